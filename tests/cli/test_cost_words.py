@@ -15,18 +15,18 @@ from kubectl_gpusharing.shell.drawing import simulated_sentence
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.bills import HOUR, Price
 from kubectl_gpusharing.usage.cost import amount, hours_of, money, query_of
+from kubectl_gpusharing.usage.matchers import selector_of, without_labels
 from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.prometheus import Series, endpoint_from_url, of_others, selector_of
+from kubectl_gpusharing.usage.prices import Prices, read_prices
+from kubectl_gpusharing.usage.prometheus import Series, endpoint_from_url
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
     INFO_OF_GPUS,
     MeterQuery,
-    Prices,
     growth_queries,
     label_of,
     mark_query,
     queries_of,
-    read_prices,
     simulated_query,
 )
 from kubectl_gpusharing.usage.windows import Days, days
@@ -100,8 +100,8 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
 
 
 def test_what_selects_agents_selects_no_prices() -> None:
-    assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
-    assert of_others('node="gpu-1"') == ""
+    assert without_labels('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
+    assert without_labels('node="gpu-1"') == ""
     query = MeterQuery(0, 86400, "team", 'job="x"')
     queries = queries_of(query, DAY)
     assert [name for name, promql in queries.items() if "job=" in promql] == ["suspects"]

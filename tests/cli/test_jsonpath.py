@@ -1,4 +1,4 @@
-"""`-o jsonpath=TEMPLATE` (kubectl_gpusharing/shell/terminal.py), in this process and beside the real kubectl."""
+"""`-o jsonpath=TEMPLATE` (kubectl_gpusharing/shell/jsonpath.py), in this process and beside the real kubectl."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 from hack.cluster import toolchain
 from tests.cli.desk import Desk, wrong
 
-from kubectl_gpusharing.shell.terminal import parse_template, render
+from kubectl_gpusharing.shell.jsonpath import parse_template, render
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 CONFIG = {

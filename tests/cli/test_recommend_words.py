@@ -13,7 +13,7 @@ from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.shell.drawing import PrintOptions
 from kubectl_gpusharing.usage.needs import History, Holding, Sample, Workload
 from kubectl_gpusharing.usage.prometheus import Series
-from kubectl_gpusharing.usage.queries import hourly, latest, most_series, others_of, ownership, usage_count
+from kubectl_gpusharing.usage.queries import hourly, latest, most_series, of_state_metrics, ownership, usage_count
 from kubectl_gpusharing.usage.recommendtext import now_of, sparkline
 from kubectl_gpusharing.usage.workloads import (
     DeviceLabels,
@@ -105,7 +105,7 @@ def test_owners_are_followed_to_what_people_wrote() -> None:
 
 def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
-    assert others_of(selector) == 'cluster="east"'
+    assert of_state_metrics(selector) == 'cluster="east"'
     assert all(selector in query for query in hourly(selector).values())
     owners = ownership(selector, 86400)["pods"]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners

@@ -1,4 +1,4 @@
-"""The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/fleet.py,
+"""The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/statustext.py,
 kubectl_gpusharing/shell/drawing.py)."""
 
 from datetime import timedelta
@@ -10,10 +10,12 @@ from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
 
 from gpusharing.kube.client import JSON
-from kubectl_gpusharing.pools.fleet import COLUMNS, State, describe, find_estimate, state_of
-from kubectl_gpusharing.pools.fleet import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.fleet import State, state_of
 from kubectl_gpusharing.pools.status import FLEET
 from kubectl_gpusharing.pools.status import as_data as typed_data
+from kubectl_gpusharing.pools.statustext import COLUMNS, describe
+from kubectl_gpusharing.pools.statustext import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 
 WIDE = PrintOptions()

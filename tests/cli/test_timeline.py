@@ -1,4 +1,4 @@
-"""A rollout in time, from the nodes' histories (kubectl_gpusharing/pools/fleet.py)."""
+"""A rollout in time, from the nodes' histories (kubectl_gpusharing/pools/timeline.py)."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,14 +9,8 @@ from tests.cli.desk import Desk
 from tests.cli.objects import gpunode, history, policy, pools_of
 
 from gpusharing.api.names import WAY
-from kubectl_gpusharing.pools.fleet import (
-    LETTERS,
-    PoolStatus,
-    State,
-    Timeline,
-    describe_timeline,
-    find_timeline,
-)
+from kubectl_gpusharing.pools.fleet import PoolStatus, State
+from kubectl_gpusharing.pools.timeline import LETTERS, Timeline, describe_timeline, find_timeline
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 
 JSON = dict[str, Any]

@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
-from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.nvidia import Change, StackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of

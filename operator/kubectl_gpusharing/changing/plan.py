@@ -6,7 +6,6 @@ if no plan could be made. Other objects that refer to resources or labels which 
 rights, and only here; the operator needs no rights to them.
 """
 
-import asyncio
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -14,20 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
 from heapq import nlargest
+from itertools import chain
 from math import floor
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.kube.client import (
-    DAEMON_SETS,
-    DEPLOYMENTS,
-    GPUNODES,
-    JSON,
-    NAMESPACES,
-    POLICIES,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, GPUNODES, JSON, NAMESPACES, POLICIES, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
@@ -39,7 +30,8 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Passes
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_changes, read_node
+from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.pools.timeline import read_changes
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
@@ -58,7 +50,7 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.session import Session, no_such, object_name
+from kubectl_gpusharing.shell.session import Session, no_such, object_name, side_by_side
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED_ON, Trouble, error_text
 
@@ -124,10 +116,7 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
-    """Return the resource names and the node labels that no node would have after the changes.
-
-    Labels are written as `key=value`.
-    """
+    """Return the resource names, and the node labels as `key=value`, that no node would have after the changes."""
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
@@ -141,8 +130,8 @@ async def read_dependents(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences about objects outside the namespace `ignored` that refer to a name in `vanishing`.
 
-    These are quotas, limits, objects of Kueue and the templates of workloads. The second result is a note about kinds
-    that could not be read. Raises KubeError only if it cannot be determined whether an unreadable kind is served.
+    The second result is a note about kinds that could not be read. Raises KubeError only if it cannot be determined
+    whether an unreadable kind is served.
     """
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
@@ -176,10 +165,9 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about namespaces that would be left without nodes for GPU pods.
+    """Return sentences about namespaces without nodes left for GPU pods, and a note if they are unreadable.
 
-    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md), and no
-    node would have one of them. The second result is a note if namespaces could not be read.
+    The chart's guard for tenants admits only some modes to such a namespace (docs/how-to/isolate-tenants.md).
     """
     lines = []
     for level, modes in ADMITTED.items() if live.snapshot.settings.guard != "false" else ():
@@ -232,10 +220,7 @@ class Planned:
     fail_on: tuple[str, ...] | None = None
     """The words of --fail-on; None if the flag was not given."""
     bars_tenants: bool = False
-    """Whether a tenant may be left without nodes by the chart's guard (`read_tenants`).
-
-    It is also true if namespaces could not be listed.
-    """
+    """Whether a tenant may be left without nodes by the chart's guard; also if namespaces could not be listed."""
 
     @property
     def verdict(self) -> ConclusionData:
@@ -498,8 +483,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
     """Return what would happen to the pools in `only`, or to all if it is empty.
 
-    The other pools are planned too, because they compete for nodes. Raises Trouble, also if a name in `only` belongs to
-    no policy.
+    The other pools are planned too, because they compete for nodes. Raises Trouble, also for an unknown name in `only`.
     """
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
@@ -550,8 +534,7 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
         for node in live.snapshot.nodes.values()
         if node.verified is not None and node.verified.changed_at is not None
     ]
-    async with asyncio.TaskGroup() as group:
-        latest = nlargest(most, dated) if proposal.steps else ()
-        tasks = [group.create_task(read_past(name)) for _, _, name in latest]
-    past = [took for task in tasks for took in task.result()]
+    latest = nlargest(most, dated) if proposal.steps else ()
+    histories = await side_by_side(*(read_past(name) for _, _, name in latest))
+    past = [*chain.from_iterable(histories)]
     return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))

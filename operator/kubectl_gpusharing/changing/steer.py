@@ -55,10 +55,9 @@ class Change:
 
 
 async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeStatus, ...]:
-    """Return the GPUNodes that the verb needs.
+    """Return the GPUNodes that the verb needs: for resume the halted ones of the policy, for retry that of the node.
 
-    For resume, these are the nodes of the policy that may not start because others failed, and for retry the node
-    itself, unless the user may not read it.
+    A user who may not read the node's GPUNode can retry it all the same.
     """
     if verb == "resume":
         nodes = map(read_node, await session.all(GPUNODES))
@@ -212,10 +211,7 @@ DID = "Done."
 ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
 Changes = list[tuple[JSON, Change]]
 TRIES = 5
-"""How often the patch is tried if somebody else writes the object after our read.
-
-A kubelet does so with its heartbeat.
-"""
+"""How often the patch is tried if somebody else writes the object after our read, as a kubelet's heartbeat does."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -296,10 +292,7 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> Resource:
-    """Send the patch, and return the kind that was patched.
-
-    It is GPUNODES if the user may not patch Nodes and the Node has a GPUNode.
-    """
+    """Send the patch, and return the kind that was patched: GPUNODES for a user who may not patch Nodes."""
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)
     for _ in range(TRIES):
@@ -323,10 +316,7 @@ async def _send(
 
 
 def _request(body: JSON) -> JSON:
-    """Return the patch of a GPUNode that requests what `body` would do to its Node.
-
-    The value `false` stands for a removal.
-    """
+    """Return the patch of a GPUNode that requests what `body` would do to its Node; `false` stands for a removal."""
     labels, annotations = (section(body, "metadata", key) for key in ("labels", "annotations"))
     return {"metadata": {"annotations": {k: v or "false" for k, v in {**labels, **annotations}.items()}}}
 
@@ -343,10 +333,7 @@ def _reference(resource: Resource, name: str) -> str:
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal whether to continue although pods may be evicted.
-
-    The end of the input means no. Raises Trouble if `answers` is not a terminal.
-    """
+    """Ask at the terminal whether to continue although pods may be evicted. Raises Trouble without a terminal."""
     if not answers.isatty():
         raise Trouble("this may evict pods and must be confirmed, but there is no terminal: pass --yes or --dry-run")
     with suppress(EOFError):

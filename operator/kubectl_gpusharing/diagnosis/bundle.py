@@ -44,23 +44,18 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""Matches the word after the colon in an ordinary sentence, such as `token: expired since May`.
-
-These sentences are kept.
-"""
+"""Matches the word after the colon in an ordinary sentence that is kept, such as `token: expired since May`."""
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
 )
 """Matches a private key in PEM format (RFC 7468), even if its end is missing."""
 _KEY_LINES = re.compile(
-    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)",
-    re.MULTILINE,
+    r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)", re.MULTILINE
 )
-"""Matches the rest of a private key whose beginning is missing.
+"""Matches the rest of a private key whose beginning is missing, and lines of one word, which must stay.
 
-It also matches lines of one word without the end of a key, which must stay: a pattern that needs the end takes
-quadratic time, because it is tried again from each line.
+A pattern that needs the end of a key takes quadratic time, because it is tried again from each line.
 """
 _IN_TEXTS = (
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
@@ -76,13 +71,11 @@ _IN_TEXTS = (
     ),
     # The value of the HTTP header Authorization: a scheme and one word (RFC 9110, RFC 6750).
     re.compile(
-        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
-        re.IGNORECASE,
+        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)", re.IGNORECASE
     ),
     # Values such as in password=x, "apiKey": "x" and --token x.
     re.compile(
-        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)",
-        re.IGNORECASE,
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)", re.IGNORECASE
     ),
     re.compile(
         rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*:[ \t]*)"
@@ -134,18 +127,10 @@ def node_facts(raw: JSON) -> JSON:
 LINES = 2000
 """How many lines of each log are included."""
 AWAY = 3
-"""After this many unanswered calls, if none has succeeded, the server counts as unreachable.
-
-Each of the calls may take half a minute.
-"""
+"""Unanswered calls, each of perhaps half a minute, without any answer, after which the server counts as unreachable."""
 MOST_LOGS = 20
 """How many pods of one workload have their logs read; those that are not Ready come first."""
-WORKLOADS = (
-    "gpusharing-operator",
-    "gpusharing-agent",
-    "nvidia-mig-manager",
-    "nvidia-device-plugin-daemonset",
-)
+WORKLOADS = ("gpusharing-operator", "gpusharing-agent", "nvidia-mig-manager", "nvidia-device-plugin-daemonset")
 LABELS = ("app.kubernetes.io/name", "app")
 READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
@@ -171,10 +156,7 @@ class Bundle:
     async def read(
         self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
     ) -> None:
-        """Add the result of `what` as a JSON file.
-
-        An error becomes a gap, and is raised if nothing else can be read.
-        """
+        """Add the result of `what` as a JSON file. An error becomes a gap; it is raised if nothing can be read."""
         try:
             self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
         except KubeError as error:
@@ -214,10 +196,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs in the archive.
-
-    The calls are made one after the other, so that a struggling server is not overloaded.
-    """
+    """Read everything that belongs in the archive, one call after the other, to spare a struggling server."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -257,9 +236,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     for namespace in namespaces:
         await _logs(session, bundle, namespace)
     read_me = READ_ME.format(
-        at=f"{at:%Y-%m-%dT%H:%M:%SZ}",
-        plugin=own_version() or "not known",
-        operator=installed.version or "not known",
+        at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=own_version() or "not known", operator=installed.version or "not known"
     )
     reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
     if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):

@@ -36,8 +36,9 @@ from kubectl_gpusharing.diagnosis.pod import (
     published_answer,
 )
 from kubectl_gpusharing.live.cluster import LivePlan, gathered
-from kubectl_gpusharing.pools.fleet import NodeStatus, describe_pool, find_pool, read_node, read_pools
+from kubectl_gpusharing.pools.fleet import NodeStatus, find_pool, read_node, read_pools
 from kubectl_gpusharing.pools.status import node_data, pool_data
+from kubectl_gpusharing.pools.statustext import describe_pool
 from kubectl_gpusharing.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -128,10 +129,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
-    """Return when the operator lists the pods of a Blocked node again.
-
-    docs/adr/0018-looks-at-blocked-nodes.md says how many it lists at each poll.
-    """
+    """Return when the operator lists the pods of a Blocked node again (docs/adr/0018-looks-at-blocked-nodes.md)."""
     if node.phase != Phase.BLOCKED or not node.blockers:
         return ()
     within = length(max(LONGEST, timedelta(seconds=seconds / LOOKS)))

@@ -123,10 +123,9 @@ class InstalledOperator:
 
 
 async def read_deployment(client: KubeClient) -> InstalledOperator:
-    """Find the operator's Deployment in any namespace, and read its settings.
+    """Find the operator's Deployment in any namespace, and read its settings, by default the chart's, with a note.
 
-    They are the chart's defaults, with a note, if there is no Deployment or it may not be read. Raises KubeError,
-    except Forbidden and NotFound.
+    Raises KubeError, except Forbidden and NotFound.
     """
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -242,10 +241,7 @@ class Cluster:
 
     gatherer: Gatherer
     installed: InstalledOperator
-    """What is installed.
-
-    It may be `missing` even without `beforehand`; policies and reports that it left behind are then still read.
-    """
+    """What is installed; if it is `missing`, policies and reports that it left behind are read all the same."""
     notes: list[str]
     now: Callable[[], datetime] = wall_time
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
@@ -299,9 +295,9 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Yield the cluster as it would be with the proposed policies applied.
+    """Yield the cluster as it would be with the proposed policies applied; with `beforehand`, also without an operator.
 
-    With `beforehand`, the operator need not be installed. Raises Trouble, or Denied if a right is missing.
+    Raises Trouble, or Denied if a right is missing.
     """
     with explained(session.where), one_error():
         installed = await read_installed(session.client)

@@ -16,7 +16,7 @@ from gpusharing.api.nearest import did_you_mean
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, section, text
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
-from kubectl_gpusharing.shell.drawing import KIND
+from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.troubles import Trouble, error_text
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -42,10 +42,7 @@ class Document:
     """Number of lines in the file before `text`."""
     text: str
     raw: Any = None
-    """The object, or an Unreadable.
-
-    Of a kind that no verb reads, such as a CRD that is nested too deeply, it has only the kind.
-    """
+    """The object, only its kind if no verb reads it (a CRD may be nested too deeply), or an Unreadable."""
     at: str = ""
     """Path of the object in the document, such as `items[0].` in a List."""
 
@@ -57,9 +54,9 @@ class Document:
 
     @property
     def fault(self) -> tuple[str, str]:
-        """The first field outside the spec for which the API server would refuse a policy, and why.
+        """The first field outside the spec for which the API server would refuse a policy, and why; empty without one.
 
-        Both texts are empty without a fault; the path alone may be empty.
+        The path alone may be empty.
         """
         metadata, version = section(self.raw, "metadata"), text(self.raw, "apiVersion")
         if version != API_VERSION:
@@ -74,10 +71,7 @@ class Document:
                 return f"metadata.{field}", f"metadata.{field} must be an object of strings"
             for key, value in section(metadata, field).items():
                 if not isinstance(value, str | None):
-                    path, hint = (
-                        f"metadata.{field}.{key}",
-                        "only strings are allowed; put the value in quotes",
-                    )
+                    path, hint = f"metadata.{field}.{key}", "only strings are allowed; put the value in quotes"
                     return path, f"{path} {json.dumps(value)}: {hint}"
         unknown = next((str(key) for key in self.raw if key not in _FIELDS), "")
         return unknown, unknown and f"{unknown}: there is no such field{did_you_mean(unknown, _FIELDS)}"
@@ -111,10 +105,7 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order.
-
-    `command` is what reads the output of kubectl kustomize. Raises Trouble.
-    """
+    """Yield every object in these files, in order; `command` reads the output of kubectl kustomize. Raises Trouble."""
     for name in (file for one in names for file in _files(one, command)):
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")

@@ -21,27 +21,17 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools.fleet import (
-    Known,
-    NodeStatus,
-    PoolStatus,
-    State,
-    Timeline,
-    Track,
-    choose,
+from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
+from kubectl_gpusharing.pools.statustext import (
     count_states,
     describe_events,
     describe_facts,
     describe_health,
     describe_nodes,
     describe_title,
-    find_timeline,
-    glyph_of,
-    glyphs_of,
-    moment,
-    read_node,
     tell_unowned,
 )
+from kubectl_gpusharing.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
@@ -50,10 +40,7 @@ from kubectl_gpusharing.shell.troubles import Trouble
 Pieces = tuple[tuple[str, float, float], ...]
 """The parts of a card: the name of each, its start, and its width, in percent of the card."""
 Cards = Mapping[tuple[str, str, Pieces], Sequence[str]]
-"""The names of the nodes with such a card, once for each card.
-
-The key has the product, its division in words, and its pieces.
-"""
+"""The names of the nodes, once for each card, by its product, its division in words, and its pieces."""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
@@ -78,10 +65,7 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
 
 
 def divide(instances: Iterable[JSON], units: int, layout: str) -> tuple[str, Pieces]:
-    """Return how a card with so many memory units is divided.
-
-    A card without instances has the `layout` that the operator wrote.
-    """
+    """Return how a card with so many memory units is divided; without instances, it has the `layout`."""
     starts = ((one, one.get("start")) for one in instances)
     slices = sorted(
         (start if type(start) is int else -1, text(one, "profile"), whole(one, "size")) for one, start in starts
@@ -239,10 +223,9 @@ Pages = Mapping[str, Callable[[Mapping[str, str]], Content]]
 
 @asynccontextmanager
 async def listening(pages: Pages, port: int) -> AsyncIterator[str]:
-    """Serve the pages while the context is open, and yield the address.
+    """Serve the pages while the context is open, and yield the address. Raises Trouble if the port cannot be used.
 
-    The address has a secret token, because every user of the machine and every page in a browser can connect to
-    loopback. Raises Trouble if the port cannot be used.
+    The address has a secret token: every user of the machine and every page in a browser can connect to loopback.
     """
     token = secrets.token_urlsafe(24)
 

@@ -20,32 +20,12 @@ from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import Reflector
-from kubectl_gpusharing.pools.fleet import (
-    NOT_SEEN,
-    Known,
-    NodeStatus,
-    Pools,
-    PoolStatus,
-    choose,
-    describe,
-    describe_health,
-    find_estimate,
-    read_node,
-    simulated_nodes,
-    tell_health,
-    tell_unowned,
-)
+from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
+from kubectl_gpusharing.pools.statustext import NOT_SEEN, describe, describe_health, tell_health, tell_unowned
+from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
-from kubectl_gpusharing.shell.drawing import (
-    KIND,
-    Column,
-    Ink,
-    Line,
-    Span,
-    line,
-    prose,
-    table,
-)
+from kubectl_gpusharing.shell.drawing import Column, Ink, Line, Span, line, prose, table
+from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -85,10 +65,7 @@ LOST = "The last output may be out of date; kubectl gpusharing keeps trying to r
 TICK = 1.0
 """Seconds between two redraws; ages grow even when nothing happens."""
 ENOUGH = 2
-"""After this many ticks without an error, the cluster counts as followed again.
-
-A user who may list but not watch succeeds briefly at each attempt.
-"""
+"""Ticks without an error after which the cluster counts as followed again: to list but not watch succeeds briefly."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -151,25 +128,13 @@ FLEET = FleetVerb(
 
 
 Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
-"""What was drawn: the pools and the nodes without a policy, and the lines.
-
-The lines include those that did not fit on the screen; there are none for data.
-"""
+"""What was drawn: the pools and the nodes without a policy, and all lines, also those that did not fit the screen."""
 
 
 def draw(
-    session: Session,
-    typed: Namespace,
-    terminal: Terminal,
-    known: Known,
-    before: Drawn = (None, ()),
-    *,
-    stale: str = "",
+    session: Session, typed: Namespace, terminal: Terminal, known: Known, before: Drawn = (None, ()), *, stale: str = ""
 ) -> Drawn:
-    """Draw the pools that the user chose, unless they are as `before` and not on a screen.
-
-    `stale` says why they may be out of date.
-    """
+    """Draw the pools that the user chose, unless they are as `before` and not on a screen. `stale` is an error."""
     if terminal.output == "html":
         from kubectl_gpusharing.pools.page import page  # only a page needs it
 

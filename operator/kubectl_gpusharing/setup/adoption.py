@@ -57,7 +57,7 @@ from kubectl_gpusharing.setup.handmade import (
     presume,
     propose,
 )
-from kubectl_gpusharing.shell.drawing import policy_manifest
+from kubectl_gpusharing.shell.manifests import policy_manifest
 
 EVERYWHERE = policy_view(
     policy_manifest(
@@ -110,12 +110,7 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
 
 
 def find_import(
-    snapshot: ClusterSnapshot,
-    admin: AdminConfigMaps,
-    merged: AdminMaps,
-    now: datetime,
-    *,
-    missing: bool = False,
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, now: datetime, *, missing: bool = False
 ) -> Import:
     """Propose policies for those GPU nodes without a policy that the planner would adopt unchanged."""
     pointed = with_pointers(snapshot, admin)
@@ -184,10 +179,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot as it will be once ClusterPolicy names our ConfigMaps.
-
-    The admin's entries are then merged into these.
-    """
+    """Return the snapshot with ClusterPolicy naming our ConfigMaps, into which the admin's entries are merged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -206,10 +198,7 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the snapshot with reports of agents that are inferred from labels and resources (`presume`).
-
-    They replace all reports that it had.
-    """
+    """Return the snapshot with reports of agents inferred from labels and resources (`presume`) in place of its own."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
@@ -264,12 +253,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def find_steps(
-    snapshot: ClusterSnapshot,
-    admin: AdminConfigMaps,
-    merged: AdminMaps,
-    now: datetime,
-    *,
-    missing: bool = False,
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps, now: datetime, *, missing: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Yield the purpose and the command of each step that remains before the policies may be applied."""
     if missing:

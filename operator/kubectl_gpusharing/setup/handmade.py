@@ -29,7 +29,7 @@ from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import EXCLUSIVE, effective_plugin_config, find_entry, served
-from kubectl_gpusharing.shell.drawing import policy_manifest
+from kubectl_gpusharing.shell.manifests import policy_manifest
 
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
 """Fields of a device plugin's configuration that a policy can express."""
@@ -47,10 +47,7 @@ class Handmade:
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
     inexpressible: tuple[str, ...] = ()
-    """Fields of the device plugin's entry that no policy can express.
-
-    They stay in force until the node's first change.
-    """
+    """Fields of the device plugin's entry that no policy can express, in force until the node's first change."""
 
 
 def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries) -> Handmade | str:
@@ -223,10 +220,7 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 
 INSTANCE = "-MIG-"
-"""The part before the profile in GPU Feature Discovery's product label.
-
-It occurs if MIG instances are advertised as GPUs.
-"""
+"""The part before the profile in GPU Feature Discovery's product label if MIG instances are advertised as GPUs."""
 MOST = 16
 """The largest number of GPUs of one node that is tried. An HGX board has 8, and NVIDIA's largest single system 16."""
 
@@ -238,10 +232,7 @@ MOST = 16
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
-    """Return what the agent of the node would probably read.
-
-    It is inferred from the node's labels and the resources that it advertises. None means that nothing can be inferred.
-    """
+    """Return what the agent would probably read, by the node's labels and resources; None if that is unknown."""
     product = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     plugin, card = effective_plugin_config(node, stack), find_card(product)
     profiles = card.profiles if card else ()
@@ -281,19 +272,15 @@ Label = tuple[str, str]
 """Key and value of a label."""
 Selector = Mapping[str, Any]
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""Matches names of labels, without their domains, by which people and clouds distinguish pools.
+"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools.
 
-Autoscalers do so, too. A node that joins with such a label belongs to the pool. With any other label, such as a zone,
-it is mere chance that no other node has it today.
+A node that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that
+no other node has it today.
 """
 _CHANCE = re.compile(
-    r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
-    re.IGNORECASE,
+    r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage", re.IGNORECASE
 )
-"""Matches parts of keys that match _POOL but describe a machine or its location.
-
-An example is the pool of its addresses.
-"""
+"""Matches parts of keys that match _POOL but describe a machine or its location, as the pool of its addresses."""
 _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
 
 
@@ -316,10 +303,9 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return policies, sorted by name, and the names of nodes for which there is no selector.
+    """Return policies for pools of alike nodes, sorted by name, and the nodes for which there is no selector.
 
-    Each policy is for a pool of nodes with the same products, number of GPUs and settings, and its selector matches no
-    other node.
+    The selector of a policy matches no other node.
     """
     alike: dict[tuple[object, ...], dict[str, Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
@@ -359,10 +345,7 @@ def find_pools(nodes: Mapping[str, NodeView]) -> dict[Label, frozenset[str]]:
 
 
 def _selectors(
-    label: Label | None,
-    members: Sequence[str],
-    pools: Mapping[Label, frozenset[str]],
-    nodes: Mapping[str, NodeView],
+    label: Label | None, members: Sequence[str], pools: Mapping[Label, frozenset[str]], nodes: Mapping[str, NodeView]
 ) -> list[tuple[Sequence[str], Selector]]:
     hosts = {name: node.labels.get(LABEL_HOSTNAME, "") for name, node in nodes.items()}
     bearers = Counter(hosts.values())
@@ -398,10 +381,7 @@ def _name(label: Label | None, member: Handmade, used: Collection[str]) -> str:
 
 
 def pool_name(text: str) -> str:
-    """Return a name for a policy, made from the name of a pool.
-
-    It is empty if the pool's name has no letter and no digit.
-    """
+    """Return a name for a policy, made from that of a pool; empty if the latter has no letter and no digit."""
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 

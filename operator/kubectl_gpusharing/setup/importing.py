@@ -21,7 +21,8 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from kubectl_gpusharing.live.cluster import gathered
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from kubectl_gpusharing.shell.drawing import comment, printable, simulated_sentence
+from kubectl_gpusharing.shell.drawing import printable, simulated_sentence
+from kubectl_gpusharing.shell.manifests import comment
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied, explained
@@ -36,10 +37,7 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies on standard output, with comments about what to do first.
-
-    JSON has no comments, so there they go to standard error.
-    """
+    """Print the policies, with comments about what to do first; with JSON, these go to standard error."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)

@@ -83,10 +83,7 @@ def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], options: PrintOptions) -> Line:
-    """Return a picture of one card with this layout, from its first memory unit to its last.
-
-    It is empty if placements are unknown.
-    """
+    """Draw one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     placements = place(layout, profiles)
@@ -157,10 +154,9 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """Return the card that `word` names.
+    """Return the card that `word` names: by NVML's or GPU Feature Discovery's name, our key, or a part of one.
 
-    It is NVML's name, GPU Feature Discovery's label, our key, or a part of one of these. Raises Trouble unless exactly
-    one card matches.
+    Raises Trouble unless exactly one card matches.
     """
     plain = _plain(word)
     forms: tuple[Callable[[str], bool], ...] = (
@@ -188,10 +184,7 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`.
-
-    Raises Trouble if what is before an x is not a number.
-    """
+    """Parse the value of `--fits`, such as `3g.40gb,2x1g.10gb`. Raises Trouble."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in re.split(r",|\+(?=\d)", text))):
         count, times, profile = part.partition("x")
@@ -206,7 +199,7 @@ def wanted_of(text: str) -> Layout:
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
     """Find the full layouts of the card that contain the wanted instances.
 
-    No instance can be added to these. Without `everything`, profiles with attributes are used only if they are wanted.
+    Without `everything`, profiles with attributes are used only if they are wanted.
     """
     profiles = card.profiles
     if not everything:

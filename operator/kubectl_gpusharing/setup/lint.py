@@ -27,17 +27,17 @@ from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
-from kubectl_gpusharing.shell.drawing import KIND, Ink, Line, PrintOptions, Span, fold, line, printable, prose
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, fold, line, printable, prose
+from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
 ERROR, WARNING, IGNORED = "error", "warning", "ignored"
 INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
-"""The path of a field, what is wrong with it, and how bad that is.
+"""The path of a field, what is wrong with it, and how bad that is; IGNORED means that the object is not judged.
 
-ERROR means that the object is refused for it, and IGNORED that the object is not judged; the third is WARNING. In the
-path of a field of a text in a ConfigMap, a | follows the path of the text.
+In the path of a field of a text in a ConfigMap, a | follows the path of the text.
 """
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")

@@ -28,10 +28,7 @@ reported. 5 plan: something listed in --fail-on would happen.
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits with status 1 for invalid flags, and suggests similar words.
-
-    argparse would exit with 2, which means that a plan has changes.
-    """
+    """Suggests similar words, and exits with 1 for invalid flags; argparse's 2 means that a plan has changes."""
 
     def error(self, message: str) -> Never:
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
@@ -76,8 +73,7 @@ class Version(argparse.Action):
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 """The arguments of argparse's `add_argument`."""
 _ROW = re.compile(
-    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?",
-    re.DOTALL,
+    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?", re.DOTALL
 )
 """Matches a row of a text that `_flags` reads."""
 
@@ -138,10 +134,7 @@ class Verb:
     alone: bool = False
     """Whether the verb is for one cluster only."""
     fleet_seconds: float = 0.0
-    """Seconds within which each of several clusters must answer.
-
-    It is 0 if the verb does not show several in one table.
-    """
+    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
 
 
 def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
@@ -346,12 +339,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     _steering("retry", "NODE", "Try failed or deferred nodes again."),
     _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
-    _steering(
-        "skip",
-        "NODE",
-        "Keep changes from starting on nodes.",
-        *_flags("--undo  let changes start there again"),
-    ),
+    _steering("skip", "NODE", "Keep changes from starting on nodes.", *_flags("--undo  let changes start there again")),
     Verb(
         "layouts",
         "setup.layouts",

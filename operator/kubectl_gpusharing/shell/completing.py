@@ -81,10 +81,7 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all objects of a kind in the cluster that the typed words select.
-
-    There are none if it cannot be read.
-    """
+    """Return the names of all objects of a kind in the cluster that the words select; none if it cannot be read."""
     from gpusharing.kube import client
     from gpusharing.kube.background import run_command
     from gpusharing.kube.raw import text

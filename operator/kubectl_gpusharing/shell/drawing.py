@@ -1,4 +1,4 @@
-"""Tables, prose and bars as lines of text that fit a width, and policies as manifests.
+"""Tables, prose and bars as lines of text that fit a width.
 
 Each piece of text has an ink, its meaning, for which the terminal chooses a color. No information is in the color
 alone: each state has a glyph of its own, in ASCII too.
@@ -13,10 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
 
-from gpusharing.api.names import API_VERSION
-from gpusharing.kube.client import JSON
 from gpusharing.planning.vocabulary.lengths import some
 
 NARROW = 20
@@ -99,10 +96,7 @@ def plain(lines: Iterable[Line]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the string with ? in place of every unprintable character.
-
-    Strings from elsewhere could otherwise control the terminal.
-    """
+    """Return the string with ? for unprintable characters, with which others could control the terminal."""
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
@@ -155,10 +149,7 @@ def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int)
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions, indent: str = ""
 ) -> list[Line]:
-    """Lay out the rows under their headings.
-
-    Columns without any text are left out, and what does not fit is left out or cut.
-    """
+    """Lay out the rows under their headings, without empty columns; what does not fit is left out or cut."""
     sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
     widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
     if options.width is not None and not options.wide:
@@ -201,10 +192,7 @@ class Glyph:
 
 
 def bar(glyphs: Sequence[Glyph], options: PrintOptions, room: int) -> Line:
-    """Return a line with one character for each glyph.
-
-    If room is short, a character stands for several glyphs, of which the worst is drawn.
-    """
+    """Return a line with one character for each glyph, or for the worst of several if room is short."""
     most = max(1, room)
     if len(glyphs) > most:
         share = len(glyphs) / most
@@ -246,15 +234,3 @@ def length(time: timedelta) -> str:
             finer = rest // small if count < 5 else 0
             return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
     return f"{seconds}s"
-
-
-KIND = "GPUSharingPolicy"
-
-
-def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
-    about = {"name": name, **metadata}
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": about, "spec": dict(spec)}
-
-
-def comment(text: str) -> str:
-    return f"# {printable(' '.join(text.splitlines()))}\n"

@@ -100,10 +100,7 @@ POLICY = f"default-src 'none'; style-src 'sha256-{b64encode(sha256(CSS.encode())
 
 
 def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
-    metas = (
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-    )
+    metas = (tag("meta", charset="utf-8"), tag("meta", name="viewport", content="width=device-width, initial-scale=1"))
     top = tag("head", *metas, *head, tag("title", title), Markup(f"<style>{CSS}</style>"))
     return document(tag("html", top, tag("body", *body), lang="en"))
 

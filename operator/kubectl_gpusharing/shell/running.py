@@ -46,10 +46,7 @@ LOGINS = 24
 ASKS = 24
 """How many clusters are asked at once after their first answer."""
 FILES = 16
-"""How many open files a cluster may need.
-
-These are at most 8 connections, and those of a login program and a name's lookup.
-"""
+"""How many open files a cluster may need: at most 8 connections, a login program's, and those of a name's lookup."""
 LEGIBLE = 32
 """How many characters the last column of the table should have."""
 
@@ -86,10 +83,7 @@ class FleetVerb:
 
 
 def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Print the answers of all clusters as one table, or as a document for each.
-
-    Raises Trouble if a cluster gave no answer.
-    """
+    """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
     verb.check(typed)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES * len(contexts)
@@ -221,10 +215,7 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
     flags, verb = vars(typed), typed.row
     watch, everywhere = flags.get("watch"), flags.get("all_contexts")
-    output, one = (
-        flags.get("output", "table").partition("=")[0],
-        f"use --context {named[0] if named else 'NAME'}",
-    )
+    output, one = flags.get("output", "table").partition("=")[0], f"use --context {named[0] if named else 'NAME'}"
     if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
         yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
     if "contexts" in flags and not named:

@@ -7,13 +7,13 @@ become a `Trouble`.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Unpack
+from typing import Any, TypeVar, Unpack
 
 import yaml
 
@@ -28,14 +28,20 @@ from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
 
+T = TypeVar("T")
 MOST_LISTED = 20
 
 
-def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
-    """Return the current context and the namespace that each context sets; both may be empty.
+async def side_by_side(*reads: Coroutine[Any, Any, T]) -> list[T]:
+    """Run these concurrently and return their results in order; the first error cancels the others, and is raised."""
+    with one_error():
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read) for read in reads]
+    return [task.result() for task in tasks]
 
-    Raises Trouble if a file cannot be read.
-    """
+
+def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
+    """Return the current context, or "", and the namespace that each context sets, or "". Raises Trouble."""
     return _contexts(tuple(files), kubeconfig_stamps(os.pathsep.join(map(str, files))))
 
 
@@ -56,10 +62,7 @@ def _contexts(files: tuple[Path, ...], _stamps: tuple[object, ...]) -> tuple[str
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name and the namespace of a context, or of the current one if `name` is empty.
-
-    Raises Trouble if there is none.
-    """
+    """Return the name and the namespace of a context, or of the current one if `name` is empty. Raises Trouble."""
     current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
@@ -124,10 +127,7 @@ class Session:
         """Read all objects of these kinds concurrently; `policies` is a label selector for policies."""
         labels = {kinds.POLICIES: policies}
         reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
-        with one_error():
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(read) for read in reads]
-        return [task.result() for task in tasks]
+        return await side_by_side(*reads)
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble, with similar names if there is no such object."""
@@ -160,10 +160,7 @@ SPELLINGS: Mapping[Resource, str] = {
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
-    """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for.
-
-    Raises Trouble for any other word.
-    """
+    """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for. Raises Trouble."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace

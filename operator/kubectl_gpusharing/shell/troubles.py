@@ -11,10 +11,7 @@ from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
-"""Exit statuses; docs/reference/cli.md#exit-status has all.
-
-The last two are those that a shell reports for a program that SIGINT or SIGPIPE ended.
-"""
+"""Exit statuses (docs/reference/cli.md#exit-status); the last two as a shell reports SIGINT and SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
 """The role that the chart creates for users who only read: our own kinds and nothing else."""

@@ -11,27 +11,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.usage.prometheus import (
-    CLOCKS,
-    OF_TARGETS,
-    Prometheus,
-    Series,
-    braced,
-    labels_of,
-    matcher_of,
-    nodes_of,
-    side_by_side,
-)
+from kubectl_gpusharing.shell.session import side_by_side
+from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, matcher_of
+from kubectl_gpusharing.usage.prometheus import CLOCKS, Prometheus, Series, nodes_of
 from kubectl_gpusharing.usage.queries import POINT, POLICY, MeterQuery, anybody_query, seen_at
 from kubectl_gpusharing.usage.windows import DAY, Answers, duration, moment
 
 SHORT = 300.0
 """The longest absence in a day that is not reported, in seconds. An update or a crash restarts an agent."""
 LATELY = 600
-"""How long a node must have been without a Ready agent at the end of the window, in seconds.
-
-It is reported then; an update of the agent takes less.
-"""
+"""Seconds without a Ready agent at the end of the window after which a node is reported; an update takes less."""
 LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 Stretch = tuple[float, float]
 """The start and end of a time without samples, in seconds since 1970."""
@@ -62,13 +51,10 @@ def _by_node(answer: Iterable[Series]) -> dict[str, float]:
 async def read_sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
-    """Return which nodes were seen in a stretch, whose answers are `day`.
-
-    A node that was seen all the time shows that there are no holes; only without one are these queried.
-    """
+    """Return which nodes were seen in a stretch, whose answers are `day`."""
     nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
-    if nodes <= suspects:
+    if nodes <= suspects:  # a node that was seen all the time would show that there are no holes
         anybody = await prometheus.between(anybody_query(query), begin, end, POINT)
         times = (begin - POINT, *sorted(at for series in anybody for at, _ in series.points), end + POINT)
         holes = [(last, first) for last, first in pairwise(times) if first - last > 1.5 * POINT]
@@ -99,11 +85,7 @@ class Absences:
         counts: Mapping[str, float],
         holes: Sequence[Stretch],
     ) -> None:
-        """Add the next stretch.
-
-        `firsts` and `lasts` have the times at which each node was first and last seen in it, and `counts` the number of
-        sightings of nodes that were perhaps absent in between. `holes` are the times in which no node was seen.
-        """
+        """Add the next stretch: when each node was seen first and last, and how often if it was perhaps absent."""
         self._holes += holes
         for node, first in firsts.items():
             before = self.last.get(node, first)
@@ -131,20 +113,14 @@ class Absences:
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
-        """Return for how many seconds a node was absent if it was seen `sightings` times in between.
-
-        Times in which no node was seen, or outside the window, do not count.
-        """
+        """Return how many seconds of the window, without holes, a node was absent between two sightings."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
 async def find_absences(prometheus: Prometheus, query: MeterQuery, sightings: Sequence[Sightings]) -> Absences:
-    """Return when each node was seen in the window.
-
-    A node that is not a suspect in a stretch counts as seen throughout it.
-    """
+    """Return when each node was seen in the window; one that is not a suspect in a stretch, throughout it."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     around = min(DAY, query.end - query.start)
@@ -179,8 +155,7 @@ async def find_losses(
 
     Nothing is missing if a node joined or left during the window. But something is missing if the agent failed before
     the node left, or started long after the node joined. The agent's pod distinguishes these: while it exists,
-    Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs. Raises Trouble if a query
-    fails.
+    Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
     """
     absences = await find_absences(prometheus, query, sightings)
     down: dict[str, tuple[float, float]] = {}
@@ -232,11 +207,7 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds in `down` before the node's first sighting and after its last one.
-
-    `down` is the time in which the agent did not answer. The time before counts if the node is new in the window, and
-    the time after if it did not return.
-    """
+    """Return how long the agent did not answer before the first sighting of a new node, and after its last."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

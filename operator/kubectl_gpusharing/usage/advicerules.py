@@ -14,19 +14,12 @@ from gpusharing.api.names import Mode
 from gpusharing.kube.client import JSON
 from gpusharing.kube.pods import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, texts, whole
-from gpusharing.planning.gpus.cards import (
-    HEADROOM,
-    TURNS,
-    Card,
-    Profile,
-    client_memory,
-    memory_of,
-    usable_memory,
-)
+from gpusharing.planning.gpus.cards import HEADROOM, TURNS, Card, Profile, client_memory, memory_of, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.drawing import policy_manifest
+from kubectl_gpusharing.shell.manifests import policy_manifest
+from kubectl_gpusharing.usage.holdings import ENDED
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, declared_memory, find_need
 from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, layout_rows, recommend
 
@@ -46,10 +39,7 @@ class AdviceAnswers:
     no_mps: str | None = None
     """Why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
-    """What a person can do so that a label can switch MPS on, in sentences.
-
-    It is empty if one can, or if it is unknown.
-    """
+    """What a person can do so that a label can switch MPS on, in sentences; empty if one can, or if it is unknown."""
     gpu_operator: str = ""
     """The version of the GPU Operator that the person named; empty if it was not named."""
     per_node: int = 1
@@ -65,10 +55,7 @@ class AdviceAnswers:
 
     @property
     def most(self) -> int:
-        """How many workloads fit into the memory of one GPU, whichever they are.
-
-        It is 0 if not even one of the largest does.
-        """
+        """How many workloads fit into the memory of one GPU, whichever they are; 0 if one of the largest does not."""
         return int(memory_of(self.card) // self.largest)
 
     @property
@@ -110,10 +97,7 @@ class Advice:
 
 
 def advise(answers: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule that applies.
-
-    The rules are a whole GPU for each workload, isolation, MIG because it takes fewer GPUs, and else sharing.
-    """
+    """Return the advice of the first rule that applies."""
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
     if least > have / 2:
         why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
@@ -252,10 +236,7 @@ class Demand:
     """How many pods have a priority above 0."""
     notebooks: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
-    """For how many devices the pods declare which GPU memory, in bytes.
-
-    Devices of pods that declare none, or no valid one, count under 0 bytes.
-    """
+    """For how many devices the pods declare which GPU memory, in bytes; 0 if they declare none, or no valid one."""
     wrong: str = ""
     """A clause about the first pod whose annotation is not valid; empty if there is none."""
 
@@ -281,10 +262,7 @@ class Demand:
         return f"{self.namespace}: {counted(self.pods, 'pod')} with GPUs{tail}, which request {asks}"
 
     def unknown(self, card: Card) -> list[str]:
-        """Return the sorted resource names of MIG instances that the pods request and this card lacks.
-
-        Shared instances count too.
-        """
+        """Return the sorted resource names of MIG instances, shared ones too, that pods request and this card lacks."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(name for name in self.devices if name.startswith(names.RESOURCE_MIG_PREFIX) and name not in known)
 
@@ -293,7 +271,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     demand = Demand(namespace)
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
-        if not asks or text(raw, "status", "phase") in ("Succeeded", "Failed"):
+        if not asks or text(raw, "status", "phase") in ENDED:
             continue
         demand.pods += 1
         demand.devices.update(asks)
@@ -353,10 +331,7 @@ def _unserved(demand: Demand, served: Collection[str]) -> str:
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """Return the full layout that serves the requested profiles with the fewest GPUs.
-
-    Return also the profiles, of the fewest requests, for which the layout has no room.
-    """
+    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles without room."""
     plain = [one for one in profiles if one.name in wanted or one.is_plain]
     layouts = maximal_layouts(plain)
     ranked = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]

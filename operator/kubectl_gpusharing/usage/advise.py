@@ -34,16 +34,9 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 from kubectl_gpusharing.usage import recommend
-from kubectl_gpusharing.usage.advicerules import (
-    Advice,
-    AdviceAnswers,
-    Demand,
-    advise,
-    advise_for,
-    read_demand,
-)
+from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, Demand, advise, advise_for, read_demand
 from kubectl_gpusharing.usage.needs import GIB
-from kubectl_gpusharing.usage.queries import price_of
+from kubectl_gpusharing.usage.prices import price_of
 from kubectl_gpusharing.usage.recommendtext import layouts_of, saving_data, saving_of
 
 T = TypeVar("T")
@@ -74,10 +67,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print advice based on the pods of a namespace, or on a Prometheus in the cluster.
-
-    The user is asked what the pods leave open.
-    """
+    """Print advice based on the pods of a namespace and the user's answers, or on a Prometheus in the cluster."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
@@ -206,10 +196,7 @@ def _show(
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
-    """Parse a number of workloads, by default `count`, and the memory of each, such as `4x20Gi`.
-
-    The memory becomes GiB with headroom.
-    """
+    """Parse a number of workloads, by default `count`, and the memory of each, in GiB with headroom."""
     number, _, size = text.partition("x")
     if re.fullmatch(r"\s*[1-9]\d{0,3}\s*", number) and size:
         return int(number), size_of(size) * HEADROOM
@@ -217,10 +204,7 @@ def need_of(text: str, count: int) -> tuple[int, float]:
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal.
-
-    Raises Trouble if it is not a positive size.
-    """
+    """Parse a size such as `15Gi`, by default in GiB, to GiB; G and GB are decimal. Raises Trouble."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi, or 4x15Gi for up to 9999 workloads")

@@ -7,7 +7,7 @@ they add up to it (`apportion`). An amount across pools is a sum of such parts.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import replace
 from enum import StrEnum
 from fractions import Fraction
 from itertools import groupby
@@ -68,11 +68,7 @@ class Cell:
 
 @value
 class Sum:
-    """Some GPU time and what it costs, in a row, a pool or a total.
-
-    A row adds up the cells that differ only in what it does not show, a pool all cells of a policy in one currency, and
-    a total all cells in one currency.
-    """
+    """Some GPU time and what it costs."""
 
     micros: int
     """Microseconds of whole GPUs."""
@@ -80,41 +76,31 @@ class Sum:
     """The currency of the cost; empty if the price is not known."""
     cents: int | None
     """The cost in hundredths of the currency; None if the price is not known."""
-    policy: str = ""
-    """The policy of a pool, or of a row in a bill by policy. It is empty for GPUs without one, and in a total."""
-    tenant: str = ""
-    """Who is billed for a row; only rows have it, `part`, `resource` and `basis`."""
-    part: Part = Part.HELD
-    resource: str = ""
-    basis: Basis = Basis.NONE
-    prices: tuple[Price, ...] = ()
-    """All prices that applied in a pool, cheapest first; empty in a row and in a total."""
-    parts: Mapping[Part, int] = field(default_factory=dict)
-    """The cents of each part in a total; empty if the price is not known."""
 
 
 @value
 class Bill:
     """Rows, pools and totals; in each currency all three add up to the same amount."""
 
-    rows: tuple[Sum, ...]
-    pools: tuple[Sum, ...]
-    """A pool for each policy and each of its currencies."""
-    totals: tuple[Sum, ...]
-    """A total for each currency, then one for the time without a price."""
+    rows: tuple[tuple[Cell, Sum], ...]
+    """What each row is about, without a price, and only in a bill by policy with a policy."""
+    pools: tuple[tuple[str, tuple[Price, ...], Sum], ...]
+    """Each policy in each of its currencies, with all prices that applied, cheapest first."""
+    totals: tuple[tuple[Sum, Mapping[Part, int]], ...]
+    """The total of each currency with the cents of each part, then that of the time without a price."""
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """Return the bill for the microseconds in each cell.
+    """Return the bill for the microseconds in each cell; without `by_policy`, a row sums up all policies.
 
-    Without `by_policy`, a row sums up all policies. Raises ValueError if a time or a price is negative.
+    Raises ValueError if a time or a price is negative.
     """
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be negative")
     # Of cells with one currency, all have a price or none has, so that a price is only compared with a price.
     cells = sorted(counted, key=lambda cell: (cell.policy, cell.currency, _key(cell), cell.price))
-    pools: list[Sum] = []
+    pools: list[tuple[str, tuple[Price, ...], Sum]] = []
     cents: dict[Cell, int] = {}
     times, parts = Counter[str](), Counter[tuple[str, Part]]()
     for (policy, currency), group in groupby(filter(counted.get, cells), key=lambda cell: (cell.policy, cell.currency)):
@@ -124,7 +110,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
         whole = round(sum(exact, Fraction(0)))
         cents |= zip(pool, apportion(exact, whole), strict=True)
         prices = tuple(sorted({cell.price for cell in pool if cell.price is not None}))
-        pools.append(Sum(micros, currency, whole if currency else None, policy, prices=prices))
+        pools.append((policy, prices, Sum(micros, currency, whole if currency else None)))
         times[currency] += micros
         for cell in pool:
             parts[currency, cell.part] += cents[cell]
@@ -135,22 +121,19 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     rows = []
     for (_, currency, policy, _), group in groupby(sorted(cents, key=key), key=key):
         row = list(group)
-        micros, of = sum(counted[cell] for cell in row), row[0]
+        micros = sum(counted[cell] for cell in row)
         paid = sum(cents[cell] for cell in row) if currency else None
-        rows.append(Sum(micros, currency, paid, policy, of.tenant, of.part, of.resource, of.basis))
+        rows.append((replace(row[0], policy=policy, price=None), Sum(micros, currency, paid)))
     totals = []
     for currency in sorted(times, key=lambda code: (code == "", code)):
         of_parts = {part: parts[currency, part] for part in Part} if currency else {}
         amount = sum(of_parts.values()) if currency else None
-        totals.append(Sum(times[currency], currency, amount, parts=of_parts))
+        totals.append((Sum(times[currency], currency, amount), of_parts))
     return Bill(tuple(rows), tuple(pools), tuple(totals))
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Round the amounts so that they add up to `whole`, their rounded sum (largest remainder).
-
-    All are rounded down, and 1 is added to those that lost most by it, the first ones in a tie.
-    """
+    """Round the amounts so that they add up to `whole`, their rounded sum (largest remainder; ties go to the first)."""
     floors = [int(each) for each in exact]
     order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
     for index in order[: whole - sum(floors)]:

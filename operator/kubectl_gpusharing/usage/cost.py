@@ -5,26 +5,22 @@ The answer is what a Prometheus, in a cluster or not, has recorded.
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import starmap
 
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import BillData, SumData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, prose, table
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, line, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
-from kubectl_gpusharing.usage.bills import HOUR, Part, Sum
+from kubectl_gpusharing.usage.bills import HOUR, Cell, Part, Sum
+from kubectl_gpusharing.usage.matchers import labels_of, selector_of
 from kubectl_gpusharing.usage.meter import CostReport, read_bill
-from kubectl_gpusharing.usage.prometheus import (
-    Prometheus,
-    find_endpoint,
-    labels_of,
-    prometheus_at,
-    selector_of,
-)
+from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
 from kubectl_gpusharing.usage.queries import OF_PARTS, POLICY, MeterQuery
 from kubectl_gpusharing.usage.windows import duration, moment, span_of
 
@@ -33,7 +29,6 @@ CSV_COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
     "simulated", "memory_used", "sm_used",
 )  # fmt: skip
-"""The header of the CSV."""
 POOL_COLUMNS = (
     Column("POOL"),
     Column("GPU-HOURS", right=True),
@@ -42,39 +37,42 @@ POOL_COLUMNS = (
 )
 
 
-def used_by(answer: CostReport, row: Sum) -> list[float | None]:
-    """Return how much of the memory and of the SM time that a row's tenant held was used.
+def used_by(answer: CostReport, cell: Cell) -> list[float | None]:
+    """Return how much of the memory and the SM time of a row's resource its tenant used; above 1 on some shared GPUs.
 
-    Each is about the resource of the row. It is None if it is unknown or no tenant held the row, and can exceed 1 on
-    shared GPUs.
+    It is None if it is unknown or no tenant held the row.
     """
-    keys = [(whose(row, answer.query), row.resource, what) for what in ("memory", "sm")]
-    held = row.part is Part.HELD
+    keys = [(whose(cell, answer.query), cell.resource, what) for what in ("memory", "sm")]
+    held = cell.part is Part.HELD
     return [round(answer.used[key], 4) if held and key in answer.used else None for key in keys]
 
 
-def cells_of(answer: CostReport) -> list[list[Span]]:
-    by, rows, cells = answer.query.by, answer.bill.rows, []
-    whole = sum(row.micros for row in rows)
-    for row in rows:
-        held = row.part is Part.HELD
-        name = row.tenant or f"(no {by})"
+def cells_of(answer: CostReport) -> list[Line]:
+    by, cells = answer.query.by, []
+    whole = sum(row.micros for _, row in answer.bill.rows)
+    for cell, row in answer.bill.rows:
+        held = cell.part is Part.HELD
+        name = cell.tenant or f"(no {by})"
         if by == POLICY:
-            name = row.policy or "(no policy)"
+            name = cell.policy or "(no policy)"
         elif not held:
-            name = f"({row.part})"
+            name = f"({cell.part})"
         cells.append(
-            [
+            line(
                 Span(name, Ink.PLAIN if held else Ink.FAINT),
-                Span(f"({row.part})" if by == POLICY and not held else row.resource),
-                Span(hours_of(row.micros)),
+                f"({cell.part})" if by == POLICY and not held else cell.resource,
+                hours_of(row.micros),
                 Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
-                Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
-                Span(row.basis, Ink.FAINT),
-                *(Span("" if part is None else f"{part:.0%}") for part in used_by(answer, row)),
-            ]
+                _cost(row),
+                Span(cell.basis, Ink.FAINT),
+                *("" if part is None else f"{part:.0%}" for part in used_by(answer, cell)),
+            )
         )
     return cells
+
+
+def _cost(part: Sum) -> Span:
+    return Span(money(part.cents, part.currency), Ink.PLAIN if part.currency else Ink.WAITING)
 
 
 def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
@@ -84,16 +82,15 @@ def describe(answer: CostReport, options: PrintOptions) -> list[Line]:
     if bill.rows:
         lines += table(columns_of(query.by.upper()), cells_of(answer), options)
         cells = []
-        for pool in bill.pools:
+        for policy, prices, pool in bill.pools:
             priced = UNKNOWN
-            if prices := pool.prices:
+            if prices:
                 low, high = amount(prices[0].amount), amount(prices[-1].amount)
                 sources = ", ".join(sorted({price.source for price in prices}))
                 priced = f"{pool.currency} {low if low == high else f'{low} to {high}'} ({sources})"
-            cost = Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING)
-            cells.append([Span(pool.policy or "(no policy)"), Span(hours_of(pool.micros)), Span(priced), cost])
+            cells.append(line(policy or "(no policy)", hours_of(pool.micros), priced, _cost(pool)))
         lines += [BLANK, *table(POOL_COLUMNS, cells, options), BLANK]
-        lines += drawing.prose_of_each(map(total_sentence, bill.totals), options)
+        lines += drawing.prose_of_each(starmap(total_sentence, bill.totals), options)
     else:
         lines += prose("No GPU was metered.", options)
     return [*lines, *describe_doubts(answer.remarks, answer.missing, options)]
@@ -118,16 +115,16 @@ def columns_of(name: str) -> tuple[Column, ...]:
     )
 
 
-def total_sentence(total: Sum) -> str:
+def total_sentence(total: Sum, parts: Mapping[Part, int]) -> str:
     if not total.currency:
         return f"{hours_of(total.micros)} GPU-hours have no price."
-    parts = ", ".join(f"{part} {money(cents)}" for part, cents in total.parts.items())
-    return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {parts}."
+    costs = ", ".join(f"{part} {money(cents)}" for part, cents in parts.items())
+    return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {costs}."
 
 
-def whose(row: Sum, query: MeterQuery) -> str:
+def whose(cell: Cell, query: MeterQuery) -> str:
     """Return the policy or tenant of a row, for programs; empty if there is none or it is unknown."""
-    return row.policy if query.by == POLICY else row.tenant
+    return cell.policy if query.by == POLICY else cell.tenant
 
 
 def hours_of(micros: int) -> str:
@@ -159,34 +156,30 @@ def as_data(answer: CostReport) -> BillData:
         "simulated": list(answer.simulated),
         "rows": [
             {
-                "name": whose(row, query),
-                "part": str(row.part),
-                "resource": row.resource,
-                "basis": str(row.basis),
-                "memoryUsed": used_by(answer, row)[0],
-                "smUsed": used_by(answer, row)[1],
+                "name": whose(cell, query),
+                "part": str(cell.part),
+                "resource": cell.resource,
+                "basis": str(cell.basis),
+                "memoryUsed": used_by(answer, cell)[0],
+                "smUsed": used_by(answer, cell)[1],
                 **_sum(row),
             }
-            for row in bill.rows
+            for cell, row in bill.rows
         ],
         "pools": [
             {
-                "policy": pool.policy,
+                "policy": policy,
                 "prices": [
-                    {
-                        "gpuHour": round(float(price.amount), 6),
-                        "currency": price.currency,
-                        "source": price.source,
-                    }
-                    for price in pool.prices
+                    {"gpuHour": round(float(one.amount), 6), "currency": one.currency, "source": one.source}
+                    for one in prices
                 ],
                 **_sum(pool),
             }
-            for pool in bill.pools
+            for policy, prices, pool in bill.pools
         ],
         "totals": [
-            {**_sum(total), "parts": {str(part): cents / 100 for part, cents in total.parts.items()}}
-            for total in bill.totals
+            {**_sum(total), "parts": {str(part): cents / 100 for part, cents in parts.items()}}
+            for total, parts in bill.totals
         ],
     }
 
@@ -199,12 +192,12 @@ def _sum(part: Sum) -> SumData:
 def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
     query, missing, simulated = answer.query, answer.missing, answer.simulated
     yield CSV_COLUMNS
-    for row in answer.bill.rows:
+    for cell, row in answer.bill.rows:
         cost = None if row.cents is None else money(row.cents).replace(",", "")
         yield (
-            moment(query.start), moment(query.end), query.by, whose(row, query), row.policy, row.part, row.resource,
-            row.basis, f"{row.micros / HOUR:.6f}", cost, row.currency, "yes" if missing else "no",
-            "yes" if simulated else "no", *used_by(answer, row),
+            moment(query.start), moment(query.end), query.by, whose(cell, query), cell.policy, cell.part,
+            cell.resource, cell.basis, f"{row.micros / HOUR:.6f}", cost, row.currency, "yes" if missing else "no",
+            "yes" if simulated else "no", *used_by(answer, cell),
         )  # fmt: skip
 
 
@@ -213,11 +206,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the bill; return CHANGES if it is incomplete.
-
-    It is read from a Prometheus in the cluster or, without a `session`, the one in `--prometheus`. Mistakes in flags
-    raise Trouble before anything is sent.
-    """
+    """Print the bill that a Prometheus in the cluster has or, without a `session`, the one in `--prometheus`."""
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, terminal.progress)
@@ -228,15 +217,11 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster (see FleetVerb).
-
-    Its rows end with an empty cell for the column NOTE. Totals, remarks and what is missing become remarks of the
-    Answer.
-    """
+    """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
-    totals = [total_sentence(total).rstrip(".") for total in answer.bill.totals]
+    totals = [total_sentence(total, parts).rstrip(".") for total, parts in answer.bill.totals]
     remarks = [*totals, *answer.remarks, *(f"PARTIAL: {why}" for why in answer.missing)]
     return Answer(status, rows, as_data(answer), answer.simulated, remarks)
 
@@ -248,10 +233,7 @@ FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: qu
 async def find_answer(
     prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
-    """Read the bill of a window that ends now, by the clock of `prometheus`, or at `--until`.
-
-    `progress` is called with an empty text at the end.
-    """
+    """Read the bill of a window that ends at `--until`, or now by the clock of `prometheus`."""
     query = query_of(typed, await prometheus.now())
     try:
         return await read_bill(prometheus, query, progress)
@@ -260,9 +242,9 @@ async def find_answer(
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query for these flags, with both ends rounded down to whole seconds.
+    """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble.
 
-    Raises Trouble for flags that cannot be used. If `now` is 0, an `--until` in the future is accepted.
+    If `now` is 0, an `--until` in the future is accepted.
     """
     start, end = map(float, map(int, span_of(typed, now)))
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):

@@ -27,43 +27,27 @@ from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
-from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.session import Session, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
+from kubectl_gpusharing.usage.matchers import braced, state_label
 from kubectl_gpusharing.usage.needs import History, Holding
-from kubectl_gpusharing.usage.prometheus import Prometheus, Series, braced, side_by_side, state_label
+from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
 from kubectl_gpusharing.usage.recommendation import Occupied
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
-from kubectl_gpusharing.usage.workloads import (
-    RECURS,
-    Fold,
-    Gpu,
-    Record,
-    exported_label,
-    part_of_card,
-    read_dcgm,
-)
+from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, exported_label, part_of_card, read_dcgm
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read; above it, the user has to select some."""
 SAMPLES = 10_000_000
-"""The highest number of samples that one query may make Prometheus load.
-
-It refuses more than 50 million (--query.max-samples).
-"""
+"""The most samples that one query may make Prometheus load; it refuses over 50 million (--query.max-samples)."""
 POINTS = 500_000
-"""The highest number of points in one answer.
-
-The more series there are, the shorter the stretches, so that memory stays bounded.
-"""
+"""The most points in one answer, so that memory is bounded: the more series there are, the shorter the stretches."""
 
 
 async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector: str) -> list[str]:
-    """Add to `fold`, which is empty, the use of the GPUs that count for it, from `start` to its end.
-
-    Return why the use is incomplete.
-    """
+    """Add the use of the GPUs that count for `fold`, from `start` to its end, and return why it is incomplete."""
     chosen = braced(selector)
     where = f" for {chosen}" if chosen else ""
     counts = await prometheus.instant(queries.most_series(selector, round(fold.end - start)), fold.end)
@@ -114,10 +98,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported.
-
-    The value of each series is the time of the report.
-    """
+    """Add the GPUs of the chosen nodes that agents reported; the value of each series is the time of the report."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
@@ -163,18 +144,9 @@ def _remarks(fold: Fold) -> Iterator[str]:
 RECENT = 24
 """Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
-"""Hours without a sighting after which a GPU does not count: its node was replaced or is unavailable.
-
-Peaks are queried for full hours, so the value cannot be lower.
-"""
-NO_NODE = (
-    "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate node"
-)
+"""Hours without a sighting after which a GPU does not count; the least possible, as peaks are those of full hours."""
 AT_ONCE = 0.98
-"""The part of a workload's hours in which its number of pods must not be exceeded.
-
-It is below 1 because old and new pods coexist during an update.
-"""
+"""The part of its hours in which a workload's number of pods must suffice; during an update, there are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,29 +202,8 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         )
         histories.append(History(workload, pods, holds, memory, activity or None, record.declared, record.of_device))
     away = [gpu for uuid, gpu in known.items() if uuid not in gpus and gpu.last > latest - RECENT]
-    remarks = [*fold.remarks]
-    if any(not gpu.node for gpu in gpus.values()):
-        remarks.append(NO_NODE)
-    if away:
-        last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(away, key=lambda gpu: gpu.last)}
-        names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
-        are = "are" if len(away) > 1 else "is"
-        remarks.append(
-            f"{counted(len(away), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
-            " it was replaced"
-        )
-    if gone:
-        are = "are" if len(gone) > 1 else "is"
-        remarks.append(
-            f"{counted(len(gone), 'workload')} had no pod in the last day and {are} left out: {some(sorted(gone))}"
-        )
-    if old := sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT):
-        are = "they are" if len(old) > 1 else "it is"
-        remarks.append(
-            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {are} gone, and nodes"
-            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
-            " --policy, and with --card if there are several models"
-        )
+    unplaced = any(not gpu.node for gpu in gpus.values())
+    remarks = (*fold.remarks, *_left_out(fold, latest, away, gone, unplaced=unplaced))
     return ObservedPool(
         model,
         card,
@@ -264,10 +215,36 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
             for uuid, gpu in gpus.items()
             if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
         },
-        tuple(remarks),
+        remarks,
         tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
         tuple(sorted(nodes)),
     )
+
+
+def _left_out(fold: Fold, latest: int, away: Sequence[Gpu], gone: Sequence[str], *, unplaced: bool) -> Iterator[str]:
+    if unplaced:
+        yield (
+            "the node of some GPUs is unknown (they have no node, Hostname or hostname label): each counts as a separate"
+            " node"
+        )
+    if away:
+        last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(away, key=lambda gpu: gpu.last)}
+        names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
+        are = "are" if len(away) > 1 else "is"
+        yield (
+            f"{counted(len(away), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
+            " it was replaced"
+        )
+    if gone:
+        are = "are" if len(gone) > 1 else "is"
+        yield f"{counted(len(gone), 'workload')} had no pod in the last day and {are} left out: {some(sorted(gone))}"
+    if old := sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT):
+        are = "they are" if len(old) > 1 else "it is"
+        yield (
+            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {are} gone, and nodes"
+            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
+            " --policy, and with --card if there are several models"
+        )
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
@@ -342,10 +319,7 @@ class NodeScope:
 
 
 def rows_of(selector: str) -> list[Row]:
-    """Parse a label selector as `kubectl get nodes -l` accepts it.
-
-    Raises Trouble if it is empty or cannot be parsed.
-    """
+    """Parse a label selector as `kubectl get nodes -l` accepts it. Raises Trouble, also if it is empty."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         if match := re.fullmatch(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)", part):
@@ -364,10 +338,7 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return the scope of `nodes`, which `rows` selected, with a node selector and a name for its policy.
-
-    Labels that a change of mode would rewrite are replaced by a pool label.
-    """
+    """Return the scope of `nodes`, which `rows` selected; a pool label replaces those that a mode rewrites."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
     where = f"nodes with {selector}"
@@ -414,10 +385,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
-    """Return the scope that `--policy` or `-l` selects, as read from the API server.
-
-    Without either, it is the whole fleet, without a request.
-    """
+    """Return the scope that `--policy` or `-l` selects in the cluster; without either, the whole fleet."""
     if typed.policy:
         raw = await session.get(POLICIES, typed.policy)
         policies, nodes = await session.lists(POLICIES, NODES)
@@ -459,10 +427,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 
 
 async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
-    """Return the scope that `-l` selects; without it, the whole fleet.
-
-    The labels of nodes are those that kube-state-metrics exported at `end` or in the day before.
-    """
+    """Return the scope that `-l` selects by the labels that kube-state-metrics exported at `end` or a day before."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

@@ -32,15 +32,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "namespace": ("namespace", "resource", "pods", "requested", "waiting"),
     "pod": ("pod", "node", "resource", "requested", "waiting"),
 }  # fmt: skip
-"""The columns of an answer, by what its rows are about.
-
-`state` says why a node accepts no pods; `taints` are its lasting taints.
-"""
+"""The columns of an answer, by what its rows are about; `state` says why a node accepts no pods."""
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
-"""The columns about what a pod uses of a device; each is None if it is unknown.
-
-`profile` is empty for a whole GPU; `smRatio` is of the GPU's SM time, 0 to 1, and unknown on a MIG device.
-"""
+"""The columns about what a pod uses of a device; None if unknown, as `smRatio` (0 to 1) on MIG devices."""
 Row = dict[str, Any]
 """One row of an answer, by column. A number is None if it is unknown."""
 
@@ -59,9 +53,9 @@ class NodeStock:
     taints: tuple[str, ...] = ()
     """The lasting taints that exclude pods which do not tolerate them."""
     one_each: bool | None = False
-    """Whether the device plugin refuses a container that requests more than one device.
+    """Whether the device plugin refuses requests for more than one device: under MPS, or if the policy says so.
 
-    It does under MPS, and with time-slicing if the policy says so; None if that policy was not read.
+    None if that policy was not read.
     """
     allocated: Mapping[str, int] | None = None
     """Devices that pods hold according to the node's agent; None if that is unknown or was not read."""
@@ -99,35 +93,24 @@ class Inventory:
     namespace: str = ""
     """The namespace that the answer is about; empty for all."""
     chosen: bool = False
-    """Whether the user chose nodes by labels.
-
-    Then a pod that waits belongs to the answer only if such a node advertises what it requests.
-    """
+    """Whether the user chose nodes by labels; only pods that request what these advertise are then waiting for them."""
     no_nodes: str = ""
-    """Why Nodes could not be read; empty if they were.
-
-    If they were, a pod on another node than those of `stocks` is not counted, because a pod whose Node is gone holds
-    nothing.
-    """
+    """Why Nodes could not be read; if they were, a pod on a node outside `stocks` holds nothing: its Node is gone."""
     no_pods: str = ""
     """Why the pods of all namespaces could not be read; empty if they were."""
     blind: bool = False
     """Whether no pods at all could be read."""
     used: Mapping[tuple[str, str], Mapping[str, Row]] | None = None
-    """What pods use of their devices; None if that was not requested.
+    """The columns of USED by namespace and name of the pod, then by UUID of the device; None if not requested.
 
-    It has the columns of USED by namespace and name of the pod, then by UUID of the device; `resource` too, if it is
-    known as which the pod holds the device.
+    They have `resource` too, if it is known as which the pod holds the device.
     """
     sources: tuple[str, ...] = ()
     """Sentences about where `used` was read."""
     usage_unknown: tuple[str, ...] = ()
     """Sentences about what is missing in `used`, and why."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose GPUs are SIMULATED by the series of `used`.
-
-    An empty string stands for a node that Prometheus does not name.
-    """
+    """Nodes whose GPUs are SIMULATED by the series of `used`; "" for one that Prometheus does not name."""
 
     @property
     def subjects(self) -> list[GPUPod]:
@@ -201,10 +184,9 @@ def read_pod(raw: JSON) -> GPUPod | None:
 
 
 Share = tuple[int | None, int | None, int | None, int | None]
-"""How many devices of one resource pods hold on one node, and how many are there; None if unknown.
+"""What the pods of the answer hold of one resource on one node, what others hold, what is allocatable, and the rest.
 
-The numbers are what the pods of the answer hold, what all other pods hold, what is allocatable, and what no pod holds,
-whether or not the node accepts pods.
+None is unknown. What no pod holds counts whether or not the node accepts pods.
 """
 
 
@@ -236,10 +218,7 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows by `by`, a key of COLUMNS.
-
-    They are sorted by the object that the row is for, then by resource.
-    """
+    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
     rows: dict[tuple[str, str], Row] = {}
 
     def row_of(resource: str, words: Mapping[str, str]) -> Row:
@@ -252,13 +231,7 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
         for name, (own, others, allocatable, free) in shares.items():
             row = row_of(name, words)
             opened, closed = (0, free) if stock.closed else (free, 0)
-            sums = {
-                "requested": own,
-                "others": others,
-                "allocatable": allocatable,
-                "free": opened,
-                "closed": closed,
-            }
+            sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}
             for column, number in sums.items():
                 row[column] = None if None in (row[column], number) else row[column] + number
             most = opened if opened is None or not stock.one_each else min(opened, 1)

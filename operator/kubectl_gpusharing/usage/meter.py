@@ -18,38 +18,24 @@ from shlex import quote
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.shell.session import side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.absences import Sightings, find_losses, read_sightings
 from kubectl_gpusharing.usage.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
-from kubectl_gpusharing.usage.prometheus import (
-    PARALLEL,
-    TARGET,
-    Prometheus,
-    Series,
-    braced,
-    labels_of,
-    matcher_of,
-    nodes_of,
-    side_by_side,
-)
+from kubectl_gpusharing.usage.matchers import TARGET, braced, labels_of, matcher_of
+from kubectl_gpusharing.usage.prices import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
+from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of
 from kubectl_gpusharing.usage.queries import (
-    CHOOSE,
     COUNTERS,
     EXPORTED,
     GPUS,
-    MOST,
     NAMESPACE,
-    NO_NUMBER,
     OF_PARTS,
     POD,
     POLICY,
-    REMEDY,
-    SOURCES,
     MeterQuery,
-    Prices,
     label_of,
-    read_prices,
     use_query,
 )
 from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
@@ -62,25 +48,20 @@ They are from kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constant
 (docs/migrationguides/v0.6.0).
 """
 FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
-"""At how many moments of a window the use is read, so that about NODES_AT_ONCE nodes are read in all.
-
-FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day.
-"""
+"""At how many moments the use is read. The first two are prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy of time that exceeds the meter's bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant, resource, and `memory` or `sm`.
+"""Which part of the devices that a tenant held it used, by tenant (or policy), resource, and `memory` or `sm`.
 
-In a bill by policy, the policies are the tenants. What is unknown is missing. The value is above 1 if pods used more
-than their part.
+What is unknown is missing. The value is above 1 if pods used more than their part.
 """
 
 
 def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
-    """Return who is billed for the time of a pod, whose name is empty if it is unknown.
+    """Return who is billed for the time of a pod; empty if nobody is known, and in a bill by policy.
 
-    It is empty if nobody is known, and in a bill by policy. `teams` has the value of the namespace label `by`, by
-    namespace.
+    `teams` has the value of the namespace label `by`, by namespace.
     """
     namespace, name = pod
     if by == POLICY:
@@ -93,8 +74,7 @@ def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
 def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[str, str], Set[str]]:
     """Return the value of the label `by` for each namespace, and the namespaces with rival values.
 
-    The latter had several values at the same time, and count as without one. A namespace may have been deleted since.
-    The value that was seen last wins and, of several, the last by name.
+    A namespace may have been deleted since. The value that was seen last wins and, of several, the last by name.
     """
     label = label_of(by)
     ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
@@ -104,9 +84,9 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[s
 
 
 def describe_labels(days: int, rivals: Set[str], label: str, *, never: bool) -> Iterator[str]:
-    """Yield sentences about days without the label and about namespaces with several values of it.
+    """Yield sentences about days on which GPUs were held and no namespace had the label, and about rival values.
 
-    Only days count on which GPUs were held and no namespace had the label. Raises Trouble if no namespace ever had it.
+    Raises Trouble if no namespace ever had it.
     """
     if days and never:
         raise Trouble(
@@ -132,7 +112,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
 
     KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its
     own; they are divided by used memory. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as
-    stranded; they are divided by allocations, and then count as held. All other devices are divided by slices.
+    stranded; they are divided by allocations, and then count as held.
     """
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
@@ -180,10 +160,7 @@ def _split(series: Series, weights: Mapping[Pod, float], whole: float, more: Map
 async def read_used(
     prometheus: Prometheus, query: MeterQuery, nodes: Mapping[str, str], tenant_of: Callable[[Pod], str]
 ) -> Used:
-    """Return which part of what it held each tenant used: the average over some moments of the window.
-
-    `nodes` has the policy of each node.
-    """
+    """Return which part of what it held each tenant used, on average; `nodes` has the policy of each node."""
     looks = min(MOST_LOOKS, max(FEWEST, NODES_AT_ONCE // max(1, len(nodes))))
     step = (query.end - query.start) / looks
     # The series of pods do not name the policy.
@@ -203,10 +180,7 @@ async def read_used(
 
 
 TOLERANCE = 0.01
-"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time.
-
-Series that start and end within a day cause a smaller difference.
-"""
+"""How far the sum of the parts may differ, as a fraction of a pool's GPU time: series start and end in a day."""
 ENDS = 60.0
 """How far the parts may differ from the whole, in seconds of one GPU.
 
@@ -214,10 +188,9 @@ ENDS = 60.0
 not the series of the pool.
 """
 ROUNDING = 1.0
-"""How far the parts of a node may differ from the whole, in seconds.
+"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters.
 
-It applies if both are differences of counters. An agent computes its counters from the same turns, so only the rounding
-of sums differs, by less than 0.1 s in a year of 8 GPUs.
+An agent computes its counters from the same turns, so only rounding differs, by less than 0.1 s in a year of 8 GPUs.
 """
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
@@ -306,7 +279,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
             " of policy, namespace and resource, or 16 policies; it is unknown who used it"
         )
     bill = make_bill(cells, by_policy=query.by == POLICY)
-    if len(currencies := [total.currency for total in bill.totals if total.currency]) > 1:
+    if len(currencies := [total.currency for total, _ in bill.totals if total.currency]) > 1:
         remarks.append(
             f"prices are in several currencies ({', '.join(currencies)}); amounts are not converted, and each currency"
             " has its own total"
@@ -371,10 +344,7 @@ async def _read_growth(prometheus: Prometheus, query: MeterQuery, group: Days) -
 
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
-    """Return the differences between these series of `mark_query`, by their label `what`.
-
-    The number of GPUs (INFO_OF_GPUS) is that of `after`. A series that is new counts from 0.
-    """
+    """Return the differences between these series of `mark_query`, by `what`; a number of GPUs is that of `after`."""
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:
@@ -385,10 +355,7 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
 
 
 def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
-    """Return those of `nodes` whose counters may have grown by more than the `growth` of a day shows.
-
-    That is so if a counter restarted or vanished: the growth (`find_growth`) is then too low.
-    """
+    """Return the nodes on which a counter restarted or vanished, so that `growth` (`find_growth`) is too low."""
     gpus, whole, parts = (defaultdict[str, float](float) for _ in range(3))
     for name, answer in growth.items():
         for series in answer:
@@ -404,10 +371,9 @@ def find_unsteady(nodes: Iterable[str], growth: Answers) -> set[str]:
 
 
 async def read_price(prometheus: Prometheus, query: MeterQuery, nodes: Iterable[str]) -> Price | None:
-    """Return the mean price of a GPU on these nodes in the window, with a source.
+    """Return the mean price of a GPU on these nodes in the window, with the source of the first node's price.
 
-    The source is that of the first node's price. The result is None if a price is unknown or they have several
-    currencies.
+    It is None if a price is unknown or they have several currencies.
     """
     window = Days((query.end,), round(query.end - query.start))
     promql = queries.queries_of(query, window) | queries.growth_queries(query, window.seconds)

@@ -51,10 +51,9 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 
 
 def percentile(scale: Scale, samples: Sequence[Sample], part: float) -> float:
-    """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight.
+    """Return the smallest bucket bound up to which the samples have the fraction `part` of the weight; 0 without any.
 
-    It is at most the highest sample, and 0 without samples. The newest sample weighs 1, and one a half-life earlier
-    0.5.
+    It is at most the highest sample. The newest sample weighs 1, and one a half-life earlier 0.5.
 
     The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler,
     pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h). In VPA
@@ -90,10 +89,9 @@ def _highest(samples: Sequence[Sample]) -> float:
 
 GIB = 2**30
 MIN_POINTS = 24
-"""The number of hourly peaks below which nothing is advised.
+"""The number of hourly peaks below which nothing is advised: a day, the shortest time with day and night.
 
-A day is the shortest time in which day and night can differ; KRR demands 100 points of any step and 3 hours
-(robusta-dev/krr robusta_krr/strategies/simple.py).
+KRR demands 100 points of any step and 3 hours (robusta-dev/krr robusta_krr/strategies/simple.py).
 """
 MIN_SPAN = timedelta(hours=24)
 """The length of the history below which nothing is advised."""
@@ -106,20 +104,14 @@ LOW_ACTIVITY = 0.5
 COVERED = 0.8
 """Gaps are reported if less than this fraction of the span's hours have a peak."""
 FULL = 0.9
-"""The fraction of its device's compute from which a pod is considered to use all of it.
-
-The pod might use more if it had more.
-"""
+"""The fraction of its device's compute from which a pod is considered to use all of it, and might use more."""
 IDLE = 0.01
 """Activity below this counts as idle."""
 _HOUR = timedelta(hours=1)
 
 
 class Goal(StrEnum):
-    """The objective of a recommendation: which percentile of the use a profile must hold.
-
-    Kruize has such goals too (kruize/autotune, RecommendationConstants.java: the 60th and 98th).
-    """
+    """The objective of a recommendation; Kruize has such goals too (kruize/autotune, RecommendationConstants.java)."""
 
     COST = "cost"
     """The fewest GPUs that suffice."""
@@ -136,10 +128,7 @@ LEVELS = {Goal.COST: (1.2, 0.95), Goal.PERFORMANCE: (1.3, 0.98)}
 
 
 class Confidence(StrEnum):
-    """How much data a need is based on: the number of days with observed hours.
-
-    The Vertical Pod Autoscaler 1.7.1 counts the same (logic/estimator.go, getConfidence).
-    """
+    """How many days with observed hours a need is based on, as VPA 1.7.1 counts (logic/estimator.go, getConfidence)."""
 
     NONE = "none"
     LOW = "low"
@@ -180,10 +169,7 @@ class Holding:
     share: Fraction | None = Fraction(1)
     """The part of a card's memory that one such device has; None if unknown."""
     compute: Fraction = Fraction(1)
-    """The part of a card's compute that a pod can use.
-
-    It is that of its MIG instance, or 1 for a GPU, even if other pods have replicas of it.
-    """
+    """The part of a card's compute that a pod can use: that of its MIG instance, or 1 for a GPU, even a replica."""
 
 
 @value
@@ -197,10 +183,7 @@ class History:
     memory: tuple[Sample, ...]
     """The highest use of each hour, in bytes, with the hour's end as time."""
     activity: tuple[Sample, ...] | None = None
-    """The part of the whole card's compute that was in use, 0 to 1; None if it was not measured.
-
-    For an instance, it is its activity times its part of the card's slices.
-    """
+    """The part of the whole card's compute in use, 0 to 1, also for an instance; None if it was not measured."""
     declared: int | None = None
     """Bytes for each device, declared by the owner; None if undeclared. They precede the measured use."""
     of_device: bool = False
@@ -240,10 +223,7 @@ class Need:
 
 
 def declared_memory(pod: str, size: str) -> tuple[int, str]:
-    """Parse the annotation gpusharing.dev/gpu-memory of `pod`, whose value is `size`.
-
-    Return the bytes for each device and an empty text; or 0, and a clause that says that it is not a valid size.
-    """
+    """Parse a pod's annotation gpusharing.dev/gpu-memory: the bytes for each device, or 0 and what is wrong."""
     number = count(size) or 0
     if number >= 2**20:
         return number, ""
@@ -256,10 +236,9 @@ def declared_memory(pod: str, size: str) -> tuple[int, str]:
 def find_need(history: History, card: Card, goal: Goal) -> Need:
     """Return what each pod of the workload needs on `card`.
 
-    Memory is the 99th percentile of the hourly peaks with headroom, and at least a tenth more than the highest peak. It
-    is unknown if it is flat while activity is low: servers such as vLLM allocate most of the memory when they start, so
-    their use is a setting, and only their owner can say what they need. Raises ValueError if a sample is negative,
-    infinite or NaN, or activity is above 1.
+    Memory is unknown if it is flat while activity is low: servers such as vLLM allocate most of the memory when they
+    start, so their use is a setting, and only their owner can say what they need. Raises ValueError if a sample is
+    negative, infinite or NaN, or activity is above 1.
     """
     peak, highest = percentile(MEMORY, history.memory, MEMORY_PART), _highest(history.memory)
     samples = len(history.memory)

@@ -12,6 +12,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import product
 from math import inf
+from operator import mul
 
 from gpusharing.planning.gpus.cards import Card, memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
@@ -21,11 +22,7 @@ from kubectl_gpusharing.usage.needs import GIB, Goal, Need
 Counts = tuple[int, ...]
 """The number of instances of each profile, in the order of the packer's profiles."""
 ROUNDING = 1e-6
-"""Tolerance for compute.
-
-A full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not seem to need more than
-that.
-"""
+"""Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision."""
 
 
 @value
@@ -40,11 +37,11 @@ class Size:
 
 
 class Packer:
-    """Packs instances on GPUs of one card, exactly.
+    """Packs instances on GPUs of one card, exactly, and caches its results.
 
     Sums of slices do not tell: two 3g.40gb and a 1g.10gb have the card's 7 compute slices, and do not fit. So GPUs are
     filled one by one with legal layouts, each until nothing more fits. A legal layout stays legal without one of its
-    instances, so no solution is lost. A packer caches its results, so use one for all questions about a card.
+    instances, so no solution is lost.
     """
 
     def __init__(self, card: Card) -> None:
@@ -61,6 +58,8 @@ class Packer:
         self.sizes = (*parts, Size(memory_of(card) * GIB, 1.0))
         self._slices = largest
         self._units = max((max(each.starts) + each.size for each in card.profiles if each.starts), default=0)
+        self._slices_each = tuple(profile.slices for profile in self.profiles)
+        self._units_each = tuple(profile.size for profile in self.profiles)
         self._fills = cache(self._find_fills)
         self._fits = cache(self._find_fit)
 
@@ -69,9 +68,9 @@ class Packer:
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return at most `gpus` layouts that together hold exactly the `wanted` instances.
+        """Return at most `gpus` layouts for exactly the `wanted` instances, where possible of one profile each.
 
-        Where possible, each has one profile, which is easier to read. Raises ValueError if the instances do not fit.
+        Raises ValueError if the instances do not fit.
         """
         layouts = []
         while any(wanted):
@@ -88,15 +87,12 @@ class Packer:
     def least(self, wanted: Counts) -> int:
         """Return a lower bound for the number of GPUs that the `wanted` instances need."""
         alone = [-(-count // most) for count, most in zip(wanted, self._most, strict=True)]
-        slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
-        units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
+        slices = -(-_total(wanted, self._slices_each) // self._slices) if self._slices else 0
+        units = -(-_total(wanted, self._units_each) // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with more instances added until its GPU is full.
-
-        As many of these as possible are of the `wanted` profiles.
-        """
+        """Add instances to the layout until its GPU is full, as many as possible of the `wanted` profiles."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -110,8 +106,10 @@ class Packer:
 
     def stranded(self, layout: Layout) -> tuple[int, int]:
         """Return the memory units and the compute slices of a GPU that no instance of the layout covers."""
-        counts = self._counts(layout)
-        return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
+        return self._lost(self._counts(layout))
+
+    def _lost(self, counts: Counts) -> tuple[int, int]:
+        return self._units - _total(counts, self._units_each), self._slices - _total(counts, self._slices_each)
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
         """Return a sort key: layouts with larger instances first and, of equally large ones, more of them."""
@@ -131,27 +129,24 @@ class Packer:
         return tuple(map(min, wanted, self._most))
 
     def _find_fills(self, wanted: Counts) -> Sequence[Counts]:
-        """Return all ways to fill one GPU with `wanted` instances until no further one fits.
-
-        Each has one of the largest instances; those with the most memory units come first.
-        """
+        """Return all ways to fill one GPU with `wanted` instances, one of the largest among them."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
         fits = {fill for fill in self._legal if _within(fill, wanted)}
         one_less = {(*fill[:at], fill[at] - 1, *fill[at + 1 :]) for fill in fits for at in range(len(fill))}
         fills = [fill for fill in fits if fill[largest] and fill not in one_less]
-        return sorted(fills, key=lambda fill: (-self._sum(fill, "size"), -self._sum(fill, "slices"), fill))
-
-    def _sum(self, counts: Counts, what: str) -> int:
-        each = zip(counts, self.profiles, strict=True)
-        return sum(count * int(getattr(profile, what)) for count, profile in each)
+        return sorted(fills, key=lambda fill: (*self._lost(fill), fill))
 
     def _counts(self, layout: Layout) -> Counts:
         counts = [0] * len(self.profiles)
         for name, count in layout:
             counts[self._index[name]] = count
         return tuple(counts)
+
+
+def _total(counts: Counts, each: Counts) -> int:
+    return sum(map(mul, counts, each))
 
 
 def _within(part: Counts, whole: Counts) -> bool:
@@ -174,10 +169,7 @@ class Outcome(StrEnum):
     UNKNOWN = "need unknown"
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
-    """A pod needs all GPUs of a node, or whole GPUs where nodes differ.
-
-    A policy cannot leave these whole and divide others.
-    """
+    """A pod needs all GPUs of a node, or whole GPUs where nodes differ, and a policy cannot divide only the others."""
     DEVICES = "uses several instances or shares"
     """One pod uses several instances or shares, which must be on one node."""
 
@@ -209,10 +201,7 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of its smallest profile and that of the size that it gets.
-
-    The size after the last profile is a whole GPU.
-    """
+    """For each class of workloads, the index of its smallest profile and that of the size that it gets."""
     wanted: Counts
     """How many instances of each profile the whole pool needs."""
     nodes: int = 0
@@ -233,12 +222,7 @@ class TemplateChoice:
 
 
 def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
-    """Return the best template for `nodes` nodes with `per_node` GPUs each.
-
-    It needs as few additional nodes as possible. Of such templates the goal decides:
-
-    - cost: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
-    - performance: the most room for the workload that has least; then the most compute for all; then the fewest GPUs.
+    """Return the best template for `nodes` nodes with `per_node` GPUs each: few additional nodes, then as `goal` says.
 
     Raises ValueError if a node has no room for instances beside the whole GPUs of one pod.
     """
@@ -264,10 +248,7 @@ def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int
         rooms = [
             given / needed
             for seat, index in got
-            for given, needed in (
-                (sizes[index].memory, seat.need.memory),
-                (sizes[index].compute, seat.need.compute),
-            )
+            for given, needed in ((sizes[index].memory, seat.need.memory), (sizes[index].compute, seat.need.compute))
             if needed
         ]
         compute = sum(seat.pods * sizes[index].compute for seat, index in got)
@@ -287,10 +268,7 @@ def _cheapest(
     per_node: int,
     existing: int,
 ) -> TemplateChoice | None:
-    """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes.
-
-    It is None if no number of nodes suffices.
-    """
+    """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes."""
     wanted = [0] * (len(packer.profiles) + 1)
     for smallest, index in assignment:
         wanted[index] += pods[smallest]
@@ -329,9 +307,9 @@ def _steps(wanted: Sequence[int]) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int:
-    """Return how many GPUs of each node must stay whole so that pods with `whole` GPUs each fit first fit.
+    """Return how many GPUs of each node must stay whole for pods with `whole` GPUs, largest first, first fit.
 
-    `whole` is in descending order. The result is `per_node` + 1 if they do not fit.
+    The result is `per_node` + 1 if they do not fit.
     """
     if not whole:
         return 0

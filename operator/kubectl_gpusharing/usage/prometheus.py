@@ -12,25 +12,24 @@ import os
 import re
 import ssl
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from sys import intern
-from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.client import JSON, Resource
-from gpusharing.kube.errors import Unauthorized, one_error
+from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Login, find_proxy
 from gpusharing.kube.raw import entries, section, text, whole
 from kubectl_gpusharing.shell.drawing import printable
 from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.session import side_by_side as side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble, error_text, explained
 
-T = TypeVar("T")
 MOST_CHARACTERS = 300
 """How many characters of a message from another program are shown."""
 PORT_FORWARD = (
@@ -38,11 +37,7 @@ PORT_FORWARD = (
     " --prometheus http://127.0.0.1:9090"
 )
 PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
-"""Matches what a TLS port answers to plain HTTP.
-
-It is `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) or `The plain HTTP
-request was sent to HTTPS port` (nginx, in an HTML page).
-"""
+"""Matches what a TLS port answers to plain HTTP (Go net/http/server.go at 1.24, status 400, or nginx, an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert of a server to which we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
@@ -50,10 +45,7 @@ NO_FLAG = (
     " --service NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
 OTHER_NAME, EXPIRED, NOT_YET_VALID, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes with which OpenSSL rejects a certificate; OTHER_NAME: it was issued for another name.
-
-They are X509_V_ERR_... in OpenSSL 3.0.19, include/openssl/x509_vfy.h.
-"""
+"""X509_V_ERR_... of OpenSSL 3.0.19 (include/openssl/x509_vfy.h); OTHER_NAME: the certificate is for another name."""
 
 
 SECONDS = 150.0
@@ -92,22 +84,15 @@ class Endpoint:
     through: str = ""
     """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
     renew: Callable[[], Awaitable["Endpoint"]] | None = None
-    """Logs in again after that API server answered 401, and returns the new endpoint.
-
-    It is None if there is nothing to renew. Raises Trouble.
-    """
+    """Logs in again after that API server answered 401, and returns the new endpoint. Raises Trouble."""
     remark: str = ""
     """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
-def without_data(status: int, kind: str, body: bytes | bytearray, data: JSON, endpoint: Endpoint) -> Trouble:
-    """Return the Trouble for an answer other than data.
-
-    `kind` is the answer's content type, and `data` the JSON of its body.
-    """
+def without_data(status: int, kind: str, beginning: str, data: JSON, endpoint: Endpoint) -> Trouble:
+    """Return the Trouble for an answer other than data: its content type, the beginning of its body, and its JSON."""
     where, through, remedy = endpoint.where, endpoint.through, ""
     message = one_line(data.get("error") or data.get("message"))
-    beginning = body[:4096].decode(errors="replace").strip()
     words = f": {message}" if message else ""
     if status in (401, 403):
         if not through:
@@ -208,10 +193,7 @@ class Prometheus:
     """Held while credentials are renewed, so that only one of several refused queries does so."""
 
     async def now(self) -> float:
-        """Return the time by the server's clock, in seconds since 1970; it may differ from ours.
-
-        Raises Trouble if that time is implausible (CLOCKS).
-        """
+        """Return the time by the server's clock, in seconds since 1970. Raises Trouble outside of CLOCKS."""
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
             raise not_a_prometheus("it returned no time", self.endpoint.where)
@@ -225,10 +207,7 @@ class Prometheus:
         return answer[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
-        """Return the series that `query` yields at a time, in seconds since 1970, or now.
-
-        The server's clock says what now is. Series whose value is not finite are left out.
-        """
+        """Return the series of `query` at a time, or now by the server's clock, without values that are not finite."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         answer = await self._result("query", parameters, "vector")
         return [series for series in answer if series.points and math.isfinite(series.value)]
@@ -236,12 +215,11 @@ class Prometheus:
     async def between(
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """Return the series of `between_all` without values that are not finite.
+        """Return the series of `between_all` without values that are not finite; a series may then have no points.
 
-        That may leave a series without points. A proxy in front of Prometheus may move start and end to multiples of
-        the step (Mimir's pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half
-        a step outside are left out. If several queries together cover a longer time, `whole` is its start and end: what
-        one of them loses is in the answer to the one before.
+        A proxy in front of Prometheus may move start and end to multiples of the step (Mimir's
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values half a step
+        outside are left out. `whole` is the time of several queries: what one loses is in the answer before.
         """
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
@@ -252,28 +230,24 @@ class Prometheus:
         return answer
 
     async def between_all(self, query: str, start: float, end: float, step: float) -> list[Series]:
-        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds.
-
-        Values that are infinite or NaN are included.
-        """
+        """Return the series of `query` with a value every `step` seconds, infinite and NaN included."""
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         return await self._result("query_range", parameters, "matrix")
 
-    async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+    async def _result(self, path: str, parameters: Mapping[str, str], wanted: str) -> list[Series]:
         endpoint = self.endpoint
-        status, content_type, body, data = await self._call(endpoint, path, parameters)
+        status, kind, beginning, data = await self._call(endpoint, path, parameters)
         # An answer of the API server itself, not of the Service behind it, is apimachinery's metav1.Status.
         if status == 401 and data.get("kind") == "Status" and endpoint.renew is not None:
             async with self._renewing:
                 if self.endpoint is endpoint:
                     self.endpoint = await endpoint.renew()
-            status, content_type, body, data = await self._call(self.endpoint, path, parameters)
+            status, kind, beginning, data = await self._call(self.endpoint, path, parameters)
         if status >= 400 or data.get("status") != "success":
-            raise without_data(status, content_type, body, data, self.endpoint)
-        del body  # up to 256 MiB, while the series are built
+            raise without_data(status, kind, beginning, data, self.endpoint)
         try:
-            if data["data"]["resultType"] != kind:
-                raise TypeError(f"a {data['data']['resultType']} instead of a {kind}")
+            if data["data"]["resultType"] != wanted:
+                raise TypeError(f"a {data['data']['resultType']} instead of a {wanted}")
             self.warnings.update(printable(str(item)) for item in data.get("warnings") or ())
             # Many series have the same labels, and a bill holds a hundred thousand series.
             return [
@@ -290,9 +264,7 @@ class Prometheus:
             what = f"its response has no valid result: {error_text(error)}"
             raise not_a_prometheus(what, self.endpoint.where) from error
 
-    async def _call(
-        self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]
-    ) -> tuple[int, str, bytearray, JSON]:
+    async def _call(self, endpoint: Endpoint, path: str, parameters: Mapping[str, str]) -> tuple[int, str, str, JSON]:
         headers = {"Authorization": endpoint.authorization} if endpoint.authorization else {}
         try:
             async with self.session.get(
@@ -319,7 +291,7 @@ class Prometheus:
             data = section(json.loads(body))
         except (ValueError, RecursionError):
             data = {}
-        return response.status, response.content_type, body, data
+        return response.status, response.content_type, body[:4096].decode(errors="replace").strip(), data
 
 
 @asynccontextmanager
@@ -331,10 +303,7 @@ async def prometheus_at(endpoint: Endpoint) -> AsyncIterator[Prometheus]:
 
 
 def endpoint_from_url(url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """Return how to reach the Prometheus at `url`, through the proxy that `environment` names.
-
-    The token and the authorities are in these files, unless their names are empty. Nothing is sent.
-    """
+    """Return how to reach the Prometheus at `url`, through the proxy that `environment` names. Nothing is sent."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -382,79 +351,6 @@ def _text(name: str, flag: str) -> str:
         raise Trouble(f"{flag} {name} cannot be read: {error_text(error)}") from error
 
 
-async def side_by_side(*queries: Coroutine[Any, Any, T]) -> list[T]:
-    """Run queries concurrently and return their answers in the same order.
-
-    The first error cancels the others and is raised once they have ended.
-    """
-    with one_error():
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(query) for query in queries]
-    return [task.result() for task in tasks]
-
-
-TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
-"""Labels by which an agent's series differ from those of its successor on the same node."""
-OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
-"""Labels that name the scrape target. Prices, owners and labels of namespaces come from other targets."""
-MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
-"""One PromQL matcher: label (group 1), operator and quoted value."""
-
-
-def selector_of(selector: str) -> str:
-    """Return the matchers of `--selector` as they were typed, without enclosing braces.
-
-    Raises Trouble if it has anything but PromQL matchers separated by commas.
-    """
-    matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
-    if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
-        raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
-    return matchers
-
-
-def labels_of(selector: str) -> list[str]:
-    return [match[1] for match in MATCHER.finditer(selector)]
-
-
-def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """Return those matchers of `selector` that also apply to series of other exporters, comma-separated.
-
-    Their labels are not in `targets`.
-    """
-    return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
-
-
-def braced(*matchers: str) -> str:
-    """Join the matchers that are not empty in braces, to be appended to a metric's name.
-
-    The result is empty without any.
-    """
-    joined = ",".join(filter(None, matchers))
-    return f"{{{joined}}}" if joined else ""
-
-
-def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and perhaps of others with similar names.
-
-    The names are similar because a dot matches any character. The matcher is empty, which means all nodes, if it would
-    be too long for a URL or a name has unusual characters.
-    """
-    names = "|".join(sorted(nodes))
-    return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
-
-
-def state_label(key: str) -> str:
-    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
-
-    It is computed as in kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since
-    v2.0.0. Where two keys lead to the same name, kube-state-metrics appends `_conflict1` and so on; such labels are not
-    found.
-    """
-    plain = re.sub("[^a-zA-Z0-9_]", "_", key)
-    snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
-    return f"label_{snake.lower()}"
-
-
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
     """Return the names of the nodes in an answer; an empty one stands for series without the label `node`."""
     return frozenset(series.node for series in answer)
@@ -473,17 +369,13 @@ LABELS = (
 )
 """Labels of the Services of common installations, in the order in which they are tried.
 
-These are kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart, Rancher, and Thanos. The first set that
-any Service has decides, because several Services may lead to the same Prometheus.
+The first set that any Service has decides, because several Services may lead to the same Prometheus.
 """
 FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
-    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster.
-
-    In a cluster it is the one that `--service` names, or else the only one there.
-    """
+    """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster."""
     if session is None:
         if typed.service:
             raise Trouble("pass either --prometheus or --service, not both")

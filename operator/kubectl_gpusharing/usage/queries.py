@@ -1,4 +1,4 @@
-"""Which queries answer what GPUs cost and how they were used, and what is the price of a GPU?
+"""Which queries answer what GPUs cost and how they were used?
 
 The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go
 and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID
@@ -6,164 +6,27 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 (docs/metrics/workload).
 """
 
-import math
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.bills import MICROS, Price
-from kubectl_gpusharing.usage.prometheus import OF_TARGETS, Series, braced, labels_of, of_others, state_label
+from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, state_label, without_labels
+from kubectl_gpusharing.usage.prices import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from kubectl_gpusharing.usage.windows import LOOKBACK, SHORT, Days
-
-OPENCOST_METRIC = "node_gpu_hourly_cost"
-POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
-PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
-REMEDY = (
-    'set spec.cost.gpuHourlyPrice in the policy, for example "3.20", or monitoring.gpuHourlyPrices in the chart; a'
-    " price applies from the time at which Prometheus first scrapes it"
-)
-MOST = 1e15
-"""The highest plausible price, and the highest plausible seconds in a counter."""
-NO_NUMBER = "that is not a number"
-CHOOSE = "choose a cluster with --selector"
-Subject = tuple[str, str]
-"""What a price is for: `node`, `policy` or `product`, and its name. Dashes replace the spaces in the name."""
-SOURCES = {
-    "opencost": ("node", OPENCOST_METRIC),
-    "policies": ("policy", POLICY_METRIC),
-    "products": ("product", PRODUCT_METRIC),
-}
-"""The label that names the subject of a price, and the metric, by the name of the answer.
-
-`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666)
-with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
-"""
-
-
-@dataclass(slots=True)
-class Prices:
-    """The prices that Prometheus has for one stretch of time."""
-
-    amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
-    """The prices of each subject, by currency."""
-    cards: Mapping[str, Set[str]] = field(default_factory=dict)
-    """The GPU products of each node."""
-    rivals: frozenset[Subject] = frozenset()
-    """Subjects that had several prices at once; the mean of these is not a real price."""
-    faults: Mapping[str, Subject] = field(default_factory=dict)
-    """The subject of each sentence about an impossible price that was left out."""
-    odd: frozenset[Subject] = frozenset()
-    """The subjects in `faults`."""
-
-    def find(self, node: str, policy: str) -> Price | str:
-        """Return the price of a GPU of this node under this policy, or a clause that says why there is none.
-
-        OpenCost's price is tried first, then the policy's, then that of the product in the chart's map. The first
-        source that has a price decides, even if its price is ambiguous.
-        """
-        if ("node", node) in self.amounts:
-            return self._only(("node", node), "OpenCost")
-        if ("policy", policy) in self.amounts:
-            return self._only(("policy", policy), "policy")
-        cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
-        if not cards or any(card not in self.amounts for card in cards):
-            subjects = {("node", node), ("policy", policy), *cards}
-            invalid = not subjects.isdisjoint(self.odd)
-            return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
-        prices = [self._only(card, "chart") for card in cards]
-        if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(name for _, name in cards)}) have different prices"
-        return prices[0]
-
-    def _only(self, subject: Subject, source: str) -> Price | str:
-        by_currency, name = self.amounts[subject], " ".join(subject)
-        if len(by_currency) > 1:
-            several = f"{name} had several currencies on that day ({', '.join(sorted(by_currency))})"
-            return f"{several}, for example because it exists in several clusters, or because it was changed: {CHOOSE}"
-        if subject in self.rivals:
-            several = f"{name} has several prices at once"
-            return f"{several}, for example because it exists in several clusters: {CHOOSE}"
-        ((currency, amount),) = by_currency.items()
-        return Price(amount, currency, source)
-
-
-def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Prices:
-    """Read the prices from the answers of SOURCES, `rivals` and `cards`, rounded to a millionth.
-
-    `currency` is that of OpenCost's prices.
-    """
-    amounts: dict[Subject, dict[str, Fraction]] = {}
-    faults: dict[str, Subject] = {}
-    for answer, (label, metric) in SOURCES.items():
-        for series in answers[answer]:
-            name, price = series.labels.get(label, ""), series.value
-            unit = currency if label == "node" else series.labels.get("currency", "")
-            flaw = ""
-            if not unit:
-                flaw = "it names no currency"
-            elif math.isnan(price):
-                flaw = NO_NUMBER
-            elif price < 0:
-                flaw = "a price cannot be negative"
-            elif price > MOST:
-                flaw = "no plausible price is that high"
-            if flaw:
-                sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
-                faults[sentence] = label, _dashed(name)
-            elif price or label != "node":
-                # The averages that Prometheus computes are more precise than a millionth.
-                amount = Fraction(round(price * MICROS), MICROS)
-                amounts.setdefault((label, _dashed(name)), {})[unit] = amount
-    rivals = frozenset(
-        (label, _dashed(series.labels[label]))
-        for series in answers["rivals"]
-        for label, _ in SOURCES.values()
-        if label in series.labels
-    )
-    cards = defaultdict[str, set[str]](set)
-    for series in answers["cards"]:
-        if product := series.labels.get("product"):  # a GPU that cannot be read has none
-            cards[series.node].add(_dashed(product))
-    return Prices(amounts, cards, rivals, faults, frozenset(faults.values()))
-
-
-def _dashed(product: str) -> str:
-    """Return a product name as in GPU Feature Discovery's label: with dashes for NVML's spaces."""
-    return product.replace(" ", "-")
-
-
-def price_of(text: str) -> Price | None:
-    """Parse the value of `--price`: the price of a GPU for an hour; None if it is empty.
-
-    Examples are `3.20` (USD) and `3.20 EUR`.
-    """
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Z]{3})?", text)
-    if text and match is None:
-        raise Trouble(f"--price {text}: pass what a GPU costs an hour, for example 3.20 or 3.20EUR")
-    return Price(Fraction(match[1]), match[2] or "USD", "--price") if match else None
-
 
 POINTS, STEP = "5m", 300
 """Time between the points of a subquery, as text and in seconds."""
 POINT = 60.0
 """Seconds between the points at which the presence of a suspect is checked."""
 AGENTS = 'job="gpusharing-agent"'
-"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel).
-
-It is not used if the selector has a matcher for `job`.
-"""
+"""The job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel); the user's matcher replaces it."""
 NAMESPACE, POLICY, POD, EXPORTED = "namespace", "policy", "pod", "exported_namespace"
 GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
 SIMULATED = "gpusharing_agent_simulated"
 """A metric that is 1 on nodes with a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
-"""Labels that only some series of a bill have.
+"""Labels that only some series of a bill have: if a selector used them, the parts would not add up.
 
-If a selector used them, the parts would not add up: time that no pod held has no tenant, and in its series `namespace`
-is the agent's namespace, or is missing.
+Time that no pod held has no tenant, and its label `namespace` is the agent's, or is missing.
 """
 COUNTERS = {
     "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
@@ -172,10 +35,7 @@ COUNTERS = {
     "transition": ("gpusharing_transition_slice_seconds_total", POLICY),
     "gpus": (GPUS, POLICY),
 }
-"""The counters of the meter and the labels besides the node by which they are summed.
-
-They are by the name of the answer: each Part of the GPU time, and all of it.
-"""
+"""The counters of the meter, and the labels besides the node by which they are summed, by the name of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,27 +48,20 @@ class MeterQuery:
     selector: str = ""
     """PromQL matchers, without braces.
 
-    Those for labels in OF_TARGETS apply to the agents' series, one for POLICY to the series that have it, and all
-    others to every series.
+    Those for labels in OF_TARGETS apply only to the agents' series, and one for POLICY only to series that have it.
     """
     currency: str = "USD"
     """The currency of OpenCost's prices."""
 
 
 def label_of(by: str) -> str:
-    """Return the label of kube-state-metrics for the namespace label `by`.
-
-    It is empty if the bill is not by a label.
-    """
+    """Return the label of kube-state-metrics for the namespace label `by`; empty if the bill is not by a label."""
     return "" if by in (NAMESPACE, POLICY, POD) else state_label(by)
 
 
 def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
-    """Return the queries of a bill, except `growth_queries`, by the name of their answer.
-
-    They are for the end of each stretch of `days`.
-    """
-    seconds, others = days.seconds, braced(_others(query))
+    """Return the queries of a bill, except `growth_queries`, by the name of their answer."""
+    seconds, others = days.seconds, braced(_of_exporters(query))
     # HAMi's scheduler has reported both metrics since v2.9.0 (Project-HAMi/HAMi v2.10.0, cmd/scheduler/metrics.go).
     sizes = f"max by (device_uuid) (hami_gpu_memory_limit_bytes{others})"
     # The schedulers of two replicas report the same.
@@ -227,7 +80,7 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
         slices = f"{SLICES}{_of_devices(query)}[{seconds}s:{POINTS}]"
         queries["slices"] = f"sum by ({_ON_NODES}, resource) (sum_over_time({slices}))"
     if label := label_of(query.by):
-        chosen = braced(_others(query), f'{label}!=""')
+        chosen = braced(_of_exporters(query), f'{label}!=""')
         # When each label was last seen: a namespace may have been deleted, or have a new owner.
         last = f"timestamp(kube_namespace_labels{chosen})[{seconds}s:{POINTS}]"
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
@@ -239,10 +92,7 @@ def queries_of(query: MeterQuery, days: Days) -> dict[str, str]:
 
 
 def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str, str]:
-    """Return the queries for how much the COUNTERS grew in the last `seconds` on these nodes.
-
-    They are by the name of their answer, and include the one for the nodes with SIMULATED GPUs.
-    """
+    """Return the queries for the growth of the COUNTERS on these nodes, and for those that are SIMULATED."""
     chosen = f"{braced(query.selector, nodes)}[{seconds}s]"
     growth = {
         name: f"sum by (node, {labels}) (increase({counter}{chosen}))" for name, (counter, labels) in COUNTERS.items()
@@ -251,39 +101,29 @@ def growth_queries(query: MeterQuery, seconds: int, nodes: str = "") -> dict[str
 
 
 def simulated_query(selector: str, seconds: int) -> str:
-    """Return the query for the nodes that reported SIMULATED GPUs in the last `seconds`.
-
-    They may be more nodes than `selector` chooses.
-    """
-    chosen = braced(of_others(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
+    """Return the query for nodes with SIMULATED GPUs in the last `seconds`, perhaps more than `selector` chooses."""
+    chosen = braced(without_labels(selector, OF_TARGETS | {POLICY, "resource", EXPORTED}))
     return f"max by (node) (max_over_time({SIMULATED}{chosen}[{seconds}s])) > 0"
 
 
 def mark_query(query: MeterQuery) -> str:
-    """Return the query for the COUNTERS at one moment, and for the number of GPUs of each node.
-
-    The label `what` has the name in COUNTERS, or INFO_OF_GPUS.
-    """
+    """Return the query for the COUNTERS and the number of GPUs at one moment; the label `what` tells them apart."""
     # Each metric is named, because some stores refuse a regular expression for the name.
     marks = {
         name: f"sum by (node, {labels}) ({counter}{braced(query.selector)})"
         for name, (counter, labels) in COUNTERS.items()
     }
     marks[INFO_OF_GPUS] = f"sum by (node) ({INFO_OF_GPUS}{_of_devices(query)})"
-    return _side_by_side(marks)
+    return _in_one_query(marks)
 
 
-def _side_by_side(queries: Mapping[str, str]) -> str:
+def _in_one_query(queries: Mapping[str, str]) -> str:
     marked = (f'label_replace({promql}, "what", "{name}", "", "")' for name, promql in queries.items())
     return " or ".join(marked)
 
 
 def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]:
-    """Return the queries about the last `seconds` of some nodes, by the name of their answer.
-
-    They are about when the nodes were seen, when their agents did not answer or were not Ready, nodes metered twice at
-    one time, and `device_queries`.
-    """
+    """Return the queries about the presence of some nodes and about nodes metered twice, and `device_queries`."""
     counters = f"{GPUS}{braced(query.selector, nodes)}"
     down = f"timestamp({_down(query, nodes)})[{seconds}s:{POINT:g}s]"
     # A stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
@@ -304,10 +144,9 @@ def close_queries(query: MeterQuery, seconds: int, nodes: str) -> dict[str, str]
 
 
 def seen_at(query: MeterQuery, function: str, seconds: int, nodes: str) -> str:
-    """Return the query for the first time, the last, or the number of times at which each node was seen.
+    """Return the query for the first time (min), the last (max), or how often (count) each node was seen.
 
-    `function` is min, max or count. The times are in the last `seconds`, and a node is looked for every POINT seconds,
-    under any policy.
+    A node is looked for every POINT seconds, under any policy.
     """
     counters = f"{GPUS}{_of_devices(query, nodes)}"
     return f"{function}_over_time(timestamp(max by (node) ({counters}))[{seconds}s:{POINT:g}s])"
@@ -319,16 +158,13 @@ def anybody_query(query: MeterQuery) -> str:
 
 def _down(query: MeterQuery, nodes: str = "") -> str:
     job = "" if "job" in labels_of(query.selector) else AGENTS
-    chosen = of_others(query.selector, frozenset({POLICY}))
+    chosen = without_labels(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job, nodes)}", f"gpusharing_agent_ready{braced(chosen, nodes)}"
     return " or ".join(f"max by (node) ({metric}) == 0" for metric in metrics)
 
 
 def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[str, str]:
-    """Return the queries for the highest number of slices of a device, and for the products of GPUs.
-
-    Their answers are `shared` and `cards`. They are about now, or about a `span` such as `[86400s]`.
-    """
+    """Return the queries for the most slices of a device and the products of GPUs, now or in a `span`."""
     chosen = f"{_of_devices(query, nodes)}{span}"
     over = "max_over_time" if span else ""
     return {
@@ -338,10 +174,7 @@ def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[s
 
 
 def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
-    """Return the query for the pods that used the memory of GPUs without holding a slice of them.
-
-    The values are in proportion to time and use in the last `seconds`.
-    """
+    """Return the query for pods that used the memory of GPUs without holding a slice, in proportion to time and use."""
     chosen = _of_devices(query, nodes)
     memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen})"
     parts = f"{memory} / on (node, uuid) group_left () (sum by (node, uuid) ({memory}) > 0)"
@@ -349,10 +182,7 @@ def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
 
 
 def use_query(query: MeterQuery, nodes: str) -> str:
-    """Return the query for what tenants use and hold of the memory and the SM time of devices.
-
-    It is about one moment, in whole devices, by the label `what`.
-    """
+    """Return the query for what tenants use and hold of memory and SM time, in whole devices, by the label `what`."""
     slices, memory, sm = (f"{metric}{_of_devices(query, nodes)}" for metric in (SLICES, OWN, SM))
     # Where an agent is replaced, the series of both are visible for a moment.
     counts = f"max by (node, uuid, resource) (gpusharing_device_slices{_of_devices(query, nodes)})"
@@ -366,14 +196,14 @@ def use_query(query: MeterQuery, nodes: str) -> str:
         "sm": f"{used} ({sm})",
     }
     tenant = {POLICY: "node", POD: _PODS}.get(query.by, f"{NAMESPACE}, {EXPORTED}")
-    return _side_by_side({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
+    return _in_one_query({what: f"sum by ({tenant}, resource) ({promql})" for what, promql in parts.items()})
 
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
     # A price that changes at midnight is not scraped at once, and counts for the day that begins.
     margin = min(round(SHORT), seconds // 4)
     points = f"[{seconds - 2 * margin}s:{POINTS}] offset {margin}s"
-    of_policies, others = braced(of_others(query.selector)), braced(_others(query))
+    of_policies, others = braced(without_labels(query.selector)), braced(_of_exporters(query))
     prices = {
         # OpenCost exports 0 for a price that it does not know.
         "opencost": (f"{OPENCOST_METRIC}{others} != 0", "node"),
@@ -393,19 +223,16 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _moments(seconds: int) -> int:
-    """Return at how many points of a subquery two series may coexist without being rivals.
-
-    When an exporter is replaced, both are visible for up to 5 min, the look-back of Prometheus.
-    """
+    """Return at how many points two series may coexist: both are visible for 5 min when an exporter is replaced."""
     return min(2, seconds // 600)
 
 
 def _of_devices(query: MeterQuery, nodes: str = "") -> str:
-    return braced(of_others(query.selector, frozenset({POLICY})), nodes)
+    return braced(without_labels(query.selector, frozenset({POLICY})), nodes)
 
 
-def _others(query: MeterQuery) -> str:
-    return of_others(query.selector, OF_TARGETS | {POLICY})
+def _of_exporters(query: MeterQuery) -> str:
+    return without_labels(query.selector, OF_TARGETS | {POLICY})
 
 
 LOOKS = 100
@@ -413,10 +240,7 @@ LOOKS = 100
 HOUR = 3600
 """Seconds between two points of a range query: the peak of each hour is read."""
 USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
-"""Memory in use, and the share of time in which the engines were active.
-
-They are reported for MIG devices too, where DCGM_FI_DEV_GPU_UTIL is not.
-"""
+"""Used memory, and the share of time with active engines; MIG devices have no DCGM_FI_DEV_GPU_UTIL."""
 OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio", "gpusharing_pod_slices"
 """Metrics of the agent, which reports each pod even on shared GPUs."""
 INFO = "gpusharing_device_info"
@@ -462,7 +286,7 @@ def hourly(selector: str) -> dict[str, str]:
 def ownership(selector: str, seconds: int) -> dict[str, str]:
     """Return the queries that are needed once for a stretch, by the name of their answer."""
     span = f"[{max(seconds, round(SHORT))}s]"
-    chosen, others = braced(selector), others_of(selector)
+    chosen, others = braced(selector), of_state_metrics(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
     return {
         "pods": f"max by ({_PODS}, owner_kind, owner_name) (last_over_time(kube_pod_owner{braced(others)}{span}))",
@@ -480,13 +304,9 @@ def ownership(selector: str, seconds: int) -> dict[str, str]:
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries about the end of the window or the day before.
-
-    They are for what each Node advertises under one name at most, when an agent last reported each GPU, and the most
-    slices of any device.
-    """
+    """Return the queries for the GPUs that Nodes advertise, the agents' last reports, and the most slices."""
     chosen = braced(selector)
-    allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
+    allocatable = braced(of_state_metrics(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
         _lately("max by (node, exported_node)", f"kube_node_status_allocatable{allocatable}"),
         f"max by (node, gpu, uuid, product) (max_over_time(timestamp(gpusharing_agent_gpu_info{chosen})[1d:5m]))",
@@ -495,25 +315,16 @@ def latest(selector: str) -> tuple[str, ...]:
 
 
 def _lately(maximum: str, metric: str, join: str = "or") -> str:
-    """Return the query for a metric now and, for labels that it does not have now, in the last day.
-
-    Series that ended may have outdated values.
-    """
+    """Return the query for a metric now or, for labels that it lacks now, in the last day."""
     return f"{maximum} ({metric}) {join} {maximum} (last_over_time({metric}[1d]))"
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for all nodes that kube-state-metrics reports now or reported in the last day.
-
-    The series of a node has those of `labels` that it exports.
-    """
+    """Return the query for all nodes that kube-state-metrics reported in the last day, with these labels."""
     maximum = f"max by ({', '.join(('node', 'exported_node', *labels))})"
-    return _lately(maximum, f"kube_node_labels{braced(others_of(selector))}", "or on (node, exported_node)")
+    return _lately(maximum, f"kube_node_labels{braced(of_state_metrics(selector))}", "or on (node, exported_node)")
 
 
-def others_of(selector: str) -> str:
-    """Return those matchers of `selector` that also apply to series of kube-state-metrics.
-
-    Their labels name neither a scrape target nor a device.
-    """
-    return of_others(selector, _OF_DEVICES)
+def of_state_metrics(selector: str) -> str:
+    """Return those matchers of `selector` that also apply to kube-state-metrics: no target's or device's labels."""
+    return without_labels(selector, _OF_DEVICES)

@@ -25,19 +25,14 @@ from kubectl_gpusharing.usage.histories import (
     read_usage,
     rows_of,
 )
+from kubectl_gpusharing.usage.matchers import selector_of
 from kubectl_gpusharing.usage.meter import read_price
 from kubectl_gpusharing.usage.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, find_need
-from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at, selector_of
-from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, price_of
+from kubectl_gpusharing.usage.prices import price_of
+from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
+from kubectl_gpusharing.usage.queries import HOUR, MeterQuery
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.recommendtext import (
-    RecommendReport,
-    as_data,
-    as_file,
-    as_rows,
-    describe,
-    policy_of,
-)
+from kubectl_gpusharing.usage.recommendtext import RecommendReport, as_data, as_file, as_rows, describe, policy_of
 from kubectl_gpusharing.usage.windows import DAY, span_of
 from kubectl_gpusharing.usage.workloads import Fold
 
@@ -46,10 +41,7 @@ MOST = round(30 * DAY)
 
 
 async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print a recommendation with the plan of its policy; return CHANGES if it is incomplete.
-
-    It is read from the Prometheus in the cluster or, without a `session`, the one in `--prometheus`.
-    """
+    """Print a recommendation with the plan of its policy; without a `session`, from the URL in `--prometheus`."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed, session)

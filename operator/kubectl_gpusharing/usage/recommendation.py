@@ -20,15 +20,7 @@ from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from kubectl_gpusharing.usage.needs import GIB, Goal, Need, Workload
-from kubectl_gpusharing.usage.packing import (
-    ROUNDING,
-    Outcome,
-    Packer,
-    Placement,
-    Size,
-    TemplateChoice,
-    choose,
-)
+from kubectl_gpusharing.usage.packing import ROUNDING, Outcome, Packer, Placement, Size, TemplateChoice, choose
 
 
 @value
@@ -47,10 +39,7 @@ class ModelPool:
 
 
 Occupied: TypeAlias = Mapping[str, Mapping[Workload, int]]
-"""The GPUs that several pods share now: how many pods of which workload each has.
-
-The keys are their names in messages.
-"""
+"""How many pods of which workload share each GPU now, by its name in messages."""
 
 
 @value
@@ -70,27 +59,20 @@ class Recommendation:
     pool: ModelPool
     goal: Goal
     template: tuple[Layout | None, ...]
-    """The layout of each GPU of a node, by index, or None for a GPU that stays whole.
-
-    A single element applies to all GPUs of every node.
-    """
+    """The layout of each GPU of a node, by index, or None for a whole one; a single element is for all GPUs."""
     placed: tuple[Placement, ...]
     unplaced: tuple[Placement, ...]
     nodes: int
     gpus: int
     """The GPUs needed: the divided ones on these nodes, and those that pods get whole."""
     stranded: tuple[int, int]
-    """The compute slices and the memory units that no instance covers, on all GPUs that are needed.
-
-    A memory unit is an eighth of the card's memory on most cards.
-    """
+    """The compute slices and the memory units (mostly eighths of a card) that no instance covers, on all GPUs."""
     idle: Layout
     """The instances on these nodes that no workload needs, as room to grow."""
     worst: tuple[tuple[int, float], ...]
-    """The shared GPU whose pods would use the most memory if all reached their highest peak at once.
+    """The shared GPU whose pods would use the most memory if all peaked at once; empty if none is shared.
 
-    It has the number of pods of each workload and the bytes of each pod, the largest sum first. It is empty if no GPU
-    is shared.
+    It has the number of pods of each workload and the bytes of each pod, the largest sum first.
     """
 
     @property
@@ -103,10 +85,7 @@ class Recommendation:
 
     @property
     def saved(self) -> int:
-        """How many fewer GPUs are needed than are in use now; below 0 if more.
-
-        Workloads without a place keep what they hold or need, in whole GPUs.
-        """
+        """How many fewer GPUs are needed than are in use now; workloads without a place keep what they hold or need."""
         kept = 0
         for place in self.unplaced:
             holds = place.need.history.holds
@@ -192,10 +171,7 @@ def recommend(
         unplaced=tuple(sorted(unplaced, key=lambda each: each.need.workload)),
         nodes=next(count for count, there in enumerate(sizes) if there >= chosen.nodes * per_node),
         gpus=chosen.gpus,
-        stranded=(
-            sum(slices for _, slices in lost) * chosen.nodes,
-            sum(units for units, _ in lost) * chosen.nodes,
-        ),
+        stranded=(sum(slices for _, slices in lost) * chosen.nodes, sum(units for units, _ in lost) * chosen.nodes),
         idle=normalize(idle),
         worst=_worst(needs, occupied),
     )
@@ -259,10 +235,7 @@ class Shared:
     instead: int
     """How many GPUs the layout takes for the same pods."""
     needed: float
-    """The bytes needed, headroom included.
-
-    With MPS they are those of the pod with the greatest need, otherwise those of the largest pods that may share a GPU.
-    """
+    """The bytes, headroom included, that the largest client of MPS needs, or the largest pods on one GPU."""
     there: float
     """The bytes available for that: with MPS 1/replicas of the card's memory, otherwise all of it."""
     busy: float | None
@@ -274,12 +247,8 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
 
     Nothing isolates pods that share a GPU, so people have to decide whether that is acceptable (`advise` asks them). A
     policy gives all GPUs the same number of replicas, and the scheduler may put any pods together, so the worst case
-    counts:
-
-    - MPS divides a GPU evenly (docs/design/hardware.md#mps-share): the pod with the greatest need must fit into 1/n of
-      the memory and of the compute.
-    - Time-slicing divides nothing: the n pods that need most must fit together, in memory and in compute. With more
-      than TURNS pods, each would wait too long for its turn.
+    counts. MPS divides a GPU evenly (docs/design/hardware.md#mps-share), so the largest pod must fit into 1/n of it;
+    time-slicing divides nothing, so the n largest pods must fit together, and wait for at most TURNS turns.
 
     Pods that get whole GPUs keep them, except single ones of a card without MIG.
     """
@@ -311,9 +280,6 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """Return how many GPUs the pods need with at most `most` on each, and the highest number on one.
-
-    They are spread evenly.
-    """
+    """Return how many GPUs the pods need with at most `most` on each, and the highest number on one."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

@@ -13,34 +13,12 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing import plan
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.documents import LayoutChoiceData, RecommendationData, SavingData, WorkloadData
-from kubectl_gpusharing.shell.drawing import (
-    BLANK,
-    Column,
-    Ink,
-    Line,
-    PrintOptions,
-    Span,
-    comment,
-    fold,
-    line,
-    policy_manifest,
-    prose,
-    table,
-)
+from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, fold, line, prose, table
+from kubectl_gpusharing.shell.manifests import comment, policy_manifest
 from kubectl_gpusharing.usage.bills import Price
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
 from kubectl_gpusharing.usage.histories import NodeScope, ObservedPool
-from kubectl_gpusharing.usage.needs import (
-    GIB,
-    LEVELS,
-    Confidence,
-    Doubt,
-    Goal,
-    History,
-    Need,
-    Sample,
-    Workload,
-)
+from kubectl_gpusharing.usage.needs import GIB, LEVELS, Confidence, Doubt, Goal, History, Need, Sample, Workload
 from kubectl_gpusharing.usage.packing import Outcome, Placement
 from kubectl_gpusharing.usage.recommendation import Portion, Recommendation, Shared, find_shared
 from kubectl_gpusharing.usage.windows import duration, moment
@@ -77,10 +55,7 @@ class RecommendReport:
 
     @property
     def span(self) -> str:
-        """A heading with the window, the nodes and their GPUs.
-
-        An example is `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`.
-        """
+        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -153,7 +128,7 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     places = answer.places
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal][1]:.0%} BUSY"
-    rows: list[dict[str, Span]] = []
+    rows: list[dict[str, str | Span]] = []
     for history in answer.observed.histories:
         place = places.get(history.workload)
         row = _workload(history, place)
@@ -161,13 +136,13 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
         compute = None if place is None else place.need.compute
         rows.append(
             {
-                "NAMESPACE": Span(row["namespace"]),
-                "WORKLOAD": Span(f"{row['kind']}/{row['name']}"),
-                "PODS": Span(str(row["pods"])),
+                "NAMESPACE": row["namespace"],
+                "WORKLOAD": f"{row['kind']}/{row['name']}",
+                "PODS": str(row["pods"]),
                 "NOW": Span(row["now"], Ink.FAINT),
-                "PEAK MEM": Span(_size(row["highestBytes"])),
-                "99% MEM": Span(_size(row["peakBytes"])),
-                busy: Span(UNKNOWN if compute is None else f"{compute:.0%}"),
+                "PEAK MEM": _size(row["highestBytes"]),
+                "99% MEM": _size(row["peakBytes"]),
+                busy: UNKNOWN if compute is None else f"{compute:.0%}",
                 "ADVICE": Span(row["advice"] or UNKNOWN, Ink.TITLE),
                 "CERTAINTY": Span(sure, _INKS.get(sure, Ink.PLAIN)),
                 "WHY": Span(row["why"], Ink.FAINT),
@@ -176,7 +151,7 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     drops = {"CERTAINTY": 1, "NOW": 2, "99% MEM": 2, busy: 3, "WHY": 4}
     columns = [Column(title, drops.get(title, 0)) for title in rows[0]]
     legend = f"99% MEM, {busy}: so many of the hours stay at or below this value; recent hours count more."
-    cells = [[*row.values()] for row in rows]
+    cells = [line(*row.values()) for row in rows]
     return [*table(columns, cells, options), *prose(legend, options, ink=Ink.FAINT)]
 
 
@@ -248,10 +223,7 @@ def _evidence(need: Need, options: PrintOptions) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, options: PrintOptions) -> str:
-    """Return a row of characters whose heights show the highest sample of each equal stretch.
-
-    The heights are relative to `top`. A stretch without samples is a space.
-    """
+    """Return characters whose heights show the highest sample of each stretch, relative to `top`."""
     first, last = samples[0][0], samples[-1][0]
     cells = min(WIDTH, options.room - len("  activity  "), round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -287,10 +259,7 @@ MONTH = Fraction(365 * 24, 12)
 
 
 def saving_of(saved: int, price: Price | None) -> str:
-    """Return a sentence about how many GPUs are saved, and how much money a month.
-
-    `saved` is below 0 if more GPUs are needed.
-    """
+    """Return a sentence about how many GPUs are saved, or needed if it is below 0, and how much money a month."""
     if not saved:
         return "That saves no GPU."
     gpus = f"That saves {counted(saved, 'GPU')}" if saved > 0 else f"That takes {counted(-saved, 'GPU')} more"
@@ -336,10 +305,7 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return sentences, without the last period, about sharing whole GPUs instead of using the layout.
-
-    They say how many GPUs fewer it takes, and its disadvantages.
-    """
+    """Return sentences, without the last period, about what sharing whole GPUs saves, and its disadvantages."""
     way = f"time-slicing and {shared.replicas} replicas"
     whose = f"the largest {counted(shared.replicas, 'pod')}"
     but = "a pod that uses too much memory makes the others fail"
@@ -361,10 +327,7 @@ def _size(count: float | None) -> str:
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval.
-
-    The other settings are those of an existing policy of `scope`.
-    """
+    """Return a policy with this layout, manual approval, and the other settings of an existing policy of `scope`."""
     replaced = ("mode", "mig", "mps", "timeSlicing", "nodeSelector", "rollout")
     unchanged = {key: value for key, value in scope.spec.items() if key not in replaced}
     rollout = scope.spec.get("rollout")

@@ -65,10 +65,7 @@ source.onerror = () => state.textContent = "The connection to kubectl gpusharing
 
 
 def link(title: str, text: str) -> Child:
-    """Return the content of a cell below the heading `title`.
-
-    It is a link to the page of a policy, or to what `why` says about the first word, or plain text.
-    """
+    """Return a cell below the heading `title`: a link to a policy's page or to what `why` says, or plain text."""
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
         return text

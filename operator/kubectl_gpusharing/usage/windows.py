@@ -12,15 +12,13 @@ from math import ceil
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.drawing import length
+from kubectl_gpusharing.shell.session import T, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus import Prometheus, Series, T, side_by_side
+from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
-"""The shortest and the longest window, in seconds.
-
-A counter needs several scrapes to grow, and a year is enough for a bill.
-"""
+"""The window in seconds: a counter needs several scrapes to grow, and a year is enough for a bill."""
 DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
@@ -31,17 +29,11 @@ LOOKBACK = 300.0
 MOST_POINTS = 3000
 """The highest number of points of one series in an answer; Prometheus refuses more than 11,000."""
 Answers = defaultdict[str, list[Series]]
-"""The answers for one stretch of time, by the names of their queries.
-
-An answer is empty if its query was not necessary.
-"""
+"""The answers for one stretch of time, by the names of their queries; empty if a query was not necessary."""
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return the start and end of the window of `--window` and `--until`, in seconds since 1970.
-
-    If `now` is 0, an end in the future is accepted.
-    """
+    """Return the window of `--window` and `--until`, in seconds since 1970. If `now` is 0, it may end in the future."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -72,10 +64,7 @@ class Days:
         return self.ends[0] - self.seconds
 
     async def read(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Run these queries concurrently and return their answers for each stretch, in the order of `ends`.
-
-        Values that are infinite or NaN are included.
-        """
+        """Run these queries concurrently and return their answers for each stretch, infinite and NaN included."""
         # A single point needs no step, and a proxy would move it to a multiple of one.
         step, span = self.seconds if len(self.ends) > 1 else 1, (self.ends[0], self.ends[-1])
         found = await side_by_side(*(prometheus.between_all(query, *span, step) for query in queries.values()))
@@ -87,16 +76,13 @@ class Days:
         return answers
 
     async def read_apart(self, prometheus: Prometheus, queries: Mapping[str, str]) -> list[Answers]:
-        """Return the same as `read` with separate queries for each stretch, one after another.
-
-        Prometheus refuses a query that would load too many samples at a time.
-        """
+        """Do as `read`, one stretch after another: Prometheus refuses to load too many samples at a time."""
         apart = [await Days((end,), self.seconds).read(prometheus, queries) for end in self.ends]
         return [*chain.from_iterable(apart)]
 
 
 def days(start: float, end: float) -> list[Days]:
-    """Divide a window at each midnight of UTC, oldest first, with up to AT_ONCE whole days in a group.
+    """Divide a window at each midnight of UTC, oldest first, into groups of up to AT_ONCE whole days.
 
     A rest that is shorter than SHORT is part of the day beside it.
     """
@@ -122,10 +108,9 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return one sentence for each kind of gap in the data of `query`.
+    """Return one sentence for each kind of gap in the data of `query`, sampled at about `points` times at most.
 
-    It is sampled at about `points` times at most; `lost` is a clause about the consequence of a gap. Raises Trouble
-    with the message `nothing` without any data.
+    `lost` is a clause about the consequence of a gap. Raises Trouble with the message `nothing` without any data.
     """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)

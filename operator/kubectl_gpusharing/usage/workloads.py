@@ -65,8 +65,7 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
     """Return the namespace and name of the pod that the labels name, or None.
 
-    If Prometheus does not honor the labels of the exporter (honorLabels), it renames namespace and pod to
-    exported_namespace and exported_pod (scrape_config, honor_labels).
+    Without honorLabels (scrape_config, honor_labels), Prometheus renames an exporter's labels to exported_...
     """
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
@@ -83,10 +82,7 @@ def exported_label(series: Series, label: str) -> str:
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
     """Return the devices in the series of `gpusharing_device_info`, by the UUID in the agent's series."""
     return {
-        labels.get("uuid", ""): (
-            labels.get("gpu_uuid") or labels.get("uuid", ""),
-            labels.get("instance_id", ""),
-        )
+        labels.get("uuid", ""): (labels.get("gpu_uuid") or labels.get("uuid", ""), labels.get("instance_id", ""))
         for labels in (series.labels for series in infos)
     }
 
@@ -110,10 +106,7 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 def read_owners(
     pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]
 ) -> dict[Pod, tuple[str, str]]:
-    """Return the kind and name of the workload of each pod in the series kube_pod_owner.
-
-    A Deployment or CronJob is found through its ReplicaSet or Job.
-    """
+    """Return the kind and name of each pod's workload, which is above its ReplicaSet or Job, if it has one."""
     above = {
         (kind, exported_label(series, "namespace"), exported_label(series, label)): _owner(series)
         for kind, label, answer in (("ReplicaSet", "replicaset", replicasets), ("Job", "job_name", jobs))
@@ -153,10 +146,7 @@ Reading = tuple[DeviceLabels, Series]
 
 @dataclass(slots=True)
 class Record:
-    """The history of one workload.
-
-    The arrays have one element for each hour of the window, oldest first; nan stands for unknown.
-    """
+    """The history of one workload, in arrays with one element for each hour, oldest first; nan stands for unknown."""
 
     memory: "array[float]"
     """The memory in use, in bytes."""
@@ -189,10 +179,7 @@ class Record:
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def declare(self, declared: int | None, hour: int) -> None:
-        """Record the memory declared by a pod in this hour.
-
-        A later hour replaces an earlier one, because the owner may have changed or removed the declaration.
-        """
+        """Record the memory declared by a pod; a later hour counts more, because owners change declarations."""
         if hour > self.declared_at:
             self.declared_at, self.declared = hour, declared
         elif hour == self.declared_at and declared is not None:
@@ -327,11 +314,10 @@ class Fold:
             gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Return the devices for which the use of each pod is unknown, and those with a value for each pod.
+        """Return the devices of several pods for which the use of each pod is unknown, and those for which it is known.
 
-        Several pods held each of the latter. The use is unknown if several pods were always reported with the same
-        value, or on a node that advertises more GPUs than it has, where dcgm-exporter never reported several pods on
-        one: it names only one holder.
+        It is unknown if several pods were always reported with the same value, or on a node that advertises more
+        GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
@@ -432,10 +418,9 @@ class Fold:
 
 
 def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Fraction] | None:
-    """Return which parts of a card's memory and compute a device with this MIG profile has.
+    """Return which parts of a card's memory and compute a device with this MIG profile, or a whole GPU, has.
 
-    The profile is empty for a whole GPU. The part of the memory is None if the card shares the CPU's. The result is
-    None if the card or the profile is unknown.
+    The part of the memory is None if the card shares the CPU's, and the result if the card or the profile is unknown.
     """
     if not profile:
         return Fraction(1), Fraction(1)

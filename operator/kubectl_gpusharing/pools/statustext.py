@@ -1,0 +1,155 @@
+"""How are pools and their nodes drawn with characters?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+
+from gpusharing.api.names import WAY, Phase
+from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.raw import text
+from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.pools.fleet import NodeStatus, Pools, PoolStatus, State, simulated_nodes
+from kubectl_gpusharing.pools.timeline import MOST, describe_timeline, find_estimate
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    Glyph,
+    Ink,
+    Line,
+    PrintOptions,
+    Span,
+    age,
+    bar,
+    columns,
+    describe_simulated,
+    fold,
+    line,
+    prose,
+    prose_of_each,
+    table,
+)
+
+COLUMNS = columns(NODE=0, PROGRESS=5, PHASE=0, REASON=0, PODS=4, CULPRIT=1, SINCE=2, DEADLINE=3)
+WIDE = columns(STEP=6, WANTED=7, OBSERVED=7, CORDON=7, HEALTH=8)
+NOT_SEEN = (
+    "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
+    " running."
+)
+_AHEAD = Glyph("·", "-", Ink.FAINT)
+_PROGRESS = (*WAY, Phase.SYNCED)
+
+
+def describe(
+    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, options: PrintOptions, *, timeline: bool = False
+) -> list[Line]:
+    lines = describe_health(pools, unowned, options)
+    for pool in pools:
+        drawn = describe_timeline(pool, now, options) if timeline else []
+        lines += [BLANK, *describe_pool(pool, now, options), *drawn]
+    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
+
+
+def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions) -> list[Line]:
+    lines = describe_simulated(simulated_nodes(pools, unowned), options)
+    if not pools:
+        hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
+        return [*lines, *prose(hint, options)]
+    health, totals = tell_health(pools)
+    lines += prose(f"{health}.", options, ink=pools[0].state.value.ink)
+    return [*lines, *prose(totals, options, ink=Ink.FAINT)]
+
+
+def tell_health(pools: Pools) -> tuple[str, str]:
+    """Return which pools need attention, and the numbers of pools, nodes and GPUs."""
+    names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
+    health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
+    members = [node for pool in pools for node in pool.members]
+    gpus = counted(sum(pool.gpus for pool in pools), "GPU")
+    return health, f"{count_states('pool', pools)}; {count_states('node', members)}; {gpus}"
+
+
+def tell_unowned(unowned: Sequence[NodeStatus]) -> str:
+    names = some([node.name for node in unowned], 5)
+    return f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}" if unowned else ""
+
+
+def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
+    """Return how many nodes or pools there are, and in which states, such as `4 nodes: 3 done, 1 blocked`."""
+    states = Counter(one.state for one in members)
+    counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+    return ": ".join(filter(None, (counted(len(members), noun), counts)))
+
+
+def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
+    states = Counter(node.state for node in pool.members)
+    glyphs = [state.value for state in State for _ in range(states[state])]
+    cells = list(bar(glyphs, options, min(60, options.room)))
+    for glyph in dict.fromkeys(glyphs):
+        cells.append(Span(f"  {glyph.on(options)} {states[State(glyph)]} {glyph.word}", glyph.ink))
+    lines = describe_title(pool, options) + (fold(tuple(cells), options) if cells else [])
+    lines += describe_facts(pool, now, options)
+    shown = pool.members if options.wide else pool.changing[:MOST]
+    if shown:
+        lines += describe_nodes(shown, now, options)
+    if (more := len(pool.changing) - len(shown)) > 0:
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
+    return lines + describe_events(pool, now, options)
+
+
+def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, options: PrintOptions) -> list[Line]:
+    shown = COLUMNS + (WIDE if options.wide else ()) + (columns(MESSAGE=0) if options.flowing else ())
+    rows = []
+    for node in nodes:
+        ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
+        progress = ""
+        if not options.flowing:
+            stands = node.state in (State.BLOCKED, State.FAILED)
+            done = _PROGRESS.index(node.phase) + 1 if node.phase in _PROGRESS else int(stands)
+            progress = node.state.value.on(options) * done + _AHEAD.on(options) * (len(_PROGRESS) - done)
+        texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
+        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if options.wide else []
+        if options.flowing:
+            texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
+        rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
+    return table(shown, rows, options, "  ")
+
+
+def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
+    """Draw the pool's message and what is about to happen."""
+    lines = prose(NOT_SEEN.format(pool.unseen), options, ink=Ink.BAD) if pool.unseen else []
+    if pool.message and pool.status != "Synced":
+        lines += prose(pool.message, options)
+    texts: list[str] = []
+    if plan := pool.plan:
+        nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
+        head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
+        texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
+    if pool.paused:
+        texts.append(
+            f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
+        )
+    if pool.next_window:
+        head = "window" if pool.next_window.startswith("open") else "next window"
+        texts.append(f"{head}: {pool.next_window}")
+    if (estimate := find_estimate(pool, now)) is not None:
+        texts.append(estimate[1])
+    return lines + prose_of_each(texts, options)
+
+
+def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
+    lines: list[Line] = []
+    for event in (pool.events or ())[0 if options.wide else -MOST :]:
+        ink = Ink.WAITING if text(event, "type") == "Warning" else Ink.FAINT
+        when = age(from_rfc3339(text(event, "eventTime")), now) or "?"
+        said = f"{when} ago {text(event, 'reason')}: {text(event, 'note')}"
+        lines += prose(said, options, indent="  ", hang="  ", ink=ink)
+    return lines
+
+
+def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
+    ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
+    what = " ".join(filter(None, (pool.mode, pool.layout)))
+    texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
+    texts += [f"{pool.used} devices used"] * bool(pool.used)
+    texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
+    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
+    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), options)
