@@ -34,6 +34,7 @@ from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.stack.effects import label_commands, tell_effects
 
 log = structlog.get_logger()
 
@@ -290,6 +291,9 @@ class Loop:
         why = snapshot.policies_error
         stale = "the cached policies may be out of date, so the operator does not start a change on any node"
         self._complaints.check("policies", why, stale, error=why)
+        told, run = tell_effects(plan.held).removeprefix("; "), label_commands(plan.held)
+        waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
+        self._complaints.check("pointers", plan.held, waits, kind=told, why=told, run=run)
         if why:
             return now + timedelta(seconds=RETRY)
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))

@@ -21,9 +21,11 @@ from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_res
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
+from gpusharing.planning.snapshot.nvidia import Effect
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
+from gpusharing.planning.stack.pointers import find_held
 from gpusharing.planning.transition.cases import (
     Member,
     UnjudgedPolicyError,
@@ -94,6 +96,8 @@ class RolloutPlan:
     """The latest time for the next pass, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: the nodes that it owns but that another policy is still changing."""
+    held: tuple[Effect, ...] = ()
+    """What nodes would lose by the operator's own write to ClusterPolicy, which waits for that."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
 
 
@@ -164,6 +168,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             previews=previews,
             vain_passes=vain,
         ),
+        held=find_held(stack, settings),
         afterwards=afterwards,
         coming=find_coming(owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, wake),

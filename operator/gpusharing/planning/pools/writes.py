@@ -55,7 +55,7 @@ def share(
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
         actions.append(SetClaims(claims, failed_nodes))
-    quiet = not claims and config is None
+    quiet = config is None and all(_has_ended(nodes.get(name), verdicts.get(name)) for name in claims)
     # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
     if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=quiet)) is not None:
         actions.append(pointers)
@@ -67,6 +67,12 @@ def share(
     if not snapshot.old_views and (rules := plan_rules(snapshot, busy)) is not None:
         actions.append(rules)
     return tuple(actions)
+
+
+def _has_ended(node: NodeView | None, verdict: Verdict | None) -> bool:
+    """Whether the change of a Failed node has ended, so that a restart of NVIDIA's programs disturbs nothing there."""
+    state = node.labels.get(names.LABEL_MIG_STATE) if node is not None else None
+    return verdict is not None and verdict.phase is Phase.FAILED and state not in ("pending", "rebooting")
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None) -> Claim:

@@ -280,7 +280,8 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             lost, is_known = _find_lost(node, now, then, later)
             held = f"; its policy {owner.name} is paused" if waits and owner is not None and is_known else ""
             if lost:
-                yield Effect(name, Loss.DEVICES, lost + held, known=is_known)
+                label = "" if name in serving else _find_entry(node, now, later)
+                yield Effect(name, Loss.DEVICES, lost + held, label, is_known)
         if name in serving and not off:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
 
@@ -347,6 +348,18 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
     if whole or node.labels.get(LABEL_MIG_CAPABLE) == "false" or not has_gpu(node):
         return "", True
     return UNKNOWN, False
+
+
+def _find_entry(node: NodeView, now: ClusterSnapshot, later: ClusterSnapshot) -> str:
+    """Return a label that names an entry with which the node loses nothing, before and after the change; or nothing."""
+    policy = now.stack.cluster_policy
+    if policy is None or not (_reads_ours(policy, now.settings) or not policy.plugin_config_name):
+        return ""  # the plugin would not find it yet
+    for key in sorted(later.stack.plugin_configs):
+        labeled = replace(node, labels={**node.labels, LABEL_PLUGIN_CONFIG: key})
+        if not any(_find_lost(node, now, labeled, stage)[0] for stage in (now, later)):
+            return f"{LABEL_PLUGIN_CONFIG}={key}"
+    return ""
 
 
 def find_layouts(node: NodeView, observed: ObservedView | None) -> tuple[Layout | None, ...] | None:
@@ -475,7 +488,7 @@ def tell_clients(effects: Iterable[Effect]) -> str:
 
 def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
     """Return why mig.strategy, whose value is `fixed`, must not be removed yet, and what comes first."""
-    users = [effect for effect in effects if effect.loss is Loss.DEVICES]
+    users = [effect for effect in effects if effect.loss is Loss.DEVICES and not effect.label]
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"

@@ -19,7 +19,6 @@ from gpusharing.planning.stack.effects import (
     SHOW_LABELS,
     after_labels,
     has_driver,
-    is_safe,
     tell_clients,
     tell_effects,
     tell_strategy_users,
@@ -327,7 +326,8 @@ def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Ite
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy"
             f"{tell_strategy_users(users, fixed) + tell_clients(users) if other else ''}",
-            _correct(view, policy, {"mig": {"strategy": None}}, needed=other and is_safe(users)),
+            after_labels(_correct(view, policy, {"mig": {"strategy": None}}, needed=other), users if other else ())
+            or _show(policy),
         )
 
 

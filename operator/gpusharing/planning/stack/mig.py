@@ -82,12 +82,13 @@ def find_mig_obstacle(
             " nvidia-mig-manager=REPOSITORY/k8s-mig-manager:v0.15.1"
         )
     elif policy.mig_strategy not in ("", spec.mig.strategy):
-        users = tell_strategy_users(effects_of(FREE_STRATEGY, stack), policy.mig_strategy)
+        effects = effects_of(FREE_STRATEGY, stack)
+        users = tell_strategy_users(effects, policy.mig_strategy)
         message = (
             f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
             f" {spec.mig.strategy} on every node{users}"
         )
-        command = "" if users else plain_upgrade(plain, namespace, "migStrategy=null")
+        command = after_labels(plain_upgrade(plain, namespace, "migStrategy=null"), effects)
         return Finding(Reason.MIG_STRATEGY_SET, message), command
     elif policy.mig_config_name != ours:
         message = (

@@ -174,8 +174,12 @@ class Server:
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.role is Role.DRIVER or self.owned:
-            return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
+            return self.show
         return f"kubectl -n {self.namespace} delete daemonset {self.name}"
+
+    @property
+    def show(self) -> str:
+        return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
 
     def covers(self, other: "Server") -> bool:
         """Whether every node that should run pods of `other` certainly must have this DaemonSet's too."""
@@ -208,12 +212,12 @@ def _are_twins(one: Server, other: Server) -> bool:
     return one.role is other.role and one.role in _DISTURBANCE and (one.covers(other) or other.covers(one))
 
 
-def tell_twins(servers: Iterable[Server], namespace: str) -> str:
+def tell_twins(servers: Iterable[Server], namespace: str, nodes: Collection[NodeView]) -> str:
     pairs = combinations(_running(servers, namespace), 2)
     main, other = next((pair for pair in pairs if _are_twins(*pair)), (None, None))
     if main is None or other is None:
         return ""
-    return f"{_tell(main, other, 'they share nodes')}; run: {_remedy(main, other)}"
+    return f"{_tell(main, other, 'they share nodes', nodes)}; run: {_remedy(main, other, nodes)}"
 
 
 def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str) -> Iterator[Symptom]:
@@ -235,8 +239,8 @@ def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], na
             yield (error if refused else warning)(
                 Topic.NODES,
                 "TwoMigManagers" if main.role is Role.MIG_MANAGER else "TwoDevicePlugins",
-                _tell(main, other, f"both select {some(both)}"),
-                _remedy(main, other),
+                _tell(main, other, f"both select {some(both)}", nodes),
+                _remedy(main, other, nodes),
             )
     for driver in drivers if plugins else ():
         if both := _shared(plugins[0], driver, nodes):
@@ -261,11 +265,22 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]
     return sorted(node.name for node in either if main.selects(node) and other.selects(node))
 
 
-def _tell(main: Server, other: Server, both: str) -> str:
-    return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}"
+def _tell(main: Server, other: Server, both: str, nodes: Iterable[NodeView]) -> str:
+    lone = _find_lone(main, other, nodes)
+    lost = f". Only {other.where} serves {some(lone)}, and without it their GPUs would be gone" if lone else ""
+    return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}{lost}"
 
 
-def _remedy(main: Server, other: Server) -> str:
+def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
+    """Return the nodes that would have no device plugin without `other`."""
+    if main.role is not Role.PLUGIN:
+        return []
+    return sorted(node.name for node in nodes if node.resources and other.selects(node) and not main.selects(node))
+
+
+def _remedy(main: Server, other: Server, nodes: Iterable[NodeView]) -> str:
+    if _find_lone(main, other, nodes):
+        return other.show
     if main.role is Role.MIG_MANAGER or (other.owned and not other.release):
         return other.removal
     return f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}"

@@ -168,6 +168,15 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
     )
 
 
+def find_held(stack: StackView, settings: PlanSettings) -> tuple[Effect, ...]:
+    """Return the harm for which the operator does not set pointers that it would set otherwise."""
+    policy = stack.cluster_policy
+    if not settings.configure_gpu_operator or policy is None:
+        return ()
+    free = (one for one in find_pointers(stack, settings) if one.is_free and one.field not in policy.configured)
+    return tuple(dict.fromkeys(effect for pointer in free for effect in pointer.victims if effect.known))
+
+
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
     """Return the write that sets ClusterPolicy's pointers to our ConfigMaps, or None if none is due.
 

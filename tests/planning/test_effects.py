@@ -1,0 +1,250 @@
+"""What a change of the installation takes from nodes, and that nothing is written or printed before it is known."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    NO_MIG_MANAGER,
+    NOW,
+    SETTINGS,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_policy,
+    make_snapshot,
+    make_stack,
+)
+from tests.planning.recovery import wanted
+from tests.planning.restpool import WAITS
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import SetPointers
+from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, Change, DaemonSetState, DraView, Loss, NodeDevices
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView
+from gpusharing.planning.stack.acceptance import with_effects
+from gpusharing.planning.stack.effects import (
+    FREE_STRATEGY,
+    RESTART_ALL,
+    RESTART_PLUGIN,
+    UNPLUG,
+    find_effects,
+    is_safe,
+    label_commands,
+)
+from gpusharing.planning.stack.pointers import find_held, mig_change, plan_pointers, plugin_change
+from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.verify import EXCLUSIVE
+
+GPU = {names.LABEL_GPU_PRESENT: "true", names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}
+SEVENTHS = (("1g.10gb", 7),)
+SHARED = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}"
+MPS = "version: v1\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}"
+MIXED, SILENT = "version: v1\nflags: {migStrategy: mixed}", "version: v1"
+OURS = {"default": SILENT, "shared": SHARED, "clients": MPS, "mixed": MIXED}
+
+
+def node(resources: dict[str, int], **labels: str) -> NodeView:
+    spelled = {f"nvidia.com/{key.replace('_', '-').replace('--', '.')}": value for key, value in labels.items()}
+    return make_node("gpu-9", labels=GPU | spelled, resources=resources)
+
+
+def cluster(one: NodeView, *gpus: Any, **fields: Any) -> ClusterSnapshot:
+    policy = fields.pop("policy", make_cluster_policy())
+    stack = make_stack(cluster_policy=policy, plugin_configs=OURS, **fields)
+    reports = [make_gpunode("gpu-9", gpus=gpus)] if gpus else []
+    return make_snapshot([one], [], gpunodes=reports, stack=stack)
+
+
+WHOLE, SMALL = make_gpu(), make_gpu(layout=SEVENTHS)
+SERVING = replace(WHOLE, compute_mode=EXCLUSIVE)
+BARE = make_cluster_policy("", mig_config_name="")
+DRIVER = next(row.change for row in REQUIREMENTS if row.label == "driver")
+PLUGIN_ON = next(row.change for row in REQUIREMENTS if row.label == "device-plugin")
+POINT = plugin_change(BARE, SETTINGS, OURS)
+TO_SHARED = Change(labels=((names.LABEL_PLUGIN_CONFIG, "shared"),), nodes=("gpu-9",))
+TO_NONE = Change(labels=((names.LABEL_PLUGIN_CONFIG, None),), nodes=("gpu-9",))
+TO_WHOLE = Change(labels=((names.LABEL_MIG_CONFIG, "all-disabled"),), nodes=("gpu-9",))
+TO_CONTAINERS = Change(labels=((names.LABEL_WORKLOAD_CONFIG, "container"),), nodes=("gpu-9",))
+BY_HAND = node(
+    {"nvidia.com/mig-1g.10gb": 7},
+    mig__config="all-disabled",
+    gpu__deploy__mig_manager="true",
+    device_plugin__config="mixed",
+)
+BY_DRA = replace(node({"nvidia.com/gpu": 1}), devices=NodeDevices(layouts=(None,)))
+
+LOSSES: dict[str, tuple[Change, ClusterSnapshot, Loss, str]] = {
+    "new tolerations restart mig-manager over GPUs that were divided by hand": (
+        RESTART_ALL, cluster(BY_HAND, SMALL), Loss.GPUS, "but its GPUs have 7x1g.10gb"),
+    "new tolerations restart a device plugin whose entry is gone": (
+        RESTART_ALL, cluster(node({"nvidia.com/gpu": 8}, device_plugin__config="gone"), WHOLE),
+        Loss.DEVICES, "device-plugin.config is gone"),
+    "any restart of the plugin ends MPS clients": (
+        RESTART_PLUGIN, cluster(node({"nvidia.com/gpu": 4}, device_plugin__config="clients"), SERVING),
+        Loss.CLIENTS, "ends all its clients"),
+    "the pointer takes the shares of an entry that ours lacks": (
+        POINT, cluster(node({"nvidia.com/gpu": 4}, device_plugin__config="theirs"), WHOLE, policy=BARE),
+        Loss.DEVICES, "device-plugin.config is theirs"),
+    "the default of the cluster goes with the pointer": (
+        plugin_change(replace(BARE, plugin_config_name="theirs", plugin_default="four"), SETTINGS, OURS),
+        cluster(node({"nvidia.com/gpu": 4}, gpu__replicas="4"), WHOLE,
+            policy=replace(BARE, plugin_config_name="theirs", plugin_default="four")),
+        Loss.DEVICES, "4 nvidia.com/gpu"),
+    "fewer shares by a label": (
+        TO_NONE, cluster(node({"nvidia.com/gpu": 4}, device_plugin__config="shared"), WHOLE),
+        Loss.DEVICES, "4 nvidia.com/gpu"),
+    "whole GPUs by a label": (TO_WHOLE, cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-1g.10gb"), SMALL),
+        Loss.GPUS, "is all-disabled, but its GPUs have 7x1g.10gb"),
+    "mig-manager comes to a node of virtual machines": (
+        TO_CONTAINERS, cluster(node({}, gpu__workload__config="vm-passthrough", mig__capable="true")), Loss.GPUS, "no agent has read"),
+    "a driver beside the host's own": (
+        DRIVER, cluster(node({"nvidia.com/gpu": 8}), WHOLE, policy=make_cluster_policy(switches={"driver.enabled": False})),
+        Loss.DEVICES, "its host brings its own driver"),
+    "a second device plugin": (
+        PLUGIN_ON,
+        cluster(replace(node({"nvidia.com/gpu": 8}), other_plugin="HAMi's device plugin"), WHOLE,
+            policy=make_cluster_policy(switches={PLUGIN_SWITCH: False})),
+        Loss.DEVICES, "HAMi's device plugin serves its GPUs"),
+    "no device plugin any more": (UNPLUG, cluster(node({"nvidia.com/gpu": 8}), WHOLE), Loss.DEVICES, "8 nvidia.com/gpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "before", "loss", "why"), LOSSES.values(), ids=LOSSES.keys())
+def test_a_node_loses_by(change: Change, before: ClusterSnapshot, loss: Loss, why: str) -> None:
+    (effect,) = find_effects(change, before)
+    assert (effect.node, effect.loss) == ("gpu-9", loss)
+    assert why in effect.why
+
+
+HARMLESS: dict[str, tuple[Change, ClusterSnapshot]] = {
+    "a restart of everything where labels say what is": (
+        RESTART_ALL, cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-1g.10gb",
+            device_plugin__config="mixed"), SMALL)),
+    "more shares by a label": (TO_SHARED, cluster(node({"nvidia.com/gpu": 1}), WHOLE)),
+    "a restart of the plugin with a device that is not healthy": (
+        RESTART_PLUGIN, cluster(node({"nvidia.com/gpu": 1}), WHOLE, make_gpu(1))),
+    "an MPS daemon that serves no GPU": (
+        RESTART_PLUGIN, cluster(node({"nvidia.com/gpu": 4}, device_plugin__config="clients"), WHOLE)),
+    "a pointer that moves where everything is merged": (
+        POINT, cluster(node({"nvidia.com/gpu": 1}), WHOLE, policy=BARE)),
+    "a driver where no host has one": (DRIVER, cluster(node({}), policy=make_cluster_policy(switches=NO_MIG_MANAGER))),
+    "mig-manager's file where mig-manager is off": (
+        mig_change(SETTINGS), cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-disabled"), SMALL,
+            policy=make_cluster_policy(mig_config_name="", switches=NO_MIG_MANAGER))),
+    "a deploy label of a node whose GPUs are whole": (
+        switch_on("nvidia.com/gpu.deploy.mig-manager", ("gpu-9",)),
+        cluster(node({"nvidia.com/gpu": 1}, gpu__deploy__mig_manager="false"), WHOLE)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "before"), HARMLESS.values(), ids=HARMLESS.keys())
+def test_nobody_loses_by(change: Change, before: ClusterSnapshot) -> None:
+    assert find_effects(change, before) == ()
+
+
+def test_a_label_protects_a_node_that_lives_by_the_strategy_of_the_cluster() -> None:
+    before = cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=make_cluster_policy(mig_strategy="mixed"))
+    effects = find_effects(FREE_STRATEGY, before)
+    assert is_safe(effects)
+    assert label_commands(effects) == ["kubectl label node gpu-9 --overwrite nvidia.com/device-plugin.config=mixed"]
+    protected = cluster(
+        node({"nvidia.com/mig-1g.10gb": 7}, device_plugin__config="mixed"),
+        SMALL,
+        policy=make_cluster_policy(mig_strategy="mixed"),
+    )
+    assert find_effects(FREE_STRATEGY, protected) == ()
+
+
+@pytest.mark.parametrize(("held", "lost"), [({}, False), ({"nvidia.com/gpu": 1}, True), (None, True)])
+def test_a_device_plugin_beside_the_dra_driver_may_go_once_no_pod_holds_its_devices(
+    held: dict[str, int] | None, lost: bool
+) -> None:
+    before = cluster(BY_DRA, WHOLE, dra=DraView(DaemonSetState("driver")))
+    report = before.gpunodes["gpu-9"]
+    assert report.observed is not None
+    report = GPUNodeView("gpu-9", "", "", False, replace(report.observed, allocated=held))
+    assert bool(find_effects(UNPLUG, replace(before, gpunodes={"gpu-9": report}))) is lost
+
+
+def test_nodes_that_cannot_be_read_may_lose_anything_that_the_change_touches() -> None:
+    before = make_snapshot(stack=make_stack(cluster_policy=BARE))
+    effects = find_effects(mig_change(SETTINGS), before, unread=True)
+    assert [(one.node, one.loss, one.known) for one in effects] == [("every GPU node", Loss.GPUS, False)]
+
+
+def test_the_operator_sets_no_pointer_that_ends_mps_clients() -> None:
+    settings = replace(SETTINGS, configure_gpu_operator=True)
+    serving = node({"nvidia.com/gpu": 4}, device_plugin__config="clients", mps__capable="true")
+    for gpu, due in (
+        (SERVING, ["migManager.config.name"]),
+        (WHOLE, ["devicePlugin.config.name", "migManager.config.name"]),
+    ):
+        before = cluster(serving, gpu, policy=BARE)
+        found = with_effects(replace(before, settings=settings), (), Memo())
+        action = plan_pointers(found.stack, settings, quiet=True)
+        assert action is not None
+        assert sorted(action.wanted) == due
+        assert [effect.loss for effect in find_held(found.stack, settings)] == (
+            [Loss.CLIENTS] if gpu is SERVING else []
+        )
+
+
+def test_accepted_names_the_nodes_whose_mps_clients_end() -> None:
+    serving = node({"nvidia.com/gpu": 4}, device_plugin__config="clients", mps__capable="true")
+    plan = plan_rollout(replace(cluster(serving, SERVING, policy=BARE), policies=(make_policy(mode="Full"),)), NOW)
+    found = plan.objections["pool-b"]
+    assert found.reason is Reason.PLUGIN_CONFIG_NOT_OURS
+    assert "all MPS clients on gpu-9 would end; drain these nodes first" in found.message
+
+
+def test_a_failed_node_does_not_keep_the_pointers_that_it_waits_for_from_being_set() -> None:
+    """The GPU Operator was installed anew in the middle of a change, and mig-manager does not find our entry."""
+    world = World(settings=replace(WAITS, configure_gpu_operator=True))
+    for number in range(3):
+        world.add_node(f"gpu-{number}")
+    world.set_policy(wanted("pool-b", 0, 1))
+    world.settle()
+    world.set_policy(wanted("pool-b", 3, 1))
+
+    def turn() -> Any:
+        for name in world.nodes:
+            world.act(name)
+        plan = world.step()
+        world.now += 2 * SECOND
+        return plan
+
+    while not (
+        actuating := [name for name, one in world.nodes.items() if one.fence and one.fence.stage == "actuating"]
+    ):
+        turn()
+    policy = world.stack.cluster_policy
+    assert policy is not None
+    empty = replace(policy, mig_config_name="", plugin_config_name="", configured=frozenset())
+    world.stack = replace(world.stack, cluster_policy=empty, serves_our_mig_file=False)
+    world.machines[actuating[0]].temper = "fails"
+    plan = turn()
+    while plan.verdicts[actuating[0]].phase is not Phase.FAILED:
+        assert not [one for one in plan.shared if isinstance(one, SetPointers)], "the change is going on"
+        plan = turn()
+    assert [one for one in plan.shared if isinstance(one, SetPointers)]
+
+
+SECOND = NOW.resolution * 1_000_000
+
+
+def test_messages_ask_for_no_change_whose_effects_were_not_found() -> None:
+    """Whatever is looked up in `StackView.effects` must have been due, or the lookup fails."""
+    policies = [make_policy(mode="Full"), make_policy("small", mig={"strategy": "single", "config": "all-1g.10gb"})]
+    for policy in (BARE, replace(BARE, mig_strategy="mixed"), replace(BARE, switches=NO_MIG_MANAGER)):
+        found = with_effects(
+            replace(cluster(BY_HAND, SMALL, policy=policy), policies=tuple(policies)), policies, Memo()
+        )
+        assert found.stack.effects is not None
+        assert set(plan_rollout(replace(found, policies=tuple(policies)), NOW).objections) == {"pool-b", "small"}
