@@ -307,7 +307,7 @@ async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_p
 
 
 def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
-    effects = with_effects(snapshot, snapshot.policies, Memo()).stack.effects or {}
+    effects = with_effects(snapshot, Memo(), {}, {}).stack.effects or {}
     return {one.node: one.missing for found in effects.values() for one in found if one.missing}
 
 

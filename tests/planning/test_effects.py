@@ -187,7 +187,7 @@ def test_the_operator_sets_no_pointer_that_ends_mps_clients() -> None:
         (WHOLE, ["devicePlugin.config.name", "migManager.config.name"]),
     ):
         before = cluster(serving, gpu, policy=BARE)
-        found = with_effects(replace(before, settings=settings), (), Memo())
+        found = with_effects(replace(before, settings=settings), Memo(), {}, {})
         action = plan_pointers(found.stack, settings, quiet=True)
         assert action is not None
         assert sorted(action.wanted) == due
@@ -243,8 +243,6 @@ def test_messages_ask_for_no_change_whose_effects_were_not_found() -> None:
     """Whatever is looked up in `StackView.effects` must have been due, or the lookup fails."""
     policies = [make_policy(mode="Full"), make_policy("small", mig={"strategy": "single", "config": "all-1g.10gb"})]
     for policy in (BARE, replace(BARE, mig_strategy="mixed"), replace(BARE, switches=NO_MIG_MANAGER)):
-        found = with_effects(
-            replace(cluster(BY_HAND, SMALL, policy=policy), policies=tuple(policies)), policies, Memo()
-        )
+        found = with_effects(replace(cluster(BY_HAND, SMALL, policy=policy), policies=tuple(policies)), Memo(), {}, {})
         assert found.stack.effects is not None
         assert set(plan_rollout(replace(found, policies=tuple(policies)), NOW).objections) == {"pool-b", "small"}

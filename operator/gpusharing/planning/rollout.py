@@ -113,7 +113,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     unread: dict[str, Exception] = {}
     wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
-    snapshot = with_effects(snapshot, [one for one in snapshot.policies if one.name not in unread], memo)
+    snapshot = with_effects(snapshot, memo, failed, unread)
     stack, settings = snapshot.stack, snapshot.settings
     offers = ((one.name, (one, wishes[one.name], stack, settings)) for one in snapshot.policies if one.name in wishes)
     terms = memo.each(find_targets, offers, failed=unread)

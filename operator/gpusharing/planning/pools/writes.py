@@ -71,8 +71,9 @@ def share(
 
 def _has_ended(node: NodeView | None, verdict: Verdict | None) -> bool:
     """Whether the change of a Failed node has ended, so that a restart of NVIDIA's programs disturbs nothing there."""
-    state = node.labels.get(names.LABEL_MIG_STATE) if node is not None else None
-    return verdict is not None and verdict.phase is Phase.FAILED and state not in ("pending", "rebooting")
+    if node is None or verdict is None or verdict.phase is not Phase.FAILED:
+        return False
+    return node.labels.get(names.LABEL_MIG_STATE) not in ("pending", "rebooting")
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None) -> Claim:

@@ -3,7 +3,7 @@
 What depends on the card of a node is decided for each node by `PolicyTargets`.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,6 +15,7 @@ from gpusharing.planning.snapshot.nvidia import (
     Change,
     ClusterPolicyView,
     Effect,
+    Loss,
     StackView,
 )
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
@@ -225,8 +226,11 @@ def _explain(wrong: Sequence[_WrongField], cluster_policy: ClusterPolicyView) ->
     return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
 
 
-def find_due_changes(policies: Collection[PolicyView], snapshot: ClusterSnapshot) -> Iterator[Change]:
-    """Yield the changes of the installation that a message may ask for, or that the operator may make."""
+def find_due_changes(strategies: Collection[str], snapshot: ClusterSnapshot) -> Iterator[Change]:
+    """Yield the changes of the installation that a message may ask for, or that the operator may make.
+
+    `strategies` are the MIG strategies that policies want.
+    """
     stack, settings = snapshot.stack, snapshot.settings
     policy = stack.cluster_policy
     if stack.by_dra or policy is None or policy.plain is not None:
@@ -247,16 +251,29 @@ def find_due_changes(policies: Collection[PolicyView], snapshot: ClusterSnapshot
         yield plugin_change(policy, settings, stack.plugin_configs)
     if policy.plain is None and not stack.serves_our_mig_file:
         yield mig_change(settings)
-    strategies = {one.spec.mig.strategy for one in policies if one.spec is not None and one.spec.mig is not None}
-    if policy.mig_strategy and strategies - {policy.mig_strategy}:
+    if policy.mig_strategy and {*strategies} - {"", policy.mig_strategy}:
         yield FREE_STRATEGY
 
 
-def with_effects(snapshot: ClusterSnapshot, policies: Collection[PolicyView], memo: Memo) -> ClusterSnapshot:
-    """Return the snapshot with the effects of all changes that are due; `policies` are the readable ones."""
-    asked = replace(snapshot, policies=tuple(policies))
-    effects = {change: find_effects(change, asked) for change in find_due_changes(policies, snapshot)}
+def with_effects(
+    snapshot: ClusterSnapshot, memo: Memo, failed: Mapping[str, Exception], unread: dict[str, Exception]
+) -> ClusterSnapshot:
+    """Return the snapshot with the effects of all changes that are due.
+
+    Nodes in `failed` may lose anything. Policies that cannot be read are in `unread`, to which this adds.
+    """
+    policies = {one.name: one for one in snapshot.policies if one.name not in unread}
+    strategies = memo.each(_find_strategy, ((name, (one,)) for name, one in policies.items()), failed=unread)
+    nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
+    readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in strategies))
+    unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
+    due = find_due_changes(strategies.values(), snapshot)
+    effects = {change: find_effects(change, readable) + unknown for change in due}
     return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
+
+
+def _find_strategy(policy: PolicyView) -> str:
+    return policy.spec.mig.strategy if policy.spec is not None and policy.spec.mig is not None else ""
 
 
 def request_of(policy: PolicyView) -> Request | Finding:
