@@ -21,6 +21,8 @@ from tests.chart.cluster import (
     is_there,
 )
 
+from gpusharing.api import names
+
 pytestmark = pytest.mark.cluster
 
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
@@ -334,8 +336,9 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
             "devicePlugin.config.name: theirs, which is not this operator's ConfigMap",
             "Nodes whose labels name entries of theirs lose their GPUs",
             "migManager.config.name: gpusharing-mig-parted, as required\n",
+            "helm test (below) says what comes first",
         ),
-        True,
+        False,
     ),
     "a strategy beside our pointers": (
         (*OURS, "single"),
@@ -376,6 +379,21 @@ def test_the_notes_do_not_warn_of_a_configmap_whose_entries_are_merged(installed
     assert WARNING not in notes_with(installed, "--set", "gpuOperator.adminPluginConfigMap=theirs")
 
 
+def test_the_notes_print_no_command_that_takes_the_gpus_of_nodes_that_name_entries(
+    installed: Installed, pointers: None
+) -> None:
+    """A device plugin does not start once its Node names what our ConfigMap does not have."""
+    say(installed, None, None, None)
+    assert ASKED in notes_with(installed)
+    node = f"{NODES}/{installed.admin.list(NODES)[0]['metadata']['name']}"
+    label = names.LABEL_PLUGIN_CONFIG
+    installed.admin.merge_patch(node, {"metadata": {"labels": {label: "theirs"}}})
+    try:
+        assert ASKED not in notes_with(installed)
+    finally:
+        installed.admin.merge_patch(node, {"metadata": {"labels": {label: None}}})
+
+
 NAMES = ("cluster-policy", "gpu-cluster-policy")
 
 
@@ -404,7 +422,7 @@ def test_of_two_clusterpolicies_the_notes_name_the_one_that_is_not_ignored(
         f"{CLUSTER_POLICIES}/{counts}", {"spec": {"devicePlugin": {"config": {"name": "of-this-one"}}}}
     )
     notes = notes_with(installed)
-    assert re.findall(r"patch clusterpolicy (\S+)", notes) == [counts]
+    assert re.findall(r"ClusterPolicy (\S+) currently says", notes) == [counts]
     assert "devicePlugin.config.name: of-this-one" in notes
 
 
