@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from gpusharing.api import names
+from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import (
@@ -25,6 +26,7 @@ from gpusharing.planning.stack.effects import (
     HOST_PROGRAMS,
     MIG_POINTER,
     PLUGIN_POINTER,
+    RESTART_PLUGIN,
     START_MIG_MANAGER,
     UNPLUG,
     after_labels,
@@ -50,7 +52,7 @@ from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, lacks
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import PolicyTargets, Request, find_request
+from gpusharing.planning.wanted.target import PolicyTargets, Request, find_deafness, find_request
 
 MOST_LABELS = 400
 """The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
@@ -121,8 +123,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             Reason.CONFIG_MAP_TAKEN,
             f"someone else created ConfigMap {stack.foreign_map} and it has entries, so the operator does not write to"
             f" it. To hand it over to the operator: kubectl label {where} --overwrite"
-            f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed). To let the"
-            f" operator create a new one: kubectl delete {where}",
+            f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed)",
         )
     if cluster_policy is not None:
         obstacle, command = find_mig_obstacle(spec, cluster_policy, stack, settings)
@@ -226,10 +227,10 @@ def _explain(wrong: Sequence[_WrongField], cluster_policy: ClusterPolicyView) ->
     return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
 
 
-def find_due_changes(strategies: Collection[str], snapshot: ClusterSnapshot) -> Iterator[Change]:
+def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: ClusterSnapshot) -> Iterator[Change]:
     """Yield the changes of the installation that a message may ask for, or that the operator may make.
 
-    `strategies` are the MIG strategies that policies want.
+    `wanted` are the modes that policies want, with their MIG strategies.
     """
     stack, settings = snapshot.stack, snapshot.settings
     policy = stack.cluster_policy
@@ -251,8 +252,11 @@ def find_due_changes(strategies: Collection[str], snapshot: ClusterSnapshot) -> 
         yield plugin_change(policy, settings, stack.plugin_configs)
     if policy.plain is None and not stack.serves_our_mig_file:
         yield mig_change(settings)
-    if policy.mig_strategy and {*strategies} - {"", policy.mig_strategy}:
+    if policy.mig_strategy and {strategy for _, strategy in wanted} - {"", policy.mig_strategy}:
         yield FREE_STRATEGY
+    mps = any(mode is Mode.MPS for mode, _ in wanted)
+    if mps and policy.mps_daemon is not None and find_deafness(policy.mps_daemon):
+        yield RESTART_PLUGIN
 
 
 def with_effects(
@@ -263,17 +267,18 @@ def with_effects(
     Nodes in `failed` may lose anything. Policies that cannot be read are in `unread`, to which this adds.
     """
     policies = {one.name: one for one in snapshot.policies if one.name not in unread}
-    strategies = memo.each(_find_strategy, ((name, (one,)) for name, one in policies.items()), failed=unread)
+    wanted = memo.each(_find_wanted, ((name, (one,)) for name, one in policies.items()), failed=unread)
     nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
-    readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in strategies))
+    readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in wanted))
     unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
-    due = find_due_changes(strategies.values(), snapshot)
+    due = find_due_changes(wanted.values(), snapshot)
     effects = {change: find_effects(change, readable) + unknown for change in due}
     return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
 
 
-def _find_strategy(policy: PolicyView) -> str:
-    return policy.spec.mig.strategy if policy.spec is not None and policy.spec.mig is not None else ""
+def _find_wanted(policy: PolicyView) -> tuple[Mode | None, str]:
+    spec = policy.spec
+    return (None, "") if spec is None else (spec.mode, spec.mig.strategy if spec.mig is not None else "")
 
 
 def request_of(policy: PolicyView) -> Request | Finding:

@@ -76,6 +76,9 @@ SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
 UNKNOWN = "nothing is known of its GPUs"
 
 
+UNEXPECTED = (Effect("every GPU node", Loss.GPUS, UNKNOWN, known=False),)
+
+
 def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = False) -> tuple[Effect, ...]:
     """Return what nodes would or may lose by the change, sorted by node, whether or not a policy owns them.
 
@@ -503,5 +506,5 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
 
 
 def effects_of(change: Change, stack: StackView) -> tuple[Effect, ...]:
-    """Return the effects that `with_effects` has found. Raises KeyError if it did not expect the change."""
-    return stack.effects[change] if stack.effects is not None else ()
+    """Return the effects that `with_effects` has found. If it did not expect the change, every node may lose anything."""
+    return () if stack.effects is None else stack.effects.get(change, UNEXPECTED)

@@ -14,7 +14,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
-from gpusharing.planning.stack.effects import find_effects
+from gpusharing.planning.stack.effects import RESTART_PLUGIN, find_effects, tell_clients
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
@@ -185,7 +185,10 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.LABEL_OWNED_ELSEWHERE, find_owned(case.node, assessed, case.actuator)
     objection = next(case.actuator.objections(case, assessed.target), None)
     if objection is not None and objection.reason is Reason.MPS_NOT_SWITCHABLE:
-        objection = replace(objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}")
+        clients = tell_clients((case.stack.effects or {}).get(RESTART_PLUGIN, ()))
+        objection = replace(
+            objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}{clients}"
+        )
     yield Reason.MPS_NOT_SWITCHABLE, objection
 
 
