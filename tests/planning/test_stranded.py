@@ -25,6 +25,7 @@ from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
 from gpusharing.api.selectors import FIELD
+from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.report.proposal import tell_proposal
@@ -243,7 +244,7 @@ def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_p
         return ({"team": "b"},)
 
     places = [
-        FutureNode(name, {GPU: 8}, {GPU: 8}, {}, emptied=True, open=True, find_labels=partial(labels, name))
+        FutureNode(Offer(name, {GPU: 8}, find_labels=partial(labels, name)), {GPU: 8}, {}, emptied=True, open=True)
         for name in ("gpu-07", "gpu-08")
     ]
     pods = [make_pod(f"llm-{team}", node_selector={"team": team}) for team in "acd"]
@@ -260,8 +261,8 @@ def with_claims(*devices: str) -> tuple[str, ...]:
     published = {"gpu-0": GPU, "gpu-1": GPU, "gpu-2-mig-9-0-4": f"{names.RESOURCE_MIG_PREFIX}3g.40gb"}
     before, after = Counter(published.values()), {f"{names.RESOURCE_MIG_PREFIX}3g.40gb": 6}
     places = [
-        FutureNode("gpu-07", before, after, {}, emptied=True, open=True, devices=published),
-        FutureNode("gpu-09", {GPU: 1}, {GPU: 1}, {}, emptied=False, open=True),
+        FutureNode(Offer("gpu-07", after), before, {}, emptied=True, open=True, devices=published),
+        FutureNode(Offer("gpu-09", {GPU: 1}), {GPU: 1}, {}, emptied=False, open=True),
     ]
     pod = make_pod(resources={}, dra="gpu", devices=devices)
     found = Afterwards(lambda: places).find_stranded("gpu-07", [pod])

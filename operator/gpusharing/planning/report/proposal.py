@@ -12,7 +12,7 @@ from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
-from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
+from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
 from gpusharing.planning.pools.afterwards import preview_of
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
@@ -60,6 +60,8 @@ class Vanishing:
     after: int
     demand: DeviceDemand
     """The demand for the resource in the whole cluster."""
+    elsewhere: bool
+    """Whether a node outside the pool will advertise it."""
     pods: tuple[str, ...]
     """Pods that request the resource and run on nodes that change, as `namespace/name`.
 
@@ -163,7 +165,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     told = {*names, *adopted}
     left_out = tuple(one for one in differing if one.node not in told)
     before, after = count_devices(pool.nodes, plan.targets)
-    vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
+    vanishing = tuple(_vanishing((before, after), names, policy.name, plan, snapshot))
     members_ = plan.pools[policy.name].members
     unseen = {
         one.node.name
@@ -257,18 +259,19 @@ def _steps(
 
 
 def _vanishing(
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    nodes: set[str],
+    counts: tuple[Mapping[str, int], Mapping[str, int]],
+    changing: set[str],
+    policy: str,
+    plan: RolloutPlan,
     snapshot: ClusterSnapshot,
-    afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
+    before, after = counts
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [
             pod.ref
             for node, work in sorted(snapshot.work.items())
-            if node in nodes
+            if node in changing
             for pod in work.pods
             if name in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)
         ]
@@ -276,7 +279,8 @@ def _vanishing(
             resource=name,
             before=before[name],
             after=after.get(name, 0),
-            demand=afterwards.find_demand(name),
+            demand=plan.afterwards.find_demand(name),
+            elsewhere=plan.afterwards.advertises(name, outside=plan.pools[policy].names),
             pods=tuple(sorted(pods)),
             pending=snapshot.pending.get(name, 0),
         )
