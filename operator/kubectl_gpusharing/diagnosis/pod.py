@@ -23,9 +23,9 @@ from gpusharing.kube.pods import (
     resource_claim_names,
 )
 from gpusharing.kube.raw import entries, part, section, text, texts
-from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, find_obstacles, needs_of
+from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
-from gpusharing.planning.gpus.cards import fits, remaining
+from gpusharing.planning.gpus.cards import remaining
 from gpusharing.planning.pools.afterwards import find_present_offer, find_target_offer
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.nvidia import StackView
@@ -123,9 +123,12 @@ class NodeRoom:
     names: frozenset[str]
     """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
 
-    def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free on the node, as far as is known."""
-        return fits(requests, self.now if self.free is None else self.free)
+    starts_free: bool
+    """Whether the pod could start on the devices that are free, as far as is known."""
+    starts_now: bool
+    """Whether it could start now if no other pod held a device."""
+    lasts: bool
+    """Whether it could start once all changes are done."""
 
     def most(self, resource: str) -> int:
         """Return how many devices of this resource the pod may use on the node, now or after the changes."""
@@ -134,8 +137,7 @@ class NodeRoom:
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest comes nearest to what is requested."""
         most = sum(min(n, self.most(name)) for name, n in requests.items())
-        lasts = fits(requests, self.after)
-        return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
+        return self.starts_free, self.lasts, self.starts_now, not self.closed, most
 
 
 def find_rule(needs: Needs, offer: Offer) -> Obstacle | None:
@@ -143,9 +145,29 @@ def find_rule(needs: Needs, offer: Offer) -> Obstacle | None:
     return next((one for one in find_obstacles(needs, offer) if one.kind is not Kind.COUNT), None)
 
 
-def _find_refusal(needs: Needs, *offers: Offer) -> str:
-    refused = (one for offer in offers for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
-    return next((one.text for one in refused), "")
+def _room(
+    needs: Needs, pool: str, offers: tuple[Offer, Offer], closed: str, held: Mapping[str, int] | None
+) -> NodeRoom:
+    """Return the room of a node with these offers, now and after the changes; `held` is None if unknown."""
+    present, future = offers
+    now, later = {} if find_rule(needs, present) else present.devices, find_rule(needs, future)
+    free = {} if closed or not now else None if held is None else remaining(now, held)
+    refused = (one.text for offer in offers for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
+    return NodeRoom(
+        node=present.node,
+        pool=pool,
+        now=now,
+        free=free,
+        after={} if later else future.devices,
+        closed=closed,
+        later=later,
+        refusal=next(refused, ""),
+        planned=future.devices,
+        names=frozenset((*present.devices, *future.devices)),
+        starts_free=could_start(needs, replace(present, devices=now if free is None else free)),
+        starts_now=could_start(needs, present),
+        lasts=could_start(needs, future),
+    )
 
 
 def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
@@ -155,25 +177,12 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
     observed = report.observed if report is not None and node.devices is None else None
     becomes, present = live.plan.afterwards.find_node(node.name), find_present_offer(node, live.snapshot.stack)
     future = present if becomes is None else becomes.planned or becomes.offer
-    now = {} if find_rule(needs, present) else present.devices
-    later = find_rule(needs, future)
     gated = node.gate is not None
     tainted = node.fence is not None and node.fence.tainted
     shut = gated or node.unschedulable or not node.ready or tainted
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
     held = None if observed is None else observed.allocated
-    return NodeRoom(
-        node=node.name,
-        pool="" if verdict is None else verdict.policy,
-        now=now,
-        free={} if shut or not now else None if held is None else remaining(now, held),
-        after={} if later else future.devices,
-        closed=why if shut else "",
-        later=later,
-        refusal=_find_refusal(needs, present, future),
-        planned=future.devices,
-        names=frozenset((*present.devices, *future.devices)),
-    )
+    return _room(needs, "" if verdict is None else verdict.policy, (present, future), why if shut else "", held)
 
 
 def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
@@ -181,17 +190,11 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
-    offer = Offer(node.name, {})
-    if isinstance(target, Target):
-        offer = find_target_offer(node.name, target, node.policy)
-    later = find_rule(needs, offer)
-    after = {} if later else offer.devices
-    now = after if node.phase == Phase.SYNCED else {}
+    nothing = Offer(node.name, {})
+    future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else nothing
+    present = future if node.phase == Phase.SYNCED else nothing
     held = None if observed is None else observed.allocated
-    free = {} if node.cordon else None if held is None else remaining(now, held)
-    closed, refusal = node.cordon and "cordoned", _find_refusal(needs, offer)
-    names = frozenset(offer.devices)
-    return NodeRoom(node.name, node.policy, now, free, after, closed, later, refusal, offer.devices, names)
+    return _room(needs, node.policy, (present, future), node.cordon and "cordoned", held)
 
 
 # --- the guard for tenants -----------------------------------------------------------------------------------
@@ -332,7 +335,7 @@ def _answer(
         for service in _services(pool, status, asks, [room for room in rooms if room.pool == pool])
     )
     node = text(raw, "spec", "nodeName")
-    lasting = any(fits(asks, room.after) for room in rooms)
+    lasting = not asks or any(room.lasts for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
     note = f"this answer ignores the pod's {unchecked}, which may exclude nodes that are counted here"
@@ -356,7 +359,7 @@ def _answer(
 def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
     """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now or room.after)
-    none = NodeRoom("", pool, {}, {}, {}, "", None, "", {}, frozenset())
+    none = _room(Needs(()), pool, (Offer("", {}), Offer("", {})), "", {})
     best = max(reached, key=lambda room: room.rank(asks), default=none)  # once for the whole request
 
     def rule(room: NodeRoom) -> str:
@@ -420,8 +423,8 @@ def _conclude(
             f"{''.join(_suggest(rooms, name) for name in absent)} Request a resource that is advertised, or change a"
             " policy (kubectl gpusharing plan -f FILE shows what that would do)"
         )
-    free = [room.node for room in rooms if room.has_free(asks)]
-    nodes = free or [room.node for room in rooms if fits(asks, room.after)]
+    free = [room.node for room in rooms if room.starts_free]
+    nodes = free or [room.node for room in rooms if room.lasts]
     have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
     if free:
         return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
@@ -456,7 +459,7 @@ def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, exc
     for name, wanted in asks.items():
         if 0 < most[name] < wanted:
             return f"{nowhere} has more than {most[name]} of the {wanted} {name} that this pod requests"
-    if all(most.values()) and not any(fits(asks, room.now) for room in rooms):
+    if all(most.values()) and not any(room.starts_now for room in rooms):
         requests = " and ".join(f"{n} {name}" for name, n in asks.items())
         return f"{nowhere} has everything that this pod requests: {requests}"
     names = ", ".join(asks)
