@@ -43,6 +43,8 @@ class Toleration:
     def covers(self, taint: Taint) -> bool:
         if self.effect not in ("", taint.effect) or self.key not in ("", taint.key):
             return False
+        if not self.key:  # the API server refuses every other operator without a key
+            return self.operator == "Exists"
         if self.operator in ("Gt", "Lt"):
             return holds({"taint": taint.value}, ("taint", self.operator, (self.value,)))
         return self.operator == "Exists" or (self.operator == "Equal" and self.value == taint.value)
