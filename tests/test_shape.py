@@ -17,7 +17,7 @@ PLANNING = PRODUCT / "planning"
 MOST_NARROWINGS = 8
 """Places where the planner says by an assert what its types do not."""
 CACHED = {
-    "drain/stranded.py",
+    "drain/placement.py", "drain/stranded.py",
     "gpus/cards.py", "gpus/geometry.py",
     "pools/windows.py", "pools/candidates.py", "snapshot/views.py", "wanted/verify.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",

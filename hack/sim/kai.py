@@ -21,7 +21,7 @@ from hack.sim.workloads import start_pod
 
 SCHEDULER, NAMESPACE = "kai-scheduler", "kai-resource-reservation"
 GROUP, FRACTION = "runai-gpu-group", "gpu-fraction"
-GPU = "nvidia.com/gpu"
+GPU, MIG = "nvidia.com/gpu", "nvidia.com/mig-"
 
 
 class Kai:
@@ -128,7 +128,7 @@ class Kai:
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
         """Return node and group for the pod; the group is empty if a whole GPU is free for a new one."""
         node = self._nodes[name]
-        if (node.get("spec") or {}).get("unschedulable"):
+        if (node.get("spec") or {}).get("unschedulable") or is_mig(node):
             return None
         here = [other for other in self._pods.values() if other["spec"].get("nodeName") == name]
         for group in sorted({group_of(other) for other in here} - {""}):
@@ -137,6 +137,14 @@ class Kai:
                 return name, group
         allocatable = count(((node.get("status") or {}).get("allocatable") or {}).get(GPU, "0")) or 0
         return (name, "") if allocatable > sum(map(gpus_of, here)) else None
+
+
+def is_mig(node: JSON) -> bool:
+    """Whether KAI takes the node for one with MIG, where it gives no fractions: by its own label or, without that, by
+    allocatable MIG resources (v0.17.0, pkg/scheduler/api/node_info/node_info.go)."""
+    label = (node["metadata"].get("labels") or {}).get("node-role.kubernetes.io/mig-enabled")
+    allocatable = (node.get("status") or {}).get("allocatable") or {}
+    return label == "true" if label is not None else any(n.startswith(MIG) and count(q) for n, q in allocatable.items())
 
 
 def group_of(pod: JSON) -> str:

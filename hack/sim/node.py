@@ -16,6 +16,8 @@ from gpusharing.api.names import (
 )
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import AlreadyExists
+from gpusharing.kube.pods import container_requests
+from gpusharing.kube.raw import entries
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim.dra import KubeletPlugin
 from hack.sim.gpu import SimulatedGPUs
@@ -125,11 +127,12 @@ class SimNode:
         """All tasks of this node that have not ended, those of `_tasks` among them."""
         self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)
         self.kubelet_plugin = KubeletPlugin(cluster, self.object, gpus)
+        self._plugin = DevicePlugin(cluster, self.object, gpus, lambda: self.mps.clients is not None)
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
             PlayedOperand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
             for port in (
-                DevicePlugin(cluster, self.object, gpus, lambda: self.mps.clients is not None),
+                self._plugin,
                 self._gfd,
             )
         )
@@ -196,6 +199,11 @@ class SimNode:
             if self.gpus.card(index).profiles:
                 self.gpus.destroy_all(index)
         self._spawn(self._label_later())
+
+    def refuse(self, pod: JSON) -> str:
+        """Return the error with which the device plugin refuses a container of the pod; empty if it refuses none."""
+        containers = (*entries(pod, "spec", "initContainers"), *entries(pod, "spec", "containers"))
+        return next(filter(None, (self._plugin.refuse(container_requests(one)) for one in containers)), "")
 
     def log(self, line: str) -> None:
         """Log a line that begins with the node's name."""

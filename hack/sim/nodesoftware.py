@@ -109,6 +109,11 @@ class NodeSoftware:
         self.pages: Pages | None = pages or (None if port is None else AgentPages(port))
         """The server of the agents' metrics, or None if they are not served."""
 
+    def refuse(self, pod: JSON) -> str:
+        """Return the error with which the device plugin of the pod's node refuses the pod; empty if it admits it."""
+        node = self.nodes.get(pod["spec"].get("nodeName", ""))
+        return node.refuse(pod) if node is not None else ""
+
     async def run(self) -> None:
         """Simulate until canceled, and close `pages` at the end."""
         try:

@@ -6,7 +6,7 @@ key is missing, only the sidecar crash-loops, and the main container keeps the o
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Protocol
@@ -23,7 +23,7 @@ from gpusharing.api.names import (
 from hack.sim import gfd
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.nodeobject import NodeObject, SimCluster
-from hack.sim.plugin import PluginError, SimPluginConfig, advertised, choose_key, parse_config
+from hack.sim.plugin import PluginError, SimPluginConfig, advertised, choose_key, find_refusal, parse_config
 from hack.sim.readings import Readings
 from hack.sim.settings import Clock, Times
 
@@ -90,6 +90,11 @@ class DevicePlugin(Configured):
         super().__init__(cluster, node, gpus)
         self._mps_serves = mps_serves
         self._waits = False
+        self._config: SimPluginConfig | None = None
+
+    def refuse(self, requests: Mapping[str, int]) -> str:
+        """Return why the running plugin refuses the requests of one container; empty if it does not."""
+        return find_refusal(self._config, requests, self.cluster.settings.plugin) if self._config is not None else ""
 
     async def serve(self, key: str) -> None:
         """Advertise the resources of this configuration; with MPS none until the daemon serves."""
@@ -97,6 +102,7 @@ class DevicePlugin(Configured):
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
         self._waits = config.sharing == "mps" and not self._mps_serves()
+        self._config = config
         await self.node.advertise({} if self._waits else counts, plugin=not self._waits)
 
     def again(self) -> bool:
@@ -105,7 +111,7 @@ class DevicePlugin(Configured):
 
     async def gone(self, *, crashed: bool) -> None:
         """Set allocatable to 0 as the kubelet does, because the plugin's socket is gone."""
-        self._waits = False
+        self._waits, self._config = False, None
         await self.node.advertise({}, plugin=False)
 
 

@@ -52,6 +52,8 @@ class SimPluginConfig:
     """Replicas by resource name, or None without sharing."""
     rename: bool = False
     """Whether the name of a shared resource ends in `.shared` (renameByDefault)."""
+    one_each: bool = False
+    """Whether a container that requests several shares is refused (failRequestsGreaterThanOne)."""
 
     @property
     def clients(self) -> int | None:
@@ -116,12 +118,13 @@ def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     block = value or {}
-    _bool(block.get("failRequestsGreaterThanOne"))
+    fails = block.get("failRequestsGreaterThanOne")
+    one_each = kind == "mps" if fails is None else _bool(fails)
     rename = _bool(block.get("renameByDefault"))
     rows = _list(block.get("resources"))
     if not rows:
         raise PluginError("no resources specified")
-    return SimPluginConfig("none", kind, dict(map(_row, rows)), rename)
+    return SimPluginConfig("none", kind, dict(map(_row, rows)), rename, one_each)
 
 
 def _row(value: JSONValue) -> tuple[str, int]:
@@ -230,6 +233,18 @@ def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVers
         shared = name in replicas
         resources[f"{name}.shared" if shared and config.rename else name] = count * replicas.get(name, 1)
     return resources
+
+
+def find_refusal(config: SimPluginConfig, requests: Mapping[str, int], version: PluginVersion = "0.20.0") -> str:
+    """Return the error of Allocate for the requests of one container; empty if it is admitted.
+
+    As ValidateRequest of internal/rm/rm.go; before v0.20 an explicit false did not count for MPS (b.3).
+    """
+    shared = {f"{name}.shared" if config.rename else name for name in config.replicas or {}}
+    if config.one_each or (config.sharing == "mps" and version == "0.19.3"):
+        for count in (count for name, count in requests.items() if name in shared and count > 1):
+            return f"invalid request: maximum request size for shared resources is 1; found {count}"
+    return ""
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:

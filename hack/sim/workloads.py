@@ -94,9 +94,14 @@ class Workloads:
     """Maintains the pods of workloads: it replaces missing pods, and binds pods to nodes where they fit."""
 
     def __init__(
-        self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
+        self,
+        client: KubeClient,
+        settings: SimSettings,
+        *,
+        log: Callable[[str], None] = lambda line: None,
+        refuse: Callable[[JSON], str] = lambda pod: "",
     ) -> None:
-        self._client = client
+        self._client, self._refuse = client, refuse
         self._log = log
         self._clock = Clock(settings)
         self._random = random.Random(settings.seed)
@@ -135,7 +140,7 @@ class Workloads:
                 await self._play_test()
                 await self._replace()
                 for pod in await self._schedule():
-                    tasks.create_task(start_pod(self._client, self._clock, pod))
+                    tasks.create_task(start_pod(self._client, self._clock, pod, self._refuse))
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -285,12 +290,17 @@ class Workloads:
         await self._client.patch(PODS, pod["metadata"]["name"], status, namespace=namespace, subresource="status")
 
 
-async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, as a kubelet does."""
+async def start_pod(
+    client: KubeClient, clock: Clock, pod: JSON, refuse: Callable[[JSON], str] = lambda pod: ""
+) -> None:
+    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, or Failed if `refuse` says why."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [{"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")]
-    status = {"phase": "Running", "startTime": moment, "conditions": ready}
+    status: JSON = {"phase": "Running", "startTime": moment, "conditions": ready}
+    if error := refuse(pod):
+        told = f"Allocate failed due to rpc error: code = Unknown desc = {error}, which is unexpected"
+        status = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": told, "startTime": moment}
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
     with suppress(NotFound):
         await client.patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")

@@ -1,5 +1,5 @@
 """A failed driver upgrade of NVIDIA is a person's turn wherever the wait is shown, and the command that is printed ends
-it (docs/design/nvidia.md#d4)."""
+it (stack/driverupgrade.py, docs/design/nvidia.md#d4)."""
 
 import asyncio
 import re

@@ -8,12 +8,24 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import NODES, PODS
-from gpusharing.kube.convert import TRANSIENT_TAINTS
-from kubectl_gpusharing.diagnosis.pod import find_obstacle, find_overlooked
+from gpusharing.kube.convert import node_view
+from gpusharing.kube.pods import pod_view
+from gpusharing.planning.drain.placement import needs_of
+from gpusharing.planning.pools.afterwards import find_present_offer
+from gpusharing.planning.snapshot.taints import TRANSIENT_TAINTS
+from kubectl_gpusharing.diagnosis.pod import BARE, find_overlooked, find_rule
 
 JSON = dict[str, Any]
 NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}
 AFFINITY, WANTS = "the pod's spec.affinity.nodeAffinity requires", "the pod's spec.nodeSelector requires"
+
+
+def find_obstacle(pod: JSON, node: JSON) -> str:
+    """The first rule that keeps a pod with a GPU from a Node."""
+    containers = [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+    needs = needs_of(pod_view({"spec": {**pod.get("spec", {}), "containers": containers}}, {}))
+    found = find_rule(needs, find_present_offer(node_view(node), BARE))
+    return "" if found is None else found.text
 
 
 def affine(*terms: JSON) -> JSON:

@@ -84,7 +84,8 @@ async def test_without_a_plan_too_no_container_gets_two_shares_of_mps() -> None:
         forbid(scene, NODES)
         data = await answer(scene, asking({GPU: 2}))
     (service,) = data["services"]
-    rule = "policy pool-b has mode MPS, which implies failRequestsGreaterThanOne; request 1 in each container"
+    mode = "policy pool-b has mode MPS, which implies failRequestsGreaterThanOne"
+    rule = f"a container requests 2 {GPU}, but {mode}; request 1 in each container"
     assert (service["but"], data["conclusion"]) == (rule, f"kubelets would reject this pod: {rule}")
 
 

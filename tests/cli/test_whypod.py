@@ -25,6 +25,7 @@ TOO_LARGE = (
     "Allocate failed due to rpc error: code = Unknown desc = request for 'nvidia.com/gpu: 2' too large: maximum"
     " request size for shared resources is 1, which is unexpected"
 )
+TWO = "a container requests 2 nvidia.com/gpu"
 REFUSED: JSON = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": TOO_LARGE}
 
 
@@ -269,7 +270,7 @@ async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_wh
         data = await told(scene, asking({GPU: 2}, status=REFUSED, nodeName="gpu-1"))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"
-    rule = "policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
+    rule = f"{TWO}, but policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
     assert data["conclusion"] == f"the kubelet on gpu-1 rejected this pod: {rule}"
     assert f"Status: UnexpectedAdmissionError: {TOO_LARGE}" in " ".join(shown.out.split())
 
@@ -288,7 +289,7 @@ async def test_a_pod_that_waits_learns_beforehand_that_kubelets_would_refuse_it_
 ) -> None:
     data = await about(asking({GPU: 2}), spec, 1)
     (service,) = data["services"]
-    rule = f"policy pool-b {how}; request 1 in each container"
+    rule = f"{TWO}, but policy pool-b {how}; request 1 in each container"
     assert (service["but"], data["conclusion"]) == (rule, f"kubelets would reject this pod: {rule}")
 
 

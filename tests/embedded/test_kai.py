@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.kai import FRACTION, GROUP, NAMESPACE, SCHEDULER, Kai
 from hack.sim.settings import SimSettings
@@ -105,6 +106,62 @@ async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_
         assert "nvidia.com/gpu, a fraction of which KAI-Scheduler assigns to the pod" in text
     assert "requests 0.5 of a GPU from KAI-Scheduler" in why.out
     assert "This pod is on node gpu-1, which the operator is not changing now." in why.out
+
+
+SINGLE: JSON = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+PARTLY: JSON = {
+    "mode": "MIG",
+    "mig": {
+        "strategy": "mixed",
+        "layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (SINGLE, "KAI-Scheduler gives no fractions of the MIG devices of a node with MIG strategy single"),
+        (PARTLY, "KAI-Scheduler places only pods that request MIG devices on a node that has some"),
+    ],
+    ids=["strategy single", "a GPU stays whole"],
+)
+@virtually
+async def test_pods_that_kai_would_not_place_on_mig_are_held_although_the_name_of_their_gpu_stays(
+    spec: JSON, said: str, tmp_path: Path
+) -> None:
+    """kai-scheduler/KAI-Scheduler#506, #1876."""
+    async with shared(1) as scene:
+        plan = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(spec)))
+        scene.apply(spec)
+        transition = await scene.reason("gpu-1", "StrandedPods")
+        assert scene.evicted() == []
+    assert said in " ".join(plan.out.split())
+    assert said in transition["message"]
+    assert "other nodes still advertise it" not in plan.out
+
+
+@virtually
+async def test_strategy_single_is_no_hint_for_pods_with_a_fraction(tmp_path: Path) -> None:
+    async with shared(1) as scene:
+        plan = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    assert "no node would advertise it any more" in plan.out
+    assert "Hint" not in plan.out
+
+
+@virtually
+async def test_a_pod_that_waits_for_a_fraction_on_a_mig_node_is_told_that_kai_gives_none_there() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster)
+        scene.apply(SINGLE)
+        await scene.ready()
+        waiting = {**sharing(), "status": {"phase": "Pending"}}
+        del waiting["spec"]["nodeName"]
+        scene.e.cluster.add(PODS, waiting)
+        told = await ask(scene.e.cluster, "why", "default/llm-1")
+    text = " ".join(told.out.split())
+    assert "This pod cannot start: KAI-Scheduler gives no fractions of the MIG devices of a node" in text
+    assert "node-role.kubernetes.io/mig-enabled=true" in text
 
 
 @virtually

@@ -6,6 +6,7 @@ from datetime import datetime
 from tests.build import NOW
 
 from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
@@ -18,8 +19,8 @@ SCOPE = Scope(OPERATOR)
 
 def roomy(*names: str) -> Afterwards:
     """A cluster in which another node will advertise plenty of these resources, and no other one."""
-    place = FutureNode("elsewhere", {}, dict.fromkeys(names, 1000), {}, emptied=False, open=True)
-    return Afterwards(lambda: [place])
+    node = FutureNode(Offer("elsewhere", dict.fromkeys(names, 1000)), {}, {}, emptied=False, open=True)
+    return Afterwards(lambda: [node])
 
 
 GPU = roomy("nvidia.com/gpu")

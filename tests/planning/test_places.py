@@ -14,6 +14,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.candidates import find_places, spare
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.taints import Taint
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -24,12 +25,12 @@ BEFORE: dict[str, tuple[Sequence[NodeView], int | None]] = {
     "the other one is not Ready": ((A, make_node("b", ready=False)), 0),
     "there is no other node": ((A,), None),
     "the other one keeps pods off with a taint, so that waiting would not help": (
-        (A, replace(make_node("b"), barred=True)),
+        (A, replace(make_node("b"), taints=(Taint("dedicated"),))),
         None,
     ),
     "the other one is being deleted": ((A, make_node("b", deleting=True)), None),
     "it is no place itself": (
-        (replace(make_node("a"), barred=True), make_node("b", unschedulable=True)),
+        (replace(make_node("a"), taints=(Taint("dedicated"),)), make_node("b", unschedulable=True)),
         None,
     ),
 }
@@ -95,7 +96,7 @@ AWAY: dict[str, tuple[NodeView, int]] = {
     "it was cordoned before, and stays so": (
         make_node("n0", unschedulable=True, fence=replace(IN_FLIGHT, prior_unschedulable=True)), 1),
     "a taint keeps pods off it": (
-        replace(make_node("n0", unschedulable=True, fence=IN_FLIGHT), barred=True), 1),
+        replace(make_node("n0", unschedulable=True, fence=IN_FLIGHT), taints=(Taint("dedicated"),)), 1),
     "nothing of ours goes on there": (make_node("n0", unschedulable=True), 1),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
 from gpusharing.api.selectors import FIELD
+from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.report.proposal import tell_proposal
@@ -33,6 +34,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -243,12 +245,72 @@ def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_p
         return ({"team": "b"},)
 
     places = [
-        FutureNode(name, {GPU: 8}, {GPU: 8}, {}, emptied=True, open=True, find_labels=partial(labels, name))
+        FutureNode(Offer(name, {GPU: 8}, find_labels=partial(labels, name)), {GPU: 8}, {}, emptied=True, open=True)
         for name in ("gpu-07", "gpu-08")
     ]
     pods = [make_pod(f"llm-{team}", node_selector={"team": team}) for team in "acd"]
     assert Afterwards(lambda: places).find_stranded("gpu-07", pods) == ()
     assert sorted(asked) == ["gpu-07", "gpu-08"]
+
+
+# --- by what only one program refuses -------------------------------------------------------------------------------
+
+MPS = make_policy(mode="MPS")
+STRICT = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
+SINGLE = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"})
+PARTLY = make_policy(
+    mig={"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1, 2, 3, 4, 5, 6, 7], "profiles": {}}]}
+)
+TWO = {"resources": {GPU: 2}, "per_container": {GPU: 2}}
+FRACTION: dict[str, Any] = {"resources": {}, "labels": {"runai-gpu-group": "g"}, "scheduler": "kai-scheduler"}
+REFUSED: dict[str, tuple[PolicyView, dict[str, Any], str]] = {
+    "MPS": (MPS, TWO, f"A container requests 2 {GPU}, but policy pool-b has mode MPS"),
+    "time-slicing": (STRICT, TWO, f"A container requests 2 {GPU}, but policy pool-b sets failRequestsGreaterThanOne"),
+    "KAI, strategy single": (SINGLE, FRACTION, "KAI-Scheduler gives no fractions of the MIG devices"),
+    "KAI, strategy mixed": (PARTLY, FRACTION, "KAI-Scheduler places only pods that request MIG devices"),
+    "KAI and a whole GPU": (PARTLY, {"scheduler": "kai-scheduler"}, "KAI-Scheduler places only pods that request MIG"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_pod_that_a_program_would_refuse_afterwards_is_not_evicted_unless_another_node_takes_it(case: str) -> None:
+    policy, fields, said = REFUSED[case]
+    work = {"gpu-07": make_work(make_pod(**fields))}
+    assert said in held_by(snapshot_of(full_node(), policies=(policy,), work=work))
+    assert begins(snapshot_of(full_node(), other(8), policies=(policy,), work=work))
+    allowing = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4}, drain={"strandedPods": "Allow"})
+    assert begins(snapshot_of(full_node(), policies=(allowing,), work=work))
+
+
+def test_one_share_in_each_container_is_no_reason_to_hold_a_node() -> None:
+    work = {"gpu-07": make_work(make_pod(resources={GPU: 2}, per_container={GPU: 1}))}
+    for policy in (MPS, STRICT):
+        assert begins(snapshot_of(full_node(), policies=(policy,), work=work))
+
+
+def test_a_node_with_a_taint_is_a_place_for_pods_that_tolerate_it_only() -> None:
+    tainted = replace(other(8), taints=(Taint("team", "b"),))
+    alone = {"gpu-07": make_work(make_pod())}
+    told = held_by(snapshot_of(full_node(), tainted, work=alone))
+    assert "No node that the pod may run on would advertise 1 nvidia.com/gpu" in told
+    tolerant = {"gpu-07": make_work(make_pod(tolerations=(Toleration("team", "Exists"),)))}
+    assert begins(snapshot_of(full_node(), tainted, work=tolerant))
+    gaining = replace(full_node("gpu-08", labels=POOL_C), taints=(Taint("team", "b"),))
+    changes = snapshot_of(full_node(), gaining, policies=(POLICY, GAINS), work=alone)
+    assert "No node that the pod may run on would advertise" in held_by(changes), "it keeps its taint while it changes"
+    assert begins(replace(changes, work=tolerant))
+
+
+def test_a_taint_of_its_own_node_holds_nothing_because_the_change_does_not_bring_it() -> None:
+    tainted = replace(full_node(), taints=(Taint("team", "b"),))
+    assert begins(snapshot_of(tainted, policies=(SHARING,), work={"gpu-07": make_work(make_pod())}))
+
+
+def test_what_another_plugin_serves_on_the_node_stays() -> None:
+    shared = {GPU: 8, "nvidia.com/gpu-memory": 80}
+    pod = make_pod(resources={GPU: 1, "nvidia.com/gpu-memory": 4})
+    snapshot = snapshot_of(make_node(resources=shared), policies=(SHARING,), work={"gpu-07": make_work(pod)})
+    assert begins(snapshot), verdict_of(snapshot)
 
 
 # --- by ResourceClaim -------------------------------------------------------------------------------------------
@@ -260,8 +322,8 @@ def with_claims(*devices: str) -> tuple[str, ...]:
     published = {"gpu-0": GPU, "gpu-1": GPU, "gpu-2-mig-9-0-4": f"{names.RESOURCE_MIG_PREFIX}3g.40gb"}
     before, after = Counter(published.values()), {f"{names.RESOURCE_MIG_PREFIX}3g.40gb": 6}
     places = [
-        FutureNode("gpu-07", before, after, {}, emptied=True, open=True, devices=published),
-        FutureNode("gpu-09", {GPU: 1}, {GPU: 1}, {}, emptied=False, open=True),
+        FutureNode(Offer("gpu-07", after), before, {}, emptied=True, open=True, devices=published),
+        FutureNode(Offer("gpu-09", {GPU: 1}), {GPU: 1}, {}, emptied=False, open=True),
     ]
     pod = make_pod(resources={}, dra="gpu", devices=devices)
     found = Afterwards(lambda: places).find_stranded("gpu-07", [pod])

@@ -1,7 +1,8 @@
 """The device plugin's names and counts (docs/design/nvidia.md#b6, docs/design/nvidia.md#served)."""
 
 import pytest
-from hack.sim.plugin import PluginError, SimPluginConfig, advertised, choose_key, parse_config
+from hack.sim.plugin import PluginError, SimPluginConfig, advertised, choose_key, find_refusal, parse_config
+from hack.sim.settings import PluginVersion
 from tests.sim.build import make_reading
 
 SEVEN = ("1g.10gb",) * 7
@@ -140,3 +141,37 @@ def test_config_manager_chooses_the_key(label: str | None, default: str, key: st
 
 def test_config_manager_ends_when_there_is_no_configuration_at_all() -> None:
     assert choose_key(None, (), "") is None
+
+
+REFUSALS: dict[str, tuple[str, str, dict[str, int], PluginVersion, int]] = {
+    "two time slices": ("timeSlicing", "", {GPU: 2}, "0.20.0", 0),
+    "two time slices that are forbidden": ("timeSlicing", "failRequestsGreaterThanOne: true, ", {GPU: 2}, "0.20.0", 2),
+    "one time slice": ("timeSlicing", "failRequestsGreaterThanOne: true, ", {GPU: 1}, "0.20.0", 0),
+    "three renamed shares": (
+        "timeSlicing",
+        "failRequestsGreaterThanOne: true, renameByDefault: true, ",
+        {f"{GPU}.shared": 3},
+        "0.20.0",
+        3,
+    ),
+    "two of a resource that is not shared": (
+        "timeSlicing",
+        "failRequestsGreaterThanOne: true, ",
+        {f"{MIG}3g.40gb": 2},
+        "0.20.0",
+        0,
+    ),
+    "two clients of MPS": ("mps", "", {GPU: 2}, "0.20.0", 2),
+    "two clients of MPS, with null": ("mps", "failRequestsGreaterThanOne: null, ", {GPU: 2}, "0.20.0", 2),
+    "two clients of MPS that are allowed": ("mps", "failRequestsGreaterThanOne: false, ", {GPU: 2}, "0.20.0", 0),
+    "the same before v0.20": ("mps", "failRequestsGreaterThanOne: false, ", {GPU: 2}, "0.19.3", 2),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_allocate_refuses_as_validate_request_of_nvidia_does(case: str) -> None:
+    """k8s-device-plugin v0.20.0, internal/rm/rm.go, and api/config/v1 for the default of MPS."""
+    kind, flags, requests, version, found = REFUSALS[case]
+    config = parse_config(f"sharing: {{{kind}: {{{flags}resources: [{{name: gpu, replicas: 4}}]}}}}")
+    error = f"invalid request: maximum request size for shared resources is 1; found {found}" if found else ""
+    assert find_refusal(config, requests, version) == error

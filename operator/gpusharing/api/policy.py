@@ -243,8 +243,8 @@ class Drain(WireModel):
     """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
     """What happens to pods that could not run after all planned changes, because no node would advertise their resource
-    name, too little of it would remain, or no node would have the labels that they require. Hold leaves the node alone,
-    Allow evicts them."""
+    name, too little of it would remain, no node would have the labels that they require, or NVIDIA's device plugin or
+    KAI-Scheduler would refuse them. Hold leaves the node alone, Allow evicts them."""
 
 
 class Cost(WireModel):

@@ -10,6 +10,8 @@ Row = tuple[str, str, tuple[str, ...]]
 FIELD = "field "
 """Prefix of the key in a row about a field of a Node, such as its name. No label can have such a key."""
 
+OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
+
 MOST_DIGITS = 19
 """The number of digits of the largest 64-bit integer."""
 

@@ -45,6 +45,7 @@ from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
 from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
@@ -54,23 +55,20 @@ EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
 """The toleration of NVIDIA's DaemonSets, unless ClusterPolicy has a list of its own (docs/design/nvidia.md#d9)."""
 
-KEEPS_OUT = ("NoSchedule", "NoExecute")
-"""The effects of a taint that exclude pods which do not tolerate it."""
-TRANSIENT_TAINTS = frozenset(
-    {
-        "node.kubernetes.io/unschedulable",
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-        TAINT_UNPROVEN,
-    }
-)
-"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
+
+def lasting_taints(node: JSON) -> tuple[Taint, ...]:
+    """Return the taints of a Node that exclude pods until somebody removes them."""
+    rows = entries(node, "spec", "taints")
+    found = (Taint(*(intern(text(row, key)) for key in ("key", "value", "effect"))) for row in rows)
+    return tuple(taint for taint in found if taint.lasting)
 
 
-def taint_text(taint: JSON) -> str:
-    """Return a taint as `kubectl describe` prints it, such as `key=value:NoSchedule`."""
-    value = text(taint, "value")
-    return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"
+def tolerations_of(rows: Sequence[JSON]) -> tuple[Toleration, ...]:
+    keys, found = ("key", "operator", "value", "effect"), []
+    for row in rows:
+        key, operator, value, effect = (intern(text(row, name)) for name in keys)
+        found.append(Toleration(key, operator or "Equal", value, effect))
+    return tuple(found)
 
 
 def start_gate(node: JSON) -> str | None:
@@ -86,10 +84,7 @@ def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str
     If `value`, the taint's value, is None, every value of a toleration with this key matches (core/v1 Toleration).
     """
     return any(
-        text(row, "effect") in ("", EFFECT)
-        and text(row, "key") in ("", key)
-        and (row.get("operator") == "Exists" or (text(row, "key") == key and value in (None, text(row, "value"))))
-        for row in tolerations
+        one.covers(Taint(key, one.value if value is None else value, EFFECT)) for one in tolerations_of(tolerations)
     )
 
 
@@ -123,11 +118,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         ready=has_condition(raw, "Ready"),
         unschedulable=part(raw, "spec", "unschedulable") is True,
         deleting=metadata.get("deletionTimestamp") is not None,
-        # Taints of node.kubernetes.io/ follow the node's conditions and its cordon, which are read separately.
-        barred=any(
-            text(taint, "effect") in KEEPS_OUT and not text(taint, "key").startswith("node.kubernetes.io/")
-            for taint in entries(raw, "spec", "taints")
-        ),
+        taints=lasting_taints(raw),
         fence=fence,
         fence_error=fence_error,
         deferred=deferred,

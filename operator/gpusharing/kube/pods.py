@@ -11,10 +11,10 @@ from sys import intern
 from typing import Literal
 
 from gpusharing.api.names import is_gpu_resource
-from gpusharing.api.selectors import FIELD, Row
+from gpusharing.api.selectors import FIELD, Row, parse_int
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import tolerates
+from gpusharing.kube.convert import tolerates, tolerations_of
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.raw import count, entries, has_condition, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.pods import ANNOTATION_MARKS, LABEL_MARKS, gpu_groups
@@ -56,6 +56,21 @@ def largest_requests(pod: JSON) -> Counter[str]:
     return largest
 
 
+def gpu_fractions(pod: JSON) -> tuple[str, int]:
+    """Return the fraction of a GPU that the pod requests from KAI-Scheduler, as written, and of how many GPUs.
+
+    The number is 0 if it requests none. The annotations are those of kai-scheduler/KAI-Scheduler v0.17.0
+    (pkg/common/constants/constants.go).
+    """
+    annotations = texts(part(pod, "metadata", "annotations"))
+    # gpu-memory is in MiB; gpu-fraction takes precedence.
+    memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
+    share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
+    if not share or text(pod, "spec", "schedulerName") in DEFAULT_SCHEDULER:
+        return "", 0
+    return share, max(1, parse_int(devices) or 1)
+
+
 def container_requests(container: JSON) -> Counter[str]:
     """Return how much of each GPU resource one container requests. A quantity that cannot be read counts as 1."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
@@ -70,6 +85,7 @@ def requests_by_class(pod: JSON) -> bool:
     return any(name.startswith(BY_CLASS) for one in containers for name in section(one, "resources", "limits"))
 
 
+DEFAULT_SCHEDULER = ("", "default-scheduler")
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 """The taint of a cordon (P15), which has the effect NoSchedule and no value."""
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
@@ -102,6 +118,9 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
     )
     held = [*own, *extended]
     dra: Literal["none", "gpu", "unresolved"] = "gpu" if any(held) else "unresolved" if None in held else "none"
+    fractions = gpu_fractions(raw)[1]
+    of_gpus = bool(resources or dra != "none" or fractions or gpu_groups(labels))
+    tolerations = entries(raw, "spec", "tolerations")
     owners = entries(metadata, "ownerReferences")
     grace = part(raw, "spec", "terminationGracePeriodSeconds")
     if grace is None:
@@ -120,16 +139,20 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         mirror=any(owner.get("kind") == "Node" for owner in owners)
         or MIRROR_ANNOTATION in texts(metadata.get("annotations")),
         resources=resources,
+        per_container=dict(largest_requests(raw)) if resources else {},
+        fractions=fractions,
+        scheduler=intern(text(raw, "spec", "schedulerName")),
         dra=dra,
         devices=tuple(dict.fromkeys(name for names in own for name in names or () if name)),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
-        node_terms=node_terms(raw) if resources or dra != "none" or gpu_groups(labels) else (),
+        node_terms=node_terms(raw) if of_gpus else (),
+        tolerations=tolerations_of(tolerations) if of_gpus else (),
         # A time that cannot be read still means that the pod is leaving: the drain waits for it and does not evict it
         # again.
         deleted_at=None if deleted is None else from_rfc3339(deleted) or datetime.max.replace(tzinfo=UTC),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
-        tolerates_cordon=tolerates(entries(raw, "spec", "tolerations"), CORDON_TAINT, ""),
+        tolerates_cordon=tolerates(tolerations, CORDON_TAINT, ""),
         created=from_rfc3339(metadata.get("creationTimestamp")),
         started=from_rfc3339(part(raw, "status", "startTime")),
         marks=_marks(metadata),
@@ -142,7 +165,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         gang=gang_of(raw),
         # The scheduler checks taints only when it allocates a claim, which other pods may share if it is named
         # (Kubernetes v1.36.3).
-        evades_rules=text(raw, "spec", "schedulerName") not in ("", "default-scheduler")
+        evades_rules=text(raw, "spec", "schedulerName") not in DEFAULT_SCHEDULER
         or any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims")),
         grace=min(max(0, grace), NO_END),
     )

@@ -373,8 +373,12 @@ def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
             parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
             if lost.pending:
                 parts.append(f"{counted(lost.pending, 'pod is', 'pods are')} waiting for it")
-            where = lost.demand.text if lost.demand.waiting else "other nodes still advertise it"
-            where = where if lost.demand.remain else "no node would advertise it any more"
+            if not lost.demand.remain:
+                where = "no node would advertise it any more"
+            elif lost.demand.waiting:
+                where = lost.demand.text
+            else:
+                where = "other nodes still advertise it" if lost.elsewhere else f"{lost.demand.remain} will remain"
             if parts:
                 lines += prose("; ".join((*parts, where)), options, indent="    ", hang="  ")
     if proposal.single_keeps_name:
@@ -425,7 +429,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
                 "resource": lost.resource,
                 "before": lost.before,
                 "after": lost.after,
-                "offeredElsewhere": lost.demand.remain > 0,
+                "offeredElsewhere": lost.elsewhere,
                 "asked": lost.demand.requested,
                 "remain": lost.demand.remain,
                 "willWait": lost.demand.waiting,

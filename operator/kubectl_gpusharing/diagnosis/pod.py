@@ -1,8 +1,7 @@
 """Why does a pod not start, and which node could run it, now or after the changes?
 
-Each node is judged alone (`NodeRoom`), because a pod runs on one node. Rules are evaluated as the scheduler does, from
-core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
-v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too, but are handled separately.
+Each node is judged alone (`NodeRoom`), because a pod runs on one node. Whether it could start there is decided by
+planning/drain/placement.py, as for the drain.
 """
 
 import re
@@ -10,16 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import attrgetter, ge
+from operator import ge
 
-from gpusharing.api.names import LABEL_MODE, RESOURCE_GPU, Phase
-from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.selectors import FIELD, Row, holds, parse_int
+from gpusharing.api.names import LABEL_MODE, Phase
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import KEEPS_OUT, TRANSIENT_TAINTS, gpunode_view, policy_view, taint_text
+from gpusharing.kube.convert import gpunode_view, policy_view
 from gpusharing.kube.pods import (
-    NO_NODE,
-    largest_requests,
+    gpu_fractions,
     node_terms,
     pod_requests,
     pod_view,
@@ -27,20 +23,20 @@ from gpusharing.kube.pods import (
     resource_claim_names,
 )
 from gpusharing.kube.raw import entries, part, section, text, texts
+from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
-from gpusharing.planning.gpus.cards import fits, remaining
+from gpusharing.planning.gpus.cards import remaining
+from gpusharing.planning.pools.afterwards import find_present_offer, find_target_offer
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.plugins import name_resources
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.target import (
     PolicyTargets,
     Target,
     find_request,
-    is_plugin_resource,
-    plugin_config,
 )
-from gpusharing.planning.wanted.verify import served
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import read_node, read_pools, simulated_nodes
 from kubectl_gpusharing.shell.drawing import (
@@ -61,29 +57,6 @@ from kubectl_gpusharing.shell.drawing import (
 from kubectl_gpusharing.shell.troubles import nearest
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-_OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
-
-
-def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return a clause about the first rule that excludes the pod from the node; empty if none does.
-
-    The rules are the pod's own about nodes, and the node's taints. `labels` are those that the node will have; None
-    means its present ones.
-    """
-    spec = section(pod, "spec")
-    labels = texts(part(node, "metadata", "labels")) if labels is None else labels
-    for key, value in sorted(texts(spec.get("nodeSelector")).items()):
-        if labels.get(key) != value:
-            return f"the pod's spec.nodeSelector requires {key}={value}"
-    named = {**labels, f"{FIELD}metadata.name": text(node, "metadata", "name")}
-    if (terms := node_terms(pod)) and (why := _outside(terms, named)):
-        return f"the pod's spec.affinity.nodeAffinity requires {why}"
-    tolerations = entries(spec, "tolerations")
-    for taint in entries(node, "spec", "taints"):
-        counts = text(taint, "effect") in KEEPS_OUT and text(taint, "key") not in TRANSIENT_TAINTS
-        if counts and not any(_tolerates(one, taint) for one in tolerations):
-            return f"the pod does not tolerate the taint {taint_text(taint)}"
-    return ""
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
@@ -107,49 +80,17 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     return tuple(field for field, applies in overlooked.items() if applies)
 
 
-def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them: the first unmet row of each."""
-    wanted = []
-    for term in terms:
-        missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
-        if not missing:
-            return ""
-        key, operator, values = missing[0]
-        row_text = " ".join(filter(None, (key.removeprefix(FIELD), operator, ",".join(values))))
-        wanted.append("something that no node has" if missing[0] == NO_NODE else row_text)
-    return " or ".join(dict.fromkeys(wanted))
-
-
-def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    if any(text(toleration, key) not in ("", text(taint, key)) for key in ("effect", "key")):
-        return False
-    operator, value = text(toleration, "operator") or "Equal", text(toleration, "value")
-    if operator in ("Gt", "Lt"):
-        return holds({"taint": text(taint, "value")}, ("taint", operator, (value,)))
-    return operator == "Exists" or (operator == "Equal" and value == text(taint, "value"))
-
-
 NOTE = (
     "KAI-Scheduler allocates this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that"
     " it has reserved already. A reserved GPU is not counted as free here, although it may have free capacity"
 )
 
 
-def find_fraction(raw: JSON) -> tuple[str, int]:
-    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler.
-
-    Return also of how many GPUs it requests that fraction; 0 if of none. The annotations are those of
-    kai-scheduler/KAI-Scheduler v0.17.0 (pkg/common/constants/constants.go; api/node_info/node_info.go for MIG).
-    """
-    annotations = texts(part(raw, "metadata", "annotations"))
-    # gpu-memory is in MiB; gpu-fraction takes precedence.
-    memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
-    share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
-    if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
-        return "", 0
-    count = max(1, parse_int(devices) or 1)
+def describe_fraction(raw: JSON) -> str:
+    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if of none."""
+    share, count = gpu_fractions(raw)
     whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
-    return f"{share} of {whole} from KAI-Scheduler", count
+    return f"{share} of {whole} from KAI-Scheduler" if count else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +114,21 @@ class NodeRoom:
     """
     closed: str
     """Why the node accepts no pods now, as a clause; empty if it does."""
-    later: str
-    """The rule that excludes the pod from the node after the changes; empty if none does."""
+    later: Obstacle | None
+    """The rule that excludes the pod from the node after the changes, or None."""
     refusal: str
-    """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
+    """Why the device plugin of the node refuses the pod, now or after the changes; empty if it does not."""
     planned: Mapping[str, int]
     """The devices that will be allocatable once all changes are done, even if a rule excludes the pod."""
     names: frozenset[str]
     """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
 
-    def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free on the node, as far as is known."""
-        return fits(requests, self.now if self.free is None else self.free)
+    starts_free: bool
+    """Whether the pod could start on the devices that are free, as far as is known."""
+    starts_now: bool
+    """Whether it could start now if no other pod held a device."""
+    lasts: bool
+    """Whether it could start once all changes are done."""
 
     def most(self, resource: str) -> int:
         """Return how many devices of this resource the pod may use on the node, now or after the changes."""
@@ -193,76 +137,64 @@ class NodeRoom:
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest comes nearest to what is requested."""
         most = sum(min(n, self.most(name)) for name, n in requests.items())
-        lasts = fits(requests, self.after)
-        return self.has_free(requests), lasts, fits(requests, self.now), not self.closed, most
+        return self.starts_free, self.lasts, self.starts_now, not self.closed, most
 
 
-def find_room(pod: JSON, raw: JSON, live: LivePlan) -> NodeRoom | None:
-    """Return what the Node `raw` has for the pod, or None if the plan does not know this Node."""
-    plan, node = live.plan, live.snapshot.nodes.get(text(raw, "metadata", "name"))
-    if node is None:
-        return None
-    report, verdict = live.snapshot.gpunodes.get(node.name), plan.verdicts.get(node.name)
+def find_rule(needs: Needs, offer: Offer) -> Obstacle | None:
+    """Return the first rule that excludes the pod from the node, however many devices the node has."""
+    return next((one for one in find_obstacles(needs, offer) if one.kind is not Kind.COUNT), None)
+
+
+def _room(
+    needs: Needs, pool: str, offers: tuple[Offer, Offer], closed: str, held: Mapping[str, int] | None
+) -> NodeRoom:
+    """Return the room of a node with these offers, now and after the changes; `held` is None if unknown."""
+    present, future = offers
+    now, later = {} if find_rule(needs, present) else present.devices, find_rule(needs, future)
+    free = {} if closed or not now else None if held is None else remaining(now, held)
+    refused = (one.text for offer in offers for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
+    return NodeRoom(
+        node=present.node,
+        pool=pool,
+        now=now,
+        free=free,
+        after={} if later else future.devices,
+        closed=closed,
+        later=later,
+        refusal=next(refused, ""),
+        planned=future.devices,
+        names=frozenset((*present.devices, *future.devices)),
+        starts_free=could_start(needs, replace(present, devices=now if free is None else free)),
+        starts_now=could_start(needs, present),
+        lasts=could_start(needs, future),
+    )
+
+
+def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
+    """Return what the node has for the pod."""
+    report, verdict = live.snapshot.gpunodes.get(node.name), live.plan.verdicts.get(node.name)
     # Agents do not count what ResourceClaims hold.
     observed = report.observed if report is not None and node.devices is None else None
-    pool = "" if verdict is None else verdict.policy
-    spec = next((policy.spec for policy in live.snapshot.policies if policy.name == pool), None)
-    refusal = find_refusal(pod, pool, spec)
-    lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
-    obstacle = find_obstacle(pod, raw) or (refusal if lasts else "")
-    advertised = {**node.resources, **served(node)}
-    planned, now = advertised, {} if obstacle else advertised
-    if (target := plan.targets.get(node.name)) is not None:
-        # A change does not touch what other plugins serve.
-        planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
-    becomes = plan.afterwards.find_node(node.name)
-    futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
-    later = min(find_obstacle(pod, raw, labels) for labels in futures) or refusal
+    becomes, present = live.plan.afterwards.find_node(node.name), find_present_offer(node, live.snapshot.stack)
+    future = present if becomes is None else becomes.planned or becomes.offer
     gated = node.gate is not None
     tainted = node.fence is not None and node.fence.tainted
     shut = gated or node.unschedulable or not node.ready or tainted
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
     held = None if observed is None else observed.allocated
-    return NodeRoom(
-        node=node.name,
-        pool=pool,
-        now=now,
-        free={} if shut or not now else None if held is None else remaining(now, held),
-        after={} if later else planned,
-        closed=why if shut else "",
-        later=later,
-        refusal=refusal,
-        planned=planned,
-        names=frozenset((*advertised, *planned)),
-    )
+    return _room(needs, "" if verdict is None else verdict.policy, (present, future), why if shut else "", held)
 
 
-def read_room(pod: JSON, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
-    """Return what a node has for the pod, as its GPUNode shows it."""
+def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
+    """Return what a node has for the pod, as its GPUNode shows it. The labels and taints of the Node are unknown."""
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
-    planned = target.resources if isinstance(target, Target) else {}
-    refusal = find_refusal(pod, node.policy, policy.policy.spec if policy else None)
-    after = {} if refusal else planned
-    now = after if node.phase == Phase.SYNCED else {}
+    nothing = Offer(node.name, {})
+    future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else nothing
+    present = future if node.phase == Phase.SYNCED else nothing
     held = None if observed is None else observed.allocated
-    free = {} if node.cordon else None if held is None else remaining(now, held)
-    closed, names = node.cordon and "cordoned", frozenset(planned)
-    return NodeRoom(node.name, node.policy, now, free, after, closed, refusal, refusal, planned, names)
-
-
-def find_refusal(pod: JSON, policy: str, spec: GPUSharingPolicySpec | None) -> str:
-    """Return why the device plugin refuses the pod under a policy with this spec; empty if it does not.
-
-    It refuses a container that requests several shares if the policy says so or shares through MPS.
-    """
-    several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
-    sharing = plugin_config(spec, ()).sharing if spec is not None and several else None
-    if sharing is None or not sharing.fail_requests_greater_than_one:
-        return ""
-    how = "has mode MPS, which implies" if sharing.strategy == "mps" else "sets"
-    return f"policy {policy} {how} failRequestsGreaterThanOne; request 1 in each container"
+    return _room(needs, node.policy, (present, future), node.cordon and "cordoned", held)
 
 
 # --- the guard for tenants -----------------------------------------------------------------------------------
@@ -285,7 +217,7 @@ def explain_guard(raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, name
     modes: dict[str, set[str]] = {}
     for name in sorted(rooms):
         becomes = live.plan.afterwards.find_node(name)
-        labels = (live.snapshot.nodes[name].labels, *(() if becomes is None else becomes.labels))
+        labels = (live.snapshot.nodes[name].labels, *(() if becomes is None else becomes.offer.labels))
         if found := {one[LABEL_MODE] for one in labels if one.get(LABEL_MODE) in admitted}:
             modes[name] = found
     if admitted and not modes:
@@ -379,7 +311,8 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
     """Return the answer about a pod from what the policies and the GPUNodes show."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
     targets = {one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec}
-    rooms = {node.name: read_room(raw, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
+    needs = needs_of(pod_view(raw, {}))
+    rooms = {node.name: read_room(needs, one, targets) for node, one in zip(nodes, gpunodes, strict=True)}
     statuses = {one.name: f"{one.status}: {one.message}" for one in read_pools(policies, nodes)[0]}
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
     note = (
@@ -392,9 +325,9 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
 def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
-    pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
-    fraction, devices = find_fraction(raw)
-    asks = asks or ({RESOURCE_GPU: devices} if devices else {})
+    pod = pod_view(raw, {})
+    asks = dict(needs_of(pod).devices)
+    fraction = describe_fraction(raw)
     rooms = [found[name] for name in sorted(found)]
     services = tuple(
         service
@@ -402,7 +335,7 @@ def _answer(
         for service in _services(pool, status, asks, [room for room in rooms if room.pool == pool])
     )
     node = text(raw, "spec", "nodeName")
-    lasting = any(fits(asks, room.after) for room in rooms)
+    lasting = not asks or any(room.lasts for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
     note = f"this answer ignores the pod's {unchecked}, which may exclude nodes that are counted here"
@@ -426,9 +359,12 @@ def _answer(
 def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
     """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now or room.after)
-    none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
+    none = _room(Needs(()), pool, (Offer("", {}), Offer("", {})), "", {})
     best = max(reached, key=lambda room: room.rank(asks), default=none)  # once for the whole request
-    rule = attrgetter("later")
+
+    def rule(room: NodeRoom) -> str:
+        return room.later.text if room.later else ""
+
     for resource, wanted in asks.items():
         if not any(resource in room.names for room in members):
             continue
@@ -487,8 +423,8 @@ def _conclude(
             f"{''.join(_suggest(rooms, name) for name in absent)} Request a resource that is advertised, or change a"
             " policy (kubectl gpusharing plan -f FILE shows what that would do)"
         )
-    free = [room.node for room in rooms if room.has_free(asks)]
-    nodes = free or [room.node for room in rooms if fits(asks, room.after)]
+    free = [room.node for room in rooms if room.starts_free]
+    nodes = free or [room.node for room in rooms if room.lasts]
     have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
     if free:
         return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
@@ -523,12 +459,15 @@ def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, exc
     for name, wanted in asks.items():
         if 0 < most[name] < wanted:
             return f"{nowhere} has more than {most[name]} of the {wanted} {name} that this pod requests"
-    if all(most.values()) and not any(fits(asks, room.now) for room in rooms):
+    if all(most.values()) and not any(room.starts_now for room in rooms):
         requests = " and ".join(f"{n} {name}" for name, n in asks.items())
         return f"{nowhere} has everything that this pod requests: {requests}"
     names = ", ".join(asks)
-    if refusals := sorted({room.later for room in rooms if room.refusal and room.later == room.refusal}):
+    laters = [room.later for room in rooms if room.later is not None]
+    if refusals := sorted({one.text for one in laters if one.kind is Kind.SHARES}):
         return f"kubelets would reject this pod: {'; '.join(refusals)}"
+    if refusals := sorted({one.text for one in laters if one.kind is Kind.KAI}):
+        return f"this pod cannot start: {'; '.join(refusals)}"
     if excluded:
         return (
             f"no node that this pod may use will advertise {names}: change the rule that excludes it from other nodes,"

@@ -17,8 +17,9 @@ from gpusharing.api.records import from_wire
 from gpusharing.api.selectors import matches
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
-from gpusharing.kube.pods import rows_of
+from gpusharing.kube.pods import pod_view, rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
+from gpusharing.planning.drain.placement import needs_of
 from gpusharing.planning.report.proposal import Proofs, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
@@ -28,7 +29,6 @@ from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.diagnosis.pod import (
     MORE,
-    NodeRoom,
     PodAnswer,
     describe_pod,
     find_room,
@@ -257,10 +257,8 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
     try:
         async with gathered(session) as cluster:
-            live, rooms = await cluster.decide(()), dict[str, NodeRoom]()
-            async for nodes in session.each_page(NODES):
-                found = (find_room(pod, raw, live) for raw in nodes)
-                rooms |= {room.node: room for room in found if room is not None}
+            live, needs = await cluster.decide(()), needs_of(pod_view(pod, {}))
+            rooms = {name: find_room(needs, node, live) for name, node in live.snapshot.nodes.items()}
         labels = await session.namespace_labels(text(pod, "metadata", "namespace"))
         return pod_answer(pod, rooms, live, labels)
     except Denied:

@@ -226,7 +226,7 @@ class FreeReport:
         if claims := self.inventory.with_claims:
             have = "has" if claims == 1 else "have"
             notes.append(f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here")
-        unread = sorted({one.policy for one in self.inventory.stocks.values() if one.one_each is None})
+        unread = sorted({one.sliced_by for one in self.inventory.stocks.values()} - {""})
         if unread and "largest" in self.columns:
             notes.append(
                 "the largest request that fits may be 1 on time-sliced nodes: whether containers may request more than"
@@ -391,14 +391,14 @@ async def read_inventory(session: Session, namespace: str, labels: str) -> Inven
     """
     inventory = Inventory(namespace=namespace, chosen=bool(labels))
     await side_by_side(_read_nodes(session, inventory, labels), _read_pods(session, inventory))
-    if sliced := [stock for stock in inventory.stocks.values() if stock.one_each is None]:
+    if sliced := [stock for stock in inventory.stocks.values() if stock.sliced_by]:
         with suppress(Trouble):
             strict = {
                 text(raw, "metadata", "name")
                 for raw in await session.all(POLICIES)
                 if part(raw, "spec", "timeSlicing", "failRequestsGreaterThanOne") is True
             }
-            inventory.stocks |= {one.name: replace(one, one_each=one.policy in strict) for one in sliced}
+            inventory.stocks |= {one.name: one.sliced(strict=one.sliced_by in strict) for one in sliced}
     if inventory.no_nodes and labels:
         raise Trouble(f"-l {labels} selects nodes, but {inventory.no_nodes}")
     if inventory.no_nodes and inventory.blind:

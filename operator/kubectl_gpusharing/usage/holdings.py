@@ -5,14 +5,15 @@ Devices are counted from raw Nodes and Pods as the scheduler counts, and from GP
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert import KEEPS_OUT, TRANSIENT_TAINTS, taint_text
+from gpusharing.kube.convert import lasting_taints
 from gpusharing.kube.pods import pod_requests, pod_view
 from gpusharing.kube.raw import entries, gpu_counts, has_condition, part, section, text, texts
+from gpusharing.planning.drain.placement import Needs, Offer, could_start
 from gpusharing.planning.drain.pods import gpu_groups, is_reservation
 from gpusharing.planning.gpus.cards import remaining
 
@@ -46,20 +47,39 @@ class NodeStock:
     name: str
     policy: str = ""
     """The policy that owns the node; empty if none does."""
-    allocatable: Mapping[str, int] | None = None
-    """Allocatable devices by resource name; None if the Node could not be read."""
+    offer: Offer | None = None
+    """What it has for new pods, without its labels; None if the Node could not be read."""
     closed: str = ""
     """Why the node accepts no new pods now; empty if it does."""
-    taints: tuple[str, ...] = ()
-    """The lasting taints that exclude pods which do not tolerate them."""
-    one_each: bool | None = False
-    """Whether the device plugin refuses requests for more than one device: under MPS, or if the policy says so.
-
-    None if that policy was not read.
-    """
+    sliced_by: str = ""
+    """The policy that says how many shares a container may request; empty if none does, or once it was read."""
     allocated: Mapping[str, int] | None = None
     """Devices that pods hold according to the node's agent; None if that is unknown or was not read."""
     simulated: bool = False
+
+    @property
+    def allocatable(self) -> Mapping[str, int] | None:
+        return self.offer.devices if self.offer is not None else None
+
+    @property
+    def taints(self) -> tuple[str, ...]:
+        return tuple(taint.text for taint in self.offer.taints) if self.offer is not None else ()
+
+    def sliced(self, *, strict: bool) -> "NodeStock":
+        """Return the stock of a time-sliced node whose policy was read; `strict` if it allows one share each."""
+        limit = f"policy {self.sliced_by} sets failRequestsGreaterThanOne"
+        offer = self.offer
+        if strict and offer is not None:
+            offer = replace(offer, limited=dict.fromkeys(offer.devices, limit))
+        return replace(self, offer=offer, sliced_by="")
+
+    def largest(self, resource: str, free: int | None) -> int | None:
+        """Return the most of the `free` devices that one container can request, if the pod tolerates the taints."""
+        if free is None or self.offer is None:
+            return free
+        offer = replace(self.offer, devices={resource: free}, taints=())
+        sizes = (Needs(((resource, n),), ((resource, n),)) for n in (free, 1) if n)
+        return next((needs.devices[0][1] for needs in sizes if could_start(needs, offer)), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +168,15 @@ def read_stock(raw: JSON) -> NodeStock:
         "its layout is not proven yet": any(text(taint, "key") == names.TAINT_UNPROVEN for taint in taints),
         "not Ready": not has_condition(raw, "Ready"),
     }
-    lasting = [taint for taint in taints if text(taint, "key") not in TRANSIENT_TAINTS]
     sharing, policy = labels.get(names.LABEL_SHARING_STRATEGY), labels.get(names.LABEL_POLICY, "")
+    name, devices = text(raw, "metadata", "name"), gpu_counts(part(raw, "status", "allocatable"))
+    limited = dict.fromkeys(devices, "its device plugin uses MPS") if sharing == "mps" else {}
     return NodeStock(
-        text(raw, "metadata", "name"),
+        name,
         policy,
-        gpu_counts(part(raw, "status", "allocatable")),
+        Offer(name, devices, limited, lasting_taints(raw)),
         ", ".join(reason for reason, holds in reasons.items() if holds),
-        tuple(taint_text(taint) for taint in lasting if text(taint, "effect") in KEEPS_OUT),
-        None if sharing == "time-slicing" and policy else sharing == "mps",
+        policy if sharing == "time-slicing" else "",
     )
 
 
@@ -234,7 +254,7 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
             sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}
             for column, number in sums.items():
                 row[column] = None if None in (row[column], number) else row[column] + number
-            most = opened if opened is None or not stock.one_each else min(opened, 1)
+            most = stock.largest(name, opened)
             row["largest"] = None if None in (row["largest"], most) else max(row["largest"], most)
     for pod in inventory.subjects if by in ("resource", "namespace", "pod") else ():
         words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}

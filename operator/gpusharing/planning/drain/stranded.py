@@ -1,18 +1,19 @@
 """Which pods could no node run after the planned changes?
 
 Everything describes the cluster after all planned changes, never a moment in between: a node counts with its target
-even while its change is under way (docs/design/drain.md#stranded).
+even while its change is under way (docs/design/drain.md#stranded). Which pod could start on which node, `placement.py`
+says.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import field, replace
 from functools import cached_property
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
-from gpusharing.api.selectors import Row, holds, matches
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.drain.pods import gpu_groups, gpu_resources, is_reservation
+from gpusharing.planning.drain.placement import Kind, Needs, Offer, could_start, find_obstacles, needs_of
+from gpusharing.planning.drain.pods import is_reservation
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -70,15 +71,14 @@ def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
     )
 
 
-@value(eq=False, slots=False)  # no slots, because `labels` is a cached property
+@value
 class FutureNode:
     """One node before and after the planned changes."""
 
-    node: str
+    offer: Offer
+    """What it will have for new pods after the changes, as far as no person has to let its own change begin."""
     before: Mapping[str, int]
     """How many devices it advertises now, by resource name; those of `after` once its change has begun."""
-    after: Mapping[str, int]
-    """How many devices it will advertise, by resource name."""
     in_use: Mapping[str, int]
     """How many devices its pods hold, by resource name and as far as known, without pods that are being deleted."""
     emptied: bool
@@ -87,21 +87,20 @@ class FutureNode:
     """Whether pods can be scheduled on the node after the changes."""
     devices: Mapping[str, str] = field(default_factory=dict)
     """The devices that NVIDIA's DRA driver publishes for the node now (`NodeDevices.names`)."""
-    find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
+    planned: Offer | None = None
+    """What it will have once a person has let its change begin; None if that waits for no person."""
 
-    @cached_property
-    def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels that the node will have, with its name as a field (FIELD): one of these sets."""
-        return self.find_labels()
+    @property
+    def node(self) -> str:
+        return self.offer.node
 
-    def serves(self, pod: PodView) -> bool:
-        return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
+    @property
+    def after(self) -> Mapping[str, int]:
+        """How many devices it will advertise, by resource name."""
+        return self.offer.devices
 
-    def accepts(self, pod: PodView) -> bool:
-        terms = pod.node_terms or ((),)
-        return (self.open and self.serves(pod)) and any(
-            matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
-        )
+    def accepts(self, needs: Needs) -> bool:
+        return self.open and could_start(needs, self.offer)
 
 
 @value
@@ -130,8 +129,8 @@ class Afterwards:
     """Return all nodes. Called once, when they are first needed."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """How many devices Pending pods without a node request, by resource name."""
-    _placed: dict[object, bool] = field(default_factory=dict)
-    """Whether some node accepts a pod, by the pod's requirements."""
+    _placed: dict[Needs, bool] = field(default_factory=dict)
+    """Whether some node accepts a pod, by the pod's needs."""
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
@@ -155,8 +154,12 @@ class Afterwards:
     def find_demand(self, name: str) -> DeviceDemand:
         return self._demands.get(name, DeviceDemand())
 
+    def advertises(self, name: str, *, outside: Container[str]) -> bool:
+        """Whether a node that is not one of `outside` will have devices of this name for new pods."""
+        return any(node.open and node.after.get(name) for node in self._places.values() if node.node not in outside)
+
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        found = (labels for place in self._places.values() for labels in place.labels)
+        found = (labels for node in self._places.values() for labels in node.offer.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
@@ -176,31 +179,30 @@ class Afterwards:
 
         If `own` is unknown (None), only a resource that no node would advertise is found.
         """
-        wanted = _wanted(pod)
-        if lost := [name for name in wanted if not self.find_demand(name).remain]:
+        needs = needs_of(pod)
+        if lost := [name for name, _ in needs.devices if not self.find_demand(name).remain]:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
-            if gpu_groups(pod.labels):
+            if needs.fraction:
                 how = ", a fraction of which KAI-Scheduler assigns to the pod"
             return f"No node would advertise {', '.join(lost)}{how}"
-        if own is None or not wanted:
+        if own is None or not needs.devices:
             return ""
-        if not self._has_place(pod, own) and (unmet := _explain_unmet(pod, own)):
-            return unmet
+        if not self._has_place(needs, own) and (broken := _find_broken(pod, needs, own.offer)):
+            return broken
         # Of what its node loses, more devices would be missing after the changes than without them.
         worse = [
             (name, demand)
-            for name in wanted
+            for name, _ in needs.devices
             if own.after.get(name, 0) < max(own.before.get(name, 0), own.in_use.get(name, 0))
             and (demand := self.find_demand(name)).remain < min(demand.requested, demand.before)
         ]
         return "; ".join(f"{name}: {demand.text}" for name, demand in worse)
 
-    def _has_place(self, pod: PodView, own: FutureNode) -> bool:
-        if own.accepts(pod):
+    def _has_place(self, needs: Needs, own: FutureNode) -> bool:
+        if own.accepts(needs):
             return True
-        needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
         if needs not in self._placed:
-            self._placed[needs] = any(place.accepts(pod) for place in self._places.values())
+            self._placed[needs] = any(node.accepts(needs) for node in self._places.values())
         return self._placed[needs]
 
 
@@ -209,22 +211,20 @@ def claimed(devices: Mapping[str, str], names: Iterable[str]) -> Counter[str]:
     return Counter(devices[name] for name in names if name in devices)
 
 
-def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return how many devices of each GPU resource one node must have for the pod. A fraction counts as one GPU."""
-    return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
+def _find_broken(pod: PodView, needs: Needs, own: Offer) -> str:
+    """Return a sentence about the first requirement of the pod that the change of its own node leaves unmet.
 
-
-def _explain_unmet(pod: PodView, own: FutureNode) -> str:
-    labels = own.labels[0]
-    rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
-    if not any(matches(labels, {}, term) for term in pod.node_terms):
-        rows += [row for term in pod.node_terms for row in term]
-    broken = next((row for row in rows if is_rewritten(row[0]) and not holds(labels, row)), None)
-    if broken is None:
-        if own.serves(pod):
-            return ""
-        requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
-        return f"No node that the pod may run on would advertise {requested}"
+    Empty if there is none: taints and other labels than those that changes rewrite stay as they are.
+    """
+    obstacles = tuple(find_obstacles(needs, own))
+    unmet = (row for obstacle in obstacles for row in obstacle.unmet)
+    if (broken := next((row for row in unmet if is_rewritten(row[0])), None)) is None:
+        lasting = (one for one in obstacles if one.kind not in (Kind.LABELS, Kind.TAINT))
+        first = next(lasting, None)
+        if first is None or first.kind is not Kind.COUNT:
+            return f"{first.text[:1].upper()}{first.text[1:]}" if first is not None else ""
+        requests = ", ".join(f"{count} {name}" for name, count in needs.devices)
+        return f"No node that the pod may run on would advertise {requests}"
     key, operator, values = broken
     guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
     if guard and not values:
@@ -232,5 +232,5 @@ def _explain_unmet(pod: PodView, own: FutureNode) -> str:
         return f"{guard[:1].upper()}{guard[1:]}{lacks if find_admitted(pod.namespace_labels or {}) else ''}"
     equals = operator == "In" and len(values) == 1
     rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
-    label = labels.get(key, "absent")
+    label = own.labels[0].get(key, "absent")
     return "; ".join(filter(None, (f"The pod requires {rule}, but this label will be {label}", guard)))

@@ -403,10 +403,6 @@ def client_threads(clients: int) -> int:
     return 100 // clients
 
 
-def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    return all(available.get(name, 0) >= count for name, count in requested.items())
-
-
 def remaining(available: Mapping[str, int], held: Mapping[str, int]) -> dict[str, int]:
     return {name: max(0, count - held.get(name, 0)) for name, count in available.items()}
 

@@ -12,14 +12,25 @@ from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase, is_skip
+from gpusharing.api.names import (
+    LABEL_GPU_PRODUCT,
+    LABEL_MIG_STRATEGY,
+    LABEL_MODE,
+    LABEL_POLICY,
+    LABEL_SHARING_STRATEGY,
+    LABEL_SKIP,
+    Phase,
+    is_skip,
+)
 from gpusharing.api.selectors import FIELD
+from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.plan import ending_gangs, preflight, with_gangs
 from gpusharing.planning.drain.pods import has_finished, scope_of
 from gpusharing.planning.drain.standing import describe_gang, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import LOOKS, Preview
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, explain_error
@@ -27,7 +38,9 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment
-from gpusharing.planning.wanted.verify import future_labels, served
+from gpusharing.planning.wanted.pluginconfig import PluginConfig
+from gpusharing.planning.wanted.target import Target, is_plugin_resource
+from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
@@ -37,18 +50,13 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
-                place = _place(node, member.assessment if member is not None else None, snapshot)
+                future = _future(node, member.assessment if member is not None else None, snapshot)
                 verdict = member.verdict if member is not None else None
                 blocked = verdict is not None and verdict.phase is Phase.BLOCKED and verdict.reason
                 if blocked and blocked.passes is Passes.BY_A_PERSON:
-                    # The change may not take place, so only devices that the node has either way count.
-                    keeps = place.before if node.ready and not node.unschedulable else {}
-                    least = {
-                        resource: min(count, max(keeps.get(resource, 0), place.in_use.get(resource, 0)))
-                        for resource, count in place.after.items()
-                    }
-                    place = replace(place, after=least)
-                yield place
+                    sure = _find_sure(node, future, find_present_offer(node, snapshot.stack))
+                    future = replace(future, offer=sure, planned=future.offer)
+                yield future
 
     return Afterwards(places, snapshot.pending_devices)
 
@@ -58,20 +66,64 @@ def is_skipped(node: NodeView) -> bool:
     return node.fence is None and is_skip(node.labels.get(LABEL_SKIP))
 
 
-def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    now, fence = served(node), node.fence
+def find_present_offer(node: NodeView, stack: StackView) -> Offer:
+    """Return what the node has for new pods now."""
+    config, labels = effective_plugin_config(node, stack), node.labels
+    devices = {**node.resources, **served(node)}
+    limited = _limits(config, labels.get(LABEL_POLICY, "")) if config is not None else {}
+    if config is None and labels.get(LABEL_SHARING_STRATEGY) == "mps":
+        limited = dict.fromkeys(devices, "its device plugin uses MPS")
+    divided = labels.get(LABEL_MIG_STRATEGY) == "single" and "-MIG-" in labels.get(LABEL_GPU_PRODUCT, "")
+    return Offer(node.name, devices, limited, node.taints, divided, partial(_labels, node, None))
+
+
+def find_target_offer(node: str, target: Target, policy: str) -> Offer:
+    """Return what the node will have for new pods with this target of the policy, as far as the target says."""
+    divided = target.with_mig and target.plugin.mig_strategy == "single"
+    return Offer(node, target.resources, _limits(target.plugin, policy), divided=divided)
+
+
+def _limits(plugin: PluginConfig, policy: str) -> Mapping[str, str]:
+    """Return `Offer.limited`. `policy` is empty for a configuration that no policy has made."""
+    if not plugin.one_each or plugin.sharing is None:
+        return {}
+    whose = f"policy {policy}" if policy else "its device plugin's configuration"
+    how = "has mode MPS, which implies" if plugin.sharing.strategy == "mps" else "sets"
+    return dict.fromkeys(plugin.one_each, f"{whose} {how} failRequestsGreaterThanOne")
+
+
+def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
+    now, fence = find_present_offer(node, snapshot.stack), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
-    after = now if assessed is None else assessed.target.resources
+    offer = now
+    if assessed is not None:
+        offer = find_target_offer(node.name, assessed.target, assessed.policy.name)
+        # A change does not touch what other plugins serve.
+        others = {name: count for name, count in now.devices.items() if not is_plugin_resource(name)}
+        labels = partial(_labels, node, assessed)
+        offer = replace(offer, devices={**others, **offer.devices}, taints=node.taints, find_labels=labels)
     emptied = assessed is not None and (fence or assessed).disruption.cordons
     return FutureNode(
-        node.name,
-        before=now if fence is None else after,
-        after=after,
+        offer,
+        before=now.devices if fence is None else offer.devices,
         in_use=find_holdings(node, snapshot, remaining=True) or {},
         emptied=emptied,
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
         devices=node.devices.names if node.devices is not None else {},
-        find_labels=partial(_labels, node, assessed),
+    )
+
+
+def _find_sure(node: NodeView, future: FutureNode, now: Offer) -> Offer:
+    """Return what the node has for new pods whether or not its change takes place."""
+    keeps = future.before if node.ready and not node.unschedulable else {}
+    devices = {
+        name: min(count, max(keeps.get(name, 0), future.in_use.get(name, 0))) for name, count in future.after.items()
+    }
+    return replace(
+        future.offer,
+        devices={name: count for name, count in devices.items() if count},
+        limited={**now.limited, **future.offer.limited},
+        divided=now.divided or future.offer.divided,
     )
 
 

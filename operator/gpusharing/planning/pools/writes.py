@@ -55,7 +55,11 @@ def share(
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
         actions.append(SetClaims(claims, failed_nodes))
-    quiet = config is None and all(_has_ended(nodes.get(name), verdicts.get(name)) for name in claims)
+    # A change that has Failed waits for the pointers itself, if the GPU Operator was installed anew meanwhile.
+    failed = {
+        name for name, one in verdicts.items() if one.phase is Phase.FAILED and name not in snapshot.at_work_since
+    }
+    quiet = config is None and claims.keys() <= failed
     # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
     if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=quiet)) is not None:
         actions.append(pointers)
@@ -67,13 +71,6 @@ def share(
     if not snapshot.old_views and (rules := plan_rules(snapshot, busy)) is not None:
         actions.append(rules)
     return tuple(actions)
-
-
-def _has_ended(node: NodeView | None, verdict: Verdict | None) -> bool:
-    """Whether the change of a Failed node has ended, so that a restart of NVIDIA's programs disturbs nothing there."""
-    if node is None or verdict is None or verdict.phase is not Phase.FAILED:
-        return False
-    return node.labels.get(names.LABEL_MIG_STATE) not in ("pending", "rebooting")
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None, pool: Pool | None) -> Claim:

@@ -3,7 +3,7 @@
 The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; they are only collected here, for people.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -11,8 +11,9 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
+from gpusharing.planning.drain.placement import Offer, could_start, needs_of
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
-from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
+from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
 from gpusharing.planning.pools.afterwards import preview_of
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
@@ -25,6 +26,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.memory import Preview
 from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -57,6 +59,8 @@ class Vanishing:
     after: int
     demand: DeviceDemand
     """The demand in the whole cluster."""
+    elsewhere: bool
+    """Whether a node outside the pool will advertise it."""
     pods: tuple[str, ...]
     """Listed pods that request the resource and run on nodes that change, as `namespace/name`."""
     pending: int
@@ -138,7 +142,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     told = {*names, *adopted}
     left_out = tuple(one for one in differing if one.node not in told)
     before, after = count_devices(pool.nodes, plan.targets)
-    vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
+    vanishing = tuple(_vanishing((before, after), names, policy.name, plan, snapshot))
     members_ = plan.pools[policy.name].members
     unseen = {
         one.node.name
@@ -146,11 +150,9 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         if not isinstance(one.assessment, Assessed) and (one.assessment is None or one.assessment.unobserved)
     }
     replicas = spec.mps.replicas if spec is not None and spec.mps is not None else 0
-    # Whether strategy single keeps the name: each node that changes would have one resource, by another name.
     mixed = spec is not None and spec.mig is not None and spec.mig.strategy == "mixed"
     wanted = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
-    targets = [plan.targets[name] for name in names & plan.targets.keys()]
-    single = all(len(target) == 1 and RESOURCE_GPU not in target for target in targets)
+    single = mixed and wanted and _single_serves({one: plan.targets.get(one, {}) for one in names}, snapshot)
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
@@ -169,7 +171,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         hash=plan_status.get("hash", "") if policy.uid else "",
         windows=tuple(plan_status.get("windows", ())),
         at_once=plan.pools[policy.name].limit,
-        single_keeps_name=mixed and wanted and single,
+        single_keeps_name=single,
         client_threads=client_threads(replicas) if replicas else 0,
         client_memory=_client_memory(replicas, plan.pools[policy.name].names, snapshot) if replicas else {},
     )
@@ -231,29 +233,41 @@ def _steps(
 
 
 def _vanishing(
-    before: Mapping[str, int],
-    after: Mapping[str, int],
-    nodes: set[str],
+    counts: tuple[Mapping[str, int], Mapping[str, int]],
+    changing: set[str],
+    policy: str,
+    plan: RolloutPlan,
     snapshot: ClusterSnapshot,
-    afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
+    before, after = counts
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
-        pods = [
-            pod.ref
-            for node, work in sorted(snapshot.work.items())
-            if node in nodes
-            for pod in work.pods
-            if name in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)
-        ]
         yield Vanishing(
             resource=name,
             before=before[name],
             after=after.get(name, 0),
-            demand=afterwards.find_demand(name),
-            pods=tuple(sorted(pods)),
+            demand=plan.afterwards.find_demand(name),
+            elsewhere=plan.afterwards.advertises(name, outside=plan.pools[policy].names),
+            pods=tuple(sorted(pod.ref for _, pod in _find_users(name, changing, snapshot))),
             pending=snapshot.pending.get(name, 0),
         )
+
+
+def _find_users(resource: str, nodes: Container[str], snapshot: ClusterSnapshot) -> Iterator[tuple[str, PodView]]:
+    """Yield the pods on these nodes, as far as listed, that request the resource, each with its node."""
+    for node, work in snapshot.work.items():
+        for pod in work.pods if node in nodes else ():
+            if resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod):
+                yield node, pod
+
+
+def _single_serves(targets: Mapping[str, Mapping[str, int]], snapshot: ClusterSnapshot) -> bool:
+    """Whether MIG strategy single would suit these targets, by node, and the pods that request whole GPUs there."""
+    if not all(len(target) == 1 and RESOURCE_GPU not in target for target in targets.values() if target):
+        return False
+    offers = {node: Offer(node, {RESOURCE_GPU: sum(target.values())}, divided=True) for node, target in targets.items()}
+    users = _find_users(RESOURCE_GPU, targets, snapshot)
+    return all(could_start(needs_of(pod), offers[node]) for node, pod in users if targets[node])
 
 
 Proofs: TypeAlias = Mapping[Source, tuple[str, str, Finding | None]]

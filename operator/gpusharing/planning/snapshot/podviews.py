@@ -7,6 +7,7 @@ from typing import Literal
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.selectors import Row
+from gpusharing.planning.snapshot.taints import Toleration
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -58,6 +59,12 @@ class PodView:
     """Whether it is a static pod, by the annotation kubernetes.io/config.mirror or an owner of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
     """The GPU resources that its containers request, with counts above 0. Init and sidecar containers are included."""
+    per_container: Mapping[str, int] = field(default_factory=dict)
+    """The most of each GPU resource that one of its containers requests."""
+    fractions: int = 0
+    """Of how many GPUs it requests a fraction from KAI-Scheduler, by its annotations."""
+    scheduler: str = ""
+    """spec.schedulerName."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold.
 
@@ -77,6 +84,8 @@ class PodView:
     With the chart's guard on, each has the guard's requirement too. Empty for a pod that neither holds nor requests a
     GPU.
     """
+    tolerations: tuple[Toleration, ...] = ()
+    """Empty if the pod neither holds nor requests a GPU."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True

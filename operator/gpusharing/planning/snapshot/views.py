@@ -31,6 +31,7 @@ from gpusharing.planning.snapshot.records import (
     Verified,
     find_revision,
 )
+from gpusharing.planning.snapshot.taints import Taint
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
@@ -51,8 +52,8 @@ class NodeView:
     unschedulable: bool
     """Whether the node is cordoned, by anybody."""
     deleting: bool = False
-    barred: bool = False
-    """Whether a taint keeps away pods without a toleration; those for conditions of the node do not count."""
+    taints: tuple[Taint, ...] = ()
+    """The taints that exclude pods until somebody removes them."""
     fence: Fence | None = None
     """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
@@ -94,6 +95,11 @@ class NodeView:
             if value != "true" and label.startswith(LABEL_DEPLOY_PREFIX)
         }
         object.__setattr__(self, "held_off", switches or _NOTHING)
+
+    @property
+    def barred(self) -> bool:
+        """Whether a taint, other than those for conditions of the node, keeps away pods without a toleration."""
+        return self.gate is not None or any(not one.key.startswith("node.kubernetes.io/") for one in self.taints)
 
     @property
     def closed_since(self) -> datetime | None:

@@ -523,8 +523,8 @@ class Reason(StrEnum):
         "Save the files that are needed and delete the pod yourself, or set drain.localStorage to Evict.")
     STRANDED_PODS = (("StrandedPods", "Drain", _PERSON, "pods"),
         "Once all planned changes are made, the pod would be unable to start again: no node would advertise the "
-        "resource that it requests, too few devices of that resource would remain, or the change rewrites a node "
-        "label that the pod requires.",
+        "resource that it requests, too few devices of that resource would remain, the change rewrites a node "
+        "label that the pod requires, or the device plugin or KAI-Scheduler would refuse the pod.",
         "Change the pod's request, let its node affinity accept both the old and the new value of the label (operator "
         "In), keep enough of the requested devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),

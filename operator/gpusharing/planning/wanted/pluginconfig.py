@@ -387,6 +387,14 @@ class PluginConfig:
     def replicas(self) -> int:
         return self.sharing.replicas[0][1] if self.sharing is not None else 1
 
+    @property
+    def one_each(self) -> tuple[str, ...]:
+        """The resources of which a container that requests more than one share is refused (b.3)."""
+        sharing = self.sharing
+        if sharing is None or not sharing.fail_requests_greater_than_one:
+            return ()
+        return tuple(f"{name}.shared" if sharing.rename else name for name, _ in sharing.replicas)
+
     def on(self, names: Container[str]) -> "PluginConfig":
         """Return the configuration without the rows for resources that are not in `names` and so have no effect."""
         if self.sharing is None:

@@ -1,0 +1,189 @@
+"""Could a pod start on a node (planning/drain/placement.py)? Labels and taints: tests/cli/test_placement.py.
+
+Reports: NVIDIA/k8s-device-plugin#1695, #1762, #929, #1208; kai-scheduler/KAI-Scheduler#506, #1876.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import make_node, make_pod, make_policy
+from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, world_of
+
+from gpusharing.api import names
+from gpusharing.planning.drain.placement import (
+    LABEL_KAI_MIG,
+    Kind,
+    Needs,
+    Offer,
+    could_start,
+    find_obstacles,
+    needs_of,
+)
+from gpusharing.planning.drain.stranded import FutureNode
+from gpusharing.planning.pools.afterwards import find_present_offer
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.taints import Taint, Toleration
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, SharingStrategy, render
+
+GPU, SHARED, HALF = names.RESOURCE_GPU, names.RESOURCE_GPU_SHARED, "nvidia.com/mig-3g.40gb"
+STRICT = make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4, "failRequestsGreaterThanOne": True})
+RENAMED = make_policy(mode="MPS", mps={"replicas": 4, "renameByDefault": True})
+
+
+def asking(*containers: Mapping[str, int], **fields: Any) -> PodView:
+    """A pod with a container for each of these requests."""
+    total, largest = dict[str, int](), dict[str, int]()
+    for one in containers:
+        for name, count in one.items():
+            total[name] = total.get(name, 0) + count
+            largest[name] = max(largest.get(name, 0), count)
+    return make_pod(resources=total, per_container=largest, **fields)
+
+
+def kinds(pod: PodView, offer: Offer) -> list[Kind]:
+    return [one.kind for one in find_obstacles(needs_of(pod), offer)]
+
+
+def future_of(policy: PolicyView) -> FutureNode:
+    """The node of a world at rest under this policy, as the planner foresees it."""
+    world = world_of(policy)
+    node = plan_rollout(world.snapshot(), world.now).afterwards.find_node("gpu-07")
+    assert node is not None
+    return node
+
+
+SHARES: dict[str, tuple[PolicyView, PodView, bool]] = {
+    "two shares of MPS": (MPS, asking({GPU: 2}), False),
+    "two renamed shares of MPS": (RENAMED, asking({SHARED: 2}), False),
+    "one share of MPS in each of two containers": (MPS, asking({GPU: 1}, {GPU: 1}), True),
+    "two time slices": (SLICED, asking({GPU: 2}), True),
+    "two time slices that the policy refuses": (STRICT, asking({GPU: 2}), False),
+    "one time slice in each of two containers": (STRICT, asking({GPU: 1}, {GPU: 1}), True),
+    "two shared instances": (MIG_SLICED, asking({HALF: 2}), True),
+    "two instances": (MIXED, asking({HALF: 2}), True),
+}
+
+
+@pytest.mark.parametrize("case", SHARES)
+def test_the_plugin_refuses_several_shares_for_one_container(case: str) -> None:
+    """k8s-device-plugin v0.20.0, internal/rm/rm.go, ValidateRequest."""
+    policy, pod, starts = SHARES[case]
+    world = world_of(policy)
+    present = find_present_offer(world.nodes["gpu-07"], world.stack)
+    for offer in (present, future_of(policy).offer):
+        assert kinds(pod, offer) == ([] if starts else [Kind.SHARES])
+
+
+def test_it_says_what_is_too_much_and_which_policy_says_so() -> None:
+    (found,) = find_obstacles(needs_of(asking({GPU: 1}, {GPU: 3})), future_of(STRICT).offer)
+    assert found.text == (
+        f"a container requests 3 {GPU}, but policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
+    )
+
+
+CONFIGURED: tuple[tuple[SharingStrategy, bool, bool], ...] = (
+    ("time-slicing", True, True),
+    ("time-slicing", False, False),
+    ("mps", True, True),
+    ("mps", False, False),
+)
+
+
+def test_a_configuration_of_nobody_limits_shares_too() -> None:
+    world = world_of(FULL)
+    for strategy, fails, limited in CONFIGURED:
+        sharing = Sharing(((GPU, 4),), fail_requests_greater_than_one=fails, strategy=strategy)
+        stack = replace(world.stack, plugin_configs={"mine": render(PluginConfig(sharing=sharing))})
+        node = make_node(labels={names.LABEL_PLUGIN_CONFIG: "mine"}, resources={GPU: 4})
+        assert kinds(asking({GPU: 2}), find_present_offer(node, stack)) == [Kind.SHARES] * limited
+    unread = make_node(
+        labels={names.LABEL_PLUGIN_CONFIG: "gone", names.LABEL_SHARING_STRATEGY: "mps"}, resources={GPU: 4}
+    )
+    assert kinds(asking({GPU: 2}), find_present_offer(unread, world.stack)) == [Kind.SHARES], "GFD's label tells"
+
+
+FRACTION = make_pod(resources={}, labels={"runai-gpu-group": "g"}, scheduler="kai-scheduler")
+WAITING = make_pod(resources={}, fractions=2, scheduler="kai-scheduler")
+WHOLE, INSTANCE = asking({GPU: 1}, scheduler="kai-scheduler"), asking({HALF: 1}, scheduler="kai-scheduler")
+DIVIDED = {names.LABEL_MIG_STRATEGY: "mixed"}
+EITHER = {GPU: 2, HALF: 2}
+KAI: dict[str, tuple[PodView, Offer, bool]] = {
+    "a fraction on whole GPUs": (FRACTION, Offer("n", {GPU: 2}), True),
+    "a fraction of two GPUs on two": (WAITING, Offer("n", {GPU: 2}), True),
+    "a fraction of two GPUs on one": (WAITING, Offer("n", {GPU: 1}), False),
+    "a fraction beside instances": (FRACTION, Offer("n", EITHER), False),
+    "a whole GPU beside instances": (WHOLE, Offer("n", EITHER), False),
+    "a whole GPU beside instances, by another scheduler": (asking({GPU: 1}), Offer("n", EITHER), True),
+    "an instance": (INSTANCE, Offer("n", EITHER), True),
+    "a fraction with strategy single": (FRACTION, Offer("n", {GPU: 7}, divided=True), False),
+    "a whole device with strategy single": (WHOLE, Offer("n", {GPU: 7}, divided=True), True),
+    "a fraction with strategy single and KAI's label": (
+        FRACTION,
+        Offer(
+            "n",
+            {GPU: 7},
+            divided=True,
+            find_labels=lambda: ({LABEL_KAI_MIG: "true", names.LABEL_MIG_STRATEGY: "single"},),
+        ),
+        False,
+    ),
+    "a whole GPU where the label says that there is no MIG": (
+        WHOLE,
+        Offer("n", EITHER, find_labels=lambda: ({**DIVIDED, LABEL_KAI_MIG: "false"},)),
+        True,
+    ),
+    "an instance where the label says that there is no MIG": (
+        INSTANCE,
+        Offer("n", EITHER, find_labels=lambda: ({**DIVIDED, LABEL_KAI_MIG: "false"},)),
+        False,
+    ),
+    "a whole GPU where only the label says that there is MIG": (
+        WHOLE,
+        Offer("n", {GPU: 2}, find_labels=lambda: ({**DIVIDED, LABEL_KAI_MIG: "1"},)),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KAI)
+def test_kai_scheduler_places(case: str) -> None:
+    pod, offer, starts = KAI[case]
+    assert could_start(needs_of(pod), offer) is starts
+
+
+def test_the_label_by_which_kai_would_recognize_a_node_with_strategy_single_is_named() -> None:
+    (found,) = find_obstacles(needs_of(FRACTION), future_of(SINGLE).offer)
+    assert found.kind is Kind.KAI
+    assert LABEL_KAI_MIG in found.text
+
+
+def test_strategy_single_is_recognized_now_and_afterwards() -> None:
+    for policy, divided in ((SINGLE, True), (MIXED, False), (FULL, False), (SLICED, False)):
+        world = world_of(policy)
+        assert find_present_offer(world.nodes["gpu-07"], world.stack).divided is divided
+        assert future_of(policy).offer.divided is divided
+
+
+def test_count_labels_taints_and_shares_are_all_told_if_all_are_in_the_way() -> None:
+    offer = Offer("n", {GPU: 1}, {GPU: "MPS"}, (Taint("team", "b"),), find_labels=lambda: ({"zone": "east"},))
+    pod = asking({GPU: 2}, node_selector={"zone": "west"})
+    assert kinds(pod, offer) == [Kind.COUNT, Kind.LABELS, Kind.TAINT, Kind.SHARES]
+    tolerant = replace(pod, tolerations=(Toleration("team", "Exists"),), node_selector={})
+    assert kinds(tolerant, replace(offer, devices={GPU: 2}, limited={})) == []
+
+
+def test_labels_that_are_unknown_exclude_nothing() -> None:
+    needs = Needs(((GPU, 1),), selector=(("zone", "west"),))
+    assert could_start(needs, Offer("n", {GPU: 1}))
+    assert not could_start(needs, Offer("n", {GPU: 1}, find_labels=lambda: ({},)))
+
+
+def test_of_several_sets_of_labels_one_has_to_meet_all_rules() -> None:
+    needs = Needs(((GPU, 1),), selector=(("a", "1"), ("b", "1")))
+    split: tuple[dict[str, str], ...] = ({"a": "1"}, {"b": "1"})
+    assert not could_start(needs, Offer("n", {GPU: 1}, find_labels=lambda: split))
+    assert could_start(needs, Offer("n", {GPU: 1}, find_labels=lambda: (*split, {"a": "1", "b": "1"})))
