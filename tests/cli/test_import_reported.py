@@ -26,8 +26,8 @@ from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.wanted.migfile import well_known
 from gpusharing.planning.wanted.verify import EXCLUSIVE
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import

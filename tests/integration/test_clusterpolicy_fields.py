@@ -13,8 +13,9 @@ from hack.cluster.controlplane import ControlPlane
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.installationviews import kubectl_patch
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import READ as READ_BY_THE_TABLE
 from gpusharing.planning.stack.requirements import SANDBOX_DEFAULT
 

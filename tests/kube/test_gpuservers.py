@@ -54,8 +54,8 @@ def test_a_daemon_set_whose_status_is_older_than_its_spec_is_no_twin(
     other["status"] = {**other["status"], "observedGeneration": observed}
     other["spec"]["template"]["spec"]["nodeSelector"] = {"none": "x"}
     servers = [server for raw in (one, other) if (server := gpu_server(raw)) is not None]
-    assert bool(tell_twins(servers, "gpus", ())) is refused
-    assert bool(tell_twins(reversed(servers), "gpus", ())) is refused
+    assert bool(tell_twins(servers, "gpus")) is refused
+    assert bool(tell_twins(reversed(servers), "gpus")) is refused
 
 
 STATUS = {"status": {"namespace": "nvidia"}}

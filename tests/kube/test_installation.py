@@ -103,7 +103,7 @@ async def test_gpus_that_were_divided_by_hand_are_labeled_before_mig_manager_res
     cluster.patch(CLUSTER_POLICIES, "cluster-policy", bare)
 
     async def found() -> tuple[str, str]:
-        (one,) = (one for one in find_symptoms(await gathered(cluster)) if one.reason == "MigConfigNotOurs")
+        (one,) = (one for one in find_symptoms(await gathered(cluster)) if one.reason == "LayoutsNeedConfigMap")
         return one.message, one.command
 
     message, command = await found()
@@ -124,7 +124,7 @@ async def test_without_nodes_no_command_restarts_mig_manager(cluster: FakeCluste
     cluster.patch(CLUSTER_POLICIES, "cluster-policy", bare)
     cluster.faults.fail("list", NODES, Forbidden("no"), times=EVER)
     view = await gathered(cluster)
-    (one,) = (one for one in find_symptoms(view) if one.reason == "MigConfigNotOurs")
+    (one,) = (one for one in find_symptoms(view) if one.reason == "LayoutsNeedConfigMap")
     assert one.command == "kubectl get nodes -L nvidia.com/mig.config"
 
 

@@ -23,7 +23,7 @@ from tests.integration.test_import import VALUES, commands, settings
 from tests.integration.test_output import plugin
 from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, L40S, MIG, NOS, Recipe, RecipePool, parted
 
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from hack import launch
 

@@ -97,7 +97,7 @@ def test_two_releases_share_nodes_unless_each_has_its_own(
     ]
     servers = [server for server in found if server is not None]
     assert [bool(server.affinity) for server in servers] == [True, True]
-    assert bool(tell_twins(servers, NAMESPACE, ())) is twins
+    assert bool(tell_twins(servers, NAMESPACE)) is twins
 
 
 def test_the_mps_daemon_comes_by_the_label_alone_and_has_no_label_of_its_own(render: Render) -> None:

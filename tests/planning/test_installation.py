@@ -252,13 +252,13 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     ),
     "mig-manager is not pointed at us, nobody wants layouts": (
         pointers((MIG_POLICY,), mig_config_name="default-mig-parted-config"),
-        "MigConfigNotOurs",
+        "LayoutsNeedConfigMap",
         "WARNING",
         MIG,
     ),
     "mig-manager is not pointed at us, a policy wants layouts": (
         pointers((LAYOUTS,), mig_config_name="theirs"),
-        "MigConfigNotOurs",
+        "LayoutsNeedConfigMap",
         "ERROR",
         "--set gpuOperator.adminMigConfigMap=theirs",
     ),
@@ -379,7 +379,7 @@ LABEL = "kubectl label node gpu-01 --overwrite nvidia.com/mig.config=all-1g.10gb
     ("change", "reason"),
     [
         ({"switches": NO_MIG_MANAGER}, "MigManagerDisabled"),
-        ({"mig_config_name": ""}, "MigConfigNotOurs"),
+        ({"mig_config_name": ""}, "LayoutsNeedConfigMap"),
     ],
     ids=["switched on", "pointed at ours"],
 )

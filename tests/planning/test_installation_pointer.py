@@ -77,7 +77,7 @@ STAGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "MigConfigNotOurs"])
+@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "LayoutsNeedConfigMap"])
 def test_a_pointer_moves_when_there_is_what_it_then_names(stage: str, reason: str) -> None:
     fields, command = STAGES[stage]
     view = replace(pointers(plugin_config_name="", mig_config_name=""), **fields)
@@ -85,14 +85,14 @@ def test_a_pointer_moves_when_there_is_what_it_then_names(stage: str, reason: st
     assert said.command.startswith(command)
 
 
-@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "MigConfigNotOurs"])
+@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "LayoutsNeedConfigMap"])
 def test_a_configmap_that_does_not_exist_is_neither_merged_nor_kept(reason: str) -> None:
     view = pointers(plugin_config_name="gone", mig_config_name="gone")
     view = replace(view, config_maps={**view.config_maps, "gone": VOID})
     (said,) = (one for one in find_symptoms(view) if one.reason == reason)
     assert said.severity == "ERROR"
-    assert "gone, which does not exist in namespace gpu-operator or is empty" in said.message
-    assert "must be in ours first" not in said.message
+    assert "gone does not exist in namespace gpu-operator or is empty" in said.message
+    assert "if Nodes use entries" not in said.message
     assert said.command.startswith(POINT)
 
 
@@ -117,10 +117,10 @@ def test_no_command_moves_mig_manager_to_a_file_without_what_nodes_name() -> Non
     gpunodes = {"named": make_gpunode("named", gpus=[make_gpu(layout=(("1g.10gb", 7),))])}
     agents = replace(AGENTS, pods=(*AGENTS.pods, PodState("n", "named", True)))
     lacking = replace(view, nodes=(*view.nodes, named), gpunodes=gpunodes, agents=agents)
-    (said,) = (one for one in find_symptoms(lacking) if one.reason == "MigConfigNotOurs")
+    (said,) = (one for one in find_symptoms(lacking) if one.reason == "LayoutsNeedConfigMap")
     assert "Nodes use all-1g.10gb (named), which gpusharing-mig-parted does not contain for their" in said.message
     assert said.command == "kubectl get nodes -L nvidia.com/mig.config"
     held = replace(view.config_maps[MIG], data={MIG_KEY: make_stack().mig_file})
     holding = replace(lacking, config_maps={**view.config_maps, MIG: held})
-    (said,) = (one for one in find_symptoms(holding) if one.reason == "MigConfigNotOurs")
+    (said,) = (one for one in find_symptoms(holding) if one.reason == "LayoutsNeedConfigMap")
     assert said.command.startswith(POINT)

@@ -20,7 +20,7 @@ from tests.planning.test_installation import GOOD, PLUGIN
 
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Loss
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.stack.effects import FREE_STRATEGY, UNKNOWN, find_effects
 from gpusharing.planning.stack.installation import find_symptoms
@@ -89,7 +89,7 @@ def find(node: NodeView, report: GPUNodeView | None, **policy: Any) -> dict[str,
     stack = make_stack(cluster_policy=make_cluster_policy(mig_strategy="mixed", **policy), plugin_configs=ENTRIES)
     reports = [] if report is None else [report]
     snapshot = make_snapshot([node], [SINGLE, KEPT], gpunodes=reports, stack=stack)
-    return {effect.node: effect.why for effect in find_effects(FREE_STRATEGY, snapshot)}
+    return {effect.node: effect.why for effect in find_effects(FREE_STRATEGY, snapshot) if effect.loss is Loss.DEVICES}
 
 
 @pytest.mark.parametrize(("node", "report", "devices"), USERS.values(), ids=USERS.keys())

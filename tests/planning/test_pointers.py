@@ -34,8 +34,8 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, is_unresolved
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, plan_pointers
+from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, is_unresolved
+from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse
@@ -334,7 +334,7 @@ def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
     objection = find_objection(make_policy(), stack(effects=make_effects(starts=many)), SETTINGS)
     assert objection is not None
     assert len(objection.message) <= MAX_TEXT
-    assert "and 17 more; kubectl gpusharing import prints the commands; run: kubectl patch" in objection.message
+    assert "and 17 more; kubectl gpusharing doctor prints the commands; run: kubectl patch" in objection.message
     assert 'migManager":' not in objection.message
 
 

@@ -6,6 +6,7 @@ deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is r
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from posixpath import dirname
@@ -196,7 +197,9 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     if plugin is None:
         return None
     manager = next((row for row in views if row.mig_manager), _OTHER)
-    plain = PlainStackView(plugin.name, plugin.release, manager.name, all(row.pausable for row in chart))
+    version = plugin.version.removeprefix("v") if re.fullmatch(r"v\d+\.\d+\.\d+", plugin.version) else ""
+    pausable = all(row.pausable for row in chart)
+    plain = PlainStackView(plugin.name, plugin.release, manager.name, pausable, version)
     switches = {}
     if find_unusable_manager(plain, manager.version) is not None:
         switches[MIG_MANAGER_SWITCH] = False

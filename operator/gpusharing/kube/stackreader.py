@@ -130,11 +130,7 @@ class StackReader:
             marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
             rival_policies=rivals,
-            twins=tell_twins(
-                [one.server for one in sets if one.server],
-                settings.gpu_operator_namespace,
-                sources.nodes.items.values(),
-            ),
+            twins=tell_twins([one.server for one in sets if one.server], settings.gpu_operator_namespace),
             finders=tuple(
                 sorted((one.finder for one in sets if one.finder is not None), key=lambda finder: finder.name)
             ),

@@ -23,6 +23,7 @@ from gpusharing.kube.wire import HINT
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import find_class_symptoms
+from gpusharing.planning.stack.effects import RESTART_PLUGIN, UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
@@ -42,7 +43,6 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_node_symptoms,
 )
 from gpusharing.planning.stack.plugins import find_rival_symptoms
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
@@ -116,7 +116,10 @@ async def _examine(session: Session) -> Examination:
         *find_kubelet_symptoms(view, version),
         *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(
-            [*filter(None, map(gpu_server, daemon_sets or ()))], view.nodes, place.gpu_operator_namespace
+            [*filter(None, map(gpu_server, daemon_sets or ()))],
+            view.nodes,
+            place.gpu_operator_namespace,
+            view.effects(RESTART_PLUGIN),
         ),
         *find_class_symptoms([*map(device_class_view, classes or ())]),
     ]

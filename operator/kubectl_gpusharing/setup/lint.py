@@ -18,9 +18,9 @@ from gpusharing.planning.gpus.cards import CARDS, Card, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
 from gpusharing.planning.pools.windows import find_window_flaw
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.migfile import MIG_KEY

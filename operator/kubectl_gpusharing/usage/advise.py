@@ -24,7 +24,7 @@ from gpusharing.kube.raw import entries, text
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import HEADROOM, Card
 from gpusharing.planning.snapshot.nvidia import find_active
-from gpusharing.planning.stack.requirements import find_off
+from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
@@ -100,7 +100,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
                 answers = replace(answers, no_mps=why, mps_remedy=remedy)
         advice = advise(answers)
     policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
-    off = [] if policy is None else [row for row in find_off(policy) if advice.mode in row.modes]
+    off = [] if policy is None else [row for row in OPERANDS if row.is_off(policy) and advice.mode in row.modes]
     if missing := ", and ".join(f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off):
         but = f"{advice.but}; {missing} (kubectl gpusharing doctor has the command)"
         advice = replace(advice, but=but)

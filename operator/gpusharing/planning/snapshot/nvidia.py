@@ -187,6 +187,8 @@ class PlainStackView:
 
     All DaemonSets of the chart then run only on nodes with nvidia.com/gpu.deploy.client=true.
     """
+    version: str = ""
+    """Version of the chart, such as `0.19.3`, which is that of the device plugin's image. Empty if it is unknown."""
 
 
 @value
@@ -307,6 +309,7 @@ class Loss(StrEnum):
     GPUS = "MIG instances"
     DEVICES = "devices that it advertises"
     CLIENTS = "MPS clients"
+    REPLACED = "devices that its policy is about to replace"
 
 
 @value
@@ -348,6 +351,8 @@ class StackView:
     """Device-plugin configurations from the admin's own ConfigMap, by key, merged into ours unchanged."""
     effects: Mapping[Change, tuple[Effect, ...]] | None = None
     """What each change that a message may ask for, or that the operator may make, would do. None until it is known."""
+    named_keys: frozenset[str] | None = None
+    """The entries of the ConfigMap that ClusterPolicy names for the device plugin instead of ours; None if unknown."""
     missing_maps: tuple[str, ...] = ()
     """The admin's ConfigMaps that a setting names but that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)

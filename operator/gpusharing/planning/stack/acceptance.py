@@ -5,7 +5,6 @@ What depends on the card of a node is decided for each node by `PolicyTargets`.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -24,44 +23,32 @@ from gpusharing.planning.stack.drastack import refuse
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
     HOST_PROGRAMS,
-    MIG_POINTER,
-    PLUGIN_POINTER,
+    REQUIRE_CLIENT,
     RESTART_PLUGIN,
     START_MIG_MANAGER,
     UNPLUG,
-    after_labels,
-    effects_of,
     find_effects,
     is_safe,
     label_commands,
     tell_effects,
-    tell_strategy_users,
 )
-from gpusharing.planning.stack.installationviews import Fields, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.mig import find_mig_obstacle
+from gpusharing.planning.stack.installationviews import kubectl_patch
 from gpusharing.planning.stack.pointers import (
-    Pointer,
     find_other_namespace,
-    find_pointers,
     mig_change,
     plugin_change,
-    plugin_pointer,
-    why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, lacks, restart_of, tell_off
+from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, restart_of
+from gpusharing.planning.stack.wrongfields import WrongField, find_wrong_fields
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets, Request, find_deafness, find_request
 
 MOST_LABELS = 400
-"""The most characters of commands that label nodes in one message. `kubectl gpusharing import` prints more."""
-_PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
-_WrongField: TypeAlias = tuple[Reason, str, Fields, tuple[Effect, ...]]
-"""A field of ClusterPolicy that overrides a spec: reason, text, and the patch with what that takes from nodes.
-
-The patch is empty if it must not be made yet.
-"""
+"""The most characters of commands that label nodes in one message. `kubectl gpusharing doctor` prints more."""
+LEAST_TEXT = 200
+"""How many characters of a message say at least what is wrong."""
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
@@ -107,16 +94,15 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
         )
     if stack.twins:
         yield Finding(Reason.SEVERAL_STACKS, stack.twins)
-    wrong = [] if cluster_policy is None else [*_find_wrong_fields(spec, cluster_policy, stack, settings)]
+    wrong = [row for row in find_wrong_fields((spec,), stack, settings) if row.needed]
     if cluster_policy is not None:
-        first = wrong[0][0] if wrong else None
+        first = wrong[0].reason if wrong else None
         if first in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED):
             yield _explain(wrong, cluster_policy)
         if apart := find_other_namespace(cluster_policy, namespace):
             yield Finding(Reason.PLUGIN_CONFIG_NOT_OURS, apart)
-        if first is Reason.PLUGIN_CONFIG_NOT_OURS:
+        if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
             yield _explain(wrong, cluster_policy)
-        yield from _find_flaws_of_chart(spec, cluster_policy, stack, settings)
     if stack.foreign_map:
         where = f"configmap {stack.foreign_map} -n {namespace}"
         yield Finding(
@@ -125,106 +111,29 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             f" it. To hand it over to the operator: kubectl label {where} --overwrite"
             f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed)",
         )
-    if cluster_policy is not None:
-        obstacle, command = find_mig_obstacle(spec, cluster_policy, stack, settings)
-        if obstacle is not None:
-            remedy = f"; run: {command}" if command else ""
-            yield Finding(obstacle.reason, obstacle.message + remedy)
-        if wrong:
-            yield _explain(wrong, cluster_policy)
+    if cluster_policy is not None and wrong:
+        yield _explain(wrong, cluster_policy)
 
 
-def _find_flaws_of_chart(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Iterator[Finding]:
-    plain, ours, namespace = cluster_policy.plain, settings.plugin_config_map, settings.gpu_operator_namespace
-    if plain is None:
-        return
-    if cluster_policy.plugin_config_name != ours and not stack.by_dra:
-        effects = effects_of(plugin_change(cluster_policy, settings, stack.plugin_configs), stack)
-        pointer = plugin_pointer(cluster_policy, settings, stack.plugin_configs, effects)
-        command = after_labels(plain_upgrade(plain, namespace, f"config.name={ours}"), pointer.victims)
-        yield Finding(
-            Reason.PLUGIN_CONFIG_NOT_OURS,
-            f"DaemonSet {plain.daemon_set}: config.name in NVIDIA's device-plugin chart is"
-            f" {pointer.now or 'not set'}, so {ours} is not read{_tell_entries(pointer, stack)}"
-            f"{tell_effects(pointer.victims)}{f'; run: {command}' if command and not pointer.stops else ''}",
-        )
-    if lacks(_DISCOVERY, spec.mode, stack):
-        command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value)
-        yield Finding(Reason.FEATURE_DISCOVERY_MISSING, f"{tell_off(_DISCOVERY, cluster_policy)}; run: {command}")
-
-
-def _find_wrong_fields(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> Iterator[_WrongField]:
-    if cluster_policy.plain is not None:
-        return
-    configure, error = settings.configure_gpu_operator, stack.pointer_error
-    for row in (_PLUGIN, _DISCOVERY):
-        if lacks(row, spec.mode, stack):
-            yield row.disabled, tell_off(row, cluster_policy), row.patch, effects_of(row.change, stack)
-    pointers = {pointer.field: pointer for pointer in find_pointers(stack, settings)}
-    if (pointer := pointers.get(PLUGIN_POINTER)) is not None:
-        why = why_not_set(pointer, cluster_policy, configure=configure, error=error)
-        message = f"ClusterPolicy {pointer.field} is {pointer.text}, so {pointer.ours} is not read{why}"
-        patch = {} if pointer.stops else pointer.patch
-        yield Reason.PLUGIN_CONFIG_NOT_OURS, message + _tell_entries(pointer, stack), patch, pointer.victims
-    if lacks(_MIG_MANAGER, spec.mode, stack):
-        text, effects = tell_off(_MIG_MANAGER, cluster_policy), effects_of(_MIG_MANAGER.change, stack)
-        yield _MIG_MANAGER.disabled, text, _MIG_MANAGER.patch, effects
-    if spec.mig is None:
-        return
-    fixed = "" if stack.by_dra else cluster_policy.mig_strategy
-    if fixed not in ("", spec.mig.strategy):
-        effects = effects_of(FREE_STRATEGY, stack)
-        users = tell_strategy_users(effects, fixed)
-        yield (
-            Reason.MIG_STRATEGY_SET,
-            f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
-            f"{users}",
-            {} if users else {"mig": {"strategy": None}},
-            () if users else effects,
-        )
-    if spec.mig.layouts is not None and (pointer := pointers.get(MIG_POINTER)) is not None:
-        yield (
-            Reason.LAYOUTS_NEED_CONFIG_MAP,
-            f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
-            f" {pointer.text}{why_not_set(pointer, cluster_policy, configure=configure, error=error)}"
-            f"{pointer.merge_first}",
-            {} if pointer.stops else pointer.patch,
-            pointer.victims,
-        )
-
-
-def _tell_entries(pointer: Pointer, stack: StackView) -> str:
-    absent = "".join(
-        f"; ConfigMap {name}, which is set in a chart value, does not exist" for name in stack.missing_maps
-    )
-    if pointer.stops:
-        return absent + pointer.merge_first
-    if not pointer.now or stack.admin_plugin_configs:
-        return absent
-    return absent + (
-        f"; if Nodes use entries of {pointer.now}, first set chart value"
-        f" gpuOperator.adminPluginConfigMap={pointer.now}, or their device plugins will not start (kubectl gpusharing"
-        " import)"
-    )
-
-
-def _explain(wrong: Sequence[_WrongField], cluster_policy: ClusterPolicyView) -> Finding:
-    message = "; ".join(text for _, text, _, _ in wrong)
-    message += tell_effects([*dict.fromkeys(effect for _, _, _, effects in wrong for effect in effects)])
-    due = [row for row in wrong if row[2] and is_safe(row[3])]
-    labels = "".join(f"{one} && " for one in label_commands(dict.fromkeys(e for row in due for e in row[3])))
+def _explain(wrong: Sequence[WrongField], cluster_policy: ClusterPolicyView) -> Finding:
+    """Return what is wrong with one command for all of it; beside NVIDIA's chart, only the first row."""
+    wrong = wrong if cluster_policy.plain is None else wrong[:1]
+    text, doctor = "; ".join(row.text for row in wrong), "kubectl gpusharing doctor"
+    told = tell_effects([*dict.fromkeys(effect for row in wrong for effect in row.effects)])
+    due = [row for row in wrong if not row.blocked and is_safe(row.effects)]
+    labels = "".join(f"{one} && " for one in label_commands(dict.fromkeys(e for row in due for e in row.effects)))
     if len(labels) > MOST_LABELS:
-        message += "; kubectl gpusharing import prints the commands"
-        labels, due = "", [row for row in due if not label_commands(row[3])]
-    hint = " (helm: --set mig.strategy=)" if any(row[0] is Reason.MIG_STRATEGY_SET for row in due) else ""
-    patch = kubectl_patch(cluster_policy.name, *(row[2] for row in due))
-    command = f"; run: {labels}{patch}{hint}" if due else ""
-    # People might paste a truncated command, so the message before it is cut instead.
-    return Finding(wrong[0][0], cut(message, MAX_TEXT - len(command)) + command)
+        told += f"; {doctor} prints the commands"
+        labels, due = "", [row for row in due if not label_commands(row.effects)]
+    hint = " (helm: --set mig.strategy=)" if any("mig" in row.patch for row in due) else ""
+    command = "; run: " if due else ""
+    if due:
+        patches = (row.patch for row in due)
+        command += labels + (due[0].command or kubectl_patch(cluster_policy.name, *patches) + hint)
+    # People might paste a truncated command, or run one whose victims were cut, so the text before these is cut.
+    if len(told) + len(command) > MAX_TEXT - LEAST_TEXT:
+        told, command = f"; {doctor} names the nodes that would lose by it", f"; run: {doctor}"
+    return Finding(wrong[0].reason, cut(text, MAX_TEXT - len(told) - len(command)) + told + command)
 
 
 def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: ClusterSnapshot) -> Iterator[Change]:
@@ -236,6 +145,8 @@ def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: Clus
     policy = stack.cluster_policy
     if stack.by_dra or policy is None or policy.plain is not None:
         yield START_MIG_MANAGER
+    if policy is not None and policy.plain is not None and not policy.plain.pausable:
+        yield REQUIRE_CLIENT
     if policy is None:
         return
     if not policy.is_off(PLUGIN_SWITCH) and (stack.gpu_cluster or stack.dra.driver is not None):
@@ -267,7 +178,7 @@ def with_effects(
     Nodes in `failed` may lose anything. Policies that cannot be read are in `unread`, to which this adds.
     """
     policies = {one.name: one for one in snapshot.policies if one.name not in unread}
-    wanted = memo.each(_find_wanted, ((name, (one,)) for name, one in policies.items()), failed=unread)
+    wanted = memo.each(find_wanted, ((name, (one,)) for name, one in policies.items()), failed=unread)
     nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
     readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in wanted))
     unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
@@ -276,7 +187,7 @@ def with_effects(
     return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
 
 
-def _find_wanted(policy: PolicyView) -> tuple[Mode | None, str]:
+def find_wanted(policy: PolicyView) -> tuple[Mode | None, str]:
     spec = policy.spec
     return (None, "") if spec is None else (spec.mode, spec.mig.strategy if spec.mig is not None else "")
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpusharing.api.names import (
+    LABEL_DEPLOY_CLIENT,
     LABEL_DEPLOY_PREFIX,
     LABEL_GPU_PRODUCT,
     LABEL_GPU_REPLICAS,
@@ -56,6 +57,11 @@ MIG_MANAGER, PLUGIN, OPERANDS = (
 )
 """Programs by the labels that switch them on a node; OPERANDS switches all of them (docs/design/nvidia.md#d2)."""
 PLUGIN_POINTER, MIG_POINTER, STRATEGY = "devicePlugin.config.name", "migManager.config.name", "mig.strategy"
+UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
+"""The default that the CRD filled in for migManager.config.name up to v25.10.1.
+
+So nobody chose it (docs/design/nvidia.md#d6).
+"""
 PRE_INSTALLED = "pre-installed"
 """The value of the driver's deploy label if a driver is installed on the host. NVIDIA's driver manager sets it."""
 HOST_PROGRAMS = ("driver.enabled", "toolkit.enabled")
@@ -67,13 +73,18 @@ _FIELDS = {
     MIG_POINTER: "mig_config_name",
     "migManager.version": "mig_manager_version",
 }
-START_MIG_MANAGER, RESTART_PLUGIN = Change(restarts=(MIG_MANAGER,)), Change(restarts=(PLUGIN,))
+START_MIG_MANAGER = Change(fields=((MIG_MANAGER_SWITCH, True),), restarts=(MIG_MANAGER,))
+RESTART_PLUGIN = Change(restarts=(PLUGIN,))
+REQUIRE_CLIENT = Change(fields=(("nodeSelector", True),), restarts=(PLUGIN,))
+"""NVIDIA's device-plugin chart gets the nodeSelector with which mig-manager can pause it (docs/design/nvidia.md#a1)."""
 RESTART_ALL = Change(restarts=(MIG_MANAGER, PLUGIN))
 UNPLUG = Change(fields=((PLUGIN_SWITCH, False),))
 FREE_STRATEGY = Change(fields=((STRATEGY, None),))
 SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
 """The command that is printed where a command that starts mig-manager must not be."""
 UNKNOWN = "nothing is known of its GPUs"
+MOST_NAMED = 40
+"""How many victims a message names beside a command that takes something from them."""
 
 
 UNEXPECTED = (Effect("every GPU node", Loss.GPUS, UNKNOWN, known=False),)
@@ -156,10 +167,11 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         lacks = new_file and is_unresolved(node, later)
         why, label, is_known = "", "", True
         # Past the point of no return a node is drained, and its label asks for what its policy wants.
-        if off or not _may_run(node, gpunodes) or (node.fence is not None and node.fence.stage == "actuating"):
+        drained = node.fence is not None and node.fence.stage == "actuating"
+        if off or drained or not _may_run(node, gpunodes) or _is_kept_off(node, stack):
             pass
         elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
-            if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
+            if node.labels.get(LABEL_MIG_CAPABLE) != "false":
                 instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
                 advertised = f"; it advertises {some(instances)}" if instances else ""
                 why, is_known = unread if observed else f"no agent has read its GPUs{advertised}", False
@@ -168,6 +180,11 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
             if key not in known:
                 known[key] = _compare(*key, stack)
             why, same = known[key]
+            if why and config and (foreign := _foreign_file(later)):
+                why = (
+                    f"{LABEL_MIG_CONFIG} is {config}, an entry of ConfigMap {foreign}, which the operator does not read"
+                )
+                same, is_known = "", False
             label = same and f"{LABEL_MIG_CONFIG}={same}"
         if why or lacks:
             yield Effect(name, Loss.GPUS, why, label, is_known, config if lacks else "")
@@ -191,7 +208,16 @@ def _is_kept_off(node: NodeView, stack: StackView) -> bool:
     if stack.cluster_policy is None:  # nobody writes deploy labels
         return False
     manager, workload = node.labels.get(MIG_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
-    return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+    off = node.keeps_off("mig-manager") or node.keeps_off("operands")
+    return off or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+
+
+def _foreign_file(snapshot: ClusterSnapshot) -> str:
+    """Return the ConfigMap of mig-manager's configurations whose entries are not known; empty if they are."""
+    stack, policy = snapshot.stack, snapshot.stack.cluster_policy
+    if policy is None or stack.serves_our_mig_file or stack.admin_mig_file:
+        return ""
+    return "" if policy.mig_config_name == UPSTREAM_MIG_CONFIG else policy.mig_config_name
 
 
 def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
@@ -237,7 +263,7 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
     An entry must be for the node's GPUs, and have the meaning that its name has in NVIDIA's own.
     """
     stack, gpunode, config = snapshot.stack, snapshot.gpunodes.get(node.name), node.labels.get(LABEL_MIG_CONFIG, "")
-    if not config or not runs_mig_manager(node, snapshot.gpunodes):
+    if not config or not runs_mig_manager(node, snapshot.gpunodes) or _is_kept_off(node, stack):
         return False
     entry = parse(stack.mig_file).get(config)
     if entry and config in {ALL_DISABLED, *parse_admin(stack.admin_mig_file)[0]}:
@@ -264,6 +290,8 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     daemons = now.operands.get(Program.MPS_DAEMON, {})
     serving = {*find_serving(now.nodes, now.gpunodes, now.agents, daemons, now.stack)}
     off = later.stack.cluster_policy is not None and later.stack.cluster_policy.is_off(PLUGIN_SWITCH)
+    if off and policy.is_off(PLUGIN_SWITCH):
+        return
     starts_plugin = policy.is_off(PLUGIN_SWITCH) and not off
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
@@ -279,10 +307,16 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             )
         elif off:
             yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
-        elif not (waits := _waits_for(owner, change, policy)) or _is_paused(owner):
+        elif change == REQUIRE_CLIENT and served(node) and node.labels.get(LABEL_DEPLOY_CLIENT) != "true":
+            lost = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))
+            yield Effect(name, Loss.DEVICES, lost, f"{LABEL_DEPLOY_CLIENT}=true")
+        else:
             lost, is_known = _find_lost(node, now, then, later)
-            held = f"; its policy {owner.name} is paused" if waits and owner is not None and is_known else ""
-            if lost:
+            waits = _waits_for(owner, change, policy)
+            held = f"; its policy {owner.name} is paused" if waits and _is_paused(owner) and owner and is_known else ""
+            if lost and waits and not held:
+                yield Effect(name, Loss.REPLACED, lost, known=is_known)
+            elif lost:
                 label = "" if name in serving else _find_entry(node, now, later)
                 yield Effect(name, Loss.DEVICES, lost + held, label, is_known)
         if name in serving and not off:
@@ -358,9 +392,12 @@ def _find_entry(node: NodeView, now: ClusterSnapshot, later: ClusterSnapshot) ->
     policy = now.stack.cluster_policy
     if policy is None or not (_reads_ours(policy, now.settings) or not policy.plugin_config_name):
         return ""  # the plugin would not find it yet
+    present = read_config(node, now)
     for key in sorted(later.stack.plugin_configs):
         labeled = replace(node, labels={**node.labels, LABEL_PLUGIN_CONFIG: key})
-        if not any(_find_lost(node, now, labeled, stage)[0] for stage in (now, later)):
+        configs = [read_config(labeled, stage) for stage in (now, later)]
+        shared = any(config is None or present is None or config.sharing != present.sharing for config in configs)
+        if not shared and not any(_find_lost(node, now, labeled, stage)[0] for stage in (now, later)):
             return f"{LABEL_PLUGIN_CONFIG}={key}"
     return ""
 
@@ -442,7 +479,7 @@ def label_commands(effects: Iterable[Effect]) -> list[str]:
 
 def is_safe(effects: Iterable[Effect]) -> bool:
     """Whether nodes lose nothing but MPS clients once `label_commands` have been run."""
-    return all(effect.label or effect.loss is Loss.CLIENTS for effect in effects)
+    return all(effect.label or effect.loss in (Loss.CLIENTS, Loss.REPLACED) for effect in effects)
 
 
 def after_labels(command: str, effects: Sequence[Effect]) -> str:
@@ -479,14 +516,23 @@ def tell_changes(effects: Sequence[Effect]) -> str:
 
 
 def _tell_devices(effects: Iterable[Effect]) -> str:
-    lost = [f"{one.node} ({one.why})" for one in effects if one.loss is Loss.DEVICES]
-    return f"; devices would go on {some(lost)}" if lost else ""
+    listed = [*effects]
+    lost = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.DEVICES and not one.label]
+    replaced = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.REPLACED]
+    text = f"; devices would go on {_all(lost)}" if lost else ""
+    if replaced:
+        text += f"; {_all(replaced)} lose these devices at once, and get those of their policy by its change"
+    return text
+
+
+def _all(nodes: Sequence[str]) -> str:
+    return some(nodes, MOST_NAMED)
 
 
 def tell_clients(effects: Iterable[Effect]) -> str:
     nodes = [one.node for one in effects if one.loss is Loss.CLIENTS]
     ends = "would end; drain these nodes first, or choose a maintenance window"
-    return f"; all MPS clients on {some(nodes)} {ends}" if nodes else ""
+    return f"; all MPS clients on {_all(nodes)} {ends}" if nodes else ""
 
 
 def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:

@@ -10,24 +10,23 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Change, ClusterPolicyView, find_active
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Change, ClusterPolicyView, Loss, find_active
+from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
-    FREE_STRATEGY,
     MIG_POINTER,
+    PLUGIN_POINTER,
     RESTART_PLUGIN,
     SHOW_LABELS,
+    UPSTREAM_MIG_CONFIG,
     after_labels,
     has_driver,
-    tell_clients,
     tell_effects,
-    tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
     OPERATOR,
-    Fields,
     InstallationView,
     Symptom,
     Topic,
@@ -35,30 +34,19 @@ from gpusharing.planning.stack.installationviews import (
     error,
     helm_install,
     kubectl_patch,
-    plain_upgrade,
     upgrade,
     warning,
 )
 from gpusharing.planning.stack.mig import find_mig_obstacles
 from gpusharing.planning.stack.mps import VALUE
-from gpusharing.planning.stack.plugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
-from gpusharing.planning.stack.pointers import (
-    UPSTREAM_MIG_CONFIG,
-    Pointer,
-    find_other_namespace,
-    mig_change,
-    mig_pointer,
-    plugin_change,
-    plugin_pointer,
-    why_not_set,
-)
+from gpusharing.planning.stack.plugins import GKE, GKE_WITHOUT_PLUGIN
+from gpusharing.planning.stack.pointers import Pointer, find_other_namespace
 from gpusharing.planning.stack.requirements import (
-    EVERY_MODE,
     find_absent,
     find_gate_symptoms,
-    find_off,
     tell_off,
 )
+from gpusharing.planning.stack.wrongfields import WrongField, find_wrong_fields
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
@@ -106,17 +94,6 @@ def _point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, l
     return after_labels(last, pointer.victims) or SHOW_LABELS
 
 
-def _correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
-    """Return the command that applies the patch or, if no policy needs it, that only shows ClusterPolicy."""
-    if not view.installed:
-        return start(view)
-    return kubectl_patch(policy.name, patch) if needed else _show(policy)
-
-
-def _show(policy: ClusterPolicyView) -> str:
-    return f"kubectl get clusterpolicy {policy.name} -o yaml"
-
-
 # --- the checks ----------------------------------------------------------------------------------------------
 
 
@@ -131,8 +108,7 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
         *find_dra_symptoms(view),
         *_find_stack_symptoms(view),
         *find_mig_obstacles(view),
-        *_find_disabled_programs(view),
-        *_find_pointer_symptoms(view),
+        *_find_wrong_fields(view),
         *find_gate_symptoms(view),
         # After all that edits ClusterPolicy, because such an edit can undo its command.
         *find_deaf_mps(view),
@@ -213,122 +189,60 @@ def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
     if stack is not None and view.installed and apart:
         command = upgrade(view, f"gpuOperator.namespace={stack.namespace}")
         yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", apart, command)
-    if plain is not None and plain.plain is not None:
-        pointer = _plugin_pointer(view, plain)
-        if pointer.now != pointer.ours:
-            value = f"config.name={pointer.ours}"
-            yield error(
-                Topic.CLUSTER_POLICY,
-                "PluginConfigNotOurs",
-                f"{plain.plain.daemon_set}: config.name in NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
-                f" {_tell_effect(view, pointer, 'policies have no effect on any node')}{_tell_entries(view, pointer)}"
-                f"{tell_effects(pointer.victims)}",
-                _point(view, plain, pointer, plain_upgrade(plain.plain, place.gpu_operator_namespace, value)),
+
+
+def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
+    snapshot, place = view.snapshot, view.place
+    stack, policy = snapshot.stack, snapshot.stack.cluster_policy
+    if policy is None or (stack.by_dra and not is_complete(stack, place)):
+        return
+    due = find_due_changes([*map(find_wanted, view.policies)], snapshot)
+    # Before the installation no agent can tell what a start of mig-manager takes, and no command asks for it.
+    told = ((change, view.installed or PLUGIN_POINTER in dict(change.fields)) for change in due)
+    stack = replace(stack, effects={change: view.effects(change) if known else () for change, known in told})
+    specs = [one.spec for one in view.policies if one.spec is not None]
+    for row in find_wrong_fields(specs, stack, place):
+        if row.reason is Reason.LAYOUTS_NEED_CONFIG_MAP and policy.is_off(MIG_MANAGER_SWITCH):
+            continue  # mig-manager comes first
+        void = row.pointer is not None and view.is_void(row.pointer.now)
+        text = f"{row.text}{tell_effects(row.effects)}"
+        if row.pointer is not None and void:
+            text += (
+                f"; ConfigMap {row.pointer.now} does not exist in namespace {place.gpu_operator_namespace} or is empty:"
+                " NVIDIA's pods that mount it cannot start"
             )
-
-
-def _find_disabled_programs(view: InstallationView) -> Iterator[Symptom]:
-    modes = {policy.spec.mode for policy in view.policies if policy.spec is not None}
-    by_dra = view.stack.by_dra
-    for stack, row in [(one, row) for one in view.followed_stacks for row in find_off(one) if not by_dra]:
-        every = row.modes == EVERY_MODE
-        needed = every or bool(modes & row.modes)
-        effects = view.effects(row.change) if needed and view.installed else ()
-        if stack.plain is None:
-            refused = "every policy is" if every else f"policies with mode {', '.join(sorted(row.modes))} are"
-            message = f"{stack.name}: {tell_off(row, stack)}, and {refused} rejected"
-            command = after_labels(_correct(view, stack, row.patch, needed=needed), effects)
-            show = SHOW_LABELS if row.disabled is Reason.MIG_MANAGER_DISABLED else _show(stack)
-            report = error if needed else warning
-            yield report(Topic.CLUSTER_POLICY, str(row.disabled), message + tell_effects(effects), command or show)
-        elif row.helm_value and needed:
-            command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
-            yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
-
-
-def _find_pointer_symptoms(view: InstallationView) -> Iterator[Symptom]:
-    by_dra, configure = view.stack.by_dra, view.place.configure_gpu_operator
-    for policy in [one for one in view.cluster_policies if not one.ignored]:
-        pointer = _plugin_pointer(view, policy)
-        if not by_dra and pointer.now != pointer.ours:
-            yield error(
-                Topic.CLUSTER_POLICY,
-                "PluginConfigNotOurs",
-                f"{policy.name}: {pointer.field} is {pointer.text},"
-                f" {_tell_effect(view, pointer, 'policies have no effect on any node')}"
-                f"{why_not_set(pointer, policy, configure=configure)}{_tell_entries(view, pointer)}"
-                f"{tell_effects(pointer.victims)}",
-                _point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
-            )
-        elif not by_dra and pointer.without_default:
-            effects = view.effects(Change(fields=(("devicePlugin.config.default", None),)))
-            yield error(
-                Topic.CLUSTER_POLICY,
-                "PluginDefaultUnknown",
-                f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does"
-                f" not contain: device plugins of nodes without a policy cannot start{tell_effects(effects)}",
-                after_labels(
-                    _correct(view, policy, {"devicePlugin": {"config": {"default": None}}}, needed=True), effects
-                )
-                or _show(policy),
-            )
-        if not by_dra or is_complete(view.stack, view.place):
-            yield from _find_mig_symptoms(view, policy)
-
-
-def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
-    ours = view.place.plugin_config_map
-    config_map, named = view.config_maps.get(ours), view.config_maps.get(policy.plugin_config_name)
-    # If our ConfigMap is unknown, nothing is said about the default.
-    our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
-    effects = () if policy.plugin_config_name == ours else view.effects(plugin_change(policy, view.place, our_keys))
-    return plugin_pointer(policy, view.place, our_keys, effects, None if named is None else named.keys)
-
-
-def _tell_effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    if not view.is_void(pointer.now):
-        return f"so {otherwise}"
-    where = view.place.gpu_operator_namespace
-    return f"which does not exist in namespace {where} or is empty: NVIDIA's pods that mount it cannot start"
-
-
-def _tell_entries(view: InstallationView, pointer: Pointer) -> str:
-    if pointer.stops or not pointer.now or view.is_void(pointer.now):
-        return pointer.merge_first
-    return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
-
-
-def _find_mig_symptoms(view: InstallationView, policy: ClusterPolicyView) -> Iterator[Symptom]:
-    place, config_map = view.place, view.config_maps.get(view.place.mig_config_map)
-    wanted = [one.spec.mig for one in view.policies if one.spec is not None and one.spec.mig is not None]
-    effects = (
-        view.effects(mig_change(place)) if view.installed and policy.mig_config_name != place.mig_config_map else ()
-    )
-    if config_map is None:  # what is missing is yet to be written
-        effects = tuple(replace(effect, missing="") for effect in effects if effect.why)
-    pointer = mig_pointer(policy, place, effects, merged=place.admin_mig_config_map == policy.mig_config_name)
-    if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
-        wants_layouts = any(mig.layouts is not None for mig in wanted)
-        yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
+        severe = error if row.needed or void else warning
+        yield severe(Topic.CLUSTER_POLICY, str(row.reason), text, _correct(view, policy, row))
+    pointed = policy.plain is None and policy.plugin_config_name == place.plugin_config_map and not stack.by_dra
+    ours, default = view.config_maps.get(place.plugin_config_map), policy.plugin_default
+    if pointed and ours is not None and default not in ("", *ours.keys):
+        change = Change(fields=(("devicePlugin.config.default", None),))
+        effects, patch = view.effects(change), {"devicePlugin": {"config": {"default": None}}}
+        yield error(
             Topic.CLUSTER_POLICY,
-            "MigConfigNotOurs",
-            f"{policy.name}: {pointer.field} is {pointer.text},"
-            f" {_tell_effect(view, pointer, 'spec.mig.layouts is rejected')}"
-            f"{why_not_set(pointer, policy, configure=place.configure_gpu_operator)}{pointer.merge_first}"
-            f"{tell_effects(pointer.victims)}",
-            _point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
+            "PluginDefaultUnknown",
+            f"{policy.name}: devicePlugin.config.default is {default}, which {policy.plugin_config_name} does not"
+            f" contain: device plugins of nodes without a policy cannot start{tell_effects(effects)}",
+            after_labels(kubectl_patch(policy.name, patch), effects) or _show(policy),
         )
-    if (fixed := policy.mig_strategy) and not view.stack.by_dra:
-        other = any(mig.strategy != fixed for mig in wanted)
-        users = view.effects(FREE_STRATEGY)
-        yield (error if other else warning)(
-            Topic.CLUSTER_POLICY,
-            "MigStrategySet",
-            f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy"
-            f"{tell_strategy_users(users, fixed) + tell_clients(users) if other else ''}",
-            after_labels(_correct(view, policy, {"mig": {"strategy": None}}, needed=other), users if other else ())
-            or _show(policy),
-        )
+
+
+def _correct(view: InstallationView, policy: ClusterPolicyView, row: WrongField) -> str:
+    """Return the command that corrects the row, or the one that has to come before, or one that shows what is wrong."""
+    command = row.command or kubectl_patch(policy.name, row.patch)
+    if row.pointer is not None:
+        return _point(view, policy, row.pointer, command)
+    if not view.installed and not row.command:
+        return start(view)
+    if row.needed and not row.blocked and (safe := after_labels(command, row.effects)):
+        return safe
+    return SHOW_LABELS if any(effect.loss is Loss.GPUS for effect in row.effects) else _show(policy)
+
+
+def _show(policy: ClusterPolicyView) -> str:
+    if policy.plain is not None:
+        return f"kubectl get nodes -L {LABEL_PLUGIN_CONFIG},{LABEL_MIG_CONFIG}"
+    return f"kubectl get clusterpolicy {policy.name} -o yaml"
 
 
 def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
@@ -411,7 +325,7 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
             "TwoDevicePlugins",
             f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there uses whichever of the two device"
             " plugins registered nvidia.com/gpu last; label the node pool as well as the nodes",
-            f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
+            f"kubectl label node {' '.join(cloud)} {GKE_WITHOUT_PLUGIN}=true",
         )
     if system := sorted(node.name for node in nodes if node.name in view.system_plugins):
         yield warning(

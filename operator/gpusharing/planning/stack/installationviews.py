@@ -265,28 +265,30 @@ class InstallationView:
             written={},
             admin_mig_file=data.get(place.admin_mig_config_map, {}).get(MIG_KEY, ""),
             admin_plugin_configs={} if pointed == place.plugin_config_map else data.get(pointed, {}),
+            named_keys=None if pointed == place.plugin_config_map or pointed not in data else frozenset(data[pointed]),
             serves_our_mig_file=policy is not None and policy.mig_config_name == place.mig_config_map,
             dra=self.dra,
         )
 
+    @property
+    def snapshot(self) -> ClusterSnapshot:
+        """The cluster as the planner sees it, without pods."""
+        ready = frozenset(pod.node for pod in self.agents.pods if pod.ready) if self.agents is not None else None
+        return ClusterSnapshot(
+            nodes={node.name: node for node in self.nodes},
+            gpunodes=self.gpunodes,
+            policies=self.policies,
+            stack=self.stack,
+            agents=frozenset(self.gpunodes) if ready is None or "pods" in self.unread else ready,
+            operands={},
+            claims={},
+            work={},
+            settings=self.place,
+        )
+
     def effects(self, change: Change) -> tuple[Effect, ...]:
         """Return what the change would take from nodes (`find_effects`)."""
-        ready = frozenset(pod.node for pod in self.agents.pods if pod.ready) if self.agents is not None else None
-        return find_effects(
-            change,
-            ClusterSnapshot(
-                nodes={node.name: node for node in self.nodes},
-                gpunodes=self.gpunodes,
-                policies=self.policies,
-                stack=self.stack,
-                agents=frozenset(self.gpunodes) if ready is None or "pods" in self.unread else ready,
-                operands={},
-                claims={},
-                work={},
-                settings=self.place,
-            ),
-            unread="nodes" in self.unread,
-        )
+        return find_effects(change, self.snapshot, unread="nodes" in self.unread)
 
     @property
     def operator_ready(self) -> bool:
@@ -440,9 +442,10 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
+    version = f" --version {plain.version}" if plain.version else ""  # the newest one would restart every program
     return (
-        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
-        f" {helm_value}"
+        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace}{version} --reuse-values"
+        f" {option} {helm_value}"
     )
 
 

@@ -1,26 +1,22 @@
 """Does MIG work beside NVIDIA's device-plugin chart, with mig-manager as a DaemonSet of its own?"""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Effect, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
-    SHOW_LABELS,
+    REQUIRE_CLIENT,
     START_MIG_MANAGER,
-    after_labels,
     effects_of,
-    tell_effects,
     tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
     Symptom,
     Topic,
-    error,
     plain_upgrade,
     warning,
 )
@@ -57,23 +53,22 @@ def find_mig_obstacle(
     policy: ClusterPolicyView,
     stack: StackView,
     settings: PlanSettings,
-) -> tuple[Finding | None, str]:
-    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, and the remedy.
+) -> tuple[Finding, str, tuple[Effect, ...]] | None:
+    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, the remedy, and its effects.
 
     mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop
     for it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of
     their nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1). The remedy is a command,
-    empty if it must not be run yet.
+    empty if it must not be run yet. None if nothing is in the way.
     """
     plain, namespace, ours = policy.plain, settings.gpu_operator_namespace, settings.mig_config_map
     if plain is None or spec.mig is None:
-        return None, ""
-    start_changes = effects_of(START_MIG_MANAGER, stack)
+        return None
     found = find_unusable_manager(plain, policy.mig_manager_version)
     if found is not None and found.reason is Reason.PLUGIN_NOT_PAUSED:
         selector = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
         upgrade = plain_upgrade(plain, namespace, selector, option="--set-string")
-        return found, f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && {upgrade}"
+        return found, upgrade, effects_of(REQUIRE_CLIENT, stack)
     if found is not None and found.reason is Reason.MIG_MANAGER_MISSING:
         command = "kubectl apply -k deploy/mig-manager"
     elif found is not None:
@@ -88,8 +83,8 @@ def find_mig_obstacle(
             f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
             f" {spec.mig.strategy} on every node{users}"
         )
-        command = after_labels(plain_upgrade(plain, namespace, "migStrategy=null"), effects)
-        return Finding(Reason.MIG_STRATEGY_SET, message), command
+        command = "" if users else plain_upgrade(plain, namespace, "migStrategy=null")
+        return Finding(Reason.MIG_STRATEGY_SET, message), command, () if users else effects
     elif policy.mig_config_name != ours:
         message = (
             f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {ours} in"
@@ -98,9 +93,8 @@ def find_mig_obstacle(
         found = Finding(Reason.LAYOUTS_NEED_CONFIG_MAP, message)
         command = f"kubectl -n {namespace} edit daemonset {plain.mig_manager}"
     else:
-        return None, ""
-    message = found.message + tell_effects(start_changes)  # each of these commands starts mig-manager
-    return Finding(found.reason, message), after_labels(command, start_changes)
+        return None
+    return found, command, effects_of(START_MIG_MANAGER, stack)  # each of these commands starts mig-manager
 
 
 def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
@@ -115,18 +109,6 @@ def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
             f"kubectl -n {place.gpu_operator_namespace} get daemonset {dra.mig_manager} -o"
             " jsonpath='{.spec.template.spec.containers[*].image}'",
         )
-    if (stack := view.plain) is None:
-        return
-    specs = (policy.spec for policy in view.policies if policy.spec is not None)
-    viewed = replace(
-        view.stack, effects={change: view.effects(change) for change in (FREE_STRATEGY, START_MIG_MANAGER)}
-    )
-    obstacles = (find_mig_obstacle(spec, stack, viewed, place) for spec in specs)
-    for obstacle, command in dict.fromkeys(obstacles):
-        if obstacle is not None:
-            by_plugin = obstacle.reason is Reason.MIG_STRATEGY_SET
-            show = f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}" if by_plugin else SHOW_LABELS
-            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, command or show)
 
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:

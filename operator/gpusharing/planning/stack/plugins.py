@@ -5,12 +5,16 @@ none begins on its nodes. DaemonSets also disturb each other: two device plugins
 mig-managers.
 """
 
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import combinations
 
 from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
+from gpusharing.planning.snapshot.nvidia import Effect
+from gpusharing.planning.snapshot.taints import Toleration
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.effects import after_labels, tell_effects
 from gpusharing.planning.stack.installationviews import Symptom, Topic, error, warning
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
@@ -212,21 +216,24 @@ def _are_twins(one: Server, other: Server) -> bool:
     return one.role is other.role and one.role in _DISTURBANCE and (one.covers(other) or other.covers(one))
 
 
-def tell_twins(servers: Iterable[Server], namespace: str, nodes: Collection[NodeView]) -> str:
+def tell_twins(servers: Iterable[Server], namespace: str) -> str:
     pairs = combinations(_running(servers, namespace), 2)
     main, other = next((pair for pair in pairs if _are_twins(*pair)), (None, None))
     if main is None or other is None:
         return ""
-    return f"{_tell(main, other, 'they share nodes', nodes)}; run: {_remedy(main, other, nodes)}"
+    return f"{_tell(main, other, 'they share nodes')}; kubectl gpusharing doctor prints the command"
 
 
-def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str) -> Iterator[Symptom]:
+def find_rival_symptoms(
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str, restart: Sequence[Effect]
+) -> Iterator[Symptom]:
     """Yield a symptom for each DaemonSet on nodes that the main one of its role serves too.
 
     The main device plugin counts for every role. A kubelet takes a resource from whichever plugin registered last
     (kubernetes v1.36.3 pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node
     one does not follow our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to
-    which pods the device plugin gave them. All mig-managers on a node follow the same label.
+    which pods the device plugin gave them. All mig-managers on a node follow the same label. `restart` are the effects
+    of a restart of the device plugin.
     """
     running = _running(servers, namespace)
     plugins, drivers, managers = ([one for one in running if one.role is role] for role in Role)
@@ -239,8 +246,8 @@ def find_rival_symptoms(servers: Iterable[Server], nodes: Sequence[NodeView], na
             yield (error if refused else warning)(
                 Topic.NODES,
                 "TwoMigManagers" if main.role is Role.MIG_MANAGER else "TwoDevicePlugins",
-                _tell(main, other, f"both select {some(both)}", nodes),
-                _remedy(main, other, nodes),
+                _tell(main, other, f"both select {some(both)}") + _tell_victims(main, other, nodes, restart),
+                _remedy(main, other, nodes, restart),
             )
     for driver in drivers if plugins else ():
         if both := _shared(plugins[0], driver, nodes):
@@ -265,22 +272,36 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]
     return sorted(node.name for node in either if main.selects(node) and other.selects(node))
 
 
-def _tell(main: Server, other: Server, both: str, nodes: Iterable[NodeView]) -> str:
+def _tell(main: Server, other: Server, both: str) -> str:
+    return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}"
+
+
+def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Sequence[Effect]) -> str:
     lone = _find_lone(main, other, nodes)
-    lost = f". Only {other.where} serves {some(lone)}, and without it their GPUs would be gone" if lone else ""
-    return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}{lost}"
+    lost = f". Only {other.where} may serve {some(lone, 40)}, and without it their GPUs would be gone" if lone else ""
+    return lost + (tell_effects(restart) if main.role is Role.PLUGIN else "")
 
 
 def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the nodes that would have no device plugin without `other`."""
+    """Return the nodes that may have no device plugin without `other`."""
     if main.role is not Role.PLUGIN:
         return []
-    return sorted(node.name for node in nodes if node.resources and other.selects(node) and not main.selects(node))
+    tolerations = [
+        Toleration(row.get("key", ""), row.get("operator", "Equal"), row.get("value", ""), row.get("effect", ""))
+        for row in map(json.loads, main.tolerations)
+    ]
+
+    def reaches(node: NodeView) -> bool:
+        tolerated = all(any(one.covers(taint) for one in tolerations) for taint in node.taints)
+        return tolerated and main.selects(node) and main.affinity in ("", other.affinity)
+
+    return sorted(node.name for node in nodes if node.resources and other.selects(node) and not reaches(node))
 
 
-def _remedy(main: Server, other: Server, nodes: Iterable[NodeView]) -> str:
+def _remedy(main: Server, other: Server, nodes: Iterable[NodeView], restart: Sequence[Effect]) -> str:
     if _find_lone(main, other, nodes):
         return other.show
     if main.role is Role.MIG_MANAGER or (other.owned and not other.release):
         return other.removal
-    return f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}"
+    restarted = f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}"
+    return after_labels(restarted, restart) or other.show

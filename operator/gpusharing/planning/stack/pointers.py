@@ -10,17 +10,18 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, Loss, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, effects_of, tell_effects
+from gpusharing.planning.stack.effects import (
+    MIG_POINTER,
+    PLUGIN_POINTER,
+    UPSTREAM_MIG_CONFIG,
+    effects_of,
+    tell_effects,
+)
 from gpusharing.planning.stack.installationviews import Fields
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
-UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
-"""The default that the CRD filled in for migManager.config.name up to v25.10.1.
-
-So nobody chose it (docs/design/nvidia.md#d6).
-"""
 VALUE = "chart value gpuOperator.configure"
 """The chart value that allows the operator to set pointers, for messages."""
 
@@ -211,7 +212,7 @@ def find_pointers(stack: StackView, settings: PlanSettings) -> list[Pointer]:
         return []
     if policy.plugin_config_name != settings.plugin_config_map and not stack.by_dra:
         effects = effects_of(plugin_change(policy, settings, stack.plugin_configs), stack)
-        pointers.append(plugin_pointer(policy, settings, stack.plugin_configs, effects))
+        pointers.append(plugin_pointer(policy, settings, stack.plugin_configs, effects, stack.named_keys))
     if not stack.serves_our_mig_file:
         effects = effects_of(mig_change(settings), stack)
         pointers.append(mig_pointer(policy, settings, effects, merged=bool(stack.admin_mig_file)))

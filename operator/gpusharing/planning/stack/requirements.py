@@ -43,7 +43,6 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
@@ -134,13 +133,8 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 """Every field of ClusterPolicy, by its path below `spec`, that this module uses."""
 
 
-def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    return [row for row in OPERANDS if row.is_off(policy)]
-
-
-def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
-    policy, needed = stack.cluster_policy, row.label in find_actuator(stack).needs and mode in row.modes
-    return policy is not None and needed and row.is_off(policy)
+def is_needed(row: NeededProgram, modes: Collection[Mode]) -> bool:
+    return row.modes == EVERY_MODE or not row.modes.isdisjoint(modes)
 
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
@@ -174,17 +168,20 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
     return str(policy.switches.get(SANDBOX_DEFAULT) or names.WORKLOAD_CONTAINER)
 
 
-def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
+def find_other_workload(
+    node: NodeView, policy: ClusterPolicyView | None, find_effects: Callable[[Change], Sequence[Effect]]
+) -> str:
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""
-    label, end = names.LABEL_WORKLOAD_CONFIG, "-"
-    cause = f"{label} is {workload}"
-    if not node.labels.get(label):
-        cause, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
+    label, container = names.LABEL_WORKLOAD_CONFIG, names.WORKLOAD_CONTAINER
+    # Removing the label would not help where ClusterPolicy says the same.
+    cause = f"{label} is {workload}" if node.labels.get(label) else f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}"
+    effects = find_effects(Change(labels=((label, container),), nodes=(node.name,)))
+    command = after_labels(f"kubectl label node {node.name} --overwrite {label}={container}", effects)
     return (
-        f"{cause}: the GPUs of {node.name} are not available to containers. To use them for containers: kubectl label"
-        f" node {node.name} {label}{end}"
+        f"{cause}: the GPUs of {node.name} are not available to containers{tell_effects(effects)}"
+        f"{command and f'. To use them for containers: {command}'}"
     )
 
 
@@ -305,7 +302,8 @@ def find_untolerated_finder(
     chart, value = ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
     return (
         f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
-        f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --reuse-values"
+        # Without the version that is installed, all programs would be upgraded and restarted.
+        f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --version VERSION --reuse-values"
         f" --set-json '{value}.worker.tolerations={_dump(with_toleration(finder.tolerations))}'",
     )
 

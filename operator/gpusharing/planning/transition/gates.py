@@ -143,8 +143,9 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     node, policy = case.node, case.stack.cluster_policy
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
-    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy)
-    needs, alone = case.actuator.needs, _alone(case)
+    alone = _alone(case)
+    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, alone))
+    needs = case.actuator.needs
     if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
         needs -= {"mig-manager"}
     yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, alone))
