@@ -133,7 +133,10 @@ def _variable(flag: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags, by default those of the command line. Environment variables that are not empty come next."""
+    """Parse the flags, by default those of the command line.
+
+    A flag's default is its environment variable, if that is not empty.
+    """
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

@@ -293,7 +293,7 @@ class Loop:
         self._complaints.check("policies", why, stale, error=why)
         told, run = tell_effects(plan.held).removeprefix("; "), label_commands(plan.held)
         waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
-        self._complaints.check("pointers", plan.held, waits, kind=told, why=told, run=run)
+        self._complaints.check("pointers", plan.held, waits, why=told, run=run)
         if why:
             return now + timedelta(seconds=RETRY)
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))

@@ -170,6 +170,8 @@ class PolicyWatch:
 
         life = kopf_loop.create_task(follow_policies(credentials, touch, sessions, self.running), name="kopf")
         ended = in_daemon_thread(partial(_run, kopf_loop, life, sessions), "kopf")
+        # After a cancellation nobody asks for its exception, and asyncio would log that.
+        ended.add_done_callback(lambda it: it.cancelled() or it.exception())
         try:
             await asyncio.shield(ended)
         finally:

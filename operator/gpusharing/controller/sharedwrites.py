@@ -186,6 +186,7 @@ class SharedWrites:
         for current in action.remove:
             with _kept_for_later(errors):
                 with suppress(NotFound):
+                    # The watch removes it from the cache.
                     await self.client.delete(DEVICE_CLASSES, current.name, uid=current.uid)
                 log.info("the DeviceClass was removed, because nothing uses it", deviceclass=current.name)
         if errors:

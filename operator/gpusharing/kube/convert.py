@@ -43,7 +43,7 @@ from gpusharing.kube.raw import (
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, key_of
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState, key_of
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -85,6 +85,16 @@ def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str
     """
     return any(
         one.covers(Taint(key, one.value if value is None else value, EFFECT)) for one in tolerations_of(tolerations)
+    )
+
+
+def daemon_set_state(raw: JSON) -> DaemonSetState:
+    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
+    return DaemonSetState(
+        name=text(raw, "metadata", "name"),
+        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=rows_text(tolerations),
     )
 
 

@@ -15,8 +15,8 @@ from sys import intern
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
-from gpusharing.kube.convert import tolerates
-from gpusharing.kube.dra import GPU_PROGRAM, GPUS, daemon_set_state, dra_driver_view, starts
+from gpusharing.kube.convert import daemon_set_state, tolerates
+from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import list_of
 from gpusharing.kube.raw import entries, has_condition, is_true, part, section, strings, text, texts, variable, whole

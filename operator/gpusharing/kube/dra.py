@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY, PREFIX, RESOURCE_GPU
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import DEVICE_CLASSES, DEVICE_TAINT_RULES, JSON
-from gpusharing.kube.convert import rows_text, tolerates
+from gpusharing.kube.convert import daemon_set_state
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, variable, whole
 from gpusharing.planning.gpus.geometry import normalize, resource_name
@@ -47,16 +47,6 @@ RULES_UNSERVED = (
 def starts(container: JSON, program: str) -> bool:
     words = *strings(container.get("command")), *strings(container.get("args"))
     return any(program in word for word in words)
-
-
-def daemon_set_state(raw: JSON) -> DaemonSetState:
-    tolerations = entries(raw, "spec", "template", "spec", "tolerations")
-    return DaemonSetState(
-        name=text(raw, "metadata", "name"),
-        release=text(raw, "metadata", "labels", "app.kubernetes.io/instance"),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=rows_text(tolerations),
-    )
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:

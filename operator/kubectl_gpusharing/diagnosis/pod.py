@@ -15,6 +15,7 @@ from gpusharing.api.names import LABEL_MODE, Phase
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import gpunode_view, policy_view
 from gpusharing.kube.pods import (
+    DEFAULT_SCHEDULER,
     gpu_fractions,
     node_terms,
     pod_requests,
@@ -74,7 +75,7 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
         "spec.topologySpreadConstraints": {text(one, "whenUnsatisfiable") for one in spreads} - {"ScheduleAnyway"},
         "spec.volumes[].persistentVolumeClaim": any("persistentVolumeClaim" in volume for volume in volumes),
         "spec.volumes[].ephemeral": any("ephemeral" in volume for volume in volumes),
-        "spec.schedulerName": text(spec, "schedulerName") not in ("", "default-scheduler"),
+        "spec.schedulerName": text(spec, "schedulerName") not in DEFAULT_SCHEDULER,
         "spec.containers[].ports[].hostPort": any("hostPort" in port for port in ports),
     }
     return tuple(field for field, applies in overlooked.items() if applies)

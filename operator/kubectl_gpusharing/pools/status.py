@@ -134,7 +134,10 @@ Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
 def draw(
     session: Session, typed: Namespace, terminal: Terminal, known: Known, before: Drawn = (None, ()), *, stale: str = ""
 ) -> Drawn:
-    """Draw the pools that the user chose, unless they are as `before` and not on a screen. `stale` is an error."""
+    """Draw the pools that the user chose, unless they are as `before` and not on a screen.
+
+    `stale` says why they may be out of date.
+    """
     if terminal.output == "html":
         from kubectl_gpusharing.pools.page import page  # only a page needs it
 

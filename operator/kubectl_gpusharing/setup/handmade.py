@@ -83,7 +83,7 @@ def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plug
         node=node.name,
         products=tuple(sorted({bare_product(gpu.product) for gpu in gpus})),
         gpus=len(gpus),
-        spec=_spec(node, gpus, here, stack),
+        spec=_spec(node, gpus, here),
         text=describe_layouts(layouts, here.sharing.replicas[0][1] if here.sharing else 1),
         inexpressible=find_inexpressible(stack.plugin_configs.get(entry, "")),
     )
@@ -194,7 +194,7 @@ def _paths(value: object, path: str) -> Iterator[str]:
 # --- in the words of a policy ----------------------------------------------------------------------------------
 
 
-def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Mapping[str, Any]:
+def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig) -> Mapping[str, Any]:
     sharing, layouts = config.sharing, tuple(gpu.layout for gpu in gpus)
     mode, shares = "Full", dict[str, Any]()
     if sharing is not None:

@@ -77,6 +77,7 @@ class Absences:
         self._start, self._end = start, end
         self._old: set[str] = set()
         self._holes: list[Stretch] = []
+        """The times in which no node was seen."""
 
     def add(
         self,
@@ -207,7 +208,10 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return how long the agent did not answer before the first sighting of a new node, and after its last."""
+    """Return how long the agent did not answer before the first sighting of a new node and after a node's last.
+
+    The time after the last sighting counts unless the node returned.
+    """
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

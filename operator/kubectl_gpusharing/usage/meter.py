@@ -48,7 +48,10 @@ They are from kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constant
 (docs/migrationguides/v0.6.0).
 """
 FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
-"""At how many moments the use is read. The first two are prime, so that the moments lie at many times of day."""
+"""At how many moments the use is read, so that about NODES_AT_ONCE nodes are read in all.
+
+FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day.
+"""
 OTHERS = "_others"
 """The namespace or policy of time that exceeds the meter's bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
@@ -112,7 +115,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
 
     KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its
     own; they are divided by used memory. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as
-    stranded; they are divided by allocations, and then count as held.
+    stranded; they are divided by allocations, and then count as held. All other devices are divided by slices.
     """
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
@@ -344,7 +347,10 @@ async def _read_growth(prometheus: Prometheus, query: MeterQuery, group: Days) -
 
 
 def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
-    """Return the differences between these series of `mark_query`, by `what`; a number of GPUs is that of `after`."""
+    """Return the differences between these series of `mark_query`, by `what`; a number of GPUs is that of `after`.
+
+    A series that is new counts from 0.
+    """
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:

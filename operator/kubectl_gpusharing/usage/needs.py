@@ -111,7 +111,10 @@ _HOUR = timedelta(hours=1)
 
 
 class Goal(StrEnum):
-    """The objective of a recommendation; Kruize has such goals too (kruize/autotune, RecommendationConstants.java)."""
+    """The objective of a recommendation.
+
+    Kruize has such goals too (kruize/autotune, RecommendationConstants.java: its 60th and 98th percentile).
+    """
 
     COST = "cost"
     """The fewest GPUs that suffice."""

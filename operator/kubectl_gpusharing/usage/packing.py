@@ -106,9 +106,9 @@ class Packer:
 
     def stranded(self, layout: Layout) -> tuple[int, int]:
         """Return the memory units and the compute slices of a GPU that no instance of the layout covers."""
-        return self._lost(self._counts(layout))
+        return self._uncovered(self._counts(layout))
 
-    def _lost(self, counts: Counts) -> tuple[int, int]:
+    def _uncovered(self, counts: Counts) -> tuple[int, int]:
         return self._units - _total(counts, self._units_each), self._slices - _total(counts, self._slices_each)
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
@@ -129,14 +129,17 @@ class Packer:
         return tuple(map(min, wanted, self._most))
 
     def _find_fills(self, wanted: Counts) -> Sequence[Counts]:
-        """Return all ways to fill one GPU with `wanted` instances, one of the largest among them."""
+        """Return all ways to fill one GPU with `wanted` instances, one of the largest among them.
+
+        Those with the most memory units come first.
+        """
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
         fits = {fill for fill in self._legal if _within(fill, wanted)}
         one_less = {(*fill[:at], fill[at] - 1, *fill[at + 1 :]) for fill in fits for at in range(len(fill))}
         fills = [fill for fill in fits if fill[largest] and fill not in one_less]
-        return sorted(fills, key=lambda fill: (*self._lost(fill), fill))
+        return sorted(fills, key=lambda fill: (*self._uncovered(fill), fill))
 
     def _counts(self, layout: Layout) -> Counts:
         counts = [0] * len(self.profiles)
@@ -201,7 +204,10 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of its smallest profile and that of the size that it gets."""
+    """For each class of workloads, the index of its smallest profile and that of the size that it gets.
+
+    The size after the last profile is a whole GPU.
+    """
     wanted: Counts
     """How many instances of each profile the whole pool needs."""
     nodes: int = 0

@@ -358,14 +358,14 @@ def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
 
 SERVICES = Resource("", "v1", "services", namespaced=True)
 LABELS = (
-    {"app": "kube-prometheus-stack-prometheus"},
-    {"operated-prometheus": "true"},
-    {"app": "prometheus", "component": "server"},
-    {"app": "prometheus-server"},
-    {"app": "rancher-monitoring-prometheus"},
-    {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/component": "server"},
-    {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},
-    {"app.kubernetes.io/name": "thanos-query"},
+    {"app": "kube-prometheus-stack-prometheus"},  # kube-prometheus-stack
+    {"operated-prometheus": "true"},  # the Prometheus Operator
+    {"app": "prometheus", "component": "server"},  # Prometheus' own chart
+    {"app": "prometheus-server"},  # manifests of common tutorials
+    {"app": "rancher-monitoring-prometheus"},  # Rancher
+    {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/component": "server"},  # Prometheus' own chart
+    {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},  # Thanos
+    {"app.kubernetes.io/name": "thanos-query"},  # Thanos
 )
 """Labels of the Services of common installations, in the order in which they are tried.
 

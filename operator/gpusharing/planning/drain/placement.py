@@ -128,6 +128,7 @@ def _broken_rules(needs: Needs, offer: Offer) -> Iterator[Obstacle]:
         if unmet:
             key, _, (wanted,) = unmet[0]
             found.append(Obstacle(Kind.LABELS, f"the pod's spec.nodeSelector requires {key}={wanted}", tuple(unmet)))
+        # component-helpers v0.36.3, nodeaffinity.go: a term with an unknown operator matches no node.
         missing = [[row for row in term if row[1] not in OPERATORS or not holds(labels, row)] for term in needs.terms]
         if missing and all(missing):
             wants = " or ".join(dict.fromkeys(_describe_row(rows[0]) for rows in missing))
