@@ -34,7 +34,11 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """Return the folder with the library, for LD_LIBRARY_PATH."""
+    """Return the folder with the library, for LD_LIBRARY_PATH, after building it into the cache if needed.
+
+    `sanitized` builds it with AddressSanitizer and UndefinedBehaviorSanitizer, which need `sanitizer_runtimes`. Raises
+    UnavailableError.
+    """
     program = need_compiler(WHAT)
     generated = {
         "state_layout.h": layout.c_header(),

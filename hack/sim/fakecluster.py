@@ -258,6 +258,7 @@ class FakeClient(KubeClient):
             return cluster.patch(resource, request.name, body, namespace or "", request.subresource)
         if request.verb == "delete":
             key = (namespace or "default", request.name) if resource.namespaced else ("", request.name)
+            # A deleted pod gets the cluster's grace period, not the request's; only a requested 0 counts.
             at_once = body.get("gracePeriodSeconds") == 0
             cluster.delete_key(resource, key, body["preconditions"]["uid"], at_once=at_once)
             return None

@@ -128,6 +128,7 @@ class Kai:
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
         """Return node and group for the pod; the group is empty if a whole GPU is free for a new one."""
         node = self._nodes[name]
+        # Taints, node selectors and readiness are ignored.
         if (node.get("spec") or {}).get("unschedulable") or is_mig(node):
             return None
         here = [other for other in self._pods.values() if other["spec"].get("nodeName") == name]

@@ -73,7 +73,8 @@ class Register:
             self._signal.set()
 
     async def get(self) -> str:
-        """Return the latest value, after a wait for `set` if it was returned last."""
+        """Return the latest value. If it equals the one returned last, first wait for `set` with a value that is not
+        empty."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -228,7 +229,8 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early. After a complete run, never forgotten, the operands stay paused (the bug a.7, 2)."""
+        """End a run early. If this process has ever completed a run, the operands stay paused, because mig-manager
+        never forgets that (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

@@ -13,6 +13,7 @@ PROGRAM = "mps-control-daemon"
 DAEMON, MANAGER = f"{PROGRAM}-ctr", "config-manager"
 SIGNALLED = "PROCESS_TO_SIGNAL"
 FALLBACK_FIRST = (0, 18, 2)
+"""Before this version, the daemon finds the configuration when it starts, and needs no notice."""
 SKIPS_THREADS = (0, 20, 0)
 SHORT_NAMES = (0, 21, 0)
 """From this version on, only the last part of a process name is compared. SIMULATED: it was read on the main branch."""
@@ -32,8 +33,9 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 
 def is_notified(spec: JSON) -> bool:
-    """Whether the MPS daemon learns which configuration the label names. Config-manager must look for its process name,
-    from SHORT_NAMES on without the path, and, before 0.20, the pod must not have `hostPID`."""
+    """Whether the MPS daemon learns which configuration the label names. From FALLBACK_FIRST on, config-manager must
+    look for its process name, from SHORT_NAMES on without the path, and, before 0.20, the pod must not have
+    `hostPID`."""
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]
     numbers = re.search(r":v?(\d+)\.(\d+)\.(\d+)", daemon["image"])

@@ -98,6 +98,7 @@ class _MigPort:
             pod_started=self._started,
             now=cluster.clock.now(),
         )
+        # A missing ConfigMap also gives the generated file, although a real pod would not start then.
         return content.get("config.yaml") or self._node.generated_file
 
     async def reboot(self) -> None:

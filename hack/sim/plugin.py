@@ -80,6 +80,8 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
         _whole(channel)
     _bool(_field(imex, "required"))
     config = SimPluginConfig()
+    # If it has both kinds of sharing, both must be valid, and mps counts. An `mps` of null is ignored, but a
+    # `timeSlicing` of null is an error.
     if any(key.lower() == "timeslicing" for key in sharing or {}):
         config = _block(_field(sharing, "timeSlicing"), "time-slicing")
     if (mps := _field(sharing, "mps")) is not None:

@@ -15,7 +15,8 @@ _SHIPPED = LoopSettings()
 @dataclass(frozen=True, slots=True)
 class Times:
     """Durations of steps, in seconds before `time_factor`. Only mig-manager was measured, at about 4 s from pending to
-    success (docs/design/nvidia.md#run-time)."""
+    success (docs/design/nvidia.md#run-time). The others are the usual size of such steps on a cluster with warm images,
+    and the limits are NVIDIA's own (a.3, c)."""
 
     watch: float = 0.2
     """From a label change until the program that watches it reacts."""

@@ -260,6 +260,7 @@ class Workloads:
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
+        # Other resources, affinity and the node's readiness are ignored.
         if cordoned or _is_repelled(pod, node) or not _selected(pod, labels):
             return False
         if self._devices is not None:
@@ -336,5 +337,5 @@ def _alive(pod: JSON) -> bool:
 
 
 def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
-    wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
+    wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}  # affinity is ignored
     return wanted.items() <= labels.items()

@@ -14,7 +14,7 @@ from tests.build import NO_MIG_MANAGER
 from tests.kube.objects import node, observed, observed_gpu
 from tests.kube.test_fence import FENCE
 
-from gpusharing.api.names import DisruptionClass
+from gpusharing.api.names import TAINT_UNPROVEN, DisruptionClass
 from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.raw import count
@@ -99,6 +99,7 @@ def test_a_fence_that_cannot_be_read_is_an_error_and_not_an_absent_fence() -> No
         ("dedicated", "PreferNoSchedule", False),
         ("node.kubernetes.io/unschedulable", "NoSchedule", False),
         ("node.kubernetes.io/not-ready", "NoExecute", False),
+        (TAINT_UNPROVEN, "NoExecute", True),
     ],
 )
 def test_a_taint_keeps_pods_off_unless_it_only_tells_a_condition(key: str, effect: str, barred: bool) -> None:

@@ -49,6 +49,9 @@ class Invented(Actuator):
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
         return case.found_layouts != target.layouts
 
+    def needs_mig_manager(self, case: ActuatorCase, target: Target) -> bool:
+        return False
+
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         return ""
 

@@ -352,7 +352,7 @@ _CARD = 0.95
 _INSTANCE = 0.88
 """GiB of usable memory for each GB in the name of a profile without a capture.
 
-The lowest ratio of all captures is 0.89 (16.0 GiB of an H200's 1g.18gb).
+The lowest ratio of all captures is 0.89 (16.0 GiB of an H200's 1g.18gb); the assumption must not exceed the real size.
 """
 _SEEN: Mapping[str, Mapping[int, float]] = {
     "a30": {6: 5.81, 12: 11.69, 24: 23.5},

@@ -30,9 +30,10 @@ def find_canary(pool: Pool) -> int | Finding | None:
     """Return how many more nodes may start as canaries, why no node may start, or None if the canary keeps none back.
 
     The fences and proofs for this revision on the Nodes identify the canaries, so neither a restart nor a pause changes
-    them. If the pool shrank below its canary, the first remaining node in service is the canary
-    (docs/adr/0055-a-canary-larger-than-its-pool.md). A proven canary that no longer serves is not replaced, because
-    otherwise one node after another would be used up.
+    them. A canary larger than its pool starts no node in service; if the pool shrank after the canary began, the first
+    remaining node in service stands for it (docs/adr/0055-a-canary-larger-than-its-pool.md). Until another node has
+    started, a proven canary that no longer serves holds the others and is not replaced, because otherwise one node
+    after another would be used up.
     """
     canary, policy, members = pool.spec.rollout.canary, pool.policy, pool.members
     if canary is None or not members or canary.nodes == len(members):

@@ -44,7 +44,7 @@ class Span:
     """The end of the span, or None if it has none within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of the span is left at `now`."""
+        """Whether at least `needed` of the span is left, counted from `now`, or from its beginning if that is later."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 

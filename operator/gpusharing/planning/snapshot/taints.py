@@ -30,7 +30,9 @@ class Taint:
     @property
     def lasting(self) -> bool:
         """Whether it excludes pods that do not tolerate it until somebody removes it."""
-        return self.effect in _KEEPS_OUT and self.key not in TRANSIENT_TAINTS
+        # Nothing removes the start-up taint if somebody sets it with another effect.
+        transient = self.key in TRANSIENT_TAINTS and (self.key != TAINT_UNPROVEN or self.effect == "NoSchedule")
+        return self.effect in _KEEPS_OUT and not transient
 
 
 @value

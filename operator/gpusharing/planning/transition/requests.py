@@ -88,7 +88,10 @@ def _move(node: NodeView, requests: Mapping[str, str]) -> tuple[Action, ...]:
 
 
 QUIET_AGE = 60.0
-"""The maximum age in seconds of the request that proves idleness. A reading of eight GPUs can take 24 seconds."""
+"""The maximum age in seconds of the request that proves idleness.
+
+A reading of eight GPUs without persistence mode takes 24 seconds.
+"""
 
 
 def _quiet_prefix(case: NodeCase, *, step_proven: bool = False) -> str:

@@ -84,7 +84,6 @@ class Actuator(Protocol):
 
     def needs_mig_manager(self, case: ActuatorCase, target: Target) -> bool:
         """Whether mig-manager must act on the node to reach the target."""
-        return False
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:
         """Return which of its pods the node lacks for a run to `goal` or, with `again`, for a repetition."""

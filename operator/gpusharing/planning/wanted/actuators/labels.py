@@ -207,7 +207,8 @@ class Labels(Actuator):
 def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
     """Return why nobody would reset the compute mode of the GPUs if the node left MPS now.
 
-    Only an MPS daemon that ends cleanly does (docs/design/nvidia.md#b5), and only before the labels are written.
+    Only an MPS daemon that ends cleanly does (docs/design/nvidia.md#b5). Once the labels are written it is too late to
+    ask.
     """
     node, observed = case.node, case.observed
     started = node.fence is not None and node.fence.stage == "actuating"
@@ -252,9 +253,10 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
-    """Return the time from which mig-manager's state is about this attempt, at the latest the deadline.
+    """Return the time from which mig-manager's state is about this attempt.
 
-    The old pod may use its whole grace period, and the next one starts only after that.
+    It is the deadline until the replacing pod is Ready: the old pod may use its whole grace period, and the next one
+    starts only after that.
     """
     pod = case.operands.get(Program.MIG_MANAGER)
     if not fence.restart_uid:
