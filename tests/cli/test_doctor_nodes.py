@@ -345,7 +345,7 @@ async def test_what_nobody_could_look_at_is_unknown_beside_an_error() -> None:
     for topic in ("ClusterPolicy", "kubelets", "labels of Nodes"):
         assert f"UNKNOWN {topic}: nodes cannot be read" in shown
         assert f"ok {topic}" not in shown
-    assert "ERROR ClusterPolicy: cluster-policy: devicePlugin.config.name is ts" in shown
+    assert "ERROR ClusterPolicy: ClusterPolicy devicePlugin.config.name is ts" in shown
     data = (await ask(cluster, "doctor", "-o", "json")).data
     assert data["unknown"].keys() >= {"kubelets", "labels of Nodes"}
 

@@ -133,7 +133,7 @@ async def test_a_pointer_at_nothing_is_an_error_and_its_configmap_is_merged_nowh
         told = await ask(player.scene.e.cluster, "doctor", "-o", "json")
         (one,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
         assert one["severity"] == "ERROR"
-        assert "time-slicing-config, which does not exist in namespace gpu-operator or is empty" in one["message"]
+        assert "time-slicing-config does not exist in namespace gpu-operator or is empty" in one["message"]
         assert not any("admin" in each["command"] for each in told.data["symptoms"])
 
 

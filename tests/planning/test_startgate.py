@@ -196,7 +196,7 @@ KEPT_OFF: dict[str, tuple[dict[str, Any], str, str]] = {
     "the worker of Node Feature Discovery": (
         {"finders": (replace(WORKER, name="fine", tolerates_gate=True), WORKER)},
         "DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven, so its pods",
-        "helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator --reuse-values --set-json"
+        "helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator --version VERSION --reuse-values --set-json"
         ' \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\'',
     ),
