@@ -5,7 +5,7 @@ What these programs do with labels and ConfigMaps: docs/design/nvidia.md a2, b2,
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -45,7 +45,7 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.stack.mps import find_serving
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.assess import has_gpu
-from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, parse, parse_admin, resolve, well_known
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
@@ -144,7 +144,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
     stack, gpunodes = later.stack, later.gpunodes
     off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
     new_file = stack.serves_our_mig_file and not now.stack.serves_our_mig_file
-    known: dict[tuple[str, Hardware], tuple[str, str]] = {}
+    known: dict[tuple[str, Hardware], tuple[str, str, bool]] = {}
     for name, node in sorted(later.nodes.items()):
         if not _starts(MIG_MANAGER, change, now, later, name):
             continue
@@ -164,7 +164,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
             key = config, observed.hardware
             if key not in known:
                 known[key] = _compare(*key, stack)
-            why, same = known[key]
+            why, same, is_known = known[key]
             label = same and f"{LABEL_MIG_CONFIG}={same}"
         if why or lacks:
             yield Effect(name, Loss.GPUS, why, label, is_known, config if lacks else "")
@@ -205,26 +205,36 @@ def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
     return ""
 
 
-def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str]:
-    """Return how the GPUs differ from the label's value, and a configuration that they have, if any."""
+def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str, bool]:
+    """Return how the GPUs differ from the label's value, a configuration that they have, and whether that is known."""
     gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
     layouts = tuple(gpu.layout for gpu in gpus)
     # The GPU Operator may write all-disabled at any time where the label is missing (docs/design/nvidia.md#d1).
-    if _meaning(config or ALL_DISABLED, gpus, stack) == layouts:
-        return "", ""
+    later = _meaning(config or ALL_DISABLED, gpus, stack, outcome)
+    entries = parse(stack.mig_file) if stack.serves_our_mig_file else {}
+    fails = bool(entries) and config not in entries and isinstance(later, str)  # docs/design/nvidia.md#a3-2
+    if later == layouts or fails:
+        return "", "", True
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
     usual = generated_layouts(gpus[0].profiles) if gpus else {}
     ours = [*parse_admin(stack.admin_mig_file)[0], *parse(stack.mig_file)]
-    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack) == layouts)
-    return f"{label}, but its GPUs have {describe_layouts(layouts)}", next(same, "")
+    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack, resolve) == layouts)
+    is_known = not isinstance(later, str)
+    unknown = "" if is_known else ", of which it is unknown what it means"
+    return f"{label}{unknown}, but its GPUs have {describe_layouts(layouts)}", next(same, ""), is_known
 
 
-def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | str:
+def _meaning(
+    config: str,
+    gpus: Sequence[GpuView],
+    stack: StackView,
+    of: Callable[[Entry, Sequence[GpuView]], tuple[Layout | None, ...] | str],
+) -> tuple[Layout | None, ...] | str:
     if config == ALL_DISABLED:  # also on cards whose profiles are unknown
         return (None,) * len(gpus)
     for entries in (parse_admin(stack.admin_mig_file)[0], parse(stack.mig_file)):
         if entry := entries.get(config):
-            return resolve(entry, gpus)
+            return of(entry, gpus)
     return well_known(gpus, config)
 
 
@@ -441,12 +451,14 @@ def tell_effects(effects: Sequence[Effect]) -> str:
 
 def tell_changes(effects: Sequence[Effect]) -> str:
     changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
-    differing = [f"{change.node} ({change.why})" for change in changes if change.known]
-    unknown = [f"{change.node} ({change.why})" for change in changes if not change.known]
+    read = [change for change in changes if change.known or change.label]
+    differing = [f"{change.node} ({change.why})" for change in read]
+    unknown = [f"{change.node} ({change.why})" for change in changes if change not in read]
     unnamed = [change.node for change in changes if change.known and not change.label]
     text = ""
     if differing:
-        text += f"; mig-manager would change GPUs at its start on {some(differing)}"
+        may = "would" if all(change.known for change in read) else "may"
+        text += f"; mig-manager {may} change GPUs at its start on {some(differing)}"
     if unnamed:
         text += (
             f"; no configuration has the layout of {some(unnamed)}: put an entry with it into a ConfigMap of your own"
