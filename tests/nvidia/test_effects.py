@@ -39,7 +39,9 @@ from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITC
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
+    MIG_MANAGER,
     MIG_POINTER,
+    PLUGIN,
     PLUGIN_POINTER,
     RESTART_PLUGIN,
     START_MIG_MANAGER,
@@ -92,7 +94,13 @@ PARTS = {
 MAPS = {
     PLUGIN_MAP: ENTRIES,
     MIG_MAP: {MIG_KEY: migfile.render(PARTS)},
-    THEIR_PLUGIN_MAP: {**ENTRIES, "sliced": sliced(8), "theirs": sliced(2), "theirs-mixed": ENTRIES["mixed"]},
+    THEIR_PLUGIN_MAP: {
+        **ENTRIES,
+        "sliced": sliced(8),
+        "theirs": sliced(2),
+        "theirs-mixed": ENTRIES["mixed"],
+        "theirs-whole": NEUTRAL,
+    },
     THEIR_MIG_MAP: {MIG_KEY: migfile.render({**PARTS, "theirs": entry_for(HALVES)})},
 }
 
@@ -111,6 +119,8 @@ class Row:
     """The value of nvidia.com/device-plugin.config."""
     mig: str | None = "all-disabled"
     """The value of nvidia.com/mig.config."""
+    first: Mapping[str, str] = field(default_factory=dict)
+    """Further labels before the change."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """The labels that are the change of this node."""
 
@@ -182,7 +192,12 @@ class Stage:
         node = RealNode(self.plane.kubeconfig, name, [MODEL] * 2, self.folder / name)
         set_layouts(node.sandbox, *row.layouts)
         manifest = node.manifest()
-        own = {**manifest["metadata"]["labels"], LABEL_MIG_CONFIG: row.mig, LABEL_PLUGIN_CONFIG: row.config}
+        own = {
+            **manifest["metadata"]["labels"],
+            LABEL_MIG_CONFIG: row.mig,
+            LABEL_PLUGIN_CONFIG: row.config,
+            **row.first,
+        }
         manifest["metadata"]["labels"] = {key: value for key, value in own.items() if value is not None}
         self.api.create(NODES, manifest)
         stack.callback(self.api.delete, f"{NODES}/{name}")
@@ -222,6 +237,10 @@ class Stage:
         found = self.api.list(f"{NAMESPACE}/pods")
         return [pod for pod in found if _app(pod) in apps and pod["spec"].get("nodeName") in self.nodes]
 
+    def due(self, app: str) -> list[str]:
+        """The nodes that a DaemonSet selects."""
+        return [name for name in self.nodes if self.labels(name).items() >= operands.SELECTORS[app].items()]
+
     def runs(self, node: str) -> int:
         """How many runs of mig-manager the node has seen; 0 while one is under way."""
         begins, ends = "Updating to MIG config", "Waiting for change"
@@ -251,36 +270,38 @@ class Stage:
 
     def change(self) -> None:
         """Make the change, and wait until all programs that it concerns have begun anew."""
-        change, runs = self.play.change, {name: self.runs(name) for name in self.nodes}
+        change, rows, runs = self.play.change, self.play.rows, {name: self.runs(name) for name in self.nodes}
         apps = {app for path, _ in change.fields for app in CONCERNED[path.partition(".")[0]]}
         apps.update(RESTARTED.get(change.restarts, ()))
-        old = {pod["metadata"]["uid"] for pod in self.pods(*apps)}
-        running = Counter(_app(pod) for pod in self.pods(*apps))
+        old = self.pods(*apps)
         if change.fields:
             self.api.merge_patch(CLUSTER_POLICY, {"spec": _nested(dict(change.fields))})
             wait_until(lambda: all(map(self._mounted, self.nodes)), SECONDS, "the mounts")
-        if (PLUGIN_SWITCH, False) in change.fields:
+        if off := (PLUGIN_SWITCH, False) in change.fields:
             self._uninstall(operands.PLUGIN, operands.MPS)
-        elif operands.MIG_MANAGER in apps and not self.play.manager:
+        elif not self.play.manager and operands.MIG_MANAGER in apps:
             operands.install(self.api)
-            running[operands.MIG_MANAGER] = len(self.nodes)
-        for pod in self.pods(*apps):
+        for pod in old:
             self._kubectl("delete", "pod", pod["metadata"]["name"], "--ignore-not-found", "--wait=false")
-        for name, row in self.play.rows.items():
+        for name, row in rows.items():
             # SIMULATED: as the GPU Operator does at its next look (docs/design/nvidia.md#d1).
             unlabeled = {LABEL_MIG_CONFIG: "all-disabled"} if operands.MIG_MANAGER in apps and row.mig is None else {}
             if labels := {**unlabeled, **row.labels}:
                 self.api.merge_patch(f"{NODES}/{name}", {"metadata": {"labels": labels}})
+        gone = {pod["metadata"]["uid"] for pod in old}
 
         def begun() -> bool:
             pods = self.pods(*apps)
-            again = Counter(_app(pod) for pod in pods if pod.get("status", {}).get("phase") == "Running")
-            anew = (PLUGIN_SWITCH, False) in change.fields or all(again[app] == running[app] for app in apps)
-            return anew and not old & {pod["metadata"]["uid"] for pod in pods}
+            running = Counter(_app(pod) for pod in pods if pod.get("status", {}).get("phase") == "Running")
+            due = {app: 0 if off and app != operands.GFD else len(self.due(app)) for app in apps}
+            return running == Counter(due) and not gone & {pod["metadata"]["uid"] for pod in pods}
 
         wait_until(begun, SECONDS, "the pods to be made anew")
+        starters = {LABEL_MIG_CONFIG, MIG_MANAGER}
         told = [
-            n for n, row in self.play.rows.items() if operands.MIG_MANAGER in apps or LABEL_MIG_CONFIG in row.labels
+            name
+            for name in self.due(operands.MIG_MANAGER)
+            if operands.MIG_MANAGER in apps or starters & {*rows[name].labels}
         ]
         wait_until(lambda: all(self.runs(name) > runs[name] for name in told), SECONDS, "mig-manager")
 
@@ -296,7 +317,7 @@ class Stage:
         wanted: dict[str, Any] = {name: (row.serves, row.layouts) for name, row in rows.items()}
         if after:
             wanted = {name: (row.then, row.later or row.layouts) for name, row in rows.items()}
-        busy = [name for name, row in rows.items() if self.play.manager and row.mig is not None and not after]
+        busy = [name for name in self.due(operands.MIG_MANAGER) if self.play.manager and rows[name].mig and not after]
 
         def now() -> dict[str, Any]:
             return {name: (self.served(name), self.layouts(name)) for name in self.nodes}
@@ -356,6 +377,7 @@ PLAYS = {
             "no-name": _wiped(Row({SEVENTH: 6}, {}, THREE, config="mixed")),
             "unknown-name": replace(MIXED, mig="gone"),
             "one-gpu-named": replace(MIXED, mig="first"),
+            "kept-off": replace(BY_HAND, first={MIG_MANAGER: "false"}),
         },
         START_MIG_MANAGER,
     ),
@@ -421,6 +443,7 @@ PLAYS = {
             "fewer": replace(SLICED, serves={GPU: 16}),
             "same": MIXED,
             "lacking": Row({GPU: 4}, {GPU: 2}, config="theirs"),
+            "lacking-whole": replace(WHOLE, config="theirs-whole"),
             "lacking-mixed": replace(MIXED, then={GPU: 2}, config="theirs-mixed"),
         },
         Change(fields=((PLUGIN_POINTER, PLUGIN_MAP),)),
@@ -436,9 +459,20 @@ PLAYS = {
             "fewer": replace(SLICED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: NEUTRAL_KEY}),
             "more": replace(WHOLE, then={GPU: 8}, labels={LABEL_PLUGIN_CONFIG: "sliced"}),
             "other-name": replace(MIXED, then={GPU: 14}, labels={LABEL_PLUGIN_CONFIG: "single"}),
-            "hidden": replace(MIXED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: "sliced"}),
-            "gone": replace(MIXED, labels={LABEL_PLUGIN_CONFIG: "gone"}),
+            "hidden": replace(MIXED, then={GPU: 8}, labels={LABEL_PLUGIN_CONFIG: "sliced"}),
+            "gone": replace(MIXED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: "gone"}),
+            "gone-sliced": replace(SLICED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: "gone"}),
+            "gone-whole": replace(WHOLE, labels={LABEL_PLUGIN_CONFIG: "gone"}),
         },
+    ),
+    "deploy labels change": Play(
+        {
+            "manager-on": replace(_wiped(BY_HAND), first={MIG_MANAGER: "false"}, labels={MIG_MANAGER: "true"}),
+            "manager-off": replace(MIXED, mig=None, labels={MIG_MANAGER: "false"}),
+            "plugin-on": replace(WHOLE, serves={}, first={PLUGIN: "false"}, labels={PLUGIN: "true"}),
+            "plugin-off": replace(WHOLE, then={}, labels={PLUGIN: "false"}),
+        },
+        manager=True,
     ),
     "plugin restarts": Play(
         {"whole": WHOLE, "sliced": SLICED, "single": SINGLE, "mps": MPS, "by-hand": BY_HAND},

@@ -153,10 +153,11 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         lacks = new_file and is_unresolved(node, later)
         why, label, is_known = "", "", True
         # Past the point of no return a node is drained, and its label asks for what its policy wants.
-        if off or not _may_run(node, gpunodes) or (node.fence is not None and node.fence.stage == "actuating"):
+        drained = node.fence is not None and node.fence.stage == "actuating"
+        if off or drained or not _may_run(node, gpunodes) or _is_kept_off(node, stack):
             pass
         elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
-            if node.labels.get(LABEL_MIG_CAPABLE) != "false" and not _is_kept_off(node, stack):
+            if node.labels.get(LABEL_MIG_CAPABLE) != "false":
                 instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
                 advertised = f"; it advertises {some(instances)}" if instances else ""
                 why, is_known = unread if observed else f"no agent has read its GPUs{advertised}", False
@@ -188,7 +189,8 @@ def _is_kept_off(node: NodeView, stack: StackView) -> bool:
     if stack.cluster_policy is None:  # nobody writes deploy labels
         return False
     manager, workload = node.labels.get(MIG_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
-    return manager == "false" or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+    off = "false" in (manager, node.labels.get(OPERANDS))
+    return off or (not manager and workload not in ("", WORKLOAD_CONTAINER))
 
 
 def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
@@ -275,24 +277,36 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
+        runs, will_run = _allows_plugin(node), not off and _allows_plugin(then)
+        if not runs and not will_run:
+            continue
         if starts_plugin and node.other_plugin:
             yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
+        elif not will_run:
+            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
         elif missing := find_missing(then, later):
+            lost, is_known = _find_lost(
+                node, now, then, later
+            )  # by config-manager's fallback (docs/design/nvidia.md#b4)
             yield Effect(
                 name,
                 Loss.DEVICES,
-                f"{LABEL_PLUGIN_CONFIG} is {missing}, with which its device plugin could not start",
+                f"{LABEL_PLUGIN_CONFIG} is {missing}, without which its device plugin shares and divides nothing, or does"
+                " not start",
+                known=bool(lost) and is_known,
                 missing=missing,
             )
-        elif off:
-            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
         elif not (waits := _waits_for(owner, change, policy)) or _is_paused(owner):
             lost, is_known = _find_lost(node, now, then, later)
             held = f"; its policy {owner.name} is paused" if waits and owner is not None and is_known else ""
             if lost:
                 yield Effect(name, Loss.DEVICES, lost + held, known=is_known)
-        if name in serving and not off:
+        if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
+
+
+def _allows_plugin(node: NodeView) -> bool:
+    return "false" not in (node.labels.get(PLUGIN), node.labels.get(OPERANDS))
 
 
 def _waits_for(owner: PolicyView | None, change: Change, policy: ClusterPolicyView) -> bool:
@@ -341,7 +355,7 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
     if coming is None:
         if not _reads_ours(after_, now.settings) and before.mig_strategy == after_.mig_strategy:
             return "", True  # an entry that we cannot read stays in use
-        coming = PluginConfig()
+        coming = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")  # config-manager's fallback
     if layouts is not None:
         offers = offers or (advertise(layouts, config) if config is not None else {})
         offered = advertise(layouts, coming)
@@ -491,7 +505,7 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"
-    unknown = [user.node for user in users if not user.known]
+    unknown = [user.node for user in users if not user.known and not user.missing]
     wait = f"wait until the agent of {some(unknown)} has reported, and " if unknown else ""
     return (
         "; do not remove it while nodes depend on it, because they would lose their MIG devices:"
