@@ -82,6 +82,8 @@ ENTRIES = {
     "mixed": render(PluginConfig("mixed")),
     "single": render(PluginConfig("single")),
     "sliced": sliced(4),
+    "renamed": render(PluginConfig("none", Sharing(((GPU, 4),), rename=True))),
+    "mixed-sliced": render(PluginConfig("mixed", Sharing(((SEVENTH, 3),)))),
     "mps": render(PluginConfig("none", Sharing(((GPU, 4),), strategy="mps"))),
 }
 PARTS = {
@@ -92,7 +94,7 @@ PARTS = {
     "first-halves": [{"devices": [0], "mig-enabled": True, "mig-devices": dict(HALVES)}],
 }
 MAPS = {
-    PLUGIN_MAP: ENTRIES,
+    PLUGIN_MAP: {**ENTRIES, "ours": sliced(4), "refused": sliced(1)},
     MIG_MAP: {MIG_KEY: migfile.render(PARTS)},
     THEIR_PLUGIN_MAP: {
         **ENTRIES,
@@ -237,6 +239,10 @@ class Stage:
         found = self.api.list(f"{NAMESPACE}/pods")
         return [pod for pod in found if _app(pod) in apps and pod["spec"].get("nodeName") in self.nodes]
 
+    def daemons(self, node: str) -> set[str]:
+        """The UIDs of the pods of the node's MPS daemon, with which its clients end."""
+        return {pod["metadata"]["uid"] for pod in self.pods(operands.MPS) if pod["spec"]["nodeName"] == node}
+
     def due(self, app: str) -> list[str]:
         """The nodes that a DaemonSet selects."""
         return [name for name in self.nodes if self.labels(name).items() >= operands.SELECTORS[app].items()]
@@ -359,6 +365,7 @@ MIXED = Row({SEVENTH: 14}, {SEVENTH: 14}, SEVENTHS, config="mixed", mig="all-1g.
 SINGLE = Row({GPU: 14}, {GPU: 14}, SEVENTHS, config="single", mig="all-1g.10gb")
 HIDDEN = Row({GPU: 2}, {GPU: 2}, SEVENTHS, mig="all-1g.10gb")
 MPS = Row({GPU: 8}, {GPU: 8}, config="mps")
+MIXED_SLICED = replace(MIXED, serves={SEVENTH: 42}, then={SEVENTH: 42}, config="mixed-sliced")
 BY_HAND = replace(MIXED, mig="all-disabled")
 
 
@@ -377,6 +384,7 @@ PLAYS = {
             "no-name": _wiped(Row({SEVENTH: 6}, {}, THREE, config="mixed")),
             "unknown-name": replace(MIXED, mig="gone"),
             "one-gpu-named": replace(MIXED, mig="first"),
+            "mps": MPS,
             "kept-off": replace(BY_HAND, first={MIG_MANAGER: "false"}),
         },
         START_MIG_MANAGER,
@@ -397,7 +405,9 @@ PLAYS = {
     ),
     "mig.config changes": Play(
         {
-            "other-layout": replace(MIXED, then={HALF: 4}, later=(HALVES,) * 2, labels={LABEL_MIG_CONFIG: "all-3g.40gb"}),
+            "other-layout": replace(
+                MIXED, then={HALF: 4}, later=(HALVES,) * 2, labels={LABEL_MIG_CONFIG: "all-3g.40gb"}
+            ),
             "divided": replace(
                 WHOLE, then={SEVENTH: 14}, later=(SEVENTHS,) * 2, config="mixed",
                 labels={LABEL_MIG_CONFIG: "all-1g.10gb"},
@@ -422,6 +432,7 @@ PLAYS = {
             "silent": replace(MIXED, then={GPU: 2}, config=NEUTRAL_KEY),
             "mixed": MIXED,
             "single": replace(MIXED, then={GPU: 14}, config="single"),
+            "mixed-sliced": MIXED_SLICED,
         },
         FREE_STRATEGY,
         {"mig.strategy": "mixed"},
@@ -433,7 +444,12 @@ PLAYS = {
         {"mig.strategy": "single"},
     ),
     "default entry goes": Play(
-        {"no-label": replace(SLICED, then={GPU: 2}, config=None), "sliced": SLICED, "mixed": MIXED},
+        {
+            "no-label": replace(SLICED, then={GPU: 2}, config=None),
+            "sliced": SLICED,
+            "mixed": MIXED,
+            "gone": replace(SLICED, then={GPU: 2}, config="gone"),
+        },
         Change(fields=(("devicePlugin.config.default", None),)),
         {"devicePlugin.config.default": "sliced"},
     ),
@@ -449,6 +465,15 @@ PLAYS = {
         Change(fields=((PLUGIN_POINTER, PLUGIN_MAP),)),
         {PLUGIN_POINTER: THEIR_PLUGIN_MAP},
     ),
+    "plugin gets another ConfigMap": Play(
+        {
+            "whole": WHOLE,
+            "more": replace(SLICED, then={GPU: 16}),
+            "lacking": replace(SLICED, then={GPU: 2}, config="ours"),
+            "lacking-default": replace(WHOLE, config="gone"),
+        },
+        Change(fields=((PLUGIN_POINTER, THEIR_PLUGIN_MAP),)),
+    ),
     "plugin gets no ConfigMap": Play(
         {"whole": WHOLE, "sliced": replace(SLICED, then={GPU: 2}), "mixed": replace(MIXED, then={GPU: 2}),
          "hidden": HIDDEN},
@@ -461,6 +486,9 @@ PLAYS = {
             "other-name": replace(MIXED, then={GPU: 14}, labels={LABEL_PLUGIN_CONFIG: "single"}),
             "hidden": replace(MIXED, then={GPU: 8}, labels={LABEL_PLUGIN_CONFIG: "sliced"}),
             "gone": replace(MIXED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: "gone"}),
+            "renamed": Row({f"{GPU}.shared": 8}, {GPU: 2}, config="renamed", labels={LABEL_PLUGIN_CONFIG: NEUTRAL_KEY}),
+            "mps": replace(MPS, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: NEUTRAL_KEY}),
+            "refused": replace(WHOLE, then={}, labels={LABEL_PLUGIN_CONFIG: "refused"}),
             "gone-sliced": replace(SLICED, then={GPU: 2}, labels={LABEL_PLUGIN_CONFIG: "gone"}),
             "gone-whole": replace(WHOLE, labels={LABEL_PLUGIN_CONFIG: "gone"}),
         },
@@ -471,6 +499,7 @@ PLAYS = {
             "manager-off": replace(MIXED, mig=None, labels={MIG_MANAGER: "false"}),
             "plugin-on": replace(WHOLE, serves={}, first={PLUGIN: "false"}, labels={PLUGIN: "true"}),
             "plugin-off": replace(WHOLE, then={}, labels={PLUGIN: "false"}),
+            "mps-off": replace(MPS, then={}, labels={PLUGIN: "false"}),
         },
         manager=True,
     ),
@@ -495,14 +524,16 @@ def test_what_nvidias_programs_take_from_a_node_was_predicted_and_nothing_else(
             stage.wait_for(after=False)
             predicted = {reports: predict(play, stage.view(reports=reports)) for reports in (True, False)}
             instances = {name: stage.instances(name) for name in play.rows}
+            daemons = {name: stage.daemons(name) for name in play.rows}
             stage.change()
             stage.wait_for(after=True)
             gone = {name: instances[name] - stage.instances(name) for name in play.rows}
+            ended = {name: bool(daemons[name] - stage.daemons(name)) for name in play.rows}
     wrong = {
         (name, reports): found
         for reports, effects in predicted.items()
         for name, row in play.rows.items()
-        if (found := [*compare(row, gone[name], effects[name])])
+        if (found := [*compare(row, gone[name], effects[name], ended=ended[name])])
     }
     assert wrong == {}
 
@@ -517,7 +548,7 @@ def predict(play: Play, view: InstallationView) -> dict[str, list[Effect]]:
     return {name: [effect for effect in found if effect.node == name] for name, found in effects.items()}
 
 
-def compare(row: Row, gone: set[tuple[str, str]], effects: list[Effect]) -> Iterator[str]:
+def compare(row: Row, gone: set[tuple[str, str]], effects: list[Effect], *, ended: bool) -> Iterator[str]:
     """Yield how the effects that were predicted for a node differ from what it has lost."""
     by_loss = {effect.loss: effect for effect in effects if effect.why}
     gpus, devices = by_loss.get(Loss.GPUS), by_loss.get(Loss.DEVICES)
@@ -526,6 +557,10 @@ def compare(row: Row, gone: set[tuple[str, str]], effects: list[Effect]) -> Iter
         yield f"not predicted: {sorted(gone)}"
     if lost and gpus is None and devices is None:
         yield f"not predicted: {lost}"
+    if ended and Loss.CLIENTS not in by_loss and devices is None:
+        yield "not predicted: the end of its MPS clients"
+    if Loss.CLIENTS in by_loss and not ended:
+        yield f"did not happen: {by_loss[Loss.CLIENTS]}"
     if gpus is not None and gpus.known and not gone:
         yield f"did not happen: {gpus}"
     if devices is not None and devices.known and not lost:

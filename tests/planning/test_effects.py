@@ -1,14 +1,17 @@
 """What a change of deploy labels or of an entry takes from a node, as NVIDIA's programs do (tests/nvidia)."""
 
+from dataclasses import replace
+
 import pytest
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
-from gpusharing.planning.snapshot.nvidia import Change, Effect, Loss
+from gpusharing.planning.snapshot.nvidia import Change, Effect, Loss, PlainStackView
 from gpusharing.planning.stack.effects import (
     MIG_MANAGER,
     OPERANDS,
     PLUGIN,
+    PLUGIN_POINTER,
     RESTART_PLUGIN,
     START_MIG_MANAGER,
     find_effects,
@@ -17,6 +20,7 @@ from gpusharing.planning.stack.effects import (
 
 SEVENTHS = (("1g.10gb", 7),)
 GONE = {LABEL_PLUGIN_CONFIG: "gone"}
+SLICED = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}"
 DIVIDED = {"nvidia.com/mig-1g.10gb": 7}
 
 
@@ -54,6 +58,16 @@ def test_a_node_loses_its_devices_with_the_label_of_its_device_plugin(label: str
     assert effects(RESTART_PLUGIN, {label: "false", **GONE}, resources={}) == []
 
 
+@pytest.mark.parametrize("label", [PLUGIN, OPERANDS])
+def test_no_deploy_label_keeps_the_device_plugin_of_nvidias_chart_off(label: str) -> None:
+    policy = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
+    sliced = {"nvidia.com/gpu": 4}
+    stack = make_stack(cluster_policy=policy, plugin_configs={})
+    node = make_node(labels={label: "false", **GONE}, resources=sliced)
+    (effect,) = find_effects(RESTART_PLUGIN, make_snapshot([node], stack=stack))
+    assert (effect.missing, effect.known) == ("gone", True)
+
+
 MISSING = {
     "whole GPUs stay": ({}, False, "", False),
     "shares go": ({"nvidia.com/gpu": 4}, False, "", True),
@@ -74,6 +88,26 @@ def test_a_running_plugin_takes_the_fallback_too_when_its_label_names_no_entry()
     own = {LABEL_PLUGIN_CONFIG: "own"}
     assert [one.known for one in effects(relabel(**GONE), own, resources={"nvidia.com/gpu": 4})] == [True]
     assert [one.known for one in effects(relabel(**GONE), own)] == [False]
+
+
+def test_the_fallback_is_the_default_entry() -> None:
+    policy = make_cluster_policy(plugin_default="sliced")
+    stack = make_stack(cluster_policy=policy, plugin_configs={"sliced": SLICED})
+    snapshot = make_snapshot([make_node(labels=GONE, resources={"nvidia.com/gpu": 4})], stack=stack)
+    assert [one.known for one in find_effects(RESTART_PLUGIN, snapshot)] == [False]
+
+
+def test_a_node_loses_all_devices_by_an_entry_that_its_device_plugin_refuses() -> None:
+    stack = make_stack(plugin_configs={"refused": SLICED.replace("4", "1")})
+    change = relabel(**{LABEL_PLUGIN_CONFIG: "refused"})
+    assert [one.why for one in find_effects(change, make_snapshot([make_node()], stack=stack))] == ["1 nvidia.com/gpu"]
+
+
+def test_it_is_unknown_what_a_node_loses_by_a_config_map_that_nobody_has_read() -> None:
+    change = Change(fields=((PLUGIN_POINTER, "theirs"),))
+    (effect,) = effects(change, {LABEL_PLUGIN_CONFIG: "own"})
+    assert (effect.loss, effect.known) == (Loss.DEVICES, False)
+    assert effects(change, {}) == []
 
 
 def test_nobody_waits_for_an_agent_because_of_a_missing_entry() -> None:

@@ -154,7 +154,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         why, label, is_known = "", "", True
         # Past the point of no return a node is drained, and its label asks for what its policy wants.
         drained = node.fence is not None and node.fence.stage == "actuating"
-        if off or drained or not _may_run(node, gpunodes) or _is_kept_off(node, stack):
+        if off or drained or not _may_run(node, gpunodes, stack):
             pass
         elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
             if node.labels.get(LABEL_MIG_CAPABLE) != "false":
@@ -176,21 +176,22 @@ def runs_mig_manager(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> boo
     return node.name in gpunodes or node.labels.get(MIG_MANAGER, "") not in ("", "false")
 
 
-def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
+def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView], stack: StackView) -> bool:
+    labels, manager, policy = node.labels, node.labels.get(MIG_MANAGER), stack.cluster_policy
+    in_containers = labels.get(LABEL_WORKLOAD_CONFIG, "") in ("", WORKLOAD_CONTAINER)
+    # Without a ClusterPolicy nobody writes deploy labels.
+    if policy is not None and (_is_off(node, MIG_MANAGER, policy) or not (manager or in_containers)):
+        return False
     if runs_mig_manager(node, gpunodes):
         return True
     # A mig-manager that is switched off may have no deploy label yet. It gets none on nodes of virtual machines.
-    labels = node.labels
-    in_containers = labels.get(LABEL_WORKLOAD_CONFIG, "") in ("", WORKLOAD_CONTAINER)
     return in_containers and labels.get(LABEL_MIG_CAPABLE) == "true" and MIG_MANAGER not in labels
 
 
-def _is_kept_off(node: NodeView, stack: StackView) -> bool:
-    if stack.cluster_policy is None:  # nobody writes deploy labels
-        return False
-    manager, workload = node.labels.get(MIG_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
-    off = "false" in (manager, node.labels.get(OPERANDS))
-    return off or (not manager and workload not in ("", WORKLOAD_CONTAINER))
+def _is_off(node: NodeView, program: str, policy: ClusterPolicyView) -> bool:
+    """Whether a deploy label keeps the program off the node; NVIDIA's chart has none for its device plugin."""
+    labels = (program, OPERANDS) if policy.plain is None else (MIG_MANAGER,) if program == MIG_MANAGER else ()
+    return any(node.labels.get(label) == "false" for label in labels)
 
 
 def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
@@ -277,17 +278,15 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
-        runs, will_run = _allows_plugin(node), not off and _allows_plugin(then)
-        if not runs and not will_run:
+        will_run = not off and not _is_off(then, PLUGIN, policy)
+        if not will_run and _is_off(node, PLUGIN, policy):
             continue
         if starts_plugin and node.other_plugin:
             yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
         elif not will_run:
             yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
         elif missing := find_missing(then, later):
-            lost, is_known = _find_lost(
-                node, now, then, later
-            )  # by config-manager's fallback (docs/design/nvidia.md#b4)
+            lost, is_known = _find_lost(node, now, then, later)
             yield Effect(
                 name,
                 Loss.DEVICES,
@@ -303,10 +302,6 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
                 yield Effect(name, Loss.DEVICES, lost + held, known=is_known)
         if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
-
-
-def _allows_plugin(node: NodeView) -> bool:
-    return "false" not in (node.labels.get(PLUGIN), node.labels.get(OPERANDS))
 
 
 def _waits_for(owner: PolicyView | None, change: Change, policy: ClusterPolicyView) -> bool:
@@ -352,13 +347,20 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
     before, after_ = now.stack.cluster_policy, later.stack.cluster_policy
     if before is None or after_ is None:
         return "", True
+    foreign = coming is None and not _reads_ours(after_, now.settings)
+    if foreign and before.plugin_config_name != after_.plugin_config_name:
+        return f"it is unknown what its entry in {after_.plugin_config_name} says", False
+    if foreign and before.mig_strategy == after_.mig_strategy:
+        return "", True  # an entry that we cannot read stays in use
+    refused = coming is None and not foreign and not find_missing(then, later)
     if coming is None:
-        if not _reads_ours(after_, now.settings) and before.mig_strategy == after_.mig_strategy:
-            return "", True  # an entry that we cannot read stays in use
-        coming = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")  # config-manager's fallback
+        # Before config-manager has read the label, it takes the default (docs/design/nvidia.md#b4).
+        unlabeled = {key: value for key, value in then.labels.items() if key != LABEL_PLUGIN_CONFIG}
+        fallback = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")
+        coming = read_config(replace(then, labels=unlabeled), later) or fallback
     if layouts is not None:
         offers = offers or (advertise(layouts, config) if config is not None else {})
-        offered = advertise(layouts, coming)
+        offered = {} if refused else advertise(layouts, coming)
         return ", ".join(f"{n} {name}" for name, n in sorted(offers.items()) if offered.get(name, 0) < n), True
     starts_now = config is not None or not _reads_ours(before, now.settings)
     if not starts_now or (config is not None and config.mig_strategy == coming.mig_strategy):
