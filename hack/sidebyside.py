@@ -44,7 +44,7 @@ APART = frozenset(
     }
 )
 """Files with a few long tests whose shared fixtures cost less than a worker that waits for the file's end."""
-LONGEST = ("tests/chart/test_kills.py",)
+LONGEST = ("tests/chart/test_kills.py", "tests/nvidia/test_effects.py")
 """Units of few tests that take minutes. xdist puts units of few tests last, where such a one would be run when the
 other workers have nothing left to do, so it is assigned first."""
 BY_SCENARIO = "tests/integration/test_crash.py"

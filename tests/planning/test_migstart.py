@@ -72,6 +72,8 @@ UNCHANGED: dict[str, tuple[str, list[GpuView], StackView]] = {
     "GPUs that have what an entry of the admin's means": ("three", [ODD], admin(ROWS)),
     "a card without MIG beside one with it": (
         "all-1g.10gb", [SMALL, make_gpu(1, product="Tesla T4")], make_stack()),
+    "GPUs for which the entry has no row": ("first", [SMALL, replace(ODD, index=1)], admin(FIRST_ONLY)),
+    "GPUs whose label names no entry of our file": ("typo", TWO, make_stack()),
     "only cards without MIG": ("all-disabled", [make_gpu(product="Tesla T4")], make_stack()),
 }  # fmt: skip
 
@@ -96,8 +98,8 @@ CHANGED: dict[str, tuple[str, list[GpuView], StackView, str, str]] = {
         "all-disabled", [ODD], make_stack(), "", "but its GPUs have 3x1g.10gb"),
     "one GPU of two": (
         "all-disabled", [SMALL, replace(WHOLE, index=1)], make_stack(), "", "7x1g.10gb (1 GPU), 1x full (1 GPU)"),
-    "a label that nobody knows": ("typo", [WHOLE], make_stack(), "all-disabled", "is typo, but its GPUs"),
-    "an entry that covers only one GPU of two": ("first", TWO, admin(FIRST_ONLY), "all-1g.10gb", "is first"),
+    "an entry that covers only one GPU of two": (
+        "first", [WHOLE, replace(WHOLE, index=1)], admin(FIRST_ONLY), "all-disabled", "is first"),
 }  # fmt: skip
 
 
@@ -107,6 +109,13 @@ def test_mig_manager_would_change(config: str, gpus: list[GpuView], stack: Stack
     label = name and f"nvidia.com/mig.config={name}"
     assert (change.node, change.loss, change.label, change.known) == ("gpu-07", Loss.GPUS, label, True)
     assert why in change.why
+
+
+def test_a_label_of_which_nothing_is_known_counts_where_mig_manager_reads_another_file() -> None:
+    stack = make_stack(cluster_policy=make_cluster_policy(mig_config_name="theirs"))
+    (change,) = changes("typo", TWO, stack)
+    assert (change.loss, change.label, change.known) == (Loss.GPUS, "nvidia.com/mig.config=all-1g.10gb", False)
+    assert "mig-manager may change GPUs at its start on gpu-07 (nvidia.com/mig.config is typo" in tell_effects([change])
 
 
 UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {

@@ -68,7 +68,8 @@ USERS: dict[str, tuple[NodeView, GPUNodeView | None, str]] = {
         other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "silent"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "its entry is not in our ConfigMap": (
         other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "gone"}), DIVIDED,
-        "nvidia.com/device-plugin.config is gone, with which its device plugin could not start"),
+        "nvidia.com/device-plugin.config is gone, without which its device plugin shares and divides nothing, or does"
+        " not start"),
     "its entry would give them other names": (
         other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "other"}), DIVIDED, "14 nvidia.com/mig-1g.10gb"),
     "a policy adopted it with this strategy": (

@@ -5,7 +5,7 @@ What these programs do with labels and ConfigMaps: docs/design/nvidia.md a2, b2,
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.stack.mps import find_serving
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.assess import has_gpu
-from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin, resolve, well_known
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, parse, parse_admin, resolve, well_known
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
@@ -158,7 +158,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
     stack, gpunodes = later.stack, later.gpunodes
     off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
     new_file = stack.serves_our_mig_file and not now.stack.serves_our_mig_file
-    known: dict[tuple[str, Hardware], tuple[str, str]] = {}
+    known: dict[tuple[str, Hardware], tuple[str, str, bool]] = {}
     for name, node in sorted(later.nodes.items()):
         if not _starts(MIG_MANAGER, change, now, later, name):
             continue
@@ -168,7 +168,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         why, label, is_known = "", "", True
         # Past the point of no return a node is drained, and its label asks for what its policy wants.
         drained = node.fence is not None and node.fence.stage == "actuating"
-        if off or drained or not _may_run(node, gpunodes) or _is_kept_off(node, stack):
+        if off or drained or not _may_run(node, gpunodes, stack):
             pass
         elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
             if node.labels.get(LABEL_MIG_CAPABLE) != "false":
@@ -179,12 +179,9 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
             key = config, observed.hardware
             if key not in known:
                 known[key] = _compare(*key, stack)
-            why, same = known[key]
-            if why and config and (foreign := _foreign_file(later)):
-                why = (
-                    f"{LABEL_MIG_CONFIG} is {config}, an entry of ConfigMap {foreign}, which the operator does not read"
-                )
-                same, is_known = "", False
+            why, same, is_known = known[key]
+            if not is_known and _reads_foreign_file(later):  # it may not have the name that our file gives the layout
+                same = ""
             label = same and f"{LABEL_MIG_CONFIG}={same}"
         if why or lacks:
             yield Effect(name, Loss.GPUS, why, label, is_known, config if lacks else "")
@@ -195,29 +192,29 @@ def runs_mig_manager(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> boo
     return node.name in gpunodes or node.labels.get(MIG_MANAGER, "") not in ("", "false")
 
 
-def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView]) -> bool:
+def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView], stack: StackView) -> bool:
+    labels, manager, policy = node.labels, node.labels.get(MIG_MANAGER), stack.cluster_policy
+    in_containers = labels.get(LABEL_WORKLOAD_CONFIG, "") in ("", WORKLOAD_CONTAINER)
+    # Without a ClusterPolicy nobody writes deploy labels.
+    if policy is not None and (_is_off(node, MIG_MANAGER, policy) or not (manager or in_containers)):
+        return False
     if runs_mig_manager(node, gpunodes):
         return True
     # A mig-manager that is switched off may have no deploy label yet. It gets none on nodes of virtual machines.
-    labels = node.labels
-    in_containers = labels.get(LABEL_WORKLOAD_CONFIG, "") in ("", WORKLOAD_CONTAINER)
     return in_containers and labels.get(LABEL_MIG_CAPABLE) == "true" and MIG_MANAGER not in labels
 
 
-def _is_kept_off(node: NodeView, stack: StackView) -> bool:
-    if stack.cluster_policy is None:  # nobody writes deploy labels
-        return False
-    manager, workload = node.labels.get(MIG_MANAGER, ""), node.labels.get(LABEL_WORKLOAD_CONFIG, "")
-    off = node.keeps_off("mig-manager") or node.keeps_off("operands")
-    return off or (not manager and workload not in ("", WORKLOAD_CONTAINER))
-
-
-def _foreign_file(snapshot: ClusterSnapshot) -> str:
-    """Return the ConfigMap of mig-manager's configurations whose entries are not known; empty if they are."""
+def _reads_foreign_file(snapshot: ClusterSnapshot) -> bool:
     stack, policy = snapshot.stack, snapshot.stack.cluster_policy
     if policy is None or stack.serves_our_mig_file or stack.admin_mig_file:
-        return ""
-    return "" if policy.mig_config_name == UPSTREAM_MIG_CONFIG else policy.mig_config_name
+        return False
+    return policy.mig_config_name not in ("", UPSTREAM_MIG_CONFIG)
+
+
+def _is_off(node: NodeView, program: str, policy: ClusterPolicyView) -> bool:
+    """Whether a deploy label keeps the program off the node; NVIDIA's chart has none for its device plugin."""
+    labels = (program, OPERANDS) if policy.plain is None else (MIG_MANAGER,) if program == MIG_MANAGER else ()
+    return any(node.labels.get(label) == "false" for label in labels)
 
 
 def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
@@ -234,26 +231,36 @@ def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
     return ""
 
 
-def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str]:
-    """Return how the GPUs differ from the label's value, and a configuration that they have, if any."""
+def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str, bool]:
+    """Return how the GPUs differ from the label's value, a configuration that they have, and whether that is known."""
     gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
     layouts = tuple(gpu.layout for gpu in gpus)
     # The GPU Operator may write all-disabled at any time where the label is missing (docs/design/nvidia.md#d1).
-    if _meaning(config or ALL_DISABLED, gpus, stack) == layouts:
-        return "", ""
+    later = _meaning(config or ALL_DISABLED, gpus, stack, outcome)
+    entries = parse(stack.mig_file) if stack.serves_our_mig_file else {}
+    fails = bool(entries) and config not in entries and isinstance(later, str)  # docs/design/nvidia.md#a3-2
+    if later == layouts or fails:
+        return "", "", True
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
     usual = generated_layouts(gpus[0].profiles) if gpus else {}
     ours = [*parse_admin(stack.admin_mig_file)[0], *parse(stack.mig_file)]
-    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack) == layouts)
-    return f"{label}, but its GPUs have {describe_layouts(layouts)}", next(same, "")
+    same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack, resolve) == layouts)
+    is_known = not isinstance(later, str)
+    unknown = "" if is_known else ", of which it is unknown what it means"
+    return f"{label}{unknown}, but its GPUs have {describe_layouts(layouts)}", next(same, ""), is_known
 
 
-def _meaning(config: str, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | str:
+def _meaning(
+    config: str,
+    gpus: Sequence[GpuView],
+    stack: StackView,
+    of: Callable[[Entry, Sequence[GpuView]], tuple[Layout | None, ...] | str],
+) -> tuple[Layout | None, ...] | str:
     if config == ALL_DISABLED:  # also on cards whose profiles are unknown
         return (None,) * len(gpus)
     for entries in (parse_admin(stack.admin_mig_file)[0], parse(stack.mig_file)):
         if entry := entries.get(config):
-            return resolve(entry, gpus)
+            return of(entry, gpus)
     return well_known(gpus, config)
 
 
@@ -263,7 +270,12 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
     An entry must be for the node's GPUs, and have the meaning that its name has in NVIDIA's own.
     """
     stack, gpunode, config = snapshot.stack, snapshot.gpunodes.get(node.name), node.labels.get(LABEL_MIG_CONFIG, "")
-    if not config or not runs_mig_manager(node, snapshot.gpunodes) or _is_kept_off(node, stack):
+    policy = stack.cluster_policy
+    if (
+        not config
+        or not runs_mig_manager(node, snapshot.gpunodes)
+        or (policy is not None and _is_off(node, MIG_MANAGER, policy))
+    ):
         return False
     entry = parse(stack.mig_file).get(config)
     if entry and config in {ALL_DISABLED, *parse_admin(stack.admin_mig_file)[0]}:
@@ -296,17 +308,23 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
+        will_run = not off and not _is_off(then, PLUGIN, policy)
+        if not will_run and _is_off(node, PLUGIN, policy):
+            continue
         if starts_plugin and node.other_plugin:
             yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
+        elif not will_run:
+            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
         elif missing := find_missing(then, later):
+            lost, is_known = _find_lost(node, now, then, later)
             yield Effect(
                 name,
                 Loss.DEVICES,
-                f"{LABEL_PLUGIN_CONFIG} is {missing}, with which its device plugin could not start",
+                f"{LABEL_PLUGIN_CONFIG} is {missing}, without which its device plugin shares and divides nothing, or does"
+                " not start",
+                known=bool(lost) and is_known,
                 missing=missing,
             )
-        elif off:
-            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
         elif change == REQUIRE_CLIENT and served(node) and node.labels.get(LABEL_DEPLOY_CLIENT) != "true":
             lost = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))
             yield Effect(name, Loss.DEVICES, lost, f"{LABEL_DEPLOY_CLIENT}=true")
@@ -319,7 +337,7 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             elif lost:
                 label = "" if name in serving else _find_entry(node, now, later)
                 yield Effect(name, Loss.DEVICES, lost + held, label, is_known)
-        if name in serving and not off:
+        if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
 
 
@@ -366,13 +384,20 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
     before, after_ = now.stack.cluster_policy, later.stack.cluster_policy
     if before is None or after_ is None:
         return "", True
+    foreign = coming is None and not _reads_ours(after_, now.settings)
+    if foreign and before.plugin_config_name != after_.plugin_config_name:
+        return f"it is unknown what its entry in {after_.plugin_config_name} says", False
+    if foreign and before.mig_strategy == after_.mig_strategy:
+        return "", True  # an entry that we cannot read stays in use
+    refused = coming is None and not foreign and not find_missing(then, later)
     if coming is None:
-        if not _reads_ours(after_, now.settings) and before.mig_strategy == after_.mig_strategy:
-            return "", True  # an entry that we cannot read stays in use
-        coming = PluginConfig()
+        # Before config-manager has read the label, it takes the default (docs/design/nvidia.md#b4).
+        unlabeled = {key: value for key, value in then.labels.items() if key != LABEL_PLUGIN_CONFIG}
+        fallback = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")
+        coming = read_config(replace(then, labels=unlabeled), later) or fallback
     if layouts is not None:
         offers = offers or (advertise(layouts, config) if config is not None else {})
-        offered = advertise(layouts, coming)
+        offered = {} if refused else advertise(layouts, coming)
         return ", ".join(f"{n} {name}" for name, n in sorted(offers.items()) if offered.get(name, 0) < n), True
     starts_now = config is not None or not _reads_ours(before, now.settings)
     if not starts_now or (config is not None and config.mig_strategy == coming.mig_strategy):
@@ -494,12 +519,14 @@ def tell_effects(effects: Sequence[Effect]) -> str:
 
 def tell_changes(effects: Sequence[Effect]) -> str:
     changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
-    differing = [f"{change.node} ({change.why})" for change in changes if change.known]
-    unknown = [f"{change.node} ({change.why})" for change in changes if not change.known]
+    read = [change for change in changes if change.known or change.label]
+    differing = [f"{change.node} ({change.why})" for change in read]
+    unknown = [f"{change.node} ({change.why})" for change in changes if change not in read]
     unnamed = [change.node for change in changes if change.known and not change.label]
     text = ""
     if differing:
-        text += f"; mig-manager would change GPUs at its start on {some(differing)}"
+        may = "would" if all(change.known for change in read) else "may"
+        text += f"; mig-manager {may} change GPUs at its start on {some(differing)}"
     if unnamed:
         text += (
             f"; no configuration has the layout of {some(unnamed)}: put an entry with it into a ConfigMap of your own"
@@ -541,7 +568,7 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
     if not users:
         return ""
     them = "this node" if len(users) == 1 else "these nodes"
-    unknown = [user.node for user in users if not user.known]
+    unknown = [user.node for user in users if not user.known and not user.missing]
     wait = f"wait until the agent of {some(unknown)} has reported, and " if unknown else ""
     return (
         "; do not remove it while nodes depend on it, because they would lose their MIG devices:"

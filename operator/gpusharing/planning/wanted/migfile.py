@@ -16,7 +16,7 @@ from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import CardView
+from gpusharing.planning.snapshot.views import CardView, GpuView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.pluginconfig import (
     BadField,
@@ -235,6 +235,14 @@ def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...]
         ids = f"the operator does not know the PCI device ids of {', '.join(unknown)}"
         return f"{why}, because {ids}; use spec.mig.layouts"
     return tuple(layouts[gpu.index] for gpu in gpus)
+
+
+def outcome(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] | str:
+    """Return the layouts that mig-parted leaves, or why they are unknown; it skips GPUs without a row (a.8)."""
+    if any(map(_filters, entry)) and not all(_identifiers(gpu.product) for gpu in gpus):
+        return resolve(entry, gpus)
+    given = [resolve(entry, [gpu]) for gpu in gpus]
+    return tuple(gpu.layout if isinstance(one, str) else one[0] for gpu, one in zip(gpus, given, strict=True))
 
 
 def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
