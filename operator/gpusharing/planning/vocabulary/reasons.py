@@ -457,8 +457,12 @@ class Reason(StrEnum):
     ECC_UNCORRECTED = (("ECCUncorrected", "Health", _PERSON, "GPUs"),
         "A GPU has had uncorrected ECC errors since the driver was loaded.",
         "Drain the node, then reset the GPU or reboot the node.")
+    DEVICE_UNHEALTHY = (("DeviceUnhealthy", "Health", _PERSON, "GPUs"),
+        "NVML reports no problem, but the device plugin calls devices of the node unhealthy: allocatable is smaller "
+        "than capacity. The node keeps serving the others, and is neither drained nor changed.",
+        "Read the log of the device plugin on the node and repair the cause. Then restart the plugin's pod.")
     NO_TROUBLE = (("NoTrouble", "Health", _DONE, ""),
-        "NVML reports no problem with any GPU of the node.")
+        "Neither NVML nor the device plugin reports a problem with any GPU of the node.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
     OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager", Mark.TURNS_BACK),
