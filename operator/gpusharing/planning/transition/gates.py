@@ -145,19 +145,20 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     node, policy = case.node, case.stack.cluster_policy
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
-    alone = _alone(case)
-    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, alone))
+    here = alone(case)
+    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, here))
     needs = case.actuator.needs
     if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
         needs -= {"mig-manager"}
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, alone))
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, here))
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
     yield Reason.DRIVER_DISABLED, find_bare_host(node, words, case.stack)
 
 
-def _alone(case: NodeCase) -> ClusterSnapshot:
+def alone(case: NodeCase) -> ClusterSnapshot:
+    """Return a cluster that has only this node."""
     name = case.node.name
     return ClusterSnapshot(
         nodes={name: case.node},

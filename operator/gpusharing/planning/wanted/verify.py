@@ -247,7 +247,7 @@ def label_checks(compared: Comparison) -> Checked:
             yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
     counts, wanted = served(node), dict(target.resources)
     if counts != wanted and not find_unhealthy(node, wanted):
-        text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
+        text = f"the node advertises {tell_counts(counts)} instead of {tell_counts(wanted)}"
         if counts == counts_without_suffixes(wanted):
             yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {ADVICE}")
         yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
@@ -258,7 +258,7 @@ def compute_mode_checks(compared: Comparison) -> Checked:
         yield Source.NVML, Finding.of(found, Reason.COMPUTE_MODE)
 
 
-def _tell_counts(resources: Mapping[str, int]) -> str:
+def tell_counts(resources: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
