@@ -330,6 +330,11 @@ def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> Non
     assert whole is not None
     assert whole.observed is not None
     assert len(whole.observed.gpus) == 7
+    short = replace(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), unhealthy={"nvidia.com/gpu": 1})
+    eight = presume(short, make_stack())
+    assert eight is not None
+    assert eight.observed is not None
+    assert len(eight.observed.gpus) == 8, "one of them is unhealthy"
 
 
 @virtually

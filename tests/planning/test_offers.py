@@ -24,7 +24,8 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode
 from gpusharing.planning.snapshot.nvidia import Change, PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.effects import find_layouts
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
 from gpusharing.planning.stack.nodesymptoms import find_all_misfits, find_node_symptoms
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -160,6 +161,11 @@ def test_a_report_that_may_be_old_is_not_compared() -> None:
     assert [*find_misfits(node, replace(snapshot, agents=frozenset()))] == []
 
 
+def test_an_unhealthy_instance_is_a_part_of_the_layout() -> None:
+    node, _ = world(DONE, {SMALL: 6}, None, unhealthy={SMALL: 1})
+    assert find_layouts(node, None) == (SEVEN,)
+
+
 def told(found: tuple[NodeView, ClusterSnapshot], *others: NodeView) -> dict[str, tuple[str, str, str]]:
     """What doctor says: severity, message and command by reason."""
     node, snapshot = found
@@ -203,3 +209,22 @@ def test_an_entry_of_the_device_plugin_is_changed_where_that_sets_the_strategy()
     assert one == Misfit(Reason.MIG_INVALID, one.text)
     fixed, *_ = find_misfits(*MISFITS["GFD's MIG-INVALID"][0])
     assert fixed.change == Change(fields=(("mig.strategy", "mixed"),))
+
+
+def test_a_name_that_mig_manager_does_not_have_is_told_once_with_the_right_one() -> None:
+    node, snapshot = world({CONFIG: "typo", STATE: "success"}, {SMALL: 14}, TWO)
+    view = InstallationView(nodes=(node,), gpunodes=snapshot.gpunodes)
+    entries = {"gpu-07": ("own", frozenset({"all-disabled"}))}
+    (one,) = find_node_symptoms(view, entries, find_all_misfits(view))
+    assert (one.reason, one.command) == ("MigConfigDiffers", f"kubectl label node gpu-07 --overwrite {CONFIG}={ALL}")
+    (unread,) = find_node_symptoms(view, entries)
+    assert unread.reason == "MigConfigUnknown"
+
+
+def test_the_entries_that_mig_manager_reads_count_before_the_installation() -> None:
+    node, _ = world({CONFIG: "parts", STATE: "success"}, {}, None)
+    policy = make_cluster_policy("", mig_strategy="mixed", mig_config_name="own")
+    maps = {"own": ConfigMapState({"config.yaml": PARTS}, ours=False)}
+    view = InstallationView(nodes=(node,), cluster_policies=(policy,), config_maps=maps)
+    (one,) = find_node_symptoms(view, {}, find_all_misfits(view))
+    assert (one.reason, one.severity) == ("ComputeInstances", "ERROR")
