@@ -166,10 +166,8 @@ def _find_mislabeled(node: NodeView, observed: ObservedView | None, snapshot: Cl
     if config:
         yield Misfit(Reason.MIG_CONFIG_DIFFERS, f"{why}: mig-manager would change them at its next start", label)
         return
-    text, name = (
-        f"its GPUs are divided into {describe_layouts(layouts or ())}",
-        "" if same else " to an entry that has this layout",
-    )
+    text = f"its GPUs are divided into {describe_layouts(layouts or ())}"
+    name = "" if same else " to an entry that has this layout"
     if missing := _why_no_mig_manager(node, snapshot):
         text += (
             f", and not by mig-manager (no {LABEL_MIG_CONFIG}, {missing}): the operator could neither keep nor change"
