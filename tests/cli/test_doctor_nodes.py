@@ -316,7 +316,9 @@ async def test_a_layout_that_the_operator_made_is_known_also_when_its_policy_is_
         assert labels[CONFIG].startswith("pool-b-"), "nobody takes the layout away"
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {CONFIG: "quarters"}}})
-        assert "MigConfigUnknown" in nodes_of(await ask(cluster, "doctor", "-o", "json"))
+        told = await ask(cluster, "doctor", "-o", "json")
+        (one,) = (one for one in told.data["symptoms"] if one["reason"] == "MigConfigDiffers")
+        assert one["command"] == f"kubectl label node gpu-1 --overwrite {CONFIG}=all-3g.40gb"
 
 
 @virtually

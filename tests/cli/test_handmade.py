@@ -34,7 +34,9 @@ def read(
     stack: StackView = make_stack(plugin_configs={"theirs": entry}, **more)
     labels = {PLUGIN: "theirs", MIG: label, STATE: "success"} if label else {PLUGIN: "theirs"}
     plugin = PluginEntries("time-slicing-config", "gpu-operator", {"theirs": entry})
-    return find_handmade(make_node(labels=labels), observed, stack, plugin)
+    node = make_node(labels=labels)
+    snapshot = make_snapshot([node], gpunodes=[make_gpunode(gpus=gpus)], stack=stack)
+    return find_handmade(node, observed, snapshot, plugin)
 
 
 SEVEN: Layout = (("1g.10gb", 7),)
@@ -124,13 +126,17 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "instances that nos made": (
         {"layout": SEVEN, "label": "", "entry": "version: v1\nflags: {migStrategy: mixed}"},
-        "Run: kubectl label node gpu-07 nvidia.com/mig.config=all-1g.10gb",
+        "Run: kubectl label node gpu-07 --overwrite nvidia.com/mig.config=all-1g.10gb",
     ),
     "instances that nos made and NVIDIA has no name for": (
         {"layout": (("3g.40gb", 1), ("1g.10gb", 4)), "label": ""},
-        "Replace NAME with the name of an entry that has this layout",
+        "Set it to an entry that has this layout",
     ),
-    "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
+    "a configuration that nobody knows": (
+        {"label": "gone"},
+        "mig.config is gone, but its GPUs have 1x full: mig-manager would change them at its next start. Run: kubectl"
+        " label node gpu-07 --overwrite nvidia.com/mig.config=all-disabled",
+    ),
     "an entry that cannot be read": (
         {"entry": "["},
         "ConfigMap time-slicing-config, entry theirs, the device plugin cannot read it: it is not YAML (line 1: ",
@@ -190,7 +196,8 @@ def test_without_a_label_nvidias_chart_takes_of_the_entries(name: str) -> None:
     observed = make_gpunode().observed
     assert observed is not None
     stack = make_stack(cluster_policy=PLAIN, plugin_configs=entries, admin_plugin_configs=entries)
-    found = find_handmade(make_node(), observed, stack, PluginEntries("theirs", "gpu-operator", entries))
+    snapshot = make_snapshot([make_node()], stack=stack)
+    found = find_handmade(make_node(), observed, snapshot, PluginEntries("theirs", "gpu-operator", entries))
     assert words in (found if isinstance(found, str) else found.spec["mode"])
 
 

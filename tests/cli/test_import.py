@@ -188,7 +188,8 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     "mig-manager that failed": ({STATE: "failed"}, "mig-manager failed to apply all-disabled"),
     "a label that contradicts the hardware": (
         {MIG: "all-balanced", STATE: "success"},
-        "nvidia.com/mig.config is all-balanced, which means 1x3g.40gb",
+        "nvidia.com/mig.config is all-balanced, but its GPUs have 1x full: mig-manager would change them at its next"
+        " start. Run: kubectl label node c-2 --overwrite nvidia.com/mig.config=all-disabled",
     ),
     "a label that names no entry": (
         {PLUGIN: "ts-8"},
@@ -305,7 +306,7 @@ async def test_before_the_installation_the_same_policies_are_proposed_and_not_sa
 
 
 @virtually
-async def test_what_labels_do_not_tell_waits_for_the_agent() -> None:
+async def test_a_node_that_nobody_labeled_is_left_out_with_the_layout_that_it_advertises() -> None:
     """Somebody divided one of two nodes, and no label says how."""
     async with untouched(HALF) as cluster:
         cluster.patch(NODES, "c-2", {"metadata": {"labels": {MIG: None}}})
@@ -315,7 +316,9 @@ async def test_what_labels_do_not_tell_waits_for_the_agent() -> None:
     (one,) = policies(told.out).values()
     assert told.status == CHANGES
     assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
-    assert "c-2 is left out: its labels and the resources that it advertises do not show" in told.out
+    why = "its GPUs are divided into 14x1g.10gb, and nvidia.com/mig.config is not set"
+    assert f"c-2 is left out: {why}" in told.out
+    assert "Run: kubectl label node c-2 --overwrite nvidia.com/mig.config=all-1g.10gb" in told.out
 
 
 def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> None:
@@ -327,6 +330,11 @@ def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> Non
     assert whole is not None
     assert whole.observed is not None
     assert len(whole.observed.gpus) == 7
+    short = replace(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), unhealthy={"nvidia.com/gpu": 1})
+    eight = presume(short, make_stack())
+    assert eight is not None
+    assert eight.observed is not None
+    assert len(eight.observed.gpus) == 8, "one of them is unhealthy"
 
 
 @virtually

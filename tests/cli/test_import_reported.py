@@ -59,6 +59,31 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace() ->
     assert "adminPluginConfigMap" not in told.out
 
 
+@virtually
+async def test_gpus_that_cloud_init_divided_are_told_as_that() -> None:
+    """NVIDIA/gpu-operator#2415: mig-parted in the user data of the machines, and no mig-manager."""
+    told, examined = [await ask(reported("mig-by-cloud-init"), verb) for verb in ("import", "doctor")]
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    why = "divided into 4x1g.24gb, and not by mig-manager (no nvidia.com/mig.config, migManager.enabled is false)"
+    assert f"rtx-1 is left out: its GPUs are {why}: the operator could neither keep nor change that" in told.out
+    label = "kubectl label node rtx-1 --overwrite nvidia.com/mig.config=all-1g.24gb"
+    assert f"Run: {label}" in told.out
+    assert f"-> {label}" in examined.out
+
+
+@virtually
+async def test_mig_invalid_is_told_with_mixed_as_the_way_out() -> None:
+    """NVIDIA/gpu-operator#1607: GPUs with and without MIG in one node under strategy single."""
+    told, examined = [await ask(reported("mig-invalid"), verb) for verb in ("import", "doctor")]
+    assert (told.status, examined.status, policies(told.out)) == (FAILED, FAILED, {})
+    why = "strategy single needs one and the same MIG profile on every GPU, so the device plugin does not start"
+    way_out = "Set ClusterPolicy mig.strategy to mixed"
+    flat = " ".join(examined.out.split())
+    assert all(text in said for text in (why, way_out) for said in (told.out, flat))
+    assert "ERROR labels of Nodes: ws-1: label nvidia.com/gpu.product is NVIDIA-A100-PCIE-40GB-MIG-INVALID" in flat
+    assert """-p '{"spec":{"mig":{"strategy":"mixed"}}}'""" in examined.out
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -83,9 +108,8 @@ async def test_an_entry_that_the_device_plugin_refuses_is_told_by_its_field(text
     assert where + why in told.out
 
 
-def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
-    """mig-parted knows profiles of compute instances; the device plugin does not advertise them, and no policy may
-    have them."""
+def test_a_node_with_compute_instances_is_left_out() -> None:
+    """mig-parted knows profiles of compute instances; the device plugin exits at them, and no policy may have them."""
     layout = (("1c.3g.40gb", 2),)
     rows = f"[{{devices: all, mig-enabled: true, mig-devices: {dict(layout)}}}]"
     entry = "flags: {migStrategy: mixed}"
@@ -96,7 +120,7 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
     given = AdminConfigMaps(PluginEntries("theirs", "gpu-operator", {"any": entry}))
     found = find_import(snapshot, given, AdminMaps(), NOW)
     (why,) = found.left_out.values()
-    assert why.startswith("no policy can express its configuration: spec.mig.layouts[0].profiles")
+    assert why.startswith("configuration parts has compute instances that are smaller than their GPU instances")
 
 
 NAMED: dict[str, tuple[str, GpuView | None, str, str]] = {

@@ -231,6 +231,21 @@ def test_nodes_with_gpus_and_no_policy_are_named() -> None:
     assert "1 node with GPUs and no policy: gpu-99" in text
 
 
+def test_what_is_wrong_with_nodes_without_a_policy_is_told() -> None:
+    policies, nodes = fleet()
+    odd = gpunode("gpu-99", policy="")
+    odd["status"]["transition"] |= {
+        "reason": "MigInvalid",
+        "deadline": "person",
+        "message": "no policy selects this node, and so on",
+    }
+    fine = gpunode("gpu-98", policy="")
+    fine["status"]["transition"] |= {"reason": "Unowned", "deadline": "", "message": "no policy selects this node"}
+    text = shown(policies, [*nodes, odd, fine])
+    assert "gpu-99: no policy selects this node, and so on" in text
+    assert "gpu-98: " not in text
+
+
 def test_without_any_policy_the_next_command_is_told() -> None:
     assert shown([], []).startswith("There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE")
 

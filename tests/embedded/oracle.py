@@ -94,8 +94,11 @@ def difference(
     if odd := [gpu.compute_mode for gpu in gpus if gpu.compute_mode != mode]:
         return f"compute modes {odd}, wanted {mode}"
     allocatable: Mapping[str, Any] = node["status"]["allocatable"]
-    served = {
-        name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/") and count != "0"
+    capacity: Mapping[str, Any] = node["status"].get("capacity") or {}
+    served = {  # with the devices that the plugin calls unhealthy
+        name: int(capacity.get(name, count))
+        for name, count in allocatable.items()
+        if name.startswith("nvidia.com/") and count != "0"
     }
     if published is not None and served:
         return f"allocatable {served} beside the DRA driver"

@@ -158,3 +158,21 @@ async def test_no_pod_is_evicted_from_an_adopted_node_because_the_device_plugin_
         assert "could only give the node's configuration its own name" in shown["message"]
         assert not scene.evicted()
         assert not scene.node_writes(mark)
+
+
+@virtually
+async def test_no_pod_is_evicted_from_a_node_because_one_of_its_devices_is_unhealthy() -> None:
+    """A person labeled the node for the policy's mode; nothing differs but the device that the plugin withdrew."""
+    async with open_scene(*nodes(1), workloads=(SimWorkload("serve", 1),)) as scene:
+        await scene.running("serve", 1)
+        mark, short = scene.mark(), {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "1"}}
+        scene.e.cluster.patch(NODES, "gpu-1", {"status": short}, subresource="status")
+        scene.apply(FULL)
+        for _ in range(80):
+            scene.e.cluster.patch(NODES, "gpu-1", {"status": short}, subresource="status")
+            await asyncio.sleep(5)
+        shown = scene.transition("gpu-1")
+        assert (shown["phase"], shown["reason"]) == ("Synced", "GPUUnhealthy")
+        assert "1 of 2 nvidia.com/gpu is unhealthy according to the device plugin" in shown["message"]
+        assert not scene.evicted()
+        assert not any("unschedulable" in str(write) for write in scene.node_writes(mark))

@@ -48,6 +48,25 @@ def test_a_heartbeat_does_not_change_the_view() -> None:
     assert convert.node_view(beating) == convert.node_view(node())
 
 
+@pytest.mark.parametrize(
+    ("capacity", "allocatable", "unhealthy"),
+    [
+        pytest.param({}, {"nvidia.com/gpu": "7"}, {}, id="no capacity"),
+        pytest.param({"nvidia.com/gpu": "8"}, {"nvidia.com/gpu": "8"}, {}, id="8 of 8"),
+        pytest.param({"nvidia.com/gpu": "8"}, {"nvidia.com/gpu": "7"}, {"nvidia.com/gpu": 1}, id="7 of 8"),
+        pytest.param({"nvidia.com/gpu": "8"}, {"nvidia.com/gpu": "0"}, {"nvidia.com/gpu": 8}, id="0 of 8"),
+        pytest.param({"nvidia.com/gpu": "7"}, {"nvidia.com/gpu": "8"}, {}, id="8 of 7"),
+        pytest.param({"cpu": "64"}, {"cpu": "63"}, {}, id="no GPU"),
+    ],
+)
+def test_devices_that_are_counted_but_not_offered_are_unhealthy(
+    capacity: JSON, allocatable: JSON, unhealthy: JSON
+) -> None:
+    raw = node()
+    raw["status"] |= {"capacity": capacity, "allocatable": allocatable}
+    assert convert.node_view(raw).unhealthy == unhealthy
+
+
 def test_zero_and_unreadable_counts_are_absent_and_thousands_are_read() -> None:
     raw = node()
     raw["status"]["allocatable"] = {

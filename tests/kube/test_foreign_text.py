@@ -308,7 +308,7 @@ def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
     assert {name for one in found.proposed for name in one.nodes} | found.left_out.keys() == {"gpu-07"}
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None
-    one = find_handmade(view, observed, with_pointers(snapshot, maps).stack, entries)
+    one = find_handmade(view, observed, with_pointers(snapshot, maps), entries)
     proposed, _ = propose([one] if isinstance(one, Handmade) else [], snapshot.nodes)
     text = as_yaml(replace(found, proposed=proposed), list(find_remarks(found)))
     assert [one for one in yaml.safe_load_all(text) if one] == [one.manifest for one in proposed]

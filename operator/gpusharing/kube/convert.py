@@ -120,11 +120,13 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     deferred = None if deferred_text is None else parse_record(Deferred, deferred_text)[0]
     verified = None if verified_text is None else parse_record(Verified, verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
+    resources, capacity = (gpu_counts(part(raw, "status", key)) for key in ("allocatable", "capacity"))
+    unhealthy = {name: more for name, count in capacity.items() if (more := count - resources.get(name, 0)) > 0}
     return NodeView(
         name=intern(text(metadata, "name")),
         uid=text(metadata, "uid"),
         labels=interned(metadata.get("labels")),
-        resources=gpu_counts(part(raw, "status", "allocatable")),
+        resources=resources,
         ready=has_condition(raw, "Ready"),
         unschedulable=part(raw, "spec", "unschedulable") is True,
         deleting=metadata.get("deletionTimestamp") is not None,
@@ -144,6 +146,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         other_plugin=other_plugin(raw),
         label_owners=label_owners(annotations),
         label_rewriters=label_rewriters(raw, fence, verified),
+        unhealthy=unhealthy,
     )
 
 

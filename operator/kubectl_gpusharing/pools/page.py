@@ -29,10 +29,11 @@ from kubectl_gpusharing.pools.statustext import (
     describe_health,
     describe_nodes,
     describe_title,
+    tell_misfits,
     tell_unowned,
 )
 from kubectl_gpusharing.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
-from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose
+from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose, prose_of_each
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -160,7 +161,7 @@ def overview(
     parts = flow(describe_health(pools, unowned, HTML_OPTIONS))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
-    return parts + flow(prose(tell_unowned(unowned), HTML_OPTIONS))
+    return parts + flow(prose_of_each([tell_unowned(unowned), *tell_misfits(unowned)], HTML_OPTIONS))
 
 
 def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | None, link: Link) -> Markup:

@@ -45,7 +45,8 @@ def describe(
     for pool in pools:
         drawn = describe_timeline(pool, now, options) if timeline else []
         lines += [BLANK, *describe_pool(pool, now, options), *drawn]
-    return [*lines, *([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
+    lines += [*([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
+    return lines + prose_of_each(tell_misfits(unowned), options, ink=Ink.WAITING)
 
 
 def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions) -> list[Line]:
@@ -77,6 +78,11 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
     states = Counter(one.state for one in members)
     counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
     return ": ".join(filter(None, (counted(len(members), noun), counts)))
+
+
+def tell_misfits(unowned: Sequence[NodeStatus]) -> list[str]:
+    """Return what somebody has to do about nodes although they have no policy."""
+    return [f"{node.name}: {node.message}" for node in unowned if node.deadline]
 
 
 def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:

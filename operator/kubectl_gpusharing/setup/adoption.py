@@ -56,6 +56,7 @@ from kubectl_gpusharing.setup.handmade import (
     find_unsettled,
     presume,
     propose,
+    tell_misfit,
 )
 from kubectl_gpusharing.shell.manifests import policy_manifest
 
@@ -161,10 +162,11 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
     for symptom in find_node_symptoms(view, {}):
         if symptom.severity == "ERROR":
             return f"{symptom.message}. Run: {symptom.command}"
+    if observed is None and (why := find_unsettled(node) or tell_misfit(node, snapshot)):
+        return why
     if observed is None and missing:
         return (
-            find_unsettled(node)
-            or find_unserved(node, snapshot.stack, admin.plugin)
+            find_unserved(node, snapshot.stack, admin.plugin)
             or "its labels and the resources that it advertises do not show which GPUs it has or how they are divided."
             " The operator's agent can read this from the GPUs, so run import again once the operator is installed"
         )
@@ -172,7 +174,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
         return "no agent has reported its GPUs: check the gpusharing-agent DaemonSet"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
-    return find_handmade(node, observed, snapshot.stack, admin.plugin)
+    return find_handmade(node, observed, snapshot, admin.plugin)
 
 
 # --- the cluster as it will be -----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.nodesymptoms import (
     PluginEntries,
+    find_all_misfits,
     find_entry_symptoms,
     find_kubelet_symptoms,
     find_node_symptoms,
@@ -114,7 +115,7 @@ async def _examine(session: Session) -> Examination:
         *find_symptoms(view),
         *(() if entries is None else find_entry_symptoms(entries, used, install)),
         *find_kubelet_symptoms(view, version),
-        *find_node_symptoms(view, mig_entries),
+        *find_node_symptoms(view, mig_entries, find_all_misfits(view)),
         *find_rival_symptoms(
             [*filter(None, map(gpu_server, daemon_sets or ()))],
             view.nodes,

@@ -20,15 +20,18 @@ from gpusharing.api.rules import MAX_NAME
 from gpusharing.api.validation import is_rewritten
 from gpusharing.kube.client import JSON
 from gpusharing.planning.gpus.cards import bare_product, find_card
-from gpusharing.planning.gpus.geometry import Layout, generated_layouts
+from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, ObservedView
+from gpusharing.planning.stack.effects import find_layouts, label_command
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
+from gpusharing.planning.stack.offers import find_misfits
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import EXCLUSIVE, effective_plugin_config, find_entry, served
+from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry
 from kubectl_gpusharing.shell.manifests import policy_manifest
 
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
@@ -50,13 +53,16 @@ class Handmade:
     """Fields of the device plugin's entry that no policy can express, in force until the node's first change."""
 
 
-def find_handmade(node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries) -> Handmade | str:
+def find_handmade(
+    node: NodeView, observed: ObservedView, snapshot: ClusterSnapshot, plugin: PluginEntries
+) -> Handmade | str:
     """Return the node with the policy settings that match it, or a clause that says why none do.
 
-    The entries of the ConfigMap that ClusterPolicy names for the device plugin must already be merged into `stack`.
+    The entries of the ConfigMap that ClusterPolicy names for the device plugin must already be merged into the
+    snapshot's.
     """
-    gpus = observed.gpus
-    if why := find_unsettled(node) or _contradiction(node, gpus, stack):
+    gpus, stack = observed.gpus, snapshot.stack
+    if why := find_unsettled(node) or tell_misfit(node, snapshot):
         return why
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     falls_back = policy is not None and policy.plain is not None and not policy.plugin_default
@@ -119,38 +125,16 @@ def find_unsettled(node: NodeView) -> str:
     return ""
 
 
-def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
-    if not config and any(layouts):
-        label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
-        known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
-        how = next(
-            (f"Run: {label}{name}" for name in known),
-            f"Replace NAME with the name of an entry that has this layout, and run: {label}NAME",
-        )
-        return (
-            f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
-            " recreate the instances after a reboot. Once it is set, mig-manager will find the instances in place."
-            f" {how}"
-        )
-    if not config or not any(gpu.mig_capable for gpu in gpus):
-        return ""
-    label = f"{names.LABEL_MIG_CONFIG} is {config}"
-    meaning = resolve_name(config, node.name, gpus, stack)
-    if isinstance(meaning, str):
-        return f"{label}, which is not a known configuration: {meaning}"
-    if meaning != layouts:
-        return (
-            f"{label}, which means {describe_layouts(meaning)}, but its GPUs have {describe_layouts(layouts)}:"
-            " mig-manager would change them at its next start"
-        )
+def tell_misfit(node: NodeView, snapshot: ClusterSnapshot) -> str:
+    """Return how the node contradicts itself; empty also if only devices differ, which the planner judges."""
+    for misfit in find_misfits(node, snapshot):
+        if misfit.reason not in (Reason.DEVICE_UNHEALTHY, Reason.ALLOCATABLE_MISMATCH):
+            return misfit.text + (f". Run: {label_command([node.name], misfit.label)}" if misfit.label else "")
     return ""
 
 
 def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> Iterator[str]:
     """Yield what no policy can express."""
-    if with_mig and config.mig_strategy == "none":
-        yield "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does"
     if (sharing := config.sharing) is None:
         return
     counts = ", ".join(f"{name}: {count}" for name, count in sharing.replicas)
@@ -219,8 +203,6 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig) -> Mapp
     return {"mode": "MIG", "mig": mig, **shares}
 
 
-INSTANCE = "-MIG-"
-"""The part before the profile in GPU Feature Discovery's product label if MIG instances are advertised as GPUs."""
 MOST = 16
 """The largest number of GPUs of one node that is tried. An HGX board has 8, and NVIDIA's largest single system 16."""
 
@@ -237,8 +219,8 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     plugin, card = effective_plugin_config(node, stack), find_card(product)
     profiles = card.profiles if card else ()
     config = node.labels.get(names.LABEL_MIG_CONFIG, "") if profiles else ""
-    # Under strategy single, instances are advertised as nvidia.com/gpu like whole GPUs; only the product differs.
-    if plugin is None or not product or (not config and INSTANCE in product):
+    divided = any(layout is not None for layout in find_layouts(node, None) or ())
+    if plugin is None or not product or (not config and divided):
         return None
     mps = plugin.sharing is not None and plugin.sharing.strategy == "mps"
     first = GpuView(
@@ -254,13 +236,13 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     gpus = [replace(first, index=index) for index in range(MOST)]
     for size in range(1, MOST + 1):
         layouts = resolve_name(config, node.name, gpus[:size], stack) if config else (None,) * size
-        if isinstance(layouts, str) or predict_resources(layouts, plugin) != served(node):
+        if isinstance(layouts, str) or predict_resources(layouts, plugin) != advertised(node):
             continue
-        divided = tuple(
+        present = tuple(
             replace(gpu, mig_enabled=layout is not None, layout=layout)
             for gpu, layout in zip(gpus[:size], layouts, strict=True)
         )
-        return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))
+        return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", present))
     return None
 
 

@@ -83,6 +83,8 @@ class NodeView:
     """By label: the field manager that has replaced the value that we wrote last."""
     devices: NodeDevices | None = None
     """What NVIDIA's DRA driver publishes for the node. None if it has published nothing or nobody reads it."""
+    unhealthy: Mapping[str, int] = field(default_factory=dict)
+    """By GPU resource, by how many devices capacity exceeds allocatable (docs/design/nvidia.md#b9)."""
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)

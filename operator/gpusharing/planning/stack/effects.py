@@ -50,7 +50,7 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, par
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import effective_plugin_config, find_entry, served
+from gpusharing.planning.wanted.verify import advertised, effective_plugin_config, find_entry, served
 
 MIG_MANAGER, PLUGIN, OPERANDS = (
     f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("mig-manager", "device-plugin", "operands")
@@ -83,6 +83,8 @@ FREE_STRATEGY = Change(fields=((STRATEGY, None),))
 SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
 """The command that is printed where a command that starts mig-manager must not be."""
 UNKNOWN = "nothing is known of its GPUs"
+INVALID = "-MIG-INVALID"
+"""The end of GFD's product label where strategy single refuses the layouts (docs/design/nvidia.md#b6)."""
 MOST_NAMED = 40
 """How many victims a message names beside a command that takes something from them."""
 
@@ -170,7 +172,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         drained = node.fence is not None and node.fence.stage == "actuating"
         if off or drained or not _may_run(node, gpunodes, stack):
             pass
-        elif observed is None or (unread := _why_unread(observed, fresh=name in now.agents)):
+        elif observed is None or (unread := why_unread(observed, fresh=name in now.agents)):
             if node.labels.get(LABEL_MIG_CAPABLE) != "false":
                 instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
                 advertised = f"; it advertises {some(instances)}" if instances else ""
@@ -178,9 +180,9 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         else:
             key = config, observed.hardware
             if key not in known:
-                known[key] = _compare(*key, stack)
+                known[key] = compare_config(*key, stack)
             why, same, is_known = known[key]
-            if not is_known and _reads_foreign_file(later):  # it may not have the name that our file gives the layout
+            if not is_known and find_foreign_file(later):  # it may not have the name that our file gives the layout
                 same = ""
             label = same and f"{LABEL_MIG_CONFIG}={same}"
         if why or lacks:
@@ -204,11 +206,12 @@ def _may_run(node: NodeView, gpunodes: Mapping[str, GPUNodeView], stack: StackVi
     return in_containers and labels.get(LABEL_MIG_CAPABLE) == "true" and MIG_MANAGER not in labels
 
 
-def _reads_foreign_file(snapshot: ClusterSnapshot) -> bool:
+def find_foreign_file(snapshot: ClusterSnapshot) -> str:
+    """Return the ConfigMap of mig-manager's configurations whose entries are not known; empty if they are."""
     stack, policy = snapshot.stack, snapshot.stack.cluster_policy
     if policy is None or stack.serves_our_mig_file or stack.admin_mig_file:
-        return False
-    return policy.mig_config_name not in ("", UPSTREAM_MIG_CONFIG)
+        return ""
+    return "" if policy.mig_config_name == UPSTREAM_MIG_CONFIG else policy.mig_config_name
 
 
 def _is_off(node: NodeView, program: str, policy: ClusterPolicyView) -> bool:
@@ -217,7 +220,8 @@ def _is_off(node: NodeView, program: str, policy: ClusterPolicyView) -> bool:
     return any(node.labels.get(label) == "false" for label in labels)
 
 
-def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
+def why_unread(observed: ObservedView, *, fresh: bool) -> str:
+    """Return why a report does not show how the GPUs are divided now, or empty; `fresh`: the agent is Ready."""
     if observed.error:
         return f"its agent cannot read the GPUs: {observed.error}"
     if not fresh:
@@ -231,7 +235,7 @@ def _why_unread(observed: ObservedView, *, fresh: bool) -> str:
     return ""
 
 
-def _compare(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str, bool]:
+def compare_config(config: str, hardware: Hardware, stack: StackView) -> tuple[str, str, bool]:
     """Return how the GPUs differ from the label's value, a configuration that they have, and whether that is known."""
     gpus = [gpu for gpu in hardware.gpus if gpu.mig_capable]  # mig-parted skips the others
     layouts = tuple(gpu.layout for gpu in gpus)
@@ -258,10 +262,13 @@ def _meaning(
 ) -> tuple[Layout | None, ...] | str:
     if config == ALL_DISABLED:  # also on cards whose profiles are unknown
         return (None,) * len(gpus)
-    for entries in (parse_admin(stack.admin_mig_file)[0], parse(stack.mig_file)):
-        if entry := entries.get(config):
-            return of(entry, gpus)
-    return well_known(gpus, config)
+    entry = find_mig_entry(config, stack)
+    return of(entry, gpus) if entry else well_known(gpus, config)
+
+
+def find_mig_entry(config: str, stack: StackView) -> Entry | None:
+    """Return the entry of this name in the admin's file or else in ours."""
+    return parse_admin(stack.admin_mig_file)[0].get(config) or parse(stack.mig_file).get(config)
 
 
 def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
@@ -370,10 +377,13 @@ def read_config(node: NodeView, snapshot: ClusterSnapshot) -> PluginConfig | Non
     if not policy.plugin_config_name:  # there is no config-manager then
         return PluginConfig(STRATEGIES.get(policy.mig_strategy) or "none")
     if not _reads_ours(policy, snapshot.settings):
-        entry = find_entry(node.labels.get(LABEL_PLUGIN_CONFIG, ""), stack)
-        if entry and entry not in stack.admin_plugin_configs:
+        theirs = stack.admin_plugin_configs
+        entry = find_entry(node.labels.get(LABEL_PLUGIN_CONFIG, ""), replace(stack, plugin_configs=theirs))
+        if not entry and policy.plain is not None and len(theirs) == 1:  # NVIDIA's chart uses the only entry (b.4)
+            policy = replace(policy, plugin_default=next(iter(theirs)))
+        if entry and entry not in theirs:
             return None
-        stack = replace(stack, plugin_configs=stack.admin_plugin_configs)
+        stack = replace(stack, cluster_policy=policy, plugin_configs=theirs)
     return effective_plugin_config(node, stack)
 
 
@@ -403,6 +413,8 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
     if not starts_now or (config is not None and config.mig_strategy == coming.mig_strategy):
         return "", True
     product = node.labels.get(LABEL_GPU_PRODUCT, "")
+    if product.endswith(INVALID):  # there is nothing to lose
+        return "", True
     if "-MIG-" in product:
         return product, True
     # Under strategy none, GFD describes a GPU with MIG on as a whole one.
@@ -435,7 +447,7 @@ def find_layouts(node: NodeView, observed: ObservedView | None) -> tuple[Layout 
     readable = observed is not None and observed.gpus and not observed.error
     if observed and readable and not any(gpu.instances_withheld for gpu in observed.hardware.kinds):
         return observed.hardware.layouts
-    counts = {name: count // _replicas(name, node) for name, count in served(node).items()}
+    counts = {name: count // _replicas(name, node) for name, count in advertised(node).items()}
     if not counts:
         return None
     _, divided, profile = node.labels.get(LABEL_GPU_PRODUCT, "").removesuffix("-SHARED").partition("-MIG-")
@@ -499,7 +511,11 @@ def label_commands(effects: Iterable[Effect]) -> list[str]:
     for effect in effects:
         if effect.label:
             nodes[effect.label].append(effect.node)
-    return [f"kubectl label node {' '.join(names)} --overwrite {label}" for label, names in sorted(nodes.items())]
+    return [label_command(names, label) for label, names in sorted(nodes.items())]
+
+
+def label_command(nodes: Iterable[str], label: str) -> str:
+    return f"kubectl label node {' '.join(nodes)} --overwrite {label}"
 
 
 def is_safe(effects: Iterable[Effect]) -> bool:

@@ -257,13 +257,14 @@ class InstallationView:
         policy, place = self.followed_policy, self.place
         data = {name: state.data for name, state in self.config_maps.items()}
         pointed = policy.plugin_config_name if policy is not None else ""
+        theirs = policy.mig_config_name if policy is not None and policy.mig_config_name != place.mig_config_map else ""
         return StackView(
             policy,
             self.gpu_cluster,
             plugin_configs=data.get(place.plugin_config_map, {}),
             mig_file=data.get(place.mig_config_map, {}).get(MIG_KEY, ""),
             written={},
-            admin_mig_file=data.get(place.admin_mig_config_map, {}).get(MIG_KEY, ""),
+            admin_mig_file=data.get(place.admin_mig_config_map or theirs, {}).get(MIG_KEY, ""),
             admin_plugin_configs={} if pointed == place.plugin_config_map else data.get(pointed, {}),
             named_keys=None if pointed == place.plugin_config_map or pointed not in data else frozenset(data[pointed]),
             serves_our_mig_file=policy is not None and policy.mig_config_name == place.mig_config_map,

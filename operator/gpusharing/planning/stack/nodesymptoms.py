@@ -1,7 +1,9 @@
 """What does `doctor` check beyond `helm test`? Labels of Nodes, kubelets, and plugin entries."""
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -9,8 +11,16 @@ from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Change
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
-from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, after_labels, tell_effects
-from gpusharing.planning.stack.installationviews import InstallationView, Symptom, Topic, error, warning
+from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, after_labels, label_command, tell_effects
+from gpusharing.planning.stack.installationviews import (
+    InstallationView,
+    Symptom,
+    Topic,
+    error,
+    kubectl_patch,
+    warning,
+)
+from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
@@ -35,12 +45,15 @@ As of k8s-device-plugin v0.19.3, internal/lm/nvml.go.
 
 
 def find_node_symptoms(
-    view: InstallationView, mig_entries: Mapping[str, tuple[str, frozenset[str]]]
+    view: InstallationView,
+    mig_entries: Mapping[str, tuple[str, frozenset[str]]],
+    misfits: Mapping[str, Sequence[Misfit]] = MappingProxyType({}),
 ) -> tuple[Symptom, ...]:
     """Return what is wrong with the labels of Nodes, each problem once for all Nodes that have it.
 
     Nodes with our fence are left out, because such values are part of a change there. `mig_entries` has the ConfigMap
     that mig-manager reads and its configurations, by node, as far as they are known (docs/design/nvidia.md#a10).
+    `misfits` has what `find_misfits` says, by node.
     """
     nodes = sorted(
         (node for node in view.nodes if node.fence is None and not node.fence_error),
@@ -51,11 +64,15 @@ def find_node_symptoms(
     # Nodes that the operator would change if nothing were wrong with them.
     concerned = [one for one in view.nodes if has_gpu_label(one) and (selectors is None or one.name in selected)]
     concerned.sort(key=lambda node: node.name)
-    # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy.
+    # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy. Where the
+    # agent has read the GPUs, it is known which name would be right.
+    differing = {
+        name for name, found in misfits.items() if any(one.reason is Reason.MIG_CONFIG_DIFFERS for one in found)
+    }
     entryless = [
         node
         for node in nodes
-        if node.name in mig_entries.keys() - selected
+        if node.name in mig_entries.keys() - selected - differing
         and node.labels.get(names.LABEL_MIG_CONFIG, "") not in ("", *mig_entries[node.name][1])
     ]
     return (
@@ -64,6 +81,7 @@ def find_node_symptoms(
         *_find_failed_upgrades(concerned, view),
         *_find_mig_symptoms(nodes, entryless, mig_entries, view),
         *_find_unsafe_drivers(nodes, view.place),
+        *_tell_misfits(misfits, view),
     )
 
 
@@ -211,6 +229,38 @@ def _find_mig_symptoms(
         )
         message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_effects(effects)}"
         yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, effects) or SHOW_LABELS)
+
+
+def find_all_misfits(view: InstallationView) -> dict[str, list[Misfit]]:
+    snapshot = view.snapshot
+    return {node.name: found for node in view.nodes if (found := [*find_misfits(node, snapshot)])}
+
+
+def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], view: InstallationView) -> Iterator[Symptom]:
+    policy = view.followed_policy
+    alike = defaultdict[tuple[Reason, str, Change | None], dict[str, str]](dict)
+    for name, found in sorted(misfits.items()):
+        for one in found:
+            alike[one.reason, one.label, one.change][name] = one.text
+    for (reason, label, change), texts in alike.items():
+        nodes, text, due, command = tuple(texts), next(iter(texts.values())), change, ""
+        if label:
+            key, _, value = label.partition("=")
+            due = Change(labels=((key, value),), nodes=nodes)
+            command = label_command(nodes, label)
+        elif due is not None and policy is not None:
+            ((path, setting),) = due.fields
+            block, _, field = path.partition(".")
+            command = kubectl_patch(policy.name, {block: {field: setting}})
+        effects = view.effects(due) if due is not None else ()
+        first = f" (for example {nodes[0]})" if len({*texts.values()}) > 1 else ""
+        report = error if reason in (Reason.MIG_INVALID, Reason.COMPUTE_INSTANCES) else warning
+        yield report(
+            Topic.NODES,
+            str(reason),
+            f"{some(nodes)}{first}: {text}{tell_effects(effects)}",
+            after_labels(command, effects) or f"kubectl describe node {nodes[0]}",
+        )
 
 
 def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> Iterator[Symptom]:

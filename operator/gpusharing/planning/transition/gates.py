@@ -40,6 +40,7 @@ from gpusharing.planning.wanted.verify import (
     find_withheld,
     is_told_mps,
     keep_names,
+    served,
 )
 
 Gate: TypeAlias = tuple[Reason, str | Finding | None]
@@ -122,6 +123,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             message = f"{name} drifted again after it was corrected: {drift.message}{history}"
             yield Reason.DRIFT_RETURNED, message
     yield Reason.BLOCKED, _find_futile(case, assessed, drift)
+    yield Reason.ALLOCATABLE_MISMATCH, "" if asked else _find_withdrawn(case, assessed)
     yield from _rollback_gate(case, assessed)
     if (deferred := standing_deferral(case, assessed.policy)) is not None:
         reason = Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED
@@ -143,19 +145,20 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     node, policy = case.node, case.stack.cluster_policy
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
-    alone = _alone(case)
-    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, alone))
+    here = alone(case)
+    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, here))
     needs = case.actuator.needs
     if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
         needs -= {"mig-manager"}
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, alone))
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, here))
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
     yield Reason.DRIVER_DISABLED, find_bare_host(node, words, case.stack)
 
 
-def _alone(case: NodeCase) -> ClusterSnapshot:
+def alone(case: NodeCase) -> ClusterSnapshot:
+    """Return a cluster that has only this node."""
     name = case.node.name
     return ClusterSnapshot(
         nodes={name: case.node},
@@ -223,6 +226,18 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             f"{assessed.target.text} failed, and the node was rolled back to {proof.layout}: {proof.failure}{lost}."
             f" To try again, run: {retry_command(case.node.name, proof.retry)}",
         )
+
+
+def _find_withdrawn(case: NodeCase, assessed: Assessed) -> str:
+    """Return a message if nothing differs but that the kubelet counts the right devices and offers none of them."""
+    node, mismatch = case.node, assessed.mismatch
+    differs = mismatch is not None and mismatch.reason is Reason.ALLOCATABLE_MISMATCH
+    if not differs or served(node) or node.unhealthy != assessed.target.resources:
+        return ""
+    return (
+        f"the kubelet of {node.name} counts the devices that the policy wants, but offers none: the device plugin is not"
+        " running, or calls all of them unhealthy. A change would not help, so none starts; see the plugin's log"
+    )
 
 
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:

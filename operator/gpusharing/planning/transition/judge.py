@@ -9,12 +9,13 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.stack.mps import tell_lapses
+from gpusharing.planning.stack.offers import find_misfits
 from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.fencing import cordon_instead, find_closed, find_unseen, routing_before, unmarked
-from gpusharing.planning.transition.gates import find_gate, first_closed, service_gates
+from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -35,7 +36,10 @@ def judge(case: NodeCase) -> Verdict | None:
     if not has_gpu(case.node) and not marked:
         return None
     actions = [LabelNode(case.node, {names.LABEL_POLICY: None})] if marked else []
-    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node", *actions)
+    reason, message = Reason.UNOWNED, "no policy selects this node"
+    if (misfit := next(find_misfits(case.node, alone(case)), None)) is not None:
+        reason, message = misfit.reason, f"{message}, and {misfit.text}"
+    verdict = case.verdict(Phase.SKIPPED, reason, message, *actions)
     return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
 
 

@@ -22,7 +22,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
-from gpusharing.planning.wanted.verify import describe_observed
+from gpusharing.planning.wanted.verify import describe_observed, find_unhealthy, tell_unhealthy
 
 
 @value
@@ -142,8 +142,18 @@ class NodeCase(ActuatorCase):
         return find_mps_pod(self.node, self.operands, self.stack)
 
     @property
+    def health(self) -> Finding | None:
+        """The health of the GPUs according to the agent, else to the device plugin; None if neither reports any."""
+        health, node = find_health(self.gpunode), self.node
+        if health is not None and not is_healthy(health):
+            return health
+        unhealthy = find_unhealthy(node, self.assessed.target.resources) if self.assessed is not None else {}
+        unhealthy = unhealthy or {name: count for name, count in node.unhealthy.items() if name in node.resources}
+        return Finding(Reason.DEVICE_UNHEALTHY, tell_unhealthy(node, unhealthy)) if unhealthy else health
+
+    @property
     def unhealthy(self) -> Finding | None:
-        health = find_health(self.gpunode)
+        health = self.health
         return None if health is None or is_healthy(health) else health
 
     @property
@@ -207,6 +217,6 @@ class NodeCase(ActuatorCase):
             wake=wake,
             wants_pods=wants_pods,
             candidate=candidate,
-            health=find_health(self.gpunode),
+            health=self.health,
             mps_pod=self.mps_pod,
         )

@@ -357,6 +357,25 @@ class Reason(StrEnum):
     OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),
         "Either the agent has not yet answered the latest request, and older readings do not count as proof, or the "
         "operator's data about the cluster is more than 150 s old.")
+    MIG_INVALID = (("MigInvalid", "Node", _PERSON, "device-plugin"),
+        "No policy owns the node, and its label nvidia.com/gpu.product ends in -MIG-INVALID: strategy single refuses "
+        "GPUs that are divided differently, so the device plugin does not start.",
+        "Set the strategy to mixed, or divide all GPUs of the node alike.")
+    COMPUTE_INSTANCES = (("ComputeInstances", "Node", _PERSON, "mig-manager"),
+        "No policy owns the node, and its MIG configuration has compute instances that are smaller than their GPU "
+        "instances, such as 1c.3g.40gb. The device plugin exits at these.",
+        "Name only profiles of GPU instances in that configuration.")
+    MIG_NOT_SERVED = (("MigNotServed", "Node", _PERSON, "device-plugin"),
+        "No policy owns the node, and its GPUs have MIG on, but with strategy none the device plugin advertises them "
+        "as whole GPUs.",
+        "Drain the node, then switch MIG off or set the strategy to mixed.")
+    MIG_CONFIG_DIFFERS = (("MigConfigDiffers", "Node", _PERSON, "mig-manager"),
+        "No policy owns the node, and its GPUs are divided otherwise than its label nvidia.com/mig.config says, so "
+        "mig-manager would change them at its next start.",
+        "Set the label to the layout that the GPUs have, with the command that kubectl gpusharing doctor prints.")
+    MIG_CONFIG_UNSET = (("MigConfigUnset", "Node", _PERSON, "mig-manager"),
+        "No policy owns the node, and its GPUs are divided although it has no label nvidia.com/mig.config.",
+        "Set the label to the layout that the GPUs have, with the command that kubectl gpusharing doctor prints.")
     SETTLING = (("Settling", "Node", _SOON, "operator"),
         "Either the node was cordoned a moment ago, and pods that the scheduler was binding may still appear, or the "
         "operator is listing the node's pods once more before it treats them as gone.")
@@ -457,8 +476,12 @@ class Reason(StrEnum):
     ECC_UNCORRECTED = (("ECCUncorrected", "Health", _PERSON, "GPUs"),
         "A GPU has had uncorrected ECC errors since the driver was loaded.",
         "Drain the node, then reset the GPU or reboot the node.")
+    DEVICE_UNHEALTHY = (("DeviceUnhealthy", "Health", _PERSON, "GPUs"),
+        "NVML reports no problem, but the device plugin calls devices of the node unhealthy: allocatable is smaller "
+        "than capacity. The node keeps serving the others, and is neither drained nor changed.",
+        "Read the log of the device plugin on the node and repair the cause. Then restart the plugin's pod.")
     NO_TROUBLE = (("NoTrouble", "Health", _DONE, ""),
-        "NVML reports no problem with any GPU of the node.")
+        "Neither NVML nor the device plugin reports a problem with any GPU of the node.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
     OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager", Mark.TURNS_BACK),

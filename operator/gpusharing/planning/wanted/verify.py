@@ -246,8 +246,8 @@ def label_checks(compared: Comparison) -> Checked:
             text = f"label {label} is {labels.get(label, 'absent')}, but should be {should}"
             yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
     counts, wanted = served(node), dict(target.resources)
-    if counts != wanted:
-        text = f"the node advertises {_tell_counts(counts)} instead of {_tell_counts(wanted)}"
+    if counts != wanted and not find_unhealthy(node, wanted):
+        text = f"the node advertises {tell_counts(counts)} instead of {tell_counts(wanted)}"
         if counts == counts_without_suffixes(wanted):
             yield Source.ALLOCATABLE, Finding(Reason.PLUGIN_TOO_OLD, f"{text}: {ADVICE}")
         yield Source.ALLOCATABLE, Finding(Reason.ALLOCATABLE_MISMATCH, text)
@@ -258,7 +258,7 @@ def compute_mode_checks(compared: Comparison) -> Checked:
         yield Source.NVML, Finding.of(found, Reason.COMPUTE_MODE)
 
 
-def _tell_counts(resources: Mapping[str, int]) -> str:
+def tell_counts(resources: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
@@ -416,6 +416,35 @@ def served(node: NodeView) -> dict[str, int]:
     """Return the counts, above 0, of the device plugin's or the DRA driver's resources that the scheduler sees now."""
     plugin = {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
     return plugin if plugin or node.devices is None else dict(node.devices.resources)
+
+
+def advertised(node: NodeView) -> dict[str, int]:
+    """Return the counts of `served` with the unhealthy devices of the same resources."""
+    return {name: count + node.unhealthy.get(name, 0) for name, count in served(node).items()}
+
+
+def find_unhealthy(node: NodeView, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Return, by resource, the unhealthy devices that `node` lacks; empty if it differs from `wanted` otherwise.
+
+    If it offers nothing at all, the device plugin may just as well be down. During a change, a resource without any
+    healthy device may be one that the plugin does not serve yet (docs/design/nvidia.md#b9).
+    """
+    if not (counts := served(node)):
+        return {}
+    short = {name: due - counts.get(name, 0) for name, due in wanted.items() if counts.get(name, 0) != due}
+    if not counts.keys() <= wanted.keys() or (node.fence is not None and not short.keys() <= counts.keys()):
+        return {}
+    return short if all(node.unhealthy.get(name) == count for name, count in short.items()) else {}
+
+
+def tell_unhealthy(node: NodeView, unhealthy: Mapping[str, int]) -> str:
+    counts = [f"{count} of {node.resources.get(name, 0) + count} {name}" for name, count in sorted(unhealthy.items())]
+    be = "are" if sum(unhealthy.values()) > 1 else "is"
+    return (
+        f"{', '.join(counts)} {be} unhealthy according to the device plugin, so no new pod gets them; see the plugin's"
+        " log and `dmesg | grep -i nvrm` on the node. Once the GPU works again, restart the plugin's pod, because the"
+        " plugin calls no device healthy again before"
+    )
 
 
 def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:

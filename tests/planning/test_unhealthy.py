@@ -1,0 +1,124 @@
+"""A device that the device plugin calls unhealthy is no difference: 7 of 8 is never answered by a change
+(docs/design/nvidia.md#b9)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import H100, NOW, SETTINGS, at, make_snapshot
+from tests.planning.cases import FULL, SLICED, make_case
+from tests.planning.changes import answering, changing
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.verify import find_unhealthy
+
+GPU, HALF = names.RESOURCE_GPU, "nvidia.com/mig-3g.40gb"
+EIGHT = (H100,) * 8
+UNADOPTED: dict[str, str | None] = dict.fromkeys((names.LABEL_PLUGIN_CONFIG, names.LABEL_MODE, names.LABEL_POLICY))
+
+
+def offering(
+    resources: Mapping[str, int], unhealthy: Mapping[str, int], policy: PolicyView = FULL, **fields: Any
+) -> NodeCase:
+    """A node with eight GPUs that has nothing else to be changed, and that no policy has adopted."""
+    node = {"resources": resources, "unhealthy": unhealthy, "verified": None, **fields.pop("node", {})}
+    return make_case(policy, products=EIGHT, labels=UNADOPTED, node=node, **fields)
+
+
+def planned(case: NodeCase) -> RolloutPlan:
+    assert case.gpunode is not None
+    assert case.policy is not None
+    settings = replace(SETTINGS, config_propagation=0)
+    nodes, policies = [case.node], [case.policy]
+    return plan_rollout(
+        make_snapshot(nodes, policies, gpunodes=[case.gpunode], stack=case.stack, settings=settings), NOW
+    )
+
+
+@pytest.mark.parametrize(
+    ("resources", "unhealthy", "begins"),
+    [
+        pytest.param({GPU: 7}, {GPU: 1}, False, id="7 of 8"),
+        pytest.param({}, {GPU: 8}, False, id="0 of 8, or the device plugin is down"),
+        pytest.param({GPU: 7}, {}, True, id="7 of 7, which another configuration may mend"),
+        pytest.param({GPU: 7}, {GPU: 2}, False, id="7 of 9"),
+        pytest.param({}, {}, True, id="nothing"),
+    ],
+)
+def test_no_change_begins_because_devices_are_unhealthy(
+    resources: Mapping[str, int], unhealthy: Mapping[str, int], begins: bool
+) -> None:
+    verdict = planned(offering(resources, unhealthy)).verdicts["gpu-07"]
+    assert (verdict.phase is Phase.PREFLIGHT) is begins, verdict
+    assert not verdict.starts
+
+
+def test_a_node_with_7_of_8_is_adopted_and_shown_as_unhealthy() -> None:
+    verdict = judge(offering({GPU: 7}, {GPU: 1}))
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.PENDING, Reason.ADOPTABLE)
+    assert verdict.health is not None
+    assert verdict.health.reason is Reason.DEVICE_UNHEALTHY
+    assert verdict.health.message.startswith("1 of 8 nvidia.com/gpu is unhealthy according to the device plugin")
+
+
+def test_a_proven_node_with_7_of_8_stays_synced_and_says_so() -> None:
+    actions = planned(offering({GPU: 7}, {GPU: 1})).verdicts["gpu-07"].actions
+    (adopt,) = (one for one in actions if isinstance(one, LabelNode))
+    labels = {names.LABEL_MODE: "full", names.LABEL_POLICY: FULL.name, names.LABEL_PLUGIN_CONFIG: None}
+    node = {"resources": {GPU: 7}, "unhealthy": {GPU: 1}, "verified": adopt.verified}
+    case = make_case(FULL, products=EIGHT, labels=labels, node=node, drifting_since=at(-3600))
+    verdict = judge(case)
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.GPU_UNHEALTHY, ())
+    assert "1x full proven; 1 of 8 nvidia.com/gpu" in verdict.message
+
+
+def test_a_change_that_the_policy_asks_for_waits_as_for_any_unhealthy_gpu() -> None:
+    verdict = judge(offering({GPU: 7}, {GPU: 1}, SLICED))
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, ())
+
+
+WANTED = {GPU: 1, HALF: 2}
+SHORT: dict[str, tuple[Mapping[str, int], Mapping[str, int], bool, Mapping[str, int]]] = {
+    "all that is wanted": (WANTED, {}, False, {}),
+    "one of two instances": ({GPU: 1, HALF: 1}, {HALF: 1}, False, {HALF: 1}),
+    "the only whole GPU": ({HALF: 2}, {GPU: 1}, False, {GPU: 1}),
+    "a resource that the plugin may not serve yet during a change": ({HALF: 2}, {GPU: 1}, True, {}),
+    "one of two instances during a change": ({GPU: 1, HALF: 1}, {HALF: 1}, True, {HALF: 1}),
+    "an instance that nobody counts": ({GPU: 1, HALF: 1}, {}, False, {}),
+    "a resource that nobody wants": ({GPU: 1, HALF: 1, "nvidia.com/mig-1g.10gb": 1}, {HALF: 1}, False, {}),
+    "a name of earlier, which the kubelet still counts": (
+        {HALF: 1, GPU: 1},
+        {HALF: 1, "nvidia.com/gpu.shared": 4},
+        False,
+        {HALF: 1},
+    ),
+    "nothing at all": ({}, WANTED, False, {}),
+}
+
+
+@pytest.mark.parametrize(("resources", "unhealthy", "fenced", "short"), SHORT.values(), ids=SHORT.keys())
+def test_a_node_lacks_nothing_but(
+    resources: Mapping[str, int], unhealthy: Mapping[str, int], fenced: bool, short: Mapping[str, int]
+) -> None:
+    node = changing().node if fenced else make_case().node
+    assert find_unhealthy(replace(node, resources=resources, unhealthy=unhealthy), WANTED) == short
+
+
+def test_a_device_that_is_unhealthy_midway_does_not_keep_the_node_from_its_proof() -> None:
+    case = changing(gpunode=answering(), node={"resources": {HALF: 1}, "unhealthy": {HALF: 1}})
+    verdict = after_pnr(case)
+    assert verdict.phase is Phase.UNCORDONING
+    assert verdict.health is not None
+    assert verdict.health.reason is Reason.DEVICE_UNHEALTHY
