@@ -691,6 +691,10 @@ class Reason(StrEnum):
         "cordoned at that time stay cordoned.")
 
     # --- Stalled: no progress without a person
+    KIND_NOT_SERVED = (("KindNotServed", "Stalled", _PERSON, "kube-apiserver", Mark.STALLS, Mark.STATUS),
+        "The CRD of the GPUNodes was deleted, so no agent can report, and the operator can neither start a change nor "
+        "prove one. A node in the middle of a change stays as it is.",
+        "Install the CRD again with the command in the message. The change goes on by itself.")
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed after the point of no return. They stay cordoned and keep using their slots.",
         "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the GPUNode to a new value.")
