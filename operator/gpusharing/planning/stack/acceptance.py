@@ -110,7 +110,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
         if first in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED):
             yield _explain(wrong, cluster_policy)
         if apart := find_other_namespace(cluster_policy, namespace):
-            yield Finding(Reason.PLUGIN_CONFIG_NOT_OURS, apart)
+            yield Finding(Reason.GPU_OPERATOR_ELSEWHERE, apart)
         if first is Reason.PLUGIN_CONFIG_NOT_OURS:
             yield _explain(wrong, cluster_policy)
         yield from _find_flaws_of_chart(spec, cluster_policy, stack, settings)

@@ -213,7 +213,7 @@ def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
     apart = find_other_namespace(stack, place.gpu_operator_namespace) if stack is not None else ""
     if stack is not None and view.installed and apart:
         command = upgrade(view, f"gpuOperator.namespace={stack.namespace}")
-        yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", apart, command)
+        yield error(Topic.CLUSTER_POLICY, str(Reason.GPU_OPERATOR_ELSEWHERE), apart, command)
     if plain is not None and plain.plain is not None:
         pointer = _plugin_pointer(view, plain)
         if pointer.now != pointer.ours:

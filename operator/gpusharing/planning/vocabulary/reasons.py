@@ -611,6 +611,10 @@ class Reason(StrEnum):
         "Two DaemonSets run a device plugin, or two run mig-manager, on the same nodes. One of them does not follow "
         "the operator, or both partition the same GPUs.",
         "Remove the one that you do not want; the message names both.")
+    GPU_OPERATOR_ELSEWHERE = (("GPUOperatorElsewhere", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
+        "NVIDIA's pods run in another namespace than the chart value gpuOperator.namespace names, so they cannot mount "
+        "the operator's ConfigMaps. Nodes in the middle of a change keep their goal and wait.",
+        "Set the chart value as the message says, or move the GPU Operator there.")
     PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy devicePlugin.config.name is not set to the operator's ConfigMap, or NVIDIA's software runs in "
         "another namespace.",
