@@ -1,4 +1,4 @@
-"""Both CRDs deleted in the middle of a change, on a real API server: the wait names what is gone, and ends with it."""
+"""Both CRDs deleted in the middle of a change, on a real API server (docs/design/faults.md#crds)."""
 
 from collections.abc import Iterator
 
