@@ -280,7 +280,7 @@ class FakeClient(KubeClient):
 
     def _refuse_uninstalled(self, resource: Resource) -> None:
         if resource in self.cluster.uninstalled:
-            raise NotFound("the server could not find the requested resource")
+            raise NotFound(f"the API server does not serve {resource.full_name}: 404 page not found")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:

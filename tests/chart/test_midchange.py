@@ -3,9 +3,13 @@ Node it may take away again, and each change comes to its end."""
 
 import itertools
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
@@ -29,6 +33,7 @@ MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 PODS = "/api/v1/namespaces/default/pods"
 HANDS_OFF = "repair.example.com/hands-off"
 OTHER_LABEL = "example.com/gpu"
+ATOMIC = ("--atomic" if os.environ.get("HELM") == "helm3" else "--rollback-on-failure", "--timeout", "45s")
 PHASES = ("fenced", "draining", "actuating", "failed", "yielded")
 
 
@@ -222,6 +227,35 @@ def operator(site: Installed) -> Iterator[Api]:
 
 
 SERIAL = itertools.count()
+Begun = list[tuple[Changing, Fence]]
+
+
+def begin_in_each_phase(site: Installed, operator: Api, *marks: str, label: str = names.LABEL_GPU_PRESENT) -> Begun:
+    """A new Node for each of PHASES."""
+    labels = {label: "true", names.LABEL_MODE: "full", names.LABEL_MIG_STATE: "success"}
+    begun = []
+    for phase in PHASES:
+        node = Changing(site.admin, operator, f"node-{next(SERIAL)}")
+        site.admin.create(NODES, {"metadata": {"name": node.name, "labels": labels}})
+        begun.append((node, node.begin(phase, *marks)))
+    return begun
+
+
+def end(begun: Begun) -> None:
+    """Bring each change to its end, after which nothing of it is left on its Node."""
+    for node, fence in begun:
+        raw = node.end(fence)
+        assert not raw["spec"].get("unschedulable")
+        assert not {*fence.added, names.LABEL_UPGRADE_SKIP, HANDS_OFF} & raw["metadata"]["labels"].keys()
+        assert names.ANNOTATION_FENCE not in raw["metadata"]["annotations"]
+
+
+def last_revision(site: Installed) -> tuple[str, str]:
+    """Number and status of the newest revision."""
+    done = site.run_helm("history", "--max", "1", "--output", "json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    return str(row["revision"]), row["status"]
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -235,29 +269,15 @@ def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_ro
         assert done.returncode == 0, done.stderr
         wait_until(lambda: probe(operator) == (on == is_on), SECONDS, f"{value} to have changed")
 
-    def begin_in_each_phase(label: str, *more: str) -> list[tuple[Changing, Fence]]:
-        labels = {label: "true", names.LABEL_MODE: "full", names.LABEL_MIG_STATE: "success"}
-        begun = []
-        for phase in PHASES:
-            node = Changing(site.admin, operator, f"node-{next(SERIAL)}")
-            site.admin.create(NODES, {"metadata": {"name": node.name, "labels": labels}})
-            begun.append((node, node.begin(phase, *more)))
-        return begun
-
-    def end(begun: list[tuple[Changing, Fence]]) -> None:
-        for node, fence in begun:
-            raw = node.end(fence)
-            assert not raw["spec"].get("unschedulable")
-            assert not {*fence.added, names.LABEL_UPGRADE_SKIP, HANDS_OFF} & raw["metadata"]["labels"].keys()
-            assert names.ANNOTATION_FENCE not in raw["metadata"]["annotations"]
-
-    revision = site.run_helm("history", "--max", "1").stdout.splitlines()[-1].split()[0]
-    begun = begin_in_each_phase(names.LABEL_GPU_PRESENT)
+    revision = last_revision(site)[0]
+    begun = begin_in_each_phase(site, operator)
     turn(True, "upgrade", str(CHART), *arguments)
     end(begun)
     begun = begin_in_each_phase(
-        OTHER_LABEL if value == "admission.nodeLabels" else names.LABEL_GPU_PRESENT,
+        site,
+        operator,
         *([f"{HANDS_OFF}=true"] if value == "operator.neighbourLabels" else []),
+        label=OTHER_LABEL if value == "admission.nodeLabels" else names.LABEL_GPU_PRESENT,
     )
     rule = rule_for(begun[0][0].name)
     if value == "dra.deviceTaints":
@@ -280,11 +300,64 @@ def test_a_change_ends_although_its_fence_is_written_with_other_spaces(site: Ins
     assert names.ANNOTATION_FENCE not in node.end(fence)["metadata"]["annotations"]
 
 
+def test_a_change_comes_to_its_end_when_helm_itself_rolls_an_upgrade_back(site: Installed, operator: Api) -> None:
+    """`--rollback-on-failure`, which Helm 3 calls `--atomic`: each change begins under the values of the revision that
+    fails, because no node takes its pods."""
+    every = [word for arguments, _, _ in VALUES.values() for word in arguments]
+    before, _ = last_revision(site)
+    with ThreadPoolExecutor(1) as pool:
+        failing = pool.submit(
+            site.run_helm, "upgrade", str(CHART), *every, *("--set", "operator.nodeSelector.none=such"), *ATOMIC
+        )
+        wait_until(lambda: marks(operator), SECONDS, "the values of the failing revision to count")
+        begun = begin_in_each_phase(site, operator, f"{HANDS_OFF}=true", label=OTHER_LABEL)
+        done = failing.result()
+    assert done.returncode != 0
+    assert "rolled back" in done.stderr, done.stderr
+    assert last_revision(site) == (str(int(before) + 2), "deployed")
+    wait_until(lambda: not marks(operator), SECONDS, "the values before to count again")
+    end(begun)
+
+
+def test_a_change_comes_to_its_end_after_an_upgrade_that_reuses_the_values(site: Installed, operator: Api) -> None:
+    done = site.run_helm("upgrade", str(CHART), *VALUES["operator.neighbourLabels"][0])
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: marks(operator), SECONDS, "the value to count")
+    begun = begin_in_each_phase(site, operator, f"{HANDS_OFF}=true")
+    done = site.run_helm("upgrade", str(CHART), "--reuse-values", "--set", "operator.maxInFlight=7")
+    assert done.returncode == 0, done.stderr
+    assert marks(operator), "the value is kept"
+    end(begun)
+
+
+def test_reused_values_of_an_older_chart_are_refused_by_name_and_nothing_is_written(
+    site: Installed, operator: Api, tmp_path: Path
+) -> None:
+    """With `--reuse-values` Helm leaves out the defaults of the new chart, so a check that is new would be off."""
+    older = shutil.copytree(CHART, tmp_path / CHART.name)
+    (older / "templates" / "uninstall-check.yaml").unlink()
+    for name, separator in (("values.yaml", "\nuninstallCheck:"), ("values.schema.json", '"uninstallCheck", ')):
+        before, found, after = (older / name).read_text().partition(separator)
+        assert found
+        (older / name).write_text(before + (after if name.endswith("json") else after[after.index("\n\n") :]))
+    done = site.run_helm("upgrade", str(older))
+    assert done.returncode == 0, done.stderr
+    revision = last_revision(site)
+    begun = begin_in_each_phase(site, operator)
+    done = site.run_helm("upgrade", str(CHART), "--reuse-values")
+    assert done.returncode != 0
+    assert "missing property 'uninstallCheck'" in done.stderr, done.stderr
+    assert last_revision(site) == revision
+    done = site.run_helm("upgrade", str(CHART), "--reset-then-reuse-values")
+    assert done.returncode == 0, done.stderr
+    end(begun)
+
+
 def test_every_value_with_which_a_rule_about_the_operator_changes_is_tried() -> None:
     found = set()
     for path in (CHART / "templates").glob("*.yaml"):
         if path.name.startswith(("admission-operator", "rbac-operator", "rbac-force")) or path.name in EXTRAS:
-            text = path.read_text().replace("(.Values.dra | default dict)", ".Values.dra")
+            text = path.read_text()
             found |= set(re.findall(r"\.Values\.([A-Za-z.]+)", text))
     assert found - NO_RULE == set(VALUES)
 
@@ -293,3 +366,22 @@ EXTRAS = ("device-taints.yaml", "configure.yaml", "repair-mps.yaml")
 """Further templates with rights of the operator."""
 NO_RULE = {"rbac.create", "image.pullPolicy", "gpuOperator.namespace"}
 """Values there with which no rule changes; with another namespace the stack itself is another one."""
+
+
+def test_an_installation_that_helm_takes_back_is_repaired_as_the_refusal_says(site: Installed, operator: Api) -> None:
+    """The operator was uninstalled by force in the middle of a change, and cannot run as it is installed again. Taking
+    that back is an uninstall, too. Last here: the accounts are new ones."""
+    begun = begin_in_each_phase(site, operator)
+    done = site.run_helm("uninstall", "--no-hooks", "--wait")
+    assert done.returncode == 0, done.stderr
+    failing = ("--set", "operator.nodeSelector.none=such", ATOMIC[0], "--timeout", "15s")
+    done = site.run_helm("install", str(CHART), *failing)
+    assert done.returncode != 0
+    assert "NOT UNINSTALLED: node " in done.stderr, done.stderr
+    assert "To keep the operator: helm rollback gpusharing REVISION" in done.stderr
+    for verb, argument in (("rollback", last_revision(site)[0]), ("upgrade", str(CHART))):
+        done = site.run_helm(verb, argument)
+        assert done.returncode == 0, done.stderr
+    site.wait_enforced()
+    with site.operator() as api:
+        end([(replace(node, operator=api), fence) for node, fence in begun])

@@ -241,6 +241,29 @@ def test_the_schema_knows_exactly_the_values() -> None:
             assert set(part["properties"]) - GONE.get(key, set()) == set(values[key]), key
 
 
+def unrequired(schema: Manifest, part: Manifest, values: Manifest, *path: str) -> Iterator[tuple[str, bool]]:
+    """The values that the schema lets be missing, by their path, and whether each is a list or a map without keys of ours."""
+    for key in values.keys() & part.get("properties", {}).keys():
+        one = part["properties"][key]
+        kind = one.get("$ref", "").rpartition("/")[2]
+        found = schema["definitions"].get(kind, one)
+        ours = kind in ("", "serviceAccount", "monitor") and found.get("additionalProperties") is False
+        if key not in part.get("required", ()):
+            yield ".".join((*path, key)), found.get("type") in ("array", "object") and not ours
+        if ours:
+            yield from unrequired(schema, found, values[key], *path, key)
+
+
+def test_a_value_is_refused_by_name_where_it_is_missing_unless_that_means_none(helm: Helm) -> None:
+    """With `helm upgrade --reuse-values` each value that an older chart did not have is missing, as after `=null`."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    found = dict(unrequired(schema, schema, values))
+    assert [path for path, may_be_empty in found.items() if not may_be_empty] == []
+    assert helm.template("--set", ",".join(f"{path}=null" for path in sorted(found)))
+    assert "missing property 'enabled'" in helm.refusal("--set", "uninstallCheck.enabled=null")
+
+
 def test_the_flow_schema_covers_every_call_for_the_lease_that_the_role_allows(helm: Helm) -> None:
     objects = helm.template()
     (rule,) = find(objects, "FlowSchema", "gpusharing-operator-lease")["spec"]["rules"]

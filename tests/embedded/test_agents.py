@@ -10,7 +10,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.library import LibraryError
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, JSON
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 
 LIMIT = 1200.0
 """Seconds after which a mig-manager that works is looked at."""
@@ -94,6 +94,48 @@ async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right(
         assert len(shown) <= 3
         assert not scene.node_writes(mark)
         assert_as_wanted(scene, MIXED, "gpu-1")
+
+
+# --- nobody can report -------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_a_change_whose_gpunode_kind_is_deleted_names_it_and_ends_when_it_is_back() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "wedge-pending")
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        await asyncio.sleep(5)
+        scene.e.cluster.uninstall(GPUNODES)
+        scene.e.cluster.delete(POLICIES, "pool-b")  # as with its CRD
+        scene.e.software.inject("gpu-1", "unwedge")
+        told = await scene.until_condition("Stalled", "True", "KindNotServed")
+        assert "the API server does not serve gpunodes.gpusharing.dev" in told["message"]
+        assert "--set crds.install=true" in told["message"]
+        assert told["message"] in scene.e.policy("pool-b")["status"]["summary"]["message"]
+        before = scene.mark()
+        await asyncio.sleep(600)
+        assert not scene.writes(before, "gpunodes"), "nothing is asked of a kind that is gone"
+        assert scene.cordoned("gpu-1")
+        scene.e.cluster.uninstalled.clear()
+        await scene.released("gpu-1", seconds=60)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy to go", 60)
+
+
+@virtually
+async def test_no_change_starts_while_the_gpunode_kind_is_gone() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.uninstall(GPUNODES)
+        scene.apply(MIXED)
+        await scene.until_condition("Stalled", "True", "KindNotServed")
+        assert not scene.cordoned("gpu-1")
+        scene.e.cluster.uninstalled.clear()
+        await scene.ready(seconds=600)
 
 
 # --- what a container may not see --------------------------------------------------------------------------

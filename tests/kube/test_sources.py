@@ -90,6 +90,21 @@ async def test_what_could_not_be_listed_yet_is_named_with_the_reason(resource: R
         assert followed.sources.missing() == {}
 
 
+@virtually
+async def test_a_kind_of_ours_whose_crd_is_gone_has_no_objects_and_no_age() -> None:
+    cluster = FakeCluster()
+    cluster.uninstalled.add(GPUNODES)
+    async with following(cluster) as followed:
+        assert "does not serve gpunodes.gpusharing.dev" in followed.sources.missing()["gpunodes"]
+        await asyncio.sleep(120)
+        assert followed.sources.missing() == {}
+        assert "gpunodes" not in followed.sources.ages()
+        cluster.uninstalled.clear()
+        await asyncio.sleep(60)
+        assert (followed.sources.gpunodes.gone, followed.sources.missing()) == (False, {})
+        assert "gpunodes" in followed.sources.ages()
+
+
 @pytest.mark.parametrize("error", [NotFound("no such kind"), Forbidden("no right")], ids=["absent", "no right"])
 @pytest.mark.parametrize(
     "resource",

@@ -94,3 +94,12 @@ def test_a_time_to_wait_beyond_all_measure_is_cut_to_a_day(given: int) -> None:
 def test_json_that_is_nested_without_end_is_none() -> None:
     with pytest.raises(Unavailable, match="not JSON"):
         parse_object(WATCH, b"[" * 100_000)
+
+
+def test_a_path_that_the_server_does_not_know_names_the_kind() -> None:
+    """kube-apiserver answers `404 page not found` where no CRD is installed, and with a Status where no object is."""
+    request = ApiRequest("list", GPUNODES)
+    absent = error_of_response(request, 404, b"404 page not found\n", None)
+    assert str(absent) == "the API server does not serve gpunodes.gpusharing.dev: 404 page not found"
+    status = {"kind": "Status", "message": 'gpunodes.gpusharing.dev "a" not found'}
+    assert str(error_of(request, 404, status)) == status["message"]

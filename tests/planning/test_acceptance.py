@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         FULL, NOT_OURS, False, Reason.PLUGIN_CONFIG_NOT_OURS,
         '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}'),
     "NVIDIA's pods run in another namespace than our ConfigMaps are in": (
-        FULL, make_cluster_policy(namespace="nvidia"), False, Reason.PLUGIN_CONFIG_NOT_OURS,
+        FULL, make_cluster_policy(namespace="nvidia"), False, Reason.GPU_OPERATOR_ELSEWHERE,
         "set chart value gpuOperator.namespace=nvidia"),
     "the plugin reads no ConfigMap": (
         FULL, make_cluster_policy(""), False, Reason.PLUGIN_CONFIG_NOT_OURS, "is not set"),

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from gpusharing.kube.actuatorlogs import ActuatorLogs
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import PODS, KubeClient
+from gpusharing.kube.client import GPUNODES, PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
@@ -99,6 +99,7 @@ class Gatherer:
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
+            unserved=GPUNODES.full_name if sources.gpunodes.gone else "",
             policies=sources.policies.views,
             policies_error=policies_error,
             stack=stack,

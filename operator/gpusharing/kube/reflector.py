@@ -230,6 +230,8 @@ class Reflector(Generic[View]):
         """The timer that can end the open watch, or None while there is none."""
         self._absent_since: float | None = None
         """Since when discovery has not listed the kind, or None if it lists it."""
+        self.gone = False
+        """Whether the kind counts as uninstalled, so that there is no object of it."""
 
     @property
     def age(self) -> float:
@@ -286,6 +288,7 @@ class Reflector(Generic[View]):
         elif self._absent_since is None:
             self._absent_since = self._clock()
         elif self._clock() - self._absent_since >= GONE_AFTER:
+            self.gone = True
             for name in list(self.items):
                 self.drop(name)
 
@@ -329,7 +332,7 @@ class Reflector(Generic[View]):
         return older
 
     def _end(self, *, older: bool) -> None:
-        self.doubted, self._whole, self._absent_since = older, True, None
+        self.doubted, self._whole, self._absent_since, self.gone = older, True, None, False
         if self._fault is not None:
             self._fault = None
             self._clear(follows=True)

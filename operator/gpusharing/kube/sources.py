@@ -321,19 +321,20 @@ class Sources:
         of_dra = {
             name: source for name, source in self.of_dra.items() if not isinstance(source.error, NotFound | Forbidden)
         }
-        return {name: source.age for name, source in {**self.required, **of_dra}.items()}
+        return {name: source.age for name, source in {**self.required, **of_dra}.items() if not source.gone}
 
     def missing(self) -> dict[str, str]:
         """Return the sources that cannot be relied on, by name, each with the reason.
 
         Also requests the lists that are overdue. A source is missing before its first list, after a restore until the
         next one, and as long as one of its objects cannot be converted, because what that object says may concern every
-        node. Optional kinds and those of `of_dra` are left out while they are not installed or we may not read them.
+        node. A kind that is `gone` is not missing: it has no objects. Optional kinds and those of `of_dra` are left out
+        while they are not installed or we may not read them.
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():
             renews = source.renews()
-            if name not in self.required and isinstance(source.error, NotFound | Forbidden):
+            if source.gone or (name not in self.required and isinstance(source.error, NotFound | Forbidden)):
                 continue
             if not source.synced.is_set():
                 missing[name] = str(source.error or NOT_YET)

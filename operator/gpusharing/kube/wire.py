@@ -113,6 +113,8 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
             # The refusal by a ValidatingAdmissionPolicy is no lack of a right, and only its message names the policy.
             hint = "" if "ValidatingAdmissionPolicy" in message else HINT
             return Forbidden(f"not allowed to {request.what}: {message}", hint=hint, group=request.resource.group)
+        case 404 if text(answer, "kind") != "Status":  # plain text: there is no such path
+            return NotFound(f"the API server does not serve {request.resource.full_name}: {message}")
         case 404:
             return NotFound(message)
         case 409 if request.verb == "create" and text(answer, "reason") == "AlreadyExists":

@@ -103,6 +103,8 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
     policy, left = pool.policy, [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
     if policy.deleting:
         message = "changes in flight are first finished or rolled back"
+        if stalling := _stalling(left):
+            message = f"{message}; {tell_first(stalling)}"
         return (False, Reason.DELETING, "the policy is being deleted"), "Deleting", message
     if policy.resetting:
         text = "the policy is being deleted, and spec.deletionPolicy is Reset"
@@ -332,7 +334,7 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
         return True, objection.reason, objection.message
     if failed := [verdict for verdict in verdicts if verdict.phase is Phase.FAILED]:
         return True, Reason.NODES_FAILED, f"{counted(len(failed), 'node')} failed; {tell_first(failed)}"
-    if stalling := [verdict for verdict in verdicts if Mark.STALLS in verdict.reason.marks]:
+    if stalling := _stalling(verdicts):
         reason = most_urgent(verdict.reason for verdict in stalling)
         return True, reason, tell_first([verdict for verdict in stalling if verdict.reason is reason])
     # Nodes that only a person can help come last in a rollout, so they do not stall it as long as the others go on.
@@ -352,6 +354,10 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
         command = f"kubectl gpusharing approve {pool.policy.name}"
         message = f"the rollout is waiting for someone to approve the plan: {command}"
     return False, Reason.PROGRESSING, message
+
+
+def _stalling(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in verdicts if Mark.STALLS in verdict.reason.marks]
 
 
 def _needs_person(verdict: Verdict) -> bool:

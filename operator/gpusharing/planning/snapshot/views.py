@@ -416,6 +416,8 @@ class ClusterSnapshot:
     """The seconds since each cached view, such as that of nodes, was up to date; a missing one is."""
     memory: PassMemory = PassMemory()
     """What the last pass remembered for this one."""
+    unserved: str = ""
+    """The kind of the GPUNodes while its CRD is not installed, so that no agent can report; else empty."""
     settings: PlanSettings = PlanSettings()
 
     @property

@@ -100,7 +100,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
         if first in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED):
             yield _explain(wrong, cluster_policy)
         if apart := find_other_namespace(cluster_policy, namespace):
-            yield Finding(Reason.PLUGIN_CONFIG_NOT_OURS, apart)
+            yield Finding(Reason.GPU_OPERATOR_ELSEWHERE, apart)
         if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
             yield _explain(wrong, cluster_policy)
     if stack.foreign_map:

@@ -188,7 +188,7 @@ def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
     apart = find_other_namespace(stack, place.gpu_operator_namespace) if stack is not None else ""
     if stack is not None and view.installed and apart:
         command = upgrade(view, f"gpuOperator.namespace={stack.namespace}")
-        yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", apart, command)
+        yield error(Topic.CLUSTER_POLICY, str(Reason.GPU_OPERATOR_ELSEWHERE), apart, command)
 
 
 def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:

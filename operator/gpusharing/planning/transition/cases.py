@@ -151,7 +151,7 @@ def judge_nodes(
     failed: dict[str, Exception],
 ) -> dict[str, Member]:
     """Return the nodes that concern us, sorted by name; those in `failed`, to which this adds, are Blocked."""
-    stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
+    stack, settings, old_views, unserved = snapshot.stack, snapshot.settings, snapshot.old_views, snapshot.unserved
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
@@ -178,6 +178,7 @@ def judge_nodes(
             settings=settings,
             now=now,
             old_views=old_views,
+            unserved=unserved,
         )
         return judge_case(case, followed[name])
 
@@ -187,7 +188,7 @@ def judge_nodes(
         judge_one,
         followed,
         columns=columns,
-        shared=[stack, settings, old_views, actuator],
+        shared=[stack, settings, old_views, unserved, actuator],
         key=judge_case,
         lasts=keeps_verdict,
         failed=failed,
@@ -344,7 +345,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
     recent = now < failure.next_try + timedelta(seconds=LONGEST_WAIT)
     on_its_way = verdict.phase.in_flight and recent
     silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
-    if silent or calls_fail(verdict):
+    if silent or calls_fail(verdict) or verdict.reason is Reason.KIND_NOT_SERVED:  # the call is not made any more
         return verdict
     wake = verdict.wake
     if suspended:

@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView
 from gpusharing.planning.transition.attempts import PROOF, find_quiet
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.verify import MPS_DAEMONS
 
@@ -25,6 +27,8 @@ _RESUME, _CLOSE = ":resume", ":close"
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     """Add the write that the node's GPUNode, or a person's request on it, needs."""
     gpunode, node = case.gpunode, case.node
+    if case.unserved:
+        return _without_kind(verdict, case)
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
@@ -43,6 +47,20 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     else:
         return verdict
     return replace(verdict, actions=(*verdict.actions, request))
+
+
+def _without_kind(verdict: Verdict, case: NodeCase) -> Verdict:
+    """Write no GPUNode, and let what waits for one wait for the CRD, so that it goes on as soon as that is back."""
+    verdict = verdict.then(*(one for one in verdict.actions if not isinstance(one, EnsureGPUNode | ClearRequests)))
+    if verdict.reason is not Reason.OBSERVATION_PENDING:
+        return verdict
+    message = (
+        f"the API server does not serve {case.unserved}, so the agent cannot report the GPUs of {case.node.name}. To"
+        f" install the CRD again, run: helm upgrade RELEASE CHART -n {case.settings.namespace}"
+        " --reset-then-reuse-values --set crds.install=true"
+    )
+    phase = Phase.BLOCKED if verdict.phase is Phase.PENDING else verdict.phase
+    return replace(verdict, phase=phase, reason=Reason.KIND_NOT_SERVED, message=message)
 
 
 def close_request(case: NodeCase) -> EnsureGPUNode | None:

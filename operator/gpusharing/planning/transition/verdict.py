@@ -99,6 +99,8 @@ class NodeCase(ActuatorCase):
     actuator: Actuator
     old_views: str = ""
     """The kinds of objects whose cached state is stale."""
+    unserved: str = ""
+    """As in the snapshot."""
     assessment: Assessment | None = None
     """The result of `compare`. None before the comparison, or if no policy drives the node."""
 

@@ -634,6 +634,10 @@ class Reason(StrEnum):
         "Two DaemonSets run a device plugin, or two run mig-manager, on the same nodes. One of them does not follow "
         "the operator, or both partition the same GPUs.",
         "Remove the one that you do not want; the message names both.")
+    GPU_OPERATOR_ELSEWHERE = (("GPUOperatorElsewhere", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
+        "NVIDIA's pods run in another namespace than the chart value gpuOperator.namespace names, so they cannot mount "
+        "the operator's ConfigMaps. Nodes in the middle of a change keep their goal and wait.",
+        "Set the chart value as the message says, or move the GPU Operator there.")
     PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy devicePlugin.config.name is not set to the operator's ConfigMap, or NVIDIA's software runs in "
         "another namespace.",
@@ -714,6 +718,10 @@ class Reason(StrEnum):
         "cordoned at that time stay cordoned.")
 
     # --- Stalled: no progress without a person
+    KIND_NOT_SERVED = (("KindNotServed", "Stalled", _PERSON, "kube-apiserver", Mark.STALLS, Mark.STATUS),
+        "The CRD of the GPUNodes was deleted, so no agent can report, and the operator can neither start a change nor "
+        "prove one. A node in the middle of a change stays as it is.",
+        "Install the CRD again with the command in the message. The change goes on by itself.")
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed after the point of no return. They stay cordoned and keep using their slots.",
         "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the GPUNode to a new value.")
