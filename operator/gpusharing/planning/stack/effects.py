@@ -262,6 +262,9 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     serving = {*find_serving(now.nodes, now.gpunodes, now.agents, daemons, now.stack)}
     off = later.stack.cluster_policy is not None and later.stack.cluster_policy.is_off(PLUGIN_SWITCH)
     starts_plugin = policy.is_off(PLUGIN_SWITCH) and not off
+    # config-manager cannot start without any key (docs/design/nvidia.md#b4).
+    then_policy = later.stack.cluster_policy
+    unwritten = then_policy is not None and _reads_ours(then_policy, now.settings) and not later.stack.plugin_configs
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
@@ -276,6 +279,12 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             )
         elif off:
             yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
+        elif unwritten and served(node):
+            yield Effect(
+                name,
+                Loss.DEVICES,
+                f"its device plugin could not start while {now.settings.plugin_config_map} has no entry",
+            )
         elif not (waits := _waits_for(owner, change, policy)) or _is_paused(owner):
             lost, is_known = _find_lost(node, now, then, later)
             held = f"; its policy {owner.name} is paused" if waits and owner is not None and is_known else ""
