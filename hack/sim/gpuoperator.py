@@ -1,5 +1,6 @@
 """The fields of ClusterPolicy that the SIMULATED software follows, and the GPU Operator's own labels."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ OPERANDS = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "
 LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
 LABEL_DEPLOY_OPERANDS = f"{LABEL_DEPLOY_PREFIX}operands"
 CONTAINER = "container"
+ALL_DISABLED = "all-disabled"
+"""The only default that the GPU Operator writes (GO controllers/state_manager.go labelGPUNodes)."""
 _SWITCHED = {
     "devicePlugin": ("device-plugin", "mps-control-daemon"),
     "gfd": ("gpu-feature-discovery",),
@@ -38,10 +41,14 @@ class ClusterPolicy:
     """MIG strategy of device plugin and GFD; empty leaves it to their configuration."""
     mig_config: str = ""
     """ConfigMap of mig-parted configurations; empty for the file that mig-manager generates."""
-    mig_default: str = "all-disabled"
+    mig_default: str = ALL_DISABLED
     """The configuration that the GPU Operator writes into the label of a new node."""
     with_reboot: bool = False
     """Whether mig-manager reboots the node when a MIG mode cannot be set."""
+    versions: tuple[str, str] = ("", "")
+    """The versions of the device plugin and of mig-manager that replace the GPU Operator's own."""
+    tolerations: str = "[]"
+    """Tolerations of all operands, as JSON."""
     off: frozenset[str] = frozenset()
     """Operands that are turned off, by the suffixes of their deploy labels."""
     workload: str = CONTAINER
@@ -83,8 +90,10 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
         plugin_default=plugin.get("default") or "",
         mig_strategy=_at(spec, "mig").get("strategy") or "",
         mig_config=_at(mig, "config").get("name") or "",
-        mig_default=_at(mig, "config").get("default", "all-disabled"),
+        mig_default=_at(mig, "config").get("default", ALL_DISABLED),
         with_reboot=env.get("WITH_REBOOT") in ("1", "t", "T", "true", "TRUE", "True"),  # Go's strconv.ParseBool
+        versions=(_at(spec, "devicePlugin").get("version") or "", mig.get("version") or ""),
+        tolerations=json.dumps(_at(spec, "daemonsets").get("tolerations") or []),
         off=frozenset(
             operand
             for block, operands in _SWITCHED.items()
@@ -97,19 +106,21 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 
 
 def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str | None]:
-    """Return the GPU Operator's changes to a node: it sets each of its labels that is missing or empty (d.2)."""
+    """Return the GPU Operator's changes to a node: it sets each of its labels that is missing or empty (d.1, d.2)."""
     if policy.plain:
         return {}
+    wanted = {LABEL_GPU_PRESENT: "true"}
+    if mig_capable and "mig-manager" not in policy.off and policy.mig_default == ALL_DISABLED:
+        wanted[LABEL_MIG_CONFIG] = ALL_DISABLED
     off = labels.get(LABEL_DEPLOY_OPERANDS) == "false"
     if off or (policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER):
         ours = (LABEL_DEPLOY_MIG_MANAGER, *(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in OPERANDS))
-        return {LABEL_GPU_PRESENT: "true", **{key: None for key in ours if key in labels}}
-    wanted = {LABEL_GPU_PRESENT: "true"}
+        missing: dict[str, str | None] = {key: value for key, value in wanted.items() if not labels.get(key)}
+        return missing | {key: None for key in ours if key in labels}
     wanted |= {f"{LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
     if mig_capable:
         wanted[LABEL_DEPLOY_MIG_MANAGER] = "true"
-        wanted[LABEL_MIG_CONFIG] = policy.mig_default
-    return {key: value for key, value in wanted.items() if value and not labels.get(key)}
+    return {key: value for key, value in wanted.items() if not labels.get(key)}
 
 
 def _at(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:

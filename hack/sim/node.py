@@ -179,9 +179,11 @@ class SimNode:
         """Restart the device plugin and GFD, or mig-manager, because ClusterPolicy has changed for them."""
         if self._down:
             return
+        self._spawn(self._operator_labels())
         if plugin:
-            self._spawn(self._operator_labels())
             self._spawn(self._roll_operands())
+        else:
+            self._wake_operands()
         if mig:
             self.kill_mig_manager()
 

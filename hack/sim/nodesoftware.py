@@ -57,11 +57,11 @@ CRASH_BACKOFF = 10.0
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
-    return (*configured, policy.off, policy.workload, policy.sandboxes)
+    return (*configured, policy.versions[0], policy.tolerations)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
+    return policy.mig_config, policy.with_reboot, policy.versions[1], policy.tolerations, "mig-manager" in policy.off
 
 
 class NodeSoftware:
@@ -243,10 +243,12 @@ class NodeSoftware:
         self._cluster.policy = after
         plugin = _served_by(before) != _served_by(after)
         mig = _divided_by(before) != _divided_by(after)
-        if plugin or mig:
+        if before != after:
             for node in self.nodes.values():
                 node.policy_changed(plugin=plugin, mig=mig)
                 for player in self._players:
+                    if plugin and player.name == MPS_DAEMON:
+                        player.renew(node.name)
                     player.look(node.name, node.object.labels)
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:

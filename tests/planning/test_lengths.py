@@ -36,3 +36,16 @@ def test_a_text_is_cut_by_its_bytes_between_two_characters(text: str, shown: str
 )
 def test_of_many_things_some_are_named(things: list[str], shown: str) -> None:
     assert some(things, 2) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("MIG is on; run: kubectl label node gpu-1 a=all-1g.10gb", "MIG is on; run: ..."),
+        ("run: kubectl label node gpu-1 a=b; MIG is on and on and on", "run: kubectl label node gpu-1 a=b; MI..."),
+        ("see (kubectl gpusharing import) where all of them are", "see (kubectl gpusharing import) where..."),
+    ],
+    ids=["the first part of a command does something else", "a whole command stays", "a whole one in parentheses"],
+)
+def test_a_text_is_not_cut_within_a_command(text: str, shown: str) -> None:
+    assert cut(text, 40) == cut_bytes(text, 40) == shown

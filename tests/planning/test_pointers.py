@@ -34,8 +34,14 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, is_unresolved
-from gpusharing.planning.stack.pointers import plan_pointers
+from gpusharing.planning.stack.effects import (
+    MIG_POINTER,
+    PLUGIN_POINTER,
+    UPSTREAM_MIG_CONFIG,
+    find_effects,
+    is_unresolved,
+)
+from gpusharing.planning.stack.pointers import mig_change, plan_pointers, plugin_change
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse
@@ -387,3 +393,18 @@ def test_an_admins_configmap_that_is_not_there_is_named() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(THEIRS, missing_maps=("thiers",)), SETTINGS)
     assert objection is not None
     assert "; ConfigMap thiers, which is set in a chart value, does not exist" in objection.message
+
+
+@pytest.mark.parametrize("entries", [{}, {"default": "version: v1\n"}], ids=["missing", "written"])
+def test_nobody_is_told_to_point_the_device_plugin_at_a_configmap_without_entries(entries: dict[str, str]) -> None:
+    """config-manager exits there (docs/design/nvidia.md#b4)."""
+    nodes = [make_node(resources={"nvidia.com/gpu": 8}), make_node("idle", resources={"nvidia.com/gpu": 0})]
+    snapshot = make_snapshot(nodes, gpunodes=(), stack=stack(plugin_configs=entries))
+    effects = find_effects(plugin_change(BARE, SETTINGS, entries), snapshot)
+    why = f"its device plugin could not start while {PLUGIN} has no entry"
+    assert [(one.node, one.why) for one in effects] == ([] if entries else [(nodes[0].name, why)])
+    pointed = {plugin_change(BARE, SETTINGS, entries): effects, mig_change(SETTINGS): ()}
+    found = stack(plugin_configs=entries, effects=pointed)
+    objection = find_objection(make_policy(), found, SETTINGS)
+    assert objection is not None
+    assert ('"devicePlugin"' in objection.message) == bool(entries)

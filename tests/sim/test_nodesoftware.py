@@ -54,6 +54,7 @@ async def test_a_fresh_node_changes_only_by_what_its_software_adds() -> None:
         assert stage.offered() == {GPU: "2"}
         assert stage.labels()["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
         assert stage.labels()[STATE] == "success"
+        await stage.until(lambda: len(stage.cluster.objects(CONFIG_MAPS)) > 1)
         generated = stage.cluster.get(CONFIG_MAPS, "n1-mig-config", NAMESPACE)
         assert generated["metadata"]["labels"]["nvidia.com/node-name"] == "n1"
         assert "all-balanced" in generated["data"]["config.yaml"]
@@ -172,6 +173,49 @@ async def test_switches_of_cluster_policy_take_operands_away_and_give_them_back(
             stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": switches})
             wanted = ({GPU: "2"}, True, True) if on else ({GPU: "0"}, False, False)
             await stage.until(partial(_is_so, stage, wanted))
+
+
+STARTS: dict[str, tuple[JSON, bool, bool]] = {
+    "the plugin's ConfigMap": ({"devicePlugin": {"config": {"name": ""}}}, True, False),
+    "its default entry": ({"devicePlugin": {"config": {"default": "full"}}}, True, False),
+    "its version": ({"devicePlugin": {"version": "v0.20.0"}}, True, False),
+    "the MIG strategy": ({"mig": {"strategy": "mixed"}}, True, False),
+    "mig-manager's ConfigMap": ({"migManager": {"config": {"name": "own"}}}, False, True),
+    "its version too": ({"migManager": {"version": "v0.15.1"}}, False, True),
+    "tolerations": ({"daemonsets": {"tolerations": [{"operator": "Exists"}]}}, True, True),
+    "GFD's switch": ({"gfd": {"enabled": False}}, False, False),
+}
+"""Fields of ClusterPolicy, and whether the GPU Operator starts the device plugin and mig-manager again for them."""
+
+
+@pytest.mark.parametrize("name", STARTS)
+@virtually
+async def test_a_field_of_cluster_policy_starts_the_programs_again_whose_pods_have_it(name: str) -> None:
+    spec, plugin, mig = STARTS[name]
+    async with playing() as stage:
+        await started(stage)
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
+        gpus = stage.software.nodes["n1"].gpus
+        gpus.set_mig_mode(0, True)
+        gpus.create(0, "1g.10gb")
+        begin = len(stage.lines)
+        stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": spec})
+        await asyncio.sleep(1)
+        restarted = any(f"allocatable: {GPU} 0" in line for line in stage.lines[begin:])
+        assert (restarted and not mig, not gpus.look()[0].instances) == (plugin and not mig, mig)
+
+
+@virtually
+async def test_only_for_a_mig_manager_that_runs_a_node_without_a_label_is_labeled_all_disabled() -> None:
+    """docs/design/nvidia.md#d1"""
+    off = {"enabled": False, "config": {"name": "", "default": "all-disabled"}}
+    node = node_manifest("n1", gpus=2)
+    del node["metadata"]["labels"][MIG_CONFIG]
+    async with playing(node, cluster_policy=policy(migManager=off)) as stage:
+        await asyncio.sleep(1)
+        assert MIG_CONFIG not in stage.labels()
+        stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": {"migManager": {"enabled": True}}})
+        await stage.until(lambda: stage.labels().get(MIG_CONFIG) == "all-disabled")
 
 
 async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> None:

@@ -312,6 +312,9 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     if off and policy.is_off(PLUGIN_SWITCH):
         return
     starts_plugin = policy.is_off(PLUGIN_SWITCH) and not off
+    # config-manager cannot start without any key (docs/design/nvidia.md#b4).
+    then_policy = later.stack.cluster_policy
+    unwritten = then_policy is not None and _reads_ours(then_policy, now.settings) and not later.stack.plugin_configs
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
@@ -331,6 +334,12 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
                 " not start",
                 known=bool(lost) and is_known,
                 missing=missing,
+            )
+        elif unwritten and served(node):
+            yield Effect(
+                name,
+                Loss.DEVICES,
+                f"its device plugin could not start while {now.settings.plugin_config_map} has no entry",
             )
         elif change == REQUIRE_CLIENT and served(node) and node.labels.get(LABEL_DEPLOY_CLIENT) != "true":
             lost = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))

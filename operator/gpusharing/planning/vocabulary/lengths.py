@@ -1,20 +1,25 @@
 """How are messages and lists shortened to the space available, and nouns put after counts?"""
 
+import re
 from collections.abc import Sequence
 
 MAX_TEXT = 1000
 """The most characters that a message in a status may have."""
+_PART_OF_COMMAND = re.compile(r"\b(?:kubectl|helm) [^;)`\n]*\Z")
 
 
 def cut(text: str, most: int) -> str:
-    """Return the text, cut to `most` characters (at least 3) with three dots at the end."""
-    return text if len(text) <= most else text[: most - 3] + "..."
+    """Return the text, cut to `most` characters (at least 3) with three dots at the end, but not within a command.
+
+    Somebody might paste the first part of a command, which may do something else.
+    """
+    return text if len(text) <= most else _PART_OF_COMMAND.sub("", text[: most - 3]) + "..."
 
 
 def cut_bytes(text: str, most: int) -> str:
     """Return the text, cut to `most` bytes of UTF-8 (at least 3) with three dots; lone surrogates are lost then."""
     raw = text.encode(errors="surrogatepass")
-    return text if len(raw) <= most else raw[: most - 3].decode(errors="ignore") + "..."
+    return text if len(raw) <= most else _PART_OF_COMMAND.sub("", raw[: most - 3].decode(errors="ignore")) + "..."
 
 
 def some(things: Sequence[str], most: int = 3) -> str:
