@@ -114,8 +114,8 @@ def test_mig_manager_would_change(config: str, gpus: list[GpuView], stack: Stack
 def test_a_label_of_which_nothing_is_known_counts_where_mig_manager_reads_another_file() -> None:
     stack = make_stack(cluster_policy=make_cluster_policy(mig_config_name="theirs"))
     (change,) = changes("typo", TWO, stack)
-    assert (change.loss, change.label, change.known) == (Loss.GPUS, "nvidia.com/mig.config=all-1g.10gb", False)
-    assert "mig-manager may change GPUs at its start on gpu-07 (nvidia.com/mig.config is typo" in tell_effects([change])
+    assert (change.loss, change.label, change.known) == (Loss.GPUS, "", False)
+    assert "it is unknown what mig-manager would change at its start on gpu-07 (" in tell_effects([change])
 
 
 UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {

@@ -314,7 +314,8 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     starts_plugin = policy.is_off(PLUGIN_SWITCH) and not off
     # config-manager cannot start without any key (docs/design/nvidia.md#b4).
     then_policy = later.stack.cluster_policy
-    unwritten = then_policy is not None and _reads_ours(then_policy, now.settings) and not later.stack.plugin_configs
+    moves = then_policy is not None and not _reads_ours(policy, now.settings) and _reads_ours(then_policy, now.settings)
+    unwritten = moves and not later.stack.plugin_configs
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
