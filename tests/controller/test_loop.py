@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import count
 from typing import cast
 
 import pytest
@@ -18,16 +17,15 @@ from structlog.testing import capture_logs
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.controller import loop
+from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import Executor, Outcome
-from gpusharing.controller.loop import RETRY, Loop
+from gpusharing.controller.loop import RETRY, Loop, report_held
 from gpusharing.controller.metrics import Observer
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.kube.lease import LeaderLease
-from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.nvidia import Effect, Loss
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -274,35 +272,19 @@ async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_t
         assert told == [{"gpu-07"}, set()]
 
 
-@virtually
-async def test_pointers_that_stay_unset_are_logged_once_though_their_numbers_change(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    numbers, label = count(1), "nvidia.com/device-plugin.config=plain"
-
-    def holding(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> RolloutPlan:
-        lost = Effect("gpu-07", Loss.DEVICES, f"it loses {next(numbers)} of its nvidia.com/gpu", label)
-        return replace(plan_rollout(snapshot, now, memo), held=(lost,))
-
-    monkeypatch.setattr(loop, "plan_rollout", holding)
-    waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
+def test_pointers_that_stay_unset_are_logged_once_though_their_numbers_change() -> None:
+    complaints, waits = (
+        Complaints(),
+        "the operator does not set ClusterPolicy's pointers, because nodes would lose by it",
+    )
     with capture_logs() as lines:
-        async with running() as stage:
-            await asyncio.sleep(30)
-            monkeypatch.undo()
-            await asyncio.sleep(30)
-            assert len(stage.observer.passes) > 4
-    assert next(numbers) > 3
-    assert [line for line in lines if line.get("subject") == "pointers"] == [
-        {
-            "event": waits,
-            "subject": "pointers",
-            "log_level": "warning",
-            "why": "devices would go on gpu-07 (it loses 1 of its nvidia.com/gpu)",
-            "run": [f"kubectl label node gpu-07 --overwrite {label}"],
-        },
-        {"event": f"resolved: {waits}", "subject": "pointers", "log_level": "info"},
-    ]
+        for number in (1, 2):
+            report_held(complaints, [Effect("gpu-07", Loss.DEVICES, f"{number} nvidia.com/gpu")])
+        report_held(complaints, ())
+    begun, ended = lines
+    assert (begun["event"], begun["nodes"]) == (waits, ["gpu-07"])
+    assert begun["why"] == "devices would go on gpu-07 (1 nvidia.com/gpu)"
+    assert ended["event"] == f"resolved: {waits}"
 
 
 class Endless(Executor):

@@ -1,4 +1,5 @@
-"""Can a policy be carried out in this cluster at all? Every objection, its order, and the command in its message."""
+"""Can a policy be carried out in this cluster at all? Every objection (stack/wrongfields.py), its order, and the command
+in its message."""
 
 import json
 import re

@@ -7,7 +7,7 @@ only saves work.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -33,6 +33,7 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.nvidia import Effect
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.stack.effects import label_commands, tell_effects
 
@@ -60,6 +61,13 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
+
+
+def report_held(complaints: Complaints, held: Sequence[Effect]) -> None:
+    """Log once that the operator's own write to ClusterPolicy waits, and the commands that protect nodes."""
+    waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
+    why, run = tell_effects(held).removeprefix("; "), label_commands(held)
+    complaints.check("pointers", held, waits, nodes=sorted({effect.node for effect in held}), why=why, run=run)
 
 
 class Loop:
@@ -291,9 +299,7 @@ class Loop:
         why = snapshot.policies_error
         stale = "the cached policies may be out of date, so the operator does not start a change on any node"
         self._complaints.check("policies", why, stale, error=why)
-        told, run = tell_effects(plan.held).removeprefix("; "), label_commands(plan.held)
-        waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
-        self._complaints.check("pointers", plan.held, waits, why=told, run=run)
+        report_held(self._complaints, plan.held)
         if why:
             return now + timedelta(seconds=RETRY)
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.next_release(now))
