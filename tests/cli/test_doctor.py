@@ -108,7 +108,7 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
     found = {one["reason"] for one in told.data["symptoms"]}
     assert found == {"PluginConfigNotOurs", "LayoutsNeedConfigMap", "MigStrategySet", "PluginConfigUnknown"}
     (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
-    assert f"Nodes use gone, old, which {Place().plugin_config_map} does not contain" in pointer["message"]
+    assert f"Nodes use any, gone, old, which {Place().plugin_config_map} does not contain" in pointer["message"]
     assert pointer["command"].endswith(" --set gpuOperator.adminPluginConfigMap=ts")
     assert pointer["command"].startswith("helm install ")
 

@@ -182,6 +182,9 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
             if key not in known:
                 known[key] = compare_config(*key, stack)
             why, same, is_known = known[key]
+            entries = parse(stack.mig_file) if stack.serves_our_mig_file else {}
+            if not is_known and entries and config not in entries:
+                why, same, is_known = "", "", True  # mig-manager fails and touches no GPU (docs/design/nvidia.md#a3-2)
             if not is_known and find_foreign_file(later):  # it may not have the name that our file gives the layout
                 same = ""
             label = same and f"{LABEL_MIG_CONFIG}={same}"
@@ -241,9 +244,7 @@ def compare_config(config: str, hardware: Hardware, stack: StackView) -> tuple[s
     layouts = tuple(gpu.layout for gpu in gpus)
     # The GPU Operator may write all-disabled at any time where the label is missing (docs/design/nvidia.md#d1).
     later = _meaning(config or ALL_DISABLED, gpus, stack, outcome)
-    entries = parse(stack.mig_file) if stack.serves_our_mig_file else {}
-    fails = bool(entries) and config not in entries and isinstance(later, str)  # docs/design/nvidia.md#a3-2
-    if later == layouts or fails:
+    if later == layouts:
         return "", "", True
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
     usual = generated_layouts(gpus[0].profiles) if gpus else {}
