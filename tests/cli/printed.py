@@ -1,16 +1,18 @@
-"""Carry out the commands that `doctor` prints, on a SIMULATED cluster.
+"""Carry out the commands that messages print, on a SIMULATED cluster.
 
 helm installs and upgrades a simulated chart: our kinds, a Deployment with the real variables, and the shipped
-operator. kubectl patches and labels objects. Commands that only show something change nothing, and those with a word
-in capitals are left to a person.
+operator. kubectl changes objects, and `kubectl gpusharing` is our own plugin. Commands that only show something change
+nothing, and those with a word in capitals are left to a person.
 """
 
 import asyncio
 import json
+import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from tests.cli.asking import install
+from tests.cli.asking import ask, install
 from tests.embedded.scene import Scene
 
 from gpusharing.kube.client import (
@@ -23,6 +25,7 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     POLICIES,
+    Resource,
 )
 from kubectl_gpusharing.live.cluster import OPERATOR
 
@@ -31,17 +34,84 @@ QUIET = 400.0
 SPACE = "gpusharing"
 SHOWS = frozenset({"get", "describe", "logs", "auth"})
 """Verbs of kubectl that change nothing."""
+ASKS = frozenset({"advise", "doctor", "free", "import", "layouts", "plan", "recommend", "status", "why"})
+"""Verbs of our plugin that change nothing."""
 VARIABLES = {
     "gpuOperator.namespace": "GPUSHARING_GPU_OPERATOR_NAMESPACE",
     "gpuOperator.adminPluginConfigMap": "GPUSHARING_ADMIN_PLUGIN_CONFIG_MAP",
     "gpuOperator.adminMigConfigMap": "GPUSHARING_ADMIN_MIG_CONFIG_MAP",
 }
 """Values of the chart, and the variable of the operator that each becomes."""
+CHARTS = ("CHART", "deploy/helm/gpu-sharing-operator")
+KINDS: dict[str, Resource] = {
+    "node": NODES,
+    "nodes": NODES,
+    "gpunode": GPUNODES,
+    "gsp": POLICIES,
+    "configmap": CONFIG_MAPS,
+    "clusterpolicy": CLUSTER_POLICIES,
+}
+VALUED = {
+    "-n",
+    "--namespace",
+    "-p",
+    "-l",
+    "-c",
+    "-o",
+    "--type",
+    "--field-selector",
+    "--set",
+    "--set-json",
+    "--set-string",
+}
+"""Options that have a value, as another word."""
+FLAGS = {"--overwrite", "--create-namespace", "--reset-then-reuse-values", "--reuse-values"}
+_OPEN = re.compile(r"\b[A-Z]{4,}\b(?!_)")
+_BEGINS = re.compile(r"(?<![\w/-])(?:until kubectl|kubectl|helm) (?=[a-z-])")
+_READS = re.compile(
+    r"kubectl get configmap (\S+) -n (\S+) -o jsonpath='{\.data\.(\S+)}' \| grep (?:-q|-qF) (\S+?)(?=;| )"
+)
+"""What a loop of `import` waits for: ConfigMap, namespace, key and text."""
+
+
+class NotPlayed(Exception):
+    """The simulators do not know what this command, without its options, does."""
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Yield the commands in prose or in the lines of a verb; commands that && joins are one."""
+    at = 0
+    while (begin := _BEGINS.search(text, at)) is not None:
+        at = end = begin.start()
+        quote, loop = "", text.startswith("until", at)
+        while end < len(text) and text[end] != "\n":
+            char = text[end]
+            if quote or char in "'\"":
+                quote = "" if char == quote else quote or char
+            elif not loop and (char in ";`)" or re.match(r"[,.:]?(?: \(|$|\n)|[,.:] ", text[end:])):
+                break
+            end += 1
+        yield text[at:end].strip()
+        at = max(end, at + 1)
+
+
+def is_open(command: str) -> bool:
+    """Whether a person has to fill something in."""
+    words = (word.rpartition("=")[2].rstrip(".") for word in command.split(" -p ")[0].split())
+    return any(_OPEN.fullmatch(word) for word in words if word != "CHART")
+
+
+def changes(command: str) -> bool:
+    """Whether a command changes anything without a decision of a person."""
+    words = shlex.split(command)
+    if words[:2] == ["kubectl", "gpusharing"]:
+        return words[2] not in ASKS
+    return not is_open(command) and (words[0] != "kubectl" or not SHOWS & set(words[:4]))
 
 
 @dataclass
 class CommandPlayer:
-    """Somebody who types what `doctor` prints."""
+    """Somebody who types what messages print."""
 
     scene: Scene
     values: dict[str, str] = field(default_factory=dict)
@@ -58,34 +128,61 @@ class CommandPlayer:
             if name.startswith("nvidia.com/") and int(count)
         }
 
-    @staticmethod
-    def changes(command: str) -> bool:
-        """Whether a command changes anything without a decision of a person."""
-        words = shlex.split(command)
-        open_ = any(word.rpartition("=")[2] in ("NAME", "NODE") for word in words)
-        return not open_ and (words[0] == "helm" or not SHOWS & set(words[:4]))
-
     async def play(self, command: str) -> None:
-        """Carry it out, and wait until everything rests."""
-        words = shlex.split(command)
-        if words[0] == "helm":
-            await self._helm(words)
-        elif words[1:3] == ["patch", "clusterpolicy"]:
-            self.scene.e.cluster.patch(CLUSTER_POLICIES, words[3], json.loads(words[-1]))
-        elif words[1:3] == ["label", "node"]:
-            self._label(words[3:])
-        elif words[1:3] == ["label", "configmap"]:
-            labels = dict([words[-1].split("=")])
-            self.scene.e.cluster.patch(
-                CONFIG_MAPS, words[3], {"metadata": {"labels": labels}}, words[words.index("-n") + 1]
-            )
-        elif words[3:5] == ["set", "env"]:
-            self._set_env(words[5], words[2], words[7], words[8])
-        elif words[3:] == ["rollout", "restart", f"deployment/{OPERATOR}"]:
-            await self.roll_out()
-        else:
-            raise AssertionError(f"nobody knows how to play: {command}")
+        """Carry it out, and wait until everything rests.
+
+        Raises NotPlayed before it has changed anything, and TimeoutError if it waits for something that never comes.
+        """
+        await asyncio.sleep(QUIET if command.startswith("until ") else 0)
+        if not all(self._is_written(*read) for read in _READS.findall(command)):
+            raise TimeoutError(command)
+        if command.startswith("until "):
+            return
+        for one in command.split(" && "):
+            await self._play(one)
         await asyncio.sleep(QUIET)
+
+    def _is_written(self, name: str, namespace: str, key: str, text: str) -> bool:
+        """Whether an entry of a ConfigMap contains the text."""
+        found = self.scene.e.cluster.objects(CONFIG_MAPS, namespace=namespace)
+        data = next((raw.get("data") or {} for raw in found if raw["metadata"]["name"] == name), {})
+        return text.strip("'") in data.get(key.replace("\\.", "."), "") if text != "." else bool(data.get(key))
+
+    async def _play(self, command: str) -> None:
+        cluster, (words, options) = self.scene.e.cluster, _parse(command)
+        where = options.get("-n", "")
+        match words:
+            case ["kubectl", "gpusharing", *asked]:
+                await ask(cluster, *asked)
+            case ["helm", "install" | "upgrade" as verb, "gpusharing", chart] if chart in CHARTS:
+                assert (verb == "upgrade") is self.released, "helm installs a release once and upgrades what there is"
+                self.values |= dict(one.split("=", 1) for one in options.get("--set", "").split(",") if one)
+                await self.roll_out()
+            case ["kubectl", "patch", "clusterpolicy", name]:
+                cluster.patch(CLUSTER_POLICIES, name, json.loads(options["-p"]))
+            case ["kubectl", "label", "node" | "nodes", *rest]:
+                names = [word for word in rest if "/" not in word] or [
+                    raw["metadata"]["name"] for raw in cluster.objects(NODES, label_selector=options["-l"])
+                ]
+                for name in names:
+                    self.scene.person(name, {"metadata": {"labels": _pairs(rest)}})
+            case ["kubectl", "label" | "annotate" as verb, kind, name, *rest] if kind in KINDS:
+                what = "labels" if verb == "label" else "annotations"
+                cluster.patch(KINDS[kind], name, {"metadata": {what: _pairs(rest)}}, where)
+            case ["kubectl", "uncordon" | "cordon" as verb, name]:
+                self.scene.cordon(name, verb == "cordon")
+            case ["kubectl", "delete", "pod"]:
+                chosen = {"label_selector": options["-l"], "field_selector": options["--field-selector"]}
+                for raw in cluster.objects(PODS, namespace=where, **chosen):
+                    cluster.delete(PODS, raw["metadata"]["name"], where)
+            case ["kubectl", "delete", "configmap" | "clusterpolicy" as kind, name]:
+                cluster.delete(KINDS[kind], name, where)
+            case ["kubectl", "set", "env", daemon_set, pair]:
+                self._set_env(daemon_set, where, options["-c"], pair)
+            case ["kubectl", "rollout", "restart", target] if target == f"deployment/{OPERATOR}":
+                await self.roll_out()
+            case _:
+                raise NotPlayed(" ".join(words))
 
     def _set_env(self, daemon_set: str, namespace: str, container: str, pair: str) -> None:
         """Set one variable of one container of a DaemonSet, given as `daemonset/NAME`."""
@@ -98,20 +195,6 @@ class CommandPlayer:
                 one["env"] = [*others, {"name": variable, "value": value}]
         body = {"spec": {"template": {"spec": {"containers": containers}}}}
         cluster.patch(DAEMON_SETS, name, body, namespace)
-
-    def _label(self, words: list[str]) -> None:
-        pairs = [word.partition("=") for word in words if "=" in word]
-        labels: JSON = {key: value for key, _, value in pairs}
-        labels |= {word.removesuffix("-"): None for word in words if "/" in word and word.endswith("-")}
-        for name in (word for word in words if "/" not in word and not word.startswith("--")):
-            self.scene.person(name, {"metadata": {"labels": labels}})
-
-    async def _helm(self, words: list[str]) -> None:
-        assert words[2:4] == ["gpusharing", "CHART"], words
-        assert (words[1] == "upgrade") is self.released, "helm installs a release once and upgrades what there is"
-        sets = words[words.index("--set") + 1].split(",") if "--set" in words else []
-        self.values |= dict(one.split("=") for one in sets)
-        await self.roll_out()
 
     async def roll_out(self) -> None:
         """Make the cluster what the chart with these values makes of it; a new operator starts unless it is scaled to
@@ -141,3 +224,21 @@ class CommandPlayer:
             ),
         )
         e.start_operator()
+
+
+def _parse(command: str) -> tuple[list[str], dict[str, str]]:
+    """Return the words of a command without its options, and the values of these."""
+    words, options = [], {}
+    given = iter(shlex.split(command))
+    for word in given:
+        if word in VALUED:
+            options[word] = next(given, "")
+        elif word not in FLAGS:
+            words.append(word)
+    return words, options
+
+
+def _pairs(words: list[str]) -> JSON:
+    """Return labels or annotations as `kubectl label` takes them; None removes one."""
+    pairs = (word.partition("=") for word in words if "=" in word)
+    return {key: value for key, _, value in pairs} | {word[:-1]: None for word in words if word.endswith("-")}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from tests.cli.asking import Answered, ask, install
-from tests.cli.printed import QUIET, CommandPlayer
+from tests.cli.printed import QUIET, CommandPlayer, changes
 from tests.cli.test_import import manifests
 from tests.embedded.scene import L40S, MPS, nodes, open_scene
 from tests.fakes.virtualtime import virtually
@@ -77,7 +77,7 @@ async def follow(player: CommandPlayer) -> Answered:
     for _ in range(8):
         told = await ask(player.scene.e.cluster, "doctor", "-o", "json")
         commands = dict.fromkeys(one["command"] for one in told.data["symptoms"])
-        todo = [command for command in commands if player.changes(command)]
+        todo = [command for command in commands if changes(command)]
         if not todo:
             return told
         for command in todo:
@@ -161,7 +161,7 @@ async def test_whoever_mends_the_mps_daemon_as_doctor_says_gets_mps() -> None:
         await scene.reason("gpu-1", "MPSNotSwitchable")
         told = await ask(cluster, "doctor", "-o", "json")
         (command,) = (row["command"] for row in told.data["symptoms"] if row["reason"] == "MPSNotSwitchable")
-        assert player.changes(command)
+        assert changes(command)
         await player.play(command)
         await scene.ready()
         told = await ask(cluster, "doctor", "-o", "json")

@@ -2,7 +2,6 @@
 it (stack/driverupgrade.py, docs/design/nvidia.md#d4)."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from hack.embedded import CLUSTER_POLICY
 from hack.sim.driverupgrade import DONE, DriverUpgrades
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ask, install
-from tests.cli.printed import CommandPlayer
+from tests.cli.printed import CommandPlayer, commands_in
 from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
@@ -44,8 +43,8 @@ def state(scene: Scene) -> str:
 
 
 def command_in(message: str) -> str:
-    (found,) = re.findall(r"kubectl label node .*$", message)
-    return str(found)
+    (found,) = commands_in(message)
+    return found
 
 
 async def answers(scene: Scene, *words: str) -> Any:

@@ -37,11 +37,6 @@ async def told(scene: Scene) -> str:
     return str(command)
 
 
-async def play(scene: Scene, command: str) -> None:
-    for one in command.split(" && "):
-        await CommandPlayer(scene).play(one)
-
-
 @virtually
 async def test_a_policy_that_wants_mig_waits_and_the_printed_command_ends_the_wait() -> None:
     async with open_scene(switched_off()) as scene:
@@ -55,7 +50,7 @@ async def test_a_policy_that_wants_mig_waits_and_the_printed_command_ends_the_wa
         assert "OperandsDisabled" in plan
         assert (await ask(scene.e.cluster, "why", "gpu-1")).out.count("until a person acts") == 1
         assert command == ON_AGAIN
-        await play(scene, command)
+        await CommandPlayer(scene).play(command)
         await scene.ready()
 
 
@@ -68,7 +63,7 @@ async def test_its_start_leaves_the_gpus_as_they_are_whatever_the_nodes_label_sa
         await scene.running("trainer", 1)
         command = await told(scene)
         assert command == f"kubectl label node gpu-1 --overwrite {LABEL_MIG_CONFIG}=all-disabled && {ON_AGAIN}"
-        await play(scene, command)
+        await CommandPlayer(scene).play(command)
         assert not any(gpu.instances for gpu in scene.e.software.nodes["gpu-1"].gpus.look())
         await scene.running("trainer", 1)
         scene.apply(MIXED, drain={"strandedPods": "Allow"})
@@ -104,7 +99,7 @@ async def test_whoever_has_to_switch_mig_off_waits_for_mig_manager(spec: JSON) -
         scene.apply(spec)
         command = await told(scene)
         assert scene.node_writes(mark) == {}
-        await play(scene, command)
+        await CommandPlayer(scene).play(command)
         await scene.ready()
 
 

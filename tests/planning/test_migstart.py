@@ -30,6 +30,7 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
 from gpusharing.planning.stack.acceptance import find_due_changes, find_objection
+from gpusharing.planning.stack.drastack import find_missing_parts
 from gpusharing.planning.stack.effects import (
     START_MIG_MANAGER,
     after_labels,
@@ -249,6 +250,20 @@ def test_the_command_that_switches_mig_manager_on_with_dra_comes_after_the_label
     assert told is not None
     assert "no configuration has the layout of gpu-1" in told.message
     assert "; run:" not in told.message
+
+
+def test_mig_manager_that_is_off_beside_dra_counts_as_started_by_its_switch() -> None:
+    switches: dict[str, bool | str] = {PLUGIN_SWITCH: False, "migManager.enabled": False}
+    policy = make_cluster_policy(switches=switches)
+    stack = make_stack(cluster_policy=policy, dra=DraView(DaemonSetState("driver")))
+    divided = make_gpunode("gpu-1", gpus=(make_gpu(layout=(("1g.10gb", 7),)),))
+    node = make_node("gpu-1", labels={names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_CAPABLE: "true"})
+    snapshot, change = make_snapshot([node], gpunodes=[divided], stack=stack), START_MIG_MANAGER
+    assert change in find_due_changes((), snapshot)
+    assert [effect.node for effect in find_effects(change, snapshot)] == ["gpu-1"]
+    found = replace(stack, effects={change: find_effects(change, snapshot)})
+    ((_, command),) = find_missing_parts(found, SETTINGS)
+    assert command.startswith("kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch")
 
 
 def test_nodes_are_compared_only_while_something_may_start_mig_manager() -> None:

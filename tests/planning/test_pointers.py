@@ -408,3 +408,21 @@ def test_nobody_is_told_to_point_the_device_plugin_at_a_configmap_without_entrie
     objection = find_objection(make_policy(), found, SETTINGS)
     assert objection is not None
     assert ('"devicePlugin"' in objection.message) == bool(entries)
+
+
+@pytest.mark.parametrize(
+    ("config", "agents", "lost"),
+    [("all-1g.10gb", (), True), ("all-1g.10gb", None, False), ("all-disabled", (), False), ("", (), False)],
+    ids=["unread and contradictory", "an agent has read it", "as it says", "unlabeled"],
+)
+def test_a_node_whose_label_and_offers_contradict_each_other_is_unknown_until_an_agent_reads_it(
+    config: str, agents: tuple[str, ...] | None, lost: bool
+) -> None:
+    """Its plugin may be older than its MIG instances, or mig-manager has failed halfway (docs/design/nvidia.md#a6)."""
+    node = make_node(labels={names.LABEL_MIG_CONFIG: config}, resources={"nvidia.com/gpu": 2})
+    entries = {"default": "version: v1\nflags: {migStrategy: mixed}\n"}
+    policy = make_cluster_policy("", mig_strategy="mixed")
+    gpunode = make_gpunode(node.name, gpus=(make_gpu(0), make_gpu(1)))
+    snapshot = make_snapshot([node], gpunodes=[gpunode], agents=agents, stack=stack(policy, plugin_configs=entries))
+    effects = find_effects(plugin_change(policy, SETTINGS, entries), snapshot)
+    assert [(one.node, one.known) for one in effects] == ([(node.name, False)] if lost else [])

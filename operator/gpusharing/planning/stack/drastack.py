@@ -181,7 +181,8 @@ def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings)
 def find_dra_symptoms(view: InstallationView) -> Iterator[Symptom]:
     stack = view.stack
     if stack.by_dra:
-        stack = replace(stack, effects={change: view.effects(change) for change in (START_MIG_MANAGER, UNPLUG)})
+        asked = (START_MIG_MANAGER, UNPLUG)
+        stack = replace(stack, effects={change: view.effects(change) for change in asked})
     for message, command in find_missing_parts(stack, view.place):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, command or SHOW_LABELS)
 

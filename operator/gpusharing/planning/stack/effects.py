@@ -416,6 +416,9 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
         unlabeled = {key: value for key, value in then.labels.items() if key != LABEL_PLUGIN_CONFIG}
         fallback = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")
         coming = read_config(replace(then, labels=unlabeled), later) or fallback
+    unread = gpunode is None or gpunode.observed is None or gpunode.observed.error or node.name not in now.agents
+    if unread and coming.mig_strategy != "none" and (why := _find_contradiction(node)):
+        return why, False
     if layouts is not None:
         offers = offers or (advertise(layouts, config) if config is not None else {})
         offered = {} if refused else advertise(layouts, coming)
@@ -448,6 +451,17 @@ def _find_entry(node: NodeView, now: ClusterSnapshot, later: ClusterSnapshot) ->
         if not shared and not any(_find_lost(node, now, labeled, stage)[0] for stage in (now, later)):
             return f"{LABEL_PLUGIN_CONFIG}={key}"
     return ""
+
+
+def _find_contradiction(node: NodeView) -> str:
+    """Return how the node's label and its offers contradict each other, as after MIG was changed by hand or halfway."""
+    config, offers = node.labels.get(LABEL_MIG_CONFIG, ""), served(node)
+    divided = "-MIG-" in node.labels.get(LABEL_GPU_PRODUCT, "") or any(
+        name.startswith(RESOURCE_MIG_PREFIX) for name in offers
+    )
+    if not offers or divided or config in ("", ALL_DISABLED):
+        return ""
+    return f"{LABEL_MIG_CONFIG} is {config}, but it advertises whole GPUs, which no agent has read lately"
 
 
 def find_layouts(node: NodeView, observed: ObservedView | None) -> tuple[Layout | None, ...] | None:
