@@ -43,7 +43,7 @@ def state(scene: Scene) -> str:
 
 
 def command_in(message: str) -> str:
-    (found,) = commands_in(message)
+    (found,) = (one for one in commands_in(message) if not one.startswith("kubectl get "))
     return found
 
 
