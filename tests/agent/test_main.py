@@ -41,6 +41,8 @@ def test_what_cannot_work_is_refused_with_the_flag_named(
             ["--interval", "nan"],
             "argument --interval: 'nan' is not a number of seconds above 0, for example 30",
         ),
+        (["--metrics-addr", "8081"], "argument --metrics-addr: '8081' is not HOST:PORT, for example 0.0.0.0:8080"),
+        (["--metrics-addr", "host:x"], "argument --metrics-addr: 'host:x' is not HOST:PORT"),
         (["--interval", "0"], "argument --interval: '0' is not a number of seconds above 0"),
         (["--hung-after", "inf"], "argument --hung-after: 'inf' is not a number of seconds above 0"),
         (
@@ -74,7 +76,7 @@ def test_metrics_are_secure_if_that_is_said_in_words_that_cannot_be_mistaken(
     assert parse(["--node-name", "n"], {"METRICS_SECURE": "true"}).metrics_secure is True
     with pytest.raises(SystemExit):
         parse(["--node-name", "n"], {"METRICS_SECURE": "yes"})
-    assert "--metrics-secure: invalid switch value: 'yes'" in capsys.readouterr().err
+    assert "--metrics-secure: 'yes' is neither true nor false" in capsys.readouterr().err
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

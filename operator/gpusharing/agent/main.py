@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parse HOST:PORT, with brackets around an IPv6 host. Raises ValueError."""
+    """Parse HOST:PORT, with brackets around an IPv6 host."""
     host, _, port = text.rpartition(":")
-    if not host:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+    if not host or not port.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, for example 0.0.0.0:8080 or [::]:8080")
     return host.strip("[]"), int(port)
 
 
@@ -100,7 +100,7 @@ def log_level(text: str) -> str:
 
 def switch(text: str) -> bool:
     if text not in ("true", "false"):
-        raise ValueError(f"{text!r} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
     return text == "true"
 
 

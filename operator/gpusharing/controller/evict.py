@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Evictor:
-    """Evicts pods, and deletes them by force. It is part of the executor, which documents its fields."""
+    """Evicts pods, and deletes them by force, for the executor."""
 
     client: KubeClient
     now: Callable[[], datetime]

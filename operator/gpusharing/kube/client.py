@@ -2,8 +2,9 @@
 
 Objects are raw JSON: hot paths never build typed models. Two clients reach a server: `HttpClient` of `kube/http.py`,
 over aiohttp, for the operator and the plugin, and `RestClient` of `agent/rest.py`, over the standard library, because
-aiohttp would cost memory on every GPU node (docs/adr/0014). In tests and the demo, the SIMULATED `FakeClient` of
-`hack/sim/fakecluster.py` takes their place. One suite says what we rely on: `tests/kube/contract.py`.
+aiohttp would cost memory on every GPU node (docs/adr/0014-no-official-client-in-the-pod.md). In tests and the demo, the
+SIMULATED `FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on:
+`tests/kube/contract.py`.
 """
 
 from abc import ABC, abstractmethod

@@ -83,7 +83,7 @@ class Bill:
     """Rows, pools and totals; in each currency all three add up to the same amount."""
 
     rows: tuple[tuple[Cell, Sum], ...]
-    """What each row is about, without a price, and only in a bill by policy with a policy."""
+    """Each row's subject and sum; the subject has no price, and a policy only in a bill by policy."""
     pools: tuple[tuple[str, tuple[Price, ...], Sum], ...]
     """Each policy in each of its currencies, with all prices that applied, cheapest first."""
     totals: tuple[tuple[Sum, Mapping[Part, int]], ...]

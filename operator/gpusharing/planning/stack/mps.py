@@ -160,7 +160,7 @@ def find_mps_pod(node: NodeView, operands: Mapping[Program, Operand], stack: Sta
     # Beside a daemon that follows no label, config-manager fails again and again.
     if daemon is not None and find_deafness(daemon):
         return None
-    # What makes no difference to the count makes none to a verdict that has it.
+    # Only what `count_lapses` reads: a verdict that has the pod would otherwise change with its readiness.
     return replace(pod, ready=True, deleting=False, down=False, ready_since=None)
 
 
