@@ -82,7 +82,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Fleet:
+class RandomCluster:
     """A cluster by its seed."""
 
     state: str
@@ -111,7 +111,7 @@ def _chance(random: Random, often: float) -> bool:
     return random.random() < often
 
 
-def draw(random: Random) -> Fleet:
+def draw(random: Random) -> RandomCluster:
     """Return the cluster of these random numbers."""
     pick, dra = random.choice, _chance(random, 0.1)
     keys = sorted(random.sample(sorted(ENTRIES), random.randint(1, len(ENTRIES))))
@@ -143,7 +143,7 @@ def draw(random: Random) -> Fleet:
     values = {"gpuOperator.adminPluginConfigMap": THEIRS} if plugin == THEIRS and _chance(random, 0.5) else {}
     values |= {"gpuOperator.adminMigConfigMap": THEIR_MIG} if mig == THEIR_MIG and _chance(random, 0.5) else {}
     values = {} if state in BEFORE else values | ({} if state == "everything" else {"operator.replicas": "0"})
-    return Fleet(state, spec, maps, machines, policies, values, dra, configures=_chance(random, 0.2))
+    return RandomCluster(state, spec, maps, machines, policies, values, dra, configures=_chance(random, 0.2))
 
 
 def _machine(random: Random, number: int, keys: list[str]) -> Machine:
@@ -166,6 +166,7 @@ def _machine(random: Random, number: int, keys: list[str]) -> Machine:
         later[names.LABEL_WORKLOAD_CONFIG] = "vm-passthrough"
     if _chance(random, 0.05):
         later[f"{DEPLOY}device-plugin"] = names.PAUSED_FOR_MIG
+    agent = pick(["", "", "", "", "cannot read", "reports nothing", "is not Ready"])
     return Machine(
         f"gpu-{number + 1}",
         pick("aab"),
@@ -173,9 +174,9 @@ def _machine(random: Random, number: int, keys: list[str]) -> Machine:
         labels,
         divided=LAYOUTS[pick(sorted(LAYOUTS))] if product == H100 and _chance(random, 0.5) else (),
         when=pick(["early", "before us", "before us", "after us"]),
-        restarted=_chance(random, 0.8),
+        restarted=_chance(random, 0.8) or agent != "",  # nothing in the API would tell of such instances
         later=later,
-        agent=pick(["", "", "", "", "cannot read", "reports nothing", "is not Ready"]),
+        agent=agent,
         gated=_chance(random, 0.05),
     )
 
@@ -205,10 +206,10 @@ class Holdings:
 
 
 @dataclass
-class Town:
+class Inhabited:
     """A random cluster, and the person who types what messages say."""
 
-    fleet: Fleet
+    fleet: RandomCluster
     scene: Scene
     player: CommandPlayer
 
@@ -264,7 +265,7 @@ class Town:
 
 
 @asynccontextmanager
-async def town(fleet: Fleet) -> AsyncIterator[Town]:
+async def inhabited(fleet: RandomCluster) -> AsyncIterator[Inhabited]:
     """The cluster at rest, with so much of our operator as its state says."""
     policy = {"metadata": {"name": "cluster-policy"}, "spec": fleet.spec, "status": {"state": "ready"}}
     machines = [_manifest(one) for one in fleet.machines]
@@ -280,7 +281,7 @@ async def town(fleet: Fleet) -> AsyncIterator[Town]:
         workloads=() if fleet.dra else pods,
         configure_gpu_operator=fleet.configures,
     ) as scene:
-        cluster, found = scene.e.cluster, Town(fleet, scene, CommandPlayer(scene, dict(fleet.values)))
+        cluster, found = scene.e.cluster, Inhabited(fleet, scene, CommandPlayer(scene, dict(fleet.values)))
         for name, data in fleet.config_maps.items():
             cluster.add(CONFIG_MAPS, {"metadata": {"name": name, "namespace": "gpu-operator"}, "data": dict(data)})
         cluster.uninstalled |= {ACCESS_REVIEWS}

@@ -131,7 +131,7 @@ class CommandPlayer:
     async def play(self, command: str) -> None:
         """Carry it out, and wait until everything rests.
 
-        Raises NotPlayed before it has changed anything, and TimeoutError if it waits for something that never comes.
+        Raises NotPlayed if the simulators do not know it, and TimeoutError if it waits for something that never comes.
         """
         await asyncio.sleep(QUIET if command.startswith("until ") else 0)
         if not all(self._is_written(*read) for read in _READS.findall(command)):

@@ -16,9 +16,10 @@ from random import Random
 import pytest
 from hack.report import PROPERTY
 from tests.cli.asking import ask
-from tests.cli.fleets import BEFORE, Holdings, Town, draw, town
+from tests.cli.fleets import BEFORE, Holdings, Inhabited, Machine, RandomCluster, draw, inhabited
 from tests.cli.printed import QUIET, NotPlayed, changes, commands_in, is_open
-from tests.fakes.virtualtime import run_virtually
+from tests.embedded.scene import H100
+from tests.fakes.virtualtime import run_virtually, virtually
 
 from gpusharing.kube.client import GPUNODES, POLICIES
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -61,7 +62,7 @@ class Told:
     commands: tuple[str, ...]
 
 
-async def read(one: Town, random: Random) -> list[Told]:
+async def read(one: Inhabited, random: Random) -> list[Told]:
     """Return the commands of every verb and of every message; why is asked of one node."""
     cluster = one.scene.e.cluster
 
@@ -102,7 +103,7 @@ def strings(answer: str) -> Iterator[str]:
 async def live(number: int, tale: Tale) -> None:
     random = Random(number)
     fleet = draw(random)
-    async with town(fleet) as one:
+    async with inhabited(fleet) as one:
         before = one.holdings()
         if fleet.state not in BEFORE:
             await one.player.roll_out()
@@ -150,7 +151,7 @@ def shape(command: str) -> str:
     return " ".join(re.sub(r"=.*", "=", word) for word in words)
 
 
-def compare(one: Town, number: int, command: str, text: str, before: Holdings, mark: int) -> Iterator[str]:
+def compare(one: Inhabited, number: int, command: str, text: str, before: Holdings, mark: int) -> Iterator[str]:
     """Yield what nodes have lost since then, of which the text says nothing."""
     named = {name for names in CLIENTS.findall(text) for name in re.split(r", | and ", names)}
     excused = one.fenced_since(mark) | (one.wanting_mig() if '"strategy":null' in command else set())
@@ -173,3 +174,27 @@ def test_no_command_takes_anything_that_its_text_does_not_name(
     record_property(PROPERTY, dict(tale.happened))
     print("\n".join(f"{count:5} {what}" for what, count in sorted(tale.happened.items())))
     assert not tale.wrong, "\n".join(tale.wrong)
+
+
+DIVIDED = Machine("gpu-1", "a", H100, {}, ("1g.10gb",) * 7, when="before us")
+OFF = {"migManager": {"enabled": False, "config": {"default": "all-disabled"}}, "mig": {"strategy": "mixed"}}
+
+
+@virtually
+async def test_what_a_node_loses_is_noticed_and_excused_only_if_the_text_names_it() -> None:
+    cluster = RandomCluster("everything", OFF, {}, (DIVIDED,), (), {})
+    command = (
+        """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"migManager":{"enabled":true}}}'"""
+    )
+    async with inhabited(cluster) as one:
+        before = one.holdings()
+        await one.player.play(command)
+        (wrong,) = compare(one, 1, command, "all MPS clients on gpu-1 would end", before, 0)
+        assert "gpu-1 has lost nvidia.com/mig-1g.10gb: 14 -> 0, 14 MIG instances" in wrong
+
+
+def test_commands_are_found_in_prose() -> None:
+    patch = """kubectl patch clusterpolicy p --type merge -p '{"spec":{"mig":{"strategy":null}}}'"""
+    text = f"It is off; run: kubectl label node a b --overwrite k=v && {patch} (helm: --set mig.strategy=)."
+    assert [*commands_in(text)] == [f"kubectl label node a b --overwrite k=v && {patch}"]
+    assert [*filter(changes, commands_in("First see (kubectl gpusharing import), or kubectl get nodes -L k."))] == []

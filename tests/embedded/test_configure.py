@@ -144,8 +144,9 @@ async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is
         scene.apply(FULL)
         row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert "devicePlugin.config.name is theirs (set by helm)" in row["message"]
-        assert "run: kubectl patch clusterpolicy cluster-policy --type merge" in row["message"]
         await scene.e.until(lambda: pointers(scene) == ("theirs", MIG), "the other pointer", HOUR)
+        patch = "run: kubectl patch clusterpolicy cluster-policy --type merge"
+        await scene.e.until(lambda: patch in scene.condition("Accepted")["message"], "the command", HOUR)
         await asyncio.sleep(HOUR)
         assert pointers(scene) == ("theirs", MIG)
         assert len(scene.writes(plural="clusterpolicies")) == 1
