@@ -380,11 +380,13 @@ def make_effects(
 ) -> Mapping[Change, tuple[Effect, ...]]:
     """Effects of the changes that messages ask for; the mappings have the entries that Nodes name and we lack."""
     found = tuple(Effect(node, Loss.DEVICES, "why", missing=entry) for node, entry in (unplugged or {}).items())
-    lacking = (Effect(node, Loss.GPUS, "", missing=entry) for node, entry in (unresolved or {}).items())
+    lacking = tuple(Effect(node, Loss.GPUS, "", missing=entry) for node, entry in (unresolved or {}).items())
     effects = defaultdict[Change, tuple[Effect, ...]](tuple)
     for default in ("", "kept"):
         policy = make_cluster_policy(plugin_default=default)
-        effects[plugin_change(policy, SETTINGS, ())] = found
+        plugin, mig = plugin_change(policy, SETTINGS, ()), mig_change(SETTINGS)
+        effects[plugin] = found
+        effects[Change(fields=plugin.fields + mig.fields)] = (*found, *lacking, *starts)
     effects[mig_change(SETTINGS)] = (*lacking, *starts)
     effects[START_MIG_MANAGER] = effects[Change(fields=((MIG_MANAGER_SWITCH, True),))] = tuple(starts)
     return effects

@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         Reason.LAYOUTS_NEED_CONFIG_MAP, '{"spec":{"migManager":{"config":{"name":"gpusharing-mig-parted"}}}}'),
     "the plain chart's plugin reads another ConfigMap": (
         FULL, replace(PLAIN, plugin_config_name="theirs"), False, Reason.PLUGIN_CONFIG_NOT_OURS,
-        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values"
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values"
         " --set config.name=gpusharing-device-plugin"),
     "the plain chart runs without GPU Feature Discovery": (
         FULL, replace(PLAIN, switches={**NO_MIG_MANAGER, "gfd.enabled": False}), False,

@@ -25,18 +25,32 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, Change, DaemonSetState, DraView, Loss, NodeDevices
+from gpusharing.planning.snapshot.nvidia import (
+    PLUGIN_SWITCH,
+    Change,
+    DaemonSetState,
+    DraView,
+    Effect,
+    Loss,
+    NodeDevices,
+    PlainStackView,
+)
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView
 from gpusharing.planning.stack.acceptance import with_effects
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
+    REQUIRE_CLIENT,
     RESTART_ALL,
     RESTART_PLUGIN,
+    START_MIG_MANAGER,
     UNPLUG,
     find_effects,
     is_safe,
     label_commands,
+    tell_effects,
 )
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.pointers import find_held, mig_change, plan_pointers, plugin_change
 from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -248,3 +262,88 @@ def test_messages_ask_for_no_change_whose_effects_were_not_found() -> None:
         objections = plan_rollout(replace(found, policies=tuple(policies)), NOW).objections
         assert set(objections) == {"pool-b", "small"}
         assert not [one for one in objections.values() if "every GPU node" in one.message]
+
+
+PLAIN = replace(
+    make_cluster_policy(mig_config_name="", switches=NO_MIG_MANAGER),
+    plain=PlainStackView("nvdp", "nvdp", "", version="0.19.3"),
+)
+
+
+def test_a_mig_manager_that_does_not_run_yet_changes_gpus_at_its_first_start() -> None:
+    """`kubectl apply -k deploy/mig-manager` and a switch that is off are judged as the start that they are."""
+    (effect,) = find_effects(START_MIG_MANAGER, cluster(BY_HAND, SMALL, policy=PLAIN))
+    assert effect.label == "nvidia.com/mig.config=all-1g.10gb"
+
+
+def test_the_node_selector_of_nvidias_chart_takes_the_plugin_off_nodes_without_the_label() -> None:
+    chart = replace(PLAIN, plain=PlainStackView("nvdp", "nvdp", "manager"))
+    offering = node({"nvidia.com/gpu": 1})
+    (effect,) = find_effects(REQUIRE_CLIENT, cluster(offering, WHOLE, policy=chart))
+    assert effect.label == "nvidia.com/gpu.deploy.client=true"
+    busy = node({"nvidia.com/gpu": 1}, gpu__deploy__client="paused-for-mig-change")
+    (effect,) = find_effects(REQUIRE_CLIENT, cluster(busy, WHOLE, policy=chart))
+    assert effect.label == "", "mig-manager is at work"
+    labeled = node({"nvidia.com/gpu": 1}, gpu__deploy__client="true")
+    assert find_effects(REQUIRE_CLIENT, cluster(labeled, WHOLE, policy=chart)) == ()
+
+
+HELD: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "it may start": ({}, {}, ""),
+    "it is paused": ({"rollout": {"paused": True}}, {}, "its policy pool-b is paused"),
+    "it waits for an approval": ({"rollout": {"approval": "Manual"}}, {}, "waits for an approval"),
+    "a person skips the node": ({}, {"gpusharing.dev/skip": "true"}, "cannot change it now"),
+}
+
+
+@pytest.mark.parametrize(("policy", "labels", "why"), HELD.values(), ids=HELD.keys())
+def test_a_node_whose_policy_cannot_replace_its_devices_soon_is_a_victim(
+    policy: dict[str, Any], labels: dict[str, str], why: str
+) -> None:
+    wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"}, **policy)
+    offering = node({"nvidia.com/gpu": 7}, mig__config="all-1g.10gb")
+    offering = replace(offering, labels={**offering.labels, "gpusharing.dev/pool": "b", **labels})
+    before = cluster(offering, SMALL, policy=make_cluster_policy(mig_strategy="single"))
+    (effect,) = find_effects(FREE_STRATEGY, replace(before, policies=(wants,)))
+    assert effect.loss is (Loss.DEVICES if why else Loss.REPLACED)
+    assert why in effect.why
+
+
+def test_one_command_for_all_is_not_told_if_its_parts_take_more_together() -> None:
+    """ClusterPolicy's default entry serves MIG devices until the pointer moves, its strategy afterwards."""
+    policy = make_cluster_policy("admin", mig_strategy="mixed", plugin_default="default")
+    before = cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=policy, admin_plugin_configs={"default": MIXED})
+    elsewhere = {"matchLabels": {"gpusharing.dev/pool": "elsewhere"}}
+    wants = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, nodeSelector=elsewhere)
+    message = plan_rollout(replace(before, policies=(wants,)), NOW).objections["pool-b"].message
+    assert '"devicePlugin"' in message
+    assert '"strategy":null' not in message
+
+
+def test_a_name_that_only_our_file_has_protects_nobody_while_mig_manager_reads_another() -> None:
+    odd = make_gpu(layout=(("1g.10gb", 3),))
+    ours = "mig-configs: {pool-b-1: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 3}}]}"
+    for policy in (make_cluster_policy(mig_config_name=""), make_cluster_policy(mig_config_name="theirs")):
+        (effect,) = find_effects(START_MIG_MANAGER, cluster(BY_HAND, odd, policy=policy, mig_file=ours))
+        assert effect.label == ""
+    (effect,) = find_effects(START_MIG_MANAGER, cluster(BY_HAND, odd, mig_file=ours))
+    assert effect.label == "nvidia.com/mig.config=pool-b-1"
+
+
+def test_without_a_fresh_report_a_label_that_asks_for_instances_counts_under_strategy_single() -> None:
+    offering = node({"nvidia.com/gpu": 7}, mig__config="all-1g.10gb")
+    (effect,) = find_effects(FREE_STRATEGY, cluster(offering, policy=make_cluster_policy(mig_strategy="single")))
+    assert (effect.loss, effect.known) == (Loss.DEVICES, False)
+
+
+def test_beside_a_command_every_node_is_named() -> None:
+    lost = [Effect(f"gpu-{number}", Loss.CLIENTS, "why") for number in range(60)]
+    assert "gpu-59 would end" in tell_effects(lost)
+
+
+def test_without_our_operator_no_command_beside_nvidias_chart_takes_what_nobody_knows() -> None:
+    wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"})
+    view = InstallationView(nodes=(BY_HAND,), plain=PLAIN, policies=(wants,))
+    (found,) = (one for one in find_symptoms(view) if one.reason == "MigManagerMissing")
+    assert found.command == "kubectl get nodes -L nvidia.com/mig.config"
+    assert "unknown what mig-manager would change at its start on gpu-9" in found.message

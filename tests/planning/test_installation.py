@@ -299,7 +299,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         plain(config=""),
         "PluginConfigNotOurs",
         "ERROR",
-        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set config.name=",
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values --set config.name=",
     ),
     "the plain chart runs without GFD": (
         plain(discovers=False),

@@ -285,7 +285,9 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
     view = InstallationView(nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),))
     plugin, worker = (command for _, command in told(view))
-    assert plugin.startswith("helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values --set-json")
+    assert plugin.startswith(
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values --set-json"
+    )
     assert "'nfd.worker.tolerations=[" in worker
 
 

@@ -6,7 +6,6 @@ deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia compares what is r
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from posixpath import dirname
@@ -50,6 +49,8 @@ class DaemonSetView:
     """Name of the DaemonSet; empty unless it is the chart's, or runs mig-manager without GPU Operator."""
     release: str = ""
     """The Helm release, from its label."""
+    chart: str = ""
+    """The version of NVIDIA's device-plugin chart, from the label helm.sh/chart."""
     plugin: bool = False
     """Whether it runs the device plugin."""
     discovery: bool = False
@@ -108,6 +109,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         view,
         name=state.name,
         release=state.release,
+        chart=text(raw, "metadata", "labels", "helm.sh/chart").partition("nvidia-device-plugin-")[2].replace("_", "+"),
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
         config_map=_config_map(template, "available-configs"),
@@ -197,9 +199,8 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     if plugin is None:
         return None
     manager = next((row for row in views if row.mig_manager), _OTHER)
-    version = plugin.version.removeprefix("v") if re.fullmatch(r"v\d+\.\d+\.\d+", plugin.version) else ""
     pausable = all(row.pausable for row in chart)
-    plain = PlainStackView(plugin.name, plugin.release, manager.name, pausable, version)
+    plain = PlainStackView(plugin.name, plugin.release, manager.name, pausable, plugin.chart)
     switches = {}
     if find_unusable_manager(plain, manager.version) is not None:
         switches[MIG_MANAGER_SWITCH] = False

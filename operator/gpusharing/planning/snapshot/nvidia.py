@@ -188,7 +188,7 @@ class PlainStackView:
     All DaemonSets of the chart then run only on nodes with nvidia.com/gpu.deploy.client=true.
     """
     version: str = ""
-    """Version of the chart, such as `0.19.3`, which is that of the device plugin's image. Empty if it is unknown."""
+    """Version of the chart, such as `0.19.3`. Empty if it is unknown."""
 
 
 @value

@@ -27,6 +27,7 @@ from gpusharing.planning.stack.effects import (
     RESTART_PLUGIN,
     START_MIG_MANAGER,
     UNPLUG,
+    effects_of,
     find_effects,
     is_safe,
     label_commands,
@@ -39,7 +40,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_change,
 )
 from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, restart_of
-from gpusharing.planning.stack.wrongfields import WrongField, find_wrong_fields
+from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -98,11 +99,11 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
     if cluster_policy is not None:
         first = wrong[0].reason if wrong else None
         if first in (Reason.PLUGIN_DISABLED, Reason.FEATURE_DISCOVERY_DISABLED):
-            yield _explain(wrong, cluster_policy)
+            yield _explain(wrong, cluster_policy, stack)
         if apart := find_other_namespace(cluster_policy, namespace):
             yield Finding(Reason.GPU_OPERATOR_ELSEWHERE, apart)
         if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
-            yield _explain(wrong, cluster_policy)
+            yield _explain(wrong, cluster_policy, stack)
     if stack.foreign_map:
         where = f"configmap {stack.foreign_map} -n {namespace}"
         yield Finding(
@@ -112,16 +113,20 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed)",
         )
     if cluster_policy is not None and wrong:
-        yield _explain(wrong, cluster_policy)
+        yield _explain(wrong, cluster_policy, stack)
 
 
-def _explain(wrong: Sequence[WrongField], cluster_policy: ClusterPolicyView) -> Finding:
-    """Return what is wrong with one command for all of it; beside NVIDIA's chart, only the first row."""
+def _explain(wrong: Sequence[WrongField], cluster_policy: ClusterPolicyView, stack: StackView) -> Finding:
+    """Return what is wrong with one command for all of it, or for the first row if all at once would do harm."""
     wrong = wrong if cluster_policy.plain is None else wrong[:1]
+    due, left = find_due(wrong), [row for row in wrong if row not in find_due(wrong)]
+    effects = due[0].effects if due else ()
+    if len(due) > 1:
+        joint = effects_of(join(due), stack)
+        due, effects = (due, joint) if is_safe(joint) else (due[:1], effects)
     text, doctor = "; ".join(row.text for row in wrong), "kubectl gpusharing doctor"
-    told = tell_effects([*dict.fromkeys(effect for row in wrong for effect in row.effects)])
-    due = [row for row in wrong if not row.blocked and is_safe(row.effects)]
-    labels = "".join(f"{one} && " for one in label_commands(dict.fromkeys(e for row in due for e in row.effects)))
+    told = tell_effects([*dict.fromkeys([*effects, *(effect for row in left for effect in row.effects)])])
+    labels = "".join(f"{one} && " for one in label_commands(effects))
     if len(labels) > MOST_LABELS:
         told += f"; {doctor} prints the commands"
         labels, due = "", [row for row in due if not label_commands(row.effects)]
@@ -184,7 +189,20 @@ def with_effects(
     unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
     due = find_due_changes(wanted.values(), snapshot)
     effects = {change: find_effects(change, readable) + unknown for change in due}
+    if effects:  # the patches of one policy may take more together than each alone
+        stack = replace(snapshot.stack, effects=effects)
+        rows = ((one.name, (one, stack, snapshot.settings)) for one in readable.policies)
+        joined = memo.each(_find_joined, rows, failed=unread)
+        effects |= {
+            change: find_effects(change, readable) + unknown for change in {*joined.values()} - {None} if change
+        }
     return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
+
+
+def _find_joined(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Change | None:
+    specs = () if policy.spec is None else (policy.spec,)
+    due = find_due(row for row in find_wrong_fields(specs, stack, settings) if row.needed)
+    return join(due) if len(due) > 1 else None
 
 
 def find_wanted(policy: PolicyView) -> tuple[Mode | None, str]:

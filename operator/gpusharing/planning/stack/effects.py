@@ -17,10 +17,12 @@ from gpusharing.api.names import (
     LABEL_MIG_CAPABLE,
     LABEL_MIG_CONFIG,
     LABEL_PLUGIN_CONFIG,
+    LABEL_SKIP,
     LABEL_WORKLOAD_CONFIG,
     RESOURCE_GPU,
     RESOURCE_MIG_PREFIX,
     WORKLOAD_CONTAINER,
+    is_skip,
 )
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
 from gpusharing.planning.snapshot.nvidia import (
@@ -85,8 +87,6 @@ SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
 UNKNOWN = "nothing is known of its GPUs"
 INVALID = "-MIG-INVALID"
 """The end of GFD's product label where strategy single refuses the layouts (docs/design/nvidia.md#b6)."""
-MOST_NAMED = 40
-"""How many victims a message names beside a command that takes something from them."""
 
 
 UNEXPECTED = (Effect("every GPU node", Loss.GPUS, UNKNOWN, known=False),)
@@ -185,7 +185,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
             entries = parse(stack.mig_file) if stack.serves_our_mig_file else {}
             if not is_known and entries and config not in entries:
                 why, same, is_known = "", "", True  # mig-manager fails and touches no GPU (docs/design/nvidia.md#a3-2)
-            if not is_known and find_foreign_file(later):  # it may not have the name that our file gives the layout
+            if find_foreign_file(later):  # it may not have the name that our file gives the layout
                 same = ""
             label = same and f"{LABEL_MIG_CONFIG}={same}"
         if why or lacks:
@@ -248,7 +248,7 @@ def compare_config(config: str, hardware: Hardware, stack: StackView) -> tuple[s
         return "", "", True
     label = f"{LABEL_MIG_CONFIG} is {config or f'not set, which the GPU Operator takes for {ALL_DISABLED}'}"
     usual = generated_layouts(gpus[0].profiles) if gpus else {}
-    ours = [*parse_admin(stack.admin_mig_file)[0], *parse(stack.mig_file)]
+    ours = [*parse_admin(stack.admin_mig_file)[0], *(parse(stack.mig_file) if stack.serves_our_mig_file else ())]
     same = (name for name in (ALL_DISABLED, *usual, *ours) if _meaning(name, gpus, stack, resolve) == layouts)
     is_known = not isinstance(later, str)
     unknown = "" if is_known else ", of which it is unknown what it means"
@@ -343,18 +343,19 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
                 Loss.DEVICES,
                 f"its device plugin could not start while {now.settings.plugin_config_map} has no entry",
             )
-        elif change == REQUIRE_CLIENT and served(node) and node.labels.get(LABEL_DEPLOY_CLIENT) != "true":
-            lost = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))
-            yield Effect(name, Loss.DEVICES, lost, f"{LABEL_DEPLOY_CLIENT}=true")
         else:
             lost, is_known = _find_lost(node, now, then, later)
-            waits = _waits_for(owner, change, policy)
-            held = f"; its policy {owner.name} is paused" if waits and _is_paused(owner) and owner and is_known else ""
-            if lost and waits and not held:
+            client = node.labels.get(LABEL_DEPLOY_CLIENT, "")
+            held = _why_held(node, owner, now) if owner and _waits_for(owner, change, policy) else None
+            if change == REQUIRE_CLIENT and client != "true" and has_gpu(node) and not lost:
+                served_now = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))
+                label = "" if "paused-for-" in client else f"{LABEL_DEPLOY_CLIENT}=true"
+                yield Effect(name, Loss.DEVICES, served_now or "its device plugin", label)
+            elif lost and held == "":
                 yield Effect(name, Loss.REPLACED, lost, known=is_known)
             elif lost:
-                label = "" if name in serving else _find_entry(node, now, later)
-                yield Effect(name, Loss.DEVICES, lost + held, label, is_known)
+                label = "" if name in serving or change == REQUIRE_CLIENT else _find_entry(node, now, later)
+                yield Effect(name, Loss.DEVICES, f"{lost}; {held}" if held and is_known else lost, label, is_known)
         if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
 
@@ -365,8 +366,21 @@ def _waits_for(owner: PolicyView | None, change: Change, policy: ClusterPolicyVi
     return STRATEGY in dict(change.fields) and mig is not None and mig.strategy != policy.mig_strategy
 
 
-def _is_paused(owner: PolicyView | None) -> bool:
-    return owner is not None and owner.spec is not None and owner.spec.rollout.paused
+def _why_held(node: NodeView, owner: PolicyView, snapshot: ClusterSnapshot) -> str:
+    """Return why the node's own change cannot begin by itself; empty if it may, although perhaps not yet."""
+    rollout = owner.spec.rollout if owner.spec is not None else None
+    if snapshot.settings.paused != "false" or (rollout is not None and rollout.paused):
+        return f"its policy {owner.name} is paused"
+    if rollout is not None and rollout.approval == "Manual":
+        return f"its policy {owner.name} waits for an approval"
+    idle = node.name not in snapshot.agents or node.unschedulable or node.upgrade_failed or bool(node.other_plugin)
+    if (
+        idle
+        or is_skip(node.labels.get(LABEL_SKIP))
+        or any(map(node.keeps_off, ("operands", "device-plugin", "mig-manager")))
+    ):
+        return f"its policy {owner.name} cannot change it now"
+    return ""
 
 
 def find_missing(node: NodeView, snapshot: ClusterSnapshot) -> str:
@@ -417,7 +431,8 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
         fallback = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")
         coming = read_config(replace(then, labels=unlabeled), later) or fallback
     unread = gpunode is None or gpunode.observed is None or gpunode.observed.error or node.name not in now.agents
-    if unread and coming.mig_strategy != "none" and (why := _find_contradiction(node)):
+    divides = coming.mig_strategy != "none" or (config is not None and config.mig_strategy == "single")
+    if unread and divides and (why := _find_contradiction(node)):
         return why, False
     if layouts is not None:
         offers = offers or (advertise(layouts, config) if config is not None else {})
@@ -594,7 +609,8 @@ def _tell_devices(effects: Iterable[Effect]) -> str:
 
 
 def _all(nodes: Sequence[str]) -> str:
-    return some(nodes, MOST_NAMED)
+    """Beside a command, every node that loses something by it is named."""
+    return ", ".join(nodes)
 
 
 def tell_clients(effects: Iterable[Effect]) -> str:

@@ -10,7 +10,14 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Change, ClusterPolicyView, Loss, find_active
+from gpusharing.planning.snapshot.nvidia import (
+    MIG_MANAGER_SWITCH,
+    PLUGIN_SWITCH,
+    Change,
+    ClusterPolicyView,
+    Loss,
+    find_active,
+)
 from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
@@ -21,6 +28,7 @@ from gpusharing.planning.stack.effects import (
     UPSTREAM_MIG_CONFIG,
     after_labels,
     has_driver,
+    is_safe,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
@@ -46,7 +54,7 @@ from gpusharing.planning.stack.requirements import (
     find_gate_symptoms,
     tell_off,
 )
-from gpusharing.planning.stack.wrongfields import WrongField, find_wrong_fields
+from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
@@ -198,10 +206,14 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
         return
     due = find_due_changes([*map(find_wanted, view.policies)], snapshot)
     # Before the installation no agent can tell what a start of mig-manager takes, and no command asks for it.
-    told = ((change, view.installed or PLUGIN_POINTER in dict(change.fields)) for change in due)
+    asked = view.installed or policy.plain is not None
+    told = ((change, asked or PLUGIN_POINTER in dict(change.fields)) for change in due)
     stack = replace(stack, effects={change: view.effects(change) if known else () for change, known in told})
     specs = [one.spec for one in view.policies if one.spec is not None]
-    for row in find_wrong_fields(specs, stack, place):
+    rows = [*find_wrong_fields(specs, stack, place)]
+    ready = [row for row in find_due(rows) if row.change is not None]
+    first = ready[:1] if len(ready) > 1 and not is_safe(view.effects(join(ready))) else ready
+    for row in rows:
         if row.reason is Reason.LAYOUTS_NEED_CONFIG_MAP and policy.is_off(MIG_MANAGER_SWITCH):
             continue  # mig-manager comes first
         void = row.pointer is not None and view.is_void(row.pointer.now)
@@ -212,7 +224,10 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
                 " NVIDIA's pods that mount it cannot start"
             )
         severe = error if row.needed or void else warning
-        yield severe(Topic.CLUSTER_POLICY, str(row.reason), text, _correct(view, policy, row))
+        command = _correct(view, policy, row)
+        if row in ready and row not in first:
+            text, command = f"{text}; run doctor again once {first[0].reason} is corrected", _show(policy)
+        yield severe(Topic.CLUSTER_POLICY, str(row.reason), text, command)
     pointed = policy.plain is None and policy.plugin_config_name == place.plugin_config_map and not stack.by_dra
     ours, default = view.config_maps.get(place.plugin_config_map), policy.plugin_default
     if pointed and ours is not None and default not in ("", *ours.keys):
@@ -319,7 +334,11 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
         message = f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods"
         command = f"kubectl label --overwrite namespace {where} pod-security.kubernetes.io/enforce=privileged"
         yield error(Topic.AGENTS, "PodSecurityForbids", message, command)
-    if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
+    policy = view.followed_policy
+    theirs = policy is not None and not policy.is_off(PLUGIN_SWITCH)
+    kept_off = {node.name for node in nodes if node.keeps_off("operands") or node.keeps_off("device-plugin")}
+    # Where NVIDIA's plugin does not run, the label would leave the GPUs without any.
+    if cloud := sorted(n.name for n in nodes if theirs and n.other_plugin == GKE and n.name not in kept_off):
         yield error(
             Topic.AGENTS,
             "TwoDevicePlugins",

@@ -443,7 +443,7 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
-    version = f" --version {plain.version}" if plain.version else ""  # the newest one would restart every program
+    version = f" --version {plain.version or 'VERSION'}"  # the newest one would change and restart every program
     return (
         f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace}{version} --reuse-values"
         f" {option} {helm_value}"

@@ -164,7 +164,9 @@ def _find_mislabeled(node: NodeView, observed: ObservedView | None, snapshot: Cl
         return
     label = f"{LABEL_MIG_CONFIG}={same}" if same else ""
     if config:
-        yield Misfit(Reason.MIG_CONFIG_DIFFERS, f"{why}: mig-manager would change them at its next start", label)
+        off = _why_no_mig_manager(node, snapshot)
+        start = f"once it may run there ({off})" if off else "at its next start"
+        yield Misfit(Reason.MIG_CONFIG_DIFFERS, f"{why}: mig-manager would change them {start}", label)
         return
     text = f"its GPUs are divided into {describe_layouts(layouts or ())}"
     name = "" if same else " to an entry that has this layout"

@@ -43,6 +43,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.target import is_plugin_resource
 
 EVERY_MODE = frozenset(Mode)
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
@@ -179,8 +180,10 @@ def find_other_workload(
     cause = f"{label} is {workload}" if node.labels.get(label) else f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}"
     effects = find_effects(Change(labels=((label, container),), nodes=(node.name,)))
     command = after_labels(f"kubectl label node {node.name} --overwrite {label}={container}", effects)
+    others = [one for one in sorted(node.resources) if one.startswith("nvidia.com/") and not is_plugin_resource(one)]
+    first = f"; {', '.join(others)} would go, so stop the virtual machines that use the GPUs first" if others else ""
     return (
-        f"{cause}: the GPUs of {node.name} are not available to containers{tell_effects(effects)}"
+        f"{cause}: the GPUs of {node.name} are not available to containers{first}{tell_effects(effects)}"
         f"{command and f'. To use them for containers: {command}'}"
     )
 

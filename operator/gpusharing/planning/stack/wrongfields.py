@@ -3,22 +3,30 @@
 The condition Accepted, `doctor` and `helm test` report the same rows.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import field
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Effect, StackView
+from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
     MIG_POINTER,
     PLUGIN_POINTER,
     effects_of,
+    is_safe,
     tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import Fields, plain_upgrade
 from gpusharing.planning.stack.mig import find_mig_obstacle
-from gpusharing.planning.stack.pointers import Pointer, find_pointers, plugin_change, plugin_pointer, why_not_set
+from gpusharing.planning.stack.pointers import (
+    Pointer,
+    find_pointers,
+    mig_change,
+    plugin_change,
+    plugin_pointer,
+    why_not_set,
+)
 from gpusharing.planning.stack.requirements import OPERANDS, is_needed, tell_off
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -35,6 +43,8 @@ class WrongField:
     text: str
     patch: Fields = field(default_factory=dict)
     """The fields of ClusterPolicy to set. Empty beside NVIDIA's chart."""
+    change: Change | None = None
+    """What the patch changes."""
     command: str = ""
     """The command beside NVIDIA's chart."""
     effects: tuple[Effect, ...] = ()
@@ -55,6 +65,17 @@ def find_wrong_fields(
         yield from find(specs, policy, stack, settings)
 
 
+def find_due(rows: Iterable[WrongField]) -> list[WrongField]:
+    """Return the rows that may be corrected now, each for itself."""
+    return [row for row in rows if row.needed and not row.blocked and is_safe(row.effects)]
+
+
+def join(rows: Iterable[WrongField]) -> Change:
+    """Return the change that all of their patches together make, which may take more than each alone."""
+    changes = (row.change for row in rows if row.change is not None)
+    return Change(fields=tuple(dict.fromkeys(field for change in changes for field in change.fields)))
+
+
 def _find_in_cluster_policy(
     specs: Collection[GPUSharingPolicySpec], policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> Iterator[WrongField]:
@@ -72,13 +93,15 @@ def _find_in_cluster_policy(
                 Reason.PLUGIN_CONFIG_NOT_OURS,
                 text + _tell_entries(pointer, stack),
                 pointer.patch,
+                plugin_change(policy, settings, stack.plugin_configs),
                 effects=pointer.victims,
                 blocked=bool(pointer.stops),
                 pointer=pointer,
             )
         if row.is_off(policy) and row.label in needs:
             effects, needed = effects_of(row.change, stack), is_needed(row, modes)
-            yield WrongField(row.disabled, tell_off(row, policy), row.patch, effects=effects, needed=needed)
+            text = tell_off(row, policy)
+            yield WrongField(row.disabled, text, row.patch, row.change, effects=effects, needed=needed)
     if (fixed := policy.mig_strategy) and not stack.by_dra:
         others = sorted({mig.strategy for mig in migs} - {fixed})
         effects = effects_of(FREE_STRATEGY, stack) if others else ()
@@ -88,6 +111,7 @@ def _find_in_cluster_policy(
             Reason.MIG_STRATEGY_SET,
             f"ClusterPolicy mig.strategy is {fixed} and overrides {whose}{users}",
             {"mig": {"strategy": None}},
+            FREE_STRATEGY,
             effects=() if users else effects,
             blocked=bool(users),
             needed=bool(others),
@@ -98,6 +122,7 @@ def _find_in_cluster_policy(
             f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
             f" {pointer.text}{why(pointer)}{pointer.merge_first}",
             pointer.patch,
+            mig_change(settings),
             effects=pointer.victims,
             blocked=bool(pointer.stops),
             needed=any(mig.layouts is not None for mig in migs),
