@@ -447,6 +447,21 @@ def tell_unhealthy(node: NodeView, unhealthy: Mapping[str, int]) -> str:
     )
 
 
+def tell_withdrawn(node: NodeView) -> str:
+    """Return a clause about a node whose kubelet counts devices and offers none of them; empty for any other node.
+
+    That ends by itself: after a restart of the device plugin, or when the kubelet forgets a plugin that has stopped,
+    after five minutes (docs/design/nvidia.md#b9). A node that is being changed may show it for another reason.
+    """
+    counts = {name: count for name, count in node.unhealthy.items() if is_plugin_resource(name)}
+    if node.fence is not None or not counts or served(node):
+        return ""
+    return (
+        f"the kubelet counts {tell_counts(counts)}, but offers none: the device plugin is not running, or calls all of"
+        " them unhealthy; see the plugin's log"
+    )
+
+
 def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU.
 
