@@ -134,6 +134,12 @@ def test_what_the_kubelet_still_counts_of_an_earlier_mode_is_no_unhealthy_device
     assert (verdict.health and verdict.health.reason) is Reason.NO_TROUBLE
 
 
+def test_a_device_that_only_the_plugin_calls_unhealthy_does_not_keep_a_new_node_closed() -> None:
+    verdict = judge(offering({GPU: 7}, {GPU: 1}, node={"gate": "[]"}))
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.PENDING, Reason.ADOPTABLE)
+
+
 WANTED = {GPU: 1, HALF: 2}
 SHORT: dict[str, tuple[Mapping[str, int], Mapping[str, int], bool, Mapping[str, int]]] = {
     "all that is wanted": (WANTED, {}, False, {}),
