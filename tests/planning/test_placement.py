@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_node, make_pod, make_policy
+from tests.build import make_cluster_policy, make_node, make_pod, make_policy, make_stack
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, world_of
 
 from gpusharing.api import names
@@ -104,6 +104,17 @@ def test_a_configuration_of_nobody_limits_shares_too() -> None:
         labels={names.LABEL_PLUGIN_CONFIG: "gone", names.LABEL_SHARING_STRATEGY: "mps"}, resources={GPU: 4}
     )
     assert kinds(asking({GPU: 2}), find_present_offer(unread, world.stack)) == [Kind.SHARES], "GFD's label tells"
+
+
+@pytest.mark.parametrize(("version", "limited"), [("v0.19.3", True), ("v0.20.0", False), ("", False)])
+def test_a_device_plugin_before_0_20_ignores_that_mps_should_accept_several_shares(
+    version: str, *, limited: bool
+) -> None:
+    sharing = Sharing(((GPU, 4),), fail_requests_greater_than_one=False, strategy="mps")
+    policy = replace(make_cluster_policy(), plugin_version=version)
+    stack = make_stack(cluster_policy=policy, plugin_configs={"mine": render(PluginConfig(sharing=sharing))})
+    node = make_node(labels={names.LABEL_PLUGIN_CONFIG: "mine"}, resources={GPU: 4})
+    assert kinds(asking({GPU: 2}), find_present_offer(node, stack)) == [Kind.SHARES] * limited
 
 
 FRACTION = make_pod(resources={}, labels={"runai-gpu-group": "g"}, scheduler="kai-scheduler")

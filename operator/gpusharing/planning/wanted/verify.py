@@ -32,6 +32,7 @@ from gpusharing.planning.wanted.target import (
     describe_layouts,
     is_plugin_resource,
     predict_resources,
+    rejects_shares,
 )
 
 
@@ -364,6 +365,10 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
         return PluginConfig(fixed or "none")
     text = stack.plugin_configs.get(key)
     config = parse(text) if text is not None else None
+    sharing = config.sharing if config is not None else None
+    version = stack.cluster_policy.plugin_version if stack.cluster_policy else ""
+    if config is not None and sharing is not None and sharing.strategy == "mps" and rejects_shares(version):
+        config = replace(config, sharing=replace(sharing, fail_requests_greater_than_one=True))
     return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
 
 
