@@ -142,6 +142,21 @@ KAI: dict[str, tuple[PodView, Offer, bool]] = {
         ),
         False,
     ),
+    "a whole GPU beside instances on a node without GFD's label": (
+        WHOLE,
+        Offer("n", EITHER, find_labels=lambda: ({"zone": "east"},)),
+        True,
+    ),
+    "a fraction beside instances on a node without GFD's label": (
+        FRACTION,
+        Offer("n", EITHER, find_labels=lambda: ({"zone": "east"},)),
+        True,
+    ),
+    "a share with a name of its own beside instances": (
+        asking({SHARED: 1}, scheduler="kai-scheduler"),
+        Offer("n", {SHARED: 4, HALF: 2}, find_labels=lambda: (DIVIDED,)),
+        True,
+    ),
     "a whole GPU where the label says that there is no MIG": (
         WHOLE,
         Offer("n", EITHER, find_labels=lambda: ({**DIVIDED, LABEL_KAI_MIG: "false"},)),
