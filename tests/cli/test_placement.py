@@ -7,12 +7,12 @@ from tests.cli.asking import Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.api.names import TAINT_UNPROVEN
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.pods import pod_view
 from gpusharing.planning.drain.placement import needs_of
 from gpusharing.planning.pools.afterwards import find_present_offer
-from gpusharing.planning.snapshot.taints import TRANSIENT_TAINTS
 from kubectl_gpusharing.diagnosis.pod import BARE, find_overlooked, find_rule
 
 JSON = dict[str, Any]
@@ -161,12 +161,30 @@ def test_a_toleration_may_compare_numbers(operator: str, *, open_: bool) -> None
 
 
 def test_each_taint_has_to_be_tolerated_and_one_without_a_value_is_written_so() -> None:
-    other = {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}
+    other = {"key": "node.kubernetes.io/out-of-service", "effect": "NoSchedule"}
     found = find_obstacle(pod(TOLERATES["the key"]), tainted(GPU, other))
-    assert found == "the pod does not tolerate the taint node.kubernetes.io/disk-pressure:NoSchedule"
+    assert found == "the pod does not tolerate the taint node.kubernetes.io/out-of-service:NoSchedule"
 
 
-@pytest.mark.parametrize("key", sorted(TRANSIENT_TAINTS))
+@pytest.mark.parametrize(
+    "key",
+    [
+        TAINT_UNPROVEN,
+        *(
+            f"node.kubernetes.io/{condition}"
+            for condition in (
+                "unschedulable",
+                "not-ready",
+                "unreachable",
+                "disk-pressure",
+                "memory-pressure",
+                "pid-pressure",
+                "network-unavailable",
+            )
+        ),
+        "node.cloudprovider.kubernetes.io/uninitialized",
+    ],
+)
 def test_a_taint_that_goes_by_itself_is_no_rule(key: str) -> None:
     assert find_obstacle({}, tainted({"key": key, "effect": "NoSchedule"})) == ""
 

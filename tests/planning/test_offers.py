@@ -124,6 +124,8 @@ MISFITS: dict[str, tuple[tuple[NodeView, ClusterSnapshot], Reason, str, str]] = 
         world({}, {GPU: 7}, (None,) * 8, unhealthy={GPU: 1}), Reason.DEVICE_UNHEALTHY, "1 of 8 nvidia.com/gpu is", ""),
     "7 of 8, of which nobody has read": (
         world({}, {GPU: 7}, None, unhealthy={GPU: 1}), Reason.DEVICE_UNHEALTHY, "1 of 8 nvidia.com/gpu is", ""),
+    "0 of 8": (
+        world({}, {}, (None,) * 8, unhealthy={GPU: 8}), Reason.DEVICE_UNHEALTHY, "not running, or calls all of them", ""),
     "the whole GPU beside instances": (
         world({CONFIG: "x", STATE: "success"}, {SMALL: 7}, (SEVEN, None), unhealthy={GPU: 1},
             admin="mig-configs: {x: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"

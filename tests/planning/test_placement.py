@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_node, make_pod, make_policy
+from tests.build import make_cluster_policy, make_node, make_pod, make_policy, make_stack
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, world_of
 
 from gpusharing.api import names
@@ -106,6 +106,17 @@ def test_a_configuration_of_nobody_limits_shares_too() -> None:
     assert kinds(asking({GPU: 2}), find_present_offer(unread, world.stack)) == [Kind.SHARES], "GFD's label tells"
 
 
+@pytest.mark.parametrize(("version", "limited"), [("v0.19.3", True), ("v0.20.0", False), ("", False)])
+def test_a_device_plugin_before_0_20_ignores_that_mps_should_accept_several_shares(
+    version: str, *, limited: bool
+) -> None:
+    sharing = Sharing(((GPU, 4),), fail_requests_greater_than_one=False, strategy="mps")
+    policy = replace(make_cluster_policy(), plugin_version=version)
+    stack = make_stack(cluster_policy=policy, plugin_configs={"mine": render(PluginConfig(sharing=sharing))})
+    node = make_node(labels={names.LABEL_PLUGIN_CONFIG: "mine"}, resources={GPU: 4})
+    assert kinds(asking({GPU: 2}), find_present_offer(node, stack)) == [Kind.SHARES] * limited
+
+
 FRACTION = make_pod(resources={}, labels={"runai-gpu-group": "g"}, scheduler="kai-scheduler")
 WAITING = make_pod(resources={}, fractions=2, scheduler="kai-scheduler")
 WHOLE, INSTANCE = asking({GPU: 1}, scheduler="kai-scheduler"), asking({HALF: 1}, scheduler="kai-scheduler")
@@ -130,6 +141,21 @@ KAI: dict[str, tuple[PodView, Offer, bool]] = {
             find_labels=lambda: ({LABEL_KAI_MIG: "true", names.LABEL_MIG_STRATEGY: "single"},),
         ),
         False,
+    ),
+    "a whole GPU beside instances on a node without GFD's label": (
+        WHOLE,
+        Offer("n", EITHER, find_labels=lambda: ({"zone": "east"},)),
+        True,
+    ),
+    "a fraction beside instances on a node without GFD's label": (
+        FRACTION,
+        Offer("n", EITHER, find_labels=lambda: ({"zone": "east"},)),
+        True,
+    ),
+    "a share with a name of its own beside instances": (
+        asking({SHARED: 1}, scheduler="kai-scheduler"),
+        Offer("n", {SHARED: 4, HALF: 2}, find_labels=lambda: (DIVIDED,)),
+        True,
     ),
     "a whole GPU where the label says that there is no MIG": (
         WHOLE,

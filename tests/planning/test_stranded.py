@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.build import (
+    H100,
     NOW,
     at,
     make_fence,
@@ -19,21 +20,25 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, SLICED, world_of
+from tests.planning.cases import FULL, MIXED, SLICED, pair_of, world_of
 from tests.planning.test_gfdlabels import futures_of
 from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
+from gpusharing.api.names import Phase
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
+from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.report.status import policy_status, tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.memory import CallFailure
 from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -215,6 +220,92 @@ def test_pods_are_not_evicted_for_devices_that_a_person_would_have_to_clear_the_
     assert "No node would advertise nvidia.com/gpu" in held_by(snapshot)
     both = replace(snapshot, nodes={**snapshot.nodes, "gpu-09": other(8)})
     assert begins(both), "what is there already counts"
+
+
+# --- by what does not change for now -----------------------------------------------------------------------------
+
+FULL_C = make_policy("pool-c", "Full", nodeSelector={"matchLabels": POOL_C})
+SLICED_C = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C})
+WHOLE, (CONFIG, KEY) = "1x full", pair_of(FULL_C, *EIGHT)
+RESTING = replace(
+    world_of(FULL, (H100,) * 8).nodes["gpu-07"],
+    name="gpu-08",
+    uid="uid-gpu-08",
+    verified=Verified("pool-c", CONFIG, KEY, layout=WHOLE, gpus=8),
+)
+"""gpu-08 as policy pool-c, which wants whole GPUs, has left it."""
+RESTING = replace(
+    RESTING,
+    labels={
+        **RESTING.labels,
+        **POOL_C,
+        names.LABEL_POLICY: "pool-c",
+        names.LABEL_MODE: "full",
+        names.LABEL_PLUGIN_CONFIG: KEY,
+    },
+)
+ONE, ALL_EIGHT = make_pod("one"), make_pod("all", resources={GPU: 8}, per_container={GPU: 8})
+
+
+def beside(node: NodeView, pod: PodView = ONE, policy: PolicyView = FULL_C, **report: Any) -> ClusterSnapshot:
+    """gpu-07, which gives up its whole GPUs, with this pod, and gpu-08, the only other place for it."""
+    snapshot = snapshot_of(full_node(), node, policies=(POLICY, policy), work={"gpu-07": make_work(pod)})
+    found = replace(world_of(FULL, (H100,) * 8).gpunodes["gpu-07"], name="gpu-08", **report)
+    return replace(snapshot, gpunodes={**snapshot.gpunodes, "gpu-08": found})
+
+
+def test_a_node_that_has_what_its_policy_wants_counts_without_its_unhealthy_devices() -> None:
+    short = replace(RESTING, resources={GPU: 7}, unhealthy={GPU: 1})
+    assert begins(beside(RESTING, ALL_EIGHT))
+    assert begins(beside(short))
+    assert "No node that the pod may run on would advertise 8 nvidia.com/gpu" in held_by(beside(short, ALL_EIGHT))
+
+
+@pytest.mark.parametrize("seconds", [1, 3600], ids=["for a moment", "for an hour"])
+def test_a_node_that_offers_none_of_its_devices_is_no_place(seconds: float) -> None:
+    snapshot = beside(replace(RESTING, resources={}, unhealthy={GPU: 8}))
+    memory = replace(snapshot.memory, drifting_since={"gpu-08": at(-seconds)})
+    assert "No node would advertise nvidia.com/gpu" in held_by(replace(snapshot, memory=memory))
+
+
+def test_a_failed_node_that_waits_for_a_person_is_no_place() -> None:
+    fence = make_fence(
+        "actuating", policy="pool-c", node_uid="uid-gpu-08", since=at(-9000), attempt=9, to_layout=WHOLE,
+        target_mig_config=CONFIG, target_plugin_config=KEY, failed=at(-8000),
+    )  # fmt: skip
+    state = {names.LABEL_MIG_CONFIG: CONFIG, names.LABEL_MIG_STATE: "failed"}
+    node = replace(RESTING, labels={**RESTING.labels, **state}, resources={}, unschedulable=True, fence=fence)
+    snapshot = beside(node)
+    failed = plan_rollout(snapshot, NOW).verdicts["gpu-08"]
+    assert (failed.phase, failed.reason) == (Phase.FAILED, Reason.ACTUATOR_FAILED)
+    assert "No node would advertise nvidia.com/gpu" in held_by(snapshot)
+    trying = beside(replace(node, retry="again"))
+    assert plan_rollout(trying, NOW).verdicts["gpu-08"].phase is not Phase.FAILED
+    assert begins(trying), "it tries again by itself"
+    calling = replace(trying, call_failures={"gpu-08": CallFailure("the server is away", at(8), tries=3)})
+    late = plan_rollout(calling, NOW).verdicts["gpu-08"]
+    assert (late.phase, late.reason) == (Phase.FAILED, Reason.CALL_FAILED)
+    assert begins(calling), "the call is retried"
+
+
+def test_a_node_behind_the_start_up_taint_that_waits_for_a_person_is_no_place() -> None:
+    gpus = tuple(replace(gpu, vitals=Vitals(ecc_errors=True)) for gpu in EIGHT)
+    observed = make_gpunode(gpus=gpus).observed
+    assert begins(beside(RESTING, observed=observed))
+    gated = beside(replace(RESTING, gate="[]"), observed=observed)
+    assert plan_rollout(gated, NOW).verdicts["gpu-08"].reason is Reason.GPU_UNHEALTHY
+    assert "No node would advertise nvidia.com/gpu" in held_by(gated)
+
+
+def test_a_place_whose_change_waits_for_a_person_has_the_labels_that_a_pod_requires_with_and_without_it() -> None:
+    waiting = replace(RESTING, foreign="node-maintenance")
+    for mode in ("full", "time-slicing"):
+        pod = make_pod(node_selector={names.LABEL_MODE: mode})
+        snapshot = beside(waiting, pod, SLICED_C)
+        here = full_node(labels={**full_node().labels, names.LABEL_MODE: mode})
+        snapshot = replace(snapshot, nodes={**snapshot.nodes, "gpu-07": here})
+        assert f"The pod requires {names.LABEL_MODE}={mode}" in held_by(snapshot)
+    assert begins(beside(waiting, make_pod(node_selector=POOL_C), SLICED_C)), "a label that stays"
 
 
 @pytest.mark.parametrize(("snapshot", "told"), SHORT.values(), ids=SHORT)

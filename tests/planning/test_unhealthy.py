@@ -17,7 +17,7 @@ from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import find_unhealthy
 
@@ -87,6 +87,57 @@ def test_a_change_that_the_policy_asks_for_waits_as_for_any_unhealthy_gpu() -> N
     verdict = judge(offering({GPU: 7}, {GPU: 1}, SLICED))
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, ())
+
+
+def withdrawn(policy: PolicyView = FULL, seconds: float = 3600, **node: Any) -> Verdict:
+    """What is decided about a node that was proven with 8 whole GPUs and, for so long, has offered none of them."""
+    actions = planned(offering({GPU: 8}, {})).verdicts["gpu-07"].actions
+    (adopt,) = (one for one in actions if isinstance(one, LabelNode))
+    labels = {names.LABEL_MODE: "full", names.LABEL_POLICY: FULL.name, names.LABEL_PLUGIN_CONFIG: None}
+    fields = {"resources": {}, "unhealthy": {GPU: 8}, "verified": adopt.verified, **node}
+    verdict = judge(make_case(policy, products=EIGHT, labels=labels, node=fields, drifting_since=at(-seconds)))
+    assert verdict is not None
+    return verdict
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        pytest.param(withdrawn(), id="its own name would be new"),
+        pytest.param(withdrawn(retry="now"), id="a person asked for another try"),
+        pytest.param(withdrawn(SLICED), id="the policy wants another mode"),
+        pytest.param(withdrawn(SLICED, seconds=0), id="the policy wants another mode, and this has just begun"),
+        pytest.param(judge(offering({}, {GPU: 8}, SLICED)), id="nothing was proven"),
+    ],
+)
+def test_no_change_begins_on_a_node_with_0_of_8_and_no_command_is_given_that_would_start_one(verdict: Verdict) -> None:
+    assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, False)
+    assert verdict.actions == ()
+    assert "the kubelet counts 8 nvidia.com/gpu, but offers none" in verdict.message
+    assert names.ANNOTATION_RETRY not in verdict.message
+    assert verdict.health is not None
+    assert verdict.health.reason is Reason.DEVICE_UNHEALTHY
+
+
+def test_a_node_whose_device_plugin_restarts_waits_and_is_synced_again_afterwards() -> None:
+    verdict = withdrawn(seconds=10)
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, Reason.DRIFTED, ())
+    back = withdrawn(resources={GPU: 8}, unhealthy={})
+    assert (back.phase, back.reason) == (Phase.SYNCED, Reason.SYNCED)
+    changed = withdrawn(SLICED, resources={GPU: 8}, unhealthy={})
+    assert (changed.phase, changed.candidate) == (Phase.PENDING, True)
+
+
+def test_what_the_kubelet_still_counts_of_an_earlier_mode_is_no_unhealthy_device() -> None:
+    verdict = judge(changing(node={"resources": {}, "unhealthy": {GPU: 8}}))
+    assert verdict is not None
+    assert (verdict.health and verdict.health.reason) is Reason.NO_TROUBLE
+
+
+def test_a_device_that_only_the_plugin_calls_unhealthy_does_not_keep_a_new_node_closed() -> None:
+    verdict = judge(offering({GPU: 7}, {GPU: 1}, node={"gate": "[]"}))
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason) == (Phase.PENDING, Reason.ADOPTABLE)
 
 
 WANTED = {GPU: 1, HALF: 2}

@@ -171,12 +171,14 @@ def read_stock(raw: JSON) -> NodeStock:
     sharing, policy = labels.get(names.LABEL_SHARING_STRATEGY), labels.get(names.LABEL_POLICY, "")
     name, devices = text(raw, "metadata", "name"), gpu_counts(part(raw, "status", "allocatable"))
     limited = dict.fromkeys(devices, "its device plugin uses MPS") if sharing == "mps" else {}
+    # GFD writes the strategy of whole GPUs, which is none if there are only MIG devices (docs/design/nvidia.md#c).
+    sliced = sharing == "time-slicing" or labels.get(names.LABEL_MODE) in ("time-slicing", "mig-time-slicing")
     return NodeStock(
         name,
         policy,
         Offer(name, devices, limited, lasting_taints(raw)),
         ", ".join(reason for reason, holds in reasons.items() if holds),
-        policy if sharing == "time-slicing" else "",
+        policy if sliced else "",
     )
 
 

@@ -159,11 +159,14 @@ def _find_kai_rule(needs: Needs, offer: Offer) -> str:
     asks_mig = any(name.startswith(RESOURCE_MIG_PREFIX) for name, _ in needs.devices)
     written = labels.get(LABEL_KAI_MIG)
     is_mig = has_mig if written is None else written in _TRUE
-    strategy = labels.get(LABEL_MIG_STRATEGY, "mixed" if has_mig else "") if is_mig else ""
+    assumed = "mixed" if has_mig and not offer.labels else ""
+    strategy = labels.get(LABEL_MIG_STRATEGY, assumed) if is_mig else ""
+    asks_gpus = needs.fraction or any(name == RESOURCE_GPU for name, _ in needs.devices)
     if needs.fraction and (offer.divided or strategy == "single"):
         label = "" if is_mig else f", which it recognizes only by the label {LABEL_KAI_MIG}=true"
         return f"KAI-Scheduler gives no fractions of the MIG devices of a node with MIG strategy single{label}"
-    if strategy == "mixed" and not asks_mig:
+    # To KAI-Scheduler, a pod that requests only nvidia.com/gpu.shared requests no GPU (IsCPUOnlyRequest).
+    if strategy == "mixed" and asks_gpus and not asks_mig:
         return "KAI-Scheduler places only pods that request MIG devices on a node that has some (MIG strategy mixed)"
     if asks_mig and written is not None and not is_mig:
         return (

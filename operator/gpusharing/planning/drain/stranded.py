@@ -87,8 +87,10 @@ class FutureNode:
     """Whether pods can be scheduled on the node after the changes."""
     devices: Mapping[str, str] = field(default_factory=dict)
     """The devices that NVIDIA's DRA driver publishes for the node now (`NodeDevices.names`)."""
+    unchanged: Offer | None = None
+    """`offer` with the labels that the node has without its change; None if nothing is in the way of the change."""
     planned: Offer | None = None
-    """What it will have once a person has let its change begin; None if that waits for no person."""
+    """What it will have once its change takes place after all; None if nothing is in the way of the change."""
 
     @property
     def node(self) -> str:
@@ -100,7 +102,8 @@ class FutureNode:
         return self.offer.devices
 
     def accepts(self, needs: Needs) -> bool:
-        return self.open and could_start(needs, self.offer)
+        offers = (self.offer,) if self.unchanged is None else (self.offer, self.unchanged)
+        return self.open and all(could_start(needs, offer) for offer in offers)
 
 
 @value

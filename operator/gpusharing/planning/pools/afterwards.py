@@ -33,14 +33,14 @@ from gpusharing.planning.snapshot.memory import LOOKS, Preview
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.transition.cases import Member, explain_error
+from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, is_plugin_resource
-from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served
+from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served, tell_withdrawn
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
@@ -52,11 +52,8 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
                 member = members.get(name)
                 future = _future(node, member.assessment if member is not None else None, snapshot)
                 verdict = member.verdict if member is not None else None
-                blocked = verdict is not None and verdict.phase is Phase.BLOCKED and verdict.reason
-                if blocked and blocked.passes is Passes.BY_A_PERSON:
-                    sure = _find_sure(node, future, find_present_offer(node, snapshot.stack))
-                    future = replace(future, offer=sure, planned=future.offer)
-                yield future
+                unsure = _waits_for_a_person(verdict) or tell_withdrawn(node)
+                yield _as_sure(node, future, snapshot.stack) if unsure else future
 
     return Afterwards(places, snapshot.pending_devices)
 
@@ -92,16 +89,24 @@ def _limits(plugin: PluginConfig, policy: str) -> Mapping[str, str]:
     return dict.fromkeys(plugin.one_each, f"{whose} {how} failRequestsGreaterThanOne")
 
 
+def _waits_for_a_person(verdict: Verdict | None) -> bool:
+    if verdict is None or calls_fail(verdict):  # calls are retried
+        return False
+    blocked = verdict.phase is Phase.BLOCKED and verdict.reason.passes is Passes.BY_A_PERSON
+    return blocked or verdict.phase is Phase.FAILED
+
+
 def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     now, fence = find_present_offer(node, snapshot.stack), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     offer = now
     if assessed is not None:
         offer = find_target_offer(node.name, assessed.target, assessed.policy.name)
-        # A change does not touch what other plugins serve.
+        # A change does not touch what other plugins serve, and none mends unhealthy devices (docs/design/nvidia.md#b9).
         others = {name: count for name, count in now.devices.items() if not is_plugin_resource(name)}
+        devices = {**others, **offer.devices} if assessed.mismatch is not None else now.devices
         labels = partial(_labels, node, assessed)
-        offer = replace(offer, devices={**others, **offer.devices}, taints=node.taints, find_labels=labels)
+        offer = replace(offer, devices=devices, taints=node.taints, find_labels=labels)
     emptied = assessed is not None and (fence or assessed).disruption.cordons
     return FutureNode(
         offer,
@@ -113,18 +118,22 @@ def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnap
     )
 
 
-def _find_sure(node: NodeView, future: FutureNode, now: Offer) -> Offer:
-    """Return what the node has for new pods whether or not its change takes place."""
-    keeps = future.before if node.ready and not node.unschedulable else {}
+def _as_sure(node: NodeView, future: FutureNode, stack: StackView) -> FutureNode:
+    """Return the node with what it has for new pods whether or not its change takes place."""
+    now, fence = find_present_offer(node, stack), node.fence
+    closed = node.unschedulable or node.gate is not None or (fence is not None and fence.tainted)
+    keeps = now.devices if node.ready and not closed else {}
     devices = {
         name: min(count, max(keeps.get(name, 0), future.in_use.get(name, 0))) for name, count in future.after.items()
     }
-    return replace(
+    sure = replace(
         future.offer,
         devices={name: count for name, count in devices.items() if count},
         limited={**now.limited, **future.offer.limited},
         divided=now.divided or future.offer.divided,
     )
+    unchanged = replace(sure, find_labels=now.find_labels)
+    return replace(future, offer=sure, unchanged=unchanged, planned=future.offer, before=now.devices)
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:

@@ -5,15 +5,9 @@ from gpusharing.api.selectors import holds
 from gpusharing.planning.vocabulary.values import value
 
 _KEEPS_OUT = ("NoSchedule", "NoExecute")
-TRANSIENT_TAINTS = frozenset(
-    {
-        "node.kubernetes.io/unschedulable",
-        "node.kubernetes.io/not-ready",
-        "node.kubernetes.io/unreachable",
-        TAINT_UNPROVEN,
-    }
-)
-"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod for good."""
+_OF_CONDITIONS = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+_OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
+"""The only taint with such a prefix that a person sets and removes."""
 
 
 @value
@@ -29,10 +23,14 @@ class Taint:
 
     @property
     def lasting(self) -> bool:
-        """Whether it excludes pods that do not tolerate it until somebody removes it."""
+        """Whether it excludes pods that do not tolerate it until somebody removes it.
+
+        Taints that are removed when a cordon, a condition or the lack of proof ends exclude no pod for good.
+        """
+        of_condition = self.key.startswith(_OF_CONDITIONS) and self.key != _OUT_OF_SERVICE
         # Nothing removes the start-up taint if somebody sets it with another effect.
-        transient = self.key in TRANSIENT_TAINTS and (self.key != TAINT_UNPROVEN or self.effect == "NoSchedule")
-        return self.effect in _KEEPS_OUT and not transient
+        unproven = self.key == TAINT_UNPROVEN and self.effect == "NoSchedule"
+        return self.effect in _KEEPS_OUT and not of_condition and not unproven
 
 
 @value

@@ -38,7 +38,14 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import counts_without_suffixes, describe_layouts
-from gpusharing.planning.wanted.verify import advertised, find_unhealthy, served, tell_counts, tell_unhealthy
+from gpusharing.planning.wanted.verify import (
+    advertised,
+    find_unhealthy,
+    served,
+    tell_counts,
+    tell_unhealthy,
+    tell_withdrawn,
+)
 
 _COMPUTE_INSTANCE = re.compile(r"\d+c\.")
 """Matches the profile of a compute instance that is smaller than its GPU instance, such as 1c.3g.40gb."""
@@ -88,8 +95,8 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
     offers = advertised(node)
     due = advertise(observed.hardware.layouts, config) if observed is not None and config is not None else offers
     short = find_unhealthy(node, due) or {name: n for name, n in node.unhealthy.items() if name in offers}
-    if short:
-        yield Misfit(Reason.DEVICE_UNHEALTHY, tell_unhealthy(node, short))
+    if unhealthy := tell_unhealthy(node, short) if short else tell_withdrawn(node):
+        yield Misfit(Reason.DEVICE_UNHEALTHY, unhealthy)
     elif offers and not unserved and offers not in (due, counts_without_suffixes(due)):
         wanted = tell_counts(due) if due else "nothing, because strategy single refuses GPUs that are divided unlike"
         yield Misfit(

@@ -40,7 +40,7 @@ from gpusharing.planning.wanted.verify import (
     find_withheld,
     is_told_mps,
     keep_names,
-    served,
+    tell_withdrawn,
 )
 
 Gate: TypeAlias = tuple[Reason, str | Finding | None]
@@ -97,7 +97,8 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}"
     yield Reason.AGENT_LACKS_RIGHTS, find_withheld(assessed.target, assessed.observed)
     yield Reason.GPU_MISSING, find_missing(node, assessed.observed)
-    if (unhealthy := case.unhealthy) is not None:
+    withdrawn = tell_withdrawn(node)
+    if (unhealthy := case.unhealthy) is not None and unhealthy.message != withdrawn:
         yield Reason.GPU_UNHEALTHY, unhealthy.message
     if case.found_layouts != assessed.target.layouts:  # sharing and labels may be changed under any driver
         allowed, refuse = case.settings.unsafe_drivers, case.settings.refuse_unsafe_drivers
@@ -122,8 +123,9 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
             message = f"{name} drifted again after it was corrected: {drift.message}{history}"
             yield Reason.DRIFT_RETURNED, message
+    # After the grace for drift, within which a restart of the device plugin ends.
+    yield Reason.GPU_UNHEALTHY, withdrawn and f"{withdrawn}. A change would not help, so none starts"
     yield Reason.BLOCKED, _find_futile(case, assessed, drift)
-    yield Reason.ALLOCATABLE_MISMATCH, "" if asked else _find_withdrawn(case, assessed)
     yield from _rollback_gate(case, assessed)
     if (deferred := standing_deferral(case, assessed.policy)) is not None:
         reason = Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED
@@ -226,18 +228,6 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             f"{assessed.target.text} failed, and the node was rolled back to {proof.layout}: {proof.failure}{lost}."
             f" To try again, run: {retry_command(case.node.name, proof.retry)}",
         )
-
-
-def _find_withdrawn(case: NodeCase, assessed: Assessed) -> str:
-    """Return a message if nothing differs but that the kubelet counts the right devices and offers none of them."""
-    node, mismatch = case.node, assessed.mismatch
-    differs = mismatch is not None and mismatch.reason is Reason.ALLOCATABLE_MISMATCH
-    if not differs or served(node) or node.unhealthy != assessed.target.resources:
-        return ""
-    return (
-        f"the kubelet of {node.name} counts the devices that the policy wants, but offers none: the device plugin is not"
-        " running, or calls all of them unhealthy. A change would not help, so none starts; see the plugin's log"
-    )
 
 
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.stack.mps import tell_lapses
 from gpusharing.planning.stack.offers import find_misfits
@@ -17,7 +18,7 @@ from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.fencing import cordon_instead, find_closed, find_unseen, routing_before, unmarked
 from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import with_gpunode
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_health
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
@@ -138,8 +139,9 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
     if (unseen := _find_blind(case, "match its target")) is not None:
         return _block(case, unseen)
     already = f"the node already has {target.text}"
-    if node.gate is not None and (unhealthy := case.unhealthy) is not None:
-        return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
+    # No pod gets a device that only the device plugin calls unhealthy, so the others may be used.
+    if node.gate is not None and (health := find_health(case.gpunode)) is not None and not is_healthy(health):
+        return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {health.message}")
     adopt = LabelNode(node, missing, verified=adopted(case, assessed))
     return case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change", adopt)
 

@@ -22,7 +22,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
-from gpusharing.planning.wanted.verify import describe_observed, find_unhealthy, tell_unhealthy
+from gpusharing.planning.wanted.verify import describe_observed, find_unhealthy, tell_unhealthy, tell_withdrawn
 
 
 @value
@@ -149,6 +149,8 @@ class NodeCase(ActuatorCase):
         health, node = find_health(self.gpunode), self.node
         if health is not None and not is_healthy(health):
             return health
+        if withdrawn := tell_withdrawn(node):
+            return Finding(Reason.DEVICE_UNHEALTHY, withdrawn)
         unhealthy = find_unhealthy(node, self.assessed.target.resources) if self.assessed is not None else {}
         unhealthy = unhealthy or {name: count for name, count in node.unhealthy.items() if name in node.resources}
         return Finding(Reason.DEVICE_UNHEALTHY, tell_unhealthy(node, unhealthy)) if unhealthy else health

@@ -434,6 +434,8 @@ were not read).
 """
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
+MPS_FALSE_SINCE = (0, 20)
+"""The first version of the device plugin that accepts failRequestsGreaterThanOne: false under MPS."""
 EXACT_NAMES_UNTIL = (0, 20)
 """The last version of the device plugin whose config-manager compares whole process names.
 
@@ -497,6 +499,11 @@ def pauses_clients(version: str) -> bool:
 def merges_suffixes(version: str) -> bool:
     """Whether this device plugin is known to advertise profiles with a suffix under the plain name."""
     return _is_before(version, SUFFIXES_SINCE)
+
+
+def rejects_shares(version: str) -> bool:
+    """Whether this device plugin is known to reject several shares under MPS whatever its configuration says."""
+    return _is_before(version, MPS_FALSE_SINCE)
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:

@@ -32,6 +32,7 @@ from gpusharing.planning.wanted.target import (
     describe_layouts,
     is_plugin_resource,
     predict_resources,
+    rejects_shares,
 )
 
 
@@ -364,6 +365,10 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
         return PluginConfig(fixed or "none")
     text = stack.plugin_configs.get(key)
     config = parse(text) if text is not None else None
+    sharing = config.sharing if config is not None else None
+    version = stack.cluster_policy.plugin_version if stack.cluster_policy else ""
+    if config is not None and sharing is not None and sharing.strategy == "mps" and rejects_shares(version):
+        config = replace(config, sharing=replace(sharing, fail_requests_greater_than_one=True))
     return PluginConfig(fixed, config.sharing) if config is not None and fixed else config
 
 
@@ -444,6 +449,21 @@ def tell_unhealthy(node: NodeView, unhealthy: Mapping[str, int]) -> str:
         f"{', '.join(counts)} {be} unhealthy according to the device plugin, so no new pod gets them; see the plugin's"
         " log and `dmesg | grep -i nvrm` on the node. Once the GPU works again, restart the plugin's pod, because the"
         " plugin calls no device healthy again before"
+    )
+
+
+def tell_withdrawn(node: NodeView) -> str:
+    """Return a clause about a node whose kubelet counts devices and offers none of them; empty for any other node.
+
+    That ends by itself: after a restart of the device plugin, or when the kubelet forgets a plugin that has stopped,
+    after five minutes (docs/design/nvidia.md#b9). A node that is being changed may show it for another reason.
+    """
+    counts = {name: count for name, count in node.unhealthy.items() if is_plugin_resource(name)}
+    if node.fence is not None or not counts or served(node):
+        return ""
+    return (
+        f"the kubelet counts {tell_counts(counts)}, but offers none: the device plugin is not running, or calls all of"
+        " them unhealthy; see the plugin's log"
     )
 
 
