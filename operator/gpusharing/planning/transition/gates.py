@@ -98,7 +98,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.AGENT_LACKS_RIGHTS, find_withheld(assessed.target, assessed.observed)
     yield Reason.GPU_MISSING, find_missing(node, assessed.observed)
     withdrawn = tell_withdrawn(node)
-    if (unhealthy := case.unhealthy) is not None and unhealthy.message != withdrawn:
+    if (unhealthy := case.unhealthy) is not None:
         yield Reason.GPU_UNHEALTHY, unhealthy.message
     if case.found_layouts != assessed.target.layouts:  # sharing and labels may be changed under any driver
         allowed, refuse = case.settings.unsafe_drivers, case.settings.refuse_unsafe_drivers

@@ -147,10 +147,8 @@ class NodeCase(ActuatorCase):
     def health(self) -> Finding | None:
         """The health of the GPUs according to the agent, else to the device plugin; None if neither reports any."""
         health, node = find_health(self.gpunode), self.node
-        if health is not None and not is_healthy(health):
+        if not node.unhealthy or (health is not None and not is_healthy(health)):
             return health
-        if withdrawn := tell_withdrawn(node):
-            return Finding(Reason.DEVICE_UNHEALTHY, withdrawn)
         unhealthy = find_unhealthy(node, self.assessed.target.resources) if self.assessed is not None else {}
         unhealthy = unhealthy or {name: count for name, count in node.unhealthy.items() if name in node.resources}
         return Finding(Reason.DEVICE_UNHEALTHY, tell_unhealthy(node, unhealthy)) if unhealthy else health
@@ -202,6 +200,9 @@ class NodeCase(ActuatorCase):
         if self.node.gate is not None and phase.part == "before":
             gated = f"no workload starts on this node until it is proven (taint {names.TAINT_UNPROVEN})"
             message = f"{gated}: {message}"
+        health, withdrawn = self.health, tell_withdrawn(self.node) if reason is Reason.GPU_UNHEALTHY else ""
+        if withdrawn and (health is None or is_healthy(health)):  # earlier, the device plugin may just have restarted
+            health = Finding(Reason.DEVICE_UNHEALTHY, withdrawn)
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drain = self.drain if fence and fence.disruption.cordons and not ends else None
         return Verdict(
@@ -221,6 +222,6 @@ class NodeCase(ActuatorCase):
             wake=wake,
             wants_pods=wants_pods,
             candidate=candidate,
-            health=self.health,
+            health=health,
             mps_pod=self.mps_pod,
         )
