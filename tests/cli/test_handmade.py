@@ -134,7 +134,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a configuration that nobody knows": (
         {"label": "gone"},
-        "mig.config is gone, but its GPUs have 1x full: mig-manager would change them at its next start. Run: kubectl"
+        "mig.config is gone, of which it is unknown what it means, but its GPUs have 1x full: mig-manager would change them at its next start. Run: kubectl"
         " label node gpu-07 --overwrite nvidia.com/mig.config=all-disabled",
     ),
     "an entry that cannot be read": (

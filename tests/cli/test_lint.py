@@ -89,7 +89,7 @@ fleet.yaml:13: error: spec.mig.layouts[0].profile: there is no such field; did y
 fleet.yaml:27: error: data.config.yaml: mig-configs.halves[0].mig-device: unknown field mig-device; did you mean mig-devices?
 fleet.yaml:39: warning: data.any: sharing.timeSlicing.renamebydefault: the device plugin ignores this field; did you mean renameByDefault?
 fleet.yaml:42: error: data.any: sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a whole number of at least 2, without quotes
-fleet.yaml:50: error: cluster-policy: ClusterPolicy gfd.enabled is false, so no change could be proven, and every policy is rejected
+fleet.yaml:50: error: ClusterPolicy gfd.enabled is false, so no change could be proven
 fleet.yaml:52: ignored: Service/web
 4 objects checked: 4 errors and 1 warning.
 """
@@ -292,16 +292,16 @@ FOUND = {
         8, "error", "data.a: the device plugin cannot read it: it is not YAML (line 3"),
     "a ClusterPolicy that points elsewhere": (
         CLUSTER + "  devicePlugin:\n    config:\n      name: mine\n",
-        8, "error", "cluster-policy: devicePlugin.config.name is mine, so policies have no effect on any node"),
+        8, "error", "ClusterPolicy devicePlugin.config.name is mine, so gpusharing-device-plugin is not read"),
     "a strategy for all": (
         CLUSTER + "  mig:\n    strategy: single\n",
-        7, "warning", "cluster-policy: mig.strategy is single and overrides spec.mig.strategy of every policy"),
+        7, "warning", "ClusterPolicy mig.strategy is single and overrides spec.mig.strategy of every policy"),
     "a mig-manager that is off": (
         CLUSTER + "  migManager:\n    enabled: false\n",
-        7, "warning", "cluster-policy: ClusterPolicy migManager.enabled is false"),
+        7, "warning", "ClusterPolicy migManager.enabled is false"),
     "a policy that needs the mig-manager that is off": (
         CLUSTER + "  migManager:\n    enabled: false\n---\n" + MIG + "        1g.10gb: 7\n",
-        7, "error", "cluster-policy: ClusterPolicy migManager.enabled is false"),
+        7, "error", "ClusterPolicy migManager.enabled is false"),
 }  # fmt: skip
 
 

@@ -154,8 +154,8 @@ async def test_no_pod_is_evicted_from_an_adopted_node_because_the_device_plugin_
             scene.e.cluster.patch(NODES, "gpu-1", nothing, subresource="status")
             await asyncio.sleep(5)
         shown = scene.transition("gpu-1")
-        assert (shown["phase"], shown["reason"]) == ("Blocked", "AllocatableMismatch")
-        assert "could only give the node's configuration its own name" in shown["message"]
+        assert (shown["phase"], shown["reason"]) == ("Blocked", "GPUUnhealthy")
+        assert "A change would not help, so none starts" in shown["message"]
         assert not scene.evicted()
         assert not scene.node_writes(mark)
 

@@ -194,7 +194,7 @@ STACKS: dict[str, tuple[JSON, JSON, str, str]] = {
         changed({"enabled": True, "defaultWorkload": "vm-passthrough"}, "sandboxWorkloads"),
         SLICED,
         "WorkloadConfig",
-        "kubectl label node gpu-1 nvidia.com/gpu.workload.config=container",
+        "kubectl label node gpu-1 --overwrite nvidia.com/gpu.workload.config=container",
     ),
     "mig-manager off": (changed(False, "migManager", "enabled"), MIXED, "MigManagerDisabled", "enabled"),
     "own layouts without our mig-parted file": (
@@ -214,8 +214,9 @@ async def test_settings_that_would_override_us_are_named_with_the_command_that_m
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", patch)
         scene.apply(spec)
-        row = await scene.until_condition("Accepted", "False", reason)
-        assert told in row["message"]
+        await scene.until_condition("Accepted", "False", reason)
+        # No command points at our ConfigMap before the operator has written it.
+        await scene.e.until(lambda: told in scene.condition("Accepted")["message"], told, 3600)
         await asyncio.sleep(200)
         assert not scene.node_writes()
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": None})

@@ -173,7 +173,8 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
         if off or drained or not _may_run(node, gpunodes, stack):
             pass
         elif observed is None or (unread := why_unread(observed, fresh=name in now.agents)):
-            if node.labels.get(LABEL_MIG_CAPABLE) != "false":
+            # Behind the start-up taint no workload has begun that could lose anything.
+            if node.labels.get(LABEL_MIG_CAPABLE) != "false" and node.gate is None:
                 instances = [one for one in sorted(node.resources) if one.startswith(RESOURCE_MIG_PREFIX)]
                 advertised = f"; it advertises {some(instances)}" if instances else ""
                 why, is_known = unread if observed else f"no agent has read its GPUs{advertised}", False
@@ -633,6 +634,11 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
         f" First {wait}let label {LABEL_PLUGIN_CONFIG} of {them} name an entry with flags.migStrategy: {fixed},"
         f" or set spec.mig.strategy to {fixed}"
     )
+
+
+def starts_mig_manager(change: Change) -> bool:
+    """Whether the change starts mig-manager everywhere that it may run."""
+    return MIG_MANAGER in change.restarts or not {MIG_POINTER, MIG_MANAGER_SWITCH}.isdisjoint(dict(change.fields))
 
 
 def effects_of(change: Change, stack: StackView) -> tuple[Effect, ...]:

@@ -22,13 +22,13 @@ from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
     MIG_POINTER,
-    PLUGIN_POINTER,
     RESTART_PLUGIN,
     SHOW_LABELS,
     UPSTREAM_MIG_CONFIG,
     after_labels,
     has_driver,
     is_safe,
+    starts_mig_manager,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
@@ -207,7 +207,7 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
     due = find_due_changes([*map(find_wanted, view.policies)], snapshot)
     # Before the installation no agent can tell what a start of mig-manager takes, and no command asks for it.
     asked = view.installed or policy.plain is not None
-    told = ((change, asked or PLUGIN_POINTER in dict(change.fields)) for change in due)
+    told = ((change, asked or not starts_mig_manager(change)) for change in due)
     stack = replace(stack, effects={change: view.effects(change) if known else () for change, known in told})
     specs = [one.spec for one in view.policies if one.spec is not None]
     rows = [*find_wrong_fields(specs, stack, place)]

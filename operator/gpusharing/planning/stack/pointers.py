@@ -169,10 +169,14 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
     )
 
 
+def _are_written(stack: StackView) -> bool:
+    return stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
+
+
 def find_held(stack: StackView, settings: PlanSettings) -> tuple[Effect, ...]:
     """Return the harm for which the operator does not set pointers that it would set otherwise."""
     policy = stack.cluster_policy
-    if not settings.configure_gpu_operator or policy is None:
+    if not settings.configure_gpu_operator or policy is None or not _are_written(stack):
         return ()
     free = (one for one in find_pointers(stack, settings) if one.is_free and one.field not in policy.configured)
     return tuple(dict.fromkeys(effect for pointer in free for effect in pointer.victims if effect.known))
@@ -188,9 +192,8 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
         return None
-    written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
     apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
-    if not quiet or not written or apart or stack.rival_policies:
+    if not quiet or not _are_written(stack) or apart or stack.rival_policies:
         return None
     if stack.by_dra and not is_complete(stack, settings):
         return None
