@@ -22,6 +22,7 @@ from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
     MIG_POINTER,
+    PLUGIN_POINTER,
     RESTART_PLUGIN,
     SHOW_LABELS,
     UPSTREAM_MIG_CONFIG,
@@ -205,10 +206,13 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
     if policy is None or (stack.by_dra and not is_complete(stack, place)):
         return
     due = find_due_changes([*map(find_wanted, view.policies)], snapshot)
-    # Before the installation no agent can tell what a start of mig-manager takes, and no command asks for it.
-    asked = view.installed or policy.plain is not None
-    told = ((change, asked or not starts_mig_manager(change)) for change in due)
-    stack = replace(stack, effects={change: view.effects(change) if known else () for change, known in told})
+    known = {change: view.effects(change) for change in due}
+    if not view.installed and policy.plain is None:  # `helm install` comes first, and no agent has read any GPU
+        for change, found in known.items():
+            pointed = PLUGIN_POINTER in dict(change.fields)
+            kept = tuple(one for one in found if one.missing or not pointed)
+            known[change] = () if starts_mig_manager(change) else kept
+    stack = replace(stack, effects=known)
     specs = [one.spec for one in view.policies if one.spec is not None]
     rows = [*find_wrong_fields(specs, stack, place)]
     ready = [row for row in find_due(rows) if row.change is not None]
