@@ -113,6 +113,7 @@ class Played:
             mig_failure="",
             claimed=False,
             drifting_since=None,
+            withdrawn_since=None,
             at_work_since=None,
             actuator=find_actuator(self.stack),
             stack=self.stack,

@@ -12,6 +12,7 @@ from tests.planning.changes import answering, changing
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import PolicyView
@@ -95,7 +96,9 @@ def withdrawn(policy: PolicyView = FULL, seconds: float = 3600, **node: Any) -> 
     (adopt,) = (one for one in actions if isinstance(one, LabelNode))
     labels = {names.LABEL_MODE: "full", names.LABEL_POLICY: FULL.name, names.LABEL_PLUGIN_CONFIG: None}
     fields = {"resources": {}, "unhealthy": {GPU: 8}, "verified": adopt.verified, **node}
-    verdict = judge(make_case(policy, products=EIGHT, labels=labels, node=fields, drifting_since=at(-seconds)))
+    since = at(-seconds)
+    case = make_case(policy, products=EIGHT, labels=labels, node=fields, drifting_since=since, withdrawn_since=since)
+    verdict = judge(case)
     assert verdict is not None
     return verdict
 
@@ -106,8 +109,7 @@ def withdrawn(policy: PolicyView = FULL, seconds: float = 3600, **node: Any) -> 
         pytest.param(withdrawn(), id="its own name would be new"),
         pytest.param(withdrawn(retry="now"), id="a person asked for another try"),
         pytest.param(withdrawn(SLICED), id="the policy wants another mode"),
-        pytest.param(withdrawn(SLICED, seconds=0), id="the policy wants another mode, and this has just begun"),
-        pytest.param(judge(offering({}, {GPU: 8}, SLICED)), id="nothing was proven"),
+        pytest.param(judge(offering({}, {GPU: 8}, SLICED, withdrawn_since=at(-3600))), id="nothing was proven"),
     ],
 )
 def test_no_change_begins_on_a_node_with_0_of_8_and_no_command_is_given_that_would_start_one(verdict: Verdict) -> None:
@@ -126,6 +128,20 @@ def test_a_node_whose_device_plugin_restarts_waits_and_is_synced_again_afterward
     assert (back.phase, back.reason) == (Phase.SYNCED, Reason.SYNCED)
     changed = withdrawn(SLICED, resources={GPU: 8}, unhealthy={})
     assert (changed.phase, changed.candidate) == (Phase.PENDING, True)
+
+
+def test_a_device_plugin_that_restarts_is_no_unhealthy_gpu() -> None:
+    """Not even on a node that has differed from its target for long, such as before a window opens."""
+    plan = planned(offering({}, {GPU: 8}, SLICED, drifting_since=at(-3600)))
+    verdict = plan.verdicts["gpu-07"]
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, Reason.OBSERVATION_PENDING, ())
+    assert "offers none" in verdict.message
+    assert verdict.wake == at(60)
+    assert verdict.health == NO_TROUBLE
+    assert plan.memory.withdrawn_since == {"gpu-07": NOW}
+    lasting = judge(offering({}, {GPU: 8}, SLICED, withdrawn_since=at(-60)))
+    assert lasting is not None
+    assert (lasting.phase, lasting.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
 
 
 def test_what_the_kubelet_still_counts_of_an_earlier_mode_is_no_unhealthy_device() -> None:

@@ -47,6 +47,7 @@ from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.draobjects import plan_classes
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
+from gpusharing.planning.wanted.verify import tell_withdrawn
 
 
 @value
@@ -149,7 +150,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     verdicts = show_failures(failures, verdicts, now)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
-    since = snapshot.memory.drifting_since
+    since, gone = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -164,6 +165,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
                 if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
             ),
             drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
+            withdrawn_since={name: gone.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)},
             looks=choice.looks,
             previews=previews,
             vain_passes=vain,

@@ -259,8 +259,11 @@ class Cluster:
         plan = plan_rollout(snapshot, now)
         # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
         grace = timedelta(seconds=snapshot.settings.drift_grace)
-        since = {name: min(moment, now - grace) for name, moment in plan.memory.drifting_since.items()}
-        self.memory = PassMemory(drifting_since=since)
+        drifting, withdrawn = (
+            {name: min(moment, now - grace) for name, moment in since.items()}
+            for since in (plan.memory.drifting_since, plan.memory.withdrawn_since)
+        )
+        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn)
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()

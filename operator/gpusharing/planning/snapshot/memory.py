@@ -155,6 +155,8 @@ class PassMemory:
     """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
     """By node: since when this process has seen it differ from its target while Ready and without a fence."""
+    withdrawn_since: Mapping[str, datetime] = field(default_factory=dict)
+    """By node: since when this process has seen its kubelet count devices and offer none of them."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
     vain_passes: Mapping[str, int] = field(default_factory=dict)

@@ -155,7 +155,8 @@ def judge_nodes(
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
-    claimed, drifting, at_work = snapshot.claims.keys(), snapshot.memory.drifting_since, snapshot.at_work_since
+    claimed, memory, at_work = snapshot.claims.keys(), snapshot.memory, snapshot.at_work_since
+    drifting, withdrawn = memory.drifting_since, memory.withdrawn_since
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -172,6 +173,7 @@ def judge_nodes(
             mig_failure=snapshot.mig_failures.get(name, ""),
             claimed=name in claimed,
             drifting_since=drifting.get(name),
+            withdrawn_since=withdrawn.get(name),
             at_work_since=at_work.get(name),
             actuator=actuator,
             stack=stack,
@@ -183,7 +185,7 @@ def judge_nodes(
         return judge_case(case, followed[name])
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
-    columns: list[Column] = [*nodes, troubles, owned, claimed, drifting, at_work, followed, *pods.values()]
+    columns: list[Column] = [*nodes, troubles, owned, claimed, drifting, withdrawn, at_work, followed, *pods.values()]
     judged = memo.table(
         judge_one,
         followed,

@@ -123,8 +123,14 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
             message = f"{name} drifted again after it was corrected: {drift.message}{history}"
             yield Reason.DRIFT_RETURNED, message
-    # After the grace for drift, within which a restart of the device plugin ends.
-    yield Reason.GPU_UNHEALTHY, withdrawn and f"{withdrawn}. A change would not help, so none starts"
+    if withdrawn:  # a restart of the device plugin ends within the same grace
+        since, grace = case.withdrawn_since, timedelta(seconds=case.settings.drift_grace)
+        if since is None or case.now < since + grace:
+            waits = Finding(
+                Reason.OBSERVATION_PENDING, f"{withdrawn}. It may just restart", (since or case.now) + grace
+            )
+            yield Reason.OBSERVATION_PENDING, waits
+        yield Reason.GPU_UNHEALTHY, f"{withdrawn}. A change would not help, so none starts"
     yield Reason.BLOCKED, _find_futile(case, assessed, drift)
     yield from _rollback_gate(case, assessed)
     if (deferred := standing_deferral(case, assessed.policy)) is not None:

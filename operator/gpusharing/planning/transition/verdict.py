@@ -94,6 +94,8 @@ class NodeCase(ActuatorCase):
     claimed: bool
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target."""
+    withdrawn_since: datetime | None
+    """Since when this process has seen the node's kubelet count devices and offer none of them."""
     at_work_since: datetime | None
     """Since when this process has seen the actuator at work although we are not changing the node."""
     actuator: Actuator

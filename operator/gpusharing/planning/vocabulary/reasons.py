@@ -355,8 +355,9 @@ class Reason(StrEnum):
     ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written, and mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),
-        "Either the agent has not yet answered the latest request, and older readings do not count as proof, or the "
-        "operator's data about the cluster is more than 150 s old.")
+        "The agent has not yet answered the latest request, and older readings do not count as proof; or the operator's "
+        "data about the cluster is more than 150 s old; or the kubelet offers none of the devices that it counts, as "
+        "while the device plugin restarts.")
     MIG_INVALID = (("MigInvalid", "Node", _PERSON, "device-plugin"),
         "No policy owns the node, and its label nvidia.com/gpu.product ends in -MIG-INVALID: strategy single refuses "
         "GPUs that are divided differently, so the device plugin does not start.",

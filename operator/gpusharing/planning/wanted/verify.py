@@ -458,8 +458,8 @@ def tell_withdrawn(node: NodeView) -> str:
     That ends by itself: after a restart of the device plugin, or when the kubelet forgets a plugin that has stopped,
     after five minutes (docs/design/nvidia.md#b9). A node that is being changed may show it for another reason.
     """
-    counts = {name: count for name, count in node.unhealthy.items() if is_plugin_resource(name)}
-    if node.fence is not None or not counts or served(node):
+    counts = node.unhealthy and {name: count for name, count in node.unhealthy.items() if is_plugin_resource(name)}
+    if not counts or node.fence is not None or served(node):
         return ""
     return (
         f"the kubelet counts {tell_counts(counts)}, but offers none: the device plugin is not running, or calls all of"
