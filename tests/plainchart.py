@@ -5,6 +5,7 @@ from gpusharing.kube.client import JSON
 
 NAMESPACE = "gpu-operator"
 RELEASE = "nvdp"
+VERSION = "0.19.3"
 TOLERATIONS = [
     {"key": "CriticalAddonsOnly", "operator": "Exists"},
     {"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"},
@@ -29,13 +30,13 @@ def daemon_set(
         "metadata": {
             "name": f"{RELEASE}-{name}",
             "namespace": NAMESPACE,
-            "labels": {"app.kubernetes.io/instance": RELEASE},
+            "labels": {"app.kubernetes.io/instance": RELEASE, "helm.sh/chart": f"nvidia-device-plugin-{VERSION}"},
         },
         "spec": {
             "template": {
                 "spec": {
                     "initContainers": init if config_map else [],
-                    "containers": [{"name": container, "image": "k8s-device-plugin:v0.19.3", "env": env}],
+                    "containers": [{"name": container, "image": f"k8s-device-plugin:v{VERSION}", "env": env}],
                     "volumes": volumes if config_map else [],
                     "tolerations": TOLERATIONS,
                     **({"nodeSelector": {LABEL_DEPLOY_CLIENT: client}} if client else {}),

@@ -2,7 +2,7 @@
 
 import pytest
 from tests.build import NO_MIG_MANAGER, make_cluster_policy
-from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, plugin
+from tests.plainchart import TOLERATIONS, VERSION, daemon_set, discovery, mig_manager, plugin
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, rows_text
@@ -30,7 +30,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         plugin_version="v0.19.3",
         tolerates_gate=False,
         tolerations=rows_text(TOLERATIONS),
-        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
+        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", version=VERSION),
     )
     assert not daemon_set_view(plugin()).with_reboot, "it does not run mig-manager"
 
@@ -40,7 +40,7 @@ def test_mig_manager_beside_the_chart_is_a_stack_with_mig() -> None:
     assert stack is not None
     assert stack.switches == {}
     assert (stack.mig_config_name, stack.mig_manager_version) == ("gpusharing-mig-parted", "v0.15.1")
-    assert stack.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", pausable=True)
+    assert stack.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", True, VERSION)
     assert stack.with_reboot is False
 
 

@@ -9,7 +9,7 @@ import yaml
 from hack.cluster import toolchain
 from hack.nvidia.installations import copy_plugin_chart
 from tests.build import NO_MIG_MANAGER
-from tests.plainchart import NAMESPACE, RELEASE, discovery, plugin, running
+from tests.plainchart import NAMESPACE, RELEASE, VERSION, discovery, plugin, running
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.daemonsets import DaemonSetView, daemon_set_view, gpu_server, plain_stack
@@ -51,7 +51,7 @@ def test_nvidias_chart_pointed_at_our_configmap_is_the_stack_that_we_know(render
     assert found is not None
     assert found.plugin_config_name == "gpusharing-device-plugin"
     assert (found.mig_strategy, found.switches, found.plugin_default) == ("", NO_MIG_MANAGER, "")
-    assert found.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
+    assert found.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", version=VERSION)
 
 
 def test_as_installed_by_default_it_reads_no_configmap_and_discovers_nothing(render: Render) -> None:
