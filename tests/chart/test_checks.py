@@ -149,10 +149,10 @@ def test_pointers_that_are_not_ours_are_told_with_the_patch(installed: Installed
     with patched(installed, CLUSTER_POLICY, change, back):
         status, screen = told(checks)
     assert status == 1
-    assert "ERROR    ClusterPolicy: cluster-policy: devicePlugin.config.name is not set" in screen
+    assert "ERROR    ClusterPolicy: ClusterPolicy devicePlugin.config.name is not set" in screen
     command = next(line for line in screen.splitlines() if '"devicePlugin"' in line)
     assert command.strip().startswith("-> kubectl patch clusterpolicy cluster-policy --type merge -p ")
-    assert "WARNING  ClusterPolicy: cluster-policy: mig.strategy is single" in screen
+    assert "WARNING  ClusterPolicy: ClusterPolicy mig.strategy is single" in screen
 
 
 def test_a_configmap_that_is_gone_is_told(installed: Installed, checks: dict[str, str]) -> None:
