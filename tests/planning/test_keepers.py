@@ -74,10 +74,12 @@ KEPT: dict[str, tuple[Member, str]] = {
 }
 
 
-@pytest.mark.parametrize(("member", "why"), KEPT.values(), ids=KEPT)
-def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(member: Member, why: str) -> None:
+@pytest.mark.parametrize("what", KEPT)
+def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(what: str) -> None:
+    member, why = KEPT[what]
     assert full([member]) == (
         f"spec.rollout.maxUnavailable allows 1 of 2 nodes to be unavailable at once ({why}); waiting for a slot"
+        + (". How to free one: kubectl gpusharing why a" if what in STANDS else "")
     )
 
 

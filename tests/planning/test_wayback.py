@@ -43,6 +43,7 @@ from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
 from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target, find_last_proven
@@ -340,8 +341,9 @@ def test_an_edit_that_asks_for_nothing_new_or_pauses_turns_no_node_round(policy:
     case = going_back()
     found = case.assessment
     assert isinstance(found, Assessed)
-    now = replace(found, policy=policy)
-    assert "the rollback to 4x shared failed too" in held(replace(case, assessment=now))
+    stopped = policy.spec is not None and policy.spec.rollout.paused
+    now = replace(case, assessment=replace(found, policy=policy), held=Finding(Reason.PAUSED, "") if stopped else None)
+    assert "the rollback to 4x shared failed too" in held(now)
 
 
 def test_an_edit_before_the_deletion_does_turn_it_round() -> None:

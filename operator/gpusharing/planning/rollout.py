@@ -14,7 +14,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.holds import count_failures, find_gone
+from gpusharing.planning.pools.holds import count_failures, find_ended, find_gone, let_start
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
@@ -128,13 +128,18 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     verdicts |= held
-    counted = _pools(snapshot, members, uncertain_claims, now, memo)
-    pools = {name: pool.with_hours(now) for name, pool in counted.items()}
+    ended = find_ended(members)
+    pools = _pools(snapshot, members | ended, uncertain_claims, now, memo)
+    if ended:  # what the policies hold depends on how these nodes count, and the other way round
+        members = members | let_start(ended, members, pools, settings)
+        verdicts |= {name: members[name].verdict for name in ended}
+        pools = _pools(snapshot, members, uncertain_claims, now, memo)
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
-    afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=len(kept_claims), memo=memo)
+    reserved = len(kept_claims)
+    afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
+    choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=reserved, memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
@@ -150,7 +155,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
     verdicts = show_failures(failures, verdicts, now)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
-    since, gone = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
+    since, off = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -165,7 +170,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
                 if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
             ),
             drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
-            withdrawn_since={name: gone.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)},
+            withdrawn_since={name: off.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)},
             looks=choice.looks,
             previews=previews,
             vain_passes=vain,
@@ -262,7 +267,7 @@ def _pools(
         one.name: (one, tuple(nodes[one.name]), claimed[one.name], failed[one.name], tuple(joining[one.name]))
         for one in snapshot.policies
     }
-    return memo.each(Pool.of, rows.items())
+    return {name: pool.with_hours(now) for name, pool in memo.each(Pool.of, rows.items()).items()}
 
 
 # --- shared ----------------------------------------------------------------------------------------------------

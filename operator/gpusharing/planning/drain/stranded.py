@@ -1,8 +1,7 @@
-"""Which pods could no node run after the planned changes?
+"""Which pods could no node run after the changes that need nobody else?
 
-Everything describes the cluster after all planned changes, never a moment in between: a node counts with its target
-even while its change is under way (docs/design/drain.md#stranded). Which pod could start on which node, `placement.py`
-says.
+A node counts with its target even while its change is under way, and with the fewer devices of now and then if that
+change waits for somebody else (docs/design/drain.md#stranded). Which pod could start on which node, `placement.py` says.
 """
 
 from collections import Counter
@@ -91,6 +90,10 @@ class FutureNode:
     """`offer` with the labels that the node has without its change; None if nothing is in the way of the change."""
     planned: Offer | None = None
     """What it will have once its change takes place after all; None if nothing is in the way of the change."""
+    wait: str = ""
+    """What is in the way of the change, as a clause that names the node."""
+    held: str = ""
+    """The policy whose hold, such as a missing approval, is in the way; empty if it is none."""
 
     @property
     def node(self) -> str:
@@ -104,6 +107,10 @@ class FutureNode:
     def accepts(self, needs: Needs) -> bool:
         offers = (self.offer,) if self.unchanged is None else (self.offer, self.unchanged)
         return self.open and all(could_start(needs, offer) for offer in offers)
+
+    def once_changed(self) -> "FutureNode":
+        """Return the node as it will be if nothing is in the way of its change."""
+        return self if self.planned is None else replace(self, offer=self.planned, unchanged=None, planned=None)
 
 
 @value
@@ -126,7 +133,7 @@ class DeviceDemand:
 
 @value(eq=False, slots=False)  # no slots, because it has cached properties
 class Afterwards:
-    """The cluster as it will be when all planned changes are done."""
+    """The cluster as it will be when all changes are done that wait for nobody else."""
 
     find_places: Callable[[], Iterable[FutureNode]]
     """Return all nodes. Called once, when they are first needed."""
@@ -134,6 +141,7 @@ class Afterwards:
     """How many devices Pending pods without a node request, by resource name."""
     _placed: dict[Needs, bool] = field(default_factory=dict)
     """Whether some node accepts a pod, by the pod's needs."""
+    _once: dict[str, "Afterwards"] = field(default_factory=dict)
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
@@ -150,6 +158,14 @@ class Afterwards:
                 remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
                 before[name] += max(in_use, place.before.get(name, 0)) if place.open else in_use
         return {name: DeviceDemand(requested[name], remain[name], before[name]) for name in {*requested, *before}}
+
+    def once(self, policy: str) -> "Afterwards":
+        """Return the cluster as it will be if the hold of this policy, such as a missing approval, ends."""
+        if policy not in self._once:
+            held = any(place.held == policy for place in self._places.values())
+            places = [one.once_changed() if one.held == policy else one for one in self._places.values()]
+            self._once[policy] = Afterwards(lambda: places, self.pending) if held else self
+        return self._once[policy]
 
     def find_node(self, name: str) -> FutureNode | None:
         return self._places.get(name)
@@ -168,6 +184,7 @@ class Afterwards:
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker (STRANDED_PODS) for each pod of `node` that would have to wait after its eviction."""
         own = self.find_node(node)
+        own = own.once_changed() if own is not None else None
         devices = own.devices if own is not None else {}
         blockers = []
         for pod in pods:
@@ -187,7 +204,9 @@ class Afterwards:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
             if needs.fraction:
                 how = ", a fraction of which KAI-Scheduler assigns to the pod"
-            return f"No node would advertise {', '.join(lost)}{how}"
+            planned = (one for one in self._places.values() if one.planned and one.planned.devices.get(lost[0]))
+            waits = min((one.wait for one in planned if one.wait), default="")
+            return f"No node would advertise {', '.join(lost)}{how}{waits and f' before {waits}'}"
         if own is None or not needs.devices:
             return ""
         if not self._has_place(needs, own) and (broken := _find_broken(pod, needs, own.offer)):

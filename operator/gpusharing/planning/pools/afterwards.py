@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 
 from gpusharing.api.names import (
@@ -28,6 +28,8 @@ from gpusharing.planning.drain.plan import ending_gangs, preflight, with_gangs
 from gpusharing.planning.drain.pods import has_finished, scope_of
 from gpusharing.planning.drain.standing import describe_gang, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
+from gpusharing.planning.pools.candidates import standing_look
+from gpusharing.planning.pools.holds import find_capped, find_full, find_stop
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import LOOKS, Preview
 from gpusharing.planning.snapshot.nvidia import StackView
@@ -35,7 +37,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.findings import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
@@ -43,17 +45,36 @@ from gpusharing.planning.wanted.target import Target, is_plugin_resource
 from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served, tell_withdrawn
 
 
-def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be after all planned changes, without nodes whose state cannot be computed."""
+def find_afterwards(
+    snapshot: ClusterSnapshot, members: Mapping[str, Member], pools: Mapping[str, Pool], *, reserved: int
+) -> Afterwards:
+    """Return the cluster after all changes that wait for nobody else, without nodes whose state cannot be computed."""
+
+    @cache
+    def find_hold_of(policy: str) -> Finding | None:
+        pool = pools.get(policy)
+        return None if pool is None else find_stop(pool, snapshot.settings) or find_full(pool) or capped()
+
+    @cache
+    def capped() -> Finding | None:
+        return find_capped(snapshot, members, reserved=reserved)
 
     def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
                 future = _future(node, member.assessment if member is not None else None, snapshot)
-                verdict = member.verdict if member is not None else None
-                unsure = _waits_for_a_person(verdict) or tell_withdrawn(node)
-                yield _as_sure(node, future, snapshot.stack) if unsure else future
+                wait = _find_wait(member, snapshot) if member is not None else None
+                held = None
+                if wait is None and member is not None and _is_to_start(member):
+                    wait = held = find_hold_of(member.policy)
+                if wait is not None:
+                    why = f"{name} has changed, which waits ({wait.reason})"
+                    whose = member.policy if member is not None and held is not None else ""
+                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, held=whose)
+                elif tell_withdrawn(node):
+                    future = _as_sure(node, future, snapshot.stack)
+                yield future
 
     return Afterwards(places, snapshot.pending_devices)
 
@@ -89,11 +110,32 @@ def _limits(plugin: PluginConfig, policy: str) -> Mapping[str, str]:
     return dict.fromkeys(plugin.one_each, f"{whose} {how} failRequestsGreaterThanOne")
 
 
-def _waits_for_a_person(verdict: Verdict | None) -> bool:
-    if verdict is None or calls_fail(verdict):  # calls are retried
-        return False
-    blocked = verdict.phase is Phase.BLOCKED and verdict.reason.passes is Passes.BY_A_PERSON
-    return blocked or verdict.phase is Phase.FAILED
+def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
+    """Return why a change does not reach its target before somebody else acts, whatever its pool allows.
+
+    Pods that would be stranded are no such reason, or two pools that swap would hold each other for ever.
+    """
+    verdict, fence, case = member.verdict, member.node.fence, member.case
+    found = Finding(verdict.reason, verdict.message)
+    if calls_fail(verdict):  # calls are retried
+        return None
+    if fence is not None:
+        leaves = case is not None and case.owner_name != fence.policy
+        goes = verdict.phase.in_flight and verdict.phase not in (Phase.FAILED, Phase.ABORTING)
+        stays = verdict.reason in (Reason.PAUSED, Reason.DRAIN_HELD)
+        return None if goes and not (leaves or stays or fence.rolls_back) else found
+    if verdict.phase is Phase.BLOCKED:
+        return None if verdict.reason.passes is Passes.SOON else found
+    if not verdict.candidate or case is None or case.owner is None:
+        return None
+    look = standing_look(case, case.owner, snapshot.memory.looks)
+    others = [one.reason for one in (look.blockers if look is not None else ()) if one.reason != Reason.STRANDED_PODS]
+    return Finding(others[0], "") if others else None
+
+
+def _is_to_start(member: Member) -> bool:
+    waits = member.node.fence is None and member.verdict.phase is Phase.PENDING
+    return waits and isinstance(member.assessment, Assessed) and member.assessment.mismatch is not None
 
 
 def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
@@ -191,7 +233,7 @@ def find_previews(
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
-                known[name] = preview_of(policy, verdict, work, afterwards, snapshot)
+                known[name] = preview_of(policy, verdict, work, afterwards.once(policy.name), snapshot)
             except Exception as error:  # noqa: BLE001 - one node must not hide the others
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
                 known[name] = Preview(policy.version, work.listed_at, blockers=(why,))

@@ -86,6 +86,8 @@ class PassState:
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
     """The nodes of all policies that occupy a slot of the operator-wide cap until somebody acts."""
+    capped: Finding | None = None
+    """That only a person can free a slot of that cap."""
 
     @staticmethod
     def of(
@@ -109,8 +111,7 @@ class PassState:
     def add_in_flight(self, snapshot: ClusterSnapshot, member: Member) -> Look | None:
         """Count the coming evictions on a fenced node. Return the look that was used, or None."""
         node, verdict = member.node, member.verdict
-        held = verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD
-        if held or not verdict.phase.in_flight:
+        if member.keeps_slot:
             self.keepers.append(member)
         if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None

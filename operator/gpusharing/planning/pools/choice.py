@@ -20,8 +20,18 @@ from gpusharing.planning.pools.candidates import (
     spare,
     try_start,
 )
-from gpusharing.planning.pools.holds import find_canary, find_hold, proven_at, wait_for, wait_for_canaries
-from gpusharing.planning.pools.pool import Pool, is_for_a_person, name_keepers
+from gpusharing.planning.pools.holds import (
+    find_canary,
+    find_capped,
+    find_full,
+    find_hold,
+    proven_at,
+    tell_cap,
+    tell_limit,
+    wait_for,
+    wait_for_canaries,
+)
+from gpusharing.planning.pools.pool import Pool, name_keepers
 from gpusharing.planning.pools.waves import find_following, group, try_wave
 from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.memo import Memo
@@ -33,7 +43,6 @@ from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 LOOKAHEAD = 2
@@ -114,18 +123,11 @@ class Room:
 
 def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
     why, keeper = name_keepers(state.keepers)
-    message = f"the cap on nodes in flight (chart value operator.maxInFlight) has been reached{why}; waiting for a slot"
-    capped = full = Finding(Reason.BUDGET_FULL, message, keeper=keeper)
+    capped = full = state.capped or Finding(Reason.BUDGET_FULL, tell_cap(why), keeper=keeper)
     most = min(pool.limit - pool.used, cap)
     if cap >= pool.limit - pool.used:
         why, keeper = name_keepers(pool.keepers)
-        message = (
-            f"spec.rollout.maxUnavailable allows {pool.limit} of {counted(pool.total, 'node')} to be unavailable at"
-            f" once{why}; waiting for a slot"
-        )
-        # Nothing is changing, and no node that occupies a slot is returned to service by itself.
-        stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))
-        full = Finding(Reason.BUDGET_FULL, message, keeper=keeper, stands=stands)
+        full = find_full(pool) or Finding(Reason.BUDGET_FULL, tell_limit(pool, why), keeper=keeper)
     room, most, canaries = max(0, most), most + pool.moving, find_canary(pool)
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
         # Only newcomers pass that hold, and one of them may have pods nevertheless, so it needs room.
@@ -204,6 +206,7 @@ def choose(
         if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or is_newcomer(case.node, case.gpunode))
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
+    state.capped = find_capped(snapshot, members, reserved=reserved)
     for name in sorted(in_flight):
         if (look := state.add_in_flight(snapshot, members[name])) is not None:
             chosen.looks[name] = look

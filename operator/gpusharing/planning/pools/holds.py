@@ -4,6 +4,7 @@ Nodes in flight go on, and some holds let a few nodes through (`select`).
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -15,10 +16,12 @@ from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
+from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.attempts import failed_before, owed_by, owed_for
-from gpusharing.planning.transition.cases import Member, is_begun
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.transition.attempts import failed_before, has_ended, owed_by, owed_for
+from gpusharing.planning.transition.cases import Member, is_begun, judge_held
+from gpusharing.planning.transition.gates import tell_pause
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -292,6 +295,77 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
 def read_value(message: str) -> str:
     """Return the value of the annotation in the command at the end of a message from `explain_halt`."""
     return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
+
+
+def find_stop(pool: Pool, settings: PlanSettings) -> Finding | None:
+    """Return why no node of the pool starts before a person, the clock or another node acts; None if one may start."""
+    if pool.policy.spec is None:
+        return None
+    if pool.spec.rollout.paused:
+        return Finding(Reason.PAUSED, tell_pause(settings))
+    if (hold := find_hold(pool)) is not None:
+        return hold
+    return wait_for_canaries(pool) if isinstance(find_canary(pool), int) else None
+
+
+_HELD = Finding(Reason.PAUSED, "not counted yet")
+
+
+def find_ended(members: Mapping[str, Member]) -> dict[str, Member]:
+    """Return, as held, the nodes whose run has ended and that are about to start another because of an edit."""
+    known = [one for one in members.values() if one.case is not None and one.node.fence and has_ended(one.case)]
+    held = {one.node.name: judge_held(one, _HELD) for one in known if one.verdict.reason is not Reason.WAITS_FOR_WAVE}
+    return {name: one for name, one in held.items() if one.verdict != members[name].verdict}
+
+
+def let_start(
+    ended: Mapping[str, Member], members: Mapping[str, Member], pools: Mapping[str, Pool], settings: PlanSettings
+) -> dict[str, Member]:
+    """Return each node of `ended` as in `members` if its policy may start it, else with why it may not."""
+    found, begun = {}, Counter[str]()
+    for name, member in sorted(ended.items()):
+        pool = pools.get(member.policy)
+        stop = find_stop(pool, settings) if pool is not None else None
+        if stop is not None and pool is not None and find_hold(pool) is None and not pool.spec.rollout.paused:
+            canaries, begun[pool.policy.name] = find_canary(pool), begun[pool.policy.name] + 1
+            stop = None if isinstance(canaries, int) and begun[pool.policy.name] <= canaries else stop
+        found[name] = members[name] if stop is None else judge_held(member, stop)
+    return found
+
+
+def find_full(pool: Pool) -> Finding | None:
+    """Return that only a person can free a slot of the pool: nothing changes, and no node returns to service by itself."""
+    if pool.used < pool.limit or pool.moving or not all(map(is_for_a_person, pool.keepers)):
+        return None
+    why, keeper = name_keepers(pool.keepers)
+    return Finding(Reason.BUDGET_FULL, f"{tell_limit(pool, why)}{_tell_help(keeper)}", keeper=keeper, stands=True)
+
+
+def find_capped(snapshot: ClusterSnapshot, members: Mapping[str, Member], *, reserved: int) -> Finding | None:
+    """Return that only a person can free a slot of the operator-wide cap, of which `reserved` ones are kept."""
+    fences = fences_of(snapshot).items()
+    in_flight = [members[name] for name, fence in fences if fence.stage != "yielded" and name in members]
+    stands = all(one.keeps_slot and is_for_a_person(one) for one in in_flight)
+    if reserved or len(in_flight) < snapshot.settings.max_in_flight or not stands:
+        return None
+    why, keeper = name_keepers(in_flight)
+    return Finding(Reason.BUDGET_FULL, f"{tell_cap(why)}{_tell_help(keeper)}", keeper=keeper, stands=True)
+
+
+def tell_limit(pool: Pool, why: str) -> str:
+    return (
+        f"spec.rollout.maxUnavailable allows {pool.limit} of {counted(pool.total, 'node')} to be unavailable at"
+        f" once{why}; waiting for a slot"
+    )
+
+
+def tell_cap(why: str) -> str:
+    return f"the cap on nodes in flight (chart value operator.maxInFlight) has been reached{why}; waiting for a slot"
+
+
+def _tell_help(keeper: str) -> str:
+    node = keeper.removeprefix("node/")
+    return f". How to free one: kubectl gpusharing why {node}" if node else ""
 
 
 def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:

@@ -226,7 +226,7 @@ def _steps(
         name, preview = verdict.node, None
         work = snapshot.work.get(name)
         if work is not None and policy.spec is not None:
-            preview = preview_of(policy, verdict, work, plan.afterwards, snapshot)
+            preview = preview_of(policy, verdict, work, plan.afterwards.once(policy.name), snapshot)
         rank = 0 if snapshot.nodes[name].fence is not None else 1 if verdict.starts else 2
         ranked.append(((rank, *order.get(name, last), name), (verdict, preview)))
     return [step for _, step in sorted(ranked, key=lambda row: row[0])]
@@ -246,8 +246,8 @@ def _vanishing(
             resource=name,
             before=before[name],
             after=after.get(name, 0),
-            demand=plan.afterwards.find_demand(name),
-            elsewhere=plan.afterwards.advertises(name, outside=plan.pools[policy].names),
+            demand=plan.afterwards.once(policy).find_demand(name),
+            elsewhere=plan.afterwards.once(policy).advertises(name, outside=plan.pools[policy].names),
             pods=tuple(sorted(pod.ref for _, pod in _find_users(name, changing, snapshot))),
             pending=snapshot.pending.get(name, 0),
         )

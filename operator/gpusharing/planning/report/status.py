@@ -413,7 +413,8 @@ def _plan(
         return None
     before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), plan.targets)
     lost = [name for name in sorted(before) if after[name] < before[name]]
-    demands = {name: plan.afterwards.find_demand(name) for name in lost}
+    afterwards = plan.afterwards.once(policy.name)
+    demands = {name: afterwards.find_demand(name) for name in lost}
     shortages = [f"{name}: {demand.text}" for name, demand in demands.items() if demand.waiting]
     worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)
     nodes, previews = [verdict.node for verdict in changing], plan.memory.previews

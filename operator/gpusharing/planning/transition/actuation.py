@@ -116,11 +116,12 @@ def _begin(
         step, steps = fence.step, fence.steps
     else:
         step, steps = (2, 2) if fence.step < fence.steps else (1, 1)
+    version = fence.version if goes_back(case) else policy.version
     begun = replace(
         fence,
         policy=policy.name,
-        version=policy.version,
-        turned=fence.turned or fence.version != policy.version,
+        version=version,
+        turned=fence.turned or fence.version != version,
         drift=corrects_drift(fence, policy),
         stage="actuating",
         stage_since=case.now,
@@ -136,7 +137,7 @@ def _begin(
         proven=None,
         owed="",
         jobs=False,
-        failed=still_failed(case) if fence.version == policy.version else None,
+        failed=still_failed(case) if fence.version == version else None,
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )

@@ -29,6 +29,7 @@ from gpusharing.planning.transition.actuation import (
 from gpusharing.planning.transition.attempts import (
     change_deadline,
     goes_back,
+    has_ended,
     is_late,
     owe,
     owed_for,
@@ -145,6 +146,14 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
             return _fail(case, trouble.mismatch, known=True)
         message = f"{trouble.mismatch.message}; {trouble.cure}"
         return _owe(case, assessed, message, fence.attempt + 1)
+    if case.held is not None and not owed and has_ended(case) and not was_asked_again(case):
+        found = trouble.mismatch if trouble is not None else Finding(case.held.reason, "the change failed")
+        closed = f"The node stays {fence.closed}" if fence.disruption.cordons else "The node stays as it is"
+        message = (
+            f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}. To have it"
+            f" changed regardless, run: {retry_command(case.node.name, fence.retry)}"
+        )
+        return case.verdict(Phase.FAILED, found.reason, message)
     if owed or not is_late(case):
         return run(case, assessed)
     message = f"the spec changed after the deadline; the node is now being changed to {assessed.target.text}"

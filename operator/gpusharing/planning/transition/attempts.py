@@ -89,6 +89,13 @@ def is_late(case: NodeCase) -> bool:
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
+def has_ended(case: NodeCase) -> bool:
+    """Whether the run of a node past the PNR has ended without a proof, or has become the way back."""
+    fence = case.node.fence
+    past = fence is not None and fence.stage == "actuating" and case.policy is not None
+    return past and (case.fence.failed is not None or case.fence.rolls_back or is_late(case))
+
+
 def proof_time(case: NodeCase) -> timedelta:
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
@@ -114,9 +121,8 @@ def goes_back(case: NodeCase) -> bool:
         return False
     if fence.version.uid != policy.uid:
         return False
-    if policy.spec is not None and policy.spec.rollout.paused:
-        return True  # someone who pauses while nodes fail does not want more of the layout that failed
-    return fence.version == policy.version
+    # Someone who stops a policy while nodes fail does not want more of its layout.
+    return case.held is not None or fence.version == policy.version
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:

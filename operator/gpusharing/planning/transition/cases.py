@@ -65,6 +65,12 @@ class Member:
     """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
 
     @property
+    def keeps_slot(self) -> bool:
+        """Whether the node, in a change, occupies its slot of the operator-wide cap until somebody acts."""
+        held = self.verdict.phase is Phase.FAILED or self.verdict.reason is Reason.DRAIN_HELD
+        return held or not self.verdict.phase.in_flight
+
+    @property
     def assessment(self) -> Assessment | None:
         return self.case.assessment if self.case is not None else None
 
@@ -131,6 +137,13 @@ def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
     # A candidate differs from its target, or it would not be one.
     differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
     return find_member(verdict, node, case.gpunode, case, differs=differs)
+
+
+def judge_held(member: Member, why: Finding) -> Member:
+    """Return the node as if its policy might not start a node now, for this reason."""
+    assert member.case is not None, "a node without a case has no run that ended"
+    case = replace(member.case, held=why)
+    return find_member(judge(case) or member.verdict, member.node, case.gpunode, case)
 
 
 def keeps_verdict(member: Member | None) -> bool:

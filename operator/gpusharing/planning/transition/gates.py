@@ -12,7 +12,7 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.stack.effects import RESTART_PLUGIN, find_effects, tell_clients
 from gpusharing.planning.stack.mps import explain_repair
@@ -141,7 +141,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         )
         yield reason, Finding(reason, message, deferred.until)
     if assessed.spec.rollout.paused:
-        yield Reason.PAUSED, f"{tell_pause(case)}, so no more nodes start a change"
+        yield Reason.PAUSED, f"{tell_pause(case.settings)}, so no more nodes start a change"
     yield from propagation_gates(case, assessed)
 
 
@@ -218,8 +218,8 @@ def propagation_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.CONFIG_PROPAGATING, Finding(Reason.CONFIG_PROPAGATING, message, ready)
 
 
-def tell_pause(case: NodeCase) -> str:
-    word = case.settings.paused
+def tell_pause(settings: PlanSettings) -> str:
+    word = settings.paused
     return f"the chart's value paused is {word}" if word != "false" else "spec.rollout.paused is true"
 
 

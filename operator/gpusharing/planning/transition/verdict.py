@@ -99,6 +99,8 @@ class NodeCase(ActuatorCase):
     at_work_since: datetime | None
     """Since when this process has seen the actuator at work although we are not changing the node."""
     actuator: Actuator
+    held: Finding | None = None
+    """Why the policy may not start a node now. Only set for a node whose run has ended without a proof."""
     old_views: str = ""
     """The kinds of objects whose cached state is stale."""
     unserved: str = ""

@@ -1,0 +1,197 @@
+"""Whatever keeps a policy from starting nodes keeps everything back: pods that nothing else could run, Failed nodes, and
+nodes of other policies that wait for a slot."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from tests.planning.habits import person_approves, with_habits
+from tests.planning.recovery import lenient, request, wanted
+from tests.planning.restpool import WAITS
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import ConditionType, Phase
+from gpusharing.api.policy import LabelSelector
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
+from gpusharing.planning.vocabulary.reasons import Reason
+
+FULL, HALVES, MIXTURE = 0, 3, 5
+"""Numbers of modes in tests/planning/recovery.py."""
+STOPS: dict[str, tuple[Callable[[PolicyView], PolicyView], Reason]] = {
+    "paused": (lambda policy: lenient(policy, paused=True, when_paused="Hold"), Reason.PAUSED),
+    "frozen": (lambda policy: lenient(policy, max_unavailable=0), Reason.FROZEN),
+    "not approved": (lambda policy: with_habits(policy, (), ("by approval",)), Reason.APPROVAL_NEEDED),
+    "its window is closed": (lambda policy: with_habits(policy, (), ("at night",)), Reason.WINDOW_CLOSED),
+    "behind its canary": (
+        lambda policy: with_habits(policy, (), ("more canaries than nodes",)),
+        Reason.CANARY_TOO_LARGE,
+    ),
+}
+
+
+def policy(pool: str, mode: int) -> PolicyView:
+    """One that lets no pod be stranded."""
+    made = wanted(f"pool-{pool}", mode, 1, 0, "Hold")
+    assert made.spec is not None
+    chosen = LabelSelector.model_validate({"matchLabels": {"gpusharing.dev/pool": pool}})
+    return replace(made, spec=made.spec.model_copy(update={"node_selector": chosen}))
+
+
+def settled(settings: PlanSettings = WAITS, **pools: tuple[int, int]) -> World:
+    """A number of nodes in a mode, by pool; they are called b-0, b-1 …"""
+    world = World(settings=settings)
+    for pool, (count, mode) in pools.items():
+        for number in range(count):
+            world.add_node(f"{pool}-{number}", **{"gpusharing.dev/pool": pool})
+        world.set_policy(policy(pool, mode))
+    world.settle()
+    return world
+
+
+def turn(world: World, passes: int) -> RolloutPlan:
+    for _ in range(passes):
+        for name in world.nodes:
+            world.act(name)
+        plan = world.step()
+        world.now += timedelta(seconds=2)
+    return plan
+
+
+def failed(world: World, name: str, mode: int) -> None:
+    """The node fails on its way to this mode."""
+    world.machines[name].temper = "fails"
+    world.set_policy(policy(name[0], mode))
+    assert turn(world, 100).verdicts[name].phase is Phase.FAILED
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_no_pod_is_evicted_for_devices_of_a_pool_that_may_not_change(stop: str) -> None:
+    stopped, reason = STOPS[stop]
+    world = settled(b=(2, HALVES), c=(2, FULL))
+    assert all(world.add_pod(name, "a pod of a ReplicaSet") for name in ("b-0", "b-1"))
+    world.set_policy(stopped(policy("c", HALVES)))
+    world.set_policy(policy("b", FULL))
+    verdict = turn(world, 60).verdicts["b-0"]
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
+    assert f"before c-0 has changed, which waits ({reason})" in verdict.message
+    assert {name for name, pods in world.pods.items() if pods} == {"b-0", "b-1"}
+    world.set_policy(policy("c", HALVES))
+    plan = turn(world, 300)
+    assert {one.phase for one in plan.verdicts.values()} == {Phase.SYNCED}
+
+
+def test_no_pod_is_evicted_for_devices_of_a_node_that_failed() -> None:
+    world = settled(b=(1, HALVES), c=(1, FULL))
+    assert world.add_pod("b-0", "a pod of a ReplicaSet")
+    failed(world, "c-0", HALVES)
+    world.set_policy(policy("b", FULL))
+    verdict = turn(world, 60).verdicts["b-0"]
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
+
+
+def test_two_pools_that_swap_do_not_hold_each_other() -> None:
+    world = settled(b=(1, HALVES), c=(1, FULL))
+    assert all(world.add_pod(name, "a pod of a ReplicaSet") for name in ("b-0", "c-0"))
+    world.set_policy(policy("b", FULL))
+    world.set_policy(policy("c", HALVES))
+    assert {one.phase for one in turn(world, 300).verdicts.values()} == {Phase.SYNCED}
+
+
+def test_a_plan_that_waits_for_approval_is_told_with_what_it_brings_itself() -> None:
+    world = settled(c=(2, FULL))
+    assert world.add_pod("c-0", "a pod of a ReplicaSet")
+    world.set_policy(with_habits(policy("c", HALVES), (), ("by approval",)))
+    plan = turn(world, 30)
+    assert plan.verdicts["c-0"].reason is Reason.APPROVAL_NEEDED
+    assert plan.afterwards.find_demand("nvidia.com/mig-3g.40gb").remain == 0
+    assert plan.afterwards.once("pool-c").find_demand("nvidia.com/mig-3g.40gb").remain > 0
+
+
+# --- Failed nodes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("moves", [True, False], ids=["its label is moved", "its policy is edited"])
+def test_a_failed_node_starts_no_other_run_that_its_policy_may_not_start(*, stop: str, moves: bool) -> None:
+    stopped, _ = STOPS[stop]
+    world = settled(a=(1, FULL), b=(2, FULL))
+    failed(world, "a-0", HALVES)
+    heir = stopped(policy("b" if moves else "a", MIXTURE))
+    if moves:
+        node = world.nodes["a-0"]
+        world.nodes["a-0"] = replace(node, labels={**node.labels, "gpusharing.dev/pool": "b"})
+    world.set_policy(heir)
+    world.machines["a-0"].temper = "works"
+    verdict = turn(world, 60).verdicts["a-0"]
+    assert (verdict.phase, verdict.policy) == (Phase.FAILED, heir.name)
+    assert "does not get 1x3g.40gb+1x2g.20gb+2x1g.10gb yet" in verdict.message
+    assert world.nodes["a-0"].unschedulable
+    retried = verdict.message.rpartition("gpusharing.dev/retry=")[2]
+    assert request(world, "a-0", retry=retried)
+    assert turn(world, 100).verdicts["a-0"].phase is Phase.SYNCED
+
+
+def test_a_failed_node_starts_once_its_plan_is_approved_or_its_pause_ends() -> None:
+    world = settled(a=(1, FULL), b=(1, FULL))
+    failed(world, "a-0", HALVES)
+    failed(world, "b-0", HALVES)
+    world.set_policy(with_habits(policy("a", MIXTURE), (), ("by approval",)))
+    world.set_policy(lenient(policy("b", MIXTURE), paused=True))
+    for machine in world.machines.values():
+        machine.temper = "works"
+    plan = turn(world, 20)
+    assert {one.phase for one in plan.verdicts.values()} == {Phase.FAILED}
+    assert person_approves(world, "pool-a", plan)
+    world.set_policy(policy("b", MIXTURE))
+    assert {one.phase for one in turn(world, 150).verdicts.values()} == {Phase.SYNCED}
+
+
+def test_of_several_failed_nodes_only_as_many_start_as_the_canary_has() -> None:
+    world = settled(a=(3, FULL))
+    for machine in world.machines.values():
+        machine.temper = "fails"
+    world.set_policy(lenient(policy("a", HALVES), max_unavailable=3, max_failures=3))
+    assert {one.phase for one in turn(world, 100).verdicts.values()} == {Phase.FAILED}
+    for machine in world.machines.values():
+        machine.temper = "works"
+    world.set_policy(with_habits(policy("a", MIXTURE), (), ("one canary",)))
+    phases = [one.phase for one in turn(world, 40).verdicts.values()]
+    assert (phases.count(Phase.SYNCED), phases.count(Phase.FAILED)) == (1, 2)
+    assert {one.phase for one in turn(world, 200).verdicts.values()} == {Phase.SYNCED}
+
+
+def test_a_rollback_goes_on_when_its_policy_is_edited_and_may_start_nothing() -> None:
+    world = settled(a=(1, FULL))
+    world.machines["a-0"].temper = "fails"
+    world.set_policy(with_habits(policy("a", HALVES), (), ("goes back",)))
+    for _ in range(100):
+        plan = turn(world, 1)
+        if (fence := world.nodes["a-0"].fence) is not None and fence.rolls_back:
+            break
+    world.set_policy(with_habits(policy("a", MIXTURE), (), ("goes back", "by approval")))
+    world.machines["a-0"].temper = "works"
+    plan = turn(world, 100)
+    assert plan.verdicts["a-0"].reason is Reason.APPROVAL_NEEDED
+    assert (world.nodes["a-0"].fence, world.nodes["a-0"].labels[names.LABEL_MODE]) == (None, "full")
+
+
+# --- slots -------------------------------------------------------------------------------------------------------
+
+
+def test_a_cap_that_another_policys_failed_node_holds_stalls_whoever_waits_for_it() -> None:
+    world = settled(replace(WAITS, max_in_flight=1), a=(1, FULL), b=(2, FULL))
+    failed(world, "a-0", HALVES)
+    world.set_policy(policy("b", HALVES))
+    plan = turn(world, 30)
+    assert plan.verdicts["b-0"].stands
+    waits = next(one for one in world.policies if one.name == "pool-b")
+    rows = policy_status(waits, plan, world.snapshot(), {}, world.now)["conditions"]
+    stalled = next(row for row in rows if row["type"] == ConditionType.STALLED)
+    assert stalled["status"] == "True"
+    assert stalled["message"].endswith(
+        "(a-0 has failed); waiting for a slot. How to free one: kubectl gpusharing why a-0"
+    )
