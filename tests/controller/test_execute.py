@@ -145,6 +145,7 @@ async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
         }
     )
     assert list(stage.failures()) == ["gpu-07"]
+    assert stage.executor.calls.failures["gpu-07"].refused
     assert outcome.done == 1
     assert stage.view("gpu-08").fence is not None
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]

@@ -87,6 +87,12 @@ def test_that_a_cordon_stays_is_told_while_the_release_fails_because_no_later_pa
     assert node_events(failing, failing) == node_events(failing, replace(failing, attempt=0)) == ()
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_only_a_person_ends_what_the_server_refuses(*, refused: bool) -> None:
+    failure = failed_again(LASTING, WORDS, NOW, 0.0, refused=refused)
+    assert show_failure(verdict(Phase.DRAINING, deadline=at(60)), failure, NOW).stands is refused
+
+
 def test_one_failure_alone_is_waited_out_without_a_word() -> None:
     verdict = show_failure(PENDING.then(ACTION), replace(LASTING, tries=1), NOW)
     assert (verdict.reason, verdict.wake) == (PENDING.reason, at(8))

@@ -31,6 +31,7 @@ from tests.planning.told import (
 from gpusharing.api.names import Phase
 from gpusharing.planning.report.status import bearing, find_grounds, policy_status
 from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -42,6 +43,7 @@ DELETED = replace(POOL, deleting=True)
 VALID, CALM = "True Valid", "False Progressing"
 UNDER_WAY = "True RolloutInProgress"
 
+LASTING = CallFailure("SetFinalizer failed: not allowed", NOW, tries=3)
 PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
     "all proven": (StatusInput([SYNCED]), (VALID, "True Synced", "False Synced", CALM)),
     "one waits for its turn": (
@@ -79,11 +81,23 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
     ),
     "a node waits for a person and another for its turn": (
         StatusInput([STUCK, PENDING]),
-        (VALID, "False RolloutInProgress", "True BudgetFull", CALM),
+        (VALID, "False RolloutInProgress", "True BudgetFull", "True Blocked"),
     ),
     "a node waits for a person and another drains": (
         StatusInput([STUCK, DRAINING]),
-        (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
+        (VALID, "False RolloutInProgress", UNDER_WAY, "True Blocked"),
+    ),
+    "the server refuses the finalizer": (
+        StatusInput([SYNCED], call_failures={policy_subject("pool-b"): replace(LASTING, refused=True)}),
+        (VALID, "True Synced", "False Synced", "True CallFailed"),
+    ),
+    "the server fails to write the finalizer": (
+        StatusInput([SYNCED], call_failures={policy_subject("pool-b"): LASTING}),
+        (VALID, "True Synced", "False Synced", CALM),
+    ),
+    "the server refuses the step of a node": (
+        StatusInput([replace(DRAINING, reason=Reason.CALL_FAILED, stands=True)]),
+        (VALID, "False RolloutInProgress", "False Blocked", "True Blocked"),
     ),
     "drift came back": (
         StatusInput([verdict(Phase.BLOCKED, Reason.DRIFT_RETURNED), PENDING]),

@@ -4,6 +4,7 @@ nodes of other policies that wait for a slot."""
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.planning.habits import person_approves, with_habits
@@ -45,8 +46,9 @@ def settled(settings: PlanSettings = WAITS, **pools: tuple[int, int]) -> World:
     """A number of nodes in a mode, by pool; they are called b-0, b-1 …"""
     world = World(settings=settings)
     for pool, (count, mode) in pools.items():
+        labels: dict[str, Any] = {"gpusharing.dev/pool": pool}
         for number in range(count):
-            world.add_node(f"{pool}-{number}", **{"gpusharing.dev/pool": pool})
+            world.add_node(f"{pool}-{number}", **labels)
         world.set_policy(policy(pool, mode))
     world.settle()
     return world

@@ -13,7 +13,7 @@ from gpusharing.api.policystatus import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -66,6 +66,7 @@ class StatusInput:
     work: Mapping[str, NodeWork] = field(default_factory=dict)
     coming: tuple[str, ...] = ()
     vain_passes: Mapping[str, int] = field(default_factory=dict)
+    call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
@@ -94,6 +95,7 @@ class StatusInput:
             stack=make_stack(POOL),
             pending=self.pending,
             work=self.work,
+            call_failures=self.call_failures,
         )
 
 

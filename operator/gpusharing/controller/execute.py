@@ -296,7 +296,12 @@ class Executor:
             self.calls.unsure.add(subject)
         before = self.calls.failures.get(subject)
         self.calls.failures[subject] = failed_again(
-            before, f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
+            before,
+            f"{kind} failed: {words}",
+            self.now(),
+            self.jitter(),
+            called(action),
+            refused=isinstance(error, Forbidden | Invalid),
         )
         self._complaints.begins(
             subject, "an action failed; trying again", f"{kind} {type(error).__name__}", action=kind, error=words

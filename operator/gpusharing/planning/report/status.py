@@ -15,6 +15,7 @@ from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_note, plan_hash
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.cases import is_begun, of_policy
 from gpusharing.planning.transition.verdict import Verdict
@@ -185,7 +186,7 @@ def policy_status(
     """
     pool = members(policy, plan, snapshot)
     ready, word, message = find_headline(pool, plan)
-    stalled = _stalled(pool, plan)
+    stalled = _stalled(pool, plan, snapshot)
     answers = {
         ConditionType.ACCEPTED: _accepted(pool, plan, snapshot),
         ConditionType.READY: ready,
@@ -212,7 +213,8 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     vain = plan.memory.vain_passes.get(policy.name, 0)
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
-    return policy.uid, policy.generation, policy.going, *of_others, vain >= MOST_VAIN, bearings
+    refused = _find_refused(policy, snapshot) is not None
+    return policy.uid, policy.generation, policy.going, *of_others, vain >= MOST_VAIN, refused, bearings
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
@@ -317,7 +319,7 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
 def _moves(verdict: Verdict) -> bool:
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
-    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED and not verdict.stands
 
 
 def _waits(verdict: Verdict) -> bool:
@@ -328,7 +330,7 @@ def _waits(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
-def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
+def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
     verdicts = pool.verdicts
     if (objection := plan.objections.get(pool.policy.name)) is not None:
         return True, objection.reason, objection.message
@@ -337,12 +339,11 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     if stalling := _stalling(verdicts):
         reason = most_urgent(verdict.reason for verdict in stalling)
         return True, reason, tell_first([verdict for verdict in stalling if verdict.reason is reason])
-    # Nodes that only a person can help come last in a rollout, so they do not stall it as long as the others go on.
-    stuck = [verdict for verdict in verdicts if _needs_person(verdict)]
-    going_on = pool.coming or any(verdict.phase.in_flight or _waits(verdict) for verdict in verdicts)
-    if stuck and not going_on:
+    if stuck := [verdict for verdict in verdicts if _needs_person(verdict)]:
         nodes = counted(len(stuck), "node is", "nodes are")
         return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
+    if (refused := _find_refused(pool.policy, snapshot)) is not None:
+        return True, Reason.CALL_FAILED, f"{refused.message}; the call is retried with increasing delays"
     if plan.memory.vain_passes.get(pool.policy.name, 0) >= MOST_VAIN:
         message = (
             f"for {MOST_VAIN} passes in a row the planner listed the pods on nodes that could start a change, but did"
@@ -354,6 +355,12 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
         command = f"kubectl gpusharing approve {pool.policy.name}"
         message = f"the rollout is waiting for someone to approve the plan: {command}"
     return False, Reason.PROGRESSING, message
+
+
+def _find_refused(policy: PolicyView, snapshot: ClusterSnapshot) -> CallFailure | None:
+    """Return the lasting refusal of a write to the policy itself, such as of its finalizer."""
+    failure = snapshot.call_failures.get(policy_subject(policy.name))
+    return failure if failure is not None and failure.lasts and failure.refused else None
 
 
 def _stalling(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -62,6 +62,8 @@ class CallFailure:
     tries: int = 1
     call: str = ""
     """Which kind of call failed. Only a successful call of the same kind ends the series."""
+    refused: bool = False
+    """Whether the server refused the call itself, such as for a missing right or by an admission policy (403, 422)."""
 
     def holds(self, now: datetime) -> bool:
         return now < self.next_try
@@ -87,13 +89,14 @@ def failed_again(
     call: str = "",
     *,
     first: float = FIRST_WAIT,
+    refused: bool = False,
 ) -> CallFailure:
     """Return the failure to remember after one more failed call.
 
     It continues the series of `before`, whatever the kind of that call. `first` is in seconds.
     """
     tries = before.tries + 1 if before is not None else 1
-    return CallFailure(message, now + timedelta(seconds=backoff(tries, first, jitter)), tries, call)
+    return CallFailure(message, now + timedelta(seconds=backoff(tries, first, jitter)), tries, call, refused)
 
 
 LOOKS = 5

@@ -380,6 +380,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
         message=message,
         deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
+        stands=verdict.stands or failure.refused,
     )
 
 
