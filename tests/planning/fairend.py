@@ -4,6 +4,8 @@ Nobody empties the nodes and nobody edits a policy unless a message asks for tha
 out on purpose, and nothing of ours is left: no fence, no claim, no cordon and no mark.
 """
 
+import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,13 +14,13 @@ from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
+from tests.planning.promises import approve
 from tests.planning.recovery import (
     carried_out,
     lenient,
     mend_machines,
     mend_software,
     request,
-    settle_deleted,
 )
 from tests.planning.world import World
 
@@ -27,7 +29,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
@@ -68,26 +70,53 @@ def cure(world: World) -> None:
 Remedy = Callable[[World, Verdict, RolloutPlan], None]
 
 
-def _retry(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """kubectl annotate gpunode NODE gpusharing.dev/retry=VALUE, as somebody who may edit policies but no Node."""
-    world.serial += 1
-    request(world, told.node, retry=f"told-{world.serial}")
+_COMMAND = re.compile(r"kubectl ((?:annotate|label|uncordon) [^;()]*?)(?= && |\. |;|\)|$)")
 
 
-def _uncordon(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """kubectl uncordon, unless the message before this one asked for it; what is nobody's cordon was forgotten by the
-    operator."""
-    node = world.nodes[told.node]
+def _type(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """Type the commands of the message, as they stand there."""
+    typed = _COMMAND.findall(told.message)
+    hold(bool(typed), f"{told.reason} has no command to type: {told.message}")
+    for command in typed:
+        verb, *words = shlex.split(command)
+        kind, name, *pairs = words if verb != "uncordon" else ["node", *words]
+        pairs = [pair for pair in pairs if pair != "--overwrite"]
+        if kind == "gpunode":
+            request(world, name, **{key.removeprefix(names.PREFIX): value for key, _, value in map(_split, pairs)})
+        elif kind == "gsp":
+            ((key, _, value),) = map(_split, pairs)
+            policy = next(one for one in world.policies if one.name == name)
+            if key == names.ANNOTATION_APPROVE:
+                approve(world, policy, value)
+            else:
+                hold(key == names.ANNOTATION_RESUME, f"nobody knows what {command} does")
+                world.policies = tuple(replace(one, resumed=value) if one is policy else one for one in world.policies)
+        elif verb == "uncordon":
+            _uncordon(world, name)
+        else:
+            _take_off(world, world.nodes[name], {pair.removesuffix("-") for pair in pairs})
+
+
+def _split(pair: str) -> tuple[str, str, str]:
+    return pair.partition("=")
+
+
+def _uncordon(world: World, name: str) -> None:
+    """Unless the message before this one asked for it; what is nobody's cordon was forgotten by the operator."""
+    node = world.nodes[name]
     if not node.unschedulable:
         return
-    hold(node.fence is not None or node.name in world.human_cordons, f"an orphan cordon on {node.name}")
-    world.human_cordons.discard(told.node)
-    world.nodes[told.node] = replace(node, unschedulable=False)
+    hold(node.fence is not None or name in world.human_cordons, f"an orphan cordon on {name}")
+    world.human_cordons.discard(name)
+    world.nodes[name] = replace(node, unschedulable=False)
 
 
-def _unskip(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """kubectl annotate gpunode NODE gpusharing.dev/skip=false."""
-    request(world, told.node, skip="false")
+def _take_off(world: World, node: NodeView, keys: set[str]) -> None:
+    labels = {key: value for key, value in node.labels.items() if key not in keys}
+    if names.ANNOTATION_FENCE in keys and node.unschedulable:
+        world.human_cordons.add(node.name)  # whoever unfences it is answerable for its cordon
+    fence = None if names.ANNOTATION_FENCE in keys else node.fence
+    world.nodes[node.name] = replace(node, fence=fence, labels=labels, neighbour_marks=node.neighbour_marks - keys)
 
 
 def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
@@ -103,22 +132,11 @@ def _attend(world: World, told: Verdict, plan: RolloutPlan) -> None:
     """What blocked is removed, and the next attempt asked for."""
     world.budgets = ()
     _take_pods_away(world, replace(told, blockers=()), plan)
-    _retry(world, told, plan)
+    _type(world, told, plan)
 
 
 def _remove_budgets(world: World, told: Verdict, plan: RolloutPlan) -> None:
     world.budgets = ()
-
-
-def _adopt_orphan(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """A policy is created that selects the node; the fence of an earlier node of the name is removed."""
-    node = world.nodes[told.node]
-    if node.fence is not None and node.fence.node_uid != node.uid:
-        world.nodes[told.node] = replace(node, fence=None, unschedulable=False)
-        return
-    labels = {**node.labels, "gpusharing.dev/pool": "b"}
-    world.nodes[told.node] = replace(node, labels=labels)
-    settle_deleted(world)
 
 
 def _of(world: World, told: Verdict) -> PolicyView | None:
@@ -152,14 +170,6 @@ _LEAVE_OUT = _spec(lambda spec: spec.model_copy(update={"products": (bare_produc
 _RAISE = _spec(lambda spec: spec.model_copy(update={"priority": spec.priority + 1}))
 
 
-def _approve(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    habits.person_approves(world, told.policy, plan)
-
-
-def _resume(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    habits.person_resumes(world, told.policy, plan)
-
-
 def _choose_another_operator(world: World, told: Verdict, plan: RolloutPlan) -> None:
     """A GPU Operator whose MPS daemon follows labels."""
     mend_software(world)
@@ -186,9 +196,9 @@ def _wait(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 REMEDIES: Mapping[Reason, Remedy] = {
-    **dict.fromkeys((Reason.ACTUATOR_FAILED, Reason.ACTUATOR_STUCK, Reason.ROLLED_BACK), _retry),
-    **dict.fromkeys((Reason.DRIFT_RETURNED, Reason.ROLLING_BACK), _retry),
-    **dict.fromkeys((Reason.ALREADY_CORDONED, Reason.CORDON_KEPT), _uncordon),
+    **dict.fromkeys((Reason.ACTUATOR_FAILED, Reason.ACTUATOR_STUCK, Reason.ROLLED_BACK), _type),
+    **dict.fromkeys((Reason.DRIFT_RETURNED, Reason.ROLLING_BACK), _type),
+    **dict.fromkeys((Reason.ALREADY_CORDONED, Reason.CORDON_KEPT), _type),
     **dict.fromkeys((Reason.PDB_CONFLICT, Reason.PDB_NEVER_ALLOWS, Reason.PDB), _remove_budgets),
     **dict.fromkeys(
         (
@@ -224,14 +234,14 @@ REMEDIES: Mapping[Reason, Remedy] = {
     Reason.NEEDS_ATTENTION: _attend,
     Reason.MPS_NOT_SWITCHABLE: _choose_another_operator,
     Reason.LABEL_OWNED_ELSEWHERE: _drop_rule,
-    Reason.ORPHAN_FENCE: _adopt_orphan,
-    Reason.SKIP_LABEL: _unskip,
+    Reason.ORPHAN_FENCE: _type,
+    Reason.SKIP_LABEL: _type,
     Reason.PAUSED: _rollout(paused=False),
     Reason.FROZEN: _rollout(max_unavailable=1),
     Reason.WINDOW_TOO_SHORT: _rollout(windows=(), blackouts=()),
     Reason.CANARY_TOO_LARGE: _correct_canary,
-    Reason.HALTED: _resume,
-    Reason.APPROVAL_NEEDED: _approve,
+    Reason.HALTED: _type,
+    Reason.APPROVAL_NEEDED: _type,
     Reason.SUPERSEDED: _RAISE,
 }
 """By reason, what its remedy says (planning/vocabulary/reasons.py)."""

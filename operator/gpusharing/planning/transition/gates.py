@@ -121,7 +121,9 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         if was_corrected(case, assessed.policy):
             writers = node.label_rewriters.items()
             history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
-            message = f"{name} drifted again after it was corrected: {drift.message}{history}"
+            answered = proof.retry if proof is not None else ""
+            again = f"To have it corrected once more, run: {retry_command(name, answered)}"
+            message = f"{name} drifted again after it was corrected: {drift.message}{history}. {again}"
             yield Reason.DRIFT_RETURNED, message
     if withdrawn:  # a restart of the device plugin ends within the same grace
         since, grace = case.withdrawn_since, timedelta(seconds=case.settings.drift_grace)
