@@ -327,12 +327,13 @@ class Rollout(WireModel):
     """Nodes to change first. The others wait until these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
     """Whether a person has to approve each plan. With Manual, no node starts before the annotation
-    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash)."""
+    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash). The approval lasts until the plan
+    is carried out; a new revision, a node that was not in the plan, and a node that needs a graver disruption or
+    another layout than was approved need a new one."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """How many nodes may fail after the point of no return in one revision of the policy (status.revision) before no
-    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with that revision lets the
-    rollout go on until as many more have failed, and with <revision>.2, <revision>.3 and so on until two or three times
-    as many more have failed."""
+    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with the hash of the halt
+    (status.halt) lets the rollout go on until as many more have failed; the next halt has another hash."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
     """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries it
     or changes what the policy asks for. Rollback returns it to its last proven layout, once per revision or retry, and
@@ -383,5 +384,4 @@ class GPUSharingPolicySpec(WireModel):
     whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels; the policy exists until
     all of that is done."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. A new value changes no node and ends no halt. An approval is for the policy as it
-    was, so it has to be given again."""
+    """What a GPU of the pool costs. A new value changes no node."""
