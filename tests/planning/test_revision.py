@@ -95,3 +95,14 @@ def test_every_field_of_a_policy_is_known_to_ask_for_something_or_not() -> None:
          "max_failures", "on_failure", "timeouts")
     )  # fmt: skip
     assert Rollout.model_fields.keys() == known.keys()
+
+
+def test_the_fields_that_make_up_the_revision_say_so() -> None:
+    """`kubectl explain` shows it."""
+    fields = {**GPUSharingPolicySpec.model_fields, **Rollout.model_fields}
+    telling = {
+        name
+        for name, field in fields.items()
+        if "An edit makes a new revision." in (field.description or "").replace("\n", " ")
+    }
+    assert telling == {*INTENT, "timeouts"}
