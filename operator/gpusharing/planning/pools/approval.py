@@ -44,14 +44,15 @@ def consent_to(policy: PolicyView, recorded: Consent | None) -> Consent:
 def propose(pool: Pool) -> Approvable:
     """Return the approved plan as long as nothing goes beyond it, else the present one."""
     policy, consent = pool.policy, consent_to(pool.policy, pool.consent)
-    differs = tuple(_find_excess(consent, pool.members))
-    if consent.changes and not differs:
-        return Approvable(consent.approved, consent.changes, policy.approved == consent.approved)
+    if consent.changes:
+        differs = tuple(_find_excess(consent, pool.members))
+        if not differs:
+            return Approvable(consent.approved, consent.changes, policy.approved == consent.approved)
+    else:
+        differs = (f"the policy asks for something else, revision {consent.revision}",) if consent.approved else ()
     changes = _collect(pool.members, policy)
     text = f"{policy.uid}/{policy.version.revision}/{consent.approved}/{changes}"
     shown = sha256(text.encode()).hexdigest()[:LENGTH]
-    if not consent.changes:
-        differs = (f"the policy asks for something else, revision {consent.revision}",) if consent.approved else ()
     return Approvable(shown, changes, policy.approved == shown, differs)
 
 
