@@ -34,7 +34,7 @@ def sources() -> dict[str, ast.Module]:
 
 
 PURE = {
-    "collections", "contextlib", "cronsim", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools",
+    "base64", "collections", "contextlib", "cronsim", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools",
     "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
 }  # fmt: skip
 """What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or

@@ -334,7 +334,7 @@ async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -
     """Failures of deleted nodes are on the Lease alone: a plan may call a node startable that the operator halts."""
     said = (
         "Note: the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
-        " failures on deleted nodes are unknown: "
+        " failures on deleted nodes and approved plans are unknown: "
     )
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)

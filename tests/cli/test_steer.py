@@ -161,26 +161,14 @@ async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> N
         await scene.fenced(other)
 
 
-ASKED = {
-    "the operator asks for": ("0123456789ab.2", "0123456789ab.2"),
-    "is the revision, where the operator has judged the nodes by another one": (
-        "ba9876543210.4",
-        "0123456789ab",
-    ),
-    "is the revision, where the operator names none": ("", "0123456789ab"),
-}
-
-
-@pytest.mark.parametrize(("asked", "value"), ASKED.values(), ids=ASKED)
-def test_a_resume_sets_the_value_that(asked: str, value: str) -> None:
+def test_a_resume_sets_the_hash_of_the_halt() -> None:
     policy = {
         "metadata": {"name": "p", "generation": 3},
-        "status": {"observedGeneration": 3, "revision": "0123456789ab"},
+        "status": {"observedGeneration": 3, "halt": "4a38df3"},
     }
-    message = f"kubectl annotate gsp p --overwrite {names.ANNOTATION_RESUME}={asked}" if asked else ""
-    halted = gpunode("gpu-1", "Pending", "Halted", message=message)
+    halted = gpunode("gpu-1", "Pending", "Halted")
     patch = find_change(Namespace(), "resume", policy, [read_node(halted)], NOW).body
-    assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: value}}}
+    assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: "4a38df3"}}}
 
 
 @virtually

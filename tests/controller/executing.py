@@ -19,7 +19,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -34,7 +34,9 @@ class Claims:
     """How long each write takes."""
     written: list[Mapping[str, Claim]] = field(default_factory=list)
 
-    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode], consents: Mapping[str, Consent]
+    ) -> None:
         await asyncio.sleep(self.seconds)
         if self.error is not None:
             raise self.error

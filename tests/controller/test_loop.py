@@ -27,7 +27,7 @@ from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailab
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.nvidia import Effect, Loss
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 POLICY: JSON = {
@@ -47,9 +47,12 @@ class Leader:
     restores: int = 0
 
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    consents: Mapping[str, Consent] = field(default_factory=dict)
 
-    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        self.claims, self.failed_nodes = claims, failed_nodes
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode], consents: Mapping[str, Consent]
+    ) -> None:
+        self.claims, self.failed_nodes, self.consents = claims, failed_nodes, consents
 
 
 class Passes(Observer):

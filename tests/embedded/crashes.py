@@ -278,8 +278,9 @@ def _policy(raw: JSON) -> JSON:
     rows: Iterable[JSON] = raw["status"]["conditions"]
     conditions = [{key: value for key, value in row.items() if key != "lastTransitionTime"} for row in rows]
     summary = {key: value for key, value in raw["status"]["summary"].items() if key != "pendingPods"}
-    # The revision hashes the UID, which is another one in each run.
-    status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary, "revision": ""}
+    # The hashes are of the UID, too, which is another one in each run.
+    hashes = {"revision": "", "halt": ""}
+    status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary, **hashes}
     return {"finalizers": raw["metadata"].get("finalizers", []), "spec": raw["spec"], "status": status}
 
 

@@ -85,7 +85,7 @@ async def test_a_resumed_rollout_stays_resumed_after_the_price_changes() -> None
         before = len(begun(scene))
         scene.apply(MIXED, rollout={**BACK, "paused": True})
         (value,) = {message.rpartition("gpusharing.dev/resume=")[2] for message in told.values()}
-        assert value == scene.e.policy("pool-b")["status"]["revision"]
+        assert value == scene.e.policy("pool-b")["status"]["halt"]
         note(scene, resume=value)
         scene.apply(MIXED, rollout=BACK, cost={"gpuHourlyPrice": "3.20"})
         await scene.e.until(lambda: len(begun(scene)) > before, "another node starts", HOUR)

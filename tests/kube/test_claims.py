@@ -7,9 +7,10 @@ import pytest
 from tests.chart.charts import CHART
 from tests.kube.test_fence import NEWER
 
+from gpusharing.api.names import DisruptionClass
 from gpusharing.kube import fence as records
-from gpusharing.planning.pools.holds import MOST
-from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
+from gpusharing.planning.pools.holds import MOST, MOST_DIGESTS
+from gpusharing.planning.snapshot.records import DIGEST, ApprovedChange, Claim, Consent, FailedNode, SpecVersion
 
 
 def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> None:
@@ -52,6 +53,12 @@ def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_on
     assert records.parse_claims(text) == (claims, "")
     assert records.parse_failed_nodes(text) == (failed, "")
     assert json.loads(text)["failedNodes"] == {"u9": {"node": "gpu-09", "version": {"uid": "uid-b", "revision": "r3"}}}
+    change = ApprovedChange(DisruptionClass.RESET, "all-balanced x 1x full", 'a}&"\\')
+    consents = {"uid-b": Consent("r3", "3f9c2a1", (change,), "4a38df3", "vwxyz")}
+    agreed = records.claims_text(claims, text, failed, consents)
+    assert records.parse_consents(agreed) == (consents, "")
+    assert records.parse_consents(records.claims_text(claims, agreed)) == ({}, "")
+    assert records.parse_consents('{"v":1,"consents":{"uid-b":7}}')[1].endswith("it is 7, not an object")
     nothing = records.parse_failed_nodes(records.claims_text(claims, text))
     assert nothing == ({}, ""), "all of them are replaced"
 
@@ -105,7 +112,7 @@ def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
 def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
     """With names as long as clouds make them, and all nodes in waves."""
     name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
-    op = f"{policy[:40]}.1000.19a5f0b2c3d"
+    op = f"{policy[:40]}.19a5f0b2c3d"
     claims = {
         f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
         for number in range(records.MOST_CLAIMS)
@@ -113,7 +120,10 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
     failed = {
         f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12)) for number in range(MOST)
     }
-    assert len(records.claims_text(claims, failed_nodes=failed)) < 256 * 1024
+    digests = "0" * DIGEST * (MOST_DIGESTS // 25)
+    changes = (ApprovedChange(DisruptionClass.GPU_PODS, "t" * 60, digests),)
+    consents = {f"{number:036}": Consent("0" * 12, "0" * 7, changes, "0" * 7) for number in range(25)}
+    assert len(records.claims_text(claims, "", failed, consents)) < 256 * 1024
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
 

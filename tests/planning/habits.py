@@ -5,10 +5,11 @@ from dataclasses import replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
-from tests.planning.promises import approve
+from tests.planning.promises import approve, resume
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.pools.holds import plan_hash, read_value
+from gpusharing.planning.pools.approval import propose
+from gpusharing.planning.pools.holds import find_halt
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -92,7 +93,7 @@ def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
     policy = next((one for one in world.policies if one.name == name), None)
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return False
-    shown = plan_hash(policy, plan.pools[name].members)
+    shown = propose(plan.pools[name]).hash
     if shown == policy.approved:
         return False
     approve(world, policy, shown)
@@ -100,17 +101,12 @@ def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
 
 
 def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
-    """The annotation gets the value that a halted node shows, or else the present revision. False: that is what it
-    has."""
+    """The annotation gets the hash of the halt that the policy shows. False: that is what it has, or it is not halted."""
     policy = next((one for one in world.policies if one.name == name), None)
-    if policy is None:
+    halt = find_halt(plan.pools[name]) if policy is not None and policy.spec is not None else None
+    if policy is None or halt is None or policy.resumed == halt.hash:
         return False
-    told = (one for one in plan.verdicts.values() if (one.policy, one.reason) == (name, Reason.HALTED))
-    value = next((read_value(one.message) for one in told), policy.version.revision)
-    if policy.resumed == value:
-        return False
-    changed = replace(policy, resumed=value)
-    world.policies = tuple(changed if one is policy else one for one in world.policies)
+    resume(world, policy, halt.hash)
     return True
 
 

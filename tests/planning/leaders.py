@@ -86,7 +86,7 @@ def _carry_out(world: "World", action: Action, seen: "World") -> bool:
 def _is_refused(world: "World", action: Action, seen: "World") -> bool:
     match action:
         case SetClaims():
-            return (world.claims, world.failed_nodes) != (seen.claims, seen.failed_nodes)
+            return any(getattr(world, one) != getattr(seen, one) for one in ("claims", "failed_nodes", "consents"))
         case WriteConfig():
             return world.stack != seen.stack
         case SetFinalizer():

@@ -56,8 +56,10 @@ UNKNOWN = timedelta(minutes=15)
 class Ledger:
     """What people agreed to and what came of it, as nobody but the tests writes it down."""
 
-    approved: dict[tuple[str, int, str], frozenset[str]] = field(default_factory=dict)
-    """By policy, generation and hash: UIDs of the nodes that were to change when a person approved it."""
+    approved: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
+    """By what a policy asks for and hash: UIDs of the nodes that were to change when a person approved it."""
+    seen: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
+    """By what a policy asks for and hash: UIDs of the nodes that had failed when a person let it go on."""
     failed: dict[SpecVersion, set[str]] = field(default_factory=dict)
     """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since. A new
     intent ends them, and nothing else that is edited does."""
@@ -82,6 +84,7 @@ class Ledger:
         return replace(
             self,
             approved=dict(self.approved),
+            seen=dict(self.seen),
             failed=failed,
             retries=dict(self.retries),
             waves=dict(self.waves),
@@ -122,7 +125,18 @@ def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
         replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
     )
     seen = frozenset(node.uid for node in pool(world, policy.name))
-    world.ledger.approved[policy.uid, policy.generation, plan_hash] = seen
+    world.ledger.approved[policy.version, plan_hash] = seen
+
+
+def resume(world: "World", policy: PolicyView, halt: str) -> None:
+    """A person writes the annotation, having seen which nodes have failed."""
+    world.policies = tuple(replace(one, resumed=halt) if one.name == policy.name else one for one in world.policies)
+    world.ledger.seen[policy.version, halt] = _failed(world, policy)
+
+
+def _failed(world: "World", policy: PolicyView) -> frozenset[str]:
+    known = world.ledger.failed.items()
+    return frozenset(uid for version, uids in known if world.ledger.asks_for(version, policy) for uid in uids)
 
 
 # --- every call -------------------------------------------------------------------------------------------------
@@ -193,8 +207,8 @@ def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUS
 def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     if spec.rollout.approval != "Manual":
         return
-    seen = world.ledger.approved.get((policy.uid, policy.generation, policy.approved))
-    hold(seen is not None, "(l) a node starts before the plan of this generation was approved")
+    seen = world.ledger.approved.get((policy.version, policy.approved))
+    hold(seen is not None, "(l) a node starts before a plan of this revision was approved")
     hold(seen is not None and node.uid in seen, "(l) a node starts that the approved plan did not name")
 
 
@@ -245,17 +259,14 @@ def _note_proof(world: "World", action: Release | LabelNode) -> None:
 
 
 def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    known = world.ledger.failed.items()
-    failed = {uid for version, uids in known if world.ledger.asks_for(version, policy) for uid in uids}
+    failed = _failed(world, policy)
     if node.uid in failed and node.retry:
         return  # a person wants this very node tried again
     still = failed & {one.uid for one in pool(world, policy.name)}
-    revision, _, more = policy.resumed.partition(".")
-    looks = int(more or 1) if revision == policy.version.revision else 0
-    most = spec.rollout.max_failures * (1 + looks)
+    unseen = still - world.ledger.seen.get((policy.version, policy.resumed), frozenset())
     hold(
-        len(still) < most,
-        f"(o) a node starts after {len(still)} failures, of which a person has seen {looks}",
+        len(unseen) < spec.rollout.max_failures,
+        f"(o) a node starts after {len(unseen)} failures that no person has seen",
     )
 
 

@@ -50,6 +50,7 @@ def carry_out(world: "World", action: Action) -> None:
             _ensure_gpunode(world, action)
         case SetClaims():
             world.claims, world.failed_nodes = dict(action.claims), dict(action.failed_nodes)
+            world.consents = dict(action.consents)
         case SetFinalizer():
             _set_finalizer(world, action)
         case Evict():

@@ -1,16 +1,15 @@
 """Approval: what makes another plan of one, and how long a plan that was approved is so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import ask_anew, make_fence, make_policy
+from tests.build import NOW, make_fence, make_policy
 from tests.planning.cases import FULL, make_case, make_member, pass_time, pool_of, run_until
 from tests.planning.promises import approve
 from tests.planning.test_holds import (
     LENIENT,
-    OURS,
     PROVEN,
     first_of,
     pooled,
@@ -22,9 +21,12 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.holds import find_hold, plan_hash
+from gpusharing.planning.pools.approval import Approvable, propose
+from gpusharing.planning.pools.holds import MOST_DIGESTS, agree, find_hold
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.windows import ALWAYS
+from gpusharing.planning.snapshot.records import Consent, Deferred
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.attempts import owed_for
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -52,7 +54,20 @@ def edited(rollout: Mapping[str, Any] | None = None, **spec: Any) -> PolicyView:
 
 MANUAL = make_policy(generation=3, rollout={"approval": "Manual"})
 TWO = [planned("n1"), planned("n2")]
-CURRENT = plan_hash(MANUAL, TWO)
+
+
+def plan_of(members: Sequence[Member], policy: PolicyView = MANUAL, consent: Consent | None = None) -> Approvable:
+    return propose(Pool(policy, members=list(members), consent=consent))
+
+
+def approved(members: Sequence[Member], policy: PolicyView = MANUAL) -> tuple[PolicyView, Consent]:
+    """The policy after a person has approved its plan, and what is on record of that."""
+    said = replace(policy, approved=plan_of(members, policy).hash)
+    return said, agree([Pool(said, members=list(members))], {})[policy.uid]
+
+
+CURRENT = plan_of(TWO).hash
+SAID, CONSENT = approved(TWO)
 
 
 def test_without_an_approval_of_this_very_plan_nothing_starts() -> None:
@@ -60,7 +75,7 @@ def test_without_an_approval_of_this_very_plan_nothing_starts() -> None:
     assert hold is not None
     assert hold.reason is Reason.APPROVAL_NEEDED
     assert f"{names.ANNOTATION_APPROVE}={CURRENT}" in hold.message
-    assert find_hold(pooled(*TWO, approval="Manual", policy=replace(MANUAL, approved=CURRENT))) is None
+    assert find_hold(pooled(*TWO, approval="Manual", policy=SAID)) is None
     assert find_hold(pooled(*TWO)) is None
 
 
@@ -73,94 +88,104 @@ def test_an_approval_of_an_old_plan_is_named() -> None:
     assert len(long.message) < 500
 
 
-OTHER_PLANS = {
-    "an edit of what nodes become": (edited(mode="TimeSlicing"), TWO),
-    "an edit of how the rollout goes": (edited({"maxUnavailable": 2}), TWO),
-    "an edit of the canary": (edited({"canary": {"nodes": 1}}), TWO),
-    "a pause": (edited({"paused": True}), TWO),
-    "the same words again, after others": (edited(), TWO),
-    "another policy of this name": (replace(MANUAL, uid="other"), TWO),
-    "a node that joins": (MANUAL, [*TWO, planned("n3")]),
-    "a node that leaves": (MANUAL, TWO[:1]),
-    "another node of the same name": (MANUAL, [TWO[0], planned("n2", uid="again")]),
-}
-
-
-@pytest.mark.parametrize(("policy", "members"), OTHER_PLANS.values(), ids=OTHER_PLANS.keys())
-def test_another_plan_has_another_hash(policy: PolicyView, members: list[Member]) -> None:
-    assert plan_hash(policy, members) != CURRENT
-
-
-BY_IT: dict[str, Any] = {**OURS, "planned": DisruptionClass.RESET}
-PROGRESS = {
-    "in flight, and its class has risen": {"fence": make_fence(**BY_IT, disruption=DisruptionClass.REBOOT)},
-    "proven": {"verified": replace(PROVEN, **BY_IT)},
-    "pods come and go": {},
-}
-
-
-def proven(name: str, planned_as: DisruptionClass, *, drifted: bool) -> Member:
-    """A node on which MANUAL was proven; `drifted`: it needs a Reset again."""
-    member = planned(name, verified=replace(PROVEN, **{**BY_IT, "planned": planned_as}))
-    assert isinstance(member.assessment, Assessed)
-    assert member.assessment.disruption is DisruptionClass.RESET
-    return member if drifted else found_to_be(member, replace(member.assessment, mismatch=None))
-
-
-def test_drift_that_would_disturb_more_than_was_approved_is_another_plan() -> None:
-    restarted = DisruptionClass.PLUGIN_RESTART
-    done = [proven("n1", restarted, drifted=False), TWO[1]]
-    assert plan_hash(MANUAL, [proven("n1", restarted, drifted=True), TWO[1]]) != plan_hash(MANUAL, done)
-
-
-def test_drift_that_disturbs_no_more_than_was_approved_is_covered() -> None:
-    reset = DisruptionClass.RESET
-    done = [proven("n1", reset, drifted=False), TWO[1]]
-    assert plan_hash(MANUAL, [proven("n1", reset, drifted=True), TWO[1]]) == plan_hash(MANUAL, done)
-
-
-@pytest.mark.parametrize("node", PROGRESS.values(), ids=PROGRESS.keys())
-def test_progress_changes_no_hash(node: dict[str, Any]) -> None:
-    assert TWO[0].verdict.disruption is DisruptionClass.NONE, "it is the assessment that counts"
-    assert plan_hash(MANUAL, [planned("n1", **node), TWO[1]]) == CURRENT
-    assert plan_hash(MANUAL, [TWO[1], planned("n1", **node)]) == CURRENT
-
-
-def recorded(**more: Any) -> dict[str, dict[str, Any]]:
-    """By what became of it: a node whose change was approved."""
-    found = planned("n1").assessment
-    assert isinstance(found, Assessed)
-    target = found.target
-    proof = replace(
-        PROVEN,
-        **{**BY_IT, **more},
-        mig_config=target.mig_config,
-        plugin_config=target.plugin_key,
-        layout=target.text,
-    )
-    return {
-        "is proven": {"verified": proof},
-        "is in flight": {"fence": make_fence(**{**BY_IT, **more}, approved=owed_for(target))},
-    }
-
-
-UNREAD = Untargeted(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "", unobserved=True)
-
-
-@pytest.mark.parametrize("node", recorded().values(), ids=recorded())
-def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict[str, Any]) -> None:
-    read = planned("n1", **node)
-    assert plan_hash(MANUAL, [found_to_be(read, UNREAD), TWO[1]]) == CURRENT
-
-
 @pytest.mark.parametrize(
-    "node",
-    [{}, *recorded(version=ask_anew(MANUAL).version).values(), {"fence": make_fence(**BY_IT)}],
-    ids=["not begun", "proven before", "begun before", "begun without an approval"],
+    ("policy", "members"),
+    [
+        (edited(mode="TimeSlicing"), TWO),
+        (replace(MANUAL, uid="other"), TWO),
+        (MANUAL, [*TWO, planned("n3")]),
+        (MANUAL, TWO[:1]),
+        (MANUAL, [TWO[0], planned("n2", uid="again")]),
+    ],
+    ids=["another revision", "another policy", "a node joins", "a node leaves", "another node of the same name"],
 )
-def test_a_node_that_nobody_can_read_is_in_no_plan_where_its_change_is(node: dict[str, Any]) -> None:
-    unread = found_to_be(planned("n1", **node), UNREAD)
-    assert plan_hash(MANUAL, [unread, TWO[1]]) == plan_hash(MANUAL, TWO[1:])
+def test_another_plan_has_another_hash(policy: PolicyView, members: list[Member]) -> None:
+    assert plan_of(members, policy).hash != CURRENT
+
+
+def reassessed(name: str, **assessment: Any) -> Member:
+    member = planned(name)
+    assert isinstance(member.assessment, Assessed)
+    return found_to_be(member, replace(member.assessment, **assessment))
+
+
+FOUND = planned("n1").assessment
+assert isinstance(FOUND, Assessed)
+assert FOUND.disruption is DisruptionClass.RESET
+BY_IT: dict[str, Any] = {"version": MANUAL.version, "planned": DisruptionClass.RESET}
+UNREAD = Untargeted(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "", unobserved=True)
+COVERED: dict[str, Sequence[Member]] = {
+    "nothing changes": TWO,
+    "a node leaves": TWO[1:],
+    "a node is in flight, and its class has risen": [
+        planned("n1", fence=make_fence(**BY_IT, disruption=DisruptionClass.REBOOT)), TWO[1]],
+    "a node that is in flight joins from another policy": [*TWO, planned("n3", fence=make_fence(**BY_IT))],
+    "a node is given up and waits": [planned("n1", deferred=Deferred(2, NOW, "PDB", MANUAL.version)), TWO[1]],
+    "a node went back": [planned("n1", verified=replace(PROVEN, **BY_IT, rolled_back=True)), TWO[1]],
+    "a node is proven": [reassessed("n1", mismatch=None), TWO[1]],
+    "a node needs less than was approved": [reassessed("n1", disruption=DisruptionClass.GPU_PODS), TWO[1]],
+    "a node cannot be read": [found_to_be(TWO[0], UNREAD), TWO[1]],
+    "a node that joins has what it needs": [*TWO, reassessed("n3", mismatch=None)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("members", COVERED.values(), ids=COVERED)
+def test_an_approval_covers_the_plan_and_keeps_its_hash_when(members: Sequence[Member]) -> None:
+    plan = plan_of(members, SAID, CONSENT)
+    assert (plan.hash, plan.approved, plan.differs) == (CURRENT, True, ())
+
+
+BEYOND: dict[str, tuple[Sequence[Member], PolicyView, str]] = {
+    "a node joins": ([*TWO, planned("n3")], SAID, "n3 was not in it"),
+    "nodes join": ([planned(f"n{number}") for number in range(1, 8)], SAID, "n3, n4, n5 and 2 more were not in it"),
+    "another node comes under a name": ([planned("n1", uid="again"), TWO[1]], SAID, "n1 was not in it"),
+    "a graver class": (
+        [reassessed("n1", disruption=DisruptionClass.REBOOT), TWO[1]], SAID, "n1 needs Reboot instead of Reset"),
+    "another layout": (
+        [reassessed("n1", target=replace(FOUND.target, mig_config="other")), TWO[1]], SAID,
+        f"n1 would get another layout, {FOUND.target.text}"),
+    "another revision": (
+        TWO, replace(edited(mode="TimeSlicing"), approved=CURRENT), "the policy asks for something else, revision "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "policy", "told"), BEYOND.values(), ids=BEYOND)
+def test_what_goes_beyond_an_approval_is_named_and_needs_another(
+    members: Sequence[Member], policy: PolicyView, told: str
+) -> None:
+    pool = Pool(policy, members=list(members), hours=ALWAYS, now=NOW)
+    (pool.consent,) = agree([pool], {policy.uid: CONSENT}).values()
+    hold = find_hold(pool)
+    assert hold is not None
+    assert hold.reason is Reason.APPROVAL_NEEDED
+    assert f"the plan goes beyond {CURRENT}, which was approved: {told}" in hold.message
+    shown = hold.message.rpartition("=")[2]
+    assert shown == propose(pool).hash != CURRENT
+    pool.policy = replace(policy, approved=shown)
+    agree([pool], {policy.uid: CONSENT})
+    assert find_hold(pool) is None
+
+
+def test_what_has_joined_may_leave_again_and_the_approval_stands() -> None:
+    consents = agree([Pool(SAID, members=[*TWO, planned("n3")])], {MANUAL.uid: CONSENT})
+    assert consents == {MANUAL.uid: CONSENT}
+    assert plan_of(TWO, SAID, consents[MANUAL.uid]).approved
+
+
+def test_an_approval_of_an_earlier_revision_does_not_come_back_with_it() -> None:
+    other = replace(edited(mode="TimeSlicing"), approved=CURRENT)
+    consents = agree([Pool(other, members=TWO)], {MANUAL.uid: CONSENT})
+    plan = plan_of(TWO, SAID, consents[MANUAL.uid])
+    assert not plan.approved
+    assert plan.hash != CURRENT
+
+
+def test_an_approval_that_the_lease_has_no_room_for_lasts_as_long_as_its_plan_is_the_same() -> None:
+    many = [planned(f"n{number}") for number in range(MOST_DIGESTS + 1)]
+    said = replace(MANUAL, approved=plan_of(many).hash)
+    assert agree([Pool(said, members=many)], {}) == {}
+    assert plan_of(many, said).approved
+    assert not plan_of(many[1:], said).approved
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------
@@ -170,9 +195,8 @@ def test_a_plan_starts_when_it_is_approved_and_stays_approved_until_it_is_done()
     world = rolling(3, maxUnavailable=1, approval="Manual")
     world.settle()
     assert {v.reason for v in world.plan().verdicts.values()} == {Reason.APPROVAL_NEEDED}
-    members = world.plan().pools["pool-b"].members
     (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, members))
+    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
     world.settle()
     assert len(shared(world)) == 3
 
@@ -182,7 +206,7 @@ def test_a_spec_that_comes_back_after_another_one_needs_an_approval_of_its_own()
     world = rolling(2, maxUnavailable=2, approval="Manual")
     (policy,) = world.policies
     words = policy.spec
-    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
     world.settle()
     assert len(shared(world)) == 2
     world.set_policy(make_policy(mode="Full", drain=LENIENT))
@@ -203,7 +227,7 @@ def under_way() -> World:
     world.set_policy(make_policy(mode="TimeSlicing", drain=LENIENT, rollout={"approval": "Manual"}))
     world.settle()
     (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
     run_until(world, Phase.DRAINING, node="n0")
     return world
 
@@ -239,7 +263,7 @@ def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_
     world.set_policy(make_policy(mode="MIG", drain=LENIENT, rollout=rollout))
     pass_time(world, 15)
     (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
     first = first_of(world)
     run_until(world, Phase.RECONFIGURING, node=first)
     world.agents_down = {first}
@@ -248,7 +272,7 @@ def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_
     rolled(world, paused=False)
     pass_time(world, 1)
     (policy,) = world.policies
-    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
     world.agents_down = set()
     world.settle()
     assert {verdict.phase for verdict in world.plan().verdicts.values()} == {Phase.SYNCED}

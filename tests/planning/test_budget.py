@@ -43,10 +43,9 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:
     world = pool_of(3)
-    world.claims["n2"] = Claim(world.nodes["n2"].uid, "pool-b", "lost")
     world.set_policy(SLICED)
-    for name in ("n0", "n1", "n2"):
-        world.act(name)
+    run_until(world, Phase.PREFLIGHT, node="n0")
+    world.claims["n2"] = Claim(world.nodes["n2"].uid, "pool-b", "lost")
     for _ in range(30):
         world.step()
         world.now += timedelta(seconds=1)

@@ -9,6 +9,7 @@ import pytest
 from tests.build import ask_anew, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, MIXED, make_member, pool_of, run_until, wrote
 from tests.planning.changes import only
+from tests.planning.habits import person_resumes
 from tests.planning.machines import patched
 from tests.planning.test_failures_seen import halted, passed, started
 from tests.planning.test_wayback import BACK, failing
@@ -43,7 +44,7 @@ def counted(
     for one in members:
         pool.count(one)
     found = count_failures([pool], recorded, {})
-    return found, pool.failed_before
+    return found, tuple(sorted(pool.failed_before.values()))
 
 
 ACTUATING = make_fence("actuating", version=POLICY.version)
@@ -239,12 +240,12 @@ def test_a_node_that_had_failed_before_it_went_is_told_as_failed() -> None:
     gone = {"uid-n1": replace(FAILED, gone=True)}
     assert count_failures([pool], RECORD, gone) == RECORD
     assert count_failures([pool], {}, gone) == gone
-    assert pool.failed_before == ("n1 (deleted in the middle of its change)",)
+    assert pool.failed_before == {"uid-n1": "n1 (deleted in the middle of its change)"}
 
 
 def resume(world: World) -> None:
     """A person has looked."""
-    world.policies = tuple(replace(policy, resumed=policy.version.revision) for policy in world.policies)
+    person_resumes(world, "pool-b", world.plan())
 
 
 def test_what_is_on_record_is_written_only_when_it_changes() -> None:

@@ -12,7 +12,7 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Rollout, Timeouts
-from gpusharing.planning.pools.holds import find_canary, find_hold, find_note
+from gpusharing.planning.pools.holds import find_canary, find_halt, find_hold, find_note
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.windows import ALWAYS
 from gpusharing.planning.snapshot.records import Deferred, Verified
@@ -80,8 +80,10 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     hold = find_hold(pooled(*two, maxFailures=2))
     assert hold is not None
     assert "n1, n2 failed" in hold.message
-    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={POOL.version.revision}" in hold.message
-    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=POOL.version.revision))) is None
+    halt = find_halt(pooled(*two, maxFailures=2))
+    assert halt is not None
+    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={halt.hash}" in hold.message
+    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=halt.hash))) is None
 
 
 def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
@@ -112,9 +114,11 @@ def test_a_halt_outlasts_an_edit_of(policy: PolicyView) -> None:
     assert policy.spec is not None
     failed = member("n1", Phase.FAILED, fence=ACTUATING)
     hold = find_hold(Pool(policy, members=[failed], hours=ALWAYS, now=NOW))
+    halt = find_halt(pooled(failed))
     assert hold is not None
     assert hold.reason is Reason.HALTED
-    resumed = replace(policy, resumed=POOL.version.revision)
+    assert halt is not None
+    resumed = replace(policy, resumed=halt.hash)
     assert "failed in this revision" not in str(find_hold(Pool(resumed, members=[failed], hours=ALWAYS, now=NOW)))
 
 

@@ -11,7 +11,7 @@ from tests.planning.promises import approve
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.pools.holds import plan_hash
+from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -31,7 +31,7 @@ def test_newcomers_wait_like_all_others_for(rollout: dict[str, Any], reason: Rea
 
 def hash_of(snapshot: Any) -> str:
     (pool,) = plan_rollout(snapshot, NOW).pools.values()
-    return plan_hash(pool.policy, pool.members)
+    return propose(pool).hash
 
 
 def test_a_node_that_joins_behind_the_taint_needs_an_approval_of_its_own() -> None:
@@ -49,16 +49,16 @@ def test_its_approval_lasts_until_the_node_that_joined_is_proven_and_beyond() ->
     world.add_node("new", gated=True)
     world.settle()
     (policy,) = world.policies
-    approved = plan_hash(policy, world.plan().pools["pool-b"].members)
+    approved = propose(world.plan().pools["pool-b"]).hash
     approve(world, policy, approved)
     seen: set[str] = set()
     while not seen or world.nodes["new"].gate is not None:
         world.act("new")
         world.step()
-        seen.add(plan_hash(policy, world.plan().pools["pool-b"].members))
+        seen.add(propose(world.plan().pools["pool-b"]).hash)
         world.now += timedelta(seconds=1)
     world.settle()
-    assert seen == {approved} == {plan_hash(policy, world.plan().pools["pool-b"].members)}
+    assert seen == {approved} == {propose(world.plan().pools["pool-b"]).hash}
 
 
 def test_newcomers_may_be_canaries_and_do_not_start_beside_them() -> None:

@@ -165,9 +165,9 @@ def test_the_order_is_claimed_first_then_fewest_pods_then_a_stable_shuffle() -> 
     assert fenced(chosen(*THREE)) == fenced(chosen(*reversed(THREE)))
 
 
-def test_nodes_of_a_new_generation_are_shuffled_anew_but_always_alike() -> None:
+def test_nodes_of_a_new_revision_are_shuffled_anew_but_always_alike() -> None:
     many = [candidate(f"c{n}") for n in range(20)]
-    first = {fenced(chosen(*many, policy=replace(MIXED, generation=n)))[0] for n in range(8)}
+    first = {fenced(chosen(*many, policy=replace(MIXED, uid=f"uid-{n}")))[0] for n in range(8)}
     assert len(first) > 1
     assert fenced(chosen(*many)) == fenced(chosen(*many))
 

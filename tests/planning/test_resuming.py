@@ -1,4 +1,4 @@
-"""How far a person lets a rollout go on after failures, by the annotation that a message names (pools/holds.py)."""
+"""A person lets a rollout go on after these failures, by the annotation that a message names, and after no others."""
 
 from dataclasses import replace
 
@@ -6,43 +6,64 @@ import pytest
 from tests.planning.test_holds import ACTUATING, POOL, member, pooled
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.holds import find_hold, read_value
+from gpusharing.planning.pools.holds import agree, find_halt, find_hold
+from gpusharing.planning.snapshot.records import Consent
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.vocabulary.reasons import Reason
 
-FAILED_NOW = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in range(1, 7))
-NOW_ASKED, ELSE = POOL.version.revision, "0123456789ab"
-RESUMED: dict[str, tuple[str, int, int, str, str]] = {
-    "nobody": ("", 1, 1, "REV", ""),
-    "nobody, after several at once": ("", 1, 4, "REV.4", ""),
-    "nobody, after more than one batch": ("", 2, 5, "REV.2", ""),
-    "a person once, as many again ago": (
-        "REV", 1, 2, "REV.2",
-        ' (gpusharing.dev/resume "REV" allows the rollout to continue until 2 nodes have failed)'),
-    "a person twice": (
-        "REV.2", 2, 6, "REV.3",
-        ' (gpusharing.dev/resume "REV.2" allows the rollout to continue until 6 nodes have failed)'),
-    "a person in another revision": (
-        f"{ELSE}.7", 1, 1, "REV", f' (gpusharing.dev/resume "{ELSE}.7" is not for revision REV)'),
-    "a person who wrote a generation": ("3", 1, 1, "REV", ' (gpusharing.dev/resume "3" is not for revision REV)'),
-    "a person who mistyped": ("REV.x", 1, 1, "REV", ' (gpusharing.dev/resume "REV.x" is not for revision REV)'),
-    "a person who allowed nothing": (
-        "REV.0", 1, 1, "REV", ' (gpusharing.dev/resume "REV.0" is not for revision REV)'),
-}  # fmt: skip
-"""REV stands for the present revision."""
+FAILED = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in range(1, 7))
 
 
-@pytest.mark.parametrize(("resumed", "most", "count", "value", "told"), RESUMED.values(), ids=RESUMED)
-def test_a_halt_names_the_value_that_ends_it_where_it_was_resumed_by(
-    resumed: str, most: int, count: int, value: str, told: str
-) -> None:
-    resumed, value, told = (text.replace("REV", NOW_ASKED) for text in (resumed, value, told))
-    failed, policy = FAILED_NOW[:count], replace(POOL, resumed=resumed)
-    hold = find_hold(pooled(*failed, policy=policy, maxFailures=most))
+def resumed(*failed: Member, most: int = 1, consent: Consent | None = None) -> tuple[PolicyView, Consent]:
+    """A person runs the command in the message."""
+    pool = pooled(*failed, maxFailures=most)
+    pool.consent = consent
+    halt = find_halt(pool)
+    assert halt is not None
+    assert halt.message.endswith(f"gpusharing.dev/resume={halt.hash}")
+    policy = replace(POOL, resumed=halt.hash)
+    before = {} if consent is None else {POOL.uid: consent}
+    return policy, agree([pooled(*failed, policy=policy, maxFailures=most)], before)[POOL.uid]
+
+
+def halts(*failed: Member, policy: PolicyView, consent: Consent, most: int = 1) -> bool:
+    pool = pooled(*failed, policy=policy, maxFailures=most)
+    agree([pool], {POOL.uid: consent})
+    return find_hold(pool) is not None
+
+
+@pytest.mark.parametrize(("most", "first"), [(1, 1), (1, 4), (2, 2), (2, 3), (3, 3)])
+def test_a_resume_lets_the_rollout_go_on_until_as_many_have_failed_again(most: int, first: int) -> None:
+    policy, consent = resumed(*FAILED[:first], most=most)
+    assert not halts(*FAILED[: first + most - 1], policy=policy, consent=consent, most=most)
+    assert halts(*FAILED[: first + most], policy=policy, consent=consent, most=most)
+    again, consent = resumed(*FAILED[: first + most], most=most, consent=consent)
+    assert again.resumed != policy.resumed
+    assert not halts(*FAILED[: first + most], policy=again, consent=consent, most=most)
+
+
+def test_a_node_that_was_repaired_and_fails_again_halts_again() -> None:
+    policy, consent = resumed(FAILED[0])
+    repaired = agree([pooled(policy=policy)], {POOL.uid: consent})[POOL.uid]
+    assert halts(FAILED[0], policy=policy, consent=repaired)
+
+
+def test_a_resume_does_not_serve_the_next_halt_of_the_same_size() -> None:
+    policy, consent = resumed(FAILED[0])
+    repaired = agree([pooled(policy=policy)], {POOL.uid: consent})[POOL.uid]
+    assert halts(FAILED[1], policy=policy, consent=repaired)
+
+
+def test_a_higher_limit_counts_from_what_was_seen() -> None:
+    policy, consent = resumed(FAILED[0])
+    assert not halts(*FAILED[:3], policy=policy, consent=consent, most=3)
+    assert halts(*FAILED[:4], policy=policy, consent=consent, most=3)
+
+
+@pytest.mark.parametrize("value", ["3", POOL.version.revision, f"{POOL.version.revision}.7", "0123456"])
+def test_a_value_that_is_not_for_this_halt_has_no_effect_and_is_named(value: str) -> None:
+    hold = find_hold(pooled(FAILED[0], policy=replace(POOL, resumed=value)))
     assert hold is not None
     assert hold.reason is Reason.HALTED
-    assert (
-        f"failed in this revision of the policy, and spec.rollout.maxFailures is {most}{told}: no further"
-        in hold.message
-    )
-    assert read_value(hold.message) == value
-    assert find_hold(pooled(*failed, policy=replace(POOL, resumed=value), maxFailures=most)) is None
+    assert f'(gpusharing.dev/resume "{value}" is not for this halt): no further' in hold.message

@@ -20,6 +20,9 @@ SAME: dict[str, PolicyView] = {
     "it would be paused otherwise": make_policy(drain=DRAIN, rollout={"whenPaused": "Hold"}),
     "its budget changes": make_policy(drain=DRAIN, rollout={"maxUnavailable": 2}),
     "it gets a window": make_policy(drain=DRAIN, rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}),
+    "it gets a blackout": make_policy(
+        drain=DRAIN, rollout={"blackouts": [{"schedule": "0 22 * * *", "duration": "6h"}]}
+    ),
     "it gets a canary": make_policy(drain=DRAIN, rollout={"canary": {"nodes": 2}}),
     "it asks for approvals": make_policy(drain=DRAIN, rollout={"approval": "Manual"}),
     "it treats failures otherwise": make_policy(drain=DRAIN, rollout={"onFailure": "Rollback", "maxFailures": 3}),
@@ -53,6 +56,8 @@ OTHER: dict[str, PolicyView] = {
     "its mode changes": make_policy(mode="TimeSlicing", drain=DRAIN),
     "its layout changes": make_policy(drain=DRAIN, mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}),
     "it shares in time": make_policy(drain=DRAIN, timeSlicing={"replicas": 2}),
+    "it is for MPS": make_policy(mode="MPS", drain=DRAIN),
+    "its clients change": make_policy(mode="MPS", mps={"replicas": 5}, drain=DRAIN),
     "its drain changes": make_policy(drain={**DRAIN, "timeout": "7m"}),
     "a rule of its drain changes": make_policy(drain={"rules": [{"behavior": "Block"}]}),
     "its timeouts change": make_policy(drain=DRAIN, rollout={"timeouts": {"actuation": "31m"}}),
@@ -90,3 +95,14 @@ def test_every_field_of_a_policy_is_known_to_ask_for_something_or_not() -> None:
          "max_failures", "on_failure", "timeouts")
     )  # fmt: skip
     assert Rollout.model_fields.keys() == known.keys()
+
+
+def test_the_fields_that_make_up_the_revision_say_so() -> None:
+    """`kubectl explain` shows it."""
+    fields = {**GPUSharingPolicySpec.model_fields, **Rollout.model_fields}
+    telling = {
+        name
+        for name, field in fields.items()
+        if "An edit makes a new revision." in (field.description or "").replace("\n", " ")
+    }
+    assert telling == {*INTENT, "timeouts"}

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_fence, make_gpu, make_node, make_policy
+from tests.build import ask_anew, at, make_fence, make_gpu, make_node, make_policy
 from tests.planning.machines import NodeMachine
 from tests.planning.told import (
     BAD_SPEC,
@@ -169,7 +169,8 @@ def test_the_hash_of_a_plan_says_nothing_of_pods_and_progress() -> None:
     told = StatusInput([one, two]).status()["plan"]["hash"]
     later = StatusInput([replace(two, message="other", pods=4), replace(one, phase=DRAINING.phase)])
     assert later.status(None, at(60))["plan"]["hash"] == told
-    assert StatusInput([one, two], replace(POOL, generation=8)).status()["plan"]["hash"] != told
+    assert StatusInput([one, two], replace(POOL, generation=8)).status()["plan"]["hash"] == told
+    assert StatusInput([one, two], ask_anew(POOL)).status()["plan"]["hash"] != told
 
 
 def test_failures_are_told_by_name_and_capped() -> None:

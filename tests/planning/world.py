@@ -26,7 +26,7 @@ from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -58,6 +58,7 @@ class World:
     """By node and pod UID."""
     claims: dict[str, Claim] = field(default_factory=dict)
     failed_nodes: dict[str, FailedNode] = field(default_factory=dict)
+    consents: dict[str, Consent] = field(default_factory=dict)
     stack: StackView = field(default_factory=stack_of)
     settings: PlanSettings = field(default_factory=lambda: PlanSettings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
@@ -221,6 +222,7 @@ class World:
             pods={name: dict(pods) for name, pods in self.pods.items()},
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
+            consents=dict(self.consents),
             by_claim=dict(self.by_claim),
             evicted=set(self.evicted),
             refused=set(self.refused),
@@ -259,6 +261,7 @@ class World:
             },
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
+            consents=dict(self.consents),
             taint_rules=tuple(
                 TaintRuleView(RULE_PREFIX + name, f"uid-rule-{name}", node.rule_since)
                 for name, node in sorted(self.nodes.items())
@@ -390,5 +393,5 @@ class World:
         raise rules.Broken(f"(f) no fixpoint after {rounds} rounds: {plan.verdicts}")
 
     def _state(self) -> tuple[object, ...]:
-        objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims, self.failed_nodes)
+        objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims, self.failed_nodes, self.consents)
         return *objects, self.stack, {name: dict(pods) for name, pods in self.pods.items()}, len(self.done)

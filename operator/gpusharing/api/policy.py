@@ -327,22 +327,24 @@ class Rollout(WireModel):
     """Nodes to change first. The others wait until these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
     """Whether a person has to approve each plan. With Manual, no node starts before the annotation
-    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash)."""
+    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash). The approval lasts until the plan
+    is carried out; a new revision, a node that was not in the plan, and a node that needs a graver disruption or
+    another layout than was approved need a new one."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """How many nodes may fail after the point of no return in one revision of the policy (status.revision) before no
-    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with that revision lets the
-    rollout go on until as many more have failed, and with <revision>.2, <revision>.3 and so on until two or three times
-    as many more have failed."""
+    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with the hash of the halt
+    (status.halt) lets the rollout go on until as many more have failed; the next halt has another hash."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
     """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries it
     or changes what the policy asks for. Rollback returns it to its last proven layout, once per revision or retry, and
     puts it back into service; a node is held if nothing was proven on it, or if the rollback fails too."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
-    """Time limits for the steps after the drain."""
+    """Time limits for the steps after the drain. An edit makes a new revision."""
 
 
 class GPUSharingPolicySpec(WireModel):
-    """What the pool is for, and how it may be changed."""
+    """What the pool is for, and how it may be changed. A new revision (status.revision) asks for something new: it ends
+    halts, deferrals and approvals, and begins with new canaries. Edits of fields that do not say so end none of these."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -357,31 +359,31 @@ class GPUSharingPolicySpec(WireModel):
 
     node_selector: LabelSelector
     """Selects the nodes of the pool. An empty selector is rejected, and so is one that uses a label that a mode
-    change rewrites."""
+    change rewrites. An edit makes a new revision."""
     products: Annotated[tuple[Annotated[LabelValue, Field(min_length=1)], ...], Field(max_length=32)] = ()
     """Optional guard: only nodes with one of these cards are changed; others are skipped and reported. Names are those
-    of NVML with dashes, for example NVIDIA-H100-80GB-HBM3."""
+    of NVML with dashes, for example NVIDIA-H100-80GB-HBM3. An edit makes a new revision."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     """Decides which policy owns a node that several select: the one with the highest priority. A policy with equal
-    priority never takes a node from its owner."""
+    priority never takes a node from its owner. An edit makes a new revision."""
     mode: Mode
     """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
-    MIG may have timeSlicing too."""
+    MIG may have timeSlicing too. An edit makes a new revision."""
     mig: Mig | None = None
-    """How GPUs are divided into MIG instances, which hardware isolates. Only with mode MIG."""
+    """How GPUs are divided into MIG instances, which hardware isolates. Only with mode MIG. An edit makes a new
+    revision."""
     time_slicing: TimeSlicing | None = None
     """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them. Only with
-    modes TimeSlicing and MIG."""
+    modes TimeSlicing and MIG. An edit makes a new revision."""
     mps: Mps | None = None
-    """How many pods compute on one GPU at the same time. Only with mode MPS."""
+    """How many pods compute on one GPU at the same time. Only with mode MPS. An edit makes a new revision."""
     drain: Drain = Field(default_factory=Drain)
-    """How pods that hold a GPU leave before a change."""
+    """How pods that hold a GPU leave before a change. An edit makes a new revision."""
     rollout: Rollout = Field(default_factory=Rollout)
-    """How the change moves over the pool."""
+    """How the change moves over the pool. Of these fields, only timeouts belong to the revision."""
     deletion_policy: Literal["Retain", "Reset"] = "Retain"
     """What happens to the nodes when the policy is deleted. Retain leaves them as they are. Reset changes each node to
     whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels; the policy exists until
     all of that is done."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. A new value changes no node and ends no halt. An approval is for the policy as it
-    was, so it has to be given again."""
+    """What a GPU of the pool costs. A new value changes no node."""

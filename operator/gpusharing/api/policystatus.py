@@ -62,7 +62,8 @@ class Plan(WireRecord):
     """The planned changes of a pool, shown before they are made."""
 
     hash: Line
-    """Hash that identifies the plan, for rollout.approval Manual; it changes when the plan changes."""
+    """Hash that identifies the plan, for rollout.approval Manual. Once it is approved, it stays until something goes
+    beyond the plan."""
     disruption: Line
     """Highest disruption class among the nodes that will change."""
     nodes: Annotated[tuple[Line, ...], Limits(max_length=20)]
@@ -109,9 +110,12 @@ class GPUSharingPolicyStatus(WireRecord):
 
     observed_generation: int = 0
     """The metadata.generation that this status describes."""
+    halt: Line = ""
+    """Hash of the failures after which no further node starts; empty if nothing is halted. The annotation
+    gpusharing.dev/resume with it ends this halt, and not the next one."""
     revision: Line = ""
     """What the policy asks for, as a short hash of its UID, nodeSelector, products, priority, mode, mig, timeSlicing,
-    mps, drain and rollout.timeouts. Failures count until it changes."""
+    mps, drain and rollout.timeouts. Failures, deferrals, canaries and approvals are about one revision."""
     summary: Summary = field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None

@@ -54,7 +54,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteRules,
 )
 from gpusharing.planning.snapshot.memory import CLAIMS, failed_again
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.cases import is_moot
 
@@ -72,8 +72,8 @@ FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls and not only those about one object."""
 HARMLESS = (EnsureGPUNode, ClearRequests, LabelNode, UpdateFence, Release)
 """Actions that neither close a node nor end anything on it."""
-SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
-"""Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
+SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode], Mapping[str, Consent]], Awaitable[None]]
+"""Writes all claims, failures and consents to the Lease (LeaderLease.set_claims)."""
 
 
 class PlanOutdated(Exception):
@@ -331,7 +331,7 @@ class Executor:
             case SetFinalizer():
                 await self._shared.set_finalizer(action)
             case SetClaims():
-                await self.set_claims(action.claims, action.failed_nodes)
+                await self.set_claims(action.claims, action.failed_nodes, action.consents)
             case SetPointers():
                 await self._shared.set_pointers(action)
             case RepairMps():

@@ -5,7 +5,7 @@ that is damaged or of a newer version gives an error message, and the caller lea
 default may be missing; a change that an operator of this version would misread needs a higher version.
 
 Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
-failure on record exists; the other two kinds of record are written from scratch each time.
+failure on record exists; the other kinds of record are written from scratch each time.
 """
 
 import json
@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Consent, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
 MOST_CLAIMS = 500
@@ -32,7 +32,7 @@ TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none:
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are carried out by one PATCH of a Node."""
 
-Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
+Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode, Consent)
 NodeRecord = TypeVar("NodeRecord", Fence, Deferred, Verified)
 
 
@@ -58,11 +58,14 @@ ANNOTATIONS: Mapping[type, str] = {
 
 
 def claims_text(
-    claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
+    claims: Mapping[str, Claim],
+    before: str = "",
+    failed_nodes: Mapping[str, FailedNode] | None = None,
+    consents: Mapping[str, Consent] | None = None,
 ) -> str:
     """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease.
 
-    It has claims by node, and failures by UID of the Node. Unknown keys in `before`, the value that this one replaces,
+    It has claims by node, failures by UID of the Node, and consents by UID of the policy. Unknown keys in `before`, the value that this one replaces,
     are kept as long as the same claim or failure is on record.
     """
     try:
@@ -70,8 +73,11 @@ def claims_text(
     except ValueError:
         record = {}
     failed = _grown(record.pop("failedNodes", None), failed_nodes or {})
+    record.pop("consents", None)
+    agreed = {uid: _encode(consent) for uid, consent in sorted((consents or {}).items())}
     written = _grown(record.get("claims"), claims)
-    return _dump({**record, "claims": written, **({"failedNodes": failed} if failed else {})})
+    more = {"failedNodes": failed, "consents": agreed}
+    return _dump({**record, "claims": written, **{key: value for key, value in more.items() if value}})
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
@@ -92,22 +98,31 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
     """Return the failures that can be read, by UID of the Node, and a message about the others, if any."""
+    return _parse_each(FailedNode, text, "failedNodes", "the failure of the Node")
+
+
+def parse_consents(text: str) -> tuple[dict[str, Consent], str]:
+    """Return the consents that can be read, by UID of the policy, and a message about the others, if any."""
+    return _parse_each(Consent, text, "consents", "the consent to the policy")
+
+
+def _parse_each(kind: type[Record], text: str, key: str, what: str) -> tuple[dict[str, Record], str]:
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
-        records = _load(text).get("failedNodes", {})
+        records = _load(text).get(key, {})
     except ValueError as error:
         return {}, f"{where}{error}"
     if not isinstance(records, dict):
-        return {}, f"{where}failedNodes is {records!r}, not an object"
-    failed, errors = {}, []
+        return {}, f"{where}{key} is {records!r}, not an object"
+    found, errors = {}, []
     for uid, record in records.items():
         try:
             if not isinstance(record, dict):
                 raise ValueError(f"it is {record!r}, not an object")
-            failed[uid] = _decode(FailedNode, record)
+            found[uid] = _decode(kind, record)
         except ValueError as error:
-            errors.append(f"the failure of the Node with UID {uid}: {error}")
-    return failed, where + "; ".join(errors) if errors else ""
+            errors.append(f"{what} with UID {uid}: {error}")
+    return found, where + "; ".join(errors) if errors else ""
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
@@ -201,15 +216,19 @@ def _load(text: str) -> JSON:
 
 
 _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
+    kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode, Consent)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
 """The keys of each kind of record, as they are written. `Fence.unknown` is not one of them."""
 
 
-def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
+def _encode(record: Fence | Deferred | Verified | Claim | FailedNode | Consent) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
-        record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim | FailedNode)
+        record,
+        mode="json",
+        by_alias=True,
+        exclude={"unknown"},
+        exclude_defaults=isinstance(record, Claim | FailedNode | Consent),
     )
     return written
 

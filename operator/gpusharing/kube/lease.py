@@ -20,9 +20,9 @@ from gpusharing.api.times import from_rfc3339, to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
-from gpusharing.kube.fence import claims_text, parse_claims, parse_failed_nodes
+from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 
 CLAIM_ATTEMPTS = 3
 """How many times to try to write claims while others change the Lease."""
@@ -113,6 +113,7 @@ class LeaderLease:
         self.claims: Mapping[str, Claim] = {}
         """The claims on the Lease by node name, including those of a predecessor."""
         self.failed_nodes: Mapping[str, FailedNode] = {}
+        self.consents: Mapping[str, Consent] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
         """How often the server gave one of our writes a lower resourceVersion than it had given before.
@@ -165,8 +166,13 @@ class LeaderLease:
             if self.is_leader or (self._taking and not self.acquired.is_set()):
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
-    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it.
+    async def set_claims(
+        self,
+        claims: Mapping[str, Claim],
+        failed_nodes: Mapping[str, FailedNode],
+        consents: Mapping[str, Consent] | None = None,
+    ) -> None:
+        """Replace all claims, failures and consents on the Lease by compare-and-swap, which also renews it.
 
         If this returns, we led at the moment of the write.
 
@@ -181,7 +187,7 @@ class LeaderLease:
                 for _ in range(CLAIM_ATTEMPTS):
                     self.must_lead()
                     try:
-                        written = claims_text(claims, self._claims_before, failed_nodes)
+                        written = claims_text(claims, self._claims_before, failed_nodes, consents)
                         await self._write({"renewTime": self._time()}, {ANNOTATION_CLAIMS: written})
                         return
                     except Conflict:
@@ -308,7 +314,7 @@ class LeaderLease:
             "metadata": {
                 "name": self._name,
                 "annotations": annotations
-                or {ANNOTATION_CLAIMS: claims_text(self.claims, self._claims_before, self.failed_nodes)},
+                or {ANNOTATION_CLAIMS: claims_text(self.claims, self._claims_before, self.failed_nodes, self.consents)},
             },
             "spec": self._held_from_now(1),
         }
@@ -339,11 +345,12 @@ class LeaderLease:
     def _adopt(self, lease: JSON) -> None:
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
-        self.claims, self.failed_nodes, self.claims_error = {}, {}, ""
+        self.claims, self.failed_nodes, self.consents, self.claims_error = {}, {}, {}, ""
         if written is not None:
             self.claims, error = parse_claims(written)
             self.failed_nodes, failed_error = parse_failed_nodes(written)
-            self.claims_error = error or failed_error
+            self.consents, consent_error = parse_consents(written)
+            self.claims_error = error or failed_error or consent_error
         self._claims_before = written or ""
 
     def _left(self) -> float:

@@ -14,7 +14,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.holds import count_failures, find_ended, find_gone, let_start
+from gpusharing.planning.pools.holds import agree, count_failures, find_ended, find_gone, let_start
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
@@ -68,7 +68,7 @@ class RolloutPlan:
       (h) a policy with a malformed budget starts no node
       (i) labels and marks that somebody else has set are neither overwritten nor removed
       (k) a node is not cordoned if a pod on it, or a member of such a pod's gang, must not be evicted
-      (l) no node starts before a plan of this generation that includes the node was approved
+      (l) no node starts before a plan of this revision that includes the node was approved
       (m) no node starts outside the windows, or when too little of the window is left
       (n) apart from the canaries, no node starts until all canaries are proven and have served for long enough
       (o) no node starts after maxFailures nodes have failed
@@ -130,12 +130,15 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts |= held
     ended = find_ended(members)
     pools = _pools(snapshot, members | ended, uncertain_claims, now, memo)
+    gone = find_gone(snapshot.claims, snapshot.nodes)
+    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
+    consents = agree(pools.values(), snapshot.consents)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
         members = members | let_start(ended, members, pools, settings)
         verdicts |= {name: members[name].verdict for name in ended}
         pools = _pools(snapshot, members, uncertain_claims, now, memo)
-    gone = find_gone(snapshot.claims, snapshot.nodes)
-    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
+        failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
+        consents = agree(pools.values(), snapshot.consents)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     reserved = len(kept_claims)
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
@@ -152,10 +155,12 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     by_dra = is_complete(stack, settings)
     classes = plan_classes(snapshot, targets.values()) if by_dra else None
     unfenced = {**choice.claims, **kept_claims}
-    shared = share(snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, classes=classes)
+    shared = share(
+        snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, consents=consents, classes=classes
+    )
     verdicts = show_failures(failures, verdicts, now)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
-    since, off = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
+    since, withdrawn = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -170,7 +175,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
                 if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
             ),
             drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
-            withdrawn_since={name: off.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)},
+            withdrawn_since={
+                name: withdrawn.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)
+            },
             looks=choice.looks,
             previews=previews,
             vain_passes=vain,

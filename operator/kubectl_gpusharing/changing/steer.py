@@ -22,7 +22,6 @@ from gpusharing.kube.errors import Conflict, Forbidden, NotFound
 from gpusharing.kube.fence import read_fence
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.raw import part, section, text, texts, whole
-from gpusharing.planning.pools.holds import read_value
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import OPERATOR, read_deployment
@@ -134,21 +133,18 @@ def _pause(policy: JSON, wanted: str) -> Change:
 
 
 def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
-    name, revision = text(policy, "metadata", "name"), text(policy, "status", "revision")
+    name, halt = text(policy, "metadata", "name"), text(policy, "status", "halt")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes will start to change again, unless failures have halted the rollout"
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
-    if not halted:
+    if not halt:
         raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
     means = (
         f"{counted(len(halted), 'node')} may start although others failed; further failures halt the rollout"
         " again, and failed nodes stay as they are until you retry them"
     )
-    # The value that the operator has published may be for an earlier revision, and would then have no effect.
-    requested = read_value(halted[0].message)
-    value = requested if requested.partition(".")[0] == revision else revision
-    return Change(_annotation(names.ANNOTATION_RESUME, value), means, moves=True)
+    return Change(_annotation(names.ANNOTATION_RESUME, halt), means, moves=True)
 
 
 def _find_wait(node: JSON, status: NodeStatus) -> str:

@@ -31,7 +31,7 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.daemonsets import find_gpu_operator
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound, one_error
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.fence import parse_claims, parse_failed_nodes
+from gpusharing.kube.fence import parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.lease import host_of
 from gpusharing.kube.lists import list_of, pages_of
@@ -41,7 +41,7 @@ from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memory import PassMemory
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import Session
@@ -113,6 +113,7 @@ class InstalledOperator:
     settings: SourceSettings = DEFAULTS
     claims: Mapping[str, Claim] = field(default_factory=dict)
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    consents: Mapping[str, Consent] = field(default_factory=dict)
     version: str = ""
     """The version in the chart's label on the Deployment; empty if it is unknown."""
     notes: tuple[str, ...] = ()
@@ -164,19 +165,20 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
     claims, damaged = parse_claims(written) if written else ({}, "")
     failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
+    consents, unknown = parse_consents(written) if written else ({}, "")
     host = host_of(text(lease, "spec", "holderIdentity"))
     # The operator's own pod, the leader's, is never evicted.
     pods = list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     own = await unless_hidden(pods, list[JSON]())
     names = sorted(text(raw, "metadata", "name") for raw in own)
     name = host if host in names else next(iter(names), "")
-    if why := why or damaged or unread:
+    if why := why or damaged or unread or unknown:
         notes += (
             "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
-            f" failures on deleted nodes are unknown: {why}",
+            f" failures on deleted nodes and approved plans are unknown: {why}",
         )
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return replace(found, settings=settings, claims=claims, failed_nodes=failed_nodes, notes=notes)
+    return replace(found, settings=settings, claims=claims, failed_nodes=failed_nodes, consents=consents, notes=notes)
 
 
 async def unless_hidden(read: Awaitable[Value], otherwise: Other) -> Value | Other:
@@ -286,6 +288,7 @@ class Cluster:
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
+        snapshot = replace(snapshot, consents=self.installed.consents)
         if not claims:
             claims = {
                 name: Claim.of(node.uid, node.fence) for name, node in snapshot.nodes.items() if node.fence is not None

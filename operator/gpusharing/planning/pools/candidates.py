@@ -17,7 +17,7 @@ from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
-from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
 from gpusharing.planning.transition.cases import Member
@@ -188,11 +188,11 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key of a candidate that nothing blocks; its shuffle differs for each generation of the policy."""
+    """Return the sort key of a candidate that nothing blocks; its shuffle differs for each revision of the policy."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
-    return not case.claimed, cost, _shuffle(case.node.uid, policy.uid, policy.generation)
+    return not case.claimed, cost, _shuffle(case.node.uid, policy.version)
 
 
 @value(eq=False, slots=False)  # no slots, because it has a cached property
@@ -242,8 +242,8 @@ class Selection:
 
 
 @lru_cache(maxsize=16384)
-def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
-    return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
+def _shuffle(node_uid: str, version: SpecVersion) -> str:
+    return sha256(f"{node_uid}{version.uid}{version.revision}".encode()).hexdigest()
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
@@ -362,8 +362,8 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change that begins now: policy, generation, and the time in milliseconds in hexadecimal."""
+    """Return the id of a change that begins now: policy, and the time in milliseconds in hexadecimal."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"
-    return f"{name}.{policy.generation}.{int(case.now.timestamp() * 1000):x}"
+    return f"{name}.{int(case.now.timestamp() * 1000):x}"

@@ -3,7 +3,6 @@
 Nodes in flight go on, and some holds let a few nodes through (`select`).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,18 +14,19 @@ from gpusharing.api import names
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import allowance, parse_duration
+from gpusharing.planning.pools.approval import LENGTH, consent_to, propose
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
 from gpusharing.planning.pools.writes import fences_of
-from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
+from gpusharing.planning.snapshot.records import DIGEST, Claim, Consent, FailedNode, digest_of, digests_in
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings, PolicyView
-from gpusharing.planning.transition.attempts import failed_before, has_ended, owed_by, owed_for
+from gpusharing.planning.transition.attempts import failed_before, has_ended
 from gpusharing.planning.transition.cases import Member, is_begun, judge_held
 from gpusharing.planning.transition.gates import tell_pause
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.vocabulary.values import value
 
 
 def find_canary(pool: Pool) -> int | Finding | None:
@@ -171,53 +171,10 @@ def _sizes(pool: Pool, nodes: int) -> str:
     return f"spec.rollout.canary.nodes is {nodes}, and the pool has {counted(len(pool.members), 'node')}"
 
 
-LENGTH = 7
-"""How many characters a hash has: enough to tell two plans apart, and few enough to read aloud."""
-
-
-def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
-    """Return the hash with which a person approves what a policy does with `members`, in whatever order.
-
-    The plan is hashed as it was when the change of each node began, so an approval lasts until the plan is carried out.
-    Every edit of the policy changes the hash, even one that restores an earlier spec, because nobody has reviewed that
-    spec since. An approval covers lesser drift.
-    """
-    rows = sorted(row for member in members if (row := _row(policy.version, member)) is not None)
-    text = f"{policy.uid}/{policy.generation}/{rows}"
-    return sha256(text.encode()).hexdigest()[:LENGTH]
-
-
-def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
-    node, assessment = member.node, member.assessment
-    fence = node.fence if node.fence is not None and node.fence.version == version else None
-    proof = node.verified if node.verified is not None and node.verified.version == version else None
-    if not isinstance(assessment, Assessed):
-        # The record counts, so that a node whose GPU or agent is gone does not invalidate the approval.
-        if fence is not None:
-            return (node.uid, fence.approved, str(fence.planned)) if fence.approved else None
-        if proof is None or proof.rolled_back:
-            return None
-        return node.uid, owed_by(proof), str(proof.planned)
-    owed, earlier = owed_for(assessment.target), None if fence is not None else node.fence
-    if earlier is not None and (earlier.stage, earlier.version.uid, earlier.approved) == (
-        "actuating",
-        version.uid,
-        owed,
-    ):
-        # The node is past the point of no return and on its way to a target that the policy still wants, which needs no
-        # new approval. Its proof will not be for this revision, so an entry would disappear with the proof.
-        return None
-    planned = fence.planned if fence is not None else proof.planned if proof is not None else None
-    if fence is None and assessment.mismatch is not None:
-        now = assessment.disruption
-        if planned is None or (node.fence is None and now.severity > planned.severity):
-            planned = now
-    return None if planned is None else (node.uid, owed, str(planned))
-
-
+MOST_SHOWN = 3
+"""The most differences between two plans that a message names."""
 _SHOWN = 64
 """The maximum number of characters shown of an annotation that allows nothing."""
-_RESUMED = re.compile(r"([0-9a-f]{12})(?:\.([1-9][0-9]{0,4}))?")
 
 
 def find_hold(pool: Pool, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
@@ -230,21 +187,20 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
     if allowance(rollout.max_unavailable, 1) == 0:
         message = "spec.rollout.maxUnavailable is 0, so the operator does not start a change"
         yield Finding(Reason.FROZEN, message)
-    failing = (one.node.name for one in pool.members if one.marked and has_failed(one, policy))
-    failed = sorted({*failing, *pool.failed_before})
-    if halted := explain_halt(policy, failed, rollout.max_failures):
-        yield Finding(Reason.HALTED, halted)
+    if (halt := find_halt(pool)) is not None and policy.resumed != halt.hash:
+        yield Finding(Reason.HALTED, halt.message)
     canary = find_canary(pool) if outnumbers(pool) else None
     if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE:
         yield canary
-    if rollout.approval == "Manual" and policy.approved != (plan := plan_hash(policy, pool.members)):
-        old = (
-            f"; {policy.approved[:_SHOWN]} is the hash of another plan, because the policy has changed, nodes have joined"
-            " or left, or some nodes cannot be read"
-        )
+    if rollout.approval == "Manual" and not (plan := propose(pool)).approved:
+        approved = pool.consent.approved if pool.consent is not None else ""
+        if plan.differs:
+            old = f", and the plan goes beyond {approved}, which was approved: {'; '.join(plan.differs[:MOST_SHOWN])}"
+        else:
+            old = f"; {policy.approved[:_SHOWN]} is the hash of another plan" if policy.approved else ""
         message = (
-            f"spec.rollout.approval is Manual{old if policy.approved else ''}. To approve the plan in status.plan, run"
-            f" kubectl annotate gsp {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan}"
+            f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan, run kubectl annotate gsp"
+            f" {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan.hash}"
         )
         yield Finding(Reason.APPROVAL_NEEDED, message)
     canary = find_canary(pool)
@@ -267,34 +223,78 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
     return failed_before(member.node, policy)
 
 
-def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
-    """Return the message that no further node starts after these failures, or nothing if nodes may start.
+@value
+class Halt:
+    """Failures of one revision after which no further node starts until a person has seen them."""
 
-    `most` is maxFailures, at least 1. The value `<revision>` of the annotation gpusharing.dev/resume allows as many
-    further failures, `<revision>.<k>` k times as many.
-    """
-    revision, found = policy.version.revision, _RESUMED.fullmatch(policy.resumed)
-    batches = int(found[2] or 1) if found is not None and found[1] == revision else 0
-    limit = most * (1 + batches)
-    if len(failed) < limit:
-        return ""
-    resumed = ""
-    if policy.resumed:
-        until = f"allows the rollout to continue until {counted(limit, 'node has', 'nodes have')} failed"
-        effect = until if batches else f"is not for revision {revision}"
-        resumed = f' ({names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}" {effect})'
-    needed = len(failed) // most
-    value = f"{revision}.{needed}" if needed > 1 else revision
-    return (
-        f"{some(failed)} failed in this revision of the policy, and spec.rollout.maxFailures is {most}{resumed}: no"
+    hash: str
+    """The value of the annotation gpusharing.dev/resume that ends this halt and no other."""
+    message: str
+
+
+def find_halt(pool: Pool) -> Halt | None:
+    """Return the halt by failures that no person has seen, if there are enough of them."""
+    policy, most, consent = pool.policy, pool.spec.rollout.max_failures, consent_to(pool.policy, pool.consent)
+    failed, seen = find_failed(pool), digests_in(consent.seen)
+    unseen = sorted(name for uid, name in failed.items() if digest_of(uid) not in seen)
+    if len(unseen) < most:
+        return None
+    text = f"{policy.uid}/{consent.revision}/{consent.resumed}/{sorted(failed)}"
+    shown = sha256(text.encode()).hexdigest()[:LENGTH]
+    old = f' ({names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}" is not for this halt)' if policy.resumed else ""
+    message = (
+        f"{some(unseen)} failed in this revision of the policy, and spec.rollout.maxFailures is {most}{old}: no"
         f" further node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
-        f" {names.ANNOTATION_RESUME}={value}"
+        f" {names.ANNOTATION_RESUME}={shown}"
     )
+    return Halt(shown, message)
 
 
-def read_value(message: str) -> str:
-    """Return the value of the annotation in the command at the end of a message from `explain_halt`."""
-    return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
+def find_failed(pool: Pool) -> dict[str, str]:
+    """Return the names of the nodes that have failed in this revision, as messages show them, by UID."""
+    failing = {one.node.uid: one.node.name for one in pool.members if one.marked and has_failed(one, pool.policy)}
+    return {**pool.failed_before, **failing}
+
+
+MOST_DIGESTS = 2500
+"""How many nodes may be on record as approved or seen, over all policies, because the Lease has room for no more.
+
+What does not fit is not remembered: an approval of such a plan then lasts only until its next node is done.
+"""
+
+
+def agree(pools: Iterable[Pool], recorded: Mapping[str, Consent]) -> dict[str, Consent]:
+    """Return what people have agreed to after this pass, by UID of the policy, and set `consent` of each pool."""
+    consents: dict[str, Consent] = {}
+    room = MOST_DIGESTS * DIGEST
+    for pool in pools:
+        uid = pool.policy.uid
+        pool.consent = recorded.get(uid)
+        if pool.policy.spec is not None and (uid in recorded or pool.policy.approved or pool.policy.resumed):
+            pool.consent = _renew(pool, room)
+        if pool.consent is not None:
+            consents[uid] = pool.consent
+            room -= _size(pool.consent)
+    return consents
+
+
+def _renew(pool: Pool, room: int) -> Consent | None:
+    policy, failed = pool.policy, find_failed(pool)
+    consent = consent_to(policy, pool.consent)
+    seen = digests_in(consent.seen)
+    consent = replace(consent, seen="".join(sorted(seen & {digest_of(uid) for uid in failed})))
+    new = consent
+    plan = propose(pool) if pool.spec.rollout.approval == "Manual" else None
+    if plan is not None and plan.approved and plan.changes:
+        new = replace(new, approved=plan.hash, changes=plan.changes)
+    if (halt := find_halt(pool)) is not None and policy.resumed == halt.hash:
+        new = replace(new, resumed=halt.hash, seen="".join(sorted(map(digest_of, failed))))
+    new = new if _size(new) <= room else consent
+    return None if new == Consent(new.revision) else new
+
+
+def _size(consent: Consent) -> int:
+    return len(consent.seen) + sum(len(change.nodes) for change in consent.changes)
 
 
 def find_stop(pool: Pool, settings: PlanSettings) -> Finding | None:
@@ -375,7 +375,7 @@ def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
     return replace(found, deadline=until, keeper=why.keeper, stands=why.stands)
 
 
-MOST = 200
+MOST = 150
 """The most failures on record, over all policies. The Lease's annotations may have at most 256 KiB (kube.fence)."""
 
 
@@ -408,6 +408,6 @@ def count_failures(
             if aside or member.verdict.phase is Phase.SYNCED:
                 lost.pop(member.node.uid, None)
         gone_by = " (deleted in the middle of its change)"
-        pool.failed_before = tuple(sorted(one.node + (gone_by if one.gone else "") for one in lost.values()))
+        pool.failed_before = {uid: one.node + (gone_by if one.gone else "") for uid, one in lost.items()}
         failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
     return failures

@@ -1,6 +1,6 @@
 """How many nodes of one policy may be unavailable, and who keeps its slots?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,7 +11,7 @@ from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.candidates import becomes_place
 from gpusharing.planning.pools.windows import ALWAYS, UNJUDGED, Hours, find_hours
-from gpusharing.planning.snapshot.records import EARLIEST
+from gpusharing.planning.snapshot.records import EARLIEST, Consent
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, of_policy
 from gpusharing.planning.transition.fencing import tell_foreign
@@ -97,8 +97,10 @@ class Pool:
     to_go: list[str] = field(default_factory=list)
     keepers: list[Member] = field(default_factory=list)
     """The nodes whose slots do not become free by themselves."""
-    failed_before: tuple[str, ...] = ()
-    """The nodes, as messages name them, whose failure is known only from the record (`count_failures`)."""
+    failed_before: Mapping[str, str] = field(default_factory=dict)
+    """By UID the nodes, as messages name them, whose failure is known only from the record (`count_failures`)."""
+    consent: Consent | None = None
+    """What a person has agreed to (`agree`)."""
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST

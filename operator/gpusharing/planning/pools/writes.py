@@ -16,7 +16,7 @@ from gpusharing.planning.snapshot.actions import (
     WriteClasses,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
+from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.mps import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
@@ -42,6 +42,7 @@ def share(
     verdicts: Mapping[str, Verdict],
     *,
     failed_nodes: Mapping[str, FailedNode],
+    consents: Mapping[str, Consent],
     classes: WriteClasses | None,
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they must be made."""
@@ -53,8 +54,9 @@ def share(
     }
     claims |= unfenced
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
-    if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
-        actions.append(SetClaims(claims, failed_nodes))
+    recorded = (dict(snapshot.claims), dict(snapshot.failed_nodes), dict(snapshot.consents))
+    if (claims, failed_nodes, consents) != recorded:
+        actions.append(SetClaims(claims, failed_nodes, consents))
     # A change that has Failed waits for the pointers itself, if the GPU Operator was installed anew meanwhile.
     failed = {
         name for name, one in verdicts.items() if one.phase is Phase.FAILED and name not in snapshot.at_work_since

@@ -11,8 +11,10 @@ from typing import Any
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
+from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
-from gpusharing.planning.pools.holds import find_note, plan_hash
+from gpusharing.planning.pools.holds import find_halt, find_note
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
@@ -196,6 +198,7 @@ def policy_status(
     return {
         "observedGeneration": policy.generation,
         "revision": policy.version.revision,
+        "halt": _halt(plan.pools[policy.name]),
         "summary": {**_summary(pool, plan, snapshot), "status": word, "message": cut(message, MAX_TEXT)},
         "plan": _plan(policy, pool.verdicts, plan, snapshot),
         "failures": [
@@ -408,6 +411,11 @@ def _seen(verdict: Verdict, snapshot: ClusterSnapshot) -> ObservedView | None:
     return gpunode.observed if gpunode is not None else None
 
 
+def _halt(pool: Pool) -> str:
+    halt = find_halt(pool) if pool.policy.spec is not None else None
+    return halt.hash if halt is not None and halt.hash != pool.policy.resumed else ""
+
+
 def _plan(
     policy: PolicyView, verdicts: Sequence[Verdict], plan: RolloutPlan, snapshot: ClusterSnapshot
 ) -> dict[str, Any] | None:
@@ -430,7 +438,7 @@ def _plan(
     gangs = sorted({text for one in disturbed for text in one.gangs})
     pool = plan.pools[policy.name]
     return {
-        "hash": plan_hash(policy, pool.members),
+        "hash": propose(pool).hash,
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),

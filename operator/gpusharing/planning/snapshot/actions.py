@@ -14,7 +14,7 @@ from gpusharing.planning.snapshot.nvidia import (
     MpsRepairs,
     TaintRuleView,
 )
-from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Consent, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.values import value
 
@@ -42,12 +42,14 @@ class EnsureGPUNode:
 
 @value
 class SetClaims:
-    """Replace all claims and failures on the leader's Lease by compare-and-swap. Only the leader can."""
+    """Replace all claims, failures and consents on the leader's Lease by compare-and-swap. Only the leader can."""
 
     claims: Mapping[str, Claim]
     """By node."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """By UID of the Node."""
+    consents: Mapping[str, Consent] = field(default_factory=dict)
+    """By UID of the policy."""
 
 
 @value

@@ -4,6 +4,7 @@ These records on Nodes and on the leader's Lease, as JSON (`kube.fence`), are th
 """
 
 import json
+from base64 import b85encode
 from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
@@ -259,6 +260,48 @@ class Claim:
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim
         return replace(claim, version=fence.version)
+
+
+@value
+class ApprovedChange:
+    """Nodes of an approved plan that get the same layout with the same disruption."""
+
+    __pydantic_config__ = _WRITTEN
+
+    disruption: DisruptionClass
+    target: str
+    """In the form of `Fence.owed`."""
+    nodes: str
+    """The nodes as digests (`digest_of`), one after the other: thousands must fit onto the Lease."""
+
+
+@value
+class Consent:
+    """What a person has agreed to in one policy, on the Lease: written when it is said, and compared from then on."""
+
+    __pydantic_config__ = _WRITTEN
+
+    revision: str
+    """The revision that all of this is about. In another one only the hashes are left."""
+    approved: str = ""
+    """Hash of the plan that was approved last. The next plan's hash depends on it, so no hash serves twice."""
+    changes: tuple[ApprovedChange, ...] = ()
+    resumed: str = ""
+    """Hash of the halt that was resumed last. The next halt's hash depends on it."""
+    seen: str = ""
+    """Digests of the failed nodes that the person had seen, and that are still failed."""
+
+
+DIGEST = 5
+"""How many characters the digest of a node has."""
+
+
+def digest_of(uid: str) -> str:
+    return b85encode(sha256(uid.encode()).digest()[:4]).decode()
+
+
+def digests_in(text: str) -> set[str]:
+    return {text[start : start + DIGEST] for start in range(0, len(text), DIGEST)}
 
 
 LENGTH = 12

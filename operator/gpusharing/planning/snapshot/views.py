@@ -24,6 +24,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
     Claim,
+    Consent,
     Deferred,
     FailedNode,
     Fence,
@@ -269,7 +270,7 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The revision and count with which a person allowed nodes to start despite failures (`explain_halt`)."""
+    """The hash of the halt after which a person last let nodes start. Empty if there is none."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
     """The known time zones that its windows and blackouts name, loaded when the policy was converted."""
     resetting: bool = False
@@ -396,6 +397,8 @@ class ClusterSnapshot:
     """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
+    consents: Mapping[str, Consent] = field(default_factory=dict)
+    """By UID of the policy."""
     agent_troubles: Mapping[str, Finding | None] = field(default_factory=dict)
     """Why no agent is Ready on the nodes that are not in `agents` (`find_troubles`)."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
