@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -216,6 +217,17 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
     built = ensure("controlplane", cache_root(environ)) if missing else Path()
     paths = {name: existing.get(name, built / name) for name in CONTROLPLANE_CALLS}
     return Programs(**{name.replace("-", "_"): path for name, path in paths.items()})
+
+
+def control_plane_minor() -> int:
+    """Return the minor version of the kube-apiserver among `control_plane_programs`, such as 36 for v1.36.3, as it says
+    itself. Raises UnavailableError if it says no version, or as `control_plane_programs` does."""
+    program = control_plane_programs().kube_apiserver
+    said = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"\bv1\.(\d+)\.", said)
+    if match is None:
+        raise UnavailableError(f"{program} --version names no version of Kubernetes")
+    return int(match[1])
 
 
 def find_assets(directory: Path) -> dict[str, Path]:

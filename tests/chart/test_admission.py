@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hack.cluster.api import MERGE_PATCH, Api, ApiError
 from hack.cluster.process import wait_until
-from tests.chart.charts import NAMESPACE
+from tests.chart.charts import CHART, NAMESPACE
 from tests.chart.cluster import (
     AGENT_NAMESPACE,
     GPUNODES,
@@ -22,6 +22,7 @@ from tests.chart.cluster import (
 )
 from tests.chart.effects import record
 from tests.chart.rbac import USERS, RoleGrant, golden
+from tests.minors import MUTATING, lacks
 
 from gpusharing.api import names
 
@@ -360,6 +361,13 @@ def is_allowed(installed: Installed, grant: RoleGrant) -> bool:
         answer = installed.admin.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
         answers.append(bool(answer["status"]["allowed"]))
     return all(answers)
+
+
+def test_the_guard_is_rendered_in_the_form_that_this_server_serves_by_default(installed: Installed) -> None:
+    done = installed.run_helm("upgrade", str(CHART), "--set", "guard.enabled=true", "--dry-run=server")
+    assert done.returncode == 0, done.stderr
+    assert ("kind: MutatingAdmissionPolicy\n" in done.stdout) == (not lacks(MUTATING))
+    assert ("WARNING: this cluster does not serve MutatingAdmissionPolicy" in done.stdout) == lacks(MUTATING)
 
 
 def send(api: Api, method: str, path: str, body: dict[str, Any] | None) -> object:

@@ -19,6 +19,7 @@ from tests.chart.cluster import (
     dry,
 )
 from tests.chart.cluster import mighty as granted_everything
+from tests.minors import DEVICE_CLASSES, need
 
 from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.dra import device_class as written
@@ -67,11 +68,6 @@ def enforced(installed: Installed, operator: Api) -> None:
         lambda: not allowed(lambda: create(operator, maps(OPERATOR_SPACE), wanted)),
         SECONDS,
         "the one about ConfigMaps to be enforced",
-    )
-    wait_until(
-        lambda: not allowed(lambda: create(operator, CLASSES, device_class(ours=False))),
-        SECONDS,
-        "the one about DeviceClasses to be enforced",
     )
     installed.admin.create(pods(OPERATOR_SPACE), bare("probe"))
     wait_until(
@@ -293,6 +289,18 @@ def device_class(name: str = "gpusharing-mig-1g.10gb", *, ours: bool = True, **s
     return {"metadata": {"name": name, "labels": labels}, "spec": whole}
 
 
+@pytest.fixture(scope="module")
+def classes(operator: Api) -> None:
+    """The API server serves DeviceClasses and has taken up the policy about them."""
+    need(DEVICE_CLASSES, "DeviceClass in v1")
+    wait_until(
+        lambda: not allowed(lambda: create(operator, CLASSES, device_class(ours=False))),
+        SECONDS,
+        "the one about DeviceClasses to be enforced",
+    )
+
+
+@pytest.mark.usefixtures("classes")
 def test_the_operator_may_create_change_and_delete_its_own_deviceclass(installed: Installed, operator: Api) -> None:
     assert create(operator, CLASSES, device_class())
     assert create(operator, CLASSES, device_class(extendedResourceName=None)), "without DRAExtendedResource"
@@ -317,11 +325,13 @@ OTHER_CLASSES: dict[str, Object] = {
 }
 
 
+@pytest.mark.usefixtures("classes")
 @pytest.mark.parametrize("what", OTHER_CLASSES)
 def test_the_operator_may_not_create_a_deviceclass(operator: Api, what: str) -> None:
     assert ADMISSION in denied(lambda: create(operator, CLASSES, OTHER_CLASSES[what]))
 
 
+@pytest.mark.usefixtures("classes")
 def test_with_every_right_it_still_may_not_take_over_change_or_delete_the_class_of_somebody_else(
     installed: Installed, mighty: Api
 ) -> None:
@@ -344,6 +354,7 @@ COPIES: dict[str, Object] = {
 }
 
 
+@pytest.mark.usefixtures("classes")
 @pytest.mark.parametrize("what", COPIES)
 def test_with_every_right_it_still_may_not_delete_a_labelled_copy_under(
     installed: Installed, mighty: Api, what: str

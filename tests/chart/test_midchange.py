@@ -18,6 +18,7 @@ from hack.cluster.process import wait_until
 from tests.build import make_fence, make_node
 from tests.chart.charts import CHART, Helm
 from tests.chart.cluster import NODES, SECONDS, Installed, set_up
+from tests.minors import DEVICE_CLASSES, DEVICE_TAINT_RULES, lacks, need
 
 from gpusharing.api import names
 from gpusharing.kube.dra import rule_for
@@ -33,6 +34,7 @@ MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 PODS = "/api/v1/namespaces/default/pods"
 HANDS_OFF = "repair.example.com/hands-off"
 OTHER_LABEL = "example.com/gpu"
+TAINTS = "dra.deviceTaints"
 ATOMIC = ("--atomic" if os.environ.get("HELM") == "helm3" else "--rollback-on-failure", "--timeout", "45s")
 PHASES = ("fenced", "draining", "actuating", "failed", "yielded")
 
@@ -190,7 +192,7 @@ VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
         True,
     ),
     "admission.pluginFields": (("--set", "admission.pluginFields={own}"), writes_a_flag, True),
-    "dra.deviceTaints": (("--set", "dra.deviceTaints=true"), closes_devices, True),
+    TAINTS: (("--set", "dra.deviceTaints=true"), closes_devices, True),
     "forceDelete": (("--set", "forceDelete=true"), deletes_pods, True),
     "operator.protectedNamespaces": (("--set", "operator.protectedNamespaces={default}"), evicts, False),
     "gpuOperator.pluginConfigMap": (("--set", "gpuOperator.pluginConfigMap=mine"), writes_map("mine"), True),
@@ -208,9 +210,10 @@ two settings only, and whether that is the one of the arguments."""
 
 @pytest.fixture(scope="module")
 def site(helm: Helm) -> Iterator[Installed]:
-    """A control plane of its own, which serves DeviceTaintRules, with the chart."""
+    """A control plane of its own, which serves DeviceTaintRules if its minor has them, with the chart."""
     flags = ("--runtime-config=resource.k8s.io/v1beta2=true",)
-    with ControlPlane(options=Options(apiserver_flags=flags, feature_gates="DRADeviceTaintRules=true")) as plane:
+    ruled = Options(apiserver_flags=flags, feature_gates="DRADeviceTaintRules=true")
+    with ControlPlane(options=Options() if lacks(DEVICE_TAINT_RULES) else ruled) as plane:
         installed = set_up(plane, helm)
         present = {names.LABEL_GPU_PRESENT: "true", OTHER_LABEL: "true"}
         plane.api.create(NODES, {"metadata": {"name": "probe", "labels": present}})
@@ -242,12 +245,14 @@ def begin_in_each_phase(site: Installed, operator: Api, *marks: str, label: str 
 
 
 def end(begun: Begun) -> None:
-    """Bring each change to its end, after which nothing of it is left on its Node."""
+    """Bring each change to its end, after which nothing of it is left on its Node, and delete the Node: it has no
+    kubelet, so a later `helm upgrade --wait` would wait for the agent's pod there until the Node counts as lost."""
     for node, fence in begun:
         raw = node.end(fence)
         assert not raw["spec"].get("unschedulable")
         assert not {*fence.added, names.LABEL_UPGRADE_SKIP, HANDS_OFF} & raw["metadata"]["labels"].keys()
         assert names.ANNOTATION_FENCE not in raw["metadata"]["annotations"]
+        node.admin.delete(f"{NODES}/{node.name}")
 
 
 def last_revision(site: Installed) -> tuple[str, str]:
@@ -262,6 +267,8 @@ def last_revision(site: Installed) -> tuple[str, str]:
 def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_rolled_back(
     site: Installed, operator: Api, value: str
 ) -> None:
+    if value == TAINTS:
+        need(DEVICE_TAINT_RULES, "DeviceTaintRule in v1beta2")
     arguments, probe, is_on = VALUES[value]
 
     def turn(on: bool, verb: str, *more: str) -> None:
@@ -280,12 +287,20 @@ def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_ro
         label=OTHER_LABEL if value == "admission.nodeLabels" else names.LABEL_GPU_PRESENT,
     )
     rule = rule_for(begun[0][0].name)
-    if value == "dra.deviceTaints":
+    if value == TAINTS:
         operator.create(RULES, rule)
     turn(False, "rollback", revision)
     end(begun)
-    if value == "dra.deviceTaints":
+    if value == TAINTS:
         operator.delete(f"{RULES}/{rule['metadata']['name']}")
+
+
+def test_device_taints_are_refused_where_the_server_lacks_what_their_test_needs(site: Installed) -> None:
+    before = last_revision(site)
+    done = site.run_helm("upgrade", str(CHART), *VALUES[TAINTS][0], "--dry-run=server")
+    assert (done.returncode != 0) == lacks(DEVICE_CLASSES), done.stderr
+    assert ("dra.deviceTaints needs Kubernetes 1.36" in done.stderr) == lacks(DEVICE_CLASSES), done.stderr
+    assert last_revision(site) == before
 
 
 def test_a_change_ends_although_its_fence_is_written_with_other_spaces(site: Installed, operator: Api) -> None:
@@ -297,13 +312,14 @@ def test_a_change_ends_although_its_fence_is_written_with_other_spaces(site: Ins
     record = json.loads(node.raw["metadata"]["annotations"][names.ANNOTATION_FENCE])
     written = {names.ANNOTATION_FENCE: json.dumps({"ofANewerVersion": {"kept": True}, **record}, indent=1)}
     site.admin.merge_patch(f"{NODES}/{node.name}", {"metadata": {"annotations": written}})
-    assert names.ANNOTATION_FENCE not in node.end(fence)["metadata"]["annotations"]
+    end([(node, fence)])
 
 
 def test_a_change_comes_to_its_end_when_helm_itself_rolls_an_upgrade_back(site: Installed, operator: Api) -> None:
     """`--rollback-on-failure`, which Helm 3 calls `--atomic`: each change begins under the values of the revision that
     fails, because no node takes its pods."""
-    every = [word for arguments, _, _ in VALUES.values() for word in arguments]
+    refused = {TAINTS} if lacks(DEVICE_CLASSES) else set()
+    every = [word for value in VALUES if value not in refused for word in VALUES[value][0]]
     before, _ = last_revision(site)
     with ThreadPoolExecutor(1) as pool:
         failing = pool.submit(

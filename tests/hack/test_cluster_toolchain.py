@@ -214,6 +214,20 @@ def test_kubebuilder_assets_with_all_programs_need_no_build(tmp_path: Path) -> N
     assert not os.path.exists(absent)
 
 
+def test_the_minor_is_what_the_api_server_of_kubebuilder_assets_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    for name in toolchain.CONTROLPLANE_CALLS:
+        (tmp_path / name).touch(mode=0o755)
+    server = tmp_path / "kube-apiserver"
+    server.write_text("#!/bin/sh\necho Kubernetes v1.30.14\n")
+    assert toolchain.control_plane_minor() == 30
+    server.write_text("#!/bin/sh\necho Kubernetes v0.0.0\n")
+    with pytest.raises(UnavailableError, match="names no version of Kubernetes"):
+        toolchain.control_plane_minor()
+
+
 def test_kubebuilder_assets_that_point_nowhere_are_refused_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,9 @@ from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 from hack.cluster.process import wait_until
+from tests.chart.charts import NAMESPACE
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Product
+from tests.minors import MUTATING, MUTATING_IF_ASKED, lacks, need
 
 from gpusharing.planning.drain.stranded import ADMITTED
 from hack import launch
@@ -29,7 +31,7 @@ GPUS = 2
 LABEL = "gpusharing.dev/isolation"
 MODE = "gpusharing.dev/mode"
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+ADMISSION = "/apis/admissionregistration.k8s.io"
 NAMES = {"hardware": "team-hardware", "memory": "team-memory", "hard": "team-wrong", "": "team-free"}
 """The namespaces, by the value of the label; the last one lacks it."""
 
@@ -38,7 +40,10 @@ NAMES = {"hardware": "team-hardware", "memory": "team-memory", "hard": "team-wro
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The chart with the guard on, the namespaces, and a node of each mode and of none."""
     directory = tmp_path_factory.mktemp("isolation")
-    with ControlPlane(options=Options(audit=True)) as plane:
+    beta = lacks(MUTATING) and not lacks(MUTATING_IF_ASKED)
+    flags = ("--runtime-config=admissionregistration.k8s.io/v1beta1=true",) if beta else ()
+    gate = "MutatingAdmissionPolicy=true" if beta else ""
+    with ControlPlane(options=Options(audit=True, apiserver_flags=flags, feature_gates=gate)) as plane:
         install.install_gpu_operator(plane.api)
         chart(plane, "auto")
         for level, name in NAMES.items():
@@ -57,6 +62,12 @@ def chart(plane: ControlPlane, kind: str) -> None:
     launch.install_chart(plane.kubeconfig, "--set", values)
 
 
+def adding(product: Product) -> list[str]:
+    """The versions of the API in which the server has the policy that adds the requirement."""
+    name = "mutatingadmissionpolicies/gpusharing-isolation"
+    return [version for version in ("v1", "v1beta1") if product.exists(f"{ADMISSION}/{version}/{name}")]
+
+
 def accounts(api: Api, namespace: str) -> bool:
     """Whether the namespace has the account without which no pod is created."""
     return any(
@@ -66,10 +77,17 @@ def accounts(api: Api, namespace: str) -> bool:
 
 @pytest.fixture(scope="module")
 def api(product: Product) -> Api:
-    """As admin, once both policies are enforced; the server loads each by itself."""
-    wait_until(lambda: terms(product.api, "hardware") != [], SECONDS, "the mutating policy to be enforced")
+    """As admin, once all policies of the guard are enforced; the server loads each by itself."""
     wait_until(lambda: refusal(product.api, "hard", spec()) != "", SECONDS, "the validating policy to be enforced")
+    if not lacks(MUTATING_IF_ASKED):
+        wait_until(lambda: terms(product.api, "hardware") != [], SECONDS, "the mutating policy to be enforced")
     return product.api
+
+
+@pytest.fixture
+def mutating() -> None:
+    """The server serves MutatingAdmissionPolicy, so that the guard adds the requirement."""
+    need(MUTATING_IF_ASKED, "MutatingAdmissionPolicy whose patch it can evaluate")
 
 
 def spec(resource: str = "nvidia.com/gpu", count: str = "1", **more: Any) -> Object:
@@ -128,14 +146,25 @@ ONLY_MIG: Object = {"key": MODE, "operator": "In", "values": ["mig"]}
 WIDER: Object = {"key": MODE, "operator": "In", "values": ["mig", "time-slicing"]}
 
 
+def test_by_itself_the_chart_adds_where_the_server_can_and_otherwise_only_refuses(api: Api, product: Product) -> None:
+    served = [] if lacks(MUTATING_IF_ASKED) else ["v1beta1"] if lacks(MUTATING) else ["v1"]
+    assert adding(product) == served
+    kind = "mutating" if served else "validating"
+    deployment = api.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "GPUSHARING_GUARD", "value": kind} in container["env"]
+
+
 # --- what is added -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("mutating")
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_pod_without_affinity_gets_the_requirement(api: Api, level: str) -> None:
     assert terms(api, level) == [{"matchExpressions": [row(level)]}]
 
 
+@pytest.mark.usefixtures("mutating")
 def test_each_of_several_terms_gets_it_because_they_are_alternatives(api: Api) -> None:
     """An empty term matches no node; with a requirement it would match some."""
     given = required(
@@ -151,6 +180,7 @@ def test_each_of_several_terms_gets_it_because_they_are_alternatives(api: Api) -
     ]
 
 
+@pytest.mark.usefixtures("mutating")
 def test_what_a_pod_only_prefers_stays_beside_it(api: Api) -> None:
     preferred = [{"weight": 1, "preference": {"matchExpressions": [ZONE]}}]
     given = {
@@ -181,6 +211,7 @@ def test_a_pod_is_left_as_it_is_if_it(api: Api, what: str) -> None:
     assert "affinity" not in asked(api, level, pod)
 
 
+@pytest.mark.usefixtures("mutating")
 def test_an_init_container_counts_too(api: Api) -> None:
     start = {"name": "start", "image": "x", "resources": {"limits": {"nvidia.com/mig-1g.10gb": "1"}}}
     pod = {"containers": [{"name": "main", "image": "x"}], "initContainers": [start]}
@@ -214,6 +245,7 @@ def workload(kind: str, count: int) -> tuple[str, Object]:
     return "batch/v1", {"metadata": {"labels": labels}, "spec": {**size, "template": template}}
 
 
+@pytest.mark.usefixtures("mutating")
 @pytest.mark.parametrize("kind", ["Deployment", "Job", "JobSet"])
 def test_the_pods_run_on_admitted_nodes_only_and_one_too_many_waits(api: Api, kind: str) -> None:
     """All modes have GPUs free; kind JobSet is a Job with JobSet's labels."""
@@ -244,6 +276,7 @@ def wait_placed(api: Api, expected: dict[str, int]) -> None:
     wait_until(placed, SECONDS, f"pods on {expected}")
 
 
+@pytest.mark.usefixtures("mutating")
 def test_a_bare_pod_that_names_other_nodes_waits(api: Api) -> None:
     given = required({"matchFields": [{**NAMED, "values": ["on-time-slicing"]}]})
     manifest = {"metadata": {"name": "bare"}, "spec": spec(affinity=given)}
@@ -264,7 +297,7 @@ def simulated(product: Product) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("simulated")
+@pytest.mark.usefixtures("mutating", "simulated")
 def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(api: Api, product: Product) -> None:
     """The pod was created before the namespace had the label, so that it has no requirement itself: its successor
     would have it."""
@@ -297,10 +330,11 @@ def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(api: 
 
 @pytest.fixture(scope="module")
 def validating(api: Api, product: Product) -> Api:
-    """The same server with the other kind of guard, as where MutatingAdmissionPolicy is not served."""
-    chart(product.plane, "validating")
-    wait_until(lambda: terms(api, "hardware") == [], SECONDS, "the mutating policy to be gone")
-    assert not product.exists(f"{ADMISSION}/mutatingadmissionpolicies/gpusharing-isolation")
+    """The same server with the other kind of guard, which is the only one where MutatingAdmissionPolicy is not served."""
+    if not lacks(MUTATING_IF_ASKED):
+        chart(product.plane, "validating")
+    wait_until(lambda: "must require" in refusal(api, "hardware", spec()), SECONDS, "the mutating policy to be gone")
+    assert adding(product) == []
     return api
 
 
