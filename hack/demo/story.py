@@ -227,7 +227,7 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
         await recorder.keep_fleet()
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
-    screen.check("the message names the budget and a pod", "PDB team-b/ranker: Pod" in place["blockers"][0])
+    screen.check("the message names the budget and a pod", "PDBInUse team-b/ranker: Pod" in place["blockers"][0])
     screen.check(f"CULPRIT names a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"])
     done, total = await demo.nodes_done("pool-b")
     screen.check(f"the other nodes do not wait: {done} of {total} are done", (done, total) == (2, 3))
@@ -238,14 +238,14 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
 
 async def _settled(demo: Demo) -> None:
     """Wait until exactly two pods hold a GPU on the ranker's node, the agent reports two pods, and the drain's reason
-    is PDB. Raises DemoFailed if that takes too long."""
+    is PDBInUse. Raises DemoFailed if that takes too long."""
 
     async def alone() -> bool:
-        """Whether two pods hold a GPU on the ranker's node, the agent reports two, and the reason is PDB."""
+        """Whether two pods hold a GPU on the ranker's node, the agent reports two, and the reason is PDBInUse."""
         place = await demo.place(fleet.RANKER_NODE)
         pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
         observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
-        return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDB")
+        return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDBInUse")
 
     await demo.until("only the ranker's two pods left on gpu-b-1", alone)
 

@@ -36,10 +36,10 @@ def masked(text: str) -> str:
 DRAINING = """\
 SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from a simulator.
 gpu-1  pool-b  Draining: PDB  since AGE, until TIME
-2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 3 pods
-are healthy, and 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently".
-Remedy: Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow),
-scale the workload up, or raise maxUnavailable.
+1 GPU pod left to go; PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 2 pods are
+healthy, and 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy:
+Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale
+the workload up, or raise maxUnavailable.
 1x full -> 2x3g.40gb; disruption class Reset; step 1/1, attempt 1; cordoned by the operator
 
 PROOF             SAYS                     SHOULD SAY
@@ -53,7 +53,7 @@ x allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
 GFD labels: label nvidia.com/mig.strategy is absent, but should be mixed
 
 What blocks it
-  PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 3 pods are healthy, and 1 must
+  PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 2 pods are healthy, and 1 must
     be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Get the unready
     pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale the workload
     up, or raise maxUnavailable.
@@ -63,7 +63,7 @@ AGE ago  Skipped   Unowned
 AGE ago   Synced    Synced
 AGE ago   Pending   ConfigPropagating
 AGE ago     Cordoned  Settling
-AGE ago     Draining  PDB
+AGE ago     Draining  PDBInUse
 """
 
 

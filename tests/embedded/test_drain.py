@@ -70,15 +70,20 @@ async def test_a_pod_keeps_its_own_grace_period_and_the_node_waits_for_it() -> N
 
 
 @virtually
-async def test_a_budget_that_blocks_is_named_with_its_pods_and_the_drain_goes_on_when_it_allows() -> None:
+async def test_a_budget_whose_evicted_pod_is_not_replaced_is_named_with_its_pods_and_the_drain_goes_on_when_it_allows() -> (
+    None
+):
     budget = pdb("keep", "llm", minAvailable=2)
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 2)]) as scene:
         name = await busy(scene)
         scene.apply(SLICED, drain=STRANDED_OK)
         await scene.fenced(name)
         scene.e.cluster.add(PDBS, budget | {"spec": {**budget["spec"], "minAvailable": 1}})
-        await scene.reason(name, "PDB")
-        transition = await scene.reason(name, "PDB")
+        waits = await scene.reason(name, "PDBInUse")
+        assert "the operator evicted from " + name in waits["message"]
+        assert not scene.events()["PodEvictionBlocked"]
+        transition = await scene.reason(name, "PDB", seconds=700)
+        assert scene.events()["PodEvictionBlocked"] == 1
         assert "default/keep" in transition["blockers"][0]
         assert "default/llm-" in transition["blockers"][0]
         assert transition["culprit"].startswith("default/llm-")

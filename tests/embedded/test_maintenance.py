@@ -201,7 +201,7 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
         scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
         await scene.fenced("gpu-1")
         scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
-        await scene.reason("gpu-1", "PDB")
+        await scene.reason("gpu-1", "PDBInUse")
         before = scene.mark()
         scene.e.cluster.uninstall(CLUSTER_POLICIES)
         await scene.reason("gpu-1", "ClusterPolicyMissing", seconds=300)

@@ -60,7 +60,7 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         budget = guard(pool, work.app, 1, minAvailable=1)
         since = product.mark()
         pool.apply(SLICED)
-        pool.wait_phase("Draining", "PDB")
+        pool.wait_phase("Draining", "PDBInUse")
         pool.wait(lambda: refused(product, since), "the budget that allowed one eviction to refuse the second")
         now = pool.transition()
         left = work.running()
@@ -70,7 +70,7 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         assert now["cordon"] == "ours"
         assert now["deadline"].endswith("Z")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
-        assert {"Draining", "PDB", "ours"} <= set(shown.split())
+        assert {"Draining", "PDBInUse", "ours"} <= set(shown.split())
         assert f"default/{left[0]}" in shown
         elsewhere.scale(1)
         pool.wait_synced()

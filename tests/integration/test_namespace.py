@@ -57,7 +57,7 @@ def test_a_drain_stops_and_goes_on(product: Product) -> None:
             work.wait_running(2)
             guard(pool, pool.name, 1, minAvailable=1)
             pool.apply(MIXED)
-            pool.wait_phase("Draining", "PDB")
+            pool.wait_phase("Draining", "PDBInUse")
         set_namespace(product, OTHER)
         with product.operator("elsewhere", gpu_operator_namespace=OTHER):
             pool.wait_phase("Cordoned", "GPUOperatorElsewhere")

@@ -130,7 +130,7 @@ def test_the_charts_value_stops_the_fleet_in_mid_change_and_uncordons_nothing(pr
             work.wait_running(2)
             guard(pool, "pool-s", 1, minAvailable=1)
             pool.apply(MIXED)
-            pool.wait_phase("Draining", "PDB")
+            pool.wait_phase("Draining", "PDBInUse")
         with product.operator("paused", paused="Hold"):
             message = pool.wait_phase("Cordoned", "Paused")
             assert message.startswith("the chart's value paused is Hold, so the change is suspended")

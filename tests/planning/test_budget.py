@@ -271,18 +271,18 @@ BOTH = {"n0": guarded_work(), "n1": guarded_work()}
 GOING = {"n0": make_work(make_pod("a", deleted_at=at(30)), pdbs=[PDB]), "n1": guarded_work()}
 UNLISTED = {"n0": make_work(error="the API server did not respond"), "n1": guarded_work()}
 CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
-    "its pod is still to go": (in_flight(False, work=BOTH), False, Reason.PDB),
+    "its pod is still to go": (in_flight(False, work=BOTH), False, Reason.PDB_IN_USE),
     "the policy of its change is gone, and nobody evicts": (
         in_flight(False, make_fence(policy="gone"), work=BOTH), True, None),
     "its GPUs are reset now, where a restart of the plugin was planned": (
         in_flight(False, make_fence(disruption=DisruptionClass.PLUGIN_RESTART), work=BOTH), True, None),
     "its pod is going: the budget tells the rest": (in_flight(False, work=GOING), True, None),
     "its pods are not listed while it settles, but were before": (
-        in_flight(True, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+        in_flight(True, memory=begun(("team-a/llm", 1))), False, Reason.PDB_IN_USE),
     "they cannot be listed while it settles, but were before": (
-        in_flight(True, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+        in_flight(True, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB_IN_USE),
     "they cannot be listed after that either": (
-        in_flight(False, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+        in_flight(False, work=UNLISTED, memory=begun(("team-a/llm", 1))), False, Reason.PDB_IN_USE),
     "they cannot be listed while it settles, and nobody knows them": (
         in_flight(True, work=UNLISTED), False, Reason.PROGRESSING),
     "no budget guarded its pods when it was fenced": (in_flight(True, memory=begun()), True, None),
@@ -311,7 +311,8 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
         state = PassState(roomy(), NOW)
         verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
         look = state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None))
-        assert (state.crowd.total(), state.crowd_known, look is not None) == (counted, True, bool(counted))
+        crowd = {"team-a/llm": {"n0": 1}} if counted else {}
+        assert (state.crowd, state.crowd_known, look is not None) == (crowd, True, bool(counted))
 
 
 UNCOUNTED = {
@@ -331,7 +332,7 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
     state = PassState(roomy(), NOW)
     verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
     assert state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None)) is None
-    assert (state.crowd, state.crowd_known) == (Counter(), True)
+    assert (state.crowd, state.crowd_known) == ({}, True)
 
 
 # --- looks at blocked nodes -------------------------------------------------------------------------------------

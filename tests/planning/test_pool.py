@@ -251,8 +251,12 @@ def test_of_four_nodes_under_one_budget_that_allows_one_pod_one_starts() -> None
     selection = chosen(*(candidate(f"c{n}", GUARDED) for n in range(4)), limit=4)
     (started,) = fenced(selection)
     held = [verdict for name, verdict in selection.verdicts.items() if name != started]
-    assert {(v.phase, v.reason, v.wants_pods) for v in held} == {(Phase.BLOCKED, Reason.PDB, False)}
-    assert all("team-a/llm" in v.message and v.wake == at(5) for v in held)
+    assert {(v.phase, v.reason, v.wants_pods) for v in held} == {(Phase.PENDING, Reason.PDB_IN_USE, False)}
+    (message,) = {verdict.message for verdict in held}
+    assert message == (
+        f"PDBInUse team-a/llm: Pod team-a/llm-0. The operator first evicts pods under this budget from {started}."
+    )
+    assert {verdict.wake for verdict in held} == {at(5)}
 
 
 def test_a_budget_with_room_for_three_lets_three_of_four_nodes_start() -> None:
@@ -267,12 +271,12 @@ def test_a_node_that_no_budget_guards_starts_beside_one_that_uses_up_a_budget() 
 
 def test_a_node_in_flight_keeps_its_budgets_neighbours_from_starting_until_its_pods_are_asked_to_go() -> None:
     case = candidate("c", GUARDED)
-    crowded = chosen(case, state=PassState(OFFERED, NOW, crowd=Counter({"team-a/llm": 1})))
+    crowded = chosen(case, state=PassState(OFFERED, NOW, crowd={"team-a/llm": Counter({"n": 1})}))
     assert fenced(crowded) == []
     assert crowded.looks["c"].tries == 1
-    again = chosen(case, state=PassState(OFFERED, NOW, crowded.looks, crowd=Counter({"team-a/llm": 1})))
+    again = chosen(case, state=PassState(OFFERED, NOW, crowded.looks, crowd={"team-a/llm": Counter({"n": 1})}))
     assert again.looks["c"].tries == 1, "others make room within seconds: the waits do not grow"
-    assert fenced(chosen(case, state=PassState(OFFERED, NOW, crowd=Counter({"team-a/other": 9})))) == ["c"]
+    assert fenced(chosen(case, state=PassState(OFFERED, NOW, crowd={"team-a/other": Counter({"n": 9})}))) == ["c"]
 
 
 def test_while_the_pods_of_a_node_in_flight_are_not_known_no_guarded_node_starts() -> None:

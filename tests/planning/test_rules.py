@@ -9,7 +9,7 @@ from tests.planning.drainpass import GPU, OPERATOR, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
-from gpusharing.planning.drain.plan import DrainPlan, budget_room, plan_drain, preflight
+from gpusharing.planning.drain.plan import DrainPlan, due_under, plan_drain, preflight
 from gpusharing.planning.drain.pods import asks_for_namespaces, classify, find_rule, is_job, patience, tier_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import Owner, PodView, Scope
@@ -232,7 +232,7 @@ def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
     work = make_work(TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)])
     found = find_standings(work, Drain(), at(0), scope=Scope(OPERATOR), cordoned=False)
     assert preflight(found, Drain(), roomy(), at(0)) == ()
-    assert not budget_room(found)
+    assert not due_under(found)
     ended_anyway = Drain.model_validate({"jobs": {"onTimeout": "Evict"}})
     found = find_standings(work, ended_anyway, at(0), scope=Scope(OPERATOR), cordoned=False)
     assert [str(one.reason) for one in preflight(found, ended_anyway, GPU, at(0))] == ["PDBNeverAllows"]

@@ -153,16 +153,16 @@ def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait
     other = candidate("z", make_work(make_pod("llm-9"), pdbs=[guard]), pods=9)
     selection = chosen(*sharing("a", "b", pdbs=(guard,)), other, limit=3)
     assert fenced(selection) == ["a", "b"]
-    assert selection.verdicts["z"].reason is Reason.PDB
+    assert selection.verdicts["z"].reason is Reason.PDB_IN_USE
 
 
 def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> None:
     guard = make_pdb(allowed=1)
     state = PassState(OFFERED, NOW)
-    state.crowd["team-a/llm"] = 1
+    state.add_evictions("n", [("team-a/llm", 1)])
     selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, state=state)
     assert fenced(selection) == []
-    assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB, True)}
+    assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB_IN_USE, True)}
 
 
 def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:

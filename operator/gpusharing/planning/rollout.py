@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import partial
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
@@ -119,7 +120,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     offers = ((one.name, (one, wishes[one.name], stack, settings)) for one in snapshot.policies if one.name in wishes)
     terms = memo.each(find_targets, offers, failed=unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
-    snapshot = with_rules(snapshot, followed, owners, failed)
+    snapshot = with_evicted(with_rules(snapshot, followed, owners, failed), now)
     found = judge_nodes(snapshot, owners=owners, terms=terms, followed=followed, now=now, memo=memo, failed=failed)
     models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
     failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
@@ -180,6 +181,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             },
             looks=choice.looks,
             previews=previews,
+            evicted=snapshot.memory.evicted,
             vain_passes=vain,
         ),
         held=find_held(stack, settings),

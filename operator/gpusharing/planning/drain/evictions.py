@@ -109,6 +109,11 @@ def never_allows(pdb: PdbView) -> bool:
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 
+def is_in_use(pdb: PdbView) -> bool:
+    """Whether the budget will allow a disruption once the pods that we evicted under it are replaced."""
+    return bool(pdb.evicted_from) and pdb.current_healthy + len(pdb.evicted_from) > pdb.desired_healthy
+
+
 def _selects(pdb: PdbView, pod: PodView) -> bool:
     if pdb.namespace != pod.namespace:
         return False

@@ -5,13 +5,14 @@ docs/design/drain.md#t13 for gangs.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, to_rfc3339
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_seen, never_allows
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, PACE, QUIET_WAIT, is_in_use, is_seen, never_allows
 from gpusharing.planning.drain.pods import by_ref, find_leaving
 from gpusharing.planning.drain.standing import (
     STUCK_AFTER,
@@ -27,10 +28,12 @@ from gpusharing.planning.drain.standing import (
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView, Scope
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
+Crowd: TypeAlias = dict[str, Counter[str]]
+"""By PodDisruptionBudget (`namespace/name`): how many pods each node in flight has to evict under it now."""
 SLACK = timedelta(seconds=10)
 """Time added to a pod's grace period. With it, the next pass comes early enough and a failed DELETE can be repeated."""
 
@@ -91,7 +94,8 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     if pods.force_within is None:
         return
     for standing in pods.remaining:
-        if (standing.conflicts or standing.is_full) and not standing.waits and not fits(standing, pods):
+        full = standing.is_full and standing.budget is not None and not is_in_use(standing.budget)
+        if (standing.conflicts or full) and not standing.waits and not fits(standing, pods):
             within = int(pods.force_within.total_seconds())
             more = _slack(pods.force_within).total_seconds()
             message = (
@@ -190,7 +194,7 @@ class DrainPlan:
     overdue: tuple[PodView, ...] = ()
     """Pods of `jobs` whose time is over and that must not be evicted, so the change has to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
-    """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
+    """By PodDisruptionBudget (`namespace/name`): how many pods are to be evicted under it now (`due_under`)."""
     next_wake: datetime | None = None
     """When the passing of time alone may change the plan, or None if it cannot. Other changes show in the next LIST."""
 
@@ -243,31 +247,39 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
         jobs=tuple(standing.pod for standing in jobs),
         jobs_until=max((standing.ends for standing in jobs if standing.ends is not None), default=None),
         overdue=tuple(standing.pod for standing in jobs if standing.ends is not None and standing.ends <= now),
-        needs=tuple(budget_room(pods).items()),
+        needs=tuple(due_under(pods).items()),
         next_wake=_next_wake(pods, len(evict) + len(forced), end, now),
     )
 
 
-def budget_room(pods: Standings) -> Counter[str]:
-    """Return how many pods a drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
-    return Counter(standing.budget.ref for standing in _to_evict(pods) if standing.budget is not None)
+def due_under(pods: Standings) -> Counter[str]:
+    """Return how many pods a drain evicts next under each PodDisruptionBudget (`namespace/name`)."""
+    return Counter(standing.budget.ref for standing in _in_turn(pods) if standing.budget is not None)
 
 
-def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker (PDB) for each budget whose disruptions `crowd`, the nodes in flight, already uses up.
+def crowding(pods: Standings, crowd: Crowd) -> tuple[Blocker, ...]:
+    """Return a blocker for each budget whose disruptions the nodes of `crowd` already use up.
 
     A budget that allows none counts as allowing one.
     """
     return merge(
         Blocker(
-            Reason.PDB,
+            Reason.PDB_IN_USE,
             tuple(standing.pod.ref for standing in guarded),
             budget.ref,
-            "Nodes that are already being drained use up the disruptions that the budget allows",
+            f"The operator first evicts pods under this budget from {some(sorted(crowd[budget.ref]))}",
         )
-        for budget, guarded in _by_budget(_to_evict(pods))
-        if crowd.get(budget.ref, 0) >= max(1, budget.disruptions_allowed)
+        for budget, guarded in _by_budget(_in_turn(pods))
+        if crowd.get(budget.ref, Counter()).total() >= max(1, budget.disruptions_allowed)
     )
+
+
+def _in_turn(pods: Standings) -> list[Standing]:
+    """Return the pods whose turn to be evicted has come: none while jobs of their order still have time (T10, T11)."""
+    front = [standing for standing in pods.remaining if standing.tier == pods.front]
+    if pods.scope.silent or any(standing.waits for standing in front):
+        return []
+    return [standing for standing in front if not standing.gang_blocked]
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
@@ -320,14 +332,20 @@ def _explain_budgets(guarded: Sequence[Standing]) -> Iterator[Blocker]:
             yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
     for budget, its in _by_budget(guarded):
         refused = [standing for standing in its if standing.answer is Reason.PDB]
-        if shown := refused if budget.disruptions_allowed > 0 else its:
-            reason = Reason.PDB_NEVER_ALLOWS if never_allows(budget) else Reason.PDB
-            state = (
-                f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
-                f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
-            )
-            message = f"{state}. {_server_said(refused)}".rstrip()
-            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), budget.ref, message)
+        if not (shown := refused if budget.disruptions_allowed > 0 else its):
+            continue
+        reason = Reason.PDB_NEVER_ALLOWS if never_allows(budget) else Reason.PDB
+        state = (
+            f"{budget.current_healthy} of {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and"
+            f" {budget.desired_healthy} must be"
+        )
+        message = f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {state}."
+        message = f"{message} {_server_said(refused)}".rstrip()
+        if reason is Reason.PDB and is_in_use(budget):
+            reason = Reason.PDB_IN_USE
+            nodes = some(sorted(set(budget.evicted_from)))
+            message = f"The pods that the operator evicted from {nodes} are being replaced: {state}"
+        yield Blocker(reason, tuple(standing.pod.ref for standing in shown), budget.ref, message)
 
 
 def _explain_waits(pods: Standings, jobs: Iterable[Standing]) -> Iterator[Blocker]:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.plan import budget_room, crowding, preflight, with_gangs
+from gpusharing.planning.drain.plan import Crowd, crowding, due_under, preflight, with_gangs
 from gpusharing.planning.drain.pods import has_finished, holds_gpu
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards
@@ -72,8 +72,7 @@ class PassState:
     afterwards: Afterwards
     now: datetime
     looks: Mapping[str, Look] = field(default_factory=dict)
-    crowd: Counter[str] = field(default_factory=Counter)
-    """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
+    crowd: Crowd = field(default_factory=dict)
     crowd_known: bool = True
     """Whether `crowd` is complete: not while a node settles and nothing shows which of its pods will be evicted."""
     due: frozenset[str] = frozenset()
@@ -108,15 +107,19 @@ class PassState:
             places=find_places(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
         )
 
+    def add_evictions(self, node: str, needs: Iterable[tuple[str, int]]) -> None:
+        for budget, count in needs:
+            self.crowd.setdefault(budget, Counter())[node] += count
+
     def add_in_flight(self, snapshot: ClusterSnapshot, member: Member) -> Look | None:
-        """Count the coming evictions on a fenced node. Return the look that was used, or None."""
+        """Count the evictions on a fenced node whose turn has come. Return the look that was used, or None."""
         node, verdict = member.node, member.verdict
         if member.keeps_slot:
             self.keepers.append(member)
         if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
         if (work := snapshot.work.get(node.name)) is not None and not work.error:
-            self.crowd.update(dict(verdict.needs))
+            self.add_evictions(node.name, verdict.needs)
             return None
         settles = verdict.reason is Reason.SETTLING
         if not settles and verdict.reason is not Reason.LIST_FAILED:
@@ -125,7 +128,7 @@ class PassState:
         if look is None or look.blockers:
             self.crowd_known = self.crowd_known and not settles
             return None
-        self.crowd.update(dict(look.needs))
+        self.add_evictions(node.name, look.needs)
         return look
 
 
@@ -287,7 +290,7 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
         return begin(candidate), None
     if look is not None:
         return blocked(case, look, again=pods is None and case.node.name in state.due), look
-    if pods is None or (not state.crowd_known and budget_room(pods)):
+    if pods is None or (not state.crowd_known and due_under(pods)):
         return looking(case), None
     if crowded := crowding(pods, state.crowd):
         # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
@@ -300,9 +303,9 @@ def start(
     candidate: Candidate, pods: Standings, state: PassState, wave: str, mates: tuple[str, ...] = ()
 ) -> tuple[Verdict, Look]:
     """Start the change of a node with these pods and count its evictions. Return its verdict and the look to record."""
-    needed, retry = budget_room(pods), candidate.case.node.retry
-    state.crowd.update(needed)
-    look = Look(candidate.policy.version, retry, pods.listed_at, 1, (), tuple(needed.items()))
+    node, needed = candidate.case.node, tuple(due_under(pods).items())
+    state.add_evictions(node.name, needed)
+    look = Look(candidate.policy.version, node.retry, pods.listed_at, 1, (), needed)
     return begin(candidate, wave, mates), look
 
 
@@ -357,7 +360,7 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
     message = explain_blockers(look.blockers)[0]
-    verdict = case.verdict(Phase.BLOCKED, reason, message, wake=wake, candidate=True)
+    verdict = case.verdict(reason.waiting_phase, reason, message, wake=wake, candidate=True)
     return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers), wants_pods=again)
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.plan import budget_room, crowding
+from gpusharing.planning.drain.plan import crowding, due_under
 from gpusharing.planning.pools.candidates import (
     Candidate,
     PassState,
@@ -114,7 +114,7 @@ def try_wave(
     stale = stale[: max(0, most - len(free))]
     going = {candidate.case.node.name for candidate in free}
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
-    unknown = len(pods) < len(free) or (not state.crowd_known and any(map(budget_room, pods)))
+    unknown = len(pods) < len(free) or (not state.crowd_known and any(map(due_under, pods)))
     crowded = () if unknown else merge(one for found in pods for one in crowding(found, state.crowd))
     waits = unknown or bool(crowded) or room < len(free)
     again = state.due if waits or not free else {candidate.case.node.name for candidate in stale}

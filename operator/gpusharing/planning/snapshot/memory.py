@@ -122,7 +122,7 @@ class Look:
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
-    """If the change began: how many pods it will evict under each PodDisruptionBudget."""
+    """If the change began: how many pods it evicts first under each PodDisruptionBudget."""
 
     def due(self, poll: float) -> datetime:
         """Return when to list the pods again: with back-off, or when all blockers have ended by themselves."""
@@ -149,6 +149,16 @@ class Preview:
 
 
 @value
+class Evicted:
+    """A pod that we evicted, or deleted by force, and that may not be replaced yet."""
+
+    node: str
+    budget: str
+    """The only PodDisruptionBudget that selects it, as `namespace/name`."""
+    at: datetime
+
+
+@value
 class PassMemory:
     """State that each plan returns and that the next plan receives. A new process starts without it."""
 
@@ -162,6 +172,8 @@ class PassMemory:
     """By node: since when this process has seen its kubelet count devices and offer none of them."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
+    evicted: Mapping[str, Evicted] = field(default_factory=dict)
+    """By pod UID."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
     """By policy: how many passes in a row made no progress (`count_vain`)."""
 

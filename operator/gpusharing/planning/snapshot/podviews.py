@@ -163,6 +163,8 @@ class PdbView:
     desired_healthy: int = 0
     current_healthy: int = 0
     always_allow_unhealthy: bool = False
+    evicted_from: tuple[str, ...] = ()
+    """The node of each pod under it that we evicted lately and that may not be replaced yet, sorted."""
 
     @property
     def ref(self) -> str:

@@ -42,7 +42,7 @@ class Verdict:
     """The layout that the GPUs have now; empty if unknown."""
     pods: int = 0
     needs: tuple[tuple[str, int], ...] = ()
-    """How many pods the drain still has to evict under each PodDisruptionBudget (`namespace/name`)."""
+    """How many pods the drain evicts next under each PodDisruptionBudget (`namespace/name`)."""
     blockers: tuple[Blocker, ...] = ()
     leaving: str = ""
     """The first pod that still has to leave, and how many more there are, such as `namespace/name +2`."""

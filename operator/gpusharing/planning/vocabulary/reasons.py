@@ -601,6 +601,10 @@ class Reason(StrEnum):
     NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods", Mark.ANSWER),
         "The pod's namespace is being deleted, and the pod with it.",
         "If this persists, find out what keeps the namespace from being removed.")
+    PDB_IN_USE = (("PDBInUse", "Drain", _SOON, "pods", Mark.PENDING, Mark.NO_BLOCKER_EVENT),
+        "The operator's own evictions use up the PodDisruptionBudget: those of nodes that are drained first, or of pods "
+        "that are being replaced. A replacement that is not Ready after ten minutes counts as broken, and the reason "
+        "is then PDB.")
     FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
         "drain.timeout is about to expire, the pod's eviction is still blocked, and drain.onTimeout is ForceDelete. "
         "The operator deletes the pod despite its PodDisruptionBudgets, with the pod's own grace period.")
