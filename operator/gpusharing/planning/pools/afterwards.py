@@ -129,7 +129,8 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
     if not verdict.candidate or case is None or case.owner is None:
         return None
     look = standing_look(case, case.owner, snapshot.memory.looks)
-    others = [one.reason for one in (look.blockers if look is not None else ()) if one.reason != Reason.STRANDED_PODS]
+    found_there = {blocker.reason for blocker in look.blockers} if look is not None else set()
+    others = [one for one in sorted(found_there) if one is not Reason.STRANDED_PODS and one.passes is not Passes.SOON]
     return Finding(others[0], "") if others else None
 
 
