@@ -104,11 +104,11 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             yield Finding(Reason.GPU_OPERATOR_ELSEWHERE, apart)
         if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
             yield _explain(wrong, cluster_policy, stack)
-    if stack.foreign_map:
-        where = f"configmap {stack.foreign_map} -n {namespace}"
+    if stack.foreign_maps:
+        where = f"configmap {stack.foreign_maps[0]} -n {namespace}"
         yield Finding(
             Reason.CONFIG_MAP_TAKEN,
-            f"someone else created ConfigMap {stack.foreign_map} and it has entries, so the operator does not write to"
+            f"someone else created ConfigMap {stack.foreign_maps[0]} and it has entries, so the operator does not write to"
             f" it. To hand it over to the operator: kubectl label {where} --overwrite"
             f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed)",
         )

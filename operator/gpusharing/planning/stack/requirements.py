@@ -31,7 +31,7 @@ from gpusharing.planning.stack.effects import (
 )
 from gpusharing.planning.stack.installationviews import (
     Fields,
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     error,
@@ -324,22 +324,23 @@ def with_toleration(tolerations: str) -> list[Any]:
     return [*json.loads(tolerations), TOLERATION]
 
 
-def find_gate_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def find_gate_symptoms(view: Installation) -> Iterator[Symptom]:
     """Yield an error for each object but our agent whose pods must tolerate the start-up taint and do not.
 
     A node that joins with the taint is then never proven. Nothing is yielded if no node has the taint and the chart
     value for it is off.
     """
-    gated = sorted(one.name for one in view.nodes if one.gate is not None)
+    stack, policy = view.stack, view.stack.cluster_policy
+    gated = sorted(one.name for one in view.snapshot.nodes.values() if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
-    namespace, plain = view.place.gpu_operator_namespace, view.plain is not None
+    namespace, plain = view.place.gpu_operator_namespace, policy is not None and policy.plain is not None
     waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
     tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
     missing = [
-        *(find_untolerated(one, namespace, view.effects(restart_of(one))) for one in view.followed_stacks),
-        find_untolerated_driver(view.dra.driver, namespace) if view.stack.by_dra else None,
-        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in view.finders),
+        find_untolerated(policy, namespace, view.effects(restart_of(policy))) if policy is not None else None,
+        find_untolerated_driver(stack.dra.driver, namespace) if stack.by_dra else None,
+        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in stack.finders),
     ]
     for message, command in filter(None, missing):
         yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command or SHOW_LABELS)

@@ -174,9 +174,6 @@ def alone(case: NodeCase) -> ClusterSnapshot:
         policies=(),
         stack=case.stack,
         agents=frozenset({name} if case.agent_ready else ()),
-        operands={},
-        claims={},
-        work={},
         settings=case.settings,
     )
 
