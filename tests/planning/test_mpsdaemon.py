@@ -27,7 +27,7 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
     (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon).installation)
     assert (found.reason, found.severity) == ("MPSNotSwitchable", "ERROR")
     assert command in found.command
-    assert "no node can change to MPS for policy pool-e, because config-manager" in found.message
+    assert "policy pool-e: no label can enable MPS with device plugin " in found.message
     assert "-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in found.message
 
 

@@ -7,7 +7,6 @@ here, each with the command that corrects it.
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.nvidia import (
@@ -17,7 +16,13 @@ from gpusharing.planning.snapshot.nvidia import (
     ClusterPolicyView,
     Loss,
 )
-from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
+from gpusharing.planning.stack.acceptance import (
+    explain_rivals,
+    explain_taken,
+    find_due_changes,
+    find_wanted,
+    tell_no_stack,
+)
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
     MIG_POINTER,
@@ -57,7 +62,7 @@ from gpusharing.planning.stack.requirements import (
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
+from gpusharing.planning.wanted.target import SKIPS_THREADS, explain_deafness, find_remedy, needs_newer_plugin
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
@@ -176,19 +181,17 @@ def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            "there is neither a ClusterPolicy nor a device plugin from NVIDIA's chart in namespace"
-            f" {place.gpu_operator_namespace}",
+            tell_no_stack(place),
             "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace",
         )
-    if policy is not None and len(every := {policy.name, *stack.rival_policies, *view.ignored_policies}) > 1:
-        rivals = stack.rival_policies
-        followed = f", and it is unknown which: {', '.join(rivals)}" if rivals else f": {policy.name}"
-        yield (error if rivals else warning)(
+    if stack.rival_policies:
+        yield error(Topic.CLUSTER_POLICY, "SeveralClusterPolicies", *explain_rivals(stack))
+    elif policy is not None and (ignored := [name for name in view.ignored_policies if name != policy.name]):
+        yield warning(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(every)} ClusterPolicies ({some(sorted(every))}), but the GPU Operator follows only"
-            f" one{followed}",
-            f"kubectl delete clusterpolicy {next(iter(view.ignored_policies), 'NAME')}",
+            f"the GPU Operator follows only ClusterPolicy {policy.name}, and ignores {some(ignored)}",
+            f"kubectl delete clusterpolicy {ignored[0]}",
         )
     apart = find_other_namespace(policy, place.gpu_operator_namespace) if policy is not None else ""
     if policy is not None and view.installed and apart:
@@ -269,17 +272,16 @@ def find_deaf_mps(view: Installation) -> Iterator[Symptom]:
     wanted = sorted(name for name, spec in specs.items() if spec is not None and spec.mode is Mode.MPS)
     stack = view.stack.cluster_policy
     daemon = stack.mps_daemon if stack is not None else None
-    if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
+    if not wanted or stack is None or daemon is None or not (deaf := explain_deafness(daemon)):
         return
-    remedy, command = find_remedy(daemon)
+    _, command = find_remedy(daemon)
     by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
     effects = view.effects(RESTART_PLUGIN)
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy}"
-        f"{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
+        f"policy {', '.join(wanted)}: {deaf}{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
         after_labels(newer, effects) or SHOW_LABELS if needs_newer_plugin(daemon) else command,
     )
 
@@ -293,11 +295,7 @@ def _find_config_map_symptoms(view: Installation) -> Iterator[Symptom]:
         if not view.installed and name not in pointed:
             continue
         if name in stack.foreign_maps:
-            label = (
-                f"kubectl label configmap {name} -n {place.gpu_operator_namespace} --overwrite"
-                f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-            )
-            message = f"someone else created {name} and it has entries, so the operator does not write to it"
+            message, label = explain_taken(name, place)
             command = label if view.installed else start(view)
             yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, command)
         elif not held:
