@@ -30,14 +30,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
-from gpusharing.planning.stack.requirements import (
-    DEPLOY_NEEDED,
-    SANDBOX_DEFAULT,
-    switch_on,
-    tell_kept_off,
-    tell_switch,
-    workload_of,
-)
+from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, explain_disabled, explain_workloads
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -127,19 +120,10 @@ def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iter
         there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
         yield report(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
-    label, policy = names.LABEL_WORKLOAD_CONFIG, snapshot.stack.cluster_policy
-    if odd := [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]:
-        # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
-        effects = find_effects(Change(labels=((label, names.WORKLOAD_CONTAINER),), nodes=_names(odd)), snapshot)
-        command = f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
-        message = (
-            f"the GPUs on {some([node.name for node in odd])} are not available to containers ({odd[0].name} is set to"
-            f" {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if it has"
-            " no such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set"
-            f" the label to container, or exclude the node with the policy's nodeSelector{tell_effects(effects)}"
-        )
-        command = after_labels(command, effects) or SHOW_LABELS
-        yield report(Topic.NODES, "WorkloadConfig", message, _mend(snapshot, label, command))
+    label, exclude = names.LABEL_WORKLOAD_CONFIG, "or exclude the node with the policy's nodeSelector"
+    for text, command in explain_workloads(nodes, snapshot):
+        message = f"{text}. Set the label to {names.WORKLOAD_CONTAINER}, {exclude}"
+        yield report(Topic.NODES, "WorkloadConfig", message, _mend(snapshot, label, command or SHOW_LABELS))
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
@@ -147,13 +131,8 @@ def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iter
         if operand == "mig-manager":
             odd = _find_waiting_for_mig(odd, snapshot)
         if odd:
-            effects = find_effects(switch_on(label, _names(odd)), snapshot)
-            command = after_labels(f"kubectl label node {_all(odd)} {tell_switch(label)}", effects)
-            message = (
-                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so"
-                f" {tell_kept_off(operand, 'there')}. Correct the label, or exclude the node with the policy's"
-                f" nodeSelector{tell_effects(effects)}"
-            )
+            text, command = explain_disabled(operand, odd, snapshot)
+            message = f"{text}. Correct the label, {exclude}"
             yield report(Topic.NODES, "OperandsDisabled", message, _mend(snapshot, label, command or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
