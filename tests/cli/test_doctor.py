@@ -11,26 +11,27 @@ from tests.cli.asking import ask, operated
 from tests.cli.reported import reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
+from tests.seen import Seen, make_map
 
 from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
+from gpusharing.planning.stack.installationviews import Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from kubectl_gpusharing.setup.doctor import Examination, describe
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
-HELD = ConfigMapState(dict.fromkeys(("any", "ts-4"), "version: v1"), ours=False)
+HELD = make_map(dict.fromkeys(("any", "ts-4"), "version: v1"), ours=False)
 POINTED = make_cluster_policy("time-slicing-config")
-VIEW = InstallationView(cluster_policies=(POINTED,), config_maps={"time-slicing-config": HELD})
+VIEW = Seen(cluster_policies=(POINTED,), config_maps={"time-slicing-config": HELD})
 PLUGIN, STATE = "nvidia.com/device-plugin.config", "nvidia.com/mig.config.state"
 PAUSED = {"nvidia.com/gpu.deploy.device-plugin": "paused-for-mig-change"}
 OLD = {"nvidia.com/mig.capable": "true", "nvidia.com/cuda.driver-version.full": "580.95.05"}
 
 
-def reasons(labels: dict[str, str], view: InstallationView = VIEW, **more: Any) -> list[str]:
+def reasons(labels: dict[str, str], view: Seen = VIEW, **more: Any) -> list[str]:
     node = replace(make_node("gpu-1", **more), labels=labels)
-    return [one.reason for one in find_node_symptoms(replace(view, nodes=(node,)), {})]
+    return [one.reason for one in find_node_symptoms(replace(view, nodes=(node,)).snapshot, {})]
 
 
 WRONG = {
@@ -39,7 +40,7 @@ WRONG = {
     "operands that are paused for nothing": ({STATE: "success", **PAUSED}, "OperandsPaused"),
     "a driver with the flaw": (OLD, "UnsafeDriver"),
 }
-FINE: dict[str, tuple[dict[str, str], InstallationView]] = {
+FINE: dict[str, tuple[dict[str, str], Seen]] = {
     "a label that names a key": ({PLUGIN: "ts-4"}, VIEW),
     "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, replace(VIEW, config_maps={})),
     "operands that are paused for a change": ({STATE: "pending", **PAUSED}, VIEW),
@@ -59,7 +60,7 @@ def test_mig_manager_is_not_restarted_on_paused_operands_before_the_label_is_wha
     node = replace(make_node("gpu-1"), labels=labels)
     gpunodes = {"gpu-1": make_gpunode("gpu-1", gpus=[make_gpu(layout=(("1g.10gb", 7),))])}
     view = replace(VIEW, nodes=(node,), gpunodes=gpunodes)
-    (one,) = (one for one in find_node_symptoms(view, {}) if one.reason == "OperandsPaused")
+    (one,) = (one for one in find_node_symptoms(view.snapshot, {}) if one.reason == "OperandsPaused")
     assert one.command.startswith(
         "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl -n gpu-operator delete pod"
     )
@@ -77,17 +78,17 @@ def test_a_change_of_ours_is_no_fault_of_the_node() -> None:
 def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     labels = {"nvidia.com/gpu.present": "true", PLUGIN: "ts-8"}
     nodes = tuple(replace(make_node(f"gpu-{number}"), labels=labels) for number in range(9))
-    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes), {})
+    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes).snapshot, {})
     assert "gpu-0, gpu-1, gpu-2 and 6 more names an entry that ConfigMap time-slicing-config does not" in one.message
     assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
-    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)), {})
+    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)).snapshot, {})
     assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
     assert one.command.endswith(" --overwrite nvidia.com/device-plugin.config=NAME")
 
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
-    lines = plain(describe(Examination(InstallationView(operator_replicas=1), [long]), PrintOptions(60))).splitlines()
+    lines = plain(describe(Examination(Seen(operator_replicas=1).installation, [long]), PrintOptions(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.build import make_node
+from tests.seen import Seen
 
-from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.installationviews import Installation
 from gpusharing.planning.stack.nodesymptoms import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
@@ -20,10 +21,10 @@ def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
     return [(one.reason, one.command.split(" -o")[0]) for one in found]
 
 
-def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> InstallationView:
+def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> Installation:
     """Nodes with these labels, by the version of their kubelet."""
     nodes = tuple(replace(make_node(name), labels=labels) for name in versions)
-    return InstallationView(nodes=nodes, kubelets=versions)
+    return Seen(nodes=nodes, kubelets=versions).installation
 
 
 def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:

@@ -14,12 +14,14 @@ from tests.build import make_cluster_policy, make_node, make_policy
 from tests.cli.asking import ME, Answered, ask, install, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
+from tests.kube.objects import observed
+from tests.seen import Seen, make_map
 
 from gpusharing.api.names import LABEL_POLICY
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Symptom
+from gpusharing.planning.stack.installationviews import Symptom
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from kubectl_gpusharing.shell.troubles import FAILED
 
@@ -50,8 +52,8 @@ def told(
     **more: Any,
 ) -> list[Symptom]:
     """What is wrong with the labels of these Nodes."""
-    view = InstallationView(nodes=tuple(nodes), policies=policies, **more)
-    return list(find_node_symptoms(view, entries))
+    view = Seen(nodes=tuple(nodes), policies=policies, **more)
+    return list(find_node_symptoms(view.snapshot, entries))
 
 
 # --- switches ---------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -
 def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
     config = "nvidia.com/device-plugin.config"
     nodes = [labelled(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
-    held = {"plugins": ConfigMapState({"default": "version: v1"}, ours=False)}
+    held = {"plugins": make_map({"default": "version: v1"}, ours=False)}
     (one,) = told(nodes, cluster_policies=(make_cluster_policy("plugins"),), config_maps=held)
     assert "gpu-0, gpu-1, gpu-2 names an entry" in one.message
     assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
@@ -356,7 +358,7 @@ async def test_what_nobody_could_look_at_is_unknown_beside_an_error() -> None:
 async def test_gpus_that_are_simulated_are_said_to_be() -> None:
     cluster = bare()
     for name, told in {"gpu-1": True, "gpu-2": False}.items():
-        cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"observed": {"simulated": told}}})
+        cluster.add(GPUNODES, {"metadata": {"name": name}, "status": {"observed": observed(simulated=told)}})
     assert (await ask(cluster, "doctor")).out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert (await ask(cluster, "doctor", "-o", "json")).data["simulated"] == ["gpu-1"]
 

@@ -24,11 +24,14 @@ REJECTED: dict[str, tuple[dict[str, Any], str]] = {
         " nvidia.com/device-plugin.config",
     ),
     "of GKE": ({"labels": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}, "GKE's own device plugin serves"),
-    "for virtual machines": ({"labels": VIRTUAL}, "the GPUs on c-2 are not available to containers"),
+    "for virtual machines": (
+        {"labels": VIRTUAL},
+        "nvidia.com/gpu.workload.config is vm-passthrough: the GPUs of c-2 are not available to containers",
+    ),
     "without the device plugin": (
         {"labels": {"nvidia.com/gpu.deploy.device-plugin": "false"}},
-        "nvidia.com/gpu.deploy.device-plugin of c-2 is false, so components of the GPU Operator that every change"
-        " needs do not run there. Correct the label, or exclude the node with the"
+        "nvidia.com/gpu.deploy.device-plugin is false, so components of the GPU Operator that every change needs do not"
+        " run on c-2. Correct the label, or exclude the node with the"
         " policy's nodeSelector. Run: kubectl label node c-2 --overwrite nvidia.com/gpu.deploy.device-plugin=true",
     ),
 }  # fmt: skip

@@ -282,7 +282,7 @@ async def test_before_the_installation_a_cluster_without_the_gpu_operator_is_tol
     async with open_scene(*nodes(1), start=False, cluster_policy=None, played=False) as scene:
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CANNOT
-    assert "no ClusterPolicy found" in verdict["message"]
+    assert "there is neither a ClusterPolicy nor a device plugin" in verdict["message"]
 
 
 # --- -f ----------------------------------------------------------------------------------------------------------

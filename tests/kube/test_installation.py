@@ -28,8 +28,8 @@ from gpusharing.kube.errors import Forbidden, Unauthorized, Unavailable
 from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.effects import has_driver
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState, Severity
-from gpusharing.planning.wanted.migfile import MIG_KEY, parse
+from gpusharing.planning.stack.installationviews import Installation, Place, Severity
+from gpusharing.planning.wanted.migfile import parse
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 POINTERS = {
@@ -75,11 +75,11 @@ def cluster() -> FakeCluster:
     return fake
 
 
-async def gathered(cluster: FakeCluster) -> InstallationView:
+async def gathered(cluster: FakeCluster) -> Installation:
     return await gather_installation(cluster.client("checks"), Place())
 
 
-def reasons(view: InstallationView) -> set[str]:
+def reasons(view: Installation) -> set[str]:
     return {one.reason for one in find_symptoms(view)}
 
 
@@ -87,7 +87,7 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     view = await gathered(cluster)
     assert reasons(view) == {"RightsUnknown"}
     assert view.agents is not None
-    assert [one.name for one in view.nodes if matches(one.labels, view.agents.selector)] == ["gpu-01"]
+    assert [one.name for one in view.snapshot.nodes.values() if matches(one.labels, view.agents.selector)] == ["gpu-01"]
     assert view.unread == {}
 
 
@@ -189,7 +189,7 @@ def lease(cluster: FakeCluster, holder: str, renewed: str | None) -> None:
     cluster.add(LEASES, {"metadata": metadata, "spec": spec})
 
 
-def severity_of(view: InstallationView) -> Severity:
+def severity_of(view: Installation) -> Severity:
     """Of what is wrong with the operator's pods."""
     (severity,) = [one.severity for one in find_symptoms(view) if one.reason == "OperatorNotReady"]
     return severity
@@ -220,7 +220,7 @@ async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) 
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-9"}, "status": {"observed": observed(observed_gpu())}})
     view = await gathered(cluster)
     assert view.stack.plugin_configs["own"] == entry
-    assert (report := view.gpunodes["gpu-9"].observed) is not None
+    assert (report := view.snapshot.gpunodes["gpu-9"].observed) is not None
     assert len(report.gpus) == 1
 
 
@@ -287,10 +287,10 @@ async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_nod
     ids=["it offers GPUs", "NVIDIA's driver manager found the driver"],
 )
 async def test_a_node_shows_that_it_has_a_driver(cluster: FakeCluster, shown: dict[str, Any]) -> None:
-    (before,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
+    (before,) = (one for one in (await gathered(cluster)).snapshot.nodes.values() if one.name == "gpu-01")
     assert not has_driver(before)
     cluster.patch(NODES, "gpu-01", shown, subresource="status" if "status" in shown else None)
-    (after,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
+    (after,) = (one for one in (await gathered(cluster)).snapshot.nodes.values() if one.name == "gpu-01")
     assert has_driver(after)
 
 
@@ -323,10 +323,13 @@ PLACES = {
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        ({"containerStatuses": [{"name": "agent", "state": IMAGE}]}, "ImagePullBackOff: not found"),
+        (
+            {"containerStatuses": [{"name": "agent", "state": IMAGE}]},
+            "gpu-01: its pod does not start: image  cannot be pulled (not found)",
+        ),
         (
             {"conditions": [{"type": "Initialized", "status": "False", "reason": "X"}, PLACES]},
-            "Unschedulable: 0/2 nodes are available",
+            "gpu-01: its pod does not start: it has not been scheduled",
         ),
     ],
     ids=["for its image", "for a node"],
@@ -335,17 +338,13 @@ async def test_a_pod_says_why_it_waits(cluster: FakeCluster, status: Any, why: s
     cluster.delete(PODS, "agent-0", "gpusharing-agent")
     cluster.finish_terminations()
     cluster.add(PODS, pod("agent-1", "gpusharing-agent", "gpusharing-agent", "gpu-01", status))
-    view = await gathered(cluster)
-    assert view.agents is not None
-    assert view.agents.pods == (PodState("agent-1", "gpu-01", False, why),)
-    assert "AgentNotReady" in reasons(view)
+    (found,) = (one for one in find_symptoms(await gathered(cluster)) if one.reason == "AgentNotReady")
+    assert why in found.message
 
 
 async def test_a_pod_that_is_being_deleted_is_not_ready_any_more(cluster: FakeCluster) -> None:
     cluster.delete(PODS, "agent-0", "gpusharing-agent")
-    view = await gathered(cluster)
-    assert view.agents is not None
-    assert [one.ready for one in view.agents.pods] == [False]
+    assert (await gathered(cluster)).snapshot.agents == frozenset()
 
 
 async def test_a_configmap_is_ours_by_its_label_or_by_its_times_of_writing(cluster: FakeCluster) -> None:
@@ -354,15 +353,14 @@ async def test_a_configmap_is_ours_by_its_label_or_by_its_times_of_writing(clust
     found = []
     for metadata in ({"labels": {label: names.MANAGED_BY}}, no_label, no_label | times):
         cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"metadata": metadata}, "gpu-operator")
-        found.append((await gathered(cluster)).config_maps["gpusharing-mig-parted"].ours)
-    assert found == [True, False, True]
+        found.append((await gathered(cluster)).stack.foreign_maps)
+    assert found == [(), ("gpusharing-mig-parted",), ()]
 
 
 async def test_the_names_in_our_mig_file_are_read(cluster: FakeCluster) -> None:
     data = {"config.yaml": "mig-configs: {all-1g.10gb: [{devices: all, mig-enabled: false}]}"}
     cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"data": data}, "gpu-operator")
-    found = (await gathered(cluster)).config_maps["gpusharing-mig-parted"]
-    assert parse(found.data[MIG_KEY]).keys() == {"all-1g.10gb"}
+    assert parse((await gathered(cluster)).stack.mig_file).keys() == {"all-1g.10gb"}
 
 
 async def test_what_may_not_be_read_is_named(cluster: FakeCluster) -> None:

@@ -31,6 +31,7 @@ from hack.nvidia.node import RealNode
 from tests.build import make_gpu, make_gpunode
 from tests.nvidia.conftest import build_control_plane
 from tests.nvidia.programs import entry_for, set_layouts
+from tests.seen import Seen, make_map
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.convert import cluster_policy_view, node_view
@@ -47,7 +48,7 @@ from gpusharing.planning.stack.effects import (
     START_MIG_MANAGER,
     UNPLUG,
 )
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
+from gpusharing.planning.stack.installationviews import Installation, Place
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, Sharing, render
@@ -263,14 +264,14 @@ class Stage:
         ]
         return make_gpunode(node, gpus=gpus)
 
-    def view(self, *, reports: bool) -> InstallationView:
-        return InstallationView(
+    def view(self, *, reports: bool) -> Installation:
+        return Seen(
             place=PLACE,
             nodes=tuple(node_view(self.api.get(f"{NODES}/{name}")) for name in self.nodes),
             cluster_policies=(cluster_policy_view(self.api.get(CLUSTER_POLICY)),),
-            config_maps={name: ConfigMapState(data, ours=name in (PLUGIN_MAP, MIG_MAP)) for name, data in MAPS.items()},
+            config_maps={name: make_map(data, ours=name in (PLUGIN_MAP, MIG_MAP)) for name, data in MAPS.items()},
             gpunodes={name: self.report(name) for name in self.nodes} if reports else {},
-        )
+        ).installation
 
     # --- what is done ------------------------------------------------------------------------------------
 
@@ -538,7 +539,7 @@ def test_what_nvidias_programs_take_from_a_node_was_predicted_and_nothing_else(
     assert wrong == {}
 
 
-def predict(play: Play, view: InstallationView) -> dict[str, list[Effect]]:
+def predict(play: Play, view: Installation) -> dict[str, list[Effect]]:
     effects = {
         name: view.effects(replace(play.change, labels=tuple(row.labels.items()), nodes=(name,)))
         if row.labels

@@ -137,7 +137,7 @@ def test_a_policy_without_a_spec_is_refused_even_when_nobody_says_what_is_wrong_
 
 
 def test_a_config_map_of_somebody_else_is_named_with_the_commands_that_end_it() -> None:
-    objection = find_objection(FULL, make_stack(foreign_map="gpusharing-mig-parted"), SETTINGS)
+    objection = find_objection(FULL, make_stack(foreign_maps=("gpusharing-mig-parted",)), SETTINGS)
     assert objection is not None
     assert objection.reason is Reason.CONFIG_MAP_TAKEN
     assert "kubectl label configmap gpusharing-mig-parted -n gpu-operator --overwrite" in objection.message

@@ -6,14 +6,14 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from tests.build import NOW, SETTINGS, at, make_fence, make_node, make_stack, make_work
+from tests.build import NOW, SETTINGS, at, make_fence, make_node, make_snapshot, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
-from gpusharing.planning.snapshot.nvidia import Change, StackView
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
@@ -153,16 +153,12 @@ def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> No
     assert played.node.labels == labels, "NVIDIA's labels still say what they said before"
 
 
-def nothing(change: Change) -> tuple[()]:
-    """What the change would take from a node."""
-    return ()
-
-
 @pytest.mark.parametrize("operand", ["device-plugin", "gpu-feature-discovery", "mig-manager"])
 def test_a_program_that_the_actuator_does_not_need_may_be_kept_off_a_node(operand: str) -> None:
     node = make_node(labels={f"{names.LABEL_DEPLOY_PREFIX}{operand}": "false"})
-    assert find_disabled(node, LABELS.needs, None, nothing).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
-    assert find_disabled(node, INVENTED.needs, None, nothing) == ""
+    snapshot = make_snapshot([node], stack=make_stack(cluster_policy=None))
+    assert find_disabled(node, LABELS.needs, snapshot).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
+    assert find_disabled(node, INVENTED.needs, snapshot) == ""
 
 
 def test_what_an_actuator_needs_are_rows_of_the_table() -> None:

@@ -323,7 +323,7 @@ def test_marks_of_ours_that_somebody_took_off_are_put_on_again(lost: dict[str, A
 
 
 def test_a_config_map_of_somebody_else_is_not_written() -> None:
-    stack = replace(make_stack(), plugin_configs={"theirs": "x"}, foreign_map="gpusharing-device-plugin")
+    stack = replace(make_stack(), plugin_configs={"theirs": "x"}, foreign_maps=("gpusharing-device-plugin",))
     assert plan_config([OLD], [make_node()], MODELS, {}, stack) == (None, False)
 
 

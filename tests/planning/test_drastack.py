@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
+from tests.seen import Seen
 
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
@@ -23,8 +24,6 @@ from gpusharing.planning.stack.drastack import (
     is_complete,
     refuse,
 )
-from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -262,9 +261,7 @@ def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driv
 
 
 def test_doctor_reports_the_stack_and_all_that_it_lacks_and_does_not_ask_for_a_device_plugin() -> None:
-    view = InstallationView(
-        operator_replicas=1, cluster_policies=(with_policy(switches=OFF).cluster_policy or POLICY,), dra=DRA
-    )
-    found = [one for one in find_symptoms(view) if one.topic == "ClusterPolicy"]
+    view = Seen(operator_replicas=1, cluster_policies=(with_policy(switches=OFF).cluster_policy or POLICY,), dra=DRA)
+    found = [one for one in view.symptoms if one.topic == "ClusterPolicy"]
     assert [one.reason for one in found] == ["UnsupportedStack"]
     assert "migManager.enabled is false" in found[0].message

@@ -19,6 +19,7 @@ from tests.build import (
 from tests.planning.recovery import wanted
 from tests.planning.restpool import WAITS
 from tests.planning.world import World
+from tests.seen import Seen
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -49,8 +50,6 @@ from gpusharing.planning.stack.effects import (
     label_commands,
     tell_effects,
 )
-from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.pointers import find_held, mig_change, plan_pointers, plugin_change
 from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -343,7 +342,7 @@ def test_beside_a_command_every_node_is_named() -> None:
 
 def test_without_our_operator_no_command_beside_nvidias_chart_takes_what_nobody_knows() -> None:
     wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"})
-    view = InstallationView(nodes=(BY_HAND,), plain=PLAIN, policies=(wants,))
-    (found,) = (one for one in find_symptoms(view) if one.reason == "MigManagerMissing")
+    view = Seen(nodes=(BY_HAND,), plain=PLAIN, policies=(wants,))
+    (found,) = (one for one in view.symptoms if one.reason == "MigManagerMissing")
     assert found.command == "kubectl get nodes -L nvidia.com/mig.config"
     assert "unknown what mig-manager would change at its start on gpu-9" in found.message

@@ -17,17 +17,16 @@ from tests.build import (
     make_policy,
 )
 from tests.chart.charts import CHART
+from tests.seen import Seen, make_agent_pod, make_map
 
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, PlainStackView
 from gpusharing.planning.stack import installation
-from gpusharing.planning.stack.installation import find_symptoms, render
+from gpusharing.planning.stack.installation import render
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
     OPERATOR,
     AgentsState,
-    ConfigMapState,
-    InstallationView,
     Place,
     PodState,
     Right,
@@ -37,26 +36,27 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.plugins import GKE
 from gpusharing.planning.stack.requirements import OPERANDS
+from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
-OURS = ConfigMapState({"default": "version: v1"}, ours=True)
+OURS = make_map({"default": "version: v1", MIG_KEY: "version: v1"}, ours=True)
 AGENTS = AgentsState(
     selector={"nvidia.com/gpu.present": "true"},
-    pods=(PodState("a", "gpu-01", True), PodState("b", "gpu-02", True)),
     runtime_class="nvidia",
     runtime_class_exists=True,
     enforced="privileged",
 )
 PATCH_NODES = Right("patch", "", "nodes")
-GOOD = InstallationView(
+GOOD = Seen(
     rights=(RightState(OPERATOR, PATCH_NODES, True), RightState(AGENT, PATCH_NODES, True)),
     operator_replicas=1,
-    operator_pods=(PodState("o", "cpu-01", True),),
+    operator_pods=(PodState("o", True),),
     cluster_policies=(POINTED,),
     config_maps={PLUGIN: OURS, MIG: OURS},
     agents=AGENTS,
+    agent_pods=(make_agent_pod("gpu-01"), make_agent_pod("gpu-02")),
     nodes=(*(make_node(name, labels=AGENTS.selector, resources={}) for name in ("gpu-01", "gpu-02")),),
 )
 
@@ -68,11 +68,17 @@ DRA = DraView(
 )
 
 
-def agents(**change: Any) -> InstallationView:
-    return replace(GOOD, agents=replace(AGENTS, **change))
+def agents(**change: Any) -> Seen:
+    return replace(GOOD, agents=replace(AGENTS, **change), agent_pods=())
 
 
-def pointers(policies: tuple[Any, ...] = (), **change: Any) -> InstallationView:
+def reporting(**errors: str) -> Seen:
+    """The agents' errors by node, with _ for a hyphen."""
+    found = {name.replace("_", "-"): error for name, error in errors.items()}
+    return replace(GOOD, gpunodes={name: make_gpunode(name, error=error) for name, error in found.items()})
+
+
+def pointers(policies: tuple[Any, ...] = (), **change: Any) -> Seen:
     view = replace(POINTED, **change)
     return replace(GOOD, cluster_policies=(replace(view, name="gpus"),), policies=tuple(policies))
 
@@ -81,7 +87,7 @@ MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-ba
 LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]})
 
 
-def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> InstallationView:
+def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> Seen:
     """NVIDIA's device-plugin chart without the GPU Operator."""
     stack = replace(
         make_cluster_policy(
@@ -94,15 +100,16 @@ def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, 
     return replace(GOOD, cluster_policies=(), plain=stack, policies=policies)
 
 
-UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImagePullBackOff: no such image"))
+UNREADY = (make_agent_pod("gpu-01"), make_agent_pod("gpu-02", ready=False, waiting="ImagePullBackOff"))
+FAILING = PodState("b", False, "ImagePullBackOff: no such image")
 PARTLY_READY = {
     leader: replace(
         GOOD,
         operator_replicas=3,
         operator_pods=(
-            PodState("0", "n", False),
-            PodState("a", "n", False, "no rights"),
-            PodState("b", "n", True),
+            PodState("0", False),
+            PodState("a", False, "no rights"),
+            PodState("b", True),
         ),
         leader=leader,
     )
@@ -115,7 +122,7 @@ TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 WAITING_NODE = replace(pointers(tolerates_gate=False), nodes=(*GOOD.nodes, make_node("x", gated=True)))
 KEPT_OFF: tuple[str, Severity, str] = ("TaintNotTolerated", "ERROR", '"daemonsets":{"tolerations":[')
 WANTS_MPS = (make_policy("pool-e", mode="MPS", mps={"replicas": 4}),)
-BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
+BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
     "the MPS daemon follows no label": (
         pointers(WANTS_MPS, mps_daemon=RELEASED_DAEMON),
         "MPSNotSwitchable",
@@ -165,13 +172,13 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         "operator.replicas=2",
     ),
     "the operator's image cannot be pulled": (
-        replace(GOOD, operator_pods=UNREADY[1:]),
+        replace(GOOD, operator_pods=(FAILING,)),
         "OperatorNotReady",
         "ERROR",
         "describe pods",
     ),
     "the standby's image cannot be pulled": (
-        replace(GOOD, operator_replicas=2, operator_pods=(*GOOD.operator_pods, *UNREADY[1:])),
+        replace(GOOD, operator_replicas=2, operator_pods=(*GOOD.operator_pods, FAILING)),
         "OperatorNotReady",
         "WARNING",
         "describe pods",
@@ -283,7 +290,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "a ConfigMap that nobody is pointed at is empty": (
         replace(
             pointers(mig_config_name="", switches=NO_MIG_MANAGER),
-            config_maps={PLUGIN: OURS, MIG: ConfigMapState({}, ours=True)},
+            config_maps={PLUGIN: OURS, MIG: make_map({}, ours=True)},
         ),
         "ConfigMapEmpty",
         "WARNING",
@@ -321,21 +328,21 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     ),
     "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", "ERROR", "createNamespace"),
     "no node has the agents' label": (
-        replace(agents(pods=()), nodes=()),
+        replace(GOOD, agent_pods=(), nodes=()),
         "NoGPUNodes",
         "WARNING",
         "kubectl label node NODE nvidia.com/gpu.present=true",
     ),
-    "one agent is not Ready": (agents(pods=UNREADY), "AgentNotReady", "WARNING", "describe pods"),
-    "no agent is Ready": (agents(pods=UNREADY[1:]), "AgentNotReady", "ERROR", "describe pods"),
+    "one agent is not Ready": (replace(GOOD, agent_pods=UNREADY), "AgentNotReady", "WARNING", "describe pods"),
+    "no agent is Ready": (replace(GOOD, agent_pods=UNREADY[1:]), "AgentNotReady", "ERROR", "describe pods"),
     "the runtime class does not exist": (
-        agents(pods=(), runtime_class_exists=False),
+        agents(runtime_class_exists=False),
         "RuntimeClassMissing",
         "ERROR",
         "agent.runtimeClassName=",
     ),
     "PodSecurity refuses the agent": (
-        agents(pods=(), enforced="restricted"),
+        agents(enforced="restricted"),
         "PodSecurityForbids",
         "ERROR",
         "pod-security.kubernetes.io/enforce=privileged",
@@ -353,7 +360,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         "settings.kubelet-device-plugins.nvidia.enabled=false",
     ),
     "an agent finds no driver": (
-        agents(reports={"gpu-01": "NVMLNotLoaded", "gpu-02": ""}),
+        reporting(gpu_01="NVMLNotLoaded", gpu_02=""),
         "AgentCannotRead",
         "ERROR",
         "kubectl describe gpunode gpu-01",
@@ -362,7 +369,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
 
 
 def test_a_good_installation_has_no_symptoms() -> None:
-    assert find_symptoms(GOOD) == ()
+    assert GOOD.symptoms == ()
     assert render((), {}) == [
         *(f"ok       {topic}" for topic in Topic if topic not in ASKED_BY_PEOPLE),
         "",
@@ -388,7 +395,7 @@ def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
     nodes = (BY_HAND, GOOD.nodes[1])
     for gpu, start in ((DIVIDED, LABEL), (make_gpu(), "kubectl patch"), (None, "kubectl get nodes -L")):
         gpunodes = {"gpu-01": make_gpunode("gpu-01", gpus=[gpu])} if gpu is not None else {}
-        found = find_symptoms(replace(view, nodes=nodes, gpunodes=gpunodes))
+        found = replace(view, nodes=nodes, gpunodes=gpunodes).symptoms
         (one,) = (one for one in found if one.reason == reason)
         assert one.command.startswith(start)
         assert ("gpu-01" in one.message) is (start != "kubectl patch")
@@ -397,7 +404,7 @@ def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize("what", BROKEN)
 def test_it_says_what_is_wrong_and_what_mends_it(what: str) -> None:
     view, reason, severity, command = BROKEN[what]
-    found = [one for one in find_symptoms(view) if one.reason == reason]
+    found = [one for one in view.symptoms if one.reason == reason]
     assert [(one.severity, command in one.command) for one in found] == [(severity, True)]
     assert "\n" not in found[0].message + found[0].command
 
@@ -409,7 +416,7 @@ def test_one_broken_thing_is_one_finding() -> None:
         expected = {reason, "AgentNotReady"} if reason in follows else {reason}
         if what == "a ConfigMap that nobody is pointed at is empty":
             expected.add("MigManagerDisabled")
-        assert {one.reason for one in find_symptoms(view)} == expected, what
+        assert {one.reason for one in view.symptoms} == expected, what
 
 
 @pytest.mark.parametrize(("leader", "message"), [
@@ -419,7 +426,7 @@ def test_one_broken_thing_is_one_finding() -> None:
     ("", "by this machine's clock no operator pod leads, so policies have no effect: 0: not Ready; a: no rights"),
 ])  # fmt: skip
 def test_the_pod_that_leads_is_named_first(leader: str, message: str) -> None:
-    (found,) = find_symptoms(replace(PARTLY_READY["a"], leader=leader))
+    (found,) = replace(PARTLY_READY["a"], leader=leader).symptoms
     assert found.message == message
 
 
@@ -434,7 +441,7 @@ def test_every_finding_is_tried() -> None:
 
 def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    commands = [one.command for view, *_ in BROKEN.values() for one in find_symptoms(view)]
+    commands = [one.command for view, *_ in BROKEN.values() for one in view.symptoms]
     ours = [command for command in commands if command.startswith("helm upgrade gpusharing ")]
     paths = {command.rpartition(" --set ")[2].partition("=")[0] for command in ours}
     assert len(paths) > 3
@@ -455,32 +462,33 @@ def test_the_worst_case_is_one_screen() -> None:
         operator_pods=(),
         cluster_policies=(replace(policy, name="gpus"),),
         config_maps={},
-        agents=replace(AGENTS, pods=(), runtime_class_exists=False, enforced="restricted"),
+        agent_pods=(),
+        agents=replace(AGENTS, runtime_class_exists=False, enforced="restricted"),
     )
-    lines = render(find_symptoms(worst), {})
+    lines = render(worst.symptoms, {})
     assert len(lines) <= 30
     assert lines[-1] == "This installation cannot work as it is: errors 8, warnings 4."
 
 
 def test_many_nodes_are_counted_and_not_listed() -> None:
     nodes = tuple(replace(GOOD.nodes[0], name=f"gpu-{number:04}") for number in range(1000))
-    (found,) = find_symptoms(replace(agents(pods=()), nodes=nodes))
+    (found,) = replace(GOOD, agent_pods=(), nodes=nodes).symptoms
     assert "1000 of 1000" in found.message
     assert "gpu-0002 and 997 more" in found.message
 
 
 def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
-    seen = replace(agents(pods=()), nodes=())
+    seen = replace(GOOD, agent_pods=(), nodes=())
     blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods=())
-    assert {one.reason for one in find_symptoms(blind)} == {"NotReadable"}
+    assert {one.reason for one in blind.symptoms} == {"NotReadable"}
 
 
 def test_the_plain_chart_alone_can_work() -> None:
-    assert find_symptoms(plain()) == ()
+    assert plain().symptoms == ()
 
 
 def test_an_ignored_cluster_policy_is_not_judged() -> None:
     wrong = replace(TWO[1], plugin_config_name="")
-    assert [one.reason for one in find_symptoms(replace(GOOD, cluster_policies=(TWO[0], wrong)))] == [
+    assert [one.reason for one in replace(GOOD, cluster_policies=(TWO[0], wrong)).symptoms] == [
         "SeveralClusterPolicies"
     ]

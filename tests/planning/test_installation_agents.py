@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from tests.planning.test_installation import POINTED, agents
+from tests.planning.test_installation import POINTED, reporting
 
-from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.plugins import has_cloud_plugin
 
 NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node"
@@ -25,8 +24,8 @@ NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node"
 )
 def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason: str, command: str) -> None:
     policy = replace(POINTED, switches={"driver.enabled": installs})
-    view = replace(agents(reports={"gpu-01": NO_DRIVER}), cluster_policies=(policy,))
-    (found,) = find_symptoms(view)
+    view = replace(reporting(gpu_01=NO_DRIVER), cluster_policies=(policy,))
+    (found,) = view.symptoms
     assert (found.reason, found.command) == (reason, command)
 
 
@@ -37,10 +36,10 @@ def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason
 )
 def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(with_driver: str, reason: str) -> None:
     policy = replace(POINTED, switches={"driver.enabled": False})
-    view = agents(reports={"gpu-01": NO_DRIVER, "gpu-02": ""})
+    view = reporting(gpu_01=NO_DRIVER, gpu_02="")
     gpus = {"nvidia.com/gpu": 8}
     nodes = tuple(replace(one, resources=gpus if one.name == with_driver else {}) for one in view.nodes)
-    (found,) = find_symptoms(replace(view, cluster_policies=(policy,), nodes=nodes))
+    (found,) = replace(view, cluster_policies=(policy,), nodes=nodes).symptoms
     assert (found.reason, found.command) == (reason, "kubectl describe gpunode gpu-01")
 
 

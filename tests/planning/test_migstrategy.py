@@ -17,14 +17,13 @@ from tests.build import (
 )
 from tests.planning.test_acceptance import PLAIN_MIG
 from tests.planning.test_installation import GOOD, PLUGIN
+from tests.seen import make_map
 
 from gpusharing.api import names
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, Loss
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.stack.effects import FREE_STRATEGY, UNKNOWN, find_effects
-from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import ConfigMapState
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WANTED = {"strategy": "single", "config": "all-1g.10gb"}
@@ -157,7 +156,7 @@ def test_no_message_removes_the_strategy_that_the_pool_of_a_paused_policy_lives_
         (
             {
                 "nodes": (other(offers=OFFERS, labels={names.LABEL_PLUGIN_CONFIG: "own"}),),
-                "config_maps": {**GOOD.config_maps, PLUGIN: ConfigMapState(ENTRIES, ours=True)},
+                "config_maps": {**GOOD.config_maps, PLUGIN: make_map(ENTRIES, ours=True)},
             },
             "",
         ),
@@ -176,6 +175,6 @@ def test_doctor_prints_the_removal_only_where_no_other_node_is_harmed(
     cluster_policy = REFUSING["NVIDIA's chart" if plain else "ClusterPolicy"][0]
     stacks: dict[str, Any] = {"cluster_policies": () if plain else (cluster_policy,)}
     view = replace(GOOD, **stacks, plain=cluster_policy if plain else None, policies=(SINGLE,), **change)
-    (found,) = (one for one in find_symptoms(view) if one.reason == "MigStrategySet")
+    (found,) = (one for one in view.symptoms if one.reason == "MigStrategySet")
     assert ("null" in found.command) == (not named)
     assert named in found.message

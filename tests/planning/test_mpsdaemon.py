@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from tests.planning.test_installation import WANTS_MPS, pointers
+from tests.seen import Seen
 
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.stack.installation import find_deaf_mps
-from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 MENDED = replace(RELEASED_DAEMON, signalled="mps-control-daemon")
@@ -24,10 +24,10 @@ MENDED = replace(RELEASED_DAEMON, signalled="mps-control-daemon")
 def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_mends_it(
     daemon: MpsDaemonView, command: str
 ) -> None:
-    (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon))
+    (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon).installation)
     assert (found.reason, found.severity) == ("MPSNotSwitchable", "ERROR")
     assert command in found.command
-    assert "no node can change to MPS for policy pool-e, because config-manager" in found.message
+    assert "policy pool-e: no label can enable MPS with device plugin " in found.message
     assert "-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in found.message
 
 
@@ -41,6 +41,6 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
     ids=["no policy wants MPS", "the GPU Operator is right by itself", "no daemon was seen"],
 )
 def test_nothing_is_told_of_an_mps_daemon_that_nobody_needs_or_that_follows_labels(
-    view: InstallationView,
+    view: Seen,
 ) -> None:
-    assert list(find_deaf_mps(view)) == []
+    assert list(find_deaf_mps(view.installation)) == []

@@ -74,7 +74,7 @@ NOTHING: dict[str, tuple[StackView, bool]] = {
     "where the GPU Operator is right by itself": (stack(RIGHT), True),
     "where a repair waits to be reported, without the chart value": (stack(RIGHT, mps_repairs=PENDING), False),
     "where a repair waits to be reported, and the ConfigMap is somebody else's": (
-        stack(RIGHT, mps_repairs=PENDING, foreign_map="gpusharing-device-plugin"), True),
+        stack(RIGHT, mps_repairs=PENDING, foreign_maps=("gpusharing-device-plugin",)), True),
     "where a repair waits to be reported of a daemon with another name": (
         stack(replace(DEAF, program="mpsd", signalled="mpsd"), mps_repairs=PENDING), True),
     "where no daemon was seen": (stack(None), True),
@@ -104,7 +104,7 @@ HELD: dict[str, tuple[StackView, str]] = {
     "repairs cannot be counted yet": (
         stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and is waiting"),
     "the ConfigMap is somebody else's": (
-        stack(foreign_map="gpusharing-device-plugin"), "exists and belongs to the operator"),
+        stack(foreign_maps=("gpusharing-device-plugin",)), "exists and belongs to the operator"),
     "there is no value to correct": (stack(replace(DEAF, signalled=None)), "which this DaemonSet does not have"),
     "it was overwritten too often": (
         stack(mps_repairs=SPENT),
@@ -127,7 +127,7 @@ def test_it_says_why_it_does_not_repair_while(what: str) -> None:
 
 
 def test_a_foreign_configmap_of_mig_parted_does_not_hold_a_repair_back() -> None:
-    found = stack(foreign_map=SETTINGS.mig_config_map)
+    found = stack(foreign_maps=(SETTINGS.mig_config_map,))
     assert plan_repair(found, ASKED) is not None
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.build import make_cluster_policy, make_node, make_policy, make_stack
 from tests.planning.cases import MIXED, assessed_of, make_case
+from tests.seen import Seen
 
-from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.transition.verdict import NodeCase
@@ -114,11 +114,11 @@ def test_what_a_host_lacks_is_told_with_the_agents_words_and_the_command() -> No
 @pytest.mark.parametrize("label", ["", "container"], ids=["without the label", "labelled for containers"])
 def test_doctor_names_nodes_that_cluster_policy_gives_to_virtual_machines(label: str) -> None:
     labels = {"nvidia.com/gpu.present": "true", "pool": "a", WORKLOAD: label}
-    view = InstallationView(
+    view = Seen(
         nodes=(replace(make_node("gpu-1"), labels=labels),),
         policies=(make_policy(mode="Full", nodeSelector={"matchLabels": {"pool": "a"}}),),
         cluster_policies=(make_cluster_policy(switches=VIRTUAL),),
     )
-    found = [(one.reason, one.command) for one in find_node_symptoms(view, {})]
+    found = [(one.reason, one.command) for one in find_node_symptoms(view.snapshot, {})]
     told = [("WorkloadConfig", f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container")]
     assert found == ([] if label else told)

@@ -16,6 +16,7 @@ from tests.build import (
     make_snapshot,
     make_stack,
 )
+from tests.seen import Seen, make_map
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -25,7 +26,6 @@ from gpusharing.planning.snapshot.actions import EnsureGPUNode
 from gpusharing.planning.snapshot.nvidia import Change, PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import find_layouts
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
 from gpusharing.planning.stack.nodesymptoms import find_all_misfits, find_node_symptoms
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -173,8 +173,8 @@ def told(found: tuple[NodeView, ClusterSnapshot], *others: NodeView) -> dict[str
     node, snapshot = found
     policy = snapshot.stack.cluster_policy
     assert policy is not None
-    view = InstallationView(nodes=(node, *others), cluster_policies=(policy,), gpunodes=snapshot.gpunodes)
-    symptoms = find_node_symptoms(view, {}, find_all_misfits(view))
+    view = Seen(nodes=(node, *others), cluster_policies=(policy,), gpunodes=snapshot.gpunodes)
+    symptoms = find_node_symptoms(view.snapshot, {}, find_all_misfits(view.snapshot))
     return {one.reason: (one.severity, one.message, one.command) for one in symptoms}
 
 
@@ -215,18 +215,18 @@ def test_an_entry_of_the_device_plugin_is_changed_where_that_sets_the_strategy()
 
 def test_a_name_that_mig_manager_does_not_have_is_told_once_with_the_right_one() -> None:
     node, snapshot = world({CONFIG: "typo", STATE: "success"}, {SMALL: 14}, TWO)
-    view = InstallationView(nodes=(node,), gpunodes=snapshot.gpunodes)
+    view = Seen(nodes=(node,), gpunodes=snapshot.gpunodes)
     entries = {"gpu-07": ("own", frozenset({"all-disabled"}))}
-    (one,) = find_node_symptoms(view, entries, find_all_misfits(view))
+    (one,) = find_node_symptoms(view.snapshot, entries, find_all_misfits(view.snapshot))
     assert (one.reason, one.command) == ("MigConfigDiffers", f"kubectl label node gpu-07 --overwrite {CONFIG}={ALL}")
-    (unread,) = find_node_symptoms(view, entries)
+    (unread,) = find_node_symptoms(view.snapshot, entries)
     assert unread.reason == "MigConfigUnknown"
 
 
 def test_the_entries_that_mig_manager_reads_count_before_the_installation() -> None:
     node, _ = world({CONFIG: "parts", STATE: "success"}, {}, None)
     policy = make_cluster_policy("", mig_strategy="mixed", mig_config_name="own")
-    maps = {"own": ConfigMapState({"config.yaml": PARTS}, ours=False)}
-    view = InstallationView(nodes=(node,), cluster_policies=(policy,), config_maps=maps)
-    (one,) = find_node_symptoms(view, {}, find_all_misfits(view))
+    maps = {"own": make_map({"config.yaml": PARTS}, ours=False)}
+    view = Seen(nodes=(node,), cluster_policies=(policy,), config_maps=maps)
+    (one,) = find_node_symptoms(view.snapshot, {}, find_all_misfits(view.snapshot))
     assert (one.reason, one.severity) == ("ComputeInstances", "ERROR")

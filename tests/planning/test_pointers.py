@@ -103,7 +103,7 @@ NOTHING: dict[str, StackView] = {
     "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
     "before the plugin's ConfigMap holds anything": stack(plugin_configs={}),
     "before mig-manager's ConfigMap is written": stack(mig_file=""),
-    "where a ConfigMap of ours is somebody else's": stack(foreign_map=PLUGIN),
+    "where a ConfigMap of ours is somebody else's": stack(foreign_maps=(PLUGIN,)),
     "where it has set both before": stack(replace(BARE, configured=frozenset(BOTH))),
     "where both are somebody else's": stack(replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")),
     "where the plugin's is what only mig-manager's may be": stack(

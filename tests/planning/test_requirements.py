@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import yaml
 from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
+from tests.seen import Seen
 
 from gpusharing.agent import nvml
 from gpusharing.api.names import Mode
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.requirements import (
     OPERANDS,
     READ,
@@ -78,7 +77,7 @@ def test_who_leaves_gpus_to_another_device_plugin_on_purpose_is_not_told_to_star
     off = make_cluster_policy(switches={"devicePlugin.enabled": False})
     objection = find_objection(make_policy(), make_stack(cluster_policy=off), SETTINGS)
     assert objection is not None
-    symptoms = find_symptoms(InstallationView(cluster_policies=(off,)))
+    symptoms = Seen(cluster_policies=(off,)).symptoms
     (symptom,) = (one for one in symptoms if one.reason == objection.reason)
     for told in (objection.message, symptom.message):
         assert "(if another one serves them on purpose, leave the setting as it is)" in told

@@ -22,6 +22,7 @@ from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, wor
 from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
+from tests.seen import Seen
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -37,8 +38,7 @@ from gpusharing.planning.snapshot.nvidia import (
     PlainStackView,
 )
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView, Place
+from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.requirements import TOLERATION, with_toleration
 from gpusharing.planning.transition.fencing import find_closed, is_newcomer
 from gpusharing.planning.transition.judge import judge
@@ -251,25 +251,25 @@ def test_the_toleration_is_added_to_what_is_there() -> None:
     assert len(with_toleration(GPU)) == 2
 
 
-def told(view: InstallationView) -> list[tuple[str, str]]:
+def told(view: Seen) -> list[tuple[str, str]]:
     """(message, command) of what `helm test` says about the taint."""
-    found = [one for one in find_symptoms(view) if one.reason == "TaintNotTolerated"]
+    found = [one for one in view.symptoms if one.reason == "TaintNotTolerated"]
     return [(one.message, one.command) for one in found]
 
 
 def test_helm_test_says_nothing_where_no_node_waits_and_none_is_to_come() -> None:
-    assert told(InstallationView(cluster_policies=(OPERAND,), finders=(WORKER,))) == []
+    assert told(Seen(cluster_policies=(OPERAND,), finders=(WORKER,))) == []
 
 
 @pytest.mark.parametrize(
     "view",
     [
-        InstallationView(nodes=(make_node(gated=True),)),
-        InstallationView(place=Place(startup_gate=True)),
+        Seen(nodes=(make_node(gated=True),)),
+        Seen(place=Place(startup_gate=True)),
     ],
     ids=["a node waits", "nodes are to come"],
 )
-def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view: InstallationView) -> None:
+def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view: Seen) -> None:
     found = told(replace(view, cluster_policies=(OPERAND,), finders=(WORKER,)))
     assert [command.partition(" -")[0] for _, command in found] == [
         "kubectl patch clusterpolicy cluster-policy",
@@ -283,7 +283,7 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
 
 
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
-    view = InstallationView(nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),))
+    view = Seen(nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),))
     plugin, worker = (command for _, command in told(view))
     assert plugin.startswith(
         "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values --set-json"
@@ -293,9 +293,7 @@ def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone
 
 def test_helm_test_is_content_with_what_tolerates_it() -> None:
     fine = make_cluster_policy()
-    view = InstallationView(
-        nodes=(make_node("x", gated=True),), cluster_policies=(fine, replace(OPERAND, ignored=True))
-    )
+    view = Seen(nodes=(make_node("x", gated=True),), cluster_policies=(fine, replace(OPERAND, ignored=True)))
     assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
 
 
@@ -321,7 +319,7 @@ def test_the_dra_driver_has_to_tolerate_it_where_it_serves_the_gpus(
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\''
     )
     dra = DraView(driver)
-    view = InstallationView(nodes=(make_node(gated=True),), cluster_policies=(cluster_policy,), dra=dra)
+    view = Seen(nodes=(make_node(gated=True),), cluster_policies=(cluster_policy,), dra=dra)
     assert [said for _, said in told(view)] == [command] * kept_off
     case = replace(make_case(MIXED, node=GATED), stack=make_stack(cluster_policy=cluster_policy, dra=dra))
     closed = find_closed(case)

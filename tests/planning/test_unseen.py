@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.planning.test_installation import GOOD
 
-from gpusharing.planning.stack.installation import find_symptoms, render
+from gpusharing.planning.stack.installation import render
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
     LOOKED_AT,
@@ -18,15 +18,15 @@ EVERY_KIND = sorted({kind for kinds in LOOKED_AT.values() for kind in kinds})
 
 
 def test_where_everything_could_be_read_nothing_is_unknown() -> None:
-    assert find_unread_topics(GOOD) == {}
+    assert find_unread_topics(GOOD.installation) == {}
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_no_topic_is_ok_that_is_judged_by(kind: str) -> None:
     blind = replace(GOOD, unread={kind: "forbidden"})
-    unseen = find_unread_topics(blind)
+    unseen = find_unread_topics(blind.installation)
     assert {topic for topic, kinds in LOOKED_AT.items() if kind in kinds} == unseen.keys()
-    lines = render(find_symptoms(blind), unseen)
+    lines = render(blind.symptoms, unseen)
     told = {topic for topic in unseen if topic not in ASKED_BY_PEOPLE}
     assert [topic for topic in told if f"ok       {topic}" in lines] == []
     assert [topic for topic in told if f"UNKNOWN  {topic}: {kind} cannot be read" not in lines] == []

@@ -4,11 +4,10 @@ Nothing in the cluster is changed, and what cannot be read becomes part of the a
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.client import (
     ACCESS_REVIEWS,
     CLUSTER_POLICIES,
@@ -27,26 +26,21 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
-from gpusharing.kube.daemonsets import (
-    daemon_set_view,
-    find_dra,
-    finder_state,
-    has_secure_metrics,
-    plain_stack,
-    with_mps_daemon,
-)
+from gpusharing.kube.daemonsets import agent_pod, daemon_set_view, has_secure_metrics
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.kube.sources import ConfigMapView, arch_of, config_map_view
+from gpusharing.kube.stackreader import stack_view
+from gpusharing.planning.snapshot.agents import find_troubles
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack import installationviews
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
     AgentsState,
-    ConfigMapState,
-    InstallationView,
+    Installation,
     Place,
     PodState,
     Right,
@@ -96,21 +90,13 @@ class _Reader:
             return await self.client.get(resource, name, namespace=namespace)
         return None
 
-    async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        selector = f"app.kubernetes.io/name={name}"
-        return tuple(map(_pod, await self.items(PODS, namespace, selector)))
+    async def pods(self, namespace: str, name: str) -> list[JSON]:
+        return await self.items(PODS, namespace, f"app.kubernetes.io/name={name}")
 
-    async def config_maps(self) -> dict[str, ConfigMapState]:
-        states = {}
-        for name in (self.place.plugin_config_map, self.place.mig_config_map):
-            raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
-            if raw is not None:
-                metadata = section(raw, "metadata")
-                labelled = text(metadata, "labels", LABEL_MANAGED_BY) == MANAGED_BY
-                ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
-                data = section(raw, "data")
-                states[name] = ConfigMapState(texts(data), ours)
-        return states
+    async def config_maps(self) -> dict[str, ConfigMapView]:
+        names = (self.place.plugin_config_map, self.place.mig_config_map)
+        found = {name: await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace) for name in names}
+        return {name: config_map_view(raw) for name, raw in found.items() if raw is not None}
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
         """Return each Node's view, the version of its kubelet, and whether its system has a device plugin.
@@ -138,8 +124,7 @@ class _Reader:
             return None
         return "" if lease is None else leader_of(lease)
 
-    async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Return the state of the agents, and their errors from all GPUNodes; None without their DaemonSet."""
+    async def agents(self) -> AgentsState | None:
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -154,14 +139,10 @@ class _Reader:
         namespace = await self.read(NAMESPACES, where)
         return AgentsState(
             selector=texts(template.get("nodeSelector")),
-            pods=await self.pods(where, AGENT),
             runtime_class=runtime_class,
             runtime_class_exists=exists,
             enforced=text(namespace, "metadata", "labels", "pod-security.kubernetes.io/enforce"),
             secure_metrics=has_secure_metrics(template),
-            reports={
-                text(report, "metadata", "name"): text(report, "status", "observed", "error") for report in reports
-            },
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
@@ -216,7 +197,7 @@ class _Reader:
         return RightState(subject, right, part(answer, "status", "allowed") is True)
 
 
-async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
+async def gather_installation(client: KubeClient, place: Place) -> Installation:
     """Read the objects that an installation consists of. Errors are recorded in `unread` of the result.
 
     Raises:
@@ -226,50 +207,50 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     reader = _Reader(client, place)
     policies = await reader.items(POLICIES)
     deployment = await reader.read(DEPLOYMENTS, OPERATOR, place.namespace)
-    cluster_policies = await reader.items(CLUSTER_POLICIES)
+    cluster_policies = [*map(cluster_policy_view, await reader.items(CLUSTER_POLICIES))]
     gpu_clusters = await reader.items(GPU_CLUSTERS)
-    daemon_sets = await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
-    sets = tuple(map(daemon_set_view, daemon_sets))
+    sets = [*map(daemon_set_view, await reader.items(DAEMON_SETS, place.gpu_operator_namespace))]
     config_maps = await reader.config_maps()
-    reports = await reader.items(GPUNODES)
-    agents = await reader.agents(reports)
-    operator_pods = await reader.pods(place.namespace, OPERATOR)
+    gpunodes = {view.name: view for view in map(gpunode_view, await reader.items(GPUNODES))}
+    agents = await reader.agents()
+    agent_pods = [*map(agent_pod, await reader.pods(place.agent_namespace, AGENT))] if agents is not None else []
+    operator_pods = tuple(map(_pod, await reader.pods(place.namespace, OPERATOR)))
     replicas = None if deployment is None else whole(deployment, "spec", "replicas")
     partly_ready = len({pod.ready for pod in operator_pods}) > 1
     rights_held = await reader.rights(secure_metrics=agents is not None and agents.secure_metrics)
-    nodes = await reader.nodes()
-    return InstallationView(
-        place=place,
-        rights=rights_held,
-        operator_replicas=replicas,
-        leader=await reader.leader() if replicas == 0 or partly_ready else None,
-        operator_pods=operator_pods,
-        cluster_policies=tuple(with_mps_daemon(cluster_policy_view(raw), sets) for raw in cluster_policies),
-        plain=None if cluster_policies else plain_stack(sets),
-        finders=tuple(finder for raw in daemon_sets if (finder := finder_state(raw)) is not None),
-        nodes=tuple(view for view, _, _ in nodes.values()),
-        kubelets={name: kubelet for name, (_, kubelet, _) in nodes.items()},
-        system_plugins=frozenset(name for name, (_, _, system) in nodes.items() if system),
-        gpu_cluster=bool(gpu_clusters),
-        dra=find_dra(sets),
-        config_maps=config_maps,
-        agents=agents,
-        simulated=frozenset(
-            text(report, "metadata", "name")
-            for report in reports
-            if part(report, "status", "observed", "simulated") is True
-        ),
+    rows = await reader.nodes()
+    nodes = {name: node for name, (node, _, _) in rows.items()}
+    leader = await reader.leader() if replicas == 0 or partly_ready else None
+    unknown = agents is None or PODS.full_name in reader.unread
+    snapshot = ClusterSnapshot(
+        nodes=nodes,
+        gpunodes=gpunodes,
         policies=tuple(map(policy_view, policies)),
-        gpunodes={view.name: view for view in map(gpunode_view, reports)},
+        policies_error=reader.unread.get(POLICIES.full_name, ""),
+        stack=stack_view(cluster_policies, sets, config_maps, place, gpu_cluster=bool(gpu_clusters)),
+        agents=frozenset(gpunodes) if unknown else frozenset(pod.node for pod in agent_pods if pod.ready),
+        agent_troubles=find_troubles(agent_pods, (), arch_of(nodes)),
+        settings=place,
+    )
+    return Installation(
+        snapshot,
+        place=place,
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
+        rights=rights_held,
+        operator_replicas=replicas,
+        leader=leader,
+        operator_pods=operator_pods,
+        agents=agents,
+        kubelets={name: kubelet for name, (_, kubelet, _) in rows.items()},
+        system_plugins=frozenset(name for name, (_, _, system) in rows.items() if system),
+        ignored_policies=tuple(sorted(one.name for one in cluster_policies if one.ignored)),
     )
 
 
 def _pod(raw: JSON) -> PodState:
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
-    name, node = text(raw, "metadata", "name"), text(raw, "spec", "nodeName")
-    return PodState(name, node, ready, "" if ready else next(_problems(raw), ""))
+    return PodState(text(raw, "metadata", "name"), ready, "" if ready else next(_problems(raw), ""))
 
 
 def _problems(raw: JSON) -> Iterator[str]:

@@ -112,6 +112,20 @@ class ConfigMapView:
         return bool(self.data) and not self.ours
 
 
+def config_map_view(raw: JSON) -> ConfigMapView:
+    """Convert a raw ConfigMap; a malformed one raises an error, because none of its entries may count as absent."""
+    metadata = raw.get("metadata", {})
+    annotations = dict(metadata.get("annotations") or {})
+    labelled = (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
+    ours = labelled or ANNOTATION_WRITTEN in annotations
+    return ConfigMapView(dict(raw.get("data") or {}), annotations, str(metadata.get("uid", "")), labelled, ours)
+
+
+def arch_of(nodes: Mapping[str, NodeView]) -> Callable[[str], str]:
+    """Return the function that returns a node's architecture, or an empty string if it is unknown."""
+    return lambda name: nodes[name].labels.get("kubernetes.io/arch", "") if name in nodes else ""
+
+
 _Parts = tuple[NodeView, Maintenance | None, NodeDevices | None, TaintRuleView | None]
 """The view of a Node, its NodeMaintenance, the devices of its DRA driver and its DeviceTaintRule."""
 
@@ -261,12 +275,8 @@ class Sources:
 
     @property
     def agent_troubles(self) -> dict[str, Finding | None]:
-        agents, nodes = self.agents.items.values(), self.nodes.items
-        return find_troubles(
-            agents,
-            self.agent_warnings.items.values(),
-            lambda name: nodes[name].labels.get("kubernetes.io/arch", "") if name in nodes else "",
-        )
+        pods, warnings = self.agents.items.values(), self.agent_warnings.items.values()
+        return find_troubles(pods, warnings, arch_of(self.nodes.items))
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         name = raw["metadata"]["name"]
@@ -282,15 +292,13 @@ class Sources:
         return unknown_gpunode(raw, why)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        metadata = raw.get("metadata", {})
-        name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
+        name = raw.get("metadata", {}).get("name", "")
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
             return ConfigMapView({}, {})
-        annotations = dict(metadata.get("annotations") or {})
-        labelled = (metadata.get("labels") or {}).get(LABEL_MANAGED_BY) == MANAGED_BY
-        if labelled or ANNOTATION_WRITTEN in annotations:
-            self._our_maps.add(uid)
-        return ConfigMapView(dict(raw.get("data") or {}), annotations, uid, labelled, ours=uid in self._our_maps)
+        view = config_map_view(raw)
+        if view.ours:
+            self._our_maps.add(view.uid)
+        return replace(view, ours=view.uid in self._our_maps)
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         if node not in self.gpunodes.items:

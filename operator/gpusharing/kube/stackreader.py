@@ -1,7 +1,7 @@
-"""The state of NVIDIA's components and of our two ConfigMaps, as one view."""
+"""The state of NVIDIA's components and of our two ConfigMaps, as one view for the planner and for `doctor`."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -14,9 +14,17 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
-from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, ConfigMapView, Sources
+from gpusharing.kube.sources import NO_MAPS, NODE_CONFIG_SUFFIX, AdminMaps, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
-from gpusharing.planning.snapshot.nvidia import DraView, MpsRepairs, Program, StackView, find_active
+from gpusharing.planning.snapshot.nvidia import (
+    ClusterPolicyView,
+    DraView,
+    MpsRepairs,
+    Program,
+    StackView,
+    find_active,
+)
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mps import find_due, find_serving
 from gpusharing.planning.stack.plugins import tell_twins
@@ -47,6 +55,47 @@ def parse_repairs(annotation: str) -> MpsRepairs:
 def render_repairs(repairs: MpsRepairs) -> str:
     return json.dumps(
         {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state, "pending": repairs.pending}
+    )
+
+
+def stack_view(
+    cluster_policies: Iterable[ClusterPolicyView],
+    sets: Collection[DaemonSetView],
+    maps: Mapping[str, ConfigMapView],
+    settings: PlanSettings,
+    admin: AdminMaps = NO_MAPS,
+    *,
+    gpu_cluster: bool = False,
+) -> StackView:
+    """Return what these objects say, without what only a running operator knows."""
+    active, rivals = find_active(cluster_policies)
+    policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
+    dra, names = find_dra(sets), (settings.plugin_config_map, settings.mig_config_map)
+    plugin, mig = ours = [maps.get(name, _ABSENT) for name in names]
+    return StackView(
+        cluster_policy=policy,
+        gpu_cluster=gpu_cluster,
+        plugin_configs=plugin.data,
+        mig_file=mig.data.get(MIG_KEY, ""),
+        written={},
+        admin_mig_file=maps.get(admin.mig, _ABSENT).data.get(MIG_KEY, ""),
+        admin_plugin_configs=maps.get(admin.plugin, _ABSENT).data,
+        missing_maps=tuple(sorted({admin.plugin, admin.mig} - {"", *maps})),
+        generated_mig_files={
+            name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
+            for name, config_map in maps.items()
+            if name.endswith(NODE_CONFIG_SUFFIX)
+        },
+        plugin_map_exists=bool(plugin.uid),
+        serves_our_mig_file=settings.mig_config_map
+        == (dra.mig_config_map if policy is None else policy.mig_config_name),
+        marked=all(config_map.labelled for config_map in ours if config_map.uid),
+        rival_policies=rivals,
+        twins=tell_twins([one.server for one in sets if one.server], settings.gpu_operator_namespace),
+        finders=tuple(sorted((one.finder for one in sets if one.finder is not None), key=lambda finder: finder.name)),
+        mps_repairs=parse_repairs(plugin.annotations.get(ANNOTATION_MPS_REPAIRS, "")),
+        foreign_maps=tuple(name for name, each in zip(names, ours, strict=True) if each.is_foreign),
+        dra=dra,
     )
 
 
@@ -103,45 +152,20 @@ class StackReader:
         sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
         maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
-        admin, admin_plugin = maps.get(theirs.mig), maps.get(theirs.plugin)
-        active, rivals = find_active(sources.cluster_policies.items.values())
         sets, agents = sources.daemon_sets.items.values(), sources.agents.items.values()
-        policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
-        dra = self._dra(sets)
+        policies, gpu_cluster = sources.cluster_policies.items.values(), bool(sources.gpu_clusters.items)
+        view = stack_view(policies, sets, maps, settings, theirs, gpu_cluster=gpu_cluster)
         intolerant = not any(pod.tolerates_gate for pod in agents)
-        our_maps = {settings.plugin_config_map: ours.plugin, settings.mig_config_map: ours.mig}
-        view = StackView(
-            cluster_policy=policy,
-            gpu_cluster=bool(sources.gpu_clusters.items),
-            plugin_configs=ours.plugin.data,
-            mig_file=ours.mig.data.get(MIG_KEY, ""),
+        view = replace(
+            view,
             written=known_times(ours.times, now),
-            admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
-            admin_plugin_configs=admin_plugin.data if admin_plugin else {},
-            missing_maps=tuple(sorted({theirs.plugin, theirs.mig} - {"", *maps})),
-            generated_mig_files={
-                name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
-                for name, config_map in maps.items()
-                if name.endswith(NODE_CONFIG_SUFFIX)
-            },
-            plugin_map_exists=bool(ours.plugin.uid),
-            serves_our_mig_file=settings.mig_config_map
-            == (dra.mig_config_map if policy is None else policy.mig_config_name),
-            marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
-            rival_policies=rivals,
-            twins=tell_twins([one.server for one in sets if one.server], settings.gpu_operator_namespace),
-            finders=tuple(
-                sorted((one.finder for one in sets if one.finder is not None), key=lambda finder: finder.name)
-            ),
             intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
             pointer_error=self._lasting_error(CLUSTER_POLICY),
-            mps_repairs=parse_repairs(ours.plugin.annotations.get(ANNOTATION_MPS_REPAIRS, "")),
             repair_error=self._lasting_error(MPS_DAEMON_SET),
-            foreign_map=next((name for name, each in our_maps.items() if each.is_foreign), ""),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
-            dra=dra,
+            dra=self._with_devices(view.dra),
         )
         view, before = self._with_nodes(view), self._view
         if before is not None and before == view:
@@ -156,7 +180,7 @@ class StackReader:
         failure = self.calls.failures.get(subject)
         return failure.message if failure is not None and failure.lasts else ""
 
-    def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
+    def _with_devices(self, dra: DraView) -> DraView:
         sources = self.sources
         published = {name for name, one in sources.devices().items() if one.layouts}
         slices, classes = sources.resource_slices, sources.device_classes
@@ -166,7 +190,7 @@ class StackReader:
         taints_work, taint_error = (False, rule_error) if rule_error else self.calls.taint_proof
         wanted = sources.settings.plan.device_taints
         return replace(
-            find_dra(sets),
+            dra,
             unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
             doubles=find_doubles(sources.nodes.items, published),
             classes=tuple(classes.items[name] for name in sorted(classes.items)) if classes.synced.is_set() else None,

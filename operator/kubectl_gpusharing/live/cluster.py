@@ -232,9 +232,8 @@ class LivePlan:
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
         """Return which of `nodes`, or of all nodes if None, have SIMULATED GPUs."""
-        reports = self.snapshot.gpunodes
-        known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
-        return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
+        only = None if nodes is None else frozenset(nodes)
+        return tuple(name for name in self.snapshot.simulated if only is None or name in only)
 
 
 @dataclass(slots=True)

@@ -26,8 +26,6 @@ from gpusharing.planning.stack.effects import (
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
-    InstallationView,
-    Place,
     helm_install,
     kubectl_patch,
     plain_upgrade,
@@ -152,15 +150,9 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
         return explain_plugin(node.other_plugin, [node.name]) + beyond
-    view = InstallationView(
-        Place(gpu_operator_namespace=snapshot.settings.gpu_operator_namespace),
-        plain=snapshot.stack.cluster_policy,
-        nodes=(node,),
-        policies=(EVERYWHERE,),
-        gpunodes=snapshot.gpunodes,
-    )
-    for symptom in find_node_symptoms(view, {}):
-        if symptom.severity == "ERROR":
+    for symptom in find_node_symptoms(replace(snapshot, nodes={node.name: node}, policies=(EVERYWHERE,)), {}):
+        # `find_handmade` tells an unknown entry with the ConfigMap that the plugin reads now, and not with ours.
+        if symptom.severity == "ERROR" and symptom.reason != "PluginConfigUnknown":
             return f"{symptom.message}. Run: {symptom.command}"
     if observed is None and (why := find_unsettled(node) or tell_misfit(node, snapshot)):
         return why

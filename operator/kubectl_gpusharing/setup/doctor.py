@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
+from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
 from gpusharing.kube.daemonsets import find_gpu_operator, gpu_server
 from gpusharing.kube.dra import device_class_view
@@ -27,8 +27,7 @@ from gpusharing.planning.stack.effects import RESTART_PLUGIN, UPSTREAM_MIG_CONFI
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
-    ConfigMapState,
-    InstallationView,
+    Installation,
     Place,
     Symptom,
     Topic,
@@ -75,7 +74,7 @@ OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    view: InstallationView
+    view: Installation
     symptoms: Sequence[Symptom] = ()
     notes: tuple[str, ...] = ()
     unseen: Unseen = field(default_factory=dict)
@@ -101,7 +100,8 @@ async def _examine(session: Session) -> Examination:
         # RBAC also refuses kinds that are not installed.
         if (hidden := OUR_KINDS & view.unread.keys()) and not await client.served(GPUNODES):
             unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
-            view = replace(view, unread=unread, not_served=view.not_served | hidden)
+            snapshot = replace(view.snapshot, policies_error="")
+            view = replace(view, snapshot=snapshot, unread=unread, not_served=view.not_served | hidden)
         view, entries = await _with_pointed(client, view)
         version = await unless_hidden(client.version(), "")
         mig_entries = await _mig_entries(client, view)
@@ -109,16 +109,19 @@ async def _examine(session: Session) -> Examination:
         classes = await unless_hidden(list_of(client, DEVICE_CLASSES), None) if view.stack.by_dra else ()
     if entries is not None and entries.config_map == place.plugin_config_map and entries.texts is None:
         entries = None  # `find_symptoms` reports that the operator's own ConfigMap does not exist
-    used = {*view.named_entries, view.followed_policy.plugin_default if view.followed_policy else ""}
+    nodes, policy = view.snapshot.nodes, view.stack.cluster_policy
+    used = {one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in nodes.values()} | {
+        policy.plugin_default if policy else ""
+    }
     install = "" if view.installed else start(view)
     symptoms = [
         *find_symptoms(view),
         *(() if entries is None else find_entry_symptoms(entries, used, install)),
         *find_kubelet_symptoms(view, version),
-        *find_node_symptoms(view, mig_entries, find_all_misfits(view)),
+        *find_node_symptoms(view.snapshot, mig_entries, find_all_misfits(view.snapshot)),
         *find_rival_symptoms(
             [*filter(None, map(gpu_server, daemon_sets or ()))],
-            view.nodes,
+            [*nodes.values()],
             place.gpu_operator_namespace,
             view.effects(RESTART_PLUGIN),
         ),
@@ -165,29 +168,36 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     return place, operator.notes
 
 
-async def _with_pointed(client: KubeClient, view: InstallationView) -> tuple[InstallationView, PluginEntries | None]:
-    stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
-    plugin = stack.plugin_config_name if stack is not None else ""
-    pointed = {plugin, stack.mig_config_name if stack is not None else ""}
-    for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
+async def _with_pointed(client: KubeClient, view: Installation) -> tuple[Installation, PluginEntries | None]:
+    stack, place, policy, entries = view.stack, view.place, view.stack.cluster_policy, None
+    if policy is None:
+        return view, None
+    plugin, mig, void = policy.plugin_config_name, policy.mig_config_name, set[str]()
+    for name in sorted({plugin, mig} - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
         reading = read_entries(client, name, place.gpu_operator_namespace, search=name == plugin)
         read = await unless_hidden(reading, None)
-        if read is not None and name != place.plugin_config_map:
-            maps[name] = ConfigMapState(read.texts or {}, ours=False)
         if name == plugin:
             entries = read
-    return replace(view, config_maps=maps), entries
+        if read is None or name == place.plugin_config_map:
+            continue
+        theirs = read.texts or {}
+        void |= set() if theirs else {name}
+        if name == plugin:
+            stack = replace(stack, named_keys=frozenset(theirs), admin_plugin_configs=theirs)
+        if name == (place.admin_mig_config_map or mig):
+            stack = replace(stack, admin_mig_file=theirs.get(MIG_KEY, ""))
+    return replace(view, snapshot=replace(view.snapshot, stack=stack), void_maps=frozenset(void)), entries
 
 
-async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, tuple[str, frozenset[str]]]:
+async def _mig_entries(client: KubeClient, view: Installation) -> dict[str, tuple[str, frozenset[str]]]:
     """Return, by node, the ConfigMap that mig-manager reads and its entries.
 
     It is the one that ClusterPolicy names, else the one generated for the node (docs/design/nvidia.md#a10).
     """
-    stack = view.followed_policy
+    stack = view.stack.cluster_policy
     named = [
         one.name
-        for one in view.nodes
+        for one in view.snapshot.nodes.values()
         if one.labels.get(LABEL_MIG_CONFIG) and one.labels.get(LABEL_MIG_CAPABLE) == "true"
     ]
     if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
@@ -212,7 +222,7 @@ def describe(examined: Examination, options: PrintOptions) -> list[Line]:
 
     A line follows for each topic that is in order or could not be checked.
     """
-    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), options)
+    lines: list[Line] = describe_simulated(examined.view.snapshot.simulated, options)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]
     for word, message, command in _topics(examined):
@@ -241,8 +251,7 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
     if examined.symptoms:
         notes.append(f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}")
-    data, simulated = as_data(examined, session.name), sorted(examined.view.simulated)
-    return Answer(examined.status, rows, data, simulated, notes)
+    return Answer(examined.status, rows, as_data(examined, session.name), examined.view.snapshot.simulated, notes)
 
 
 FLEET = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
@@ -254,6 +263,6 @@ def as_data(examined: Examination, where: str) -> DoctorReportData:
         "installed": examined.view.installed,
         "symptoms": [{key: str(value) for key, value in asdict(one).items()} for one in examined.symptoms],
         "unknown": {str(topic): why for topic, why in examined.unseen.items()},
-        "simulated": sorted(examined.view.simulated),
+        "simulated": list(examined.view.snapshot.simulated),
         "notes": list(examined.notes),
     }

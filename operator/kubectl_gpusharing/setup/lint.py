@@ -14,13 +14,14 @@ from dataclasses import replace
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
 from gpusharing.kube.raw import section, text
+from gpusharing.kube.stackreader import stack_view
 from gpusharing.planning.gpus.cards import CARDS, Card, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
 from gpusharing.planning.pools.windows import find_window_flaw
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView, Place, Topic
+from gpusharing.planning.stack.installationviews import Installation, Place, Topic
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.migfile import MIG_KEY
@@ -106,7 +107,8 @@ def _find_faults(document: Document, policies: tuple[PolicyView, ...], readers: 
             plugin_config_name=view.plugin_config_name or place.plugin_config_map,
             mig_config_name=place.mig_config_map if free else view.mig_config_name,
         )
-        for symptom in find_symptoms(InstallationView(cluster_policies=(view,), policies=policies)):
+        snapshot = ClusterSnapshot({}, {}, policies, stack_view([view], (), {}, place))
+        for symptom in find_symptoms(Installation(snapshot)):
             if symptom.topic is Topic.CLUSTER_POLICY:
                 field = re.search(r"\b\w+(\.\w+)+(?= is )", symptom.message)
                 yield f"spec.{field[0]}" if field else "", symptom.message, symptom.severity.lower()

@@ -375,8 +375,8 @@ class StackView:
     """
     pointer_error: str = ""
     """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not."""
-    foreign_map: str = ""
-    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else."""
+    foreign_maps: tuple[str, ...] = ()
+    """Names of ConfigMaps with entries that have the name of one of ours but were created by somebody else."""
     twins: str = ""
     """A message with the remedy if DaemonSets of the same role run on the same nodes.
 

@@ -388,12 +388,12 @@ class ClusterSnapshot:
     gpunodes: Mapping[str, GPUNodeView]
     policies: tuple[PolicyView, ...]
     stack: StackView
-    agents: frozenset[str]
+    agents: frozenset[str] = frozenset()
     """Nodes whose agent pod is Ready."""
-    operands: Mapping[Program, Mapping[str, Operand]]
+    operands: Mapping[Program, Mapping[str, Operand]] = field(default_factory=dict)
     """The pods of NVIDIA's programs that we may restart, by program and node."""
-    claims: Mapping[str, Claim]
-    work: Mapping[str, NodeWork]
+    claims: Mapping[str, Claim] = field(default_factory=dict)
+    work: Mapping[str, NodeWork] = field(default_factory=dict)
     """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
@@ -422,6 +422,12 @@ class ClusterSnapshot:
     unserved: str = ""
     """The kind of the GPUNodes while its CRD is not installed, so that no agent can report; else empty."""
     settings: PlanSettings = PlanSettings()
+
+    @property
+    def simulated(self) -> tuple[str, ...]:
+        """The nodes whose agents report that their GPUs are simulated, sorted."""
+        reports = sorted(self.gpunodes.items())
+        return tuple(name for name, one in reports if one.observed is not None and one.observed.simulated)
 
     @property
     def old_views(self) -> str:

@@ -65,6 +65,34 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
     return spec if isinstance(spec, Finding) else next(_find_objections(spec, stack, settings), None)
 
 
+def tell_no_stack(settings: PlanSettings) -> str:
+    return (
+        "there is neither a ClusterPolicy nor a device plugin from NVIDIA's chart in namespace"
+        f" {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)"
+    )
+
+
+# Each of these returns a message, whose last clause leads to a command, and that command.
+
+
+def explain_rivals(stack: StackView) -> tuple[str, str]:
+    return (
+        "the GPU Operator follows only one ClusterPolicy, but has not marked any of these as ignored (status.state):"
+        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the GPU Operator is"
+        " running, or remove the one that you do not want",
+        "kubectl delete clusterpolicy NAME",
+    )
+
+
+def explain_taken(name: str, settings: PlanSettings) -> tuple[str, str]:
+    return (
+        f"someone else created ConfigMap {name} and it has entries, so the operator does not write to it. Hand it over"
+        " to the operator, which then removes entries that no Node uses",
+        f"kubectl label configmap {name} -n {settings.gpu_operator_namespace} --overwrite"
+        f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
+    )
+
+
 def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Iterator[Finding]:
     cluster_policy, namespace = stack.cluster_policy, settings.gpu_operator_namespace
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -82,17 +110,11 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
     if cluster_policy is None and not stack.by_dra:
         yield Finding(
             Reason.CLUSTER_POLICY_MISSING,
-            f"no ClusterPolicy found, and no device plugin from NVIDIA's chart in namespace {namespace} (chart value"
-            " gpuOperator.namespace): install the NVIDIA GPU Operator, or allow this operator to list and watch"
+            f"{tell_no_stack(settings)}: install the NVIDIA GPU Operator, or allow this operator to list and watch"
             " clusterpolicies.nvidia.com (chart value rbac.create)",
         )
     if stack.rival_policies:
-        yield Finding(
-            Reason.SEVERAL_CLUSTER_POLICIES,
-            "the GPU Operator follows only one ClusterPolicy, but has not marked any of these as ignored"
-            f" (status.state): {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the"
-            " GPU Operator is running, or remove the one that you do not want: kubectl delete clusterpolicy NAME",
-        )
+        yield Finding(Reason.SEVERAL_CLUSTER_POLICIES, ": ".join(explain_rivals(stack)))
     if stack.twins:
         yield Finding(Reason.SEVERAL_STACKS, stack.twins)
     wrong = [row for row in find_wrong_fields((spec,), stack, settings) if row.needed]
@@ -104,14 +126,8 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             yield Finding(Reason.GPU_OPERATOR_ELSEWHERE, apart)
         if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
             yield _explain(wrong, cluster_policy, stack)
-    if stack.foreign_map:
-        where = f"configmap {stack.foreign_map} -n {namespace}"
-        yield Finding(
-            Reason.CONFIG_MAP_TAKEN,
-            f"someone else created ConfigMap {stack.foreign_map} and it has entries, so the operator does not write to"
-            f" it. To hand it over to the operator: kubectl label {where} --overwrite"
-            f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node uses are then removed)",
-        )
+    if stack.foreign_maps:
+        yield Finding(Reason.CONFIG_MAP_TAKEN, ": ".join(explain_taken(stack.foreign_maps[0], settings)))
     if cluster_policy is not None and wrong:
         yield _explain(wrong, cluster_policy, stack)
 

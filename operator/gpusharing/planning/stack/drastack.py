@@ -20,7 +20,7 @@ from gpusharing.planning.stack.effects import (
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     error,
@@ -178,7 +178,7 @@ def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings)
     return message
 
 
-def find_dra_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def find_dra_symptoms(view: Installation) -> Iterator[Symptom]:
     stack = view.stack
     if stack.by_dra:
         asked = (START_MIG_MANAGER, UNPLUG)

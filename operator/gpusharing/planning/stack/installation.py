@@ -7,7 +7,6 @@ here, each with the command that corrects it.
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from gpusharing.api import names
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.nvidia import (
@@ -16,9 +15,14 @@ from gpusharing.planning.snapshot.nvidia import (
     Change,
     ClusterPolicyView,
     Loss,
-    find_active,
 )
-from gpusharing.planning.stack.acceptance import find_due_changes, find_wanted
+from gpusharing.planning.stack.acceptance import (
+    explain_rivals,
+    explain_taken,
+    find_due_changes,
+    find_wanted,
+    tell_no_stack,
+)
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
     MIG_POINTER,
@@ -36,7 +40,7 @@ from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
     OPERATOR,
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     Unseen,
@@ -58,7 +62,7 @@ from gpusharing.planning.stack.requirements import (
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find_remedy, needs_newer_plugin
+from gpusharing.planning.wanted.target import SKIPS_THREADS, explain_deafness, find_remedy, needs_newer_plugin
 
 # --- commands that repair an installation --------------------------------------------------------------------
 # They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
@@ -66,9 +70,9 @@ from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, find
 # start, and all GPUs of their nodes vanish.
 
 
-def start(view: InstallationView) -> str:
+def start(view: Installation) -> str:
     """Return the command that installs the chart or shows or restarts the installed operator."""
-    place, stack = view.place, view.followed_policy
+    place, stack = view.place, view.stack.cluster_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
         merged = [f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)]
@@ -80,17 +84,17 @@ def start(view: InstallationView) -> str:
     return f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator"
 
 
-def _is_admins(view: InstallationView, name: str) -> bool:
+def _is_admins(view: Installation, name: str) -> bool:
     """Whether a ConfigMap that ClusterPolicy names may be the admin's own; one that was not read may be."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
-    return name not in others and not view.is_void(name)
+    return name not in others and name not in view.void_maps
 
 
-def _point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
+def _point(view: Installation, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
     """Return the next command on the way to setting the pointer to our ConfigMap, which `last` does."""
-    config_map, mig = view.config_maps.get(pointer.ours), pointer.field == MIG_POINTER
-    if not view.installed or config_map is None or not config_map.keys:
+    mig = pointer.field == MIG_POINTER
+    if not view.installed or not (view.stack.mig_file if mig else view.stack.plugin_configs):
         return start(view)
     if find_other_namespace(stack, view.place.gpu_operator_namespace):
         return upgrade(view, f"gpuOperator.namespace={stack.namespace}")
@@ -106,7 +110,7 @@ def _point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, l
 # --- the checks ----------------------------------------------------------------------------------------------
 
 
-def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
+def find_symptoms(view: Installation) -> tuple[Symptom, ...]:
     """Return everything that is wrong, sorted by topic and severity.
 
     The installation can work if there are no errors.
@@ -129,7 +133,7 @@ def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
     return tuple(symptoms)
 
 
-def _find_api_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def _find_api_symptoms(view: Installation) -> Iterator[Symptom]:
     for kind in sorted(view.not_served) if view.installed else ():
         message = f"the API server does not serve {kind}: its CRD is not installed"
         yield error(Topic.API, "KindNotServed", message, upgrade(view, "crds.install=true"))
@@ -148,7 +152,7 @@ def _find_api_symptoms(view: InstallationView) -> Iterator[Symptom]:
             yield warning(Topic.RIGHTS, "RightsUnknown", message, command)
 
 
-def _find_operator_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def _find_operator_symptoms(view: Installation) -> Iterator[Symptom]:
     replicas, unready = view.operator_replicas, [pod for pod in view.operator_pods if not pod.ready]
     if not view.installed and not view.not_served:
         message = f"there is no Deployment gpusharing-operator in namespace {view.place.namespace}"
@@ -170,42 +174,37 @@ def _find_operator_symptoms(view: InstallationView) -> Iterator[Symptom]:
         yield report(Topic.OPERATOR, "OperatorNotReady", f"{state}: {troubles or 'none was created'}", start(view))
 
 
-def _find_stack_symptoms(view: InstallationView) -> Iterator[Symptom]:
-    policies, place, plain = view.cluster_policies, view.place, view.plain
+def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
+    place, stack, policy = view.place, view.stack, view.stack.cluster_policy
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
-    if not policies and plain is None and not unknown and not view.stack.by_dra:
+    if policy is None and not unknown and not stack.by_dra:
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            "there is neither a ClusterPolicy nor a device plugin from NVIDIA's chart in namespace"
-            f" {place.gpu_operator_namespace}",
+            tell_no_stack(place),
             "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace",
         )
-    if len(policies) > 1:
-        active, rivals = find_active(policies)
-        followed = f": {active.name if active else ''}"
-        if rivals:
-            followed = f", and it is unknown which: {', '.join(rivals)}"
-        yield (error if rivals else warning)(
+    if stack.rival_policies:
+        yield error(Topic.CLUSTER_POLICY, "SeveralClusterPolicies", *explain_rivals(stack))
+    elif policy is not None and (ignored := [name for name in view.ignored_policies if name != policy.name]):
+        yield warning(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({some(sorted(policy.name for policy in policies))}), but the"
-            f" GPU Operator follows only one{followed}",
-            f"kubectl delete clusterpolicy {next((one.name for one in policies if one.ignored), 'NAME')}",
+            f"the GPU Operator follows only ClusterPolicy {policy.name}, and ignores {some(ignored)}",
+            f"kubectl delete clusterpolicy {ignored[0]}",
         )
-    stack = view.followed_policy
-    apart = find_other_namespace(stack, place.gpu_operator_namespace) if stack is not None else ""
-    if stack is not None and view.installed and apart:
-        command = upgrade(view, f"gpuOperator.namespace={stack.namespace}")
+    apart = find_other_namespace(policy, place.gpu_operator_namespace) if policy is not None else ""
+    if policy is not None and view.installed and apart:
+        command = upgrade(view, f"gpuOperator.namespace={policy.namespace}")
         yield error(Topic.CLUSTER_POLICY, str(Reason.GPU_OPERATOR_ELSEWHERE), apart, command)
 
 
-def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
+def _find_wrong_fields(view: Installation) -> Iterator[Symptom]:
     snapshot, place = view.snapshot, view.place
     stack, policy = snapshot.stack, snapshot.stack.cluster_policy
     if policy is None or (stack.by_dra and not is_complete(stack, place)):
         return
-    due = find_due_changes([*map(find_wanted, view.policies)], snapshot)
+    due = find_due_changes([*map(find_wanted, snapshot.policies)], snapshot)
     known = {change: view.effects(change) for change in due}
     if not view.installed and policy.plain is None:  # `helm install` comes first, and no agent has read any GPU
         for change, found in known.items():
@@ -213,14 +212,14 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
             kept = tuple(one for one in found if one.missing or not pointed)
             known[change] = () if starts_mig_manager(change) else kept
     stack = replace(stack, effects=known)
-    specs = [one.spec for one in view.policies if one.spec is not None]
+    specs = [one.spec for one in snapshot.policies if one.spec is not None]
     rows = [*find_wrong_fields(specs, stack, place)]
     ready = [row for row in find_due(rows) if row.change is not None]
     first = ready[:1] if len(ready) > 1 and not is_safe(view.effects(join(ready))) else ready
     for row in rows:
         if row.reason is Reason.LAYOUTS_NEED_CONFIG_MAP and policy.is_off(MIG_MANAGER_SWITCH):
             continue  # mig-manager comes first
-        void = row.pointer is not None and view.is_void(row.pointer.now)
+        void = row.pointer is not None and row.pointer.now in view.void_maps
         text = f"{row.text}{tell_effects(row.effects)}"
         if row.pointer is not None and void:
             text += (
@@ -233,8 +232,8 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
             text, command = f"{text}; run doctor again once {first[0].reason} is corrected", _show(policy)
         yield severe(Topic.CLUSTER_POLICY, str(row.reason), text, command)
     pointed = policy.plain is None and policy.plugin_config_name == place.plugin_config_map and not stack.by_dra
-    ours, default = view.config_maps.get(place.plugin_config_map), policy.plugin_default
-    if pointed and ours is not None and default not in ("", *ours.keys):
+    default = policy.plugin_default
+    if pointed and stack.plugin_map_exists and default not in ("", *stack.plugin_configs):
         change = Change(fields=(("devicePlugin.config.default", None),))
         effects, patch = view.effects(change), {"devicePlugin": {"config": {"default": None}}}
         yield error(
@@ -246,7 +245,7 @@ def _find_wrong_fields(view: InstallationView) -> Iterator[Symptom]:
         )
 
 
-def _correct(view: InstallationView, policy: ClusterPolicyView, row: WrongField) -> str:
+def _correct(view: Installation, policy: ClusterPolicyView, row: WrongField) -> str:
     """Return the command that corrects the row, or the one that has to come before, or one that shows what is wrong."""
     command = row.command or kubectl_patch(policy.name, row.patch)
     if row.pointer is not None:
@@ -264,66 +263,61 @@ def _show(policy: ClusterPolicyView) -> str:
     return f"kubectl get clusterpolicy {policy.name} -o yaml"
 
 
-def find_deaf_mps(view: InstallationView) -> Iterator[Symptom]:
+def find_deaf_mps(view: Installation) -> Iterator[Symptom]:
     """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon follows no label.
 
     See docs/design/nvidia.md#b5.
     """
-    wanted = sorted(policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS)
-    stack = view.followed_policy
+    specs = {policy.name: policy.spec for policy in view.snapshot.policies}
+    wanted = sorted(name for name, spec in specs.items() if spec is not None and spec.mode is Mode.MPS)
+    stack = view.stack.cluster_policy
     daemon = stack.mps_daemon if stack is not None else None
-    if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
+    if not wanted or stack is None or daemon is None or not (deaf := explain_deafness(daemon)):
         return
-    remedy, command = find_remedy(daemon)
+    _, command = find_remedy(daemon)
     by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
     effects = view.effects(RESTART_PLUGIN)
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy}"
-        f"{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
+        f"policy {', '.join(wanted)}: {deaf}{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
         after_labels(newer, effects) or SHOW_LABELS if needs_newer_plugin(daemon) else command,
     )
 
 
-def _find_config_map_symptoms(view: InstallationView) -> Iterator[Symptom]:
-    place = view.place
+def _find_config_map_symptoms(view: Installation) -> Iterator[Symptom]:
+    place, stack, policy = view.place, view.stack, view.stack.cluster_policy
     if "configmaps" in view.unread:
         return
-    stacks = [*view.cluster_policies, *filter(None, [view.plain])]
-    pointed = {one.plugin_config_name for one in stacks} | {one.mig_config_name for one in stacks}
-    for name in (place.plugin_config_map, place.mig_config_map):
+    pointed = {policy.plugin_config_name, policy.mig_config_name} if policy is not None else set()
+    for name, held in {place.plugin_config_map: stack.plugin_configs, place.mig_config_map: stack.mig_file}.items():
         if not view.installed and name not in pointed:
             continue
-        config_map = view.config_maps.get(name)
-        if config_map is None or not config_map.keys:
-            state = "does not exist" if config_map is None else "holds nothing"
+        if name in stack.foreign_maps:
+            message, label = explain_taken(name, place)
+            command = label if view.installed else start(view)
+            yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, command)
+        elif not held:
             follows = ", and NVIDIA's pods that mount it cannot start" if name in pointed else ""
             yield (error if name in pointed else warning)(
                 Topic.CONFIG_MAPS,
                 "ConfigMapEmpty",
-                f"{name} {state} in namespace {place.gpu_operator_namespace}: the operator has not written it{follows}",
+                f"{name} does not exist in namespace {place.gpu_operator_namespace} or is empty: the operator has not"
+                f" written it{follows}",
                 start(view),
             )
-        elif not config_map.ours:
-            label = (
-                f"kubectl label configmap {name} -n {place.gpu_operator_namespace} --overwrite"
-                f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
-            )
-            message = f"someone else created {name} and it has entries, so the operator does not write to it"
-            command = label if view.installed else start(view)
-            yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, command)
 
 
-def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
     agents, where = view.agents, view.place.agent_namespace
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {where}"
         yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
     if agents is None or {"nodes", "pods"} & view.unread.keys():
         return
-    nodes = [one for one in view.nodes if matches(one.labels, agents.selector)]
+    snapshot, policy = view.snapshot, view.stack.cluster_policy
+    nodes = [one for one in snapshot.nodes.values() if matches(one.labels, agents.selector)]
     if not nodes:
         wanted = [f"{key}={value}" for key, value in sorted(agents.selector.items())]
         message = f"no Node has the labels in agent.nodeSelector ({', '.join(wanted)}), so no agent runs"
@@ -338,7 +332,6 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
         message = f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods"
         command = f"kubectl label --overwrite namespace {where} pod-security.kubernetes.io/enforce=privileged"
         yield error(Topic.AGENTS, "PodSecurityForbids", message, command)
-    policy = view.followed_policy
     theirs = policy is not None and not policy.is_off(PLUGIN_SWITCH)
     kept_off = {node.name for node in nodes if node.keeps_off("operands") or node.keeps_off("device-plugin")}
     # Where NVIDIA's plugin does not run, the label would leave the GPUs without any.
@@ -359,9 +352,10 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
             " on each of these nodes, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )
-    without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
+    without = {one.name for one in nodes} - snapshot.agents
     if without:
-        problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
+        causes = ((name, snapshot.agent_troubles.get(name)) for name in sorted(without))
+        problem = next((f"; {name}: {cause.message}" for name, cause in causes if cause is not None), "")
         yield (error if len(without) == len(nodes) else warning)(
             Topic.AGENTS,
             "AgentNotReady",
@@ -369,12 +363,12 @@ def _find_agent_symptoms(view: InstallationView) -> Iterator[Symptom]:
             f" change them: {some(sorted(without))}{problem}",
             f"kubectl -n {where} describe pods -l app.kubernetes.io/name=gpusharing-agent",
         )
-    troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
+    reports = {name: one.observed for name, one in snapshot.gpunodes.items() if name not in without}
+    troubled = {name: one.error for name, one in reports.items() if one is not None and one.error}
     if troubled:
         first = min(troubled)
         message = f"the agent cannot read the GPUs on {some(sorted(troubled))}; {first}: {troubled[first]}"
         show = f"kubectl describe gpunode {first}"
-        policy, _ = find_active(view.cluster_policies)
         own = {one.name for one in nodes if has_driver(one)}
         absent = find_absent(troubled[first], policy) if first not in own else None
         if policy is not None and absent is not None:

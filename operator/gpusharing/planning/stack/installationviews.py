@@ -11,24 +11,17 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from gpusharing.api.names import LABEL_PLUGIN_CONFIG
-from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.nvidia import (
-    NO_DRA,
     TAINT_TEST,
     Change,
-    ClusterPolicyView,
-    DaemonSetState,
-    DraView,
     Effect,
     PlainStackView,
     StackView,
 )
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.effects import find_effects
 from gpusharing.planning.stack.mps import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.migfile import MIG_KEY
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
 """The namespace in which a right is needed, or the whole cluster; `own` is the operator's."""
@@ -149,11 +142,9 @@ class Place(PlanSettings):
 
 @value
 class PodState:
-    """One pod of the operator or of the agent."""
+    """One pod of the operator."""
 
     name: str
-    node: str
-    """The node of the pod. Empty if the pod is not scheduled."""
     ready: bool
     problem: str = ""
     """Why a container is waiting or the pod cannot be placed, such as `ImagePullBackOff: ...`."""
@@ -178,25 +169,11 @@ class RightState:
 
 
 @value
-class ConfigMapState:
-    """One of our two ConfigMaps, or one that ClusterPolicy names instead."""
-
-    data: Mapping[str, str]
-    ours: bool
-    """Whether it has our label or our record of writes."""
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset(self.data)
-
-
-@value
 class AgentsState:
     """The agent's DaemonSet and its prerequisites."""
 
     selector: Mapping[str, str]
     """The node selector of its pods."""
-    pods: tuple[PodState, ...]
     runtime_class: str = ""
     runtime_class_exists: bool | None = None
     """Whether the agent's RuntimeClass exists. None if that is unknown."""
@@ -204,14 +181,14 @@ class AgentsState:
     """The PodSecurity level that its namespace enforces, or an empty string."""
     secure_metrics: bool = False
     """Whether its pods ask the API server who may read their metrics (chart value agent.secureMetrics)."""
-    reports: Mapping[str, str] = field(default_factory=dict)
-    """The error that keeps the agent from reading the GPUs, or an empty string, by node."""
 
 
 @value
-class InstallationView:
-    """Everything in a cluster that the checks depend on, read once; what could not be read is empty."""
+class Installation:
+    """A cluster as the planner sees it, and what only the checks of an installation ask; read once."""
 
+    snapshot: ClusterSnapshot
+    """What could not be read is empty. Only a running operator knows of claims, pods and its own failed writes."""
     place: Place = Place()
     unread: Mapping[str, str] = field(default_factory=dict)
     """Why a kind of object could not be read, by the name of the kind as kubectl uses it."""
@@ -227,65 +204,19 @@ class InstallationView:
     there should be some.
     """
     operator_pods: tuple[PodState, ...] = ()
-    cluster_policies: tuple[ClusterPolicyView, ...] = ()
-    finders: tuple[DaemonSetState, ...] = ()
-    """Workers of Node Feature Discovery in the GPU Operator's namespace."""
-    nodes: tuple[NodeView, ...] = ()
+    agents: AgentsState | None = None
     kubelets: Mapping[str, str] = field(default_factory=dict)
     """The version of the kubelet, such as `v1.36.3`, by node. Empty if it is unknown."""
     system_plugins: frozenset[str] = frozenset()
     """Nodes whose operating system includes a device plugin that runs unless its settings disable it."""
-    plain: ClusterPolicyView | None = None
-    """NVIDIA's device-plugin chart in place of a ClusterPolicy."""
-    gpu_cluster: bool = False
-    dra: DraView = NO_DRA
-    """NVIDIA's DRA driver, and mig-manager without the GPU Operator. ResourceSlices are not read."""
-    config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Our ConfigMaps that exist, and those that ClusterPolicy names instead.
-
-    One of the latter that does not exist has no keys.
-    """
-    agents: AgentsState | None = None
-    simulated: frozenset[str] = frozenset()
-    """Nodes whose agents report that their GPUs are simulated."""
-    policies: tuple[PolicyView, ...] = ()
-    gpunodes: Mapping[str, GPUNodeView] = field(default_factory=dict)
+    ignored_policies: tuple[str, ...] = ()
+    """Names of the ClusterPolicies that the GPU Operator reports to ignore, sorted."""
+    void_maps: frozenset[str] = frozenset()
+    """Names of ConfigMaps of others that ClusterPolicy names and that are known to be missing or empty."""
 
     @property
     def stack(self) -> StackView:
-        """NVIDIA's software as the planner sees it, without what only the operator collects."""
-        policy, place = self.followed_policy, self.place
-        data = {name: state.data for name, state in self.config_maps.items()}
-        pointed = policy.plugin_config_name if policy is not None else ""
-        theirs = policy.mig_config_name if policy is not None and policy.mig_config_name != place.mig_config_map else ""
-        return StackView(
-            policy,
-            self.gpu_cluster,
-            plugin_configs=data.get(place.plugin_config_map, {}),
-            mig_file=data.get(place.mig_config_map, {}).get(MIG_KEY, ""),
-            written={},
-            admin_mig_file=data.get(place.admin_mig_config_map or theirs, {}).get(MIG_KEY, ""),
-            admin_plugin_configs={} if pointed == place.plugin_config_map else data.get(pointed, {}),
-            named_keys=None if pointed == place.plugin_config_map or pointed not in data else frozenset(data[pointed]),
-            serves_our_mig_file=policy is not None and policy.mig_config_name == place.mig_config_map,
-            dra=self.dra,
-        )
-
-    @property
-    def snapshot(self) -> ClusterSnapshot:
-        """The cluster as the planner sees it, without pods."""
-        ready = frozenset(pod.node for pod in self.agents.pods if pod.ready) if self.agents is not None else None
-        return ClusterSnapshot(
-            nodes={node.name: node for node in self.nodes},
-            gpunodes=self.gpunodes,
-            policies=self.policies,
-            stack=self.stack,
-            agents=frozenset(self.gpunodes) if ready is None or "pods" in self.unread else ready,
-            operands={},
-            claims={},
-            work={},
-            settings=self.place,
-        )
+        return self.snapshot.stack
 
     def effects(self, change: Change) -> tuple[Effect, ...]:
         """Return what the change would take from nodes (`find_effects`)."""
@@ -297,46 +228,10 @@ class InstallationView:
         return "pods" in self.unread or min((pod.ready for pod in self.operator_pods), default=False)
 
     @property
-    def named_entries(self) -> frozenset[str]:
-        return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
-
-    @property
-    def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the readable policies, also of one that resets its nodes.
-
-        None if there are no policies.
-        """
-        if "gpusharingpolicies.gpusharing.dev" in self.unread:
-            return ()
-        specs = (one.spec for one in self.policies if not one.deleting)
-        return tuple(spec.node_selector for spec in specs if spec is not None) if self.policies else None
-
-    @property
     def installed(self) -> bool:
         """Whether the chart is installed, which is assumed if only our kinds can be seen."""
         hidden = "deployments.apps" in self.unread and not self.not_served
         return self.operator_replicas is not None or hidden
-
-    @property
-    def followed_stacks(self) -> tuple[ClusterPolicyView, ...]:
-        """The ClusterPolicies that the GPU Operator does not ignore.
-
-        Without any, NVIDIA's device-plugin chart if there is one.
-        """
-        heeded = tuple(one for one in self.cluster_policies if not one.ignored)
-        return heeded or ((self.plain,) if self.plain is not None else ())
-
-    @property
-    def followed_policy(self) -> ClusterPolicyView | None:
-        return next(iter(self.followed_stacks), None)
-
-    def is_void(self, name: str) -> bool:
-        """Whether the ConfigMap of this name is known to be empty or missing.
-
-        A missing one counts only if ClusterPolicy names it.
-        """
-        held = self.config_maps.get(name)
-        return held is not None and not held.keys
 
 
 class Topic(StrEnum):
@@ -387,7 +282,7 @@ def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
     return Symptom(topic, "WARNING", reason, message, command)
 
 
-def upgrade(view: InstallationView, values: str) -> str:
+def upgrade(view: Installation, values: str) -> str:
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
 
@@ -415,7 +310,7 @@ Unseen = Mapping[Topic, str]
 """By topic: what could not be read, as a clause."""
 
 
-def find_unread_topics(view: InstallationView) -> Unseen:
+def find_unread_topics(view: Installation) -> Unseen:
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 

@@ -14,7 +14,7 @@ from gpusharing.planning.stack.effects import (
     tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import (
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     plain_upgrade,
@@ -97,9 +97,10 @@ def find_mig_obstacle(
     return found, command, effects_of(START_MIG_MANAGER, stack)  # each of these commands starts mig-manager
 
 
-def find_mig_obstacles(view: InstallationView) -> Iterator[Symptom]:
-    place, dra = view.place, view.dra
-    if dra.mig_manager and not view.cluster_policies and not is_readable(dra.mig_manager_version):
+def find_mig_obstacles(view: Installation) -> Iterator[Symptom]:
+    place, dra, policy = view.place, view.stack.dra, view.stack.cluster_policy
+    alone = policy is None or policy.plain is not None
+    if dra.mig_manager and alone and not is_readable(dra.mig_manager_version):
         yield warning(
             Topic.CLUSTER_POLICY,
             "MigManagerVersionUnknown",

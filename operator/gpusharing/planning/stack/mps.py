@@ -112,7 +112,7 @@ def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSetti
 
 
 def _is_countable(stack: StackView, settings: PlanSettings) -> bool:
-    return stack.plugin_map_exists and stack.foreign_map != settings.plugin_config_map
+    return stack.plugin_map_exists and settings.plugin_config_map not in stack.foreign_maps
 
 
 def find_serving(

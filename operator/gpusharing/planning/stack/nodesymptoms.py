@@ -7,13 +7,21 @@ from types import MappingProxyType
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
+from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Change
-from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
-from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, after_labels, label_command, tell_effects
+from gpusharing.planning.stack.effects import (
+    MIG_MANAGER,
+    SHOW_LABELS,
+    after_labels,
+    find_effects,
+    label_command,
+    tell_effects,
+)
 from gpusharing.planning.stack.installationviews import (
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     error,
@@ -22,14 +30,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
-from gpusharing.planning.stack.requirements import (
-    DEPLOY_NEEDED,
-    SANDBOX_DEFAULT,
-    switch_on,
-    tell_kept_off,
-    tell_switch,
-    workload_of,
-)
+from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, explain_disabled, explain_workloads
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -45,7 +46,7 @@ As of k8s-device-plugin v0.19.3, internal/lm/nvml.go.
 
 
 def find_node_symptoms(
-    view: InstallationView,
+    snapshot: ClusterSnapshot,
     mig_entries: Mapping[str, tuple[str, frozenset[str]]],
     misfits: Mapping[str, Sequence[Misfit]] = MappingProxyType({}),
 ) -> tuple[Symptom, ...]:
@@ -55,15 +56,12 @@ def find_node_symptoms(
     that mig-manager reads and its configurations, by node, as far as they are known (docs/design/nvidia.md#a10).
     `misfits` has what `find_misfits` says, by node.
     """
-    nodes = sorted(
-        (node for node in view.nodes if node.fence is None and not node.fence_error),
-        key=lambda node: node.name,
-    )
-    selectors, unfenced = view.selectors, {node.name for node in nodes}
-    selected = {node.name for node in view.nodes if any(selects_node(row, node.labels) for row in selectors or ())}
+    every = [node for _, node in sorted(snapshot.nodes.items())]
+    nodes = [node for node in every if node.fence is None and not node.fence_error]
+    selectors, unfenced = find_selectors(snapshot), {node.name for node in nodes}
+    selected = {node.name for node in every if any(selects_node(row, node.labels) for row in selectors or ())}
     # Nodes that the operator would change if nothing were wrong with them.
-    concerned = [one for one in view.nodes if has_gpu_label(one) and (selectors is None or one.name in selected)]
-    concerned.sort(key=lambda node: node.name)
+    concerned = [one for one in every if has_gpu_label(one) and (selectors is None or one.name in selected)]
     # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy. Where the
     # agent has read the GPUs, it is known which name would be right.
     differing = {
@@ -76,23 +74,32 @@ def find_node_symptoms(
         and node.labels.get(names.LABEL_MIG_CONFIG, "") not in ("", *mig_entries[node.name][1])
     ]
     return (
-        *_find_unknown_configs(nodes, view),
-        *_find_blocking([node for node in concerned if node.name in unfenced], view),
-        *_find_failed_upgrades(concerned, view),
-        *_find_mig_symptoms(nodes, entryless, mig_entries, view),
-        *_find_unsafe_drivers(nodes, view.place),
-        *_tell_misfits(misfits, view),
+        *_find_unknown_configs(nodes, snapshot),
+        *_find_blocking([node for node in concerned if node.name in unfenced], snapshot),
+        *_find_failed_upgrades(concerned, snapshot),
+        *_find_mig_symptoms(nodes, entryless, mig_entries, snapshot),
+        *_find_unsafe_drivers(nodes, snapshot.settings),
+        *_tell_misfits(misfits, snapshot),
     )
 
 
-def _find_unknown_configs(nodes: Sequence[NodeView], view: InstallationView) -> Iterator[Symptom]:
-    label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
+def find_selectors(snapshot: ClusterSnapshot) -> tuple[LabelSelector, ...] | None:
+    """Return the node selectors of the readable policies, also of one that resets its nodes.
+
+    None if there are no policies.
+    """
+    if snapshot.policies_error:
+        return ()
+    specs = (one.spec for one in snapshot.policies if not one.deleting)
+    return tuple(spec.node_selector for spec in specs if spec is not None) if snapshot.policies else None
+
+
+def _find_unknown_configs(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iterator[Symptom]:
+    label, stack, policy = names.LABEL_PLUGIN_CONFIG, snapshot.stack, snapshot.stack.cluster_policy
     plugin_map = policy.plugin_config_name if policy else ""
-    config_map = view.config_maps.get(plugin_map)
-    if config_map is None or not config_map.keys:
-        return
+    entries = stack.plugin_configs.keys() if plugin_map == snapshot.settings.plugin_config_map else stack.named_keys
     # config-manager keeps the previous configuration then (docs/design/nvidia.md#b4).
-    if odd := [node for node in nodes if node.labels.get(label, "") not in ("", *config_map.keys)]:
+    if odd := [node for node in nodes if entries and node.labels.get(label, "") not in ("", *entries)]:
         wrong = odd[0].labels[label]
         alike = [node for node in odd if node.labels[label] == wrong]
         yield error(
@@ -102,45 +109,31 @@ def _find_unknown_configs(nodes: Sequence[NodeView], view: InstallationView) -> 
             f" does not have ({odd[0].name}: {wrong}), so the device plugin silently keeps its previous"
             " configuration. Set the label to the entry that the device plugin is using now. Do not just remove the"
             " label: the plugin would then use its default entry, which may advertise fewer devices",
-            _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
+            _mend(snapshot, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
         )
 
 
-def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterator[Symptom]:
-    report = warning if view.selectors is None else error
+def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iterator[Symptom]:
+    report = warning if find_selectors(snapshot) is None else error
     # GKE's plugin is reported with the agents, so that `helm test` shows it, too.
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
         there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
         yield report(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
-    label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
-    if odd := [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]:
-        # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
-        effects = view.effects(Change(labels=((label, names.WORKLOAD_CONTAINER),), nodes=_names(odd)))
-        command = f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
-        message = (
-            f"the GPUs on {some([node.name for node in odd])} are not available to containers ({odd[0].name} is set to"
-            f" {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if it has"
-            " no such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set"
-            f" the label to container, or exclude the node with the policy's nodeSelector{tell_effects(effects)}"
-        )
-        command = after_labels(command, effects) or SHOW_LABELS
-        yield report(Topic.NODES, "WorkloadConfig", message, _mend(view, label, command))
+    label, exclude = names.LABEL_WORKLOAD_CONFIG, "or exclude the node with the policy's nodeSelector"
+    for text, command in explain_workloads(nodes, snapshot):
+        message = f"{text}. Set the label to {names.WORKLOAD_CONTAINER}, {exclude}"
+        yield report(Topic.NODES, "WorkloadConfig", message, _mend(snapshot, label, command or SHOW_LABELS))
     # Where another device plugin serves a node, an admin may have switched NVIDIA's programs off on purpose.
     ours = [node for node in nodes if not node.other_plugin]
     for operand, label in DEPLOY_NEEDED.items():
         odd = [node for node in ours if node.keeps_off(operand)]
         if operand == "mig-manager":
-            odd = _find_waiting_for_mig(odd, view)
+            odd = _find_waiting_for_mig(odd, snapshot)
         if odd:
-            effects = view.effects(switch_on(label, _names(odd)))
-            command = after_labels(f"kubectl label node {_all(odd)} {tell_switch(label)}", effects)
-            message = (
-                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so"
-                f" {tell_kept_off(operand, 'there')}. Correct the label, or exclude the node with the policy's"
-                f" nodeSelector{tell_effects(effects)}"
-            )
-            yield report(Topic.NODES, "OperandsDisabled", message, _mend(view, label, command or SHOW_LABELS))
+            text, command = explain_disabled(operand, odd, snapshot)
+            message = f"{text}. Correct the label, {exclude}"
+            yield report(Topic.NODES, "OperandsDisabled", message, _mend(snapshot, label, command or SHOW_LABELS))
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
@@ -149,31 +142,31 @@ def _find_blocking(nodes: Sequence[NodeView], view: InstallationView) -> Iterato
         yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
 
 
-def _find_failed_upgrades(nodes: Iterable[NodeView], view: InstallationView) -> Iterator[Symptom]:
-    report = warning if view.selectors is None else error
+def _find_failed_upgrades(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Iterator[Symptom]:
+    report = warning if find_selectors(snapshot) is None else error
     failed = [node for node in nodes if node.upgrade_failed]
-    for message, command in explain_failed_upgrades(failed, view.followed_policy):
+    for message, command in explain_failed_upgrades(failed, snapshot.stack.cluster_policy):
         yield report(Topic.NODES, str(Reason.DRIVER_UPGRADE_FAILED), message, command)
 
 
-def _find_waiting_for_mig(nodes: Iterable[NodeView], view: InstallationView) -> list[NodeView]:
+def _find_waiting_for_mig(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> list[NodeView]:
     """Return those of these nodes whose policy wants MIG, or whole GPUs of GPUs that have MIG on."""
-    if view.stack.by_dra and view.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
+    if snapshot.stack.by_dra and snapshot.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
         return []
-    owners = Owners(find_contenders(view.policies))
-    specs = {policy.name: policy.spec for policy in view.policies}
+    owners = Owners(find_contenders(snapshot.policies))
+    specs = {policy.name: policy.spec for policy in snapshot.policies}
 
     def waits(node: NodeView) -> bool:
-        spec, gpunode = specs.get(owners.owner(node)), view.gpunodes.get(node.name)
+        spec, gpunode = specs.get(owners.owner(node)), snapshot.gpunodes.get(node.name)
         gpus = gpunode.observed.hardware.kinds if gpunode is not None and gpunode.observed is not None else ()
         return spec is not None and (spec.mode is Mode.MIG or any(gpu.mig_enabled for gpu in gpus))
 
     return [node for node in nodes if waits(node)]
 
 
-def _mend(view: InstallationView, label: str, command: str) -> str:
+def _mend(snapshot: ClusterSnapshot, label: str, command: str) -> str:
     """Return the command, or one that shows the nodes while it is unknown which of them will get a policy."""
-    return f"kubectl get nodes -L {label}" if view.selectors is None else command
+    return f"kubectl get nodes -L {label}" if find_selectors(snapshot) is None else command
 
 
 def _names(nodes: Iterable[NodeView]) -> tuple[str, ...]:
@@ -188,9 +181,9 @@ def _find_mig_symptoms(
     nodes: Sequence[NodeView],
     entryless: Sequence[NodeView],
     mig_entries: Mapping[str, tuple[str, frozenset[str]]],
-    view: InstallationView,
+    snapshot: ClusterSnapshot,
 ) -> Iterator[Symptom]:
-    label, namespace = names.LABEL_MIG_CONFIG, view.place.gpu_operator_namespace
+    label, namespace = names.LABEL_MIG_CONFIG, snapshot.settings.gpu_operator_namespace
     if entryless:  # mig-manager touches no GPU then (docs/design/nvidia.md#a3)
         first = entryless[0]
         (config_map, entries), wrong = mig_entries[first.name], first.labels[label]
@@ -223,7 +216,7 @@ def _find_mig_symptoms(
         and any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
     ]
     if paused:
-        effects = view.effects(Change(restarts=(MIG_MANAGER,), nodes=(paused[0],)))
+        effects = find_effects(Change(restarts=(MIG_MANAGER,), nodes=(paused[0],)), snapshot)
         restart = (
             f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
         )
@@ -231,13 +224,12 @@ def _find_mig_symptoms(
         yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, effects) or SHOW_LABELS)
 
 
-def find_all_misfits(view: InstallationView) -> dict[str, list[Misfit]]:
-    snapshot = view.snapshot
-    return {node.name: found for node in view.nodes if (found := [*find_misfits(node, snapshot)])}
+def find_all_misfits(snapshot: ClusterSnapshot) -> dict[str, list[Misfit]]:
+    return {name: found for name, node in snapshot.nodes.items() if (found := [*find_misfits(node, snapshot)])}
 
 
-def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], view: InstallationView) -> Iterator[Symptom]:
-    policy = view.followed_policy
+def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], snapshot: ClusterSnapshot) -> Iterator[Symptom]:
+    policy = snapshot.stack.cluster_policy
     alike = defaultdict[tuple[Reason, str, Change | None], dict[str, str]](dict)
     for name, found in sorted(misfits.items()):
         for one in found:
@@ -252,7 +244,7 @@ def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], view: InstallationVie
             ((path, setting),) = due.fields
             block, _, field = path.partition(".")
             command = kubectl_patch(policy.name, {block: {field: setting}})
-        effects = view.effects(due) if due is not None else ()
+        effects = find_effects(due, snapshot) if due is not None else ()
         first = f" (for example {nodes[0]})" if len({*texts.values()}) > 1 else ""
         report = error if reason in (Reason.MIG_INVALID, Reason.COMPUTE_INSTANCES) else warning
         yield report(
@@ -310,7 +302,7 @@ def find_minor(version: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match and match[1] != "0" else None
 
 
-def find_kubelet_symptoms(view: InstallationView, api_server: str) -> Iterator[Symptom]:
+def find_kubelet_symptoms(view: Installation, api_server: str) -> Iterator[Symptom]:
     """Yield a warning for each problem with the kubelets of nodes with GPUs.
 
     `api_server` is the API server's version, if known.
@@ -325,7 +317,7 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> Iterator[S
         f" {upgrade_it}",
     }
     faulty: dict[str, list[str]] = {reason: [] for reason in faults}
-    for name in sorted(node.name for node in view.nodes if has_gpu_label(node)):
+    for name in sorted(node.name for node in view.snapshot.nodes.values() if has_gpu_label(node)):
         minor = find_minor(view.kubelets.get(name, ""))
         if minor is None:
             continue

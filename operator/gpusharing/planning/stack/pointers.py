@@ -192,7 +192,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
         return None
-    apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
+    apart = stack.foreign_maps or find_other_namespace(policy, settings.gpu_operator_namespace)
     if not quiet or not _are_written(stack) or apart or stack.rival_policies:
         return None
     if stack.by_dra and not is_complete(stack, settings):

@@ -6,7 +6,8 @@ taint is that of docs/design/transition.md#gate.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpusharing.api import names
@@ -19,7 +20,7 @@ from gpusharing.planning.snapshot.nvidia import (
     Effect,
     StackView,
 )
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import (
     PRE_INSTALLED,
     RESTART_ALL,
@@ -27,11 +28,12 @@ from gpusharing.planning.stack.effects import (
     SHOW_LABELS,
     after_labels,
     effects_of,
+    find_effects,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
     Fields,
-    InstallationView,
+    Installation,
     Symptom,
     Topic,
     error,
@@ -169,46 +171,50 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
     return str(policy.switches.get(SANDBOX_DEFAULT) or names.WORKLOAD_CONTAINER)
 
 
-def find_other_workload(
-    node: NodeView, policy: ClusterPolicyView | None, find_effects: Callable[[Change], Sequence[Effect]]
-) -> str:
-    workload = workload_of(node.labels, policy)
-    if workload == names.WORKLOAD_CONTAINER:
-        return ""
-    label, container = names.LABEL_WORKLOAD_CONFIG, names.WORKLOAD_CONTAINER
-    # Removing the label would not help where ClusterPolicy says the same.
-    cause = f"{label} is {workload}" if node.labels.get(label) else f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}"
-    effects = find_effects(Change(labels=((label, container),), nodes=(node.name,)))
-    command = after_labels(f"kubectl label node {node.name} --overwrite {label}={container}", effects)
-    others = [one for one in sorted(node.resources) if one.startswith("nvidia.com/") and not is_plugin_resource(one)]
-    first = f"; {', '.join(others)} would go, so stop the virtual machines that use the GPUs first" if others else ""
-    return (
-        f"{cause}: the GPUs of {node.name} are not available to containers{first}{tell_effects(effects)}"
-        f"{command and f'. To use them for containers: {command}'}"
-    )
+def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Iterator[tuple[str, str]]:
+    """Yield a message for nodes whose GPUs are for virtual machines alike, and the command that changes that.
 
-
-def find_disabled(
-    node: NodeView,
-    needs: Collection[str],
-    policy: ClusterPolicyView | None,
-    find_effects: Callable[[Change], Sequence[Effect]],
-) -> str:
-    """Return a message with the remedy if a label keeps a program in `needs` off the node.
-
-    `find_effects` says what a change would take from the node.
+    The command is empty if it must not be run.
     """
-    if unselected := find_unselected(node, policy):
+    label, container = names.LABEL_WORKLOAD_CONFIG, names.WORKLOAD_CONTAINER
+    alike = defaultdict[str, list[NodeView]](list)
+    for node in nodes:
+        if (workload := workload_of(node.labels, snapshot.stack.cluster_policy)) != container:
+            # Removing the label would not help where ClusterPolicy says the same.
+            source = label if node.labels.get(label) else f"ClusterPolicy {SANDBOX_DEFAULT}"
+            alike[f"{source} is {workload}"].append(node)
+    for cause, group in alike.items():
+        where, resources = tuple(node.name for node in group), {one for node in group for one in node.resources}
+        effects = find_effects(Change(labels=((label, container),), nodes=where), snapshot)
+        others = sorted(one for one in resources if one.startswith("nvidia.com/") and not is_plugin_resource(one))
+        first = (
+            f"; {', '.join(others)} would go, so stop the virtual machines that use the GPUs first" if others else ""
+        )
+        yield (
+            f"{cause}: the GPUs of {some(where)} are not available to containers{first}{tell_effects(effects)}",
+            after_labels(f"kubectl label node {' '.join(where)} --overwrite {label}={container}", effects),
+        )
+
+
+def find_disabled(node: NodeView, needs: Collection[str], snapshot: ClusterSnapshot) -> str:
+    """Return a message with the remedy if a label keeps a program in `needs` off the node."""
+    if unselected := find_unselected(node, snapshot.stack.cluster_policy):
         return unselected
-    for operand, label in DEPLOY_NEEDED.items() if node.held_off else ():
+    for operand in DEPLOY_NEEDED if node.held_off else ():
         if operand in ("operands", *needs) and node.keeps_off(operand):
-            effects = find_effects(switch_on(label, (node.name,)))
-            command = after_labels(f"kubectl label node {node.name} {tell_switch(label)}", effects)
-            return (
-                f"{label} is {node.labels[label]}, so {tell_kept_off(operand, f'on {node.name}')}"
-                f"{tell_effects(effects)}{command and f'. To correct that, run: {command}'}"
-            )
+            text, command = explain_disabled(operand, [node], snapshot)
+            return f"{text}{command and f'. To correct that, run: {command}'}"
     return ""
+
+
+def explain_disabled(operand: str, nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> tuple[str, str]:
+    """Return a message about labels that keep a program off nodes, and the command, empty if it must not be run."""
+    label, where = DEPLOY_NEEDED[operand], tuple(node.name for node in nodes)
+    effects = find_effects(switch_on(label, where), snapshot)
+    return (
+        f"{label} is {nodes[0].labels[label]}, so {tell_kept_off(operand, f'on {some(where)}')}{tell_effects(effects)}",
+        after_labels(f"kubectl label node {' '.join(where)} {tell_switch(label)}", effects),
+    )
 
 
 def tell_kept_off(operand: str, where: str) -> str:
@@ -324,22 +330,23 @@ def with_toleration(tolerations: str) -> list[Any]:
     return [*json.loads(tolerations), TOLERATION]
 
 
-def find_gate_symptoms(view: InstallationView) -> Iterator[Symptom]:
+def find_gate_symptoms(view: Installation) -> Iterator[Symptom]:
     """Yield an error for each object but our agent whose pods must tolerate the start-up taint and do not.
 
     A node that joins with the taint is then never proven. Nothing is yielded if no node has the taint and the chart
     value for it is off.
     """
-    gated = sorted(one.name for one in view.nodes if one.gate is not None)
+    stack, policy = view.stack, view.stack.cluster_policy
+    gated = sorted(one.name for one in view.snapshot.nodes.values() if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
-    namespace, plain = view.place.gpu_operator_namespace, view.plain is not None
+    namespace, plain = view.place.gpu_operator_namespace, policy is not None and policy.plain is not None
     waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
     tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
     missing = [
-        *(find_untolerated(one, namespace, view.effects(restart_of(one))) for one in view.followed_stacks),
-        find_untolerated_driver(view.dra.driver, namespace) if view.stack.by_dra else None,
-        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in view.finders),
+        find_untolerated(policy, namespace, view.effects(restart_of(policy))) if policy is not None else None,
+        find_untolerated_driver(stack.dra.driver, namespace) if stack.by_dra else None,
+        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in stack.finders),
     ]
     for message, command in filter(None, missing):
         yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command or SHOW_LABELS)

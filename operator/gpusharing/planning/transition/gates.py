@@ -14,10 +14,10 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
-from gpusharing.planning.stack.effects import RESTART_PLUGIN, find_effects, tell_clients
+from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
 from gpusharing.planning.stack.mps import explain_repair
 from gpusharing.planning.stack.plugins import explain_plugin
-from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
+from gpusharing.planning.stack.requirements import explain_workloads, find_bare_host, find_disabled
 from gpusharing.planning.transition.attempts import (
     find_quiet,
     goes_back,
@@ -152,15 +152,15 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
 
     They need no assessment, so they also explain why a node has none.
     """
-    node, policy = case.node, case.stack.cluster_policy
+    node, here = case.node, alone(case)
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
-    here = alone(case)
-    yield Reason.WORKLOAD_CONFIG, find_other_workload(node, policy, lambda change: find_effects(change, here))
+    for text, command in explain_workloads([node], here):
+        yield Reason.WORKLOAD_CONFIG, f"{text}{command and f'. To use them for containers: {command}'}"
     needs = case.actuator.needs
     if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
         needs -= {"mig-manager"}
-    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, policy, lambda change: find_effects(change, here))
+    yield Reason.OPERANDS_DISABLED, find_disabled(node, needs, here)
     words = case.observed.error if case.observed and case.agent_ready else ""
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
@@ -176,9 +176,6 @@ def alone(case: NodeCase) -> ClusterSnapshot:
         policies=(),
         stack=case.stack,
         agents=frozenset({name} if case.agent_ready else ()),
-        operands={},
-        claims={},
-        work={},
         settings=case.settings,
     )
 

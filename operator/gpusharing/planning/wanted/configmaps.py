@@ -27,7 +27,7 @@ def plan_config(
     label, fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4).
     The neutral entry is never removed, because a ConfigMap without any entry has the same effect.
     """
-    if stack.foreign_map:
+    if stack.foreign_maps:
         return None, False
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     kept = _find_kept(well_known, nodes, gpunodes, stack)

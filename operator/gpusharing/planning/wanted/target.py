@@ -561,6 +561,12 @@ def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
     return f"{text}: {', then '.join(steps)}", command
 
 
+def explain_deafness(daemon: MpsDaemonView) -> str:
+    """Return why no label can enable MPS, and the remedy; empty if one can, or if that is unknown."""
+    why = find_deafness(daemon)
+    return why and f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon)[0]}"
+
+
 def find_deaf_release(gpu_operator: str) -> str | None:
     """Return why labels cannot switch MPS on with this GPU Operator; empty if they can, None if that is unknown."""
     if not is_readable(gpu_operator) or _numbers(gpu_operator) > LAST_READ:

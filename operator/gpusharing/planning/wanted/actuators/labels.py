@@ -13,7 +13,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Written
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
-from gpusharing.planning.wanted.target import Target, find_deafness, find_last_proven, find_remedy
+from gpusharing.planning.wanted.target import Target, explain_deafness, find_last_proven
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Checked,
@@ -49,10 +49,9 @@ class Labels(Actuator):
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         policy = case.stack.cluster_policy
         daemon = policy.mps_daemon if policy is not None else None
-        if daemon is not None and target.mode is Mode.MPS and (why := find_deafness(daemon)):
+        if daemon is not None and target.mode is Mode.MPS and (deaf := explain_deafness(daemon)):
             # Without this objection, the node would be drained before anybody noticed.
-            text = f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon)[0]}"
-            yield Finding(Reason.MPS_NOT_SWITCHABLE, text)
+            yield Finding(Reason.MPS_NOT_SWITCHABLE, deaf)
         if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
             why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
             if policy is not None and policy.plain is not None:
