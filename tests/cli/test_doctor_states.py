@@ -99,8 +99,8 @@ async def test_whoever_does_what_doctor_says_loses_no_device_and_has_no_error_in
         first = await ask(player.scene.e.cluster, "doctor", "-o", "json")
         if state in BEFORE:
             # A device plugin that cannot start offers no device, which is shown, too.
-            told = {one["command"] for one in first.data["symptoms"] if one["reason"] != "DeviceUnhealthy"}
-            assert told == {f"{INSTALL}{values}"}
+            printed = {one["command"] for one in first.data["symptoms"] if one["reason"] != "DeviceUnhealthy"}
+            assert printed == {f"{INSTALL}{values}"}
             assert not first.data["installed"]
         told = await follow(player)
         assert [one for one in told.data["symptoms"] if one["severity"] == "ERROR"] == []
