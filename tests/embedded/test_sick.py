@@ -70,9 +70,11 @@ def test_nodes_that_cannot_start_leave_the_only_slot_to_the_others(door: str) ->
 
 
 @pytest.mark.parametrize("answer", ["403", "no answer"])
-def test_with_two_slots_a_drain_whose_evictions_fail_slows_nobody_down(answer: str) -> None:
+def test_with_two_slots_a_drain_whose_evictions_fail_takes_one_of_them_once(answer: str) -> None:
+    """Whichever node comes first by chance: the two slots share the time of its drain."""
     run = course(Sickness(OF_ONE_NODE["the eviction of its pod"], (answer,), limit=2))
-    assert run.seconds <= SLOWER * alone(2)
+    timeout = parse_duration(DRAIN_TIMEOUT).total_seconds()
+    assert run.seconds <= alone(2) + timeout / 2 + 15.0
 
 
 @pytest.mark.parametrize("answer", ["500", "429"])

@@ -14,7 +14,7 @@ from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
-from tests.planning.promises import approve
+from tests.planning.promises import approve, resume
 from tests.planning.recovery import (
     carried_out,
     lenient,
@@ -90,7 +90,7 @@ def _type(world: World, told: Verdict, plan: RolloutPlan) -> None:
                 approve(world, policy, value)
             else:
                 hold(key == names.ANNOTATION_RESUME, f"nobody knows what {command} does")
-                world.policies = tuple(replace(one, resumed=value) if one is policy else one for one in world.policies)
+                resume(world, policy, value)
         elif verb == "uncordon":
             _uncordon(world, name)
         else:

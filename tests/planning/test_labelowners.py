@@ -153,7 +153,7 @@ def test_drift_is_corrected_once_whoever_wrote_the_label_and_then_names_the_mana
     gate = gate_of(rewritten(MIXED, corrected=MIXED.version.revision))
     assert gate is not None
     assert gate.reason is Reason.DRIFT_RETURNED
-    assert gate.message.endswith(f"; {KYVERNO} was the last to write {MIG}")
+    assert f"; {KYVERNO} was the last to write {MIG}. To have it corrected once more, run: " in gate.message
 
 
 def test_in_the_middle_of_a_change_the_label_is_set_again_and_its_manager_named() -> None:

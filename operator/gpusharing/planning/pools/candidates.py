@@ -195,6 +195,9 @@ def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
+    deferred = case.node.deferred
+    if deferred is not None and deferred.version == policy.version:  # the others come before another attempt
+        cost += UNKNOWN_PODS * deferred.count
     return not case.claimed, cost, _shuffle(case.node.uid, policy.version)
 
 

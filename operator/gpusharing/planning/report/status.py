@@ -342,17 +342,17 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
     if stalling := _stalling(verdicts):
         reason = most_urgent(verdict.reason for verdict in stalling)
         return True, reason, tell_first([verdict for verdict in stalling if verdict.reason is reason])
-    if stuck := [verdict for verdict in verdicts if _needs_person(verdict)]:
-        nodes = counted(len(stuck), "node is", "nodes are")
-        return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
-    if (refused := _find_refused(pool.policy, snapshot)) is not None:
-        return True, Reason.CALL_FAILED, f"{refused.message}; the call is retried with increasing delays"
     if plan.memory.vain_passes.get(pool.policy.name, 0) >= MOST_VAIN:
         message = (
             f"for {MOST_VAIN} passes in a row the planner listed the pods on nodes that could start a change, but did"
             " not start a change on any of them. This is a bug in this operator; please report it"
         )
         return True, Reason.NO_PROGRESS, message
+    if stuck := [verdict for verdict in verdicts if _needs_person(verdict)]:
+        nodes = counted(len(stuck), "node is", "nodes are")
+        return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
+    if (refused := _find_refused(pool.policy, snapshot)) is not None:
+        return True, Reason.CALL_FAILED, f"{refused.message}; the call is retried with increasing delays"
     message = "no action is needed"
     if any(verdict.reason is Reason.APPROVAL_NEEDED for verdict in verdicts):
         command = f"kubectl gpusharing approve {pool.policy.name}"
