@@ -63,6 +63,13 @@ def turn(world: World, passes: int) -> RolloutPlan:
     return plan
 
 
+def stalled(world: World, plan: RolloutPlan, name: str) -> dict[str, Any]:
+    """The condition of a policy."""
+    one = next(known for known in world.policies if known.name == name)
+    rows = policy_status(one, plan, world.snapshot(), {}, world.now)["conditions"]
+    return next(row for row in rows if row["type"] == ConditionType.STALLED)
+
+
 def failed(world: World, name: str, mode: int) -> None:
     """The node fails on its way to this mode."""
     world.machines[name].temper = "fails"
@@ -95,12 +102,23 @@ def test_no_pod_is_evicted_for_devices_of_a_node_that_failed() -> None:
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
 
 
-def test_two_pools_that_swap_do_not_hold_each_other() -> None:
+@pytest.mark.parametrize("habit", [(), ("one canary",)], ids=["at once", "each behind its canary"])
+def test_two_pools_that_swap_do_not_hold_each_other(habit: tuple[str, ...]) -> None:
+    world = settled(b=(2, HALVES), c=(2, FULL))
+    assert all(world.add_pod(name, "a pod of a ReplicaSet") for name in world.nodes)
+    world.set_policy(with_habits(policy("b", FULL), (), habit))
+    world.set_policy(with_habits(policy("c", HALVES), (), habit))
+    assert {one.phase for one in turn(world, 600).verdicts.values()} == {Phase.SYNCED}
+
+
+def test_who_waits_for_the_window_of_another_policy_waits_for_the_clock() -> None:
     world = settled(b=(1, HALVES), c=(1, FULL))
-    assert all(world.add_pod(name, "a pod of a ReplicaSet") for name in ("b-0", "c-0"))
+    assert world.add_pod("b-0", "a pod of a ReplicaSet")
+    world.set_policy(with_habits(policy("c", HALVES), (), ("at night",)))
     world.set_policy(policy("b", FULL))
-    world.set_policy(policy("c", HALVES))
-    assert {one.phase for one in turn(world, 300).verdicts.values()} == {Phase.SYNCED}
+    plan = turn(world, 60)
+    assert plan.verdicts["b-0"].deadline == plan.pools["pool-c"].hours.change
+    assert stalled(world, plan, "pool-b")["status"] == "False"
 
 
 def test_a_plan_that_waits_for_approval_is_told_with_what_it_brings_itself() -> None:
@@ -152,6 +170,23 @@ def test_a_failed_node_starts_once_its_plan_is_approved_or_its_pause_ends() -> N
     assert {one.phase for one in turn(world, 150).verdicts.values()} == {Phase.SYNCED}
 
 
+def test_a_failed_node_that_joins_a_pool_waits_for_an_approval_of_its_own() -> None:
+    world = settled(a=(1, FULL), b=(1, FULL))
+    heir = with_habits(policy("b", MIXTURE), (), ("by approval",))
+    world.set_policy(heir)
+    assert person_approves(world, "pool-b", turn(world, 20))
+    assert turn(world, 100).verdicts["b-0"].phase is Phase.SYNCED
+    failed(world, "a-0", HALVES)
+    node = world.nodes["a-0"]
+    world.nodes["a-0"] = replace(node, labels={**node.labels, "gpusharing.dev/pool": "b"})
+    world.machines["a-0"].temper = "works"
+    plan = turn(world, 60)
+    assert plan.verdicts["a-0"].phase is Phase.FAILED
+    assert "a-0 was not in it" in plan.verdicts["a-0"].message
+    assert person_approves(world, "pool-b", plan)
+    assert turn(world, 100).verdicts["a-0"].phase is Phase.SYNCED
+
+
 def test_of_several_failed_nodes_only_as_many_start_as_the_canary_has() -> None:
     world = settled(a=(3, FULL))
     for machine in world.machines.values():
@@ -161,8 +196,10 @@ def test_of_several_failed_nodes_only_as_many_start_as_the_canary_has() -> None:
     for machine in world.machines.values():
         machine.temper = "works"
     world.set_policy(with_habits(policy("a", MIXTURE), (), ("one canary",)))
-    phases = [one.phase for one in turn(world, 40).verdicts.values()]
+    plan = turn(world, 40)
+    phases = [one.phase for one in plan.verdicts.values()]
     assert (phases.count(Phase.SYNCED), phases.count(Phase.FAILED)) == (1, 2)
+    assert plan.wake_at is not None, "the end of the soak"
     assert {one.phase for one in turn(world, 200).verdicts.values()} == {Phase.SYNCED}
 
 
@@ -190,10 +227,6 @@ def test_a_cap_that_another_policys_failed_node_holds_stalls_whoever_waits_for_i
     world.set_policy(policy("b", HALVES))
     plan = turn(world, 30)
     assert plan.verdicts["b-0"].stands
-    waits = next(one for one in world.policies if one.name == "pool-b")
-    rows = policy_status(waits, plan, world.snapshot(), {}, world.now)["conditions"]
-    stalled = next(row for row in rows if row["type"] == ConditionType.STALLED)
-    assert stalled["status"] == "True"
-    assert stalled["message"].endswith(
-        "(a-0 has failed); waiting for a slot. How to free one: kubectl gpusharing why a-0"
-    )
+    row = stalled(world, plan, "pool-b")
+    assert row["status"] == "True"
+    assert row["message"].endswith("(a-0 has failed); waiting for a slot. How to free one: kubectl gpusharing why a-0")

@@ -7,6 +7,7 @@ change waits for somebody else (docs/design/drain.md#stranded). Which pod could 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import field, replace
+from datetime import datetime
 from functools import cached_property
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
@@ -92,6 +93,8 @@ class FutureNode:
     """What it will have once its change takes place after all; None if nothing is in the way of the change."""
     wait: str = ""
     """What is in the way of the change, as a clause that names the node."""
+    until: datetime | None = None
+    """When the clock ends that, or None if it does not."""
     held: str = ""
     """The policy whose hold, such as a missing approval, is in the way; empty if it is none."""
 
@@ -191,8 +194,16 @@ class Afterwards:
             held = claimed(devices, pod.devices)
             wants = replace(pod, resources=Counter(pod.resources) + held) if held else pod
             if not is_reservation(pod) and (why := self._explain(wants, own)):
-                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why))
+                first = self._find_waiting(wants)
+                until = first.until if first is not None else None
+                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why, until=until))
         return tuple(blockers)
+
+    def _find_waiting(self, pod: PodView) -> FutureNode | None:
+        """Return the first node, by name, that would advertise what no node will, once nothing is in its way."""
+        lost = [name for name, _ in needs_of(pod).devices if not self.find_demand(name).remain]
+        planned = (one for one in self._places.values() if lost and one.planned and one.planned.devices.get(lost[0]))
+        return min((one for one in planned if one.wait), key=lambda one: one.node, default=None)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
         """Return why the pod could not run after the changes.
@@ -204,9 +215,10 @@ class Afterwards:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
             if needs.fraction:
                 how = ", a fraction of which KAI-Scheduler assigns to the pod"
-            planned = (one for one in self._places.values() if one.planned and one.planned.devices.get(lost[0]))
-            waits = min((one.wait for one in planned if one.wait), default="")
-            return f"No node would advertise {', '.join(lost)}{how}{waits and f' before {waits}'}"
+            first = self._find_waiting(pod)
+            return (
+                f"No node would advertise {', '.join(lost)}{how}{f' before {first.wait}' if first is not None else ''}"
+            )
         if own is None or not needs.devices:
             return ""
         if not self._has_place(needs, own) and (broken := _find_broken(pod, needs, own.offer)):

@@ -29,7 +29,7 @@ from gpusharing.planning.drain.pods import has_finished, scope_of
 from gpusharing.planning.drain.standing import describe_gang, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
 from gpusharing.planning.pools.candidates import standing_look
-from gpusharing.planning.pools.holds import find_capped, find_full, find_stop
+from gpusharing.planning.pools.holds import find_canary, find_capped, find_full, find_stop, wait_for_canaries
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import LOOKS, Preview
 from gpusharing.planning.snapshot.nvidia import StackView
@@ -56,6 +56,15 @@ def find_afterwards(
         return None if pool is None else find_stop(pool, snapshot.settings) or find_full(pool) or capped()
 
     @cache
+    def find_behind(policy: str) -> tuple[frozenset[str], Finding | None]:
+        """The nodes that come after the canaries that have yet to start, whichever these will be."""
+        pool = pools.get(policy)
+        canaries = find_canary(pool) if pool is not None and pool.policy.spec is not None else None
+        if pool is None or not isinstance(canaries, int):
+            return frozenset(), None
+        return frozenset(sorted(pool.to_go)[canaries:]), wait_for_canaries(pool)
+
+    @cache
     def capped() -> Finding | None:
         return find_capped(snapshot, members, reserved=reserved)
 
@@ -67,11 +76,12 @@ def find_afterwards(
                 wait = _find_wait(member, snapshot) if member is not None else None
                 held = None
                 if wait is None and member is not None and _is_to_start(member):
-                    wait = held = find_hold_of(member.policy)
+                    behind, canaries = find_behind(member.policy)
+                    wait = held = find_hold_of(member.policy) or (canaries if name in behind else None)
                 if wait is not None:
                     why = f"{name} has changed, which waits ({wait.reason})"
                     whose = member.policy if member is not None and held is not None else ""
-                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, held=whose)
+                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, until=wait.until, held=whose)
                 elif tell_withdrawn(node):
                     future = _as_sure(node, future, snapshot.stack)
                 yield future
@@ -124,13 +134,15 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
         goes = verdict.phase.in_flight and verdict.phase not in (Phase.FAILED, Phase.ABORTING)
         stays = verdict.reason in (Reason.PAUSED, Reason.DRAIN_HELD)
         return None if goes and not (leaves or stays or fence.rolls_back) else found
-    if verdict.phase is Phase.BLOCKED:
-        return None if verdict.reason.passes is Passes.SOON else found
+    if (
+        verdict.phase is Phase.BLOCKED
+    ):  # a budget, for example, may wait for devices of the very pool that waits for this
+        return found if verdict.reason.passes is Passes.BY_A_PERSON else None
     if not verdict.candidate or case is None or case.owner is None:
         return None
     look = standing_look(case, case.owner, snapshot.memory.looks)
     found_there = {blocker.reason for blocker in look.blockers} if look is not None else set()
-    others = [one for one in sorted(found_there) if one is not Reason.STRANDED_PODS and one.passes is not Passes.SOON]
+    others = [one for one in sorted(found_there - {Reason.STRANDED_PODS}) if one.passes is Passes.BY_A_PERSON]
     return Finding(others[0], "") if others else None
 
 

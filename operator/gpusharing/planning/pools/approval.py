@@ -11,7 +11,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import ApprovedChange, Consent, digest_of, digests_in
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.transition.attempts import owed_for
+from gpusharing.planning.transition.attempts import has_ended, owed_for
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
@@ -79,17 +79,23 @@ def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, s
 
 
 def _find_excess(consent: Consent, members: Iterable[Member]) -> Iterator[str]:
-    """Yield what nodes that have yet to begin would need beyond the consent. The fences of the others say theirs."""
+    """Yield what nodes that have yet to begin would need beyond the consent. The fences of those in flight say theirs.
+
+    A node whose run has ended without a proof has yet to begin another.
+    """
     approved = {digest: change for change in consent.changes for digest in digests_in(change.nodes)}
     joined = []
     for member in members:
         assessed, name = member.assessment, member.node.name
-        if not isinstance(assessed, Assessed) or assessed.mismatch is None or member.node.fence is not None:
+        if not isinstance(assessed, Assessed) or assessed.mismatch is None:
+            continue
+        fence, case = member.node.fence, member.case
+        if fence is not None and (fence.rolls_back or case is None or not has_ended(case)):
             continue
         change, disruption = approved.get(digest_of(member.node.uid)), assessed.disruption
         if change is None:
             joined.append(name)
-        elif disruption.severity > change.disruption.severity:
+        elif fence is None and disruption.severity > change.disruption.severity:
             yield f"{name} needs {disruption} instead of {change.disruption}"
         elif owed_for(assessed.target) != change.target:
             yield f"{name} would get another layout, {assessed.target.text}"

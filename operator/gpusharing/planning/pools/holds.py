@@ -22,6 +22,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSe
 from gpusharing.planning.transition.attempts import failed_before, has_ended
 from gpusharing.planning.transition.cases import Member, is_begun, judge_held
 from gpusharing.planning.transition.gates import tell_pause
+from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -91,8 +92,10 @@ def _is_apart(member: Member, policy: PolicyView) -> bool:
 
 def _has_begun(member: Member, policy: PolicyView) -> bool:
     fence = member.node.fence
-    if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
+    if fence is None or fence.stage == "yielded":
         return False
+    if fence.version.uid != policy.uid:  # of another policy, whose run has ended
+        return fence.stage == "actuating" and fence.policy == policy.name and member.verdict.phase in WAY
     if proven_at(member.node, policy) is not None:
         return False
     return fence.version == policy.version or member.verdict.phase in WAY  # the next run is for this revision
@@ -303,9 +306,7 @@ def find_stop(pool: Pool, settings: PlanSettings) -> Finding | None:
         return None
     if pool.spec.rollout.paused:
         return Finding(Reason.PAUSED, tell_pause(settings))
-    if (hold := find_hold(pool)) is not None:
-        return hold
-    return wait_for_canaries(pool) if isinstance(find_canary(pool), int) else None
+    return find_hold(pool)
 
 
 _HELD = Finding(Reason.PAUSED, "not counted yet")
@@ -315,7 +316,9 @@ def find_ended(members: Mapping[str, Member]) -> dict[str, Member]:
     """Return, as held, the nodes whose run has ended and that are about to start another because of an edit."""
     known = [one for one in members.values() if one.case is not None and one.node.fence and has_ended(one.case)]
     held = {one.node.name: judge_held(one, _HELD) for one in known if one.verdict.reason is not Reason.WAITS_FOR_WAVE}
-    return {name: one for name, one in held.items() if one.verdict != members[name].verdict}
+    return {
+        name: one for name, one in held.items() if (case := one.case) and one.verdict != judge(replace(case, held=None))
+    }
 
 
 def let_start(
@@ -326,9 +329,9 @@ def let_start(
     for name, member in sorted(ended.items()):
         pool = pools.get(member.policy)
         stop = find_stop(pool, settings) if pool is not None else None
-        if stop is not None and pool is not None and find_hold(pool) is None and not pool.spec.rollout.paused:
-            canaries, begun[pool.policy.name] = find_canary(pool), begun[pool.policy.name] + 1
-            stop = None if isinstance(canaries, int) and begun[pool.policy.name] <= canaries else stop
+        if stop is None and pool is not None and isinstance(canaries := find_canary(pool), int):
+            begun[pool.policy.name] += 1
+            stop = wait_for_canaries(pool) if begun[pool.policy.name] > canaries else None
         found[name] = members[name] if stop is None else judge_held(member, stop)
     return found
 

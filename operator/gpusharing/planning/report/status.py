@@ -231,6 +231,7 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
         _moves(verdict),
         _waits(verdict),
         _needs_person(verdict),
+        verdict.reason in _BY_OTHERS,
     )
 
 
@@ -348,7 +349,9 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
             " not start a change on any of them. This is a bug in this operator; please report it"
         )
         return True, Reason.NO_PROGRESS, message
-    if stuck := [verdict for verdict in verdicts if _needs_person(verdict)]:
+    goes_on = pool.coming or any(_moves(verdict) or _waits(verdict) for verdict in verdicts)
+    stuck = [one for one in verdicts if _needs_person(one) and not (goes_on and one.reason in _BY_OTHERS)]
+    if stuck:
         nodes = counted(len(stuck), "node is", "nodes are")
         return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
     if (refused := _find_refused(pool.policy, snapshot)) is not None:
@@ -370,7 +373,15 @@ def _stalling(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if Mark.STALLS in verdict.reason.marks]
 
 
+_BY_OTHERS = frozenset(
+    {Reason.FOREIGN_MAINTENANCE, Reason.ALREADY_CORDONED, Reason.AGENT_NOT_READY, Reason.ACTUATOR_MISSING}
+)
+"""Whoever maintains a node, and a pod that restarts, mostly end these. They stall a pool in which nothing else goes on."""
+
+
 def _needs_person(verdict: Verdict) -> bool:
+    if verdict.reason is Reason.STRANDED_PODS and verdict.deadline is not None:
+        return False  # such as until the window of another policy opens
     return verdict.stands or (
         verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
     )

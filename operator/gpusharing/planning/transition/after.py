@@ -153,7 +153,7 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
             f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}. To have it"
             f" changed regardless, run: {retry_command(case.node.name, fence.retry)}"
         )
-        return case.verdict(Phase.FAILED, found.reason, message)
+        return case.verdict(Phase.FAILED, found.reason, message, wake=case.held.until)
     if owed or not is_late(case):
         return run(case, assessed)
     message = f"the spec changed after the deadline; the node is now being changed to {assessed.target.text}"
