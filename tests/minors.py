@@ -5,6 +5,8 @@ from hack.cluster.toolchain import control_plane_minor
 
 DEVICE_CLASSES = 34
 """The first minor that serves resource.k8s.io/v1."""
+EXTENDED_NAMES = 36
+"""The first minor, of those that were tried, whose DeviceClasses keep extendedResourceName without being asked to."""
 MUTATING_IF_ASKED = 34
 """The first minor with MutatingAdmissionPolicy in v1beta1, which a feature gate and a runtime-config switch on."""
 MUTATING = 36

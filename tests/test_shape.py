@@ -19,12 +19,12 @@ MOST_NARROWINGS = 8
 CACHED = {
     "drain/placement.py", "drain/stranded.py",
     "gpus/cards.py", "gpus/geometry.py",
-    "pools/windows.py", "pools/candidates.py", "snapshot/views.py", "wanted/verify.py",
+    "pools/afterwards.py", "pools/windows.py", "pools/candidates.py", "snapshot/views.py", "wanted/verify.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
-snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. An answer in
-`drain/stranded.py` is part of one plan, and ends with it."""
+snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. Answers in
+`drain/stranded.py` and `pools/afterwards.py` are part of one plan, and end with it."""
 
 
 @cache

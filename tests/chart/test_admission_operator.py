@@ -19,7 +19,7 @@ from tests.chart.cluster import (
     dry,
 )
 from tests.chart.cluster import mighty as granted_everything
-from tests.minors import DEVICE_CLASSES, need
+from tests.minors import EXTENDED_NAMES, need
 
 from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.dra import device_class as written
@@ -292,7 +292,7 @@ def device_class(name: str = "gpusharing-mig-1g.10gb", *, ours: bool = True, **s
 @pytest.fixture(scope="module")
 def classes(operator: Api) -> None:
     """The API server serves DeviceClasses and has taken up the policy about them."""
-    need(DEVICE_CLASSES, "DeviceClass in v1")
+    need(EXTENDED_NAMES, "DeviceClass with extendedResourceName")
     wait_until(
         lambda: not allowed(lambda: create(operator, CLASSES, device_class(ours=False))),
         SECONDS,

@@ -95,7 +95,7 @@ OVER: dict[str, Any] = {"jobs": {"timeout": "10s", "onTimeout": "Evict"}}
 SILENT: dict[str, Any] = {"scope": replace(SCOPE, cordoned_at=at(-60), silent=True)}
 DUE: dict[str, tuple[tuple[PodView, ...], dict[str, Any], dict[str, Any], int]] = {
     "no pod comes before it": ((LLM,), {}, {}, 1),
-    "a pod under another order comes first": ((LLM, LATE), LAST, {}, 0),
+    "a pod under another order comes first": ((LLM, LATE), LAST, {}, 1),
     "the pods before it are gone": ((LLM,), LAST, {}, 1),
     "a job has its time": ((LLM, JOB_POD), {}, {}, 0),
     "a job will have its time after the cordon": ((LLM, JOB_POD), {}, {"scope": SCOPE, "cordoned": False}, 0),

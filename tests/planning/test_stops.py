@@ -7,17 +7,25 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.build import NOW, make_fence, make_node, make_snapshot, make_work
 from tests.planning.habits import person_approves, with_habits
 from tests.planning.recovery import lenient, request, wanted
 from tests.planning.restpool import WAITS
+from tests.planning.told import verdict
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import ConditionType, Phase
 from gpusharing.api.policy import LabelSelector
+from gpusharing.api.times import NEVER
+from gpusharing.planning.drain.stranded import Afterwards
+from gpusharing.planning.pools.approval import propose
+from gpusharing.planning.pools.candidates import PassState
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.records import Consent
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
+from gpusharing.planning.transition.cases import find_member
 from gpusharing.planning.vocabulary.reasons import Reason
 
 FULL, HALVES, MIXTURE = 0, 3, 5
@@ -84,9 +92,9 @@ def test_no_pod_is_evicted_for_devices_of_a_pool_that_may_not_change(stop: str) 
     assert all(world.add_pod(name, "a pod of a ReplicaSet") for name in ("b-0", "b-1"))
     world.set_policy(stopped(policy("c", HALVES)))
     world.set_policy(policy("b", FULL))
-    verdict = turn(world, 60).verdicts["b-0"]
-    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
-    assert f"before c-0 has changed, which waits ({reason})" in verdict.message
+    told = turn(world, 60).verdicts["b-0"]
+    assert (told.phase, told.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
+    assert f"before c-0 has changed, which waits ({reason})" in told.message
     assert {name for name, pods in world.pods.items() if pods} == {"b-0", "b-1"}
     world.set_policy(policy("c", HALVES))
     plan = turn(world, 300)
@@ -98,8 +106,8 @@ def test_no_pod_is_evicted_for_devices_of_a_node_that_failed() -> None:
     assert world.add_pod("b-0", "a pod of a ReplicaSet")
     failed(world, "c-0", HALVES)
     world.set_policy(policy("b", FULL))
-    verdict = turn(world, 60).verdicts["b-0"]
-    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
+    told = turn(world, 60).verdicts["b-0"]
+    assert (told.phase, told.reason) == (Phase.BLOCKED, Reason.STRANDED_PODS)
 
 
 @pytest.mark.parametrize("habit", [(), ("one canary",)], ids=["at once", "each behind its canary"])
@@ -146,11 +154,11 @@ def test_a_failed_node_starts_no_other_run_that_its_policy_may_not_start(*, stop
         world.nodes["a-0"] = replace(node, labels={**node.labels, "gpusharing.dev/pool": "b"})
     world.set_policy(heir)
     world.machines["a-0"].temper = "works"
-    verdict = turn(world, 60).verdicts["a-0"]
-    assert (verdict.phase, verdict.policy) == (Phase.FAILED, heir.name)
-    assert "does not get 1x3g.40gb+1x2g.20gb+2x1g.10gb yet" in verdict.message
+    told = turn(world, 60).verdicts["a-0"]
+    assert (told.phase, told.policy) == (Phase.FAILED, heir.name)
+    assert "does not get 1x3g.40gb+1x2g.20gb+2x1g.10gb yet" in told.message
     assert world.nodes["a-0"].unschedulable
-    retried = verdict.message.rpartition("gpusharing.dev/retry=")[2]
+    retried = told.message.rpartition("gpusharing.dev/retry=")[2]
     assert request(world, "a-0", retry=retried)
     assert turn(world, 100).verdicts["a-0"].phase is Phase.SYNCED
 
@@ -230,3 +238,20 @@ def test_a_cap_that_another_policys_failed_node_holds_stalls_whoever_waits_for_i
     row = stalled(world, plan, "pool-b")
     assert row["status"] == "True"
     assert row["message"].endswith("(a-0 has failed); waiting for a slot. How to free one: kubectl gpusharing why a-0")
+
+
+def test_a_drain_that_is_held_past_its_time_takes_no_room_in_a_budget() -> None:
+    node = make_node(fence=make_fence(deadline=NEVER), unschedulable=True)
+    held = find_member(verdict(Phase.DRAINING, Reason.DRAIN_HELD, needs=(("team-a/llm", 1),)), node, None)
+    state = PassState(Afterwards(tuple), NOW)
+    state.add_in_flight(make_snapshot([node], work={"gpu-07": make_work()}), held)
+    assert state.crowd == {}
+    assert state.keepers == [held]
+
+
+def test_a_record_without_the_hash_that_was_approved_approves_nothing() -> None:
+    world = settled(b=(1, FULL))
+    world.set_policy(with_habits(policy("b", HALVES), (), ("by approval",)))
+    pool = turn(world, 20).pools["pool-b"]
+    recorded = Consent(pool.policy.version.revision, changes=propose(pool).changes)
+    assert not propose(replace(pool, consent=recorded)).approved

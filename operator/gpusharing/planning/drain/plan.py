@@ -275,11 +275,12 @@ def crowding(pods: Standings, crowd: Crowd) -> tuple[Blocker, ...]:
 
 
 def _in_turn(pods: Standings) -> list[Standing]:
-    """Return the pods whose turn to be evicted has come: none while jobs of their order still have time (T10, T11)."""
-    front = [standing for standing in pods.remaining if standing.tier == pods.front]
-    if pods.scope.silent or any(standing.waits for standing in front):
+    """Return the pods whose turn to be evicted comes before any job that still has time (T10, T11)."""
+    if pods.scope.silent:
         return []
-    return [standing for standing in front if not standing.gang_blocked]
+    jobs = min((standing.tier for standing in pods.remaining if standing.waits), default=None)
+    first = [standing for standing in pods.remaining if jobs is None or standing.tier < jobs]
+    return [standing for standing in first if not standing.gang_blocked]
 
 
 def _to_evict(pods: Standings) -> list[Standing]:

@@ -4,7 +4,7 @@ What was approved is written down at once (`Consent`) and compared from then on,
 (docs/design/drain.md#approval).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
@@ -44,8 +44,8 @@ def consent_to(policy: PolicyView, recorded: Consent | None) -> Consent:
 def propose(pool: Pool) -> Approvable:
     """Return the approved plan as long as nothing goes beyond it, else the present one."""
     policy, consent = pool.policy, consent_to(pool.policy, pool.consent)
-    if consent.changes:
-        differs = tuple(_find_excess(consent, pool.members))
+    if consent.changes and consent.approved:
+        differs = tuple(_find_excess(consent, pool))
         if not differs:
             return Approvable(consent.approved, consent.changes, policy.approved == consent.approved)
     else:
@@ -78,19 +78,20 @@ def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, s
     return max(classes, key=lambda one: one.severity), owed_for(assessed.target)
 
 
-def _find_excess(consent: Consent, members: Iterable[Member]) -> Iterator[str]:
+def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
     """Yield what nodes that have yet to begin would need beyond the consent. The fences of those in flight say theirs.
 
-    A node whose run has ended without a proof has yet to begin another.
+    A node whose run for another revision or policy has ended without a proof has yet to begin another.
     """
     approved = {digest: change for change in consent.changes for digest in digests_in(change.nodes)}
     joined = []
-    for member in members:
+    for member in pool.members:
         assessed, name = member.assessment, member.node.name
         if not isinstance(assessed, Assessed) or assessed.mismatch is None:
             continue
         fence, case = member.node.fence, member.case
-        if fence is not None and (fence.rolls_back or case is None or not has_ended(case)):
+        ours = fence is not None and (fence.rolls_back or fence.version == pool.policy.version)
+        if ours or (fence is not None and (case is None or not has_ended(case))):
             continue
         change, disruption = approved.get(digest_of(member.node.uid)), assessed.disruption
         if change is None:

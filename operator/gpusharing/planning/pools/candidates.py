@@ -116,7 +116,9 @@ class PassState:
         node, verdict = member.node, member.verdict
         if member.keeps_slot:
             self.keepers.append(member)
-        if node.fence is None or not node.fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
+        if node.fence is None or not node.fence.disruption.cordons:
+            return None
+        if verdict.reason in (Reason.NODE_NOT_JUDGED, Reason.DRAIN_HELD):  # a drain past its time may last for ever
             return None
         if (work := snapshot.work.get(node.name)) is not None and not work.error:
             self.add_evictions(node.name, verdict.needs)
