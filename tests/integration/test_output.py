@@ -166,7 +166,7 @@ PLUGIN_MASKS = (
     # Hashes first: one that reads 123456d would be taken for a length of time.
     (re.compile(r"\bpool-([b-e])-[0-9a-f]{7}\b"), r"pool-\1-HASH"),
     (re.compile(r"\bplan [0-9a-f]{7}\b"), "plan HASH"),
-    (re.compile(r"(pool-[be]\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
+    (re.compile(r"(pool-[be]\.)[0-9a-f]{11}"), r"\1MOMENT"),
     (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
     (re.compile(r"(approve\":\")[0-9a-f]{7}\b"), r"\1HASH"),
     (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
