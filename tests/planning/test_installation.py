@@ -15,10 +15,12 @@ from tests.build import (
     make_gpunode,
     make_node,
     make_policy,
+    make_snapshot,
 )
 from tests.chart.charts import CHART
 from tests.seen import Seen, make_agent_pod, make_map
 
+from gpusharing.api import names
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, PlainStackView
 from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import render
@@ -35,7 +37,7 @@ from gpusharing.planning.stack.installationviews import (
     Topic,
 )
 from gpusharing.planning.stack.plugins import GKE
-from gpusharing.planning.stack.requirements import OPERANDS
+from gpusharing.planning.stack.requirements import OPERANDS, explain_workloads
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
@@ -492,3 +494,19 @@ def test_an_ignored_cluster_policy_is_not_judged() -> None:
     assert [one.reason for one in replace(GOOD, cluster_policies=(TWO[0], wrong)).symptoms] == [
         "SeveralClusterPolicies"
     ]
+
+
+def test_before_the_installation_nobody_is_told_to_hand_over_a_configmap_with_a_command_that_does_not() -> None:
+    taken = replace(GOOD, config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}, operator_replicas=None)
+    (told,) = [one for one in taken.symptoms if one.reason == "ConfigMapTaken"]
+    assert "Hand it over" not in told.message
+    assert told.command.startswith("helm install")
+
+
+@pytest.mark.parametrize("resources", [{}, {"nvidia.com/gpu": 0}])
+def test_whoever_gives_gpus_back_to_containers_is_told_to_stop_virtual_machines_first(
+    resources: dict[str, int],
+) -> None:
+    node = make_node(labels={names.LABEL_WORKLOAD_CONFIG: "vm-passthrough"}, resources=resources)
+    ((text, _),) = explain_workloads([node], make_snapshot([node]))
+    assert "stop the virtual machines that use the GPUs first" in text

@@ -327,9 +327,9 @@ class Rollout(WireModel):
     """Nodes to change first. The others wait until these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
     """Whether a person has to approve each plan. With Manual, no node starts before the annotation
-    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash). The approval lasts until the plan
-    is carried out; a new revision, a node that was not in the plan, and a node that needs a graver disruption or
-    another layout than was approved need a new one."""
+    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash). The approval also
+    covers corrections of drift in this revision; a new revision, a node that was not in the plan, and a node that needs
+    a graver disruption or another layout than was approved need a new one."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """How many nodes may fail after the point of no return in one revision of the policy (status.revision) before no
     further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with the hash of the halt

@@ -77,9 +77,9 @@ def tell_no_stack(settings: PlanSettings) -> str:
 
 def explain_rivals(stack: StackView) -> tuple[str, str]:
     return (
-        "the GPU Operator follows only one ClusterPolicy, but has not marked any of these as ignored (status.state):"
-        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the GPU Operator is"
-        " running, or remove the one that you do not want",
+        "the GPU Operator follows only one ClusterPolicy, but status.state does not say which of these:"
+        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Restart the GPU Operator, or remove the"
+        " one that you do not want",
         "kubectl delete clusterpolicy NAME",
     )
 

@@ -296,8 +296,9 @@ def _find_config_map_symptoms(view: Installation) -> Iterator[Symptom]:
             continue
         if name in stack.foreign_maps:
             message, label = explain_taken(name, place)
-            command = label if view.installed else start(view)
-            yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, command)
+            if not view.installed:  # what hands it over is told afterwards
+                message, label = message.partition(". Hand it over")[0], start(view)
+            yield error(Topic.CONFIG_MAPS, "ConfigMapTaken", message, label)
         elif not held:
             follows = ", and NVIDIA's pods that mount it cannot start" if name in pointed else ""
             yield (error if name in pointed else warning)(

@@ -187,11 +187,10 @@ def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> I
         where, resources = tuple(node.name for node in group), {one for node in group for one in node.resources}
         effects = find_effects(Change(labels=((label, container),), nodes=where), snapshot)
         others = sorted(one for one in resources if one.startswith("nvidia.com/") and not is_plugin_resource(one))
-        first = (
-            f"; {', '.join(others)} would go, so stop the virtual machines that use the GPUs first" if others else ""
-        )
+        lost = f"{', '.join(others)} would go, so " if others else ""  # names without nvidia.com/gpu are not read
         yield (
-            f"{cause}: the GPUs of {some(where)} are not available to containers{first}{tell_effects(effects)}",
+            f"{cause}: the GPUs of {some(where)} are not available to containers; {lost}stop the virtual machines that use"
+            f" the GPUs first{tell_effects(effects)}",
             after_labels(f"kubectl label node {' '.join(where)} --overwrite {label}={container}", effects),
         )
 
