@@ -210,7 +210,7 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         replace(GOOD, cluster_policies=(TWO[0], replace(TWO[1], ignored=False))),
         "SeveralClusterPolicies",
         "ERROR",
-        "kubectl delete clusterpolicy NAME",
+        "kubectl get clusterpolicies",
     ),
     "NVIDIA elsewhere": (pointers(namespace="nvidia"), "GPUOperatorElsewhere", "ERROR", "=nvidia"),
     "the device plugin is not pointed at us": (

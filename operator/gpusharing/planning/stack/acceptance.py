@@ -79,8 +79,8 @@ def explain_rivals(stack: StackView) -> tuple[str, str]:
     return (
         "the GPU Operator follows only one ClusterPolicy, but status.state does not say which of these:"
         f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Restart the GPU Operator, or remove the"
-        " one that you do not want",
-        "kubectl delete clusterpolicy NAME",
+        " one whose programs run nowhere; whatever the other one runs would go with it. To see them",
+        "kubectl get clusterpolicies",
     )
 
 
