@@ -19,7 +19,8 @@ MOST_NARROWINGS = 8
 CACHED = {
     "drain/placement.py", "drain/stranded.py",
     "gpus/cards.py", "gpus/geometry.py",
-    "pools/afterwards.py", "pools/windows.py", "pools/candidates.py", "snapshot/views.py", "wanted/verify.py",
+    "pools/afterwards.py", "pools/windows.py", "pools/candidates.py", "snapshot/records.py",
+    "snapshot/views.py", "wanted/verify.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a

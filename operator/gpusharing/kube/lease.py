@@ -172,14 +172,9 @@ class LeaderLease:
         failed_nodes: Mapping[str, FailedNode],
         consents: Mapping[str, Consent] | None = None,
     ) -> None:
-        """Replace all claims, failures and consents on the Lease by compare-and-swap, which also renews it.
+        """Replace what the Lease records by compare-and-swap, which also renews it: on return, we led at the write.
 
-        If this returns, we led at the moment of the write.
-
-        Raises:
-            LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
-            Conflict: the Lease kept changing; try again in the next pass.
-            KubeError: the server refused the write, could not be reached, or took longer than half the deadline.
+        Raises LeaseLost after `on_lost`, Conflict if the Lease kept changing, and KubeError.
         """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.

@@ -73,15 +73,14 @@ def find_afterwards(
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
                 future = _future(node, member.assessment if member is not None else None, snapshot)
-                wait = _find_wait(member, snapshot) if member is not None else None
-                held = None
+                wait, held = _find_wait(member, snapshot) if member is not None else None, ""
                 if wait is None and member is not None and _is_to_start(member):
                     behind, canaries = find_behind(member.policy)
-                    wait = held = find_hold_of(member.policy) or (canaries if name in behind else None)
+                    wait = find_hold_of(member.policy) or (canaries if name in behind else None)
+                    held = member.policy
                 if wait is not None:
                     why = f"{name} has changed, which waits ({wait.reason})"
-                    whose = member.policy if member is not None and held is not None else ""
-                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, until=wait.until, held=whose)
+                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, until=wait.until, held=held)
                 elif tell_withdrawn(node):
                     future = _as_sure(node, future, snapshot.stack)
                 yield future

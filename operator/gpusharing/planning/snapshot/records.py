@@ -8,6 +8,7 @@ from base64 import b85encode
 from collections.abc import Mapping
 from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
@@ -296,6 +297,7 @@ DIGEST = 5
 """How many characters the digest of a node has."""
 
 
+@lru_cache(maxsize=16384)
 def digest_of(uid: str) -> str:
     return b85encode(sha256(uid.encode()).digest()[:4]).decode()
 

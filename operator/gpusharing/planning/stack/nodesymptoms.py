@@ -84,10 +84,7 @@ def find_node_symptoms(
 
 
 def find_selectors(snapshot: ClusterSnapshot) -> tuple[LabelSelector, ...] | None:
-    """Return the node selectors of the readable policies, also of one that resets its nodes.
-
-    None if there are no policies.
-    """
+    """Return the node selectors of the readable policies; None if there are no policies."""
     if snapshot.policies_error:
         return ()
     specs = (one.spec for one in snapshot.policies if not one.deleting)
