@@ -510,3 +510,16 @@ def test_whoever_gives_gpus_back_to_containers_is_told_to_stop_virtual_machines_
     node = make_node(labels={names.LABEL_WORKLOAD_CONFIG: "vm-passthrough"}, resources=resources)
     ((text, _),) = explain_workloads([node], make_snapshot([node]))
     assert "stop the virtual machines that use the GPUs first" in text
+
+
+def test_the_gpu_operator_is_installed_only_after_labels_that_keep_instances_which_nobody_labeled() -> None:
+    halves = (make_gpu(layout=(("3g.40gb", 2),)),)
+    divided = replace(
+        GOOD,
+        cluster_policies=(),
+        nodes=(make_node("gpu-01", labels={**AGENTS.selector, "nvidia.com/mig.capable": "true"}),),
+        gpunodes={"gpu-01": make_gpunode("gpu-01", gpus=halves)},
+    )
+    (told,) = [one for one in divided.symptoms if one.reason == "ClusterPolicyMissing"]
+    assert "gpu-01" in told.message
+    assert told.command.startswith("kubectl label node gpu-01")

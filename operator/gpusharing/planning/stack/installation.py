@@ -29,8 +29,10 @@ from gpusharing.planning.stack.effects import (
     PLUGIN_POINTER,
     RESTART_PLUGIN,
     SHOW_LABELS,
+    START_MIG_MANAGER,
     UPSTREAM_MIG_CONFIG,
     after_labels,
+    find_effects,
     has_driver,
     is_safe,
     starts_mig_manager,
@@ -178,11 +180,13 @@ def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
     place, stack, policy = view.place, view.stack, view.stack.cluster_policy
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if policy is None and not unknown and not stack.by_dra:
+        install = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"
+        effects = find_effects(START_MIG_MANAGER, view.snapshot)
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            tell_no_stack(place),
-            "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace",
+            f"{tell_no_stack(place)}{tell_effects(effects)}",
+            after_labels(install, effects) or SHOW_LABELS,
         )
     if stack.rival_policies:
         yield error(Topic.CLUSTER_POLICY, "SeveralClusterPolicies", *explain_rivals(stack))
