@@ -151,6 +151,7 @@ def test_plan_the_drain_and_why_agree_on_what_a_change_strands(raw_node: JSON, r
     rooms = [find_room(needs, node, LivePlan(plan, snapshot, NOW, ())) for node in nodes]
     starts = any(room.lasts for room in rooms)
     assert (plan.verdicts["gpu-07"].reason is Reason.STRANDED_PODS) is not starts
-    ((_, preview),) = tell_proposal(policy, plan, snapshot, NOW).steps
+    (step,) = tell_proposal(policy, plan, snapshot, NOW).steps
+    preview = step.preview
     assert preview is not None
     assert (Reason.STRANDED_PODS in [one.reason for one in preview.blockers]) is not starts

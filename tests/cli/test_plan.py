@@ -3,6 +3,7 @@ kubectl_gpusharing/live/files.py, kubectl_gpusharing/live/cluster.py, kubectl_gp
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,19 @@ from kubectl_gpusharing.live.cluster import read_installed
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 READS = """\
-Changes: 2 nodes will change (2 of them only after a person has acted) and 3 pods will be evicted. How long this takes
-  is unknown: no past change is recorded, or no window is long enough.
+Changes: No node will change now. Blocked: gpu-1, gpu-2 (PDBNeverAllows).
 SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
 
-pool-b  1x full -> 2x3g.40gb  2 of 2 nodes will change
+pool-b  1x full -> 2x3g.40gb  0 of 2 nodes will change
 Accepted: 2 nodes can serve 2x3g.40gb
 disruption class Reset; 1 node at a time; no time windows; plan HASH
   NODE   CLASS  NOW      AFTER      PODS  BUDGETS      WHEN
   gpu-1  Reset  1x full  2x3g.40gb  2     default/llm  Blocked: PDBNeverAllows
   gpu-2  Reset  1x full  2x3g.40gb  1     default/llm  Blocked: PDBNeverAllows
-  pods that would be evicted: default/llm-POD, default/llm-POD, default/llm-POD
-  - nvidia.com/gpu: 4 -> 0
+  pods on nodes that may stay blocked: default/llm-POD, default/llm-POD, default/llm-POD
+  nvidia.com/gpu: 4 -> 0 if the blocked nodes changed too
     3 pods here request it (default/llm-POD, default/llm-POD, default/llm-POD); no node would advertise it
       any more
-  + nvidia.com/mig-3g.40gb: 0 -> 8
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
 ! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. The budget allows
   0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or set the
@@ -398,7 +397,7 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
         "spec.rollout.canary.nodes is 3, and the pool has 2 nodes, so the operator does not change any node in service"
         in said
     )
-    assert "pods that would be evicted: default/llm-" in said
+    assert "pods on nodes that may stay blocked: default/llm-" in said
 
 
 BAD_FILES = {
@@ -448,3 +447,38 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
     assert data.data["policies"][0]["clientThreadsPercent"] == 2
     assert other.data["policies"][0]["clientMemoryGiB"] == {}
     assert other.data["policies"][0]["clientThreadsPercent"] == 0
+
+
+@pytest.mark.parametrize("spec", [SLICED, MIXED], ids=["time-slicing", "MIG"])
+@virtually
+async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_path: Path, spec: dict[str, Any]) -> None:
+    """One pod to a node; those that leave one node may start on another that is to change."""
+    edit = policy({**spec, "drain": {"strandedPods": "Allow"}})
+    async with operated(4, workloads=[SimWorkload("llm", 4)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 4)
+        there = {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in scene.pods("llm")}
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        scene.e.apply(edit)
+        await scene.any_fenced()
+        waiting = {name: scene.transition(name) for name in ("gpu-1", "gpu-2", "gpu-3", "gpu-4")}
+        now = await ask(scene.e.cluster, "plan", "-o", "json")
+        await scene.ready()
+        evicted = scene.evicted()
+        offers = Counter[str]()
+        for node in scene.e.cluster.objects(NODES):
+            found = {
+                key: count for key, count in node["status"]["allocatable"].items() if key.startswith("nvidia.com/")
+            }
+            offers.update({key: int(count) for key, count in found.items() if count != "0"})
+    (pool,), verdict = told.data["policies"], told.data["verdict"]
+    named = {pod for one in pool["nodes"] for pod in one["pods"]}
+    assert {one["name"] for one in pool["nodes"]} == {"gpu-1", "gpu-2", "gpu-3", "gpu-4"}
+    assert (verdict["nodes"], verdict["blocked"], named) == (4, [], there)
+    assert {name.rpartition("/")[2] for name in there} <= {*evicted}
+    assert len(evicted) == verdict["pods"] or (not verdict["podsComplete"] and len(evicted) > verdict["pods"])
+    assert pool["capacityAfter"] == offers
+    shown = {one["name"]: one["reason"] for one in now.data["policies"][0]["nodes"] if one["phase"] == "Pending"}
+    assert shown == {name: waiting[name]["reason"] for name in shown}
+    assert len(shown) == 3

@@ -68,7 +68,9 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
         scene.cordon("gpu-1")
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
-    assert verdict["message"].startswith("Changes: 2 nodes will change (1 of them only after a person has acted)")
+    assert verdict["message"].startswith("Changes: 1 node will change (only after a person has acted) and 0 pods")
+    assert "Blocked: gpu-1 (AlreadyCordoned)" in verdict["message"]
+    assert (verdict["nodes"], verdict["blocked"]) == (1, ["gpu-1"])
 
 
 @virtually
@@ -226,14 +228,15 @@ BARE = {"metadata": {"name": "cluster-policy"}, "spec": {}, "status": {"state": 
 
 
 @pytest.mark.parametrize(
-    ("spec", "status", "changing"),
-    [(MIXED, CHANGES, 2), (SLICED, CHANGES, 2), (FULL, DONE, 0)],
+    ("spec", "status", "changing", "pods"),
+    [(MIXED, CHANGES, 1, 0), (SLICED, CHANGES, 2, 1), (FULL, DONE, 0, 0)],
     ids=["MIG", "time-slicing", "as it is"],
 )
 @virtually
 async def test_before_the_installation_the_plan_is_an_estimate(
-    tmp_path: Path, spec: dict[str, Any], status: int, changing: int
+    tmp_path: Path, spec: dict[str, Any], status: int, changing: int, pods: int
 ) -> None:
+    """By default, no pod is evicted that no node could run after a change to MIG."""
     workload = SimWorkload("llm", 1)
     async with open_scene(*nodes(2), start=False, cluster_policy=BARE, workloads=[workload]) as scene:
         await scene.running("nvidia-mig-manager", 2)
@@ -243,7 +246,7 @@ async def test_before_the_installation_the_plan_is_an_estimate(
     assert (told.status, verdict["nodes"], verdict["estimate"]) == (status, changing, True)
     assert "(estimate, because the operator is not installed): " in told.out
     assert "No agent has read the GPUs" in told.out
-    assert verdict["pods"] == (1 if changing else 0)
+    assert (verdict["pods"], len(verdict["blocked"])) == (pods, int(spec is MIXED))
 
 
 @virtually

@@ -205,7 +205,7 @@ class NodeMachine:
 
     # --- agent --------------------------------------------------------------------------------------------
 
-    def agent(self, gpunode: GPUNodeView, pods: int) -> GPUNodeView:
+    def agent(self, gpunode: GPUNodeView, pods: int, allocated: Mapping[str, int]) -> GPUNodeView:
         """One turn: read and answer, unless silence was asked and promised already."""
         last = gpunode.observed
         request = gpunode.request_id
@@ -217,7 +217,7 @@ class NodeMachine:
             gpunode.quiet,
             "",
             self.gpus(processes),
-            {},
+            dict(allocated),
             pods,
             simulated=True,
             devices_key=self.devices_key,

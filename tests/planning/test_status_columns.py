@@ -154,8 +154,8 @@ def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
         "shortages": [],
         "windows": [],
         "capacityBefore": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 2},
-        "capacityAfter": {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 6},
-    }, "the card that refuses keeps serving what it serves"
+        "capacityAfter": {"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 4},
+    }, "the card that refuses keeps serving what it serves, and so does the node that failed"
 
 
 def test_there_is_no_plan_when_nothing_changes() -> None:

@@ -127,10 +127,11 @@ def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the
     skip: str,
 ) -> None:
     skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: skip})
-    snapshot = snapshot_of(full_node(), skipped, held={"gpu-08": 8})
-    told = policy_status(POLICY, plan_rollout(snapshot, NOW), snapshot, {}, NOW)["plan"]
-    assert told["shortages"] == [f"{GPU}: pods request 16, but only 8 will remain"]
-    assert told["capacityAfter"] == {GPU: 8, "nvidia.com/mig-3g.40gb": 16}
+    for policy, after in ((ALLOWING, {GPU: 8, "nvidia.com/mig-3g.40gb": 16}), (POLICY, {GPU: 16})):
+        snapshot = snapshot_of(full_node(), skipped, policies=(policy,), held={"gpu-08": 8})
+        told = policy_status(policy, plan_rollout(snapshot, NOW), snapshot, {}, NOW)["plan"]
+        assert told["shortages"] == [f"{GPU}: pods request 16, but only 8 will remain"]
+        assert told["capacityAfter"] == after
 
 
 ENOUGH: dict[str, ClusterSnapshot] = {
@@ -460,7 +461,8 @@ def test_a_change_that_evicts_no_pod_is_shown_without_any_that_it_would_strand()
     work = {"gpu-07": make_work(make_pod(node_selector={label: "old"}))}
     reports = [world_of(SLICED).gpunodes["gpu-07"]]
     snapshot = make_snapshot([drifted], [SLICED], gpunodes=reports, work=work)
-    ((verdict, preview),) = tell_proposal(SLICED, plan_rollout(snapshot, NOW), snapshot, NOW).steps
+    (step,) = tell_proposal(SLICED, plan_rollout(snapshot, NOW), snapshot, NOW).steps
+    verdict, preview = step.verdict, step.preview
     assert verdict.disruption is names.DisruptionClass.PLUGIN_RESTART
     assert preview is not None
     assert (preview.pods, preview.blockers) == ((), ())

@@ -204,7 +204,9 @@ class World:
         if node in self.gpunodes and node not in self.agents_down:
             gpunode = self.gpunodes[node]
             holders = [p for p in self.pods[node].values() if podkinds.must_leave(p, reboot=False)]
-            self.gpunodes[node] = self.machines[node].agent(gpunode, len(holders))
+            alive = (pod for pod in self.pods[node].values() if pod.phase not in ("Succeeded", "Failed"))
+            allocated = Counter(name for pod in alive for name in pod.resources)
+            self.gpunodes[node] = self.machines[node].agent(gpunode, len(holders), allocated)
 
     # --- the operator -------------------------------------------------------------------------------------
 

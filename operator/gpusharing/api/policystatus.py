@@ -65,11 +65,11 @@ class Plan(WireRecord):
     """Hash that identifies the plan, for rollout.approval Manual. Once it is approved, it stays until something goes
     beyond the plan."""
     disruption: Line
-    """Highest disruption class among the nodes that will change."""
+    """Highest disruption class among the nodes to change."""
     nodes: Annotated[tuple[Line, ...], Limits(max_length=20)]
-    """Nodes that will change, at most 20 of them."""
+    """Nodes to change, at most 20 of them; those that are blocked count too."""
     node_count: int
-    """How many nodes will change."""
+    """How many nodes are to change; those that are blocked count too."""
     pods: int
     """How many pods on these nodes hold a GPU."""
     pod_names: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
@@ -89,7 +89,8 @@ class Plan(WireRecord):
     capacity_before: Counts
     """Allocatable GPU resources of the pool now."""
     capacity_after: Counts
-    """Predicted allocatable GPU resources of the pool afterwards."""
+    """Predicted allocatable GPU resources of the pool once the nodes have changed that neither their state nor their
+    pods block."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ rights, and only here; the operator needs no rights to them.
 
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
@@ -27,10 +27,10 @@ from gpusharing.planning.pools.windows import RECENT
 from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
-from gpusharing.planning.vocabulary.reasons import Mark, Passes
+from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
 from kubectl_gpusharing.pools.timeline import read_changes
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
@@ -119,7 +119,7 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
     """Return the resource names, and the node labels as `key=value`, that no node would have after the changes."""
     accepted = [one for one in proposals if one.accepted and one.steps]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
-    nodes = [live.snapshot.nodes[verdict.node] for one in accepted for verdict, _ in one.steps]
+    nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
     pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
     gone = pairs - live.plan.afterwards.find_labels() if pairs else pairs
     return frozenset(names | {f"{key}={value}" for key, value in gone})
@@ -228,11 +228,12 @@ class Planned:
         judged = [(one, *judge(one, estimate=self.estimate)) for one in self.proposals]
         outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
         steps = [step for one in self.proposals for step in one.steps]
-        spans = [one.lasts for one in self.proposals if one.steps]
+        going = [step for one in self.proposals for step in one.going]
+        pods = [pod for one in self.proposals for pod in one.evicted]
+        spans = [one.lasts for one in self.proposals if one.going]
         lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-        pods = sum(len(preview.pods) for _, preview in steps if preview is not None)
-        # Pods may not have been listed on every node that would be cordoned.
-        complete = all(preview is not None or not verdict.disruption.cordons for verdict, preview in steps)
+        sure = all(step.known and step.doubt is None for step in steps if step.obstacle is None)
+        complete = sure and not any(one.evicts_again for one in self.proposals)
         whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
         reason = some(whys)
         if outcome is Outcome.NOTHING:
@@ -240,20 +241,15 @@ class Planned:
             reason = "no node with GPUs is selected" if judged else "there is no policy"
             if matching:
                 reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
-        changes = ""
-        if steps:
-            person = sum(not verdict.starts and verdict.reason.passes is Passes.BY_A_PERSON for verdict, _ in steps)
-            held = f" ({person} of them only after a person has acted)" if person else ""
-            evicted = f"{'' if complete else 'at least '}{counted(pods, 'pod')} will be evicted"
-            long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
-            if lasts:
-                long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
-            changes = f"{counted(len(steps), 'node')} will change{held} and {evicted}. {long}"
+        changes = _tell_changes(steps, going, pods, complete=complete, lasts=lasts) if steps else ""
         parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
         why = " ".join(f"{part}." for part in parts if part)
         unread = bool(steps) and any(one.unread for one in self.proposals)
         waiting = any(lost.demand.waiting for one in self.proposals if one.steps for lost in one.vanishing)
-        evicts, short = unread or pods > 0 or not complete, unread or waiting or self.bars_tenants
+        # What blocks a node now may be gone tomorrow.
+        seen = [step.preview for step in steps if step.preview is not None]
+        evicts = unread or not complete or any(one.pods or one.jobs or one.blockers for one in seen)
+        short = unread or waiting or self.bars_tenants
         failed_on = [word for word in self.fail_on or () if (evicts if word == "evictions" else short)]
         status = DONE if self.fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
         guess = " (estimate, because the operator is not installed)" * self.estimate
@@ -263,14 +259,44 @@ class Planned:
             "outcome": str(outcome),
             "exitStatus": FAILED_ON if failed_on else status,
             "message": f"{str(outcome).capitalize()}{guess}: {why}{failed}",
-            "nodes": len(steps),
-            "pods": pods,
+            "nodes": len(going),
+            "blocked": [step.verdict.node for step in steps if step.obstacle is not None],
+            "doubtful": [step.verdict.node for step in steps if step.doubt is not None],
+            "pods": len(pods),
             "podsComplete": complete,
             "secondsAtLeast": low,
             "secondsAtMost": high,
             "estimate": self.estimate,
             "failedOn": failed_on,
         }
+
+
+def _tell_changes(
+    steps: Sequence[Step], going: Sequence[Step], pods: Sequence[str], *, complete: bool, lasts: Sequence[timedelta]
+) -> str:
+    blocked = _name_nodes((step.obstacle, step.verdict.node) for step in steps)
+    doubtful = _name_nodes((step.doubt, step.verdict.node) for step in steps)
+    stays = f". Blocked: {blocked}" if blocked else ""
+    stays += f". Evicted pods or a budget may block: {doubtful}" if doubtful else ""
+    if not going:
+        return f"No node will change{' for certain' if doubtful else ' now'}{stays}"
+    held = sum(step.held for step in going)
+    after = f" ({f'{held} of them ' if held < len(going) else ''}only after a person has acted)" if held else ""
+    jobs = sum(len(step.preview.jobs) for step in going if step.preview is not None)
+    ending = f", and {counted(jobs, 'pod gets', 'pods get')} time to end (spec.drain.jobs)" if jobs else ""
+    long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
+    if lasts:
+        long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+    evicted = f"{'' if complete else 'at least '}{counted(len(pods), 'pod')} will be evicted"
+    return f"{counted(len(going), 'node')} will change{after} and {evicted}{ending}{stays}. {long}"
+
+
+def _name_nodes(rows: Iterable[tuple[Reason | None, str]]) -> str:
+    nodes: dict[Reason, list[str]] = {}
+    for reason, node in rows:
+        if reason is not None:
+            nodes.setdefault(reason, []).append(node)
+    return "; ".join(f"{some(sorted(named))} ({reason})" for reason, named in nodes.items())
 
 
 def describe(planned: Planned, options: PrintOptions) -> list[Line]:
@@ -309,7 +335,7 @@ def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, expl
     shown = proposal.steps if options.wide else proposal.steps[:MOST]
     if shown:
         rows = []
-        for verdict, preview in shown:
+        for verdict, preview in ((step.verdict, step.preview) for step in shown):
             # Only the operator knows the progress of a change, because it has sent the evictions.
             when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
             begins = Span("at once", Ink.GOOD) if verdict.starts else Span(when, Ink.WAITING)
@@ -319,10 +345,13 @@ def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, expl
         lines += table(COLUMNS, rows, options, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
             lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
-        previews = [preview for _, preview in proposal.steps if preview is not None]
-        pods = [pod for preview in previews for pod in preview.pods]
-        named = some(pods, len(pods) if options.wide else MOST)
-        texts = [f"pods that would be evicted: {named}"] if pods else []
+        previews = [step.preview for step in proposal.steps if step.preview is not None]
+        pods, most = proposal.evicted, None if options.wide else MOST
+        jobs = [pod for step in proposal.going if step.preview is not None for pod in step.preview.jobs]
+        kept = sorted({pod for one in previews for pod in one.pods} - {*pods})
+        texts = [f"pods that would be evicted: {some(pods, most or len(pods))}"] if pods else []
+        texts += [f"pods that get time to end: {some(jobs, most or len(jobs))}"] if jobs else []
+        texts += [f"pods on nodes that may stay blocked: {some(kept, most or len(kept))}"] if kept else []
         gangs = sorted({gang for preview in previews for gang in preview.gangs})
         texts += [f"gang that would be interrupted: {gang}" for gang in gangs]
         lines += prose_of_each(texts, options, indent="  ")
@@ -333,7 +362,7 @@ def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, expl
         nodes_are = counted(len(adopted), "node is", "nodes are")
         text = f"{nodes_are} already up to date and will not change: {named}"
         lines += prose(text, options, hang="  ", ink=Ink.GOOD)
-    blocked = [verdict for verdict, _ in proposal.steps if verdict.phase is Phase.BLOCKED]
+    blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if options.wide else 5]:
@@ -350,25 +379,27 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
         return line(name, "  ", Span(what, INKS[str(outcome)]))
-    kinds = sorted({(one.observed or "?", one.wanted or "?") for one, _ in proposal.steps})
+    kinds = sorted({(one.verdict.observed or "?", one.verdict.wanted or "?") for one in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    count = len(proposal.steps)
-    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+    count = len(proposal.going)
+    size = len(proposal.steps) + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
     return line(name, f"  {ways}  ", Span(f"{count} of {counted(size, 'node')} will change", Ink.BUSY))
 
 
 def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
-    if proposal.before == proposal.after or not proposal.accepted:
-        return []
     shrinking = {one.resource: one for one in proposal.vanishing}
+    if (proposal.before == proposal.after and not shrinking) or not proposal.accepted:
+        return []
     lines: list[Line] = []
     for name in sorted({*proposal.before, *proposal.after}):
         now, then = proposal.before.get(name, 0), proposal.after.get(name, 0)
-        if now == then:
-            continue
-        sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
-        lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
-        if (lost := shrinking.get(name)) is not None:
+        lost = shrinking.get(name)
+        if now != then:
+            sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
+            lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
+        if lost is not None and then != lost.after:
+            lines.append(line(f"  {name}: {now} -> {lost.after} if the blocked nodes changed too"))
+        if lost is not None:
             requests = counted(len(lost.pods), "pod here requests", "pods here request")
             parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
             if lost.pending:
@@ -389,7 +420,7 @@ def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
     return explain_blockers(
-        blocker for _, preview in proposal.steps if preview is not None for blocker in preview.blockers
+        blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
 
 
@@ -446,7 +477,7 @@ def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
 
 
 def _step_data(step: Step) -> StepData:
-    verdict, preview = step
+    verdict, preview, obstacle = step.verdict, step.preview, step.obstacle
     return {
         "name": verdict.node,
         "disruption": str(verdict.disruption),
@@ -456,6 +487,8 @@ def _step_data(step: Step) -> StepData:
         "phase": str(verdict.phase),
         "reason": str(verdict.reason),
         "message": verdict.message,
+        "obstacle": str(obstacle or ""),
+        "jobs": None if preview is None else list(preview.jobs),
         "pods": None if preview is None else list(preview.pods),
         "budgets": None if preview is None else list(preview.budgets),
         "gangs": None if preview is None else list(preview.gangs),
@@ -503,6 +536,12 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         )
         most = max(1, min(RECENT, MAX_LISTED // max(1, len(proposals))))
         proposals = tuple([await _with_length(session, one, live, most) for one in proposals])
+        as_is = {one.policy for one in proposals if one.steps} - {text(raw, "metadata", "name") for raw in proposed}
+        shown = [read_node(raw) for raw in await list_of(session.client, GPUNODES)] if as_is else []
+        reasons = {node.name: node for node in shown if node.policy in as_is}
+        proposals = tuple(
+            replace(one, steps=tuple(_as_shown(step, reasons) for step in one.steps)) for one in proposals
+        )
         vanishing = find_vanishing(proposals, live)
         dependents, unread = await read_dependents(session.client, vanishing, ignored)
         tenants, unlisted = await read_tenants(session.client, vanishing, live)
@@ -520,6 +559,19 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         estimate=cluster.installed.missing,
         bars_tenants=bool(tenants or unlisted),
     )
+
+
+def _as_shown(step: Step, shown: Mapping[str, NodeStatus]) -> Step:
+    """Return the step with what the operator, which remembers its calls, says of a node that waits."""
+    verdict = step.verdict
+    node = shown.get(verdict.node)
+    if node is None or verdict.starts or verdict.phase.in_flight or node.policy != verdict.policy:
+        return step
+    phase = next((one for one in (Phase.PENDING, Phase.BLOCKED) if one == node.phase), None)
+    reason = next((one for one in Reason if one == node.reason), None)
+    if phase is None or reason is None:
+        return step
+    return replace(step, verdict=replace(verdict, phase=phase, reason=reason))
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
@@ -541,4 +593,4 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
     latest = nlargest(most, dated) if proposal.steps else ()
     histories = await side_by_side(*(read_past(name) for _, _, name in latest))
     past = [*chain.from_iterable(histories)]
-    return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.steps), past))
+    return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.going), past))

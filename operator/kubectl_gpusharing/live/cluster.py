@@ -5,6 +5,7 @@ client that raises an error for every write (`Onlooker`).
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -38,11 +39,13 @@ from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.raw import entries, section, text, texts, whole
 from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
+from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import Evicted, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.vocabulary.reasons import Reason
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
@@ -222,6 +225,10 @@ MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
 """The names of sources without which a plan is less precise but not wrong."""
 
 
+_IN_USE = re.compile(rf"{Reason.PDB_IN_USE} ([^ :]+).*? the operator evicted from (.+?) are being replaced")
+"""A line of GPUNode's status.transition.blockers about a budget, and the nodes of the evicted pods."""
+
+
 @dataclass(frozen=True, slots=True)
 class LivePlan:
     plan: RolloutPlan
@@ -240,6 +247,7 @@ class LivePlan:
 class Cluster:
     """A cluster that is followed while the context of `gathered` is open."""
 
+    client: KubeClient
     gatherer: Gatherer
     installed: InstalledOperator
     """What is installed; if it is `missing`, policies and reports that it left behind are read all the same."""
@@ -264,7 +272,8 @@ class Cluster:
             {name: min(moment, now - grace) for name, moment in since.items()}
             for since in (plan.memory.drifting_since, plan.memory.withdrawn_since)
         )
-        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn)
+        evicted = {} if self.installed.missing else await self._read_evicted(now)
+        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn, evicted=evicted)
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()
@@ -283,6 +292,14 @@ class Cluster:
             snapshot, plan = later, plan_rollout(later, now)
         return LivePlan(plan, snapshot, now, tuple(notes))
 
+    async def _read_evicted(self, now: datetime) -> dict[str, Evicted]:
+        """Return the evictions of which the operator, which remembers them, says that they use up budgets."""
+        nodes = await unless_hidden(list_of(self.client, GPUNODES), list[JSON]())
+        lines = (str(line) for raw in nodes for line in section(raw, "status", "transition").get("blockers") or ())
+        found = [match.groups() for line in lines if (match := _IN_USE.match(line)) is not None]
+        pairs = {(node, budget) for budget, names in found for node in names.split(", ") if not node.startswith("...")}
+        return {f"{budget} from {node}": Evicted(node, budget, now) for node, budget in pairs}
+
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
@@ -293,7 +310,7 @@ class Cluster:
                 name: Claim.of(node.uid, node.fence) for name, node in snapshot.nodes.items() if node.fence is not None
             }
             snapshot = replace(snapshot, claims=claims)
-        return self.foresee(snapshot)
+        return self.foresee(with_evicted(snapshot, now))
 
 
 @asynccontextmanager
@@ -320,7 +337,7 @@ async def gathered(
                     await gatherer.count_pending()
                 except Forbidden as error:
                     notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
-                yield Cluster(gatherer, installed, notes, session.now)
+                yield Cluster(client, gatherer, installed, notes, session.now)
             finally:
                 following.cancel()
                 await gatherer.close()

@@ -45,12 +45,14 @@ AddressData = TypedDict("AddressData", {"context": str, "url": str})
 
 # plan, and the verbs that patch:
 ConclusionData = TypedDict("ConclusionData", {
-    "outcome": str, "exitStatus": int, "message": str, "nodes": int, "pods": int, "podsComplete": bool,
+    "outcome": str, "exitStatus": int, "message": str, "nodes": int, "blocked": Strings,
+    "doubtful": Strings, "pods": int, "podsComplete": bool,
     "secondsAtLeast": int | None, "secondsAtMost": int | None, "estimate": bool, "failedOn": Strings,
 })  # fmt: skip
 StepData = TypedDict("StepData", {
     "name": str, "disruption": str, "observed": str, "wanted": str, "starts": bool, "phase": str, "reason": str,
-    "message": str, "pods": Strings | None, "budgets": Strings | None, "gangs": Strings | None,
+    "message": str, "obstacle": str, "jobs": Strings | None, "pods": Strings | None, "budgets": Strings | None,
+    "gangs": Strings | None,
 })  # fmt: skip
 VanishingData = TypedDict("VanishingData", {
     "resource": str, "before": int, "after": int, "offeredElsewhere": bool, "asked": int, "remain": int,

@@ -5,7 +5,7 @@ change waits for somebody else (docs/design/drain.md#stranded). Which pod could 
 """
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime
 from functools import cached_property
@@ -194,19 +194,33 @@ class Afterwards:
             held = claimed(devices, pod.devices)
             wants = replace(pod, resources=Counter(pod.resources) + held) if held else pod
             if not is_reservation(pod) and (why := self._explain(wants, own)):
-                first = self._find_waiting(wants)
+                text, first = why
+                before = f" before {first.wait}" if first is not None else ""
                 until = first.until if first is not None else None
-                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why, until=until))
+                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=text + before, until=until))
         return tuple(blockers)
 
     def _find_waiting(self, pod: PodView) -> FutureNode | None:
-        """Return the first node, by name, that would advertise what no node will, once nothing is in its way."""
-        lost = [name for name, _ in needs_of(pod).devices if not self.find_demand(name).remain]
-        planned = (one for one in self._places.values() if lost and one.planned and one.planned.devices.get(lost[0]))
-        return min((one for one in planned if one.wait), key=lambda one: one.node, default=None)
+        """Return the first node, by name, whose change, once nothing is in its way, brings the devices that lack."""
+        for name, _ in needs_of(pod).devices:
+            demand, more = self.find_demand(name), self._waiting.get(name, ())
+            missing = min(demand.requested, demand.before) - demand.remain if demand.remain else 1
+            if 0 < missing <= sum(count for count, _ in more):
+                return min((one for _, one in more), key=lambda one: one.node)
+        return None
 
-    def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod could not run after the changes.
+    @cached_property
+    def _waiting(self) -> Mapping[str, Sequence[tuple[int, FutureNode]]]:
+        """By resource name: the nodes whose change waits, each with how many more devices it would then have."""
+        found: dict[str, list[tuple[int, FutureNode]]] = {}
+        for one in self._places.values():
+            for name, count in one.planned.devices.items() if one.planned is not None and one.wait else ():
+                if (more := count - one.after.get(name, 0)) > 0:
+                    found.setdefault(name, []).append((more, one))
+        return found
+
+    def _explain(self, pod: PodView, own: FutureNode | None) -> tuple[str, FutureNode | None] | None:
+        """Return why the pod could not run after the changes, and the node whose change, which waits, would end that.
 
         If `own` is unknown (None), only a resource that no node would advertise is found.
         """
@@ -215,14 +229,11 @@ class Afterwards:
             how = ", a device of which a ResourceClaim of the pod holds" if pod.devices else ""
             if needs.fraction:
                 how = ", a fraction of which KAI-Scheduler assigns to the pod"
-            first = self._find_waiting(pod)
-            return (
-                f"No node would advertise {', '.join(lost)}{how}{f' before {first.wait}' if first is not None else ''}"
-            )
+            return f"No node would advertise {', '.join(lost)}{how}", self._find_waiting(pod)
         if own is None or not needs.devices:
-            return ""
+            return None
         if not self._has_place(needs, own) and (broken := _find_broken(pod, needs, own.offer)):
-            return broken
+            return broken, None
         # Of what its node loses, more devices would be missing after the changes than without them.
         worse = [
             (name, demand)
@@ -230,7 +241,8 @@ class Afterwards:
             if own.after.get(name, 0) < max(own.before.get(name, 0), own.in_use.get(name, 0))
             and (demand := self.find_demand(name)).remain < min(demand.requested, demand.before)
         ]
-        return "; ".join(f"{name}: {demand.text}" for name, demand in worse)
+        text = "; ".join(f"{name}: {demand.text}" for name, demand in worse)
+        return (text, self._find_waiting(pod)) if worse else None
 
     def _has_place(self, needs: Needs, own: FutureNode) -> bool:
         if own.accepts(needs):

@@ -37,7 +37,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.findings import Blocker, Finding
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, main_reason
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
@@ -281,13 +281,26 @@ def preview_of(
     drain, node = policy.spec.drain, snapshot.nodes.get(verdict.node)
     scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
-    leaving = (*pods.leaving, *pods.remaining)
     blockers = preflight(pods, drain, afterwards, work.listed_at)
     return Preview(
         policy.version,
         work.listed_at,
-        tuple(sorted(one.pod.ref for one in leaving)),
-        tuple(sorted({budget.ref for one in leaving for budget in one.budgets})),
+        tuple(sorted(one.pod.ref for one in pods.remaining if not one.waits)),
+        tuple(sorted(one.pod.ref for one in pods.remaining if one.waits)),
+        tuple(sorted({budget.ref for one in pods.remaining for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
     )
+
+
+def find_obstacle(verdict: Verdict, preview: Preview | None, *, candidate: bool) -> Reason | None:
+    """Return why a node does not change before somebody acts on it or its pods; None if it only awaits its turn.
+
+    A candidate, which every gate lets through, awaits what holds the whole policy, whoever ends that.
+    """
+    kept = verdict.phase in (Phase.BLOCKED, Phase.FAILED) and verdict.reason.passes is not Passes.SOON
+    if kept and not candidate:
+        return verdict.reason
+    blockers = preview.blockers if preview is not None else verdict.blockers
+    passing = (Passes.SOON, Passes.DONE)
+    return main_reason(one for one in blockers if one.until is None and one.reason.passes not in passing)

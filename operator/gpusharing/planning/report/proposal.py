@@ -3,6 +3,7 @@
 The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; they are only collected here, for people.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
@@ -11,11 +12,12 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.placement import Offer, could_start, needs_of
+from gpusharing.planning.drain.evictions import binding_budgets
+from gpusharing.planning.drain.placement import Needs, Offer, could_start, needs_of
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
-from gpusharing.planning.pools.afterwards import preview_of
+from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, preview_of
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
 from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
@@ -31,7 +33,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, Observ
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.actuators.choice import find_actuator
@@ -46,13 +48,35 @@ from gpusharing.planning.wanted.verify import (
     tell_devices,
 )
 
-Step: TypeAlias = tuple[Verdict, Preview | None]
-"""The verdict on a node that would change, and what the change would disturb; None if its pods were not listed."""
+
+@value
+class Step:
+    """One node that differs from its policy."""
+
+    verdict: Verdict
+    preview: Preview | None
+    """What its change would disturb; None if its pods were not listed."""
+    obstacle: Reason | None
+    """Why it does not change before somebody acts (`find_obstacle`)."""
+    doubt: Reason | None = None
+    """Why it may become blocked before its turn or in its drain; None if nothing points to that."""
+
+    @property
+    def held(self) -> bool:
+        """Whether a person has to let it begin, such as by an approval."""
+        verdict = self.verdict
+        waits = not (verdict.starts or verdict.blockers)
+        return waits and (verdict.stands or verdict.reason.passes is Passes.BY_A_PERSON)
+
+    @property
+    def known(self) -> bool:
+        """Whether the pods that its change would evict are known."""
+        return self.preview is not None or not self.verdict.disruption.cordons
 
 
 @value
 class Vanishing:
-    """A resource of which the pool would have fewer devices after the changes, and who requests it."""
+    """A resource of which the pool would have fewer devices if all its nodes changed, and who requests it."""
 
     resource: str
     before: int
@@ -62,7 +86,7 @@ class Vanishing:
     elsewhere: bool
     """Whether a node outside the pool will advertise it."""
     pods: tuple[str, ...]
-    """Listed pods that request the resource and run on nodes that change, as `namespace/name`."""
+    """Listed pods that request the resource and run on nodes of the pool that differ, as `namespace/name`."""
     pending: int
 
 
@@ -76,7 +100,7 @@ class Proposal:
     """The message of its condition Accepted."""
     reason: str
     steps: tuple[Step, ...]
-    """The nodes that change, in order: nodes in flight, then nodes that start now, then nodes that wait."""
+    """The nodes to change, in order: nodes in flight, then nodes that start now, then nodes that wait or are blocked."""
     left_out: tuple[Verdict, ...]
     """Nodes that differ from the policy but do not change. A person or another program has to act first."""
     unread: tuple[Verdict, ...]
@@ -91,6 +115,7 @@ class Proposal:
     before: Mapping[str, int]
     """Devices of the pool now, by resource name."""
     after: Mapping[str, int]
+    """Devices of the pool once the steps in `going` are done."""
     vanishing: tuple[Vanishing, ...]
     hash: str
     """The hash of the plan. Empty if nothing changes, or if the policy has no UID yet."""
@@ -105,10 +130,23 @@ class Proposal:
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
     lasts: tuple[timedelta, ...] = ()
     """How long all changes together take at least and at most, counted from now (`foresee`)."""
+    evicts_again: bool = False
+    """Whether pods that are evicted, or wait, may start on a node that changes later, and be evicted there."""
+
+    @property
+    def going(self) -> tuple[Step, ...]:
+        """The steps that will be made: those without an obstacle or a doubt."""
+        return tuple(step for step in self.steps if not (step.obstacle or step.doubt))
+
+    @property
+    def evicted(self) -> tuple[str, ...]:
+        """The listed pods that will be evicted, as `namespace/name`."""
+        emptied = (one for one in self.steps if not (one.obstacle or one.doubt) or one.verdict.phase.in_flight)
+        return tuple(pod for one in emptied if one.preview is not None for pod in one.preview.pods)
 
     @property
     def disruption(self) -> DisruptionClass:
-        classes = (verdict.disruption for verdict, _ in self.steps)
+        classes = (step.verdict.disruption for step in self.steps)
         return max(classes, key=lambda one: one.severity, default=DisruptionClass.NONE)
 
 
@@ -141,8 +179,15 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     names = {verdict.node for verdict in changing}
     told = {*names, *adopted}
     left_out = tuple(one for one in differing if one.node not in told)
-    before, after = count_devices(pool.nodes, plan.targets)
-    vanishing = tuple(_vanishing((before, after), names, policy.name, plan, snapshot))
+    vanishing = tuple(_vanishing(count_devices(pool.nodes, plan.targets), names, policy.name, plan, snapshot))
+    steps = tuple(_steps(policy, changing, plan, snapshot, now))
+    again = tuple(_find_moves(steps, plan, snapshot))
+    doubts = _find_doubts(policy, steps, again, plan, snapshot) if spec is not None else {}
+    steps = tuple(replace(step, doubt=doubts.get(step.verdict.node)) for step in steps)
+    stuck = {step.verdict.node for step in steps if step.obstacle or step.doubt}
+    stuck.update(verdict.node for verdict in left_out)
+    targets = {name: target for name, target in plan.targets.items() if name not in stuck}
+    before, after = count_devices(pool.nodes, targets)
     members_ = plan.pools[policy.name].members
     unseen = {
         one.node.name
@@ -158,7 +203,8 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         accepted=accepted["status"] == "True",
         about=accepted["message"],
         reason=accepted["reason"],
-        steps=tuple(_steps(policy, changing, plan, snapshot, now)),
+        steps=steps,
+        evicts_again=bool(again) or _may_start_pending(steps, snapshot),
         left_out=left_out,
         unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
         lost={name: plan.verdicts[name].policy for name in pool.lost},
@@ -227,9 +273,66 @@ def _steps(
         work = snapshot.work.get(name)
         if work is not None and policy.spec is not None:
             preview = preview_of(policy, verdict, work, plan.afterwards.once(policy.name), snapshot)
+        obstacle = find_obstacle(verdict, preview, candidate=name in order)
         rank = 0 if snapshot.nodes[name].fence is not None else 1 if verdict.starts else 2
-        ranked.append(((rank, *order.get(name, last), name), (verdict, preview)))
+        ranked.append(((rank, *order.get(name, last), name), Step(verdict, preview, obstacle)))
     return [step for _, step in sorted(ranked, key=lambda row: row[0])]
+
+
+def _free_offers(steps: Iterable[Step], snapshot: ClusterSnapshot) -> Iterator[Offer]:
+    """Yield what nodes that change later still have for new pods."""
+    for verdict in (step.verdict for step in steps if step.obstacle is None):
+        node = snapshot.nodes[verdict.node]
+        if verdict.disruption.cordons and not (verdict.starts or verdict.phase.in_flight or node.unschedulable):
+            offer, held = find_present_offer(node, snapshot.stack), find_holdings(node, snapshot) or {}
+            yield replace(offer, devices={name: count - held.get(name, 0) for name, count in offer.devices.items()})
+
+
+def _may_start_pending(steps: Iterable[Step], snapshot: ClusterSnapshot) -> bool:
+    free = _free_offers(steps, snapshot)
+    return any(offer.devices.get(name, 0) > 0 for offer in free for name in snapshot.pending)
+
+
+def _find_moves(steps: Iterable[Step], plan: RolloutPlan, snapshot: ClusterSnapshot) -> Iterator[tuple[str, PodView]]:
+    """Yield nodes that change later, each with a pod of every kind that may start there after its eviction elsewhere."""
+    offers = tuple(_free_offers(steps, snapshot))
+    stays = {name for name, one in plan.verdicts.items() if one.phase is Phase.SYNCED or not one.disruption.cordons}
+    stays.update(step.verdict.node for step in steps if step.obstacle is not None)
+    evicted: dict[Needs, tuple[PodView, set[str]]] = {}
+    for node, work in snapshot.work.items() if offers else ():
+        for pod in work.pods if node not in stays else ():
+            if gpu_resources(pod) and not has_finished(pod) and not is_reservation(pod):
+                evicted.setdefault(needs_of(pod), (pod, set()))[1].add(node)
+    for needs, (pod, nodes) in evicted.items():
+        yield from ((one.node, pod) for one in offers if nodes - {one.node} and could_start(needs, one))
+
+
+def _find_doubts(
+    policy: PolicyView,
+    steps: Sequence[Step],
+    moves: Iterable[tuple[str, PodView]],
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+) -> dict[str, Reason]:
+    """Return the nodes that evicted pods or a budget may yet block, with the reason."""
+    afterwards, doubts = plan.afterwards.once(policy.name), dict[str, Reason]()
+    assert policy.spec is not None, "only a policy with a spec has steps"
+    if policy.spec.drain.stranded_pods == "Hold":
+        found = (node for node, pod in moves if afterwards.find_stranded(node, [pod]))
+        return dict.fromkeys(found, Reason.STRANDED_PODS)
+    # What no node can run any more stays unhealthy, so a budget that allows fewer will refuse the others.
+    stranded, under = Counter[str](), defaultdict[str, set[str]](set)
+    allowed: dict[str, int] = {}
+    for node in (step.verdict.node for step in steps if step.obstacle is None and step.preview is not None):
+        work = snapshot.work.get(node)
+        for pod in work.pods if work is not None else ():
+            for budget in binding_budgets(pod, work.pdbs) if work and gpu_resources(pod) else ():
+                under[budget.ref].add(node)
+                allowed[budget.ref] = budget.disruptions_allowed
+                stranded[budget.ref] += bool(afterwards.find_stranded(node, [pod]))
+    for ref in (ref for ref, count in stranded.items() if count > allowed[ref]):
+        doubts |= dict.fromkeys(under[ref], Reason.PDB)
+    return doubts
 
 
 def _vanishing(

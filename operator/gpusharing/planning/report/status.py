@@ -11,6 +11,7 @@ from typing import Any
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
+from gpusharing.planning.pools.afterwards import find_obstacle
 from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_halt, find_note
@@ -437,17 +438,21 @@ def _plan(
     ]
     if not changing:
         return None
-    before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), plan.targets)
-    lost = [name for name in sorted(before) if after[name] < before[name]]
-    afterwards = plan.afterwards.once(policy.name)
-    demands = {name: afterwards.find_demand(name) for name in lost}
+    pool, nodes, previews = plan.pools[policy.name], [verdict.node for verdict in changing], plan.memory.previews
+    in_all = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), plan.targets)
+    lost = [name for name, count in sorted(in_all[0].items()) if in_all[1][name] < count]
+    demands = {name: plan.afterwards.once(policy.name).find_demand(name) for name in lost}
     shortages = [f"{name}: {demand.text}" for name, demand in demands.items() if demand.waiting]
     worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)
-    nodes, previews = [verdict.node for verdict in changing], plan.memory.previews
+    candidates = {case.node.name for case in pool.candidates}
+    obstacles = {
+        one.node: find_obstacle(one, previews.get(one.node), candidate=one.node in candidates) for one in verdicts
+    }
+    targets = {name: target for name, target in plan.targets.items() if obstacles.get(name) is None}
+    before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), targets)
     disturbed = [previews[name] for name in nodes if name in previews]
     blockers = explain_blockers(blocker for one in disturbed for blocker in one.blockers)
     gangs = sorted({text for one in disturbed for text in one.gangs})
-    pool = plan.pools[policy.name]
     return {
         "hash": propose(pool).hash,
         "disruption": str(worst),

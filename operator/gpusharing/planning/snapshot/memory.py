@@ -140,7 +140,9 @@ class Preview:
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()
-    """The pods that would have to leave, as `namespace/name`, sorted."""
+    """The pods that would be evicted, as `namespace/name`, sorted."""
+    jobs: tuple[str, ...] = ()
+    """The pods that the drain would wait for, because they end by themselves (spec.drain.jobs)."""
     budgets: tuple[str, ...] = ()
     """The PodDisruptionBudgets that select those pods, as `namespace/name`, sorted."""
     gangs: tuple[str, ...] = ()
