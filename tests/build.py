@@ -16,16 +16,7 @@ from gpusharing.kube.convert import find_zones
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    Change,
-    ClusterPolicyView,
-    Effect,
-    Loss,
-    Operand,
-    Program,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
 from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import (
@@ -39,6 +30,7 @@ from gpusharing.planning.snapshot.views import (
 )
 from gpusharing.planning.stack.effects import START_MIG_MANAGER
 from gpusharing.planning.stack.pointers import mig_change, plugin_change
+from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file

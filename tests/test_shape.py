@@ -36,7 +36,7 @@ def sources() -> dict[str, ast.Module]:
 
 PURE = {
     "base64", "collections", "contextlib", "cronsim", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools",
-    "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
+    "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "shlex", "types", "typing", "yaml",
 }  # fmt: skip
 """What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or
 environment. Time zones, for example, come with the policy."""

@@ -17,6 +17,7 @@ from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.stack.installationviews import Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
+from gpusharing.planning.vocabulary.commands import Command
 from kubectl_gpusharing.setup.doctor import Examination, describe
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
@@ -61,7 +62,7 @@ def test_mig_manager_is_not_restarted_on_paused_operands_before_the_label_is_wha
     gpunodes = {"gpu-1": make_gpunode("gpu-1", gpus=[make_gpu(layout=(("1g.10gb", 7),))])}
     view = replace(VIEW, nodes=(node,), gpunodes=gpunodes)
     (one,) = (one for one in find_node_symptoms(view.snapshot, {}) if one.reason == "OperandsPaused")
-    assert one.command.startswith(
+    assert str(one.command).startswith(
         "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl -n gpu-operator delete pod"
     )
 
@@ -80,14 +81,14 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     nodes = tuple(replace(make_node(f"gpu-{number}"), labels=labels) for number in range(9))
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes).snapshot, {})
     assert "gpu-0, gpu-1, gpu-2 and 6 more names an entry that ConfigMap time-slicing-config does not" in one.message
-    assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
+    assert str(one.command) == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)).snapshot, {})
-    assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
-    assert one.command.endswith(" --overwrite nvidia.com/device-plugin.config=NAME")
+    assert str(one.command).startswith("kubectl label node gpu-0 gpu-1 ")
+    assert str(one.command).endswith(" --overwrite nvidia.com/device-plugin.config=NAME")
 
 
 def test_a_command_is_never_broken_into_lines() -> None:
-    long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
+    long = error(Topic.NODES, "Odd", "it is odd " * 20, Command.of("kubectl describe node", *["gpu-1"] * 40))
     lines = plain(describe(Examination(Seen(operator_replicas=1).installation, [long]), PrintOptions(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)

@@ -18,7 +18,7 @@ GPU = {"nvidia.com/gpu.present": "true"}
 
 def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
     found = find_kubelet_symptoms(running({f"gpu-{number}": one for number, one in enumerate(versions, 1)}), api_server)
-    return [(one.reason, one.command.split(" -o")[0]) for one in found]
+    return [(one.reason, str(one.command).split(" -o")[0]) for one in found]
 
 
 def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> Installation:

@@ -95,10 +95,12 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
     labels: dict[str, str], reason: str, command: str
 ) -> None:
     (one,) = found(labels, policies=True)
-    assert (one.reason, one.severity, one.command) == (reason, "ERROR", command)
+    assert (one.reason, one.severity, str(one.command)) == (reason, "ERROR", command)
     (early,) = found(labels)
     assert (early.reason, early.severity) == (reason, "WARNING"), "there is no policy yet"
-    assert early.command.startswith("kubectl get nodes -L nvidia.com/"), "it may be meant so: nothing is to be changed"
+    assert str(early.command).startswith("kubectl get nodes -L nvidia.com/"), (
+        "it may be meant so: nothing is to be changed"
+    )
     assert found(labels, policies=False) == [], "somebody wants it so, and no policy is for this node"
     assert found(labels, policies=True, fence_error="damaged") == []
 
@@ -122,7 +124,7 @@ def test_of_a_node_that_serves_or_soon_will_nothing_is_said(labels: dict[str, st
 def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_with_the_agents() -> None:
     (one,) = found({}, policies=True, other_plugin="HAMi's device plugin")
     assert (one.reason, one.severity) == ("ForeignDevicePlugin", "ERROR")
-    assert one.command == "kubectl describe node gpu-1"
+    assert str(one.command) == "kubectl describe node gpu-1"
     (early,) = found({}, other_plugin="HAMi's device plugin")
     assert early.severity == "WARNING"
     assert found({}, policies=False, other_plugin="HAMi's device plugin") == []
@@ -132,7 +134,7 @@ def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_w
 def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -> None:
     """HAMi's documentation has admins switch NVIDIA's off; with both, a node advertises each GPU twice."""
     (one,) = found(OFF, policies=True, other_plugin="HAMi's device plugin")
-    assert (one.reason, one.command) == ("ForeignDevicePlugin", "kubectl describe node gpu-1")
+    assert (one.reason, str(one.command)) == ("ForeignDevicePlugin", "kubectl describe node gpu-1")
 
 
 def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
@@ -141,7 +143,7 @@ def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -
     held = {"plugins": make_map({"default": "version: v1"}, ours=False)}
     (one,) = told(nodes, cluster_policies=(make_cluster_policy("plugins"),), config_maps=held)
     assert "gpu-0, gpu-1, gpu-2 names an entry" in one.message
-    assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
+    assert str(one.command) == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
 
 
 def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> None:
@@ -154,7 +156,7 @@ def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
         labelled("gpu-1", {**GPU, **POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
         labelled("gpu-2", {**GPU, **POOL, f"{DEPLOY}device-plugin": "false"}),
     ]
-    commands = {one.command for one in told(nodes)}
+    commands = {str(one.command) for one in told(nodes)}
     assert commands == {
         f"kubectl label node gpu-1 {DEPLOY}operands-",
         f"kubectl label node gpu-2 --overwrite {DEPLOY}device-plugin=true",
@@ -171,7 +173,7 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     others = labelled("gpu-4", GPU, label_owners=nfd)
     symptoms = told([*owned, capi, others])
     assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", "WARNING")}
-    assert [(one.message, one.command) for one in symptoms] == [
+    assert [(one.message, str(one.command)) for one in symptoms] == [
         (
             f"the operator does not change label {CONFIG} on gpu-1, gpu-2: Node Feature Discovery sets it",
             "kubectl get node gpu-1 -o yaml --show-managed-fields",
@@ -190,7 +192,7 @@ def test_a_mig_configuration_that_nobody_has_is_told_with_those_that_there_are()
     (one,) = found({CONFIG: "quarters", STATE: "failed"})
     assert (one.reason, one.severity) == ("MigConfigUnknown", "WARNING"), "and not what failed besides"
     assert "gpu-1: quarters; ConfigMap custom-mig-config has all-disabled, halves" in one.message
-    assert one.command == f"kubectl label node gpu-1 --overwrite {CONFIG}=NAME"
+    assert str(one.command) == f"kubectl label node gpu-1 --overwrite {CONFIG}=NAME"
 
 
 def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
@@ -198,7 +200,7 @@ def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
     entries = {one.name: ENTRIES["gpu-1"] for one in nodes}
     (one,) = told(nodes, (), entries)
     assert "on gpu-1, gpu-2, gpu-3 names" in one.message
-    assert one.command == f"kubectl label node gpu-1 gpu-3 --overwrite {CONFIG}=NAME"
+    assert str(one.command) == f"kubectl label node gpu-1 gpu-3 --overwrite {CONFIG}=NAME"
 
 
 @pytest.mark.parametrize("policies", [None, True, False], ids=["no policy", "its policy", "another policy"])

@@ -120,12 +120,13 @@ async def test_two_that_want_few_pods_share_their_nodes_if_nothing_can_keep_them
 
 
 @virtually
-async def test_a_dra_driver_that_serves_gpus_is_told_with_what_switches_them_off() -> None:
+async def test_a_dra_driver_that_serves_gpus_is_told_with_the_claims_that_would_lose_them() -> None:
     found = await rivals(MAIN, DRIVER)
     message, command = found.pop("DRADriverServesGPUs")
     assert found == {}
     assert "NVIDIA's DRA driver with GPUs enabled, and it selects gpu-1, gpu-2 as the device plugin does" in message
-    assert command == "helm upgrade dra CHART -n dra --reset-then-reuse-values --set resources.gpus.enabled=false"
+    assert "such pods could not start again on any of its nodes" in message
+    assert command == "kubectl get resourceclaims -A", "nobody knows which pods hold claims"
 
 
 @virtually
@@ -135,7 +136,7 @@ async def test_what_would_come_again_or_takes_more_along_is_only_shown() -> None
     driver = daemon_set("dra", "dra", DOMAINS, CLAIMS)
     found = await rivals(MAIN, made, driver)
     assert found["TwoDevicePlugins"][1] == "kubectl -n other get daemonset nvdp -o yaml"
-    assert found["DRADriverServesGPUs"][1] == "kubectl -n dra get daemonset dra -o yaml"
+    assert found["DRADriverServesGPUs"][1] == "kubectl get resourceclaims -A"
 
 
 @virtually

@@ -26,9 +26,9 @@ from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.nvidia import Effect, Loss
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.vocabulary.commands import Effect, Loss
 
 POLICY: JSON = {
     "metadata": {"name": "pool-b"},

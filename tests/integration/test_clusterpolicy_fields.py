@@ -1,7 +1,6 @@
 """What we read of ClusterPolicy under the CRD of each version of the GPU Operator (SIMULATED, with pruning)."""
 
 import json
-import shlex
 from typing import Any
 
 import pytest
@@ -137,7 +136,9 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: 
         view = cluster_policy_view(api.get(f"{path}/gpus"))
         settings = PlanSettings(plugin_config_map="our-plugin", mig_config_map="our-mig")
         for pointer in (plugin_pointer(view, settings, ()), mig_pointer(view, settings)):
-            body = json.loads(shlex.split(kubectl_patch("gpus", pointer.patch))[-1])
+            command = kubectl_patch("gpus", pointer.patch, effects=())
+            assert command is not None
+            body = json.loads(command.options["-p"])
             api.request("PATCH", f"{path}/gpus", body, MERGE_PATCH, fieldValidation="Strict")
         now: ClusterPolicyView = cluster_policy_view(api.get(f"{path}/gpus"))
         assert (now.plugin_config_name, now.mig_config_name, now.plugin_default) == (

@@ -104,7 +104,7 @@ async def test_gpus_that_were_divided_by_hand_are_labeled_before_mig_manager_res
 
     async def found() -> tuple[str, str]:
         (one,) = (one for one in find_symptoms(await gathered(cluster)) if one.reason == "LayoutsNeedConfigMap")
-        return one.message, one.command
+        return one.message, str(one.command)
 
     message, command = await found()
     assert "on gpu-01 (no agent has read its GPUs)" in message
@@ -125,7 +125,7 @@ async def test_without_nodes_no_command_restarts_mig_manager(cluster: FakeCluste
     cluster.faults.fail("list", NODES, Forbidden("no"), times=EVER)
     view = await gathered(cluster)
     (one,) = (one for one in find_symptoms(view) if one.reason == "LayoutsNeedConfigMap")
-    assert one.command == "kubectl get nodes -L nvidia.com/mig.config"
+    assert str(one.command) == "kubectl get nodes -L nvidia.com/mig.config"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster
     cluster.add(POLICIES, {"metadata": {"name": "pool-e"}, "spec": mps})
     view = await gathered(cluster)
     (found,) = [row for row in find_symptoms(view) if row.reason == "MPSNotSwitchable"]
-    assert found.command.endswith("daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon")
+    assert str(found.command).endswith("daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon")
 
 
 async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) -> None:
@@ -275,7 +275,7 @@ async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_nod
         cluster.patch(NODES, "gpu-01", {"metadata": {"annotations": annotations}})
         found = find_symptoms(await gathered(cluster))
         (off,) = (one for one in found if one.reason == "PluginDisabled")
-        assert off.command.startswith(command)
+        assert str(off.command).startswith(command)
 
 
 @pytest.mark.parametrize(

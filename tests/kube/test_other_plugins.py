@@ -64,7 +64,7 @@ def raw_node(
 )
 def test_a_device_plugin_that_serves_a_node_is_known_by(raw: dict[str, Any], plugin: str) -> None:
     assert node_view(raw).other_plugin == plugin
-    assert explain_plugin(plugin, ["gpu-07"]).startswith(f"{plugin} serves the GPUs on gpu-07 (")
+    assert explain_plugin(plugin, ["gpu-07"]).message.startswith(f"{plugin} serves the GPUs on gpu-07 (")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_no_other_device_plugin_is_seen_in(raw: dict[str, Any]) -> None:
 
 def test_every_plugin_is_told_with_its_mark_and_the_way_to_hand_nodes_over() -> None:
     for plugin, one in OTHERS.items():
-        told = explain_plugin(plugin, ["gpu-1", "gpu-2"])
+        told = explain_plugin(plugin, ["gpu-1", "gpu-2"]).message
         assert f"serves the GPUs on gpu-1, gpu-2 ({one.sign})" in told
         assert "NODE" not in told
     hami = explain_plugin("HAMi's device plugin", ["gpu-1", "gpu-2"])
-    assert hami.endswith("kubectl annotate node gpu-1 gpu-2 hami.io/node-nvidia-register-")
+    assert hami.message.endswith("kubectl annotate node gpu-1 gpu-2 hami.io/node-nvidia-register-")
 
 
 def test_resources_that_only_another_plugin_serves_are_named_with_the_nodes_that_it_serves() -> None:

@@ -36,7 +36,7 @@ from tests.seen import Seen, make_map
 from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.convert import cluster_policy_view, node_view
 from gpusharing.planning.gpus.geometry import Layout, normalize
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, Change, Effect, Loss
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
@@ -49,6 +49,7 @@ from gpusharing.planning.stack.effects import (
     UNPLUG,
 )
 from gpusharing.planning.stack.installationviews import Installation, Place
+from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, Sharing, render

@@ -4,8 +4,6 @@ Nobody empties the nodes and nobody edits a policy unless a message asks for tha
 out on purpose, and nothing of ours is left: no fence, no claim, no cordon and no mark.
 """
 
-import re
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -31,6 +29,7 @@ from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 PATIENCE = timedelta(minutes=15)
@@ -70,35 +69,31 @@ def cure(world: World) -> None:
 Remedy = Callable[[World, Verdict, RolloutPlan], None]
 
 
-_COMMAND = re.compile(r"kubectl ((?:annotate|label|uncordon) [^;()]*?)(?= && |\. |;|\)|$)")
+UNPLAYED = ("helm", "patch clusterpolicy", "set daemonset", "apply", "delete", "edit", "label namespace")
+"""What nobody does in this world, by program or by verb and kind: its installation changes otherwise."""
 
 
-def _type(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """Type the commands of the message, as they stand there."""
-    typed = _COMMAND.findall(told.message)
-    hold(bool(typed), f"{told.reason} has no command to type: {told.message}")
-    for command in typed:
-        verb, *words = shlex.split(command)
-        kind, name, *pairs = words if verb != "uncordon" else ["node", *words]
-        pairs = [pair for pair in pairs if pair != "--overwrite"]
-        if kind == "gpunode":
-            request(world, name, **{key.removeprefix(names.PREFIX): value for key, _, value in map(_split, pairs)})
-        elif kind == "gsp":
-            ((key, _, value),) = map(_split, pairs)
+def _is_played(command: Command) -> bool:
+    what = command.words[0], command.verb, f"{command.verb} {command.kind}"
+    return not {*what}.intersection(UNPLAYED)
+
+
+def _type(world: World, told: Verdict) -> None:
+    for command in (part for one in told.commands for part in one.parts):
+        if command.verb == "uncordon":
+            _uncordon(world, *command.names)
+        elif command.kind == "gpunode":
+            asked = {key.removeprefix(names.PREFIX): value or "" for key, value in command.pairs.items()}
+            request(world, *command.names, **asked)
+        elif command.kind == "gsp":
+            (name,), ((key, value),) = command.names, command.pairs.items()
             policy = next(one for one in world.policies if one.name == name)
-            if key == names.ANNOTATION_APPROVE:
-                approve(world, policy, value)
-            else:
-                hold(key == names.ANNOTATION_RESUME, f"nobody knows what {command} does")
-                resume(world, policy, value)
-        elif verb == "uncordon":
-            _uncordon(world, name)
+            hold(key in (names.ANNOTATION_APPROVE, names.ANNOTATION_RESUME), f"nobody knows what {command} does")
+            (approve if key == names.ANNOTATION_APPROVE else resume)(world, policy, value or "")
         else:
-            _take_off(world, world.nodes[name], {pair.removesuffix("-") for pair in pairs})
-
-
-def _split(pair: str) -> tuple[str, str, str]:
-    return pair.partition("=")
+            hold(command.kind == "node", f"nobody knows what {command} does")
+            for name in command.names:
+                _mark(world, world.nodes[name], command.pairs)
 
 
 def _uncordon(world: World, name: str) -> None:
@@ -111,12 +106,16 @@ def _uncordon(world: World, name: str) -> None:
     world.nodes[name] = replace(node, unschedulable=False)
 
 
-def _take_off(world: World, node: NodeView, keys: set[str]) -> None:
-    labels = {key: value for key, value in node.labels.items() if key not in keys}
-    if names.ANNOTATION_FENCE in keys and node.unschedulable:
+def _mark(world: World, node: NodeView, pairs: Mapping[str, str | None]) -> None:
+    """Set or remove labels and annotations."""
+    if names.ANNOTATION_FENCE in pairs and node.unschedulable:
         world.human_cordons.add(node.name)  # whoever unfences it is answerable for its cordon
-    fence = None if names.ANNOTATION_FENCE in keys else node.fence
-    world.nodes[node.name] = replace(node, fence=fence, labels=labels, neighbour_marks=node.neighbour_marks - keys)
+    fence = None if names.ANNOTATION_FENCE in pairs else node.fence
+    verified = None if names.ANNOTATION_VERIFIED in pairs else node.verified
+    kept = {key: value for key, value in node.labels.items() if key not in pairs}
+    labels = kept | {key: value for key, value in pairs.items() if value is not None}
+    marks = node.neighbour_marks - pairs.keys()
+    world.nodes[node.name] = replace(node, fence=fence, verified=verified, labels=labels, neighbour_marks=marks)
 
 
 def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
@@ -129,10 +128,9 @@ def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 def _attend(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """What blocked is removed, and the next attempt asked for."""
+    """What blocked is removed."""
     world.budgets = ()
     _take_pods_away(world, replace(told, blockers=()), plan)
-    _type(world, told, plan)
 
 
 def _remove_budgets(world: World, told: Verdict, plan: RolloutPlan) -> None:
@@ -196,9 +194,6 @@ def _wait(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 REMEDIES: Mapping[Reason, Remedy] = {
-    **dict.fromkeys((Reason.ACTUATOR_FAILED, Reason.ACTUATOR_STUCK, Reason.ROLLED_BACK), _type),
-    **dict.fromkeys((Reason.DRIFT_RETURNED, Reason.ROLLING_BACK), _type),
-    **dict.fromkeys((Reason.ALREADY_CORDONED, Reason.CORDON_KEPT), _type),
     **dict.fromkeys((Reason.PDB_CONFLICT, Reason.PDB_NEVER_ALLOWS, Reason.PDB), _remove_budgets),
     **dict.fromkeys(
         (
@@ -234,17 +229,13 @@ REMEDIES: Mapping[Reason, Remedy] = {
     Reason.NEEDS_ATTENTION: _attend,
     Reason.MPS_NOT_SWITCHABLE: _choose_another_operator,
     Reason.LABEL_OWNED_ELSEWHERE: _drop_rule,
-    Reason.ORPHAN_FENCE: _type,
-    Reason.SKIP_LABEL: _type,
     Reason.PAUSED: _rollout(paused=False),
     Reason.FROZEN: _rollout(max_unavailable=1),
     Reason.WINDOW_TOO_SHORT: _rollout(windows=(), blackouts=()),
     Reason.CANARY_TOO_LARGE: _correct_canary,
-    Reason.HALTED: _type,
-    Reason.APPROVAL_NEEDED: _type,
     Reason.SUPERSEDED: _RAISE,
 }
-"""By reason, what its remedy says (planning/vocabulary/reasons.py)."""
+"""By reason, what its remedy says in words (planning/vocabulary/reasons.py). Commands are typed whatever the reason."""
 
 
 @dataclass
@@ -273,10 +264,16 @@ class People:
                 patient = reason.passes is not Passes.BY_A_PERSON and goes_on
                 if (patient and world.now - since < PATIENCE) or (before and world.now - before[-1] < AGAIN):
                     continue
-                hold(reason in REMEDIES, f"nobody knows what to do about {reason}: {told.message}")
+                typed = reason is told.reason and bool(told.commands) and all(map(_is_played, told.commands))
+                blocks = any(blocker.reason is reason for blocker in told.blockers)
+                in_words = reason in REMEDIES and (blocks or not (typed and told.phase is Phase.FAILED))
+                hold(typed or in_words, f"nobody knows what to do about {reason}: {told.message}")
                 hold(len(before) < MOST, f"{told.node} says {reason} again and again: {told.message}")
                 before.append(world.now)
-                REMEDIES[reason](world, told, plan)
+                if in_words:
+                    REMEDIES[reason](world, told, plan)
+                if typed:
+                    _type(world, told)
                 acts = True
                 world.happened[f"told a person: {reason}"] += 1
         return acts
@@ -295,13 +292,13 @@ def _asked(told: Verdict) -> list[Reason]:
     """What the node needs a person for, by its reason or by what keeps its pods."""
     blockers = [blocker.reason for blocker in told.blockers]
     if told.phase is Phase.FAILED:
-        retry = f"{names.ANNOTATION_RETRY}=" in told.message
         blockers = [one for one in blockers if one in _LASTING or one.passes is Passes.BY_A_PERSON]
-        return list(dict.fromkeys([Reason.ACTUATOR_FAILED if retry else told.reason, *blockers]))
+        return list(dict.fromkeys([told.reason, *blockers]))
     if told.actions or told.phase is Phase.SYNCED:
         return []
-    reasons = (told.reason, *blockers)
-    return list(dict.fromkeys(one for one in reasons if one.passes is Passes.BY_A_PERSON or one in _LASTING))
+    lasting = [one for one in blockers if one.passes is Passes.BY_A_PERSON or one in _LASTING]
+    own = [told.reason] if told.commands or told.reason in _LASTING or told.reason.passes is Passes.BY_A_PERSON else []
+    return list(dict.fromkeys([*own, *lasting]))
 
 
 _LASTING = (Reason.PDB, Reason.DO_NOT_DISRUPT)

@@ -3,6 +3,7 @@
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -32,6 +33,7 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.podviews import Gang, PodView
 from gpusharing.planning.snapshot.records import UNRECORDED, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.reasons import Reason
 
 if TYPE_CHECKING:
@@ -307,6 +309,23 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
     _returned_together(world, plan)
     gangpromises.told(world, plan)
     hold(max(plan.memory.vain_passes.values(), default=0) < MOST_VAIN, "passes make no progress")
+    for verdict in plan.verdicts.values():
+        all_are_values(verdict.message, verdict.commands)
+    for objection in plan.objections.values():
+        all_are_values(objection.message, objection.commands)
+
+
+_PRINTED = re.compile(r"\b(?:helm |kubectl (?:-n \S+ )?(?!gpusharing |describe |get |logs |-n ))\w.*")
+
+
+def all_are_values(message: str, commands: Iterable[Command]) -> None:
+    """Whether whatever the text says that a person should run, except to read, is one of its commands."""
+    rest = message
+    for command in commands:
+        hold(str(command) in message, f"{command} is not in: {message}")
+        rest = rest.replace(str(command), "")
+    printed = _PRINTED.search(rest)
+    hold(printed is None, f"no command: {printed and printed[0]}")
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:

@@ -157,8 +157,10 @@ def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> No
 def test_a_program_that_the_actuator_does_not_need_may_be_kept_off_a_node(operand: str) -> None:
     node = make_node(labels={f"{names.LABEL_DEPLOY_PREFIX}{operand}": "false"})
     snapshot = make_snapshot([node], stack=make_stack(cluster_policy=None))
-    assert find_disabled(node, LABELS.needs, snapshot).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
-    assert find_disabled(node, INVENTED.needs, snapshot) == ""
+    found = find_disabled(node, LABELS.needs, snapshot)
+    assert found is not None
+    assert found.message.startswith(f"nvidia.com/gpu.deploy.{operand} is false")
+    assert find_disabled(node, INVENTED.needs, snapshot) is None
 
 
 def test_what_an_actuator_needs_are_rows_of_the_table() -> None:

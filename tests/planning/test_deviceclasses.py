@@ -201,9 +201,10 @@ DROPPED = replace(OURS, resource="")
 def test_a_class_whose_extended_resource_the_api_server_drops_is_named_and_not_written_again() -> None:
     assert plan(["1g.10gb"], [DROPPED]) is None
     said = find_unrequestable([(("1g.10gb", 7),)], make_stack(FULL, dra=DraView(classes=(DROPPED,))))
-    assert isinstance(said, str)
-    assert "DRAExtendedResource feature gate" in said
-    assert said.endswith("kubectl delete deviceclass gpusharing-mig-1g.10gb")
+    assert isinstance(said, Finding)
+    assert "DRAExtendedResource feature gate" in said.message
+    assert [*map(str, said.commands)] == ["kubectl delete deviceclass gpusharing-mig-1g.10gb"]
+    assert said.message.endswith("kubectl delete deviceclass gpusharing-mig-1g.10gb")
 
 
 @pytest.mark.parametrize(

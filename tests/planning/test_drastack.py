@@ -24,6 +24,7 @@ from gpusharing.planning.stack.drastack import (
     is_complete,
     refuse,
 )
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -76,7 +77,7 @@ def test_a_complete_stack_is_accepted() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
         assert [*find_missing_parts(stack, SETTINGS)] == []
         assert is_complete(stack, SETTINGS)
-        assert refuse(spec(), stack, SETTINGS) == ""
+        assert refuse(spec(), stack, SETTINGS) is None
     assert not is_complete(replace(COMPLETE, dra=DraView()), SETTINGS), "it does not serve the GPUs"
 
 
@@ -174,31 +175,34 @@ LACKS: dict[str, tuple[StackView, str, str]] = {
 def test_what_is_missing_is_named_with_what_corrects_it(stack: StackView, says: str, command: str) -> None:
     ((message, remedy),) = find_missing_parts(stack, SETTINGS)
     assert says in message
-    assert command in remedy
+    assert command in str(remedy)
     assert not is_complete(stack, SETTINGS)
     refusal = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {message}; run: {remedy}"
-    assert refuse(spec(), stack, SETTINGS) == refusal
+    assert remedy is not None
+    assert refuse(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, refusal, commands=(remedy,))
 
 
 def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> None:
     stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
     missing = [*find_missing_parts(stack, SETTINGS)]
-    message = refuse(spec(), stack, SETTINGS)
+    refusal = refuse(spec(), stack, SETTINGS)
+    assert refusal is not None
     assert len(missing) == 3
-    assert all(f"{what}; run: {command}" in message for what, command in missing)
+    assert all(f"{what}; run: {command}" in refusal.message for what, command in missing)
     long = replace(SETTINGS, gpu_operator_namespace="n" * 180)
     cut = refuse(spec(), stack, long)
-    assert len(cut) <= MAX_TEXT
-    assert [*find_missing_parts(stack, long)][1][1] in cut
+    assert cut is not None
+    assert len(cut.message) <= MAX_TEXT
+    assert [*find_missing_parts(stack, long)][1][1] in cut.commands
+    assert all(str(command) in cut.message for command in cut.commands)
 
 
 def test_a_stack_whose_first_missing_part_is_too_long_to_say_is_refused_all_the_same() -> None:
     names = tuple(f"{letter * 60}.{letter * 60}.{letter * 60}.{letter * 60}" for letter in "abcd")
     stack = replace(ALONE, dra=replace(STANDALONE, doubles=names))
-    ((what, command),) = find_missing_parts(stack, SETTINGS)
-    message = refuse(spec(), stack, SETTINGS)
-    assert message == f"NVIDIA's DRA stack manages the GPUs in this cluster, but {what}"
-    assert command not in message
+    ((what, _),) = find_missing_parts(stack, SETTINGS)
+    message = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {what}"
+    assert refuse(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, message)
 
 
 SHARED = {
@@ -244,7 +248,9 @@ def test_layouts_of_our_own_need_our_config_map_there_too_and_single_is_refused(
     assert objection is not None
     assert objection.reason is Reason.LAYOUTS_NEED_CONFIG_MAP
     single = spec(mig={"strategy": "single", "config": "all-1g.10gb"})
-    assert "use mixed" in refuse(single, COMPLETE, SETTINGS)
+    refusal = refuse(single, COMPLETE, SETTINGS)
+    assert refusal is not None
+    assert "use mixed" in refusal.message
 
 
 def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driver_publishes() -> None:

@@ -26,16 +26,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.nvidia import (
-    PLUGIN_SWITCH,
-    Change,
-    DaemonSetState,
-    DraView,
-    Effect,
-    Loss,
-    NodeDevices,
-    PlainStackView,
-)
+from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, DraView, NodeDevices, PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView
 from gpusharing.planning.stack.acceptance import with_effects
 from gpusharing.planning.stack.effects import (
@@ -46,12 +37,11 @@ from gpusharing.planning.stack.effects import (
     START_MIG_MANAGER,
     UNPLUG,
     find_effects,
-    is_safe,
-    label_commands,
     tell_effects,
 )
 from gpusharing.planning.stack.pointers import find_held, mig_change, plan_pointers, plugin_change
 from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
+from gpusharing.planning.vocabulary.commands import Change, Effect, Loss, is_safe, label_commands
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import EXCLUSIVE
 
@@ -166,7 +156,8 @@ def test_a_label_protects_a_node_that_lives_by_the_strategy_of_the_cluster() -> 
     before = cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=make_cluster_policy(mig_strategy="mixed"))
     effects = find_effects(FREE_STRATEGY, before)
     assert is_safe(effects)
-    assert label_commands(effects) == ["kubectl label node gpu-9 --overwrite nvidia.com/device-plugin.config=mixed"]
+    (command,) = label_commands(effects)
+    assert str(command) == "kubectl label node gpu-9 --overwrite nvidia.com/device-plugin.config=mixed"
     protected = cluster(
         node({"nvidia.com/mig-1g.10gb": 7}, device_plugin__config="mixed"),
         SMALL,
@@ -344,5 +335,5 @@ def test_without_our_operator_no_command_beside_nvidias_chart_takes_what_nobody_
     wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"})
     view = Seen(nodes=(BY_HAND,), plain=PLAIN, policies=(wants,))
     (found,) = (one for one in view.symptoms if one.reason == "MigManagerMissing")
-    assert found.command == "kubectl get nodes -L nvidia.com/mig.config"
+    assert str(found.command) == "kubectl get nodes -L nvidia.com/mig.config"
     assert "unknown what mig-manager would change at its start on gpu-9" in found.message

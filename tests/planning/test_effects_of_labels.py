@@ -6,7 +6,7 @@ import pytest
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
-from gpusharing.planning.snapshot.nvidia import Change, Effect, Loss, PlainStackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.stack.effects import (
     MIG_MANAGER,
     OPERANDS,
@@ -17,6 +17,7 @@ from gpusharing.planning.stack.effects import (
     find_effects,
     tell_strategy_users,
 )
+from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 
 SEVENTHS = (("1g.10gb", 7),)
 GONE = {LABEL_PLUGIN_CONFIG: "gone"}

@@ -326,7 +326,7 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         replace(plain(), dra=DraView(mig_manager="mm")),
         "MigManagerVersionUnknown",
         "WARNING",
-        "kubectl -n gpu-operator get daemonset mm -o jsonpath=",
+        "kubectl -n gpu-operator get daemonset mm -o 'jsonpath=",
     ),
     "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", "ERROR", "createNamespace"),
     "no node has the agents' label": (
@@ -399,7 +399,7 @@ def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
         gpunodes = {"gpu-01": make_gpunode("gpu-01", gpus=[gpu])} if gpu is not None else {}
         found = replace(view, nodes=nodes, gpunodes=gpunodes).symptoms
         (one,) = (one for one in found if one.reason == reason)
-        assert one.command.startswith(start)
+        assert str(one.command).startswith(start)
         assert ("gpu-01" in one.message) is (start != "kubectl patch")
 
 
@@ -407,8 +407,8 @@ def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
 def test_it_says_what_is_wrong_and_what_mends_it(what: str) -> None:
     view, reason, severity, command = BROKEN[what]
     found = [one for one in view.symptoms if one.reason == reason]
-    assert [(one.severity, command in one.command) for one in found] == [(severity, True)]
-    assert "\n" not in found[0].message + found[0].command
+    assert [(one.severity, command in str(one.command)) for one in found] == [(severity, True)]
+    assert "\n" not in found[0].message + str(found[0].command)
 
 
 def test_one_broken_thing_is_one_finding() -> None:
@@ -443,7 +443,7 @@ def test_every_finding_is_tried() -> None:
 
 def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    commands = [one.command for view, *_ in BROKEN.values() for one in view.symptoms]
+    commands = [str(one.command) for view, *_ in BROKEN.values() for one in view.symptoms]
     ours = [command for command in commands if command.startswith("helm upgrade gpusharing ")]
     paths = {command.rpartition(" --set ")[2].partition("=")[0] for command in ours}
     assert len(paths) > 3
@@ -500,7 +500,7 @@ def test_before_the_installation_nobody_is_told_to_hand_over_a_configmap_with_a_
     taken = replace(GOOD, config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}, operator_replicas=None)
     (told,) = [one for one in taken.symptoms if one.reason == "ConfigMapTaken"]
     assert "Hand it over" not in told.message
-    assert told.command.startswith("helm install")
+    assert str(told.command).startswith("helm install")
 
 
 @pytest.mark.parametrize("resources", [{}, {"nvidia.com/gpu": 0}])
@@ -522,4 +522,4 @@ def test_the_gpu_operator_is_installed_only_after_labels_that_keep_instances_whi
     )
     (told,) = [one for one in divided.symptoms if one.reason == "ClusterPolicyMissing"]
     assert "gpu-01" in told.message
-    assert told.command.startswith("kubectl label node gpu-01")
+    assert str(told.command).startswith("kubectl label node gpu-01")

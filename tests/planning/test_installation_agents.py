@@ -26,7 +26,7 @@ def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason
     policy = replace(POINTED, switches={"driver.enabled": installs})
     view = replace(reporting(gpu_01=NO_DRIVER), cluster_policies=(policy,))
     (found,) = view.symptoms
-    assert (found.reason, found.command) == (reason, command)
+    assert (found.reason, str(found.command)) == (reason, command)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(with_dr
     gpus = {"nvidia.com/gpu": 8}
     nodes = tuple(replace(one, resources=gpus if one.name == with_driver else {}) for one in view.nodes)
     (found,) = replace(view, cluster_policies=(policy,), nodes=nodes).symptoms
-    assert (found.reason, found.command) == (reason, "kubectl describe gpunode gpu-01")
+    assert (found.reason, str(found.command)) == (reason, "kubectl describe gpunode gpu-01")
 
 
 @pytest.mark.parametrize(

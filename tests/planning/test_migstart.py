@@ -19,25 +19,16 @@ from tests.build import (
 )
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.nvidia import (
-    PLUGIN_SWITCH,
-    DaemonSetState,
-    DraView,
-    Effect,
-    Loss,
-    PlainStackView,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, DraView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
 from gpusharing.planning.stack.acceptance import find_due_changes, find_objection
 from gpusharing.planning.stack.drastack import find_missing_parts
 from gpusharing.planning.stack.effects import (
     START_MIG_MANAGER,
-    after_labels,
     find_effects,
-    label_commands,
     tell_effects,
 )
+from gpusharing.planning.vocabulary.commands import Command, Effect, Loss, label_commands
 
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"
 WHOLE, SMALL = make_gpu(), make_gpu(layout=(("1g.10gb", 7),))
@@ -206,13 +197,13 @@ def test_a_node_that_we_have_drained_and_are_changing_does_not_count(stage: Any,
 def test_nodes_with_the_same_layout_get_one_command_and_no_command_goes_without_all_labels() -> None:
     known = [make_start(f"gpu-{number}", "why", config) for number, config in enumerate(("a", "b", "a"))]
     label = "kubectl label node"
-    assert label_commands(known) == [
+    assert [*map(str, label_commands(known))] == [
         f"{label} gpu-0 gpu-2 --overwrite nvidia.com/mig.config=a",
         f"{label} gpu-1 --overwrite nvidia.com/mig.config=b",
     ]
-    assert after_labels("restart", known) == " && ".join([*label_commands(known), "restart"])
-    assert after_labels("restart", [*known, make_start("gpu-3", "why")]) == ""
-    assert after_labels("restart", ()) == "restart"
+    restart = Command.of("kubectl rollout restart daemonset manager", effects=tuple(known))
+    assert str(restart) == " && ".join([*map(str, label_commands(known)), "kubectl rollout restart daemonset manager"])
+    assert Command.if_safe("kubectl rollout restart", effects=(*known, make_start("gpu-3", "why"))) is None
 
 
 MISSING = replace(
@@ -263,7 +254,9 @@ def test_mig_manager_that_is_off_beside_dra_counts_as_started_by_its_switch() ->
     assert [effect.node for effect in find_effects(change, snapshot)] == ["gpu-1"]
     found = replace(stack, effects={change: find_effects(change, snapshot)})
     ((_, command),) = find_missing_parts(found, SETTINGS)
-    assert command.startswith("kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch")
+    assert str(command).startswith(
+        "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl patch"
+    )
 
 
 def test_nodes_are_compared_only_while_something_may_start_mig_manager() -> None:

@@ -26,7 +26,7 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
 ) -> None:
     (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon).installation)
     assert (found.reason, found.severity) == ("MPSNotSwitchable", "ERROR")
-    assert command in found.command
+    assert command in str(found.command)
     assert "policy pool-e: no label can enable MPS with device plugin " in found.message
     assert "-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in found.message
 

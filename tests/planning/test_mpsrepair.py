@@ -1,5 +1,6 @@
 """The MPS DaemonSet: when the operator repairs it itself, and what it says while it does not."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,16 +23,18 @@ from gpusharing.planning.report.events import shared_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
-from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.stack.mps import (
     MOST_REPAIRS,
+    add_repair,
     count_repair,
-    explain_repair,
     find_due,
     find_serving,
     plan_repair,
 )
 from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 ASKED = replace(SETTINGS, repair_mps=True)
 DEAF = MpsDaemonView("v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True, state="uid/2")
@@ -44,11 +47,18 @@ def stack(daemon: MpsDaemonView | None = DEAF, **fields: Any) -> StackView:
     return make_stack(MPS, cluster_policy=make_cluster_policy(mps_daemon=daemon), **fields)
 
 
+def explain(found: StackView, settings: PlanSettings) -> str:
+    """What is said after the objection, which has the commands that it names."""
+    told = add_repair(Finding(Reason.MPS_NOT_SWITCHABLE, ""), found, settings)
+    assert [*map(str, told.commands)] == re.findall("`(.*)`", told.message)
+    return told.message
+
+
 def test_a_daemon_that_cannot_be_notified_is_repaired_and_the_repair_counted() -> None:
     action = plan_repair(stack(), ASKED)
     assert action is not None
     assert (action.daemon, action.repairs) == (DEAF, PENDING)
-    assert explain_repair(stack(), ASKED) == ". The operator sets it now (chart value gpuOperator.repairMps)"
+    assert explain(stack(), ASKED) == ". The operator sets it now (chart value gpuOperator.repairMps)"
 
 
 WRONG = ["mps-control-deamon", "", "nvidia-device-plugin"]
@@ -87,7 +97,7 @@ def test_nothing_is_repaired_and_nothing_said(what: str) -> None:
     found, asked = NOTHING[what]
     settings = ASKED if asked else SETTINGS
     assert plan_repair(found, settings) is None
-    assert explain_repair(found, settings) == ""
+    assert explain(found, settings) == ""
 
 
 HELD: dict[str, tuple[StackView, str]] = {
@@ -121,7 +131,7 @@ HELD: dict[str, tuple[StackView, str]] = {
 def test_it_says_why_it_does_not_repair_while(what: str) -> None:
     found, words = HELD[what]
     assert plan_repair(found, ASKED) is None
-    text = explain_repair(found, ASKED)
+    text = explain(found, ASKED)
     assert words in text
     assert text.endswith(" (chart value gpuOperator.repairMps)")
 
@@ -133,7 +143,7 @@ def test_a_foreign_configmap_of_mig_parted_does_not_hold_a_repair_back() -> None
 
 def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> None:
     found = stack(mps_repairs=PENDING, repair_error="no right to patch daemonsets")
-    assert "could not set it and will try again: no right to patch daemonsets" in explain_repair(found, ASKED)
+    assert "could not set it and will try again: no right to patch daemonsets" in explain(found, ASKED)
     action = plan_repair(found, ASKED)
     assert action is not None
     assert action.repairs == PENDING

@@ -119,6 +119,6 @@ def test_doctor_names_nodes_that_cluster_policy_gives_to_virtual_machines(label:
         policies=(make_policy(mode="Full", nodeSelector={"matchLabels": {"pool": "a"}}),),
         cluster_policies=(make_cluster_policy(switches=VIRTUAL),),
     )
-    found = [(one.reason, one.command) for one in find_node_symptoms(view.snapshot, {})]
+    found = [(one.reason, str(one.command)) for one in find_node_symptoms(view.snapshot, {})]
     told = [("WorkloadConfig", f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container")]
     assert found == ([] if label else told)

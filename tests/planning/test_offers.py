@@ -23,11 +23,12 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode
-from gpusharing.planning.snapshot.nvidia import Change, PlainStackView
+from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import find_layouts
 from gpusharing.planning.stack.nodesymptoms import find_all_misfits, find_node_symptoms
 from gpusharing.planning.stack.offers import Misfit, find_misfits
+from gpusharing.planning.vocabulary.commands import Change
 from gpusharing.planning.vocabulary.reasons import Reason
 
 CONFIG, STATE, PRODUCT = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_GPU_PRODUCT
@@ -175,7 +176,7 @@ def told(found: tuple[NodeView, ClusterSnapshot], *others: NodeView) -> dict[str
     assert policy is not None
     view = Seen(nodes=(node, *others), cluster_policies=(policy,), gpunodes=snapshot.gpunodes)
     symptoms = find_node_symptoms(view.snapshot, {}, find_all_misfits(view.snapshot))
-    return {one.reason: (one.severity, one.message, one.command) for one in symptoms}
+    return {one.reason: (one.severity, one.message, str(one.command)) for one in symptoms}
 
 
 def test_doctor_says_it_once_for_all_nodes_with_a_command_that_takes_nothing_from_any() -> None:
@@ -218,7 +219,10 @@ def test_a_name_that_mig_manager_does_not_have_is_told_once_with_the_right_one()
     view = Seen(nodes=(node,), gpunodes=snapshot.gpunodes)
     entries = {"gpu-07": ("own", frozenset({"all-disabled"}))}
     (one,) = find_node_symptoms(view.snapshot, entries, find_all_misfits(view.snapshot))
-    assert (one.reason, one.command) == ("MigConfigDiffers", f"kubectl label node gpu-07 --overwrite {CONFIG}={ALL}")
+    assert (one.reason, str(one.command)) == (
+        "MigConfigDiffers",
+        f"kubectl label node gpu-07 --overwrite {CONFIG}={ALL}",
+    )
     (unread,) = find_node_symptoms(view.snapshot, entries)
     assert unread.reason == "MigConfigUnknown"
 

@@ -28,7 +28,6 @@ from gpusharing.planning.snapshot.nvidia import (
     ClusterPolicyView,
     DaemonSetState,
     DraView,
-    Effect,
     PlainStackView,
     StackView,
 )
@@ -42,6 +41,7 @@ from gpusharing.planning.stack.effects import (
     is_unresolved,
 )
 from gpusharing.planning.stack.pointers import mig_change, plan_pointers, plugin_change
+from gpusharing.planning.vocabulary.commands import Effect
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse

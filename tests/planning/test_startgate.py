@@ -254,7 +254,7 @@ def test_the_toleration_is_added_to_what_is_there() -> None:
 def told(view: Seen) -> list[tuple[str, str]]:
     """(message, command) of what `helm test` says about the taint."""
     found = [one for one in view.symptoms if one.reason == "TaintNotTolerated"]
-    return [(one.message, one.command) for one in found]
+    return [(one.message, str(one.command)) for one in found]
 
 
 def test_helm_test_says_nothing_where_no_node_waits_and_none_is_to_come() -> None:

@@ -113,7 +113,7 @@ def test_after_0_20_only_the_last_part_of_the_name_has_to_match(version: str, si
 def test_what_a_daemon_is_called_is_unknown_behind_another_program(program: str) -> None:
     daemon = MpsDaemonView("v0.20.0", program, "/usr/bin/mps-control-daemon", sees_host=True)
     assert find_deafness(daemon) == ""
-    assert find_remedy(daemon)[1] == ""
+    assert find_remedy(daemon)[1] is None
 
 
 SET_ENV = "kubectl -n nvidia set env daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon"
@@ -142,7 +142,7 @@ def test_the_remedy_has_the_steps_that_the_daemon_needs(
     daemon = MpsDaemonView(version, program, signalled, sees_host, name="mps", namespace="nvidia")
     assert find_deafness(daemon)
     text, found = find_remedy(daemon)
-    assert (needs_newer_plugin(daemon), found) == (newer, command)
+    assert (needs_newer_plugin(daemon), str(found or "")) == (newer, command)
     assert ("devicePlugin.version in ClusterPolicy to v0.20.0 or newer" in text) == newer
     assert command in text
 

@@ -33,9 +33,9 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
-from gpusharing.planning.snapshot.nvidia import Effect
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.stack.effects import label_commands, tell_effects
+from gpusharing.planning.stack.effects import tell_effects
+from gpusharing.planning.vocabulary.commands import Effect, label_commands
 
 log = structlog.get_logger()
 
@@ -66,7 +66,7 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
 def report_held(complaints: Complaints, held: Sequence[Effect]) -> None:
     """Log once that the operator's own write to ClusterPolicy waits, and the commands that protect nodes."""
     waits = "the operator does not set ClusterPolicy's pointers, because nodes would lose by it"
-    why, run = tell_effects(held).removeprefix("; "), label_commands(held)
+    why, run = tell_effects(held).removeprefix("; "), [*map(str, label_commands(held))]
     complaints.check("pointers", held, waits, nodes=sorted({effect.node for effect in held}), why=why, run=run)
 
 

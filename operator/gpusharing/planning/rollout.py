@@ -22,7 +22,6 @@ from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_res
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
-from gpusharing.planning.snapshot.nvidia import Effect
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
@@ -40,6 +39,7 @@ from gpusharing.planning.transition.cases import (
     with_rules,
 )
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.commands import Effect
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value

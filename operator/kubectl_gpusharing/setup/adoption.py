@@ -16,19 +16,18 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, Loss
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import (
     find_effects,
-    is_safe,
     is_unresolved,
-    label_commands,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
     helm_install,
     kubectl_patch,
     plain_upgrade,
+    upgrade,
 )
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
@@ -39,6 +38,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_change,
     plugin_pointer,
 )
+from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects, Loss, is_safe, label_commands
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
@@ -149,7 +149,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
-        return explain_plugin(node.other_plugin, [node.name]) + beyond
+        return explain_plugin(node.other_plugin, [node.name]).message + beyond
     for symptom in find_node_symptoms(replace(snapshot, nodes={node.name: node}, policies=(EVERYWHERE,)), {}):
         # `find_handmade` tells an unknown entry with the ConfigMap that the plugin reads now, and not with ours.
         if symptom.severity == "ERROR" and symptom.reason != "PluginConfigUnknown":
@@ -255,15 +255,14 @@ def find_steps(
         install = helm_install(
             "gpusharing", settings.namespace, settings.gpu_operator_namespace, _values(admin, merged)
         )
-        yield "Install the operator. It will not change any node until there is a policy", install
+        yield "Install the operator. It will not change any node until there is a policy", str(install)
         about = "Run import again before you apply anything: by then the agents will have read the GPUs"
         yield about, "kubectl gpusharing import > policies.yaml"
         return
     if values := ",".join(_values(admin, merged)):
-        upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries used by node labels into the operator's ConfigMaps"
-        yield about, f"{upgrade} --set {values}"
-    if not _point(snapshot, admin)[1]:
+        yield about, str(upgrade("gpusharing", snapshot.settings.namespace, values))
+    if _point(snapshot, admin)[1] is None:
         return
     pointed = with_pointers(snapshot, admin)
     later = configured(pointed, plan_rollout(pointed, now), now) or pointed
@@ -285,20 +284,21 @@ def find_steps(
     for label in sorted({change.label for change in changes} - {""}):
         alike = [change for change in changes if change.label == label]
         about = f"Label {counted(len(alike), 'node')} with the MIG layout that the GPUs have{tell_effects(alike)}"
-        yield about, label_commands(alike)[0]
-    who, command = _point(snapshot, admin, with_mig=is_safe(changes))
+        yield about, str(label_commands(alike)[0])
+    kept = tuple(effect for effect in effects if effect.loss in (Loss.CLIENTS, Loss.REPLACED))
+    who, command = _point(snapshot, admin, kept, with_mig=is_safe(changes))
     if devices := [effect for effect in effects if effect.loss is Loss.DEVICES]:
         about = f"Run import again once no node would lose devices when you point {who}{tell_effects(devices)}"
         yield about, "kubectl gpusharing import > policies.yaml"
         return
-    if command:
+    if command is not None:
         shown = {change.node for change in changes}
         lost = {name: config for name, config in lost.items() if name not in shown}
         about = (
             f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
             f" pods keep their devices{_end_clients(effects, now_read)}{_warn(lost, {} if mig else coming, snapshot)}"
         )
-        yield about, command
+        yield about, str(command)
     if not is_safe(changes):
         rest = tell_effects([change for change in changes if not change.label])
         about = f"Run import again before mig-manager may read the operator's ConfigMap{rest}"
@@ -361,17 +361,21 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps, mig: Sequence[str])
     return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
 
 
-def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, with_mig: bool = True) -> tuple[str, str]:
-    """Return what to point at the operator's ConfigMaps, and the command. Both are empty if nothing is left to do."""
+def _point(
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, effects: Effects = (), *, with_mig: bool = True
+) -> tuple[str, Command | None]:
+    """Return what to point at the operator's ConfigMaps, and the command, None if nothing is left to do."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     who = "ClusterPolicy at the operator's ConfigMaps"
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
-        return who, ""
+        return who, None
     entries = {*snapshot.stack.plugin_configs, *(admin.plugin.texts or {})}
     plugin = plugin_pointer(policy, settings, entries)
     if policy.plain is None:
         pointers = [plugin, *([mig_pointer(policy, settings)] if with_mig else [])]
         parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
-        return who, kubectl_patch(policy.name, *parts) if parts else ""
-    upgrade = plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")
-    return "NVIDIA's device plugin at the operator's ConfigMap", "" if plugin.now == plugin.ours else upgrade
+        return who, kubectl_patch(policy.name, *parts, effects=effects) if parts else None
+    who, value = "NVIDIA's device plugin at the operator's ConfigMap", f"config.name={plugin.ours}"
+    if plugin.now == plugin.ours:
+        return who, None
+    return who, plain_upgrade(policy.plain, settings.gpu_operator_namespace, value, effects=effects)

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
@@ -113,7 +113,7 @@ async def _examine(session: Session) -> Examination:
     used = {one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in nodes.values()} | {
         policy.plugin_default if policy else ""
     }
-    install = "" if view.installed else start(view)
+    install = None if view.installed else start(view)
     symptoms = [
         *find_symptoms(view),
         *(() if entries is None else find_entry_symptoms(entries, used, install)),
@@ -261,7 +261,7 @@ def as_data(examined: Examination, where: str) -> DoctorReportData:
     return {
         "context": where,
         "installed": examined.view.installed,
-        "symptoms": [{key: str(value) for key, value in asdict(one).items()} for one in examined.symptoms],
+        "symptoms": [{of.name: str(getattr(one, of.name)) for of in fields(one)} for one in examined.symptoms],
         "unknown": {str(topic): why for topic, why in examined.unseen.items()},
         "simulated": list(examined.view.snapshot.simulated),
         "notes": list(examined.notes),

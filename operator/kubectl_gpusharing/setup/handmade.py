@@ -23,9 +23,10 @@ from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, ObservedView
-from gpusharing.planning.stack.effects import find_layouts, label_command
+from gpusharing.planning.stack.effects import find_effects, find_layouts, tell_effects
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.offers import find_misfits
+from gpusharing.planning.vocabulary.commands import Change, Command, label_command
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
@@ -70,10 +71,11 @@ def find_handmade(
     # The plugin uses the only entry of a ConfigMap without a label, but ours has several (docs/design/nvidia.md#b4).
     if falls_back and plugin.config_map and not selected and len(theirs) == 1:
         (key,) = theirs
+        name = label_command([node.name], f"{names.LABEL_PLUGIN_CONFIG}={key}")
         return (
             f"no label selects a configuration for the device plugin on this node, so it uses {key}, the only entry in"
             f" ConfigMap {plugin.config_map}; the operator's ConfigMap has several entries, so a label must select this"
-            f" one. Run: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
+            f" one. Run: {name}"
         )
     config = effective_plugin_config(node, stack)
     if config is None:
@@ -108,10 +110,10 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
         problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused[0]}"
     elif not plugin.config_map:
         problem = "the operator's ConfigMap has no entry with that name, and ClusterPolicy specifies no other ConfigMap"
+    other = label_command([node.name], f"{names.LABEL_PLUGIN_CONFIG}=ENTRY")
     return (
         f"its device plugin is configured to use entry {entry}, but {problem}: the node"
-        " will lose its GPUs when the plugin restarts. Correct this, or name an entry that exists: kubectl label node"
-        f" {node.name} --overwrite {names.LABEL_PLUGIN_CONFIG}=ENTRY"
+        f" will lose its GPUs when the plugin restarts. Correct this, or name an entry that exists: {other}"
     )
 
 
@@ -129,7 +131,12 @@ def tell_misfit(node: NodeView, snapshot: ClusterSnapshot) -> str:
     """Return how the node contradicts itself; empty also if only devices differ, which the planner judges."""
     for misfit in find_misfits(node, snapshot):
         if misfit.reason not in (Reason.DEVICE_UNHEALTHY, Reason.ALLOCATABLE_MISMATCH):
-            return misfit.text + (f". Run: {label_command([node.name], misfit.label)}" if misfit.label else "")
+            if not misfit.label:
+                return misfit.text
+            key, _, value = misfit.label.partition("=")
+            effects = find_effects(Change(labels=((key, value),), nodes=(node.name,)), snapshot)
+            command = Command.if_safe("kubectl label node", node.name, "--overwrite", misfit.label, effects=effects)
+            return f"{misfit.text}{tell_effects(effects)}{f'. Run: {command}' if command else ''}"
     return ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.planning.gpus.cards import memory_of
 from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.changing import plan
 from kubectl_gpusharing.shell import drawing
@@ -89,8 +90,9 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
             f" 15Gi. kube-state-metrics has to export it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
         )
     if answer.policy is not None and answer.scope.unlabelled:
-        labels = ",".join(f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
-        yield f"The policy selects nodes by a label that they do not have yet: kubectl label node NODE {labels}"
+        labels = (f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
+        command = Command.of("kubectl label node NODE", *labels, effects=())  # it only lets the policy select them
+        yield f"The policy selects nodes by a label that they do not have yet: {command}"
 
 
 def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, written: str) -> list[Line]:

@@ -24,6 +24,7 @@ from gpusharing.planning.transition.cases import Member, is_begun, judge_held
 from gpusharing.planning.transition.gates import tell_pause
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -191,7 +192,7 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
         message = "spec.rollout.maxUnavailable is 0, so the operator does not start a change"
         yield Finding(Reason.FROZEN, message)
     if (halt := find_halt(pool)) is not None and policy.resumed != halt.hash:
-        yield Finding(Reason.HALTED, halt.message)
+        yield Finding(Reason.HALTED, halt.message, commands=(halt.command,))
     canary = find_canary(pool) if outnumbers(pool) else None
     if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE:
         yield canary
@@ -201,11 +202,9 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
             old = f", and the plan goes beyond {approved}, which was approved: {'; '.join(plan.differs[:MOST_SHOWN])}"
         else:
             old = f"; {policy.approved[:_SHOWN]} is the hash of another plan" if policy.approved else ""
-        message = (
-            f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan, run kubectl annotate gsp"
-            f" {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan.hash}"
-        )
-        yield Finding(Reason.APPROVAL_NEEDED, message)
+        approve = Command.of(f"kubectl annotate gsp {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan.hash}")
+        message = f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan, run {approve}"
+        yield Finding(Reason.APPROVAL_NEEDED, message, commands=(approve,))
     canary = find_canary(pool)
     if isinstance(canary, Finding) and canary.reason is Reason.CANARY_NOT_SERVING:
         yield canary
@@ -233,6 +232,8 @@ class Halt:
     hash: str
     """The value of the annotation gpusharing.dev/resume that ends this halt and no other."""
     message: str
+    command: Command
+    """The last words of the message."""
 
 
 def find_halt(pool: Pool) -> Halt | None:
@@ -245,12 +246,12 @@ def find_halt(pool: Pool) -> Halt | None:
     text = f"{policy.uid}/{consent.revision}/{consent.resumed}/{sorted(failed)}"
     shown = sha256(text.encode()).hexdigest()[:LENGTH]
     old = f' ({names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}" is not for this halt)' if policy.resumed else ""
+    resume = Command.of(f"kubectl annotate gsp {policy.name} --overwrite {names.ANNOTATION_RESUME}={shown}")
     message = (
         f"{some(unseen)} failed in this revision of the policy, and spec.rollout.maxFailures is {most}{old}: no"
-        f" further node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
-        f" {names.ANNOTATION_RESUME}={shown}"
+        f" further node starts. When the cause is fixed, run {resume}"
     )
-    return Halt(shown, message)
+    return Halt(shown, message, resume)
 
 
 def find_failed(pool: Pool) -> dict[str, str]:
@@ -374,7 +375,7 @@ def _tell_help(keeper: str) -> str:
 def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
     """Return the verdict of a candidate that waits for a slot or a hold. It depends only on the arguments."""
     phase, until = (Phase.PENDING, None) if for_slot else (why.reason.waiting_phase, why.until)
-    found = case.verdict(phase, why.reason, why.message, wake=until, candidate=for_slot)
+    found = case.show(phase, why, wake=until, candidate=for_slot)
     return replace(found, deadline=until, keeper=why.keeper, stands=why.stands)
 
 

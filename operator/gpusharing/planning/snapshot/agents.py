@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 
+from gpusharing.planning.vocabulary.commands import Command, allow_privileged
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -129,10 +130,10 @@ def _explain_refusal(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> 
     last = _latest(warnings)
     if last.at is not None and any(pod.created is not None and pod.created > last.at for pod in pods):
         return None
-    cause = steady(last.message)
+    cause, commands = steady(last.message), tuple[Command, ...]()
     if "violates PodSecurity" in cause:
-        label = "pod-security.kubernetes.io/enforce=privileged"
-        remedy = f"Run kubectl label --overwrite namespace {last.namespace} {label}"
+        commands = (allow_privileged(last.namespace),)
+        remedy = f"Run {commands[0]}"
     elif "RuntimeClass" in cause:
         remedy = (
             "The GPU Operator normally creates that RuntimeClass. If it does not (because it uses the NRI plugin or a"
@@ -140,7 +141,7 @@ def _explain_refusal(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> 
         )
     else:
         remedy = f"Run kubectl -n {last.namespace} describe daemonset gpusharing-agent"
-    return Finding(Reason.AGENT_REFUSED, f"its pod is rejected: {cause.rstrip('.')}. {remedy}")
+    return Finding(Reason.AGENT_REFUSED, f"its pod is rejected: {cause.rstrip('.')}. {remedy}", commands=commands)
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.gpus.geometry import Layout, resource_name
+from gpusharing.planning.vocabulary.commands import Change, Effect
 from gpusharing.planning.vocabulary.values import value
 
 DRA_DRIVER = "gpu.nvidia.com"
@@ -288,44 +289,6 @@ class ClusterPolicyView:
     def is_off(self, switch: str) -> bool:
         """Whether the field with this path below `spec` is False, and not merely unset."""
         return self.switches.get(switch) is False
-
-
-@value
-class Change:
-    """What a command, or the operator itself, would change in NVIDIA's installation."""
-
-    fields: tuple[tuple[str, str | bool | None], ...] = ()
-    """Fields of ClusterPolicy by path below `spec`, or the same settings of NVIDIA's chart. None removes one."""
-    labels: tuple[tuple[str, str | None], ...] = ()
-    """Labels that are set on `nodes`. None removes one."""
-    restarts: tuple[str, ...] = ()
-    """Programs whose pods start anew, by their deploy labels; on all nodes if `nodes` is empty."""
-    nodes: tuple[str, ...] = ()
-
-
-class Loss(StrEnum):
-    """What a node would lose by a change of the installation."""
-
-    GPUS = "MIG instances"
-    DEVICES = "devices that it advertises"
-    CLIENTS = "MPS clients"
-    REPLACED = "devices that its policy is about to replace"
-
-
-@value
-class Effect:
-    """What a change of the installation would take from one node (`find_effects`)."""
-
-    node: str
-    loss: Loss
-    why: str
-    """What the node would lose, or why that is unknown, as a clause for people."""
-    label: str = ""
-    """A label of the node, as KEY=VALUE, with which it would lose nothing. Empty if there is none or it is unknown."""
-    known: bool = True
-    """Whether it is known that the node would lose something."""
-    missing: str = ""
-    """The entry that a label of the node names and that the program would not find."""
 
 
 @value

@@ -10,14 +10,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.nvidia import (
-    PLUGIN_SWITCH,
-    Change,
-    ClusterPolicyView,
-    Effect,
-    Loss,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
 from gpusharing.planning.stack.drastack import refuse
 from gpusharing.planning.stack.effects import (
@@ -25,12 +18,11 @@ from gpusharing.planning.stack.effects import (
     HOST_PROGRAMS,
     REQUIRE_CLIENT,
     RESTART_PLUGIN,
+    SERVE_CLAIMS,
     START_MIG_MANAGER,
     UNPLUG,
     effects_of,
     find_effects,
-    is_safe,
-    label_commands,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import kubectl_patch
@@ -41,6 +33,7 @@ from gpusharing.planning.stack.pointers import (
 )
 from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, restart_of
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
+from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Loss, is_safe, label_commands
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -75,22 +68,29 @@ def tell_no_stack(settings: PlanSettings) -> str:
 # Each of these returns a message, whose last clause leads to a command, and that command.
 
 
-def explain_rivals(stack: StackView) -> tuple[str, str]:
+def explain_rivals(stack: StackView) -> tuple[str, Command]:
     return (
         "the GPU Operator follows only one ClusterPolicy, but status.state does not say which of these:"
         f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Restart the GPU Operator, or remove the"
         " one whose programs run nowhere; whatever the other one runs would go with it. To see them",
-        "kubectl get clusterpolicies",
+        Command.of("kubectl get clusterpolicies"),
     )
 
 
-def explain_taken(name: str, settings: PlanSettings) -> tuple[str, str]:
+def explain_taken(name: str, settings: PlanSettings) -> tuple[str, Command]:
     return (
         f"someone else created ConfigMap {name} and it has entries, so the operator does not write to it. Hand it over"
         " to the operator, which then removes entries that no Node uses",
-        f"kubectl label configmap {name} -n {settings.gpu_operator_namespace} --overwrite"
-        f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
+        Command.of(
+            f"kubectl label configmap {name} -n {settings.gpu_operator_namespace} --overwrite"
+            f" {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
+            effects=(),  # the operator keeps every entry that a Node's label names
+        ),
     )
+
+
+def _tell(reason: Reason, message: str, command: Command) -> Finding:
+    return Finding(reason, f"{message}: {command}", commands=(command,))
 
 
 def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Iterator[Finding]:
@@ -105,8 +105,8 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             " operator.neighbourLabels): a node would drop out of the policy in the middle of its change. Select nodes"
             " by a label of your own",
         )
-    if refusal := refuse(spec, stack, settings):
-        yield Finding(Reason.UNSUPPORTED_STACK, refusal)
+    if (refusal := refuse(spec, stack, settings)) is not None:
+        yield refusal
     if cluster_policy is None and not stack.by_dra:
         yield Finding(
             Reason.CLUSTER_POLICY_MISSING,
@@ -114,7 +114,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             " clusterpolicies.nvidia.com (chart value rbac.create)",
         )
     if stack.rival_policies:
-        yield Finding(Reason.SEVERAL_CLUSTER_POLICIES, ": ".join(explain_rivals(stack)))
+        yield _tell(Reason.SEVERAL_CLUSTER_POLICIES, *explain_rivals(stack))
     if stack.twins:
         yield Finding(Reason.SEVERAL_STACKS, stack.twins)
     wrong = [row for row in find_wrong_fields((spec,), stack, settings) if row.needed]
@@ -127,7 +127,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
         if first in (Reason.PLUGIN_CONFIG_NOT_OURS, Reason.FEATURE_DISCOVERY_MISSING):
             yield _explain(wrong, cluster_policy, stack)
     if stack.foreign_maps:
-        yield Finding(Reason.CONFIG_MAP_TAKEN, ": ".join(explain_taken(stack.foreign_maps[0], settings)))
+        yield _tell(Reason.CONFIG_MAP_TAKEN, *explain_taken(stack.foreign_maps[0], settings))
     if cluster_policy is not None and wrong:
         yield _explain(wrong, cluster_policy, stack)
 
@@ -142,19 +142,20 @@ def _explain(wrong: Sequence[WrongField], cluster_policy: ClusterPolicyView, sta
         due, effects = (due, joint) if is_safe(joint) else (due[:1], effects)
     text, doctor = "; ".join(row.text for row in wrong), "kubectl gpusharing doctor"
     told = tell_effects([*dict.fromkeys([*effects, *(effect for row in left for effect in row.effects)])])
-    labels = "".join(f"{one} && " for one in label_commands(effects))
-    if len(labels) > MOST_LABELS:
+    if sum(len(f"{one} && ") for one in label_commands(effects)) > MOST_LABELS:
         told += f"; {doctor} prints the commands"
-        labels, due = "", [row for row in due if not label_commands(row.effects)]
-    hint = " (helm: --set mig.strategy=)" if any("mig" in row.patch for row in due) else ""
-    command = "; run: " if due else ""
-    if due:
-        patches = (row.patch for row in due)
-        command += labels + (due[0].command or kubectl_patch(cluster_policy.name, *patches) + hint)
+        due = [row for row in due if not label_commands(row.effects)]
+        effects = tuple(effect for effect in effects if not effect.label)
+    patches = [row.patch for row in due if row.patch]
+    command = kubectl_patch(cluster_policy.name, *patches, effects=effects) if patches else None
+    command = command or next((row.command for row in due), None)
+    hint = " (helm: --set mig.strategy=)" if any("mig" in patch for patch in patches) else ""
+    run = f"; run: {command}{hint}" if command is not None else ""
     # People might paste a truncated command, or run one whose victims were cut, so the text before these is cut.
-    if len(told) + len(command) > MAX_TEXT - LEAST_TEXT:
-        told, command = f"; {doctor} names the nodes that would lose by it", f"; run: {doctor}"
-    return Finding(wrong[0].reason, cut(text, MAX_TEXT - len(told) - len(command)) + told + command)
+    if len(told) + len(run) > MAX_TEXT - LEAST_TEXT:
+        told, run, command = f"; {doctor} names the nodes that would lose by it", f"; run: {doctor}", None
+    text = cut(text, MAX_TEXT - len(told) - len(run)) + told + run
+    return Finding(wrong[0].reason, text, commands=(command,) if command is not None else ())
 
 
 def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: ClusterSnapshot) -> Iterator[Change]:
@@ -166,6 +167,8 @@ def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: Clus
     policy = stack.cluster_policy
     if stack.by_dra or policy is None or policy.plain is not None:
         yield START_MIG_MANAGER
+    if stack.by_dra and (stack.dra.driver is None or not stack.dra.driver.serves_gpus):
+        yield SERVE_CLAIMS
     if policy is not None and policy.plain is not None and not policy.plain.pausable:
         yield REQUIRE_CLIENT
     if policy is None:

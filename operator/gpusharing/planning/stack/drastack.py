@@ -12,10 +12,10 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.effects import (
+    SERVE_CLAIMS,
     SHOW_LABELS,
     START_MIG_MANAGER,
     UNPLUG,
-    after_labels,
     effects_of,
     tell_effects,
 )
@@ -27,7 +27,10 @@ from gpusharing.planning.stack.installationviews import (
     kubectl_patch,
     warning,
 )
+from gpusharing.planning.vocabulary.commands import Command, Effects
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.draobjects import find_doubtful
 from gpusharing.planning.wanted.target import is_plugin_resource, pauses_clients
 
@@ -55,94 +58,105 @@ def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) ->
     )
 
 
-def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with NVIDIA's DRA stack, if it serves the GPUs, and the remedy.
-
-    The command is empty while it must not be run, because mig-manager would change GPUs at its start.
-    """
+def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tuple[str, Command | None]]:
+    """Yield what is wrong with NVIDIA's DRA stack, if it serves the GPUs, and the remedy; None while it would harm."""
     if not stack.by_dra:
         return
     policy, dra, driver = stack.cluster_policy, stack.dra, stack.dra.driver
     namespace = settings.gpu_operator_namespace
     if dra.unread:
-        yield dra.unread, "kubectl get resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io"
+        kinds = "resourceslices.v1.resource.k8s.io,deviceclasses.v1.resource.k8s.io"
+        yield dra.unread, Command.of("kubectl get", kinds)
+    twice = effects_of(SERVE_CLAIMS, stack)
+    drain = f"{tell_effects(twice)}; drain these nodes first" if twice else ""
     if driver is None:
+        install = f"helm install dra-driver-nvidia-gpu CHART -n {namespace} --set gpuResourcesEnabledOverride=true"
         yield (
-            f"no DaemonSet in namespace {namespace} runs NVIDIA's DRA driver, whose kubelet plugin serves the GPUs",
-            f"helm install dra-driver-nvidia-gpu CHART -n {namespace} --set gpuResourcesEnabledOverride=true",
+            f"no DaemonSet in namespace {namespace} runs NVIDIA's DRA driver, whose kubelet plugin serves the GPUs"
+            f"{drain}",
+            Command.if_safe(install, effects=twice),
         )
     else:
         name = f"NVIDIA's DRA driver (DaemonSet {driver.name})"
         upgrade = f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set"
         if not driver.serves_gpus:
+            values = "resources.gpus.enabled=true,gpuResourcesEnabledOverride=true"
             yield (
-                f"{name} serves only compute domains, not GPUs",
-                f"{upgrade} resources.gpus.enabled=true,gpuResourcesEnabledOverride=true",
+                f"{name} serves only compute domains, not GPUs{drain}",
+                Command.if_safe(upgrade, values, effects=twice),
             )
         if gate := min(driver.gates & REFUSED_GATES.keys(), default=""):
+            # Pods keep their devices while its kubelet plugin restarts (docs/how-to/dra.md).
             yield (
                 f"{name} has the {gate} feature gate enabled and {REFUSED_GATES[gate]}",
-                f"{upgrade} featureGates.{gate}=false",
+                Command.of(upgrade, f"featureGates.{gate}=false", effects=()),
             )
     if policy is not None and policy.plain is not None:
         lost = effects_of(UNPLUG, stack)
         yield (
             f"NVIDIA's device-plugin chart (DaemonSet {policy.plain.daemon_set}) is installed alongside NVIDIA's DRA"
             f" stack{tell_effects(lost)}",
-            after_labels(f"helm uninstall {policy.plain.release or 'RELEASE'} -n {namespace}", lost),
+            Command.if_safe(f"helm uninstall {policy.plain.release or 'RELEASE'} -n {namespace}", effects=lost),
         )
     elif policy is not None and not policy.is_off(PLUGIN_SWITCH):
         lost = effects_of(UNPLUG, stack)
         yield (
             f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack{tell_effects(lost)}",
-            after_labels(kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}), lost),
+            kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}, effects=lost),
         )
     elif policy is not None and stack.gpu_cluster:
         yield (
             f"ClusterPolicy {policy.name} and a GPUCluster both install NVIDIA's components; keep one of them",
-            "kubectl get clusterpolicies,gpuclusters",
+            Command.of("kubectl get clusterpolicies,gpuclusters"),
         )
     elif dra.doubles:
         yield (
             f"a device plugin and NVIDIA's DRA driver both manage the GPUs on {some(dra.doubles)}",
-            f"kubectl get pods -A --field-selector spec.nodeName={dra.doubles[0]}",
+            Command.of(f"kubectl get pods -A --field-selector spec.nodeName={dra.doubles[0]}"),
         )
     changes = effects_of(START_MIG_MANAGER, stack)
-    for message, command in _find_missing_mig_manager(stack, settings):
-        yield message + tell_effects(changes), after_labels(command, changes)
+    for message, command in _find_missing_mig_manager(stack, settings, changes):
+        yield message + tell_effects(changes), command
 
 
-def _find_missing_mig_manager(stack: StackView, settings: PlanSettings) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with mig-manager, each with a command that starts or restarts it."""
+def _find_missing_mig_manager(
+    stack: StackView, settings: PlanSettings, changes: Effects
+) -> Iterator[tuple[str, Command | None]]:
+    """Yield what is wrong with mig-manager, each with a command that starts or restarts it, with these effects."""
     policy, dra, namespace = stack.cluster_policy, stack.dra, settings.gpu_operator_namespace
     none, old = "so nothing would partition the GPUs", "which is older than v0.15"
     if policy is not None and policy.plain is None and not stack.gpu_cluster:
         if policy.is_off(MIG_MANAGER_SWITCH):
-            patch = kubectl_patch(policy.name, {"migManager": {"enabled": True}})
+            patch = kubectl_patch(policy.name, {"migManager": {"enabled": True}}, effects=changes)
             yield f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, {none}", patch
         if not pauses_clients(policy.mig_manager_version):
             yield (
                 f"ClusterPolicy {policy.name} runs mig-manager {policy.mig_manager_version}, {old}",
-                kubectl_patch(policy.name, {"migManager": {"version": NEW_MIG_MANAGER}}),
+                kubectl_patch(policy.name, {"migManager": {"version": NEW_MIG_MANAGER}}, effects=changes),
             )
         return
     if not dra.mig_manager:
         yield (
             f"mig-manager does not run in namespace {namespace}, {none}",
-            "kubectl apply -k deploy/mig-manager",
+            Command.if_safe("kubectl apply -k deploy/mig-manager", effects=changes),
         )
     if not pauses_clients(dra.mig_manager_version):
         yield (
             f"DaemonSet {dra.mig_manager} runs mig-manager {dra.mig_manager_version}, {old}",
-            f"kubectl -n {namespace} set image daemonset/{dra.mig_manager}"
-            f" nvidia-mig-manager=REPOSITORY/k8s-mig-manager:{NEW_MIG_MANAGER}",
+            renew_mig_manager(namespace, dra.mig_manager, changes),
         )
     if dra.mig_manager and dra.mig_config_map != settings.mig_config_map:
         yield (
             f"DaemonSet {dra.mig_manager} must mount ConfigMap {settings.mig_config_map} in the directory of its"
             f" CONFIG_FILE; it mounts {dra.mig_config_map or 'none'}",
-            f"kubectl -n {namespace} edit daemonset {dra.mig_manager}",
+            Command.if_safe(f"kubectl -n {namespace} edit daemonset {dra.mig_manager}", effects=changes),
         )
+
+
+def renew_mig_manager(namespace: str, daemon_set: str, effects: Effects) -> Command | None:
+    """Return the command that updates a mig-manager without the GPU Operator; None if it must not be run."""
+    image = f"nvidia-mig-manager=REPOSITORY/k8s-mig-manager:{NEW_MIG_MANAGER}"
+    return Command.if_safe(f"kubectl -n {namespace} set image daemonset/{daemon_set} {image}", effects=effects)
 
 
 def is_complete(stack: StackView, settings: PlanSettings) -> bool:
@@ -150,38 +164,42 @@ def is_complete(stack: StackView, settings: PlanSettings) -> bool:
     return stack.by_dra and next(find_missing_parts(stack, settings), None) is None
 
 
-def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> str:
+def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Finding | None:
     """Return why NVIDIA's DRA stack, if it serves the GPUs, cannot carry out a policy, within MAX_TEXT."""
-    if not stack.by_dra:
-        return ""
+    message, commands = _refuse(spec, stack, settings) if stack.by_dra else ("", [])
+    return Finding(Reason.UNSUPPORTED_STACK, message, commands=tuple(commands)) if message else None
+
+
+def _refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> tuple[str, list[Command]]:
     serves = "NVIDIA's DRA stack manages the GPUs in this cluster"
     if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
         return (
             f"{serves}, and that stack does not support spec.mig.strategy single, because pods request each profile by"
             " its own name; use mixed"
-        )
+        ), []
     if spec.mode in (Mode.TIME_SLICING, Mode.MPS) or spec.time_slicing is not None:
         mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"
         return (
             f"{serves}, and sharing a device among independent pods ({mode}) would require consumable capacity, an"
             " alpha feature of NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or select nodes whose GPUs"
             " the device plugin manages"
-        )
-    message = ""
+        ), []
+    message, printed = "", list[Command]()
     for missing, command in find_missing_parts(stack, settings):
         begins = "; " if message else f"{serves}, but "
-        clause = f"{begins}{missing}{command and f'; run: {command}'}"
+        clause = f"{begins}{missing}{f'; run: {command}' if command else ''}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
             message += clause
+            printed += [command] if command else []
         elif not message:
             message = f"{begins}{missing}"
-    return message
+    return message, printed
 
 
 def find_dra_symptoms(view: Installation) -> Iterator[Symptom]:
     stack = view.stack
     if stack.by_dra:
-        asked = (START_MIG_MANAGER, UNPLUG)
+        asked = (SERVE_CLAIMS, START_MIG_MANAGER, UNPLUG)
         stack = replace(stack, effects={change: view.effects(change) for change in asked})
     for message, command in find_missing_parts(stack, view.place):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, command or SHOW_LABELS)
@@ -189,5 +207,5 @@ def find_dra_symptoms(view: Installation) -> Iterator[Symptom]:
 
 def find_class_symptoms(classes: Sequence[DeviceClassView]) -> Iterator[Symptom]:
     for name, why in find_doubtful(classes, {one.resource for one in classes}).items():
-        command = f"kubectl get deviceclass {name} -o yaml"
+        command = Command.of(f"kubectl get deviceclass {name} -o yaml")
         yield warning(Topic.CLUSTER_POLICY, "DeviceClassDoubtful", why, command)

@@ -4,7 +4,6 @@ Every command that is printed and every write of the operator's own that concern
 What these programs do with labels and ConfigMaps: docs/design/nvidia.md a2, b2, b4, b5, d1 and d2.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,16 +24,7 @@ from gpusharing.api.names import (
     is_skip,
 )
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    PLUGIN_SWITCH,
-    Change,
-    ClusterPolicyView,
-    Effect,
-    Loss,
-    Program,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, ClusterPolicyView, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -46,6 +36,7 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.stack.mps import find_serving
+from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Loss
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, parse, parse_admin, resolve, well_known
@@ -75,6 +66,8 @@ _FIELDS = {
     MIG_POINTER: "mig_config_name",
     "migManager.version": "mig_manager_version",
 }
+SERVE_CLAIMS = Change(fields=(("resources.gpus.enabled", True),))
+"""NVIDIA's DRA driver gives GPUs to ResourceClaims. The field is that of its own chart."""
 START_MIG_MANAGER = Change(fields=((MIG_MANAGER_SWITCH, True),), restarts=(MIG_MANAGER,))
 RESTART_PLUGIN = Change(restarts=(PLUGIN,))
 REQUIRE_CLIENT = Change(fields=(("nodeSelector", True),), restarts=(PLUGIN,))
@@ -82,7 +75,7 @@ REQUIRE_CLIENT = Change(fields=(("nodeSelector", True),), restarts=(PLUGIN,))
 RESTART_ALL = Change(restarts=(MIG_MANAGER, PLUGIN))
 UNPLUG = Change(fields=((PLUGIN_SWITCH, False),))
 FREE_STRATEGY = Change(fields=((STRATEGY, None),))
-SHOW_LABELS = f"kubectl get nodes -L {LABEL_MIG_CONFIG}"
+SHOW_LABELS = Command.of("kubectl get nodes -L", LABEL_MIG_CONFIG)
 """The command that is printed where a command that starts mig-manager must not be."""
 UNKNOWN = "nothing is known of its GPUs"
 INVALID = "-MIG-INVALID"
@@ -101,6 +94,7 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
     if unread:
         starts = {Loss.GPUS: MIG_MANAGER, Loss.DEVICES: PLUGIN}
         losses = [loss for loss, program in starts.items() if _starts(program, change, snapshot, later, "")]
+        losses += [Loss.DEVICES] * (change == SERVE_CLAIMS)
         return tuple(Effect("every GPU node", loss, UNKNOWN, known=False) for loss in losses)
     return tuple(
         sorted(
@@ -108,6 +102,7 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
                 *_find_gpu_losses(change, snapshot, later),
                 *_find_device_losses(change, snapshot, later),
                 *_find_host_losses(change, snapshot),
+                *(_find_shared_twice(snapshot) if change == SERVE_CLAIMS else ()),
             ],
             key=lambda effect: (effect.node, effect.loss),
         )
@@ -522,11 +517,25 @@ def advertise(layouts: Sequence[Layout | None], config: PluginConfig) -> dict[st
 def _find_unplugged(node: NodeView, gpunode: GPUNodeView | None, stack: StackView) -> Iterator[Effect]:
     """Yield what a node loses that has no device plugin any more; pods of one that the DRA driver serves, too."""
     offers = {name: count for name, count in node.resources.items() if name in served(replace(node, devices=None))}
-    held = gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
-    moved = stack.by_dra and node.devices is not None and held is not None and not any(held.values())
+    moved = stack.by_dra and node.devices is not None and _is_idle(gpunode)
     if offers and not moved:
         lost = ", ".join(f"{count} {name}" for name, count in sorted(offers.items()))
         yield Effect(node.name, Loss.DEVICES, lost)
+
+
+def _is_idle(gpunode: GPUNodeView | None) -> bool:
+    """Whether no pod is known to hold a device of the device plugin."""
+    held = gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
+    return held is not None and not any(held.values())
+
+
+def _find_shared_twice(now: ClusterSnapshot) -> Iterator[Effect]:
+    """Yield the nodes whose GPUs pods may hold through a device plugin, of which NVIDIA's DRA driver knows nothing."""
+    for name, node in sorted(now.nodes.items()):
+        offers = served(replace(node, devices=None))
+        if offers and not _is_idle(now.gpunodes.get(name)):
+            held = ", ".join(f"{count} {resource}" for resource, count in sorted(offers.items()))
+            yield Effect(name, Loss.DEVICES, f"pods may hold its {held}, and ResourceClaims would get the same GPUs")
 
 
 def has_driver(node: NodeView) -> bool:
@@ -544,29 +553,6 @@ def _find_host_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
 
 
 # --- the changes that messages ask for, and in words ------------------------------------------------------------------
-
-
-def label_commands(effects: Iterable[Effect]) -> list[str]:
-    """Return the commands that protect nodes by labels, as far as labels can."""
-    nodes = defaultdict[str, list[str]](list)
-    for effect in effects:
-        if effect.label:
-            nodes[effect.label].append(effect.node)
-    return [label_command(names, label) for label, names in sorted(nodes.items())]
-
-
-def label_command(nodes: Iterable[str], label: str) -> str:
-    return f"kubectl label node {' '.join(nodes)} --overwrite {label}"
-
-
-def is_safe(effects: Iterable[Effect]) -> bool:
-    """Whether nodes lose nothing but MPS clients once `label_commands` have been run."""
-    return all(effect.label or effect.loss in (Loss.CLIENTS, Loss.REPLACED) for effect in effects)
-
-
-def after_labels(command: str, effects: Sequence[Effect]) -> str:
-    """Return the command after those that protect nodes. Empty if these are not enough."""
-    return " && ".join([*label_commands(effects), command]) if command and is_safe(effects) else ""
 
 
 def tell_effects(effects: Sequence[Effect]) -> str:

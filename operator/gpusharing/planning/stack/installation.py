@@ -9,13 +9,7 @@ from dataclasses import replace
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    PLUGIN_SWITCH,
-    Change,
-    ClusterPolicyView,
-    Loss,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, ClusterPolicyView
 from gpusharing.planning.stack.acceptance import (
     explain_rivals,
     explain_taken,
@@ -31,10 +25,8 @@ from gpusharing.planning.stack.effects import (
     SHOW_LABELS,
     START_MIG_MANAGER,
     UPSTREAM_MIG_CONFIG,
-    after_labels,
     find_effects,
     has_driver,
-    is_safe,
     starts_mig_manager,
     tell_effects,
 )
@@ -49,7 +41,6 @@ from gpusharing.planning.stack.installationviews import (
     error,
     helm_install,
     kubectl_patch,
-    upgrade,
     warning,
 )
 from gpusharing.planning.stack.mig import find_mig_obstacles
@@ -62,6 +53,7 @@ from gpusharing.planning.stack.requirements import (
     tell_off,
 )
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
+from gpusharing.planning.vocabulary.commands import Change, Command, Loss, allow_privileged, is_safe
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import SKIPS_THREADS, explain_deafness, find_remedy, needs_newer_plugin
@@ -72,7 +64,7 @@ from gpusharing.planning.wanted.target import SKIPS_THREADS, explain_deafness, f
 # start, and all GPUs of their nodes vanish.
 
 
-def start(view: Installation) -> str:
+def start(view: Installation) -> Command:
     """Return the command that installs the chart or shows or restarts the installed operator."""
     place, stack = view.place, view.stack.cluster_policy
     if not view.installed:
@@ -80,10 +72,11 @@ def start(view: Installation) -> str:
         merged = [f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)]
         return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
     if view.operator_replicas == 0:
-        return upgrade(view, "operator.replicas=2")
+        return view.upgrade("operator.replicas=2")
     if not view.operator_ready:
-        return f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
-    return f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator"
+        return Command.of(f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator")
+    # Nodes in the middle of a change go on with the next operator.
+    return Command.of(f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator", effects=())
 
 
 def _is_admins(view: Installation, name: str) -> bool:
@@ -93,20 +86,20 @@ def _is_admins(view: Installation, name: str) -> bool:
     return name not in others and name not in view.void_maps
 
 
-def _point(view: Installation, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command on the way to setting the pointer to our ConfigMap, which `last` does."""
+def _point(view: Installation, stack: ClusterPolicyView, pointer: Pointer, last: Command | None) -> Command:
+    """Return the next command on the way to setting the pointer to our ConfigMap, which `last` does if it is safe."""
     mig = pointer.field == MIG_POINTER
     if not view.installed or not (view.stack.mig_file if mig else view.stack.plugin_configs):
         return start(view)
     if find_other_namespace(stack, view.place.gpu_operator_namespace):
-        return upgrade(view, f"gpuOperator.namespace={stack.namespace}")
+        return view.upgrade(f"gpuOperator.namespace={stack.namespace}")
     if mig and pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now):
-        return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}")
+        return view.upgrade(f"gpuOperator.adminMigConfigMap={pointer.now}")
     if pointer.stops and (mig or not pointer.merges):
-        return f"kubectl get nodes -L {LABEL_MIG_CONFIG if mig else LABEL_PLUGIN_CONFIG}"
+        return Command.of("kubectl get nodes -L", LABEL_MIG_CONFIG if mig else LABEL_PLUGIN_CONFIG)
     if pointer.stops:
-        return upgrade(view, f"gpuOperator.adminPluginConfigMap={pointer.now}")
-    return after_labels(last, pointer.victims) or SHOW_LABELS
+        return view.upgrade(f"gpuOperator.adminPluginConfigMap={pointer.now}")
+    return last or SHOW_LABELS
 
 
 # --- the checks ----------------------------------------------------------------------------------------------
@@ -138,19 +131,19 @@ def find_symptoms(view: Installation) -> tuple[Symptom, ...]:
 def _find_api_symptoms(view: Installation) -> Iterator[Symptom]:
     for kind in sorted(view.not_served) if view.installed else ():
         message = f"the API server does not serve {kind}: its CRD is not installed"
-        yield error(Topic.API, "KindNotServed", message, upgrade(view, "crds.install=true"))
+        yield error(Topic.API, "KindNotServed", message, view.upgrade("crds.install=true"))
     for what, why in sorted(view.unread.items()):
         message = f"{what} could not be read, so they were not checked: {why}"
-        yield warning(Topic.RIGHTS, "NotReadable", message, f"kubectl auth can-i list {what}")
+        yield warning(Topic.RIGHTS, "NotReadable", message, Command.of("kubectl auth can-i list", what))
     for subject in (OPERATOR, AGENT) if view.installed else ():
         rights = [state for state in view.rights if state.subject == subject]
         account = f"service account {view.place.account(subject)}"
         if missing := sorted(state.text for state in rights if state.allowed is False):
             message = f"{account} is not allowed to {some(missing, 4)}"
-            yield error(Topic.RIGHTS, "RightsMissing", message, upgrade(view, "rbac.create=true"))
+            yield error(Topic.RIGHTS, "RightsMissing", message, view.upgrade("rbac.create=true"))
         if unknown := [state for state in rights if state.allowed is None]:
             message = f"could not check the rights of {account}: {unknown[0].why}"
-            command = "kubectl auth can-i create subjectaccessreviews.authorization.k8s.io"
+            command = Command.of("kubectl auth can-i create subjectaccessreviews.authorization.k8s.io")
             yield warning(Topic.RIGHTS, "RightsUnknown", message, command)
 
 
@@ -186,7 +179,7 @@ def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
             f"{tell_no_stack(place)}{tell_effects(effects)}",
-            after_labels(install, effects) or SHOW_LABELS,
+            Command.if_safe(install, effects=effects) or SHOW_LABELS,
         )
     if stack.rival_policies:
         yield error(Topic.CLUSTER_POLICY, "SeveralClusterPolicies", *explain_rivals(stack))
@@ -195,11 +188,12 @@ def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
             f"the GPU Operator follows only ClusterPolicy {policy.name}, and ignores {some(ignored)}",
-            f"kubectl delete clusterpolicy {ignored[0]}",
+            # The GPU Operator runs nothing for a ClusterPolicy that it ignores (docs/design/nvidia.md#d1).
+            Command.of("kubectl delete clusterpolicy", ignored[0], effects=()),
         )
     apart = find_other_namespace(policy, place.gpu_operator_namespace) if policy is not None else ""
     if policy is not None and view.installed and apart:
-        command = upgrade(view, f"gpuOperator.namespace={policy.namespace}")
+        command = view.upgrade(f"gpuOperator.namespace={policy.namespace}")
         yield error(Topic.CLUSTER_POLICY, str(Reason.GPU_OPERATOR_ELSEWHERE), apart, command)
 
 
@@ -245,26 +239,27 @@ def _find_wrong_fields(view: Installation) -> Iterator[Symptom]:
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {default}, which {policy.plugin_config_name} does not"
             f" contain: device plugins of nodes without a policy cannot start{tell_effects(effects)}",
-            after_labels(kubectl_patch(policy.name, patch), effects) or _show(policy),
+            kubectl_patch(policy.name, patch, effects=effects) or _show(policy),
         )
 
 
-def _correct(view: Installation, policy: ClusterPolicyView, row: WrongField) -> str:
+def _correct(view: Installation, policy: ClusterPolicyView, row: WrongField) -> Command:
     """Return the command that corrects the row, or the one that has to come before, or one that shows what is wrong."""
-    command = row.command or kubectl_patch(policy.name, row.patch)
+    by_patch = bool(row.patch)
+    command = kubectl_patch(policy.name, row.patch, effects=row.effects) if by_patch else row.command
     if row.pointer is not None:
         return _point(view, policy, row.pointer, command)
-    if not view.installed and not row.command:
+    if not view.installed and by_patch:
         return start(view)
-    if row.needed and not row.blocked and (safe := after_labels(command, row.effects)):
-        return safe
+    if row.needed and not row.blocked and command is not None:
+        return command
     return SHOW_LABELS if any(effect.loss is Loss.GPUS for effect in row.effects) else _show(policy)
 
 
-def _show(policy: ClusterPolicyView) -> str:
+def _show(policy: ClusterPolicyView) -> Command:
     if policy.plain is not None:
-        return f"kubectl get nodes -L {LABEL_PLUGIN_CONFIG},{LABEL_MIG_CONFIG}"
-    return f"kubectl get clusterpolicy {policy.name} -o yaml"
+        return Command.of(f"kubectl get nodes -L {LABEL_PLUGIN_CONFIG},{LABEL_MIG_CONFIG}")
+    return Command.of(f"kubectl get clusterpolicy {policy.name} -o yaml")
 
 
 def find_deaf_mps(view: Installation) -> Iterator[Symptom]:
@@ -276,17 +271,18 @@ def find_deaf_mps(view: Installation) -> Iterator[Symptom]:
     wanted = sorted(name for name, spec in specs.items() if spec is not None and spec.mode is Mode.MPS)
     stack = view.stack.cluster_policy
     daemon = stack.mps_daemon if stack is not None else None
-    if not wanted or stack is None or daemon is None or not (deaf := explain_deafness(daemon)):
+    if not wanted or stack is None or daemon is None or (deaf := explain_deafness(daemon)) is None:
         return
+    effects = view.effects(RESTART_PLUGIN)
     _, command = find_remedy(daemon)
     by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
-    newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
-    effects = view.effects(RESTART_PLUGIN)
+    if needs_newer_plugin(daemon):
+        command = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}}, effects=effects)
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"policy {', '.join(wanted)}: {deaf}{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
-        after_labels(newer, effects) or SHOW_LABELS if needs_newer_plugin(daemon) else command,
+        f"policy {', '.join(wanted)}: {deaf.message}{by_itself if view.place.repair_mps else ''}{tell_effects(effects)}",
+        command or SHOW_LABELS,
     )
 
 
@@ -318,7 +314,7 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
     agents, where = view.agents, view.place.agent_namespace
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {where}"
-        yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
+        yield error(Topic.AGENTS, "AgentMissing", message, view.upgrade("agent.createNamespace=true"))
     if agents is None or {"nodes", "pods"} & view.unread.keys():
         return
     snapshot, policy = view.snapshot, view.stack.cluster_policy
@@ -326,17 +322,17 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
     if not nodes:
         wanted = [f"{key}={value}" for key, value in sorted(agents.selector.items())]
         message = f"no Node has the labels in agent.nodeSelector ({', '.join(wanted)}), so no agent runs"
-        yield warning(Topic.AGENTS, "NoGPUNodes", message, f"kubectl label node NODE {' '.join(wanted)}")
+        # The label is our agent's; NVIDIA's programs find GPUs by Node Feature Discovery.
+        yield warning(Topic.AGENTS, "NoGPUNodes", message, Command.of("kubectl label node NODE", *wanted, effects=()))
         return
     if agents.runtime_class and agents.runtime_class_exists is False:
         message = (
             f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created"
         )
-        yield error(Topic.AGENTS, "RuntimeClassMissing", message, upgrade(view, "agent.runtimeClassName="))
+        yield error(Topic.AGENTS, "RuntimeClassMissing", message, view.upgrade("agent.runtimeClassName="))
     if agents.enforced in ("baseline", "restricted"):
         message = f"namespace {where} enforces PodSecurity {agents.enforced}, which rejects the agent's pods"
-        command = f"kubectl label --overwrite namespace {where} pod-security.kubernetes.io/enforce=privileged"
-        yield error(Topic.AGENTS, "PodSecurityForbids", message, command)
+        yield error(Topic.AGENTS, "PodSecurityForbids", message, allow_privileged(where))
     theirs = policy is not None and not policy.is_off(PLUGIN_SWITCH)
     kept_off = {node.name for node in nodes if node.keeps_off("operands") or node.keeps_off("device-plugin")}
     # Where NVIDIA's plugin does not run, the label would leave the GPUs without any.
@@ -346,7 +342,8 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
             "TwoDevicePlugins",
             f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there uses whichever of the two device"
             " plugins registered nvidia.com/gpu last; label the node pool as well as the nodes",
-            f"kubectl label node {' '.join(cloud)} {GKE_WITHOUT_PLUGIN}=true",
+            # NVIDIA's plugin runs there too, so the GPUs stay served.
+            Command.of("kubectl label node", *cloud, f"{GKE_WITHOUT_PLUGIN}=true", effects=()),
         )
     if system := sorted(node.name for node in nodes if node.name in view.system_plugins):
         yield warning(
@@ -355,7 +352,8 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
             f"Bottlerocket starts its own device plugin on {some(system)} unless its settings disable it,"
             " which the Kubernetes API does not show; if it runs alongside NVIDIA's, pods lose their GPUs. Disable it"
             " on each of these nodes, or in their user data (Bottlerocket 1.63.0 or newer)",
-            "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
+            # It runs on one node, and the text says alongside what.
+            Command.of("apiclient set settings.kubelet-device-plugins.nvidia.enabled=false", effects=()),
         )
     without = {one.name for one in nodes} - snapshot.agents
     if without:
@@ -366,19 +364,19 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
             "AgentNotReady",
             f"the agent is not Ready on {len(without)} of {counted(len(nodes), 'GPU node')}, so the operator does not"
             f" change them: {some(sorted(without))}{problem}",
-            f"kubectl -n {where} describe pods -l app.kubernetes.io/name=gpusharing-agent",
+            Command.of(f"kubectl -n {where} describe pods -l app.kubernetes.io/name=gpusharing-agent"),
         )
     reports = {name: one.observed for name, one in snapshot.gpunodes.items() if name not in without}
     troubled = {name: one.error for name, one in reports.items() if one is not None and one.error}
     if troubled:
         first = min(troubled)
         message = f"the agent cannot read the GPUs on {some(sorted(troubled))}; {first}: {troubled[first]}"
-        show = f"kubectl describe gpunode {first}"
+        show = Command.of("kubectl describe gpunode", first)
         own = {one.name for one in nodes if has_driver(one)}
         absent = find_absent(troubled[first], policy) if first not in own else None
         if policy is not None and absent is not None:
             # If other hosts bring their own driver, the GPU Operator must not install the program on all nodes.
-            command = after_labels(kubectl_patch(policy.name, absent.patch), view.effects(absent.change))
+            command = kubectl_patch(policy.name, absent.patch, effects=view.effects(absent.change))
             message = f"{message}. {tell_off(absent, policy)}"
             yield error(Topic.AGENTS, str(absent.disabled), message, command or show)
         else:
@@ -401,7 +399,7 @@ def report_topics(
             yield "UNKNOWN", f"{topic}: {unseen[topic]}", ""
         elif topic in topics and not of_it:
             yield "ok", str(topic), ""
-        yield from ((symptom.severity, f"{topic}: {symptom.message}", symptom.command) for symptom in of_it)
+        yield from ((symptom.severity, f"{topic}: {symptom.message}", str(symptom.command)) for symptom in of_it)
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:

@@ -11,16 +11,11 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Literal
 
-from gpusharing.planning.snapshot.nvidia import (
-    TAINT_TEST,
-    Change,
-    Effect,
-    PlainStackView,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import TAINT_TEST, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.effects import find_effects
 from gpusharing.planning.stack.mps import DAEMON_SET
+from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects
 from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
@@ -222,6 +217,9 @@ class Installation:
         """Return what the change would take from nodes (`find_effects`)."""
         return find_effects(change, self.snapshot, unread="nodes" in self.unread)
 
+    def upgrade(self, values: str) -> "Command":
+        return upgrade(self.place.release, self.place.namespace, values)
+
     @property
     def operator_ready(self) -> bool:
         """Whether the operator has pods, all of which are Ready. True if pods could not be read."""
@@ -267,24 +265,22 @@ class Symptom:
     reason: str
     """One CamelCase word for tools, whose meaning never changes."""
     message: str
-    command: str
-    """The command that corrects the problem, or that shows what a person has to decide.
-
-    CAPITALS are to be filled in.
-    """
+    command: Command
+    """The command that corrects the problem, or that shows what a person has to decide."""
 
 
-def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
+def error(topic: Topic, reason: str, message: str, command: Command) -> Symptom:
     return Symptom(topic, "ERROR", reason, message, command)
 
 
-def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
+def warning(topic: Topic, reason: str, message: str, command: Command) -> Symptom:
     return Symptom(topic, "WARNING", reason, message, command)
 
 
-def upgrade(view: Installation, values: str) -> str:
-    place = view.place
-    return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
+def upgrade(release: str, namespace: str, values: str) -> Command:
+    # Our chart has none of NVIDIA's programs, and its operator asks `find_effects` before it points them anywhere.
+    line = f"helm upgrade {release} CHART -n {namespace} --reset-then-reuse-values --set"
+    return Command.of(line, values, effects=())
 
 
 _POLICIES, _GPUNODES = "gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"
@@ -324,28 +320,33 @@ Fields = Mapping[str, Mapping[str, object]]
 """Fields of ClusterPolicy's spec to set: their values by name, by block."""
 
 
-def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
-    """Return the kubectl command that sets all fields in one merge patch; the value None removes a field.
+def kubectl_patch(cluster_policy: str, *parts: Fields, effects: Effects) -> Command | None:
+    """Return the command that sets all fields in one merge patch, after labels; None if it must not be run.
 
-    If several parts set the same field of a block, such as `config` of `devicePlugin`, the last one replaces it.
+    The value None removes a field. If several parts set the same field of a block, such as `config` of `devicePlugin`,
+    the last one replaces it.
     """
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():
             spec[block].update(fields)
     body = json.dumps({"spec": spec}, separators=(",", ":"))
-    return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{body}'"
+    return Command.if_safe(f"kubectl patch clusterpolicy {cluster_policy} --type merge -p", body, effects=effects)
 
 
-def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
-    version = f" --version {plain.version or 'VERSION'}"  # the newest one would change and restart every program
-    return (
-        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace}{version} --reuse-values"
-        f" {option} {helm_value}"
+def plain_upgrade(
+    plain: PlainStackView, namespace: str, helm_value: str, *, effects: Effects, option: str = "--set"
+) -> Command | None:
+    """Return the command that sets a value of NVIDIA's chart, after labels; None if it must not be run."""
+    version = f"--version {plain.version or 'VERSION'}"  # the newest one would change and restart every program
+    line = (
+        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} {version} --reuse-values"
     )
+    return Command.if_safe(f"{line} {option}", helm_value, effects=effects)
 
 
-def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
+def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> Command:
     where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
     sets = ",".join([*where, *values])
-    return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"
+    line = f"helm install {release} CHART -n {namespace} --create-namespace"
+    return Command.of(line, *(("--set", sets) if sets else ()), effects=())  # as in `upgrade`

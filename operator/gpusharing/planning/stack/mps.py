@@ -11,7 +11,10 @@ from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import RepairMps
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, MpsRepairs, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.vocabulary.commands import Command
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import SKIPS_THREADS, find_deafness, needs_newer_plugin
 from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 
@@ -66,21 +69,20 @@ def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
     return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state, pending=True)
 
 
-def explain_repair(stack: StackView, settings: PlanSettings) -> str:
-    """Return what the operator does about an MPS daemon that ignores labels, or nothing.
-
-    The text is appended to a message.
-    """
+def add_repair(objection: Finding, stack: StackView, settings: PlanSettings) -> Finding:
+    """Return the objection to an MPS daemon that ignores labels with what the operator does about it."""
     daemon = _find_deaf_daemon(stack, settings)
     if daemon is None:
-        return ""
+        return objection
     why = _find_restraint(daemon, stack, settings)
     if not why and stack.repair_error:
         why = f"The operator could not set it and will try again: {stack.repair_error}"
-    return f". {why or 'The operator sets it now'} ({VALUE})"
+    found = Finding.of(why or "The operator sets it now", objection.reason)
+    commands = (*objection.commands, *found.commands)
+    return replace(objection, message=f"{objection.message}. {found.message} ({VALUE})", commands=commands)
 
 
-def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str | Finding:
     if (daemon.namespace, daemon.name, daemon.program) != (
         settings.gpu_operator_namespace,
         DAEMON_SET,
@@ -99,11 +101,14 @@ def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSetti
         )
     if count_repair(stack.mps_repairs, daemon).count > MOST_REPAIRS:
         where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
-        return (
+        # The operator repairs the DaemonSet again, once no node serves MPS.
+        again = Command.of(f"kubectl annotate {where} {names.ANNOTATION_MPS_REPAIRS}-", effects=())
+        message = (
             f"The operator has set it {MOST_REPAIRS} times under {daemon.plugin}, but someone else"
             f" overwrote it each time, so the operator has given up; find out who does this, then run"
-            f" `kubectl annotate {where} {names.ANNOTATION_MPS_REPAIRS}-`"
+            f" `{again}`"
         )
+        return Finding(Reason.MPS_NOT_SWITCHABLE, message, commands=(again,))
     # The nodes in service come last: they are looked for only if nothing else prevents a repair.
     if stack.mps_nodes:
         do = "does" if len(stack.mps_nodes) == 1 else "do"

@@ -9,15 +9,12 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_driver_flaw
-from gpusharing.planning.snapshot.nvidia import Change
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
 from gpusharing.planning.stack.effects import (
     MIG_MANAGER,
     SHOW_LABELS,
-    after_labels,
     find_effects,
-    label_command,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
@@ -31,6 +28,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, explain_disabled, explain_workloads
+from gpusharing.planning.vocabulary.commands import Change, Command, label_command
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -106,7 +104,7 @@ def _find_unknown_configs(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) 
             f" does not have ({odd[0].name}: {wrong}), so the device plugin silently keeps its previous"
             " configuration. Set the label to the entry that the device plugin is using now. Do not just remove the"
             " label: the plugin would then use its default entry, which may advertise fewer devices",
-            _mend(snapshot, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
+            _mend(snapshot, label, label_command(_names(alike), f"{label}=NAME")),
         )
 
 
@@ -115,8 +113,8 @@ def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iter
     # GKE's plugin is reported with the agents, so that `helm test` shows it, too.
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
         there = [node.name for node in nodes if node.other_plugin == plugin]
-        show = f"kubectl describe node {there[0]}"
-        yield report(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
+        show = Command.of("kubectl describe node", there[0])
+        yield report(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there).message, show)
     label, exclude = names.LABEL_WORKLOAD_CONFIG, "or exclude the node with the policy's nodeSelector"
     for text, command in explain_workloads(nodes, snapshot):
         message = f"{text}. Set the label to {names.WORKLOAD_CONTAINER}, {exclude}"
@@ -135,7 +133,7 @@ def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iter
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
         message = f"the operator does not change label {label} on {some(alike)}: {owner}"
-        command = f"kubectl get node {alike[0]} -o yaml --show-managed-fields"
+        command = Command.of(f"kubectl get node {alike[0]} -o yaml --show-managed-fields")
         yield warning(Topic.NODES, "LabelOwnedElsewhere", message, command)
 
 
@@ -161,17 +159,13 @@ def _find_waiting_for_mig(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) 
     return [node for node in nodes if waits(node)]
 
 
-def _mend(snapshot: ClusterSnapshot, label: str, command: str) -> str:
+def _mend(snapshot: ClusterSnapshot, label: str, command: Command) -> Command:
     """Return the command, or one that shows the nodes while it is unknown which of them will get a policy."""
-    return f"kubectl get nodes -L {label}" if find_selectors(snapshot) is None else command
+    return Command.of("kubectl get nodes -L", label) if find_selectors(snapshot) is None else command
 
 
 def _names(nodes: Iterable[NodeView]) -> tuple[str, ...]:
     return tuple(node.name for node in nodes)
-
-
-def _all(nodes: Iterable[NodeView]) -> str:
-    return " ".join(_names(nodes))
 
 
 def _find_mig_symptoms(
@@ -193,7 +187,7 @@ def _find_mig_symptoms(
             " mig-manager will not recreate the MIG instances after a reboot. Set the label to the configuration that"
             " the GPUs have now. With any other configuration, mig-manager repartitions them; if the label is missing,"
             " the GPU Operator may set it to all-disabled",
-            f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
+            label_command(_names(alike), f"{label}=NAME"),
         )
     states = {node.name: node.labels.get(names.LABEL_MIG_STATE) for node in nodes}
     if failed := [node for node in nodes if states[node.name] == "failed" and node not in entryless]:
@@ -202,7 +196,7 @@ def _find_mig_symptoms(
             "MigConfigFailed",
             f"mig-manager could not apply its configuration on {some([node.name for node in failed])}"
             f" ({failed[0].name}: {failed[0].labels.get(label, 'none')})",
-            f"kubectl -n {namespace} logs -l app=nvidia-mig-manager --prefix --tail 50",
+            Command.of(f"kubectl -n {namespace} logs -l app=nvidia-mig-manager --prefix --tail 50"),
         )
     # If mig-manager's pod died in between, nothing starts the programs that it paused.
     switches = [names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_PAUSABLE]
@@ -218,7 +212,7 @@ def _find_mig_symptoms(
             f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
         )
         message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_effects(effects)}"
-        yield error(Topic.NODES, "OperandsPaused", message, after_labels(restart, effects) or SHOW_LABELS)
+        yield error(Topic.NODES, "OperandsPaused", message, Command.if_safe(restart, effects=effects) or SHOW_LABELS)
 
 
 def find_all_misfits(snapshot: ClusterSnapshot) -> dict[str, list[Misfit]]:
@@ -232,23 +226,24 @@ def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], snapshot: ClusterSnap
         for one in found:
             alike[one.reason, one.label, one.change][name] = one.text
     for (reason, label, change), texts in alike.items():
-        nodes, text, due, command = tuple(texts), next(iter(texts.values())), change, ""
+        nodes, text, due, command = tuple(texts), next(iter(texts.values())), change, None
         if label:
             key, _, value = label.partition("=")
             due = Change(labels=((key, value),), nodes=nodes)
-            command = label_command(nodes, label)
+        effects = find_effects(due, snapshot) if due is not None else ()
+        if label:
+            command = Command.if_safe("kubectl label node", *nodes, "--overwrite", label, effects=effects)
         elif due is not None and policy is not None:
             ((path, setting),) = due.fields
             block, _, field = path.partition(".")
-            command = kubectl_patch(policy.name, {block: {field: setting}})
-        effects = find_effects(due, snapshot) if due is not None else ()
+            command = kubectl_patch(policy.name, {block: {field: setting}}, effects=effects)
         first = f" (for example {nodes[0]})" if len({*texts.values()}) > 1 else ""
         report = error if reason in (Reason.MIG_INVALID, Reason.COMPUTE_INSTANCES) else warning
         yield report(
             Topic.NODES,
             str(reason),
             f"{some(nodes)}{first}: {text}{tell_effects(effects)}",
-            after_labels(command, effects) or f"kubectl describe node {nodes[0]}",
+            command or Command.of("kubectl describe node", nodes[0]),
         )
 
 
@@ -270,7 +265,10 @@ def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> I
             Topic.NODES,
             "UnsafeDriver",
             f"the operator does not repartition the GPUs on {some(sorted(flaws))} ({first}: {flaws[first]})",
-            f"kubectl get node {first} -o jsonpath='{{.metadata.labels.nvidia\\.com/cuda\\.driver-version\\.full}}'",
+            Command.of(
+                f"kubectl get node {first} -o",
+                r"jsonpath={.metadata.labels.nvidia\.com/cuda\.driver-version\.full}",
+            ),
         )
 
 
@@ -330,8 +328,10 @@ def find_kubelet_symptoms(view: Installation, api_server: str) -> Iterator[Sympt
                 Topic.KUBELETS,
                 reason,
                 f"the kubelet on {some(nodes)} ({view.kubelets[nodes[0]]}) {faults[reason]}",
-                f"kubectl get node {' '.join(nodes)} -o"
-                " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
+                Command.of(
+                    f"kubectl get node {' '.join(nodes)} -o"
+                    " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion"
+                ),
             )
 
 
@@ -361,16 +361,17 @@ class PluginEntries:
         )
 
 
-def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Iterator[Symptom]:
+def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: Command | None) -> Iterator[Symptom]:
     """Yield a symptom if the ConfigMap does not exist, and for entries with bad fields.
 
     The device plugin refuses such an entry, or ignores a part of it. `used` are the entries that nodes use. `install`
     is the command that installs the operator, if it is not installed.
     """
     if entries.absence:
-        command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"
-        yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, command)
-    edit = f"kubectl -n {entries.namespace} edit configmap {entries.config_map}"
+        show = Command.of(f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}")
+        yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, install or show)
+    # The plugin refuses or ignores what is wrong there, so a correction takes nothing that it serves.
+    edit = Command.of(f"kubectl -n {entries.namespace} edit configmap {entries.config_map}", effects=())
     for key, text in sorted((entries.texts or {}).items()):
         flaws = find_flaws(text)
         refused = [flaw.text for flaw in flaws if flaw.refused]

@@ -18,7 +18,7 @@ from gpusharing.api.names import (
 )
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Change
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView
 from gpusharing.planning.stack.effects import (
     INVALID,
@@ -32,6 +32,7 @@ from gpusharing.planning.stack.effects import (
     read_config,
     why_unread,
 )
+from gpusharing.planning.vocabulary.commands import Change
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value

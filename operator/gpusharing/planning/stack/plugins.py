@@ -11,12 +11,14 @@ from enum import StrEnum
 from itertools import combinations
 
 from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
-from gpusharing.planning.snapshot.nvidia import Effect
 from gpusharing.planning.snapshot.taints import Toleration
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack.effects import after_labels, tell_effects
+from gpusharing.planning.stack.effects import tell_effects
 from gpusharing.planning.stack.installationviews import Symptom, Topic, error, warning
+from gpusharing.planning.vocabulary.commands import Command, Effects
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
@@ -64,22 +66,24 @@ class OtherPlugin:
     sign: str
     """What on a Node shows it, for messages."""
     handover: str
-    """What hands a node over to NVIDIA's plugin; NODE stands for the nodes."""
+    """What hands a node over to NVIDIA's plugin. Its last words lead to `command` if there is one."""
     resources: tuple[str, ...] = ()
     """Prefixes of resource names that only this plugin serves."""
     marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
     """The test of whether a Node's labels and annotations show the plugin."""
+    command: tuple[str, str] | None = None
+    """The command of the handover, before and after the nodes."""
 
 
 OTHERS: Mapping[str, OtherPlugin] = {
     # GoogleCloudPlatform/container-engine-accelerators at 992db812, cmd/nvidia_gpu/device-plugin.yaml (affinity).
     GKE: OtherPlugin(f"label {GKE_GPU} without {GKE_WITHOUT_PLUGIN}=true",
-        f"label the node pool: kubectl label node NODE {GKE_WITHOUT_PLUGIN}=true",
-        marked=lambda labels, annotations: has_cloud_plugin(labels)),
+        "label the node pool: ", marked=lambda labels, annotations: has_cloud_plugin(labels),
+        command=("kubectl label node", f"{GKE_WITHOUT_PLUGIN}=true")),
     # Project-HAMi/HAMi v2.10.0, pkg/device/nvidia/device.go (RegisterAnnos) and nvinternal/plugin/register.go.
     "HAMi's device plugin": OtherPlugin(f"annotation {HAMI}",
-        f"remove HAMi from these nodes, then run: kubectl annotate node NODE {HAMI}-",
-        ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami),
+        "remove HAMi from these nodes, then run: ", ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami,
+        ("kubectl annotate node", f"{HAMI}-")),
     # Project-HAMi/volcano-vgpu-device-plugin at 4fb76ba, deployments/static; before it volcano-sh/devices.
     "Volcano's vGPU device plugin": OtherPlugin("resources volcano.sh/vgpu-*",
         "keep the DaemonSet volcano-device-plugin off these nodes", ("volcano.sh/vgpu-", "volcano.sh/gpu-")),
@@ -102,13 +106,19 @@ def find_other_plugin(labels: Mapping[str, str], annotations: Mapping[str, str],
     return ""
 
 
-def explain_plugin(name: str, nodes: Sequence[str]) -> str:
+def explain_plugin(name: str, nodes: Sequence[str]) -> Finding:
     """Return why no change begins on nodes that this plugin serves, and how to hand them over to NVIDIA's."""
-    plugin = OTHERS[name]
-    where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
-    return (
+    plugin, where, commands = OTHERS[name], some(nodes), tuple[Command, ...]()
+    if plugin.command is not None:
+        line, last = plugin.command
+        # The reader decides whose plugin serves the nodes, which is what the message is about.
+        commands = (Command.of(line, *nodes, last, effects=()),)
+    return Finding(
+        Reason.FOREIGN_DEVICE_PLUGIN,
         f"{name} serves the GPUs on {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
-        f" could neither take effect nor be proven. Exclude {where} from the policy, or {handover}"
+        f" could neither take effect nor be proven. Exclude {where} from the policy, or {plugin.handover}"
+        f"{''.join(map(str, commands))}",
+        commands=commands,
     )
 
 
@@ -170,20 +180,8 @@ class Server:
         return f"DaemonSet {self.namespace}/{self.name}"
 
     @property
-    def removal(self) -> str:
-        """The command that removes the DaemonSet, or only shows it.
-
-        It only shows it if other things would go too or it would come back.
-        """
-        if self.release:
-            return f"helm uninstall {self.release} -n {self.release_namespace}"
-        if self.role is Role.DRIVER or self.owned:
-            return self.show
-        return f"kubectl -n {self.namespace} delete daemonset {self.name}"
-
-    @property
-    def show(self) -> str:
-        return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
+    def show(self) -> Command:
+        return Command.of(f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml")
 
     def covers(self, other: "Server") -> bool:
         """Whether every node that should run pods of `other` certainly must have this DaemonSet's too."""
@@ -225,7 +223,7 @@ def tell_twins(servers: Iterable[Server], namespace: str) -> str:
 
 
 def find_rival_symptoms(
-    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str, restart: Sequence[Effect]
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str, restart: Effects
 ) -> Iterator[Symptom]:
     """Yield a symptom for each DaemonSet on nodes that the main one of its role serves too.
 
@@ -251,15 +249,16 @@ def find_rival_symptoms(
             )
     for driver in drivers if plugins else ():
         if both := _shared(plugins[0], driver, nodes):
-            release = f"{driver.release} CHART -n {driver.release_namespace}"
-            less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
+            # No list of pods tells which hold claims, and these would lose their devices.
             yield warning(
                 Topic.NODES,
                 "DRADriverServesGPUs",
-                f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(both)} as the device"
+                f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {_all(both)} as the device"
                 " plugin does: the same GPU may be allocated to a ResourceClaim and to a pod, and drains do not notice"
-                " pods that use GPUs through ResourceClaims",
-                f"helm upgrade {release} {less}" if driver.release else driver.removal,
+                " pods that use GPUs through ResourceClaims. Without the driver's GPUs, such pods could not start again"
+                " on any of its nodes. Once none is left, set resources.gpus.enabled to false in the driver's chart. To"
+                " see the claims",
+                Command.of("kubectl get resourceclaims -A"),
             )
 
 
@@ -276,7 +275,11 @@ def _tell(main: Server, other: Server, both: str) -> str:
     return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}"
 
 
-def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Sequence[Effect]) -> str:
+def _all(nodes: Sequence[str]) -> str:
+    return ", ".join(nodes)
+
+
+def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> str:
     lone = _find_lone(main, other, nodes)
     lost = f". Only {other.where} may serve {some(lone, 40)}, and without it their GPUs would be gone" if lone else ""
     return lost + (tell_effects(restart) if main.role is Role.PLUGIN else "")
@@ -298,10 +301,16 @@ def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[s
     return sorted(node.name for node in nodes if node.resources and other.selects(node) and not reaches(node))
 
 
-def _remedy(main: Server, other: Server, nodes: Iterable[NodeView], restart: Sequence[Effect]) -> str:
-    if _find_lone(main, other, nodes):
+def _remedy(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> Command:
+    """Return the command that removes `other`, or shows it if it would come back or nodes would lose by it."""
+    if _find_lone(main, other, nodes) or (other.owned and not other.release):
         return other.show
-    if main.role is Role.MIG_MANAGER or (other.owned and not other.release):
-        return other.removal
-    restarted = f"{other.removal} && kubectl -n {main.namespace} rollout restart daemonset {main.name}"
-    return after_labels(restarted, restart) or other.show
+    remove = f"kubectl -n {other.namespace} delete daemonset {other.name}"
+    if other.release:
+        remove = f"helm uninstall {other.release} -n {other.release_namespace}"
+    removal = Command.of(remove, effects=())  # `main` does the same on each of its nodes
+    if main.role is Role.MIG_MANAGER:
+        return removal
+    restarted = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
+    again = Command.if_safe(restarted, effects=restart)
+    return other.show if again is None else again.after(removal)

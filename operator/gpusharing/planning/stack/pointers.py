@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, Loss, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.effects import (
@@ -18,6 +18,7 @@ from gpusharing.planning.stack.effects import (
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import Fields
+from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY

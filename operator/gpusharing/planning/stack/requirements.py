@@ -8,25 +8,17 @@ taint is that of docs/design/transition.md#gate.
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    Change,
-    ClusterPolicyView,
-    DaemonSetState,
-    Effect,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, DaemonSetState, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import (
     PRE_INSTALLED,
     RESTART_ALL,
     RESTART_PLUGIN,
     SHOW_LABELS,
-    after_labels,
     effects_of,
     find_effects,
     tell_effects,
@@ -41,6 +33,7 @@ from gpusharing.planning.stack.installationviews import (
     plain_upgrade,
 )
 from gpusharing.planning.stack.mig import find_unselected, find_unusable_manager
+from gpusharing.planning.vocabulary.commands import Change, Command, Effects
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -171,11 +164,8 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
     return str(policy.switches.get(SANDBOX_DEFAULT) or names.WORKLOAD_CONTAINER)
 
 
-def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Iterator[tuple[str, str]]:
-    """Yield a message for nodes whose GPUs are for virtual machines alike, and the command that changes that.
-
-    The command is empty if it must not be run.
-    """
+def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Iterator[tuple[str, Command | None]]:
+    """Yield a message for nodes whose GPUs are for virtual machines alike, and the command, unless it would harm."""
     label, container = names.LABEL_WORKLOAD_CONFIG, names.WORKLOAD_CONTAINER
     alike = defaultdict[str, list[NodeView]](list)
     for node in nodes:
@@ -191,28 +181,30 @@ def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> I
         yield (
             f"{cause}: the GPUs of {some(where)} are not available to containers; {lost}stop the virtual machines that use"
             f" the GPUs first{tell_effects(effects)}",
-            after_labels(f"kubectl label node {' '.join(where)} --overwrite {label}={container}", effects),
+            Command.if_safe("kubectl label node", *where, "--overwrite", f"{label}={container}", effects=effects),
         )
 
 
-def find_disabled(node: NodeView, needs: Collection[str], snapshot: ClusterSnapshot) -> str:
-    """Return a message with the remedy if a label keeps a program in `needs` off the node."""
-    if unselected := find_unselected(node, snapshot.stack.cluster_policy):
+def find_disabled(node: NodeView, needs: Collection[str], snapshot: ClusterSnapshot) -> Finding | None:
+    """Return the remedy if a label keeps a program in `needs` off the node."""
+    if (unselected := find_unselected(node, snapshot.stack.cluster_policy)) is not None:
         return unselected
     for operand in DEPLOY_NEEDED if node.held_off else ():
         if operand in ("operands", *needs) and node.keeps_off(operand):
             text, command = explain_disabled(operand, [node], snapshot)
-            return f"{text}{command and f'. To correct that, run: {command}'}"
-    return ""
+            if command is not None:
+                text += f". To correct that, run: {command}"
+            return Finding(Reason.OPERANDS_DISABLED, text, commands=(command,) if command else ())
+    return None
 
 
-def explain_disabled(operand: str, nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> tuple[str, str]:
-    """Return a message about labels that keep a program off nodes, and the command, empty if it must not be run."""
+def explain_disabled(operand: str, nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> tuple[str, Command | None]:
+    """Return a message about labels that keep a program off nodes, and the command, unless it would harm."""
     label, where = DEPLOY_NEEDED[operand], tuple(node.name for node in nodes)
     effects = find_effects(switch_on(label, where), snapshot)
     return (
         f"{label} is {nodes[0].labels[label]}, so {tell_kept_off(operand, f'on {some(where)}')}{tell_effects(effects)}",
-        after_labels(f"kubectl label node {' '.join(where)} {tell_switch(label)}", effects),
+        Command.if_safe(f"kubectl label node {' '.join(where)} {tell_switch(label)}", effects=effects),
     )
 
 
@@ -243,14 +235,17 @@ def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | No
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
     effects = effects_of(row.change, stack)
-    remedy = f", or, if no host provides its own, run: {kubectl_patch(policy.name, row.patch)}" if not effects else ""
+    command = kubectl_patch(policy.name, row.patch, effects=()) if not effects else None
+    remedy = f", or, if no host provides its own, run: {command}" if command else ""
     message = (
         f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}:"
         f" {tell_off(row, policy)}; install it on the host{remedy}"
     )
-    return Finding(row.disabled, message)
+    return Finding(row.disabled, message, commands=(command,) if command else ())
 
 
+Untolerated: TypeAlias = tuple[str, Command | None]
+"""A message that pods do not tolerate the start-up taint, and the command, unless it would harm."""
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 """The toleration that pods need if they help to prove a node."""
 
@@ -259,46 +254,51 @@ TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists",
 # the recorded tolerations are not valid JSON.
 
 
-def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Sequence[Effect]) -> tuple[str, str] | None:
-    """`effects` are those of restarting all of NVIDIA's programs, which the command does; it is empty if it must not."""
+def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Effects) -> Untolerated | None:
+    """`effects` are those of restarting all of NVIDIA's programs, which the command does; None if it must not."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
     if (plain := policy.plain) is not None:
-        value = f"'tolerations={_dump(tolerations)}'"
+        value = f"tolerations={_dump(tolerations)}"
         return (
             f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{tell_effects(effects)}",
-            after_labels(plain_upgrade(plain, namespace, value, option="--set-json"), effects),
+            plain_upgrade(plain, namespace, value, option="--set-json", effects=effects),
         )
     return (
         f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}",
-        after_labels(kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}), effects),
+        kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
     )
 
 
-def find_untolerated_driver(driver: DaemonSetState | None, namespace: str) -> tuple[str, str] | None:
+def find_untolerated_driver(driver: DaemonSetState | None, namespace: str) -> Untolerated | None:
     if driver is None or driver.tolerates_gate or not driver.serves_gpus:
         return None
     return (
         f"DaemonSet {driver.name} of NVIDIA's DRA driver does not tolerate {names.TAINT_UNPROVEN}",
-        f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values"
-        f" --set-json 'kubeletPlugin.tolerations={_dump(with_toleration(driver.tolerations))}'",
+        # Pods keep their devices while the kubelet plugin restarts (docs/how-to/dra.md).
+        Command.of(
+            f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set-json",
+            f"kubeletPlugin.tolerations={_dump(with_toleration(driver.tolerations))}",
+            effects=(),
+        ),
     )
 
 
-def find_untolerated_agents(stack: StackView) -> tuple[str, str] | None:
+def find_untolerated_agents(stack: StackView) -> Untolerated | None:
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
     return (
         f"DaemonSet gpusharing-agent does not tolerate {names.TAINT_UNPROVEN}",
-        f"kubectl -n {stack.intolerant_agents} patch daemonset gpusharing-agent --type json -p '{added}'",
+        # Our agent only reads.
+        Command.of(
+            f"kubectl -n {stack.intolerant_agents} patch daemonset gpusharing-agent --type json -p", added, effects=()
+        ),
     )
 
 
-def find_untolerated_finder(
-    finders: Iterable[DaemonSetState], namespace: str, *, plain: bool
-) -> tuple[str, str] | None:
+def find_untolerated_finder(finders: Iterable[DaemonSetState], namespace: str, *, plain: bool) -> Untolerated | None:
     """Return how to correct the first worker of Node Feature Discovery that lacks the toleration.
 
     Without it, GPU Feature Discovery sets no labels. `plain` says whether NVIDIA's device-plugin chart installed it,
@@ -310,9 +310,13 @@ def find_untolerated_finder(
     chart, value = ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
     return (
         f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
-        # Without the version that is installed, all programs would be upgraded and restarted.
-        f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --version VERSION --reuse-values"
-        f" --set-json '{value}.worker.tolerations={_dump(with_toleration(finder.tolerations))}'",
+        # Only the worker restarts, whose labels stay meanwhile. Without the version that is installed, all programs would
+        # be upgraded and restarted.
+        Command.of(
+            f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --version VERSION --reuse-values --set-json",
+            f"{value}.worker.tolerations={_dump(with_toleration(finder.tolerations))}",
+            effects=(),
+        ),
     )
 
 

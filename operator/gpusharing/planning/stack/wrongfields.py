@@ -7,14 +7,13 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import field
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import Change, ClusterPolicyView, Effect, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
     MIG_POINTER,
     PLUGIN_POINTER,
     effects_of,
-    is_safe,
     tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import Fields, plain_upgrade
@@ -28,6 +27,7 @@ from gpusharing.planning.stack.pointers import (
     why_not_set,
 )
 from gpusharing.planning.stack.requirements import OPERANDS, is_needed, tell_off
+from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators.choice import find_actuator
@@ -45,9 +45,9 @@ class WrongField:
     """The fields of ClusterPolicy to set. Empty beside NVIDIA's chart."""
     change: Change | None = None
     """What the patch changes."""
-    command: str = ""
-    """The command beside NVIDIA's chart."""
-    effects: tuple[Effect, ...] = ()
+    command: Command | None = None
+    """The command beside NVIDIA's chart. None also if it must not be run."""
+    effects: Effects = ()
     """What the correction takes from nodes, as far as the text does not say it."""
     blocked: bool = False
     """Whether the correction must not be made yet, as the text says."""
@@ -143,13 +143,14 @@ def _find_in_chart(
             Reason.PLUGIN_CONFIG_NOT_OURS,
             f"DaemonSet {plain.daemon_set}: config.name in NVIDIA's device-plugin chart is"
             f" {pointer.now or 'not set'}, so {ours} is not read{_tell_entries(pointer, stack)}",
-            command=plain_upgrade(plain, namespace, f"config.name={ours}"),
+            command=plain_upgrade(plain, namespace, f"config.name={ours}", effects=pointer.victims),
             effects=pointer.victims,
             blocked=bool(pointer.stops),
             pointer=pointer,
         )
     if _DISCOVERY.is_off(policy) and _DISCOVERY.label in find_actuator(stack).needs:
-        command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value)
+        # GPU Feature Discovery is a DaemonSet of its own, so no pod of the device plugin restarts.
+        command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value, effects=())
         yield WrongField(Reason.FEATURE_DISCOVERY_MISSING, tell_off(_DISCOVERY, policy), command=command)
     told: set[tuple[Reason, str]] = set()
     for spec in specs:
@@ -158,7 +159,7 @@ def _find_in_chart(
         obstacle, command, effects = found
         if (obstacle.reason, obstacle.message) not in told:
             told.add((obstacle.reason, obstacle.message))
-            blocked = not command
+            blocked = command is None and is_safe(effects)
             yield WrongField(obstacle.reason, obstacle.message, command=command, effects=effects, blocked=blocked)
 
 

@@ -14,6 +14,7 @@ from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
+    add_retry,
     corrects_drift,
     find_work,
     goes_back,
@@ -21,7 +22,6 @@ from gpusharing.planning.transition.attempts import (
     owe,
     owed_for,
     remembered,
-    retry_command,
     still_failed,
 )
 from gpusharing.planning.transition.fencing import routing_before, tell_foreign, unmarked
@@ -94,11 +94,11 @@ def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: boo
     if case.fence.stage == "fenced" and (busy := find_work(case)) is not None:
         request = close_request(case)
         actions = () if request is None else (request,)
-        return case.verdict(phase, busy.reason, busy.message, *actions, wake=busy.until)
+        return case.show(phase, busy, *actions, wake=busy.until)
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     objections = () if again and goal is not assessed.target else target_gates(case, assessed)
     if (closed := first_closed(objections, propagation_gates(case, assessed))) is not None:
-        return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
+        return case.show(phase, closed, wake=closed.until)
     if missing := case.actuator.find_missing(case, goal, again):
         return case.verdict(phase, Reason.ACTUATOR_MISSING, missing, wake=next_poll(case))
     return None
@@ -173,15 +173,16 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
 
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
     wanted = case.assessed.target.text if case.assessed is not None else verdict.wanted
-    reason, message = verdict.reason, verdict.message
+    found = Finding(verdict.reason, verdict.message, commands=verdict.commands)
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
-        message = f"rolling back after a failure: {message}"
-    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:
+        found = replace(found, message=f"rolling back after a failure: {found.message}")
+    if verdict.phase is Phase.FAILED and found.reason is Reason.ROLLING_BACK:
         # That layout cannot be reached any more.
-        message = f"{message}. To try {wanted} again, run: {retry_command(case.node.name, case.fence.retry)}"
+        found = add_retry(found, case.node.name, case.fence.retry, f". To try {wanted} again, run")
+    reason = found.reason
     if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
         reason = Reason.ROLLING_BACK
-    return replace(verdict, wanted=wanted, reason=reason, message=message)
+    return replace(verdict, wanted=wanted, reason=reason, message=found.message, commands=found.commands)
 
 
 def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
@@ -247,7 +248,7 @@ def may_uncordon(case: NodeCase) -> bool:
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
 
-def give_way(case: NodeCase, message: str) -> Verdict:
+def give_way(case: NodeCase, why: Finding) -> Verdict:
     """Yield the node to whoever else maintains it, and remember our cordon in its fence.
 
     While it is yielded, no pod is evicted; it counts as unavailable in its pool, but holds no slot of the operator-wide
@@ -255,7 +256,7 @@ def give_way(case: NodeCase, message: str) -> Verdict:
     """
     labels, annotations = unmarked(case.fence, case.node)
     update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
-    return case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message, update)
+    return case.show(Phase.ABORTING, replace(why, reason=Reason.FOREIGN_MAINTENANCE), update)
 
 
 def keeps_cordon(case: NodeCase) -> bool:
@@ -273,19 +274,18 @@ def aside_fence(case: NodeCase, proven: datetime | None = None, from_mode: str |
     return fence if from_mode is None else replace(fence, proven=proven, from_mode=from_mode)
 
 
-def tell_wait(case: NodeCase) -> str:
+def find_wait(case: NodeCase) -> Finding:
     if case.node.upgrade_failed:  # the message ends with a command
         failed = explain_failed_upgrade(case.node, case.stack.cluster_policy)
-        return f"the operator uncordons the node when NVIDIA's driver upgrade is over. {failed}"
-    return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
+        over = "the operator uncordons the node when NVIDIA's driver upgrade is over"
+        return replace(failed, message=f"{over}. {failed.message}")
+    message = f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
+    return Finding(Reason.FOREIGN_MAINTENANCE, message)
 
 
 def yielded(case: NodeCase) -> Verdict:
     if keeps_cordon(case):
-        failed = case.node.upgrade_failed
-        reason = Reason.DRIVER_UPGRADE_FAILED if failed else Reason.FOREIGN_MAINTENANCE
-        waiting = case.verdict(Phase.BLOCKED, reason, tell_wait(case))
-        return replace(waiting, deadline=None)
+        return replace(case.show(Phase.BLOCKED, find_wait(case)), deadline=None)
     done = case.fence.proven is not None
     fate = "returned to service" if done else "restored"
     message = f"nobody else is working on {case.node.name} anymore; it is being {fate}"

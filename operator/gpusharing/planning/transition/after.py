@@ -17,16 +17,17 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import (
     aside_fence,
+    find_wait,
     find_way_back,
     keeps_cordon,
     may_uncordon,
     present_way_back,
     restart_pod,
     run,
-    tell_wait,
     turn_back,
 )
 from gpusharing.planning.transition.attempts import (
+    add_retry,
     change_deadline,
     goes_back,
     has_ended,
@@ -34,7 +35,6 @@ from gpusharing.planning.transition.attempts import (
     owe,
     owed_for,
     proven,
-    retry_command,
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
@@ -70,28 +70,25 @@ def _in_time(case: NodeCase, verdict: Verdict) -> Verdict:
     if reason is Reason.ACTUATION_IN_PROGRESS:
         reason = Reason.ACTUATOR_STUCK
     known = Mark.TURNS_BACK in verdict.reason.marks
-    late = _fail(case, Finding(reason, f"{verdict.message}; timed out"), known=known)
+    late = _fail(case, Finding(reason, f"{verdict.message}; timed out", commands=verdict.commands), known=known)
     if late.phase is not Phase.FAILED:
         return late
     wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None
-    return replace(verdict, phase=late.phase, reason=reason, message=late.message, wake=wake)
+    return replace(verdict, phase=late.phase, reason=reason, message=late.message, wake=wake, commands=late.commands)
 
 
 def _next_step(case: NodeCase) -> Verdict:
     fence, node, policy = case.fence, case.node, case.fence.policy
-    if fence.node_uid != node.uid:
-        message = (
-            "the fence belongs to an earlier Node with this name; check the node, then run (with the right to"
-            f" patch Nodes): {unfence_command(fence, node)}"
-        )
-        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
-    if case.assessment is None:
-        message = (
-            f"policy {policy} was deleted and no other policy owns the node; the node stays fenced until one"
-            " does. To give it up instead, check its GPUs, then run (with the right to patch Nodes):"
-            f" {unfence_command(fence, node)}"
-        )
-        return case.verdict(Phase.FAILED, Reason.ORPHAN_FENCE, message)
+    if fence.node_uid != node.uid or case.assessment is None:
+        why = "the fence belongs to an earlier Node with this name; check the node"
+        if fence.node_uid == node.uid:
+            why = (
+                f"policy {policy} was deleted and no other policy owns the node; the node stays fenced until one does. To"
+                " give it up instead, check its GPUs"
+            )
+        unfence = unfence_command(fence, node)
+        message = f"{why}, then run (with the right to {unfence.right}): {unfence}"
+        return case.show(Phase.FAILED, Finding(Reason.ORPHAN_FENCE, message, commands=(unfence,)))
     if fence.cordons and not node.unschedulable:
         message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
         # What was seen before this cordon proves nothing, and pods that arrived before it need not tolerate it.
@@ -112,13 +109,13 @@ def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
     if not assessment.unobserved:
         if Mark.MOMENTARY in objection.reason.marks:
             message = f"{objection.message}; the node stays fenced, and its proof continues once this has ended"
-            return case.verdict(Phase.VERIFYING, objection.reason, message)
+            return case.show(Phase.VERIFYING, replace(objection, message=message))
         message = f"{objection.message}; the node stays fenced until the policy gives it a layout"
-        return case.verdict(Phase.FAILED, objection.reason, message)
+        return case.show(Phase.FAILED, replace(objection, message=message))
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
     if objection.reason is not Reason.OBSERVATION_PENDING:  # no GPU at all, or a nameless one
-        return case.verdict(Phase.VERIFYING, objection.reason, objection.message)
+        return case.show(Phase.VERIFYING, objection)
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
 
 
@@ -149,11 +146,10 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     if case.held is not None and not owed and has_ended(case) and not was_asked_again(case):
         found = trouble.mismatch if trouble is not None else Finding(case.held.reason, "the change failed")
         closed = f"The node stays {fence.closed}" if fence.disruption.cordons else "The node stays as it is"
-        message = (
-            f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}. To have it"
-            f" changed regardless, run: {retry_command(case.node.name, fence.retry)}"
-        )
-        return case.verdict(Phase.FAILED, found.reason, message, wake=case.held.until)
+        message = f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}"
+        found = replace(found, message=message, commands=(*found.commands, *case.held.commands))
+        found = add_retry(found, case.node.name, fence.retry, ". To have it changed regardless, run")
+        return case.show(Phase.FAILED, found, wake=case.held.until)
     if owed or not is_late(case):
         return run(case, assessed)
     message = f"the spec changed after the deadline; the node is now being changed to {assessed.target.text}"
@@ -167,7 +163,7 @@ def _owe(case: NodeCase, assessed: Assessed, message: str, attempt: int, *, fail
 
 def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
     found, wake = trouble.mismatch, case.actuator.next_look(case, case.fence)
-    return case.verdict(Phase.RECONFIGURING, found.reason, found.message, wake=wake)
+    return case.show(Phase.RECONFIGURING, found, wake=wake)
 
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
@@ -178,11 +174,11 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     if isinstance(back, Verdict):
         return back
     kept = f"The node stays {case.fence.closed}. Once" if case.fence.disruption.cordons else "Once"
-    retry = retry_command(case.node.name, case.fence.retry)
-    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is fixed, run: {retry}"
+    found = replace(mismatch, message=f"{mismatch.message}{back and '; '}{back}")
+    found = add_retry(found, case.node.name, case.fence.retry, f". {kept} the cause is fixed, run")
     # The programs of a failed actuator are idle, so read what they left behind.
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
-    return case.verdict(Phase.FAILED, mismatch.reason, message, *([request] if request else []))
+    return case.show(Phase.FAILED, found, *([request] if request else []))
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
@@ -205,7 +201,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
     if mismatch is not None:
-        return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message)
+        return case.show(Phase.VERIFYING, mismatch)
     if case.fence.step < case.fence.steps:
         return run(case, assessed, step_proven=True)
     return _release(case, aim, assessed.policy)
@@ -220,12 +216,13 @@ def _release(case: NodeCase, target: Target, policy: PolicyView) -> Verdict:
     if aside is None:
         labels[names.LABEL_MODE] = target.routing
     uncordon = may_uncordon(case)
-    reason, message = Reason.SYNCED, f"{target.text} proven"
+    found = Finding(Reason.SYNCED, f"{target.text} proven")
     if node.unschedulable and not uncordon:
         others = "the node stays cordoned, because the operator is not the only one that cordoned it"
-        reason, message = Reason.CORDON_KEPT, f"{message}; {others if aside is None else tell_wait(case)}"
+        waits = Finding(Reason.CORDON_KEPT, others) if aside is None else find_wait(case)
+        found = replace(waits, reason=Reason.CORDON_KEPT, message=f"{found.message}; {waits.message}")
     if goes_back(case):
-        reason = Reason.ROLLED_BACK
-        message = f"{message}; the node was rolled back to it after a failure: {fence.failure}"
+        message = f"{found.message}; the node was rolled back to it after a failure: {fence.failure}"
+        found = replace(found, reason=Reason.ROLLED_BACK, message=message)
     release = Release(node, uncordon, labels, proven(case, target, policy), annotations, fence=aside)
-    return case.verdict(Phase.UNCORDONING, reason, message, release)
+    return case.show(Phase.UNCORDONING, found, release)

@@ -15,6 +15,7 @@ from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -109,9 +110,15 @@ def is_new_value(retry: str, answered: str) -> bool:
     return retry not in ("", answered)
 
 
-def retry_command(node: str, answered: str) -> str:
+def retry_command(node: str, answered: str) -> Command:
     value = "once-more" if answered == "again" else "again"
-    return f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={value}"
+    return Command.of(f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={value}")
+
+
+def add_retry(found: Finding, node: str, answered: str, lead: str) -> Finding:
+    """Return the finding with a sentence that leads to the command for another try."""
+    retry = retry_command(node, answered)
+    return replace(found, message=f"{found.message}{lead}: {retry}", commands=(*found.commands, retry))
 
 
 def goes_back(case: NodeCase) -> bool:

@@ -25,6 +25,7 @@ from gpusharing.planning.transition.gates import first_closed, target_gates, tel
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -44,13 +45,13 @@ def _next_step(case: NodeCase) -> Verdict:
         return early
     assessed = case.assessed
     if (objection := case.objection) is not None:
-        return _held_up(case, objection.reason, objection.message)
+        return _held_up(case, objection)
     if assessed is None:
-        return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+        return _held_up(case, Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs"))
     if _is_held(assessed.spec):
         goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
         message = f"{tell_pause(case.settings)}, so the change is suspended: no more pods are evicted{goes_on}"
-        return _held_up(case, Reason.PAUSED, message)
+        return _held_up(case, Finding(Reason.PAUSED, message))
     if not case.fence.disruption.cordons:
         return run(case, assessed)
     if (escalated := escalate(case)) is not None:
@@ -66,21 +67,23 @@ def _is_held(spec: GPUSharingPolicySpec) -> bool:
     return spec.rollout.paused and spec.rollout.when_paused == "Hold"
 
 
-def _held_up(case: NodeCase, reason: Reason, message: str) -> Verdict:
+def _held_up(case: NodeCase, why: Finding) -> Verdict:
     if case.fence.jobs:  # the pods are listed, because the wait ends with the last job
         wake = next_poll(case, JOBS_PACE)
-        return case.verdict(Phase.CORDONED, reason, message, wake=wake, wants_pods=True)
+        return replace(case.show(Phase.CORDONED, why, wake=wake), wants_pods=True)
     if outlasts(case):
         cordons = case.fence.disruption.cordons
         waits = f"the node stays {case.fence.closed}" if cordons else "the change waits"
-        text = (
-            f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so {waits}"
-            " until this is resolved. To abort the change, run: kubectl annotate gpunode"
-            f" {case.node.name} --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
+        abort = Command.of(
+            f"kubectl annotate gpunode {case.node.name} --overwrite {names.ANNOTATION_ABORT}={case.fence.op}"
         )
-        return case.verdict(Phase.CORDONED, reason, text)
+        text = (
+            f"{why.message}; drain.timeout has expired and drain.onTimeout is Hold, so {waits} until this is resolved. To"
+            f" abort the change, run: {abort}"
+        )
+        return case.show(Phase.CORDONED, replace(why, message=text, commands=(*why.commands, abort)))
     ends = case.fence.deadline if case.now < case.fence.deadline else _limit(case)
-    return case.verdict(Phase.CORDONED, reason, message, wake=ends)
+    return case.show(Phase.CORDONED, why, wake=ends)
 
 
 def _begin_jobs(case: NodeCase) -> Verdict | None:
@@ -220,9 +223,9 @@ def _abort(case: NodeCase, why: Finding, *, defer: bool) -> Verdict:
     if case.fence.tainted and case.node.foreign_works:
         return cordon_instead(case, Phase.ABORTING, tell_foreign(case.node))
     if keeps_cordon(case):
-        return give_way(case, why.message)
+        return give_way(case, why)
     labels, annotations = unmarked(case.fence, case.node)
     labels |= routing_before(case.fence, case.node)
     deferred = next_deferral(case, why.reason) if defer else remembered(case, why.reason)
     release = Release(case.node, may_uncordon(case), labels, annotations=annotations, deferred=deferred)
-    return case.verdict(Phase.ABORTING, why.reason, why.message, release)
+    return case.show(Phase.ABORTING, why, release)

@@ -370,6 +370,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
         return verdict
     phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
     reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
+    commands = verdict.commands if verdict.reason is Reason.CORDON_KEPT else ()
     if verdict.reason is Reason.CORDON_KEPT:
         message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
         reason = verdict.reason
@@ -381,6 +382,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
         deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
         stands=verdict.stands or failure.refused,
+        commands=commands,
     )
 
 
@@ -457,6 +459,7 @@ def keep_back(
             actions=(),
             deadline=None,
             wake=now + timedelta(seconds=LONGEST_WAIT),
+            commands=(),
         )
         if failure is not None and failure.lasts:
             blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message))

@@ -16,6 +16,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.effects import effects_of
 from gpusharing.planning.stack.requirements import (
+    Untolerated,
     find_untolerated,
     find_untolerated_agents,
     find_untolerated_driver,
@@ -23,6 +24,7 @@ from gpusharing.planning.stack.requirements import (
     restart_of,
 )
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -58,15 +60,15 @@ def tell_foreign(node: NodeView) -> str:
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"
 
 
-def unfence_command(fence: Fence, node: NodeView) -> str:
+def unfence_command(fence: Fence, node: NodeView) -> Command:
     labels, annotations = ([f"{key}-" for key in marks] for marks in unmarked(fence, node))
-    commands = [" ".join(["kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations])]
-    if labels:
-        commands.insert(0, " ".join(["kubectl label node", node.name, *labels]))
+    # These marks only keep others away while the node changes.
+    first = [Command.of("kubectl label node", node.name, *labels, effects=())] if labels else []
+    unfence = Command.of("kubectl annotate node", node.name, f"{names.ANNOTATION_FENCE}-", *annotations, effects=())
     ours = node.unschedulable and fence.cordons and not fence.prior_unschedulable
     if ours and not node.hold_cordon and not node.foreign_works:
-        commands.append(f"kubectl uncordon {node.name}")
-    return " && ".join(commands)
+        return Command.of("kubectl uncordon", node.name).after(*first, unfence)
+    return unfence.after(*first)
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
@@ -158,26 +160,30 @@ def find_closed(case: NodeCase) -> Finding | None:
     (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
     text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
     tail = f". To fix it, run (this restarts those pods on every node): {command}" if command else ""
-    return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
+    commands = (command,) if command is not None else ()
+    return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail, commands=commands)
 
 
-def _find_finder(case: NodeCase) -> tuple[str, str] | None:
+def _find_finder(case: NodeCase) -> Untolerated | None:
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
 
 
-def find_unseen(case: NodeCase) -> str:
+def add_unseen(case: NodeCase, found: Finding) -> Finding:
+    """Return the finding that a node has no GPU with why one would not be detected behind the start-up taint."""
     if case.node.gate is None or has_gpu(case.node):
-        return ""
+        return found
     if (missing := _find_finder(case)) is not None:
         message, command = missing
-        return f". If it has one, it is not detected, because {message}; run: {command}"
+        text = f"{found.message}. If it has one, it is not detected, because {message}; run: {command}"
+        return replace(found, message=text, commands=(command,) if command is not None else ())
     if case.stack.finders:
-        return ""
+        return found
     namespace = case.settings.gpu_operator_namespace
-    return (
-        f". If it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to detect it. The"
+    message = (
+        f"{found.message}. If it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to detect it. The"
         f" operator cannot check that: its DaemonSet is not in namespace {namespace}, the only one that the operator"
         " reads"
     )
+    return replace(found, message=message)

@@ -15,20 +15,21 @@ from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
-from gpusharing.planning.stack.mps import explain_repair
+from gpusharing.planning.stack.mps import add_repair
 from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import explain_workloads, find_bare_host, find_disabled
 from gpusharing.planning.transition.attempts import (
+    add_retry,
     find_quiet,
     goes_back,
     is_new_value,
-    retry_command,
     standing_deferral,
     was_corrected,
     was_rolled_back,
 )
 from gpusharing.planning.transition.fencing import tell_foreign
 from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, find_owned
@@ -67,11 +68,9 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     node, name, observed, proof = case.node, case.node.name, case.observed, case.node.verified
     skip = node.labels.get(names.LABEL_SKIP)
     if names.is_skip(skip):
-        yield (
-            Reason.SKIP_LABEL,
-            f"label {names.LABEL_SKIP}={skip} excludes {name} from changes. To include it again, run:"
-            f" kubectl annotate gpunode {name} --overwrite {names.LABEL_SKIP}=false",
-        )
+        include = Command.of(f"kubectl annotate gpunode {name} --overwrite {names.LABEL_SKIP}=false")
+        message = f"label {names.LABEL_SKIP}={skip} excludes {name} from changes. To include it again, run: {include}"
+        yield Reason.SKIP_LABEL, Finding(Reason.SKIP_LABEL, message, commands=(include,))
     if node.deleting:
         yield Reason.NODE_NOT_READY, f"{name} is being deleted"
     if not node.ready:
@@ -81,11 +80,12 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     if node.foreign:
         yield Reason.FOREIGN_MAINTENANCE, f"{tell_foreign(node)}; waiting until it has finished"
     if node.unschedulable:
-        yield (
-            Reason.ALREADY_CORDONED,
-            f"{name} was cordoned by someone else, so no change starts on it. To continue, run (with the right to patch"
-            f" Nodes): kubectl uncordon {name}",
+        uncordon = Command.of("kubectl uncordon", name)
+        message = (
+            f"{name} was cordoned by someone else, so no change starts on it. To continue, run (with the right to"
+            f" {uncordon.right}): {uncordon}"
         )
+        yield Reason.ALREADY_CORDONED, Finding(Reason.ALREADY_CORDONED, message, commands=(uncordon,))
     yield Reason.ACTUATOR_BUSY, find_quiet(case)  # a driver upgrade is reported as foreign maintenance
     yield from service_gates(case)
     if not case.agent_ready:
@@ -117,14 +117,15 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
         if since is None or case.now < since + grace:
             message = f"{name} has drifted from its last proven state: {drift.message}"
-            yield Reason.DRIFTED, Finding(Reason.DRIFTED, message, (since or case.now) + grace)
+            until = (since or case.now) + grace
+            yield Reason.DRIFTED, Finding(Reason.DRIFTED, message, until, commands=drift.commands)
         if was_corrected(case, assessed.policy):
             writers = node.label_rewriters.items()
             history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
             answered = proof.retry if proof is not None else ""
-            again = f"To have it corrected once more, run: {retry_command(name, answered)}"
-            message = f"{name} drifted again after it was corrected: {drift.message}{history}. {again}"
-            yield Reason.DRIFT_RETURNED, message
+            message = f"{name} drifted again after it was corrected: {drift.message}{history}"
+            found = Finding(Reason.DRIFT_RETURNED, message, commands=drift.commands)
+            yield found.reason, add_retry(found, name, answered, ". To have it corrected once more, run")
     if withdrawn:  # a restart of the device plugin ends within the same grace
         since, grace = case.withdrawn_since, timedelta(seconds=case.settings.drift_grace)
         if since is None or case.now < since + grace:
@@ -138,10 +139,10 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     if (deferred := standing_deferral(case, assessed.policy)) is not None:
         reason = Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED
         message = (
-            f"attempt {deferred.count} was abandoned ({deferred.reason}); the next starts at {deferred.until:%H:%M:%S}Z."
-            f" To start it now, run: {retry_command(name, deferred.retry)}"
+            f"attempt {deferred.count} was abandoned ({deferred.reason}); the next starts at {deferred.until:%H:%M:%S}Z"
         )
-        yield reason, Finding(reason, message, deferred.until)
+        waits = Finding(reason, message, deferred.until)
+        yield reason, add_retry(waits, name, deferred.retry, ". To start it now, run")
     if assessed.spec.rollout.paused:
         yield Reason.PAUSED, f"{tell_pause(case.settings)}, so no more nodes start a change"
     yield from propagation_gates(case, assessed)
@@ -156,7 +157,9 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     if node.other_plugin:  # an admin may have switched operands off for it
         yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
     for text, command in explain_workloads([node], here):
-        yield Reason.WORKLOAD_CONFIG, f"{text}{command and f'. To use them for containers: {command}'}"
+        message = f"{text}. To use them for containers: {command}" if command is not None else text
+        commands = (command,) if command is not None else ()
+        yield Reason.WORKLOAD_CONFIG, Finding(Reason.WORKLOAD_CONFIG, message, commands=commands)
     needs = case.actuator.needs
     if node.keeps_off("mig-manager") and not _needs_mig_manager(case):
         needs -= {"mig-manager"}
@@ -197,9 +200,8 @@ def target_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     objection = next(case.actuator.objections(case, assessed.target), None)
     if objection is not None and objection.reason is Reason.MPS_NOT_SWITCHABLE:
         clients = tell_clients((case.stack.effects or {}).get(RESTART_PLUGIN, ()))
-        objection = replace(
-            objection, message=f"{objection.message}{explain_repair(case.stack, case.settings)}{clients}"
-        )
+        objection = add_repair(objection, case.stack, case.settings)
+        objection = replace(objection, message=f"{objection.message}{clients}")
     yield Reason.MPS_NOT_SWITCHABLE, objection
 
 
@@ -228,11 +230,12 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         return
     if not is_new_value(case.node.retry, proof.retry):
         lost = f". It no longer matches {proof.layout}: {assessed.drift.message}" if assessed.drift else ""
-        yield (
-            Reason.ROLLED_BACK,
-            f"{assessed.target.text} failed, and the node was rolled back to {proof.layout}: {proof.failure}{lost}."
-            f" To try again, run: {retry_command(case.node.name, proof.retry)}",
+        message = (
+            f"{assessed.target.text} failed, and the node was rolled back to {proof.layout}: {proof.failure}{lost}"
         )
+        commands = assessed.drift.commands if assessed.drift else ()
+        found = Finding(Reason.ROLLED_BACK, message, commands=commands)
+        yield found.reason, add_retry(found, case.node.name, proof.retry, ". To try again, run")
 
 
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:
@@ -244,13 +247,13 @@ def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> F
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))
     if mismatch is None or _writes_anew(case, target):
         return None
-    message = f"{mismatch.message}; no label that the operator sets would fix that"
     if proof is not None and _writes_anew(case, assessed.target):
-        message = (
-            f"{mismatch.message}; the operator could only give the node's configuration its own name, for which it"
-            f" drains the node. To have it do so, run: {retry_command(case.node.name, proof.retry)}"
+        lead = (
+            "; the operator could only give the node's configuration its own name, for which it drains the node. To have"
+            " it do so, run"
         )
-    return Finding(mismatch.reason, message)
+        return add_retry(mismatch, case.node.name, proof.retry, lead)
+    return replace(mismatch, message=f"{mismatch.message}; no label that the operator sets would fix that")
 
 
 def _writes_anew(case: NodeCase, target: Target) -> bool:

@@ -15,10 +15,11 @@ from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.fencing import cordon_instead, find_closed, find_unseen, routing_before, unmarked
+from gpusharing.planning.transition.fencing import add_unseen, cordon_instead, find_closed, routing_before, unmarked
 from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_health
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
@@ -66,14 +67,16 @@ def _judge_fenced(case: NodeCase) -> Verdict:
     if policy is not None and policy.name == fence.policy and policy.deleting and policy.force_release:
         if fence.tainted:
             return cordon_instead(case, Phase.ABORTING, "the change is released by force")
+        uncordon = Command.of("kubectl uncordon", node.name)
         message = (
             f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run (with the right"
-            f" to patch Nodes): kubectl uncordon {node.name}"
+            f" to {uncordon.right}): {uncordon}"
         )
         labels, annotations = unmarked(fence, node)
         labels |= routing_before(fence, node)
         release = Release(node, uncordon=False, labels=labels, annotations=annotations)
-        return case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message, release)
+        kept = Finding(Reason.CORDON_KEPT, message, commands=(uncordon,))
+        return case.show(Phase.ABORTING, kept, release)
     if fence.stage == "fenced":
         return before_pnr(case)
     verdict = after_pnr(case)
@@ -89,9 +92,8 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
             unlabel = LabelNode(case.node, {names.LABEL_POLICY: None})
-            return case.verdict(phase, objection.reason, objection.message, unlabel)
-        unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
-        return case.verdict(phase, objection.reason, objection.message + unseen)
+            return case.show(phase, objection, unlabel)
+        return case.show(phase, add_unseen(case, objection) if objection.reason is Reason.NO_GPU else objection)
     if isinstance(assessment, Untargeted):
         if (gate := first_closed(service_gates(case))) is not None:  # this explains why nobody reads the GPUs
             return _keep_waiting(case, gate)
@@ -100,7 +102,7 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
         if not case.agent_ready:
             return _block(case, case.no_agent("; check the DaemonSet gpusharing-agent"))
         pending = assessment.objection
-        return case.verdict(pending.reason.waiting_phase, pending.reason, pending.message)
+        return case.show(pending.reason.waiting_phase, pending)
     if assessment.mismatch is None:
         return _judge_matching(case, assessment)
     if (closed := find_closed(case)) is not None:
@@ -112,13 +114,13 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _block(case: NodeCase, finding: Finding) -> Verdict:
-    return case.verdict(Phase.BLOCKED, finding.reason, finding.message)
+    return case.show(Phase.BLOCKED, finding)
 
 
 def _keep_waiting(case: NodeCase, gate: Finding) -> Verdict:
     phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
-    return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
+    return replace(case.show(phase, gate, wake=wake), deadline=gate.until)
 
 
 def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:

@@ -15,6 +15,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView
+from gpusharing.planning.stack.installationviews import upgrade
 from gpusharing.planning.transition.attempts import PROOF, find_quiet
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -54,13 +55,13 @@ def _without_kind(verdict: Verdict, case: NodeCase) -> Verdict:
     verdict = verdict.then(*(one for one in verdict.actions if not isinstance(one, EnsureGPUNode | ClearRequests)))
     if verdict.reason is not Reason.OBSERVATION_PENDING:
         return verdict
+    command = upgrade("RELEASE", case.settings.namespace, "crds.install=true")
     message = (
         f"the API server does not serve {case.unserved}, so the agent cannot report the GPUs of {case.node.name}. To"
-        f" install the CRD again, run: helm upgrade RELEASE CHART -n {case.settings.namespace}"
-        " --reset-then-reuse-values --set crds.install=true"
+        f" install the CRD again, run: {command}"
     )
     phase = Phase.BLOCKED if verdict.phase is Phase.PENDING else verdict.phase
-    return replace(verdict, phase=phase, reason=Reason.KIND_NOT_SERVED, message=message)
+    return replace(verdict, phase=phase, reason=Reason.KIND_NOT_SERVED, message=message, commands=(command,))
 
 
 def close_request(case: NodeCase) -> EnsureGPUNode | None:

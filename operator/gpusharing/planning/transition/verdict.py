@@ -17,6 +17,7 @@ from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mps import find_mps_pod
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -65,6 +66,8 @@ class Verdict:
     """The object that holds the node back, as in `Finding.keeper`. Empty if the reason says enough."""
     stands: bool = False
     """Whether only a person can end the wait, although waits with this reason may end by themselves."""
+    commands: tuple[Command, ...] = ()
+    """The commands that the message tells people to run."""
 
     @property
     def starts(self) -> bool:
@@ -140,7 +143,7 @@ class NodeCase(ActuatorCase):
 
     def no_agent(self, consequence: str) -> Finding:
         if (trouble := self.agent_trouble) is not None:
-            return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
+            return replace(trouble, message=f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
 
     @property
@@ -187,6 +190,18 @@ class NodeCase(ActuatorCase):
         # is not Ready, where a deletion would remove the object while its containers keep running.
         forcible = fence.stage == "fenced" and not fence.jobs and self.node.ready
         return plan_drain(found, self.now, fence.deadline if forcible else None)
+
+    def show(
+        self,
+        phase: Phase,
+        found: Finding,
+        *actions: Action,
+        wake: datetime | None = None,
+        candidate: bool = False,
+    ) -> Verdict:
+        """Return the verdict with the reason, message and commands of a finding."""
+        verdict = self.verdict(phase, found.reason, found.message, *actions, wake=wake, candidate=candidate)
+        return replace(verdict, commands=found.commands) if found.commands else verdict
 
     def verdict(
         self,

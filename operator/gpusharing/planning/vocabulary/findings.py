@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from datetime import datetime
 
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -20,6 +21,8 @@ class Finding:
     """The object that holds the node back, such as `gsp/NAME`, if the reason's own keeper is not precise enough."""
     stands: bool = False
     """Whether only a person can end this situation, though others with the same reason end by themselves."""
+    commands: tuple[Command, ...] = ()
+    """The commands that the message tells people to run."""
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":

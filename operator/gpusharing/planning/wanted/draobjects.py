@@ -8,6 +8,7 @@ from gpusharing.planning.gpus.geometry import Layout, is_profile, resource_name
 from gpusharing.planning.snapshot.actions import WriteClasses, WriteRules
 from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import Target
@@ -100,11 +101,13 @@ def find_unrequestable(layouts: Iterable[Layout | None], stack: StackView) -> st
                 f" have spec.extendedResourceName {one.resource}; set it there, or give that class another name"
             )
         if current is not None and not current.resource:
-            return (
+            remove = Command.of("kubectl delete deviceclass", one.name, effects=())  # no running pod needs its class
+            message = (
                 f"DeviceClass {one.name} has no spec.extendedResourceName, so no pod could request {one.resource}: the"
                 " API server drops the field unless its DRAExtendedResource feature gate is on. Once it is, run:"
-                f" kubectl delete deviceclass {one.name}"
+                f" {remove}"
             )
+            return Finding(Reason.ACTUATOR_MISSING, message, commands=(remove,))
         message = f"no DeviceClass lets pods request {one.resource} yet; the operator creates {one.name}"
         if stack.dra.class_error:
             return f"{message}, which has failed: {stack.dra.class_error}"

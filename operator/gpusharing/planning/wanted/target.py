@@ -19,6 +19,7 @@ from gpusharing.planning.snapshot.memo import AnswersByKind
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, MpsDaemonView, StackView
 from gpusharing.planning.snapshot.records import CLOCK_ERROR, EARLIEST
 from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -547,24 +548,29 @@ def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
     return daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE)
 
 
-def find_remedy(daemon: MpsDaemonView) -> tuple[str, str]:
+def find_remedy(daemon: MpsDaemonView) -> tuple[str, Command | None]:
     """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
 
-    The command is empty if the name is not known, but not if the name is right now: the GPU Operator may restore its
+    The command is None if the name is not known, but not if the name is right now: the GPU Operator may restore its
     own.
     """
     where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
-    command = f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}" if _is_named(daemon) else ""
+    # It ends the clients of every MPS daemon, as the text says, and nothing else.
+    named = _is_named(daemon)
+    command = Command.of(f"kubectl {where} PROCESS_TO_SIGNAL={daemon.program}", effects=()) if named else None
     upgrade = f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer"
-    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * bool(command)
+    steps = [upgrade] * needs_newer_plugin(daemon) + [f"run `{command}`"] * named
     text = "The remedy restarts all MPS daemons in the cluster and ends their clients"
     return f"{text}: {', then '.join(steps)}", command
 
 
-def explain_deafness(daemon: MpsDaemonView) -> str:
-    """Return why no label can enable MPS, and the remedy; empty if one can, or if that is unknown."""
-    why = find_deafness(daemon)
-    return why and f"no label can enable MPS with {daemon.plugin}: {why}. {find_remedy(daemon)[0]}"
+def explain_deafness(daemon: MpsDaemonView) -> Finding | None:
+    """Return why no label can enable MPS, and the remedy; None if one can, or if that is unknown."""
+    if not (why := find_deafness(daemon)):
+        return None
+    text, command = find_remedy(daemon)
+    message = f"no label can enable MPS with {daemon.plugin}: {why}. {text}"
+    return Finding(Reason.MPS_NOT_SWITCHABLE, message, commands=(command,) if command is not None else ())
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:

@@ -19,6 +19,7 @@ from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -189,8 +190,8 @@ def agent_checks(compared: Comparison) -> Checked:
         yield Source.NVML, Finding(Reason.GPU_UNHEALTHY, text)
     if text := find_withheld(target, observed):
         yield Source.NVML, Finding(Reason.AGENT_LACKS_RIGHTS, text)
-    if text := find_missing(compared.node, observed):
-        yield Source.NVML, Finding(Reason.GPU_MISSING, text)
+    if (missing := find_missing(compared.node, observed)) is not None:
+        yield Source.NVML, missing
     if layouts != target.layouts:
         text = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
         yield Source.NVML, Finding(Reason.LAYOUT_MISMATCH, text)
@@ -317,15 +318,16 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
     )
 
 
-def find_missing(node: NodeView, observed: ObservedView) -> str:
+def find_missing(node: NodeView, observed: ObservedView) -> Finding | None:
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
-        return ""
-    return (
+        return None
+    forget = Command.of("kubectl annotate node", node.name, f"{names.ANNOTATION_VERIFIED}-")
+    message = (
         f"NVML lists {listed} of the {counted(proven, 'GPU')} from the last proof; see `dmesg | grep -i nvrm`"
-        f" on {node.name}, or, if the node should have only {listed}, run (with the right to patch Nodes):"
-        f" kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f" on {node.name}, or, if the node should have only {listed}, run (with the right to {forget.right}): {forget}"
     )
+    return Finding(Reason.GPU_MISSING, message, commands=(forget,))
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:

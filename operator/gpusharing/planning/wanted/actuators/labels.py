@@ -9,6 +9,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, Operand, Program, StackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Written
@@ -49,9 +50,8 @@ class Labels(Actuator):
     def objections(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         policy = case.stack.cluster_policy
         daemon = policy.mps_daemon if policy is not None else None
-        if daemon is not None and target.mode is Mode.MPS and (deaf := explain_deafness(daemon)):
-            # Without this objection, the node would be drained before anybody noticed.
-            yield Finding(Reason.MPS_NOT_SWITCHABLE, deaf)
+        if daemon is not None and target.mode is Mode.MPS and (deaf := explain_deafness(daemon)) is not None:
+            yield deaf  # without this objection, the node would be drained before anybody noticed
         if not target.mig_config and case.found_layouts != target.layouts:  # unknown layouts count too
             why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
             if policy is not None and policy.plain is not None:
@@ -226,11 +226,13 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
         seen = policy is not None and policy.mps_daemon is not None
         return f"no pod of the MPS daemon runs on {node.name}, so {effect}; {reset}" if seen else ""
     if pod.down:
-        return (
-            f"the MPS daemon in pod {pod.name} is not running, so {effect}. See why: kubectl -n {pod.namespace}"
-            f" describe pod {pod.name}. To restart it, run: kubectl -n {pod.namespace} delete pod {pod.name}. If it"
-            f" cannot start, {reset}"
+        show = Command.of(f"kubectl -n {pod.namespace} describe pod {pod.name}")
+        restart = Command.of(f"kubectl -n {pod.namespace} delete pod {pod.name}", effects=())  # it has no clients
+        message = (
+            f"the MPS daemon in pod {pod.name} is not running, so {effect}. See why: {show}. To restart it, run:"
+            f" {restart}. If it cannot start, {reset}"
         )
+        return Finding(Reason.MPS_DAEMON_NOT_READY, message, commands=(restart,))
     # An operator that takes over knows only what it has seen itself, and must not end a drain for that.
     since = pod.ready_since if node.fence is None else None
     if since is not None and case.now < (stable := since + timedelta(seconds=case.settings.restart_grace)):
