@@ -21,19 +21,17 @@ from gpusharing.kube.client import (
     DAEMON_SETS,
     DEPLOYMENTS,
     GPUNODES,
-    JSON,
     NODES,
     PODS,
     POLICIES,
     Resource,
 )
+from gpusharing.planning.vocabulary.commands import Command
 from kubectl_gpusharing.live.cluster import OPERATOR
 
 QUIET = 400.0
 """Seconds after which NVIDIA's programs, operator and agents have nothing more to do."""
 SPACE = "gpusharing"
-SHOWS = frozenset({"get", "describe", "logs", "auth"})
-"""Verbs of kubectl that change nothing."""
 ASKS = frozenset({"advise", "doctor", "free", "import", "layouts", "plan", "recommend", "status", "why"})
 """Verbs of our plugin that change nothing."""
 VARIABLES = {
@@ -51,21 +49,6 @@ KINDS: dict[str, Resource] = {
     "configmap": CONFIG_MAPS,
     "clusterpolicy": CLUSTER_POLICIES,
 }
-VALUED = {
-    "-n",
-    "--namespace",
-    "-p",
-    "-l",
-    "-c",
-    "-o",
-    "--type",
-    "--field-selector",
-    "--set",
-    "--set-json",
-    "--set-string",
-}
-"""Options that have a value, as another word."""
-FLAGS = {"--overwrite", "--create-namespace", "--reset-then-reuse-values", "--reuse-values"}
 _OPEN = re.compile(r"\b[A-Z]{4,}\b(?!_)")
 _BEGINS = re.compile(r"(?<![\w/-])(?:until kubectl|kubectl|helm) (?=[a-z-])")
 _READS = re.compile(
@@ -103,10 +86,12 @@ def is_open(command: str) -> bool:
 
 def changes(command: str) -> bool:
     """Whether a command changes anything without a decision of a person."""
-    words = shlex.split(command)
-    if words[:2] == ["kubectl", "gpusharing"]:
-        return words[2] not in ASKS
-    return not is_open(command) and (words[0] != "kubectl" or not SHOWS & set(words[:4]))
+    if command.startswith("until "):
+        return not is_open(command)
+    typed = as_value(command.split(" && ")[0])
+    if typed.verb == "gpusharing":
+        return typed.words[2] not in ASKS
+    return not is_open(command) and not typed.reads
 
 
 @dataclass
@@ -139,7 +124,7 @@ class CommandPlayer:
         if command.startswith("until "):
             return
         for one in command.split(" && "):
-            await self._play(one)
+            await self._play(as_value(one))
         await asyncio.sleep(QUIET)
 
     def _is_written(self, name: str, namespace: str, key: str, text: str) -> bool:
@@ -148,10 +133,10 @@ class CommandPlayer:
         data = next((raw.get("data") or {} for raw in found if raw["metadata"]["name"] == name), {})
         return text.strip("'") in data.get(key.replace("\\.", "."), "") if text != "." else bool(data.get(key))
 
-    async def _play(self, command: str) -> None:
-        cluster, (words, options) = self.scene.e.cluster, _parse(command)
+    async def _play(self, command: Command) -> None:
+        cluster, options, pairs = self.scene.e.cluster, command.options, dict(command.pairs)
         where = options.get("-n", "")
-        match words:
+        match command.words:
             case ["kubectl", "gpusharing", *asked]:
                 await ask(cluster, *asked)
             case ["helm", "install" | "upgrade" as verb, "gpusharing", chart] if chart in CHARTS:
@@ -160,15 +145,15 @@ class CommandPlayer:
                 await self.roll_out()
             case ["kubectl", "patch", "clusterpolicy", name]:
                 cluster.patch(CLUSTER_POLICIES, name, json.loads(options["-p"]))
-            case ["kubectl", "label", "node" | "nodes", *rest]:
-                names = [word for word in rest if "/" not in word] or [
+            case ["kubectl", "label", "node" | "nodes", *_]:
+                names = command.names or [
                     raw["metadata"]["name"] for raw in cluster.objects(NODES, label_selector=options["-l"])
                 ]
                 for name in names:
-                    self.scene.person(name, {"metadata": {"labels": _pairs(rest)}})
-            case ["kubectl", "label" | "annotate" as verb, kind, name, *rest] if kind in KINDS:
+                    self.scene.person(name, {"metadata": {"labels": pairs}})
+            case ["kubectl", "label" | "annotate" as verb, kind, name, *_] if kind in KINDS:
                 what = "labels" if verb == "label" else "annotations"
-                cluster.patch(KINDS[kind], name, {"metadata": {what: _pairs(rest)}}, where)
+                cluster.patch(KINDS[kind], name, {"metadata": {what: pairs}}, where)
             case ["kubectl", "uncordon" | "cordon" as verb, name]:
                 self.scene.cordon(name, verb == "cordon")
             case ["kubectl", "delete", "pod"]:
@@ -182,7 +167,7 @@ class CommandPlayer:
             case ["kubectl", "rollout", "restart", target] if target == f"deployment/{OPERATOR}":
                 await self.roll_out()
             case _:
-                raise NotPlayed(" ".join(words))
+                raise NotPlayed(" ".join(command.words))
 
     def _set_env(self, daemon_set: str, namespace: str, container: str, pair: str) -> None:
         """Set one variable of one container of a DaemonSet, given as `daemonset/NAME`."""
@@ -226,19 +211,5 @@ class CommandPlayer:
         e.start_operator()
 
 
-def _parse(command: str) -> tuple[list[str], dict[str, str]]:
-    """Return the words of a command without its options, and the values of these."""
-    words, options = [], {}
-    given = iter(shlex.split(command))
-    for word in given:
-        if word in VALUED:
-            options[word] = next(given, "")
-        elif word not in FLAGS:
-            words.append(word)
-    return words, options
-
-
-def _pairs(words: list[str]) -> JSON:
-    """Return labels or annotations as `kubectl label` takes them; None removes one."""
-    pairs = (word.partition("=") for word in words if "=" in word)
-    return {key: value for key, _, value in pairs} | {word[:-1]: None for word in words if word.endswith("-")}
+def as_value(command: str) -> Command:
+    return Command(tuple(shlex.split(command)), ())

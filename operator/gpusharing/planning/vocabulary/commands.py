@@ -54,8 +54,8 @@ Effects = tuple[Effect, ...]
 _READS = frozenset({"get", "describe", "logs", "auth"})
 _OURS = frozenset({"gpunode", "gsp"})
 _VALUED = frozenset(
-    {"-n", "-p", "-l", "-L", "-c", "-o", "-k", "--type", "--field-selector", "--set", "--set-json", "--set-string"}
-    | {"--version"}
+    {"-n", "-p", "-l", "-L", "-c", "-o", "-k", "--namespace", "--type", "--field-selector", "--tail", "--version"}
+    | {"--set", "--set-json", "--set-string"}
 )
 """Options whose value is another word."""
 _PATCHES = frozenset({"annotate", "edit", "label", "rollout", "set", "uncordon"})
