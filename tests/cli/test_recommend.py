@@ -3,6 +3,7 @@ kubectl_gpusharing/usage/recommendtext.py)."""
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -86,19 +87,24 @@ def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str,
         told(fake, *words)
 
 
+def shared(*values: str) -> Answer:
+    """The memory of pods of a workload that hold one GPU together, as dcgm-exporter splits it."""
+    parts = [json.loads(hourly(value, pod=f"llm-{index}")[2]) for index, value in enumerate(values)]
+    return success("matrix", [series for part in parts for series in part["data"]["result"]])
+
+
 @pytest.mark.parametrize(
-    ("value", "labels", "why"),
+    ("used", "why"),
     [
-        ("6144", {"modelName": "NVIDIA X9000"}, "the possible layouts of NVIDIA X9000 are unknown"),
-        ("73728", {}, "no layout has room for any workload"),
+        (hourly("6144", modelName="NVIDIA X9000"), "the possible layouts of NVIDIA X9000 are unknown"),
+        (shared("73728", "1024"), "no layout has room for any workload"),
     ],
     ids=["a card that nobody knows", "what the workload needs is unknown"],
 )
 def test_without_a_layout_there_is_the_answer_and_then_why_nothing_was_written(
-    fake: FakePrometheus, tmp_path: Path, value: str, labels: dict[str, str], why: str
+    fake: FakePrometheus, tmp_path: Path, used: Answer, why: str
 ) -> None:
-    fake.ranges["quantile_over_time(0.95, DCGM"] = hourly("0.1", **labels)
-    fake.ranges["DCGM_FI_DEV_FB_USED"] = hourly(value, **labels)
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = used
     name, stream = tmp_path / "pool.yaml", io.StringIO()
     with pytest.raises(Trouble, match=f"there is no layout to write, because {why}"):
         told(fake, "--write", str(name), stream=stream)

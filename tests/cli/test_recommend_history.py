@@ -265,13 +265,14 @@ def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
     assert workloads(told)["llm"]["samples"] < SHORT
 
 
-def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Path) -> None:
-    told = ask(prometheus, cluster="unsaid")
+def test_who_reserves_memory_keeps_its_size_and_its_owner_is_asked(prometheus: str) -> None:
+    told = ask(prometheus, "-o", "json", cluster="unsaid")
     assert told.status == DONE
-    assert "There is no layout, because it is unknown how large an instance" in told.out
-    assert "Ask the owners of team-c/vllm" in told.out
-    with pytest.raises(Trouble, match="there is no layout to write"):
-        ask(prometheus, "--write", str(tmp_path / "pool.yaml"), cluster="unsaid")
+    found = workloads(told)["vllm"]
+    assert (found["advice"], found["needBytes"], found["confidence"]) == ("1 GPU", None, "none")
+    assert found["doubts"] == ["LIKELY PREALLOCATED"]
+    assert told.data["recommendation"]["saving"]["gpus"] == 0
+    assert any(text.startswith("Ask the owners of team-c/vllm") for text in told.data["next"])
 
 
 def test_without_kube_state_metrics_workloads_go_by_their_pods(prometheus: str) -> None:

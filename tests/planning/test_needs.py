@@ -92,19 +92,30 @@ def test_many_points_of_one_hour_are_no_history() -> None:
     assert Doubt.TOO_LITTLE in found.doubts
 
 
-def test_flat_memory_with_little_activity_is_likely_preallocated_and_nothing_is_guessed() -> None:
-    vllm = history(gib=72, activity=0.38, wave=0.0, holds=WHOLE)
-    found = told(vllm)
+PREALLOCATED = {
+    "it computes little": history(gib=72, activity=0.38, wave=0.0, holds=WHOLE),
+    "it computes": history(gib=72, activity=0.8, wave=0.0, holds=WHOLE),
+    "nobody knows its activity": history(gib=72, activity=None, wave=0.0, holds=WHOLE),
+    "it fills a time-sliced GPU": history(gib=72, activity=0.8, wave=0.0, holds=QUARTER),
+    "it fills its part of a GPU": history(gib=18, activity=0.4, wave=0.0, holds=QUARTER),
+    "it takes half of its device and computes little": history(gib=45, activity=0.1, wave=0.0, holds=WHOLE),
+}
+
+
+@pytest.mark.parametrize("name", PREALLOCATED)
+def test_flat_memory_is_likely_preallocated_and_nothing_is_guessed_where(name: str) -> None:
+    found = told(PREALLOCATED[name])
     assert (found.memory, found.confidence) == (None, Confidence.NONE)
-    assert found.doubts == (Doubt.PREALLOCATED,)
+    assert Doubt.PREALLOCATED in found.doubts
     assert "declare what it needs" in found.reason
 
 
 NOT_PREALLOCATED = {
     "memory goes up and down": history(gib=72, activity=0.1, wave=0.3, holds=WHOLE),
-    "it computes": history(gib=72, activity=0.8, wave=0.0, holds=WHOLE),
+    "it computes, and headroom fits on its device": history(gib=60, activity=0.8, wave=0.0, holds=WHOLE),
+    "nobody knows its activity, and headroom fits on its device": history(gib=60, activity=None, wave=0.0, holds=WHOLE),
     "it takes a small part of its device": history(gib=6, activity=0.01, wave=0.0, holds=QUARTER),
-    "nobody knows its activity": history(gib=72, activity=None, wave=0.0, holds=WHOLE),
+    "it computes, and takes more than its part of a GPU": history(gib=30, activity=0.4, wave=0.0, holds=QUARTER),
 }
 
 

@@ -13,11 +13,11 @@ from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.cards import plain_profiles, usable_memory
+from gpusharing.planning.gpus.cards import memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
-from kubectl_gpusharing.usage.needs import GIB, Goal, Holding, Need, Workload, find_need
+from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Holding, Need, Workload, find_need
 from kubectl_gpusharing.usage.packing import Outcome
-from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, recommend
+from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, find_shared, recommend
 
 FLEET = (
     need("llm-7b", 18.1, 0.11, pods=12),
@@ -167,8 +167,29 @@ def test_pods_of_all_gpus_of_a_node_need_a_pool_of_their_own_beside_instances() 
     assert (profiles(alone), alone.gpus) == ({"training": "4 GPU"}, 4)
 
 
+@pytest.mark.parametrize("goal", Goal)
+@pytest.mark.parametrize("busy", [0.02, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("profile", ["1g.10gb", "1g.20gb", "2g.20gb", "3g.40gb", "4g.40gb", "7g.80gb", ""])
+def test_a_server_that_reserves_its_memory_keeps_its_size_however_busy_it_is(
+    profile: str, busy: float, goal: Goal
+) -> None:
+    """Beside pods whose size is known, and on a slice that it fills to nine tenths, like vLLM."""
+    size = next((each for each in H100.profiles if each.name == profile), None)
+    memory, part = (memory_of(H100), 1.0) if size is None else (usable_memory(H100, size), size.slices / 7)
+    share = Fraction(1) if size is None else Fraction(size.memory_gb, 80)
+    resource = f"nvidia.com/mig-{profile}" if profile else "nvidia.com/gpu"
+    holds = Holding(resource, 1, share, Fraction(1) if size is None else Fraction(size.slices, 7))
+    server = find_need(history("vllm", 0.9 * memory, busy * part, holds=holds, wave=0.0, pods=4), H100, goal)
+    assert server.doubts[0] is Doubt.PREALLOCATED
+    found = recommend(pool((8, 8)), [server, need("small", 5.0, pods=3, goal=goal)], goal=goal)
+    assert profiles(found)["vllm"] == ("1 GPU" if profile in ("", "7g.80gb") else profile)
+    assert {place.need.workload.name: place.why for place in found.placed}["vllm"] is Outcome.KEPT
+    assert find_shared(found) is None, "on a whole GPU it would reserve more"
+
+
 def test_who_is_not_known_is_named_and_takes_no_place() -> None:
-    unknown = find_need(history("vllm", 72, 0.38, holds=WHOLE, wave=0.0), H100, Goal.COST)
+    shared = Holding("nvidia.com/gpu", 1, None)
+    unknown = find_need(history("vllm", 72, 0.38, holds=shared, wave=0.0), H100, Goal.COST)
     found = recommend(pool(), [unknown], goal=Goal.COST)
     assert (found.placed, found.gpus, found.nodes, found.mode) == ((), 0, 0, Mode.FULL)
     assert [one.why for one in found.unplaced] == [Outcome.UNKNOWN]

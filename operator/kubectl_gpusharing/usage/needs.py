@@ -3,7 +3,7 @@
 Memory is a high percentile of the hourly peaks with headroom (people plan with 20 to 30 %): a pod that runs out of it
 is killed, so memory is never traded for price. Compute is a percentile of the activity: a pod that gets less is only
 slower, and activity cannot show that it would have computed more. Nothing is known where the history is short, or where
-memory is flat while activity is low (`find_need`).
+memory is flat near the device's size, or flat while activity is low (`find_need`).
 """
 
 from collections import defaultdict
@@ -15,7 +15,8 @@ from math import ceil, fsum, isfinite, log
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.kube.raw import count
-from gpusharing.planning.gpus.cards import Card, memory_of
+from gpusharing.planning.gpus.cards import Card, Profile, memory_of, usable_memory
+from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.values import value
 
 GROWTH = 1.05
@@ -174,6 +175,11 @@ class Holding:
     compute: Fraction = Fraction(1)
     """The part of a card's compute that a pod can use: that of its MIG instance, or 1 for a GPU, even a replica."""
 
+    def profile(self, card: Card) -> Profile | None:
+        """Return the profile of the devices, which pods may share; None for a GPU."""
+        names = {resource_name(one.name, shared=shared): one for one in card.profiles for shared in (False, True)}
+        return names.get(self.resource)
+
 
 @value
 class History:
@@ -239,9 +245,10 @@ def declared_memory(pod: str, size: str) -> tuple[int, str]:
 def find_need(history: History, card: Card, goal: Goal) -> Need:
     """Return what each pod of the workload needs on `card`.
 
-    Memory is unknown if it is flat while activity is low: servers such as vLLM allocate most of the memory when they
-    start, so their use is a setting, and only their owner can say what they need. Raises ValueError if a sample is
-    negative, infinite or NaN, or activity is above 1.
+    Servers such as vLLM allocate most of their device's memory when they start, so their use is a setting, and only
+    their owner can say what they need. The need for memory is unknown if it is flat and so near the device's size that
+    headroom would demand a larger device, on which it would grow, or if it is flat while activity is low. Raises
+    ValueError if a sample is negative, infinite or NaN, or activity is above 1.
     """
     peak, highest = percentile(MEMORY, history.memory, MEMORY_PART), _highest(history.memory)
     samples = len(history.memory)
@@ -256,10 +263,10 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
     # From the beginning of the first hour to the end of the last.
     span = max(times) - min(times) + _HOUR if times else timedelta(0)
     coverage = min(1.0, samples * _HOUR / span) if span else 0.0
-    doubts = _doubts(history, compute, card, span, coverage)
+    measured = ceil(max(headroom * peak, RARE * highest))
+    doubts = _doubts(history, compute, card, span, coverage, measured)
     # The days that the samples span, or one for every 24 samples if that is fewer days.
     days = min(span / timedelta(days=1), samples / 24)
-    measured = ceil(max(headroom * peak, RARE * highest))
     needed, reason = _memory(history, measured, span, days, doubts)
     enough = Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
     confidence = Confidence.NONE if needed is None else enough
@@ -271,14 +278,18 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
     return Need(history, needed, compute, peak, highest, span, coverage, idle, full, confidence, doubts, reason)
 
 
-def _doubts(history: History, compute: float | None, card: Card, span: timedelta, coverage: float) -> tuple[Doubt, ...]:
-    alone, whole = history.holds.share == 1 and history.holds.compute == 1, memory_of(card) * GIB
-    preallocated = False
-    if compute is not None and history.memory and whole:
-        highest = _highest(history.memory)
-        flat = min(value for _, value in history.memory) >= FLAT * highest
-        filled = highest >= FILLED * whole * float(history.holds.share or 1)
-        preallocated = flat and filled and compute < LOW_ACTIVITY * highest / whole
+def _doubts(
+    history: History, compute: float | None, card: Card, span: timedelta, coverage: float, measured: int
+) -> tuple[Doubt, ...]:
+    holds, whole, highest = history.holds, memory_of(card) * GIB, _highest(history.memory)
+    alone, profile = holds.share == 1 and holds.compute == 1, holds.profile(card)
+    flat = bool(history.memory) and min(value for _, value in history.memory) >= FLAT * highest
+    # MPS limits each pod to its share of a GPU, and time-slicing does not.
+    sizes = (usable_memory(card, profile) * GIB,) if profile else (whole * float(holds.share or 1), whole)
+    near = any(FLAT * highest <= size < measured for size in sizes)
+    filled = whole > 0 and highest >= FILLED * whole * float(holds.share or 1)
+    idle = compute is not None and compute * whole < LOW_ACTIVITY * highest
+    preallocated = flat and filled and (near or idle)
     holds = {
         Doubt.TOO_LITTLE: len(history.memory) < MIN_POINTS or span < MIN_SPAN,
         Doubt.PREALLOCATED: preallocated,
@@ -305,7 +316,7 @@ def _memory(
         )
     if Doubt.PREALLOCATED in doubts:
         return None, (
-            "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
-            " needs"
+            "memory usage is flat, so the program may merely be reserving memory, and it keeps the size that it has:"
+            " declare what it needs"
         )
     return measured, f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

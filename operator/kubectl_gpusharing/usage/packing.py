@@ -21,6 +21,8 @@ from kubectl_gpusharing.usage.needs import GIB, Goal, Need
 
 Counts = tuple[int, ...]
 """The number of instances of each profile, in the order of the packer's profiles."""
+SizeClass = tuple[int, bool]
+"""The index of the smallest profile that holds the need, and whether no larger size is given instead."""
 ROUNDING = 1e-6
 """Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision."""
 
@@ -45,6 +47,7 @@ class Packer:
     """
 
     def __init__(self, card: Card) -> None:
+        self.card = card
         self.profiles = plain_profiles(card)
         self._most = tuple(profile.max_count for profile in self.profiles)
         self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
@@ -169,6 +172,8 @@ class Outcome(StrEnum):
     LAYOUT = "larger than needed"
     """The layout has no smaller instance for it, or deliberately gives it more room."""
     WHOLE = "needs whole GPUs"
+    KEPT = "keeps the size that it has"
+    """Its memory is a setting, which would follow the size of another device."""
     UNKNOWN = "need unknown"
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
@@ -198,13 +203,17 @@ class Placement:
     def pods(self) -> int:
         return self.need.history.pods
 
+    @property
+    def size_class(self) -> SizeClass:
+        return self.index, self.why is Outcome.KEPT
+
 
 @value
 class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
-    assignment: tuple[tuple[int, int], ...]
-    """For each class of workloads, the index of its smallest profile and that of the size that it gets.
+    assignment: tuple[tuple[SizeClass, int], ...]
+    """For each class of workloads, the index of the size that it gets.
 
     The size after the last profile is a whole GPU.
     """
@@ -224,7 +233,7 @@ class TemplateChoice:
 
     def index(self, seat: Placement) -> int:
         """Return the index of the size that a workload gets. Raises KeyError for a seat of whole GPUs."""
-        return dict(self.assignment)[seat.index]
+        return dict(self.assignment)[seat.size_class]
 
 
 def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
@@ -232,20 +241,23 @@ def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int
 
     Raises ValueError if a node has no room for instances beside the whole GPUs of one pod.
     """
-    sizes, pods = packer.sizes, Counter[int]()
+    sizes, pods = packer.sizes, Counter[SizeClass]()
     for seat in seats:
         if not seat.gpus:
-            pods[seat.index] += seat.pods
+            pods[seat.size_class] += seat.pods
     whole = sorted((seat.gpus for seat in seats if seat.gpus for _ in range(seat.pods)), reverse=True)
     if per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
         whole = [1] * sum(whole)
-    # The workloads with the same smallest profile are a class. Each class gets that profile or a larger size.
+    # The workloads with the same smallest profile are a class. Each class gets that profile or, unless kept, a larger size.
     classes = sorted(pods)
-    larger = [[at for at, size in enumerate(sizes) if size.holds(sizes[least])] for least in classes]
+    larger = [
+        [least] if kept else [at for at, size in enumerate(sizes) if size.holds(sizes[least])]
+        for least, kept in classes
+    ]
     ways = (tuple(zip(classes, indexes, strict=True)) for indexes in product(*larger))
     candidates = (_cheapest(packer, way, pods, whole, per_node, nodes) for way in ways)
 
-    def key(choice: TemplateChoice) -> tuple[float | tuple[tuple[int, int], ...], ...]:
+    def key(choice: TemplateChoice) -> tuple[float | tuple[tuple[SizeClass, int], ...], ...]:
         more = max(choice.nodes - nodes, 0)
         got = [(seat, choice.index(seat)) for seat in seats if not seat.gpus]
         if goal is Goal.COST:
@@ -268,16 +280,16 @@ def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int
 
 def _cheapest(
     packer: Packer,
-    assignment: tuple[tuple[int, int], ...],
-    pods: Mapping[int, int],
+    assignment: tuple[tuple[SizeClass, int], ...],
+    pods: Mapping[SizeClass, int],
     whole: Sequence[int],
     per_node: int,
     existing: int,
 ) -> TemplateChoice | None:
     """Return the choice with this assignment that has the fewest additional nodes, then GPUs, then nodes."""
     wanted = [0] * (len(packer.profiles) + 1)
-    for smallest, index in assignment:
-        wanted[index] += pods[smallest]
+    for each, index in assignment:
+        wanted[index] += pods[each]
     undivided = (*whole, *[1] * wanted.pop())
     way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
     if not any(wanted) and not undivided:

@@ -19,7 +19,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
-from kubectl_gpusharing.usage.needs import GIB, Goal, Need, Workload
+from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Need, Workload
 from kubectl_gpusharing.usage.packing import ROUNDING, Outcome, Packer, Placement, Size, TemplateChoice, choose
 
 
@@ -135,7 +135,7 @@ def recommend(
     packer = _packer(pool.card)
     alike = len(set(pool.nodes)) == 1
     per_node, count = (pool.nodes[0], len(pool.nodes)) if alike else (1, pool.gpus)
-    places = [_least(need, packer.sizes, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)]
+    places = [_least(need, packer, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)]
     unplaced = [place for place in places if not place.why.placed]
     seats = [place for place in places if place.why.placed]
     # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
@@ -181,16 +181,23 @@ _packer = lru_cache(maxsize=4)(Packer)
 """Packers are cached because they cache their results."""
 
 
-def _least(need: Need, sizes: Sequence[Size], per_node: int) -> Placement:
+def _least(need: Need, packer: Packer, per_node: int) -> Placement:
     """Return the least that each pod must get, or why the workload has no place. A node has at most `per_node` GPUs."""
-    holds = need.history.holds
+    holds, sizes = need.history.holds, packer.sizes
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
         if holds.share != 1:
             return Placement(need, Outcome.DEVICES)
         gpus = holds.devices
     elif need.memory is None:
-        return Placement(need, Outcome.UNKNOWN)
+        if Doubt.TOO_LITTLE in need.doubts or holds.share is None:
+            return Placement(need, Outcome.UNKNOWN)
+        profile = holds.profile(packer.card)
+        if profile in packer.profiles:
+            return Placement(need, Outcome.KEPT, index=packer.profiles.index(profile))
+        shares = enumerate(sizes[:-1]) if holds.share < 1 else ()
+        index = next((at for at, size in shares if size.memory >= need.highest), -1)
+        return Placement(need, Outcome.KEPT, index=index, gpus=int(index < 0))
     else:
         wanted = Size(need.memory, need.compute or 0.0)
         for index, size in enumerate(sizes[:-1]):
@@ -250,9 +257,10 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
     counts. MPS divides a GPU evenly (docs/design/hardware.md#mps-share), so the largest pod must fit into 1/n of it;
     time-slicing divides nothing, so the n largest pods must fit together, and wait for at most TURNS turns.
 
-    Pods that get whole GPUs keep them, except single ones of a card without MIG.
+    Pods that get whole GPUs keep them, except single ones of a card without MIG. On a whole GPU, a program that keeps
+    its size would reserve more, so there is no such way.
     """
-    if recommendation.goal is not Goal.COST:
+    if recommendation.goal is not Goal.COST or any(place.why is Outcome.KEPT for place in recommendation.placed):
         return None
     card, placed = recommendation.pool.card, recommendation.placed
     sharing = [place for place in placed if place.profile or (not card.profiles and place.gpus == 1)]
