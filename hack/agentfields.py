@@ -238,7 +238,7 @@ USAGE: tuple[FieldSource, ...] = (
         "absent; always absent with MIG on, where NVML does not support it",
     ),
     FieldSource(
-        ("pod_slices", "device_slices", "device_slices_allocated"),
+        ("pod_slices", "device_slices", "device_slices_allocated", "gpu_pods_hour_max", "gpu_slices_hour_max"),
         (),
         (NeededRight.POD_RESOURCES,),
         "absent; of a shared device the memory is still attributed to the pods by their cgroups",

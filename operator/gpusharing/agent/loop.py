@@ -17,6 +17,7 @@ from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
 from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, Meter
+from gpusharing.agent.peaks import HourPeaks
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
@@ -86,6 +87,7 @@ class AgentLoop:
         self.use: tuple[Use, Holdings | None] | None = None
         """The use of the GPUs and who held them then; None if the last turn did not read the GPUs, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
+        self.peaks = HourPeaks()
         self._allotment: tuple[tuple[Reading, Holdings, str, bool], Allotment] | None = None
         """The last allotment, preceded by the reading, the holdings, the policy and `changing` that it was made from."""
         self._allocatable = NONE_ALLOCATABLE
@@ -214,6 +216,8 @@ class AgentLoop:
         # The meter only counts for people, so a mistake in it must not hold up the report.
         try:
             self.meter.turn(self._clock(), self._current_allotment(holdings))
+            if self.reading is not None and holdings is not None:
+                self.peaks.turn(self.reading, holdings)
         except Exception as bug:  # noqa: BLE001 -- it is counted and logged, and the report goes on
             self._fault("meter", bug)
 

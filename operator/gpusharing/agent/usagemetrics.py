@@ -6,7 +6,7 @@ label. Values that are unknown are absent: no series is 0 because an answer is m
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -15,6 +15,7 @@ from gpusharing.agent.library import DeviceUse
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.meter import LaggingCounts, Metered
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
+from gpusharing.api.gpunode import GPU
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
@@ -25,7 +26,7 @@ Rows = Iterable[tuple[Sequence[str], float | None]]
 
 
 class UsageCollector(Collector):
-    """Collects one agent's usage metrics, if its last turn has read the GPUs, and the counters of its meter."""
+    """Collects one agent's usage metrics, if its last turn has read the GPUs, and its meter and peaks."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
@@ -37,6 +38,8 @@ class UsageCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._of_use()
         yield from of_meter(self._loop.meter.metered)
+        reading = self._loop.reading
+        yield from _of_peaks(self._loop.peaks.most, () if reading is None else reading.gpus)
 
     def _of_use(self) -> Iterable[Metric]:
         if self._loop.use is None:
@@ -148,6 +151,23 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
         " on, or if the driver does not report it.",
         devices,
         lambda device: _ratio(device, known.sm_percent.get(device.uuid, 0)),
+    )
+
+
+def _of_peaks(most: Mapping[str, tuple[int, int]], gpus: Iterable[GPU]) -> Iterable[Metric]:
+    rows = [((str(gpu.index), gpu.uuid), most[gpu.uuid]) for gpu in gpus if gpu.uuid in most]
+    yield _gauge(
+        "gpu_pods_hour_max",
+        "The most pods that held slices of the GPU at one time since the last full hour of UTC, also between scrapes.",
+        ("gpu", "uuid"),
+        ((labels, pods) for labels, (pods, _) in rows),
+    )
+    yield _gauge(
+        "gpu_slices_hour_max",
+        "The most slices of the GPU, instances included, that were allocated to pods at one time since the last full hour"
+        " of UTC, also between scrapes.",
+        ("gpu", "uuid"),
+        ((labels, slices) for labels, (_, slices) in rows),
     )
 
 
