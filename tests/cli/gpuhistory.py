@@ -92,9 +92,14 @@ def openmetrics(fleets: Sequence[Fleet]) -> list[str]:
             daily.setdefault(at // 86400, {}).setdefault(name, []).append(f"{name}{{{text}}} {value:.6g} {at}")
     texts = []
     for _, lines in sorted(daily.items()):
-        told = [part for name, found in sorted(lines.items()) for part in (f"# TYPE {name} gauge", *found)]
+        told = [part for name, found in sorted(lines.items()) for part in (f"# TYPE {name} gauge", *_in_order(found))]
         texts.append("\n".join([*told, "# EOF"]) + "\n")
     return texts
+
+
+def _in_order(lines: Sequence[str]) -> list[str]:
+    """What several pods of an owner say of it at one time is said once."""
+    return sorted(dict.fromkeys(lines), key=lambda text: int(text.rpartition(" ")[2]))
 
 
 Sample = tuple[str, dict[str, str], float, int]

@@ -110,6 +110,26 @@ def rough() -> Iterator[Fleet]:
     yield fleet("update", *(one("update", run, index=index) for index, run in enumerate([*old, *new])))
 
 
+PEAKS = {"batch": (0, 10 / 60, 40 / 60), "scaled": (2, 9 + 5 / 60, 9 + 55 / 60), "spikes": (2, 9, 9.25)}
+"""How many pods there are always, and when there are more; a CronJob each hour, and Deployments each day."""
+MOST = {"batch": 6, "scaled": 8, "spikes": 8}
+
+
+def peaking(name: str) -> Fleet:
+    """A workload whose pods are the most between full hours, each on a GPU of its own, with a whole one beside."""
+    always, begin, end = PEAKS[name]
+    kind, period = ("CronJob", 1) if name == "batch" else ("Deployment", 24)
+    use = steady(14 * GIB, 0.12)
+    cards = []
+    for index in range(8):
+        times = [(0.0, 1e9)] if index < always else []
+        if not times and index < MOST[name]:
+            times = [(turn + begin, turn + end) for turn in range(0, DAYS * 24, period)]
+        runs = [PodRun(("a", f"{name}-{turn}-{index}"), use, each, (kind, name)) for turn, each in enumerate(times)]
+        cards.append(one(name, *runs, index=index))
+    return fleet(name, *cards, hours=DAYS * 24)
+
+
 def changed() -> History:
     """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24; and of two
     nodes, one of which got another pool label at hour 22."""
@@ -136,15 +156,15 @@ def changed() -> History:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the clusters are told apart by the label `cluster`."""
-    fleets = [fleet("east", *pool(), hours=DAYS * 24), *rough()]
+    fleets = [fleet("east", *pool(), hours=DAYS * 24), *rough(), *map(peaking, PEAKS)]
     texts = [*openmetrics(fleets), *gauges_of([changed()])]
     with prometheus_with(tmp_path_factory.mktemp("past"), texts) as url:
         yield url
 
 
-def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Answered:
+def ask(url: str, *more: str, cluster: str = "east", window: str = "", until: str = UNTIL) -> Answered:
     """`recommend` for a cluster, in all of its time unless told otherwise."""
-    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", UNTIL)
+    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", until)
     return alone("recommend", *chosen, "--window", window or ("4d" if cluster == "east" else f"{SHORT}h"), *more)
 
 
@@ -232,6 +252,21 @@ def test_a_gpu_that_is_whole_again_is_not_taken_for_the_share_that_a_replaced_po
 def test_a_node_that_got_another_label_in_the_last_day_is_in_its_new_pool_only(prometheus: str, pool: str) -> None:
     told = ask(prometheus, "-l", f"gpusharing.dev/pool={pool}", "-o", "json", cluster="moved")
     assert told.data["nodes"] == 1
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_peaks_are_compared_with_peaks_whatever_the_minute(prometheus: str, name: str) -> None:
+    answers = [
+        ask(prometheus, "-o", "json", cluster=name, window="3d", until=f"2026-10-04T{time}Z")
+        for time in ("12:00:00", "12:07:00", "12:20:00", "12:59:59", "13:00:00")
+    ]
+    for told in answers:
+        (found,) = told.data["workloads"]
+        assert (found["pods"], found["advice"]) == (MOST[name], "1g.20gb")
+        assert told.data["recommendation"]["gpus"] == 2
+        assert told.data["recommendation"]["saving"]["gpus"] == MOST[name] - 2
+    first, *others, _ = (told.data for told in answers)
+    assert all(other == first for other in others)
 
 
 def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None:

@@ -106,15 +106,15 @@ def test_owners_are_followed_to_what_people_wrote() -> None:
 def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
     assert of_state_metrics(selector) == 'cluster="east"'
-    assert all(selector in query for query in hourly(selector).values())
+    assert all(selector in query for query in hourly(selector, 60).values())
     owners = ownership(selector, 86400)["pods"]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
-    assert not any("GPU_UTIL" in query for query in hourly("").values())
+    assert not any("GPU_UTIL" in query for query in hourly("", 60).values())
 
 
 def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
     asked = (
-        *hourly("").values(),
+        *hourly("", 60).values(),
         *ownership("", 86400).values(),
         *latest(""),
         usage_count(""),

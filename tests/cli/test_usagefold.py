@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from math import isnan
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -159,6 +161,53 @@ def test_pods_of_today_are_needed_today(before: int, at_the_end: tuple[int, ...]
     fold.add(part(live, live))
     (found,) = histories(fold)
     assert found.pods == pods
+
+
+MINUTES = st.integers(0, 5 * 60 - 1)
+RUNS = st.lists(
+    st.tuples(st.integers(0, 3), st.lists(MINUTES, min_size=2, max_size=2, unique=True).map(sorted)), max_size=8
+)
+"""Pods of one workload, each with its GPU, and the first and the last minute in which it is seen there."""
+
+
+@given(RUNS)
+def test_the_most_at_once_are_those_of_the_busiest_minute(runs: list[tuple[int, list[int]]]) -> None:
+    """By the times of first and last samples in each hour, against a count in every minute."""
+    answers: dict[str, list[Series]] = {"first": [], "last": [], "used": [], "live": []}
+    for number, (index, (begin, end)) in enumerate(runs):
+        hours = range(begin // 60, end // 60 + 1)
+        first = {hour: 60.0 * max(begin, 60 * hour) for hour in hours}
+        last = {hour: 60.0 * min(end, 60 * hour + 59) for hour in hours}
+        for name, values in (("first", first), ("last", last), ("used", dict.fromkeys(hours, 6144.0))):
+            points = {hour + 1: value for hour, value in values.items()}  # asked for at the end of the hour
+            answers[name].append(series(f"llm-{number}", points, UUID=f"GPU-{index}"))
+    fold = Fold(3600.0 * 5, 5)
+    fold.add(Answers(list, answers))
+    there = [[(pod, run[0]) for pod, run in enumerate(runs) if run[1][0] <= at <= run[1][1]] for at in range(5 * 60)]
+    pods, gpus = ([*map(len, there)], [len({each for _, each in pairs}) for pairs in there])
+    record = next(iter(fold.records.values()), Record.of(5))
+    assert [*record.pods] == [max(pods[60 * hour : 60 * hour + 60]) for hour in range(5)]
+    assert [*fold.held] == [max(gpus[60 * hour : 60 * hour + 60]) for hour in range(5)]
+    for uuid, gpu in fold.gpus.items():
+        held = [sum(f"GPU-{each}" == uuid for _, each in pairs) for pairs in there]
+        assert sum(gpu.holders.values()) == max(held[60 * gpu.held_at : 60 * gpu.held_at + 60])
+
+
+def test_a_pod_that_nobody_scraped_held_a_gpu() -> None:
+    """The agent saw it between two scrapes."""
+    used = [series("", dict.fromkeys(range(HOURS), 0.0))]
+    peaks = [series("", {7: 1.0, 8: 0.0}, uuid="GPU-1", node="gpu-1")]
+    fold = folded(part(used, [], peaks=peaks))
+    assert [hour for hour, count in enumerate(fold.held) if count] == [7]
+
+
+def test_pods_that_come_and_go_between_full_hours_share_a_replicated_gpu() -> None:
+    """dcgm-exporter reports to each what all of them take, at whatever minute."""
+    hours = dict.fromkeys(range(HOURS), 6144.0)
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, replicas={"gpu-1": 4})
+    fold.add(part([series("llm", hours)], []))
+    (record,) = fold.records.values()
+    assert record.shared == HOURS
 
 
 DAYS_AGO, NOW = range(50), range(50, HOURS)

@@ -73,7 +73,9 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     add_gpus(fold, infos)
     fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
-    hourly, whole = queries.hourly(selector), (fold.end - (fold.hours - 1) * HOUR, fold.end)
+    fine = most_series_at_once * at_once * HOUR / queries.POINT <= SAMPLES
+    hourly = queries.hourly(selector, round(queries.POINT) if fine else queries.STEP)
+    whole = fold.end - (fold.hours - 1) * HOUR, fold.end
     for hour in range(0, fold.hours, at_once):
         begin = fold.end - (fold.hours - hour) * HOUR
         end = min(fold.end, begin + at_once * HOUR)
@@ -147,6 +149,8 @@ PRESENT = 2
 """Hours without a sighting after which a GPU does not count; the least possible, as peaks are those of full hours."""
 AT_ONCE = 0.98
 """The part of its hours in which a workload's number of pods must suffice; during an update, there are more."""
+GROWN = 3
+"""The number of hours for which a higher number of pods has to last to count at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +163,24 @@ class ObservedPool:
     nodes: tuple[int, ...]
     """How many GPUs each node has, in the order of the nodes' names."""
     used: int
-    """GPUs that were held in the last hour, in whole or in part."""
+    """The most GPUs that were held at one time, in whole or in part, counted like the pods (`usual_peak`)."""
     histories: tuple[History, ...]
     occupied: Occupied
     remarks: tuple[str, ...]
     simulated: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     """The sorted names of the nodes; for a GPU whose node is unknown, its UUID."""
+
+
+def usual_peak(counts: Iterable[int]) -> int:
+    """Return the most that there were at one time, by the peak of each hour with any; 1 without any.
+
+    The busiest hours, of a day or more at least one, do not count unless the growth lasts: the extra pods of an update
+    are in two hours at most.
+    """
+    known = [count for count in counts if count] or [1]
+    most = min(ceil(AT_ONCE * len(known)), len(known) - (len(known) >= DAY / HOUR))
+    return max(sorted(known)[most - 1], min(known[-GROWN:]))
 
 
 def find_pool(fold: Fold, where: str) -> ObservedPool:
@@ -188,9 +203,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         if record.last <= latest - RECENT and workload.kind != RECURS:
             gone.append(workload.ref)
             continue
-        # If a workload has grown, its new pods count. The extra pods of an update do not exist at the ends of two hours.
-        counts = [count for count in record.pods if count] or [1]
-        pods = max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
+        pods = usual_peak(record.pods)
         holds = _holding(fold, record, known[record.held.gpu], card)
         memory, activity = (
             tuple(
@@ -208,7 +221,7 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
         model,
         card,
         tuple(nodes[name] for name in sorted(nodes)),
-        sum(gpu.held_at == latest for gpu in gpus.values()),
+        min(usual_peak(fold.held), len(gpus)) if any(fold.held) else 0,
         tuple(histories),
         {
             f"{gpu.node}/{uuid}": gpu.holders

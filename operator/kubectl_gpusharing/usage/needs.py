@@ -281,13 +281,13 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 def _doubts(
     history: History, compute: float | None, card: Card, span: timedelta, coverage: float, measured: int
 ) -> tuple[Doubt, ...]:
-    holds, whole, highest = history.holds, memory_of(card) * GIB, _highest(history.memory)
-    alone, profile = holds.share == 1 and holds.compute == 1, holds.profile(card)
+    device, whole, highest = history.holds, memory_of(card) * GIB, _highest(history.memory)
+    alone, profile = device.share == 1 and device.compute == 1, device.profile(card)
     flat = bool(history.memory) and min(value for _, value in history.memory) >= FLAT * highest
     # MPS limits each pod to its share of a GPU, and time-slicing does not.
-    sizes = (usable_memory(card, profile) * GIB,) if profile else (whole * float(holds.share or 1), whole)
+    sizes = (usable_memory(card, profile) * GIB,) if profile else (whole * float(device.share or 1), whole)
     near = any(FLAT * highest <= size < measured for size in sizes)
-    filled = whole > 0 and highest >= FILLED * whole * float(holds.share or 1)
+    filled = whole > 0 and highest >= FILLED * whole * float(device.share or 1)
     idle = compute is not None and compute * whole < LOW_ACTIVITY * highest
     preallocated = flat and filled and (near or idle)
     holds = {

@@ -243,6 +243,8 @@ USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
 """Used memory, and the share of time with active engines; MIG devices have no DCGM_FI_DEV_GPU_UTIL."""
 OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio", "gpusharing_pod_slices"
 """Metrics of the agent, which reports each pod even on shared GPUs."""
+PEAKS = "gpusharing_gpu_slices_hour_max"
+"""The most slices of a GPU that were allocated at one time since the last full hour, by the agent's own readings."""
 INFO = "gpusharing_device_info"
 ANNOTATION = "annotation_gpusharing_dev_gpu_memory"
 """The label in which kube-state-metrics exports the annotation names.ANNOTATION_GPU_MEMORY."""
@@ -266,13 +268,21 @@ def most_series(selector: str, seconds: int) -> str:
     return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 
-def hourly(selector: str) -> dict[str, str]:
+def hourly(selector: str, step: int) -> dict[str, str]:
     """Return the queries whose value is needed for every hour, by the name of their answer.
 
     Those of dcgm-exporter are `used` and `live`, in MiB, and `active`; those of our agent `own`, in bytes, `slices` and
-    `sm`. A series scraped twice, or continued by a successor, counts once.
+    `sm`. `first` and `last` are the times of the first and the last sample of each of both, looked for every `step`
+    seconds, and `peaks` the most slices of a GPU that an agent saw allocated. A series scraped twice, or continued by a
+    successor, counts once.
     """
     chosen = braced(selector)
+    span = f"[1h:{step}s]"
+    times = {
+        name: f"{name} by ({_MEASURED}) ({name}_over_time(timestamp({USED}{chosen}){span})) or"
+        f" {name} by ({_HELD}) ({name}_over_time(timestamp({SLICES}{chosen}){span}))"
+        for name in ("min", "max")
+    }
     return {
         "used": f"max by ({_MEASURED}) (max_over_time({USED}{chosen}[1h]))",
         "live": f"max by ({_MEASURED}) ({USED}{chosen})",
@@ -280,6 +290,9 @@ def hourly(selector: str) -> dict[str, str]:
         "own": f"max by ({_HELD}) (max_over_time({OWN}{chosen}[1h]))",
         "slices": f"max by ({_HELD}) ({SLICES}{chosen})",
         "sm": f"max by ({_HELD}) (quantile_over_time(0.95, {SM}{chosen}[1h]))",
+        "first": times["min"],
+        "last": times["max"],
+        "peaks": f"max by (node, gpu, uuid) (max_over_time({PEAKS}{chosen}[1h]))",
     }
 
 

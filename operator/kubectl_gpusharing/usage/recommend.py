@@ -86,6 +86,8 @@ def _check(typed: Namespace) -> None:
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
     start, end = span_of(typed, await prometheus.now(), MOST)
+    # Hours are those of the clock, so that the answer does not depend on the minute at which it is asked for.
+    start, end = start - end % HOUR, end - end % HOUR
     selector = selector_of(typed.selector)
     inside = None if session is None else await find_in_cluster(session, typed)
     scope = inside or await find_in_prometheus(prometheus, typed, selector, end)

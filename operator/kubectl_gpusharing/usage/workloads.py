@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from math import isnan, nan
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from kubectl_gpusharing.usage.needs import Workload, declared_memory
 from kubectl_gpusharing.usage.prometheus import Series, nodes_of
-from kubectl_gpusharing.usage.queries import ANNOTATION
+from kubectl_gpusharing.usage.queries import ANNOTATION, HOUR
 from kubectl_gpusharing.usage.windows import Answers
 
+Key = TypeVar("Key")
 Pod: TypeAlias = tuple[str, str]
 """The namespace and name of a pod, or of another namespaced object."""
 Device: TypeAlias = tuple[str, str]
@@ -153,9 +154,9 @@ class Record:
     activity: "array[float]"
     """The highest activity of any pod, as a part of the whole card."""
     pods: "array[int]"
-    """The number of pods at the end of the hour."""
+    """The most pods at one time."""
     devices: "array[int]"
-    """The most devices that one pod held at the end of the hour."""
+    """The most devices that one pod held at one time."""
     last: int = -1
     """The hour in which a pod was last seen; -1 if none was."""
     held: DeviceLabels = field(default=DeviceLabels(("", ""), None))
@@ -197,15 +198,26 @@ class Gpu:
     divided: int = -1
     """The hour in which the GPU was last seen with MIG devices; -1 if never."""
     holders: Counter[Workload] = field(default_factory=Counter)
-    """How many pods of each workload held the GPU in the hour `held_at`."""
+    """How many pods of each workload held the GPU when the most did in the hour `held_at`."""
     held_at: int = -1
     """The hour in which a pod last held the GPU; -1 if none did."""
 
-    def hold(self, workload: Workload, hour: int) -> None:
-        if hour > self.held_at:
-            self.held_at, self.holders = hour, Counter()
-        if hour == self.held_at:
-            self.holders[workload] += 1
+
+Span = tuple[float, float]
+"""When a pod was first and last seen on a device in an hour, in seconds since 1970."""
+
+
+def find_peak(spans: Iterable[tuple[Key, Span]]) -> set[Key]:
+    """Return the keys that were there at the time at which the most were; a key may have several spans."""
+    turns = sorted(turn for key, (first, last) in spans for turn in ((first, False, key), (last, True, key)))
+    there, peak = Counter[Key](), set[Key]()
+    for _, over, key in turns:  # at the same time, those that begin come first
+        there[key] += -1 if over else 1
+        if not there[key]:
+            del there[key]
+        if len(there) > len(peak):
+            peak = set(there)
+    return peak
 
 
 @dataclass(slots=True)
@@ -229,6 +241,8 @@ class Fold:
     """The most replicas of a device, by node and resource, as the agents report it."""
     remarks: tuple[str, ...] = ()
     simulated: frozenset[str] = frozenset()
+    held: "array[int]" = field(init=False)
+    """The most GPUs that pods held at one time, by the hour."""
     records: dict[Workload, Record] = field(default_factory=dict)
     gpus: dict[str, Gpu] = field(default_factory=dict)
     """The GPUs that count, by UUID."""
@@ -244,6 +258,9 @@ class Fold:
     _declared: dict[Pod, int] = field(default_factory=dict)
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
     """A cache for the current stretch, because a pod has many series."""
+
+    def __post_init__(self) -> None:
+        self.held = array("I", [0]) * self.hours
 
     def add(self, part: Answers) -> None:
         """Add the answers to `queries.hourly` and `queries.ownership` for the next stretch of time."""
@@ -275,10 +292,21 @@ class Fold:
             self._see(self.gpus, labels, series)
         active = self._ours(part["active"], read_exporter)
         own, sm = self._ours(part["own"], read_own), self._ours(part["sm"], read_own)
-        crowded, split = self._crowded(live)
+        crowded, split = self._crowded(live, used)
         self._add_memory(used, own, crowded)
         self._add_activity(active, sm, crowded, split)
-        self._add_pods([*live, *self._ours(part["slices"], read_own)])
+        seen = [*live, *self._ours(part["slices"], read_own)]
+
+        def read(series: Series) -> DeviceLabels:  # only the agent's have a resource
+            return (read_own if "resource" in series.labels else read_exporter)(series)
+
+        self._add_holders(seen)
+        self._add_pods(self._find_spans(seen, self._ours(part["first"], read), self._ours(part["last"], read)))
+        for _, series in self._ours(part["peaks"], read_own):
+            for at, value in series.points:
+                if value > 0:
+                    hour = self.hour(at)
+                    self.held[hour] = max(1, self.held[hour])
         for labels, series in (*used, *own):  # a pod may have come and gone between the ends of two hours
             if labels.pod is not None and series.points:
                 record, hour = self._record(labels.pod), self.hour(series.points[-1][0])
@@ -287,7 +315,10 @@ class Fold:
                     record.last, record.held = hour, labels
 
     def hour(self, at: float) -> int:
-        return self.hours - 1 - round((self.end - at) / 3600)
+        return self.hours - 1 - round((self.end - at) / HOUR)
+
+    def _end_of(self, hour: int) -> float:
+        return self.end - (self.hours - 1 - hour) * HOUR
 
     def _is_there(self, labels: DeviceLabels) -> bool:
         return bool(labels.gpu) and (self.nodes is None or labels.node in self.nodes)
@@ -313,19 +344,21 @@ class Fold:
         if labels.profile:
             gpu.divided = max(gpu.divided, last)
 
-    def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
+    def _crowded(self, live: Iterable[Reading], used: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
         """Return the devices of several pods for which the use of each pod is unknown, and those for which it is known.
 
         It is unknown if several pods were always reported with the same value, or on a node that advertises more
         GPUs than it has, where dcgm-exporter never reported several pods on one: it names only one holder.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
-        replicas: dict[Device, str] = {}
+        replicas = {
+            labels.device: labels.node
+            for labels, _ in used
+            if labels.pod is not None and not labels.profile and labels.node in self.replicas
+        }
         for labels, series in live:
             if labels.pod is None:
                 continue
-            if not labels.profile and labels.node in self.replicas:
-                replicas[labels.device] = labels.node
             for at, value in series.points:
                 # Keyed by pod, because a pod that is scraped twice with different labels is still one pod.
                 holders.setdefault(labels.device, {}).setdefault(at, {})[labels.pod] = value
@@ -378,10 +411,8 @@ class Fold:
                     self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
                     record.of_device = record.of_device or labels.device in split
 
-    def _add_pods(self, readings: Iterable[Reading]) -> None:
-        devices: dict[tuple[Pod, int], set[Device]] = {}
-        for pod, labels, record, hour, value in self._values(readings):
-            devices.setdefault((pod, hour), set()).add(labels.device)
+    def _add_holders(self, readings: Iterable[Reading]) -> None:
+        for _, labels, record, hour, value in self._values(readings):
             gpu = self.gpus.get(labels.gpu)
             if labels.profile and gpu is not None:
                 gpu.divided = max(gpu.divided, hour)
@@ -389,14 +420,46 @@ class Fold:
                 record.last, record.held = hour, labels
                 if labels.resource:
                     record.resource, record.slices = labels.resource, value
-        for (pod, hour), those in devices.items():
-            workload = self._workload(pod)
-            record = self.records[workload]
-            record.pods[hour] += 1
-            record.devices[hour] = max(record.devices[hour], len(those))
-            record.declare(self._declared.get(pod), hour)
-            for gpu in filter(None, (self.gpus.get(uuid) for uuid, _ in those)):
-                gpu.hold(workload, hour)
+
+    def _find_spans(
+        self, seen: Iterable[Reading], first: Iterable[Reading], last: Iterable[Reading]
+    ) -> dict[int, dict[tuple[Pod, Device], Span]]:
+        """Return by hour when each pod was on each device; `seen` are samples at the ends of hours."""
+        spans: dict[int, dict[tuple[Pod, Device], Span]] = {}
+        for pod, labels, _, hour, _ in self._values(seen):
+            spans.setdefault(hour, {})[pod, labels.device] = self._end_of(hour), self._end_of(hour)
+        for pod, labels, _, hour, at in self._values(last):
+            if at >= self._end_of(hour) - HOUR:  # a query looks back farther
+                there, key = spans.setdefault(hour, {}), (pod, labels.device)
+                begin, end = there.get(key, (at, at))
+                there[key] = min(begin, at), max(end, at)
+        for pod, labels, _, hour, at in self._values(first):
+            begin = max(at, self._end_of(hour) - HOUR)
+            if (span := spans.get(hour, {}).get((pod, labels.device))) is not None:
+                spans[hour][pod, labels.device] = min(begin, span[0]), span[1]
+        return spans
+
+    def _add_pods(self, spans: Mapping[int, Mapping[tuple[Pod, Device], Span]]) -> None:
+        for hour, there in sorted(spans.items()):
+            pods: dict[Workload, list[tuple[Pod, Span]]] = {}
+            devices: dict[Pod, list[tuple[Device, Span]]] = {}
+            holders: dict[str, list[tuple[Pod, Span]]] = {}
+            for (pod, device), span in there.items():
+                pods.setdefault(self._workload(pod), []).append((pod, span))
+                devices.setdefault(pod, []).append((device, span))
+                holders.setdefault(device[0], []).append((pod, span))
+            for rows in pods.values():
+                record = self._record(rows[0][0])
+                record.pods[hour] = len(find_peak(rows))
+                for pod in {pod for pod, _ in rows}:
+                    record.devices[hour] = max(record.devices[hour], len(find_peak(devices[pod])))
+                    record.declare(self._declared.get(pod), hour)
+            for uuid, rows in holders.items():
+                gpu = self.gpus.get(uuid)
+                if gpu is not None and hour >= gpu.held_at:
+                    gpu.held_at, gpu.holders = hour, Counter(map(self._workload, find_peak(rows)))
+            held = find_peak((uuid, span) for uuid, rows in holders.items() if uuid in self.gpus for _, span in rows)
+            self.held[hour] = len(held)
 
     def _record(self, pod: Pod) -> Record:
         workload = self._workload(pod)
