@@ -9,6 +9,8 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.cli.desk import Desk
 from tests.cli.fakeprometheus import DAY, HELD, FakePrometheus, failure, vector
 from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
@@ -93,6 +95,7 @@ def past() -> History:
             node("shared", 1, held={("team-a", SHARED): quarter}, idle={SHARED: 3 * quarter}),
             node("kai", 2, held={(kai, WHOLE): Fraction(1), ("team-a", WHOLE): Fraction(1)}),
             node("kai-unused", 1, held={(kai, WHOLE): Fraction(1)}),
+            node("kai-idle", 3, held={(kai, WHOLE): Fraction(3)}),
             node("hami", 2, stranded=Fraction(2)),
         ],
         [
@@ -110,6 +113,11 @@ def past() -> History:
             *pod("kai", "u1", ("team-b", "small"), 10),
             *pod("kai", "u2", ("team-a", "whole"), 70, WHOLE),
             *device("kai-unused", "u1", WHOLE),
+            *(part for uuid in ("u1", "u2", "u3") for part in device("kai-idle", uuid, WHOLE)),
+            *(part for uuid in ("u1", "u2", "u3") for part in pod("kai-idle", uuid, (kai, f"gpu-{uuid}"), 0, WHOLE)),
+            *pod("kai-idle", "u1", ("team-a", "large"), 30),
+            *pod("kai-idle", "u1", ("team-b", "small"), 10),
+            *pod("kai-idle", "u3", ("team-c", "late"), 1, hours=(6, 12)),
             *device("hami", "u1", WHOLE),
             *hami(),
         ],
@@ -177,6 +185,42 @@ def test_a_gpu_that_kai_divides_is_billed_to_the_pods_that_use_it(
     assert rows == {**billed, **({"pool-x": 48} if by == "policy" else {})}
     assert {row["basis"] for row in bill["rows"]} == {"estimate", "measured"}
     check_sum(bill, 96.00)
+
+
+def test_nobody_pays_for_a_reserved_gpu_of_a_neighbour(desk: Desk, prometheus: str) -> None:
+    """On one node: a GPU that two pods use, an idle one, and one that a pod uses for six hours."""
+    bill = ask(desk, prometheus, "kai-idle", "namespace")
+    shares = {"team-a": 18, "team-b": 6, "team-c": 6, "kai-resource-reservation": 24 + 18}
+    assert hours(bill) == {name: (number, "estimate") for name, number in shares.items()}
+    check_sum(bill, 144.00)
+
+
+MOMENTS = st.lists(  # of each reserved GPU, the memory that each pod uses
+    st.dictionaries(
+        st.integers(0, 3), st.dictionaries(st.sampled_from("abc"), st.integers(1, 80), max_size=3), max_size=4
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(MOMENTS)
+def test_each_moment_of_a_reserved_gpu_is_paid_by_its_users(moments: list[dict[int, dict[str, int]]]) -> None:
+    """Against a count of every GPU in every moment; a dictionary without users is an idle GPU."""
+    paid: dict[str, float] = defaultdict(float)
+    for gpus in moments:
+        for users in gpus.values():
+            for name, memory in users.items():
+                paid[name] += memory / sum(users.values())
+            paid[""] += not users
+    reserved = float(sum(map(len, moments)))
+    users = [Series({"node": "n", "namespace": name, "pod": "p"}, ((0.0, paid[name]),)) for name in "abc" if paid[name]]
+    held = Series({"node": "n", "namespace": "kai-resource-reservation"}, ((0.0, 300 * reserved),))
+    known = [Series({"node": "n"}, ((0.0, reserved),))]
+    parts = divide(defaultdict(list, {Part.HELD: [held], "users": users, "reserved": known}))[Part.HELD]
+    billed = {one.labels["namespace"] if "pod" in one.labels else "": one.value for one in parts}
+    expected = {name: pytest.approx(300 * part) for name, part in paid.items() if part}
+    assert billed == (expected or {"": 0.0})
 
 
 def test_a_reserved_gpu_that_no_pod_uses_stays_with_the_reservation(desk: Desk, prometheus: str) -> None:

@@ -114,11 +114,12 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
     """Return the held and the stranded time of one stretch, divided among pods where possible.
 
     KAI-Scheduler and HAMi divide whole GPUs among pods by themselves. KAI holds each of these GPUs with a pod of its
-    own; they are divided by used memory. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as
+    own; each is divided by used memory, and the time of one that nobody uses stays with the reservation. HAMi's device ids are not those of GPUs, so the meter counts its GPUs as
     stranded; they are divided by allocations, and then count as held. All other devices are divided by slices.
     """
     slices, users = weigh(answers["slices"], "resource"), weigh(answers["users"])
     fractions, whole = weigh(answers["fractions"]), defaultdict[str, float](float)
+    reserved = {series.node: series.value for series in answers["reserved"]}
     for series in answers[Part.STRANDED]:
         whole[series.node] += series.value
     held: list[Series] = []
@@ -126,11 +127,18 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
     for series in answers[Part.HELD]:
         namespace, resource = exported_label(series, NAMESPACE), series.labels.get("resource", "")
         if namespace in RESERVATIONS:
-            weights, basis = users.get((series.node,), {}), {"basis": Basis.ESTIMATE}
-        else:
-            among, basis = slices.get((series.node, resource), {}), {}
-            weights = {pod: each for pod, each in among.items() if pod[0] == namespace}
-        held += _split(series, weights, sum(weights.values()), basis) or [series]
+            weights = users.get((series.node,), {})
+            used, estimate = sum(weights.values()), {"basis": Basis.ESTIMATE}
+            most = max(used, reserved.get(series.node, 0.0))
+            held += (parts := _split(series, weights, most, estimate))
+            if not parts:
+                held.append(series)
+            elif (rest := series.value * (1 - used / most)) > ROUNDING:
+                held.append(Series({**series.labels, **estimate}, ((series.points[-1][0], rest),)))
+            continue
+        among = slices.get((series.node, resource), {})
+        weights = {pod: each for pod, each in among.items() if pod[0] == namespace}
+        held += _split(series, weights, sum(weights.values()), {}) or [series]
     for series in answers[Part.STRANDED]:
         weights = fractions.get((series.node,), {})
         most = max(sum(weights.values()), whole[series.node])
@@ -325,8 +333,9 @@ async def _read_days(prometheus: Prometheus, query: MeterQuery, group: Days) -> 
                 day[name] += [series for series in near[name] if series.node in others]
         reserved = nodes_of(series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS)
         if reserved:
-            users = queries.users_query(query, group.seconds, matcher_of(reserved))
-            day["users"] = await prometheus.instant(users, end)
+            of_kai = queries.reservation_queries(query, group.seconds, matcher_of(reserved), sorted(RESERVATIONS))
+            for name, promql in of_kai.items():
+                day[name] = await prometheus.instant(promql, end)
         for name, answer in zip(now, at_end, strict=True):
             day[name] = [*answer, *day[name]]
         _refuse_doubles(day["twice"])

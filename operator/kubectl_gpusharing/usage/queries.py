@@ -6,7 +6,7 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 (docs/metrics/workload).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, state_label, without_labels
@@ -173,12 +173,23 @@ def device_queries(query: MeterQuery, nodes: str = "", span: str = "") -> dict[s
     }
 
 
-def users_query(query: MeterQuery, seconds: int, nodes: str) -> str:
-    """Return the query for pods that used the memory of GPUs without holding a slice, in proportion to time and use."""
-    chosen = _of_devices(query, nodes)
-    memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen})"
+def reservation_queries(query: MeterQuery, seconds: int, nodes: str, namespaces: Iterable[str]) -> dict[str, str]:
+    """Return the queries for the time in which pods of these namespaces held GPUs, and for who used those meanwhile.
+
+    `reserved` is by node. `users` are pods that used memory without holding a slice; each has a part of each GPU in
+    proportion to its use, and nobody has one of a GPU that nobody uses.
+    """
+    chosen, names = _of_devices(query, nodes), "|".join(namespaces)
+    labels = without_labels(query.selector, frozenset({POLICY}))
+    ours = (braced(labels, nodes, f'{label}=~"{names}"') for label in (NAMESPACE, EXPORTED))
+    reserved = f"group by (node, uuid) ({' or '.join(SLICES + each for each in ours)})"
+    memory = f"({OWN}{chosen} unless on ({_HOLDERS}) {SLICES}{chosen} and on (node, uuid) {reserved})"
     parts = f"{memory} / on (node, uuid) group_left () (sum by (node, uuid) ({memory}) > 0)"
-    return f"sum by ({_ON_NODES}) (sum_over_time(({parts})[{seconds}s:{POINTS}]))"
+    span = f"[{seconds}s:{POINTS}]"
+    return {
+        "reserved": f"sum by (node) (sum_over_time({reserved}{span}))",
+        "users": f"sum by ({_ON_NODES}) (sum_over_time(({parts}){span}))",
+    }
 
 
 def use_query(query: MeterQuery, nodes: str) -> str:
