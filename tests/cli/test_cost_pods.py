@@ -209,17 +209,17 @@ def test_each_moment_of_a_reserved_gpu_is_paid_by_its_users(moments: list[dict[i
     """Against a count of every GPU in every moment; a dictionary without users is an idle GPU."""
     paid: dict[str, float] = defaultdict(float)
     for gpus in moments:
-        for users in gpus.values():
-            for name, memory in users.items():
-                paid[name] += memory / sum(users.values())
-            paid[""] += not users
+        for shares in gpus.values():
+            for name, memory in shares.items():
+                paid[name] += memory / sum(shares.values())
+            paid[""] += not shares
     reserved = float(sum(map(len, moments)))
     users = [Series({"node": "n", "namespace": name, "pod": "p"}, ((0.0, paid[name]),)) for name in "abc" if paid[name]]
     held = Series({"node": "n", "namespace": "kai-resource-reservation"}, ((0.0, 300 * reserved),))
     known = [Series({"node": "n"}, ((0.0, reserved),))]
     parts = divide(defaultdict(list, {Part.HELD: [held], "users": users, "reserved": known}))[Part.HELD]
     billed = {one.labels["namespace"] if "pod" in one.labels else "": one.value for one in parts}
-    expected = {name: pytest.approx(300 * part) for name, part in paid.items() if part}
+    expected: dict[str, Any] = {name: pytest.approx(300 * part) for name, part in paid.items() if part}
     assert billed == (expected or {"": 0.0})
 
 

@@ -3,6 +3,7 @@
 from array import array
 from collections import Counter
 from fractions import Fraction
+from functools import cache
 from itertools import combinations_with_replacement, product
 
 import pytest
@@ -16,7 +17,7 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.cards import memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
 from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Holding, Need, Workload, find_need
-from kubectl_gpusharing.usage.packing import Outcome
+from kubectl_gpusharing.usage.packing import Outcome, fewest_nodes
 from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, find_shared, recommend
 
 FLEET = (
@@ -358,6 +359,92 @@ def by_force(needs: list[Need], per_node: int, nodes: int) -> tuple[int, int]:
                     taken = max(taken, -(-whole // (per_node - size)) if whole else 0)
                     best = min(best, (max(taken - nodes, 0), taken * size + whole))
     return best
+
+
+training = st.lists(st.tuples(st.integers(2, 3), st.integers(1, 6)), min_size=1, max_size=3)
+"""Workloads whose pods hold several whole GPUs: GPUs of each, and pods."""
+
+
+@given(small_fleets, training, st.integers(1, 9))
+@settings(max_examples=40)
+def test_no_template_takes_fewer_nodes_or_gpus_beside_pods_of_several_gpus(
+    needs: list[Need], training: list[tuple[int, int]], nodes: int
+) -> None:
+    held = [
+        find_need(history(f"t{at}", pods=pods, holds=Holding("nvidia.com/gpu", gpus)), H100, Goal.COST)
+        for at, (gpus, pods) in enumerate(training)
+    ]
+    found = recommend(pool((4,) * nodes), [*needs, *held], goal=Goal.COST)
+    assert not found.unplaced
+    several = [gpus for gpus, pods in training for _ in range(pods)]
+    assert (max(found.nodes - nodes, 0), found.gpus, found.nodes) == by_force_beside(needs, several, 4, nodes)
+
+
+def by_force_beside(needs: list[Need], several: list[int], per_node: int, nodes: int) -> tuple[int, int, int]:
+    """As `by_force`, and nodes, with every way to put the pods of several GPUs on nodes."""
+    classes: Counter[int] = Counter()
+    for one in needs:
+        classes[smallest_for(one)] += one.history.pods
+    best = (10**9, 0, 0)
+    for given_to in product(*(range(one, len(PLAIN) + 1) for one in classes)):
+        wanted: Counter[str] = Counter()
+        whole = [*several]
+        for index, pods in zip(given_to, classes.values(), strict=True):
+            if index == len(PLAIN):
+                whole += [1] * pods
+            else:
+                wanted[PLAIN[index].name] += pods
+        for size in range(1, per_node) if wanted else [0]:
+            taken = 10**9
+            for chosen in combinations_with_replacement(FULL, size):
+                there = {name: sum(layout.get(name, 0) for layout in chosen) for name in wanted}
+                if all(there.values()):
+                    taken = min(taken, max((-(-pods // there[name]) for name, pods in wanted.items()), default=1))
+            if taken < 10**9 and max(whole) <= per_node - size:
+                while not is_possible(tuple(sorted(whole, reverse=True)), (per_node - size,) * taken):
+                    taken += 1
+                best = min(best, (max(taken - nodes, 0), taken * size + sum(whole), taken))
+    return best
+
+
+@cache
+def is_possible(pods: tuple[int, ...], free: tuple[int, ...]) -> bool:
+    """Whether nodes with so many free GPUs, the most first, hold these pods, by trying each pod on each node."""
+    if sum(pods) > sum(free):
+        return False
+    return not pods or any(
+        is_possible(pods[1:], tuple(sorted((*free[:at], room - pods[0], *free[at + 1 :]), reverse=True)))
+        for at, room in enumerate(free)
+        if room >= pods[0] and room not in free[:at]
+    )
+
+
+@given(st.lists(st.integers(1, 8), max_size=10), st.lists(st.integers(1, 8), min_size=1, max_size=6))
+def test_pods_of_several_gpus_take_as_few_nodes_as_there_can_be(pods: list[int], rooms: list[int]) -> None:
+    """Also where nodes differ; those that are missing are like the largest."""
+    largest = tuple(sorted(rooms, reverse=True))
+    asked = tuple(sorted(pods, reverse=True))
+    if pods and max(pods) > largest[0]:
+        assert fewest_nodes(asked, largest) is None
+        return
+    there = (*largest, *(largest[0],) * len(pods))
+    least = next(
+        count for count in range(len(there) + 1) if is_possible(asked, tuple(sorted(there[:count], reverse=True)))
+    )
+    assert fewest_nodes(asked, largest) == least
+
+
+def test_first_fit_would_take_three_nodes() -> None:
+    assert fewest_nodes((4, 3, 3, 2, 2, 2), (8,)) == 2
+
+
+def test_nodes_of_a_pool_that_differ_hold_whole_pods() -> None:
+    """Of a pool with 14 GPUs, only one node has four for a pod, and it has them twice."""
+    held = find_need(history("train", pods=3, holds=Holding("nvidia.com/gpu", 4)), H100, Goal.COST)
+    found = recommend(pool((2, 2, 2, 8)), [held], goal=Goal.COST)
+    assert (found.gpus, found.nodes) == (12, 4 + 1), "one more than there are"
+    enough = recommend(pool((8, 4, 2)), [held], goal=Goal.COST)
+    assert (enough.gpus, enough.nodes) == (12, 2)
 
 
 def smallest_for(one: Need) -> int:

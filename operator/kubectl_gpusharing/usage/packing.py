@@ -1,16 +1,16 @@
 """On how few GPUs and nodes do workloads fit, and which workload gets which profile?
 
-Packing is exact (`Packer`). Each of n nodes must hold an n-th of the pods of a profile, rounded up, and only those n
-are tried at which one of these numbers changes. Pods with several whole GPUs are put on nodes first fit, the largest
-first.
+Packing is exact (`Packer`, `fewest_nodes`). Each of n nodes must hold an n-th of the pods of a profile, rounded up, and
+only those n are tried at which one of these numbers changes.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import cache, lru_cache
-from itertools import product
+from itertools import chain, islice, product, repeat
 from math import inf
 from operator import mul
 
@@ -290,25 +290,29 @@ def _cheapest(
     wanted = [0] * (len(packer.profiles) + 1)
     for each, index in assignment:
         wanted[index] += pods[each]
-    undivided = (*whole, *[1] * wanted.pop())
+    undivided = tuple(sorted((*whole, *[1] * wanted.pop()), reverse=True))
     way = TemplateChoice(assignment, tuple(wanted), whole=sum(undivided))
     if not any(wanted) and not undivided:
         return way
-    best: TemplateChoice | None = None
-    for nodes in _steps((*wanted, len(undivided), way.whole, existing)):
-        if best is not None and nodes > existing:
-            break
-        room = per_node - _first_fit(undivided, nodes, per_node)
-        if best is not None:  # only fewer GPUs are better
-            room = min(room, (best.gpus - way.whole - 1) // nodes)
-        divided = packer.fewest(_per_node(way.wanted, nodes), room)
-        if divided is not None:
-            best = replace(way, nodes=nodes, divided=divided)
-    return best
+    candidates = []
+    for divided in range(per_node + 1):
+        of_pods = fewest_nodes(undivided, (per_node - divided,))
+        of_instances = _nodes_for(packer, way.wanted, divided)
+        if of_pods is not None and of_instances is not None:
+            # Fewer nodes are better in every respect, as each has these divided GPUs.
+            candidates.append(replace(way, nodes=max(of_pods, of_instances), divided=divided))
+    return min(candidates, key=lambda each: (max(each.nodes - existing, 0), each.gpus, each.nodes), default=None)
 
 
 def _per_node(wanted: Counts, nodes: int) -> Counts:
     return tuple(-(-count // nodes) for count in wanted)
+
+
+def _nodes_for(packer: Packer, wanted: Counts, divided: int) -> int | None:
+    """Return the fewest nodes with so many divided GPUs each that hold the instances, or None if none do."""
+    steps = _steps(wanted)
+    first = bisect_left(steps, x=True, key=lambda nodes: packer.fewest(_per_node(wanted, nodes), divided) is not None)
+    return steps[first] if first < len(steps) else None
 
 
 def _steps(wanted: Sequence[int]) -> list[int]:
@@ -323,24 +327,92 @@ def _steps(wanted: Sequence[int]) -> list[int]:
     return sorted(numbers)
 
 
-@lru_cache(maxsize=1024)
-def _first_fit(whole: tuple[int, ...], nodes: int, per_node: int) -> int:
-    """Return how many GPUs of each node must stay whole for pods with `whole` GPUs, largest first, first fit.
+EFFORT = 20_000
+"""How many partly filled pools are tried before the result of first fit is taken for the best."""
 
-    The result is `per_node` + 1 if they do not fit.
+
+@lru_cache(maxsize=1024)
+def fewest_nodes(pods: tuple[int, ...], rooms: tuple[int, ...]) -> int | None:
+    """Return how many of the nodes, the largest first, pods need that hold so many whole GPUs, the largest first.
+
+    Nodes beyond `rooms`, their numbers of whole GPUs, are like the largest. The result is None if a pod needs more.
     """
-    if not whole:
-        return 0
-    for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):
-        free, place, last = [room] * nodes, 0, 0
-        for gpus in whole:
-            place = place if gpus == last else 0  # equal pods fill the nodes in order
-            while place < nodes and free[place] < gpus:
-                place += 1
-            if place == nodes:
-                break
-            free[place] -= gpus
-            last = gpus
-        else:
-            return room
-    return per_node + 1
+    if pods and pods[0] > rooms[0]:
+        return None
+    sizes = Counter(pods)
+    search = _Search(tuple(sorted(sizes, reverse=True)))
+    counts = tuple(sizes[size] for size in search.sizes)
+    nodes = max((_least_nodes(sizes, rooms[0], small) for small in range(1, rooms[0] // 2 + 1)), default=len(pods))
+    while True:
+        there = tuple(islice(chain(rooms, repeat(rooms[0])), nodes))
+        if _first_fit(pods, there) or search.fits(counts, tuple(sorted(Counter(there).items()))):
+            return nodes
+        nodes += 1
+
+
+def _least_nodes(pods: Mapping[int, int], room: int, small: int) -> int:
+    """Return a lower bound: two pods that each need over half of a node, or a large and no `small` one, do not fit."""
+    large = sum(count for size, count in pods.items() if size > room - small)
+    middle = sum(count for size, count in pods.items() if room < 2 * size and size <= room - small)
+    volume = sum(size * count for size, count in pods.items() if small <= size <= room - small)
+    return large + max(middle, -(-volume // room))
+
+
+def _first_fit(pods: Sequence[int], rooms: Sequence[int]) -> bool:
+    free, place, last = [*rooms], 0, 0
+    for gpus in pods:
+        place = place if gpus == last else 0  # equal pods fill the nodes in order
+        while place < len(free) and free[place] < gpus:
+            place += 1
+        if place == len(free):
+            return False
+        free[place] -= gpus
+        last = gpus
+    return True
+
+
+class _Search:
+    """An exact search for pods of these sizes, the largest first: node by node, each until nothing more fits."""
+
+    def __init__(self, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
+        self._seen: set[tuple[Counts, tuple[tuple[int, int], ...]]] = set()
+
+    def fits(self, counts: Counts, rooms: tuple[tuple[int, int], ...]) -> bool:
+        """Return whether so many pods of each size fit; False after EFFORT attempts, those of earlier calls included.
+
+        `rooms` has numbers of GPUs, each with the number of nodes that have so many.
+        """
+        waiting = [(counts, rooms)]
+        while waiting and len(self._seen) < EFFORT:
+            now = waiting.pop()
+            (counts, rooms), total = now, _total(now[0], self.sizes)
+            if not total:
+                return True
+            if total > sum(room * nodes for room, nodes in rooms) or now in self._seen:
+                continue
+            self._seen.add(now)
+            first = next(at for at, count in enumerate(counts) if count)
+            for room, _ in rooms:
+                left = tuple((each, nodes - (each == room)) for each, nodes in rooms if nodes > (each == room))
+                fills = sorted(self._fills(counts, room, first), key=lambda fill: _total(fill, self.sizes))
+                waiting += [(_minus(counts, fill), left) for fill in fills]  # the fullest is tried first
+        return False
+
+    def _fills(self, counts: Counts, room: int, first: int) -> list[Counts]:
+        """Return all ways to fill a node, with one of the largest pods among them."""
+        fills = []
+
+        def add(fill: Counts, free: int, least: int) -> None:
+            """Go on with the sizes after those in `fill`; `least` is the smallest of which a pod is left."""
+            at = len(fill)
+            if at == len(counts):
+                if free < least:
+                    fills.append(fill)
+                return
+            size = self.sizes[at]
+            for number in range(int(at == first), min(counts[at], free // size) + 1):
+                add((*fill, number), free - number * size, size if number < counts[at] else least)
+
+        add((0,) * first, room, room + 1)
+        return fills

@@ -7,7 +7,7 @@ resource names.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
@@ -20,7 +20,16 @@ from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Need, Workload
-from kubectl_gpusharing.usage.packing import ROUNDING, Outcome, Packer, Placement, Size, TemplateChoice, choose
+from kubectl_gpusharing.usage.packing import (
+    ROUNDING,
+    Outcome,
+    Packer,
+    Placement,
+    Size,
+    TemplateChoice,
+    choose,
+    fewest_nodes,
+)
 
 
 @value
@@ -134,6 +143,7 @@ def recommend(
         raise ValueError(f"{pool.card.key} shares its memory with the CPU: what fits on it is not known")
     packer = _packer(pool.card)
     alike = len(set(pool.nodes)) == 1
+    sizes = tuple(sorted(pool.nodes, reverse=True))
     per_node, count = (pool.nodes[0], len(pool.nodes)) if alike else (1, pool.gpus)
     places = [_least(need, packer, max(pool.nodes)) for need in sorted(needs, key=lambda each: each.workload)]
     unplaced = [place for place in places if not place.why.placed]
@@ -146,7 +156,8 @@ def recommend(
     undivided = [replace(seat, gpus=seat.gpus or 1) for seat in [*seats, *apart]]
     whole = sum(seat.gpus * seat.pods for seat in apart)
     most = pool.gpus if goal is Goal.PERFORMANCE else min(pool.gpus, chosen.gpus + whole)
-    if whole and sum(seat.gpus * seat.pods for seat in undivided) <= most:
+    pods = whole_pods(undivided)
+    if whole and sum(pods) <= most and (fewest_nodes(pods, sizes) or 0) <= len(sizes):
         seats, apart = sorted(undivided, key=lambda seat: seat.need.workload), []
         chosen = choose(packer, seats, per_node, count, goal)
     unplaced += [replace(seat, why=Outcome.APART) for seat in apart]
@@ -162,14 +173,17 @@ def recommend(
         if place.profile:
             idle[place.profile] -= place.pods
     # The largest nodes are used first; nodes that are missing are assumed to be as large as the largest.
-    sizes = accumulate(chain(sorted(pool.nodes, reverse=True), repeat(max(pool.nodes))), initial=0)
+    sums = accumulate(chain(sizes, repeat(sizes[0])), initial=0)
+    nodes = next(count for count, there in enumerate(sums) if there >= chosen.nodes * per_node)
+    if not divided:
+        nodes = fewest_nodes(whole_pods(placed), sizes) or 0
     return Recommendation(
         pool=pool,
         goal=goal,
         template=template,
         placed=placed,
         unplaced=tuple(sorted(unplaced, key=lambda each: each.need.workload)),
-        nodes=next(count for count, there in enumerate(sizes) if there >= chosen.nodes * per_node),
+        nodes=nodes,
         gpus=chosen.gpus,
         stranded=(sum(slices for _, slices in lost) * chosen.nodes, sum(units for units, _ in lost) * chosen.nodes),
         idle=normalize(idle),
@@ -209,6 +223,11 @@ def _least(need: Need, packer: Packer, per_node: int) -> Placement:
         declared = need.history.declared is not None
         gpus = max(1, ceil(need.memory / sizes[-1].memory)) if declared else 1
     return Placement(need, Outcome.SEVERAL if gpus > per_node else Outcome.WHOLE, gpus=gpus)
+
+
+def whole_pods(places: Iterable[Placement]) -> tuple[int, ...]:
+    """Return the number of whole GPUs of each pod, the largest first."""
+    return tuple(sorted((place.gpus for place in places for _ in range(place.pods)), reverse=True))
 
 
 def _granted(packer: Packer, seat: Placement, chosen: TemplateChoice) -> Placement:
