@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import get_args
 
@@ -22,8 +23,11 @@ from gpusharing.controller.role import ProcessMetrics, metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.snapshot.nvidia import Operand
+from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -63,6 +67,10 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_policy_halted",
         "gpusharing_policy_gpu_hourly_price",
         "gpusharing_drain_blocked_pods",
+        "gpusharing_drain_blocked_seconds",
+        "gpusharing_policy_blocked_seconds",
+        "gpusharing_policy_without_agent_seconds",
+        "gpusharing_policy_abandoned_changes",
         "gpusharing_orphan_nodes",
         "gpusharing_phase_seconds",
         "gpusharing_api_requests",
@@ -152,6 +160,57 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
     assert samples(metrics, "gpusharing_drain_blocked_pods") == {}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 0}
     assert samples(metrics, "gpusharing_orphan_nodes") == {(): 0}
+
+
+def test_the_age_of_what_makes_no_progress_is_that_of_the_oldest_node() -> None:
+    now = [0.0]
+    metrics, world = Metrics(clock=lambda: now[0]), World()
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        world.add_node(name, NodeMachine(name))
+    world.set_policy(make_policy(mode="Full"))
+    plan, agents = world.plan(), frozenset({"gpu-1", "gpu-3"})
+    drained = replace(plan.verdicts["gpu-1"], phase=Phase.DRAINING, reason=Reason.PODS_LEAVING)
+    blocked = replace(plan.verdicts["gpu-2"], phase=Phase.BLOCKED, reason=Reason.ALREADY_CORDONED)
+    waits = replace(plan.verdicts["gpu-3"], phase=Phase.PENDING, reason=Reason.BUDGET_FULL)
+
+    def told(at: float, *pods: str) -> dict[str, dict[tuple[str, ...], float]]:
+        """What is told a minute after a pass in which these pods are in the way of the first node."""
+        now[0] = at
+        held = Blocker(Reason.PDB, pods)
+        others = (Blocker(Reason.JOBS_RUNNING, ("a/job",)), Blocker(Reason.GRACE_TOO_LONG, ("a/b",), until=NOW))
+        one = replace(drained, blockers=(held, *others) if pods else others)
+        verdicts = {"gpu-1": one, "gpu-2": blocked, "gpu-3": replace(waits, blockers=(held,))}
+        snapshot = replace(world.snapshot(), agents=agents)
+        metrics.passed({}, replace(plan, verdicts=verdicts), snapshot, Outcome())
+        now[0] += 60
+        names = ("drain_blocked", "policy_blocked", "policy_without_agent")
+        return {name: samples(metrics, f"gpusharing_{name}_seconds") for name in names}
+
+    told(0, "a/x", "a/y")
+    assert told(600, "a/x", "a/y") == {
+        "drain_blocked": {("pool-b", "PDB"): 660},
+        "policy_blocked": {("pool-b", "AlreadyCordoned"): 660},
+        "policy_without_agent": {("pool-b",): 660},
+    }
+    assert told(1200, "a/y")["drain_blocked"] == {("pool-b", "PDB"): 60}, "a pod has left"
+    assert told(1300)["drain_blocked"] == {}
+    agents = frozenset({"gpu-1", "gpu-2", "gpu-3"})
+    blocked = replace(blocked, phase=Phase.PENDING, reason=Reason.PAUSED)
+    assert told(1400) == {"drain_blocked": {}, "policy_blocked": {}, "policy_without_agent": {}}
+
+
+def test_changes_that_were_given_up_count_for_the_revision_that_is_wanted() -> None:
+    metrics, world = Metrics(), World()
+    for name in ("gpu-1", "gpu-2"):
+        world.add_node(name, NodeMachine(name))
+    world.set_policy(make_policy(mode="Full"))
+    plan, snapshot = world.plan(), world.snapshot()
+    version = plan.pools["pool-b"].policy.version
+    for count, of, told in ((4, version, 4), (4, replace(version, revision="other"), 0)):
+        deferred = Deferred(count, NOW, "DrainTimeout", of)
+        nodes = {**snapshot.nodes, "gpu-2": replace(snapshot.nodes["gpu-2"], deferred=deferred)}
+        metrics.passed({}, plan, replace(snapshot, nodes=nodes), Outcome())
+        assert samples(metrics, "gpusharing_policy_abandoned_changes") == {("pool-b",): told}
 
 
 def test_actions_count_by_kind_and_result(metrics: Metrics) -> None:

@@ -48,8 +48,12 @@ CLUSTER_WIDE = "cluster"
 
 
 def hurried(rules: str) -> str:
-    """The rules with a second for every `for:` and ten for every range. Nothing else differs from the chart's."""
-    return re.sub(r"\[\w+\]", "[10s]", re.sub(r"^( +for:) \w+$", r"\1 1s", rules, flags=re.MULTILINE))
+    """The rules with a second for every `for:` and every age, ten for every range, and one abandoned change. Nothing else
+    differs from the chart's."""
+    sooner = re.sub(r"> 1500$", "> 1", rules, flags=re.MULTILINE).replace(
+        "_abandoned_changes) >= 3", "_abandoned_changes) >= 1"
+    )
+    return re.sub(r"\[\w+\]", "[10s]", re.sub(r"^( +for:) \w+$", r"\1 1s", sooner, flags=re.MULTILINE))
 
 
 @dataclass
@@ -81,6 +85,7 @@ CARDS = {
     "sick": [L40S],
     "stuck": [L40S],
     "refused": [L40S],
+    "tired": [L40S],
     "crowded": [L40S],
 }
 """By pool the cards, one for each of its nodes."""
@@ -88,6 +93,7 @@ FIRES: dict[str, Callable[[Trouble], str]] = {
     "GPUSharingRolloutStuck": lambda trouble: trouble.name("stuck"),
     "GPUSharingDrainBlocked": lambda trouble: trouble.name("blocked"),
     "GPUSharingNodeBlocked": lambda trouble: trouble.name("blocked"),
+    "GPUSharingChangesAbandoned": lambda trouble: trouble.name("tired"),
     "GPUSharingDrift": lambda trouble: trouble.name("drifted"),
     "GPUSharingStarvation": lambda trouble: NOWHERE,
     "GPUSharingMemoryOvercommitted": lambda trouble: trouble.node("crowded"),
@@ -104,7 +110,7 @@ FIRES: dict[str, Callable[[Trouble], str]] = {
     "GPUSharingSimulated": lambda trouble: trouble.node("well"),
 }
 """By alert, whom or what it is about here."""
-LINGER: dict[str, Object] = {"stuck": {"timeout": "4s", "onTimeout": "Hold"}, "refused": {}}
+LINGER: dict[str, Object] = {"stuck": {"timeout": "4s", "onTimeout": "Hold"}, "refused": {}, "tired": {"timeout": "4s"}}
 """Pools with a pod that does not go when it is evicted, and what else their drains say."""
 LAST = "GPUSharingOperatorDown"
 """Fired by a test of its own: there are no other numbers of the operator any more."""

@@ -5,7 +5,7 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
@@ -16,6 +16,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.controller.role import ProcessMetrics
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
+from gpusharing.planning.report.status import needs_person
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -44,6 +45,8 @@ class Observer:
         """Called when the verdict of a node differs from the one before, which is None for a new node."""
 
 
+Standstill = tuple[str, tuple[str, ...], str, tuple[str, ...]]
+"""What makes no progress: the kind, the values of the gauge's labels, the node, and what must change to be progress."""
 Values = dict[tuple[str, ...], float]
 """The values of a gauge, by the values of its labels."""
 
@@ -56,6 +59,8 @@ class Metrics(Observer, Collector):
         self.registry = self.process.registry
         self._clock = clock
         self._entered: dict[str, float] = {}
+        self._standstills: dict[Standstill, float] = {}
+        """When this process first saw each one that lasts."""
         # Before the others in the registry, so that the metrics after it are up to date at each scrape.
         self.registry.register(self)
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
@@ -129,6 +134,26 @@ class Metrics(Observer, Collector):
             "Pods that block the drains of a policy's nodes, by reason.",
             "reason",
         )
+        self.blocked_for = self._per_policy(
+            "gpusharing_drain_blocked_seconds",
+            "How long the same pods have kept a node of a policy from being drained, by reason: that of the node with the"
+            " longest time. Jobs that the policy waits for, and what ends at a certain time, do not count.",
+            "reason",
+        )
+        self.waits_for = self._per_policy(
+            "gpusharing_policy_blocked_seconds",
+            "How long a node of a policy has been blocked by what only a person can end, by reason: that of the node with"
+            " the longest time.",
+            "reason",
+        )
+        self.agentless_for = self._per_policy(
+            "gpusharing_policy_without_agent_seconds",
+            "How long a node of a policy has had no Ready agent: that of the node with the longest time.",
+        )
+        self.given_up = self._per_policy(
+            "gpusharing_policy_abandoned_changes",
+            "How many changes of this revision were given up on a node of a policy: that of the node with the most.",
+        )
         self.orphans = Gauge(
             "gpusharing_orphan_nodes",
             "Nodes that stay cordoned because their policy was deleted after the point of no return.",
@@ -199,6 +224,12 @@ class Metrics(Observer, Collector):
             served, unheld = count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
             slices |= {(name, resource): count for resource, count in served.items()}
             idle |= {(name, resource): count for resource, count in unheld.items()}
+        ages = {kind: Values() for kind in ("blocked pods", "blocked", "agent")}
+        now = self._clock()
+        for (kind, labels, *_), since in self._standstills.items():
+            ages[kind][labels] = max(now - since, ages[kind].get(labels, 0.0))
+        _show((self.blocked_for, ages["blocked pods"]), (self.waits_for, ages["blocked"]))
+        _show((self.agentless_for, ages["agent"]))
         pending: Values = {(resource,): count for resource, count in waited_for(snapshot).items()}
         _show((self.drifted, drifted), (self.conditions, conditions), (self.agentless, agentless))
         _show((self.gpus, gpus), (self.slices, slices), (self.idle, idle), (self.pending, pending))
@@ -223,7 +254,9 @@ class Metrics(Observer, Collector):
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         nodes, unhealthy, blocked = (Tally[tuple[str, ...]]() for _ in range(3))
-        allowed, used, halted, price = Values(), Values(), Values(), Values()
+        allowed, used, halted, price, given_up = Values(), Values(), Values(), Values(), Values()
+        standstills = dict.fromkeys(_standstills(plan, snapshot), self._clock())
+        self._standstills = {each: self._standstills.get(each, now) for each, now in standstills.items()}
         for name, pool in plan.pools.items():
             owned = [verdicts[node] for node in pool.names]
             nodes.update((name, str(verdict.phase)) for verdict in owned)
@@ -234,11 +267,14 @@ class Metrics(Observer, Collector):
                 pods = {(blocker.reason, pod) for blocker in hard for pod in blocker.pods}
                 blocked.update((name, str(reason)) for reason, _ in pods)
             allowed[name,], used[name,] = pool.limit, pool.used
+            deferrals = (snapshot.nodes[node].deferred for node in pool.names)
+            counts = (one.count for one in deferrals if one is not None and one.version == pool.policy.version)
+            given_up[name,] = max(counts, default=0)
             halted[name,] = any(verdict.reason is Reason.HALTED for verdict in owned)
             if (spec := pool.policy.spec) is not None and spec.cost is not None:
                 price[name, spec.cost.currency] = float(spec.cost.gpu_hourly_price)
         _show((self.nodes, nodes), (self.unhealthy, unhealthy), (self.allowed, allowed), (self.used, used))
-        _show((self.halted, halted), (self.price, price), (self.blocked_pods, blocked))
+        _show((self.halted, halted), (self.price, price), (self.blocked_pods, blocked), (self.given_up, given_up))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def acted(self, action: Action, result: str) -> None:
@@ -254,6 +290,24 @@ class Metrics(Observer, Collector):
             if (began := self._entered.get(after.node)) is not None:
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
+
+
+def _standstills(plan: RolloutPlan, snapshot: ClusterSnapshot) -> Iterator[Standstill]:
+    for name, pool in plan.pools.items():
+        for node in pool.names:
+            verdict, reasons = plan.verdicts[node], dict[str, set[str]]()
+            # Until a node starts, others may use up what a PodDisruptionBudget allows.
+            most = Passes.LATER if verdict.phase.in_flight else Passes.BY_A_PERSON
+            for blocker in verdict.blockers:
+                stays = blocker.reason.passes <= most and blocker.until is None
+                if stays and blocker.reason is not Reason.JOBS_RUNNING:
+                    reasons.setdefault(str(blocker.reason), set()).update(blocker.pods)
+            for reason, pods in reasons.items():
+                yield "blocked pods", (name, reason), node, tuple(sorted(pods))
+            if verdict.phase is Phase.BLOCKED and needs_person(verdict):
+                yield "blocked", (name, str(verdict.reason)), node, ()
+            if node not in snapshot.agents:
+                yield "agent", (name,), node, ()
 
 
 def _is_drifted(member: Member) -> bool:

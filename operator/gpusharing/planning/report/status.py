@@ -231,7 +231,7 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
         Mark.STALLS in verdict.reason.marks,
         _moves(verdict),
         _waits(verdict),
-        _needs_person(verdict),
+        needs_person(verdict),
         verdict.reason in _BY_OTHERS,
     )
 
@@ -351,7 +351,7 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
         )
         return True, Reason.NO_PROGRESS, message
     goes_on = pool.coming or any(_moves(verdict) or _waits(verdict) for verdict in verdicts)
-    stuck = [one for one in verdicts if _needs_person(one) and not (goes_on and one.reason in _BY_OTHERS)]
+    stuck = [one for one in verdicts if needs_person(one) and not (goes_on and one.reason in _BY_OTHERS)]
     if stuck:
         nodes = counted(len(stuck), "node is", "nodes are")
         return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
@@ -380,7 +380,8 @@ _BY_OTHERS = frozenset(
 """Whoever maintains a node, and a pod that restarts, mostly end these. They stall a pool in which nothing else goes on."""
 
 
-def _needs_person(verdict: Verdict) -> bool:
+def needs_person(verdict: Verdict) -> bool:
+    """Return whether only a person can end what keeps the node from its change."""
     if verdict.reason is Reason.STRANDED_PODS and verdict.deadline is not None:
         return False  # such as until the window of another policy opens
     return verdict.stands or (

@@ -1,0 +1,217 @@
+"""The shipped alerts, by what the operator's metrics say minute by minute: silent in a healthy rollout and in a rolling
+reboot, and each of ten sick nodes fires the one that is about it."""
+
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hack.promtool import ensure
+from tests.build import make_policy
+from tests.chart.test_monitoring import RECORDING, RULES
+from tests.planning.machines import NodeMachine
+from tests.planning.world import World
+
+from gpusharing.api.names import Phase
+from gpusharing.controller.execute import Outcome
+from gpusharing.controller.metrics import Metrics
+from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.vocabulary.findings import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
+
+pytestmark = pytest.mark.tools
+
+NODES = [f"gpu-{number:02}" for number in range(12)]
+TURN = 27
+"""Minutes of a node in a rollout, one after another."""
+MINUTES = TURN * len(NODES)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a node in a minute."""
+
+    phase: Phase = Phase.SYNCED
+    reason: Reason = Reason.SYNCED
+    blocked_by: tuple[tuple[Reason, str], ...] = ()
+    """The reason and the pod of each blocker."""
+    agent: bool = True
+    given_up: int = 0
+
+
+Walk = Callable[[int, int], Seen]
+"""Return what is known of a node, by its number, in a minute."""
+
+
+def healthy(minute: int, number: int) -> Seen:
+    """Two nodes ahead, a person's cordon or maintenance ends before their turn; a drained pod waits for its budget, and
+    then another does."""
+    since = minute - TURN * number
+    if -2 * TURN <= since < 0:
+        return Seen(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE if since < -TURN else Reason.ALREADY_CORDONED)
+    if since < 0 or since >= TURN:
+        return Seen(Phase.PENDING, Reason.BUDGET_FULL, ((Reason.PDB, "a/x"),)) if since < 0 else Seen()
+    if since < 20:
+        return Seen(Phase.DRAINING, Reason.PODS_LEAVING, ((Reason.PDB, f"a/pod-{since // 10}"),))
+    return Seen(Phase.RECONFIGURING if since < 24 else Phase.VERIFYING, Reason.ACTUATION_IN_PROGRESS)
+
+
+def rebooting(minute: int, number: int) -> Seen:
+    """One node after another is away for most of its turn, and one that is to be changed waits for its agent."""
+    away = 0 <= minute - TURN * number < TURN - 2
+    return Seen(Phase.BLOCKED, Reason.AGENT_NOT_READY, agent=False) if away else Seen()
+
+
+def sick(seen: Callable[[int], Seen]) -> Walk:
+    """The last node is sick from the second hour on, and beside it a rollout goes on."""
+
+    def walk(minute: int, number: int) -> Seen:
+        if number == len(NODES) - 1:
+            return seen(minute - 60) if minute >= 60 else Seen()
+        return healthy(minute, number)
+
+    return walk
+
+
+def always(seen: Seen) -> Callable[[int], Seen]:
+    """The same in each minute."""
+    return lambda _: seen
+
+
+def held_by(reason: Reason) -> Seen:
+    """A drain in which a pod stays."""
+    return Seen(Phase.DRAINING, Reason.PODS_LEAVING, ((reason, "a/stays"),))
+
+
+def timing_out(minute: int) -> Seen:
+    """Half an hour of draining, and half an hour of waiting for the next attempt."""
+    attempt, since = divmod(minute, 60)
+    if since < 29:
+        return replace(held_by(Reason.PDB), given_up=attempt)
+    return Seen(Phase.PENDING, Reason.DEFERRED, given_up=attempt + 1)
+
+
+SICK = {
+    "a budget that never allows": (always(held_by(Reason.PDB_NEVER_ALLOWS)), "GPUSharingDrainBlocked"),
+    "a budget that does not allow": (always(held_by(Reason.PDB)), "GPUSharingDrainBlocked"),
+    "a pod without a controller": (always(held_by(Reason.UNMANAGED)), "GPUSharingDrainBlocked"),
+    "a pod that does not end": (always(held_by(Reason.TERMINATING_STUCK)), "GPUSharingDrainBlocked"),
+    "stranded pods": (
+        always(Seen(Phase.BLOCKED, Reason.STRANDED_PODS, ((Reason.STRANDED_PODS, "a/stays"),))),
+        "GPUSharingDrainBlocked GPUSharingNodeBlocked",
+    ),
+    "a drain that times out again and again": (timing_out, "GPUSharingChangesAbandoned"),
+    "a cordon that nobody lifts": (always(Seen(Phase.BLOCKED, Reason.ALREADY_CORDONED)), "GPUSharingNodeBlocked"),
+    "another device plugin": (always(Seen(Phase.BLOCKED, Reason.FOREIGN_DEVICE_PLUGIN)), "GPUSharingNodeBlocked"),
+    "an agent that never starts": (
+        always(Seen(Phase.BLOCKED, Reason.AGENT_NOT_STARTED, agent=False)),
+        "GPUSharingAgentMissing GPUSharingNodeBlocked",
+    ),
+    "a change that failed": (always(Seen(Phase.FAILED, Reason.ACTUATOR_FAILED)), "GPUSharingNodeFailed"),
+}
+"""Ten sick nodes, and the alerts that fire."""
+FORMER = {
+    "GPUSharingDrainBlocked": (
+        'sum by (cluster, policy, reason) (gpusharing_drain_blocked_pods{reason!="JobsRunning"}) > 0',
+        "30m",
+    ),
+    "GPUSharingNodeBlocked": ('sum by (cluster, policy) (gpusharing_policy_nodes{phase="Blocked"}) > 0', "1h"),
+    "GPUSharingAgentMissing": ("gpusharing_policy_nodes_without_agent > 0", "15m"),
+}
+"""Rules that fired in a healthy rollout and in a rolling reboot."""
+
+
+def series_of(walk: Walk, cluster: str) -> dict[str, list[str]]:
+    """What a Prometheus scrapes each minute."""
+    now = [0.0]
+    metrics, world = Metrics(clock=lambda: now[0]), World()
+    for node in NODES:
+        world.add_node(node, NodeMachine(node))
+    world.set_policy(make_policy(mode="Full"))
+    world.settle()
+    plan, snapshot = world.plan(), world.snapshot()
+    version = plan.pools["pool-b"].policy.version
+    found: dict[str, list[str]] = {"gpusharing_leader": ["1"] * MINUTES}
+    before = plan.verdicts
+    for minute in range(MINUTES):
+        now[0] = 60.0 * minute
+        seen = {node: walk(minute, number) for number, node in enumerate(NODES)}
+        verdicts = {
+            node: replace(
+                plan.verdicts[node],
+                phase=each.phase,
+                reason=each.reason,
+                blockers=tuple(Blocker(reason, (pod,)) for reason, pod in each.blocked_by),
+            )
+            for node, each in seen.items()
+        }
+        deferred = {
+            node: Deferred(each.given_up, datetime(2026, 1, 1, tzinfo=UTC), "DrainTimeout", version)
+            for node, each in seen.items()
+            if each.given_up
+        }
+        nodes = {node: replace(view, deferred=deferred.get(node)) for node, view in snapshot.nodes.items()}
+        agents = frozenset(node for node, each in seen.items() if each.agent)
+        shown = replace(snapshot, nodes=nodes, agents=agents)
+        for node, verdict in verdicts.items():
+            metrics.changed(before[node], verdict)
+        metrics.passed({}, replace(plan, verdicts=verdicts), shown, Outcome())
+        before = verdicts
+        for family in metrics.registry.collect():
+            for sample in family.samples:
+                if sample.name.startswith(("gpusharing_policy", "gpusharing_drain", "gpusharing_orphan")):
+                    labels = ",".join(f'{key}="{text}"' for key, text in sample.labels.items())
+                    values = found.setdefault(f"{sample.name}{{{labels}}}", [])
+                    values += ["stale" if values else "_"] * (minute - len(values)) + [f"{sample.value:g}"]
+    return {
+        name.replace("{", f'{{cluster="{cluster}",') if "{" in name else f'{name}{{cluster="{cluster}"}}': values
+        + ["stale"] * (len(values) < MINUTES)
+        for name, values in found.items()
+    }
+
+
+def fired(folder: Path, walks: Mapping[str, Walk], rules: Path = RULES) -> dict[str, dict[str, int]]:
+    """For how many minutes each alert fired, by walk."""
+    series = [
+        {"series": name, "values": " ".join(values)}
+        for cluster, walk in walks.items()
+        for name, values in series_of(walk, cluster).items()
+    ]
+    minutes = f'sum by (cluster, alertname) (count_over_time(ALERTS{{alertstate="firing"}}[{MINUTES}m]))'
+    expected = [{"expr": minutes, "eval_time": f"{MINUTES - 1}m", "exp_samples": [{"labels": "{}", "value": -1}]}]
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": expected}
+    document = {"rule_files": [str(rules), str(RECORDING)], "evaluation_interval": "1m", "tests": [test]}
+    (folder / "walk.yaml").write_text(yaml.safe_dump(document))
+    command = [str(ensure("promtool")), "test", "rules", str(folder / "walk.yaml")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return read_samples(said.stdout + said.stderr)
+
+
+def read_samples(text: str) -> dict[str, dict[str, int]]:
+    """The samples that promtool got instead of the impossible one."""
+    found: dict[str, dict[str, int]] = {}
+    (got,) = re.findall(r"^ *got: ?(.*)$", text, re.MULTILINE)
+    for alert, cluster, value in re.findall(r'alertname="(\w+)", cluster="([^"]+)"\} (\S+?),?(?= \{|$|,)', got):
+        found.setdefault(cluster, {})[alert] = round(float(value))
+    return found
+
+
+def test_a_healthy_rollout_and_a_rolling_reboot_are_silent_and_ten_sick_nodes_are_not(tmp_path: Path) -> None:
+    walks: dict[str, Walk] = {"healthy": healthy, "rebooting": rebooting}
+    walks |= {name: sick(seen) for name, (seen, _) in SICK.items()}
+    found = {name: set(alerts) for name, alerts in fired(tmp_path, walks).items()}
+    assert found == {name: set(alerts.split()) for name, (_, alerts) in SICK.items()}
+
+
+def test_the_walks_are_those_in_which_sums_over_nodes_fired(tmp_path: Path) -> None:
+    """They can fail: rules that asked whether any node is blocked fired most of the time."""
+    rules = [{"alert": name, "expr": expr, "for": lasting} for name, (expr, lasting) in FORMER.items()]
+    (tmp_path / "former.yaml").write_text(yaml.safe_dump({"groups": [{"name": "former", "rules": rules}]}))
+    found = fired(tmp_path, {"healthy": healthy, "rebooting": rebooting}, tmp_path / "former.yaml")
+    assert found["healthy"].keys() == {"GPUSharingDrainBlocked", "GPUSharingNodeBlocked"}
+    assert min(found["healthy"].values()) > MINUTES / 2
+    assert found["rebooting"].keys() >= {"GPUSharingAgentMissing"}
