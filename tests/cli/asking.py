@@ -2,10 +2,8 @@
 
 import io
 import json
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -20,7 +18,7 @@ from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
 from kubectl_gpusharing.live.cluster import OPERATOR
-from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.arguments import Arguments, parse
 from kubectl_gpusharing.shell.running import run_each
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -42,7 +40,7 @@ class Answered:
 
 
 @cache
-def _parsed(words: tuple[str, ...]) -> Namespace:
+def _parsed(words: tuple[str, ...]) -> Arguments:
     """Return the words as a command line has them; the parser takes longer than some verbs."""
     return parse(words)
 
@@ -57,9 +55,9 @@ async def ask(
     """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own;
     `width`: of the terminal, if it is one; `stream`: what is written on, for who reads it before the end.
     """
-    typed = deepcopy(_parsed(words))
+    typed = _parsed(words)
     stream = io.StringIO() if stream is None else stream
-    terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
+    terminal = Terminal(stream, typed.output, width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
     status = await run_each(import_module(f"kubectl_gpusharing.{typed.module}"), session, typed, terminal)
     return Answered(status, _checked(terminal))
@@ -105,9 +103,9 @@ async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
 
 def alone(*words: str, width: int | None = None, stream: io.StringIO | None = None) -> Answered:
     """Type a command line that asks no cluster; Trouble is raised as it is. `stream`: as in `ask`."""
-    typed: Namespace = parse(words)
+    typed = parse(words)
     stream = io.StringIO() if stream is None else stream
-    terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
+    terminal = Terminal(stream, typed.output, width=width)
     status = import_module(f"kubectl_gpusharing.{typed.module}").run_offline(typed, terminal)
     return Answered(status, _checked(terminal))
 

@@ -3,6 +3,9 @@
 
 import ast
 import json
+import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import client
 from kubectl_gpusharing.shell import documents
-from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 NAME = "gpusharingpolicy.gpusharing.dev"
@@ -126,13 +129,42 @@ def test_tables_can_be_had_without_headings(stocked: Desk) -> None:
 # --- help and mistakes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+@pytest.mark.parametrize("verb", [verb.verb for verb in VERBS])
 def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(desk: Desk, verb: str) -> None:
     said = desk.type("help", verb)
     assert said == desk.type(verb, "--help")
     assert "kubectl gpusharing options" in said.out
     assert "--output" in said.out
     assert "--kubeconfig" not in said.out
+
+
+@pytest.mark.parametrize("kind", VERBS)
+def test_the_help_of_a_verb_has_its_own_exit_statuses_and_examples_that_can_be_typed(
+    desk: Desk, kind: type[Arguments]
+) -> None:
+    text = desk.type(kind.verb, "--help").out
+    assert all(f"  {status:<4} {meaning}\n" in text for status, meaning in kind.exits.items())
+    assert ("  2    " in text) == (2 in kind.exits)
+    examples = re.findall(rf"^  kubectl gpusharing {kind.verb}(.*)$", text, re.MULTILINE)
+    assert len(examples) == len(kind.examples) == 2
+    for example in examples:
+        words = shlex.split(example.partition(">")[0])
+        assert type(parse([kind.verb, *words])) is kind
+
+
+@pytest.mark.parametrize("kind", VERBS)
+def test_a_verb_gets_its_flags_and_nothing_else_from_the_command_line(kind: type[Arguments]) -> None:
+    """What stands before the verb counts too, and a flag that was not typed has the default of its field."""
+    words = ["x"] * any(one.metadata["options"].get("nargs") in (1, "+") for one in fields(kind))
+    typed = parse(["-o", "json", "--context", "east", kind.verb, *words])
+    assert type(typed) is kind
+    given = {one.name for one in fields(kind) if getattr(typed, one.name) != one.default}
+    assert given <= {"output", "context", "names", "subjects", "files"}
+    assert (typed.output, typed.context) == ("json", "east")
+
+
+def test_a_format_that_a_verb_lacks_is_refused_before_it_too(desk: Desk) -> None:
+    assert "-o html cannot be used with doctor" in wrong(desk, "-o", "html", "doctor")
 
 
 def test_options_are_the_flags_that_every_verb_has(desk: Desk) -> None:
@@ -151,8 +183,9 @@ MISTAKES = {
     "help stauts": "there is no verb stauts; did you mean status?",
     "status --wacth": "there is no flag --wacth; did you mean --watch?",
     "status -o jsn": "--output cannot be jsn; did you mean json?",
-    "status -o jsonpath": "--output cannot be jsonpath; did you mean jsonpath=TEMPLATE?",
-    "doctor -o name": "use one of: table, wide, json, yaml, jsonpath=TEMPLATE",
+    "doctor -o name": "use one of: table, wide, json, yaml",
+    "advise --gpus-per-node 17": "--gpus-per-node cannot be 17; use one of: 1, 2, 3",
+    "ui --port http": "argument --port: invalid int value: 'http'",
     "approve pool-b hash more": "there is an argument too many: more",
     "plan --fail-on=x --filname=y": "there is no flag --filname; did you mean --filename?",
 }

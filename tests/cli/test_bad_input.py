@@ -26,7 +26,7 @@ def wrong(desk: Desk) -> Wrong:
 ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
     verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
 }
-ASKING = [verb.name for verb in VERBS if not verb.offline]
+ASKING = [verb.verb for verb in VERBS if not verb().offline]
 
 
 @pytest.mark.parametrize("verb", ASKING)

@@ -6,10 +6,8 @@ import socket
 import subprocess
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -21,7 +19,7 @@ from tests.fakes.web import WebServer
 
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import running as clusters
-from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.arguments import Arguments, StatusArguments
 from kubectl_gpusharing.shell.completing import cluster_names
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.running import LOGINS, Answer, FleetVerb
@@ -37,7 +35,7 @@ LATE = 20.0
 def sets(event: threading.Event) -> FleetVerb:
     """A verb that sets the event when the context `well` has given its first answer."""
 
-    async def ask(session: Session, _typed: Namespace) -> Any:
+    async def ask(session: Session, _typed: Arguments) -> Any:
         if session.where == "context well":
             event.set()
         return Answer(DONE)
@@ -80,7 +78,10 @@ def test_a_cluster_is_answered_while_any_number_of_others_hang(desk: Desk) -> No
 def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(desk: Desk) -> None:
     """Four at once would each take four seconds of the two and a half. The wait for a place counts for none."""
 
-    async def ask(_session: Session, _typed: Namespace) -> Any:
+    class Hasty(StatusArguments):
+        fleet_seconds = 2.5
+
+    async def ask(_session: Session, _typed: Arguments) -> Any:
         for _ in range(10):
             time.sleep(0.1)  # noqa: ASYNC251 - the event loop is busy
             await asyncio.sleep(0)
@@ -88,8 +89,7 @@ def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(desk: D
 
     names = [f"c{number}" for number in range(4)]
     desk.write_clusters(**dict.fromkeys(names, desk.url))
-    typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
-    typed.row = replace(typed.row, fleet_seconds=2.5)
+    typed = Hasty(kubeconfig=str(desk.kubeconfig))
     verb = FleetVerb((), "", FailureData, ask)
     replies = run_command(clusters.ask_clusters(verb, typed, names, SECONDS, at_once=1))
     assert [reply.error for reply in replies] == [""] * 4

@@ -68,7 +68,7 @@ def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus,
     fake.answers["max_over_time(gpusharing_agent_simulated["] = vector(
         ({"node": "gpu-1"}, "1"), ({"node": "gpu-9"}, "1")
     )
-    words = ("--selector", selector)
+    words = ("--match", selector)
     told = ask(desk, fake, *words).out.splitlines()[1]
     assert told.startswith("SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from")
     assert json.loads(ask(desk, fake, *words, "-o", "json").out)["simulated"] == ["gpu-1"]
@@ -80,9 +80,9 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
     desk: Desk, fake: FakePrometheus
 ) -> None:
     everything = ask(desk, fake).out
-    assert ask(desk, fake, "--selector", 'policy="pool-x",node!="gpu-2"').out == everything
+    assert ask(desk, fake, "--match", 'policy="pool-x",node!="gpu-2"').out == everything
     for selector in ('policy="pool-y"', 'node="gpu-2"', 'cluster="east"'):
-        said = ask(desk, fake, "--selector", selector)
+        said = ask(desk, fake, "--match", selector)
         assert (said.status, said.out) == (FAILED, "")
         assert (
             f"has no data from the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}" in said.err
@@ -90,8 +90,8 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
 
 
 def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
-    told = wrong(desk, "--prometheus", fake.url, "--selector", 'namespace="team-a"')
-    assert '--selector namespace="team-a": only some of the series that make up a bill have the label namespace' in told
+    told = wrong(desk, "--prometheus", fake.url, "--match", 'namespace="team-a"')
+    assert '--match namespace="team-a": only some of the series that make up a bill have the label namespace' in told
     assert fake.paths == []
 
 
@@ -281,7 +281,7 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
         ),
         (
             failure(503, "timeout", "query timed out"),
-            "query timed out; narrow the query with --selector, or use a --window shorter than a day",
+            "query timed out; narrow the query with --match, or use a --window shorter than a day",
         ),
         (
             failure(400, "bad_data", "parse error\n at char 3."),

@@ -122,8 +122,8 @@ def test_a_sum_that_is_broken_somewhere_is_told(
     ("labels", "told"),
     [
         ({"a\x1b[31m": "x"}, "differ in the label a?[31m (x, y)"),
-        ({"replica": 'x"\\'}, r"""--selector 'replica="x\"\\"'"""),
-        ({"replica": "it's"}, """--selector 'replica="it'"'"'s"'"""),
+        ({"replica": 'x"\\'}, r"""--match 'replica="x\"\\"'"""),
+        ({"replica": "it's"}, """--match 'replica="it'"'"'s"'"""),
     ],
     ids=["a name that would paint", "a value with quotes", "a value that ends the shell's quotes"],
 )

@@ -32,7 +32,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(desk: Desk, url: str, *more: str, cluster: str = "east") -> Said:
     """`cost` for a cluster, in all of its time unless told otherwise."""
-    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url)
+    chosen = ("--match", f'cluster="{cluster}"', "--prometheus", url)
     window = ("7d", UNTIL) if cluster == "east" else ("2d", "2026-10-03")
     return desk.type("cost", *chosen, "--window", window[0], "--until", window[1], *more)
 
@@ -183,8 +183,8 @@ def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prom
     said = ask(desk, prometheus, cluster="double")
     assert (said.status, said.out) == (FAILED, "")
     assert "gpu-1 would be billed twice: its series differ in the label replica (a, b)" in said.err
-    assert "--selector 'replica=\"a\"'" in said.err
-    chosen = ask(desk, prometheus, "--selector", 'cluster="double",replica="a"', "-o", "json", cluster="double")
+    assert "--match 'replica=\"a\"'" in said.err
+    chosen = ask(desk, prometheus, "--match", 'cluster="double",replica="a"', "-o", "json", cluster="double")
     assert data(chosen)["totals"][0]["cost"] == 96.00
 
 
@@ -199,13 +199,13 @@ def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it
     assert (said.status, said.out) == (FAILED, "")
     assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
     assert "Remove one, and use a window in which there was only one" in said.err
-    assert "--selector" not in said.err
+    assert "--match" not in said.err
 
 
 def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="jobs")
-    assert "Choose one: --selector 'job=\"agents\"'" in said.err
-    chosen = ask(desk, prometheus, "--selector", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
+    assert "Choose one: --match 'job=\"agents\"'" in said.err
+    chosen = ask(desk, prometheus, "--match", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
     assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, 96.00)
     assert data(chosen)["simulated"] == ["gpu-1"]
 
@@ -221,7 +221,7 @@ def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: s
 def test_one_pool_alone_costs_what_it_does_in_the_whole_bill(
     desk: Desk, prometheus: str, policy: str, cost: str, basis: str, teams: set[str]
 ) -> None:
-    chosen = ("--selector", f'cluster="east",policy="{policy}"')
+    chosen = ("--match", f'cluster="east",policy="{policy}"')
     for by in ("namespace", "team"):
         said = ask(desk, prometheus, *chosen, "--by", by, "-o", "json")
         told = data(said)
@@ -233,7 +233,7 @@ def test_one_pool_alone_costs_what_it_does_in_the_whole_bill(
 
 @pytest.mark.parametrize("where", ['node="gpu-b-3"', 'policy=~"pool-b|x",node="gpu-b-3"'])
 def test_one_node_alone_costs_what_its_hours_do(desk: Desk, prometheus: str, where: str) -> None:
-    said = ask(desk, prometheus, "--selector", f'cluster="east",{where}', "-o", "json")
+    said = ask(desk, prometheus, "--match", f'cluster="east",{where}', "-o", "json")
     assert (said.status, data(said)["totals"][0]["cost"]) == (DONE, 4300.80), "8 GPUs, 168 h, 3.20"
 
 
@@ -286,10 +286,10 @@ def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, promethe
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 192.00}
     assert data(said)["missing"] == [
         "namespace team-a has several values of team at once, for example because it exists in several clusters,"
-        " so its usage is listed under (no team): choose a cluster with --selector"
+        " so its usage is listed under (no team): choose a cluster with --match"
     ]
     for zone, team in (("a", "red"), ("b", "blue")):
-        chosen = ("--selector", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
+        chosen = ("--match", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
         said = ask(desk, prometheus, *chosen, cluster="teams")
         assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {team: 96.00}
         assert said.status == DONE
@@ -302,9 +302,9 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     (missing,) = data(said)["missing"]
     assert missing.endswith(
         "policy pool-x has several prices at once, for example because it exists in several clusters: choose a"
-        " cluster with --selector"
+        " cluster with --match"
     )
-    chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
+    chosen = ask(desk, prometheus, "--match", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == 192.00
 
 

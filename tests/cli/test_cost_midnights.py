@@ -45,7 +45,7 @@ def test_a_node_that_ran_all_day_is_billed_by_the_ends_and_other_pools_cost_noth
     desk: Desk, fake: FakePrometheus
 ) -> None:
     fake.marks = {YESTERDAY: ends(7, 7), NOW: ends(7 + DAY, 7 + DAY)}
-    said, queries = ask(desk, fake, "--selector", 'policy="pool-x"')
+    said, queries = ask(desk, fake, "--match", 'policy="pool-x"')
     assert (said.status, json.loads(said.out)["totals"][0]["gpuHours"]) == (DONE, 24)
     assert not any("increase(" in query for query in queries)
 

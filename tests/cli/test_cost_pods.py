@@ -134,7 +134,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(desk: Desk, url: str, cluster: str, by: str) -> Any:
     """The data of a complete bill of the day."""
-    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--by", by, "-o", "json")
+    chosen = ("--match", f'cluster="{cluster}"', "--prometheus", url, "--by", by, "-o", "json")
     said = desk.type("cost", *chosen, "--window", "1d", "--until", UNTIL)
     assert (said.status, said.err) == (DONE, "")
     return json.loads(said.out)
@@ -256,7 +256,7 @@ def test_a_replica_that_does_more_than_its_part_used_more_than_all_of_it(desk: D
     assert (idle["memoryUsed"], idle["smUsed"]) == (None, None)
     said = desk.type(
         "cost",
-        "--selector",
+        "--match",
         'cluster="shared"',
         "--prometheus",
         prometheus,

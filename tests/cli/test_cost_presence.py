@@ -129,7 +129,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(desk: Desk, url: str, cluster: str, *more: str, window: str = f"{HOURS}h", until: str = UNTIL) -> Said:
     """`cost` of a story."""
-    chosen = ("--selector", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
+    chosen = ("--match", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
     return desk.type("cost", *chosen, "--window", window, "--until", until)
 
 
@@ -179,7 +179,7 @@ def test_the_stories_have_all_that_can_happen() -> None:
 @pytest.mark.tools
 def test_of_two_scrapes_that_differ_in_their_endpoint_one_can_be_chosen(desk: Desk, prometheus: str) -> None:
     (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "endpoint")
-    assert "--selector 'endpoint=\"metrics\"'" in ask(desk, prometheus, told.name).err
+    assert "--match 'endpoint=\"metrics\"'" in ask(desk, prometheus, told.name).err
     found = json.loads(ask(desk, prometheus, told.name, 'endpoint="metrics"').out)
     (held,) = (row for row in found["rows"] if row["name"] == "team-a")
     assert held["gpuHours"] == pytest.approx(told.metered, abs=len(told.lives) * EVERY / 3600)
@@ -191,7 +191,7 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(d
     err = ask(desk, prometheus, told.name).err
     assert "and pod (agent-0" in err
     assert "Stop one, then use a window that begins later" in err
-    assert "--selector" not in err
+    assert "--match" not in err
 
 
 @pytest.mark.tools

@@ -83,7 +83,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(desk: Desk, url: str, cluster: str, *more: str) -> tuple[int, Any]:
     """Exit status and data."""
-    chosen = ("--selector", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
+    chosen = ("--match", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
     said = desk.type("cost", *chosen, "--window", f"{HOURS:g}h", "--until", UNTIL)
     return said.status, json.loads(said.out)
 

@@ -2,7 +2,6 @@
 kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/queries.py,
 kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/windows.py)."""
 
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Mapping
 from fractions import Fraction
@@ -10,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.arguments import CostArguments, parse
 from kubectl_gpusharing.shell.drawing import simulated_sentence
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.bills import HOUR, Price
@@ -65,9 +64,11 @@ def test_a_selector_that_is_none(typed: str) -> None:
 DAY = Days((86400.0,), 86400)
 
 
-def typed(*words: str) -> Namespace:
+def typed(*words: str) -> CostArguments:
     """A command line."""
-    return parse(("cost", *words))
+    told = parse(("cost", *words))
+    assert isinstance(told, CostArguments)
+    return told
 
 
 def test_a_day_begins_at_midnight_in_utc() -> None:
@@ -122,7 +123,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
 @pytest.mark.parametrize("matcher", ['{}="a"', '{}!~"a"', 'policy="x", {}=~"a"'])
 def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
     with pytest.raises(Trouble) as refused:
-        query_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
+        query_of(typed("--match", matcher.format(label)), 1_790_000_000.0)
     assert f"only some of the series that make up a bill have the label {label}," in str(refused.value)
     assert 'such as cluster="east"' in str(refused.value)
 
@@ -218,7 +219,7 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
     assert (
         found("gpu-1", "pool-x", {"policies": told})
         == "policy pool-x had several currencies on that day (EUR, USD), for example because it exists in several"
-        " clusters, or because it was changed: choose a cluster with --selector"
+        " clusters, or because it was changed: choose a cluster with --match"
     )
 
 

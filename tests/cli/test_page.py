@@ -1,7 +1,6 @@
 """The page of `status -o html` (kubectl_gpusharing/pools/page.py)."""
 
 import os
-from argparse import Namespace
 from collections.abc import AsyncIterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.cli.window import Window, window
 from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
 from kubectl_gpusharing.pools.page import MARKS, card, divide, page, read_cards
+from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
@@ -72,7 +72,7 @@ def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
 def shown(policies: list[JSON], nodes: list[JSON]) -> str:
     """The page of these, at NOW."""
     session = Session(FakeCluster().client("a-person"), "context desk", now=lambda: NOW)
-    return page(session, (policies, nodes), Namespace(policy=[], selector=""))
+    return page(session, (policies, nodes), StatusArguments())
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:

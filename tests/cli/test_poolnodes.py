@@ -57,7 +57,7 @@ def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> No
     said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
     assert (said.status, said.err) == (DONE, "")
     assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert "Prometheus has no data on GPUs of nodes with zone=b" in desk.type(*words, "--nodes", "zone=b").err
+    assert "Prometheus has no data on GPUs of nodes with zone=b" in desk.type(*words, "--selector", "zone=b").err
     assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
 
 

@@ -69,7 +69,7 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
     [
         (("--window", "31d"), "--window 31d: use a length from 10m to 30d"),
         (("--until", "soon"), "--until soon: use a date or a timestamp"),
-        (("--selector", "east"), "--selector east: use matchers"),
+        (("--match", "east"), "--match east: use matchers"),
         (("-l", "a=b=c"), "-l a=b=c is not a valid node selector; use one such as gpusharing.dev/pool=a"),
         (("-l", "a=b", "--policy", "x"), "pass either --policy or -l, not both"),
         (("--policy", "x"), "--policy needs access to the cluster: omit --prometheus"),

@@ -164,7 +164,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def ask(url: str, *more: str, cluster: str = "east", window: str = "", until: str = UNTIL) -> Answered:
     """`recommend` for a cluster, in all of its time unless told otherwise."""
-    chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", until)
+    chosen = ("--match", f'cluster="{cluster}"', "--prometheus", url, "--until", until)
     return alone("recommend", *chosen, "--window", window or ("4d" if cluster == "east" else f"{SHORT}h"), *more)
 
 

@@ -177,7 +177,7 @@ def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePromet
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     told = prompt.refused(fake)
     assert "has 100,001 GPU series at one time, but this plugin reads at most 100,000 at once" in told
-    assert "select fewer, for example with --selector 'cluster=\"east\"'" in told
+    assert "select fewer, for example with --match 'cluster=\"east\"'" in told
 
 
 def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:

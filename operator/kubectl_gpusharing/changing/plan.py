@@ -6,7 +6,6 @@ if no plan could be made. Other objects that refer to resources or labels which 
 rights, and only here; the operator needs no rights to them.
 """
 
-from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
 from kubectl_gpusharing.pools.timeline import read_changes
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
+from kubectl_gpusharing.shell.arguments import PlanArguments
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -495,17 +495,17 @@ def _step_data(step: Step) -> StepData:
     }
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: PlanArguments, terminal: Terminal) -> int:
     """Show what the policies in the files of `-f`, or else the present policies, would do."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
-    for name in typed.policy if only else ():
+    for name in typed.policies if only else ():
         if name not in only:
             raise Trouble(no_such(POLICIES, name, sorted(only), "the file"))
-    only = {*typed.policy} or only
+    only = {*typed.policies} or only
     planned = await propose(session, proposed, only)
     planned = replace(planned, notes=(*others, *planned.notes), fail_on=fail_on)
     terminal.answer(

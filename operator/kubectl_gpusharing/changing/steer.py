@@ -7,7 +7,6 @@ command says so.
 
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +25,15 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import OPERATOR, read_deployment
 from kubectl_gpusharing.pools.fleet import NodeStatus, State, read_node
+from kubectl_gpusharing.shell.arguments import (
+    AbortArguments,
+    ApproveArguments,
+    PauseArguments,
+    ResumeArguments,
+    RetryArguments,
+    SkipArguments,
+    SteeringArguments,
+)
 from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
 from kubectl_gpusharing.shell.session import Session, object_name
@@ -53,15 +61,16 @@ class Change:
     """Whether pods may be evicted because of the patch, so that the user has to confirm it."""
 
 
-async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeStatus, ...]:
+async def read_gpunodes(session: Session, typed: SteeringArguments) -> tuple[NodeStatus, ...]:
     """Return the GPUNodes that the verb needs: for resume the halted ones of the policy, for retry that of the node.
 
     A user who may not read the node's GPUNode can retry it all the same.
     """
-    if verb == "resume":
+    name = typed.name
+    if isinstance(typed, ResumeArguments):
         nodes = map(read_node, await session.all(GPUNODES))
         return tuple(node for node in nodes if (node.policy, node.reason) == (name, Reason.HALTED))
-    if verb == "retry":
+    if isinstance(typed, RetryArguments):
         with explained(session.where), suppress(Forbidden):
             try:
                 return (read_node(await session.client.get(GPUNODES, name)),)
@@ -72,31 +81,37 @@ async def read_gpunodes(session: Session, verb: str, name: str) -> tuple[NodeSta
     return ()
 
 
-def find_change(typed: Namespace, verb: str, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime) -> Change:
+def find_change(typed: SteeringArguments, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime) -> Change:
     """Return the patch for an object. Raises Trouble if it would have no effect."""
-    match verb:
-        case "approve":
+    match typed:
+        case ApproveArguments():
             return _approve(raw, typed.hash)
-        case "pause":
+        case PauseArguments():
             return _pause(raw, typed.when_paused)
-        case "resume":
+        case ResumeArguments():
             return _resume(raw, gpunodes)
-        case "retry":
+        case RetryArguments():
             means = (
                 "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
             )
             means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
             return Change(_annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True)
-        case "abort":
+        case AbortArguments():
             return _abort(raw)
-    name = text(raw, "metadata", "name")
-    skipped = names.is_skip(texts(section(raw, "metadata", "labels")).get(names.LABEL_SKIP))
-    if skipped is not typed.undo:
+        case SkipArguments():
+            return _skip(raw, undo=typed.undo)
+    raise TypeError(f"{typed.verb} patches nothing")
+
+
+def _skip(node: JSON, *, undo: bool) -> Change:
+    name = text(node, "metadata", "name")
+    skipped = names.is_skip(texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP))
+    if skipped is not undo:
         raise Trouble(f"{name} is {'already skipped' if skipped else 'not skipped'}")
     means = "no new change will start on this node; a change in flight continues, and the pool still counts the node"
-    means = "changes may start on this node again" if typed.undo else means
-    body = {"metadata": {"labels": {names.LABEL_SKIP: None if typed.undo else "true"}}}
-    return Change(body, means, moves=typed.undo)
+    means = "changes may start on this node again" if undo else means
+    body = {"metadata": {"labels": {names.LABEL_SKIP: None if undo else "true"}}}
+    return Change(body, means, moves=undo)
 
 
 def _approve(policy: JSON, expected: str) -> Change:
@@ -210,16 +225,16 @@ TRIES = 5
 """How often the patch is tried if somebody else writes the object after our read, as a kubelet's heartbeat does."""
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: SteeringArguments, terminal: Terminal) -> int:
     """Show the patch, ask for a confirmation where it is needed, and send the patch."""
-    verb, every = typed.verb, getattr(typed, "all", False)
-    resource = POLICIES if verb in ("approve", "pause", "resume") else NODES
+    every = isinstance(typed, PauseArguments | ResumeArguments) and typed.all
+    resource = POLICIES if isinstance(typed, ApproveArguments | PauseArguments | ResumeArguments) else NODES
     if every == bool(typed.name):
-        raise Trouble(f"give one name or --all, for example: kubectl gpusharing {verb} --all")
+        raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(resource, typed.name)]
-    absent = await _find_absence(session, typed, lasts=verb in ("pause", "skip") or every)
-    gpunodes = () if every else await read_gpunodes(session, verb, typed.name)
-    find = partial(find_change, typed, verb, gpunodes=gpunodes, now=session.now())
+    absent = await _find_absence(session, typed, lasts=every or isinstance(typed, PauseArguments | SkipArguments))
+    gpunodes = () if every else await read_gpunodes(session, typed)
+    find = partial(find_change, typed, gpunodes=gpunodes, now=session.now())
     changes: Changes = []
     for raw in objects:
         with suppress(*[Trouble] * every):
@@ -263,7 +278,7 @@ def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, 
         terminal.data(PatchData, data, [object_name(kind, name)])
 
 
-async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
+async def _find_absence(session: Session, typed: SteeringArguments, *, lasts: bool) -> str:
     with explained(session.where):
         operator = await read_deployment(session.client)
     paused = operator.settings.plan.paused

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import tarfile
-from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +25,7 @@ from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.live.cluster import InstalledOperator, read_installed
 from kubectl_gpusharing.pools.fleet import read_node
+from kubectl_gpusharing.shell.arguments import BundleArguments
 from kubectl_gpusharing.shell.documents import SupportBundleData
 from kubectl_gpusharing.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence
 from kubectl_gpusharing.shell.session import Session
@@ -176,7 +176,7 @@ class Bundle:
         return stream.getvalue()
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: BundleArguments, terminal: Terminal) -> int:
     """Write the archive, and print its name, the number of its files, and its gaps."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"

@@ -5,7 +5,6 @@ viewer's rights. The sources of proof need those of `plan`; if the user lacks th
 would add.
 """
 
-from argparse import Namespace
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
@@ -39,6 +38,7 @@ from kubectl_gpusharing.live.cluster import LivePlan, gathered
 from kubectl_gpusharing.pools.fleet import NodeStatus, find_pool, read_node, read_pools
 from kubectl_gpusharing.pools.status import node_data, pool_data
 from kubectl_gpusharing.pools.statustext import describe_pool
+from kubectl_gpusharing.shell.arguments import WhyArguments
 from kubectl_gpusharing.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -206,9 +206,9 @@ def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
     return lines
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
     """Explain what the user named: of a policy its worst node, of a workload one of its pods."""
-    kind, name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
+    kind, name, namespace = find_subject(typed.subjects[0], typed.namespace or session.namespace)
     now, names = session.now(), [object_name(kind, name)]
     if kind is POLICIES:
         policies, nodes = await session.lists(POLICIES, GPUNODES)

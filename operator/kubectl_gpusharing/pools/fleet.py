@@ -5,7 +5,6 @@ that a thousand nodes are read in a moment. A field that is missing, because an 
 is empty; an unknown phase is shown as it is.
 """
 
-from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -19,6 +18,7 @@ from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import entries, part, section, text, whole
+from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -155,14 +155,14 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 
 
 def choose(
-    typed: Namespace, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
+    typed: StatusArguments, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
     """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble."""
-    if typed.policy and typed.selector:
+    if typed.policies and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
-    chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policy)]
-    return chosen or pools, () if typed.policy or typed.selector else unowned
+    chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policies)]
+    return chosen or pools, () if typed.policies or typed.selector else unowned
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:

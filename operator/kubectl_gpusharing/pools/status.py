@@ -6,7 +6,6 @@ gpusharing-viewer are enough.
 
 import asyncio
 import gc
-from argparse import Namespace
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from gpusharing.kube.reflector import Reflector
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
 from kubectl_gpusharing.pools.statustext import NOT_SEEN, describe, describe_health, tell_health, tell_unowned
 from kubectl_gpusharing.pools.timeline import find_estimate
+from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import Column, Ink, Line, Span, line, prose, table
 from kubectl_gpusharing.shell.manifests import KIND
@@ -68,7 +68,7 @@ ENOUGH = 2
 """Ticks without an error after which the cluster counts as followed again: to list but not watch succeeds briefly."""
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: StatusArguments, terminal: Terminal) -> int:
     """Show the pools once, or with --watch until the user ends it."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
@@ -100,7 +100,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 # --- of several clusters --------------------------------------------------------------------------------
 
 
-async def ask(session: Session, typed: Namespace) -> Answer:
+async def ask(session: Session, typed: StatusArguments) -> Answer:
     policies = await session.all(POLICIES, label_selector=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(typed, session.where, policies, nodes)
@@ -132,7 +132,13 @@ Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
 
 
 def draw(
-    session: Session, typed: Namespace, terminal: Terminal, known: Known, before: Drawn = (None, ()), *, stale: str = ""
+    session: Session,
+    typed: StatusArguments,
+    terminal: Terminal,
+    known: Known,
+    before: Drawn = (None, ()),
+    *,
+    stale: str = "",
 ) -> Drawn:
     """Draw the pools that the user chose, unless they are as `before` and not on a screen.
 

@@ -4,7 +4,6 @@ It checks what `helm test` checks (`planning/stack/installation.py`), and also t
 kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
 """
 
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +45,7 @@ from gpusharing.planning.stack.plugins import find_rival_symptoms
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
+from kubectl_gpusharing.shell.arguments import DoctorArguments
 from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -84,7 +84,7 @@ class Examination:
         return FAILED if any(symptom.severity == "ERROR" for symptom in self.symptoms) else DONE
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, _: DoctorArguments, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error. Warnings and missing checks do not count."""
     examined = await _examine(session)
     data = as_data(examined, session.name)
@@ -243,7 +243,7 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
     return report_topics(examined.symptoms, examined.unseen, asked)
 
 
-async def ask(session: Session, _typed: Namespace) -> Answer:
+async def ask(session: Session, _: DoctorArguments) -> Answer:
     """Return the answer of one cluster, with a row for each problem and each missing check."""
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]

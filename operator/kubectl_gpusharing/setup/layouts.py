@@ -5,7 +5,6 @@ instances fit is decided as for a policy (`planning/gpus/geometry.py`).
 """
 
 import re
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, place, tell_misfit
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
+from kubectl_gpusharing.shell.arguments import LayoutsArguments
 from kubectl_gpusharing.shell.documents import CardListData, LayoutListData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -143,7 +143,7 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
     }
 
 
-def run_offline(typed: Namespace, terminal: Terminal) -> int:
+def run_offline(typed: LayoutsArguments, terminal: Terminal) -> int:
     if not typed.product:
         keys = [card.key for card in CARDS if card.profiles]
         terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)

@@ -1,30 +1,24 @@
 """Which verbs are there, with which flags and which help?
 
-No other module of ours is imported at the top, so that --help is fast.
+Each verb is a dataclass whose fields are its flags, as argparse takes them. No other module of ours is imported at the
+top, so that --help is fast.
 """
 
 import argparse
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from textwrap import dedent
-from typing import Any, Never
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from textwrap import fill
+from typing import Any, ClassVar, Never, Self
 
 PROG = "kubectl gpusharing"
-JSONPATH, NAMES, PAGE, CSV = "jsonpath", "name", "html", "csv"
-"""Formats with a rule of their own: jsonpath has a template, and the others are for some verbs only."""
-OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml", JSONPATH)
+NAMES, PAGE, CSV = "name", "html", "csv"
+"""Formats that only some verbs have."""
+OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 HELP, OPTIONS = "help", "options"
 HELPERS = {HELP: "Show the flags of a verb.", OPTIONS: "Show the flags that every verb has."}
 """The words that are typed like verbs and only print help, with their own help."""
-COMMON = f"{PROG} {OPTIONS} shows the flags that every verb has, such as --context and --namespace.\n\n"
-EXITS = """\
-exit status: 0 success; plan: nothing to do. 1 an error, printed on standard error, or the answer is no:
-doctor found errors, lint refuses a file, no layout fits, you did not confirm.
-2 plan: something will change; import: nodes are left out; free, cost, advise, recommend: a part is unknown.
-3 plan: a policy cannot be carried out. 4 plan: it is unknown what would happen, for example because no agent has
-reported. 5 plan: something listed in --fail-on would happen.
-130 ended by Ctrl-C. 141 the reader closed the pipe."""
+ERROR = "an error, printed on standard error"
+UNKNOWN = "a part of the answer is unknown"
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,22 +36,17 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        choices = action.choices
-        word, template, _ = str(value).partition("=")
-        if choices is not None and (word not in choices or bool(template) != (word == JSONPATH)):
+        if action.choices is not None and value not in action.choices:
+            choices = [*map(str, action.choices)]
             what = f"{action.option_strings[-1]} cannot be" if action.option_strings else "there is no verb"
-            self.error(f"{what} {value}{_meant(word, choices) or f'; use one of: {_listed(choices)}'}")
+            listed = f"; use one of: {', '.join(choices)}"
+            self.error(f"{what} {value}{_meant(str(value), choices) or listed}")
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
     from gpusharing.api.nearest import did_you_mean
 
-    clause = "" if word.isdigit() else did_you_mean(word, known)
-    return clause.replace(f" {JSONPATH}?", f" {JSONPATH}=TEMPLATE?")
-
-
-def _listed(outputs: Iterable[str]) -> str:
-    return ", ".join(f"{output}=TEMPLATE" if output == JSONPATH else output for output in outputs)
+    return "" if word.isdigit() else did_you_mean(word, known)
 
 
 class Version(argparse.Action):
@@ -70,336 +59,492 @@ class Version(argparse.Action):
         parser.exit(0)
 
 
-Flag = tuple[tuple[str, ...], dict[str, Any]]
-"""The arguments of argparse's `add_argument`."""
-_ROW = re.compile(
-    r"(-[\w-]+(?:, -[\w-]+)*|\w+)([*+?]?)(?: ([^\s={]*?)(?:{(\S+)})?(\.\.\.)?(?:=(\S+))?)?(?:\s{2,}(.+))?", re.DOTALL
-)
-"""Matches a row of a text that `_flags` reads."""
+def flag(*names: str, default: Any = MISSING, **options: Any) -> Any:
+    """Return a field with the names and options of argparse's `add_argument`; without names it is positional."""
+    if default is MISSING:
+        many = options.get("action") == "append" or options.get("nargs") in (1, "*", "+")
+        default = () if many else ""
+    return field(default=default, metadata={"names": names, "options": options})
 
 
-def _flags(rows: str) -> tuple[Flag, ...]:
-    flags: list[Flag] = []
-    for row in re.split(r"\n(?=\S)", dedent(rows).strip()):
-        match = _ROW.fullmatch(row)
-        if match is None:
-            raise ValueError(f"{row} describes no flag")
-        names, count, value, choices, more, default, text = match.groups()
-        options: dict[str, Any] = {"help": text and " ".join(text.split())}
-        if not value and not choices:
-            options["action"] = "store_true"
-        else:
-            options |= {"metavar": value or None, "choices": choices and choices.split(",")}
-            if more:
-                options |= {"action": "append", "default": []}
-            elif names.startswith("-") or count == "?":
-                options["default"] = default or ""
-            if count:
-                options["nargs"] = count
-        flags.append((tuple(names.split(", ")), options))
-    return tuple(flags)
+def switch(*names: str, help: str) -> Any:
+    return flag(*names, default=False, action="store_true", help=help)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """The flags that every verb has, and how the verb is carried out."""
+
+    verb: ClassVar[str]
+    module: ClassVar[str]
+    """The module below `kubectl_gpusharing`, imported only when the verb was typed."""
+    outputs: ClassVar[tuple[str, ...]] = OUTPUTS
+    alone: ClassVar[bool] = False
+    """Whether the verb is for one cluster only."""
+    fleet_seconds: ClassVar[float] = 0.0
+    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
+    exits: ClassVar[Mapping[int, str]] = {}
+    """What the exit statuses of the verb mean, where it is not success or an error."""
+    examples: ClassVar[tuple[str, str]]
+
+    kubeconfig: str = flag("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
+    context: str = flag("--context", metavar="NAME", help="a context in the kubeconfig; default: the current context")
+    contexts: str | None = flag(
+        "--contexts",
+        default=None,
+        metavar="A,B",
+        help="several contexts, shown in one table; works with status, doctor and cost",
+    )
+    all_contexts: bool = switch(
+        "--all-contexts", help="all contexts in the kubeconfig, shown in one table; works with status, doctor and cost"
+    )
+    namespace: str = flag(
+        "-n",
+        "--namespace",
+        metavar="NAME",
+        help="namespace of the given pod; for free and advise, the namespace whose pods to include",
+    )
+    output: str = flag("-o", "--output", metavar="FORMAT", default="table")
+    no_headers: bool = switch("--no-headers", help="no headings of tables")
+    no_color: bool = switch("--no-color", help="no colors; NO_COLOR does the same")
+
+    @property
+    def offline(self) -> bool:
+        """Whether the verb contacts no cluster and is carried out by `run_offline`."""
+        return False
+
+    def each(self) -> Sequence[Self]:
+        """Return the arguments for each name that the verb is carried out for, one after the other."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusArguments(Arguments):
+    """Show the state of every pool: its layout, what it is waiting for, why, since when and until when."""
+
+    verb, module, outputs, fleet_seconds = "status", "pools.status", (*OUTPUTS, NAMES, PAGE), 60.0
+    examples = "--watch", "pool-a -o wide"
+    policies: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="only these")
+    selector: str = flag(
+        "-l", "--selector", metavar="LABELS", help="only policies with these labels, for example team=a"
+    )
+    watch: bool = switch("-w", "--watch", help="keep running and redraw on every change; Ctrl-C ends it")
+    timeline: bool = switch("--timeline", help="also show the last rollout: which node was in which phase when")
+    events: bool = switch("--events", help="also show the Events of the last hour about each policy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UiArguments(Arguments):
+    """Serve a live page about the pools, for a browser on this machine; read only."""
+
+    verb, module, alone = "ui", "usage.ui", True
+    examples = "--open", "--port 8321"
+    port: int = flag("--port", metavar="PORT", type=int, default=0, help="port of 127.0.0.1; default: any free one")
+    open: bool = switch("--open", help="also open the page in your browser")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanArguments(Arguments):
+    """Show what an edit would do, or what the operator is about to do; changes nothing."""
+
+    verb, module, outputs = "plan", "changing.plan", (*OUTPUTS, NAMES)
+    exits: ClassVar[Mapping[int, str]] = {
+        0: "nothing to do",
+        2: "something will change",
+        3: "a policy cannot be carried out",
+        4: "it is unknown what would happen, for example because no agent has reported",
+        5: "something listed in --fail-on would happen",
+    }
+    examples = "pool-a", "-f policies/ --fail-on evictions,shortfall"
+    policies: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="only these")
+    filename: tuple[str, ...] = flag(
+        "-f",
+        "--filename",
+        action="append",
+        metavar="FILE",
+        help="a file or directory of policies in YAML or JSON; - reads standard input, such as the output of"
+        " kubectl kustomize. Can be repeated",
+    )
+    fail_on: str = flag(
+        "--fail-on",
+        metavar="WORDS",
+        help="for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0 for other changes",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyArguments(Arguments):
+    """Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do."""
+
+    verb, module, outputs = "why", "diagnosis.why", (*OUTPUTS, NAMES)
+    examples = "gpu-07", "pod llm-0 -n team-a"
+    subjects: tuple[str, ...] = flag(
+        nargs="+",
+        metavar="NODE|KIND/NAME",
+        help="gpu-07, node gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME",
+    )
+
+    def each(self) -> Sequence[Self]:
+        return [replace(self, subjects=(one,)) for one in dict.fromkeys(self.subjects)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreeArguments(Arguments):
+    """Show who holds the GPUs and what is free now, from Nodes and Pods alone."""
+
+    verb, module, outputs = "free", "usage.free", (*OUTPUTS, NAMES, CSV)
+    exits: ClassVar[Mapping[int, str]] = {2: UNKNOWN}
+    examples = "--by node", "--usage -n team-a"
+    by: str = flag(
+        "--by",
+        choices=("resource", "node", "policy", "namespace", "pod"),
+        help="what each row is about; default: resource",
+    )
+    selector: str = flag(
+        "-l", "--selector", metavar="LABELS", help="only nodes with these labels, for example gpusharing.dev/pool=a"
+    )
+    usage: bool = switch(
+        "--usage",
+        help="show the memory and the SM time that each pod uses: from the agents if the chart has"
+        " agent.secureMetrics=false, otherwise from Prometheus",
+    )
+    service: str = flag(
+        "--service",
+        metavar="NAMESPACE/NAME:PORT",
+        help="the Prometheus to use for --usage if the agents cannot be queried",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SteeringArguments(Arguments):
+    """The flags of the verbs that patch an object."""
+
+    module, outputs = "changing.steer", (*OUTPUTS, NAMES)
+    exits: ClassVar[Mapping[int, str]] = {1: f"{ERROR}, or you did not confirm"}
+    names: tuple[str, ...] = flag(nargs="+", metavar="NODE", help="one or more")
+    dry_run: bool = switch("--dry-run", help="show the patch without sending it")
+    yes: bool = switch("-y", "--yes", help="do not ask for confirmation, even if pods may be evicted")
+
+    @property
+    def name(self) -> str:
+        """The object to patch; empty for all."""
+        return next(iter(self.names), "")
+
+    def each(self) -> Sequence[Self]:
+        return [replace(self, names=(one,)) for one in dict.fromkeys(self.names)] or [self]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApproveArguments(SteeringArguments):
+    """Approve a policy's plan, so that the operator carries it out."""
+
+    verb, examples = "approve", ("pool-a", "pool-a 4a38df3 --yes")
+    names: tuple[str, ...] = flag(nargs=1, metavar="POLICY", help="its name")
+    hash: str = flag(nargs="?", metavar="HASH", help="hash of the plan that you read; it must match the current plan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseArguments(SteeringArguments):
+    """Pause policies, so that no further node starts to change."""
+
+    verb, examples = "pause", ("pool-a --when-paused Hold", "--all")
+    names: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="or --all")
+    all: bool = switch("--all", help="stop the fleet: pause every policy")
+    when_paused: str = flag(
+        "--when-paused",
+        choices=("Finish", "Hold", "Abort"),
+        help="what happens to changes in flight; default: as set in the policy",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeArguments(SteeringArguments):
+    """End a pause, or continue a rollout after failures."""
+
+    verb, examples = "resume", ("pool-a", "--all")
+    names: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="or --all")
+    all: bool = switch("--all", help="end the pause of every policy; rollouts that failures halted stay halted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryArguments(SteeringArguments):
+    """Try failed or deferred nodes again."""
+
+    verb, examples = "retry", ("gpu-07", "gpu-07 gpu-08 --yes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbortArguments(SteeringArguments):
+    """Abort the changes that are in progress on nodes."""
+
+    verb, examples = "abort", ("gpu-07", "gpu-07 --dry-run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipArguments(SteeringArguments):
+    """Keep changes from starting on nodes."""
+
+    verb, examples = "skip", ("gpu-07", "gpu-07 --undo")
+    undo: bool = switch("--undo", help="let changes start there again")
 
 
 CARD = "for example h100-80gb, or the name that NVML reports"
-PROMETHEUS = _flags("""
-    --prometheus URL                the address of Prometheus; contacts no cluster
-    --token-file FILE               a bearer token for --prometheus
-    --ca-file FILE                  PEM file of the CA that signed the certificate of --prometheus
-    --service NAMESPACE/NAME:PORT   the Service to reach through the API server; default: the one that looks like a
-                                    Prometheus
-    --selector MATCHERS             use only the series that match, for example cluster="east"
-    """)
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One verb: how it is typed, and the module that carries it out."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutsArguments(Arguments):
+    """Draw every MIG layout of a card as slices; contacts no cluster."""
 
-    name: str
-    module: str
-    """The module below `kubectl_gpusharing`, imported only when the verb was typed."""
-    help: str
-    flags: tuple[Flag, ...] = ()
-    offline: bool = False
-    """Whether the verb contacts no cluster and is carried out by `run_offline`."""
-    asks_with: tuple[str, ...] = ()
-    """Flags with which an offline verb contacts a cluster after all and is carried out by `run`."""
-    measures: bool = False
-    """Whether the verb always has --from-prometheus."""
-    outputs: tuple[str, ...] = OUTPUTS
-    asks_prometheus: bool = False
-    """Whether the verb has the flags of PROMETHEUS; with --prometheus, `run_offline` carries it out."""
-    each: str = ""
-    """The argument for each of whose values the verb is run; empty if it runs once for all values."""
-    alone: bool = False
-    """Whether the verb is for one cluster only."""
-    fleet_seconds: float = 0.0
-    """Seconds within which each of several clusters must answer; 0 if the verb does not show several in one table."""
+    verb, module = "layouts", "setup.layouts"
+    exits: ClassVar[Mapping[int, str]] = {1: f"{ERROR}, or no layout fits"}
+    examples = "h100-80gb", "a100-80gb --fits 3g.40gb,2x1g.10gb"
+    product: str = flag(nargs="?", metavar="CARD", help=f"{CARD}; without it, the cards with MIG are listed")
+    fits: str = flag(
+        "--fits", metavar="PROFILES", help="only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb"
+    )
+    all: bool = switch("--all", help="also show profiles with attributes: +me, +gfx, -me")
+
+    @property
+    def offline(self) -> bool:
+        return True
 
 
-def _steering(name: str, what: str, text: str, *more: Flag, alone: bool = False) -> Verb:
-    every = any("--all" in names for names, _ in more)
-    objects = f"name {what}" if alone else f"name* {what}  or --all" if every else f"name+ {what}  one or more"
-    confirmation = _flags("""
-        --dry-run   show the patch without sending it
-        -y, --yes   do not ask for confirmation, even if pods may be evicted
-        """)
-    flags = (*_flags(objects), *more, *confirmation)
-    return Verb(name, "changing.steer", text, flags, outputs=(*OUTPUTS, NAMES), each="" if alone else "name")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LintArguments(Arguments):
+    """Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster."""
+
+    verb, module = "lint", "setup.lint"
+    exits: ClassVar[Mapping[int, str]] = {1: f"{ERROR}, or an object is refused"}
+    examples = "policies/", "- -o json"
+    files: tuple[str, ...] = flag(nargs="+", metavar="FILE", help="a file, a directory, or - for standard input")
+
+    @property
+    def offline(self) -> bool:
+        return True
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb and its flags. Raises SystemExit after printing help or an error."""
-    typed = parser().parse_args(arguments)
-    if typed.verb == HELP:
-        return parse([*filter(None, [typed.topic]), "--help"])
-    if typed.verb == OPTIONS:
-        print(_common((*OUTPUTS, NAMES, PAGE, CSV)).format_help().partition("\n\n")[2], end="")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorArguments(Arguments):
+    """Find what silently overrides the operator or makes its checks fail, and show how to fix it."""
+
+    verb, module, fleet_seconds = "doctor", "setup.doctor", 60.0
+    exits: ClassVar[Mapping[int, str]] = {1: f"{ERROR}, or what was found is one"}
+    examples = "", "--all-contexts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleArguments(Arguments):
+    """Write a tar archive for troubleshooting, without secrets."""
+
+    verb, module, alone = "support-bundle", "diagnosis.bundle", True
+    examples = "", "case-1234.tar.gz"
+    file: str = flag(nargs="?", metavar="FILE", help="default: gpusharing-support-TIME.tar.gz in the current directory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportArguments(Arguments):
+    """Propose policies for a cluster that was configured by hand; applying them changes nothing."""
+
+    verb, module, alone = "import", "setup.importing", True
+    exits: ClassVar[Mapping[int, str]] = {1: f"{ERROR}, or all nodes are left out", 2: "some nodes are left out"}
+    examples = "> policies.yaml", "-o json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrometheusArguments(Arguments):
+    """How Prometheus is reached, and which series are used."""
+
+    exits: ClassVar[Mapping[int, str]] = {2: UNKNOWN}
+    prometheus: str = flag("--prometheus", metavar="URL", help="the address of Prometheus; contacts no cluster")
+    token_file: str = flag("--token-file", metavar="FILE", help="a bearer token for --prometheus")
+    ca_file: str = flag(
+        "--ca-file", metavar="FILE", help="PEM file of the CA that signed the certificate of --prometheus"
+    )
+    service: str = flag(
+        "--service",
+        metavar="NAMESPACE/NAME:PORT",
+        help="the Service to reach through the API server; default: the one that looks like a Prometheus",
+    )
+    match: str = flag(
+        "--match", metavar="MATCHERS", help='use only the series that match in PromQL, for example cluster="east"'
+    )
+    until: str = flag("--until", metavar="TIME", help="end of the window, a day or a time; default: now")
+    window: str = flag("--window", metavar="TIME", default="30d", help="length, such as 12h or 4w; default: 30d")
+
+    @property
+    def offline(self) -> bool:
+        return bool(self.prometheus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecommendArguments(PrometheusArguments):
+    """Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus."""
+
+    verb, module, outputs = "recommend", "usage.recommend", (*OUTPUTS, CSV)
+    examples = "-l gpusharing.dev/pool=a", "--policy pool-a --write pool-a.yaml"
+    card: str = flag("--card", metavar="CARD", help=f"{CARD}; where needs are measured, only GPUs of this model")
+    price: str = flag(
+        "--price",
+        metavar="PRICE",
+        help="what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus",
+    )
+    selector: str = flag(
+        "-l",
+        "--selector",
+        metavar="LABELS",
+        help="only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
+    )
+    policy: str = flag("--policy", metavar="POLICY", help="the nodes of this policy")
+    goal: str = flag(
+        "--goal",
+        choices=("cost", "performance"),
+        help="cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
+    )
+    verbose: bool = switch("-v", "--verbose", help="show what each answer is based on: hourly peaks, samples, reason")
+    write: str = flag(
+        "--write",
+        metavar="FILE",
+        help="write the policy to FILE; it requires approval and is never applied automatically",
+    )
+    window: str = flag(
+        "--window", metavar="TIME", default="14d", help="length, such as 12h or 2w, at most 30d; default: 14d"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdviseArguments(RecommendArguments):
+    """Suggest a mode and a layout, with reasons and savings.
+
+    It is based on your answers, on the pods in a namespace (-n), or on what workloads used (--from-prometheus).
+    """
+
+    verb, module = "advise", "usage.advise"
+    exits: ClassVar[Mapping[int, str]] = {2: f"with --from-prometheus, {UNKNOWN}"}
+    examples = "--card h100-80gb --need 4x20Gi --need 12x5Gi", "-n team-a"
+    need: tuple[str, ...] = flag(
+        "--need",
+        action="append",
+        metavar="NxSIZE",
+        help="N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
+    )
+    memory: str = flag("--memory", metavar="SIZE", help="what each workload needs at its peak, for example 15Gi")
+    promise: bool = switch("--promise", help="users were promised a certain latency or availability")
+    strangers: bool = switch("--strangers", help="people who do not trust each other share the GPUs")
+    bill: bool = switch("--bill", help="each workload is billed for its share of a GPU")
+    bursts: bool = switch("--bursts", help="the workloads use the GPU only now and then")
+    gpus_per_node: int = flag(
+        "--gpus-per-node",
+        metavar="N",
+        type=int,
+        choices=range(1, 17),  # the largest index that a policy may name is 15
+        default=0,
+        help="default: 1, for a layout that suits nodes of any size",
+    )
+    gpu_operator: str = flag(
+        "--gpu-operator", metavar="VERSION", help="version of NVIDIA's GPU Operator, for example v26.3.3"
+    )
+    name: str = flag("--name", metavar="NAME", help="name of the policy; default: pool")
+    pool: str = flag(
+        "--pool", metavar="POOL", help="value of the gpusharing.dev/pool label that the policy selects; default: pool"
+    )
+    from_prometheus: bool = switch(
+        "--from-prometheus", help="measure the needs of a pool's workloads, with the flags of recommend"
+    )
+
+    @property
+    def offline(self) -> bool:
+        return bool(self.prometheus) or not (self.namespace or self.from_prometheus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostArguments(PrometheusArguments):
+    """Show what the GPUs cost per namespace, policy, pod or label, and how much was used; reads only Prometheus."""
+
+    verb, module, outputs, fleet_seconds = "cost", "usage.cost", (*OUTPUTS, CSV), 300.0
+    examples = "--by policy --window 7d", "--prometheus http://127.0.0.1:9090 --match 'cluster=\"east\"'"
+    by: str = flag(
+        "--by",
+        metavar="namespace|policy|pod|LABEL",
+        default="namespace",
+        help="LABEL is a namespace label, for example team",
+    )
+    currency: str = flag(
+        "--currency",
+        metavar="CODE",
+        default="USD",
+        help="currency of OpenCost's prices, which OpenCost does not report; default: USD",
+    )
+
+
+VERBS: tuple[type[Arguments], ...] = (
+    StatusArguments, UiArguments, PlanArguments, WhyArguments, FreeArguments, ApproveArguments, PauseArguments,
+    ResumeArguments, RetryArguments, AbortArguments, SkipArguments, LayoutsArguments, LintArguments, DoctorArguments,
+    BundleArguments, ImportArguments, AdviseArguments, CostArguments, RecommendArguments,
+)  # fmt: skip
+GROUPS: Mapping[type[Arguments], str] = {Arguments: "cluster and output", PrometheusArguments: "Prometheus"}
+"""The headings of the flags that several verbs have."""
+COMMON = frozenset(one.name for one in fields(Arguments))
+WIDTH = 78
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Return what was typed. Raises SystemExit after printing help or an error."""
+    given: dict[str, Any] = vars(parser().parse_args(words))
+    verb = given.pop("verb")
+    if verb == HELP:
+        return parse([*filter(None, [given.get("topic")]), "--help"])
+    if verb == OPTIONS:
+        options = Parser(add_help=False, usage=argparse.SUPPRESS)
+        _add_flags(options, Arguments, (*OUTPUTS, NAMES, PAGE, CSV))
+        print(options.format_help(), end="")
         raise SystemExit(0)
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    typed: Arguments = {kind.verb: kind for kind in VERBS}[verb](**given | lists)
     return typed
 
 
 def parser() -> Parser:
-    commons = {outputs: _common(outputs, hidden=True) for outputs in {verb.outputs for verb in VERBS}}
-    top = Parser(
-        prog=PROG,
-        description="Query and steer the GPU sharing operator from a terminal.",
-        epilog=EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[_common((*OUTPUTS, NAMES, PAGE, CSV))],
+    raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    text = "Query and steer the GPU sharing operator from a terminal."
+    top = Parser(prog=PROG, description=text, epilog=_statuses({}), **raw)
+    _add_flags(top, Arguments, (*OUTPUTS, NAMES, PAGE, CSV))
+    top.add_argument(
+        "--version",
+        action=Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version of this plugin; contacts no cluster",
     )
-    top.add_argument("--version", action=Version, nargs=0, help="print the version of this plugin; contacts no cluster")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for name, text in HELPERS.items():
         helper = verbs.add_parser(name, help=text, description=text)
-        helper.add_argument("topic", nargs="?", metavar="VERB", choices=[verb.name for verb in VERBS])
-    for verb in VERBS:
-        sub = verbs.add_parser(
-            verb.name,
-            help=verb.help,
-            description=verb.help,
-            epilog=COMMON + EXITS,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[commons[verb.outputs]],
-        )
-        sub.set_defaults(module=verb.module, row=verb)
-        for names, options in verb.flags:
-            sub.add_argument(*names, **options)
-        if verb.asks_prometheus:
-            group = sub.add_argument_group("where Prometheus is")
-            for names, options in PROMETHEUS:
-                group.add_argument(*names, **options)
-        if verb.measures:
-            sub.set_defaults(from_prometheus=True)
+        helper.add_argument("topic", nargs="?", metavar="VERB", choices=[kind.verb for kind in VERBS])
+    for kind in VERBS:
+        text = " ".join((kind.__doc__ or "").split())
+        examples = "\n".join(f"  {PROG} {kind.verb} {example}" for example in kind.examples)
+        common = f"{PROG} {OPTIONS} shows the flags that every verb has, such as --context and --namespace."
+        epilog = f"{common}\n\nexamples:\n{examples}\n\n{_statuses(kind.exits)}"
+        own = verbs.add_parser(kind.verb, help=text, description=fill(text, WIDTH), epilog=epilog, **raw)
+        _add_flags(own, kind, kind.outputs, hidden=True)
     return top
 
 
-def _common(outputs: tuple[str, ...], *, hidden: bool = False) -> Parser:
-    common = Parser(add_help=False)
-    group = common.add_argument_group("cluster and output")
-    for names, options in _flags(f"""
-        --kubeconfig FILE      instead of KUBECONFIG or ~/.kube/config
-        --context NAME         a context in the kubeconfig; default: the current context
-        --contexts A,B         several contexts, shown in one table; works with status, doctor and cost
-        --all-contexts         all contexts in the kubeconfig, shown in one table; works with status, doctor and cost
-        -n, --namespace NAME   namespace of the given pod; for free and advise, the namespace whose pods to include
-        -o, --output FORMAT{{{",".join(outputs)}}}  {_listed(outputs)}; default: table
-        --no-headers           no headings of tables
-        --no-color             no colors; NO_COLOR does the same
-        """):
-        group.add_argument(*names, **options | {"default": argparse.SUPPRESS})
-    for action in common._actions if hidden else ():
-        action.help = action.help if action.dest == "output" else argparse.SUPPRESS
-    return common
+def _statuses(exits: Mapping[int, str]) -> str:
+    known = {0: "success", 1: ERROR, **exits, 130: "ended by Ctrl-C", 141: "the reader closed the pipe"}
+    return "\n".join(["exit status:", *(f"  {status:<4} {meaning}" for status, meaning in sorted(known.items()))])
 
 
-MEASURED = _flags(f"""
-    --card CARD          {CARD}; where needs are measured, only GPUs of this model
-    --price PRICE        what a GPU costs an hour, for example 3.20 or 3.20EUR; default: as in Prometheus
-    -l, --nodes LABELS   only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in
-                         Prometheus
-    --policy POLICY      the nodes of this policy
-    --goal {{cost,performance}}  cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows;
-                         default: cost
-    -v, --verbose        show what each answer is based on: hourly peaks, samples, reason
-    --write FILE         write the policy to FILE; it requires approval and is never applied automatically
-    --window TIME=14d    length, such as 12h or 4w, at most 30d; default: 14d
-    --until TIME         end of the window, a day or a time; default: now
-    """)
-PER_NODE = ",".join(str(gpus) for gpus in range(1, 17))
-"""How many GPUs a node may have; the largest index that a policy may name is 15."""
-ADVISE = Verb(
-    "advise",
-    "usage.advise",
-    "Suggest a mode and a layout, with reasons and savings: from your answers, from the pods in a namespace (-n), or"
-    " from what workloads used (--from-prometheus).",
-    _flags(f"""
-        --need NxSIZE...         N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated
-        --memory SIZE            what each workload needs at its peak, for example 15Gi
-        --promise                users were promised a certain latency or availability
-        --strangers              people who do not trust each other share the GPUs
-        --bill                   each workload is billed for its share of a GPU
-        --bursts                 the workloads use the GPU only now and then
-        --gpus-per-node N{{{PER_NODE}}}  default: 1, for a layout that suits nodes of any size
-        --gpu-operator VERSION   version of NVIDIA's GPU Operator, for example v26.3.3
-        --name NAME              name of the policy; default: pool
-        --pool POOL              value of the gpusharing.dev/pool label that the policy selects; default: pool
-        --from-prometheus        measure the needs of a pool's workloads; for the flags below, like recommend
-        """)
-    + MEASURED,
-    offline=True,
-    asks_with=("namespace", "from_prometheus"),
-    asks_prometheus=True,
-    outputs=(*OUTPUTS, CSV),
-)
-VERBS: tuple[Verb, ...] = (
-    Verb(
-        "status",
-        "pools.status",
-        "Show the state of every pool: its layout, what it is waiting for, why, since when and until when.",
-        _flags("""
-            policy* POLICY          only these
-            -l, --selector LABELS   only policies with these labels, for example team=a
-            -w, --watch             keep running and redraw on every change; Ctrl-C ends it
-            --timeline              also show the last rollout: which node was in which phase when
-            --events                also show the Events of the last hour about each policy
-            """),
-        outputs=(*OUTPUTS, NAMES, PAGE),
-        fleet_seconds=60.0,
-    ),
-    Verb(
-        "ui",
-        "usage.ui",
-        "Serve a live page about the pools, for a browser on this machine; read only.",
-        _flags("""
-            --port PORT=0   the port of 127.0.0.1; default: any free one
-            --open          also open the page in your browser
-            """),
-        alone=True,
-    ),
-    Verb(
-        "plan",
-        "changing.plan",
-        "Show what an edit would do, or what the operator is about to do; changes nothing.",
-        _flags("""
-            policy* POLICY            only these
-            -f, --filename FILE...    a file or directory of policies in YAML or JSON; - reads standard input, such as
-                                      the output of kubectl kustomize. Can be repeated
-            --fail-on WORDS           for CI: exit with status 5 if the plan has any of evictions,shortfall, and with 0
-                                      for other changes
-            """),
-        outputs=(*OUTPUTS, NAMES),
-    ),
-    Verb(
-        "why",
-        "diagnosis.why",
-        "Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do.",
-        _flags("""
-            subject+ NODE|KIND/NAME   gpu-07, no/gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or
-                                      gsp/NAME
-            """),
-        outputs=(*OUTPUTS, NAMES),
-        each="subject",
-    ),
-    Verb(
-        "free",
-        "usage.free",
-        "Show who holds the GPUs and what is free now, from Nodes and Pods alone.",
-        _flags("""
-            --by {resource,node,policy,namespace,pod}
-                                              what each row is about; default: resource
-            -l, --nodes, --selector LABELS    only nodes with these labels, for example gpusharing.dev/pool=a
-            --usage                           show the memory and the SM time that each pod uses: from the agents if the
-                                              chart has agent.secureMetrics=false, otherwise from Prometheus
-            --service NAMESPACE/NAME:PORT     the Prometheus to use for --usage if the agents cannot be queried
-            """),
-        outputs=(*OUTPUTS, NAMES, CSV),
-    ),
-    _steering(
-        "approve",
-        "POLICY",
-        "Approve a policy's plan, so that the operator carries it out.",
-        *_flags("hash? HASH  hash of the plan that you read; it must match the current plan"),
-        alone=True,
-    ),
-    _steering(
-        "pause",
-        "POLICY",
-        "Pause policies, so that no further node starts to change.",
-        *_flags("""
-            --all                                stop the fleet: pause every policy
-            --when-paused {Finish,Hold,Abort}    what happens to changes in flight; default: as set in the policy
-            """),
-    ),
-    _steering(
-        "resume",
-        "POLICY",
-        "End a pause, or continue a rollout after failures.",
-        *_flags("--all  end the pause of every policy; rollouts that failures halted stay halted"),
-    ),
-    _steering("retry", "NODE", "Try failed or deferred nodes again."),
-    _steering("abort", "NODE", "Abort the changes that are in progress on nodes."),
-    _steering("skip", "NODE", "Keep changes from starting on nodes.", *_flags("--undo  let changes start there again")),
-    Verb(
-        "layouts",
-        "setup.layouts",
-        "Draw every MIG layout of a card as slices; contacts no cluster.",
-        _flags(f"""
-            product? CARD     {CARD}; without it, the cards with MIG are listed
-            --fits PROFILES   only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb
-            --all             also show profiles with attributes: +me, +gfx, -me
-            """),
-        offline=True,
-    ),
-    Verb(
-        "lint",
-        "setup.lint",
-        "Check policies, ClusterPolicies, and files of mig-parted and the device plugin; contacts no cluster.",
-        _flags("file+ FILE  a file, a directory, or - for standard input"),
-        offline=True,
-    ),
-    Verb(
-        "doctor",
-        "setup.doctor",
-        "Find what silently overrides the operator or makes its checks fail, and show how to fix it.",
-        fleet_seconds=60.0,
-    ),
-    Verb(
-        "support-bundle",
-        "diagnosis.bundle",
-        "Write a tar archive for troubleshooting, without secrets.",
-        _flags("file? FILE  default: gpusharing-support-TIME.tar.gz in the current directory"),
-        alone=True,
-    ),
-    Verb(
-        "import",
-        "setup.importing",
-        "Propose policies for a cluster that was configured by hand; applying them changes nothing.",
-        alone=True,
-    ),
-    ADVISE,
-    Verb(
-        "cost",
-        "usage.cost",
-        "Show what the GPUs cost per namespace, policy, pod or label, and how much was used; reads only Prometheus.",
-        _flags("""
-            --by namespace|policy|pod|LABEL=namespace   LABEL is a namespace label, for example team
-            --window TIME=30d                           length, such as 12h or 4w, at most 366d; default: 30d
-            --until TIME                                end of the window, a day or a time; default: now
-            --currency CODE=USD                         currency of OpenCost's prices, which OpenCost does not report;
-                                                        default: USD
-            """),
-        asks_prometheus=True,
-        outputs=(*OUTPUTS, CSV),
-        fleet_seconds=300.0,
-    ),
-    replace(
-        ADVISE,
-        name="recommend",
-        help="Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus.",
-        flags=MEASURED,
-        offline=False,
-        asks_with=(),
-        measures=True,
-    ),
-)
+def _add_flags(parser: Parser, kind: type[Arguments], outputs: Sequence[str], *, hidden: bool = False) -> None:
+    groups: dict[str, argparse._ActionsContainer] = {}
+    for base, title in GROUPS.items():
+        group = parser.add_argument_group(title)
+        groups |= {one.name: group for one in fields(base) if issubclass(kind, base) and one.name not in groups}
+    for one in fields(kind):
+        names, options = one.metadata["names"], dict(one.metadata["options"])
+        if one.name == "output":
+            options |= {"choices": outputs, "help": f"{', '.join(outputs)}; default: table"}
+        elif hidden and one.name in COMMON:
+            options["help"] = argparse.SUPPRESS
+        # A default would replace what was typed before the verb; those of the fields apply.
+        options |= {"default": argparse.SUPPRESS} | ({"dest": one.name} if names else {})
+        groups.get(one.name, parser).add_argument(*(names or [one.name]), **options)

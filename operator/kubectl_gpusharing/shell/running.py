@@ -7,18 +7,25 @@ delays no other beyond its time-out.
 import asyncio
 import resource
 import textwrap
-from argparse import Namespace
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from gpusharing.kube.background import CommandLoop, run_command
 from gpusharing.kube.client import NAMESPACES
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE
+from kubectl_gpusharing.shell.arguments import (
+    CSV,
+    NAMES,
+    PAGE,
+    AdviseArguments,
+    Arguments,
+    PrometheusArguments,
+    StatusArguments,
+)
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -39,6 +46,7 @@ from kubectl_gpusharing.shell.session import Session, connected, find_contexts
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import FAILED, Trouble, explained, worst
 
+T = TypeVar("T")
 FIRST = 30.0
 """Seconds within which a cluster must give its first answer; a login program must end by then, too."""
 LOGINS = 24
@@ -77,12 +85,12 @@ class FleetVerb:
     nothing: str
     """What to say of a cluster without rows."""
     kind: type[Mapping[str, Any]]
-    ask: Callable[[Session, Namespace], Awaitable[Answer]]
-    check: Callable[[Namespace], object] = lambda _typed: None
+    ask: Callable[[Session, Any], Awaitable[Answer]]
+    check: Callable[[Any], object] = lambda _typed: None
     """Raises Trouble if the flags are wrong, before any cluster is asked."""
 
 
-def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
+def carry_out_everywhere(verb: FleetVerb, typed: Arguments, contexts: Sequence[str], terminal: Terminal) -> int:
     """Print the answers of all clusters as one table, or as a document for each. Raises Trouble if one gave none."""
     verb.check(typed)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -104,11 +112,11 @@ def carry_out_everywhere(verb: FleetVerb, typed: Namespace, contexts: Sequence[s
 
 
 async def ask_clusters(
-    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
+    verb: FleetVerb, typed: Arguments, contexts: Sequence[str], first: float = FIRST, at_once: int = ASKS
 ) -> list[Answer]:
     """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
     logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
-    kubeconfig, seconds = getattr(typed, "kubeconfig", ""), typed.row.fleet_seconds
+    seconds = typed.fleet_seconds
 
     async def ask(context: str) -> Answer:
         late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
@@ -116,7 +124,7 @@ async def ask_clusters(
             async with AsyncExitStack() as stack:
                 async with logins:
                     limit = await stack.enter_async_context(asyncio.timeout(first))
-                    session = await stack.enter_async_context(connected(kubeconfig, context))
+                    session = await stack.enter_async_context(connected(typed.kubeconfig, context))
                 late = f"the API server of context {context} did not respond within {first:g} s"
                 cluster = ""
                 with explained(session.where), suppress(Forbidden, NotFound):
@@ -180,84 +188,81 @@ def _wrapped(
     return wrapped
 
 
-def carry_out(verb: Any, typed: Namespace) -> int:
+def carry_out(verb: Any, typed: Arguments) -> int:
     """Run a verb and return the worst exit status. Raises Trouble.
 
     Its module has `async run(session, typed, terminal)`, which queries a cluster, prints the answer and returns the
     exit status, or `run_offline(typed, terminal)`, which contacts no cluster, or both.
     """
-    flags, row, kubeconfig = vars(typed), typed.row, getattr(typed, "kubeconfig", "")
-    named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
-    fleet = row.fleet_seconds > 0 and ("contexts" in flags or "all_contexts" in flags)
+    named = tuple(name.strip() for name in (typed.contexts or "").split(",") if name.strip())
+    fleet = typed.fleet_seconds > 0 and (typed.contexts is not None or typed.all_contexts)
     if why := next(_find_contradictions(typed, named, several=len(named) > 1 or fleet), ""):
         raise Trouble(why)
-    color, headers = not flags.get("no_color"), not flags.get("no_headers")
-    terminal = Terminal.of(flags.get("output", "table"), color=color, headers=headers)
-    if flags.get("prometheus") or (row.offline and not any(map(flags.get, row.asks_with))):
+    terminal = Terminal.of(typed.output, color=not typed.no_color, headers=not typed.no_headers)
+    if typed.offline:
         status: int = verb.run_offline(typed, terminal)
         return status
     if fleet:
-        return carry_out_everywhere(verb.FLEET, typed, find_contexts(kubeconfig, named), terminal)
-    contexts = named or (flags.get("context", ""),)
+        return carry_out_everywhere(verb.FLEET, typed, find_contexts(typed.kubeconfig, named), terminal)
+    contexts = named or (typed.context,)
     if len(contexts) > 1:
-        contexts = find_contexts(kubeconfig, contexts)
+        contexts = find_contexts(typed.kubeconfig, contexts)
     headed = len(contexts) > 1 and not terminal.structured
 
     async def run(context: str) -> int:
         if headed:
             terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
-        async with connected(kubeconfig, context) as session:
+        async with connected(typed.kubeconfig, context) as session:
             return await run_each(verb, session, typed, terminal)
 
     return run_command(_in_turn(run, contexts))
 
 
-def _find_contradictions(typed: Namespace, named: Sequence[str], *, several: bool) -> Iterator[str]:
-    flags, verb = vars(typed), typed.row
-    watch, everywhere = flags.get("watch"), flags.get("all_contexts")
-    output, one = flags.get("output", "table").partition("=")[0], f"use --context {named[0] if named else 'NAME'}"
-    if sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1:
+def _find_contradictions(typed: Arguments, named: Sequence[str], *, several: bool) -> Iterator[str]:
+    everywhere, output = typed.all_contexts, typed.output
+    one = f"use --context {named[0] if named else 'NAME'}"
+    if sum((bool(typed.context), typed.contexts is not None, everywhere)) > 1:
         yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
-    if "contexts" in flags and not named:
+    if typed.contexts is not None and not named:
         yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
-    if (several or everywhere) and verb.alone:
+    if (several or everywhere) and typed.alone:
         yield f"{typed.verb} is for one cluster: {one}"
-    if everywhere and not verb.fleet_seconds:
+    if everywhere and not typed.fleet_seconds:
         yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
-    if several and watch:
-        yield f"--watch follows one context: {one}"
-    if several and any(map(flags.get, ("timeline", "events"))):
-        yield f"--timeline and --events draw one context: {one}"
-    if several and flags.get("prometheus"):
-        flag = "--all-contexts" if everywhere else "--contexts"
-        own = "leave out --prometheus to query each cluster's own Prometheus"
-        yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
-    if verb.asks_prometheus and not verb.asks_with and flags.get("namespace"):
-        yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
-    if output not in verb.outputs:
-        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}"
-    if output == PAGE and (several or watch):
+    if isinstance(typed, StatusArguments) and several:
+        if typed.watch:
+            yield f"--watch follows one context: {one}"
+        if typed.timeline or typed.events:
+            yield f"--timeline and --events draw one context: {one}"
+    if isinstance(typed, PrometheusArguments):
+        if several and typed.prometheus:
+            flag = "--all-contexts" if everywhere else "--contexts"
+            own = "leave out --prometheus to query each cluster's own Prometheus"
+            yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
+        if typed.namespace and not isinstance(typed, AdviseArguments):
+            yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
+    if output not in typed.outputs:
+        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(typed.outputs)}"
+    if output == PAGE and (several or (isinstance(typed, StatusArguments) and typed.watch)):
         yield f"-o html writes one page for one context: {one}, without --watch"
     if output in (CSV, NAMES) and several:
         yield f"-o {output} answers for one context: {one}"
 
 
-async def run_each(verb: Any, session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb once for each value of the argument `Verb.each`. Raises Trouble at the end, if there was any."""
-    each = typed.row.each
-    values = tuple(dict.fromkeys(getattr(typed, each) or [""])) if each else ("",)
+async def run_each(verb: Any, session: Session, typed: Arguments, terminal: Terminal) -> int:
+    """Run the verb once for each name that was typed. Raises Trouble at the end, if there was any."""
+    each = typed.each()
 
-    async def run(value: str) -> int:
-        if value != values[0] and not terminal.structured:
+    async def run(own: Arguments) -> int:
+        if own is not each[0] and not terminal.structured:
             terminal.show([BLANK])
-        own = Namespace(**vars(typed) | ({each: value} if each else {}))
         status: int = await verb.run(session, own, terminal)
         return status
 
-    return await _in_turn(run, values)
+    return await _in_turn(run, each)
 
 
-async def _in_turn(run: Callable[[str], Awaitable[int]], values: Sequence[str]) -> int:
+async def _in_turn(run: Callable[[T], Awaitable[int]], values: Sequence[T]) -> int:
     troubles, statuses = list[Trouble](), list[int]()
     for value in values:
         try:

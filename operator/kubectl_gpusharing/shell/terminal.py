@@ -1,4 +1,4 @@
-"""What is printed: text, JSON, YAML or JSONPath, wide or narrow, in color or not?
+"""What is printed: text, JSON or YAML, wide or narrow, in color or not?
 
 Output to a pipe has no color. rich is imported only for a terminal.
 """
@@ -16,7 +16,6 @@ from typing import Any, TextIO, TypeVar
 
 from gpusharing.api.names import GROUP
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, line, plain, shorten
-from kubectl_gpusharing.shell.jsonpath import Parts, parse_template, render
 
 Data = TypeVar("Data", bound=Mapping[str, Any])
 """The type of a document, whose name is its kind followed by Data."""
@@ -59,27 +58,20 @@ class Terminal:
 
     stream: TextIO
     output: str = "table"
-    """The output format, without the template of `jsonpath`."""
     color: bool = False
     width: int | None = None
     """The number of columns, or None if the stream is not a terminal."""
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the size of the terminal, which may change during a watch; None if it never changes."""
     headers: bool = True
-    template: Parts = field(default_factory=list)
     _live: Any = field(default=None, init=False)
     """The rich Live that draws while `redrawing` is open."""
     _documents: int = field(default=0, init=False)
 
     @classmethod
-    def of(cls, typed: str, *, color: bool, headers: bool = True) -> "Terminal":
-        """Return a Terminal for standard output, without colors if NO_COLOR is set (https://no-color.org).
-
-        Raises Trouble if the template of -o jsonpath has a mistake.
-        """
-        output, equals, template = typed.partition("=")
-        parts = parse_template(template) if equals else []
-        here = cls(sys.stdout, output, headers=headers, template=parts)
+    def of(cls, output: str, *, color: bool, headers: bool = True) -> "Terminal":
+        """Return a Terminal for standard output, without colors if NO_COLOR is set (https://no-color.org)."""
+        here = cls(sys.stdout, output, headers=headers)
         if here.stream.isatty():
             here.color = color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
             here.measure = shutil.get_terminal_size
@@ -95,7 +87,7 @@ class Terminal:
     @property
     def structured(self) -> bool:
         """Whether the output is data for programs."""
-        return self.output in ("json", "yaml", "jsonpath", "name")
+        return self.output in ("json", "yaml", "name")
 
     @property
     def redraws(self) -> bool:
@@ -110,10 +102,8 @@ class Terminal:
             self.document({"apiVersion": API, "kind": kind.__name__.removesuffix("Data"), **value})
 
     def document(self, value: object) -> None:
-        """Write a value as YAML, through the template of -o jsonpath, or as JSON."""
-        if self.output == "jsonpath":
-            text = render(self.template, value)
-        elif self.output == "yaml":
+        """Write a value as YAML or JSON."""
+        if self.output == "yaml":
             import yaml  # importing it takes as long as all the rest of a short command
 
             text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -8,7 +8,6 @@ needs are measured instead (usage/recommend.py).
 
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -16,7 +15,6 @@ from typing import TypeVar
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
-from gpusharing.kube.background import run_command
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.daemonsets import daemon_set_view
@@ -28,6 +26,7 @@ from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
 from kubectl_gpusharing.setup.layouts import draw, pick
+from kubectl_gpusharing.shell.arguments import AdviseArguments
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, line, prose, prose_of_each
 from kubectl_gpusharing.shell.session import Session
@@ -54,19 +53,19 @@ QUESTIONS = {
     "bursts": "Do the workloads use the GPU only now and then, as notebooks do?",
 }
 STATED = ("need", "memory", *QUESTIONS, "gpus_per_node", "gpu_operator", "name", "pool", "namespace")
-MEASURED = ("nodes", "policy", "goal", "verbose", "write", "until", "service", "selector")
+MEASURED = ("selector", "policy", "goal", "verbose", "write", "until", "service", "match")
 """Flags for needs that a person states, and flags for needs that Prometheus measured."""
 
 
-def run_offline(typed: Namespace, terminal: Terminal) -> int:
+def run_offline(typed: AdviseArguments, terminal: Terminal) -> int:
     if _is_measured(typed, terminal):
-        return run_command(recommend.run(None, typed, terminal))
+        return recommend.run_offline(typed, terminal)
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
     answers = _find_answers(typed, card, None)
     return _show(advise(answers), card, answers, "", typed, terminal)
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> int:
     """Print advice based on the pods of a namespace and the user's answers, or on a Prometheus in the cluster."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
@@ -107,11 +106,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return _show(advice, card, answers, demand.sentence, typed, terminal)
 
 
-def _is_measured(typed: Namespace, terminal: Terminal) -> bool:
+def _is_measured(typed: AdviseArguments, terminal: Terminal) -> bool:
     measured = bool(typed.from_prometheus or typed.prometheus)
     scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
-        if getattr(typed, name, None):
+        if getattr(typed, name):
             raise Trouble(f"--{name.replace('_', '-')} works only where needs are {scope}")
     if terminal.output == "csv" and not measured:
         raise Trouble(f"-o csv works only where needs are {scope}")
@@ -132,7 +131,7 @@ def _card(word: str) -> Card:
     return card
 
 
-def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
+def _find_answers(typed: AdviseArguments, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     no_mps = target.find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not target.is_readable(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -150,12 +149,12 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         no_mps=no_mps,
         mps_remedy=target.find_remedy(target.RELEASED_DAEMON)[0] if no_mps else "",
         gpu_operator=typed.gpu_operator,
-        per_node=int(typed.gpus_per_node or 1),
+        per_node=typed.gpus_per_node or 1,
         **answers,
     )
 
 
-def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, float], ...]:
+def _find_needs(typed: AdviseArguments, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
@@ -173,7 +172,7 @@ def _find_needs(typed: Namespace, demand: Demand | None) -> tuple[tuple[int, flo
 
 
 def _show(
-    advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: Namespace, terminal: Terminal
+    advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: AdviseArguments, terminal: Terminal
 ) -> int:
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     price = price_of(typed.price)

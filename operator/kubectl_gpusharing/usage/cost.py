@@ -4,13 +4,13 @@ The answer is what a Prometheus, in a cluster or not, has recorded.
 """
 
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import starmap
 
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
+from kubectl_gpusharing.shell.arguments import CostArguments
 from kubectl_gpusharing.shell.documents import BillData, SumData
 from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, line, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
@@ -201,11 +201,11 @@ def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
         )  # fmt: skip
 
 
-def run_offline(typed: Namespace, terminal: Terminal) -> int:
+def run_offline(typed: CostArguments, terminal: Terminal) -> int:
     return run_command(run(None, typed, terminal))
 
 
-async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session | None, typed: CostArguments, terminal: Terminal) -> int:
     """Print the bill that a Prometheus in the cluster has or, without a `session`, the one in `--prometheus`."""
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
@@ -216,7 +216,7 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     return CHANGES if answer.missing else DONE
 
 
-async def ask(session: Session, typed: Namespace) -> Answer:
+async def ask(session: Session, typed: CostArguments) -> Answer:
     """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
@@ -231,7 +231,7 @@ FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: qu
 
 
 async def find_answer(
-    prometheus: Prometheus, typed: Namespace, progress: Callable[[str], None] = lambda text: None
+    prometheus: Prometheus, typed: CostArguments, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
     """Read the bill of a window that ends at `--until`, or now by the clock of `prometheus`."""
     query = query_of(typed, await prometheus.now())
@@ -241,7 +241,7 @@ async def find_answer(
         progress("")
 
 
-def query_of(typed: Namespace, now: float) -> MeterQuery:
+def query_of(typed: CostArguments, now: float) -> MeterQuery:
     """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble.
 
     If `now` is 0, an `--until` in the future is accepted.
@@ -251,10 +251,10 @@ def query_of(typed: Namespace, now: float) -> MeterQuery:
         raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
         raise Trouble(f"--by {typed.by}: use namespace, policy, pod, or a namespace label, for example team")
-    selector = selector_of(typed.selector)
+    selector = selector_of(typed.match)
     if parts := [label for label in labels_of(selector) if label in OF_PARTS]:
         raise Trouble(
-            f"--selector {selector}: only some of the series that make up a bill have the label {parts[0]}, so the"
+            f"--match {selector}: only some of the series that make up a bill have the label {parts[0]}, so the"
             " parts would not add up. Select by policy, node, job, or a label that your Prometheus adds, such as"
             ' cluster="east"; every tenant and resource has its own row anyway'
         )

@@ -6,7 +6,6 @@ server, or else from Prometheus.
 """
 
 import re
-from argparse import Namespace
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, part, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell import drawing
+from kubectl_gpusharing.shell.arguments import FreeArguments
 from kubectl_gpusharing.shell.documents import InventoryData
 from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, age, prose, table
 from kubectl_gpusharing.shell.session import Session, object_name
@@ -357,7 +357,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 """The kinds whose names -o name prints, by what the rows are about."""
 
 
-async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+async def run(session: Session, typed: FreeArguments, terminal: Terminal) -> int:
     """Print who holds the GPUs; return CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":
@@ -366,7 +366,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble("--service only works with --usage: add --usage, or leave out --service")
     if terminal.output == "name" and by not in NAMED:
         raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
-    inventory = await read_inventory(session, getattr(typed, "namespace", ""), typed.nodes)
+    inventory = await read_inventory(session, typed.namespace, typed.selector)
     if typed.usage:
         await read_usage(session, inventory, typed.service)
     report = FreeReport(inventory, by, session.now())

@@ -6,7 +6,6 @@ either of its label sets, by our agent, or by both. The names of workloads come 
 """
 
 import re
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
+from kubectl_gpusharing.shell.arguments import RecommendArguments
 from kubectl_gpusharing.shell.session import Session, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
@@ -55,7 +55,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     if most_series_at_once > MOST_SERIES:
         raise Trouble(
             f"{prometheus.endpoint.where} has {most_series_at_once:,.0f} GPU series at one time, but this plugin reads at"
-            f" most {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
+            f" most {MOST_SERIES:,} at once: select fewer, for example with --match 'cluster=\"east\"'"
         )
     missing = await find_gaps(
         prometheus,
@@ -90,7 +90,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
         if len(clusters) > 1:  # their pools cannot have one layout
             raise Trouble(
                 f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
-                f" --selector 'cluster=\"{clusters[0]}\"'"
+                f" --match 'cluster=\"{clusters[0]}\"'"
             )
         fold.replicas |= _replicas(allocatable, part["used"], fold)
         fold.add(part)
@@ -397,7 +397,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
     return replace(scope, name=name, selector={"matchLabels": {LABEL_POOL: name}}, unlabelled=True), ()
 
 
-async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
+async def find_in_cluster(session: Session, typed: RecommendArguments) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects in the cluster; without either, the whole fleet."""
     if typed.policy:
         raw = await session.get(POLICIES, typed.policy)
@@ -422,13 +422,13 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
         metadata = _filled(labels=labels, annotations=lasting)
         left, remarks = selected - lost.keys(), (remark,) if lost else ()
         return NodeScope(name, f"policy {name}", selector, left, spec, metadata, remarks=remarks)
-    if not typed.nodes:
+    if not typed.selector:
         return whole_fleet(typed.card)
-    rows = rows_of(typed.nodes)
+    rows = rows_of(typed.selector)
     selected = _chosen(await session.all(NODES), {}, rows)
     if not selected:
-        raise Trouble(f"no node in {session.where} has the labels {typed.nodes}")
-    return scope_of(rows, selected, typed.nodes)
+        raise Trouble(f"no node in {session.where} has the labels {typed.selector}")
+    return scope_of(rows, selected, typed.selector)
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
@@ -439,16 +439,16 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
     )
 
 
-async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
+async def find_in_prometheus(prometheus: Prometheus, typed: RecommendArguments, selector: str, end: float) -> NodeScope:
     """Return the scope that `-l` selects by the labels that kube-state-metrics exported at `end` or a day before."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"
             " the nodes with -l"
         )
-    if not typed.nodes:
+    if not typed.selector:
         return whole_fleet(typed.card)
-    rows = rows_of(typed.nodes)
+    rows = rows_of(typed.selector)
     named = {key: state_label(key) for key, _, _ in rows}
     query = labels_of_nodes(selector, sorted(set(named.values())))
     labels = [
@@ -467,12 +467,12 @@ async def find_in_prometheus(prometheus: Prometheus, typed: Namespace, selector:
             f" that a flag lists: add them {flag}, or omit --prometheus, so that the labels are read from the cluster"
         )
     remarks = tuple(
-        f"no node in Prometheus has the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
+        f"no node in Prometheus has the label {key}, so that part of -l {typed.selector} excludes no node: either no"
         f" node has it, or kube-state-metrics does not export it {flag}"
         for key in named
         if key in unseen
     )
     nodes = frozenset(node for node, of_node in labels if matches(of_node, {}, rows))
     if not nodes:
-        raise Trouble(f"no node in Prometheus has the labels {typed.nodes}")
-    return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)
+        raise Trouble(f"no node in Prometheus has the labels {typed.selector}")
+    return replace(scope_of(rows, nodes, typed.selector), remarks=remarks)

@@ -14,10 +14,10 @@ MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\
 
 
 def selector_of(selector: str) -> str:
-    """Return the PromQL matchers of `--selector`, separated by commas, without enclosing braces. Raises Trouble."""
+    """Return the PromQL matchers of `--match`, separated by commas, without enclosing braces. Raises Trouble."""
     matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
     if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
-        raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
+        raise Trouble(f'--match {selector}: use matchers such as cluster="east",prometheus_replica="a"')
     return matchers
 
 

@@ -516,5 +516,5 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
         matcher = f'{label}="{escaped}"'
         raise Trouble(
             f"{billed}, for example because two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
-            f" --selector {quote(matcher)}"
+            f" --match {quote(matcher)}"
         )

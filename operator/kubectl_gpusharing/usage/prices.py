@@ -21,7 +21,7 @@ REMEDY = (
 MOST = 1e15
 """The highest plausible price, and the highest plausible seconds in a counter."""
 NO_NUMBER = "that is not a number"
-CHOOSE = "choose a cluster with --selector"
+CHOOSE = "choose a cluster with --match"
 Subject = tuple[str, str]
 """What a price is for: `node`, `policy` or `product`, and its name. Dashes replace the spaces in the name."""
 SOURCES = {

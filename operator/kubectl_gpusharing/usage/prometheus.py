@@ -11,7 +11,6 @@ import math
 import os
 import re
 import ssl
-from argparse import Namespace
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Login, find_proxy
 from gpusharing.kube.raw import entries, section, text, whole
+from kubectl_gpusharing.shell.arguments import PrometheusArguments
 from kubectl_gpusharing.shell.drawing import printable
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.session import side_by_side as side_by_side
@@ -56,7 +56,7 @@ PARALLEL = 4
 """How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
 """The earliest and latest time that a server's clock may show, in seconds since 1970: 2001 and 2096."""
-NARROW_QUERY = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
+NARROW_QUERY = "narrow the query with --match, or use a --window shorter than a day, for example 6h"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """Matches the errors of programs that limit queries.
 
@@ -282,7 +282,7 @@ class Prometheus:
                     body += part
                     if len(body) > MOST_BYTES:
                         size = f"a response from {endpoint.where} is larger than {MOST_BYTES >> 20} MiB"
-                        raise Trouble(f"{size}: narrow the query with --selector")
+                        raise Trouble(f"{size}: narrow the query with --match")
         except TimeoutError as error:
             raise Trouble(f"{endpoint.where} did not respond within {SECONDS:g} s: {NARROW_QUERY}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -374,7 +374,7 @@ The first set that any Service has decides, because several Services may lead to
 FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
-async def find_endpoint(session: Session | None, typed: Namespace) -> Endpoint:
+async def find_endpoint(session: Session | None, typed: PrometheusArguments) -> Endpoint:
     """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster."""
     if session is None:
         if typed.service:

@@ -4,13 +4,14 @@ It needs only Prometheus with dcgm-exporter, not the operator. Where the operato
 of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+from gpusharing.kube.background import run_command
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.changing.plan import Planned, propose
 from kubectl_gpusharing.setup.layouts import pick
+from kubectl_gpusharing.shell.arguments import RecommendArguments
 from kubectl_gpusharing.shell.documents import RecommendationData
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -40,7 +41,11 @@ MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""
 
 
-async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> int:
+def run_offline(typed: RecommendArguments, terminal: Terminal) -> int:
+    return run_command(run(None, typed, terminal))
+
+
+async def run(session: Session | None, typed: RecommendArguments, terminal: Terminal) -> int:
     """Print a recommendation with the plan of its policy; without a `session`, from the URL in `--prometheus`."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
@@ -67,14 +72,14 @@ async def run(session: Session | None, typed: Namespace, terminal: Terminal) -> 
     return CHANGES if answer.missing else DONE
 
 
-def _check(typed: Namespace) -> None:
+def _check(typed: RecommendArguments) -> None:
     span_of(typed, 0.0, MOST)
-    selector_of(typed.selector)
+    selector_of(typed.match)
     price_of(typed.price)
-    if typed.policy and typed.nodes:
+    if typed.policy and typed.selector:
         raise Trouble("pass either --policy or -l, not both")
-    if typed.nodes:
-        rows_of(typed.nodes)
+    if typed.selector:
+        rows_of(typed.selector)
     if typed.card:
         pick(typed.card)
     try:
@@ -84,11 +89,11 @@ def _check(typed: Namespace) -> None:
         raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
 
 
-async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
+async def find_answer(prometheus: Prometheus, typed: RecommendArguments, session: Session | None) -> RecommendReport:
     start, end = span_of(typed, await prometheus.now(), MOST)
     # Hours are those of the clock, so that the answer does not depend on the minute at which it is asked for.
     start, end = start - end % HOUR, end - end % HOUR
-    selector = selector_of(typed.selector)
+    selector = selector_of(typed.match)
     inside = None if session is None else await find_in_cluster(session, typed)
     scope = inside or await find_in_prometheus(prometheus, typed, selector, end)
     card = pick(typed.card) if typed.card else None
