@@ -1,6 +1,7 @@
 """The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/statustext.py,
 kubectl_gpusharing/shell/drawing.py)."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -8,13 +9,13 @@ import pytest
 from hack.customresources import GPUNODE, POLICY
 from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
+from tests.cli.schema import read_schema
 
 from gpusharing.kube.client import JSON
+from kubectl_gpusharing.pools.columns import NODE_COLUMNS, POOL_COLUMNS, StatusColumn
 from kubectl_gpusharing.pools.fleet import State, state_of
-from kubectl_gpusharing.pools.status import FLEET
 from kubectl_gpusharing.pools.status import as_data as typed_data
-from kubectl_gpusharing.pools.statustext import COLUMNS, describe
-from kubectl_gpusharing.pools.statustext import WIDE as WIDE_COLUMNS
+from kubectl_gpusharing.pools.statustext import describe
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 
@@ -220,9 +221,14 @@ def test_events_that_were_not_read_are_no_empty_list() -> None:
 def test_table_and_columns_of_kubectl_use_the_same_words() -> None:
     """PROGRESS is a drawing, and HEALTH is the condition Healthy."""
     columns = {resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)}
-    table = {column.title for column in (*COLUMNS, *WIDE_COLUMNS)} - {"NODE", "PROGRESS", "HEALTH"}
-    assert table - columns["GPUNode"] == set()
-    assert {column.title for column in FLEET.columns} - {"POOL"} <= columns["GPUSharingPolicy"]
+    assert {column.title for column in NODE_COLUMNS} - {"NODE", "PROGRESS", "HEALTH", "MESSAGE"} <= columns["GPUNode"]
+    assert {column.title for column in POOL_COLUMNS} - {"POOL"} <= columns["GPUSharingPolicy"]
+
+
+@pytest.mark.parametrize(("shown", "record"), [(NODE_COLUMNS, "Node"), (POOL_COLUMNS, "Pool")])
+def test_what_a_column_shows_is_in_json_and_its_schema(shown: Sequence[StatusColumn[Any]], record: str) -> None:
+    known = read_schema()["$defs"][record]["properties"]
+    assert [column.title for column in shown if column.key not in known] == []
 
 
 def test_nodes_with_gpus_and_no_policy_are_named() -> None:

@@ -39,6 +39,10 @@ Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
 PERSON, OTHERS = "person", "others"
 """The deadlines of waits that a person or others end, as published (planning/report/transition.py)."""
+NOT_SEEN = (
+    "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
+    " running."
+)
 _STATES: Mapping[str, State] = {
     **{phase: State.MOVES for phase in Phase if phase.in_flight},
     Phase.SYNCED: State.DONE,
@@ -95,6 +99,11 @@ class PoolStatus(Summary):
             goes_on = self.unseen or self.status in ("", "Deleting", *Phase)
             states.add(State.WAITS if goes_on else State.BLOCKED)
         return min(states, key=URGENCY.index, default=State.DONE)
+
+    @property
+    def news(self) -> str:
+        """The most urgent sentence about the pool; empty if it is as its policy wants it."""
+        return NOT_SEEN.format(self.unseen) if self.unseen else self.message if self.status != "Synced" else ""
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:

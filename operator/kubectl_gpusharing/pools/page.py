@@ -20,13 +20,13 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
 from kubectl_gpusharing.pools.statustext import (
     count_states,
     describe_events,
     describe_facts,
     describe_health,
-    describe_nodes,
     describe_title,
     tell_misfits,
     tell_unowned,
@@ -175,7 +175,7 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
         words = (f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one])
         parts += [bar(members), _legend(words)]
     parts += flow(describe_facts(pool, now, HTML_OPTIONS) + describe_events(pool, now, HTML_OPTIONS))
-    parts += flow(describe_nodes(shown, now, HTML_OPTIONS) if shown else [], link)
+    parts += flow(describe_table(NODE_COLUMNS, shown, now, HTML_OPTIONS) if shown else [], link)
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:

@@ -19,12 +19,13 @@ from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import Reflector
+from kubectl_gpusharing.pools.columns import POOL_COLUMNS, cells, describe_table
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
-from kubectl_gpusharing.pools.statustext import NOT_SEEN, describe, describe_health, tell_health, tell_unowned
+from kubectl_gpusharing.pools.statustext import describe, describe_health, tell_health, tell_unowned
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
-from kubectl_gpusharing.shell.drawing import Column, Ink, Line, Span, line, prose, table
+from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, prose
 from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, object_name
@@ -106,25 +107,11 @@ async def ask(session: Session, typed: StatusArguments) -> Answer:
     pools, unowned = choose(typed, session.where, policies, nodes)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
     remarks = [tell_unowned(unowned)] if unowned else []
-    return Answer(DONE, [*map(_cluster_row, pools)], data, simulated, remarks)
+    rows = [cells(POOL_COLUMNS, pool, session.now(), PrintOptions()) for pool in pools]
+    return Answer(DONE, rows, data, simulated, remarks)
 
 
-def _cluster_row(pool: PoolStatus) -> Line:
-    message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
-    cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
-    status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
-    return line(pool.name, pool.mode, pool.layout, status, *cells)
-
-
-FLEET = FleetVerb(
-    (
-        Column("POOL"), Column("MODE", 4), Column("LAYOUT", 5), Column("STATUS"), Column("NODES", 1),
-        Column("GPUS", 6, right=True), Column("USED", 3), Column("PENDING", 2, right=True), Column("MESSAGE"),
-    ),
-    "there is no GPUSharingPolicy",
-    PoolListData,
-    ask,
-)  # fmt: skip
+FLEET = FleetVerb(POOL_COLUMNS, "there is no GPUSharingPolicy", PoolListData, ask)
 
 
 Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
@@ -161,8 +148,8 @@ def draw(
     head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
     lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline)]
     if len(pools) > 1:
-        rows = table(FLEET.columns, [*map(_cluster_row, pools)], options)
-        short = [*head, *describe_health(pools, unowned, options), *rows]
+        short = [*head, *describe_health(pools, unowned, options)]
+        short += describe_table(POOL_COLUMNS, pools, now, options)
         terminal.show(lines, "; pass a POLICY to see one pool", short)
     else:
         terminal.show(lines, "; make the terminal taller to see them")

@@ -4,38 +4,26 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted, some
+from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table, status_of
 from kubectl_gpusharing.pools.fleet import NodeStatus, Pools, PoolStatus, State, simulated_nodes
 from kubectl_gpusharing.pools.timeline import MOST, describe_timeline, find_estimate
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
-    Glyph,
     Ink,
     Line,
     PrintOptions,
     Span,
     age,
     bar,
-    columns,
     describe_simulated,
     fold,
     line,
     prose,
     prose_of_each,
-    table,
 )
-
-COLUMNS = columns(NODE=0, PROGRESS=5, PHASE=0, REASON=0, PODS=4, CULPRIT=1, SINCE=2, DEADLINE=3)
-WIDE = columns(STEP=6, WANTED=7, OBSERVED=7, CORDON=7, HEALTH=8)
-NOT_SEEN = (
-    "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
-    " running."
-)
-_AHEAD = Glyph("·", "-", Ink.FAINT)
-_PROGRESS = (*WAY, Phase.SYNCED)
 
 
 def describe(
@@ -95,33 +83,15 @@ def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> lis
     lines += describe_facts(pool, now, options)
     shown = pool.members if options.wide else pool.changing[:MOST]
     if shown:
-        lines += describe_nodes(shown, now, options)
+        lines += describe_table(NODE_COLUMNS, shown, now, options, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
     return lines + describe_events(pool, now, options)
 
 
-def describe_nodes(nodes: Sequence[NodeStatus], now: datetime, options: PrintOptions) -> list[Line]:
-    shown = COLUMNS + (WIDE if options.wide else ()) + (columns(MESSAGE=0) if options.flowing else ())
-    rows = []
-    for node in nodes:
-        ink, pods = node.state.value.ink, "" if node.pods is None else str(node.pods)
-        progress = ""
-        if not options.flowing:
-            stands = node.state in (State.BLOCKED, State.FAILED)
-            done = _PROGRESS.index(node.phase) + 1 if node.phase in _PROGRESS else int(stands)
-            progress = node.state.value.on(options) * done + _AHEAD.on(options) * (len(_PROGRESS) - done)
-        texts = [node.reason, pods, node.culprit, age(node.entered, now), node.deadline]
-        texts += [node.step, node.wanted, node.observed, node.cordon, node.unhealthy] if options.wide else []
-        if options.flowing:
-            texts.append(" ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))))
-        rows.append(line(node.name, Span(progress, ink), Span(node.phase or "-", ink), *texts))
-    return table(shown, rows, options, "  ")
-
-
 def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
     """Draw the pool's message and what is about to happen."""
-    lines = prose(NOT_SEEN.format(pool.unseen), options, ink=Ink.BAD) if pool.unseen else []
+    lines = prose(pool.news, options, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, options)
     texts: list[str] = []
@@ -152,10 +122,8 @@ def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> l
 
 
 def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
-    ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     texts += [f"{pool.used} devices used"] * bool(pool.used)
     texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
-    title, status = Span(pool.name, Ink.TITLE), Span(pool.status or "new", ink)
-    return fold(line(title, f"  {what}  ", status, f"  {', '.join(texts)}"), options)
+    return fold(line(Span(pool.name, Ink.TITLE), f"  {what}  ", status_of(pool), f"  {', '.join(texts)}"), options)
