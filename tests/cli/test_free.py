@@ -426,7 +426,7 @@ class Revoked:
         """Yield a page, and raise Denied in place of a second one unless it is about a namespace."""
         yield self.own if namespace else self.pages[f"/api/v1/{kind.plural}"]
         if namespace is None:
-            raise Denied(f"{kind.plural} is forbidden")
+            raise Denied(f"{kind.plural} is forbidden", [f"list {kind.plural}"])
 
     async def all(self, *_: Any) -> list[Any]:
         """Return no GPUNodes."""
@@ -479,13 +479,24 @@ def test_a_namespace_user_who_may_list_nothing_else_gets_their_own_pods(fleet: D
     assert len(data["unknown"]) == 2
 
 
+def test_what_a_tenant_waits_for_is_unknown_and_not_0_where_nodes_may_not_be_read(fleet: Desk) -> None:
+    own_pods_only(fleet)
+    fleet.server.refusals |= {NODES: (403, "you may not list nodes"), GPUNODES: (403, "nor gpunodes")}
+    fleet.server.lists["/api/v1/namespaces/team-a/pods"] = [pod("team-a/big", "", container(gpu=48))]
+    (row,) = told(fleet, "-n", "team-a")["rows"]
+    assert row["waiting"] == 48
+    assert [row[name] for name in ("allocatable", "free", "largest", "closed", "others")] == [None] * 5
+    cells = next(line for line in show(fleet, "-n", "team-a").out.splitlines() if line.startswith(GPU)).split()
+    assert cells.count("?") == 5
+
+
 def test_without_any_pods_the_nodes_say_what_is_allocatable(fleet: Desk) -> None:
     fleet.server.refusals = {PODS: (403, DENIED), "/api/v1/namespaces/default/pods": (403, DENIED)}
     said = show(fleet)
     assert said.status == CHANGES
     assert "no pods are counted" in said.out
     row = rows(fleet)[GPU]
-    assert (row["requested"], row["allocatable"], row["free"]) == (None, 18, None)
+    assert (row["requested"], row["allocatable"], row["free"], row["waiting"]) == (None, 18, None, None)
 
 
 def test_chosen_nodes_need_the_right_to_list_them(fleet: Desk) -> None:

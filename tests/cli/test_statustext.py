@@ -231,6 +231,17 @@ def test_what_a_column_shows_is_in_json_and_its_schema(shown: Sequence[StatusCol
     assert [column.title for column in shown if column.key not in known] == []
 
 
+def test_the_counts_of_a_policy_that_the_operator_has_not_seen_are_unknown_and_not_0() -> None:
+    raw: JSON = {"metadata": {"name": "new", "generation": 1}, "spec": {"mode": "Full"}}
+    pools, unowned = pools_of([raw, policy("pool-b", gpus=6)], [])
+    told = {pool["name"]: (pool["gpus"], pool["pendingPods"]) for pool in as_data(pools, unowned, "desk", NOW)["pools"]}
+    assert told["new"] == (None, None)
+    assert (
+        "0 " not in plain(describe([pool for pool in pools if pool.name == "new"], [], NOW, WIDE)).partition("\n\n")[2]
+    )
+    assert "6 GPUs, without those of 1 new pool" in plain(describe(pools, unowned, NOW, WIDE))
+
+
 def test_nodes_with_gpus_and_no_policy_are_named() -> None:
     policies, nodes = fleet()
     text = shown(policies, [*nodes, gpunode("gpu-99", policy="")])

@@ -286,7 +286,7 @@ def test_the_plugin_says_why_a_pod_waits_to_somebody_of_its_namespace(
     same_as_golden(f"plugin-why-pod-{who}", plugin(lodgers[who], "why", f"pod/{name}"))
     refused = plugin(lodgers[who], "why", "no/pool-b-1")
     assert ("you lack a permission" in refused) is (who == "namespace")
-    assert ("No proof to show: ClusterRole gpusharing-viewer would add" in refused) is (who == "viewer")
+    assert ("No proof to show: the right to list nodes" in refused) is (who == "viewer")
 
 
 def test_the_plugin_explains_a_policy_by_its_worst_node(scenario: Pool, person: Path) -> None:

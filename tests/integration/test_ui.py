@@ -52,7 +52,7 @@ def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothi
         with serving(environment(viewer)) as served:
             assert "AlreadyCordoned" in served.read("?policy=pool-u").text
             assert 'cannot list resource "nodes"' in served.read("?by=namespace").text
-            assert "No proof to show: ClusterRole gpusharing-viewer" in served.read(f"?subject={pool.nodes[0]}").text
+            assert "No proof to show: the right to list nodes" in served.read(f"?subject={pool.nodes[0]}").text
 
 
 def test_without_any_right_the_ui_ends_with_one_sentence(product: Product) -> None:

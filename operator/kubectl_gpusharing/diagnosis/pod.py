@@ -6,7 +6,7 @@ planning/drain/placement.py, as for the drain.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import ge
@@ -101,17 +101,17 @@ class NodeRoom:
     node: str
     pool: str
     """The policy that selects the node; empty if none does."""
-    now: Mapping[str, int]
-    """The devices that are allocatable now; empty if a rule excludes the pod from the node."""
+    now: Mapping[str, int] | None
+    """The devices that are allocatable now; empty if a rule excludes the pod from the node, None if unknown."""
     free: Mapping[str, int] | None
     """The part of `now` that no pod holds, according to the agent.
 
     It is empty while the node accepts no pods, and None if it is unknown.
     """
-    after: Mapping[str, int]
+    after: Mapping[str, int] | None
     """The devices that will be allocatable once all changes are done.
 
-    It is empty if a rule will exclude the pod then.
+    It is empty if a rule will exclude the pod then, and None if unknown.
     """
     closed: str
     """Why the node accepts no pods now, as a clause; empty if it does."""
@@ -132,8 +132,8 @@ class NodeRoom:
     """Whether it could start once all changes are done."""
 
     def most(self, resource: str) -> int:
-        """Return how many devices of this resource the pod may use on the node, now or after the changes."""
-        return max(self.now.get(resource, 0), self.after.get(resource, 0))
+        """Return how many devices of this resource the pod may use on the node, now or after, as far as is known."""
+        return max((counts.get(resource, 0) for counts in (self.now, self.after) if counts is not None), default=0)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest comes nearest to what is requested."""
@@ -147,27 +147,37 @@ def find_rule(needs: Needs, offer: Offer) -> Obstacle | None:
 
 
 def _room(
-    needs: Needs, pool: str, offers: tuple[Offer, Offer], closed: str, held: Mapping[str, int] | None
+    needs: Needs,
+    node: str,
+    pool: str,
+    offers: tuple[Offer | None, Offer | None],
+    closed: str,
+    held: Mapping[str, int] | None,
 ) -> NodeRoom:
-    """Return the room of a node with these offers, now and after the changes; `held` is None if unknown."""
+    """Return the room of a node with these offers, now and after the changes; an offer and `held` are None if unknown."""
     present, future = offers
-    now, later = {} if find_rule(needs, present) else present.devices, find_rule(needs, future)
-    free = {} if closed or not now else None if held is None else remaining(now, held)
-    refused = (one.text for offer in offers for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
+    known = [offer for offer in offers if offer is not None]
+    now = None if present is None else {} if find_rule(needs, present) else present.devices
+    later = None if future is None else find_rule(needs, future)
+    free = {} if closed or now == {} else None if held is None or now is None else remaining(now, held)
+    refused = (one.text for offer in known for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
+    starts = present is not None and could_start(needs, present)
     return NodeRoom(
-        node=present.node,
+        node=node,
         pool=pool,
         now=now,
         free=free,
-        after={} if later else future.devices,
+        after=None if future is None else {} if later else future.devices,
         closed=closed,
         later=later,
         refusal=next(refused, ""),
-        planned=future.devices,
-        names=frozenset((*present.devices, *future.devices)),
-        starts_free=could_start(needs, replace(present, devices=now if free is None else free)),
-        starts_now=could_start(needs, present),
-        lasts=could_start(needs, future),
+        planned={} if future is None else future.devices,
+        names=frozenset(name for offer in known for name in offer.devices),
+        starts_free=present is not None and could_start(needs, replace(present, devices=free or {}))
+        if free is not None
+        else starts,
+        starts_now=starts,
+        lasts=future is not None and could_start(needs, future),
     )
 
 
@@ -183,7 +193,9 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
     shut = gated or node.unschedulable or not node.ready or tainted
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
     held = None if observed is None else observed.allocated
-    return _room(needs, "" if verdict is None else verdict.policy, (present, future), why if shut else "", held)
+    return _room(
+        needs, node.name, "" if verdict is None else verdict.policy, (present, future), why if shut else "", held
+    )
 
 
 def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
@@ -191,11 +203,10 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
     node, observed = read_node(raw), gpunode_view(raw).observed
     policy = targets.get(node.policy)
     target = policy.find(node.name, observed.hardware) if policy and observed and observed.gpus else None
-    nothing = Offer(node.name, {})
-    future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else nothing
-    present = future if node.phase == Phase.SYNCED else nothing
+    future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else None
+    present = future if node.phase == Phase.SYNCED else None
     held = None if observed is None else observed.allocated
-    return _room(needs, node.policy, (present, future), node.cordon and "cordoned", held)
+    return _room(needs, node.name, node.policy, (present, future), node.cordon and "cordoned", held)
 
 
 # --- the guard for tenants -----------------------------------------------------------------------------------
@@ -238,7 +249,6 @@ BARE = StackView(None, gpu_cluster=False, plugin_configs={}, mig_file="", writte
 """NVIDIA's software as it is assumed to be without a plan: mig-manager reads the operator's file."""
 _PROFILE = re.compile(r"mig-(\d+)g\.(\d+)gb")
 """The compute slices and the memory in the name of a MIG resource."""
-MORE = "ClusterRole gpusharing-viewer would add what GPUNodes say, and gpusharing-planner a plan with its proofs"
 COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0)
 
 
@@ -254,10 +264,10 @@ class Service:
     node: str
     """The name of the best node; empty if the pod may use no node of the pool."""
     resource: str
-    now: int
+    now: int | None
     free: int | None
-    """How many of these devices are free now; None if that is unknown."""
-    after: int
+    after: int | None
+    """How many of these devices there are now, are free now, and will be after the changes; None if unknown."""
     but: str
     """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
@@ -308,8 +318,10 @@ def pod_answer(
     return replace(answer, guard=guard, notes=notes, simulated=live.simulated())
 
 
-def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON]) -> PodAnswer:
-    """Return the answer about a pod from what the policies and the GPUNodes show."""
+def published_answer(
+    raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON], lacking: Iterable[str]
+) -> PodAnswer:
+    """Return the answer about a pod from what the policies and the GPUNodes show, to a user who lacks these rights."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
     targets = {one.name: PolicyTargets(one, find_request(one.name, one.spec), BARE) for one in views if one.spec}
     needs = needs_of(pod_view(raw, {}))
@@ -318,7 +330,7 @@ def published_answer(raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSO
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
     note = (
         "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
-        f" were not considered. {MORE}"
+        f" were not considered, because you may not {' or '.join(dict.fromkeys(lacking))}"
     )
     return replace(answer, notes=(*answer.notes, note), simulated=tuple(simulated_nodes((), nodes)))
 
@@ -337,7 +349,7 @@ def _answer(
     )
     node = text(raw, "spec", "nodeName")
     lasting = not asks or any(room.lasts for room in rooms)
-    later = {name for room in rooms for name in room.after}
+    later = {name for room in rooms for name in room.after or ()}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
     note = f"this answer ignores the pod's {unchecked}, which may exclude nodes that are counted here"
     placed = [row for row in entries(raw, "status", "conditions") if row.get("type") == "PodScheduled"]
@@ -359,8 +371,8 @@ def _answer(
 
 def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
     """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
-    reached = (room for room in members if room.now or room.after)
-    none = _room(Needs(()), pool, (Offer("", {}), Offer("", {})), "", {})
+    reached = (room for room in members if room.now != {} or room.after != {})
+    none = _room(Needs(()), "", pool, (Offer("", {}), Offer("", {})), "", {})
     best = max(reached, key=lambda room: room.rank(asks), default=none)  # once for the whole request
 
     def rule(room: NodeRoom) -> str:
@@ -372,15 +384,20 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
         excluded = sorted((room for room in members if room.later and room.planned.get(resource)), key=rule)
         alike = groupby(excluded, rule)
         rules = tuple(f"{some([room.node for room in rooms])}: {why}" for why, rooms in alike)
-        free = None if best.free is None else best.free.get(resource, 0)
-        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+        now, free, after = (
+            None if counts is None else counts.get(resource, 0) for counts in (best.now, best.free, best.after)
+        )
+        later = after or 0
         but = ""
         if rules and not best.node:
             but = "; ".join(rules) if len(rules) > 1 else rules[0].partition(": ")[2]
-        elif now < wanted <= after:
+        elif now is None:
+            but = "it is unknown what the node has now"
+            but += f"; it will have enough once the changes are done; {status}" if wanted <= later else ""
+        elif now < wanted <= later:
             but = f"only once the changes are done; {status}"
         elif now < wanted:
-            most = max(now, after)
+            most = max(now, later)
             but = (
                 f"no node has more than {most} of the {wanted}"
                 if most
@@ -390,7 +407,7 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
             but = f"the node is {best.closed}"
         elif free is not None and free < wanted:
             but = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
-            but += f", but there will be more once the changes are done; {status}" if after > now else ""
+            but += f", but there will be more once the changes are done; {status}" if later > now else ""
         yield Service(best.pool, best.node, resource, now, free, after, but, rules)
 
 
@@ -418,6 +435,9 @@ def _conclude(
         return f"this pod is on node {node}{', which the operator is not changing now' if rooms else ''}"
     if not rooms:
         return "it is unknown which nodes have what this pod requests"
+    unknown = [room.node for room in rooms if room.now is None]
+    if unknown and not any(room.starts_free or room.lasts for room in rooms):
+        return f"it is unknown whether this pod can start, because it is unknown what {some(unknown)} can offer it"
     if absent := sorted(asks.keys() - {name for room in rooms for name in room.names}):
         return (
             f"no node advertises {' or '.join(absent)}, and none will under the existing policies."
@@ -442,7 +462,7 @@ def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
 
     For a MIG profile it is the smallest that is large enough, for any other name the most similar one.
     """
-    bare = {name.partition("/")[2]: name for room in rooms for name in (*room.now, *room.after)}
+    bare = {name.partition("/")[2]: name for room in rooms for name in (*(room.now or ()), *(room.after or ()))}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
     larger = [one for one, size in sizes.items() if all(map(ge, size, sizes.get(word, ()))) and one != word]
@@ -490,7 +510,7 @@ def describe_pod(answer: PodAnswer, options: PrintOptions) -> list[Line]:
         lines += prose(f"{whose}: {message}", options, hang="  ") if message else []
     rows = []
     for one in answer.services:
-        counts = str(one.now), "?" if one.free is None else str(one.free), str(one.after)
+        counts = ("?" if count is None else str(count) for count in (one.now, one.free, one.after))
         place = one.pool or "no policy", one.node or "-", one.resource
         rows.append(line(*place, *counts, Span(one.but, Ink.WAITING)))
     if rows:

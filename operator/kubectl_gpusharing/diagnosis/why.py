@@ -5,7 +5,6 @@ viewer's rights. The sources of proof need those of `plan`; if the user lacks th
 would add.
 """
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -27,7 +26,6 @@ from gpusharing.planning.vocabulary.reasons import BY_WORD
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.diagnosis.pod import (
-    MORE,
     PodAnswer,
     describe_pod,
     find_room,
@@ -261,10 +259,12 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
             rooms = {name: find_room(needs, node, live) for name, node in live.snapshot.nodes.items()}
         labels = await session.namespace_labels(text(pod, "metadata", "namespace"))
         return pod_answer(pod, rooms, live, labels)
-    except Denied:
-        with suppress(Denied):
-            return published_answer(pod, *await session.lists(POLICIES, GPUNODES))
-        return published_answer(pod, (), ())
+    except Denied as error:
+        try:
+            policies, gpunodes = await session.lists(POLICIES, GPUNODES)
+        except Denied as more:
+            return published_answer(pod, (), (), (*error.rights, *more.rights))
+        return published_answer(pod, policies, gpunodes, error.rights)
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
@@ -272,8 +272,8 @@ async def _node(session: Session, name: str) -> NodeAnswer:
     try:
         async with gathered(session) as cluster:
             live = await cluster.decide((), [name])
-    except Denied:
-        missing = MORE
+    except Denied as error:
+        missing = f"the right to {' and to '.join(error.rights)} would add a plan with its proofs"
     except Trouble as error:
         missing = str(error)
     bare = live is not None and name in live.snapshot.nodes and name not in live.snapshot.gpunodes

@@ -48,7 +48,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import Session
-from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
+from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, right_of
 
 
 class Onlooker(PassingClient):
@@ -361,11 +361,10 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     if bare:
         del every["gpunodes"]
     refused = {name: one.error for name, one in every.items() if isinstance(one.error, Forbidden)}
-    needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
-    if needed:
-        roles = "the permissions named here" if missing else "the gpusharing-planner ClusterRole"
+    if needed := [error for name, error in refused.items() if name not in MARKERS]:
+        what = "; ".join(map(error_text, needed))
         raise Denied(
-            f"you lack permissions in {where} that a plan requires. Ask for the view ClusterRole in all namespaces and"
-            f" for {roles}: {'; '.join(needed)}"
+            f"you lack permissions in {where} that a plan requires: {what}. Ask for the permissions named here",
+            [*map(right_of, needed)],
         )
     return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]

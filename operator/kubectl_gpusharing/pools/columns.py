@@ -116,7 +116,14 @@ POOL_COLUMNS: tuple[StatusColumn[PoolStatus], ...] = (
     StatusColumn(
         "NODES", 1, key="nodes", help="how many nodes serve it, and how many it has", cell=lambda pool, *_: pool.nodes
     ),
-    StatusColumn("GPUS", 6, True, key="gpus", help="how many GPUs it has", cell=lambda pool, *_: str(pool.gpus)),
+    StatusColumn(
+        "GPUS",
+        6,
+        True,
+        key="gpus",
+        help="how many GPUs it has",
+        cell=lambda pool, *_: "?" if pool.gpus is None else str(pool.gpus),
+    ),
     StatusColumn(
         "USED",
         3,

@@ -81,6 +81,8 @@ class PoolStatus(Summary):
     """One policy: its summary, and the nodes that it owns."""
 
     name: str = ""
+    gpus: int | None = None  # type: ignore[assignment]  # unknown before the operator has published a summary
+    pending_pods: int | None = None  # type: ignore[assignment]  # likewise
     unseen: int = 0
     """The generation of the policy, if the operator has not processed it yet."""
     members: tuple[NodeStatus, ...] = ()
@@ -128,7 +130,8 @@ def read_pools(
     for raw in policies:
         name, status = text(raw, "metadata", "name"), section(raw, "status")
         generation = whole(raw, "metadata", "generation")
-        summary = from_wire(PoolStatus, section(status, "summary"))
+        published = section(status, "summary")
+        summary = from_wire(PoolStatus, ({"gpus": 0, "pendingPods": 0} | published) if published else {})
         about = (event for event in ordered or () if text(event, "regarding", "name") == name)
         pool = replace(
             summary,

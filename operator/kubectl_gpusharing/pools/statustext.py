@@ -52,7 +52,9 @@ def tell_health(pools: Pools) -> tuple[str, str]:
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     members = [node for pool in pools for node in pool.members]
-    gpus = counted(sum(pool.gpus for pool in pools), "GPU")
+    known = [pool.gpus for pool in pools if pool.gpus is not None]
+    unknown = f", without those of {counted(len(pools) - len(known), 'new pool')}" if len(known) < len(pools) else ""
+    gpus = f"{counted(sum(known), 'GPU')}{unknown}"
     return health, f"{count_states('pool', pools)}; {count_states('node', members)}; {gpus}"
 
 
@@ -123,7 +125,7 @@ def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> l
 
 def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
+    texts = [] if pool.gpus is None else [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     texts += [f"{pool.used} devices used"] * bool(pool.used)
-    texts += [f"{counted(pool.pending_pods, 'pod')} pending"] * bool(pool.pending_pods)
+    texts += [f"{counted(pool.pending_pods, 'pod')} pending"] if pool.pending_pods else []
     return fold(line(Span(pool.name, Ink.TITLE), f"  {what}  ", status_of(pool), f"  {', '.join(texts)}"), options)

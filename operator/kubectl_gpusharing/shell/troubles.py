@@ -3,18 +3,18 @@
 Each is a sentence for the person who typed the command, with an exit status.
 """
 
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from gpusharing.api.names import GROUP
 from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
 """Exit statuses (docs/reference/cli.md#exit-status); the last two as a shell reports SIGINT and SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
-VIEWER = "ClusterRole gpusharing-viewer"
-"""The role that the chart creates for users who only read: our own kinds and nothing else."""
+_RIGHT = re.compile(r'(?:not allowed to|cannot) (\w+) (?:resource )?"?([\w./-]+)')
+"""Finds verb and resource in a refusal, as our client or the API server words it."""
 
 
 class Trouble(Exception):
@@ -22,7 +22,11 @@ class Trouble(Exception):
 
 
 class Denied(Trouble):
-    """The user lacks a permission."""
+    """The user lacks these rights, such as `list nodes`."""
+
+    def __init__(self, message: str, rights: Sequence[str]) -> None:
+        super().__init__(message)
+        self.rights = tuple(rights)
 
 
 def worst(statuses: Collection[int]) -> int:
@@ -32,12 +36,10 @@ def worst(statuses: Collection[int]) -> int:
 
 def sentence(error: KubeError, where: str) -> str:
     """Return a sentence for the user about an error of the API server."""
-    what, server, tail = error_text(error), f"the API server of {where}", "Ask"
-    if isinstance(error, Forbidden) and error.group == GROUP:
-        tail = f"{VIEWER} is enough for reading; ask an administrator"
+    what, server = error_text(error), f"the API server of {where}"
     sentences: dict[type[KubeError], str] = {
         Unauthorized: f"{what}. The credentials of {where} have expired or were rejected; log in again",
-        Forbidden: f"you lack a permission in {where}: {what}. {tail} for the permission named here",
+        Forbidden: f"you lack a permission in {where}: {what}. Ask for the permission named here",
         Invalid: f"{server} rejected the request: {what}",
         NotFound: f"not found in {where}: {what}",
         Throttled: f"{server} is too busy to respond: {what}. Try again in a moment",
@@ -52,7 +54,14 @@ def explained(where: str) -> Iterator[None]:
     try:
         yield
     except KubeError as error:
-        raise (Denied if isinstance(error, Forbidden) else Trouble)(sentence(error, where)) from error
+        why = sentence(error, where)
+        raise (Denied(why, [right_of(error)]) if isinstance(error, Forbidden) else Trouble(why)) from error
+
+
+def right_of(error: Forbidden) -> str:
+    """Return the right that the user lacks, such as `list nodes`."""
+    match = _RIGHT.search(str(error.message))
+    return " ".join(match.groups()) if match else error_text(error)
 
 
 def error_text(error: Exception) -> str:

@@ -26,6 +26,7 @@ NUMBERS = ("pods", "requested", "others", "allocatable", "free", "largest", "clo
 `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one
 node, and `closed` what no pod holds on other nodes.
 """
+OF_NODES = ("allocatable", "free", "largest", "closed")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "resource": ("resource", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
     "node": ("node", "policy", "resource", "requested", "others", "allocatable", "free", "closed", "state", "taints"),
@@ -242,9 +243,11 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
     """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
     rows: dict[tuple[str, str], Row] = {}
+    unread = [*(OF_NODES if inventory.no_nodes else ()), *(("waiting",) if inventory.blind else ())]
+    unread += ["others"] if inventory.no_nodes and inventory.no_pods else []
 
     def row_of(resource: str, words: Mapping[str, str]) -> Row:
-        new = {**dict.fromkeys(NUMBERS, 0), **words, "resource": resource}
+        new = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(unread), **words, "resource": resource}
         return rows.setdefault((words.get(by, ""), resource), new)
 
     for stock, shares in share_nodes(inventory) if by in ("resource", "node", "policy") else ():
