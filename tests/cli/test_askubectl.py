@@ -20,6 +20,7 @@ from tests.cli.test_free import NODES, PODS, container, node, pod
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import client
+from gpusharing.kube.raw import text
 from kubectl_gpusharing.shell import documents
 from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
@@ -98,6 +99,17 @@ async def test_a_name_that_is_wrong_keeps_no_other_from_being_paused() -> None:
 def test_several_pools_are_shown_in_the_order_of_their_names(desk: Desk) -> None:
     told = json.loads(desk.type("status", "pool-c", "pool-b", "pool-c", "-o", "json").out)
     assert [pool["name"] for pool in told["pools"]] == ["pool-c", "pool-b"]
+
+
+def test_status_of_a_node_is_its_row_whatever_its_state(desk: Desk) -> None:
+    told = json.loads(desk.type("status", "pool-b-1", "-o", "json").out)
+    assert [one["name"] for pool in told["pools"] for one in pool["members"]] == ["pool-b-1"]
+    assert told["nodesWithoutPolicy"] == []
+    names = [text(raw, "metadata", "name") for raw in desk.server.lists[GPUNODES]]
+    for name in names:
+        lines = desk.type("status", name).out.splitlines()
+        rows = [other for other in names if any(line.startswith(f"  {other} ") for line in lines)]
+        assert rows == [name] or (rows == [] and lines == ["", f"1 node with GPUs and no policy: {name}"])
 
 
 def test_one_of_several_pools_that_is_not_there_is_named(desk: Desk) -> None:

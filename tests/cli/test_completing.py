@@ -45,6 +45,7 @@ NEXT = {
     "approve pool-b ": ["4a38df3"],
     "approve pool-b 4a38df3 ": [],
     "why pod/l": ["pod/llm-0"],
+    "why pod l": ["llm-0"],
     "why gpu-07 team-a/": ["team-a/web-0"],
     "help pl": ["plan"],
     "recommend --policy ": ["pool-b", "pool-c"],

@@ -18,6 +18,7 @@ from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.diagnosis.why import NodeAnswer, _next_look
 from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
+from kubectl_gpusharing.shell.arguments import WhyArguments, parse
 from kubectl_gpusharing.shell.session import SPELLINGS, find_subject
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
@@ -211,7 +212,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
     assert service["but"].startswith("only once the changes are done; ")
     assert told.data["conclusion"].startswith(
-        "gpu-1 has everything that this pod requests, or will have it once the changes are done"
+        "node gpu-1 has everything that this pod requests, or will have it once the changes are done"
     )
 
 
@@ -275,6 +276,31 @@ SUBJECTS = {
 def test_a_subject_is_spelled_as_kubectl_spells_kinds(word: str) -> None:
     kind, name, *namespace = SUBJECTS[word]
     assert find_subject(word, "mine")[: 2 + len(namespace)] == (kind, name, *namespace)
+
+
+@pytest.mark.parametrize("words", ["pod llm-0 llm-1", "Pods llm-0 llm-1", "pod/llm-0 pod/llm-1 pod/llm-0"])
+def test_several_subjects_may_follow_their_kind_as_for_kubectl(words: str) -> None:
+    typed = parse(["why", *words.split()])
+    assert isinstance(typed, WhyArguments)
+    found = [find_subject(one.subjects[0], "mine") for one in typed.each()]
+    assert found == [(PODS, "llm-0", "mine"), (PODS, "llm-1", "mine")]
+
+
+def test_a_node_that_is_named_like_a_kind_is_a_node() -> None:
+    (typed,) = WhyArguments(subjects=("pod",)).each()
+    assert typed.subjects == ("pod",)
+
+
+@virtually
+async def test_a_bare_name_is_a_node_or_else_a_policy_and_of_both_the_other_is_named() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert (await ask(scene.e.cluster, "why", "pool-b", "-o", "json")).data["name"] == "pool-b"
+        scene.e.cluster.add(POLICIES, {"metadata": {"name": "gpu-1"}, "spec": {"mode": "Full", "priority": -1}})
+        both = (await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")).data
+    assert both["node"] == "gpu-1"
+    assert any("kubectl gpusharing why gsp/gpu-1" in note for note in both["notes"])
 
 
 @pytest.mark.parametrize("word", ["a/b/c", "pod/", "no/team-a/gpu-07", "gsp/a/b", "pod/a/b/c"])

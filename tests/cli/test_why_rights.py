@@ -50,7 +50,7 @@ async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_no
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
     assert (service["pool"], service["now"], service["free"], service["after"]) == ("pool-b", 4, 4, 4)
-    assert data["conclusion"].startswith("gpu-1, gpu-2 have enough free for this pod")
+    assert data["conclusion"].startswith("each of gpu-1, gpu-2 has enough free for this pod")
     assert data["scheduler"] == "0/2 nodes are available"
     assert data["simulated"] == ["gpu-1", "gpu-2"]
     assert [note.endswith("because you may not list nodes") for note in data["notes"]] == [True]
@@ -163,6 +163,28 @@ async def test_a_user_of_a_namespace_alone_gets_what_the_pod_says_of(pod: str) -
 
 
 @virtually
+async def test_a_pod_of_another_namespace_is_named_with_the_flag_that_was_forgotten() -> None:
+    async with operated(1) as scene:
+        raw = asking({GPU: 1})
+        scene.e.cluster.add(PODS, {**raw, "metadata": {**raw["metadata"], "namespace": "team-a"}})
+        with pytest.raises(Trouble, match=r"namespace default of context test.*there is one in team-a.*-n team-a"):
+            await ask(scene.e.cluster, "why", "pod/llm")
+        with pytest.raises(Trouble, match=r"no pods/other in namespace default .*choose another namespace with -n"):
+            await ask(scene.e.cluster, "why", "pod", "other")
+
+
+@virtually
+async def test_the_names_in_an_answer_can_be_pasted() -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(PODS, asking({GPU: 1}))
+        out = (await ask(scene.e.cluster, "why", "pod/llm")).out
+    assert "gpu-1, gpu-2" in out
+    assert "Gpu-" not in out
+
+
+@virtually
 async def test_who_may_not_read_the_pod_is_told_which_right_is_missing() -> None:
     async with operated(1) as scene:
         forbid(scene, PODS)
@@ -269,5 +291,7 @@ async def test_a_workload_without_pods_says_what_its_controller_says() -> None:
 async def test_a_workload_that_does_not_exist_is_answered_with_the_nearest_name() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(DEPLOYMENTS, workload("llm"))
-        with pytest.raises(Trouble, match="there is no deployments/lm in context test; did you mean: llm"):
+        with pytest.raises(
+            Trouble, match="there is no deployments/lm in namespace default of context test; did you mean: llm"
+        ):
             await ask(scene.e.cluster, "why", "deploy/lm")

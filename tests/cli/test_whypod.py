@@ -151,7 +151,7 @@ async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_nee
         data = await told(scene, asking({GPU: 2}))
     (service,) = data["services"]
     assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods use 1 of 2")
-    assert data["conclusion"].startswith("gpu-1, gpu-2 have everything that this pod requests, or will have")
+    assert data["conclusion"].startswith("each of gpu-1, gpu-2 has everything that this pod requests, or will have")
 
 
 @virtually
@@ -176,7 +176,7 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
         await scene.e.until(lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120)
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
-    assert data["conclusion"].startswith("spare-1 has enough free for this pod; see the scheduler")
+    assert data["conclusion"].startswith("node spare-1 has enough free for this pod; see the scheduler")
     assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
 
 
@@ -298,7 +298,7 @@ async def test_two_containers_with_one_share_each_are_not_refused() -> None:
     """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
     data = await about(asking({GPU: 1}, {GPU: 1}), STRICT, 1)
     assert data["asks"] == {GPU: 2}
-    assert data["conclusion"].startswith("gpu-1 has enough free for this pod")
+    assert data["conclusion"].startswith("node gpu-1 has enough free for this pod")
 
 
 # --- pods for which no pool is to blame --------------------------------------------------------------------------

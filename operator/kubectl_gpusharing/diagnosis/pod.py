@@ -446,7 +446,7 @@ def _conclude(
         )
     free = [room.node for room in rooms if room.starts_free]
     nodes = free or [room.node for room in rooms if room.lasts]
-    have = f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'}"
+    have = f"{'node' if len(nodes) == 1 else 'each of'} {some(nodes)} has"
     if free:
         return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
     if nodes:

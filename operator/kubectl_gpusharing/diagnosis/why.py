@@ -5,6 +5,7 @@ viewer's rights. The sources of proof need those of `plan`; if the user lacks th
 would add.
 """
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -207,6 +208,12 @@ def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
 async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
     """Explain what the user named: of a policy its worst node, of a workload one of its pods."""
     kind, name, namespace = find_subject(typed.subjects[0], typed.namespace or session.namespace)
+    also = ""
+    if "/" not in typed.subjects[0] and await _is_policy(session, name):
+        if await session.find(GPUNODES, name) is None:
+            kind = POLICIES
+        else:
+            also = f"policy {name} has the same name; to explain it: kubectl gpusharing why gsp/{name}"
     now, names = session.now(), [object_name(kind, name)]
     if kind is POLICIES:
         policies, nodes = await session.lists(POLICIES, GPUNODES)
@@ -222,6 +229,7 @@ async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
         )
     elif kind is NODES:
         answer = await _node(session, name)
+        answer = replace(answer, notes=(*answer.notes, *filter(None, [also])))
         lines = partial(describe_node, answer, now)
         terminal.answer(NodeExplanationData, answer.as_data, lines, names=names)
     else:
@@ -235,6 +243,12 @@ async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
             names=names,
         )
     return DONE
+
+
+async def _is_policy(session: Session, name: str) -> bool:
+    with suppress(Trouble):
+        return await session.find(POLICIES, name) is not None
+    return False
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:

@@ -21,7 +21,7 @@ from gpusharing.kube.raw import entries, part, section, text, whole
 from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
-from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.shell.troubles import Trouble, nearest
 
 
 class State(Enum):
@@ -169,12 +169,26 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 def choose(
     typed: StatusArguments, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
-    """Return the pools that the user named, or all, and the nodes without a policy. Raises Trouble."""
+    """Return the pools that the user named by themselves or by a node, or all, and the nodes without a policy.
+
+    Raises Trouble.
+    """
     if typed.policies and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
     pools, unowned = read_pools(policies, nodes, *events)
-    chosen = [find_pool(pools, name, where) for name in dict.fromkeys(typed.policies)]
-    return chosen or pools, () if typed.policies or typed.selector else unowned
+    if not typed.policies:
+        return pools, () if typed.selector else unowned
+    names, by_name = dict.fromkeys(typed.policies), {pool.name: pool for pool in pools}
+    owners = {node.name: pool for pool in pools for node in pool.members}
+    bare = [node for node in unowned if node.name in names]
+    chosen: dict[str, PoolStatus] = {}
+    for name in names:
+        if (pool := by_name.get(name) or owners.get(name)) is not None:
+            members = tuple(node for node in pool.members if pool.name in names or node.name in names)
+            chosen[pool.name] = replace(pool, members=members)
+        elif name not in {node.name for node in bare}:
+            raise Trouble(no_such(POLICIES, name, [*by_name, *nearest(name, owners)], where))
+    return [*chosen.values()], bare
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:

@@ -146,7 +146,8 @@ def draw(
         terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         return (pools, unowned), ()
     head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
-    lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline)]
+    listed = not {*typed.policies} <= {pool.name for pool in pools}
+    lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline, listed=listed)]
     if len(pools) > 1:
         short = [*head, *describe_health(pools, unowned, options)]
         short += describe_table(POOL_COLUMNS, pools, now, options)

@@ -27,12 +27,19 @@ from kubectl_gpusharing.shell.drawing import (
 
 
 def describe(
-    pools: Pools, unowned: Sequence[NodeStatus], now: datetime, options: PrintOptions, *, timeline: bool = False
+    pools: Pools,
+    unowned: Sequence[NodeStatus],
+    now: datetime,
+    options: PrintOptions,
+    *,
+    timeline: bool = False,
+    listed: bool = False,
 ) -> list[Line]:
-    lines = describe_health(pools, unowned, options)
+    """Describe the pools; `listed` says that nodes were named, so that they are listed whatever their state."""
+    lines = [] if listed and not pools else describe_health(pools, unowned, options)
     for pool in pools:
         drawn = describe_timeline(pool, now, options) if timeline else []
-        lines += [BLANK, *describe_pool(pool, now, options), *drawn]
+        lines += [BLANK, *describe_pool(pool, now, options, listed=listed), *drawn]
     lines += [*([BLANK] if unowned else []), *prose(tell_unowned(unowned), options, ink=Ink.FAINT)]
     return lines + prose_of_each(tell_misfits(unowned), options, ink=Ink.WAITING)
 
@@ -75,7 +82,7 @@ def tell_misfits(unowned: Sequence[NodeStatus]) -> list[str]:
     return [f"{node.name}: {node.message}" for node in unowned if node.deadline]
 
 
-def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
+def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, listed: bool = False) -> list[Line]:
     states = Counter(node.state for node in pool.members)
     glyphs = [state.value for state in State for _ in range(states[state])]
     cells = list(bar(glyphs, options, min(60, options.room)))
@@ -83,7 +90,7 @@ def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions) -> lis
         cells.append(Span(f"  {glyph.on(options)} {states[State(glyph)]} {glyph.word}", glyph.ink))
     lines = describe_title(pool, options) + (fold(tuple(cells), options) if cells else [])
     lines += describe_facts(pool, now, options)
-    shown = pool.members if options.wide else pool.changing[:MOST]
+    shown = pool.members if options.wide or listed else pool.changing[:MOST]
     if shown:
         lines += describe_table(NODE_COLUMNS, shown, now, options, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:

@@ -123,8 +123,8 @@ class StatusArguments(Arguments):
     """Show the state of every pool: its layout, what it is waiting for, why, since when and until when."""
 
     verb, module, outputs, fleet_seconds = "status", "pools.status", (*OUTPUTS, NAMES, PAGE), 60.0
-    examples = "--watch", "pool-a -o wide"
-    policies: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="only these")
+    examples = "pool-a -o wide", "--watch"
+    policies: tuple[str, ...] = flag(nargs="*", metavar="POLICY|NODE", help="only these policies or nodes")
     selector: str = flag(
         "-l", "--selector", metavar="LABELS", help="only policies with these labels, for example team=a"
     )
@@ -185,6 +185,11 @@ class WhyArguments(Arguments):
     )
 
     def each(self) -> Sequence[Self]:
+        from kubectl_gpusharing.shell.session import find_kind
+
+        kind, *names = self.subjects
+        if names and find_kind(kind) is not None:  # as for kubectl: pod NAME, or pod NAME NAME
+            return [replace(self, subjects=(f"{kind}/{one}",)) for one in dict.fromkeys(names)]
         return [replace(self, subjects=(one,)) for one in dict.fromkeys(self.subjects)]
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from kubectl_gpusharing.shell.arguments import parser
+from kubectl_gpusharing.shell.arguments import WhyArguments, parser
 from kubectl_gpusharing.shell.troubles import Trouble
 
 FILES, NO_FILES = ":0", ":4"
@@ -21,7 +21,7 @@ Names = Callable[[str], Iterable[str]]
 """Returns the names of all objects of a kind, as `cluster_names` does."""
 CONTEXTS, NAMESPACES, HASHES = "contexts", "namespaces", "hashes"
 KINDS = {
-    "POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
+    "POLICY": "gpusharingpolicies", "POLICY|NODE": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
     "context": CONTEXTS, "contexts": CONTEXTS, "namespace": NAMESPACES,
 }  # fmt: skip
 """The kind of an argument, by its name in the help or, for flags of all verbs, by the flag."""
@@ -54,9 +54,17 @@ def suggest(words: Sequence[str], names: Names) -> list[str] | None:
         if arguments and arguments[-1].nargs in ("*", "+"):
             position = min(position, len(arguments) - 1)
         suggestions = _values(next(iter(arguments[position:]), None), begun, names)
+        if verb == WhyArguments.verb and plain[1:] and _is_kind(plain[1]):
+            suggestions = names(plain[1])
     else:
         suggestions = _values(verbs, begun, names)
     return None if suggestions is None else _begin(begun, {*suggestions} - {*plain})
+
+
+def _is_kind(word: str) -> bool:
+    from kubectl_gpusharing.shell.session import find_kind
+
+    return find_kind(word) is not None
 
 
 def _begin(begun: str, suggestions: Iterable[str]) -> list[str]:

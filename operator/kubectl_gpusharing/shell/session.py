@@ -131,14 +131,26 @@ class Session:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble, with similar names if there is no such object."""
-        with explained(self.where), suppress(NotFound):
-            return await self.client.get(resource, name, namespace=namespace)
+        if (found := await self.find(resource, name, namespace)) is not None:
+            return found
+        where = f"namespace {namespace} of {self.where}" if namespace else self.where
         try:
             names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace=namespace)]
         except Denied as error:
-            none = f"there is no {resource.plural}/{name} in {self.where}"
+            none = f"there is no {resource.plural}/{name} in {where}"
             raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
-        raise Trouble(no_such(resource, name, names, self.where))
+        hint = "; choose another namespace with -n NAME" if namespace else ""
+        with suppress(Trouble):
+            named = await self.all(resource, field_selector=f"metadata.name={name}") if namespace else []
+            if elsewhere := [text(raw, "metadata", "namespace") for raw in named]:
+                hint = f"; there is one in {some(elsewhere)}: choose with -n {elsewhere[0]}"
+        raise Trouble(no_such(resource, name, names, where) + hint)
+
+    async def find(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
+        """Return one object, or None if there is no such object. Raises Trouble."""
+        with explained(self.where), suppress(NotFound):
+            return await self.client.get(resource, name, namespace=namespace)
+        return None
 
     async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
         """Return the labels of a namespace; empty if it cannot be read."""
@@ -159,13 +171,18 @@ SPELLINGS: Mapping[Resource, str] = {
 """The kinds that a user may name, and how kubectl spells each."""
 
 
+def find_kind(word: str) -> Resource | None:
+    """Return the kind that is spelled like this, also with its API group."""
+    spelling = word.partition(".")[0].lower()
+    return next((one for one, spellings in SPELLINGS.items() if spelling in spellings.split()), None)
+
+
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
     """Return the kind, name and namespace of the object that NODE or KIND/NAME stands for. Raises Trouble."""
     kind, slash, rest = word.partition("/")
     if not slash:
         return kinds.NODES, word, namespace
-    spelling = kind.partition(".")[0].lower()
-    resource = next((one for one, spellings in SPELLINGS.items() if spelling in spellings.split()), None)
+    resource = find_kind(kind)
     first, _, name = (word if resource is None else rest).rpartition("/")
     if "/" in first or not name or (first and resource is not None and not resource.namespaced):
         raise Trouble(f"{word} names nothing that can be explained: write NODE, KIND/NAME or NAMESPACE/NAME")
@@ -182,7 +199,7 @@ def object_name(resource: Resource, name: str) -> str:
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
     kind = resource.plural
     if not names:
-        return f"there is no {kind}/{name} in {where}, which has no {kind} at all"
+        return f"there is no {kind}/{name} in {where}, which has no {kind}"
     similar = nearest(name, names)
     listed = ", ".join(similar or sorted(names)[:5])
     return f"there is no {kind}/{name} in {where}; {'did you mean' if similar else 'there are'}: {listed}"
