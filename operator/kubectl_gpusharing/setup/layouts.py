@@ -156,22 +156,24 @@ def run_offline(typed: LayoutsArguments, terminal: Terminal) -> int:
 def pick(word: str) -> Card:
     """Return the card that `word` names: by NVML's or GPU Feature Discovery's name, our key, or a part of one.
 
-    Raises Trouble unless exactly one card matches.
+    A part may be followed by the memory, as in h20-96gb. Raises Trouble unless exactly one card matches.
     """
     plain = _plain(word)
-    forms: tuple[Callable[[str], bool], ...] = (
-        lambda name: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
-        lambda name: f"-{plain}-" in f"-{name}-",
-        lambda name: plain in name,
+    model, _, size = plain.rpartition("-")
+    forms: tuple[Callable[[str, Card], bool], ...] = (
+        lambda name, _: plain in (name, name.removeprefix("nvidia-").removeprefix("tesla-")),
+        lambda name, _: f"-{plain}-" in f"-{name}-",
+        lambda name, card: size == f"{card.memory_gb}gb" and f"-{model}-" in f"-{name}-",
+        lambda name, _: plain in name,
     )
-    found = (
-        [card for card in CARDS if any(form(_plain(name)) for name in (card.key, *card.products))] for form in forms
-    )
+    names = {card: [_plain(name) for name in (card.key, *card.products)] for card in CARDS}
+    found = ([card for card in CARDS if any(form(name, card) for name in names[card])] for form in forms)
     exact = find_card(word)
     matches = [exact] if exact is not None else next(filter(None, found), [])
     if len(matches) == 1:
         return matches[0]
-    keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
+    bare = {name.removeprefix("nvidia-").removeprefix("tesla-"): card.key for card in CARDS for name in names[card]}
+    keys = [card.key for card in matches] or [*dict.fromkeys(bare[name] for name in nearest(plain, bare))]
     if not keys:
         raise Trouble(f"no card is named {word}; kubectl gpusharing layouts lists those with MIG")
     if matches:
