@@ -17,7 +17,7 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.cards import CARDS, HEADROOM, Card, memory_of, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, normalize
 from kubectl_gpusharing.setup.layouts import pick
-from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise
 from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
 
@@ -26,7 +26,7 @@ def told(
     card: str = "h100-80gb",
     memory: float = 15,
     *,
-    no_mps: str | None = None,
+    no_mps: str = "",
     isolation: str = "",
     **answers: bool,
 ) -> Advice:
@@ -36,7 +36,6 @@ def told(
             ((1, memory * HEADROOM),),
             no_mps=no_mps,
             mps_remedy="",
-            gpu_operator="",
             isolation=isolation,
             **answers,
         )
@@ -55,7 +54,6 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
     "a promise on a card without MIG": (told("l40s", 10, promise=True), "Full", 1, ""),
     "friends on an old card": (told("v100-16gb", 0.5), "MPS", 16, ""),
     "friends where MPS cannot be switched on": (told(no_mps="why not"), "TimeSlicing", 4, ""),
-    "friends where it can": (told(no_mps=""), "MPS", 4, ""),
     "friends behind the label hardware": (told(isolation="hardware"), "MIG", 4, "1g.20gb"),
     "notebooks behind the label hardware": (told(bursts=True, isolation="hardware"), "MIG", 4, "1g.20gb"),
     "hardware on a card without MIG": (told("l40s", 10, isolation="hardware"), "Full", 1, ""),
@@ -67,6 +65,10 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
         "1g.20gb",
     ),
 }
+
+
+NO = tuple(f"--no-{name}" for name in QUESTIONS)
+"""All questions answered."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -85,7 +87,7 @@ ANSWERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
 def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
     for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
-        found = advise(AdviceAnswers(card, ((1, memory * HEADROOM),), no_mps=None, mps_remedy="", **answers))
+        found = advise(AdviceAnswers(card, ((1, memory * HEADROOM),), **answers))
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"
@@ -227,37 +229,51 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
 
 
 RELEASES = {
-    "": (
-        "MPS",
-        "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
-        " TimeSlicing",
-    ),
+    "": ("TimeSlicing", "to name yours, pass --gpu-operator VERSION (MPSNotSwitchable"),
     "v25.10.1": ("MPS", ""),
     "24.9": ("MPS", ""),
     "v25.10.2": ("TimeSlicing", "GPU Operator v25.10.2 is newer than v25.10.1 (MPSNotSwitchable"),
     "v26.7.0": ("TimeSlicing", "GPU Operator v26.7.0 is newer than v25.10.1 (MPSNotSwitchable"),
-    "v26.7.1": (
-        "MPS",
-        "Whether a label can switch MPS on with GPU Operator v26.7.1 is unknown: v26.7.0 is the newest",
-    ),
-    "26.9": (
-        "MPS",
-        "If no label can, the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has",
-    ),
+    "26.9": ("TimeSlicing", "GPU Operator 26.9 was not examined (MPSNotSwitchable"),
 }
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: str) -> None:
+def test_mps_is_never_advised_where_the_operator_may_refuse_it(desk: Desk, release: str) -> None:
     """NVIDIA/k8s-device-plugin#569, #1105, #1118: offline nobody knows the GPU Operator unless it is named."""
     mode, said = RELEASES[release]
     typed = ("--gpu-operator", release) if release else ()
-    found = desk.type("advise", "--card", "t4", "--memory", "2Gi", *typed, "-o", "json")
+    found = desk.type("advise", "--card", "t4", "--memory", "2Gi", *NO, *typed, "-o", "json")
     told = json.loads(found.out)
     text = " ".join((*told["why"], told["but"]))
     assert (told["mode"], said in text) == (mode, True)
-    assert ("rejects mode MPS" in text) == (release in ("", "v26.7.1", "26.9"))
     assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (mode == "TimeSlicing")
+
+
+def test_a_question_that_nobody_answered_is_not_a_no(desk: Desk) -> None:
+    typed = ("advise", "--card", "h100-80gb", "--memory", "4Gi")
+    unknown = desk.type(*typed, "--no-bill", "-o", "json")
+    told = json.loads(unknown.out)
+    assert (unknown.status, told["mode"]) == (CHANGES, "MIG"), "workloads are isolated until somebody says otherwise"
+    assert ["--no-promise" in told["why"][0], "--no-strangers" in told["why"][0], "--no-bill" in told["why"][0]] == [
+        True, True, False
+    ]  # fmt: skip
+    known = desk.type(*typed, *NO, "-o", "json")
+    assert (known.status, json.loads(known.out)["mode"]) == (DONE, "TimeSlicing")
+
+
+@pytest.mark.parametrize("wrong", [("--name", "My Pool"), ("--pool", "a b!")])
+def test_no_policy_is_printed_that_the_api_server_refuses(desk: Desk, wrong: tuple[str, str]) -> None:
+    said = desk.type("advise", "--card", "h100-80gb", "--memory", "4Gi", *NO, *wrong, "-o", "yaml")
+    assert (said.status, said.out) == (FAILED, "")
+    assert said.err.count("\n") == 1
+
+
+def test_the_reservations_are_comments_in_the_yaml(desk: Desk) -> None:
+    typed = ("advise", "--card", "h100-80gb", "--need", "2x60Gi", "--need", "6x8Gi", "--strangers")
+    but = json.loads(desk.type(*typed, "-o", "json").out)["but"]
+    comments = [line for line in desk.type(*typed, "-o", "yaml").out.splitlines() if line.startswith("# ")]
+    assert but in " ".join(line.removeprefix("# ") for line in comments)
 
 
 def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:

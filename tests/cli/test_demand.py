@@ -176,8 +176,8 @@ def test_an_init_container_that_spreads_over_gpus_needs_whole_ones_too() -> None
 
 @virtually
 async def test_a_reported_namespace_of_pods_with_two_containers_is_not_advised_whole_gpus() -> None:
-    words = ("advise", "-n", "team-a", "--card", "l40s", "--memory", "3Gi", "-o", "json")
-    told = await ask(reported("two-containers"), *words)
+    words = ("advise", "-n", "team-a", "--card", "l40s", "--memory", "3Gi", "-o", "json", "--no-strangers", "--no-bill")
+    told = await ask(reported("two-containers"), *words, "--gpu-operator", "v25.10.1")
     bursts = await ask(reported("two-containers"), *words, "--bursts")
     assert (told.data["mode"], bursts.data["mode"]) == ("MPS", "TimeSlicing")
 
@@ -277,7 +277,7 @@ def test_an_annotation_that_means_no_memory_is_ignored_and_named(desk: Desk, siz
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
     assert (said.status, said.out) == (FAILED, "")
     assert f"of pod team-a/p-{size}-0 is '{size}', which is not a valid size and is ignored" in said.err
-    assert desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi").status == DONE
+    assert desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi", "--strangers").status == DONE
 
 
 @pytest.mark.parametrize("size", DECLARED)
@@ -333,7 +333,8 @@ def test_what_the_cluster_does_not_run_for_the_mode_is_said_with_the_advice(desk
 # --- MPS ---------------------------------------------------------------------------------------------------------
 
 DAEMON_SETS = "/apis/apps/v1/daemonsets"
-NEEDS = ("advise", "-n", "team-a", "--card", "t4", "--memory", "2Gi", "-o", "json")
+ISOLATED = ("--no-promise", "--no-strangers", "--no-bill")
+NEEDS = ("advise", "-n", "team-a", "--card", "t4", "--memory", "2Gi", "-o", "json", "--no-strangers", "--no-bill")
 
 
 def mps_daemon(version: str, signalled: str) -> JSON:
@@ -361,7 +362,7 @@ DAEMONS: dict[str, tuple[list[JSON], str, str]] = {
     ),
     "the daemon is old enough": ([mps_daemon("v0.18.1", "/usr/bin/mps-control-daemon")], "MPS", ""),
     "the name was mended": ([mps_daemon("v0.20.0", "mps-control-daemon")], "MPS", ""),
-    "no daemon is seen": ([], "MPS", "from v25.10.2 up to at least v26.7.0"),
+    "no daemon is seen": ([], "TimeSlicing", "v25.10.2 up to at least v26.7.0"),
 }
 
 
@@ -376,19 +377,18 @@ def test_mps_is_advised_by_what_the_operator_itself_would_check_where(desk: Desk
     assert said in text
     assert ("MPSNotSwitchable" in text) == (mode == "TimeSlicing")
     assert ("--gpu-operator" in text) == (not daemons)
-    assert ("daemonset/mps -c config-manager PROCESS_TO_SIGNAL" in told["but"]) == (mode == "TimeSlicing")
+    assert ("daemonset/mps -c config-manager PROCESS_TO_SIGNAL" in told["but"]) == (
+        mode == "TimeSlicing" and bool(daemons)
+    )
 
 
-def test_who_may_not_list_daemonsets_gets_the_caveat_and_may_name_the_version(desk: Desk) -> None:
+def test_who_may_not_list_daemonsets_is_not_advised_mps_and_may_name_the_version(desk: Desk) -> None:
     desk.server.lists = {PODS: some(2, {"gpu": 1})}
     desk.server.refusals = {DAEMON_SETS: (403, "no")}
     told = json.loads(desk.type(*NEEDS).out)
-    assert (told["mode"], "without that remedy, use TimeSlicing with 4 shares" in told["but"]) == (
-        "MPS",
-        True,
-    )
-    named = json.loads(desk.type(*NEEDS, "--gpu-operator", "v26.3.3").out)
-    assert named["mode"] == "TimeSlicing"
+    assert (told["mode"], "--gpu-operator VERSION" in " ".join(told["why"])) == ("TimeSlicing", True)
+    modes = {one: json.loads(desk.type(*NEEDS, "--gpu-operator", one).out)["mode"] for one in ("v26.3.3", "v25.10.1")}
+    assert modes == {"v26.3.3": "TimeSlicing", "v25.10.1": "MPS"}
 
 
 # --- the guard for tenants ---------------------------------------------------------------------------------------
@@ -403,12 +403,14 @@ def labeled(level: str) -> FakeCluster:
 
 @virtually
 async def test_a_mode_that_the_label_of_the_namespace_excludes_is_not_advised() -> None:
-    words = ("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "3Gi", "--bursts", "-o", "json")
-    found = {level: (await ask(labeled(level), *words)).data for level in ("hardware", "memory")}
+    words = ("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "3Gi", "--bursts", "-o", "json", *ISOLATED)
+    named = (*words, "--gpu-operator", "v25.10.1")
+    found = {level: (await ask(labeled(level), *named)).data for level in ("hardware", "memory")}
     assert {level: one["mode"] for level, one in found.items()} == {"hardware": "MIG", "memory": "MPS"}
     assert "the namespace has the label gpusharing.dev/isolation=hardware: memory" in found["hardware"]["why"][0]
     assert found["memory"]["why"][0].startswith("the namespace has the label gpusharing.dev/isolation=memory, and")
-    assert "without that remedy, use MIG or Full" in found["memory"]["but"]
+    unknown = (await ask(labeled("memory"), *words)).data
+    assert unknown["mode"] == "MIG", "the operator may refuse MPS there"
 
 
 @virtually

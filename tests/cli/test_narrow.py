@@ -49,6 +49,7 @@ WAITING: Typed = {
     "resume": ("resume", "pool-c", "--dry-run"),
 }
 """While a plan waits for an approval, a person has cordoned a node, and another pool is paused."""
+SHARED = ("--no-promise", "--no-strangers", "--no-bill")
 ALONE: Typed = {
     "advise MIG": ("advise", "--card", "h100-80gb", "--memory", "4Gi", "--promise", "--strangers", "--bill"),
     "advise sizes": (
@@ -62,8 +63,9 @@ ALONE: Typed = {
         "--price",
         "3.20",
     ),
-    "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi"),
-    "advise TimeSlicing": ("advise", "--card", "l40s", "--memory", "4Gi", "--bursts"),
+    "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi", "--gpu-operator", "v25.10.1", *SHARED),
+    "advise TimeSlicing": ("advise", "--card", "l40s", "--memory", "4Gi", "--bursts", *SHARED),
+    "advise without answers": ("advise", "--card", "h100-80gb", "--memory", "4Gi"),
     "advise Full": ("advise", "--card", "h100-80gb", "--memory", "200Gi"),
     "layouts": ("layouts",),
     "layouts of a card": ("layouts", "h100-80gb"),

@@ -71,6 +71,11 @@ def switch(*names: str, help: str) -> Any:
     return flag(*names, default=False, action="store_true", help=help)
 
 
+def question(name: str, help: str) -> Any:
+    """Return a field for a flag and its opposite with --no-; None if neither was typed."""
+    return flag(name, default=None, action=argparse.BooleanOptionalAction, help=help)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
     """The flags that every verb has, and how the verb is carried out."""
@@ -424,8 +429,7 @@ class AdviseArguments(RecommendArguments):
     """
 
     verb, module = "advise", "usage.advise"
-    exits: ClassVar[Mapping[int, str]] = {2: f"with --from-prometheus, {UNKNOWN}"}
-    examples = "--card h100-80gb --need 4x20Gi --need 12x5Gi", "-n team-a"
+    examples = "--card h100-80gb --need 4x20Gi --need 12x5Gi --strangers", "-n team-a"
     need: tuple[str, ...] = flag(
         "--need",
         action="append",
@@ -433,10 +437,10 @@ class AdviseArguments(RecommendArguments):
         help="N workloads that need this memory at their peak, for example 4x20Gi. Can be repeated",
     )
     memory: str = flag("--memory", metavar="SIZE", help="what each workload needs at its peak, for example 15Gi")
-    promise: bool = switch("--promise", help="users were promised a certain latency or availability")
-    strangers: bool = switch("--strangers", help="people who do not trust each other share the GPUs")
-    bill: bool = switch("--bill", help="each workload is billed for its share of a GPU")
-    bursts: bool = switch("--bursts", help="the workloads use the GPU only now and then")
+    promise: bool | None = question("--promise", help="users were promised a certain latency or availability")
+    strangers: bool | None = question("--strangers", help="people who do not trust each other share the GPUs")
+    bill: bool | None = question("--bill", help="each workload is billed for its share of a GPU")
+    bursts: bool | None = question("--bursts", help="the workloads use the GPU only now and then")
     gpus_per_node: int = flag(
         "--gpus-per-node",
         metavar="N",

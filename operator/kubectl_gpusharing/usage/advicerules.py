@@ -6,7 +6,7 @@ The layouts are those of a recommendation (`recommend`).
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from gpusharing.api import names
@@ -34,14 +34,14 @@ class AdviceAnswers:
     bill: bool = False
     bursts: bool = False
     """Whether workloads compute only now and then."""
+    unanswered: tuple[str, ...] = ()
+    """Those of the four fields above that nobody answered; until then, workloads are isolated."""
     isolation: str = ""
     """The level that the label of the pods' namespace demands: `hardware` or `memory`; empty if none."""
-    no_mps: str | None = None
-    """Why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
+    no_mps: str = ""
+    """Why no label can switch MPS on in the cluster, or why that is unknown; empty if one can."""
     mps_remedy: str = ""
-    """What a person can do so that a label can switch MPS on, in sentences; empty if one can, or if it is unknown."""
-    gpu_operator: str = ""
-    """The version of the GPU Operator that the person named; empty if it was not named."""
+    """What a person can do so that a label can switch MPS on, in sentences; empty if one can."""
     per_node: int = 1
     """How many GPUs each node has; with 1, all GPUs get the same layout."""
 
@@ -79,6 +79,8 @@ class Advice:
     """The layouts in mode MIG, each with its GPUs; empty in the other modes."""
     profile: Profile | None = None
     """The profile of each instance in mode MIG if all have the same; otherwise None."""
+    unanswered: tuple[str, ...] = ()
+    """The questions whose answers may change the advice."""
 
     @property
     def layout(self) -> Layout:
@@ -113,9 +115,13 @@ def advise(answers: AdviceAnswers) -> Advice:
         f"the namespace has the label {names.LABEL_ISOLATION}={answers.isolation}": answers.isolation == "hardware"
         or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
+    isolated = "memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
     if needed := ", ".join(reason for reason, holds in reasons.items() if holds):
-        why = "memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
-        return _divided(answers, f"{needed}: {why}")
+        return _divided(answers, f"{needed}: {isolated}")
+    if unsaid := tuple(name for name in answers.unanswered if name != "bursts"):
+        asked = ", ".join(f"--{name} or --no-{name}" for name in unsaid)
+        advice = _divided(answers, f"nobody said that they need not be ({asked}), {isolated}")
+        return replace(advice, unanswered=unsaid)
     unlimited = answers.bursts and answers.isolation != "memory"  # nobody limits the memory of the others
     sharing = _in_turns(answers) if unlimited or answers.no_mps else _together(answers)
     divided = _divided(
@@ -123,7 +129,9 @@ def advise(answers: AdviceAnswers) -> Advice:
         "the workloads differ in size, and equal shares would have to be as large as the largest needs"
         " (docs/how-to/choose-a-mode.md)",
     )
-    return divided if sharing.shares < 2 or divided.gpus < sharing.gpus else sharing
+    if sharing.shares < 2 or divided.gpus < sharing.gpus:
+        return divided
+    return replace(sharing, unanswered=answers.unanswered)
 
 
 def _divided(answers: AdviceAnswers, why: str) -> Advice:
@@ -163,7 +171,7 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
 def _together(answers: AdviceAnswers) -> Advice:
     clients = max(1, min(answers.most, answers.card.mps_max_clients))
     why = (
-        "the workloads trust each other and compute at the same time, which MPS allows; with time-slicing they would"
+        "the workloads trust each other, and MPS lets them compute at the same time; with time-slicing they would"
         " take turns (docs/design/hardware.md#mps)"
     )
     each = client_memory(answers.card, clients)
@@ -174,21 +182,6 @@ def _together(answers: AdviceAnswers) -> Advice:
         )
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault in one client affects all clients of the GPU (docs/design/hardware.md#mps-faults)"
-    if answers.no_mps is None:
-        shares = counted(min(TURNS, answers.most), "share")
-        instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {shares}"
-        otherwise = (
-            "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
-            f" {instead}"
-        )
-        but += (
-            f". Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
-            " newest release that was examined, and its main branch has handled this correctly since 2026-09-30. Read"
-            f" the installed DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
-            if answers.gpu_operator
-            else ". With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"
-            f" {otherwise}. Pass --gpu-operator VERSION to get advice for yours"
-        )
     return Advice(Mode.MPS, clients, (why, size), but, ceil(answers.pods / clients))
 
 
@@ -200,8 +193,8 @@ def _in_turns(answers: AdviceAnswers) -> Advice:
     )
     if not answers.bursts:
         why = (
-            "the workloads compute at the same time, which MPS would allow, but no label can switch MPS on here:"
-            f" {answers.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
+            "with MPS the workloads could compute at the same time, but the operator refuses it where no label can switch"
+            f" it on: {answers.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
         )
     size = (
         f"{shares} fit even when all are at their peak: {shares * answers.largest / HEADROOM:.1f} of"

@@ -2,12 +2,13 @@
 
 The answer has the reason, the disadvantage, and what it saves. No cluster is contacted, except with -n: then the pods
 of that namespace, the cards in the cluster, and what NVIDIA's ClusterPolicy turns off are read. Flags that are missing
-are asked for at a terminal, and count as "no" on a pipe. With --from-prometheus, which `recommend` stands for, the
+are asked for at a terminal, and are unknown on a pipe. With --from-prometheus, which `recommend` stands for, the
 needs are measured instead (usage/recommend.py).
 """
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -15,6 +16,7 @@ from typing import TypeVar
 import yaml
 
 from gpusharing.api.names import LABEL_ISOLATION, Mode
+from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, JSON, PODS, Resource
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.daemonsets import daemon_set_view
@@ -25,13 +27,14 @@ from gpusharing.planning.snapshot.nvidia import find_active
 from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
+from kubectl_gpusharing.live.files import Document
 from kubectl_gpusharing.setup.layouts import draw, pick
 from kubectl_gpusharing.shell.arguments import AdviseArguments
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, line, prose, prose_of_each
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
-from kubectl_gpusharing.shell.troubles import DONE, Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 from kubectl_gpusharing.usage import recommend
 from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, Demand, advise, advise_for, read_demand
 from kubectl_gpusharing.usage.needs import GIB
@@ -46,6 +49,7 @@ HOW_MUCH = (
     " 4x20Gi, 12x5Gi"
 )
 WHICH = "Which card (kubectl gpusharing layouts lists them)?"
+UNNAMED = "with GPU Operator v25.10.2 up to at least v26.7.0 none can; to name yours, pass --gpu-operator VERSION"
 QUESTIONS = {
     "promise": "Were users promised a certain latency or availability?",
     "strangers": "Do people who do not trust each other share the GPUs?",
@@ -91,7 +95,7 @@ async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> i
             raise Trouble(describe_guard(typed.namespace, labels))
         answers = _find_answers(typed, card, demand, labels.get(LABEL_ISOLATION, ""))
         # The installed DaemonSet outweighs the flag.
-        if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
+        if advise(replace(answers, no_mps="")).mode is Mode.MPS:
             views = [daemon_set_view(raw).mps_daemon for raw in await _readable(session, DAEMON_SETS)]
             if (daemon := next(filter(None, views), None)) is not None:
                 why = target.find_deafness(daemon)
@@ -133,24 +137,29 @@ def _card(word: str) -> Card:
 
 def _find_answers(typed: AdviseArguments, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     no_mps = target.find_deaf_release(typed.gpu_operator)
+    if no_mps is None:
+        no_mps = f"GPU Operator {typed.gpu_operator} was not examined" if typed.gpu_operator else UNNAMED
     if typed.gpu_operator and not target.is_readable(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
-    known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     needs = _find_needs(typed, demand)
-    answers = {
-        name: getattr(typed, name)
-        or (known[name] if name in known else sys.stdin.isatty() and _ask(question, f"--{name}", yes_of))
-        for name, question in QUESTIONS.items()
-    }
+    answers: dict[str, bool | None] = {}
+    if demand is not None:
+        answers |= {"promise": demand.promised, "bursts": demand.bursts}
+    for name in QUESTIONS:
+        stated = getattr(typed, name)
+        answers[name] = answers.get(name) if stated is None else stated
+    for name, question in QUESTIONS.items() if sys.stdin.isatty() else ():
+        if answers[name] is None:
+            answers[name] = _ask(question, f"--{name}", yes_of)
     return AdviceAnswers(
         card,
         needs,
         isolation=isolation,
         no_mps=no_mps,
         mps_remedy=target.find_remedy(target.RELEASED_DAEMON)[0] if no_mps else "",
-        gpu_operator=typed.gpu_operator,
         per_node=typed.gpus_per_node or 1,
-        **answers,
+        unanswered=tuple(name for name, answer in answers.items() if answer is None),
+        **{name: bool(answer) for name, answer in answers.items()},
     )
 
 
@@ -175,9 +184,16 @@ def _show(
     advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: AdviseArguments, terminal: Terminal
 ) -> int:
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
+    problems = validate_policy(policy)
+    if fault := Document("", 0, "", policy).fault[1] or (
+        "; ".join(map(str, problems)) if isinstance(problems, tuple) else ""
+    ):
+        raise Trouble(fault)
     price = price_of(typed.price)
     saved = answers.whole - advice.gpus if answers is not None and answers.pods > 1 else None
     if terminal.output == "yaml":
+        comments = textwrap.wrap(f"{advice.mode}, because {'; '.join(advice.why)}. But {advice.but}.", 118)
+        terminal.write("".join(f"# {comment}\n" for comment in comments))
         terminal.document(policy)
     elif terminal.structured:
         terminal.data(AdviceData, as_data(advice, policy, saving_data(saved, price)))
@@ -191,7 +207,7 @@ def _show(
             lines += prose(saving, options, hang="  ", ink=Ink.GOOD)
         rows = yaml.safe_dump(policy, sort_keys=False).splitlines()
         terminal.show([*lines, BLANK, *map(line, rows)])
-    return DONE
+    return CHANGES if advice.unanswered else DONE
 
 
 def need_of(text: str, count: int) -> tuple[int, float]:
