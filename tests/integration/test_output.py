@@ -542,7 +542,7 @@ def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
     finally:
         product.remove(f"{path}/slip")
     assert said.startswith(f"{path.rpartition('/')[2]}/slip: 1 pod, 1 of them without a node SIMULATED: ")
-    assert "No node advertises nvidia.com/mig-3g.40g, and none will under the existing policies." in said
+    assert "It is unknown whether this pod can start, because it is unknown what pool-b-1" in said
     assert "Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free." in said
     assert said.endswith("exit status 0")
 

@@ -55,7 +55,7 @@ from kubectl_gpusharing.shell.drawing import (
     shows,
     table,
 )
-from kubectl_gpusharing.shell.troubles import nearest
+from kubectl_gpusharing.shell.troubles import nearest, tell_rights
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -330,7 +330,7 @@ def published_answer(
     answer = _answer(raw, rooms, statuses, {node.name: node.phase for node in nodes})
     note = (
         "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
-        f" were not considered, because you may not {' or '.join(dict.fromkeys(lacking))}"
+        f" were not considered, because you may not {tell_rights(lacking)}"
     )
     return replace(answer, notes=(*answer.notes, note), simulated=tuple(simulated_nodes((), nodes)))
 
@@ -435,10 +435,13 @@ def _conclude(
         return f"this pod is on node {node}{', which the operator is not changing now' if rooms else ''}"
     if not rooms:
         return "it is unknown which nodes have what this pod requests"
+    absent = sorted(asks.keys() - {name for room in rooms for name in room.names})
     unknown = [room.node for room in rooms if room.now is None]
     if unknown and not any(room.starts_free or room.lasts for room in rooms):
-        return f"it is unknown whether this pod can start, because it is unknown what {some(unknown)} can offer it"
-    if absent := sorted(asks.keys() - {name for room in rooms for name in room.names}):
+        meant = "".join(_suggest(rooms, name) for name in absent)
+        why = f"because it is unknown what {some(unknown)} can offer it"
+        return f"it is unknown whether this pod can start, {why}.{meant}".rstrip(".")
+    if absent:
         return (
             f"no node advertises {' or '.join(absent)}, and none will under the existing policies."
             f"{''.join(_suggest(rooms, name) for name in absent)} Request a resource that is advertised, or change a"

@@ -59,7 +59,7 @@ from kubectl_gpusharing.shell.drawing import (
 )
 from kubectl_gpusharing.shell.session import Session, find_subject, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble
+from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble, tell_rights
 
 LAST = 8
 """How many transitions are shown; -o wide shows all."""
@@ -275,7 +275,7 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
         return pod_answer(pod, rooms, live, labels)
     except Denied as error:
         try:
-            policies, gpunodes = await session.lists(POLICIES, GPUNODES)
+            policies, gpunodes = await session.all(POLICIES), await session.all(GPUNODES)
         except Denied as more:
             return published_answer(pod, (), (), (*error.rights, *more.rights))
         return published_answer(pod, policies, gpunodes, error.rights)
@@ -287,7 +287,7 @@ async def _node(session: Session, name: str) -> NodeAnswer:
         async with gathered(session) as cluster:
             live = await cluster.decide((), [name])
     except Denied as error:
-        missing = f"the right to {' and to '.join(error.rights)} would add a plan with its proofs"
+        missing = f"the right to {tell_rights(error.rights)} would add a plan with its proofs"
     except Trouble as error:
         missing = str(error)
     bare = live is not None and name in live.snapshot.nodes and name not in live.snapshot.gpunodes

@@ -4,7 +4,7 @@ Each is a sentence for the person who typed the command, with an exit status.
 """
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gpusharing.api.nearest import nearest as nearest
@@ -62,6 +62,15 @@ def right_of(error: Forbidden) -> str:
     """Return the right that the user lacks, such as `list nodes`."""
     match = _RIGHT.search(str(error.message))
     return " ".join(match.groups()) if match else error_text(error)
+
+
+def tell_rights(rights: Iterable[str]) -> str:
+    """Return these rights by verb, such as `list nodes, pods and get namespaces`."""
+    by_verb: dict[str, list[str]] = {}
+    for right in dict.fromkeys(rights):
+        verb, _, kind = right.partition(" ")
+        by_verb.setdefault(verb, []).append(kind)
+    return " and ".join(f"{verb} {', '.join(kinds)}" for verb, kinds in by_verb.items())
 
 
 def error_text(error: Exception) -> str:
