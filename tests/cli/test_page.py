@@ -266,6 +266,11 @@ async def browser(tmp_path: Path) -> AsyncIterator[Window]:
         yield shown
 
 
+def test_what_several_nodes_share_is_one_paragraph_of_the_page() -> None:
+    nodes = [gpunode(f"gpu-{number}", "Blocked", "Waits", message="waits for pool-x") for number in range(4)]
+    assert Read(shown([policy("pool-b", message="else")], nodes)).text.count("waits for pool-x") == 1
+
+
 @pytest.mark.tools
 async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_that_is_too_long(
     browser: Window, tmp_path: Path
@@ -277,7 +282,7 @@ async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_tha
     path.write_text(shown([*policies, policy("p" * 63)], nodes))
     await browser.open(path)
     grounds = set()
-    for width in (400, 1280):
+    for width in (400, 600, 1200):
         for dark in (False, True):
             await browser.resize(width, dark=dark)
             assert await browser.value("document.documentElement.scrollWidth") <= width

@@ -18,6 +18,7 @@ from kubectl_gpusharing.pools.status import as_data as typed_data
 from kubectl_gpusharing.pools.statustext import describe
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS
 
 WIDE = PrintOptions()
 as_data: Any = typed_data
@@ -229,6 +230,33 @@ def test_table_and_columns_of_kubectl_use_the_same_words() -> None:
 def test_what_a_column_shows_is_in_json_and_its_schema(shown: Sequence[StatusColumn[Any]], record: str) -> None:
     known = read_schema()["$defs"][record]["properties"]
     assert [column.title for column in shown if column.key not in known] == []
+
+
+SAID = {
+    "a sentence about others": "waits until policy pool-x has ended",
+    "a sentence with its own name": "@ was cordoned by someone else; to continue, run: kubectl uncordon @",
+}
+
+
+@pytest.mark.parametrize("above", ["", "gpu-1"])
+@pytest.mark.parametrize("what", SAID)
+def test_what_several_nodes_share_is_said_once_with_all_their_names(what: str, above: str) -> None:
+    names = [f"gpu-{number}" for number in range(1, 5)]
+    nodes = [gpunode(name, "Blocked", "Waits", message=SAID[what].replace("@", name)) for name in names]
+    message = f"{above}: {SAID[what].replace('@', above)}" if above else "something else"
+    for text in (
+        shown([policy(message=message)], nodes, PrintOptions(wide=True)),
+        plain(describe_page([policy(message=message)], nodes)),
+    ):
+        flat = " ".join(text.split())
+        assert flat.count(SAID[what].replace("@", "gpu-1")) == 1
+        assert flat.count(SAID[what][2:20]) == 1
+        assert any(all(name in line for name in names[1:]) for line in flat.split(". "))
+
+
+def describe_page(policies: list[Any], nodes: list[Any]) -> list[Any]:
+    """The paragraphs as a browser gets them."""
+    return describe(*pools_of(policies, nodes), NOW, HTML_OPTIONS)
 
 
 def test_the_counts_of_a_policy_that_the_operator_has_not_seen_are_unknown_and_not_0() -> None:

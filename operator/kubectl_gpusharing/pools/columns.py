@@ -50,10 +50,6 @@ def _progress(node: NodeStatus, _: datetime, options: PrintOptions) -> str | Spa
     return Span(glyphs, node.state.value.ink)
 
 
-def _message(node: NodeStatus, _: datetime, options: PrintOptions) -> str:
-    return " ".join(dict.fromkeys(filter(None, (node.message, *node.blockers)))) if options.flowing else ""
-
-
 NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
     StatusColumn("NODE", key="name", help="the node", cell=lambda node, *_: node.name),
     StatusColumn("PROGRESS", 5, key="state", help="how many of the phases are behind it", cell=_progress),
@@ -106,7 +102,6 @@ NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
         cell=lambda node, *_: node.unhealthy,
         wide=True,
     ),
-    StatusColumn("MESSAGE", key="message", help="what to do next; only on the page", cell=_message),
 )
 POOL_COLUMNS: tuple[StatusColumn[PoolStatus], ...] = (
     StatusColumn("POOL", key="name", help="the policy", cell=lambda pool, *_: pool.name),

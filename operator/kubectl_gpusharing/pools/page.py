@@ -28,6 +28,7 @@ from kubectl_gpusharing.pools.statustext import (
     describe_facts,
     describe_health,
     describe_title,
+    tell_each,
     tell_misfits,
     tell_unowned,
 )
@@ -176,6 +177,8 @@ def _pool(pool: PoolStatus, name: str, now: datetime, cards: Cards, most: int | 
         parts += [bar(members), _legend(words)]
     parts += flow(describe_facts(pool, now, HTML_OPTIONS) + describe_events(pool, now, HTML_OPTIONS))
     parts += flow(describe_table(NODE_COLUMNS, shown, now, HTML_OPTIONS) if shown else [], link)
+    messages = tell_each([node for node in shown if node in pool.changing], pool.message)
+    parts += flow(prose_of_each(messages, HTML_OPTIONS))
     if left := len(members) - len(shown):
         parts.append(tag("p", f"and {counted(left, 'more node')}: ", link("POLICY", pool.name)))
     if (timeline := find_timeline(pool, now)) is not None:

@@ -25,6 +25,10 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
 )
 
+MOST_NAMED = 8
+_NAME = "\0"
+"""Stands for the name of a node in the message that several share."""
+
 
 def describe(
     pools: Pools,
@@ -79,7 +83,32 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
 
 def tell_misfits(unowned: Sequence[NodeStatus]) -> list[str]:
     """Return what somebody has to do about nodes although they have no policy."""
-    return [f"{node.name}: {node.message}" for node in unowned if node.deadline]
+    return tell_each([node for node in unowned if node.deadline])
+
+
+def tell_each(nodes: Sequence[NodeStatus], above: str = "", *, every: bool = True) -> list[str]:
+    """Return the messages of these nodes, once for all that share one.
+
+    Of the message that is `above`, and without `every` of no other, it is only said for which nodes it holds too.
+    """
+    groups: dict[str, list[NodeStatus]] = {}
+    for node in nodes:
+        if said := " ".join((node.message, *(one for one in node.blockers if one not in node.message))).strip():
+            groups.setdefault(said.replace(node.name, _NAME), []).append(node)
+    texts = []
+    for shared, alike in groups.items():
+        names = [node.name for node in alike]
+        told = [one for one in alike if one.message and above.startswith((one.message, f"{one.name}: {one.message}"))]
+        first = (told or alike)[0].name
+        others = some([name for name in names if name != first], MOST_NAMED)
+        also = f"The same holds for {others}." if others else ""
+        if told:
+            texts.append(also)
+        elif every and _NAME in shared:
+            texts.append(f"{first}: {shared.replace(_NAME, first)} {also}")
+        elif every:
+            texts.append(f"{some(names, MOST_NAMED)}: {shared}")
+    return [one.rstrip() for one in texts if one]
 
 
 def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, listed: bool = False) -> list[Line]:
@@ -90,6 +119,7 @@ def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, lis
         cells.append(Span(f"  {glyph.on(options)} {states[State(glyph)]} {glyph.word}", glyph.ink))
     lines = describe_title(pool, options) + (fold(tuple(cells), options) if cells else [])
     lines += describe_facts(pool, now, options)
+    lines += prose_of_each(tell_each(pool.changing, pool.message, every=options.wide or listed), options)
     shown = pool.members if options.wide or listed else pool.changing[:MOST]
     if shown:
         lines += describe_table(NODE_COLUMNS, shown, now, options, "  ")
