@@ -286,6 +286,9 @@ async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_tha
         for dark in (False, True):
             await browser.resize(width, dark=dark)
             assert await browser.value("document.documentElement.scrollWidth") <= width
+            if width >= 600:
+                beyond = "[...document.querySelectorAll('.scroll')].map(one => one.scrollWidth - one.clientWidth)"
+                assert set(await browser.value(beyond)) == {0}, "nothing has to be scrolled sideways"
             grounds.add(await browser.value("getComputedStyle(document.body).backgroundColor"))
             if folder := os.environ.get("LOOK"):
                 name = f"{width}-{'dark' if dark else 'light'}.png"

@@ -59,6 +59,12 @@ a{color:var(--accent)}
 :focus-visible{outline:2px solid var(--accent)}
 nav a{margin-right:1rem}
 input,button{font:inherit;max-width:100%}
+@media (max-width:46rem){
+.drawn thead{display:none}.drawn tr{display:block;border-top:1px solid var(--line);padding:.3rem 0}
+.drawn tbody :is(th,td){display:inline-block;border:0;padding:0 1rem 0 0;min-width:0;white-space:normal;
+ overflow-wrap:anywhere}
+.drawn td:empty{display:none}.drawn td::before{content:attr(data-title) " ";color:var(--faint)}
+}
 @media print{section{break-inside:avoid}}
 """
 )
@@ -115,9 +121,16 @@ def _escaped(text: str) -> str:
 
 
 def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[Child]]) -> Markup:
-    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard."""
+    """Return a table; in a narrow window, the cells of a drawn one stand below each other with their titles."""
+    titles = [*titles]
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
-    cells = ([tag("th", row[0], scope="row"), *(tag("td", one) for one in row[1:])] for row in rows)
+    cells = (
+        [
+            tag("th", row[0], scope="row"),
+            *(tag("td", one, data_title=title) for one, title in zip(row[1:], titles[1:], strict=True)),
+        ]
+        for row in rows
+    )
     inner = tag("table", tag("caption", caption), head, tag("tbody", *(tag("tr", *row) for row in cells)), class_=kind)
     return tag("div", inner, class_="scroll", role="region", tabindex="0", aria_label=caption)
 
