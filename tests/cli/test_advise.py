@@ -28,7 +28,7 @@ def told(
     *,
     no_mps: str = "",
     isolation: str = "",
-    **answers: bool,
+    **answers: Any,
 ) -> Advice:
     return advise(
         AdviceAnswers(

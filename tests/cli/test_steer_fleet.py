@@ -75,6 +75,17 @@ async def test_all_pauses_end_after_one_confirmation_and_nothing_else_is_changed
     assert rollouts(cluster) == {"a": over, "b": {}, "c": {**over, "whenPaused": "Hold"}}
 
 
+@virtually
+async def test_a_pause_that_says_what_becomes_of_nodes_leaves_no_trace_after_its_end() -> None:
+    cluster = fleet(a={}, b={"whenPaused": "Abort"}, c=PAUSED, d=HELD)
+    await ask(cluster, "pause", "--all", "--when-paused", "Hold")
+    assert rollouts(cluster) == dict.fromkeys("abcd", HELD)
+    await ask(cluster, "resume", "--all", "--yes")
+    over = {"a": "Finish", "b": "Abort", "c": "Finish", "d": "Hold"}
+    assert rollouts(cluster) == {name: {"paused": False, "whenPaused": when} for name, when in over.items()}
+    assert not any(one["metadata"].get("annotations") for one in cluster.objects(POLICIES))
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 @virtually
 async def test_where_every_policy_is_as_wanted_that_is_said(verb: str) -> None:
@@ -236,4 +247,4 @@ async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> N
         scene.apply(MIXED)
         told = await ask(cluster, "plan", "pool-b")
         assert "Pending: Paused" in told.out
-        assert "1 of them only after a person has acted" in told.out
+        assert "1 node will change (only after a person has acted)" in told.out

@@ -34,6 +34,7 @@ from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- conditions --------------------------------------------------------------------------------------------
@@ -53,6 +54,10 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
     "one waits for a slot that only a person gives back": (
         StatusInput([SYNCED, replace(PENDING, stands=True)]),
         (VALID, "False RolloutInProgress", "False Blocked", "True Blocked"),
+    ),
+    "a finalizer keeps an evicted pod": (
+        StatusInput([SYNCED, replace(DRAINING, blockers=(Blocker(Reason.TERMINATING_STUCK, ("team-a/llm-0",)),))]),
+        (VALID, "False RolloutInProgress", "True RolloutInProgress", "True Blocked"),
     ),
     "its pods are looked at": (
         StatusInput([verdict(Phase.PREFLIGHT)]),

@@ -48,6 +48,8 @@ IN_FLIGHT = {
     "Abort": "nodes whose change has not passed the point of no return are returned to service as they were",
 }
 """What a pause does to nodes in flight, for each value of `whenPaused`."""
+BEFORE_PAUSE = f"{names.PREFIX}when-paused-before"
+"""Annotation of a policy: the value of `whenPaused` that the end of a pause sets again. Only these verbs know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +144,30 @@ def _pause(policy: JSON, wanted: str) -> Change:
     when = wanted or before
     if rollout.get("paused") is True and when == before:
         raise Trouble(f"{name} is already paused (whenPaused: {when})")
-    body = {"paused": True, **({"whenPaused": wanted} if wanted else {})}
     means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
-    return Change({"spec": {"rollout": body}}, means)
+    if not wanted or wanted == before:
+        return Change({"spec": {"rollout": {"paused": True}}}, means)
+    body: JSON = {"spec": {"rollout": {"paused": True, "whenPaused": wanted}}}
+    if BEFORE_PAUSE not in annotations_of(policy):
+        body |= _annotation(BEFORE_PAUSE, before)
+    return Change(body, means)
 
 
 def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
     name, halt = text(policy, "metadata", "name"), text(policy, "status", "halt")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes will start to change again, unless failures have halted the rollout"
-        return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
+        means = "nodes may start to change again, unless something else holds them, such as a halt or an approval"
+        before = annotations_of(policy).get(BEFORE_PAUSE)
+        if before is None:
+            return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
+        body = {"spec": {"rollout": {"paused": False, "whenPaused": before}}}
+        return Change(body | _annotation(BEFORE_PAUSE, None), f"{means}; whenPaused is {before} again", moves=True)
     _refuse_unseen(policy)
     if not halt:
         raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
     means = (
-        f"{counted(len(halted), 'node')} may start although others failed; further failures halt the rollout"
-        " again, and failed nodes stay as they are until you retry them"
+        f"the failures so far no longer halt {counted(len(halted), 'node')}, which may start once nothing else holds"
+        " them; further failures halt the rollout again, and failed nodes stay as they are until you retry them"
     )
     return Change(_annotation(names.ANNOTATION_RESUME, halt), means, moves=True)
 
@@ -207,7 +217,7 @@ def annotations_of(node: JSON) -> Mapping[str, str]:
     return texts(section(node, "metadata", "annotations"))
 
 
-def _annotation(key: str, value: str) -> JSON:
+def _annotation(key: str, value: str | None) -> JSON:
     return {"metadata": {"annotations": {key: value}}}
 
 

@@ -17,7 +17,7 @@ from gpusharing.api.policystatus import Summary
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON, POLICIES
-from gpusharing.kube.raw import entries, part, section, text, whole
+from gpusharing.kube.raw import entries, has_condition, part, section, text, whole
 from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
@@ -88,6 +88,8 @@ class PoolStatus(Summary):
     members: tuple[NodeStatus, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
     paused: bool = False
+    stalled: bool = False
+    """Whether a person has to act, by its condition."""
     events: tuple[JSON, ...] | None = None
     """The Events about the policy, the oldest first; None if they were not read."""
 
@@ -95,7 +97,7 @@ class PoolStatus(Summary):
     def state(self) -> State:
         """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person."""
         states = {node.state for node in self.members}
-        if any(node.deadline == PERSON for node in self.members):
+        if self.stalled or any(node.deadline == PERSON for node in self.members):
             states.add(State.BLOCKED)
         if states <= {State.DONE} and (self.status != "Synced" or self.unseen):
             goes_on = self.unseen or self.status in ("", "Deleting", *Phase)
@@ -141,6 +143,7 @@ def read_pools(
             members=tuple(members.get(name, ())),
             plan=section(status, "plan"),
             paused=part(raw, "spec", "rollout", "paused") is True,
+            stalled=has_condition(raw, "Stalled"),
             events=None if ordered is None else tuple(about),
         )
         pools.append(pool)

@@ -213,7 +213,10 @@ def policy_status(
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
     """Return everything that decides which of the policy's conditions are True, much cheaper than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
-    kinds = {(v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node) for v, node in own}
+    kinds = {
+        (v.phase, v.reason, bool(v.actions), node.ready, needs_person(v), v.stands, is_begun(node)): (v, node)
+        for v, node in own
+    }
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     vain = plan.memory.vain_passes.get(policy.name, 0)
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
@@ -380,13 +383,18 @@ _BY_OTHERS = frozenset(
 """Whoever maintains a node, and a pod that restarts, mostly end these. They stall a pool in which nothing else goes on."""
 
 
+_IN_A_DRAIN = frozenset({Reason.TERMINATING_STUCK, Reason.PDB_CONFLICT, Reason.PDB_NEVER_ALLOWS, Reason.FORBIDDEN})
+"""Of the blockers by which a drain that has begun may hang, those that no other program ends. Its end comes without a
+person, but not its success."""
+
+
 def needs_person(verdict: Verdict) -> bool:
     """Return whether only a person can end what keeps the node from its change."""
     if verdict.reason is Reason.STRANDED_PODS and verdict.deadline is not None:
         return False  # such as until the window of another policy opens
-    return verdict.stands or (
-        verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
-    )
+    if verdict.stands or any(one.reason in _IN_A_DRAIN for one in verdict.blockers if verdict.phase.in_flight):
+        return True
+    return verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
 
 
 # --- columns and plan --------------------------------------------------------------------------------------
