@@ -154,6 +154,14 @@ def test_every_page_that_is_cited_is_there_with_its_anchor() -> None:
         assert not anchor or f'id="{anchor}"' in (ROOT / name).read_text(), page
 
 
+def test_a_pod_with_two_instances_is_told_that_no_program_spans_them() -> None:
+    mig = {"mig-3g.40gb": 2}
+    plain, joined = advised(*some(2, {"mig-3g.40gb": 1})), advised(pod("tensor", mig), *some(1, {"mig-3g.40gb": 1}))
+    assert "NCCL" not in plain.but
+    assert "tensor requests several instances: neither NCCL nor tensor parallelism works across" in joined.but
+    assert (joined.mode, joined.shares, joined.why[0]) == (plain.mode, plain.shares, plain.why[0].replace("2x", "3x"))
+
+
 def test_pods_that_are_over_or_ask_for_no_gpu_do_not_count() -> None:
     found = demand(pod("a", {"gpu": 1}, phase="Succeeded"), pod("b", {}), pod("c", {"gpu": 1}))
     assert (found.pods, dict(found.devices)) == (1, {"nvidia.com/gpu": 1})

@@ -25,6 +25,7 @@ from gpusharing.planning.gpus.geometry import maximal_layouts
 from kubectl_gpusharing.live.files import read_documents
 from kubectl_gpusharing.setup.lint import judge
 from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.manifests import policy_manifest
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 FLEET = """\
@@ -150,6 +151,24 @@ def test_a_warning_refuses_nothing(desk: Desk) -> None:
     assert said.out.startswith(
         "a.yaml:2: warning: flags.migStrategie: the device plugin ignores this field; did you mean migStrategy?\n"
     )
+
+
+@pytest.mark.parametrize("replicas", [2, 4, 5, 16])
+def test_more_than_four_turns_are_noted_and_nothing_is_refused(tmp_path: Path, replicas: int) -> None:
+    spec = {
+        "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "d"}},
+        "mode": "TimeSlicing",
+        "timeSlicing": {"replicas": replicas},
+    }
+    policy = policy_manifest("pool-d", spec)
+    plugin = {
+        "version": "v1",
+        "sharing": {"timeSlicing": {"resources": [{"name": "nvidia.com/gpu", "replicas": replicas}]}},
+    }
+    for raw in (policy, plugin):
+        found = lint(tmp_path, yaml.safe_dump(raw))
+        assert [severity for _, severity, _ in found] == ["note"] * (replicas > 4)
+        assert all(f"{replicas} pods would take turns on each GPU" in message for *_, message in found)
 
 
 def test_of_several_files_one_error_is_enough(desk: Desk) -> None:

@@ -432,6 +432,20 @@ async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name:
 
 
 @virtually
+async def test_more_than_four_turns_are_noted_with_the_plan_and_change_no_verdict(tmp_path: Path) -> None:
+    told = {}
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        for replicas in (4, 8):
+            edit = written(tmp_path, policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas}}))
+            told[replicas] = await ask(scene.e.cluster, "plan", "-f", edit, "-o", "json")
+    turns = "policy pool-b: 8 pods would take turns on each GPU; beyond about 4, the turns of the others make each wait long"
+    assert told[8].data["notes"] == [*told[4].data["notes"], f"{turns} (docs/design/hardware.md#turns)"]
+    assert told[8].status == told[4].status
+
+
+@virtually
 async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_path: Path) -> None:
     """NVIDIA/k8s-device-plugin#647: what a client may use is a part of the card, and too small for most programs."""
     async with open_scene(*nodes(1, product="Tesla T4")) as scene:

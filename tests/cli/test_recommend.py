@@ -38,7 +38,7 @@ from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
 from kubectl_gpusharing.usage.needs import GIB
 from kubectl_gpusharing.usage.recommend import find_effect
-from kubectl_gpusharing.usage.recommendtext import describe_effect
+from kubectl_gpusharing.usage.recommendtext import BETA, describe_effect
 
 
 @pytest.fixture
@@ -110,6 +110,17 @@ def test_without_a_layout_there_is_the_answer_and_then_why_nothing_was_written(
         told(fake, "--write", str(name), stream=stream)
     assert stream.getvalue() == told(fake).out
     assert not name.exists()
+
+
+def test_it_is_marked_beta_on_the_screen_in_the_help_and_in_the_file(
+    fake: FakePrometheus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = tmp_path / "pool.yaml"
+    assert f"\n{BETA}.\n" in told(fake, "--write", str(name)).out
+    assert BETA in " ".join(name.read_text().replace("#", "").split())
+    with pytest.raises(SystemExit):
+        parse(("recommend", "--help"))
+    assert "(beta)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,10 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.stranded import ADMITTED
+from gpusharing.planning.gpus.cards import describe_turns
 from gpusharing.planning.pools.windows import RECENT
 from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
+from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -550,7 +552,8 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
-    notes = (*live.notes, *unread, *unlisted)
+    turns = tuple(_turns(policy) for policy in live.snapshot.policies if not only or policy.name in only)
+    notes = (*live.notes, *unread, *unlisted, *filter(None, turns))
     return Planned(
         proposals,
         notes,
@@ -572,6 +575,12 @@ def _as_shown(step: Step, shown: Mapping[str, NodeStatus]) -> Step:
     if phase is None or reason is None:
         return step
     return replace(step, verdict=replace(verdict, phase=phase, reason=reason))
+
+
+def _turns(policy: PolicyView) -> str:
+    slicing = policy.spec and policy.spec.time_slicing
+    text = describe_turns(slicing.replicas) if slicing else ""
+    return text and f"policy {policy.name}: {text}"
 
 
 async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
-from gpusharing.kube.raw import section, text
+from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.kube.stackreader import stack_view
-from gpusharing.planning.gpus.cards import CARDS, Card, find_card
+from gpusharing.planning.gpus.cards import CARDS, Card, describe_turns, find_card
 from gpusharing.planning.gpus.geometry import find_misfit, nearest_layout, normalize, tell_misfit
 from gpusharing.planning.pools.windows import find_window_flaw
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
@@ -33,8 +33,8 @@ from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 
-ERROR, WARNING, IGNORED = "error", "warning", "ignored"
-INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, IGNORED: Ink.FAINT}
+ERROR, WARNING, NOTE, IGNORED = "error", "warning", "note", "ignored"
+INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, NOTE: Ink.FAINT, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
 """The path of a field, what is wrong with it, and how bad that is; IGNORED means that the object is not judged.
 
@@ -141,6 +141,8 @@ def _judge_policy(document: Document) -> Iterator[Fault]:
         return
     if flaw := find_window_flaw(checked, find_zones(checked)):
         yield flaw[0], " ".join(flaw), ERROR
+    if checked.time_slicing and (said := describe_turns(checked.time_slicing.replicas)):
+        yield "spec.timeSlicing.replicas", f"spec.timeSlicing.replicas: {said}", NOTE
     cards = [card for card in map(find_card, checked.products) if card is not None]
     if len(cards) < len(checked.products):
         return
@@ -163,8 +165,13 @@ def _judge_text(reader: str, content: object) -> Iterator[Fault]:
     if not isinstance(content, str):
         yield "", "a ConfigMap holds strings only; write | behind the colon", ERROR
         return
-    flaws = migfile.find_flaws(content) if reader == MIG_PARTED else pluginconfig.find_flaws(content)
+    flaws = tuple(migfile.find_flaws(content) if reader == MIG_PARTED else pluginconfig.find_flaws(content))
     yield from ((flaw.path, flaw.text, ERROR if flaw.refused else WARNING) for flaw in flaws)
+    if reader == PLUGIN and not any(flaw.refused for flaw in flaws):
+        for index, row in enumerate(entries(parse_yaml(content), "sharing", "timeSlicing", "resources")):
+            if said := describe_turns(whole(row, "replicas")):
+                at = f"sharing.timeSlicing.resources[{index}].replicas"
+                yield at, f"{at}: {said}", NOTE
     for name, entry in migfile.sound_entries(content).items() if reader == MIG_PARTED else ():
         for index, row in enumerate(entry):
             at = f"mig-configs.{name}[{index}].mig-devices"

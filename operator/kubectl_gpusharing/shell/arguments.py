@@ -388,7 +388,7 @@ class PrometheusArguments(Arguments):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecommendArguments(PrometheusArguments):
-    """Recommend a layout for a pool from the measured use of its workloads: advise --from-prometheus."""
+    """Recommend a layout for a pool from the measured use of its workloads (beta): advise --from-prometheus."""
 
     verb, module, outputs = "recommend", "usage.recommend", (*OUTPUTS, CSV)
     examples = "-l gpusharing.dev/pool=a", "--policy pool-a --write pool-a.yaml"

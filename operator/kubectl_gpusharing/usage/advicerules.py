@@ -17,7 +17,7 @@ from gpusharing.kube.raw import entries, section, text, texts, whole
 from gpusharing.planning.gpus.cards import HEADROOM, TURNS, Card, Profile, client_memory, memory_of, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell.manifests import policy_manifest
 from kubectl_gpusharing.usage.holdings import ENDED
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, declared_memory, find_need
@@ -222,6 +222,8 @@ class Demand:
     devices: Counter[str] = field(default_factory=Counter)
     several: list[str] = field(default_factory=list)
     """Names of pods with a container that requests more than one whole GPU or share."""
+    joined: list[str] = field(default_factory=list)
+    """Names of pods that request more than one MIG instance."""
     spread: int = 0
     """How many pods have several containers that request GPUs; each container gets its own."""
     guaranteed: int = 0
@@ -273,6 +275,8 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         demand.devices.update(asks)
         if max(largest[names.RESOURCE_GPU], largest[names.RESOURCE_GPU_SHARED]) > 1:
             demand.several.append(text(raw, "metadata", "name"))
+        if sum(count for name, count in asks.items() if name.startswith(names.RESOURCE_MIG_PREFIX)) > 1:
+            demand.joined.append(text(raw, "metadata", "name"))
         demand.spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
         demand.guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         demand.ranked += whole(raw, "spec", "priority") > 0
@@ -285,6 +289,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         demand.sizes[size] += asks.total()
         demand.wrong = demand.wrong or wrong
     demand.several.sort()
+    demand.joined.sort()
     return demand
 
 
@@ -316,6 +321,12 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
     but = f"changing the layout requires draining each node; no other workload can use an idle instance{unserved}"
+    if demand.joined:
+        but += (
+            f". {some(demand.joined)} {'request' if len(demand.joined) > 1 else 'requests'} several instances: neither NCCL nor"
+            " tensor parallelism works across instances (docs/design/hardware.md#inside-mig), so a model that needs more"
+            " than one needs a larger instance or whole GPUs"
+        )
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, gpus, (Portion(layout, (0,), gpus),))
 

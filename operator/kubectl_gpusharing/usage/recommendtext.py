@@ -26,6 +26,7 @@ from kubectl_gpusharing.usage.windows import duration, moment
 
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
+BETA = "Beta: no recommendation has been checked on a fleet of real GPUs yet; begin with a canary"
 WIDTH = 48
 """The most characters in a sparkline."""
 _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
@@ -99,6 +100,7 @@ def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, w
     """Draw the answer; `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
     lines = prose(answer.span, options, ink=Ink.TITLE)
     lines += drawing.describe_simulated(answer.observed.simulated, options)
+    lines += prose(f"{BETA}.", options, ink=Ink.FAINT)
     lines += _table(answer, options)
     if verbose:
         lines += [part for place in answer.places.values() for part in _evidence(place.need, options)]
@@ -351,6 +353,7 @@ def as_file(answer: RecommendReport) -> str:
         " approves the plan.",
         answer.span if found is None else f"{answer.span}; {packing_of(found)}",
         *filter(None, (drawing.simulated_sentence(answer.observed.simulated),)),
+        f"{BETA}.",
         *(f"PARTIAL: {text}" for text in answer.missing),
         *_steps(answer),
     ]

@@ -346,7 +346,7 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
 HEADROOM = 1.2
 """Factor for the memory of a workload: allocators, caches and bursts need a fifth more than the observed peak."""
 TURNS = 4
-"""The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
+"""The largest number of pods that should take turns on one GPU (docs/design/hardware.md#turns)."""
 _CARD = 0.95
 """GiB of usable memory for each GB in the name of a card of which there is no capture."""
 _INSTANCE = 0.88
@@ -396,6 +396,16 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 def client_memory(card: Card, clients: int) -> float:
     """Return the GiB that each of `clients` MPS clients of a card may use. See docs/design/hardware.md#mps-share."""
     return memory_of(card) / clients
+
+
+def describe_turns(replicas: int) -> str:
+    """Return a sentence about a number of time-slicing replicas that is legal and seldom wise; empty for another."""
+    if replicas <= TURNS:
+        return ""
+    return (
+        f"{replicas} pods would take turns on each GPU; beyond about {TURNS}, the turns of the others make each wait long"
+        " (docs/design/hardware.md#turns)"
+    )
 
 
 def client_threads(clients: int) -> int:
