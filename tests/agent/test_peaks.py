@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import pytest
 from hack.sim.gpu import SimulatedGPUs
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.peaks import HOUR, HourPeaks
-from gpusharing.agent.podresources import Holdings, PodDevices, base
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usagemetrics import UsageCollector
 
 GPUS = 2
@@ -58,21 +57,17 @@ def test_the_most_of_an_hour_are_those_of_its_turns(turns: Sequence[tuple[int, s
     assert peaks.most == {}, "nothing is known of an hour in which nobody counted"
 
 
-def test_what_did_not_change_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_did_not_change_is_not_counted_again() -> None:
     """A cycle of the agent, in which mostly nothing changes, costs no more for it."""
-    counted: list[str] = []
-
-    def count(device: str) -> str:
-        counted.append(device)
-        return base(device)
-
-    monkeypatch.setattr("gpusharing.agent.peaks.base", count)
     reading = read()
     holdings = held(reading, {("a", 0, 0), ("b", 0, 1), ("a", 1, 0)})
     peaks = HourPeaks(lambda: datetime.fromtimestamp(0, UTC))
-    for _ in range(3):
-        peaks.turn(reading, holdings)
-    assert len(counted) == 3
+    peaks.turn(reading, holdings)
+    counted = peaks.most
+    peaks.turn(reading, holdings)
+    assert peaks.most is counted
+    peaks.turn(reading, held(reading, {("a", 0, 0)}))
+    assert (peaks.most is counted, peaks.most) == (False, counted)
 
 
 def test_prometheus_is_told_the_most_by_gpu() -> None:
