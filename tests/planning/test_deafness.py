@@ -17,6 +17,7 @@ from tests.planning.changes import (
     proven_idle,
 )
 from tests.planning.drains import fenced, released
+from tests.planning.promises import all_are_values
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Rollout
@@ -113,3 +114,4 @@ def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(versio
     assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [True] * goes
     assert ("the last proven mode is MPS, and no label can enable MPS" in verdict.message) is not goes
     assert (verdict.phase is Phase.FAILED) is not goes
+    all_are_values(verdict.message, verdict.commands)

@@ -38,11 +38,12 @@ from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
-from gpusharing.planning.transition.actuation import find_way_back
+from gpusharing.planning.transition.actuation import find_way_back, turn_back
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
 from gpusharing.planning.transition.gates import find_gate
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -154,6 +155,16 @@ def test_a_failed_change_is_turned_back_in_one_write_that_says_so() -> None:
     assert "mig-manager failed to apply" in action.fence.failure
     assert action.fence.deadline > at(60)
     assert not action.cordon
+
+
+def test_a_record_keeps_no_command_which_may_not_fit_on_the_day_that_somebody_reads_it() -> None:
+    command = Command.of("kubectl uncordon gpu-07")
+    failure = Finding(Reason.MPS_NOT_SWITCHABLE, f"it is deaf. To mend it, run: {command}", commands=(command,))
+    turned = turn_back(failing(), failure, known=True)
+    assert isinstance(turned, Verdict)
+    action = only(turned)
+    assert isinstance(action, UpdateFence)
+    assert action.fence.failure == "it is deaf"
 
 
 def test_what_is_turned_back_for_a_new_owner_has_failed_under_the_policy_whose_run_it_was() -> None:

@@ -165,8 +165,8 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
     if assessment is None:
         return case
     back = _assess_back(case, assessment)
-    if isinstance(back, str):
-        gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
+    if isinstance(back, Finding):
+        gone = replace(back, message=f"the rollback is no longer possible: {back.message}")
         return replace(case, assessment=Untargeted(assessment.policy, gone, assessment.observed_text))
     return replace(case, assessment=back)
 
@@ -185,7 +185,7 @@ def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
     return replace(verdict, wanted=wanted, reason=reason, message=found.message, commands=found.commands)
 
 
-def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str:
+def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str | Finding:
     """Begin the rollback by recording it in the fence, or return a clause that says why not now."""
     assessment = case.assessed
     if assessment is None or assessment.spec.rollout.on_failure != "Rollback":
@@ -196,13 +196,15 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
     if not (known and case.node.ready and case.agent_ready):
         return "spec.rollout.onFailure is Rollback; the rollback starts once the state of the node is known"
     back = _assess_back(case, assessment)
-    if isinstance(back, str):
-        return f"spec.rollout.onFailure is Rollback, but {back}"
+    if isinstance(back, Finding):
+        return replace(back, message=f"spec.rollout.onFailure is Rollback, but {back.message}")
     if owed_for(back.target) == owed_for(assessment.target):
         return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
     if not case.fence.disruption.cordons and back.disruption.cordons:
         return "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
     message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
+    # When people read the record, a command of the message may not fit any more.
+    cause = failure.message.partition(". ")[0] if failure.commands else failure.message
     owed = owe(case, back, attempt=1, failed=True)
     policy, begun_version = assessment.policy, case.fence.version
     fence = replace(
@@ -213,18 +215,20 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
         step=1,
         steps=1,
         rolls_back=True,
-        failure=cut(failure.message, MAX_FAILURE),
+        failure=cut(cause, MAX_FAILURE),
     )
-    return case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message, UpdateFence(case.node, fence))
+    turned = replace(failure, reason=Reason.ROLLING_BACK, message=message)
+    return case.show(Phase.RECONFIGURING, turned, UpdateFence(case.node, fence))
 
 
-def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | str:
+def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
     node, observed, stack = case.node, assessment.observed, case.stack
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):
-        return target
-    if objection := next(case.actuator.objections(case, target), None):
-        return f"the last proven mode is {target.mode}, and {objection.message}"
+        return Finding(Reason.ROLLING_BACK, target)
+    if (objection := next(case.actuator.objections(case, target), None)) is not None:
+        message = f"the last proven mode is {target.mode}, and {objection.message}"
+        return replace(objection, reason=Reason.ROLLING_BACK, message=message)
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
     return replace(
         assessment,

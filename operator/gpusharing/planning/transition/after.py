@@ -174,7 +174,9 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     if isinstance(back, Verdict):
         return back
     kept = f"The node stays {case.fence.closed}. Once" if case.fence.disruption.cordons else "Once"
-    found = replace(mismatch, message=f"{mismatch.message}{back and '; '}{back}")
+    why = Finding.of(back, mismatch.reason)
+    message, commands = f"{mismatch.message}{why.message and '; '}{why.message}", (*mismatch.commands, *why.commands)
+    found = replace(mismatch, message=message, commands=commands)
     found = add_retry(found, case.node.name, case.fence.retry, f". {kept} the cause is fixed, run")
     # The programs of a failed actuator are idle, so read what they left behind.
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
