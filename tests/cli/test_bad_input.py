@@ -115,7 +115,7 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
     assert said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("words", "right"), [("status", "list gpusharingpolicies"), ("skip gpu-07", "get nodes")])
+@pytest.mark.parametrize(("words", "right"), [("status", "list gpu"), ("skip gpu-07", "get nodes")])
 def test_the_right_that_is_missing_is_named_and_no_role(desk: Desk, wrong: Wrong, words: str, right: str) -> None:
     """A person may have the role already."""
     desk.server.refuses_all = (403, 'User "me" cannot do that')
