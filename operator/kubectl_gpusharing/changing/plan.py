@@ -400,7 +400,8 @@ def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
             sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
             lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
         if lost is not None and then != lost.after:
-            lines.append(line(f"  {name}: {now} -> {lost.after} if the blocked nodes changed too"))
+            text = f"{name}: {now} -> {lost.after} if the blocked nodes changed too"
+            lines += prose(text, options, indent="  ", hang="  ")
         if lost is not None:
             requests = counted(len(lost.pods), "pod here requests", "pods here request")
             parts = [f"{requests} it ({some(lost.pods, 5)})"] if lost.pods else []
