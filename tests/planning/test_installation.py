@@ -22,6 +22,7 @@ from tests.seen import Seen, make_agent_pod, make_map
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, PlainStackView
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import render
 from gpusharing.planning.stack.installationviews import (
@@ -523,3 +524,38 @@ def test_the_gpu_operator_is_installed_only_after_labels_that_keep_instances_whi
     (told,) = [one for one in divided.symptoms if one.reason == "ClusterPolicyMissing"]
     assert "gpu-01" in told.message
     assert str(told.command).startswith("kubectl label node gpu-01")
+
+
+INSTALLED: dict[str, tuple[tuple[NodeView, ...], str, str]] = {
+    "no host has a driver": ((make_node("gpu-01", labels=AGENTS.selector, resources={}),), "helm install", ""),
+    "every host has its own": (
+        (make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}),),
+        "helm install",
+        "--set driver.enabled=false --set toolkit.enabled=false",
+    ),
+    "one host has its own": (
+        (
+            make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}),
+            make_node("gpu-02", labels=AGENTS.selector, resources={}),
+        ),
+        "kubectl get nodes",
+        "",
+    ),
+    "another device plugin serves the GPUs": (
+        (replace(make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}), other_plugin="HAMi"),),
+        "kubectl get nodes",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "command", "sets"), INSTALLED.values(), ids=INSTALLED.keys())
+def test_the_gpu_operator_is_installed_beside_what_the_hosts_bring(
+    nodes: tuple[NodeView, ...], command: str, sets: str
+) -> None:
+    whole = {node.name: make_gpunode(node.name, gpus=(make_gpu(),)) for node in nodes}
+    bare = replace(GOOD, cluster_policies=(), nodes=nodes, gpunodes=whole)
+    (told,) = [one for one in bare.symptoms if one.reason == "ClusterPolicyMissing"]
+    assert str(told.command).startswith(command)
+    assert str(told.command).endswith(sets)
+    assert command == "helm install" or "gpu-01" in told.message

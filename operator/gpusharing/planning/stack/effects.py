@@ -298,6 +298,10 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
 def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapshot) -> Iterator[Effect]:
     policy = now.stack.cluster_policy
     if policy is None:
+        installed = (PLUGIN_SWITCH, True) in change.fields
+        for name, node in sorted(now.nodes.items()):
+            if installed and node.other_plugin:
+                yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
         return
     started = [name for name in sorted(now.nodes) if _starts(PLUGIN, change, now, later, name)]
     if not started:

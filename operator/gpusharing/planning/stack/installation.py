@@ -19,6 +19,7 @@ from gpusharing.planning.stack.acceptance import (
 )
 from gpusharing.planning.stack.drastack import find_dra_symptoms, is_complete
 from gpusharing.planning.stack.effects import (
+    HOST_PROGRAMS,
     MIG_POINTER,
     PLUGIN_POINTER,
     RESTART_PLUGIN,
@@ -56,6 +57,7 @@ from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wro
 from gpusharing.planning.vocabulary.commands import Change, Command, Loss, allow_privileged, is_safe
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.target import SKIPS_THREADS, explain_deafness, find_remedy, needs_newer_plugin
 
 # --- commands that repair an installation --------------------------------------------------------------------
@@ -174,7 +176,12 @@ def _find_stack_symptoms(view: Installation) -> Iterator[Symptom]:
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if policy is None and not unknown and not stack.by_dra:
         install = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"
-        effects = find_effects(START_MIG_MANAGER, view.snapshot)
+        starts, gpu_nodes = START_MIG_MANAGER, [*filter(has_gpu, view.snapshot.nodes.values())]
+        if gpu_nodes and all(map(has_driver, gpu_nodes)):
+            install += "".join(f" --set {path}=false" for path in HOST_PROGRAMS)
+        else:
+            starts = replace(starts, fields=(*starts.fields, *((path, True) for path in HOST_PROGRAMS)))
+        effects = find_effects(replace(starts, fields=(*starts.fields, (PLUGIN_SWITCH, True))), view.snapshot)
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
