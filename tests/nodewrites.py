@@ -221,7 +221,7 @@ def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
             yield f"forgotten in the middle of a change, or with labels left: {labels}"
         if "resourceVersion" not in metadata:
             yield "forgot a node in an unconditional write"
-    elif changed := ACTUATING & labels.keys():
+    elif (changed := ACTUATING & labels.keys()) and not _puts_back(before, labels):
         yield f"{', '.join(sorted(changed))} changed in a write that is no PNR"
     if "unschedulable" not in spec:
         return
@@ -234,6 +234,13 @@ def _wrong_step(before: JSON, body: JSON) -> Iterator[str]:
         yield from _wrong_uncordon(before)
     else:
         yield f"spec {spec}"
+
+
+def _puts_back(before: JSON, labels: JSON) -> bool:
+    """Past the PNR, the label of the device plugin is written again as the fence has it, after others changed it."""
+    fence = fence_of(before) or {}
+    due = {names.LABEL_PLUGIN_CONFIG: fence.get("targetPluginConfig") or None}
+    return fence.get("stage") == "actuating" and due.items() <= labels.items() and not ACTUATING & labels.keys() - {*due}
 
 
 def _wrong_uncordon(before: JSON) -> Iterator[str]:

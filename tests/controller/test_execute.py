@@ -5,6 +5,7 @@ executor.
 """
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from tests.build import make_claim, make_snapshot, make_stack
@@ -13,19 +14,26 @@ from tests.kube.objects import node, pod
 
 from gpusharing.api import names
 from gpusharing.controller.execute import Outcome
+from gpusharing.controller.sharedwrites import SUBJECTS
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
 from gpusharing.planning.snapshot.actions import (
+    Action,
+    Actuate,
     ClearRequests,
     EnsureGPUNode,
     Evict,
+    FenceNode,
+    ForceDelete,
     LabelNode,
     Release,
     RestartOperand,
     SetClaims,
     SetFinalizer,
+    UpdateFence,
     WriteConfig,
 )
+from gpusharing.planning.snapshot.memory import COMMON
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 # --- Node writes -----------------------------------------------------------------------------------
@@ -451,3 +459,10 @@ async def test_a_snapshot_without_actions_writes_nothing() -> None:
     empty: ClusterSnapshot = make_snapshot()
     assert await stage.executor.execute(plan_of({}), empty) == Outcome()
     assert stage.cluster.writes == []
+
+
+def test_every_shared_write_has_an_owner_that_shows_its_failure() -> None:
+    kinds = {FenceNode, Actuate, UpdateFence, Release, LabelNode, EnsureGPUNode, ClearRequests, Evict, ForceDelete}
+    kinds |= {RestartOperand, SetFinalizer}  # a node, or one policy
+    assert set(get_args(Action)) - kinds == SUBJECTS.keys(), "an action without a subject"
+    assert set(SUBJECTS.values()) <= set(COMMON), "a subject that no status reads"

@@ -123,6 +123,7 @@ WRONG: dict[str, tuple[JSON, JSON, str]] = {
     "a stage without the plugin's label": (
         HELD, patch(ACTUATING, {MIG: "b", STATE: None}), "left device-plugin.config for another write"),
     "labels without their stage": (HELD, patch(labels={MIG: "b", STATE: None}), "a write that is no PNR"),
+    "another entry in mid-change": (node(ACTUATING, cordoned=True), patch(ACTUATING, {PLUGIN: "x"}), "a write that is no PNR"),
     "labels with the fence": (node(), patch(FENCED, {PLUGIN: "k"}, unschedulable=True), "a write that is no PNR"),
     "a cordon in the PNR": (
         HELD, patch(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"}, unschedulable=True), "cordoned in the PNR write"),

@@ -15,7 +15,7 @@ from tests.embedded.test_dra_stack import bare, published
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import DEVICE_TAINT_RULES, JSON, PDBS, PODS, REPLICA_SETS
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
 
 RULE = "gpusharing-node-gpu-1"
 
@@ -90,6 +90,29 @@ async def test_without_the_feature_gate_the_node_is_cordoned_and_the_policy_says
         await scene.ready(seconds=1800)
         row = scene.condition("Accepted")
         assert "nodes are cordoned while they change, because kube-scheduler ignores DeviceTaintRules" in row["message"]
+        assert rules(scene) == []
+
+
+@pytest.mark.parametrize("error", [Forbidden("not allowed"), Unavailable("a webhook hangs")], ids=["403", "503"])
+@virtually
+async def test_a_node_is_not_proven_while_its_rule_cannot_be_removed(error: KubeError) -> None:
+    async with tainted(bare("gpu-1"), start=False) as scene:
+        scene.e.start_operator()
+        await find_tested(scene, works=True)
+        sick = scene.e.cluster.faults.fail("delete", DEVICE_TAINT_RULES, error, times=EVER)
+        scene.apply(MIXED)
+        await scene.e.until(lambda: sick.hits >= 2, "the removal to fail", 1800)
+        await asyncio.sleep(300)
+        assert rules(scene) == [RULE]
+        shown = scene.transition("gpu-1")
+        assert (shown["phase"], shown["reason"]) == ("Uncordoning", "CallFailed")
+        assert f"the node's DeviceTaintRule still keeps GPU pods off it: WriteRules failed: {error}" in shown["message"]
+        assert scene.condition("Ready")["status"] == "False"
+        assert scene.condition("Stalled")["status"] == "True"
+        assert str(error) in scene.condition("Stalled")["message"]
+        assert scene.events()["CallFailed"] >= 1
+        sick.lift()
+        await scene.ready(seconds=300)
         assert rules(scene) == []
 
 

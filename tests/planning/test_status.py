@@ -31,7 +31,7 @@ from tests.planning.told import (
 from gpusharing.api.names import Phase
 from gpusharing.planning.report.status import bearing, find_grounds, policy_status
 from gpusharing.planning.snapshot.actions import LabelNode
-from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
+from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
@@ -98,7 +98,11 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
     ),
     "the server fails to write the finalizer": (
         StatusInput([SYNCED], call_failures={policy_subject("pool-b"): LASTING}),
-        (VALID, "True Synced", "False Synced", CALM),
+        (VALID, "True Synced", "False Synced", "False CallFailed"),
+    ),
+    "the server has failed to write the finalizer for a minute": (
+        StatusInput([SYNCED], call_failures={policy_subject("pool-b"): replace(LASTING, tries=6)}),
+        (VALID, "True Synced", "False Synced", "True CallFailed"),
     ),
     "the server refuses the step of a node": (
         StatusInput([replace(DRAINING, reason=Reason.CALL_FAILED, stands=True)]),
@@ -181,6 +185,18 @@ def test_every_condition_is_told_on_every_path(path: str) -> None:
     )
     assert {row["observedGeneration"] for row in status["conditions"]} == {7} == {status["observedGeneration"]}
     assert all(row["message"] for row in status["conditions"])
+
+
+@pytest.mark.parametrize("subject", [policy_subject("pool-b"), *COMMON])
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "failing for a minute"])
+def test_a_call_that_keeps_failing_stalls_the_policies_that_need_it_with_the_words_of_the_server(
+    subject: str,
+    refused: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    failure = replace(LASTING, message="403: not for you", tries=2 if refused else 6, refused=refused)
+    stalled = StatusInput([SYNCED], call_failures={subject: failure}).status()["conditions"][-1]
+    assert (stalled["status"], stalled["reason"]) == ("True", "CallFailed")
+    assert "403: not for you" in stalled["message"]
 
 
 @pytest.mark.parametrize("path", PATHS)

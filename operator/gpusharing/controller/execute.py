@@ -26,7 +26,16 @@ from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import Forbidden, HeldBack, Invalid, KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.errors import (
+    Forbidden,
+    HeldBack,
+    Invalid,
+    KubeError,
+    ServerAway,
+    Unauthorized,
+    Unavailable,
+    Undone,
+)
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import NodePatch
 from gpusharing.kube.lease import LeaseLost
@@ -212,7 +221,7 @@ class Executor:
                     accepted.add(subject)
                 if isinstance(actions[subject], WriteConfig):
                     failure = self.calls.failures.get(subject)
-                    lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
+                    lasts = isinstance(error, Forbidden | Invalid | Undone) or (failure is not None and failure.lasts)
                     self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.workers.busy & actions.keys()
@@ -301,7 +310,8 @@ class Executor:
             self.now(),
             self.jitter(),
             called(action),
-            refused=isinstance(error, Forbidden | Invalid),
+            refused=isinstance(error, Forbidden | Invalid | Undone),
+            at_once=isinstance(error, Undone),
         )
         self._complaints.begins(
             subject, "an action failed; trying again", f"{kind} {type(error).__name__}", action=kind, error=words

@@ -28,6 +28,7 @@ from gpusharing.kube.fanout import Fanout, PublishingClient, Workers
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.sender import Sender, Writes
 from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, SetPointers
@@ -46,7 +47,7 @@ FIRST_LOOK = 4
 AT_ONCE = 2
 """Follow-up passes without a break: configuration, then fence. A large pool causes more, each over all nodes."""
 FOLLOW_UPS = 30
-"""The most passes that may follow one another without a rest; more would only load the API server."""
+"""The most passes that may follow one another without a rest and without an event."""
 RETRY = 2.0
 """Seconds until the next pass, after the API server or the Lease has ended one."""
 
@@ -93,10 +94,12 @@ class Loop:
         admin_maps = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
         keys = frozenset(settings.maintenance_keys)
         read = SourceSettings(settings.plan, admin_maps, settings.agent_namespace, keys)
-        self.sources = Sources(self.calls, read, wake, lambda: leader.restores)
+        writes = Writes()
+        sender = self.sender = Sender(self.calls, writes)
+        self.sources = Sources(sender, read, wake, lambda: leader.restores)
         workers = Workers(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
-            PublishingClient(self.calls),
+            Sender(PublishingClient(self.calls), writes),
             self.sources,
             settings.publish_period,
             leader.identity,
@@ -104,7 +107,7 @@ class Loop:
             observer.changed,
         )
         self.executor = Executor(
-            self.calls,
+            sender,
             self.sources,
             leader.set_claims,
             now,
@@ -114,7 +117,7 @@ class Loop:
             event_of=lambda action: self.publisher.shared_event(action, now()),
         )
         workers = Workers(max(1, min(settings.parallel, limit) // 2), wake)
-        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, workers)
+        self.gatherer = Gatherer(sender, self.sources, self.executor.calls, workers)
         self._follow_ups = 0
         """How many passes have followed one another without a rest."""
         self.memo, self.memory = Memo(), PassMemory()
@@ -163,17 +166,18 @@ class Loop:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
                 await self.wake.wait()
         except TimeoutError:
-            # A plan that writes in every pass and never settles must not run fast.
+            # No event follows a write that changes nothing, and a plan that repeats one must not run fast. One that
+            # others undo is held back by `Sender`.
             self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
             if self._follow_ups > FOLLOW_UPS:
-                log.warning(
-                    "too many passes have run back to back, so the operator waits longer before the next one",
-                    passes=self._follow_ups,
-                )
+                self._complaints.begins("follow-ups", "passes repeat without effect, so the operator slows down")
                 await asyncio.sleep(RETRY)
             elif self._follow_ups > AT_ONCE:
                 await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
+            if not self._follow_ups:
+                self._complaints.ends("follow-ups")
             return
+        self._follow_ups = 0
         apart = self.settings.debounce - (loop_time() - begun)
         await asyncio.sleep(max(apart, self.settings.debounce / FIRST_LOOK))
 
@@ -338,7 +342,7 @@ class Loop:
         """Test whether the scheduler obeys DeviceTaintRules, every PERIOD seconds while a DRA stack is there."""
         if not self.settings.plan.device_taints:
             return
-        test = TaintTest(self.calls, self.settings.plan.namespace)
+        test = TaintTest(self.sender, self.settings.plan.namespace)
         while True:
             ready = self.leader.is_leader and self.sources.of_dra and not self.sources.missing()
             if ready and (proof := await test.repeat()) != self.executor.calls.taint_proof:

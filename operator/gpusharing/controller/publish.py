@@ -27,7 +27,7 @@ from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
-from gpusharing.planning.snapshot.memory import CallFailure, failed_again
+from gpusharing.planning.snapshot.memory import CallFailure, failed_again, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 
@@ -218,6 +218,7 @@ class Publisher:
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         key = f"policy/{policy.name}"
+        snapshot = self._with_own_failures(policy.name, plan, snapshot)
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
         if grounds == before and (due := self._due.get(key, now)) > now:
@@ -240,6 +241,17 @@ class Publisher:
             _log(refusal, policy=policy.name)
             return now  # the Event is posted with the next round
         return later
+
+    def _with_own_failures(self, policy: str, plan: RolloutPlan, snapshot: ClusterSnapshot) -> ClusterSnapshot:
+        subject, refused = (
+            policy_subject(policy),
+            (self._refused.get(f"node/{name}") for name in plan.pools[policy].names),
+        )
+        failure = next((one for one in refused if one is not None and one.lasts), None)
+        if failure is None or subject in snapshot.call_failures:
+            return snapshot
+        message = f"the status of a GPUNode cannot be written: {failure.message}"
+        return replace(snapshot, call_failures={**snapshot.call_failures, subject: replace(failure, message=message)})
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
         due = self._due.setdefault(key, now + lag)

@@ -59,21 +59,22 @@ log = structlog.get_logger()
 TRIES = 3
 """How many attempts a conditional write gets. After each 409 it is decided again whether to write."""
 
-
-_SUBJECTS = {
+SUBJECTS: Mapping[type[Action], str] = {
     SetClaims: CLAIMS,
     SetPointers: CLUSTER_POLICY,
     RepairMps: MPS_DAEMON_SET,
     WriteClasses: DEVICE_CLASS,
     WriteRules: TAINT_RULE,
+    WriteConfig: memory.CONFIG_MAPS,
 }
+"""The subject of failures of each shared write that serves all policies; all of them are in `COMMON`."""
 
 
 def subject_of(action: Action) -> str:
     """Return the name under which failures of a shared write are recorded."""
     if isinstance(action, SetFinalizer):
         return policy_subject(action.policy)
-    return _SUBJECTS.get(type(action), memory.CONFIG_MAPS)
+    return SUBJECTS[type(action)]
 
 
 @dataclass(slots=True)

@@ -91,6 +91,13 @@ class HeldBack(Throttled):
     """A call that was not sent at all, because the server asked us to wait; `retry_after` is never None."""
 
 
+@dataclass
+class Undone(KubeError):
+    """A write that was not sent, because others keep undoing what it writes; `left` is in seconds (kube/sender.py)."""
+
+    left: float = 0.0
+
+
 class Unavailable(KubeError):
     """5xx, 408, time-outs, broken connections: the call failed, but may still have been carried out.
 

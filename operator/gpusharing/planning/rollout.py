@@ -19,7 +19,7 @@ from gpusharing.planning.pools.holds import agree, count_failures, find_ended, f
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
-from gpusharing.planning.snapshot.actions import Action, WriteConfig
+from gpusharing.planning.snapshot.actions import Action, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
@@ -159,7 +159,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     shared = share(
         snapshot, config, unfenced, pools, verdicts, failed_nodes=failed_nodes, consents=consents, classes=classes
     )
-    verdicts = show_failures(failures, verdicts, now)
+    ruled = {rule.node for one in shared if isinstance(one, WriteRules) for rule in one.remove}
+    verdicts = show_failures(failures, verdicts, now, ruled)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     since, withdrawn = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
     return RolloutPlan(

@@ -139,11 +139,14 @@ def cordon_event(before: NodeView, after: NodeView) -> Event | None:
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
-    """Return the Warning that a policy is not accepted, unless its stored status `before` has the refusal already."""
-    earlier, answer = _acceptance(before), _acceptance(after)
-    if answer == earlier or answer.get("status") != "False":
-        return None
-    return Event("Warning", answer["reason"], cut_bytes(answer["message"], MAX_NOTE))
+    """Return the Warning about a policy that is not accepted, or stalls on a failing call; None if it is known."""
+    for kind, status in ((ConditionType.ACCEPTED, "False"), (ConditionType.STALLED, "True")):
+        earlier, answer = _condition(before, kind), _condition(after, kind)
+        if kind is ConditionType.STALLED and answer.get("reason") != Reason.CALL_FAILED:
+            continue
+        if answer != earlier and answer.get("status") == status:
+            return Event("Warning", answer["reason"], cut_bytes(answer["message"], MAX_NOTE))
+    return None
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
@@ -160,6 +163,6 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
     return Event("Normal", "PointersSet", cut_bytes(text, MAX_NOTE))
 
 
-def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
-    rows = (row for row in status.get("conditions") or () if row.get("type") == ConditionType.ACCEPTED)
+def _condition(status: Mapping[str, Any], kind: ConditionType) -> dict[str, str]:
+    rows = (row for row in status.get("conditions") or () if row.get("type") == kind)
     return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})

@@ -18,7 +18,7 @@ from gpusharing.planning.pools.holds import find_halt, find_note
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.memory import CallFailure, policy_subject
+from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
 from gpusharing.planning.transition.cases import is_begun, of_policy
 from gpusharing.planning.transition.verdict import Verdict
@@ -220,8 +220,9 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     vain = plan.memory.vain_passes.get(policy.name, 0)
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
-    refused = _find_refused(policy, snapshot) is not None
-    return policy.uid, policy.generation, policy.going, *of_others, vain >= MOST_VAIN, refused, bearings
+    failure = _find_failure(policy, snapshot)
+    fails = failure is not None, failure is not None and (failure.refused or failure.stuck)
+    return policy.uid, policy.generation, policy.going, *of_others, vain >= MOST_VAIN, fails, bearings
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
@@ -358,8 +359,9 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
     if stuck:
         nodes = counted(len(stuck), "node is", "nodes are")
         return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
-    if (refused := _find_refused(pool.policy, snapshot)) is not None:
-        return True, Reason.CALL_FAILED, f"{refused.message}; the call is retried with increasing delays"
+    if (failure := _find_failure(pool.policy, snapshot)) is not None:
+        message = f"{failure.message}; the call is retried with increasing delays"
+        return failure.refused or failure.stuck, Reason.CALL_FAILED, message
     message = "no action is needed"
     if any(verdict.reason is Reason.APPROVAL_NEEDED for verdict in verdicts):
         command = f"kubectl gpusharing approve {pool.policy.name}"
@@ -367,10 +369,11 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
     return False, Reason.PROGRESSING, message
 
 
-def _find_refused(policy: PolicyView, snapshot: ClusterSnapshot) -> CallFailure | None:
-    """Return the lasting refusal of a write to the policy itself, such as of its finalizer."""
-    failure = snapshot.call_failures.get(policy_subject(policy.name))
-    return failure if failure is not None and failure.lasts and failure.refused else None
+def _find_failure(policy: PolicyView, snapshot: ClusterSnapshot) -> CallFailure | None:
+    """Return the worst lasting failure of a call about the policy itself, or about what all policies need."""
+    subjects = (policy_subject(policy.name), *COMMON)
+    lasting = [one for name in subjects if (one := snapshot.call_failures.get(name)) is not None and one.lasts]
+    return max(lasting, key=lambda one: one.refused or one.stuck, default=None)
 
 
 def _stalling(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -134,7 +134,8 @@ class UpdateFence:
     cordon: bool = False
     """Whether to set a cordon too, because a person lifted it or a DeviceTaintRule fails."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels, like `annotations`, that were set for other controllers and are removed; the values are None."""
+    """Labels, like `annotations`, that were set for other controllers and are removed (None), or an actuator's label
+    that others changed in mid-change."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 

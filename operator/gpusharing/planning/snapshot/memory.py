@@ -32,6 +32,8 @@ TAINT_RULE = "DeviceTaintRules"
 """Subject of failed writes of DeviceTaintRules. A node whose rule cannot be written is cordoned."""
 POLICIES = "list of policies"
 """Subject of a failed LIST of policies. Until one succeeds, no node starts, because the plan may be outdated."""
+COMMON = (CLAIMS, CONFIG_MAPS, POLICIES, TAINT_RULE, DEVICE_CLASS, CLUSTER_POLICY, MPS_DAEMON_SET)
+"""All subjects that concern no single policy or node; every policy shows failures about them, the first one first."""
 
 
 def policy_subject(policy: str) -> str:
@@ -90,12 +92,14 @@ def failed_again(
     *,
     first: float = FIRST_WAIT,
     refused: bool = False,
+    at_once: bool = False,
 ) -> CallFailure:
     """Return the failure to remember after one more failed call.
 
-    It continues the series of `before`, whatever the kind of that call. `first` is in seconds.
+    It continues the series of `before`, whatever the kind of that call. `first` is in seconds. `at_once` shows even the
+    first failure to people.
     """
-    tries = before.tries + 1 if before is not None else 1
+    tries = before.tries + 1 if before is not None else LASTING if at_once else 1
     return CallFailure(message, now + timedelta(seconds=backoff(tries, first, jitter)), tries, call, refused)
 
 

@@ -3,6 +3,7 @@
 This is the only place that starts an actuator: it writes what the actuator follows and restarts its pods.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -79,6 +80,15 @@ def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
     restart = RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid)
     # With another LIST the node stays proven idle without another request to the agent.
     return case.verdict(phase, reason, message, restart, wake=next_poll(case), wants_pods=True)
+
+
+def restore_labels(case: NodeCase, lost: Mapping[str, str | None]) -> Verdict:
+    """Write labels again that the actuator still has to read. No GPU changes, so the node need not be idle."""
+    label, due = next(iter(lost.items()))
+    who, shown = case.node.label_rewriters.get(label, "someone"), case.node.labels.get(label) or "missing"
+    message = f"{label} is {shown}, not {due or 'absent'}: {who} changed it; setting it again"
+    update = UpdateFence(case.node, case.actuator.expect_restart(case, case.fence), labels=lost)
+    return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, update)
 
 
 def _wait_to_run(case: NodeCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:

@@ -23,6 +23,7 @@ from gpusharing.planning.transition.actuation import (
     may_uncordon,
     present_way_back,
     restart_pod,
+    restore_labels,
     run,
     turn_back,
 )
@@ -131,6 +132,8 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     on_course = written == (aim.mig_config, aim.plugin_key, aim.text)
     if on_course and owed:
         return run(case, assessed, again=True)
+    if on_course and not is_late(case) and (lost := actuator.find_lost(case, fence)):
+        return restore_labels(case, lost)
     trouble = actuator.find_trouble(case, fence)
     if trouble is not None and not trouble.final:
         return _wait_for_actuator(case, trouble)

@@ -6,7 +6,7 @@ process would end, restart, and fail on the same object again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.agents import ALL_OTHERS
 from gpusharing.planning.snapshot.memo import Column, Memo
-from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, CallFailure, policy_subject
+from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, TAINT_RULE, CallFailure, policy_subject
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -468,9 +468,15 @@ def keep_back(
 
 
 def show_failures(
-    failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime
+    failures: Mapping[str, CallFailure],
+    verdicts: Mapping[str, Verdict],
+    now: datetime,
+    ruled: Collection[str] = (),
 ) -> dict[str, Verdict]:
-    """Return the verdicts with failures of calls in them, also of those that keep every fence from being written."""
+    """Return the verdicts with failures of calls in them, also of those that keep every fence from being written.
+
+    `ruled` are the nodes whose DeviceTaintRule has to go: while it cannot be removed, no GPU pod starts there.
+    """
     shown = dict(verdicts)
     for node in failures.keys() & verdicts.keys():
         shown[node] = show_failure(verdicts[node], failures[node], now)
@@ -479,4 +485,13 @@ def show_failures(
             common = failures.get(CLAIMS) or failures.get(policy_subject(verdict.policy))
             if verdict.starts and common is not None:
                 shown[node] = show_failure(verdict, common, now)
+    if (rule := failures.get(TAINT_RULE)) is not None and rule.lasts:
+        for node in ruled:
+            verdict = shown.get(node)
+            if verdict is not None and verdict.phase is Phase.SYNCED:
+                message = f"the node's DeviceTaintRule still keeps GPU pods off it: {rule.message}"
+                blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=rule.message))
+                shown[node] = replace(
+                    verdict, phase=Phase.UNCORDONING, reason=Reason.CALL_FAILED, message=message, blockers=blockers
+                )
     return shown

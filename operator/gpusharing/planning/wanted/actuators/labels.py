@@ -1,6 +1,6 @@
 """How are nodes changed by the GPU Operator or NVIDIA's device-plugin chart, which follow Node labels?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -168,6 +168,17 @@ class Labels(Actuator):
         # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
         finding = Finding(Reason.ACTUATOR_STUCK, f"mig-manager {doing}, for more than {limit:.0f} s now")
         return Unfinished(finding, final=True, cure=restart)
+
+    def find_lost(self, case: ActuatorCase, fence: Fence) -> Mapping[str, str | None]:
+        key, due = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), fence.target_plugin_config
+        return {names.LABEL_PLUGIN_CONFIG: due or None} if key != due else {}
+
+    def expect_restart(self, case: ActuatorCase, fence: Fence) -> Fence:
+        labels, stack = case.node.labels, case.stack
+        present, due = labels.get(names.LABEL_PLUGIN_CONFIG, ""), fence.target_plugin_config
+        if find_entry(present, stack) == find_entry(due, stack):
+            return fence
+        return replace(fence, gfd_timestamp=labels.get(names.LABEL_GFD_TIMESTAMP, ""))
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         limits = (case.settings.wedge_paused, case.settings.wedge_pending)
