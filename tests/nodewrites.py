@@ -240,7 +240,9 @@ def _puts_back(before: JSON, labels: JSON) -> bool:
     """Past the PNR, the label of the device plugin is written again as the fence has it, after others changed it."""
     fence = fence_of(before) or {}
     due = {names.LABEL_PLUGIN_CONFIG: fence.get("targetPluginConfig") or None}
-    return fence.get("stage") == "actuating" and due.items() <= labels.items() and not ACTUATING & labels.keys() - {*due}
+    return (
+        fence.get("stage") == "actuating" and due.items() <= labels.items() and not ACTUATING & labels.keys() - {*due}
+    )
 
 
 def _wrong_uncordon(before: JSON) -> Iterator[str]:

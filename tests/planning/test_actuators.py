@@ -65,6 +65,9 @@ class Invented(Actuator):
     def find_trouble(self, case: ActuatorCase, fence: Fence) -> None:
         return None
 
+    def find_lost(self, case: ActuatorCase, fence: Fence) -> None:
+        return None
+
     def next_look(self, case: ActuatorCase, fence: Fence) -> None:
         return None
 

@@ -3,7 +3,6 @@
 This is the only place that starts an actuator: it writes what the actuator follows and restarts its pods.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -33,6 +32,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.actuator import Written
 from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
@@ -82,12 +82,13 @@ def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
     return case.verdict(phase, reason, message, restart, wake=next_poll(case), wants_pods=True)
 
 
-def restore_labels(case: NodeCase, lost: Mapping[str, str | None]) -> Verdict:
+def restore_labels(case: NodeCase, lost: Written) -> Verdict:
     """Write labels again that the actuator still has to read. No GPU changes, so the node need not be idle."""
-    label, due = next(iter(lost.items()))
+    fence, labels = lost
+    label, due = next(iter(labels.items()))
     who, shown = case.node.label_rewriters.get(label, "someone"), case.node.labels.get(label) or "missing"
     message = f"{label} is {shown}, not {due or 'absent'}: {who} changed it; setting it again"
-    update = UpdateFence(case.node, case.actuator.expect_restart(case, case.fence), labels=lost)
+    update = UpdateFence(case.node, fence, labels=labels)
     return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, update)
 
 

@@ -132,7 +132,7 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     on_course = written == (aim.mig_config, aim.plugin_key, aim.text)
     if on_course and owed:
         return run(case, assessed, again=True)
-    if on_course and not is_late(case) and (lost := actuator.find_lost(case, fence)):
+    if on_course and not is_late(case) and (lost := actuator.find_lost(case, fence)) is not None:
         return restore_labels(case, lost)
     trouble = actuator.find_trouble(case, fence)
     if trouble is not None and not trouble.final:

@@ -487,11 +487,11 @@ def show_failures(
                 shown[node] = show_failure(verdict, common, now)
     if (rule := failures.get(TAINT_RULE)) is not None and rule.lasts:
         for node in ruled:
-            verdict = shown.get(node)
-            if verdict is not None and verdict.phase is Phase.SYNCED:
+            known = shown.get(node)
+            if known is not None and known.phase is Phase.SYNCED:
                 message = f"the node's DeviceTaintRule still keeps GPU pods off it: {rule.message}"
-                blockers = (*verdict.blockers, Blocker(Reason.CALL_FAILED, message=rule.message))
+                blockers = (*known.blockers, Blocker(Reason.CALL_FAILED, message=rule.message))
                 shown[node] = replace(
-                    verdict, phase=Phase.UNCORDONING, reason=Reason.CALL_FAILED, message=message, blockers=blockers
+                    known, phase=Phase.UNCORDONING, reason=Reason.CALL_FAILED, message=message, blockers=blockers
                 )
     return shown

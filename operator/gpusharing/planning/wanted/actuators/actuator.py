@@ -58,7 +58,7 @@ class Actuator(Protocol):
 
     1. What does it need?                             needs, objections, obstacles
     2. What is written at the point of no return?     find_labels, needs_run, needs_mig_manager, find_missing, write, find_old
-    3. Is it at work, done, stuck or failed?          find_trouble, find_lost, expect_restart, next_look, find_events, find_work
+    3. Is it at work, done, stuck or failed?          find_trouble, find_lost, next_look, find_events, find_work
     4. What proves the result?                        checks
     5. How does a node go back?                       find_last_proven, tell_left
 
@@ -101,11 +101,8 @@ class Actuator(Protocol):
     def find_trouble(self, case: ActuatorCase, fence: Fence) -> Unfinished | None:
         """Return None if the run has succeeded, or if it involves no program that could fail."""
 
-    def find_lost(self, case: ActuatorCase, fence: Fence) -> Mapping[str, str | None]:
-        """Return the labels of a run under way that others changed, and that may be written again at any time."""
-
-    def expect_restart(self, case: ActuatorCase, fence: Fence) -> Fence:
-        """Return the fence with what shows that the programs have restarted since the labels of `find_lost` are back."""
+    def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
+        """Return the labels of a run under way that others changed, to write again at any time; None if there are none."""
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         """Return when the passing of time alone may change the result of `find_trouble`."""

@@ -1,6 +1,6 @@
 """How are nodes changed where mig-manager divides the GPUs and NVIDIA's DRA driver publishes them?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -90,8 +90,8 @@ class Dra(Labels):
         wrong = find_slice_mismatch(case.node, observed.hardware.layouts, observed) if asked else ""
         return Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
 
-    def find_lost(self, case: ActuatorCase, fence: Fence) -> Mapping[str, str | None]:
-        return {}  # nothing reads the device plugin's label
+    def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
+        return None  # nothing reads the device plugin's label
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         moments = super().next_look(case, fence), _publishes_by(case, fence)

@@ -1,6 +1,6 @@
 """How are nodes changed by the GPU Operator or NVIDIA's device-plugin chart, which follow Node labels?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -169,16 +169,13 @@ class Labels(Actuator):
         finding = Finding(Reason.ACTUATOR_STUCK, f"mig-manager {doing}, for more than {limit:.0f} s now")
         return Unfinished(finding, final=True, cure=restart)
 
-    def find_lost(self, case: ActuatorCase, fence: Fence) -> Mapping[str, str | None]:
-        key, due = case.node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), fence.target_plugin_config
-        return {names.LABEL_PLUGIN_CONFIG: due or None} if key != due else {}
-
-    def expect_restart(self, case: ActuatorCase, fence: Fence) -> Fence:
-        labels, stack = case.node.labels, case.stack
-        present, due = labels.get(names.LABEL_PLUGIN_CONFIG, ""), fence.target_plugin_config
-        if find_entry(present, stack) == find_entry(due, stack):
-            return fence
-        return replace(fence, gfd_timestamp=labels.get(names.LABEL_GFD_TIMESTAMP, ""))
+    def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
+        labels, due = case.node.labels, fence.target_plugin_config
+        if (present := labels.get(names.LABEL_PLUGIN_CONFIG, "")) == due:
+            return None
+        if find_entry(present, case.stack) != find_entry(due, case.stack):  # the plugin and GFD start once more
+            fence = replace(fence, gfd_timestamp=labels.get(names.LABEL_GFD_TIMESTAMP, ""))
+        return fence, {names.LABEL_PLUGIN_CONFIG: due or None}
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
         limits = (case.settings.wedge_paused, case.settings.wedge_pending)
