@@ -1,4 +1,4 @@
-"""A program that keeps undoing what the operator writes: how often is it answered, and who is told?"""
+"""A program that keeps undoing what the operator writes: how often is it answered, and who is told? (kube/sender.py)"""
 
 import asyncio
 from collections.abc import Callable
