@@ -42,7 +42,7 @@ async def test_an_approval_lets_the_plan_be_carried_out() -> None:
         assert told.status == DONE
         assert told.out == (
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{found}"}}}}}}\n'
-            f"The operator may carry out plan {found}, disruption class Reset: 1 node will change and 0 pods will be\n"
+            f"The operator may carry out plan {found}, disruption class Reset: up to 1 node will change and up to 0 pods be\n"
             "evicted.\n"
             "Done.\n"
         )
@@ -95,7 +95,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         digest = scene.e.policy("pool-b")["status"]["plan"]["hash"]
         assert await dry_run(scene, "approve", "pool-b") == [
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{digest}"}}}}}}',
-            f"The operator may carry out plan {digest}, disruption class Reset: 1 node will change and 0 pods will be",
+            f"The operator may carry out plan {digest}, disruption class Reset: up to 1 node will change and up to 0 pods be",
             "evicted.",
         ]
         assert await dry_run(scene, "pause", "pool-b") == [

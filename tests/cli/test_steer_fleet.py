@@ -86,6 +86,20 @@ async def test_a_pause_that_says_what_becomes_of_nodes_leaves_no_trace_after_its
     assert not any(one["metadata"].get("annotations") for one in cluster.objects(POLICIES))
 
 
+@virtually
+async def test_a_pause_that_somebody_else_ended_brings_no_old_value_back() -> None:
+    cluster = fleet(a={})
+    await ask(cluster, "pause", "--all", "--when-paused", "Hold")
+    cluster.patch(POLICIES, "a", {"spec": {"rollout": {"paused": False, "whenPaused": "Abort"}}})
+    await ask(cluster, "pause", "--all")
+    await ask(cluster, "resume", "--all", "--yes")
+    assert rollouts(cluster) == {"a": {"paused": False, "whenPaused": "Abort"}}
+    await ask(cluster, "pause", "--all", "--when-paused", "Hold")
+    cluster.patch(POLICIES, "a", {"spec": {"rollout": {"whenPaused": "Finish"}}})
+    await ask(cluster, "resume", "--all", "--yes")
+    assert rollouts(cluster) == {"a": {"paused": False, "whenPaused": "Finish"}}
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 @virtually
 async def test_where_every_policy_is_as_wanted_that_is_said(verb: str) -> None:

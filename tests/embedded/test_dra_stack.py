@@ -271,6 +271,9 @@ async def test_why_shows_a_pod_the_devices_that_the_driver_publishes_and_plan_wh
         proof = await ask(cluster, "why", "gpu-1")
         assert "ResourceSlices" in proof.out
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(FULL)))
+        assert "nvidia.com/mig-3g.40gb: 4 -> 0 if the blocked nodes changed too" in plan.out
+        allowed = policy({**FULL, "drain": {"strandedPods": "Allow"}})
+        plan = await ask(cluster, "plan", "-f", written(tmp_path, allowed))
         assert "- nvidia.com/mig-3g.40gb: 4 -> 0" in plan.out
         assert "+ nvidia.com/gpu: 0 -> 2" in plan.out
 

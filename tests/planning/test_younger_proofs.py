@@ -60,6 +60,7 @@ def test_a_step_that_somebody_undid_meanwhile_is_not_proven_any_more() -> None:
     """The GPU Operator wrote another mig.config, and mig-manager applied it, while the next step was being prepared."""
     stop = fence_to(FULL, to_layout="1x full", steps=2, deadline=at(4000), disruption=DisruptionClass.RESET)
     at_the_stop: dict[str, str | None] = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    at_the_stop[names.LABEL_PLUGIN_CONFIG] = stop.target_plugin_config
 
     def seen(seconds: float, gpunode: GPUNodeView, **fields: str) -> Verdict:
         labels = {**at_the_stop, **fields}

@@ -247,7 +247,7 @@ class Publisher:
             policy_subject(policy),
             (self._refused.get(f"node/{name}") for name in plan.pools[policy].names),
         )
-        failure = next((one for one in refused if one is not None and one.lasts), None)
+        failure = next((one for one in refused if one is not None and (one.stuck or (one.lasts and one.refused))), None)
         if failure is None or subject in snapshot.call_failures:
             return snapshot
         message = f"the status of a GPUNode cannot be written: {failure.message}"

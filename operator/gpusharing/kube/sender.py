@@ -43,6 +43,8 @@ _WHOLE: Final = ("",)
 """The path of an object as a whole, which others may delete."""
 _FINALIZERS: Final = ("metadata", "finalizers")
 """The path of the finalizers, of which only ours counts."""
+_CORDON: Final = ("spec", "unschedulable")
+"""The path of the cordon, which is set again at once however often somebody lifts it: no pod may start behind it."""
 Path = tuple[str, ...]
 _Key = tuple[Resource, str, str]
 
@@ -209,6 +211,8 @@ def _holds(sent: object, stored: object) -> bool:
 
 
 def _undone(known: _Written, path: Path, by: str) -> None:
+    if path == _CORDON:
+        return
     now = loop_time()
     before = known.fights.get(path)
     times = before.times + 1 if before is not None and now - before.last < REMEMBERED else 1

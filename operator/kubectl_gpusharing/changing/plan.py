@@ -234,7 +234,8 @@ class Planned:
         pods = [pod for one in self.proposals for pod in one.evicted]
         spans = [one.lasts for one in self.proposals if one.going]
         lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
-        sure = all(step.known and step.doubt is None for step in steps if step.obstacle is None)
+        jobs = any(step.preview.jobs for step in going if step.preview is not None)  # they may be evicted in the end
+        sure = not jobs and all(step.known and step.doubt is None for step in steps if step.obstacle is None)
         complete = sure and not any(one.evicts_again for one in self.proposals)
         whys = [f"{one.policy}: {why.rstrip('.')}" for one, which, why in judged if which is outcome and why]
         reason = some(whys)
@@ -280,8 +281,12 @@ def _tell_changes(
     doubtful = _name_nodes((step.doubt, step.verdict.node) for step in steps)
     stays = f". Blocked: {blocked}" if blocked else ""
     stays += f". Evicted pods or a budget may block: {doubtful}" if doubtful else ""
+    unseen = sum(not (step.known or step.obstacle or step.doubt) for step in steps)
+    stays += f". What would happen on {counted(unseen, 'further node')} is unknown: their pods were not listed" * bool(
+        unseen
+    )
     if not going:
-        return f"No node will change{' for certain' if doubtful else ' now'}{stays}"
+        return f"No node will change{' for certain' if doubtful or unseen else ' now'}{stays}"
     held = sum(step.held for step in going)
     after = f" ({f'{held} of them ' if held < len(going) else ''}only after a person has acted)" if held else ""
     jobs = sum(len(step.preview.jobs) for step in going if step.preview is not None)

@@ -49,7 +49,8 @@ IN_FLIGHT = {
 }
 """What a pause does to nodes in flight, for each value of `whenPaused`."""
 BEFORE_PAUSE = f"{names.PREFIX}when-paused-before"
-"""Annotation of a policy: the value of `whenPaused` that the end of a pause sets again. Only these verbs know it."""
+"""Annotation of a policy, such as `Finish>Hold`: the value of `whenPaused` that the end of a pause sets again, and the
+one that the pause has set. Only these verbs know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +133,8 @@ def _approve(policy: JSON, expected: str) -> Change:
         raise Trouble(f"plan {current} for {name} has already been approved")
     nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
     means = (
-        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: {nodes} will change"
-        f" and {pods} will be evicted"
+        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: up to {nodes} will"
+        f" change and up to {pods} be evicted"
     )
     return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not expected)
 
@@ -145,11 +146,12 @@ def _pause(policy: JSON, wanted: str) -> Change:
     if rollout.get("paused") is True and when == before:
         raise Trouble(f"{name} is already paused (whenPaused: {when})")
     means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
-    if not wanted or wanted == before:
-        return Change({"spec": {"rollout": {"paused": True}}}, means)
-    body: JSON = {"spec": {"rollout": {"paused": True, "whenPaused": wanted}}}
-    if BEFORE_PAUSE not in annotations_of(policy):
-        body |= _annotation(BEFORE_PAUSE, before)
+    paused, marked = rollout.get("paused") is True, BEFORE_PAUSE in annotations_of(policy)
+    body: JSON = {"spec": {"rollout": {"paused": True, **({"whenPaused": wanted} if wanted else {})}}}
+    if wanted and wanted != before and not (paused and marked):
+        body |= _annotation(BEFORE_PAUSE, f"{before}>{wanted}")
+    elif marked and not paused:  # somebody else ended that pause
+        body |= _annotation(BEFORE_PAUSE, None)
     return Change(body, means)
 
 
@@ -157,11 +159,17 @@ def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
     name, halt = text(policy, "metadata", "name"), text(policy, "status", "halt")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes may start to change again, unless something else holds them, such as a halt or an approval"
-        before = annotations_of(policy).get(BEFORE_PAUSE)
-        if before is None:
-            return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
-        body = {"spec": {"rollout": {"paused": False, "whenPaused": before}}}
-        return Change(body | _annotation(BEFORE_PAUSE, None), f"{means}; whenPaused is {before} again", moves=True)
+        body: JSON = {"spec": {"rollout": {"paused": False}}}
+        mark = annotations_of(policy).get(BEFORE_PAUSE)
+        if mark is None:
+            return Change(body, means, moves=True)
+        before, _, wanted = mark.partition(">")
+        if part(policy, "spec", "rollout", "whenPaused") == wanted:  # else somebody has chosen another since
+            body, means = (
+                {"spec": {"rollout": {"paused": False, "whenPaused": before}}},
+                f"{means}; whenPaused is {before} again",
+            )
+        return Change(body | _annotation(BEFORE_PAUSE, None), means, moves=True)
     _refuse_unseen(policy)
     if not halt:
         raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")

@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import cached_property
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
+from gpusharing.api.times import NEVER
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.drain.placement import Kind, Needs, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.pods import is_reservation
@@ -201,19 +202,24 @@ class Afterwards:
         return tuple(blockers)
 
     def _find_waiting(self, pod: PodView) -> FutureNode | None:
-        """Return the first node, by name, whose change, once nothing is in its way, brings the devices that lack."""
+        """Return the last node whose change, which waits, has to come until there are the devices that lack."""
         for name, _ in needs_of(pod).devices:
-            demand, more = self.find_demand(name), self._waiting.get(name, ())
+            demand = self.find_demand(name)
             missing = min(demand.requested, demand.before) - demand.remain if demand.remain else 1
-            if 0 < missing <= sum(count for count, _ in more):
-                return min((one for _, one in more), key=lambda one: one.node)
+            for count, node in self._waiting.get(name, ()) if missing > 0 else ():
+                missing -= count
+                if missing <= 0:
+                    return node
         return None
 
     @cached_property
     def _waiting(self) -> Mapping[str, Sequence[tuple[int, FutureNode]]]:
-        """By resource name: the nodes whose change waits, each with how many more devices it would then have."""
+        """By resource name: the nodes whose change waits, each with how many more devices it would then have.
+
+        Those come first whose wait the clock ends.
+        """
         found: dict[str, list[tuple[int, FutureNode]]] = {}
-        for one in self._places.values():
+        for one in sorted(self._places.values(), key=lambda one: (one.until is None, one.until or NEVER, one.node)):
             for name, count in one.planned.devices.items() if one.planned is not None and one.wait else ():
                 if (more := count - one.after.get(name, 0)) > 0:
                     found.setdefault(name, []).append((more, one))

@@ -17,7 +17,7 @@ from gpusharing.planning.drain.placement import Needs, Offer, could_start, needs
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
-from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, preview_of
+from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, goes_back, preview_of
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
 from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
@@ -135,13 +135,19 @@ class Proposal:
 
     @property
     def going(self) -> tuple[Step, ...]:
-        """The steps that will be made: those without an obstacle or a doubt."""
-        return tuple(step for step in self.steps if not (step.obstacle or step.doubt))
+        """The steps that will be made: those without an obstacle or a doubt, whose pods are known."""
+        return tuple(step for step in self.steps if step.known and not (step.obstacle or step.doubt))
 
     @property
     def evicted(self) -> tuple[str, ...]:
         """The listed pods that will be evicted, as `namespace/name`."""
-        emptied = (one for one in self.steps if not (one.obstacle or one.doubt) or one.verdict.phase.in_flight)
+        emptied = (
+            one
+            for one in self.steps
+            if (not (one.obstacle or one.doubt) or one.verdict.phase is Phase.DRAINING)
+            and one.obstacle is not Reason.ROLLING_BACK
+            and not (one.verdict.phase.in_flight and one.verdict.reason is Reason.PAUSED)
+        )
         return tuple(pod for one in emptied if one.preview is not None for pod in one.preview.pods)
 
     @property
@@ -184,7 +190,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     again = tuple(_find_moves(steps, plan, snapshot))
     doubts = _find_doubts(policy, steps, again, plan, snapshot) if spec is not None else {}
     steps = tuple(replace(step, doubt=doubts.get(step.verdict.node)) for step in steps)
-    stuck = {step.verdict.node for step in steps if step.obstacle or step.doubt}
+    stuck = {step.verdict.node for step in steps if step.obstacle or step.doubt or not step.known}
     stuck.update(verdict.node for verdict in left_out)
     targets = {name: target for name, target in plan.targets.items() if name not in stuck}
     before, after = count_devices(pool.nodes, targets)
@@ -273,7 +279,8 @@ def _steps(
         work = snapshot.work.get(name)
         if work is not None and policy.spec is not None:
             preview = preview_of(policy, verdict, work, plan.afterwards.once(policy.name), snapshot)
-        obstacle = find_obstacle(verdict, preview, candidate=name in order)
+        back = goes_back(snapshot.nodes[name])
+        obstacle = find_obstacle(verdict, preview, candidate=name in order, goes_back=back)
         rank = 0 if snapshot.nodes[name].fence is not None else 1 if verdict.starts else 2
         ranked.append(((rank, *order.get(name, last), name), Step(verdict, preview, obstacle)))
     return [step for _, step in sorted(ranked, key=lambda row: row[0])]

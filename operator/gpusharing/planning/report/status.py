@@ -11,7 +11,7 @@ from typing import Any
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
-from gpusharing.planning.pools.afterwards import find_obstacle
+from gpusharing.planning.pools.afterwards import find_obstacle, goes_back
 from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_halt, find_note
@@ -386,9 +386,9 @@ _BY_OTHERS = frozenset(
 """Whoever maintains a node, and a pod that restarts, mostly end these. They stall a pool in which nothing else goes on."""
 
 
-_IN_A_DRAIN = frozenset({Reason.TERMINATING_STUCK, Reason.PDB_CONFLICT, Reason.PDB_NEVER_ALLOWS, Reason.FORBIDDEN})
-"""Of the blockers by which a drain that has begun may hang, those that no other program ends. Its end comes without a
-person, but not its success."""
+_IN_A_DRAIN = frozenset({Reason.TERMINATING_STUCK, Reason.FORBIDDEN})
+"""Of the blockers by which a drain that has begun may hang, those that neither another program nor a deletion by force
+ends. Its end comes without a person, but not its success."""
 
 
 def needs_person(verdict: Verdict) -> bool:
@@ -458,7 +458,14 @@ def _plan(
     worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)
     candidates = {case.node.name for case in pool.candidates}
     obstacles = {
-        one.node: find_obstacle(one, previews.get(one.node), candidate=one.node in candidates) for one in verdicts
+        name: find_obstacle(
+            one,
+            previews.get(name),
+            candidate=name in candidates,
+            goes_back=goes_back(snapshot.nodes[name]),
+        )
+        for one in verdicts
+        if (name := one.node)
     }
     targets = {name: target for name, target in plan.targets.items() if obstacles.get(name) is None}
     before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), targets)
