@@ -196,3 +196,19 @@ async def test_who_may_not_list_them_is_told_what_would_not_be_seen() -> None:
 @pytest.mark.parametrize("raw", [{}, {"metadata": 3, "spec": []}, {"spec": {"template": {"spec": {"containers": 1}}}}])
 def test_what_is_malformed_serves_nothing(raw: JSON) -> None:
     assert gpu_server(raw) is None
+
+
+@virtually
+async def test_no_release_is_uninstalled_that_also_installs_the_plugin_that_stays() -> None:
+    both = (daemon_set("gpu", name, CHARTED, release="infra") for name in ("plugin-a", "plugin-b"))
+    _, command = (await rivals(*both))["TwoDevicePlugins"]
+    assert command == "helm get manifest infra -n gpu"
+
+
+@virtually
+async def test_a_second_mig_manager_that_alone_serves_nodes_is_only_shown() -> None:
+    main = daemon_set("gpu-operator", "nvidia-mig-manager", DIVIDES, selector={"pool": "b"}, owners=[OWNER])
+    other = daemon_set("gpu", "mig-manager", DIVIDES)
+    message, command = (await rivals(main, other))["TwoMigManagers"]
+    assert command == "kubectl -n gpu get daemonset mig-manager -o yaml"
+    assert "gpu-1" in message

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tests.build import make_node
 from tests.kube.objects import node
 
 from gpusharing.kube.convert import node_view, other_plugin
@@ -12,6 +13,7 @@ HAMI, STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 DEVICES = '[{"id":"GPU-0","count":10,"devmem":81559,"devcore":100,"type":"NVIDIA-NVIDIA H100","health":true}]'
 OLD_DEVICES = "GPU-0,10,81559,100,NVIDIA-NVIDIA H100,0,true,0,hami-core:"
 GKE, WITHOUT = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
+BOTH = [make_node("gpu-1"), make_node("gpu-2")]
 BOTTLEROCKET = "Bottlerocket OS 1.66.0 (aws-k8s-1.37-nvidia)"
 
 
@@ -64,7 +66,7 @@ def raw_node(
 )
 def test_a_device_plugin_that_serves_a_node_is_known_by(raw: dict[str, Any], plugin: str) -> None:
     assert node_view(raw).other_plugin == plugin
-    assert explain_plugin(plugin, ["gpu-07"]).message.startswith(f"{plugin} serves the GPUs on gpu-07 (")
+    assert explain_plugin(plugin, [make_node("gpu-07")]).message.startswith(f"{plugin} serves the GPUs on gpu-07 (")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +107,18 @@ def test_no_other_device_plugin_is_seen_in(raw: dict[str, Any]) -> None:
 
 def test_every_plugin_is_told_with_its_mark_and_the_way_to_hand_nodes_over() -> None:
     for plugin, one in OTHERS.items():
-        told = explain_plugin(plugin, ["gpu-1", "gpu-2"]).message
+        told = explain_plugin(plugin, BOTH).message
         assert f"serves the GPUs on gpu-1, gpu-2 ({one.sign})" in told
         assert "NODE" not in told
-    hami = explain_plugin("HAMi's device plugin", ["gpu-1", "gpu-2"])
+    hami = explain_plugin("HAMi's device plugin", BOTH)
     assert hami.message.endswith("kubectl annotate node gpu-1 gpu-2 hami.io/node-nvidia-register-")
+
+
+def test_a_node_that_nvidias_plugin_is_kept_off_is_not_handed_over_to_it() -> None:
+    off = make_node("gpu-1", labels={"nvidia.com/gpu.deploy.device-plugin": "false"})
+    told = explain_plugin("GKE's own device plugin", [off, BOTH[1]])
+    assert told.commands == ()
+    assert "first let NVIDIA's device plugin run on gpu-1" in told.message
 
 
 def test_resources_that_only_another_plugin_serves_are_named_with_the_nodes_that_it_serves() -> None:

@@ -116,12 +116,12 @@ LACKS: dict[str, tuple[StackView, str, str]] = {
     "the driver divides GPUs itself": (
         with_driver(COMPLETE, gates=frozenset({"DynamicMIG", "IMEXDaemonsWithDNSNames"})),
         "has the DynamicMIG feature gate enabled and keeps the GPUs in use",
-        "featureGates.DynamicMIG=false",
+        "kubectl get resourceclaims -A",
     ),
     "the driver gives one device to several claims": (
         with_driver(COMPLETE, gates=frozenset({"ConsumableShares"})),
         "has the ConsumableShares feature gate enabled and gives one device to several independent pods",
-        "featureGates.ConsumableShares=false",
+        "kubectl get resourceclaims -A",
     ),
     "ClusterPolicy runs a device plugin too": (
         replace(ALONE, cluster_policy=make_cluster_policy()),

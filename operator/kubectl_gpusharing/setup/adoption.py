@@ -149,7 +149,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""
-        return explain_plugin(node.other_plugin, [node.name]).message + beyond
+        return explain_plugin(node.other_plugin, [node]).message + beyond
     for symptom in find_node_symptoms(replace(snapshot, nodes={node.name: node}, policies=(EVERYWHERE,)), {}):
         # `find_handmade` tells an unknown entry with the ConfigMap that the plugin reads now, and not with ours.
         if symptom.severity == "ERROR" and symptom.reason != "PluginConfigUnknown":

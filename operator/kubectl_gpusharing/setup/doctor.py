@@ -124,6 +124,7 @@ async def _examine(session: Session) -> Examination:
             [*nodes.values()],
             place.gpu_operator_namespace,
             view.effects(RESTART_PLUGIN),
+            [one.release for one in view.stack.finders],
         ),
         *find_class_symptoms([*map(device_class_view, classes or ())]),
     ]

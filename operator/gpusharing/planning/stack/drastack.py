@@ -86,11 +86,16 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
                 Command.if_safe(upgrade, values, effects=twice),
             )
         if gate := min(driver.gates & REFUSED_GATES.keys(), default=""):
-            # Pods keep their devices while its kubelet plugin restarts (docs/how-to/dra.md).
-            yield (
-                f"{name} has the {gate} feature gate enabled and {REFUSED_GATES[gate]}",
-                Command.of(upgrade, f"featureGates.{gate}=false", effects=()),
-            )
+            message = f"{name} has the {gate} feature gate enabled and {REFUSED_GATES[gate]}"
+            if gate == "NVMLDeviceHealthCheck":
+                # Pods keep their devices while its kubelet plugin restarts (docs/how-to/dra.md).
+                yield message, Command.of(upgrade, f"featureGates.{gate}=false", effects=())
+            else:
+                yield (
+                    f"{message}. Devices that claims hold by it would no longer be published: once no pod holds one, set"
+                    f" featureGates.{gate} to false in the driver's chart. To see the claims",
+                    Command.of("kubectl get resourceclaims -A"),
+                )
     if policy is not None and policy.plain is not None:
         lost = effects_of(UNPLUG, stack)
         yield (
@@ -137,7 +142,8 @@ def _find_missing_mig_manager(
         return
     if not dra.mig_manager:
         yield (
-            f"mig-manager does not run in namespace {namespace}, {none}",
+            f"mig-manager does not run in namespace {namespace}, {none}; set {namespace} and your registry in"
+            " deploy/mig-manager/kustomization.yaml first",
             Command.if_safe("kubectl apply -k deploy/mig-manager", effects=changes),
         )
     if not pauses_clients(dra.mig_manager_version):

@@ -583,8 +583,8 @@ def tell_changes(effects: Sequence[Effect]) -> str:
     if unknown:
         text += (
             f"; it is unknown what mig-manager would change at its start on {some(unknown)}: the operator's agent has"
-            " to read the GPUs there first. Where it never can, keep mig-manager off the node (with the GPU Operator:"
-            f" kubectl label node NODE --overwrite {MIG_MANAGER}=false)"
+            " to read the GPUs there first. Where it never can, keep mig-manager off the node (with the GPU Operator, by"
+            f" its label {MIG_MANAGER}=false)"
         )
     return text
 

@@ -32,7 +32,7 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
         return Finding(
             Reason.MIG_MANAGER_MISSING,
             "mig-manager does not run in the namespace of NVIDIA's device-plugin chart, so nothing would partition"
-            " the GPUs",
+            " the GPUs; set that namespace and your registry in deploy/mig-manager/kustomization.yaml first",
         )
     if not pauses_clients(version):
         return Finding(

@@ -112,8 +112,8 @@ def _find_blocking(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> Iter
     report = warning if find_selectors(snapshot) is None else error
     # GKE's plugin is reported with the agents, so that `helm test` shows it, too.
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
-        there = [node.name for node in nodes if node.other_plugin == plugin]
-        show = Command.of("kubectl describe node", there[0])
+        there = [node for node in nodes if node.other_plugin == plugin]
+        show = Command.of("kubectl describe node", there[0].name)
         yield report(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there).message, show)
     label, exclude = names.LABEL_WORKLOAD_CONFIG, "or exclude the node with the policy's nodeSelector"
     for text, command in explain_workloads(nodes, snapshot):
@@ -370,8 +370,10 @@ def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: 
     if entries.absence:
         show = Command.of(f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}")
         yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, install or show)
-    # The plugin refuses or ignores what is wrong there, so a correction takes nothing that it serves.
+    # The plugin cannot start with an entry that it refuses, so a correction takes nothing that it serves. What it ignores
+    # would count from its next start on, and nodes might offer other devices then.
     edit = Command.of(f"kubectl -n {entries.namespace} edit configmap {entries.config_map}", effects=())
+    look = Command.of(f"kubectl -n {entries.namespace} get configmap {entries.config_map} -o yaml")
     for key, text in sorted((entries.texts or {}).items()):
         flaws = find_flaws(text)
         refused = [flaw.text for flaw in flaws if flaw.refused]
@@ -380,4 +382,4 @@ def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: 
         if refused:
             yield (error if key in used else warning)(Topic.CONFIG_MAPS, "PluginConfigRefused", message, edit)
         elif flaws:
-            yield warning(Topic.CONFIG_MAPS, "PluginConfigIgnored", message, edit)
+            yield warning(Topic.CONFIG_MAPS, "PluginConfigIgnored", message, look)

@@ -106,17 +106,20 @@ def find_other_plugin(labels: Mapping[str, str], annotations: Mapping[str, str],
     return ""
 
 
-def explain_plugin(name: str, nodes: Sequence[str]) -> Finding:
+def explain_plugin(name: str, nodes: Sequence[NodeView]) -> Finding:
     """Return why no change begins on nodes that this plugin serves, and how to hand them over to NVIDIA's."""
-    plugin, where, commands = OTHERS[name], some(nodes), tuple[Command, ...]()
-    if plugin.command is not None:
+    plugin, listed, commands = OTHERS[name], [node.name for node in nodes], tuple[Command, ...]()
+    where, handover = some(listed), plugin.handover
+    if kept := [node.name for node in nodes if node.keeps_off("operands") or node.keeps_off("device-plugin")]:
+        handover = f"first let NVIDIA's device plugin run on {some(kept)}, from which a deploy label keeps it"
+    elif plugin.command is not None:
         line, last = plugin.command
         # The reader decides whose plugin serves the nodes, which is what the message is about.
-        commands = (Command.of(line, *nodes, last, effects=()),)
+        commands = (Command.of(line, *listed, last, effects=()),)
     return Finding(
         Reason.FOREIGN_DEVICE_PLUGIN,
         f"{name} serves the GPUs on {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
-        f" could neither take effect nor be proven. Exclude {where} from the policy, or {plugin.handover}"
+        f" could neither take effect nor be proven. Exclude {where} from the policy, or {handover}"
         f"{''.join(map(str, commands))}",
         commands=commands,
     )
@@ -223,7 +226,11 @@ def tell_twins(servers: Iterable[Server], namespace: str) -> str:
 
 
 def find_rival_symptoms(
-    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str, restart: Effects
+    servers: Iterable[Server],
+    nodes: Sequence[NodeView],
+    namespace: str,
+    restart: Effects,
+    finders: Iterable[str] = (),
 ) -> Iterator[Symptom]:
     """Yield a symptom for each DaemonSet on nodes that the main one of its role serves too.
 
@@ -231,9 +238,10 @@ def find_rival_symptoms(
     (kubernetes v1.36.3 pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node
     one does not follow our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to
     which pods the device plugin gave them. All mig-managers on a node follow the same label. `restart` are the effects
-    of a restart of the device plugin.
+    of a restart of the device plugin, `finders` the Helm releases of Node Feature Discovery in `namespace`.
     """
     running = _running(servers, namespace)
+    found = {(release, namespace) for release in finders if release}
     plugins, drivers, managers = ([one for one in running if one.role is role] for role in Role)
     for main, *others in (group for group in (plugins, managers) if group):
         for other in others:
@@ -245,7 +253,7 @@ def find_rival_symptoms(
                 Topic.NODES,
                 "TwoMigManagers" if main.role is Role.MIG_MANAGER else "TwoDevicePlugins",
                 _tell(main, other, f"both select {some(both)}") + _tell_victims(main, other, nodes, restart),
-                _remedy(main, other, nodes, restart),
+                _remedy(main, other, nodes, restart, found | {_release(one) for one in running if one is not other}),
             )
     for driver in drivers if plugins else ():
         if both := _shared(plugins[0], driver, nodes):
@@ -275,20 +283,29 @@ def _tell(main: Server, other: Server, both: str) -> str:
     return f"{other.where} runs {main.role} alongside {main.where}, and {both}: {_DISTURBANCE[main.role]}"
 
 
+def _release(server: Server) -> tuple[str, str]:
+    return server.release, server.release_namespace
+
+
 def _all(nodes: Sequence[str]) -> str:
     return ", ".join(nodes)
 
 
 def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> str:
     lone = _find_lone(main, other, nodes)
-    lost = f". Only {other.where} may serve {some(lone, 40)}, and without it their GPUs would be gone" if lone else ""
+    then = (
+        "and nothing would restore their MIG instances"
+        if main.role is Role.MIG_MANAGER
+        else "and their GPUs would be gone"
+    )
+    lost = f". Only {other.where} may serve {some(lone, 40)}: without it {then}" if lone else ""
+    if other.release and not lone:
+        lost = f". Everything goes that Helm release {other.release} installs, so look at that first"
     return lost + (tell_effects(restart) if main.role is Role.PLUGIN else "")
 
 
 def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the nodes that may have no device plugin without `other`."""
-    if main.role is not Role.PLUGIN:
-        return []
+    """Return the nodes that may have no program of this role without `other`."""
     tolerations = [
         Toleration(row.get("key", ""), row.get("operator", "Equal"), row.get("value", ""), row.get("effect", ""))
         for row in map(json.loads, main.tolerations)
@@ -298,15 +315,23 @@ def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[s
         tolerated = all(any(one.covers(taint) for one in tolerations) for taint in node.taints)
         return tolerated and main.selects(node) and main.affinity in ("", other.affinity)
 
-    return sorted(node.name for node in nodes if node.resources and other.selects(node) and not reaches(node))
+    served = (one for one in nodes if (one.resources if main.role is Role.PLUGIN else has_gpu_label(one)))
+    return sorted(node.name for node in served if other.selects(node) and not reaches(node))
 
 
-def _remedy(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> Command:
-    """Return the command that removes `other`, or shows it if it would come back or nodes would lose by it."""
+def _remedy(
+    main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects, needed: Collection[tuple[str, str]]
+) -> Command:
+    """Return the command that removes `other`, or shows it if it would come back or nodes would lose by it.
+
+    `needed` are the Helm releases, with their namespaces, that install something else that has to stay.
+    """
     if _find_lone(main, other, nodes) or (other.owned and not other.release):
         return other.show
     remove = f"kubectl -n {other.namespace} delete daemonset {other.name}"
     if other.release:
+        if _release(other) in needed:  # Node Feature Discovery takes its labels with it, for example
+            return Command.of(f"helm get manifest {other.release} -n {other.release_namespace}", effects=())
         remove = f"helm uninstall {other.release} -n {other.release_namespace}"
     removal = Command.of(remove, effects=())  # `main` does the same on each of its nodes
     if main.role is Role.MIG_MANAGER:

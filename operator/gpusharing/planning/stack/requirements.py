@@ -265,8 +265,17 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Effects
             f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{tell_effects(effects)}",
             plain_upgrade(plain, namespace, value, option="--set-json", effects=effects),
         )
+    # The field changes the driver's DaemonSet too, and the upgrade controller goes by its hash (gpu-operator#2527).
+    drains = (
+        ""
+        if policy.is_off("driver.enabled")
+        else (
+            "; unless driver.upgradePolicy.autoUpgrade is false, the GPU Operator then replaces the driver and drains every"
+            " node with a driver pod, one after another"
+        )
+    )
     return (
-        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}",
+        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}{drains}",
         kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
     )
 
@@ -308,8 +317,14 @@ def find_untolerated_finder(finders: Iterable[DaemonSetState], namespace: str, *
     if finder is None:
         return None
     chart, value = ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
+    lacks = f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}"
+    if finder.release and not plain and "gpu-operator" not in finder.release:  # it may be a chart of its own
+        return (
+            f"{lacks}; set worker.tolerations in the values of its chart, release {finder.release}",
+            Command.of(f"kubectl -n {namespace} get daemonset {finder.name} -o yaml"),
+        )
     return (
-        f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
+        lacks,
         # Only the worker restarts, whose labels stay meanwhile. Without the version that is installed, all programs would
         # be upgraded and restarted.
         Command.of(

@@ -155,7 +155,7 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
     """
     node, here = case.node, alone(case)
     if node.other_plugin:  # an admin may have switched operands off for it
-        yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node.name])
+        yield Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(node.other_plugin, [node])
     for text, command in explain_workloads([node], here):
         message = f"{text}. To use them for containers: {command}" if command is not None else text
         commands = (command,) if command is not None else ()
