@@ -18,7 +18,16 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import to_micro_time
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
-from gpusharing.kube.errors import AlreadyExists, HeldBack, Invalid, KubeError, NotFound, ServerAway, Unauthorized
+from gpusharing.kube.errors import (
+    AlreadyExists,
+    Forbidden,
+    HeldBack,
+    Invalid,
+    KubeError,
+    NotFound,
+    ServerAway,
+    Unauthorized,
+)
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
@@ -277,7 +286,8 @@ class Publisher:
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
         words = str(error) or repr(error)
-        self._refused[key] = failed_again(self._refused.get(key), words, now, 0.0, first=max(self.period, 1.0))
+        refused, first = isinstance(error, Forbidden | Invalid), max(self.period, 1.0)
+        self._refused[key] = failed_again(self._refused.get(key), words, now, 0.0, first=first, refused=refused)
         self._complaints.begins(key, event, type(error).__name__, error=words)
         return self._refused[key].next_try
 
