@@ -5,6 +5,7 @@ Output to a pipe has no color. rich is imported only for a terminal.
 
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -27,11 +28,14 @@ def ask_line(question: str, answers: TextIO) -> str:
     """Ask on standard error, so that the question is not mixed with data. Raises EOFError at the end of the input.
 
     asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
-    installed while the question is open.
+    installed while the question is open. A Ctrl-C just before a read would be noticed only after it, so no read begins
+    before there is something to read.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print(f"{question} ", end="", file=sys.stderr, flush=True)
+        while answers.isatty() and not select.select([answers], [], [], 0.2)[0]:
+            pass
         if not (answer := answers.readline()):
             raise EOFError
         return answer.strip()
