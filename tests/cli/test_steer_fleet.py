@@ -78,6 +78,7 @@ async def test_all_pauses_end_after_one_confirmation_and_nothing_else_is_changed
 @virtually
 async def test_a_pause_that_says_what_becomes_of_nodes_leaves_no_trace_after_its_end() -> None:
     cluster = fleet(a={}, b={"whenPaused": "Abort"}, c=PAUSED, d=HELD)
+    await ask(cluster, "pause", "--all", "--when-paused", "Abort")
     await ask(cluster, "pause", "--all", "--when-paused", "Hold")
     assert rollouts(cluster) == dict.fromkeys("abcd", HELD)
     await ask(cluster, "resume", "--all", "--yes")

@@ -146,11 +146,12 @@ def _pause(policy: JSON, wanted: str) -> Change:
     if rollout.get("paused") is True and when == before:
         raise Trouble(f"{name} is already paused (whenPaused: {when})")
     means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
-    paused, marked = rollout.get("paused") is True, BEFORE_PAUSE in annotations_of(policy)
+    paused, mark = rollout.get("paused") is True, annotations_of(policy).get(BEFORE_PAUSE, "")
     body: JSON = {"spec": {"rollout": {"paused": True, **({"whenPaused": wanted} if wanted else {})}}}
-    if wanted and wanted != before and not (paused and marked):
-        body |= _annotation(BEFORE_PAUSE, f"{before}>{wanted}")
-    elif marked and not paused:  # somebody else ended that pause
+    if wanted and wanted != before:
+        ours = paused and mark.endswith(f">{before}")  # a pause of ours, which goes on in another way
+        body |= _annotation(BEFORE_PAUSE, f"{mark.partition('>')[0] if ours else before}>{wanted}")
+    elif mark and not paused:  # somebody else ended that pause
         body |= _annotation(BEFORE_PAUSE, None)
     return Change(body, means)
 

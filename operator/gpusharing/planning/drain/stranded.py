@@ -205,7 +205,8 @@ class Afterwards:
         """Return the last node whose change, which waits, has to come until there are the devices that lack."""
         for name, _ in needs_of(pod).devices:
             demand = self.find_demand(name)
-            missing = min(demand.requested, demand.before) - demand.remain if demand.remain else 1
+            missing = min(demand.requested, demand.before) - demand.remain
+            missing = missing if demand.remain else max(1, missing)
             for count, node in self._waiting.get(name, ()) if missing > 0 else ():
                 missing -= count
                 if missing <= 0:

@@ -299,7 +299,8 @@ def find_obstacle(verdict: Verdict, preview: Preview | None, *, candidate: bool,
     A candidate, which every gate lets through, awaits what holds the whole policy, whoever ends that. `goes_back`: its
     fence records a rollback.
     """
-    kept = verdict.phase in (Phase.BLOCKED, Phase.FAILED) and verdict.reason.passes is not Passes.SOON
+    stays = verdict.phase in (Phase.BLOCKED, Phase.FAILED, Phase.SKIPPED)
+    kept = stays and verdict.reason.passes is not Passes.SOON
     if (kept and not candidate) or verdict.phase is Phase.ABORTING:
         return verdict.reason
     if goes_back:

@@ -3,7 +3,6 @@
 The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; they are only collected here, for people.
 """
 
-from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
@@ -327,18 +326,18 @@ def _find_doubts(
     if policy.spec.drain.stranded_pods == "Hold":
         found = (node for node, pod in moves if afterwards.find_stranded(node, [pod]))
         return dict.fromkeys(found, Reason.STRANDED_PODS)
+    if policy.spec.drain.on_timeout == "ForceDelete" and snapshot.settings.force_delete:
+        return doubts
     # What no node can run any more stays unhealthy, so a budget that allows fewer will refuse the others.
-    stranded, under = Counter[str](), defaultdict[str, set[str]](set)
-    allowed: dict[str, int] = {}
+    left: dict[str, int] = {}
     for node in (step.verdict.node for step in steps if step.obstacle is None and step.preview is not None):
         work = snapshot.work.get(node)
         for pod in work.pods if work is not None else ():
             for budget in binding_budgets(pod, work.pdbs) if work and gpu_resources(pod) else ():
-                under[budget.ref].add(node)
-                allowed[budget.ref] = budget.disruptions_allowed
-                stranded[budget.ref] += bool(afterwards.find_stranded(node, [pod]))
-    for ref in (ref for ref, count in stranded.items() if count > allowed[ref]):
-        doubts |= dict.fromkeys(under[ref], Reason.PDB)
+                left.setdefault(budget.ref, budget.disruptions_allowed)
+                left[budget.ref] -= bool(afterwards.find_stranded(node, [pod]))
+                if left[budget.ref] < 0:
+                    doubts[node] = Reason.PDB
     return doubts
 
 
