@@ -51,8 +51,9 @@ _Key = tuple[Resource, str, str]
 
 @dataclass(slots=True)
 class _Fight:
-    """A field that others have undone: how often, who did it last, and when it may be written again."""
+    """A value that others have undone: how often, who did it last, and when it may be written again."""
 
+    value: object
     times: int
     by: str
     last: float
@@ -65,6 +66,8 @@ class _Written:
 
     version: str = ""
     at: float = 0.0
+    in_flight: int = 0
+    """Writes that were sent and not answered. Their events may come first, and must not count as somebody else's."""
     fields: dict[Path, object] = field(default_factory=dict)
     fights: dict[Path, _Fight] = field(default_factory=dict)
 
@@ -80,10 +83,13 @@ class Writes:
         """Raise Undone if the request would write only what others keep undoing, and its time has not come."""
         if (known := self.objects.get(key_of(request))) is None or not known.fights:
             return
+        if _lets_go(request):
+            return
         now, sent = loop_time(), dict(_sent(request))
         if request.verb == "create":
             sent = {_WHOLE: None}
-        held = {path for path in sent if path in known.fights and known.fights[path].until > now}
+        waits = {path: fight for path, fight in known.fights.items() if path in sent and fight.until > now}
+        held = {path for path, fight in waits.items() if fight.value == sent[path] or path[-1] in RECORDS}
         anew = {path for path, value in sent.items() if path not in known.fields or known.fields[path] != value}
         asked = {path for path in anew if path[-1] not in RECORDS} or anew
         if held and asked <= held:
@@ -91,9 +97,22 @@ class Writes:
             worst = max(held, key=lambda path: known.fights[path].times)
             raise Undone(_tell(request, worst, known.fights[worst]), until - now)
 
+    def sends(self, request: ApiRequest) -> _Written:
+        """Note that a write leaves; the caller takes it from `in_flight` when it has ended."""
+        self._prune()
+        known = self.objects.setdefault(key_of(request), _Written())
+        known.in_flight += 1
+        known.at = loop_time()
+        return known
+
+    def failed(self, request: ApiRequest) -> None:
+        """Forget what a write that failed was about: it may have been carried out."""
+        if (known := self.objects.get(key_of(request))) is not None:
+            for path, _ in _sent(request):
+                known.fields.pop(path, None)
+
     def wrote(self, request: ApiRequest, answer: JSON) -> None:
         """Remember what the server accepted, and note the fields that it stored in another way."""
-        self._prune()
         known = self.objects.setdefault(key_of(request, answer), _Written())
         known.version, known.at = text(answer, "metadata", "resourceVersion"), loop_time()
         for path, value in _sent(request):
@@ -101,7 +120,10 @@ class Writes:
                 known.fields[path] = value
             else:
                 known.fields.pop(path, None)
-                _undone(known, path, "")
+                _undone(known, path, value, "")
+        for path in _removed(request):
+            known.fields.pop(path, None)
+            known.fights.pop(path, None)
         known.fields[_WHOLE] = None
 
     def saw(self, resource: Resource, raw: JSON, *, deleted: bool = False) -> None:
@@ -110,17 +132,17 @@ class Writes:
             return
         place = (resource, text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
         known = self.objects.get(place)
-        if known is None or not newer(text(raw, "metadata", "resourceVersion"), known.version):
+        if known is None or known.in_flight or not newer(text(raw, "metadata", "resourceVersion"), known.version):
             return
         if deleted:
             if known.fields.pop(_WHOLE, self) is not self:
-                _undone(known, _WHOLE, "")
+                _undone(known, _WHOLE, None, "")
             known.fields.clear()
             return
         for path, value in list(known.fields.items()):
             if path != _WHOLE and not _holds(value, _value(raw, path)):
                 del known.fields[path]
-                _undone(known, path, _find_writer(raw, path))
+                _undone(known, path, value, _find_writer(raw, path))
 
     def _prune(self) -> None:
         old = loop_time() - REMEMBERED
@@ -130,7 +152,7 @@ class Writes:
         for key, known in list(self.objects.items()):
             for path in [path for path, fight in known.fights.items() if fight.last < old]:
                 del known.fights[path]
-            if known.at < old and not known.fights:
+            if known.at < old and not known.fights and not known.in_flight:
                 del self.objects[key]
 
 
@@ -150,9 +172,18 @@ class Sender(PassingClient):
         writes = tracked and (
             request.verb == "patch" or (request.verb == "create" and request.subresource is None and request.body)
         )
-        if writes:
+        if not writes:
+            answer = await self.client.call(request)
+        else:
             self._writes.check(request)
-        answer = await self.client.call(request)
+            known = self._writes.sends(request)
+            try:
+                answer = await self.client.call(request)
+            except BaseException:
+                self._writes.failed(request)
+                raise
+            finally:
+                known.in_flight -= 1
         if writes and text(answer, "metadata", "uid"):
             self._writes.wrote(request, answer)
         elif tracked and request.verb == "get" and request.subresource is None:
@@ -194,6 +225,19 @@ def _sent(request: ApiRequest) -> Iterator[tuple[Path, object]]:
                 yield _FINALIZERS, names.FINALIZER in value
 
 
+def _removed(request: ApiRequest) -> Iterator[Path]:
+    for name in ("labels", "annotations"):
+        marks = part(request.body, "metadata", name)
+        yield from (("metadata", name, key) for key, mark in (marks or {}).items() if mark is None)
+
+
+def _lets_go(request: ApiRequest) -> bool:
+    """Whether the write ends a change: it removes the fence or the cordon, and is never held back."""
+    spec = part(request.body, "spec")
+    uncordons = isinstance(spec, Mapping) and "unschedulable" in spec and not spec["unschedulable"]
+    return uncordons or ("metadata", "annotations", names.ANNOTATION_FENCE) in _removed(request)
+
+
 def _value(raw: JSON, path: Path) -> Any:
     found = part(raw, *path)
     return names.FINALIZER in (found or ()) if path == _FINALIZERS else found
@@ -210,14 +254,14 @@ def _holds(sent: object, stored: object) -> bool:
     return sent == stored
 
 
-def _undone(known: _Written, path: Path, by: str) -> None:
+def _undone(known: _Written, path: Path, value: object, by: str) -> None:
     if path == _CORDON:
         return
     now = loop_time()
     before = known.fights.get(path)
     times = before.times + 1 if before is not None and now - before.last < REMEMBERED else 1
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(times - 2, 10)) if times > 1 else 0.0
-    known.fights[path] = _Fight(times, by, now, now + wait)
+    known.fights[path] = _Fight(value, times, by, now, now + wait)
 
 
 def _find_writer(raw: JSON, path: Path) -> str:
