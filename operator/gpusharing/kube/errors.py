@@ -91,11 +91,8 @@ class HeldBack(Throttled):
     """A call that was not sent at all, because the server asked us to wait; `retry_after` is never None."""
 
 
-@dataclass
 class Undone(KubeError):
-    """A write that was not sent, because others keep undoing what it writes; `left` is in seconds (kube/sender.py)."""
-
-    left: float = 0.0
+    """A write that was not sent, because others keep undoing what it writes (kube/sender.py)."""
 
 
 class Unavailable(KubeError):

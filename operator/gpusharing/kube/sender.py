@@ -93,9 +93,8 @@ class Writes:
         anew = {path for path, value in sent.items() if path not in known.fields or known.fields[path] != value}
         asked = {path for path in anew if path[-1] not in RECORDS} or anew
         if held and asked <= held:
-            until = max(known.fights[path].until for path in held)
             worst = max(held, key=lambda path: known.fights[path].times)
-            raise Undone(_tell(request, worst, known.fights[worst]), until - now)
+            raise Undone(_tell(request, worst, known.fights[worst]))
 
     def sends(self, request: ApiRequest) -> _Written:
         """Note that a write leaves; the caller takes it from `in_flight` when it has ended."""

@@ -173,11 +173,7 @@ class ObservedPool:
 
 
 def usual_peak(counts: Iterable[int]) -> int:
-    """Return the most that there were at one time, by the peak of each hour with any; 1 without any.
-
-    The busiest hours, of a day or more at least one, do not count unless the growth lasts: the extra pods of an update
-    are in two hours at most.
-    """
+    """Return the most at one time, by hourly peaks, without the busiest hours unless the growth lasts; 1 without any."""
     known = [count for count in counts if count] or [1]
     most = min(ceil(AT_ONCE * len(known)), len(known) - (len(known) >= DAY / HOUR))
     return max(sorted(known)[most - 1], min(known[-GROWN:]))

@@ -215,10 +215,7 @@ class Afterwards:
 
     @cached_property
     def _waiting(self) -> Mapping[str, Sequence[tuple[int, FutureNode]]]:
-        """By resource name: the nodes whose change waits, each with how many more devices it would then have.
-
-        Those come first whose wait the clock ends.
-        """
+        """By resource name: how many more devices each change that waits brings, those first that the clock lets go."""
         found: dict[str, list[tuple[int, FutureNode]]] = {}
         for one in sorted(self._places.values(), key=lambda one: (one.until is None, one.until or NEVER, one.node)):
             for name, count in one.planned.devices.items() if one.planned is not None and one.wait else ():

@@ -293,23 +293,15 @@ def preview_of(
     )
 
 
-def find_obstacle(verdict: Verdict, preview: Preview | None, *, candidate: bool, goes_back: bool) -> Reason | None:
-    """Return why a node does not change before somebody acts on it or its pods; None if it only awaits its turn.
-
-    A candidate, which every gate lets through, awaits what holds the whole policy, whoever ends that. `goes_back`: its
-    fence records a rollback.
-    """
+def find_obstacle(verdict: Verdict, preview: Preview | None, node: NodeView, *, candidate: bool) -> Reason | None:
+    """Return why a node does not change before somebody acts on it or its pods; a candidate awaits its policy alone."""
     stays = verdict.phase in (Phase.BLOCKED, Phase.FAILED, Phase.SKIPPED)
     kept = stays and verdict.reason.passes is not Passes.SOON
     if (kept and not candidate) or verdict.phase is Phase.ABORTING:
         return verdict.reason
-    if goes_back:
+    if node.fence is not None and node.fence.rolls_back:
         return Reason.ROLLING_BACK
     # Once a drain has begun, pods that will be stranded do not stop it.
     blockers = verdict.blockers if preview is None or verdict.phase.in_flight else preview.blockers
     passing = (Passes.SOON, Passes.DONE)
     return main_reason(one for one in blockers if one.until is None and one.reason.passes not in passing)
-
-
-def goes_back(node: NodeView) -> bool:
-    return node.fence is not None and node.fence.rolls_back

@@ -16,7 +16,7 @@ from gpusharing.planning.drain.placement import Needs, Offer, could_start, needs
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
-from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, goes_back, preview_of
+from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, preview_of
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
 from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
@@ -278,8 +278,7 @@ def _steps(
         work = snapshot.work.get(name)
         if work is not None and policy.spec is not None:
             preview = preview_of(policy, verdict, work, plan.afterwards.once(policy.name), snapshot)
-        back = goes_back(snapshot.nodes[name])
-        obstacle = find_obstacle(verdict, preview, candidate=name in order, goes_back=back)
+        obstacle = find_obstacle(verdict, preview, snapshot.nodes[name], candidate=name in order)
         rank = 0 if snapshot.nodes[name].fence is not None else 1 if verdict.starts else 2
         ranked.append(((rank, *order.get(name, last), name), Step(verdict, preview, obstacle)))
     return [step for _, step in sorted(ranked, key=lambda row: row[0])]

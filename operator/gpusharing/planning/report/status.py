@@ -11,7 +11,7 @@ from typing import Any
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
-from gpusharing.planning.pools.afterwards import find_obstacle, goes_back
+from gpusharing.planning.pools.afterwards import find_obstacle
 from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_halt, find_note
@@ -458,14 +458,8 @@ def _plan(
     worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)
     candidates = {case.node.name for case in pool.candidates}
     obstacles = {
-        name: find_obstacle(
-            one,
-            previews.get(name),
-            candidate=name in candidates,
-            goes_back=goes_back(snapshot.nodes[name]),
-        )
+        one.node: find_obstacle(one, previews.get(one.node), snapshot.nodes[one.node], candidate=one.node in candidates)
         for one in verdicts
-        if (name := one.node)
     }
     targets = {name: target for name, target in plan.targets.items() if obstacles.get(name) is None}
     before, after = count_devices((snapshot.nodes[verdict.node] for verdict in verdicts), targets)

@@ -321,11 +321,7 @@ Fields = Mapping[str, Mapping[str, object]]
 
 
 def kubectl_patch(cluster_policy: str, *parts: Fields, effects: Effects) -> Command | None:
-    """Return the command that sets all fields in one merge patch, after labels; None if it must not be run.
-
-    The value None removes a field. If several parts set the same field of a block, such as `config` of `devicePlugin`,
-    the last one replaces it.
-    """
+    """Return one merge patch of all fields, of which None removes one, after labels; None if it must not be run."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():

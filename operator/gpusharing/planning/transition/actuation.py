@@ -264,11 +264,7 @@ def may_uncordon(case: NodeCase) -> bool:
 
 
 def give_way(case: NodeCase, why: Finding) -> Verdict:
-    """Yield the node to whoever else maintains it, and remember our cordon in its fence.
-
-    While it is yielded, no pod is evicted; it counts as unavailable in its pool, but holds no slot of the operator-wide
-    cap.
-    """
+    """Yield the node to whoever else maintains it; it counts as unavailable, but holds no slot of the cap."""
     labels, annotations = unmarked(case.fence, case.node)
     update = UpdateFence(case.node, aside_fence(case), labels=labels, annotations=annotations)
     return case.show(Phase.ABORTING, replace(why, reason=Reason.FOREIGN_MAINTENANCE), update)

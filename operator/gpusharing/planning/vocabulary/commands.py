@@ -80,10 +80,7 @@ class Command:
 
     @classmethod
     def of(cls, line: str, *more: str, effects: Effects | None = None) -> "Command":
-        """Build a command from words without spaces, and from more arguments as they are.
-
-        Raises ValueError if it needs effects and has none, or if labels cannot keep what nodes would lose by it.
-        """
+        """Build a command from words and whole arguments; ValueError without the effects it needs, or if they harm."""
         return cls((*line.split(), *more), effects, label_commands(effects or ()))
 
     @classmethod

@@ -549,11 +549,7 @@ def needs_newer_plugin(daemon: MpsDaemonView) -> bool:
 
 
 def find_remedy(daemon: MpsDaemonView) -> tuple[str, Command | None]:
-    """Return the steps after which this deaf MPS daemon follows labels, and the command for its process name.
-
-    The command is None if the name is not known, but not if the name is right now: the GPU Operator may restore its
-    own.
-    """
+    """Return the steps after which this deaf MPS daemon follows labels, and the command for its name, if it is known."""
     where = f"-n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
     # It ends the clients of every MPS daemon, as the text says, and nothing else.
     named = _is_named(daemon)
