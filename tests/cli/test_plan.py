@@ -475,8 +475,12 @@ async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_pa
         there = {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in scene.pods("llm")}
         told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         scene.e.apply(edit)
-        await scene.any_fenced()
-        waiting = {name: scene.transition(name) for name in ("gpu-1", "gpu-2", "gpu-3", "gpu-4")}
+        begun = await scene.any_fenced()
+        waiting = {
+            f"gpu-{number}": await scene.reason(f"gpu-{number}", "BudgetFull", 60)
+            for number in range(1, 5)
+            if f"gpu-{number}" != begun
+        }
         now = await ask(scene.e.cluster, "plan", "-o", "json")
         await scene.ready()
         evicted = scene.evicted()
@@ -496,3 +500,18 @@ async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_pa
     shown = {one["name"]: one["reason"] for one in now.data["policies"][0]["nodes"] if one["phase"] == "Pending"}
     assert shown == {name: waiting[name]["reason"] for name in shown}
     assert len(shown) == 3
+
+
+@virtually
+async def test_a_node_whose_calls_the_operator_sees_refused_is_not_promised() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.faults.fail("patch", NODES, Forbidden("not allowed"), times=EVER, identity="operator")
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", "CallFailed")
+        told = await ask(scene.e.cluster, "plan", "-o", "json")
+    (node,) = told.data["policies"][0]["nodes"]
+    assert (told.data["verdict"]["nodes"], told.data["verdict"]["blocked"]) == (0, ["gpu-1"])
+    assert node["reason"] == "CallFailed"
+    assert "not allowed" in node["message"]

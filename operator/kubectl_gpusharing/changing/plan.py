@@ -7,7 +7,7 @@ rights, and only here; the operator needs no rights to them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
@@ -31,7 +31,7 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
+from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.pools.timeline import read_changes
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
@@ -544,12 +544,6 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         )
         most = max(1, min(RECENT, MAX_LISTED // max(1, len(proposals))))
         proposals = tuple([await _with_length(session, one, live, most) for one in proposals])
-        as_is = {one.policy for one in proposals if one.steps} - {text(raw, "metadata", "name") for raw in proposed}
-        shown = [read_node(raw) for raw in await list_of(session.client, GPUNODES)] if as_is else []
-        reasons = {node.name: node for node in shown if node.policy in as_is}
-        proposals = tuple(
-            replace(one, steps=tuple(_as_shown(step, reasons) for step in one.steps)) for one in proposals
-        )
         vanishing = find_vanishing(proposals, live)
         dependents, unread = await read_dependents(session.client, vanishing, ignored)
         tenants, unlisted = await read_tenants(session.client, vanishing, live)
@@ -568,19 +562,6 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         estimate=cluster.installed.missing,
         bars_tenants=bool(tenants or unlisted),
     )
-
-
-def _as_shown(step: Step, shown: Mapping[str, NodeStatus]) -> Step:
-    """Return the step with what the operator, which remembers its calls, says of a node that waits."""
-    verdict = step.verdict
-    node = shown.get(verdict.node)
-    if node is None or verdict.starts or verdict.phase.in_flight or node.policy != verdict.policy:
-        return step
-    phase = next((one for one in (Phase.PENDING, Phase.BLOCKED) if one == node.phase), None)
-    reason = next((one for one in Reason if one == node.reason), None)
-    if phase is None or reason is None:
-        return step
-    return replace(step, verdict=replace(verdict, phase=phase, reason=reason))
 
 
 def _turns(policy: PolicyView) -> str:

@@ -41,10 +41,12 @@ from gpusharing.kube.raw import entries, section, text, texts, whole
 from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
 from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.report.proposal import configured
+from gpusharing.planning.report.transition import PERSON
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.memory import Evicted, PassMemory
+from gpusharing.planning.snapshot.memory import LASTING, CallFailure, Evicted, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.transition.cases import RETRIED
 from gpusharing.planning.vocabulary.reasons import Reason
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import Session
@@ -225,7 +227,9 @@ MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
 """The names of sources without which a plan is less precise but not wrong."""
 
 
-_IN_USE = re.compile(rf"{Reason.PDB_IN_USE} ([^ :]+).*? the operator evicted from (.+?) are being replaced")
+_IN_USE = re.compile(
+    rf"{Reason.PDB_IN_USE} ([^ :]+).*? the operator evicted from (.+?)(?: and (\d+) more)? are being replaced"
+)
 """A line of GPUNode's status.transition.blockers about a budget, and the nodes of the evicted pods."""
 
 
@@ -256,6 +260,7 @@ class Cluster:
     foresee: Callable[[ClusterSnapshot], ClusterSnapshot] = lambda snapshot: snapshot
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
+    failures: dict[str, CallFailure] = field(default_factory=dict)
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace.
@@ -272,8 +277,8 @@ class Cluster:
             {name: min(moment, now - grace) for name, moment in since.items()}
             for since in (plan.memory.drifting_since, plan.memory.withdrawn_since)
         )
-        evicted = {} if self.installed.missing else await self._read_evicted(now)
-        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn, evicted=evicted)
+        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn)
+        await self._read_memory(now)
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()
@@ -292,19 +297,28 @@ class Cluster:
             snapshot, plan = later, plan_rollout(later, now)
         return LivePlan(plan, snapshot, now, tuple(notes))
 
-    async def _read_evicted(self, now: datetime) -> dict[str, Evicted]:
-        """Return the evictions of which the operator, which remembers them, says that they use up budgets."""
-        nodes = await unless_hidden(list_of(self.client, GPUNODES), list[JSON]())
-        lines = (str(line) for raw in nodes for line in section(raw, "status", "transition").get("blockers") or ())
-        found = [match.groups() for line in lines if (match := _IN_USE.match(line)) is not None]
-        pairs = {(node, budget) for budget, names in found for node in names.split(", ") if not node.startswith("...")}
-        return {f"{budget} from {node}": Evicted(node, budget, now) for node, budget in pairs}
+    async def _read_memory(self, now: datetime) -> None:
+        """Recall what the operator remembers and shows: budgets that its evictions use up, and calls that fail."""
+        nodes = () if self.installed.missing else await unless_hidden(list_of(self.client, GPUNODES), list[JSON]())
+        evicted: dict[str, Evicted] = {}
+        for raw in nodes:
+            told, name = section(raw, "status", "transition"), text(raw, "metadata", "name")
+            for match in filter(None, map(_IN_USE.match, map(str, told.get("blockers") or ()))):
+                budget, known, more = match.groups()
+                sources = [*known.split(", "), *(f"node {number} more" for number in range(int(more or 0)))]
+                evicted |= {f"{budget} from {node}": Evicted(node, budget, now) for node in sources}
+            if told.get("reason") == Reason.CALL_FAILED:
+                message = text(told, "message").removesuffix(RETRIED)
+                again, refused = now + timedelta(minutes=1), told.get("deadline") == PERSON
+                self.failures[name] = CallFailure(message, again, LASTING, refused=refused)
+        self.memory = replace(self.memory, evicted=evicted)
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
         with one_error():
             snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
-        snapshot = replace(snapshot, consents=self.installed.consents)
+        failures = {**snapshot.call_failures, **self.failures}
+        snapshot = replace(snapshot, consents=self.installed.consents, call_failures=failures)
         if not claims:
             claims = {
                 name: Claim.of(node.uid, node.fence) for name, node in snapshot.nodes.items() if node.fence is not None

@@ -297,7 +297,7 @@ def find_obstacle(verdict: Verdict, preview: Preview | None, node: NodeView, *, 
     """Return why a node does not change before somebody acts on it or its pods; a candidate awaits its policy alone."""
     stays = verdict.phase in (Phase.BLOCKED, Phase.FAILED, Phase.SKIPPED)
     kept = stays and verdict.reason.passes is not Passes.SOON
-    if (kept and not candidate) or verdict.phase is Phase.ABORTING:
+    if (kept and not candidate) or verdict.phase is Phase.ABORTING or verdict.reason is Reason.CALL_FAILED:
         return verdict.reason
     if node.fence is not None and node.fence.rolls_back:
         return Reason.ROLLING_BACK

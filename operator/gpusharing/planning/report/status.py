@@ -20,7 +20,7 @@ from gpusharing.planning.report.counts import count_devices, count_pending, coun
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
-from gpusharing.planning.transition.cases import is_begun, of_policy
+from gpusharing.planning.transition.cases import RETRIED, is_begun, of_policy
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
@@ -360,7 +360,7 @@ def _stalled(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Ans
         nodes = counted(len(stuck), "node is", "nodes are")
         return True, Reason.BLOCKED, f"{nodes} blocked; {tell_first(stuck)}"
     if (failure := _find_failure(pool.policy, snapshot)) is not None:
-        message = f"{failure.message}; the call is retried with increasing delays"
+        message = f"{failure.message}{RETRIED}"
         return failure.refused or failure.stuck, Reason.CALL_FAILED, message
     message = "no action is needed"
     if any(verdict.reason is Reason.APPROVAL_NEEDED for verdict in verdicts):

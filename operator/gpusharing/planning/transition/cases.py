@@ -353,6 +353,9 @@ def calls_fail(verdict: Verdict) -> bool:
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
+RETRIED = "; the call is retried with increasing delays"
+
+
 def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict with a lasting failure of its calls in it. While calls are suspended, it is no candidate."""
     suspended = failure.holds(now)
@@ -369,7 +372,7 @@ def show_failure(verdict: Verdict, failure: CallFailure, now: datetime, fence: F
     if not failure.lasts:
         return verdict
     phase = Phase.PENDING if verdict.starts else verdict.phase  # nothing has begun
-    reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
+    reason, message = Reason.CALL_FAILED, f"{failure.message}{RETRIED}"
     commands = verdict.commands if verdict.reason is Reason.CORDON_KEPT else ()
     if verdict.reason is Reason.CORDON_KEPT:
         message = f"{verdict.message}. This step waits for a call that keeps failing: {message}"
