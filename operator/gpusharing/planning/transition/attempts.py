@@ -35,10 +35,6 @@ def owed_for(target: Target) -> str:
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
-def owed_by(proof: Verified) -> str:
-    return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
-
-
 def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool) -> UpdateFence:
     """Record in the fence that a run towards the target is due once the node is proven idle again.
 
