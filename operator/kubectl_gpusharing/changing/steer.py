@@ -48,9 +48,6 @@ IN_FLIGHT = {
     "Abort": "nodes whose change has not passed the point of no return are returned to service as they were",
 }
 """What a pause does to nodes in flight, for each value of `whenPaused`."""
-BEFORE_PAUSE = f"{names.PREFIX}when-paused-before"
-"""Annotation of a policy, such as `Finish>Hold`: the value of `whenPaused` that the end of a pause sets again, and the
-one that the pause has set. Only these verbs know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +143,13 @@ def _pause(policy: JSON, wanted: str) -> Change:
     if rollout.get("paused") is True and when == before:
         raise Trouble(f"{name} is already paused (whenPaused: {when})")
     means = f"no further node will start to change; {IN_FLIGHT.get(when, when)}"
-    paused, mark = rollout.get("paused") is True, annotations_of(policy).get(BEFORE_PAUSE, "")
+    paused, mark = rollout.get("paused") is True, annotations_of(policy).get(names.ANNOTATION_PAUSED, "")
     body: JSON = {"spec": {"rollout": {"paused": True, **({"whenPaused": wanted} if wanted else {})}}}
     if wanted and wanted != before:
         ours = paused and mark.endswith(f">{before}")  # a pause of ours, which goes on in another way
-        body |= _annotation(BEFORE_PAUSE, f"{mark.partition('>')[0] if ours else before}>{wanted}")
+        body |= _annotation(names.ANNOTATION_PAUSED, f"{mark.partition('>')[0] if ours else before}>{wanted}")
     elif mark and not paused:  # somebody else ended that pause
-        body |= _annotation(BEFORE_PAUSE, None)
+        body |= _annotation(names.ANNOTATION_PAUSED, None)
     return Change(body, means)
 
 
@@ -161,7 +158,7 @@ def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes may start to change again, unless something else holds them, such as a halt or an approval"
         body: JSON = {"spec": {"rollout": {"paused": False}}}
-        mark = annotations_of(policy).get(BEFORE_PAUSE)
+        mark = annotations_of(policy).get(names.ANNOTATION_PAUSED)
         if mark is None:
             return Change(body, means, moves=True)
         before, _, wanted = mark.partition(">")
@@ -170,7 +167,7 @@ def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
                 {"spec": {"rollout": {"paused": False, "whenPaused": before}}},
                 f"{means}; whenPaused is {before} again",
             )
-        return Change(body | _annotation(BEFORE_PAUSE, None), means, moves=True)
+        return Change(body | _annotation(names.ANNOTATION_PAUSED, None), means, moves=True)
     _refuse_unseen(policy)
     if not halt:
         raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
