@@ -1,7 +1,8 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
 (kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steer.py)."""
 
-import io
+import os
+import pty
 
 import pytest
 from hack.sim.fakefaults import EVER
@@ -329,14 +330,14 @@ async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
         assert "gpusharing.dev/skip" not in scene.labels("gpu-1")
 
 
-class _Person(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(("answer", "wanted"), [("y\n", True), ("YES\n", True), ("n\n", False), ("", False)])
+@pytest.mark.parametrize(("answer", "wanted"), [("y\n", True), ("YES\n", True), ("n\n", False), ("\x04", False)])
 def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
-    assert is_wanted(_Person(answer)) is wanted
+    """The last answer is Ctrl-D."""
+    person, theirs = pty.openpty()
+    os.write(person, answer.encode())
+    with open(theirs, encoding="utf-8") as answers:
+        assert is_wanted(answers) is wanted
+    os.close(person)
 
 
 @virtually
