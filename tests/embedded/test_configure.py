@@ -113,7 +113,7 @@ async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_
         await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
         off = "nvidia.com/gpu.deploy.mig-manager"
         await scene.e.until(
-            lambda: f"kubectl label node NODE --overwrite {off}=false" in scene.condition("Accepted")["message"],
+            lambda: f"by its label {off}=false" in scene.condition("Accepted")["message"],
             "the way on",
             HOUR,
         )
