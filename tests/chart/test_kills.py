@@ -28,7 +28,7 @@ from tests.fakes.tls import Identity
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.tools,
-    pytest.mark.timeout(3000 if os.environ.get("FULL") else 300),
+    pytest.mark.timeout(3000 if os.environ.get("FULL") else 900),
 ]
 
 VERBS = ("install", "upgrade", "rollback", "uninstall")
@@ -83,7 +83,7 @@ class Bench:
                 text=True,
             )
         )
-        told, _ = running[0].communicate(timeout=240)
+        told, _ = running[0].communicate(timeout=600)
         assert running[0].returncode == (-9 if kill_at else 0), told
         return [write for write in self.proxy.writes if write.number]
 

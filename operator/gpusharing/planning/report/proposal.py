@@ -143,7 +143,7 @@ class Proposal:
         emptied = (
             one
             for one in self.steps
-            if (not (one.obstacle or one.doubt) or one.verdict.phase is Phase.DRAINING)
+            if (not (one.obstacle or one.doubt) or one.verdict.phase in (Phase.CORDONED, Phase.DRAINING))
             and one.obstacle is not Reason.ROLLING_BACK
             and not (one.verdict.phase.in_flight and one.verdict.reason is Reason.PAUSED)
         )
