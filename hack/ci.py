@@ -10,6 +10,9 @@ is the last of the other parts. It always runs the same sample, a fifth of that 
 fails because of a fault that the commit before it would have met as well. Of the kills on rungs 1 and 2 and of helm,
 and of what goes on around a run, the tests marked `thorough` are left to `make test-all`.
 
+CI_ONLY names the parts to run if not all; a hosted workflow runs each in a job of its own, and after all have passed
+`hack/ci.py --passed` writes PASSED.
+
 The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
 
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import IO
 
@@ -45,10 +48,25 @@ TOOLS = [
     "releasetools",
 ]
 """The tools that tests of rung 2 need and `hack.cluster.toolchain` builds."""
+BUILT_FIRST = {"test-crash", "test-cluster", "test-faults"}
+"""The parts whose tests need TOOLS. The other parts build what they need themselves."""
 STOPPED, NOT_FOUND = 143, 127
 """The exit statuses that a shell reports for a process ended by SIGTERM, and for a program that does not exist."""
 OUT_OF_TIME = (124, 137)
 """The statuses with which `timeout` reports that it ended a command, the second one by SIGKILL."""
+PARTS = (
+    "verify",
+    "docs",
+    "test",
+    "test-long",
+    "test-hack",
+    "test-crash",
+    "test-cluster",
+    "test-faults",
+    "test-nvidia",
+    "e2e",
+)
+"""The names that CI_ONLY may have, separated by spaces. If it is empty, all are run."""
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
 """The argument of `make` that leaves out the tests marked `thorough`."""
 YIELDING = ("nice", "-n", "5")
@@ -62,8 +80,9 @@ class Checks:
     """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts, except for parts that
     clean up."""
 
-    def __init__(self) -> None:
-        """Start the clock of the run."""
+    def __init__(self, chosen: Collection[str] = PARTS) -> None:
+        """Start the clock of a run of these of PARTS."""
+        self._chosen = chosen
         self._begin = time.monotonic()
         self._running: set[asyncio.subprocess.Process] = set()
         self._stopped = False
@@ -79,7 +98,8 @@ class Checks:
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
             return status
-        programs = asyncio.create_task(self._logged("programs", self._programs))
+        built = [] if BUILT_FIRST.isdisjoint(self._chosen) else [self._logged("programs", self._programs)]
+        programs = asyncio.gather(*built)
         await self._verb("verify", PYTHON, "-m", "hack.verify", "--without-tests")
         await self._verb("docs", "make", "docs")
         await programs  # A program that could not be built fails the tests that need it, which say so.
@@ -143,9 +163,9 @@ class Checks:
         return 128 - status if status < 0 else status
 
     async def _verb(self, name: str, *command: str) -> None:
-        """Run a part. If it fails, the run fails at its end."""
+        """Run a part if it is chosen. If it fails, the run fails at its end."""
         # Not `|=`, which would overwrite a failure that another task notes meanwhile.
-        if await self._part(name, *command):
+        if name in self._chosen and await self._part(name, *command):
             self._failed = True
 
     async def _logged(self, name: str, parts: Parts) -> int:
@@ -169,7 +189,7 @@ class Checks:
     async def _rungs_3_and_4(self) -> None:
         """Run rung 3, and then rung 4 even if rung 3 failed. If either fails, the run fails at its end."""
         for name, parts in (("test-nvidia", self._rung3), ("e2e", self._rung4)):
-            if await self._logged(name, parts):
+            if name in self._chosen and await self._logged(name, parts):
                 self._failed = True
 
     async def _rung3(self, out: IO[str]) -> int:
@@ -191,18 +211,25 @@ class Checks:
     def _report(self) -> int:
         """Print the table, what $LEAVE_OUT leaves out, and the number of tests. Returns 1 if a part failed or no test
         was run, otherwise 0. If nothing failed or was left out with $LEAVE_OUT, and the checkout has no changes, PASSED
-        is written."""
+        is written, unless only some parts were run."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if left_out := os.environ.get("LEAVE_OUT"):
             print(f"!! LEFT OUT ON PURPOSE, so this is no full check: {left_out}")
         if tests := count_tests():
             print(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
-        else:
+        elif not {*self._chosen} <= {"verify", "docs"}:
             print("!! no test was played")
             self._failed = True
-        if not (self._failed or left_out) and (commit := clean_commit()):
-            PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
+        if not (self._failed or left_out) and {*self._chosen} == {*PARTS}:
+            record()
         return int(self._failed)
+
+
+def record() -> int:
+    """Write PASSED if the checkout has no changes. Returns 0 if it is written, otherwise 1."""
+    if commit := clean_commit():
+        PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
+    return int(not commit)
 
 
 def count_tests() -> Counter[str]:
@@ -237,14 +264,21 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> int:
-    """Run all parts and return the exit status of the run. Before that, change this process's folder to the root of the
-    checkout, set CI=true in its environment, create build/, and remove the old reports and PASSED."""
+    """Run the parts that CI_ONLY names, or all, and return the exit status of the run; 2 if a name is unknown.
+
+    Before that, change this process's folder to the root of the checkout, set CI=true in its environment, create
+    build/, and remove the old reports and PASSED.
+    """
+    chosen, passed = os.environ.get("CI_ONLY", "").split(), sys.argv[1:] == ["--passed"]
+    if unknown := [name for name in chosen if name not in PARTS]:
+        print(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}", file=sys.stderr)
+        return 2
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)
     for path in (*BUILD.glob("report-*.txt"), PASSED):
         path.unlink(missing_ok=True)
-    return asyncio.run(Checks().run())
+    return record() if passed else asyncio.run(Checks(chosen or PARTS).run())
 
 
 if __name__ == "__main__":

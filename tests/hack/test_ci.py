@@ -115,6 +115,31 @@ def test_every_verb_that_plays_tests_is_called_once(notes: Path) -> None:
     assert sorted(verbs) == sorted({"setup", "docs", *MakeVerb} - {MakeVerb.GPU})
 
 
+@pytest.mark.parametrize(
+    ("only", "called"),
+    [
+        ("verify", ["make setup", VERIFY]),
+        ("docs", ["make setup", "make docs"]),
+        ("test-long", ["make setup", LONG]),
+        ("test-cluster", ["make setup", TOOLS, "hack.promtool", "hack.browser", RUNG2]),
+        ("e2e", ["make setup", NEEDS, E2E, SWEEP]),
+    ],
+)
+def test_a_part_that_is_named_is_run_alone(notes: Path, only: str, called: list[str]) -> None:
+    for call in (LONG, E2E):
+        (notes / f"{call}.reports").write_text("rung 0 (pure): 1 passed\n")
+    done = run(notes, CI_ONLY=only)
+    assert (done.status, done.calls) == (0, called)
+
+
+def test_a_part_that_does_not_exist_is_named_and_nothing_runs(notes: Path) -> None:
+    with start(notes, CI_ONLY="docs tset") as script:
+        _, said = script.communicate(timeout=SECONDS)
+    assert script.returncode == 2
+    assert "there is no part 'tset'; the parts are verify, docs, test," in said
+    assert calls(notes) == []
+
+
 def test_what_is_left_out_on_purpose_is_said_at_the_end(notes: Path) -> None:
     done = run(notes, LEAVE_OUT="rung4 browser")
     assert "!! LEFT OUT ON PURPOSE, so this is no full check: rung4 browser" in done.said.splitlines()[-2:]
@@ -142,6 +167,10 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     assert passed.read_text() == f"{head}{hashlib.sha256(b'tested').hexdigest()}\n"
     assert run(notes, LEAVE_OUT="rung4").status == 0
     assert not passed.exists(), "something was left out"
+    assert run(notes, CI_ONLY="test-cluster").status == 0
+    assert not passed.exists(), "only one part was run"
+    subprocess.run(["python3", "hack/ci.py", "--passed"], cwd=passed.parent.parent, check=True)
+    assert passed.read_text().startswith(head), "each part passed in a job of its own"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hack.ci import PARTS
 from hack.cluster import toolchain
 from hack.generate import ROOT
 
@@ -82,6 +83,12 @@ def jobs(path: Path) -> dict[str, Any]:
     return found
 
 
+def test_each_part_of_ci_is_a_check_of_its_own_and_all_must_pass_before_the_commit_is_recorded() -> None:
+    ci = jobs(FOLDER / "ci.yaml")
+    assert tuple(ci["checks"]["strategy"]["matrix"]["part"]) == PARTS
+    assert ci["passed"]["needs"] == "checks"
+
+
 def test_a_release_needs_all_of_ci_at_its_commit_and_publishes_the_image_tested_there() -> None:
     release = jobs(FOLDER / "release.yaml")
     assert release["ci"] == {"uses": "./.github/workflows/ci.yaml"}
@@ -89,7 +96,7 @@ def test_a_release_needs_all_of_ci_at_its_commit_and_publishes_the_image_tested_
     assert release["files"]["needs"] == "release"
     given = {step["with"]["name"] for step in steps_with("ci.yaml", "actions/upload-artifact")}
     taken = [step["with"] for step in steps_with("release.yaml", "actions/download-artifact")]
-    assert given == {"tested"}
+    assert given == {"images", "tested"}
     assert {"name": "tested", "path": "build"} in taken
 
 
