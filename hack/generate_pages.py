@@ -251,7 +251,7 @@ def metrics() -> str:
         " operator has three metrics: `gpusharing_api_requests_total`, `gpusharing_build_info` and `gpusharing_leader`."
     )
     return _page(
-        "controller/metrics.py, processmetrics.py, agent/metrics.py and usagemetrics.py",
+        "controller/metrics.py, gauges.py, role.py, agent/metrics.py and usagemetrics.py",
         "Metrics",
         text,
         body,

@@ -1,4 +1,4 @@
-"""The metrics page: every name is there, parses, and counts what happened."""
+"""The metrics page (controller/metrics.py, controller/gauges.py): every name is there, parses, and counts what happened."""
 
 from collections.abc import Iterator
 from dataclasses import replace
