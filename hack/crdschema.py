@@ -4,7 +4,7 @@ Keys and shapes that this module does not know raise SchemaError, so that nothin
 server.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,15 @@ from pydantic_core import core_schema
 
 Schema = dict[str, Any]
 
-_BOUNDS = frozenset(
+_KNOWN = frozenset(
     {
+        "type",
+        "description",
+        "default",
+        "properties",
+        "required",
+        "items",
+        "additionalProperties",
         "minimum",
         "maximum",
         "minLength",
@@ -29,16 +36,6 @@ _BOUNDS = frozenset(
         "format",
     }
 )
-_KNOWN = _BOUNDS | {
-    "type",
-    "description",
-    "default",
-    "properties",
-    "required",
-    "items",
-    "additionalProperties",
-}
-_JUNCTORS = frozenset({"anyOf", "allOf", "oneOf", "not"})
 
 
 class SchemaError(ValueError):
@@ -84,16 +81,13 @@ class _Rewrite:
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
         """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
-        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`, and one
-        that keeps unknown fields may only have the keys that `_check_value_validation` allows. A default is kept if
-        `_says_something` holds for it. The keys are in the order of `_reading_order`, after `nullable` and the default.
+        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`. A default
+        is kept if `_says_something` holds for it. The keys are in the order of `_reading_order`, after `nullable` and the default.
         `at` is the path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
             merged.pop("anyOf", None)
-        elif merged.get("x-kubernetes-preserve-unknown-fields"):
-            _check_value_validation(merged, at)
         schema: Schema = {}
         for key in sorted(merged, key=_reading_order):
             schema |= self._entry(key, merged[key], at)
@@ -104,8 +98,7 @@ class _Rewrite:
     def _entry(self, key: str, value: Any, at: str) -> Schema:
         """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
         that contains nodes. A `const` becomes an `enum` of one value, and a description is put on one line. Empty for
-        `default`, which `node` adds itself. Raises SchemaError for a key that is not known, and for an `anyOf` unless
-        `_is_value_validation` holds for its branches."""
+        `default`, which `node` adds itself. Raises SchemaError for a key that is not known."""
         if key == "default":
             return {}
         if key == "description":
@@ -116,8 +109,6 @@ class _Rewrite:
             return {key: {name: self.node(child, f"{at}.{name}") for name, child in value.items()}}
         if key in ("items", "additionalProperties"):
             return {key: self.node(value, f"{at}[]")}
-        if key == "anyOf" and _is_value_validation(value):
-            return {key: value}
         if key in _KNOWN or key.startswith("x-kubernetes-"):
             return {key: value}
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
@@ -165,28 +156,12 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
     return {**rest[0], **outer}, True
 
 
-def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Whether each branch only restricts the values of the node that contains it: its keys are bounds (_BOUNDS),
-    `anyOf`, `allOf`, `oneOf`, `not`, `items` or `properties`, and so no type and no $ref. What is inside these is not
-    checked. True if there are no branches."""
-    return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
-
-
-def _check_value_validation(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a node that keeps unknown fields, and so has no type, has another key than bounds (_BOUNDS),
-    `anyOf`, `allOf`, `oneOf`, `not`, a description, a default, and the mark that it keeps unknown fields."""
-    allowed = _BOUNDS | _JUNCTORS | {"description", "default", "x-kubernetes-preserve-unknown-fields"}
-    if unknown := set(schema) - allowed:
-        raise SchemaError(f"{at}: {sorted(unknown)} cannot stand in a node without type")
-
-
 def _assert_structural(schema: Schema, at: str) -> None:
     """Check `schema` and all schemas in it by the rules of structural schemas that a rewrite could break, and by our
     own. The type must be object, array, string, integer or boolean; `properties` and `additionalProperties` exclude
     each other; every named field below the top has a description; and every list, string and map has a maximum length
-    (`_assert_bounded`). Nodes that keep unknown fields or are an integer or a string are not checked, nor is what is in
-    them. `at` is the path for the message. Raises SchemaError at the first violation."""
-    if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
+    (`_assert_bounded`). Nodes that are an integer or a string are not checked. `at` is the path for the message. Raises SchemaError at the first violation."""
+    if schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")
     if kind not in ("object", "array", "string", "integer", "boolean"):

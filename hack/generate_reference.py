@@ -92,14 +92,11 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """Return a field's type in words. For an enumeration these are only the allowed values. A field with several types
-    gets the text `integer or string`, or its allowed words and `list`. A number with both bounds is followed by its
-    range, and a nullable field that is no enumeration by `, or null`. Lists and maps name the type of their items."""
+    """Return a field's type in words. For an enumeration these are only the allowed values. A number with both bounds
+    is followed by its range, and a nullable field that is no enumeration by `, or null`. Lists and maps name the type
+    of their items."""
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
-    if schema.get("x-kubernetes-preserve-unknown-fields"):
-        words = [f"`{word}`" for branch in schema["anyOf"] for word in branch.get("enum", ())]
-        return " or ".join([*words, "list"])
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = str(schema["type"])

@@ -267,7 +267,7 @@ def make_spec(mode: str = "MIG", **fields: Any) -> GPUSharingPolicySpec:
     """A spec as a user writes it (camelCase), over pool b. MIG wants 2x3g.40gb, time-slicing and MPS 4 shares."""
     wire: dict[str, Any] = {"nodeSelector": {"matchLabels": POOL_LABELS}, "mode": mode}
     if mode == "MIG":
-        wire["mig"] = {"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
+        wire["mig"] = {"layouts": [{"profiles": {"3g.40gb": 2}}]}
     if mode == "TimeSlicing":
         wire["timeSlicing"] = {"replicas": 4}
     if mode == "MPS":

@@ -84,7 +84,7 @@ DOCUMENTED = Recipe(
                 "mode": "MIG",
                 "mig": {
                     "strategy": "mixed",
-                    "layouts": [{"devices": "all", "profiles": {"2g.20gb": 1, "1g.10gb": 5}}],
+                    "layouts": [{"profiles": {"2g.20gb": 1, "1g.10gb": 5}}],
                 },
             },
             count=2,

@@ -72,6 +72,6 @@ def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
     given fields of `spec.rollout` are set, and its others stay as they are. Raises KeyError for a pool in another mode.
     """
     manifest = copy.deepcopy(example(pool))
-    manifest["spec"]["mig"]["layouts"] = [{"devices": "all", "profiles": profiles}]
+    manifest["spec"]["mig"]["layouts"] = [{"profiles": profiles}]
     manifest["spec"].setdefault("rollout", {}).update(rollout)
     return manifest

@@ -220,13 +220,13 @@ def mig_state(loop: NvidiaLoop, node: str) -> str:
 FULL: Object = {"mode": "Full"}
 HALVES: Object = {
     "mode": "MIG",
-    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
+    "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 2}}]},
 }
 MIXED: Object = {
     "mode": "MIG",
     "mig": {
         "strategy": "mixed",
-        "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
+        "layouts": [{"profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
     },
 }
 SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}

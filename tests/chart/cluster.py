@@ -43,17 +43,6 @@ POLICY: dict[str, Any] = {
     },
 }
 
-TWICE: dict[str, Any] = {
-    **POLICY,
-    "metadata": {"name": "twice"},
-    "spec": {
-        "nodeSelector": POLICY["spec"]["nodeSelector"],
-        "mode": "MIG",
-        "mig": {"layouts": [{"devices": [0, 0], "profiles": {"3g.40gb": 2}}]},
-    },
-}
-"""Only the chart's admission policy sees what is wrong with it."""
-
 
 @dataclass(frozen=True)
 class Installed:
@@ -105,7 +94,6 @@ class Installed:
                 return report == 403 and dry(operator, f"{NODES}/{self.node_a}", taint) == 403
 
             wait_until(both, SECONDS, "the admission policies to be enforced")
-        wait_until(lambda: refusal(self.admin, TWICE) != "", SECONDS, "the one about devices to be enforced")
         self._wait_no_deletion()
 
     def _wait_no_deletion(self) -> None:

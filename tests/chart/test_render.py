@@ -14,7 +14,7 @@ from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT, VALUE_SETS, Helm, 
 from tests.chart.rbac import USERS
 
 from gpusharing.agent.main import parse
-from gpusharing.api.rules import DEVICES, LABEL_KEY
+from gpusharing.api.rules import LABEL_KEY
 from gpusharing.controller.settings import Settings, default_text, from_environment
 from gpusharing.kube.login import SERVICE_ACCOUNT
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -101,13 +101,6 @@ def test_no_object_is_rendered_twice_whichever_namespaces_are_the_same(
     )
     assert {name for name, count in counts.items() if count > 1} == set()
     assert {space for _, kind, space, _ in counts if kind in ("Deployment", "DaemonSet")} == {release, agent}
-
-
-def test_the_admission_policy_words_the_rule_on_devices_as_the_operator_does(helm: Helm) -> None:
-    policy = find(helm.template(), "ValidatingAdmissionPolicy", "gpusharing-policy-devices")
-    texts = [row.get("messageExpression", row["message"]) for row in policy["spec"]["validations"]]
-    assert [DEVICES in text for text in texts] == [True, True]
-    assert all(DEVICES in row["message"] for row in policy["spec"]["validations"])
 
 
 def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from hack.generate import ROOT
-from tests.api.policies import BAD, GOOD, OPERATOR_ONLY, Row
+from tests.api.policies import BAD, GOOD, Row
 from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
 from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ForeignFile, load
@@ -40,7 +40,7 @@ spec:
   mode: MIG
   mig:
     layouts:
-    - devices: all
+    - devices: [0, 1]
       profile:
         3g.40gb: 2
 ---
@@ -228,6 +228,18 @@ FOUND = {
     "a null in a misspelt field of a list": (
         MIG.replace("- profiles", "- device: null\n      profiles") + "        3g.40gb: 2\n",
         10, "error", "spec.mig.layouts[0].device: there is no such field; did you mean devices?"),
+    "all devices by a word": (
+        MIG.replace("- profiles", "- devices: all\n      profiles") + "        3g.40gb: 2\n",
+        10, "error", 'spec.mig.layouts[0].devices "all": Input should be a valid array: the indexes of GPUs, for example'
+        " devices: [0, 1]; leave it out to mean all GPUs"),
+    "a GPU in two entries": (
+        MIG.replace("- profiles", "- devices: [0, 1]\n      profiles: {}\n    - devices: [2, 1]\n      profiles")
+        + "        3g.40gb: 2\n",
+        12, "error", "spec.mig.layouts[1].devices[1] 1: GPU 1 is listed twice: list each GPU only once, for example"
+        " devices: [0, 1]"),
+    "an entry for all GPUs beside another": (
+        MIG.replace("- profiles", "- profiles: {}\n    - devices: [1]\n      profiles") + "        3g.40gb: 2\n",
+        9, "error", "spec.mig.layouts: an entry without devices means all GPUs and must be the only one"),
     "a label that a mode change rewrites": (
         HEAD + "  mode: Full\n  nodeSelector:\n    matchLabels:\n      nvidia.com/gpu.product: x\n",
         8, "error", "spec.nodeSelector.matchLabels: nvidia.com/gpu.product: a mode change rewrites this label"),
@@ -449,7 +461,7 @@ def test_what_nvidias_parsers_refuse_is_refused_and_what_is_refused_besides_has_
         assert any(kind == "error" for _, kind, _ in bare) == refused
 
 
-@pytest.mark.parametrize("row", GOOD + BAD + OPERATOR_ONLY, ids=lambda row: row.sentence)
+@pytest.mark.parametrize("row", GOOD + BAD, ids=lambda row: row.sentence)
 def test_a_policy_is_judged_as_by_the_api_server(row: Row, tmp_path: Path) -> None:
     found = lint(tmp_path, yaml.safe_dump(row.manifest))
     wrong = [message for _, severity, message in found if severity == "error"]

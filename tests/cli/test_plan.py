@@ -232,7 +232,7 @@ async def test_a_misspelt_field_is_named_once_with_the_nearest_one(tmp_path: Pat
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
-        bad = policy({"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profile": {"3g.40gb": 2}}]}})
+        bad = policy({"mode": "MIG", "mig": {"layouts": [{"profile": {"3g.40gb": 2}}]}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
     assert told.status == Outcome.CANNOT
     text = " ".join(told.out.split())

@@ -51,7 +51,7 @@ class PoolMode:
         return "MIG+TS" if both else str(self.spec["mode"])
 
 
-HALVES = {"strategy": "single", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
+HALVES = {"strategy": "single", "layouts": [{"profiles": {"3g.40gb": 2}}]}
 GPU = "nvidia.com/gpu"
 FULL = PoolMode("Full", {"mode": "Full"}, {GPU: 2}, "1x full")
 MIG = PoolMode("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")

@@ -441,7 +441,7 @@ def test_devices_of_a_dra_driver_are_what_a_node_offers() -> None:
     spec: JSON = {
         "nodeSelector": {"matchLabels": {"gpusharing.dev/pool": "b"}},
         "mode": "MIG",
-        "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 1}}]},
+        "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 1}}]},
     }
     for name in ("gpu-1", "gpu-2"):
         story.somebody("nodes", name, node(name, offers={}))

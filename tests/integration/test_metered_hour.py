@@ -44,7 +44,7 @@ WHOLE, QUARTER, THIRD = "nvidia.com/gpu", "nvidia.com/gpu.shared", "nvidia.com/m
 PATIENCE = 3 * SECONDS
 """An hour may take that long where others are busy, too."""
 QUARTERS: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "renameByDefault": True}}
-THIRDS: Object = {"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profiles": {"2g.20gb": 3}}]}}
+THIRDS: Object = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"2g.20gb": 3}}]}}
 """It strands a seventh of each GPU."""
 PARTS = tuple(
     f"gpusharing_{part}_seconds_total" for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")

@@ -32,7 +32,7 @@ class Setting:
 def mig(strategy: str, *layouts: dict[str, int]) -> dict[str, Any]:
     """A MIG policy: one layout for all GPUs, or one per GPU; {} leaves a GPU whole."""
     if len(layouts) == 1:
-        rows: list[dict[str, Any]] = [{"devices": "all", "profiles": layouts[0]}]
+        rows: list[dict[str, Any]] = [{"profiles": layouts[0]}]
     else:
         rows = [{"devices": [index], "profiles": layout} for index, layout in enumerate(layouts)]
     return {"mode": "MIG", "mig": {"strategy": strategy, "layouts": rows}}

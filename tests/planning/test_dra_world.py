@@ -37,7 +37,7 @@ MIG, FULL = (
     make_policy(mode="Full", drain={"strandedPods": "Allow"}),
 )
 SLICED = make_policy(mode="TimeSlicing")
-SMALL = make_policy(mig={"layouts": [{"devices": "all", "profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"})
+SMALL = make_policy(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"})
 
 
 def dra_world(*names: str) -> World:

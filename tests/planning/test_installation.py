@@ -87,7 +87,7 @@ def pointers(policies: tuple[Any, ...] = (), **change: Any) -> Seen:
 
 
 MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"})
-LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]})
+LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"profiles": {"3g.40gb": 2}}]})
 
 
 def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> Seen:

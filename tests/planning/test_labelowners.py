@@ -111,9 +111,7 @@ def test_past_the_point_of_no_return_the_label_is_not_set_again_against_a_contro
 
 # --- a field manager that replaced our value --------------------------------------------------------------------
 
-SEVENTHS = make_policy(
-    generation=2, mig={"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"1g.10gb": 7}}]}
-)
+SEVENTHS = make_policy(generation=2, mig={"strategy": "mixed", "layouts": [{"profiles": {"1g.10gb": 7}}]})
 """The policy after an edit."""
 
 

@@ -200,7 +200,7 @@ def test_nodes_that_differ_get_one_layout_for_all_gpus_and_are_counted_the_large
     found = recommend(pool((2, 8, 4)), FLEET, goal=Goal.COST)
     assert len(found.template) == 1
     assert (found.gpus, found.nodes) == (11, 2)
-    assert found.block()["mig"]["layouts"][0]["devices"] == "all"
+    assert found.block()["mig"]["layouts"] == [{"profiles": {"3g.40gb": 1, "1g.20gb": 2}}]
     more = recommend(pool((1, 2)), FLEET, goal=Goal.COST)
     assert (more.gpus, more.nodes) == (11, 6), "8 GPUs more than there are, on nodes like the largest"
 

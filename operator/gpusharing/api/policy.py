@@ -6,12 +6,12 @@ Terms: docs/design/glossary.md#point-of-no-return.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api import rules
 from gpusharing.api.names import Mode
-from gpusharing.api.rules import cel
+from gpusharing.api.rules import MAX_GPUS, cel
 
 Duration = Annotated[
     str,
@@ -30,24 +30,9 @@ Wait = Annotated[
 """A Duration, or Never."""
 MIN_REPLICAS, MAX_REPLICAS = 2, 1024
 Replicas = Annotated[int, Field(ge=MIN_REPLICAS, le=MAX_REPLICAS, json_schema_extra=cel(rules.REPLICAS))]
-ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
-"""Schema of layouts: an entry for `all` GPUs must be the only one."""
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=rules.LABEL_KEY)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=rules.LABEL_VALUE)]
-MAX_GPUS = 16
-"""GPUs that one node may have; no system that NVIDIA lists has more, and CEL needs a bound."""
-GpuIndex = Annotated[int, Field(ge=0, lt=MAX_GPUS)]
-Devices = Annotated[
-    Literal["all"] | Annotated[tuple[GpuIndex, ...], Field(min_length=1, max_length=MAX_GPUS)],
-    WithJsonSchema(
-        {
-            "x-kubernetes-preserve-unknown-fields": True,
-            "anyOf": [{"enum": ["all"]}, {"not": {"maxItems": 0}, "maxItems": MAX_GPUS}],
-        }
-    ),
-]
-"""A word or a list. A structural schema has no such type, so the CRD checks the outer form only (`not:
-{maxItems: 0}` is true of non-empty lists alone); the chart's admission policy and validation.py check the rest."""
+GpuIndex = Annotated[int, Field(ge=0, le=MAX_GPUS - 1)]
 
 
 class WireModel(BaseModel):
@@ -117,9 +102,15 @@ class LabelSelector(WireModel):
 class MigLayout(WireModel):
     """The MIG instances of some of the node's GPUs."""
 
-    devices: Devices = "all"
-    """GPUs of the entry: `all`, and then there must be no other entry, or the indexes as NVML counts them, for example
-    [0, 1]."""
+    devices: (
+        Annotated[
+            tuple[GpuIndex, ...],
+            Field(min_length=1, max_length=MAX_GPUS, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = None
+    """Indexes of the GPUs of the entry, as NVML counts them, for example [0, 1]. Leave it out to mean all GPUs; there
+    must then be no other entry."""
     profiles: Annotated[
         dict[str, Annotated[int, Field(ge=1, le=7)]],
         Field(max_length=16, json_schema_extra=cel(rules.PROFILE_NAMES)),
@@ -154,7 +145,7 @@ class Mig(WireModel):
             tuple[MigLayout, ...],
             Field(
                 max_length=MAX_GPUS,
-                json_schema_extra={**cel(rules.SOME_PROFILES), **ALL_ALONE},
+                json_schema_extra=cel(rules.SOME_PROFILES, rules.ALL_ALONE, rules.EACH_GPU_ONCE),
             ),
         ]
         | None

@@ -35,6 +35,8 @@ PRICE = "^[0-9]{1,6}([.][0-9]{1,6})?$"
 """An amount of money as a string, because a float cannot hold it exactly. It has no sign, so it is never negative."""
 CURRENCY = "^[A-Z]{3}$"
 """The form of an ISO 4217 code; whether there is such a currency does not matter, because nothing is converted."""
+MAX_GPUS = 16
+"""GPUs that one node may have; no system that NVIDIA lists has more, and CEL needs a bound."""
 MAX_NAME = 50
 """The most characters of a policy's name: the name and a content hash must together fit into a label value of 63
 characters."""
@@ -109,7 +111,7 @@ EXPRESSION_VALUES = ApiRule(
 # --- mode and its block ----------------------------------------------------------------------------
 MIG_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MIG' || has(self.mig)",
-    "mode MIG requires a mig block, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
+    "mode MIG requires a mig block, for example mig: {layouts: [{profiles: {3g.40gb: 2}}]}",
     field=".mig",
 )
 TIME_SLICING_NEEDS_BLOCK = ApiRule(
@@ -142,15 +144,14 @@ BLOCK_NEEDS_MPS = ApiRule(
 # --- mig --------------------------------------------------------------------------------------------
 CONFIG_OR_LAYOUTS = ApiRule(
     "has(self.config) != has(self.layouts)",
-    "set exactly one of config and layouts, for example config: all-balanced, "
-    "or layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+    "set exactly one of config and layouts, for example config: all-balanced, or layouts: [{profiles: {3g.40gb: 2}}]",
 )
 SINGLE_PROFILE = ApiRule(
     "self.strategy != 'single' || !has(self.layouts) || self.layouts.all(entry,"
     " has(entry.profiles) && size(entry.profiles) == 1"
     " && entry.profiles.all(name, name in self.layouts[0].profiles))",
     "strategy single requires the same profile on every GPU, for example "
-    "layouts: [{devices: all, profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
+    "layouts: [{profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
     field=".strategy",
 )
 CONFIG_WITH_MIG = ApiRule(
@@ -160,15 +161,23 @@ CONFIG_WITH_MIG = ApiRule(
 SOME_PROFILES = ApiRule(
     "self.exists(entry, has(entry.profiles) && size(entry.profiles) > 0)",
     "no entry has profiles, so every GPU would stay whole: use mode: Full, "
-    "or set profiles, for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+    "or set profiles, for example layouts: [{profiles: {3g.40gb: 2}}]",
 )
 PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
     "must be a MIG profile that the device plugin advertises, for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
-DEVICES = "set devices to `all` in a single entry, or list each GPU only once, for example devices: [0, 1]"
-"""There is no CEL rule for this in the CRD, because `devices` is a word or a list, which has no type there. The
-chart's admission policy checks it."""
+ALL_ALONE = ApiRule(
+    "size(self) < 2 || self.all(entry, has(entry.devices))",
+    "an entry without devices means all GPUs and must be the only one: list the GPUs of each entry, for example"
+    " devices: [0, 1]",
+)
+LISTED_TWICE = "is listed twice: list each GPU only once, for example devices: [0, 1]"
+EACH_GPU_ONCE = ApiRule(
+    f"[{', '.join(map(str, range(MAX_GPUS)))}].all(gpu,"
+    " size(self.filter(entry, has(entry.devices) && gpu in entry.devices)) < 2)",
+    f"a GPU {LISTED_TWICE}",
+)
 
 # --- numbers and times ------------------------------------------------------------------------------
 GPU_HOURLY_PRICE = ApiRule(

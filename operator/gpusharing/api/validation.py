@@ -23,12 +23,12 @@ MAX_VALUE = 60
 """The most characters of a value that a message shows."""
 NEWER = "If the API server keeps it, the CRDs are newer than the operator: upgrade the operator too (helm upgrade)"
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
-_UNIONS = frozenset({"devices", "maxUnavailable"})
-"""Names of fields with more than one type. pydantic appends the type that it tried to the path of their errors."""
+_UNION = "maxUnavailable"
+"""The field with two types. pydantic appends the type that it tried to the path of its errors."""
 _HINTS = {
     "mode": "for example mode: MIG",
     "matchLabels": "a label value; for example {gpusharing.dev/pool: b}",
-    "devices": rules.DEVICES,
+    "devices": "the indexes of GPUs, for example devices: [0, 1]; leave it out to mean all GPUs",
     "replicas": rules.REPLICAS.message,
     "gpuHourlyPrice": rules.GPU_HOURLY_PRICE.message,
     "currency": rules.CURRENCY_CODE.message,
@@ -48,7 +48,7 @@ _HINTS = {
     "windows": 'for example windows: [{schedule: "0 22 * * 1-5", duration: 6h, timeZone: Europe/Berlin}]',
     "blackouts": 'for example blackouts: [{schedule: "0 0 24 12 *", duration: 72h, timeZone: Europe/Berlin}]',
     "profiles": "instances on each GPU, 1 to 7; for example {3g.40gb: 2}",
-    "layouts": "for example layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
+    "layouts": "for example layouts: [{profiles: {3g.40gb: 2}}]",
     "strategy": "for example strategy: mixed",
     "config": "for example config: all-balanced",
     "behavior": "for example behavior: WaitCompleted",
@@ -258,15 +258,13 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
     layouts = mig.layouts or ()
-    if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
-        yield Problem("spec.mig.layouts", rules.DEVICES)
+    if len(layouts) > 1 and any(entry.devices is None for entry in layouts):
+        yield Problem("spec.mig.layouts", rules.ALL_ALONE.message)
     named: set[int] = set()
     for index, entry in enumerate(layouts):
-        if entry.devices == "all":
-            continue
-        for device in entry.devices:
+        for place, device in enumerate(entry.devices or ()):
             if device in named:
-                yield Problem(f"spec.mig.layouts[{index}].devices", f"GPU {device} is listed twice: {rules.DEVICES}")
+                yield Problem(f"spec.mig.layouts[{index}].devices[{place}]", f"GPU {device} {rules.LISTED_TWICE}")
             named.add(device)
 
 
@@ -300,7 +298,7 @@ def _problem(location: Iterable[int | str], message: str, meant: str | None) -> 
     """Convert an error of pydantic. `meant` is what an unknown field probably means, None for a known field."""
     path, hint, field = "spec", "", ""
     for part in location:
-        if field in _UNIONS and isinstance(part, str):
+        if field == _UNION and isinstance(part, str):
             message = "the value matches neither of the allowed forms"
             continue
         if isinstance(part, int):

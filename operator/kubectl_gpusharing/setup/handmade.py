@@ -204,7 +204,7 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig) -> Mapp
         mig["config"] = label
     else:
         mig["layouts"] = [
-            {"devices": "all" if len(rows) == 1 else indexes, "profiles": dict(layout or ())}
+            {**({} if len(rows) == 1 else {"devices": indexes}), "profiles": dict(layout or ())}
             for layout, indexes in rows.items()
         ]
     return {"mode": "MIG", "mig": mig, **shares}

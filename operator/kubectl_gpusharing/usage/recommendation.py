@@ -125,7 +125,7 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
     """Return `spec.mig.layouts` of a policy with these layouts; a single one is for all devices."""
     everywhere = len(portions) == 1
     return [
-        {"devices": "all" if everywhere else list(portion.indexes), "profiles": dict(portion.layout or ())}
+        {**({} if everywhere else {"devices": list(portion.indexes)}), "profiles": dict(portion.layout or ())}
         for portion in portions
     ]
 

@@ -411,7 +411,7 @@ class Reason(StrEnum):
         "Use the layout in the message or another one that fits.")
     LAYOUT_INCOMPLETE = (("LayoutIncomplete", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mig.layouts does not list every GPU on the node, and mig-manager would leave the others as they are.",
-        "List every GPU index, or use devices: all.")
+        "List the index of every GPU, or leave devices out to mean all GPUs.")
     LAYOUT_TOO_MANY_GPUS = (("LayoutTooManyGPUs", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")

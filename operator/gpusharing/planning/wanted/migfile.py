@@ -49,7 +49,7 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
     return [
         {
-            "devices": "all" if layout.devices == "all" else list(layout.devices),
+            "devices": "all" if layout.devices is None else list(layout.devices),
             "mig-enabled": bool(layout.profiles),
             **({"mig-devices": dict(sorted(layout.profiles.items()))} if layout.profiles else {}),
         }

@@ -221,7 +221,7 @@ def _find_layouts(
             return Finding(Reason.CONFIG_UNKNOWN, text)
     else:
         rows, here = spec.mig.layouts or (), {gpu.index for gpu in gpus}
-        named = {index for row in rows if row.devices != "all" for index in row.devices}
+        named = {index for row in rows for index in row.devices or ()}
         if beyond := sorted(named - here):
             text = f"spec.mig.layouts names GPU {', '.join(map(str, beyond))}"
             return Finding(Reason.LAYOUT_TOO_MANY_GPUS, f"{node} has {counted(len(gpus), 'GPU')}, but {text}")
