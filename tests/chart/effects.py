@@ -18,6 +18,9 @@ LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 CLASSES = "/apis/resource.k8s.io/v1/deviceclasses"
 OPERANDS = "/api/v1/namespaces/gpu-operator/pods"
+TENANT = "kube-public"
+EVENTS = f"/apis/events.k8s.io/v1/namespaces/{TENANT}/events"
+"""Events in a namespace that stands for one of tenants."""
 
 PLAIN, GATED, THEIRS = "effects-plain", "effects-gated", "effects-theirs"
 """A Node without a label of GPU nodes, one with the start-up taint, and the name of objects of other people."""
@@ -165,6 +168,38 @@ def report(name: str, forged: Object, account: Literal["operator", "agent"] = "a
     return Written(account, GPUNODES, name, {"status": forged}, sub="status", harmless=dropped)
 
 
+def event(name: str, kind: str, **other: str) -> Object:
+    """An Event as the operator writes it when it has evicted a pod, but for its object and the `other` fields."""
+    return {
+        "metadata": {"name": name},
+        "eventTime": "2026-11-20T10:00:00.000000Z",
+        "reportingController": "gpusharing.dev/operator",
+        "reportingInstance": "operator-1",
+        "action": "PodEvicted",
+        "reason": "PodEvicted",
+        "type": "Normal",
+        "note": "a policy changes the GPUs of the node",
+        "regarding": {"apiVersion": "v1", "kind": kind, "name": THEIRS, "namespace": TENANT},
+        **other,
+    }
+
+
+FORGERIES = {
+    one["metadata"]["name"]: one
+    for one in (
+        event("effects-secret", "Secret"),
+        event("effects-scheduler", "Pod", reportingController="default-scheduler"),
+        event("effects-pulled", "Pod", reason="Pulled", action="Pulled"),
+    )
+}
+"""Events in the namespace of tenants that the operator does not write, by name."""
+
+
+def told(name: str) -> Written:
+    # Of an Event that exists, only metadata and the series may be changed.
+    return Written("operator", EVENTS, name, {"metadata": {"labels": {"forged": "true"}}}, removed=True)
+
+
 def fenced(*keys: str, **labels: str | None) -> Object:
     """A fence that records these keys."""
     quoted = ",".join(f'"{key}"' for key in keys)
@@ -220,6 +255,9 @@ EFFECTS: dict[str, Written | Ended] = {
     "create, change or delete another ConfigMap than our two": Written(
         "operator", MAPS, THEIRS, {"data": {"x": "y"}}, removed=True
     ),
+    "write, change or delete an Event about a Secret of a tenant": told("effects-secret"),
+    "write, change or delete an Event about a pod in another program's name": told("effects-scheduler"),
+    "write, change or delete an Event about a pod that does not tell of its eviction": told("effects-pulled"),
     "end a pod by a deadline": Written(
         "operator",
         OPERANDS,

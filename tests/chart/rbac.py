@@ -27,7 +27,7 @@ class RoleGrant:
     subresource: str
     verb: str
     scope: str
-    """`cluster`, or whose namespace: `own`, `agent`, `gpu-operator`, `default`."""
+    """`cluster`, or whose namespace: `own`, `agent` or `gpu-operator`."""
     names: tuple[str, ...] = ()
     """The only objects that it reaches; empty: all."""
 

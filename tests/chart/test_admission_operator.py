@@ -19,10 +19,13 @@ from tests.chart.cluster import (
     dry,
 )
 from tests.chart.cluster import mighty as granted_everything
+from tests.chart.effects import event
 from tests.minors import EXTENDED_NAMES, need
 
-from gpusharing.api.names import FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.api.names import API_VERSION, FINALIZER, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.client import CLUSTER_POLICIES
 from gpusharing.kube.dra import device_class as written
+from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
 from gpusharing.planning.wanted.draobjects import wanted_class
 
 pytestmark = pytest.mark.cluster
@@ -68,6 +71,11 @@ def enforced(installed: Installed, operator: Api) -> None:
         lambda: not allowed(lambda: create(operator, maps(OPERATOR_SPACE), wanted)),
         SECONDS,
         "the one about ConfigMaps to be enforced",
+    )
+    wait_until(
+        lambda: not allowed(lambda: create(operator, events("kube-public"), told("Secret", "kube-public"))),
+        SECONDS,
+        "the one about Events to be enforced",
     )
     installed.admin.create(pods(OPERATOR_SPACE), bare("probe"))
     wait_until(
@@ -228,6 +236,61 @@ def test_the_operator_may_not_evict_in_a_protected_namespace_whatever_the_pod_ho
 
 def test_others_may_evict_there(installed: Installed) -> None:
     assert evict(installed.admin, "kube-system", "probe")
+
+
+# --- Events ------------------------------------------------------------------------------------------------
+
+
+CLUSTER_SCOPED = {
+    "Node": "v1",
+    "GPUSharingPolicy": API_VERSION,
+    "ClusterPolicy": CLUSTER_POLICIES.api_version,
+}
+"""The apiVersion of each kind of which the operator tells in namespace `default`."""
+
+
+def told(kind: str, namespace: str, **other: Any) -> Object:
+    """An Event as the operator writes it about an object of this kind, with these fields in place of its own."""
+    where: Object = {"namespace": namespace} if kind in ("Pod", "Secret") else {}
+    about = {"apiVersion": CLUSTER_SCOPED.get(kind, "v1"), "kind": kind, "name": "x", **where}
+    return {**event("probe", kind), "regarding": about, **other}
+
+
+def events(namespace: str, group: str = "events.k8s.io/v1") -> str:
+    return f"/{'api' if group == 'v1' else 'apis'}/{group}/namespaces/{namespace}/events"
+
+
+@pytest.mark.parametrize("reason", [POD_EVICTED, POD_DELETED])
+def test_the_operator_may_tell_the_owner_of_a_pod_of_its_eviction(operator: Api, reason: str) -> None:
+    assert create(operator, events("kube-public"), told("Pod", "kube-public", reason=reason))
+
+
+@pytest.mark.parametrize("kind", CLUSTER_SCOPED)
+def test_of_a_cluster_scoped_object_the_operator_may_tell_in_default_alone(operator: Api, kind: str) -> None:
+    assert create(operator, events("default"), told(kind, "default", reason="DrainStarted"))
+    message = denied(lambda: create(operator, events("kube-system"), told(kind, "kube-system")))
+    assert ADMISSION in message
+    assert "not in namespace kube-system" in message
+
+
+OTHER_EVENTS: dict[str, Object] = {
+    "about a Secret": told("Secret", "default"),
+    "about a pod, with another reason": told("Pod", "default", reason="Killing"),
+    "in the scheduler's name": told("Pod", "default", reportingController="default-scheduler"),
+    "about a kind of another group with the name Pod": told("Pod", "default") | {"regarding": {"kind": "Pod"}},
+}
+
+
+@pytest.mark.parametrize("what", OTHER_EVENTS)
+def test_the_operator_may_not_write_an_event(operator: Api, what: str) -> None:
+    assert ADMISSION in denied(lambda: create(operator, events("default"), OTHER_EVENTS[what]))
+
+
+def test_the_older_name_of_the_kind_opens_no_other_way(installed: Installed, mighty: Api) -> None:
+    about = {"apiVersion": "v1", "kind": "Secret", "name": "x", "namespace": "kube-public"}
+    old = {"metadata": {"name": "probe"}, "involvedObject": about, "reason": "x", "message": "x", "type": "Normal"}
+    assert create(installed.admin, events("kube-public", "v1"), old)
+    assert ADMISSION in denied(lambda: create(mighty, events("kube-public", "v1"), old))
 
 
 # --- ConfigMaps --------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from tests.chart.cluster import AGENT_NAMESPACE, NODES, POLICIES, POLICY, SECOND
 from tests.chart.effects import (
     CLASSES,
     EFFECTS,
+    EVENTS,
+    FORGERIES,
     GATED,
     LEASES,
     MANAGER,
@@ -53,6 +55,7 @@ def targets(installed: Installed) -> Iterator[None]:
         (LEASES, {"metadata": {"name": THEIRS}, "spec": {"holderIdentity": "them"}}),
         (POLICIES, {**POLICY, "metadata": {"name": THEIRS}}),
         (MAPS, {"metadata": {"name": THEIRS}, "data": {}}),
+        *((EVENTS, one) for one in FORGERIES.values()),
     ]
     if not lacks(DEVICE_CLASSES):
         objects.append((CLASSES, device_class(wanted_class("1g.10gb"))))

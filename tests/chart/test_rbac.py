@@ -10,7 +10,6 @@ NAMESPACES = {
     "gpusharing": "own",
     "gpusharing-agent": "agent",
     "gpu-operator": "gpu-operator",
-    "default": "default",
 }
 
 

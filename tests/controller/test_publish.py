@@ -28,6 +28,7 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Evict, ForceDelete
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence
@@ -438,6 +439,72 @@ async def test_cordon_and_release_are_told_on_the_node_as_a_kubelet_tells_its_ow
     assert [event["reason"] for event in events] == ["NodeCordoned", "NodeReleased"]
     node = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "gpu-07"}
     assert [event["regarding"] for event in events] == [node, node]
+
+
+def evictions(count: int, namespace: str = "tenant") -> list[Evict]:
+    return [Evict("gpu-07", namespace, f"train-{number}", f"uid-{number}") for number in range(count)]
+
+
+async def test_an_evicted_pod_has_an_event_in_its_own_namespace_that_names_policy_node_and_change() -> None:
+    stage = Publishing()
+    (eviction,) = evictions(1)
+    stage.publisher.report_eviction(eviction, MOVING, at(3))
+    forced = ForceDelete("gpu-07", "tenant", "x" * 219 + "-" + "y" * 30, "uid-x")
+    stage.publisher.report_eviction(forced, WAITING, at(4))
+    assert await stage.publish(SYNCED, 5) is None
+    event, deletion = sorted(stage.cluster.objects(EVENTS), key=lambda one: str(one["eventTime"]))
+    pod = {"apiVersion": "v1", "kind": "Pod", "namespace": "tenant", "name": "train-0", "uid": "uid-0"}
+    assert (event["metadata"]["namespace"], event["regarding"]) == ("tenant", pod)
+    assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
+    assert (event["type"], event["reason"]) == ("Normal", "PodEvicted")
+    assert event["eventTime"] == "2026-11-20T10:00:03.000000Z", "when the API server accepted the eviction"
+    for word in ("gpu-07", f"policy {WAITING.policy}", f"from {MOVING.observed} to {MOVING.wanted}"):
+        assert word in event["note"]
+    assert (deletion["type"], deletion["reason"]) == ("Warning", "PodForceDeleted")
+    assert deletion["metadata"]["name"].startswith("x" * 219 + "."), "no name of an object ends one part with a dash"
+    assert len(deletion["metadata"]["name"]) <= 253
+
+
+async def test_ten_events_about_evicted_pods_are_posted_in_a_second_and_the_rest_later() -> None:
+    stage = Publishing()
+    for eviction in evictions(25):
+        stage.publisher.report_eviction(eviction, WAITING, at(0))
+    assert await stage.publish(SYNCED) == 1
+    assert await stage.publish(SYNCED, 0.5) == 1
+    assert len(stage.cluster.objects(EVENTS)) == 10
+    assert await stage.publish(SYNCED, 1) == 2
+    assert await stage.publish(SYNCED, 2) is None
+    assert len({event["regarding"]["uid"] for event in stage.cluster.objects(EVENTS)}) == 25
+
+
+@pytest.mark.parametrize("error", [Throttled("slow down", 1.0), Forbidden("no right"), Unavailable("502")])
+async def test_an_event_about_an_evicted_pod_is_sent_once_and_its_failure_is_logged_once(error: KubeError) -> None:
+    stage = Publishing()
+    fault = stage.cluster.faults.fail("create", EVENTS, error, namespace="tenant", times=2)
+    for eviction in evictions(3):
+        stage.publisher.report_eviction(eviction, WAITING, at(0))
+    with capture_logs() as lines:
+        for seconds in range(5):
+            await stage.publish(SYNCED, seconds)
+    assert fault.hits == 2
+    assert [event["regarding"]["uid"] for event in stage.cluster.objects(EVENTS)] == ["uid-2"]
+    dropped = "an Event about an evicted pod cannot be posted; it is dropped"
+    told = [dropped, "resolved: an Event about an evicted pod cannot be posted"]
+    assert [line["event"] for line in lines if line.get("subject") == "events in tenant"] == told
+
+
+async def test_an_event_in_a_namespace_that_is_being_deleted_is_dropped_in_silence_and_one_held_back_waits() -> None:
+    stage = Publishing()
+    gone = Forbidden("because it is being terminated", namespace_terminating=True)
+    stage.cluster.faults.fail("create", EVENTS, gone, namespace="tenant")
+    stage.cluster.faults.fail("create", EVENTS, HeldBack("not sent", 1.0), namespace="other")
+    for eviction in (*evictions(1), *evictions(1, "other")):
+        stage.publisher.report_eviction(eviction, WAITING, at(0))
+    with capture_logs() as lines:
+        assert await stage.publish(SYNCED) == 1
+        assert await stage.publish(SYNCED, 1) is None
+    assert [event["metadata"]["namespace"] for event in stage.cluster.objects(EVENTS)] == ["other"]
+    assert [line for line in lines if line["log_level"] == "warning"] == []
 
 
 async def test_a_cordon_from_before_the_operator_started_is_not_told_again() -> None:

@@ -47,6 +47,7 @@ async def test_what_a_budget_keeps_is_evicted_for_as_long_as_there_is_time_and_t
         await scene.ready()
         assert scene.evicted() == []
         assert scene.events()["PodsForceDeleted"] >= 1
+        assert (scene.events()["PodForceDeleted"], scene.events()["PodEvicted"]) == (2, 0)
         assert scene.events()["ChangeGivenUp"] == 0
 
 

@@ -4,7 +4,7 @@ from hack.sim.fakefaults import EVER
 from tests.embedded.scene import FULL, HOUR, MIXED, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.client import EVENTS, NODES, PODS
 from gpusharing.kube.errors import EvictionBlocked, Unavailable
 
 EVICTS = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
@@ -43,3 +43,5 @@ async def test_the_start_of_a_drain_is_told_once_although_its_pods_cannot_be_lis
         await scene.ready(seconds=HOUR)
         assert scene.evicted() == ["job"]
         assert scene.events()["DrainStarted"] == before + 1
+        (told,) = [one for one in scene.e.cluster.objects(EVENTS) if one["reason"] == "PodEvicted"]
+        assert (told["regarding"]["name"], told["metadata"]["namespace"]) == ("job", "default")

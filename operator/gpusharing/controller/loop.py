@@ -31,7 +31,7 @@ from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.sender import Sender, Writes
 from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.actions import Action, SetPointers
+from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -134,8 +134,12 @@ class Loop:
 
     def _acted(self, action: Action, result: str) -> None:
         self.observer.acted(action, result)
-        if isinstance(action, SetPointers) and result == "done":
+        if result != "done":
+            return
+        if isinstance(action, SetPointers):
             self.publisher.report_pointers(action, self.now())
+        elif isinstance(action, Evict | ForceDelete) and self.plan and (at := self.plan.verdicts.get(action.node)):
+            self.publisher.report_eviction(action, at, self.now())
 
     async def run(self) -> None:
         """Run passes and what they need until canceled; an error of one task ends all and is raised in a group."""

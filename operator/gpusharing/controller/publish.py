@@ -31,11 +31,18 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.report.events import Event, cordon_event, node_events, refusal_event, shared_event
+from gpusharing.planning.report.events import (
+    Event,
+    cordon_event,
+    eviction_event,
+    node_events,
+    refusal_event,
+    shared_event,
+)
 from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
+from gpusharing.planning.snapshot.actions import Evict, ForceDelete, RepairMps, SetPointers
 from gpusharing.planning.snapshot.memory import CallFailure, failed_again, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -48,15 +55,21 @@ POOL_FACTOR = 2
 MOVING_FACTOR = 2
 """How many periods until a changing node is shown again: a transition has half a dozen phases."""
 
+LONGEST_NAME = 220
+"""How much of an object's name the name of its Event has: both may have at most 253 characters."""
+
 MOST_PENDING = 1000
 """The most Events that may wait for the server; the oldest is dropped to make room for a new one."""
+
+PODS_PER_SECOND = 10
+"""The most Events about evicted pods in one second: a change of many nodes at once evicts hundreds of pods."""
 
 RESTING = frozenset(phase for phase in Phase if phase.lasts)
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """Errors that computing a status may raise because of our own mistakes; they must not end a pass."""
 
-_EVENTS = "events"
+_EVENTS, _EVICTIONS = "events", "evictions"
 
 
 @dataclass(slots=True)
@@ -91,6 +104,8 @@ class Publisher:
     _refused: dict[str, CallFailure] = field(default_factory=dict)
     """The refusals in a row, by key of the object."""
     _pending_events: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
+    _pending_evictions: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
+    """Events about evicted pods, each of which is sent once, whatever becomes of it."""
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
@@ -142,6 +157,8 @@ class Publisher:
                     later: datetime | None = refused.next_try
                 elif key == _EVENTS:
                     later = await self._post_events(now)
+                elif key == _EVICTIONS:
+                    later = await self._post_evictions(now)
                 elif key in verdicts:
                     later = await self._write_transition(verdicts[key], snapshot, now)
                 else:
@@ -151,8 +168,9 @@ class Publisher:
             if later is not None:
                 due.append(later)
 
+        queues = {_EVENTS: self._pending_events, _EVICTIONS: self._pending_evictions}
         try:
-            await self.workers.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
+            await self.workers.each([*verdicts, *policies, *(key for key, queue in queues.items() if queue)], write)
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
                 "status", "statuses and Events cannot be written; trying again", error=str(group.exceptions[0])
@@ -306,6 +324,12 @@ class Publisher:
         regarding = _reference("ClusterPolicy", policy.name, CLUSTER_POLICIES.api_version)
         return self._event(shared_event(action), {**regarding, "uid": policy.uid}, now)
 
+    def report_eviction(self, action: Evict | ForceDelete, verdict: Verdict, now: datetime) -> None:
+        """Queue an Event about a pod whose eviction or deletion the API server has accepted."""
+        pod = {**_reference("Pod", action.name), "namespace": action.namespace, "uid": action.uid}
+        event = self._event(eviction_event(action, verdict), pod, now)
+        self._pending_evictions.append({**event, "related": _reference("Node", action.node)})
+
     def _queue(self, event: Event, regarding: JSON, now: datetime, **more: JSON) -> None:
         self._pending_events.append({**self._event(event, regarding, now), **more})
 
@@ -331,15 +355,39 @@ class Publisher:
                 self._pending_events.popleft()
         return None
 
+    async def _post_evictions(self, now: datetime) -> datetime | None:
+        if (due := self._due.get(_EVICTIONS, now)) > now:
+            return due
+        self._due[_EVICTIONS] = now + timedelta(seconds=1)
+        for _ in range(min(PODS_PER_SECOND, len(self._pending_evictions))):
+            body = self._pending_evictions.popleft()
+            namespace = body["metadata"]["namespace"]
+            subject, event = f"events in {namespace}", "an Event about an evicted pod cannot be posted; it is dropped"
+            try:
+                await self.client.create(EVENTS, body, namespace=namespace)
+            except HeldBack:
+                self._pending_evictions.appendleft(body)  # it was not sent
+                break
+            except (ServerAway, Unauthorized):
+                raise
+            except KubeError as error:
+                gone = isinstance(error, NotFound) or (isinstance(error, Forbidden) and error.namespace_terminating)
+                if not gone and not isinstance(error, AlreadyExists):
+                    self._complaints.begins(subject, event, type(error).__name__, error=str(error) or repr(error))
+            else:
+                self._complaints.ends(subject)
+        return self._due[_EVICTIONS] if self._pending_evictions else None
+
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
         self._serial += 1
         stamp = to_micro_time(now)
+        name = regarding["name"][:LONGEST_NAME].rstrip("-.")
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": {
-                "name": f"{regarding['name']}.{int(now.timestamp() * 1000):x}.{self._serial:x}",
-                "namespace": "default",
+                "name": f"{name}.{int(now.timestamp() * 1000):x}.{self._serial:x}",
+                "namespace": regarding.get("namespace", "default"),
             },
             "eventTime": stamp,
             "reportingController": f"{names.GROUP}/operator",

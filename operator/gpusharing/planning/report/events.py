@@ -6,7 +6,7 @@ from typing import Any, Literal
 from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.transition import whose_cordon
-from gpusharing.planning.snapshot.actions import Actuate, RepairMps, SetPointers, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, Evict, ForceDelete, RepairMps, SetPointers, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import mps, pointers
 from gpusharing.planning.transition.cases import calls_fail
@@ -25,7 +25,10 @@ events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/cor
 
 @value
 class Event:
-    """A Kubernetes Event about a policy, a Node or ClusterPolicy. One about a node's change is posted on its policy."""
+    """A Kubernetes Event about a policy, a Node, ClusterPolicy or an evicted pod.
+
+    One about a node's change is posted on its policy.
+    """
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -161,6 +164,21 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {pointers.VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", cut_bytes(text, MAX_NOTE))
+
+
+POD_EVICTED, POD_DELETED = "PodEvicted", "PodForceDeleted"
+"""Reasons of the Events in the namespaces of pods; the chart's admission allows no others there."""
+
+
+def eviction_event(action: Evict | ForceDelete, verdict: Verdict) -> Event:
+    """Return the Event for the owner of a pod, who may have no right to see nodes or policies."""
+    change = f"from {verdict.observed} to {verdict.wanted}" if verdict.observed else f"to {verdict.wanted}"
+    why = cut_bytes(f"because policy {verdict.policy} changes the GPUs of that node {change}", MAX_NOTE // 2)
+    if isinstance(action, Evict):
+        done = f"the GPU sharing operator evicted this pod from node {action.node}"
+        return Event("Normal", POD_EVICTED, f"{done}, {why}")
+    done = f"the GPU sharing operator deleted this pod from node {action.node}, as drain.onTimeout says"
+    return Event("Warning", POD_DELETED, f"{done}, after its eviction was refused until the drain had to end, {why}")
 
 
 def _condition(status: Mapping[str, Any], kind: ConditionType) -> dict[str, str]:
