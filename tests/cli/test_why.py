@@ -39,7 +39,7 @@ gpu-1  pool-b  Draining: PDB  since AGE, until TIME
 1 GPU pod left to go; PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 2 pods are
 healthy, and 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy:
 Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale
-the workload up, or raise maxUnavailable.
+the workload up, or let the PodDisruptionBudget allow more disruptions.
 1x full -> 2x3g.40gb; disruption class Reset; step 1/1, attempt 1; cordoned by the operator
 
 PROOF             SAYS                     SHOULD SAY
@@ -56,7 +56,7 @@ What blocks it
   PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 2 pods are healthy, and 1 must
     be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Get the unready
     pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale the workload
-    up, or raise maxUnavailable.
+    up, or let the PodDisruptionBudget allow more disruptions.
 
 ENTERED    PHASE     REASON
 AGE ago  Skipped   Unowned

@@ -5,7 +5,9 @@ the real server can be shared.
 """
 
 import asyncio
+import json
 import re
+import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -27,6 +29,8 @@ from gpusharing.kube.client import (
     WatchEvent,
 )
 from gpusharing.kube.lists import pages_of
+from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.reasons import Reason
 
 JSON = dict[str, Any]
 
@@ -391,6 +395,17 @@ class PodContract:
         await server.client.evict(server.name, "llm-0", pods[0]["metadata"]["uid"])
         with pytest.raises(errors.EvictionBlocked):
             await server.client.evict(server.name, "llm-1", pods[1]["metadata"]["uid"])
+
+    async def test_the_remedy_for_a_budget_that_never_allows_is_accepted(self, server: Server) -> None:
+        """With minAvailable beside it, maxUnavailable would be refused."""
+        await self.pod(server, "llm-0")
+        await self.budget(server, "keep", 1, healthy=1)
+        (line,) = explain_blockers([Blocker(Reason.PDB_NEVER_ALLOWS, pdb=f"{server.name}/keep")])
+        command = shlex.split(line.partition("(")[2].rpartition(")")[0])
+        assert command[:6] == ["kubectl", "patch", "pdb", "keep", "-n", server.name]
+        await server.client.patch(PDBS, "keep", json.loads(command[-1]), namespace=server.name)
+        spec = (await server.client.get(PDBS, "keep", namespace=server.name))["spec"]
+        assert (spec.get("minAvailable"), spec["maxUnavailable"]) == (None, 1)
 
     async def test_two_budgets_on_one_pod_can_never_be_satisfied(self, server: Server) -> None:
         pod = await self.pod(server, "llm-0")

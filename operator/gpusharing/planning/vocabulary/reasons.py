@@ -508,7 +508,8 @@ class Reason(StrEnum):
         "Change the selectors so that only one PodDisruptionBudget selects the pod.")
     PDB_NEVER_ALLOWS = (("PDBNeverAllows", "Drain", _PERSON, "pods"),
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
-        "Scale the workload up, or set the PodDisruptionBudget's maxUnavailable to at least 1.")
+        "Scale the workload up, or let the PodDisruptionBudget allow one disruption (kubectl patch pdb NAME -n NAMESPACE "
+        """--type merge -p '{"spec":{"maxUnavailable":1,"minAvailable":null}}').""")
     UNMANAGED = (("Unmanaged", "Drain", _PERSON, "pods"),
         "The pod has no controller that would start it elsewhere, so an eviction would delete it for good.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
@@ -588,7 +589,7 @@ class Reason(StrEnum):
     PDB = (("PDB", "Drain", _LATER, "pods", Mark.ANSWER, Mark.FORCIBLE),
         "The PodDisruptionBudget currently allows no disruption.",
         "Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale "
-        "the workload up, or raise maxUnavailable.")
+        "the workload up, or let the PodDisruptionBudget allow more disruptions.")
     PDB_NOT_OBSERVED = (("PDBNotObserved", "Drain", _LATER, "pods", Mark.FORCIBLE),
         "The PodDisruptionBudget changed more than 60 s ago, and its controller has not processed the change yet.",
         "If this persists, check kube-controller-manager.")
