@@ -118,7 +118,7 @@ async def test_how_long_the_changes_take_is_a_range_from_those_that_were_made(tm
         scene.e.cluster.faults.fail("get", GPUNODES, Forbidden("no"), times=EVER, identity=ME)
         _, blind = await both(scene, "-f", written(tmp_path, policy(FULL)))
     assert "This takes about " in one.out
-    assert "; takes about " in one.out
+    assert "; this takes about " in one.out
     assert 0 < fast["secondsAtLeast"] <= fast["secondsAtMost"]
     assert slow["secondsAtLeast"] == pytest.approx(4 * fast["secondsAtLeast"], abs=4)
     assert canary["secondsAtMost"] == pytest.approx(slow["secondsAtMost"] + 6 * 3600, abs=4)
@@ -138,11 +138,21 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
         windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "31m"}]
         edit = policy(FULL, rollout=at_once(1, windows=windows), drain={"timeout": "30m"})
         told, verdict = await both(scene, "-f", written(tmp_path, edit))
+        long = policy(FULL, rollout=at_once(4, windows=[{**windows[0], "duration": "2h"}]), drain={"timeout": "30m"})
+        fits, once = await both(scene, "-f", written(tmp_path, long))
         short = policy(FULL, rollout=at_once(1, windows=[{**windows[0], "duration": "5m"}]), drain={"timeout": "30m"})
         _, never = await both(scene, "-f", written(tmp_path, short))
     assert told.status == CHANGES
     assert timedelta(days=3) < timedelta(seconds=verdict["secondsAtLeast"]) < timedelta(days=4)
-    assert never["secondsAtLeast"] is None
+    assert verdict["windowsAtMost"] == 4
+    assert "This does not fit into one window: the first change may start in " in verdict["message"]
+    assert "; this does not fit into one window" in " ".join(told.out.split())
+    assert timedelta(hours=2, minutes=58) < timedelta(seconds=once["secondsToStart"]) <= timedelta(hours=3)
+    assert once["secondsToStart"] < once["secondsAtLeast"] <= once["secondsAtMost"] < once["secondsToStart"] + 1800
+    assert once["windowsAtMost"] == 1
+    assert re.search(r"The first change may start in (3h|2h\d\dm), then this takes about \d+[ms]", once["message"])
+    assert re.search(r"; the first change may start in (3h|2h\d\dm), then this takes", " ".join(fits.out.split()))
+    assert (never["secondsToStart"], never["secondsAtLeast"], never["windowsAtMost"]) == (None, None, None)
 
 
 # --- --fail-on ---------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ rights, and only here; the operator needs no rights to them.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from heapq import nlargest
 from itertools import chain
@@ -23,11 +23,11 @@ from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.stranded import ADMITTED
 from gpusharing.planning.gpus.cards import describe_turns
-from gpusharing.planning.pools.windows import RECENT
+from gpusharing.planning.pools.windows import RECENT, Course
 from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.findings import explain_blockers
-from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.lengths import counted, in_minutes, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
@@ -97,9 +97,15 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     return Outcome.NOTHING, ""
 
 
-def tell_span(lasts: Sequence[timedelta]) -> str:
-    """Return a range of time in words, such as `about 20m to 1h5m`."""
-    return f"about {' to '.join(dict.fromkeys(map(length, lasts)))}"
+def tell_courses(courses: Sequence[Course], now: datetime) -> str:
+    """Return when the first change may start and how long the work takes then, at best and at worst, as a clause."""
+    begins = min(one.begins for one in courses)
+    wait = f"the first change may start in {in_minutes(begins - now)}, " if begins > now else ""
+    if max(one.spans for one in courses) > 1:
+        end = " to ".join(dict.fromkeys(in_minutes(one.ends - now) for one in courses))
+        return f"this does not fit into one window: {wait}{'and ' * bool(wait)}the last ends in about {end}"
+    work = " to ".join(dict.fromkeys(length(one.ends - begins) for one in courses))
+    return f"{wait}{'then ' * bool(wait)}this takes about {work}"
 
 
 KUEUE = ("v1beta2", "v1beta1")
@@ -214,6 +220,7 @@ COLUMNS = columns(NODE=0, CLASS=3, NOW=2, AFTER=2, PODS=4, BUDGETS=5, WHEN=0)
 
 @dataclass(frozen=True, slots=True)
 class Planned:
+    now: datetime
     proposals: tuple[Proposal, ...] = ()
     notes: tuple[str, ...] = ()
     simulated: tuple[str, ...] = ()
@@ -232,8 +239,8 @@ class Planned:
         steps = [step for one in self.proposals for step in one.steps]
         going = [step for one in self.proposals for step in one.going]
         pods = [pod for one in self.proposals for pod in one.evicted]
-        spans = [one.lasts for one in self.proposals if one.going]
-        lasts = tuple(map(max, zip(*spans, strict=True))) if all(spans) else ()
+        known = [one.courses for one in self.proposals if one.going]
+        courses = tuple(map(_join, zip(*known, strict=True))) if all(known) else ()
         jobs = any(step.preview.jobs for step in going if step.preview is not None)  # they may be evicted in the end
         sure = not jobs and all(step.known and step.doubt is None for step in steps if step.obstacle is None)
         complete = sure and not any(one.evicts_again for one in self.proposals)
@@ -244,7 +251,8 @@ class Planned:
             reason = "no node with GPUs is selected" if judged else "there is no policy"
             if matching:
                 reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
-        changes = _tell_changes(steps, going, pods, complete=complete, lasts=lasts) if steps else ""
+        takes = tell_courses(courses, self.now) if courses else ""
+        changes = _tell_changes(steps, going, pods, complete=complete, takes=takes) if steps else ""
         parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
         why = " ".join(f"{part}." for part in parts if part)
         unread = bool(steps) and any(one.unread for one in self.proposals)
@@ -257,7 +265,7 @@ class Planned:
         status = DONE if self.fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
         guess = " (estimate, because the operator is not installed)" * self.estimate
         failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
-        low, high = [int(one.total_seconds()) for one in lasts] or (None, None)
+        low, high = [int((one.ends - self.now).total_seconds()) for one in courses] or (None, None)
         return {
             "outcome": str(outcome),
             "exitStatus": FAILED_ON if failed_on else status,
@@ -267,15 +275,24 @@ class Planned:
             "doubtful": [step.verdict.node for step in steps if step.doubt is not None],
             "pods": len(pods),
             "podsComplete": complete,
+            "secondsToStart": int((min(one.begins for one in courses) - self.now).total_seconds()) if courses else None,
             "secondsAtLeast": low,
             "secondsAtMost": high,
+            "windowsAtMost": max((one.spans for one in courses), default=None),
             "estimate": self.estimate,
             "failedOn": failed_on,
         }
 
 
+def _join(courses: Sequence[Course]) -> Course:
+    """Return the course of all pools together."""
+    return Course(
+        min(one.begins for one in courses), max(one.ends for one in courses), max(one.spans for one in courses)
+    )
+
+
 def _tell_changes(
-    steps: Sequence[Step], going: Sequence[Step], pods: Sequence[str], *, complete: bool, lasts: Sequence[timedelta]
+    steps: Sequence[Step], going: Sequence[Step], pods: Sequence[str], *, complete: bool, takes: str
 ) -> str:
     blocked = _name_nodes((step.obstacle, step.verdict.node) for step in steps)
     doubtful = _name_nodes((step.doubt, step.verdict.node) for step in steps)
@@ -292,8 +309,8 @@ def _tell_changes(
     jobs = sum(len(step.preview.jobs) for step in going if step.preview is not None)
     ending = f", and {counted(jobs, 'pod gets', 'pods get')} time to end (spec.drain.jobs)" if jobs else ""
     long = "How long this takes is unknown: no past change is recorded, or no window is long enough"
-    if lasts:
-        long = f"This takes {tell_span(lasts)}, judging by past changes and the windows"
+    if takes:
+        long = f"{takes[0].upper()}{takes[1:]}, judging by past changes and the windows"
     evicted = f"{'' if complete else 'at least '}{counted(len(pods), 'pod')} will be evicted"
     return f"{counted(len(going), 'node')} will change{after} and {evicted}{ending}{stays}. {long}"
 
@@ -313,13 +330,15 @@ def describe(planned: Planned, options: PrintOptions) -> list[Line]:
     for proposal in planned.proposals:
         refusal = f"{proposal.policy}: {proposal.about.rstrip('.')}"
         explained = not proposal.accepted and refusal in verdict["message"]
-        lines += [*_describe(proposal, options, estimate=planned.estimate, explained=explained), BLANK]
+        lines += [*_describe(proposal, planned.now, options, estimate=planned.estimate, explained=explained), BLANK]
     lines += prose_of_each((f"! {one}." for one in planned.dependents), options, ink=Ink.WAITING)
     lines += prose_of_each((f"Note: {note}" for note in planned.notes), options, ink=Ink.FAINT)
     return [*lines, *prose("This is only a plan. Nothing was changed.", options, ink=Ink.FAINT)]
 
 
-def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, explained: bool) -> list[Line]:
+def _describe(
+    proposal: Proposal, now: datetime, options: PrintOptions, *, estimate: bool, explained: bool
+) -> list[Line]:
     lines = fold(_title(proposal, estimate=estimate), options)
     if not explained:
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
@@ -329,7 +348,7 @@ def _describe(proposal: Proposal, options: PrintOptions, *, estimate: bool, expl
             f"disruption class {proposal.disruption}",
             f"{counted(proposal.at_once, 'node')} at a time",
             f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows",
-            f"takes {tell_span(proposal.lasts)}" if proposal.lasts else "",
+            tell_courses(proposal.courses, now) if proposal.courses else "",
             proposal.hash and f"plan {proposal.hash}",
         )
         lines += prose("; ".join(filter(None, facts)), options, hang="  ")
@@ -439,17 +458,17 @@ def as_data(planned: Planned, where: str) -> PlanData:
     return {
         "context": where,
         "verdict": planned.verdict,
-        "policies": [_proposal_data(one, estimate=planned.estimate) for one in planned.proposals],
+        "policies": [_proposal_data(one, planned.now, estimate=planned.estimate) for one in planned.proposals],
         "simulated": list(planned.simulated),
         "dependents": list(planned.dependents),
         "notes": list(planned.notes),
     }
 
 
-def _proposal_data(proposal: Proposal, *, estimate: bool) -> ProposalData:
+def _proposal_data(proposal: Proposal, now: datetime, *, estimate: bool) -> ProposalData:
     return {
         "name": proposal.policy,
-        "verdict": Planned((proposal,), estimate=estimate).verdict,
+        "verdict": Planned(now, (proposal,), estimate=estimate).verdict,
         "accepted": proposal.accepted,
         "reason": proposal.reason,
         "message": proposal.about,
@@ -555,6 +574,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     turns = tuple(_turns(policy) for policy in live.snapshot.policies if not only or policy.name in only)
     notes = (*live.notes, *unread, *unlisted, *filter(None, turns))
     return Planned(
+        live.now,
         proposals,
         notes,
         live.simulated(nodes),
@@ -589,4 +609,4 @@ async def _with_length(session: Session, proposal: Proposal, live: LivePlan, mos
     latest = nlargest(most, dated) if proposal.steps else ()
     histories = await side_by_side(*(read_past(name) for _, _, name in latest))
     past = [*chain.from_iterable(histories)]
-    return replace(proposal, lasts=foresee(pool, live.snapshot, live.now, len(proposal.going), past))
+    return replace(proposal, courses=foresee(pool, live.snapshot, live.now, proposal.going, past))

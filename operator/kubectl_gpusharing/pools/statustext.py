@@ -6,7 +6,7 @@ from datetime import datetime
 
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.raw import text
-from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.lengths import counted, in_minutes, some
 from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table, status_of
 from kubectl_gpusharing.pools.fleet import NodeStatus, Pools, PoolStatus, State, simulated_nodes
 from kubectl_gpusharing.pools.timeline import MOST, describe_timeline, find_estimate
@@ -143,8 +143,9 @@ def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> li
             f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
         )
     if pool.next_window:
-        head = "window" if pool.next_window.startswith("open") else "next window"
-        texts.append(f"{head}: {pool.next_window}")
+        opens = from_rfc3339(pool.next_window)  # None while it is open
+        wait = f", in {in_minutes(opens - now)}" if opens is not None and opens > now else ""
+        texts.append(f"{'window' if opens is None else 'next window'}: {pool.next_window}{wait}")
     if (estimate := find_estimate(pool, now)) is not None:
         texts.append(estimate[1])
     return lines + prose_of_each(texts, options)

@@ -47,7 +47,8 @@ AddressData = TypedDict("AddressData", {"context": str, "url": str})
 ConclusionData = TypedDict("ConclusionData", {
     "outcome": str, "exitStatus": int, "message": str, "nodes": int, "blocked": Strings,
     "doubtful": Strings, "pods": int, "podsComplete": bool,
-    "secondsAtLeast": int | None, "secondsAtMost": int | None, "estimate": bool, "failedOn": Strings,
+    "secondsToStart": int | None, "secondsAtLeast": int | None, "secondsAtMost": int | None,
+    "windowsAtMost": int | None, "estimate": bool, "failedOn": Strings,
 })  # fmt: skip
 StepData = TypedDict("StepData", {
     "name": str, "disruption": str, "observed": str, "wanted": str, "starts": bool, "phase": str, "reason": str,

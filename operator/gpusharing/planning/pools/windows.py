@@ -17,6 +17,7 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import actuation_limit
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import in_minutes
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -227,19 +228,29 @@ def find_hours(
         return Hours(spans, None, None if first.closes is None else first.closes - needed + _SECOND)
     message = (
         "changes do not start outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
-        f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
+        f" {in_minutes(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
     )
     return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)
 
 
-def foresee_end(
+@value
+class Course:
+    """When a series of changes would begin and end."""
+
+    begins: datetime
+    ends: datetime
+    spans: int
+    """In how many spans of its windows changes begin."""
+
+
+def foresee_course(
     spec: GPUSharingPolicySpec,
     zones: Mapping[str, tzinfo],
     nodes: Iterable[NodeView],
     begins: datetime,
     lengths: Sequence[timedelta],
-) -> datetime | None:
-    """Return when a series of consecutive changes with these `lengths` ends; the last may end after its window.
+) -> Course | None:
+    """Return the course of consecutive changes with these `lengths`; the last may end after its window.
 
     None if a window is invalid or the end is too far away.
     """
@@ -249,13 +260,15 @@ def foresee_end(
     needed, moment = needed_time(spec, nodes), begins
     spans = islice(find_spans(windows, blackouts, begins.replace(second=0, microsecond=0)), FORESEEN)
     span = next(spans, None)
+    used: list[Span] = []
     for length in lengths:
         while span is not None and not span.lasts(needed, moment):
             span = next(spans, None)
         if span is None:
             return None
+        used += [] if span in used[-1:] else [span]
         moment = max(moment, span.opens) + length
-    return moment
+    return Course(max(begins, used[0].opens) if used else begins, moment, len(used))
 
 
 @lru_cache(maxsize=512)
@@ -291,23 +304,17 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> tuple[str, str] | None:
 
 def _too_short(needed: timedelta, longest: timedelta, *, blacked_out: bool) -> Finding:
     slowest = f"the duration of the slowest of the last {RECENT} changes"
-    needs = f"a change needs {_text(needed)} left in its window (drain.timeout plus {slowest})"
+    needs = f"a change needs {in_minutes(needed)} left in its window (drain.timeout plus {slowest})"
     if blacked_out:  # longer windows would not help
-        left = f"at most {_text(longest)}" if longest else "nothing"
+        left = f"at most {in_minutes(longest)}" if longest else "nothing"
         why = (
             f"as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
             " nodes could start: shorten or remove a blackout"
         )
     else:
-        left = f"are open for at most {_text(longest)}" if longest else "are never open"
+        left = f"are open for at most {in_minutes(longest)}" if longest else "are never open"
         why = (
             f"spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"
             " for example to duration: 6h, or shorten spec.drain.timeout"
         )
     return Finding(Reason.WINDOW_TOO_SHORT, f"{needs}, but {why}")
-
-
-def _text(length: timedelta) -> str:
-    """Return a duration in whole minutes, rounded up, such as `1h30m`."""
-    hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
-    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

@@ -20,7 +20,7 @@ from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, f
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
 from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.windows import foresee_end
+from gpusharing.planning.pools.windows import Course, foresee_course
 from gpusharing.planning.report.counts import count_devices
 from gpusharing.planning.report.status import members, tell_status
 from gpusharing.planning.rollout import RolloutPlan
@@ -127,8 +127,8 @@ class Proposal:
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
     """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
-    lasts: tuple[timedelta, ...] = ()
-    """How long all changes together take at least and at most, counted from now (`foresee`)."""
+    courses: tuple[Course, ...] = ()
+    """The course of its changes at best and at worst; empty if it is unknown (`foresee`)."""
     evicts_again: bool = False
     """Whether pods that are evicted, or wait, may start on a node that changes later, and be evicted there."""
 
@@ -173,7 +173,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 
 
 def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> Proposal:
-    """Return what the plan, made from this snapshot with this policy, means for its pool. `lasts` is left empty."""
+    """Return what the plan, made from this snapshot with this policy, means for its pool. `courses` is left empty."""
     pool, spec = members(policy, plan, snapshot), policy.spec
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -229,14 +229,14 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
 
 
 def foresee(
-    pool: Pool, snapshot: ClusterSnapshot, now: datetime, count: int, past: Sequence[timedelta]
-) -> tuple[timedelta, ...]:
-    """Return how long the changes of `count` nodes of the pool take at least and at most; empty if that is unknown.
+    pool: Pool, snapshot: ClusterSnapshot, now: datetime, steps: Sequence[Step], past: Sequence[timedelta]
+) -> tuple[Course, ...]:
+    """Return the course of these changes of the pool at best and at worst; empty if it is unknown.
 
     Each is assumed to take as long as the fastest or the slowest of the `past` changes. Holds that only a person ends,
     such as a missing approval, are not considered.
     """
-    at_once = min(pool.limit, snapshot.settings.max_in_flight)
+    at_once, count = min(pool.limit, snapshot.settings.max_in_flight), len(steps)
     if not past or not count or not at_once or pool.policy.spec is None:
         return ()
     canary, first, soak, begins = find_canary(pool), 0, timedelta(0), now
@@ -245,13 +245,19 @@ def foresee(
     elif canary is not None and pool.spec.rollout.canary is not None and canary < count:
         first, soak = -(-canary // at_once), parse_duration(pool.spec.rollout.canary.soak)
         count -= canary
-    nodes, ends = [member.node for member in pool.members], []
+    # Windows hold back only nodes that have not begun.
+    going_on = sum(step.verdict.phase.in_flight for step in steps) if pool.hours.closed is not None else 0
+    nodes, courses = [member.node for member in pool.members], []
     for took in (min(past), max(past)):
-        lengths = [took] * (first + -(-count // at_once))
+        lengths = [took] * (first + -(-max(0, count - going_on) // at_once))
         if first:
             lengths[first - 1] += soak
-        ends.append(foresee_end(pool.spec, pool.policy.zones, nodes, begins, lengths))
-    return tuple(end - now for end in ends if end is not None) if all(ends) else ()
+        start = max(begins, now + took) if going_on else begins
+        course = foresee_course(pool.spec, pool.policy.zones, nodes, start, lengths)
+        if course is None:
+            return ()
+        courses.append(replace(course, begins=now, spans=course.spans + 1) if going_on else course)
+    return tuple(courses)
 
 
 def _client_memory(replicas: int, nodes: Iterable[str], snapshot: ClusterSnapshot) -> dict[str, float]:

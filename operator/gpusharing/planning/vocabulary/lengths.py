@@ -1,7 +1,8 @@
-"""How are messages and lists shortened to the space available, and nouns put after counts?"""
+"""How are messages and lists shortened to the space available, nouns put after counts, and durations written?"""
 
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 
 MAX_TEXT = 1000
 """The most characters that a message in a status may have."""
@@ -30,3 +31,9 @@ def some(things: Sequence[str], most: int = 3) -> str:
 
 def counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
+def in_minutes(length: timedelta) -> str:
+    """Format a duration in whole minutes, rounded up, such as `1h30m`."""
+    hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
+    return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"
