@@ -45,6 +45,7 @@ disruption class Reset; 1 node at a time; no time windows; plan HASH
   nvidia.com/gpu: 4 -> 0 if the blocked nodes changed too
     3 pods here request it (default/llm-POD, default/llm-POD, default/llm-POD); no node would advertise it
       any more
+  on the same 4 GPUs with 320 GB of memory: 4 NVIDIA H100 80GB HBM3
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
 ! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. The budget allows
   0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or let the

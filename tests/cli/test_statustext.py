@@ -92,7 +92,9 @@ def test_one_gpu_is_not_called_gpus() -> None:
 
 def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:
     waits = policy(nextWindow="2026-11-20T22:00:00Z")
-    assert "\nnext window: 2026-11-20T22:00:00Z, in 12h\n" in shown([waits], [gpunode("n-0", "Pending", "WindowClosed")])
+    assert "\nnext window: 2026-11-20T22:00:00Z, in 12h\n" in shown(
+        [waits], [gpunode("n-0", "Pending", "WindowClosed")]
+    )
     assert "window" not in shown(*fleet())
 
 

@@ -22,7 +22,7 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.stranded import ADMITTED
-from gpusharing.planning.gpus.cards import describe_turns
+from gpusharing.planning.gpus.cards import describe_turns, find_card
 from gpusharing.planning.pools.windows import RECENT, Course
 from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
 from gpusharing.planning.snapshot.views import PolicyView
@@ -439,6 +439,12 @@ def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
                 where = "other nodes still advertise it" if lost.elsewhere else f"{lost.demand.remain} will remain"
             if parts:
                 lines += prose("; ".join((*parts, where)), options, indent="    ", hang="  ")
+    if proposal.gpus:
+        sizes = [(card.memory_gb * n if (card := find_card(one)) else 0) for one, n in proposal.gpus.items()]
+        memory = f" with {sum(sizes)} GB of memory" if all(sizes) else ""
+        named = ", ".join(f"{count} {product}" for product, count in sorted(proposal.gpus.items()))
+        same = f"on the same {counted(sum(proposal.gpus.values()), 'GPU')}{memory}: {named}"
+        lines += prose(same, options, indent="  ", hang="  ", ink=Ink.FAINT)
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
         lines += prose(f"Hint: {hint}.", options, indent="  ", hang="  ", ink=Ink.GOOD)
@@ -482,6 +488,7 @@ def _proposal_data(proposal: Proposal, now: datetime, *, estimate: bool) -> Prop
         "leftOut": [{"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out],
         "capacityBefore": dict(proposal.before),
         "capacityAfter": dict(proposal.after),
+        "gpus": None if proposal.gpus is None else dict(proposal.gpus),
         "vanishing": [
             {
                 "resource": lost.resource,

@@ -62,7 +62,7 @@ VanishingData = TypedDict("VanishingData", {
 ProposalData = TypedDict("ProposalData", {
     "name": str, "verdict": ConclusionData, "accepted": bool, "reason": str, "message": str, "hash": str,
     "disruption": str, "atOnce": int, "windows": Strings, "nodes": list[StepData], "settled": int, "adopted": Strings,
-    "leftOut": list[dict[str, str]], "capacityBefore": Counts, "capacityAfter": Counts,
+    "leftOut": list[dict[str, str]], "capacityBefore": Counts, "capacityAfter": Counts, "gpus": Counts | None,
     "vanishing": list[VanishingData], "blockers": Strings, "singleKeepsName": bool,
     "clientMemoryGiB": dict[str, float], "clientThreadsPercent": int,
 })  # fmt: skip

@@ -3,6 +3,7 @@
 The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; they are only collected here, for people.
 """
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
@@ -115,6 +116,8 @@ class Proposal:
     """Devices of the pool now, by resource name."""
     after: Mapping[str, int]
     """Devices of the pool once the steps in `going` are done."""
+    gpus: Mapping[str, int] | None
+    """The GPUs of the pool, which no change makes more, by product; None if those of a node are unknown."""
     vanishing: tuple[Vanishing, ...]
     hash: str
     """The hash of the plan. Empty if nothing changes, or if the policy has no UID yet."""
@@ -218,6 +221,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         settled=len(pool.verdicts) - len(differing),
         before=dict(sorted(before.items())),
         after=dict(sorted(after.items())),
+        gpus=_count_gpus(pool.nodes, snapshot),
         vanishing=vanishing,
         hash=plan_status.get("hash", "") if policy.uid else "",
         windows=tuple(plan_status.get("windows", ())),
@@ -258,6 +262,13 @@ def foresee(
             return ()
         courses.append(replace(course, begins=now, spans=course.spans + 1) if going_on else course)
     return tuple(courses)
+
+
+def _count_gpus(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Mapping[str, int] | None:
+    reports = [one.observed if (one := snapshot.gpunodes.get(node.name)) is not None else None for node in nodes]
+    if any(seen is None or not seen.gpus for seen in reports):
+        return None
+    return Counter(gpu.product for seen in reports if seen is not None for gpu in seen.gpus)
 
 
 def _client_memory(replicas: int, nodes: Iterable[str], snapshot: ClusterSnapshot) -> dict[str, float]:
