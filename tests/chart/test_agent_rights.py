@@ -43,9 +43,8 @@ DEFAULT = set(NeededRight)
         ("agent.interval=30", DEFAULT),
         ("agent.privileged=false", DEFAULT - {NeededRight.MIG_CONFIG, NeededRight.POD_LOGS}),
         ("agent.podLogsPath=", DEFAULT - {NeededRight.POD_LOGS}),
-        ("agent.hostPID=true", DEFAULT),
     ],
-    ids=["by default", "unprivileged", "without the pods' logs", "asked for what is there anyway"],
+    ids=["by default", "unprivileged", "without the pods' logs"],
 )
 def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[NeededRight]) -> None:
     assert rights(pod_of(helm, value)) == given

@@ -216,22 +216,19 @@ def test_the_schema_and_the_operator_call_the_same_a_key() -> None:
     assert schema["definitions"]["key"]["pattern"] == LABEL_KEY
 
 
-GONE = {
-    "": {"podMonitor", "nameOverride", "fullnameOverride"},
-    "agent": {"hostPID", "maxUnavailable"},
-}
-"""Values of earlier charts and of other charts: without a schema entry helm would not get as far as the template that
-says why they are refused."""
+NO_VALUES = {"nameOverride", "fullnameOverride"}
+"""Values of other charts: without a schema entry helm would not get as far as the template that says why they are
+refused."""
 
 
 def test_the_schema_knows_exactly_the_values() -> None:
     """A value without a schema entry would be refused, an entry without a value is not documented."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert set(schema["properties"]) - GONE[""] == set(values)
+    assert set(schema["properties"]) - NO_VALUES == set(values)
     for key, part in schema["properties"].items():
         if part.get("additionalProperties") is False:
-            assert set(part["properties"]) - GONE.get(key, set()) == set(values[key]), key
+            assert set(part["properties"]) == set(values[key]), key
 
 
 def unrequired(schema: Manifest, part: Manifest, values: Manifest, *path: str) -> Iterator[tuple[str, bool]]:

@@ -54,10 +54,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 """A port number; 0 turns the port off."""
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`; any other word is rejected."""
-Guard = Annotated[
-    Literal["false", "mutating", "validating"], BeforeValidator(lambda text: "mutating" if text == "true" else text)
-]
-"""How the chart's guard for tenants acts. `true`, which the chart of 0.1.0 writes, counts as `mutating`."""
+Guard = Literal["false", "mutating", "validating"]
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]
 """Comma-separated labels, each written as key=value."""
 Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]
