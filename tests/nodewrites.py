@@ -15,7 +15,7 @@ from gpusharing.kube.client import JSON
 Step = Literal["fence", "PNR", "update", "release", "marks"]
 
 CONFIGURED_LABEL = "repair.example.com/hands-off"
-"""The one that tests name where the chart has operator.neighbourLabels; no other operator may write it."""
+"""The one that tests name where the chart has operator.neighborLabels; no other operator may write it."""
 
 OUR_LABELS = {
     CONFIGURED_LABEL,
@@ -25,10 +25,10 @@ OUR_LABELS = {
     names.LABEL_MIG_STATE,
     names.LABEL_PLUGIN_CONFIG,
     names.LABEL_SKIP,
-    *names.NEIGHBOUR_LABELS,
+    *names.NEIGHBOR_LABELS,
 }
 OUR_ANNOTATIONS = {
-    *names.NEIGHBOUR_ANNOTATIONS,
+    *names.NEIGHBOR_ANNOTATIONS,
     names.ANNOTATION_FENCE,
     names.ANNOTATION_DEFERRED,
     names.ANNOTATION_VERIFIED,

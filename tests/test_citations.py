@@ -137,7 +137,7 @@ def lost_rows(name: str, text: str) -> list[str]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The docstrings of a module, and its comments, those of neighbouring lines as one."""
+    """The docstrings of a module, and its comments, those of neighboring lines as one."""
     yield from docstrings(text)
     block, last = "", 0
     for token in tokenize.generate_tokens(StringIO(text).readline):

@@ -105,7 +105,7 @@ DIFFERENCES = (
         "the last line is a summary ('all orderings failed'); the cause is in the level=error lines before, by the "
         "name of NVML's code (ERROR_IN_USE), not by NVML's text",
         "a message for people also shows the first level=error line",
-        "test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_gone",
+        "test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbor_is_gone",
     ),
     Difference(
         "nvidia-mig-parted", BOTH,

@@ -105,7 +105,7 @@ def test_every_xid_is_counted_and_only_a_critical_one_is_held_against_the_gpu(ma
     assert [gpu["xid"] for gpu in told["gpus"]] == [None, 79]
 
 
-def test_who_holds_a_gpu_and_where_it_is_placed_survive_a_lost_neighbour(tmp_path: Path) -> None:
+def test_who_holds_a_gpu_and_where_it_is_placed_survive_a_lost_neighbor(tmp_path: Path) -> None:
     machine = Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
     machine.add_process(1, FIRST, memory_mib=7)
     machine.set_gpu(0, lost=1)

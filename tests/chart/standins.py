@@ -1,4 +1,4 @@
-"""SIMULATED neighbours for a control plane that has none: kinds that other projects bring, with any content."""
+"""SIMULATED neighbors for a control plane that has none: kinds that other projects bring, with any content."""
 
 from hack.cluster.api import Object
 from tests.chart.charts import Manifest

@@ -24,7 +24,7 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpushari
 
 
 @pytest.fixture(scope="module", autouse=True)
-def neighbours(installed: Installed) -> Iterator[None]:
+def neighbors(installed: Installed) -> Iterator[None]:
     """Stand-ins and namespaces, taken away again."""
     admin = installed.admin
     install.apply_documents(admin, crds())

@@ -103,8 +103,8 @@ def test_on_a_node_that_lost_the_label_a_change_is_brought_to_its_end_and_no_oth
 ) -> None:
     """As while Node Feature Discovery restarts."""
     plain.merge_patch(PATH, {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
-    neighbours: Object = {"metadata": {"labels": {names.LABEL_UPGRADE_SKIP: "true"}}}
-    patched(operator, {**FENCE, "metadata": {**FENCE["metadata"], **neighbours["metadata"]}})
+    neighbors: Object = {"metadata": {"labels": {names.LABEL_UPGRADE_SKIP: "true"}}}
+    patched(operator, {**FENCE, "metadata": {**FENCE["metadata"], **neighbors["metadata"]}})
     plain.merge_patch(PATH, {"metadata": {"labels": {names.LABEL_GPU_PRESENT: None}}})
     patched(operator, {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "pool-b-1", names.LABEL_MODE: None}}})
     node = patched(operator, RELEASE)

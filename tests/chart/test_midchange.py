@@ -176,8 +176,8 @@ def may(operator: Api, group: str, resource: str, verb: str, name: str) -> bool:
 
 
 VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
-    "operator.neighbourLabels": (
-        ("--set-string", r"operator.neighbourLabels.repair\.example\.com/hands-off=true"),
+    "operator.neighborLabels": (
+        ("--set-string", r"operator.neighborLabels.repair\.example\.com/hands-off=true"),
         marks,
         True,
     ),
@@ -283,7 +283,7 @@ def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_ro
     begun = begin_in_each_phase(
         site,
         operator,
-        *([f"{HANDS_OFF}=true"] if value == "operator.neighbourLabels" else []),
+        *([f"{HANDS_OFF}=true"] if value == "operator.neighborLabels" else []),
         label=OTHER_LABEL if value == "admission.nodeLabels" else names.LABEL_GPU_PRESENT,
     )
     rule = rule_for(begun[0][0].name)
@@ -336,7 +336,7 @@ def test_a_change_comes_to_its_end_when_helm_itself_rolls_an_upgrade_back(site: 
 
 
 def test_a_change_comes_to_its_end_after_an_upgrade_that_reuses_the_values(site: Installed, operator: Api) -> None:
-    done = site.run_helm("upgrade", str(CHART), *VALUES["operator.neighbourLabels"][0])
+    done = site.run_helm("upgrade", str(CHART), *VALUES["operator.neighborLabels"][0])
     assert done.returncode == 0, done.stderr
     wait_until(lambda: marks(operator), SECONDS, "the value to count")
     begun = begin_in_each_phase(site, operator, f"{HANDS_OFF}=true")

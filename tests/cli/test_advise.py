@@ -98,7 +98,7 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
             assert not find_misfit(layout, card.profiles)
             assert usable_memory(card, found.profile) >= memory
         if answers["promise"]:
-            assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbours apart"
+            assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbors apart"
 
 
 def test_every_page_that_a_reason_cites_is_there_with_its_anchor() -> None:

@@ -187,7 +187,7 @@ def test_a_gpu_that_kai_divides_is_billed_to_the_pods_that_use_it(
     check_sum(bill, 96.00)
 
 
-def test_nobody_pays_for_a_reserved_gpu_of_a_neighbour(desk: Desk, prometheus: str) -> None:
+def test_nobody_pays_for_a_reserved_gpu_of_a_neighbor(desk: Desk, prometheus: str) -> None:
     """On one node: a GPU that two pods use, an idle one, and one that a pod uses for six hours."""
     bill = ask(desk, prometheus, "kai-idle", "namespace")
     shares = {"team-a": 18, "team-b": 6, "team-c": 6, "kai-resource-reservation": 24 + 18}

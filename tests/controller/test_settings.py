@@ -123,9 +123,9 @@ def test_a_configmap_of_ours_is_not_merged_into_itself(name: str, ours: str) -> 
     assert str(refusal.value).startswith(f"GPUSHARING_{name}=mine is the operator's own ConfigMap")
 
 
-def test_marks_for_neighbours_are_labels_with_a_value() -> None:
-    given = {"GPUSHARING_NEIGHBOUR_LABELS": "example.com/hands-off=true, repair=no"}
-    assert from_environment(given).plan.neighbour_labels == ("example.com/hands-off=true", "repair=no")
+def test_marks_for_neighbors_are_labels_with_a_value() -> None:
+    given = {"GPUSHARING_NEIGHBOR_LABELS": "example.com/hands-off=true, repair=no"}
+    assert from_environment(given).plan.neighbor_labels == ("example.com/hands-off=true", "repair=no")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +148,13 @@ def test_marks_for_neighbours_are_labels_with_a_value() -> None:
 )
 def test_a_mark_that_is_none_or_is_ours_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(SettingsError) as refusal:
-        from_environment({"GPUSHARING_NEIGHBOUR_LABELS": text})
+        from_environment({"GPUSHARING_NEIGHBOR_LABELS": text})
     assert complaint in str(refusal.value)
-    assert str(refusal.value).endswith("for example GPUSHARING_NEIGHBOUR_LABELS=example.com/hands-off=true")
+    assert str(refusal.value).endswith("for example GPUSHARING_NEIGHBOR_LABELS=example.com/hands-off=true")
 
 
 def test_a_mark_of_ours_that_would_keep_us_away_from_every_node_is_refused() -> None:
-    both = {"MAINTENANCE_KEYS": "example.com/hands-off", "NEIGHBOUR_LABELS": "example.com/hands-off=true"}
+    both = {"MAINTENANCE_KEYS": "example.com/hands-off", "NEIGHBOR_LABELS": "example.com/hands-off=true"}
     with pytest.raises(SettingsError, match=r"both name example\.com/hands-off"):
         from_environment({f"GPUSHARING_{name}": text for name, text in both.items()})
 

@@ -13,7 +13,7 @@ from hack.cluster.controlplane import ControlPlane
 from tests.docs.commands import Shell, page
 from tests.docs.pages import ON_CLUSTER, own_path
 
-from gpusharing.api.names import ANNOTATION_FENCE, NEIGHBOUR_ANNOTATIONS, NEIGHBOUR_LABELS
+from gpusharing.api.names import ANNOTATION_FENCE, NEIGHBOR_ANNOTATIONS, NEIGHBOR_LABELS
 from hack import launch
 
 pytestmark = pytest.mark.cluster
@@ -69,18 +69,18 @@ GIVES_UP = "docs/how-to/retry-a-failed-node.md"
 
 
 def fence_node(api: Api) -> None:
-    """Give the node a fence and the marks for neighbours that the fence lists, as the operator would."""
-    labels, annotations = NEIGHBOUR_LABELS, dict.fromkeys(NEIGHBOUR_ANNOTATIONS, "true")
+    """Give the node a fence and the marks for neighbors that the fence lists, as the operator would."""
+    labels, annotations = NEIGHBOR_LABELS, dict.fromkeys(NEIGHBOR_ANNOTATIONS, "true")
     fence = json.dumps({"v": 1, "added": [*labels, *annotations]})
     metadata = {"labels": labels, "annotations": {ANNOTATION_FENCE: fence, **annotations}}
     api.merge_patch(FENCED, {"metadata": metadata})
 
 
 def find_marks(api: Api) -> set[str]:
-    """Return the keys of the fence and of all marks for neighbours that the node has."""
+    """Return the keys of the fence and of all marks for neighbors that the node has."""
     metadata = api.get(FENCED)["metadata"]
     keys = {*metadata["labels"], *(metadata.get("annotations") or {})}
-    return keys & {ANNOTATION_FENCE, *NEIGHBOUR_LABELS, *NEIGHBOUR_ANNOTATIONS}
+    return keys & {ANNOTATION_FENCE, *NEIGHBOR_LABELS, *NEIGHBOR_ANNOTATIONS}
 
 
 @pytest.mark.parametrize("name", ON_CLUSTER)

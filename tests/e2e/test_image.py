@@ -80,7 +80,7 @@ def test_the_operator_is_ready_soon_enough_after_its_start(image: Image, capsys:
     starts = start.measure_starts(image)
     with capsys.disabled():
         print(f"\n{start.summary(starts)}")
-    assert start.is_soon(starts), "by its CPU time: neighbours on the machine do not count"
+    assert start.is_soon(starts), "by its CPU time: neighbors on the machine do not count"
 
 
 def test_spdx_accepts_its_bill_of_materials_and_everything_locked_stands_in_it(site: Site) -> None:

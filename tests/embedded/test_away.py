@@ -312,7 +312,7 @@ async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_unti
 
 @virtually
 async def test_whoever_gives_up_a_node_whose_policy_is_gone_is_told_what_else_to_remove() -> None:
-    """Only the fence lists the marks for neighbours and knows whose cordon it is, so both would stay for ever."""
+    """Only the fence lists the marks for neighbors and knows whose cordon it is, so both would stay for ever."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
@@ -329,8 +329,8 @@ async def test_whoever_gives_up_a_node_whose_policy_is_gone_is_told_what_else_to
         await asyncio.sleep(60)
         assert scene.fence("gpu-1") is None
         assert not scene.cordoned("gpu-1")
-        assert not scene.labels("gpu-1").keys() & names.NEIGHBOUR_LABELS.keys()
-        assert not scene.annotations("gpu-1").keys() & set(names.NEIGHBOUR_ANNOTATIONS)
+        assert not scene.labels("gpu-1").keys() & names.NEIGHBOR_LABELS.keys()
+        assert not scene.annotations("gpu-1").keys() & set(names.NEIGHBOR_ANNOTATIONS)
 
 
 # --- when it is done -----------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_
         await scene.fenced("gpu-1", "yielded")
         assert scene.cordoned("gpu-1")
         assert names.LABEL_UPGRADE_SKIP not in scene.labels("gpu-1")
-        assert not set(names.NEIGHBOUR_ANNOTATIONS) & set(scene.annotations("gpu-1"))
+        assert not set(names.NEIGHBOR_ANNOTATIONS) & set(scene.annotations("gpu-1"))
         mark = scene.mark()
         await asyncio.sleep(1800)
         assert scene.writes(mark, "nodes") == []

@@ -30,7 +30,7 @@ async def upstream() -> AsyncIterator[str]:
     await runner.cleanup()
 
 
-async def test_one_object_fails_for_ever_and_its_neighbour_does_not(upstream: str) -> None:
+async def test_one_object_fails_for_ever_and_its_neighbor_does_not(upstream: str) -> None:
     with FaultProxy(upstream, "") as proxy:
         sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), PlayedRefusal(503, retry_after=1))
         async with aiohttp.ClientSession(proxy.url) as session:

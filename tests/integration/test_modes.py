@@ -62,13 +62,13 @@ ROUTING = {
 }
 COLUMN = {"single": "MIG", "mixed": "MIG", "mixed+TS": "MIG+TS"}
 WITH_MIG = {"single", "mixed", "mixed+TS"}
-NEIGHBOUR_LABELS = {
+NEIGHBOR_LABELS = {
     "nvidia.com/gpu-driver-upgrade.skip": "true",
     "nvsentinel.dgxc.nvidia.com/managed": "false",
     "k8saas.nvidia.com/ManagedByNVSentinel": "false",
     "remediation.medik8s.io/exclude-from-remediation": "true",
 }
-NEIGHBOURS = {"karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled"}
+NEIGHBORS = {"karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled"}
 ACTED_ON = {"nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"}
 WALK = ("Full", "TimeSlicing", "MPS", "single", "mixed", "mixed+TS", "Full")
 """Every mode is reached once; on the way from MPS to MIG in two steps."""
@@ -115,9 +115,9 @@ def check_part(step: str, write: NodeWrite, routing: str) -> None:
     assert "finalizers" not in write.after["metadata"]
     if step == "fence":
         assert spec == {"unschedulable": True}
-        assert labels == {"gpusharing.dev/mode": None, **NEIGHBOUR_LABELS}
+        assert labels == {"gpusharing.dev/mode": None, **NEIGHBOR_LABELS}
         assert '"stage":"fenced"' in fence
-        assert metadata["annotations"].keys() - {"gpusharing.dev/fence"} == NEIGHBOURS
+        assert metadata["annotations"].keys() - {"gpusharing.dev/fence"} == NEIGHBORS
     elif step == "PNR":
         assert spec == {}
         assert '"stage":"actuating"' in fence
@@ -126,8 +126,8 @@ def check_part(step: str, write: NodeWrite, routing: str) -> None:
     else:
         assert (spec, fence) == ({"unschedulable": None}, None)
         assert labels["gpusharing.dev/mode"] == routing
-        assert {key: labels[key] for key in NEIGHBOUR_LABELS} == dict.fromkeys(NEIGHBOUR_LABELS)
-        assert {key: metadata["annotations"][key] for key in NEIGHBOURS} == dict.fromkeys(NEIGHBOURS)
+        assert {key: labels[key] for key in NEIGHBOR_LABELS} == dict.fromkeys(NEIGHBOR_LABELS)
+        assert {key: metadata["annotations"][key] for key in NEIGHBORS} == dict.fromkeys(NEIGHBORS)
 
 
 def label(node: JSON, key: str) -> object:

@@ -76,7 +76,7 @@ class Watched:
 
 
 @contextlib.contextmanager
-def busy_neighbours(api: Api, *paths: str) -> Iterator[None]:
+def busy_neighbors(api: Api, *paths: str) -> Iterator[None]:
     """Somebody else writes to these objects all the time, as kubelets and people do."""
     ended = threading.Event()
 
@@ -102,7 +102,7 @@ def test_writes_of_others_cost_a_second_look_and_nothing_else(product: Product) 
         node = f"{NODES}/{pool.nodes[0]}"
         since = product.mark()
         pool.apply(SLICED)
-        with busy_neighbours(product.api, node, pool.path):
+        with busy_neighbors(product.api, node, pool.path):
             for spec in (FULL, SLICED) * 10:  # when they meet is chance; mostly in the first change
                 pool.apply(spec)
                 pool.wait_synced()

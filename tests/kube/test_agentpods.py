@@ -59,7 +59,7 @@ def test_whether_its_pods_tolerate_the_start_up_taint_is_kept() -> None:
     assert not agent_pod(pod(status())).tolerates_gate, "nor while it is not Ready"
 
 
-def test_why_the_agents_container_waits_is_kept_and_not_its_neighbours() -> None:
+def test_why_the_agents_container_waits_is_kept_and_not_its_neighbors() -> None:
     found = agent_pod(pod(status(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}})))
     assert (found.waiting, found.message) == ("ErrImagePull", "not found")
     assert found.image == "gpu-sharing-operator:0.1.0"

@@ -30,7 +30,7 @@ def test_different_layouts_per_gpu_and_a_whole_gpu_beside(make_sandbox: MakeSand
     count("h100-80gb", Asked.LAYOUTS)
 
 
-def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_gone(
+def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbor_is_gone(
     make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox = make_sandbox("h100-80gb")

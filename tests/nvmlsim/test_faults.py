@@ -82,7 +82,7 @@ def test_a_function_that_is_not_simulated_exists_and_is_not_supported(h100: SimM
     assert h100.ask("call_by_name", name="nvmlDeviceGetFanSpeed") == NOT_SUPPORTED
 
 
-def test_destroying_what_a_process_uses_is_refused_and_its_neighbour_goes(h100: SimMachine) -> None:
+def test_destroying_what_a_process_uses_is_refused_and_its_neighbor_goes(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     h100.simulator.add_process(0, 4711, "python3", gpu_instance=2, compute_instance=0)
     assert h100.ask("destroy_all", gpu=0) == {"error": IN_USE}

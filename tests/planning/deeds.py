@@ -184,11 +184,11 @@ def announced(world: World, name: str) -> bool:
     return change(world, name, foreign="NVIDIA driver upgrade", foreign_waits=True, foreign_queued=True)
 
 
-def neighbour(world: World, name: str) -> bool:
-    """A neighbour sets a mark of its own that we would set as well."""
-    mark = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
-    before = world.nodes[name].neighbour_marks
-    return change(world, name, neighbour_marks=before | {mark})
+def neighbor(world: World, name: str) -> bool:
+    """A neighbor sets a mark of its own that we would set as well."""
+    mark = sorted(names.NEIGHBOR_ANNOTATIONS)[0]
+    before = world.nodes[name].neighbor_marks
+    return change(world, name, neighbor_marks=before | {mark})
 
 
 def written(key: str, value: str | None) -> Deed:
@@ -216,7 +216,7 @@ TOOLS: Mapping[str, Deed] = {
     "a NodeMaintenance names the node": marked("medik8s NodeMaintenance upgrade"),
     "a driver upgrade waits for its turn": announced,
     "the foreign marker goes": marked(""),
-    "a neighbour sets a mark that we set too": neighbour,
+    "a neighbor sets a mark that we set too": neighbor,
     "a tool cordons and marks the node": lambda world, name: cordon(world, name) and marked("kured")(world, name),
     "a NodeFeatureRule takes mig.config, or leaves it": ruled,
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),

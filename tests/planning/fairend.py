@@ -114,8 +114,8 @@ def _mark(world: World, node: NodeView, pairs: Mapping[str, str | None]) -> None
     verified = None if names.ANNOTATION_VERIFIED in pairs else node.verified
     kept = {key: value for key, value in node.labels.items() if key not in pairs}
     labels = kept | {key: value for key, value in pairs.items() if value is not None}
-    marks = node.neighbour_marks - pairs.keys()
-    world.nodes[node.name] = replace(node, fence=fence, verified=verified, labels=labels, neighbour_marks=marks)
+    marks = node.neighbor_marks - pairs.keys()
+    world.nodes[node.name] = replace(node, fence=fence, verified=verified, labels=labels, neighbor_marks=marks)
 
 
 def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
@@ -331,7 +331,7 @@ def end_fairly(world: World) -> RolloutPlan:
     for node in world.nodes.values():
         hold(node.fence is None, f"the fence of {node.name} is left")
         hold(not node.unschedulable, f"the cordon of {node.name} is left")
-        ours = names.NEIGHBOUR_LABELS.keys() & node.labels.keys()
-        ours |= node.neighbour_marks - set(sorted(names.NEIGHBOUR_ANNOTATIONS)[:1])  # which a neighbour may set
+        ours = names.NEIGHBOR_LABELS.keys() & node.labels.keys()
+        ours |= node.neighbor_marks - set(sorted(names.NEIGHBOR_ANNOTATIONS)[:1])  # which a neighbor may set
         hold(not ours, f"marks are left on {node.name}: {sorted(ours)}")
     return plan

@@ -47,7 +47,7 @@ OUR_LABELS = frozenset(
         names.LABEL_MIG_CONFIG,
         names.LABEL_MIG_STATE,
         names.LABEL_PLUGIN_CONFIG,
-        *names.NEIGHBOUR_LABELS,
+        *names.NEIGHBOR_LABELS,
     }
 )
 UNKNOWN = timedelta(minutes=15)
@@ -186,14 +186,14 @@ def _foreign_untouched(action: FenceNode | Actuate | UpdateFence | Release | Lab
         return
     node, fence = action.node, action.node.fence
     ours = set() if isinstance(action, FenceNode) or fence is None else set(fence.added)
-    for mark in names.NEIGHBOUR_ANNOTATIONS:
+    for mark in names.NEIGHBOR_ANNOTATIONS:
         if action.annotations.get(mark, "") is None:
             hold(mark in ours, f"(i) takes {mark} away, which somebody else has set")
-    for mark in names.NEIGHBOUR_LABELS:
+    for mark in names.NEIGHBOR_LABELS:
         if action.labels.get(mark, "") is None:
             hold(mark in ours, f"(i) takes {mark} away, which somebody else has set")
     if isinstance(action, FenceNode):
-        theirs = (node.neighbour_marks | node.labels.keys()) & set(action.fence.added)
+        theirs = (node.neighbor_marks | node.labels.keys()) & set(action.fence.added)
         hold(not theirs, f"(i) records {sorted(theirs)} as ours, which was there before")
 
 

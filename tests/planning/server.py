@@ -152,8 +152,8 @@ def _patch_node(world: "World", action: NodePatch) -> None:
     changed = patched(node, action.labels)
     if isinstance(action, FenceNode | UpdateFence | Release):
         taken = {name for name, value in action.annotations.items() if value is None}
-        marks = (node.neighbour_marks | action.annotations.keys()) - taken
-        changed = replace(changed, neighbour_marks=marks) if marks != node.neighbour_marks else changed
+        marks = (node.neighbor_marks | action.annotations.keys()) - taken
+        changed = replace(changed, neighbor_marks=marks) if marks != node.neighbor_marks else changed
     match action:
         case FenceNode() | UpdateFence():
             cordoned = node.unschedulable or action.cordon

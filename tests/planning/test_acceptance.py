@@ -122,7 +122,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
 def test_a_selector_on_a_mark_that_comes_and_goes_with_a_change_is_refused(selector: dict[str, Any]) -> None:
     policy, stack = make_policy(nodeSelector=selector), make_stack(FULL)
     assert find_objection(policy, stack, SETTINGS) is None
-    marked = replace(SETTINGS, neighbour_labels=("example.com/hands-off=true",))
+    marked = replace(SETTINGS, neighbor_labels=("example.com/hands-off=true",))
     objection = find_objection(policy, stack, marked)
     assert objection is not None
     assert objection.reason is Reason.INVALID_SPEC

@@ -353,7 +353,7 @@ def test_the_policy_that_owns_the_node_now_brings_the_change_of_a_vanished_one_t
 
 
 def test_the_fence_of_an_earlier_node_of_this_name_is_left_alone() -> None:
-    added = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+    added = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOR_ANNOTATIONS)
     verdict = after_pnr(changing(fence=replace(FENCE, node_uid="old", added=added)))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.FAILED, Reason.ORPHAN_FENCE, ())
     assert verdict.message.endswith(

@@ -45,7 +45,7 @@ NOT_FORESEEN = (
     "nvidia.com/gpu.slices.",
     "nvidia.com/mig-",
     names.LABEL_DEPLOY_PREFIX,
-    *names.NEIGHBOUR_LABELS,
+    *names.NEIGHBOR_LABELS,
 )
 """Beginnings of labels that differ from process to process, or that GFD reads from the instances."""
 

@@ -34,7 +34,7 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
-MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
+MARK = sorted(names.NEIGHBOR_ANNOTATIONS)[0]
 Spoil: TypeAlias = Callable[[World, Any], Action | None]
 """(world, action) → the action that is looked at then; None: the same."""
 
@@ -240,7 +240,7 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a start on a node that is going": (FenceNode, 0, node(deleting=True), "going"),
     "a start without a cordon": (FenceNode, 0, call(cordon=False), "cordon and class"),
     "a start on a node that has changed": (FenceNode, 0, changed, "conditional write"),
-    "a fence that calls a foreign mark ours": (FenceNode, 0, node(neighbour_marks=frozenset({MARK})), "(i)"),
+    "a fence that calls a foreign mark ours": (FenceNode, 0, node(neighbor_marks=frozenset({MARK})), "(i)"),
     "a foreign label": (FenceNode, 0, call(labels={"team": "b"}), "(i)"),
     "a cordon over a protected pod": (FenceNode, 0, pod("a protected pod"), "(k)"),
     "a cordon over a pod that a rule keeps": (FenceNode, 0, pod("a pod of a ReplicaSet", "a rule blocks"), "(k)"),

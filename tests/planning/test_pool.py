@@ -269,7 +269,7 @@ def test_a_node_that_no_budget_guards_starts_beside_one_that_uses_up_a_budget() 
     assert "free" in fenced(selection)
 
 
-def test_a_node_in_flight_keeps_its_budgets_neighbours_from_starting_until_its_pods_are_asked_to_go() -> None:
+def test_a_node_in_flight_keeps_its_budgets_neighbors_from_starting_until_its_pods_are_asked_to_go() -> None:
     case = candidate("c", GUARDED)
     crowded = chosen(case, state=PassState(OFFERED, NOW, crowd={"team-a/llm": Counter({"n": 1})}))
     assert fenced(crowded) == []
@@ -321,8 +321,8 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     assert isinstance(action, FenceNode)
     fence = action.fence
     assert action.cordon
-    assert action.labels == {**names.NEIGHBOUR_LABELS, names.LABEL_MODE: None}
-    marks = (*names.NEIGHBOUR_LABELS, *names.NEIGHBOUR_ANNOTATIONS)
+    assert action.labels == {**names.NEIGHBOR_LABELS, names.LABEL_MODE: None}
+    marks = (*names.NEIGHBOR_LABELS, *names.NEIGHBOR_ANNOTATIONS)
     assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
     assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(905))
     assert (fence.to_layout, fence.node_uid) == ("2x3g.40gb", "uid-c")
@@ -343,12 +343,12 @@ def test_the_fence_records_whether_a_cordon_was_there_before(cordoned: bool) -> 
     assert action.fence.prior_unschedulable is cordoned
 
 
-def test_a_neighbour_mark_that_was_there_is_not_ours_to_take_away() -> None:
+def test_a_neighbor_mark_that_was_there_is_not_ours_to_take_away() -> None:
     case = candidate("c")
-    node = replace(case.node, labels={**case.node.labels, **names.NEIGHBOUR_LABELS})
+    node = replace(case.node, labels={**case.node.labels, **names.NEIGHBOR_LABELS})
     (action,) = chosen(replace(case, node=node)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
-    assert action.fence.added == names.NEIGHBOUR_ANNOTATIONS
+    assert action.fence.added == names.NEIGHBOR_ANNOTATIONS
     assert names.LABEL_UPGRADE_SKIP not in action.labels
 
 
@@ -358,7 +358,7 @@ def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() ->
     (action,) = chosen(replace(case, assessment=mild)).verdicts["c"].actions
     assert isinstance(action, FenceNode)
     assert not action.cordon
-    assert action.labels == names.NEIGHBOUR_LABELS
+    assert action.labels == names.NEIGHBOR_LABELS
 
 
 def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:

@@ -222,7 +222,7 @@ def test_what_is_stranded_and_what_is_idle_is_counted() -> None:
     assert (found.stranded, found.idle) == ((3, 0), (("3g.40gb", 1),))
 
 
-def test_the_worst_neighbours_of_today_are_found() -> None:
+def test_the_worst_neighbors_of_today_are_found() -> None:
     def seen(name: str, gib: float) -> Need:
         return find_need(history(name, gib), H100, Goal.COST)
 

@@ -24,7 +24,7 @@ from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
-ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
+ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOR_ANNOTATIONS)
 OURS = replace(FENCE, added=ADDED)
 ASIDE = replace(OURS, stage="yielded", added=(), stage_since=at(-60))
 
@@ -47,7 +47,7 @@ def test_a_foreign_marker_takes_our_marks_away_and_leaves_fence_and_cordon() -> 
     assert body["metadata"]["labels"] == {names.LABEL_UPGRADE_SKIP: None}
     annotations = dict(body["metadata"]["annotations"])
     assert parse_record(Fence, annotations.pop(names.ANNOTATION_FENCE))[0] == action.fence
-    assert annotations == dict.fromkeys(names.NEIGHBOUR_ANNOTATIONS)
+    assert annotations == dict.fromkeys(names.NEIGHBOR_ANNOTATIONS)
     assert "spec" not in body
 
 

@@ -118,12 +118,12 @@ during a change, but only if the Node has it (a.1)."""
 LABEL_HOSTNAME = "kubernetes.io/hostname"
 """The label that Kubernetes sets on every Node."""
 
-NEIGHBOUR_ANNOTATIONS = ("karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled")
+NEIGHBOR_ANNOTATIONS = ("karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled")
 """Annotations that are set to `true` on a fenced Node, so that autoscalers do not remove it in the middle of a change
 (docs/design/drain.md#c6)."""
 
 LABEL_NO_REMEDIATION = "remediation.medik8s.io/exclude-from-remediation"
-NEIGHBOUR_LABELS = {
+NEIGHBOR_LABELS = {
     LABEL_UPGRADE_SKIP: "true",
     "nvsentinel.dgxc.nvidia.com/managed": "false",
     "k8saas.nvidia.com/ManagedByNVSentinel": "false",
@@ -148,12 +148,12 @@ REWRITTEN_LABELS = (
     "nvidia.com/gpu.memory",
     "nvidia.com/gpu.multiprocessors",
     LABEL_MPS_CAPABLE,
-    *NEIGHBOUR_LABELS,
+    *NEIGHBOR_LABELS,
 )
 """Labels whose value a mode change rewrites. A node would leave a pool that selects by one of them.
 
 Under strategy single, GFD describes the MIG device instead of the card in `gpu.*` (docs/design/nvidia.md#c-product).
-NEIGHBOUR_LABELS are set with our fence (docs/design/drain.md#c6).
+NEIGHBOR_LABELS are set with our fence (docs/design/drain.md#c6).
 """
 REWRITTEN_PREFIXES = ("nvidia.com/mig-", LABEL_DEPLOY_PREFIX, "nvidia.com/gpu.slices.", "nvidia.com/gpu.engines.")
 

@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.views import PlanSettings
 PREFIX = "GPUSHARING_"
 EXAMPLES = {
     "maintenance_keys": "example.com/maintenance",
-    "neighbour_labels": "example.com/hands-off=true",
+    "neighbor_labels": "example.com/hands-off=true",
     "protected_namespaces": "kube-system,monitoring",
     "unsafe_drivers": "570,580.95.05",
 }
@@ -150,10 +150,10 @@ def _check(settings: Settings) -> None:
             f" the leader's Lease can record; for example {PREFIX}MAX_IN_FLIGHT=100"
         )
     # Keys of the one list keep the operator away from nodes, and those of the other are set during its own change.
-    for key in (entry.partition("=")[0] for entry in settings.plan.neighbour_labels):
+    for key in (entry.partition("=")[0] for entry in settings.plan.neighbor_labels):
         if key in settings.maintenance_keys:
             raise SettingsError(
-                f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOUR_LABELS both name {key}: the operator would block"
+                f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOR_LABELS both name {key}: the operator would block"
                 " itself on every node that it changes"
             )
     # An admin's ConfigMap that is ours, merged into itself, would keep every entry forever and never be corrected.

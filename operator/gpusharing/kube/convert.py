@@ -135,7 +135,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         fence_error=fence_error,
         deferred=deferred,
         verified=verified,
-        neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
+        neighbor_marks=frozenset(annotations.keys() & set(names.NEIGHBOR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
         gate=start_gate(raw),

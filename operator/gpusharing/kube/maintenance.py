@@ -123,7 +123,7 @@ _SRIOV = "sriovnetwork.openshift.io/state"
 _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
 _OURS = frozenset(
     {
-        *names.NEIGHBOUR_ANNOTATIONS,
+        *names.NEIGHBOR_ANNOTATIONS,
         names.ANNOTATION_UPGRADE_CORDONED,
         *names.REWRITTEN_LABELS,
         "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node

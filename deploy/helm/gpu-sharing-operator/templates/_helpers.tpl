@@ -73,10 +73,10 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "gpusharing.operatorAc
 system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gpusharing.agentAccount" . }}
 {{- end }}
 
-{{- /* Renders operator.neighbourLabels in the form of the operator's environment variable: key=value,key=value. */}}
-{{- define "gpusharing.neighbourLabels" -}}
+{{- /* Renders operator.neighborLabels in the form of the operator's environment variable: key=value,key=value. */}}
+{{- define "gpusharing.neighborLabels" -}}
 {{- $found := list -}}
-{{- range $key, $value := .Values.operator.neighbourLabels }}{{ $found = append $found (printf "%s=%s" $key $value) }}{{ end -}}
+{{- range $key, $value := .Values.operator.neighborLabels }}{{ $found = append $found (printf "%s=%s" $key $value) }}{{ end -}}
 {{- join "," $found -}}
 {{- end }}
 

@@ -318,7 +318,7 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
     case, policy, assessed = candidate.case, candidate.policy, candidate.case.assessment
     assert isinstance(assessed, Assessed), "candidates have a target"
     node, drains = case.node, candidate.cordons
-    labels, annotations = marks_for(node, case.settings.neighbour_labels)
+    labels, annotations = marks_for(node, case.settings.neighbor_labels)
     added = (*labels, *annotations)
     if drains and names.LABEL_MODE in node.labels:
         labels[names.LABEL_MODE] = None

@@ -61,8 +61,8 @@ class NodeView:
     """Why our fence annotation cannot be read; the node is then left as it is. Empty otherwise."""
     deferred: Deferred | None = None
     verified: Verified | None = None
-    neighbour_marks: frozenset[str] = frozenset()
-    """The annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
+    neighbor_marks: frozenset[str] = frozenset()
+    """The annotations of the Node that are in NEIGHBOR_ANNOTATIONS."""
     hold_cordon: bool = False
     """Whether a person has asked for the cordon to stay when our change ends."""
     retry: str = ""
@@ -325,7 +325,7 @@ class PlanSettings:
     """Name of our own pod, which is never drained. Empty if we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
-    neighbour_labels: Labels = ()
+    neighbor_labels: Labels = ()
     """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave it
     alone; the common ones are built in.
     """

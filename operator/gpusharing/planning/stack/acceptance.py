@@ -95,14 +95,14 @@ def _tell(reason: Reason, message: str, command: Command) -> Finding:
 
 def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Iterator[Finding]:
     cluster_policy, namespace = stack.cluster_policy, settings.gpu_operator_namespace
-    ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
+    ours = {entry.partition("=")[0] for entry in settings.neighbor_labels}
     selector = spec.node_selector
     if keys := sorted(ours & {*selector.match_labels, *(row.key for row in selector.match_expressions)}):
         # The CRD refuses only the labels that are built in.
         yield Finding(
             Reason.INVALID_SPEC,
             f"spec.nodeSelector uses {keys[0]}, a label that the operator sets during a change (chart value"
-            " operator.neighbourLabels): a node would drop out of the policy in the middle of its change. Select nodes"
+            " operator.neighborLabels): a node would drop out of the policy in the middle of its change. Select nodes"
             " by a label of your own",
         )
     if (refusal := refuse(spec, stack, settings)) is not None:

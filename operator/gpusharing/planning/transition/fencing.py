@@ -39,9 +39,9 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     Only marks that we set are removed again; the fence lists them. `more` has further labels, as `key=value` or `key`.
     """
     parts = (entry.partition("=") for entry in more)
-    known = {key: value for key, _, value in parts} | names.NEIGHBOUR_LABELS
+    known = {key: value for key, _, value in parts} | names.NEIGHBOR_LABELS
     labels: Marks = {name: text for name, text in known.items() if name not in node.labels}
-    missing = (name for name in names.NEIGHBOUR_ANNOTATIONS if name not in node.neighbour_marks)
+    missing = (name for name in names.NEIGHBOR_ANNOTATIONS if name not in node.neighbor_marks)
     return labels, dict.fromkeys(missing, "true")
 
 
@@ -73,7 +73,7 @@ def unfence_command(fence: Fence, node: NodeView) -> Command:
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     """Return the labels and annotations that the fence added and a release removes, with None as their values."""
-    annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
+    annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOR_ANNOTATIONS}
     # medik8s marks a node that it maintains with the label that we set too, and removes it at the end
     # (node-maintenance-operator, addExcludeRemediationLabel). Its remediation never removes the label.
     maintained = node.foreign.startswith(("medik8s NodeMaintenance", "medik8s node maintenance"))

@@ -14,7 +14,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
 from gpusharing.kube.maintenance import find_marker
 
-NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
+NEIGHBORS: dict[str, tuple[str, JSON, JSON]] = {
     "NVSentinel quarantines": (
         "NVIDIA NVSentinel",
         {"metadata": {"labels": {"dgxc.nvidia.com/nvsentinel-state": "quarantined"}}},
@@ -41,7 +41,7 @@ NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
         {"spec": {"taints": None}},
     ),
 }
-everybody = pytest.mark.parametrize(("who", "mark", "unmark"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+everybody = pytest.mark.parametrize(("who", "mark", "unmark"), NEIGHBORS.values(), ids=NEIGHBORS)
 
 
 def begin(scene: Scene, name: str, mark: JSON) -> None:
@@ -184,7 +184,7 @@ async def test_one_that_is_announced_in_the_middle_of_a_change_waits_for_it_and_
 async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_keep_our_cordon(
     state: str,
 ) -> None:
-    _, mark, unmark = NEIGHBOURS["kured reboots"]
+    _, mark, unmark = NEIGHBORS["kured reboots"]
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1")
@@ -243,8 +243,8 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
 
 @virtually
 async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays_where_somebody_had_set_it() -> None:
-    """The chart's value operator.neighbourLabels."""
-    async with open_scene(*nodes(2), neighbour_labels=(f"{CONFIGURED_LABEL}=true",)) as scene:
+    """The chart's value operator.neighborLabels."""
+    async with open_scene(*nodes(2), neighbor_labels=(f"{CONFIGURED_LABEL}=true",)) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})
         seen: dict[str, set[tuple[bool, str]]] = {"gpu-1": set(), "gpu-2": set()}
 
