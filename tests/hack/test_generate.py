@@ -59,7 +59,7 @@ def test_the_reference_pages_name_every_field_of_mig() -> None:
     page = generate.generate(generate.GENERATORS)["docs/reference/policy.md"]
     for words in (
         "## spec.mig.layouts[]",
-        "| `devices` | `all` or list | `all` |",
+        "| `devices` | list of integer 0 to 15 |",
         "| `strategy` | `single`, `mixed` |",
     ):
         assert words in page

@@ -115,6 +115,10 @@ class Metrics(Observer, Collector):
             registry=self.registry,
         )
 
+    def describe(self) -> Iterable[Metric]:
+        """Yield the gauges about policies without values, by which the registry knows their names."""
+        return collect_gauges({})
+
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges about policies, and set the one about pods for the same scrape."""
         policies = dict[str, Seen]()
