@@ -137,6 +137,42 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         assert difference(SINGLE, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
+def crash(scene: Scene, name: str, *, up: bool) -> None:
+    """The MPS daemon's container in this pod has ended once more, or runs for a moment."""
+    row = {"name": "mps-control-daemon-ctr", "ready": up, "restartCount": 7}
+    status = {"conditions": [{"type": "Ready", "status": str(up)}], "containerStatuses": [row]}
+    scene.e.cluster.patch(PODS, name, {"status": status}, "gpu-operator", subresource="status")
+
+
+@virtually
+async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drained_node() -> None:
+    """Its GPUs stay in the compute mode that it set, and the node goes on offering its clients."""
+    async with open_scene(*nodes(1), workloads=[SimWorkload("client", 1)]) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        await scene.running("client", 1)
+        scene.e.software.inject("gpu-1", "kill-mps-daemon")
+        (pod,) = (one for one in scene.e.cluster.objects(PODS) if one["metadata"]["name"].startswith(DAEMON))
+        name, evicted, mark, phases = pod["metadata"]["name"], scene.evicted(), scene.mark(), []
+        for seconds in (20, 40, 80, 160, 300, 300):
+            crash(scene, name, up=False)
+            await asyncio.sleep(seconds)
+            crash(scene, name, up=True)
+            await asyncio.sleep(5)
+            phases.append(scene.transition("gpu-1")["phase"])
+        assert modes(scene) == ["ExclusiveProcess"] * 2
+        assert phases == ["Synced", "Synced", *["Blocked"] * 4]
+        crash(scene, name, up=False)
+        transition = scene.transition("gpu-1")
+        assert (transition["reason"], transition["culprit"]) == ("MPSNotRunning", "mps-control-daemon")
+        assert f"kubectl -n gpu-operator delete pod {name}" in transition["message"]
+        await scene.until_condition("Ready", "False", "RolloutInProgress")
+        assert transition["message"] in (await scene.until_condition("Stalled", "True", "Blocked"))["message"]
+        assert (scene.cordoned("gpu-1"), scene.evicted(), scene.node_writes(mark)) == (False, evicted, {})
+        scene.e.cluster.delete(PODS, name, "gpu-operator")
+        await scene.ready()
+
+
 @pytest.mark.parametrize("spec", [FULL, SLICED, SINGLE], ids=["whole GPUs", "time-slicing", "MIG"])
 @virtually
 async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps(spec: JSON) -> None:
@@ -147,10 +183,8 @@ async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps
         await scene.running("client", 1)
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
         (pod,) = (one for one in scene.e.cluster.objects(PODS) if one["metadata"]["name"].startswith(DAEMON))
-        crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
-        not_ready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [crashing]}
         name = pod["metadata"]["name"]
-        scene.e.cluster.patch(PODS, name, {"status": not_ready}, "gpu-operator", subresource="status")
+        crash(scene, name, up=False)
         mark, evicted = scene.mark(), scene.evicted()
         scene.apply(spec)
         transition = await scene.reason("gpu-1", "MPSDaemonNotReady")

@@ -87,6 +87,7 @@ def make_case(
     drifting_since: datetime | None = None,
     withdrawn_since: datetime | None = None,
     at_work_since: datetime | None = None,
+    down_since: datetime | None = None,
     stack: StackView | None = None,
     now: datetime = NOW,
 ) -> NodeCase:
@@ -114,6 +115,7 @@ def make_case(
         drifting_since=drifting_since,
         withdrawn_since=withdrawn_since,
         at_work_since=at_work_since,
+        down_since=down_since,
         mig_failure="",
         agent_trouble=None,
         actuator=LABELS,

@@ -115,6 +115,7 @@ class Played:
             drifting_since=None,
             withdrawn_since=None,
             at_work_since=None,
+            down_since=None,
             actuator=find_actuator(self.stack),
             stack=self.stack,
             settings=SETTINGS,
@@ -218,6 +219,18 @@ def test_a_node_whose_slices_agree_is_adopted_and_left_alone() -> None:
     verdict = played.judge(FULL, at(600))
     assert (verdict.candidate, verdict.disruption) == (False, DisruptionClass.NONE)
     assert [type(action) for action in verdict.actions] == [LabelNode], verdict
+
+
+@pytest.mark.parametrize("plugin", [None, kubelet_plugin(ready=False), kubelet_plugin(since=at(595))])
+def test_slices_of_a_kubelet_plugin_that_does_not_keep_running_adopt_no_node(plugin: Operand | None) -> None:
+    played = Played()
+    played.plugin = plugin
+    case = replace(played.case(FULL, at(600)), down_since=at(500))
+    verdict = judge(case)
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING, True)
+    assert "ResourceSlices of gpu-07" in verdict.message
+    assert [one for one in verdict.actions if isinstance(one, LabelNode)] == []
 
 
 def test_slices_that_still_differ_after_the_restart_lead_to_another_restart_and_then_to_failure() -> None:

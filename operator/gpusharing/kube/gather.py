@@ -148,8 +148,8 @@ class Gatherer:
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
         """Return one pod of every program on each node.
 
-        A Ready pod on a fenced node, and an MPS daemon that runs on any, also says since when: config-manager in the
-        daemon's pod may crash meanwhile, so that the pod is Ready only now and then.
+        A Ready pod on a fenced node, and on any node one that serves workloads, also says since when. An MPS daemon
+        counts as running while config-manager in its pod crashes, so that the pod is Ready only now and then.
         """
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
@@ -160,7 +160,7 @@ class Gatherer:
         ready_since: dict[str, datetime] = {}
         for program, pods in operands.items():
             mps = program is Program.MPS_DAEMON
-            for name in [*pods] if mps else fenced:
+            for name in fenced if program is Program.MIG_MANAGER else [*pods]:
                 if (pod := pods.get(name)) is not None and (not pod.down if mps else pod.ready):
                     since = ready_since[pod.uid] = self._ready_since.get(pod.uid, now)
                     pods[name] = replace(pod, ready_since=since)

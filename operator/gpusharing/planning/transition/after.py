@@ -205,6 +205,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
+    mismatch = mismatch or case.actuator.find_down(case, aim)
     if mismatch is not None:
         return case.show(Phase.VERIFYING, mismatch)
     if case.fence.step < case.fence.steps:

@@ -4,6 +4,7 @@ A fenced node continues its change; any other is adopted, skipped, kept waiting 
 """
 
 from dataclasses import replace
+from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -56,6 +57,14 @@ def differs_from_target(case: NodeCase) -> bool:
         and difference.reason not in (Reason.OBSERVATION_PENDING, Reason.AGENT_ERROR)
         and find_quiet(case) is None
     )
+
+
+def find_down(case: NodeCase) -> Finding | None:
+    """Return which program that has to serve the node, which we do not change, does not run or may not keep running."""
+    assessed, node = case.assessed, case.node
+    if assessed is None or node.fence is not None or not node.ready:
+        return None
+    return case.actuator.find_down(case, assessed.target)
 
 
 def _judge_fenced(case: NodeCase) -> Verdict:
@@ -129,15 +138,23 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
     proven = verified is not None and wanted == (verified.policy, verified.mig_config, verified.plugin_config)
     marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner_name}
     missing: dict[str, str | None] = {key: value for key, value in marks.items() if node.labels.get(key) != value}
+    down, wake = find_down(case), None
+    if down is not None:
+        limit = timedelta(seconds=case.settings.drift_grace + case.settings.restart_grace)
+        wake = max(case.now, (case.down_since or case.now) + limit)
+        lasts = wake <= case.now
+        if lasts or not proven:  # before that, it may just restart
+            wake = down.until if lasts else wake
+            return replace(case.show(Phase.BLOCKED, down, wake=wake), stands=lasts)
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
             return _block(case, unseen)
         text = f"{target.text} proven"
         if (unhealthy := case.unhealthy) is not None:
-            return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}")
+            return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}", wake=wake)
         if (pod := case.mps_pod) is not None and (ended := tell_lapses(pod, pod.lone_restarts)):
             text = f"{text}; {ended}"
-        return case.verdict(Phase.SYNCED, Reason.SYNCED, text)
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, text, wake=wake)
     if (unseen := _find_blind(case, "match its target")) is not None:
         return _block(case, unseen)
     already = f"the node already has {target.text}"

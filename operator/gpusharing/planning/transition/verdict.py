@@ -99,8 +99,6 @@ class NodeCase(ActuatorCase):
     """Since when this process has seen the node differ from its target."""
     withdrawn_since: datetime | None
     """Since when this process has seen the node's kubelet count devices and offer none of them."""
-    at_work_since: datetime | None
-    """Since when this process has seen the actuator at work although we are not changing the node."""
     actuator: Actuator
     held: Finding | None = None
     """Why the policy may not start a node now. Only set for a node whose run has ended without a proof."""

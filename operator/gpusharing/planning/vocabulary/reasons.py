@@ -489,7 +489,8 @@ class Reason(StrEnum):
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
         "Wait. The operator restarts mig-manager, which usually resumes the operands.")
     MPS_NOT_RUNNING = (("MPSNotRunning", "Proof", _LATER, "mps-control-daemon", Mark.TURNS_BACK, Mark.ENDS_MPS),
-        "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
+        "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them. Or they are, "
+        "but the daemon that left them so does not run, and no MPS client can start.",
         "If this persists, check the pods with the label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
         "The agent reports that the GPUs are not partitioned as the policy specifies.")

@@ -28,6 +28,10 @@ class ActuatorCase:
     stack: StackView
     settings: PlanSettings
     now: datetime = field(compare=False)
+    at_work_since: datetime | None
+    """Since when this process has seen the actuator at work on the node, in one boot of it."""
+    down_since: datetime | None
+    """Since when this process has not seen a program that has to serve the node, at rest, keep running."""
 
     @property
     def observed(self) -> ObservedView | None:
@@ -59,7 +63,7 @@ class Actuator(Protocol):
     1. What does it need?                             needs, objections, obstacles
     2. What is written at the point of no return?     find_labels, needs_run, needs_mig_manager, find_missing, write, find_old
     3. Is it at work, done, stuck or failed?          find_trouble, find_lost, next_look, find_events, find_work
-    4. What proves the result?                        checks
+    4. What proves the result?                        checks, find_down
     5. How does a node go back?                       find_last_proven, tell_left
 
     It keeps no state: what must survive is in the fence and in the claims.
@@ -112,6 +116,12 @@ class Actuator(Protocol):
 
     def find_work(self, node: NodeView) -> str:
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
+
+    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
+        """Return which program does not run although what it left may look like the target.
+
+        After `down_since`, one that has started counts as running only once it has kept running for a while.
+        """
 
     def checks(self, compared: Comparison) -> Checked:
         """Yield what proves the result, and finds drift."""

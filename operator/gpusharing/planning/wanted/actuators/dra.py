@@ -10,7 +10,7 @@ from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Written
-from gpusharing.planning.wanted.actuators.labels import Labels
+from gpusharing.planning.wanted.actuators.labels import Labels, steady_from
 from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
@@ -103,6 +103,19 @@ class Dra(Labels):
         yield from compute_mode_checks(compared)
         if text := find_slice_mismatch(compared.node, compared.target.layouts, compared.observed):
             yield Source.SLICES, Finding(Reason.ALLOCATABLE_MISMATCH, text)
+
+    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
+        pod = case.operands.get(Program.KUBELET_PLUGIN)
+        until = steady_from(case, pod) if pod is not None and pod.ready else None
+        if pod is not None and pod.ready and until is None:
+            return None
+        state = "does not keep running" if until is not None else "is not running"
+        where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
+        text = (
+            f"the ResourceSlices of {case.node.name} offer its devices, but {PLUGIN}, which published them, {state}"
+            f" there, so no pod with a claim can start; check the pods with {where}"
+        )
+        return Finding(Reason.ACTUATOR_MISSING, text, until)
 
     def tell_left(self, node: NodeView) -> str:
         return ""  # mig-manager's label then means whole GPUs, and nothing reads the other labels

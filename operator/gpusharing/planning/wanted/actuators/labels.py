@@ -194,6 +194,29 @@ class Labels(Actuator):
             return ""
         return f"mig-manager is working (state {state}), although the operator has started no run"
 
+    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
+        if target.mode is not Mode.MPS:
+            return None
+        name, policy, pod = case.node.name, case.stack.cluster_policy, case.operands.get(Program.MPS_DAEMON)
+        claim = f"the GPUs of {name} are in compute mode {EXCLUSIVE}, as if an MPS daemon served them"
+        if pod is None:
+            # With NVIDIA's own chart, pods that a value of the chart names otherwise are not seen.
+            if policy is None or policy.mps_daemon is None:
+                return None
+            where = f"label app={Program.MPS_DAEMON} in namespace {case.settings.gpu_operator_namespace}"
+            text = f"{claim}, but no pod of one runs there; check the DaemonSet of the pods with {where}"
+            return Finding(Reason.MPS_NOT_RUNNING, text)
+        until = steady_from(case, pod)
+        if not pod.down and until is None:
+            return None
+        show, restart = _restart_daemon(pod)
+        state = "is not running" if pod.down else "does not keep running"
+        text = (
+            f"{claim}, but the one in pod {pod.name} {state}: the mode is what it left behind, and no MPS client can"
+            f" start. {show}. To restart it, run: {restart}"
+        )
+        return Finding(Reason.MPS_NOT_RUNNING, text, until, commands=(restart,))
+
     def checks(self, compared: Comparison) -> Checked:
         return label_checks(compared)
 
@@ -234,10 +257,9 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
         seen = policy is not None and policy.mps_daemon is not None
         return f"no pod of the MPS daemon runs on {node.name}, so {effect}; {reset}" if seen else ""
     if pod.down:
-        show = Command.of(f"kubectl -n {pod.namespace} describe pod {pod.name}")
-        restart = Command.of(f"kubectl -n {pod.namespace} delete pod {pod.name}", effects=())  # it has no clients
+        show, restart = _restart_daemon(pod)
         message = (
-            f"the MPS daemon in pod {pod.name} is not running, so {effect}. See why: {show}. To restart it, run:"
+            f"the MPS daemon in pod {pod.name} is not running, so {effect}. {show}. To restart it, run:"
             f" {restart}. If it cannot start, {reset}"
         )
         return Finding(Reason.MPS_DAEMON_NOT_READY, message, commands=(restart,))
@@ -247,6 +269,13 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
         text = f"the MPS daemon in pod {pod.name} started a moment ago, and may not keep running"
         return Finding(Reason.MPS_DAEMON_NOT_READY, text, stable)
     return ""
+
+
+def _restart_daemon(pod: Operand) -> tuple[str, Command]:
+    """Return how to see why an MPS daemon does not run, and the command that restarts it."""
+    show = Command.of(f"kubectl -n {pod.namespace} describe pod {pod.name}")
+    restart = Command.of(f"kubectl -n {pod.namespace} delete pod {pod.name}", effects=())  # it has no clients
+    return f"See why: {show}", restart
 
 
 def needs_restart(case: ActuatorCase, target: Target) -> bool:
@@ -259,6 +288,14 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
         or bool(paused_operands(case.node))
         or case.found_layouts != target.layouts
     )
+
+
+def steady_from(case: ActuatorCase, pod: Operand) -> datetime | None:
+    """Return when a pod that was down and has started will count as running; None if it does, or is down."""
+    if case.down_since is None or pod.ready_since is None:
+        return None
+    steady = pod.ready_since + timedelta(seconds=case.settings.restart_grace)
+    return steady if case.now < steady else None
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
