@@ -306,7 +306,7 @@ def _call(identity: str, request: ApiRequest) -> Call:
 
 def _matcher(request: ApiRequest) -> Matcher:
     fields = request.query.get("fieldSelector", "")
-    if path := find_unsupported(request.resource.plural, fields):
+    if path := find_unsupported(request.resource.full_name, fields):
         raise Invalid(f"field label not supported: {path}")
     try:
         return matcher(request.query.get("labelSelector", ""), fields)

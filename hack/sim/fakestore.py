@@ -55,6 +55,12 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
+def as_core_event(event: JSON) -> JSON:
+    """Return an Event of events.k8s.io as the API server shows it in the core group."""
+    older = {"regarding": "involvedObject", "note": "message", "reportingController": "reportingComponent"}
+    return {older.get(key, key): value for key, value in event.items()} | {"apiVersion": "v1"}
+
+
 class Waiters(dict[asyncio.Event, None]):
     """A set of events in order of insertion: the order of a plain set would depend on memory addresses."""
 
@@ -112,6 +118,8 @@ class Store:
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
         """Yield the stored objects of a kind, in one namespace or all, sorted. The caller must not change them."""
+        if resource == kinds.CORE_EVENTS:
+            yield from map(as_core_event, self.all(kinds.EVENTS, namespace))
         for key, obj in sorted(self._objects.get(resource, {}).items()):
             if namespace is None or key[0] == namespace:
                 yield obj

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from gpusharing.api.names import GROUP
 from hack.customresources import RESOURCES
 
 JSON = dict[str, Any]
@@ -18,16 +19,17 @@ FIELDS: Mapping[str, Iterable[str]] = {
         *("spec.hostNetwork", "status.phase", "status.podIP", "status.podIPs", "status.nominatedNodeName"),
     ),
     "nodes": ("spec.unschedulable",),
-    "events": (
+    "events": ("reason", "type", "involvedObject.kind", "involvedObject.namespace", "involvedObject.name"),
+    "events.events.k8s.io": (
         *("reason", "type", "reportingController", "regarding.kind", "regarding.namespace", "regarding.name"),
         *("regarding.uid", "regarding.apiVersion", "regarding.resourceVersion", "regarding.fieldPath"),
     ),
-    "resourceslices": ("spec.nodeName", "spec.driver"),
-    **{one.plural: [path.removeprefix(".") for path in one.selectable] for one in RESOURCES},
+    "resourceslices.resource.k8s.io": ("spec.nodeName", "spec.driver"),
+    **{f"{one.plural}.{GROUP}": [path.removeprefix(".") for path in one.selectable] for one in RESOURCES},
 }
-"""The fields by which an API server selects objects of a kind, beside EVERYWHERE, by the kind's name in URLs. Events
-are those of events.k8s.io, without the old field `source` (Kubernetes: conversion.go in pkg/apis). Our kinds have the
-selectable fields of their CRDs."""
+"""The fields by which an API server selects objects of a kind, beside EVERYWHERE, by the kind's name for kubectl. Events
+are without the old field `source` (Kubernetes: conversion.go in pkg/apis). Our kinds have the selectable fields of
+their CRDs."""
 
 _REQUIREMENT = re.compile(
     r"(?P<not>!?)\s*(?P<key>[\w./-]+)\s*"
@@ -41,10 +43,10 @@ def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
     return lambda obj: all(check(obj) for check in checks)
 
 
-def find_unsupported(plural: str, field_selector: str) -> str:
+def find_unsupported(kind: str, field_selector: str) -> str:
     """Return the first field by which an API server does not select objects of this kind, or an empty string."""
     paths = (re.split("!?=", one, maxsplit=1)[0] for one in field_selector.split(",") if one)
-    return next((path for path in paths if path not in (*EVERYWHERE, *FIELDS.get(plural, ()))), "")
+    return next((path for path in paths if path not in (*EVERYWHERE, *FIELDS.get(kind, ()))), "")
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:

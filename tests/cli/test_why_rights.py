@@ -11,7 +11,16 @@ from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import DEPLOYMENTS, GPUNODES, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import (
+    CORE_EVENTS,
+    DEPLOYMENTS,
+    EVENTS,
+    GPUNODES,
+    NODES,
+    PODS,
+    POLICIES,
+    Resource,
+)
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.shell.session import SPELLINGS
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -35,6 +44,37 @@ async def answer(scene: Scene, *raws: JSON, subject: str = "pod/llm") -> JSON:
         scene.e.cluster.add(PODS, raw)
     data: JSON = (await ask(scene.e.cluster, "why", subject, "-o", "json")).data
     return data
+
+
+# --- a pod that is gone ------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_of_an_evicted_pod_that_is_gone_its_event_says_who_evicted_it_and_why() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(PODS, gpu_pod("train", "gpu-1"))
+        scene.apply(MIXED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow"})
+        await scene.ready(seconds=3600)
+        forbid(scene, NODES, GPUNODES, POLICIES, EVENTS)
+        data = await answer(scene, subject="pod/train")
+        shown = await ask(scene.e.cluster, "why", "default/train", width=200)
+        with pytest.raises(Trouble, match="there is no pods/train-2 in namespace default"):
+            await ask(scene.e.cluster, "why", "pod/train-2")
+    said = "this pod is gone: the GPU sharing operator evicted this pod from node gpu-1, because policy pool-b changes"
+    assert data["conclusion"].startswith(said)
+    assert (data["phase"], data["node"], data["asks"], data["notes"]) == ("Gone", "", {}, [])
+    assert said[1:] in shown.out
+    assert "no GPU" not in shown.out
+
+
+@virtually
+async def test_a_pod_that_is_gone_exists_no_more_for_somebody_who_may_not_read_its_events() -> None:
+    async with operated(1) as scene:
+        forbid(scene, CORE_EVENTS)
+        with pytest.raises(Trouble, match="there is no pods/train in namespace default"):
+            await ask(scene.e.cluster, "why", "pod/train")
 
 
 # --- a pod, with few rights --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pytest
 from gpusharing.kube import errors
 from gpusharing.kube.client import (
     CONFIG_MAPS,
+    CORE_EVENTS,
     EVENTS,
     GPUNODES,
     LEASES,
@@ -255,6 +256,9 @@ class ObjectContract:
         }
         fits = {**event, "metadata": {"name": "fits"}, "note": "é" * 512}
         assert (await server.client.create(EVENTS, fits, namespace=server.name))["note"] == "é" * 512
+        about = "involvedObject.kind=ConfigMap,involvedObject.name=one"
+        (older,) = (await server.client.list_page(CORE_EVENTS, namespace=server.name, field_selector=about)).items
+        assert (older["message"], older["reportingComponent"]) == ("é" * 512, "gpusharing.dev/operator")
         too_long = {**event, "metadata": {"name": "too-long"}, "note": "é" * 513}
         with pytest.raises(errors.Invalid):
             await server.client.create(EVENTS, too_long, namespace=server.name)

@@ -4,7 +4,7 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.selectors import matcher
 
-from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import CONFIG_MAPS, CORE_EVENTS, EVENTS, GPUNODES, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import Invalid
 
 
@@ -36,6 +36,7 @@ async def test_a_field_by_which_the_server_does_not_select_is_refused_with_its_n
         (NODES, "metadata.name==gpu-1,spec.unschedulable!=true"),
         (PODS, "spec.nodeName=,status.phase!=Failed"),
         (EVENTS, "type=Warning,regarding.name=gpu-1"),
+        (CORE_EVENTS, "involvedObject.kind=Pod,involvedObject.name=gpu-1"),
         (GPUNODES, "status.transition.phase=Held"),
         (POLICIES, "spec.mode=MIG"),
     ],

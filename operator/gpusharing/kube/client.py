@@ -57,6 +57,8 @@ NODES = Resource("", "v1", "nodes")
 PODS = Resource("", "v1", "pods", namespaced=True)
 CONFIG_MAPS = Resource("", "v1", "configmaps", namespaced=True)
 EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True, bookmarks=False)
+CORE_EVENTS = Resource("", "v1", "events", namespaced=True, bookmarks=False)
+"""The same Events with their older fields; the role `view` of Kubernetes lets tenants read them under this name only."""
 LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
 NAMESPACES = Resource("", "v1", "namespaces")
 PDBS = Resource("policy", "v1", "poddisruptionbudgets", namespaced=True)

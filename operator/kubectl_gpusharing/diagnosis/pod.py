@@ -318,6 +318,17 @@ def pod_answer(
     return replace(answer, guard=guard, notes=notes, simulated=live.simulated())
 
 
+GONE = "Gone"
+"""The phase of a pod that exists no more."""
+
+
+def gone_answer(pod: str, event: JSON) -> PodAnswer:
+    """Return the answer about a pod that the operator evicted, from the Event that tells of it."""
+    when = text(event, "eventTime").partition(".")[0].replace("T", " ")
+    conclusion = f"this pod is gone: {text(event, 'message')} ({when} UTC)"
+    return PodAnswer(pod, GONE, "", {}, "", "", (), (), "", conclusion, ())
+
+
 def published_answer(
     raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON], lacking: Iterable[str]
 ) -> PodAnswer:
@@ -507,7 +518,8 @@ def describe_pod(answer: PodAnswer, options: PrintOptions) -> list[Line]:
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
-    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
+    asks = "" if answer.phase == GONE else f"  requests {asks}"
+    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), asks)
     lines = [*describe_simulated(answer.simulated, options), *fold(title, options)]
     for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {message}", options, hang="  ") if message else []

@@ -15,10 +15,11 @@ from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
 from gpusharing.api.selectors import matches
 from gpusharing.api.times import from_rfc3339
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import CORE_EVENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.pods import pod_view, rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.drain.placement import needs_of
+from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
 from gpusharing.planning.report.proposal import Proofs, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
@@ -30,6 +31,7 @@ from kubectl_gpusharing.diagnosis.pod import (
     PodAnswer,
     describe_pod,
     find_room,
+    gone_answer,
     pod_answer,
     published_answer,
 )
@@ -233,9 +235,7 @@ async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
         lines = partial(describe_node, answer, now)
         terminal.answer(NodeExplanationData, answer.as_data, lines, names=names)
     else:
-        raw = await session.get(kind, name, namespace)
-        pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
-        explained = await _pod(session, pod)
+        explained, workload = await _explain_pod(session, kind, name, namespace)
         terminal.answer(
             PodExplanationData,
             lambda: cast(PodExplanationData, {"workload": workload, **asdict(explained)}),
@@ -249,6 +249,24 @@ async def _is_policy(session: Session, name: str) -> bool:
     with suppress(Trouble):
         return await session.find(POLICIES, name) is not None
     return False
+
+
+async def _explain_pod(session: Session, kind: Resource, name: str, namespace: str) -> tuple[PodAnswer, str]:
+    raw = await session.find(kind, name, namespace)
+    if raw is None and kind is PODS and (told := await _find_eviction(session, name, namespace)) is not None:
+        return gone_answer(f"{namespace}/{name}", told), ""
+    raw = raw or await session.get(kind, name, namespace)
+    pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
+    return await _pod(session, pod), workload
+
+
+async def _find_eviction(session: Session, name: str, namespace: str) -> JSON | None:
+    about = f"involvedObject.kind=Pod,involvedObject.name={name}"
+    with suppress(Trouble):
+        events = await session.all(CORE_EVENTS, namespace=namespace, field_selector=about)
+        ours = [one for one in events if text(one, "reason") in (POD_EVICTED, POD_DELETED)]
+        return max(ours, key=lambda one: text(one, "eventTime"), default=None)
+    return None
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
