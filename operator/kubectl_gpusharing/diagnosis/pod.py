@@ -24,22 +24,27 @@ from gpusharing.kube.pods import (
     resource_claim_names,
 )
 from gpusharing.kube.raw import entries, part, section, text, texts
+from gpusharing.planning.drain.evictions import selecting
 from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import remaining
 from gpusharing.planning.pools.afterwards import find_present_offer, find_target_offer
 from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.report.transition import OTHERS, PERSON, whose_cordon
 from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.plugins import name_resources
+from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import (
     PolicyTargets,
     Target,
     find_request,
 )
 from kubectl_gpusharing.live.cluster import LivePlan
-from kubectl_gpusharing.pools.fleet import read_node, read_pools, simulated_nodes
+from kubectl_gpusharing.pools.fleet import NodeStatus, read_node, read_pools, simulated_nodes
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
@@ -81,6 +86,12 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     return tuple(field for field, applies in overlooked.items() if applies)
 
 
+MOST_FENCES = 3
+"""The most changes that are explained to a pod which waits for them."""
+_WAITS_FOR_BUDGET = re.compile(rf"({Reason.PDB}|{Reason.PDB_IN_USE}) [^ :]+:")
+"""The beginning of a line of GPUNode's status.transition.blockers about one budget."""
+_EMPTYING = frozenset(phase for phase in Phase if phase.part == "emptying")
+"""The phases in which `abort` gives a change up at once."""
 NOTE = (
     "KAI-Scheduler allocates this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that"
     " it has reserved already. A reserved GPU is not counted as free here, although it may have free capacity"
@@ -130,6 +141,8 @@ class NodeRoom:
     """Whether it could start now if no other pod held a device."""
     lasts: bool
     """Whether it could start once all changes are done."""
+    fenced: bool = False
+    """Whether it is the operator that keeps new pods off the node, for its change."""
 
     def most(self, resource: str) -> int:
         """Return how many devices of this resource the pod may use on the node, now or after, as far as is known."""
@@ -153,6 +166,8 @@ def _room(
     offers: tuple[Offer | None, Offer | None],
     closed: str,
     held: Mapping[str, int] | None,
+    *,
+    fenced: bool = False,
 ) -> NodeRoom:
     """Return the room of a node with these offers, now and after the changes; an offer and `held` are None if unknown."""
     present, future = offers
@@ -178,6 +193,7 @@ def _room(
         else starts,
         starts_now=starts,
         lasts=future is not None and could_start(needs, future),
+        fenced=fenced,
     )
 
 
@@ -191,11 +207,13 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
     gated = node.gate is not None
     tainted = node.fence is not None and node.fence.tainted
     shut = gated or node.unschedulable or not node.ready or tainted
+    ours = tainted or whose_cordon(node) == "ours"
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
+    if ours and node.ready:
+        why = f"{'fenced' if tainted else 'cordoned'} by the operator"
     held = None if observed is None else observed.allocated
-    return _room(
-        needs, node.name, "" if verdict is None else verdict.policy, (present, future), why if shut else "", held
-    )
+    pool = "" if verdict is None else verdict.policy
+    return _room(needs, node.name, pool, (present, future), why if shut else "", held, fenced=ours)
 
 
 def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
@@ -206,7 +224,55 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
     future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else None
     present = future if node.phase == Phase.SYNCED else None
     held = None if observed is None else observed.allocated
-    return _room(needs, node.name, node.policy, (present, future), node.cordon and "cordoned", held)
+    ours = node.cordon == "ours"
+    closed = "cordoned by the operator" if ours else node.cordon and "cordoned"
+    return _room(needs, node.name, node.policy, (present, future), closed, held, fenced=ours)
+
+
+# --- behind the operator's own cordon ------------------------------------------------------------------------
+
+
+def find_fenced(pod: JSON, rooms: Iterable[NodeRoom]) -> list[NodeRoom]:
+    """Return all nodes that have what the pod requests, if the operator keeps new pods off each of them."""
+    if text(pod, "spec", "nodeName") or text(pod, "status", "phase") != "Pending":
+        return []
+    fits = [room for room in rooms if room.starts_now or room.lasts]
+    return fits if all(room.fenced for room in fits) else []
+
+
+def explain_fences(
+    pod: JSON, rooms: Sequence[NodeRoom], nodes: Mapping[str, NodeStatus], budgets: Iterable[PdbView]
+) -> str:
+    """Return sentences about the changes that keep a pod from its only nodes (`find_fenced`); empty without `rooms`.
+
+    A drain may wait for a budget that waits for this very pod, which waits for the drain.
+    """
+    guards = [budget.ref for budget in selecting(pod_view(pod, {}), budgets)]
+    names = [room.node for room in rooms]
+    sentences = [f"only {some(names)} {'has' if len(names) == 1 else 'have'} what this pod requests"] if names else []
+    for room in rooms[:MOST_FENCES]:
+        node = nodes.get(room.node, NodeStatus(name=room.node))
+        ends = {PERSON: "until a person acts", OTHERS: "until others are done", "": ""}
+        until = ends.get(node.deadline, f"deadline {node.deadline}")
+        state = ", ".join(filter(None, (node.phase, until)))
+        change = f"policy {room.pool} changes it{f' to {node.wanted}' if node.wanted else ''}"
+        sentences.append(f"The operator keeps new pods off {room.node} while {change}{f' ({state})' if state else ''}")
+        waits = [line.partition(":")[0].split()[-1] for line in node.blockers if _WAITS_FOR_BUDGET.match(line)]
+        guard = next((guard for guard in guards if guard in waits), "")
+        lasting = f"let {guard} allow one more eviction, or give this pod another node"
+        if guard:
+            deadlock = f"Its drain waits for PodDisruptionBudget {guard}, and that budget for this pod"
+            sentences.append(f"{deadlock}, so neither goes on by itself")
+        elif room.lasts:
+            sentences.append(f"This pod can start on {room.node} once the change is done")
+        if not room.lasts:
+            sentences.append(f"{room.node} will not have what this pod requests after the change")
+            lasting = f"to keep the node as it is: {Command.of('kubectl gpusharing skip', room.node)}"
+        if room.starts_now and node.phase in _EMPTYING and (guard or not room.lasts):
+            remedy = Command.of("kubectl gpusharing abort", room.node)
+            sentences.append(f"To give the change up, so that this pod can start there: {remedy}")
+            sentences.append(f"The operator tries again later; before that, {lasting}")
+    return ". ".join(sentences)
 
 
 # --- the guard for tenants -----------------------------------------------------------------------------------
@@ -303,9 +369,13 @@ class PodAnswer:
 
 
 def pod_answer(
-    pod: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]
+    pod: JSON,
+    rooms: Mapping[str, NodeRoom],
+    live: LivePlan,
+    namespace_labels: Mapping[str, str],
+    fences: str = "",
 ) -> PodAnswer:
-    """Return the answer about a pod from a plan."""
+    """Return the answer about a pod from a plan; `fences` is what `explain_fences` says."""
     statuses: dict[str, str] = {}
     for policy in live.snapshot.policies:
         summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
@@ -315,7 +385,8 @@ def pod_answer(
     plugins = {name: one.other_plugin for name, one in live.snapshot.nodes.items()}
     notes = (*live.notes, *answer.notes, *name_resources(answer.asks, plugins))
     guard = explain_guard(pod, rooms, live, namespace_labels)
-    return replace(answer, guard=guard, notes=notes, simulated=live.simulated())
+    conclusion = fences or answer.conclusion
+    return replace(answer, guard=guard, conclusion=conclusion, notes=notes, simulated=live.simulated())
 
 
 GONE = "Gone"
@@ -330,7 +401,11 @@ def gone_answer(pod: str, event: JSON) -> PodAnswer:
 
 
 def published_answer(
-    raw: JSON, policies: Sequence[JSON], gpunodes: Sequence[JSON], lacking: Iterable[str]
+    raw: JSON,
+    policies: Sequence[JSON],
+    gpunodes: Sequence[JSON],
+    lacking: Iterable[str],
+    budgets: Iterable[PdbView] = (),
 ) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, to a user who lacks these rights."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)
@@ -343,7 +418,9 @@ def published_answer(
         "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
         f" were not considered, because you may not {tell_rights(lacking)}"
     )
-    return replace(answer, notes=(*answer.notes, note), simulated=tuple(simulated_nodes((), nodes)))
+    fences = explain_fences(raw, find_fenced(raw, rooms.values()), {node.name: node for node in nodes}, budgets)
+    simulated = tuple(simulated_nodes((), nodes))
+    return replace(answer, conclusion=fences or answer.conclusion, notes=(*answer.notes, note), simulated=simulated)
 
 
 def _answer(

@@ -15,21 +15,25 @@ from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
 from gpusharing.api.selectors import matches
 from gpusharing.api.times import from_rfc3339
-from gpusharing.kube.client import CORE_EVENTS, GPUNODES, JSON, NODES, PODS, POLICIES, Resource
-from gpusharing.kube.pods import pod_view, rows_of
+from gpusharing.kube.client import CORE_EVENTS, GPUNODES, JSON, NODES, PDBS, PODS, POLICIES, Resource
+from gpusharing.kube.pods import pdb_view, pod_view, rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.drain.placement import needs_of
 from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
 from gpusharing.planning.report.proposal import Proofs, tell_proofs
 from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
+from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import BY_WORD
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.diagnosis.pod import (
+    MOST_FENCES,
     PodAnswer,
     describe_pod,
+    explain_fences,
+    find_fenced,
     find_room,
     gone_answer,
     pod_answer,
@@ -285,18 +289,27 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
+    namespace = text(pod, "metadata", "namespace")
+    budgets: list[PdbView] = []
+    if text(pod, "status", "phase") == "Pending":
+        with suppress(Denied):
+            budgets = [pdb_view(raw) for raw in await session.all(PDBS, namespace=namespace)]
     try:
         async with gathered(session) as cluster:
             live, needs = await cluster.decide(()), needs_of(pod_view(pod, {}))
             rooms = {name: find_room(needs, node, live) for name, node in live.snapshot.nodes.items()}
-        labels = await session.namespace_labels(text(pod, "metadata", "namespace"))
-        return pod_answer(pod, rooms, live, labels)
+        labels = await session.namespace_labels(namespace)
+        fenced = find_fenced(pod, rooms.values())
+        # The published blockers include the server's answers to evictions, which the plan made here lacks.
+        found = [await session.find(GPUNODES, room.node) for room in fenced[:MOST_FENCES]]
+        shown = {node.name: node for node in map(read_node, filter(None, found))}
+        return pod_answer(pod, rooms, live, labels, explain_fences(pod, fenced, shown, budgets))
     except Denied as error:
         try:
             policies, gpunodes = await session.all(POLICIES), await session.all(GPUNODES)
         except Denied as more:
             return published_answer(pod, (), (), (*error.rights, *more.rights))
-        return published_answer(pod, policies, gpunodes, error.rights)
+        return published_answer(pod, policies, gpunodes, error.rights, budgets)
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:

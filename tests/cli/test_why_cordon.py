@@ -1,0 +1,118 @@
+"""`why` of a pod that fits only behind the operator's own cordon, and what it says to do (kubectl_gpusharing/diagnosis/pod.py).
+
+The nodes are SIMULATED and have two H100 each.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from hack.sim.workloads import SimWorkload
+from tests.cli.asking import ask, operated
+from tests.cli.test_why_rights import forbid
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, gpu_pod, node, pdb
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import JSON, NODES, PDBS, PODS
+
+STRANDED_OK: JSON = {"strandedPods": "Allow"}
+UNPLACED: JSON = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}
+
+
+@asynccontextmanager
+async def deadlocked(spec: JSON) -> AsyncIterator[tuple[Scene, str]]:
+    """One of two pods under a budget was evicted; its replacement is Pending, because its only node is being drained."""
+    workload, budget = SimWorkload("llm", 2), pdb("keep", "llm", minAvailable=1)
+    async with operated(1, workloads=[workload], budgets=[budget]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 2)
+        scene.apply(spec, drain=STRANDED_OK)
+        await scene.reason("gpu-1", "PDBInUse")
+        (waiting,) = [pod for pod in scene.pods("llm") if "nodeName" not in pod["spec"]]
+        yield scene, str(waiting["metadata"]["name"])
+
+
+async def told(scene: Scene, name: str) -> JSON:
+    data: JSON = (await ask(scene.e.cluster, "why", f"pod/{name}", "-o", "json")).data
+    return data
+
+
+async def run(scene: Scene, command: str) -> None:
+    await ask(scene.e.cluster, *command.split()[2:])
+
+
+@virtually
+async def test_a_pod_behind_our_cordon_learns_of_operator_deadline_and_deadlock_and_the_remedy_lets_it_start() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        data = await told(scene, name)
+        deadline = scene.e.gpunode("gpu-1")["status"]["transition"]["deadline"]
+        (service,) = data["services"]
+        assert service["but"] == "the node is cordoned by the operator"
+        said = data["conclusion"]
+        assert said.startswith("only gpu-1 has what this pod requests. The operator keeps new pods off gpu-1 while")
+        assert f"policy pool-b changes it to {scene.e.gpunode('gpu-1')['status']['transition']['wanted']}" in said
+        assert f"(Draining, deadline {deadline})" in said
+        assert "Its drain waits for PodDisruptionBudget default/keep, and that budget for this pod" in said
+        assert "let default/keep allow one more eviction" in said
+        (remedy,) = re.findall("kubectl gpusharing abort gpu-1", said)
+        await run(scene, remedy)
+        await scene.running("llm", 2)
+        assert not scene.cordoned("gpu-1")
+
+
+@virtually
+async def test_a_budget_that_allows_one_more_eviction_ends_the_deadlock_too() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        assert "let default/keep allow one more eviction" in (await told(scene, name))["conclusion"]
+        scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+        await scene.ready(seconds=HOUR)
+        await scene.running("llm", 2)
+
+
+@virtually
+async def test_a_pod_that_the_new_layout_cannot_run_learns_how_the_node_stays_as_it_is() -> None:
+    async with deadlocked(MIXED) as (scene, name):
+        said = (await told(scene, name))["conclusion"]
+        assert "gpu-1 will not have what this pod requests after the change" in said
+        for command in ("kubectl gpusharing abort gpu-1", "kubectl gpusharing skip gpu-1"):
+            assert command in said
+            await run(scene, command)
+        await scene.running("llm", 2)
+        await scene.reason("gpu-1", "SkipLabel", seconds=HOUR)
+
+
+@virtually
+async def test_the_published_state_says_the_same_to_somebody_who_may_not_list_nodes() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        forbid(scene, NODES)
+        said = (await told(scene, name))["conclusion"]
+    assert said.startswith("only gpu-1 has what this pod requests. The operator keeps new pods off gpu-1 while")
+    assert "Its drain waits for PodDisruptionBudget default/keep, and that budget for this pod" in said
+
+
+@virtually
+async def test_without_the_right_to_budgets_the_operator_is_named_and_no_deadlock() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        forbid(scene, NODES, PDBS)
+        said = (await told(scene, name))["conclusion"]
+    assert "The operator keeps new pods off gpu-1 while policy pool-b changes it" in said
+    assert "default/keep" not in said
+
+
+@virtually
+async def test_a_pod_for_which_no_drain_waits_is_told_to_wait_for_the_change() -> None:
+    async with deadlocked(SLICED) as (scene, _):
+        scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "status": UNPLACED})
+        said = (await told(scene, "other"))["conclusion"]
+    assert said.endswith("This pod can start on gpu-1 once the change is done")
+    assert "abort" not in said
+
+
+@virtually
+async def test_a_pod_that_fits_on_another_node_too_is_not_sent_to_ours() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        spare = node("spare-1", pool="other")
+        scene.e.cluster.add(NODES, {**spare, "spec": {"unschedulable": True}})
+        said = (await told(scene, name))["conclusion"]
+    assert said.startswith("each of gpu-1, spare-1 has everything that this pod requests")
