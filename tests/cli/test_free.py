@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.desk import GPUNODES, POLICIES, Desk, Said
+from tests.cli.screen import END, read_until, terminal
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied
 from kubectl_gpusharing.usage.free import read_inventory
@@ -99,6 +100,7 @@ def test_one_row_for_each_resource_says_what_is_held_free_and_the_largest_that_f
     found = rows(fleet)
     assert found[GPU] == {
         "resource": GPU,
+        "device": None,
         "requested": 9,
         "allocatable": 18,
         "free": 7,
@@ -119,9 +121,9 @@ def test_cordoned_and_fenced_nodes_are_shown_apart_and_taints_are_named(fleet: D
 
 
 TABLE = """\
-RESOURCE                REQUESTED  ALLOCATABLE  FREE  LARGEST FIT  CLOSED  WAITING
-nvidia.com/gpu          9          18           7     5            2       8
-nvidia.com/mig-3g.40gb  1           4           0     0            3       0
+RESOURCE                HELD  TOTAL  FREE  LARGEST FIT  CLOSED  WAITING
+nvidia.com/gpu          9     18     7     5            2       8
+nvidia.com/mig-3g.40gb  1      4     0     0            3       0
 
 CLOSED NODE  STATE                        NOT COUNTED AS FREE
 gpu-3        the operator is changing it  3 nvidia.com/mig-3g.40gb
@@ -133,6 +135,76 @@ To see why a pod is waiting: kubectl gpusharing why team-a/big
 
 5 nvidia.com/gpu of the free devices are only for pods that tolerate the taint team=b:NoSchedule.
 """
+
+
+H100, A30 = "NVIDIA-H100-80GB-HBM3", "NVIDIA-A30"
+SHARES = {"nvidia.com/gpu.product": f"{H100}-SHARED", "nvidia.com/gpu.replicas": "4"}
+SINGLE = {"nvidia.com/gpu.product": f"{H100}-MIG-1g.10gb", "nvidia.com/gpu.replicas": "1"}
+
+
+@pytest.fixture
+def several(desk: Desk) -> Desk:
+    """Nodes whose nvidia.com/gpu is a whole H100, a whole A30, a share of an H100, an instance of one, or unknown."""
+    whole = [{"nvidia.com/gpu.product": product, "nvidia.com/gpu.replicas": "1"} for product in (H100, A30)]
+    counts = {
+        "h100": (whole[0], 8),
+        "a30": (whole[1], 4),
+        "shares": (SHARES, 32),
+        "single": (SINGLE, 56),
+        "new": ({}, 2),
+    }
+    desk.server.lists = {
+        NODES: [
+            node(name, policy="pool-a", labels=labels, allocatable={GPU: str(count)})
+            for name, (labels, count) in counts.items()
+        ],
+        PODS: [
+            pod("team-a/llm", "h100", container(gpu=3)),
+            pod("team-a/small", "shares", container(gpu=1)),
+            pod("team-a/big", "", container(gpu=8)),
+        ],
+    }
+    return desk
+
+
+@pytest.mark.parametrize("by", ["resource", "policy"])
+def test_whole_gpus_shares_and_models_are_never_added(several: Desk, by: str) -> None:
+    found = {
+        row["device"]: (row["requested"], row["allocatable"], row["free"]) for row in told(several, "--by", by)["rows"]
+    }
+    waits = {"any": (0, 0, 0)} if by == "resource" else {}
+    assert found == waits | {
+        None: (0, 2, 2),
+        "A30": (0, 4, 4),
+        "H100-80GB-HBM3": (3, 8, 5),
+        "H100-80GB-HBM3-MIG-1g.10gb": (0, 56, 56),
+        "1/4 H100-80GB-HBM3": (1, 32, 31),
+    }
+
+
+def test_what_a_namespace_holds_is_not_added_either(several: Desk) -> None:
+    found = told(several, "--by", "namespace")["rows"]
+    assert {(row["device"], row["requested"], row["waiting"]) for row in found} == {
+        ("1/4 H100-80GB-HBM3", 1, 0),
+        ("H100-80GB-HBM3", 3, 0),
+        ("any", 0, 8),
+    }
+
+
+@pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])
+def test_at_80_columns_nothing_is_cut_or_left_out(several: Desk, by: str) -> None:
+    labels = {"nvidia.com/gpu.product": H100}
+    several.server.lists[NODES] += [
+        node("a-node-of-a-cloud.example.internal", allocatable={MIG: "7"}, labels=labels, unschedulable=True)
+    ]
+    with terminal(several, "free", "--by", by, "-n", "team-a") as (_, screen):
+        narrow = re.sub(r"\x1b\[[\d;]*m", "", read_until(screen, END))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert ".." not in narrow
+    values = {
+        str(value) for row in told(several, "--by", by, "-n", "team-a")["rows"] for value in row.values() if value
+    }
+    assert {one for one in values if one not in narrow} <= {"any"}
 
 
 def test_a_person_sees_a_table_what_is_closed_and_who_waits(fleet: Desk) -> None:
@@ -174,6 +246,7 @@ def test_by_namespace_and_by_pod_it_says_who_holds_and_who_waits(fleet: Desk) ->
     assert found[f"team-a/{GPU}"] == {
         "namespace": "team-a",
         "resource": GPU,
+        "device": None,
         "pods": 1,
         "requested": 6,
         "waiting": 8,
@@ -196,8 +269,8 @@ def test_of_one_namespace_others_are_told_apart_and_free_stays_what_is_free(flee
 
 def test_csv_has_a_header_and_plain_numbers(fleet: Desk) -> None:
     table = list(csv.reader(io.StringIO(show(fleet, "-o", "csv").out)))
-    assert table[0] == ["resource", "requested", "allocatable", "free", "largest", "closed", "waiting"]
-    assert table[1] == [GPU, "9", "18", "7", "5", "2", "8"]
+    assert table[0] == ["resource", "device", "requested", "allocatable", "free", "largest", "closed", "waiting"]
+    assert table[1] == [GPU, "", "9", "18", "7", "5", "2", "8"]
 
 
 @pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])

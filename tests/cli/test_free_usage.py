@@ -64,11 +64,11 @@ def use(desk: Desk, *words: str) -> Said:
 
 TABLE = """\
 SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from a simulator.
-POD            NODE   RESOURCE               REQUESTED  WAITING  GPU  MEMORY  OF      SM
-team-b/waits          nvidia.com/gpu.shared  0          1
-team-a/llm-0   gpu-1  nvidia.com/gpu.shared  1          0        0    30.0Gi  80.0Gi  62%
-team-b/hidden  gpu-1  nvidia.com/gpu.shared  1          0        0         ?  80.0Gi    ?
-team-b/ranker  gpu-1  nvidia.com/gpu.shared  1          0        0     5.0Gi  80.0Gi    ?
+POD            NODE   RESOURCE               HELD  WAITING  GPU  MEMORY  OF      SM
+team-b/waits          nvidia.com/gpu.shared  0     1
+team-a/llm-0   gpu-1  nvidia.com/gpu.shared  1     0        0    30.0Gi  80.0Gi  62%
+team-b/hidden  gpu-1  nvidia.com/gpu.shared  1     0        0         ?  80.0Gi    ?
+team-b/ranker  gpu-1  nvidia.com/gpu.shared  1     0        0     5.0Gi  80.0Gi    ?
 
 To see why a pod is waiting: kubectl gpusharing why team-b/waits
 

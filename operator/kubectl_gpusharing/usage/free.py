@@ -23,18 +23,32 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.arguments import FreeArguments
 from kubectl_gpusharing.shell.documents import InventoryData
-from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, age, prose, table
+from kubectl_gpusharing.shell.drawing import (
+    BLANK,
+    GAP,
+    Column,
+    Ink,
+    Line,
+    PrintOptions,
+    Span,
+    age,
+    prose,
+    prose_of_each,
+    table,
+)
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Denied, Trouble, error_text
 from kubectl_gpusharing.usage.cost import describe_doubts
 from kubectl_gpusharing.usage.holdings import (
+    ANY,
     ENDED,
     NO_POLICY,
     NUMBERS,
     USED,
     GPUPod,
     Inventory,
+    NodeStock,
     Row,
     count_rows,
     read_gpunode,
@@ -169,18 +183,16 @@ def _fold(found: Iterable[Series]) -> tuple[dict[Pod, dict[str, Row]], frozenset
 
 MOST = 20
 """How many pods that wait, and nodes that are closed, are listed; -o wide lists all."""
-TITLES = {"largest": "LARGEST FIT", "memoryBytes": "MEMORY", "deviceMemoryBytes": "OF", "smRatio": "SM"}
-DROPS = {
-    "state": 1,
-    "deviceMemoryBytes": 1,
-    "policy": 2,
-    "profile": 2,
-    "closed": 3,
-    "waiting": 3,
-    "taints": 4,
-    "others": 5,
+TITLES = {
+    "requested": "HELD",
+    "allocatable": "TOTAL",
+    "largest": "LARGEST FIT",
+    "memoryBytes": "MEMORY",
+    "deviceMemoryBytes": "OF",
+    "smRatio": "SM",
 }
-"""The order in which columns are left out on a narrow terminal (`Column.drop`)."""
+LISTED = frozenset({"closed", "waiting"})
+"""Columns about what is also listed below the table, with its nodes and pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +229,7 @@ class FreeReport:
         free = defaultdict[str, Counter[str]](Counter)
         for stock, shares in share_nodes(self.inventory):
             for taint in () if stock.closed else stock.taints:
-                free[taint].update({name: share[3] or 0 for name, share in shares.items()})
+                free[taint].update({_name(stock, name): share[3] or 0 for name, share in shares.items()})
         notes = [
             f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
             for taint, counts in sorted(free.items())
@@ -268,13 +280,15 @@ class FreeReport:
 
 def describe(report: FreeReport, options: PrintOptions) -> list[Line]:
     lines, rows = drawing.describe_simulated(report.simulated, options), report.rows()
-    columns = [
-        Column(TITLES.get(name, name.upper()), DROPS.get(name, 0), name in NUMBERS or name in USED)
-        for name in report.columns
-    ]
-    cells = [[_cell(name, value, row) for name, value in row.items()] for row in rows]
+    if not any(row.get("device") for row in rows):  # no node has labels of GPU Feature Discovery
+        rows = [row | ({"device": ""} if "device" in row else {}) for row in rows]
     if rows:
-        lines += table(columns, cells, options)
+        cells = {name: [_cell(name, row[name], row) for row in rows] for name in report.columns}
+        if report.by in ("resource", "policy") and len(report.waiting) <= MOST and not _fits(cells, options):
+            rows = [row for row in rows if row["device"] != ANY]
+            few = [name for name in report.columns if name not in LISTED]
+            cells = {name: [_cell(name, row[name], row) for row in rows] for name in few}
+        lines += _draw(cells, options)
     else:
         found = report.inventory
         nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
@@ -315,16 +329,51 @@ def _cell(column: str, value: Any, row: Row) -> Span:
     return Span(str(value), Ink.WAITING if column in ("state", "taints") else good)
 
 
+def _name(stock: NodeStock, resource: str) -> str:
+    device = stock.devices.get(resource)
+    return f"{resource} ({device})" if device else resource
+
+
 def _counts(counts: Mapping[str, int]) -> str:
     return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
+
+
+Cells = Mapping[str, Sequence[Span]]
+"""A table by its columns, in order."""
+
+
+def _fits(cells: Cells, options: PrintOptions) -> bool:
+    widths = [max([len(_title(name)), *(len(one.text) for one in column)]) for name, column in cells.items()]
+    shown = [width for width, column in zip(widths, cells.values(), strict=True) if any(one.text for one in column)]
+    return options.width is None or options.wide or sum(shown) + len(GAP) * (len(shown) - 1) <= options.width
+
+
+def _draw(cells: Cells, options: PrintOptions) -> list[Line]:
+    """Draw a table, or a sentence for each row where the table has no room; nothing is left out."""
+    rows = [list(row) for row in zip(*cells.values(), strict=True)]
+    if _fits(cells, options):
+        return table([Column(_title(name), right=name in {*NUMBERS, *USED}) for name in cells], rows, options)
+    words = (
+        [
+            f"{_title(name).lower()} {one.text}" if name in NUMBERS or one.text == "?" else one.text
+            for name, one in row
+            if one.text
+        ]
+        for row in (zip(cells, row, strict=True) for row in rows)
+    )
+    return prose_of_each(map(", ".join, words), options)
+
+
+def _title(name: str) -> str:
+    return TITLES.get(name, name.upper())
 
 
 def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], options: PrintOptions) -> list[Line]:
     shown = rows if options.wide else rows[:MOST]
     if not shown:
         return []
-    columns = [Column(title) for title in titles]
-    lines = [BLANK, *table(columns, [list(map(Span, row)) for row in shown], options)]
+    cells = {title: [Span(row[number]) for row in shown] for number, title in enumerate(titles)}
+    lines = [BLANK, *_draw(cells, options)]
     left = len(rows) - len(shown)
     return lines + (prose(f"and {left} more; -o wide lists all", options, ink=Ink.FAINT) if left else [])
 

@@ -28,13 +28,19 @@ node, and `closed` what no pod holds on other nodes.
 """
 OF_NODES = ("allocatable", "free", "largest", "closed")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "resource": ("resource", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
+    "resource": ("resource", "device", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
     "node": ("node", "policy", "resource", "requested", "others", "allocatable", "free", "closed", "state", "taints"),
-    "policy": ("policy", "resource", "requested", "others", "allocatable", "free", "largest", "closed"),
-    "namespace": ("namespace", "resource", "pods", "requested", "waiting"),
+    "policy": ("policy", "resource", "device", "requested", "others", "allocatable", "free", "largest", "closed"),
+    "namespace": ("namespace", "resource", "device", "pods", "requested", "waiting"),
     "pod": ("pod", "node", "resource", "requested", "waiting"),
 }  # fmt: skip
-"""The columns of an answer, by what its rows are about; `state` says why a node accepts no pods."""
+"""The columns of an answer, by what its rows are about; `state` says why a node accepts no pods.
+
+One resource name may stand for whole GPUs, shares and instances of several models. They are never added: `device` says
+which it is.
+"""
+ANY = "any"
+"""The `device` of requests that wait and may get one of several."""
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a device; None if unknown, as `smRatio` (0 to 1) on MIG devices."""
 Row = dict[str, Any]
@@ -57,6 +63,8 @@ class NodeStock:
     allocated: Mapping[str, int] | None = None
     """Devices that pods hold according to the node's agent; None if that is unknown or was not read."""
     simulated: bool = False
+    devices: Mapping[str, str] = field(default_factory=dict)
+    """What one device is, by resource, such as `1/4 H100-80GB-HBM3`; those that no label tells are missing."""
 
     @property
     def allocatable(self) -> Mapping[str, int] | None:
@@ -150,6 +158,13 @@ class Inventory:
         """Whether the node of a pod, which must have one, belongs to the answer."""
         return pod.node in self.stocks or bool(self.no_nodes)
 
+    def device(self, pod: GPUPod, resource: str) -> str | None:
+        """Return what one device is that the pod holds or waits for; None if that is unknown."""
+        if pod.node:
+            return self.stocks[pod.node].devices.get(resource) if pod.node in self.stocks else None
+        known = {stock.devices.get(resource) for stock in self.stocks.values() if resource in (stock.allocatable or ())}
+        return ANY if len(known) > 1 else next(iter(known), None)
+
     def columns(self, by: str) -> tuple[str, ...]:
         return tuple(name for name in COLUMNS[by] if self.namespace or name != "others")
 
@@ -180,7 +195,15 @@ def read_stock(raw: JSON) -> NodeStock:
         Offer(name, devices, limited, lasting_taints(raw)),
         ", ".join(reason for reason, holds in reasons.items() if holds),
         policy if sliced else "",
+        devices={resource: device for resource in devices if (device := _device_of(resource, labels))},
     )
+
+
+def _device_of(resource: str, labels: Mapping[str, str]) -> str:
+    """Return what GFD's labels say about one device of the resource (docs/design/nvidia.md#c); empty if nothing."""
+    product = labels.get(names.LABEL_GPU_PRODUCT, "").removeprefix("NVIDIA-").removesuffix("-SHARED")
+    replicas = labels.get(f"{resource.removesuffix('.shared')}.replicas", "")
+    return f"1/{replicas} {product}" if product and replicas.isdecimal() and int(replicas) > 1 else product
 
 
 def read_gpunode(raw: JSON) -> NodeStock:
@@ -241,20 +264,21 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
 
 
 def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, then by resource."""
-    rows: dict[tuple[str, str], Row] = {}
+    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, resource and device."""
+    rows: dict[tuple[str, str, str], Row] = {}
     unread = [*(OF_NODES if inventory.no_nodes else ()), *(("waiting",) if inventory.blind else ())]
     unread += ["others"] if inventory.no_nodes and inventory.no_pods else []
+    columns = inventory.columns(by)
 
-    def row_of(resource: str, words: Mapping[str, str]) -> Row:
-        new = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(unread), **words, "resource": resource}
-        return rows.setdefault((words.get(by, ""), resource), new)
+    def row_of(resource: str, words: Mapping[str, str], device: str | None) -> Row:
+        new = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(unread), **words, "resource": resource, "device": device}
+        return rows.setdefault((words.get(by, ""), resource, (device or "") * ("device" in columns)), new)
 
     for stock, shares in share_nodes(inventory) if by in ("resource", "node", "policy") else ():
         words = {"node": stock.name, "policy": stock.policy or NO_POLICY}
         words |= {"state": stock.closed, "taints": ",".join(stock.taints)}
         for name, (own, others, allocatable, free) in shares.items():
-            row = row_of(name, words)
+            row = row_of(name, words, stock.devices.get(name))
             opened, closed = (0, free) if stock.closed else (free, 0)
             sums = {"requested": own, "others": others, "allocatable": allocatable, "free": opened, "closed": closed}
             for column, number in sums.items():
@@ -263,12 +287,8 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
             row["largest"] = None if None in (row["largest"], most) else max(row["largest"], most)
     for pod in inventory.subjects if by in ("resource", "namespace", "pod") else ():
         words = {"namespace": pod.namespace, "pod": pod.ref, "node": pod.node}
-        for name, count in pod.requests.items():
-            row = row_of(name, words)
+        for name, count in pod.requests.items() if by != "resource" or not pod.node else ():  # else with the nodes
+            row = row_of(name, words, inventory.device(pod, name))
             row["pods"] += bool(pod.node)
-            if not pod.node:
-                row["waiting"] += count
-            elif by != "resource":  # by resource, they are counted with the nodes
-                row["requested"] += count
-    columns = inventory.columns(by)
+            row["requested" if pod.node else "waiting"] += count
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
