@@ -207,8 +207,8 @@ def settings() -> str:
             if item.name != "plan"
         ]
     text = (
-        "Environment variables of `gpusharing-operator`. The chart sets those that differ from the default. Times are\n"
-        "in seconds."
+        "Environment variables of `gpusharing-operator`. The chart sets those that differ from the default.\n"
+        "Durations have hours, minutes and seconds, such as 90s or 1h30m; seconds may have decimals."
     )
     return _page(
         "controller/settings.py and planning/snapshot/views.py",

@@ -140,15 +140,15 @@ def operator_environment(factor: float) -> dict[str, str]:
     """Return the operator's settings, as environment variables, for hardware that runs `factor` times as fast as we
     assume real hardware to run. Its waits and periods are divided by `factor`, but the period of pending pods is at
     least 2 s. It listens on free ports of 127.0.0.1."""
-    waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
+    waits = {f"GPUSHARING_{name}": f"{seconds / factor}s" for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
         "GPUSHARING_AGENT_NAMESPACE": AGENT_NAMESPACE,
         "GPUSHARING_LISTEN": "127.0.0.1",
         "GPUSHARING_PROBE_PORT": "0",
         "GPUSHARING_METRICS_PORT": "0",
-        "GPUSHARING_PENDING_PERIOD": str(max(60.0 / factor, 2.0)),
-        "GPUSHARING_PUBLISH_PERIOD": str(2.0 / factor),
+        "GPUSHARING_PENDING_PERIOD": f"{max(60.0 / factor, 2.0)}s",
+        "GPUSHARING_PUBLISH_PERIOD": f"{2.0 / factor}s",
     }
 
 

@@ -341,7 +341,7 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
         "NODE_NAME": NODE,
         "METRICS_ADDR": "127.0.0.1:0",
         "METRICS_SECURE": "true",
-        "INTERVAL_SECONDS": str(INTERVAL),
+        "INTERVAL": f"{INTERVAL}s",
     }
     log = folder / "agent.log"
     with launch.LaunchedProcess(("-m", "gpusharing.agent.main"), environment, log) as process:

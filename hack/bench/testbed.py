@@ -84,7 +84,7 @@ five of them for each node."""
 ROLL_FACTOR = 5.0
 """The factor for a rollout of 200 nodes, 20 at once. At 20x, with 200 requests a second, the bench would measure the
 machine and not the operator."""
-SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
+SHELL_DEFAULTS = {"publish_period": "2.0s", "pending_period": "60.0s"}
 """Settings that hack/launch.py scales and the bench leaves as they are: the writes of status are part of the cost."""
 LOOK = 1.0
 """Seconds between two lists of all GPUNodes. These have 10 KB each, and listing them must not become the load."""

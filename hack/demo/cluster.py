@@ -29,7 +29,7 @@ from hack.sim.workloads import SimWorkload
 FACTOR = 50.0
 """Simulated seconds in one real second."""
 OPERATOR = f"system:serviceaccount:{product.NAMESPACE}:{product.SERVICE_ACCOUNT}"
-LEASE = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "1"}
+LEASE = {"lease_duration": "15s", "renew_deadline": "14s", "retry_period": "1s"}
 """Settings of the Lease. Its duration is the shipped one, so that the second operator waits as long as in a real
 cluster. The renew deadline is long, because a busy machine may delay a renewal."""
 Result = TypeVar("Result")

@@ -27,18 +27,18 @@ SECONDS = 240.0
 """The limit of every wait. A change of mode takes about 12 s on an idle machine, but CI does other things in the
 meantime."""
 WAITS = {
-    "settle": "0.5",
-    "idle": "0.5",
-    "poll": "0.5",
-    "config_propagation": "3",
-    "wedge_pending": "90",  # this wedge does not occur here, but two simultaneous runs of mig-manager may take long
-    "wedge_paused": "4",
-    "restart_grace": "6",
-    "drift_grace": "20",
-    "abort_backoff": "5",
-    "publish_period": "0.3",
-    "pending_period": "2",
-    "debounce": "0.1",
+    "settle": "0.5s",
+    "idle": "0.5s",
+    "poll": "0.5s",
+    "config_propagation": "3s",
+    "wedge_pending": "90s",  # this wedge does not occur here, but two simultaneous runs of mig-manager may take long
+    "wedge_paused": "4s",
+    "restart_grace": "6s",
+    "drift_grace": "20s",
+    "abort_backoff": "5s",
+    "publish_period": "0.3s",
+    "pending_period": "2s",
+    "debounce": "0.1s",
 }
 """The operator's waits. NVIDIA's programs run at their own speed; a mounted ConfigMap takes 1 s here."""
 

@@ -215,7 +215,7 @@ class PodPrograms:
             "KUBECONFIG": str(path),
         }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
-        program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5")
+        program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5s")
         task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:

@@ -112,7 +112,7 @@ def agent(control_plane: ControlPlane, machine: Simulator, tmp_path: Path) -> It
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
         "KUBERNETES_SERVICE_PORT": str(server.port),
         "METRICS_ADDR": "127.0.0.1:0",
-        "INTERVAL_SECONDS": "0.05",
+        "INTERVAL": "0.05s",
         "PYTHONPATH": str(ROOT / "operator"),
     }
     command = [sys.executable, "-m", "gpusharing.agent.main"]

@@ -18,8 +18,8 @@ SECONDS = 120.0
 
 
 def test_flags_win_over_the_environment_which_wins_over_defaults() -> None:
-    environ = {"NODE_NAME": "gpu-01", "INTERVAL_SECONDS": "60", "METRICS_ADDR": "[fd00::2]:9000"}
-    options = parse(["--interval", "5"], environ)
+    environ = {"NODE_NAME": "gpu-01", "INTERVAL": "1m", "METRICS_ADDR": "[fd00::2]:9000"}
+    options = parse(["--interval", "5s"], environ)
     assert (options.node_name, options.interval, options.hung_after) == ("gpu-01", 5.0, 40.0)
     assert options.metrics_addr == ("fd00::2", 9000)
     assert str(options.pod_resources_socket) == "/var/lib/kubelet/pod-resources/kubelet.sock"
@@ -38,13 +38,13 @@ def test_what_cannot_work_is_refused_with_the_flag_named(
     ("arguments", "words"),
     [
         (
-            ["--interval", "nan"],
-            "argument --interval: 'nan' is not a number of seconds above 0, for example 30",
+            ["--interval", "30"],
+            "argument --interval: '30' is not a duration of more than 0, for example 30s",
         ),
         (["--metrics-addr", "8081"], "argument --metrics-addr: '8081' is not HOST:PORT, for example 0.0.0.0:8080"),
         (["--metrics-addr", "host:x"], "argument --metrics-addr: 'host:x' is not HOST:PORT"),
-        (["--interval", "0"], "argument --interval: '0' is not a number of seconds above 0"),
-        (["--hung-after", "inf"], "argument --hung-after: 'inf' is not a number of seconds above 0"),
+        (["--interval", "0s"], "argument --interval: '0s' is not a duration of more than 0"),
+        (["--hung-after", "inf"], "argument --hung-after: 'inf' is not a duration of more than 0"),
         (
             ["--log-level", "loud"],
             "argument --log-level: 'loud' is not a log level: use debug, info, warning or",

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import REWRITTEN_LABELS
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import (
@@ -13,20 +14,30 @@ from gpusharing.api.validation import (
     Problem,
     allowance,
     is_rewritten,
-    parse_duration,
     validate_policy,
 )
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("15m", 900), ("1h30m", 5400), ("90s", 90), ("2h", 7200), ("1h1m1s", 3661), ("0s", 0), ("007m", 420)],
+    [
+        ("15m", 900),
+        ("1h30m", 5400),
+        ("90s", 90),
+        ("2h", 7200),
+        ("1h1m1s", 3661),
+        ("0s", 0),
+        ("007m", 420),
+        ("1m0.05s", 60.05),
+    ],
 )
-def test_a_duration_is_its_seconds(text: str, seconds: int) -> None:
+def test_a_duration_is_its_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "15", "m", "1d", "1.5h", "-5m", "1m1h", "1h1h", "15m\n", "1h 30m", "9999999h"])
+@pytest.mark.parametrize(
+    "text", ["", "15", "m", "1d", "1.5h", "-5m", ".5s", "1m1h", "1h1h", "15m\n", "1h 30m", "9999999h"]
+)
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match="for example 15m or 1h30m"):
         parse_duration(text)

@@ -40,7 +40,7 @@ DEFAULT = set(NeededRight)
 @pytest.mark.parametrize(
     ("value", "given"),
     [
-        ("agent.interval=30", DEFAULT),
+        ("agent.interval=30s", DEFAULT),
         ("agent.privileged=false", DEFAULT - {NeededRight.MIG_CONFIG, NeededRight.POD_LOGS}),
         ("agent.podLogsPath=", DEFAULT - {NeededRight.POD_LOGS}),
     ],

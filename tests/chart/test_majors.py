@@ -52,10 +52,10 @@ def test_what_helm_3_installed_helm_4_upgrades_and_rolls_back_and_helm_3_takes_o
 ) -> None:
     four = replace(released, helm=majors["helm"])
     done = four.run_helm(
-        "upgrade", str(CHART), "--set", "operator.maxInFlight=7,agent.interval=31", "--set-json", EXTRA
+        "upgrade", str(CHART), "--set", "operator.maxInFlight=7,agent.interval=31s", "--set-json", EXTRA
     )
     assert done.returncode == 0, done.stderr
-    assert told(released) == {"operator": "7", "agent": "31", "proxy": "http://proxy.test"}
+    assert told(released) == {"operator": "7", "agent": "31s", "proxy": "http://proxy.test"}
     done = four.run_helm("rollback", "1")
     assert done.returncode == 0, done.stderr
     assert told(released) == {"operator": "100", "agent": "30", "proxy": None}
@@ -79,6 +79,6 @@ def told(installed: Installed) -> dict[str, str | None]:
         environ[path] = {one["name"]: one.get("value") for one in container["env"]}
     return {
         "operator": environ[DEPLOYMENT]["GPUSHARING_MAX_IN_FLIGHT"],
-        "agent": environ[AGENT]["INTERVAL_SECONDS"],
+        "agent": environ[AGENT]["INTERVAL"],
         "proxy": environ[DEPLOYMENT].get("HTTPS_PROXY"),
     }

@@ -14,7 +14,7 @@ from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT, VALUE_SETS, Helm, 
 from tests.chart.rbac import USERS
 
 from gpusharing.agent.main import parse
-from gpusharing.api.rules import LABEL_KEY
+from gpusharing.api.rules import DURATION, LABEL_KEY
 from gpusharing.controller.settings import Settings, default_text, from_environment
 from gpusharing.kube.login import SERVICE_ACCOUNT
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -165,7 +165,7 @@ def test_the_defaults_are_those_of_the_operators_settings(helm: Helm) -> None:
     assert environ["GPUSHARING_PLUGIN_CONFIG_MAP"] == settings.plugin_config_map
     assert environ["GPUSHARING_MIG_CONFIG_MAP"] == settings.mig_config_map
     assert environ["GPUSHARING_MAX_IN_FLIGHT"] == str(settings.max_in_flight)
-    assert environ["GPUSHARING_CONFIG_PROPAGATION"] == str(int(settings.config_propagation))
+    assert environ["GPUSHARING_CONFIG_PROPAGATION"] == default_text(settings.config_propagation)
     assert environ["GPUSHARING_PROTECTED_NAMESPACES"] == default_text(settings.protected_namespaces)
     assert environ["GPUSHARING_REFUSE_UNSAFE_DRIVERS"] == default_text(settings.refuse_unsafe_drivers)
     assert environ["GPUSHARING_GUARD"] == settings.guard
@@ -211,9 +211,10 @@ def test_the_chart_has_the_version_of_the_distribution() -> None:
     assert chart["appVersion"] == project[1]
 
 
-def test_the_schema_and_the_operator_call_the_same_a_key() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    assert schema["definitions"]["key"]["pattern"] == LABEL_KEY
+def test_the_schema_and_the_operator_call_the_same_a_key_and_a_duration() -> None:
+    definitions = json.loads((CHART / "values.schema.json").read_text())["definitions"]
+    assert definitions["key"]["pattern"] == LABEL_KEY
+    assert definitions["duration"]["pattern"] == DURATION
 
 
 NO_VALUES = {"nameOverride", "fullnameOverride"}

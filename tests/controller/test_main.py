@@ -31,9 +31,9 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds after which a test gives up: a start takes two on an idle machine."""
 FAST = {
-    "GPUSHARING_LEASE_SECONDS": "60",
-    "GPUSHARING_RENEW_DEADLINE": "50",
-    "GPUSHARING_RETRY_PERIOD": "0.1",
+    "GPUSHARING_LEASE_DURATION": "60s",
+    "GPUSHARING_RENEW_DEADLINE": "50s",
+    "GPUSHARING_RETRY_PERIOD": "0.1s",
     "GPUSHARING_LISTEN": "127.0.0.1",
     "GPUSHARING_METRICS_PORT": "0",
 }
@@ -152,7 +152,7 @@ async def test_a_bad_setting_ends_the_start_with_the_name_of_the_variable() -> N
     status, output, errors = await end_of({"GPUSHARING_SETTLE": "soon"})
     assert (status, output) == (FAULT, "")
     assert errors == (
-        "gpusharing-operator: GPUSHARING_SETTLE=soon is not a number; for example GPUSHARING_SETTLE=5.0\n"
+        "gpusharing-operator: GPUSHARING_SETTLE=soon is not a duration; for example GPUSHARING_SETTLE=5s\n"
     )
 
 
@@ -284,7 +284,7 @@ async def test_a_process_that_was_frozen_beyond_its_lease_wakes_to_answers_and_w
     for node in fleet(12):
         server.cluster.add(NODES, node)
     gate = server.gates["POST", GPUNODES] = Gate()
-    short = {"GPUSHARING_LEASE_SECONDS": "4", "GPUSHARING_RENEW_DEADLINE": str(deadline := 3)}
+    short = {"GPUSHARING_LEASE_DURATION": "4s", "GPUSHARING_RENEW_DEADLINE": f"{(deadline := 3)}s"}
     async with operator({**environment, **short}) as process:
         await gate.came.wait()
         process.send_signal(signal.SIGSTOP)
@@ -305,7 +305,7 @@ async def test_a_process_that_was_frozen_beyond_its_lease_wakes_to_answers_and_w
 async def test_a_leader_that_sleeps_until_a_standby_leads_wakes_and_writes_nothing(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
-    short = {"GPUSHARING_LEASE_SECONDS": "4", "GPUSHARING_RENEW_DEADLINE": "3"}
+    short = {"GPUSHARING_LEASE_DURATION": "4s", "GPUSHARING_RENEW_DEADLINE": "3s"}
     beside = {**environment, **short, "GPUSHARING_PROBE_PORT": str(free_ports(1)[0])}
     async with operator({**environment, **short}) as sleeper:
         assert await ready(environment) == "ok\n"

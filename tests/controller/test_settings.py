@@ -28,7 +28,7 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
     found = from_environment(
         {
             "GPUSHARING_NAMESPACE": "gpus",
-            "GPUSHARING_SETTLE": "0.5",
+            "GPUSHARING_SETTLE": "0.5s",
             "GPUSHARING_MAX_IN_FLIGHT": "7",
             "GPUSHARING_PARALLEL": "3",
             "GPUSHARING_LOG_LEVEL": "debug",
@@ -44,15 +44,15 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
     [
         ("SETTEL", "5", "is not a setting; the known ones are "),
         ("PLAN", "x", "is not a setting; the known ones are "),
-        ("SETTLE", "five", "is not a number; for example GPUSHARING_SETTLE=5.0"),
-        ("SETTLE", "", "is not a number; for example GPUSHARING_SETTLE=5.0"),
-        ("SETTLE", "nan", "is not a number; for example GPUSHARING_SETTLE=5.0"),
-        ("SETTLE", "inf", "is not a number; for example GPUSHARING_SETTLE=5.0"),
+        ("SETTLE", "five", "is not a duration; for example GPUSHARING_SETTLE=5s"),
+        ("SETTLE", "", "is not a duration; for example GPUSHARING_SETTLE=5s"),
+        ("SETTLE", "5", "is not a duration; for example GPUSHARING_SETTLE=5s"),
+        ("IDLE", "-1s", "is not a duration; for example GPUSHARING_IDLE=3s"),
         ("PARALLEL", "2.5", "is not a whole number; for example GPUSHARING_PARALLEL=16"),
-        ("IDLE", "-1", "is negative; for example GPUSHARING_IDLE=3.0"),
+        ("MAX_IN_FLIGHT", "-1", "is negative; for example GPUSHARING_MAX_IN_FLIGHT=100"),
         ("PARALLEL", "0", "must be above 0; for example GPUSHARING_PARALLEL=16"),
         ("MAX_IN_FLIGHT", "501", "is more than 500, the number of nodes"),
-        ("RELIST", "0", "must be above 0; for example GPUSHARING_RELIST=600.0"),
+        ("RELIST", "0s", "must be above 0; for example GPUSHARING_RELIST=600s"),
         ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
         (
             "PAUSED",
@@ -199,7 +199,9 @@ def test_an_entry_or_a_switch_that_is_none_is_refused(name: str, value: str, com
     assert complaint in str(refusal.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("RENEW_DEADLINE", "15"), ("LEASE_SECONDS", "9"), ("RETRY_PERIOD", "10")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("RENEW_DEADLINE", "15s"), ("LEASE_DURATION", "9s"), ("RETRY_PERIOD", "10s")]
+)
 def test_a_leader_that_could_not_renew_in_time_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=rf"GPUSHARING_{name}={value}.* must each be larger"):
         from_environment({PREFIX + name: value})

@@ -27,8 +27,8 @@ POLL = 0.3
 SELECTOR = "app.kubernetes.io/name=gpusharing-operator"
 REPLICAS = 2
 FASTER = (
-    "operator.configPropagation=5,agent.interval=10,"
-    "operator.extraEnv[0].name=GPUSHARING_POLL,operator.extraEnv[0].value=2.0"
+    "operator.configPropagation=5s,agent.interval=10s,"
+    "operator.extraEnv[0].name=GPUSHARING_POLL,operator.extraEnv[0].value=2s"
 )
 """The kubelets here look at mounted ConfigMaps every 2 to 3 s, nobody waits for an agent's next reading, and evicted
 pods are gone after a second. With 2.0 Helm passes on a text, as a variable has to be.

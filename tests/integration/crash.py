@@ -40,13 +40,13 @@ LOOKS = 15
 CONFIG_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 QUICK = {
     **WAITS,
-    "publish_period": "0.25",
-    "poll": "0.2",
-    "eviction_wait": "0.4",
-    "settle": "0.1",
-    "idle": "0.1",
-    "retry_period": "0.2",
-    "wedge_pending": "4",
+    "publish_period": "0.25s",
+    "poll": "0.2s",
+    "eviction_wait": "0.4s",
+    "settle": "0.1s",
+    "idle": "0.1s",
+    "retry_period": "0.2s",
+    "wedge_pending": "4s",
 }
 MIG_MANAGERS = {"nvidia-mig-manager-daemonset", "nvidia-mig-manager"}
 """The DaemonSet of the GPU Operator, and that of deploy/mig-manager."""
@@ -160,7 +160,7 @@ class Theatre:
     def _operator(self, scenario: Scenario, log: Path, kill_at: int, before: bool) -> Iterator[list[int]]:
         """An operator that is started again when the proxy has killed it; yields the pids of all lives."""
         environment = self.environment | {
-            "GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period),
+            "GPUSHARING_PUBLISH_PERIOD": f"{scenario.publish_period}s",
             "GPUSHARING_PROBE_PORT": str(self.port),
         }
         lives: list[int] = []

@@ -27,10 +27,10 @@ from tests.integration.nursery import Nursery
 from tests.integration.product import NODES, Pool, Product
 
 LEASE_TIMES = {
-    "LEASE_SECONDS": "6",
-    "RENEW_DEADLINE": "5",
-    "RETRY_PERIOD": "0.3",
-    "WEDGE_PENDING": str(SECONDS),
+    "LEASE_DURATION": "6s",
+    "RENEW_DEADLINE": "5s",
+    "RETRY_PERIOD": "0.3s",
+    "WEDGE_PENDING": f"{SECONDS}s",
 }
 """Of runs with two operators: who waits for the Lease of a frozen one waits six seconds instead of fifteen.
 
@@ -40,7 +40,7 @@ two cores, a deadline of three seconds was missed once in 277 runs.
 What the frozen one had begun is that much older when the other one sees it, and must not look wedged for that: outside
 of tests, twenty minutes are far more than fifteen seconds.
 """
-SELDOM_RENEWED = {"RETRY_PERIOD": "0.5"}
+SELDOM_RENEWED = {"RETRY_PERIOD": "0.5s"}
 """Nobody waits for the Lease in the other runs, and each renewal costs the machine as much as any write."""
 LATE = 20.0
 """Seconds after which a run that is done must have ended as one that nothing disturbed."""
@@ -203,7 +203,7 @@ class FaultTheatre(Theatre):
     def _operators(
         self, scenario: Scenario, log: Path, case: FaultCase | None, at: int, around: Around
     ) -> Iterator[tuple[Lives, faults.Fault | None]]:
-        environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": str(scenario.publish_period)}
+        environment = self.environment | {"GPUSHARING_PUBLISH_PERIOD": f"{scenario.publish_period}s"}
         stolen = case is not None and case.kind == "lease-stolen"
         times = LEASE_TIMES if stolen else SELDOM_RENEWED
         environment |= {f"GPUSHARING_{name}": value for name, value in times.items()}

@@ -28,7 +28,7 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-op
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 FENCE = "gpusharing.dev/fence"
 INJECT = "sim.gpusharing.dev/inject"
-HELD = {"wedge_pending": "3600"}
+HELD = {"wedge_pending": "3600s"}
 """SETTINGS of a module that does something in the middle of a change (`Pool.hold`)."""
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:gpusharing-operator"
 AGENT = f"system:serviceaccount:{launch.AGENT_NAMESPACE}:gpusharing-agent"
@@ -53,26 +53,26 @@ MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 FACTOR = 120.0
 """Simulated seconds per second."""
 WAITS = {
-    "settle": "0.2",
-    "idle": "0.2",
-    "poll": "0.3",
-    "eviction_wait": "1",
-    "config_propagation": "0.9",
-    "wedge_pending": "60",
-    "wedge_paused": "1.5",
-    "restart_grace": "1",
-    "drift_grace": "1.5",
-    "abort_backoff": "2",
-    "publish_period": "0.2",
-    "pending_period": "1",
-    "debounce": "0.05",
+    "settle": "0.2s",
+    "idle": "0.2s",
+    "poll": "0.3s",
+    "eviction_wait": "1s",
+    "config_propagation": "0.9s",
+    "wedge_pending": "60s",
+    "wedge_paused": "1.5s",
+    "restart_grace": "1s",
+    "drift_grace": "1.5s",
+    "abort_backoff": "2s",
+    "publish_period": "0.2s",
+    "pending_period": "1s",
+    "debounce": "0.05s",
 }
 """The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not.
 
 A mig-manager that takes its time is no wedge, and its restart would be two more writes to the Node than tests count.
 """
 
-STEADY = {"lease_seconds": "60", "renew_deadline": "50"}
+STEADY = {"lease_duration": "60s", "renew_deadline": "50s"}
 """Nobody loses the Lease because this machine stood still. Who is killed blocks its successor for as long."""
 
 

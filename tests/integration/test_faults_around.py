@@ -195,7 +195,7 @@ def test_the_api_server_may_lose_its_history(theatre: FaultTheatre, product: Pro
         product.plane.wait_ready()
         product.outages.append((began, datetime.now(UTC) + timedelta(seconds=10)))
 
-    long_lease = {"GPUSHARING_LEASE_SECONDS": "60", "GPUSHARING_RENEW_DEADLINE": "50"}
+    long_lease = {"GPUSHARING_LEASE_DURATION": "60s", "GPUSHARING_RENEW_DEADLINE": "50s"}
     around = Around(then=lose, environment=long_lease, gaps=True)
     known = theatre.recorder.gaps
     run = theatre.watch(ROLL, around=around)

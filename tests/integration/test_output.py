@@ -30,7 +30,7 @@ from tests.integration.product import (
 from tests.integration.workloads import PODS, Workload, guard
 
 # What was given up waits until it is told otherwise.
-pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(abort_backoff="3600")]
+pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(abort_backoff="3600s")]
 
 GOLDEN = Path(__file__).with_name("golden")
 MASKED_COLUMNS = {"AGE", "SINCE", "DEADLINE"}

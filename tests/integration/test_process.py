@@ -21,7 +21,7 @@ from gpusharing.controller.main import LOST_LEASE
 from hack import launch
 
 RBAC = "rbac.authorization.k8s.io"
-LEASE_TIMES = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "0.5"}
+LEASE_TIMES = {"lease_duration": "15s", "renew_deadline": "14s", "retry_period": "0.5s"}
 """A dead leader blocks its successor for fifteen seconds; a machine that stands still for less ends no leader."""
 
 
@@ -287,7 +287,7 @@ def test_with_rights_on_the_lease_only_it_leads_and_names_what_else_it_lacks(pro
 
 def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) -> None:
     # On a slow machine the API server needs more than ten seconds until it answers again; that must not be the issue.
-    watched = Watched(product, "outage", lease_seconds="60", renew_deadline="50", **HELD)
+    watched = Watched(product, "outage", lease_duration="60s", renew_deadline="50s", **HELD)
     with watched.process as process, product.pool() as pool:
         watched.wait("/readyz", 200)
         pool.apply(FULL)

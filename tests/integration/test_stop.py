@@ -15,7 +15,7 @@ from tests.integration.product import FULL, GPUNODES, H100, MIXED, NODES, SECOND
 from tests.integration.test_output import account, plugin
 from tests.integration.workloads import PDBS, Workload, guard
 
-PATIENT = {"abort_backoff": "3600"}
+PATIENT = {"abort_backoff": "3600s"}
 """What was given up waits until it is told otherwise."""
 COMMAND = re.compile(r"run:? (kubectl annotate .*)$")
 """The command at the end of a message."""

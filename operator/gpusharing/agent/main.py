@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from math import inf
 from pathlib import Path
 
 from prometheus_client.registry import CollectorRegistry
@@ -26,6 +25,7 @@ from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.processes import Processes, pod_names
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.api.durations import parse_duration
 from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
@@ -85,11 +85,11 @@ def address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def seconds(text: str) -> float:
+def duration(text: str) -> float:
     with suppress(ValueError):
-        if 0 < (number := float(text)) < inf:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, for example 30")
+        if seconds := parse_duration(text).total_seconds():
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a duration of more than 0, for example 30s")
 
 
 def log_level(text: str) -> str:
@@ -105,8 +105,8 @@ def switch(text: str) -> bool:
 
 
 _FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
-    ("--interval", "30", seconds, "seconds between two readings of the GPUs when no event occurs"),
-    ("--hung-after", "40", seconds, "seconds after which a reading is reported as hung"),
+    ("--interval", "30s", duration, "time between two readings of the GPUs when no event occurs"),
+    ("--hung-after", "40s", duration, "time after which a reading is reported as hung"),
     ("--pod-resources-socket", str(SOCKET), Path, "the kubelet's podresources socket"),
     (
         "--pod-logs",
@@ -128,8 +128,7 @@ _FLAGS: tuple[tuple[str, str, Callable[[str], object], str], ...] = (
 
 
 def _variable(flag: str) -> str:
-    name = flag.removeprefix("--").replace("-", "_").upper()
-    return f"{name}_SECONDS" if name in ("INTERVAL", "HUNG_AFTER") else name
+    return flag.removeprefix("--").replace("-", "_").upper()
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from gpusharing.api import names
+from gpusharing.api.durations import parse_duration
 from gpusharing.api.rules import LABEL_KEY
 from gpusharing.api.validation import is_rewritten
 
@@ -46,9 +47,17 @@ def _is_on(text: str) -> bool:
     return text == "true"
 
 
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Period = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""Seconds, more than 0: with 0 a loop would spin, or never act."""
+def _seconds(text: str) -> float:
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError:
+        raise ValueError(" is not a duration") from None
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A duration such as 90s or 1h30m, in seconds."""
+Period = Annotated[Seconds, Field(gt=0)]
+"""A duration of more than 0: with 0 a loop would spin, or never act."""
 Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A port number; 0 turns the port off."""

@@ -1,6 +1,6 @@
 """The API server's checks of a policy in Python, for objects that are older than a rule and for use without a server.
 
-Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the messages. Durations and maxUnavailable are read here too.
+Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the messages. maxUnavailable is read here too.
 """
 
 import json
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gpusharing.api import rules
+from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
 from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector, Window
@@ -22,7 +23,6 @@ MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
 """The most characters of a value that a message shows."""
 NEWER = "If the API server keeps it, the CRDs are newer than the operator: upgrade the operator too (helm upgrade)"
-_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNION = "maxUnavailable"
 """The field with two types. pydantic appends the type that it tried to the path of its errors."""
 _HINTS = {
@@ -160,15 +160,6 @@ def _windows(rollout: Rollout) -> Iterator[tuple[str, Window]]:
     for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
         for index, window in enumerate(listed):
             yield f"spec.rollout.{field}[{index}]", window
-
-
-def parse_duration(text: str) -> timedelta:
-    """Return a duration such as "1h30m" or "90s": hours, minutes and seconds, each at most once. Raises ValueError."""
-    match = _DURATION.fullmatch(text)
-    if match is None or not text:
-        raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)
 
 
 def allowance(max_unavailable: int | str, total: int) -> int:

@@ -103,7 +103,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     # The Lease has a session of its own, with its own connections and slots, so that a renewal never waits for other
     # calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
-        timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
+        timing = Timing(settings.lease_duration, settings.renew_deadline, settings.retry_period)
         where = settings.plan.namespace, settings.lease_name
         role = Role(LeaderLease(own, *where, identity, on_lost=_lost, timing=timing, now=clock))
         metrics.leader.set_function(lambda: float(role.lease.is_leader))

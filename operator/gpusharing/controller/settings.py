@@ -24,8 +24,6 @@ EXAMPLES = {
 }
 """Examples for the settings whose default does not show what a value looks like, by field name."""
 WHY = {
-    "float_parsing": " is not a number",
-    "finite_number": " is not a number",
     "int_parsing": " is not a whole number",
     "greater_than_equal": " is negative",
     "greater_than": " must be above 0",
@@ -41,7 +39,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of the process itself, besides those of the planner. Times are in seconds."""
+    """Settings of the process itself, besides those of the planner. Durations are in seconds."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
     """The settings that decisions depend on; each of them has a variable of its own, too."""
@@ -58,7 +56,7 @@ class Settings:
     the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in the operator's namespace that records the leader and the claims."""
-    lease_seconds: Period = 15.0
+    lease_duration: Period = 15.0
     """How long a leader that has vanished blocks its successor."""
     renew_deadline: Period = 10.0
     """Time without a renewal of the Lease after which a leader ends its process at once."""
@@ -115,6 +113,8 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 def default_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}s"
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
@@ -138,11 +138,11 @@ def _explain(error: ValidationError) -> str:
 
 def _check(settings: Settings) -> None:
     # A leader needs time to renew before it must stop, and must stop before another process takes over.
-    if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
+    if not settings.retry_period < settings.renew_deadline < settings.lease_duration:
         raise SettingsError(
-            f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
-            f" {PREFIX}LEASE_SECONDS={settings.lease_seconds:g} must each be larger than the one before;"
-            " for example 2, 10 and 15"
+            f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}s, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g}s and"
+            f" {PREFIX}LEASE_DURATION={settings.lease_duration:g}s must each be larger than the one before;"
+            " for example 2s, 10s and 15s"
         )
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(

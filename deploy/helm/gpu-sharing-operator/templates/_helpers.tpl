@@ -73,6 +73,15 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "gpusharing.operatorAc
 system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gpusharing.agentAccount" . }}
 {{- end }}
 
+{{- /* The seconds of a duration such as 1m30s. */}}
+{{- define "gpusharing.seconds" -}}
+{{- $seconds := 0 }}
+{{- range $unit, $size := dict "h" 3600 "m" 60 "s" 1 }}
+{{- $seconds = regexFind (printf "[1-9][0-9]*%s" $unit) $ | trimSuffix $unit | int | mul $size | add $seconds }}
+{{- end }}
+{{- $seconds }}
+{{- end }}
+
 {{- /* Renders operator.neighborLabels in the form of the operator's environment variable: key=value,key=value. */}}
 {{- define "gpusharing.neighborLabels" -}}
 {{- $found := list -}}

@@ -10,8 +10,8 @@ answered and within the last half minute.
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
