@@ -122,7 +122,7 @@ GPUNODE = CustomResource(
         PrinterColumn("Reason", ".status.transition.reason", "Why, in one word."),
         PrinterColumn("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
         PrinterColumn("Since", ".status.transition.since", "Time since the phase began.", "date"),
-        PrinterColumn("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
+        PrinterColumn("Waiting-For", ".status.transition.waitingFor", "Who ends the wait: Clock, Person or Others."),
         AGE,
         PrinterColumn(
             "Culprit",
@@ -130,6 +130,8 @@ GPUNODE = CustomResource(
             "What blocks the node: a pod or another object.",
             wide=True,
         ),
+        # kubectl shows a `date` in the future as <invalid>, and a string as it is.
+        PrinterColumn("Deadline", ".status.transition.deadline", "When the clock ends the wait, in UTC.", wide=True),
         PrinterColumn("Cordon", ".status.transition.cordon", "Who cordoned the node.", wide=True),
         PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
         PrinterColumn("Message", ".status.transition.message", "What happens, why, and what to do.", wide=True),

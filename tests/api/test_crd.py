@@ -107,6 +107,8 @@ def test_status_keeps_null_where_null_means_something() -> None:
         "status.observed.gpus[].recoveryAction",
         "status.observed.gpus[].xid",
         "status.transition.since",
+        "status.transition.waitingFor",
+        "status.transition.deadline",
     }
     gpu = status["status.observed.gpus"]["items"]
     nulls = {"eccUncorrected", "remappedRows", "recoveryAction", "xid"}

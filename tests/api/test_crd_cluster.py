@@ -50,6 +50,8 @@ TRANSITION = {
     "phase": "Draining",
     "reason": "PDB",
     "since": "2026-11-20T09:00:00Z",
+    "waitingFor": "Clock",
+    "deadline": "2099-11-20T09:15:00Z",
     "step": "1/1",
     "observed": "1x full",
 }
@@ -106,15 +108,18 @@ def test_get_gpun_shows_the_columns(server: Api, gpu_node: str, control_plane: C
             "REASON",
             "PODS",
             "SINCE",
-            "DEADLINE",
+            "WAITING-FOR",
             "AGE",
             "CULPRIT",
+            "DEADLINE",
             "CORDON",
             "STEP",
             "MESSAGE",
         ]
     )
     assert row.split()[:8] == [name, "pool-b", "2x3g.40gb", "1x", "full", "Draining", "PDB", "2"]
+    assert row.split()[9] == "Clock"
+    assert "2099-11-20T09:15:00Z" in row.split(), "a time in the future is no <invalid>"
     header, _ = control_plane.kubectl("get", "gpun", name).splitlines()
     assert header.split()[-1] == "AGE"
 

@@ -41,6 +41,11 @@ def policy(name: str = "pool-b", *, generation: int = 1, observed: int = 1, **su
     }
 
 
+def until(minutes: float) -> JSON:
+    """A wait that the clock ends so many minutes after NOW, as fields of a transition."""
+    return {"waitingFor": "Clock", "deadline": ago(-minutes)}
+
+
 def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: Any) -> JSON:
     """A GPUNode of pool-b with eight GPUs; `told` holds fields of its transition."""
     transition = {
@@ -51,7 +56,6 @@ def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: An
         "reason": reason,
         "message": "",
         "since": ago(4),
-        "deadline": "",
         "disruption": "GPUPods",
         "culprit": "",
         "cordon": "",
@@ -90,7 +94,7 @@ def fleet() -> tuple[list[JSON], list[JSON]]:
         "Draining",
         "PDB",
         culprit="team-b/ranker-7c4 +1",
-        deadline="10:11:00Z",
+        **until(11),
         cordon="ours",
         blockers=["PDB team-b/ranker: Pods team-b/ranker-7c4, team-b/ranker-9d2. Allows 0 disruptions."],
     )

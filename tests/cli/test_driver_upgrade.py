@@ -56,7 +56,7 @@ async def test_after_pods_that_could_not_be_deleted_the_printed_command_starts_i
     async with failed(held={"gpu-1"}) as (scene, upgrades):
         told = await scene.reason("gpu-1", "DriverUpgradeFailed")
         await asyncio.sleep(HOUR)
-        assert (told["deadline"], told["culprit"]) == ("person", "NVIDIA driver upgrade")
+        assert (told["waitingFor"], told["culprit"]) == ("Person", "NVIDIA driver upgrade")
         assert scene.condition("Stalled")["status"] == "True"
         upgrades.held.clear()
         await CommandPlayer(scene).play(command_in(told["message"]))
@@ -94,7 +94,7 @@ async def test_the_slot_of_a_node_that_was_left_to_a_failed_upgrade_waits_for_a_
         told = await scene.reason(name, "DriverUpgradeFailed")
         assert told["message"].startswith("the operator uncordons the node when NVIDIA's driver upgrade is over")
         (other,) = {"gpu-1", "gpu-2"} - {name}
-        assert (await scene.reason(other, "BudgetFull"))["deadline"] == "person"
+        assert (await scene.reason(other, "BudgetFull"))["waitingFor"] == "Person"
 
 
 DRIVERLESS: dict[str, tuple[Any, dict[str, str]]] = {
@@ -127,7 +127,7 @@ async def test_every_verb_says_that_a_person_is_needed_whatever_the_other_nodes_
         assert "NVIDIA's driver upgrade failed on gpu-1" in why
         (pool,) = (await answers(scene, "status"))["pools"]
         assert pool["status"] == "DriverUpgradeFailed"
-        assert ("blocked", "person") in [(one["state"], one["deadline"]) for one in pool["members"]]
+        assert ("blocked", "Person") in [(one["state"], one["waitingFor"]) for one in pool["members"]]
         plan = (await ask(scene.e.cluster, "plan")).out
         assert "DriverUpgradeFailed" in plan
         symptoms = [one for one in (await answers(scene, "doctor"))["symptoms"] if "Upgrade" in one["reason"]]

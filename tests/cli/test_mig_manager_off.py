@@ -31,7 +31,7 @@ async def told(scene: Scene) -> str:
     transition = await scene.reason("gpu-1", "OperandsDisabled")
     message, _, command = transition["message"].partition(REMEDY)
     assert message.startswith(f"{OFF} is false, so mig-manager does not run on gpu-1")
-    assert transition["deadline"] == "person"
+    assert transition["waitingFor"] == "Person"
     symptoms = (await ask(scene.e.cluster, "doctor", "-o", "json")).data["symptoms"]
     assert [one["command"] for one in symptoms if one["reason"] == "OperandsDisabled"] == [command]
     return str(command)

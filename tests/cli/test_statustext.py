@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hack.customresources import GPUNODE, POLICY
 from tests.build import NOW
-from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of
+from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of, until
 from tests.cli.schema import read_schema
 
 from gpusharing.kube.client import JSON
@@ -41,7 +41,7 @@ pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 devices used
 pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
   NODE      PROGRESS  PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
   pool-b-2  !·······  Blocked   AlreadyCordoned  2                           1h5m
-  pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     10:11:00Z
+  pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     in 11m
 
 pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 devices used
 █  █ 1 done
@@ -120,8 +120,8 @@ def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
     )
 
 
-PERSON = gpunode("n-0", "Pending", "ApprovalNeeded", deadline="person")
-UNHEALTHY = gpunode("n-0", "Synced", "GPUUnhealthy", deadline="person")
+PERSON = gpunode("n-0", "Pending", "ApprovalNeeded", waitingFor="Person")
+UNHEALTHY = gpunode("n-0", "Synced", "GPUUnhealthy", waitingFor="Person")
 HEALTH: dict[str, tuple[JSON, list[JSON], State]] = {
     "a node failed": (policy(), [gpunode("n-0", "Failed"), gpunode("n-1", "Blocked")], State.FAILED),
     "a node is blocked": (policy(), [gpunode("n-0", "Blocked"), gpunode("n-1", "Draining")], State.BLOCKED),
@@ -283,11 +283,11 @@ def test_what_is_wrong_with_nodes_without_a_policy_is_told() -> None:
     odd = gpunode("gpu-99", policy="")
     odd["status"]["transition"] |= {
         "reason": "MigInvalid",
-        "deadline": "person",
+        "waitingFor": "Person",
         "message": "no policy selects this node, and so on",
     }
     fine = gpunode("gpu-98", policy="")
-    fine["status"]["transition"] |= {"reason": "Unowned", "deadline": "", "message": "no policy selects this node"}
+    fine["status"]["transition"] |= {"reason": "Unowned", "message": "no policy selects this node"}
     text = shown(policies, [*nodes, odd, fine])
     assert "gpu-99: no policy selects this node, and so on" in text
     assert "gpu-98: " not in text
@@ -346,9 +346,9 @@ def test_what_a_change_in_flight_has_had_is_not_left() -> None:
 
 UNFORESEEN: dict[str, JSON] = {
     "a person mends what failed": gpunode("n-1", "Failed", "ActuatorFailed"),
-    "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", deadline="person"),
-    "a window opens": gpunode("n-1", "Pending", "WindowClosed", deadline="22:00:00Z"),
-    "others have the only slot": gpunode("n-1", "Pending", "BudgetFull", deadline="others"),
+    "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", waitingFor="Person"),
+    "a window opens": gpunode("n-1", "Pending", "WindowClosed", **until(720)),
+    "others have the only slot": gpunode("n-1", "Pending", "BudgetFull", waitingFor="Others"),
     "it takes longer than any before it": gpunode("n-1", "Draining", "PDB", since=ago(11)),
 }
 

@@ -29,7 +29,7 @@ def masked(text: str) -> str:
     """Without random names, hashes, lengths of time, and how wide these make a column."""
     text = re.sub(r"llm-[a-z0-9]{5}\b", "llm-POD", text)
     text = re.sub(r"pool-b-[0-9a-f]{7}", "pool-b-HASH", text)
-    text = re.sub(r"\d\d:\d\d:\d\dZ", "TIME", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME", text)
     return re.sub(r"(?<=\S) {2,}", "  ", re.sub(r"\b\d+[smh](\d+s)?\b", "AGE", text))
 
 

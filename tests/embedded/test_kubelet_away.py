@@ -43,10 +43,10 @@ async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_
         name = await scene.any_fenced("actuating")
         kubelet(scene, name, there=False)
         transition = await scene.phase(name, "Failed")
-        assert (transition["reason"], transition["culprit"], transition["deadline"]) == (
+        assert (transition["reason"], transition["culprit"], transition["waitingFor"]) == (
             "NodeNotReady",
             "kubelet",
-            "person",
+            "Person",
         )
         (other,) = {"gpu-1", "gpu-2"} - {name}
         assert scene.fence(other) is None, "its slot is kept"

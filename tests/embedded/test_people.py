@@ -231,7 +231,7 @@ async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget(
         scene.cordon("gpu-3")
         scene.apply(SLICED, rollout=at_once(1))
         shown = await scene.reason("gpu-1", "BudgetFull")
-        assert (shown["culprit"], shown["deadline"]) == ("node/gpu-3", "person")
+        assert (shown["culprit"], shown["waitingFor"]) == ("node/gpu-3", "Person")
         await scene.until_condition("Stalled", "True", "Blocked")
         await asyncio.sleep(60)
         assert not scene.node_writes()

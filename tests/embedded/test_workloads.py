@@ -8,6 +8,7 @@ import pytest
 from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON, NAMESPACES, PODS
 
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "job", "controller": True}
@@ -40,7 +41,7 @@ async def test_a_job_ends_on_the_cordoned_node_before_anybody_is_evicted() -> No
         assert fence is not None
         assert fence.deadline == fence.since + timedelta(hours=1)
         await scene.e.until(
-            lambda: scene.transition("gpu-1")["deadline"] == f"{fence.deadline:%H:%M:%SZ}", "the deadline", 60
+            lambda: scene.transition("gpu-1").get("deadline") == to_rfc3339(fence.deadline), "the deadline", 60
         )
         await asyncio.sleep(1800)
         assert scene.evicted() == []
@@ -95,7 +96,7 @@ async def test_a_job_is_waited_for_without_an_end_until_the_policy_names_one() -
         await asyncio.sleep(1.5 * HOUR)
         assert scene.cordoned("gpu-1")
         assert scene.evicted() == []
-        assert scene.transition("gpu-1")["deadline"] == "others", "the job itself"
+        assert scene.transition("gpu-1")["waitingFor"] == "Others", "the job itself"
         assert scene.transition("gpu-1")["phase"] == "WaitingForJobs"
         scene.apply(SLICED, drain={"jobs": {"timeout": "80m"}})
         await scene.released("gpu-1")
@@ -222,7 +223,7 @@ async def test_a_drain_that_is_held_past_its_time_keeps_cordon_and_slot_says_so_
         assert "drain.onTimeout is Hold" in transition["message"]
         assert "1 GPU pod left to go" in transition["message"]
         assert (transition["culprit"], transition["cordon"]) == (f"default/{scene.evicted()[0]}", "ours")
-        assert transition["deadline"] == "person", "the time is over"
+        assert transition["waitingFor"] == "Person", "the time is over"
         await scene.e.kill_operator()
         scene.e.start_operator()
         await asyncio.sleep(HOUR)

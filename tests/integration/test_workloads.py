@@ -43,7 +43,7 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         assert pool.node()["spec"]["unschedulable"] is True
         pool.wait(lambda: pool.fence().get("jobs") is True, "the clock of the jobs")
         deadline = pool.fence()["deadline"]
-        pool.wait(lambda: pool.transition().get("deadline") == f"{deadline[11:19]}Z", "the deadline of the jobs")
+        pool.wait(lambda: pool.transition().get("deadline") == deadline, "the deadline of the jobs")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
         assert {"WaitingForJobs", "JobsRunning", "ours"} <= set(shown.split())
         assert evicted(product, since) == {}
@@ -126,8 +126,8 @@ def test_a_pod_that_its_finalizer_keeps_is_evicted_once_and_holds_its_node_until
             pool.apply({**SLICED, "drain": drain})
             assert "1 GPU pod left to go" in pool.wait_phase("Draining", "DrainHeld")
             transition = pool.transition()
-            shown = transition["culprit"], transition["cordon"], transition["deadline"]
-            assert shown == (f"default/{name}", "ours", "person")
+            shown = transition["culprit"], transition["cordon"], transition["waitingFor"]
+            assert shown == (f"default/{name}", "ours", "Person")
             assert pool.node()["spec"]["unschedulable"] is True
             assert evicted(product, since) == {f"default/{name}": 1}
         finally:

@@ -56,7 +56,8 @@ def test_a_transition_tells_everything_about_the_change_in_flight() -> None:
         "reason": "PodsLeaving",
         "message": "something is so",
         "since": "2026-11-20T10:00:00Z",
-        "deadline": "10:15:00Z",
+        "waitingFor": "Clock",
+        "deadline": "2026-11-20T10:15:00Z",
         "attempt": 2,
         "step": "1/2",
         "observed": "7x1g.10gb",
@@ -127,7 +128,8 @@ def test_the_cordon_is_said_to_be_whose_it_is(node: NodeView, word: str) -> None
 
 def test_a_node_without_blockers_has_no_culprit() -> None:
     found = shown(SYNCED)
-    assert (found["culprit"], found["blockers"], found["deadline"], found["step"]) == ("", [], "", "")
+    assert (found["culprit"], found["blockers"], found["step"]) == ("", [], "")
+    assert (found["waitingFor"], found["deadline"]) == (None, None)
 
 
 words = st.text(min_size=1, max_size=3000)

@@ -1,7 +1,7 @@
 """Every wait that is shown has a name, a culprit, a beginning and an end (docs/design/drain.md#rule-14)."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
@@ -10,9 +10,9 @@ from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until
 from tests.planning.drains import fenced, silent
 from tests.planning.told import verdict
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import Phase, WaitingFor
 from gpusharing.api.times import NEVER
-from gpusharing.planning.report.transition import OTHERS, PERSON, transition
+from gpusharing.planning.report.transition import transition
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.transition.before import before_pnr
@@ -30,19 +30,21 @@ def shown(one: Verdict, **node: Any) -> dict[str, Any]:
     return transition(one, replace(NODE, **node), {}, NOW)
 
 
+def end_of(told: dict[str, Any]) -> tuple[str | None, str | None]:
+    return told["waitingFor"], told["deadline"]
+
+
 @pytest.mark.parametrize("reason", WAITS)
 def test_whatever_is_waited_for_has_a_name_a_culprit_a_beginning_and_an_end(reason: Reason) -> None:
-    """The end is a time where the clock brings it, and otherwise says who does."""
+    """The end has a time where the clock brings it, and otherwise says who does."""
     told = shown(verdict(Phase.PENDING, reason, "gpu-08"))
     assert (told["reason"], told["since"]) == (reason.value, "2026-11-20T10:00:00Z")
     assert told["culprit"], "somebody or something keeps the node"
-    assert told["deadline"] in (PERSON, OTHERS)
-    assert (told["deadline"] == PERSON) == (
-        reason.passes is Passes.BY_A_PERSON and reason is not Reason.FOREIGN_MAINTENANCE
-    )
-    assert shown(verdict(Phase.PENDING, reason, "gpu-08", deadline=at(60)))["deadline"] in (
-        "10:01:00Z",
-        PERSON,
+    by_person = reason.passes is Passes.BY_A_PERSON and reason is not Reason.FOREIGN_MAINTENANCE
+    assert end_of(told) == (WaitingFor.PERSON if by_person else WaitingFor.OTHERS, None)
+    assert end_of(shown(verdict(Phase.PENDING, reason, "gpu-08", deadline=at(60)))) in (
+        (WaitingFor.CLOCK, "2026-11-20T10:01:00Z"),
+        (WaitingFor.PERSON, None),
     )
 
 
@@ -51,7 +53,7 @@ def test_what_is_at_its_end_keeps_nobody_waiting(reason: Reason) -> None:
     if reason is Reason.PROGRESSING:
         return  # of a node: its pods are being looked at
     told = shown(verdict(Phase.SYNCED, reason, "gpu-08", deadline=at(60)))
-    assert (told["culprit"], told["deadline"]) == ("", "")
+    assert (told["culprit"], *end_of(told)) == ("", None, None)
 
 
 CULPRITS: dict[str, tuple[Verdict, dict[str, Any], str]] = {
@@ -78,29 +80,22 @@ def test_the_culprit_is(one: Verdict, node: dict[str, Any], who: str) -> None:
     assert shown(one, **node)["culprit"] == who
 
 
-ENDS: dict[str, tuple[Verdict, str]] = {
-    "a time of day": (verdict(Phase.DRAINING, Reason.PDB, deadline=at(900)), "10:15:00Z"),
-    "with its date when it is more than a day away": (
-        verdict(Phase.PENDING, Reason.WINDOW_CLOSED, deadline=at(3 * 86400)), "2026-11-23T10:00:00Z"),
+ENDS: dict[str, tuple[Verdict, WaitingFor, str | None]] = {
+    "the clock, at a time in UTC": (
+        verdict(Phase.DRAINING, Reason.PDB, deadline=at(900).astimezone(timezone(timedelta(hours=1)))),
+        WaitingFor.CLOCK, "2026-11-20T10:15:00Z"),
     "a person, of a failed node whose time is long over": (
-        verdict(Phase.FAILED, Reason.LAYOUT_MISMATCH, deadline=at(-900)), PERSON),
+        verdict(Phase.FAILED, Reason.LAYOUT_MISMATCH, deadline=at(-900)), WaitingFor.PERSON, None),
     "a person, of a drain that is held past its time": (
-        verdict(Phase.DRAINING, Reason.DRAIN_HELD, deadline=at(-900)), PERSON),
+        verdict(Phase.DRAINING, Reason.DRAIN_HELD, deadline=at(-900)), WaitingFor.PERSON, None),
     "others, of a job that may run for ever": (
-        verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, deadline=NEVER), OTHERS),
+        verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, deadline=NEVER), WaitingFor.OTHERS, None),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("one", "end"), ENDS.values(), ids=ENDS.keys())
-def test_the_end_of_a_wait_is(one: Verdict, end: str) -> None:
-    assert shown(one)["deadline"] == end
-
-
-def test_the_date_does_not_go_away_as_the_time_comes_near() -> None:
-    """Or every waiting node would be written at the same moment."""
-    waiting = verdict(Phase.PENDING, Reason.WINDOW_CLOSED, deadline=at(3 * 86400))
-    first = shown(waiting)
-    assert transition(waiting, NODE, first, at(3 * 86400 - 60)) == first
+@pytest.mark.parametrize(("one", "who", "end"), ENDS.values(), ids=ENDS.keys())
+def test_the_end_of_a_wait_is(one: Verdict, who: WaitingFor, end: str | None) -> None:
+    assert end_of(shown(one)) == (who, end)
 
 
 def test_a_drain_in_which_nothing_blocks_names_the_pods_that_leave() -> None:
@@ -135,7 +130,5 @@ def test_a_change_that_begins_has_its_deadline_at_once() -> None:
 
 def test_a_node_that_cannot_be_judged_has_no_end_that_the_clock_brings() -> None:
     fenced_node = make_node("gpu-08", fence=make_fence("actuating", deadline=at(60)), unschedulable=True)
-    assert transition(not_judged(fenced_node, "pool-b", ValueError("x")), fenced_node, {}, NOW)["deadline"] in (
-        PERSON,
-        OTHERS,
-    )
+    told = transition(not_judged(fenced_node, "pool-b", ValueError("x")), fenced_node, {}, NOW)
+    assert end_of(told) in ((WaitingFor.PERSON, None), (WaitingFor.OTHERS, None))

@@ -6,7 +6,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord
+from gpusharing.api.names import WaitingFor
+from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord, one_of
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
@@ -218,9 +219,12 @@ class Transition(WireRecord):
     """A sentence for people that names the objects concerned and the next step."""
     since: Time | None = None
     """When the phase began, RFC 3339 in UTC."""
-    deadline: Line = ""
-    """When the present wait ends by itself, or the operator gives up: a time of day in UTC, with the date if it is more
-    than a day after since. The word person or others if no time ends the wait; empty when nothing is waited for."""
+    waiting_for: Annotated[str, one_of(WaitingFor)] | None = None
+    """Who ends the present wait: the Clock at the deadline, a Person, or Others, such as pods, another node or NVIDIA's
+    programs. Absent when nothing is waited for."""
+    deadline: Time | None = None
+    """When the present wait ends by itself, or the operator gives up, RFC 3339 in UTC; absent unless waitingFor is
+    Clock."""
     attempt: int = 0
     """Number of the attempt: 1 for a new target and after each retry that a person requests, and one more for each time
     that the operator has tried to cure mig-manager. 0 when no change is in flight."""

@@ -262,5 +262,13 @@ class Phase(StrEnum):
         return member
 
 
+class WaitingFor(StrEnum):
+    """Who ends the wait of a node."""
+
+    CLOCK = "Clock"
+    PERSON = "Person"
+    OTHERS = "Others"
+
+
 WAY = tuple(phase for phase in Phase if phase.part in ("emptying", "changing") and not phase.lasts)
 """The phases of a change that goes well, in their order. Synced comes after them."""

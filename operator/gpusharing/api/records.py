@@ -7,6 +7,7 @@ same classes (docs/adr/0072-one-record-for-gpunode.md).
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import StrEnum
 from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -36,6 +37,11 @@ class Limits:
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         return {**handler(core_schema), **self.schema}
+
+
+def one_of(words: type[StrEnum]) -> Limits:
+    """Return the bounds of a string that is one of these words. A reader does not check it: newer writers know more."""
+    return Limits(schema={"enum": [str(word) for word in words]})
 
 
 Line = Annotated[str, Limits(max_length=1024)]

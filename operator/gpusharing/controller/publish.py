@@ -227,7 +227,7 @@ class Publisher:
         previous, stand = self.sources.shown(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         conditions = health_conditions(verdict, stand, now)
-        if wanted == previous and conditions == stand:
+        if _without_none(wanted) == previous and conditions == stand:
             self._due.pop(key, None)
             self._unwritten.discard(key)
             return None
@@ -252,7 +252,7 @@ class Publisher:
             return due  # only numbers and messages may have changed, which can wait
         previous = self.sources.policies.status(policy.name)
         wanted = tell_status(policy, plan, snapshot, previous, now)
-        if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
+        if _without_none(wanted) == dict(previous):
             self._due.pop(key, None)
             return None
         urgent = wanted["observedGeneration"] != previous.get("observedGeneration")
@@ -411,6 +411,10 @@ def _reference(kind: str, name: str, api_version: str = "v1") -> JSON:
 
 def _policy_of(policy: PolicyView) -> JSON:
     return {**_reference("GPUSharingPolicy", policy.name, names.API_VERSION), "uid": policy.uid}
+
+
+def _without_none(wanted: Mapping[str, Any]) -> JSON:
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -21,7 +21,7 @@ from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.drain.placement import needs_of
 from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
 from gpusharing.planning.report.proposal import Proofs, tell_proofs
-from gpusharing.planning.report.transition import OTHERS, PERSON, transition, whose_cordon
+from gpusharing.planning.report.transition import transition, whose_cordon
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.vocabulary.lengths import counted
@@ -69,7 +69,8 @@ from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble, tell_rights
 
 LAST = 8
 """How many transitions are shown; -o wide shows all."""
-_ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
+_ENDS = {"Person": "a person acts", "Others": "others are done"}
+"""When a wait ends that no clock ends, by `waitingFor`."""
 _CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
 """Who holds the cordon, in words, by the word in the GPUNode (planning/report/transition.py)."""
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
@@ -160,13 +161,13 @@ def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> l
     node = answer.node
     lines = describe_simulated([node.name] if node.simulated else [], options)
     since = age(node.entered, now)
-    until = f", until {_ENDS.get(node.deadline, node.deadline)}" if node.deadline else ""
+    until = node.deadline or _ENDS.get(node.waiting_for or "", node.waiting_for)
     managed = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
     title = line(
         Span(node.name, Ink.TITLE),
         f"  {node.policy or 'no policy'}  ",
         managed if node.phase else Span("not managed", Ink.FAINT),
-        f"{f'  since {since}' if since else ''}{until}",
+        f"{f'  since {since}' if since else ''}{f', until {until}' if until else ''}",
     )
     lines += fold(title, options)
     lines += prose(node.message, options)

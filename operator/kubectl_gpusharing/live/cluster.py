@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.api.names import ANNOTATION_CLAIMS, WaitingFor
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import (
     DEPLOYMENTS,
@@ -41,7 +41,6 @@ from gpusharing.kube.raw import entries, section, text, texts, whole
 from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
 from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.report.proposal import configured
-from gpusharing.planning.report.transition import PERSON
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memory import LASTING, CallFailure, Evicted, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
@@ -309,7 +308,7 @@ class Cluster:
                 evicted |= {f"{budget} from {node}": Evicted(node, budget, now) for node in sources}
             if told.get("reason") == Reason.CALL_FAILED:
                 message = text(told, "message").removesuffix(RETRIED)
-                again, refused = now + timedelta(minutes=1), told.get("deadline") == PERSON
+                again, refused = now + timedelta(minutes=1), told.get("waitingFor") == WaitingFor.PERSON
                 self.failures[name] = CallFailure(message, again, LASTING, refused=refused)
         self.memory = replace(self.memory, evicted=evicted)
 

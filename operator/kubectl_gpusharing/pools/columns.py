@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from gpusharing.api.names import WAY, Phase
+from gpusharing.api.times import from_rfc3339
 from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State
-from kubectl_gpusharing.shell.drawing import Column, Glyph, Ink, Line, PrintOptions, Span, age, line, table
+from kubectl_gpusharing.shell.drawing import Column, Glyph, Ink, Line, PrintOptions, Span, age, length, line, table
 
 T = TypeVar("T")
 _AHEAD = Glyph("·", "-", Ink.FAINT)
@@ -50,6 +51,12 @@ def _progress(node: NodeStatus, _: datetime, options: PrintOptions) -> str | Spa
     return Span(glyphs, node.state.value.ink)
 
 
+def _deadline(node: NodeStatus, now: datetime, _: PrintOptions) -> str:
+    if (end := from_rfc3339(node.deadline)) is None:
+        return node.waiting_for or ""
+    return f"in {length(end - now)}" if end > now else "overdue"
+
+
 NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
     StatusColumn("NODE", key="name", help="the node", cell=lambda node, *_: node.name),
     StatusColumn("PROGRESS", 5, key="state", help="how many of the phases are behind it", cell=_progress),
@@ -71,9 +78,7 @@ NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
     StatusColumn(
         "SINCE", 2, key="since", help="how long it has been so", cell=lambda node, now, _: age(node.entered, now)
     ),
-    StatusColumn(
-        "DEADLINE", 3, key="deadline", help="when the wait ends, or who ends it", cell=lambda node, *_: node.deadline
-    ),
+    StatusColumn("DEADLINE", 3, key="deadline", help="when the wait ends, or who ends it (`waitingFor`)", cell=_deadline),
     StatusColumn(
         "STEP",
         6,

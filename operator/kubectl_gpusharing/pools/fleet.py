@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any
 
 from gpusharing.api.gpunode import Transition
-from gpusharing.api.names import Phase
+from gpusharing.api.names import Phase, WaitingFor
 from gpusharing.api.policystatus import Summary
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
@@ -37,8 +37,6 @@ class State(Enum):
 URGENCY = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS, State.DONE)
 Known = Sequence[Sequence[JSON]]
 """The policies, the GPUNodes and, if they are shown, the Events."""
-PERSON, OTHERS = "person", "others"
-"""The deadlines of waits that a person or others end, as published (planning/report/transition.py)."""
 NOT_SEEN = (
     "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
     " running."
@@ -97,7 +95,7 @@ class PoolStatus(Summary):
     def state(self) -> State:
         """The most urgent state of its nodes (URGENCY), but at least BLOCKED if a node waits for a person."""
         states = {node.state for node in self.members}
-        if self.stalled or any(node.deadline == PERSON for node in self.members):
+        if self.stalled or any(node.waiting_for == WaitingFor.PERSON for node in self.members):
             states.add(State.BLOCKED)
         if states <= {State.DONE} and (self.status != "Synced" or self.unseen):
             goes_on = self.unseen or self.status in ("", "Deleting", *Phase)
@@ -112,7 +110,7 @@ class PoolStatus(Summary):
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
         """The nodes that are not done, or wait for a person, by urgency."""
-        shown = (node for node in self.members if node.state is not State.DONE or node.deadline == PERSON)
+        shown = (node for node in self.members if node.state is not State.DONE or node.waiting_for == WaitingFor.PERSON)
         return tuple(sorted(shown, key=lambda node: URGENCY.index(node.state)))
 
 

@@ -83,7 +83,7 @@ def count_states(noun: str, members: Sequence[NodeStatus | PoolStatus]) -> str:
 
 def tell_misfits(unowned: Sequence[NodeStatus]) -> list[str]:
     """Return what somebody has to do about nodes although they have no policy."""
-    return tell_each([node for node in unowned if node.deadline])
+    return tell_each([node for node in unowned if node.waiting_for])
 
 
 def tell_each(nodes: Sequence[NodeStatus], above: str = "", *, every: bool = True) -> list[str]:

@@ -10,10 +10,10 @@ from operator import itemgetter
 from statistics import median
 from typing import Self
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import Phase, WaitingFor
 from gpusharing.api.times import from_rfc3339
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.pools.fleet import OTHERS, PERSON, NodeStatus, PoolStatus, State, state_of
+from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State, state_of
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, Line, PrintOptions, Span, bar, length, line, prose, shorten
 
 REST = timedelta(days=1)
@@ -109,7 +109,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
-        or node.deadline == PERSON
+        or node.waiting_for == WaitingFor.PERSON
         or node.reason in ("WindowClosed", "CanarySoak")
         for node in left
     )
@@ -120,7 +120,9 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
     if not took:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
-    if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
+    if any(one > max(took) for one in gone) or not (
+        gone or any(node.waiting_for != WaitingFor.OTHERS for node in left)
+    ):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
     rest = max(each * rounds - min(gone, default=timedelta()), timedelta())

@@ -1,11 +1,11 @@
 """What do `GPUNode.status.transition` and `.conditions` show people of the verdict? No decision is made from them."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from gpusharing.api.names import Phase
-from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
+from gpusharing.api.names import Phase, WaitingFor
+from gpusharing.api.times import NEVER, to_rfc3339
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
@@ -15,15 +15,15 @@ from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
 MAX_HISTORY = 20
 """The largest number of phases in the history of a node; the oldest are dropped."""
-PERSON, OTHERS = "person", "others"
-"""Values of the column DEADLINE if no clock ends the wait."""
-DAY = timedelta(days=1)
-"""A deadline more than a day after the beginning of its phase is shown with its date."""
 
 
 def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Return `status.transition` after this pass. The stored `previous` gives the history and when the phase began."""
+    """Return `status.transition` after this pass. The stored `previous` gives the history and when the phase began.
+
+    Every key is present; None tells the writer to remove it.
+    """
     phase, reason = str(verdict.phase), str(verdict.reason)
+    waiting_for = who_ends(verdict)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
     since = (previous.get("since") if same else None) or moment
@@ -37,7 +37,8 @@ def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], no
         "reason": reason,
         "message": cut(verdict.message, MAX_TEXT),
         "since": since,
-        "deadline": until_when(verdict, from_rfc3339(since) or now),
+        "waitingFor": waiting_for,
+        "deadline": to_rfc3339(verdict.deadline) if waiting_for == WaitingFor.CLOCK and verdict.deadline else None,
         "attempt": verdict.attempt,
         "step": verdict.step,
         "observed": cut(verdict.observed, MAX_TEXT),
@@ -71,20 +72,20 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
             return who
 
 
-def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return when or by whom the node's wait ends: a time in UTC, PERSON or OTHERS; empty without a wait.
+def who_ends(verdict: Verdict) -> str | None:
+    """Return who ends the node's wait, a value of WaitingFor; None without a wait.
 
     Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14).
     """
     if not is_wait(verdict):
-        return ""
+        return None
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
-        return PERSON
-    deadline = verdict.deadline
-    if deadline is not None and deadline != NEVER:
-        return to_rfc3339(deadline) if deadline - since > DAY else f"{deadline.astimezone(UTC):%H:%M:%SZ}"
+        return str(WaitingFor.PERSON)
+    if verdict.deadline not in (None, NEVER):
+        return str(WaitingFor.CLOCK)
     foreign = verdict.reason is Reason.FOREIGN_MAINTENANCE
-    return PERSON if verdict.reason.passes is Passes.BY_A_PERSON and not foreign else OTHERS
+    by_person = verdict.reason.passes is Passes.BY_A_PERSON and not foreign
+    return str(WaitingFor.PERSON if by_person else WaitingFor.OTHERS)
 
 
 def health_conditions(
