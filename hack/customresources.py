@@ -132,7 +132,7 @@ GPUNODE = CustomResource(
         ),
         # kubectl shows a `date` in the future as <invalid>, and a string as it is.
         PrinterColumn("Deadline", ".status.transition.deadline", "When the clock ends the wait, in UTC.", wide=True),
-        PrinterColumn("Cordon", ".status.transition.cordon", "Who cordoned the node.", wide=True),
+        PrinterColumn("Cordon", ".status.transition.cordonedBy", "Who cordoned the node.", wide=True),
         PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
         PrinterColumn("Message", ".status.transition.message", "What happens, why, and what to do.", wide=True),
     ),

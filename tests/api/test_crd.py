@@ -15,6 +15,7 @@ from hack.generate import ROOT
 from pydantic import BaseModel, Field
 
 from gpusharing.api.gpunode import GPUNodeSpec
+from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec, WireModel
 from gpusharing.api.records import WireRecord, wire_name
 from gpusharing.api.validation import validate_policy
@@ -109,10 +110,25 @@ def test_status_keeps_null_where_null_means_something() -> None:
         "status.transition.since",
         "status.transition.waitingFor",
         "status.transition.deadline",
+        "status.transition.cordonedBy",
     }
     gpu = status["status.observed.gpus"]["items"]
     nulls = {"eccUncorrected", "remappedRows", "recoveryAction", "xid"}
     assert not nulls & set(gpu["required"]), "a merge patch drops nulls"
+
+
+def test_enums_are_in_pascal_case_and_have_every_phase() -> None:
+    """The values of mig.strategy are NVIDIA's."""
+    found = {
+        path: child["enum"]
+        for resource in RESOURCES
+        for path, child in fields(schema_of(resource), resource.kind)
+        if "enum" in child
+    }
+    odd = [path for path, words in found.items() if not all(re.fullmatch(r"[A-Z]+[A-Za-z0-9]*", one) for one in words)]
+    assert odd == ["GPUSharingPolicy.spec.mig.strategy"]
+    assert found["GPUNode.status.transition.phase"] == list(Phase)
+    assert found["GPUNode.status.transition.history[].phase"] == list(Phase)
 
 
 def test_spec_has_no_nullable_field_so_that_has_means_present_in_cel() -> None:

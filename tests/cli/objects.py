@@ -58,7 +58,6 @@ def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: An
         "since": ago(4),
         "disruption": "GPUPods",
         "culprit": "",
-        "cordon": "",
         "blockers": [],
         "history": [],
         **told,
@@ -95,10 +94,10 @@ def fleet() -> tuple[list[JSON], list[JSON]]:
         "PDB",
         culprit="team-b/ranker-7c4 +1",
         **until(11),
-        cordon="ours",
+        cordonedBy="Operator",
         blockers=["PDB team-b/ranker: Pods team-b/ranker-7c4, team-b/ranker-9d2. Allows 0 disruptions."],
     )
-    cordoned = gpunode("pool-b-2", "Blocked", "AlreadyCordoned", since=ago(65), cordon="human")
+    cordoned = gpunode("pool-b-2", "Blocked", "AlreadyCordoned", since=ago(65), cordonedBy="Person")
     quiet = gpunode("pool-c-0", policy="pool-c", wanted="1x full", observed="1x full")
     policies = [
         policy("pool-b", message="pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave"),

@@ -78,7 +78,7 @@ def test_wide_lists_all_nodes_and_what_they_are_divided_into() -> None:
     text = shown(*fleet(), PrintOptions(wide=True))
     assert "pool-b-0  ████████  Synced" in text
     assert "WANTED" in text
-    assert "7x1g.10gb  human" in text
+    assert "7x1g.10gb  Person" in text
 
 
 def test_more_than_twenty_nodes_that_wait_are_counted() -> None:

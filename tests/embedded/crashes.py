@@ -270,7 +270,7 @@ def _node(raw: JSON) -> JSON:
 
 def _gpunode(raw: JSON) -> JSON:
     transition = raw["status"]["transition"]
-    shown = ("phase", "reason", "message", "cordon", "culprit", "blockers", "observed")
+    shown = ("phase", "reason", "message", "cordonedBy", "culprit", "blockers", "observed")
     return {key: transition.get(key) for key in shown} | {"quiet": raw["spec"]["request"]["quiet"]}
 
 

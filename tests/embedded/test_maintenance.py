@@ -109,7 +109,7 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
         assert transition["message"].startswith(who)
-        assert transition["cordon"] == "ours"
+        assert transition["cordonedBy"] == "Operator"
         end(scene, resource, obj)
         await scene.released("gpu-1", 60)
         assert not scene.cordoned("gpu-1")

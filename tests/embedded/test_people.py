@@ -35,7 +35,7 @@ async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays(
         scene.apply(SLICED, rollout=at_once(2))
         await scene.phase("gpu-2", "Synced")
         transition = await scene.reason("gpu-1", "AlreadyCordoned")
-        assert transition["cordon"] == "human"
+        assert transition["cordonedBy"] == "Person"
         assert scene.node_writes()["gpu-1"] == 0
         scene.cordon("gpu-1", on=False)
         await scene.ready()

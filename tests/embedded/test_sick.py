@@ -98,7 +98,7 @@ def test_a_node_that_falls_ill_on_its_way_stays_fenced_and_is_named(since: str) 
         assert node.hits > 0
         assert not node.done
         assert node.transition["reason"] == "CallFailed"
-        assert node.transition["cordon"] == "ours"
+        assert node.transition["cordonedBy"] == "Operator"
 
 
 @pytest.mark.parametrize("cure", CURES.keys())
@@ -110,7 +110,7 @@ def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the
     assert run.status["summary"]["nodes"] == f"5/{ALL}"
     for answer, node in run.nodes.items():
         assert not node.done
-        assert (node.transition["phase"], node.transition["cordon"]) == ("Failed", "ours")
+        assert (node.transition["phase"], node.transition["cordonedBy"]) == ("Failed", "Operator")
         assert 0 < node.hits <= 100, "once a minute at most, a conflict three times"
         if cure.startswith("the log"):
             assert node.transition["reason"] == "ActuatorFailed"

@@ -222,7 +222,7 @@ async def test_a_drain_that_is_held_past_its_time_keeps_cordon_and_slot_says_so_
         assert transition["phase"] == "Draining"
         assert "drain.onTimeout is Hold" in transition["message"]
         assert "1 GPU pod left to go" in transition["message"]
-        assert (transition["culprit"], transition["cordon"]) == (f"default/{scene.evicted()[0]}", "ours")
+        assert (transition["culprit"], transition["cordonedBy"]) == (f"default/{scene.evicted()[0]}", "Operator")
         assert transition["waitingFor"] == "Person", "the time is over"
         await scene.e.kill_operator()
         scene.e.start_operator()

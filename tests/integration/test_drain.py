@@ -68,10 +68,10 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         assert len(left) == 1
         assert now["culprit"] == f"default/{left[0]}"
         assert budget in now["blockers"][0]
-        assert now["cordon"] == "ours"
+        assert now["cordonedBy"] == "Operator"
         assert now["waitingFor"] == "Clock"
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
-        assert {"Draining", "PDBInUse", "ours"} <= set(shown.split())
+        assert {"Draining", "PDBInUse", "Operator"} <= set(shown.split())
         assert f"default/{left[0]}" in shown
         elsewhere.scale(1)
         pool.wait_synced()

@@ -45,7 +45,7 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         deadline = pool.fence()["deadline"]
         pool.wait(lambda: pool.transition().get("deadline") == deadline, "the deadline of the jobs")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
-        assert {"WaitingForJobs", "JobsRunning", "ours"} <= set(shown.split())
+        assert {"WaitingForJobs", "JobsRunning", "Operator"} <= set(shown.split())
         assert evicted(product, since) == {}
         product.api.merge_patch(f"{PODS}/{name}/status", {"status": {"phase": "Succeeded"}})
         pool.wait_synced()
@@ -126,8 +126,8 @@ def test_a_pod_that_its_finalizer_keeps_is_evicted_once_and_holds_its_node_until
             pool.apply({**SLICED, "drain": drain})
             assert "1 GPU pod left to go" in pool.wait_phase("Draining", "DrainHeld")
             transition = pool.transition()
-            shown = transition["culprit"], transition["cordon"], transition["waitingFor"]
-            assert shown == (f"default/{name}", "ours", "Person")
+            shown = transition["culprit"], transition["cordonedBy"], transition["waitingFor"]
+            assert shown == (f"default/{name}", "Operator", "Person")
             assert pool.node()["spec"]["unschedulable"] is True
             assert evicted(product, since) == {f"default/{name}": 1}
         finally:

@@ -83,6 +83,9 @@ class Invented(Actuator):
     def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> str:
         return "nothing"
 
+    def find_down(self, case: ActuatorCase, target: Target) -> None:
+        return None
+
     def tell_left(self, node: NodeView) -> str:
         return ""
 

@@ -27,7 +27,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.holds import find_canary, find_hold, wait_for_canaries
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
+from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -172,11 +172,11 @@ def test_behind_a_canary_whose_drain_is_held_every_node_waits_for_a_person_and_n
     held = [name for name, one in plan.verdicts.items() if one.reason is Reason.DRAIN_HELD]
     assert len(held) == nodes
     others = {
-        (one.reason, who_keeps(one, world.nodes[name]), until_when(one, NOW))
+        (one.reason, who_keeps(one, world.nodes[name]), who_ends(one))
         for name, one in plan.verdicts.items()
         if name not in held
     }
-    assert others == {(Reason.CANARY_SOAK, f"node/{min(held)}", PERSON)}
+    assert others == {(Reason.CANARY_SOAK, f"node/{min(held)}", "Person")}
     (policy,) = world.policies
     told = policy_status(policy, plan, world.snapshot(), {}, NOW)["conditions"]
     assert {one["type"]: one["status"] for one in told}["Stalled"] == "True"

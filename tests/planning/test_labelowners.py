@@ -11,7 +11,7 @@ from tests.planning.drains import fenced, released
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
+from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
@@ -52,7 +52,7 @@ def test_no_change_begins_that_would_write_a_label_of_another_controller() -> No
         (),
     )
     assert verdict.message == f"the change would set {MIG} to {pair_of(MIXED)[0]}, but {NFD}"
-    assert (who_keeps(verdict, case.node), until_when(verdict, case.now)) == ("node/gpu-07", PERSON)
+    assert (who_keeps(verdict, case.node), who_ends(verdict)) == ("node/gpu-07", "Person")
 
 
 CLOSED = {

@@ -11,7 +11,7 @@ from tests.planning.changes import changing, fence_to, only
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import hold_together
-from gpusharing.planning.report.transition import until_when, who_keeps
+from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.memory import CallFailure
 from gpusharing.planning.snapshot.records import Fence, Verified
@@ -72,7 +72,7 @@ def test_the_node_that_is_waited_for_is_the_culprit() -> None:
     """Not the policy of the wave, of which kubectl get gpun would show nothing."""
     other = in_wave("c")
     found = held(proven(B), working(other), working(A), nodes=(A, B, other))["b"]
-    assert (who_keeps(found, B), until_when(found, NOW)) == ("node/a", "10:05:00Z")
+    assert (who_keeps(found, B), who_ends(found), found.deadline) == ("node/a", "Clock", at(300))
 
 
 OWN: list[tuple[float, Phase, float | None]] = [

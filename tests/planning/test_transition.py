@@ -63,7 +63,7 @@ def test_a_transition_tells_everything_about_the_change_in_flight() -> None:
         "observed": "7x1g.10gb",
         "disruption": "GPUPods",
         "culprit": "team-a/notebook +2",
-        "cordon": "ours",
+        "cordonedBy": "Operator",
         "blockers": [
             f"PDB team-b/ranker: Pods team-b/ranker-0, team-b/ranker-1. 0 of 2 may go. Remedy: {Reason.PDB.remedy}",
             f"Unmanaged: Pod team-a/notebook. Remedy: {Reason.UNMANAGED.remedy}",
@@ -97,19 +97,19 @@ def test_the_history_keeps_the_newest_entries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "word"),
+    ("node", "who"),
     [
-        (make_node(), ""),
-        (FENCED, "ours"),
-        (make_node(unschedulable=True), "human"),
-        (make_node(unschedulable=True, foreign="kured"), "foreign"),
-        (make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True)), "human"),
+        (make_node(), None),
+        (FENCED, "Operator"),
+        (make_node(unschedulable=True), "Person"),
+        (make_node(unschedulable=True, foreign="kured"), "Others"),
+        (make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True)), "Person"),
         (
             make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True), foreign="kured"),
-            "foreign",
+            "Others",
         ),
-        (make_node(unschedulable=True, fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)), "human"),
-        (make_node(fence=make_fence()), ""),
+        (make_node(unschedulable=True, fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)), "Person"),
+        (make_node(fence=make_fence()), None),
     ],
     ids=[
         "not cordoned",
@@ -122,8 +122,8 @@ def test_the_history_keeps_the_newest_entries() -> None:
         "somebody lifted our cordon",
     ],
 )
-def test_the_cordon_is_said_to_be_whose_it_is(node: NodeView, word: str) -> None:
-    assert shown(DRAINING, node=node)["cordon"] == word
+def test_the_cordon_is_said_to_be_whose_it_is(node: NodeView, who: str | None) -> None:
+    assert shown(DRAINING, node=node)["cordonedBy"] == who
 
 
 def test_a_node_without_blockers_has_no_culprit() -> None:

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpusharing.api.names import WaitingFor
+from gpusharing.api.names import CordonedBy, DisruptionClass, Phase, WaitingFor
 from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord, one_of
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
@@ -195,7 +195,7 @@ class Observed(WireRecord):
 class HistoryEntry(WireRecord):
     """One phase that the node has been in."""
 
-    phase: Line
+    phase: Annotated[str, one_of(Phase)]
     """The phase that the node entered."""
     reason: Line
     """Reason why it entered the phase, in one CamelCase word."""
@@ -211,7 +211,7 @@ class Transition(WireRecord):
     """The policy that owns the node."""
     wanted: Line = ""
     """Layout that the policy wants on the node's GPUs, for example 2x3g.40gb."""
-    phase: Line = ""
+    phase: Annotated[str, one_of(Phase)] = ""
     """Phase of the node, for example Draining or Synced."""
     reason: Line = ""
     """Why it is in this phase, in one CamelCase word; docs/reference/reasons.md explains each."""
@@ -232,13 +232,14 @@ class Transition(WireRecord):
     """The present step and how many there are, for example 1/1; empty when no change is in flight."""
     observed: Line = ""
     """Layout that the node's GPUs have now."""
-    disruption: Line = ""
+    disruption: Annotated[str, one_of(DisruptionClass)] = ""
     """Disruption class of the change that is planned or under way; None when nothing is to change."""
     culprit: Line = ""
     """What blocks the node: the first pod and how many more there are (ns/pod +2), or something else, such as
     gsp/pool-b, node/gpu-07 or mig-manager; empty when nothing is waited for."""
-    cordon: Line = ""
-    """Whose cordon the node carries: ours, human or foreign; empty when it is not cordoned."""
+    cordoned_by: Annotated[str, one_of(CordonedBy)] | None = None
+    """Who cordoned the node: this Operator, a Person, or Others, which are controllers such as NVIDIA's driver upgrade.
+    Absent when the node is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
     history: Annotated[tuple[HistoryEntry, ...], Limits(max_length=20)] = ()
@@ -249,8 +250,8 @@ class Transition(WireRecord):
 class NodeCondition(WireRecord):
     """One aspect of the node's state. It has no observedGeneration, because it does not depend on the spec."""
 
-    type: Literal["Healthy"]
-    """Healthy: no GPU on the node needs a reset, a reboot or a person."""
+    type: Annotated[str, Limits(max_length=64)]
+    """Healthy, which is True if no GPU on the node needs a reset, a reboot or a person."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition is met."""
     reason: Annotated[str, Limits(max_length=128)]

@@ -262,6 +262,15 @@ class Phase(StrEnum):
         return member
 
 
+class CordonedBy(StrEnum):
+    """Who cordoned a node."""
+
+    OPERATOR = "Operator"
+    PERSON = "Person"
+    OTHERS = "Others"
+    """Another controller, such as NVIDIA's driver upgrade."""
+
+
 class WaitingFor(StrEnum):
     """Who ends the wait of a node."""
 

@@ -6,7 +6,8 @@ Terms: docs/design/glossary.md#class.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord
+from gpusharing.api.names import DisruptionClass
+from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRecord, one_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Plan(WireRecord):
     hash: Line
     """Hash that identifies the plan, for rollout.approval Manual. Once it is approved, it stays until something goes
     beyond the plan."""
-    disruption: Line
+    disruption: Annotated[str, one_of(DisruptionClass)]
     """Highest disruption class among the nodes to change."""
     nodes: Annotated[tuple[Line, ...], Limits(max_length=20)]
     """Nodes to change, at most 20 of them; those that are blocked count too."""

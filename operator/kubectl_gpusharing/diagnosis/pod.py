@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import ge
 
-from gpusharing.api.names import LABEL_MODE, Phase
+from gpusharing.api.names import LABEL_MODE, CordonedBy, Phase
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import gpunode_view, policy_view
 from gpusharing.kube.pods import (
@@ -30,7 +30,7 @@ from gpusharing.planning.drain.stranded import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import remaining
 from gpusharing.planning.pools.afterwards import find_present_offer, find_target_offer
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.report.transition import OTHERS, PERSON, whose_cordon
+from gpusharing.planning.report.transition import cordoned_by
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.snapshot.views import NodeView
@@ -90,6 +90,8 @@ MOST_FENCES = 3
 """The most changes that are explained to a pod which waits for them."""
 _WAITS_FOR_BUDGET = re.compile(rf"({Reason.PDB}|{Reason.PDB_IN_USE}) [^ :]+:")
 """The beginning of a line of GPUNode's status.transition.blockers about one budget."""
+ENDS = {"Person": "a person acts", "Others": "others are done"}
+"""When a wait ends that no clock ends, by `waitingFor`."""
 _EMPTYING = frozenset(phase for phase in Phase if phase.part == "emptying")
 """The phases in which `abort` gives a change up at once."""
 NOTE = (
@@ -207,7 +209,7 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
     gated = node.gate is not None
     tainted = node.fence is not None and node.fence.tainted
     shut = gated or node.unschedulable or not node.ready or tainted
-    ours = tainted or whose_cordon(node) == "ours"
+    ours = tainted or cordoned_by(node) == CordonedBy.OPERATOR
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
     if ours and node.ready:
         why = f"{'fenced' if tainted else 'cordoned'} by the operator"
@@ -224,8 +226,8 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
     future = find_target_offer(node.name, target, node.policy) if isinstance(target, Target) else None
     present = future if node.phase == Phase.SYNCED else None
     held = None if observed is None else observed.allocated
-    ours = node.cordon == "ours"
-    closed = "cordoned by the operator" if ours else node.cordon and "cordoned"
+    ours = node.cordoned_by == CordonedBy.OPERATOR
+    closed = "cordoned by the operator" if ours else "cordoned" if node.cordoned_by else ""
     return _room(needs, node.name, node.policy, (present, future), closed, held, fenced=ours)
 
 
@@ -252,8 +254,8 @@ def explain_fences(
     sentences = [f"only {some(names)} {'has' if len(names) == 1 else 'have'} what this pod requests"] if names else []
     for room in rooms[:MOST_FENCES]:
         node = nodes.get(room.node, NodeStatus(name=room.node))
-        ends = {PERSON: "until a person acts", OTHERS: "until others are done", "": ""}
-        until = ends.get(node.deadline, f"deadline {node.deadline}")
+        end = ENDS.get(node.waiting_for or "", "")
+        until = f"deadline {node.deadline}" if node.deadline else f"until {end}" if end else ""
         state = ", ".join(filter(None, (node.phase, until)))
         change = f"policy {room.pool} changes it{f' to {node.wanted}' if node.wanted else ''}"
         sentences.append(f"The operator keeps new pods off {room.node} while {change}{f' ({state})' if state else ''}")

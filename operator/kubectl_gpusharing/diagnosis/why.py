@@ -21,7 +21,7 @@ from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.drain.placement import needs_of
 from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
 from gpusharing.planning.report.proposal import Proofs, tell_proofs
-from gpusharing.planning.report.transition import transition, whose_cordon
+from gpusharing.planning.report.transition import cordoned_by, transition
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.vocabulary.lengths import counted
@@ -29,6 +29,7 @@ from gpusharing.planning.vocabulary.reasons import BY_WORD
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.diagnosis.pod import (
+    ENDS,
     MOST_FENCES,
     PodAnswer,
     describe_pod,
@@ -69,10 +70,7 @@ from kubectl_gpusharing.shell.troubles import DONE, Denied, Trouble, tell_rights
 
 LAST = 8
 """How many transitions are shown; -o wide shows all."""
-_ENDS = {"Person": "a person acts", "Others": "others are done"}
-"""When a wait ends that no clock ends, by `waitingFor`."""
-_CORDON_HOLDERS = {"ours": "the operator", "foreign": "another controller", "human": "a person"}
-"""Who holds the cordon, in words, by the word in the GPUNode (planning/report/transition.py)."""
+_CORDONED_BY = {"Operator": "the operator", "Others": "another controller", "Person": "a person"}
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = columns(ENTERED=0, PHASE=0, REASON=0)
 
@@ -119,7 +117,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
         return NodeAnswer(node, unproven=missing, notes=_next_look(node, 0.0))
     here, verdict = live.snapshot.nodes.get(name), live.plan.verdicts.get(name)
     if here is not None:
-        node = replace(node, cordon=whose_cordon(here))
+        node = replace(node, cordoned_by=cordoned_by(here))
     if here is not None and verdict is not None:
         planned = from_wire(NodeStatus, transition(verdict, here, {}, live.now))
         # The published blockers include the server's answers to evictions, which the plan made here lacks.
@@ -161,7 +159,7 @@ def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> l
     node = answer.node
     lines = describe_simulated([node.name] if node.simulated else [], options)
     since = age(node.entered, now)
-    until = node.deadline or _ENDS.get(node.waiting_for or "", node.waiting_for)
+    until = node.deadline or ENDS.get(node.waiting_for or "", node.waiting_for)
     managed = Span(f"{node.phase}: {node.reason}", node.state.value.ink)
     title = line(
         Span(node.name, Ink.TITLE),
@@ -173,12 +171,13 @@ def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> l
     lines += prose(node.message, options)
     if answer.remedy and answer.remedy not in node.message:
         lines += prose(f"Remedy: {answer.remedy}", options, ink=Ink.TITLE)
+    cordoner = node.cordoned_by or ""
     facts = {
         node.observed: node.observed and node.wanted in ("", node.observed),
         f"{node.observed or '?'} -> {node.wanted}": node.wanted not in ("", node.observed),
         f"disruption class {node.disruption}": node.disruption not in ("", "None"),
         f"step {node.step}, attempt {node.attempt}": node.step,
-        f"cordoned by {_CORDON_HOLDERS.get(node.cordon, node.cordon)}": node.cordon,
+        f"cordoned by {_CORDONED_BY.get(cordoner, cordoner)}": cordoner,
     }
     lines += prose("; ".join(fact for fact, applies in facts.items() if applies), options, ink=Ink.FAINT)
     if node.unhealthy:

@@ -78,7 +78,9 @@ NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
     StatusColumn(
         "SINCE", 2, key="since", help="how long it has been so", cell=lambda node, now, _: age(node.entered, now)
     ),
-    StatusColumn("DEADLINE", 3, key="deadline", help="when the wait ends, or who ends it (`waitingFor`)", cell=_deadline),
+    StatusColumn(
+        "DEADLINE", 3, key="deadline", help="when the wait ends, or who ends it (`waitingFor`)", cell=_deadline
+    ),
     StatusColumn(
         "STEP",
         6,
@@ -98,7 +100,9 @@ NODE_COLUMNS: tuple[StatusColumn[NodeStatus], ...] = (
         cell=lambda node, *_: node.observed,
         wide=True,
     ),
-    StatusColumn("CORDON", 7, key="cordon", help="whose cordon it has", cell=lambda node, *_: node.cordon, wide=True),
+    StatusColumn(
+        "CORDON", 7, key="cordonedBy", help="who cordoned it", cell=lambda node, *_: node.cordoned_by or "", wide=True
+    ),
     StatusColumn(
         "HEALTH",
         8,

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from gpusharing.api.names import ConditionType, DisruptionClass, Phase
+from gpusharing.api.names import ConditionType, CordonedBy, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
-from gpusharing.planning.report.transition import whose_cordon
+from gpusharing.planning.report.transition import cordoned_by
 from gpusharing.planning.snapshot.actions import Actuate, Evict, ForceDelete, RepairMps, SetPointers, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import mps, pointers
@@ -131,7 +131,7 @@ def _forced(verdict: Verdict) -> set[str]:
 
 
 def cordon_event(before: NodeView, after: NodeView) -> Event | None:
-    begins, ends = (whose_cordon(node) == "ours" for node in (after, before))
+    begins, ends = (cordoned_by(node) == CordonedBy.OPERATOR for node in (after, before))
     if begins is ends or (fence := after.fence or before.fence) is None:
         return None
     change = cut_bytes(f"the change to {fence.to_layout} under policy {fence.policy}", MAX_NOTE // 2)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gpusharing.api.names import Phase, WaitingFor
+from gpusharing.api.names import CordonedBy, Phase, WaitingFor
 from gpusharing.api.times import NEVER, to_rfc3339
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.views import NodeView
@@ -44,7 +44,7 @@ def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], no
         "observed": cut(verdict.observed, MAX_TEXT),
         "disruption": str(verdict.disruption),
         "culprit": cut(who_keeps(verdict, node), MAX_TEXT),
-        "cordon": whose_cordon(node),
+        "cordonedBy": cordoned_by(node),
         "blockers": [cut(line, MAX_TEXT) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
@@ -108,10 +108,10 @@ def health_conditions(
     ]
 
 
-def whose_cordon(node: NodeView) -> str:
-    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller) or `human`."""
+def cordoned_by(node: NodeView) -> str | None:
+    """Return who cordoned the node as far as is known, a value of CordonedBy; None if it is not cordoned."""
     if not node.unschedulable:
-        return ""
+        return None
     if node.fence is not None and node.fence.cordons and not node.fence.prior_unschedulable:
-        return "ours"
-    return "foreign" if node.foreign_works else "human"
+        return str(CordonedBy.OPERATOR)
+    return str(CordonedBy.OTHERS if node.foreign_works else CordonedBy.PERSON)
