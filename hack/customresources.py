@@ -93,7 +93,7 @@ POLICY = CustomResource(
         PrinterColumn("Status", ".status.summary.status", "One word for the pool."),
         AGE,
         PrinterColumn("Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True),
-        PrinterColumn("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
+        PrinterColumn("Strategy", ".spec.mig.strategy", "MIG strategy.", wide=True),
         PrinterColumn(
             "Window",
             ".status.summary.nextWindow",

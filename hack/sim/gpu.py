@@ -85,7 +85,7 @@ def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
 
 
 DRIVER_VERSION = "580.159.03"
-HEALTHY_ROWS = RemappedRows(0, 0, pending=False, failed=False)
+HEALTHY_ROWS = RemappedRows(pending=False, failed=False)
 
 
 class DriverRefusal(Exception):

@@ -371,7 +371,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
     "sick-gpu": lambda node: node.gpus.ask_recovery(0, "Reset"),
     "heal-gpu": lambda node: node.gpus.ask_recovery(0, "None"),
-    "broken-row": lambda node: node.gpus.set_health(0, 0, RemappedRows(0, 0, pending=False, failed=True)),
+    "broken-row": lambda node: node.gpus.set_health(0, 0, RemappedRows(pending=False, failed=True)),
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }

@@ -30,7 +30,7 @@ def reading() -> Reading:
     gpus.add_process(0, "python3", 42, device)
     with gpus.client():
         gpus.set_mig_mode(1, on=True)
-    gpus.set_health(1, 3, RemappedRows(1, 2, True, True))
+    gpus.set_health(1, 3, RemappedRows(pending=True, failed=True))
     gpus.set_health(2, None, None)
     return gpus.read()
 

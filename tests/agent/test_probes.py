@@ -24,7 +24,6 @@ from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.probes import ProbeServer
 from gpusharing.api.gpunode import RemappedRows
-from gpusharing.planning.gpus.health import vitals_of
 
 
 class Health:
@@ -152,20 +151,13 @@ def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() 
     assert (device.all_listed, device.reports_sm) == (True, False)
 
 
-def test_rows_that_were_remapped_and_neither_wait_nor_failed_leave_a_gpu_healthy() -> None:
-    gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3"])
-    gpus.set_health(0, 0, RemappedRows(1, 2, False, False))
-    (gpu,) = gpus.read().gpus
-    assert (vitals_of(gpu).remap_pending, vitals_of(gpu).remap_failed) == (False, False)
-
-
 async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     node, pods = OneNode(), FixedPods()
     gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3", "Tesla T4"])
     gpus.set_mig_mode(0, on=True)
     gpus.create(0, "3g.40gb")
     gpus.add_process(1, "python3", 42)
-    gpus.set_health(0, 3, RemappedRows(0, 0, False, True))
+    gpus.set_health(0, 3, RemappedRows(pending=False, failed=True))
     gpus.set_health(1, None, None)
     gpus.ask_recovery(0, "Reset")
     gpus.ask_recovery(1, None)

@@ -151,7 +151,6 @@ STATUS: JSON = {
         "gpus": 8,
         "used": "3/16",
         "pendingPods": 0,
-        "strategy": "mixed",
         "product": "",
         "status": "Synced",
         "message": "",

@@ -167,7 +167,7 @@ def test_a_gpu_that_nvml_fails_on_is_told_with_nvmls_words() -> None:
 
 def test_remapped_rows_make_a_gpu_sick_only_where_they_are_pending_or_have_failed() -> None:
     def told(**rows: bool) -> tuple[bool, bool]:
-        remapped = {"correctable": 1, "uncorrectable": 0, "pending": False, "failed": False, **rows}
+        remapped = {"pending": False, "failed": False, **rows}
         (gpu,) = convert.observed_view(observed(observed_gpu(remappedRows=remapped))).gpus
         return gpu.vitals.remap_pending, gpu.vitals.remap_failed
 

@@ -51,7 +51,6 @@ def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() 
         "gpus": 3,
         "used": "3/4",
         "pendingPods": 3,
-        "strategy": "mixed",
         "product": "NVIDIA-H100-80GB-HBM3",
         "nextWindow": "",
         "status": "Synced",
@@ -67,8 +66,7 @@ def test_mig_with_time_slicing_is_a_mode_of_its_own_in_the_columns() -> None:
     assert shown == {"MIG", "MIG+TS", "MPS"}
 
 
-def test_the_strategy_belongs_to_mig_and_a_spec_that_cannot_be_read_has_no_mode() -> None:
-    assert StatusInput([SYNCED], make_policy(mode="TimeSlicing")).status()["summary"]["strategy"] == ""
+def test_a_spec_that_cannot_be_read_has_no_mode() -> None:
     broken = replace(POOL, spec=None)
     summary = StatusInput((), broken, objection=BAD_SPEC).status()["summary"]
     assert (summary["mode"], summary["status"]) == ("", "InvalidSpec")

@@ -167,8 +167,8 @@ class Observation(Observed):
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
 
 
-_COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
-"""JSON keys of error counts. The GPUNode reports whether there are errors; the metrics report how many."""
+_COUNT = "eccUncorrected"
+"""The JSON key of an error count. The GPUNode reports whether there are errors; the metrics report how many."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
@@ -178,7 +178,7 @@ def _same(present: Any, wanted: Any) -> bool:
     if isinstance(present, dict) and isinstance(wanted, dict):
         pairs = ((key, present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
         return all(
-            (one is None, bool(one)) == (other is None, bool(other)) if key in _COUNTS else _same(one, other)
+            (one is None, bool(one)) == (other is None, bool(other)) if key == _COUNT else _same(one, other)
             for key, one, other in pairs
         )
     if isinstance(present, list) and isinstance(wanted, list):

@@ -95,10 +95,8 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
-    correctable, uncorrectable, pending, failed = rows
-    return RemappedRows(
-        correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
-    )
+    _correctable, _uncorrectable, pending, failed = rows
+    return RemappedRows(pending=bool(pending), failed=bool(failed))
 
 
 def compute_mode(handle: Any) -> ComputeMode:

@@ -117,10 +117,6 @@ class Process(WireRecord):
 class RemappedRows(WireRecord):
     """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
 
-    correctable: int
-    """Rows remapped after correctable errors."""
-    uncorrectable: int
-    """Rows remapped after uncorrectable errors."""
     pending: bool
     """Whether a remapping waits for a GPU reset."""
     failed: bool
@@ -151,7 +147,7 @@ class GPU(WireRecord):
     """Uncorrected volatile ECC errors; null when not supported. Once the number is above 0, a further increase alone
     does not cause a write."""
     remapped_rows: RemappedRows | None = None
-    """Row remapping; null when not supported. An increase of its numbers above 0 alone does not cause a write."""
+    """Row remapping; null when not supported."""
     access: Access = "Ok"
     """Whether NVML can reach the GPU; unless Ok, all other fields of this GPU are from an earlier reading."""
     recovery_action: RecoveryAction | None = None

@@ -45,8 +45,6 @@ class Summary(WireRecord):
     pending_pods: int = 0
     """How many Pending pods request a resource of this pool or, with drain.strandedPods Allow, one that no node
     advertises."""
-    strategy: Line = ""
-    """MIG strategy; empty for other modes."""
     product: Line = ""
     """Card models in the pool."""
     next_window: Line = ""

@@ -424,7 +424,6 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "gpus": len(gpus),
         "used": count_used(pool.nodes, snapshot),
         "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
-        "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "nextWindow": plan.pools[pool.policy.name].hours.next_window,
     }
