@@ -110,8 +110,8 @@ GPUNODE = CustomResource(
     kind="GPUNode",
     plural=GPUNODES,
     short_name="gpun",
-    description="GPUNode shows one GPU node: what is wanted, what its agent observed, and how far a change has come. "
-    "The operator creates one for each GPU node, with the same name.",
+    description="GPUNode shows the GPU node of the same name: what is wanted, what its agent observed, and how far a "
+    "change has come.",
     spec=GPUNodeSpec,
     status=GPUNodeStatus,
     columns=(

@@ -64,6 +64,38 @@ def test_every_field_is_described_by_a_sentence(resource: CustomResource) -> Non
     assert bare == [], "write the sentence below the field, in operator/gpusharing/api, then run `make gen`"
 
 
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_every_description_is_one_sentence(resource: CustomResource) -> None:
+    """`kubectl explain` shows it alone."""
+    found = fields(schema_of(resource), resource.kind)
+    assert [path for path, child in found if re.search(r"\. [A-Z`0-9]", child.get("description", ""))] == []
+
+
+LONGEST = {
+    "Policy": "pool-b",
+    "Wanted": "2x3g.40gb",
+    "Observed": "7x1g.10gb",
+    "Phase": max(Phase, key=len),
+    "Reason": "ForeignMaintenance",
+    "Since": "5m30s",
+    "Waiting-For": "Person",
+    "Age": "120d",
+    "Mode": "TimeSlicing",
+    "Layout": "1x3g.40gb+4x1g.10gb",
+    "Nodes": "100/100",
+    "Used": "2000/2000",
+    "Ready": "False",
+    "Status": "ApprovalNeeded",
+}
+"""A long value that is usual in a column, by its name."""
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.kind)
+def test_the_columns_fit_into_120_characters(resource: CustomResource) -> None:
+    names = [column.name for column in resource.columns if not column.wide]
+    assert sum(max(len(name), len(LONGEST.get(name, ""))) + len("   ") for name in ["gpu-0123", *names]) <= 120
+
+
 def own_defaults(model: type[Any]) -> Iterator[tuple[str, Any]]:
     """The wire name of each field of a type with its default, None where it has none."""
     if issubclass(model, BaseModel):

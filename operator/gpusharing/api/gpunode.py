@@ -80,7 +80,7 @@ class Model(WireRecord):
     """MIG profiles that the driver offers; empty when the card has no MIG, or the driver lists none while MIG is
     off."""
     virtualization: Virtualization = "Unknown"
-    """How the card is virtualized (nvmlDeviceGetVirtualizationMode); PassThrough in most virtual machines of clouds.
+    """How the card is virtualized (nvmlDeviceGetVirtualizationMode), PassThrough in most virtual machines of clouds;
     Unknown when the driver does not report it, and in reports of older agents."""
 
 
@@ -107,8 +107,8 @@ class Process(WireRecord):
     pid: int
     """Process id on the host; 0 represents all processes that the agent may not see, which count as busy."""
     name: Line
-    """Name of the program; empty when the agent cannot tell, which counts as busy. The names of NVIDIA's MPS daemons
-    are given only when the executable and its parent are the real ones."""
+    """Name of the program, empty when the agent cannot tell, which counts as busy; NVIDIA's MPS daemons are named only
+    when the executable and its parent are the real ones."""
     device: Line = ""
     """UUID of the MIG device that the process uses; empty for the whole GPU."""
 
@@ -138,13 +138,13 @@ class GPU(WireRecord):
     mig_mode_pending: MigMode
     """MIG mode that the next reset brings into force."""
     compute_mode: ComputeMode
-    """CUDA compute mode; MPS sets ExclusiveProcess. Unknown when NVML does not report it."""
+    """CUDA compute mode, which MPS sets to ExclusiveProcess; Unknown when NVML does not report it."""
     instances: Annotated[tuple[Instance, ...], Limits(max_length=64)]
     """MIG instances that exist; there may be more if instancesWithheld is true."""
     processes: Annotated[tuple[Process, ...], Limits(max_length=1024)]
     """Processes that use the GPU."""
     ecc_uncorrected: int | None = None
-    """Uncorrected volatile ECC errors; null when not supported. Once the number is above 0, a further increase alone
+    """Uncorrected volatile ECC errors, null when not supported; once the number is above 0, a further increase alone
     does not cause a write."""
     remapped_rows: RemappedRows | None = None
     """Row remapping; null when not supported."""
@@ -181,8 +181,8 @@ class Observed(WireRecord):
     gpus: Annotated[tuple[GPU, ...], Limits(max_length=64)]
     """GPUs on this node, ordered by index."""
     allocated: Counts | None = None
-    """Devices that pods hold, by GPU resource name, from the kubelet's podresources; absent when the kubelet did not
-    answer. Finished pods hold none, whatever the version of the kubelet."""
+    """Devices that pods hold, by GPU resource name, from the kubelet's podresources, without those of finished pods;
+    absent when the kubelet did not answer."""
     pods: int | None = None
     """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
 
@@ -208,7 +208,7 @@ class Transition(WireRecord):
     wanted: Line = ""
     """Layout that the policy wants on the node's GPUs, for example 2x3g.40gb."""
     phase: Annotated[str, one_of(Phase)] = ""
-    """Phase of the node, for example Draining or Synced."""
+    """How far the node's change has come."""
     reason: Line = ""
     """Why it is in this phase, in one CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence = ""
@@ -217,13 +217,13 @@ class Transition(WireRecord):
     """When the phase began, RFC 3339 in UTC."""
     waiting_for: Annotated[str, one_of(WaitingFor)] | None = None
     """Who ends the present wait: the Clock at the deadline, a Person, or Others, such as pods, another node or NVIDIA's
-    programs. Absent when nothing is waited for."""
+    programs; absent when nothing is waited for."""
     deadline: Time | None = None
     """When the present wait ends by itself, or the operator gives up, RFC 3339 in UTC; absent unless waitingFor is
     Clock."""
     attempt: int = 0
     """Number of the attempt: 1 for a new target and after each retry that a person requests, and one more for each time
-    that the operator has tried to cure mig-manager. 0 when no change is in flight."""
+    that the operator has tried to cure mig-manager; 0 when no change is in flight."""
     step: Line = ""
     """The present step and how many there are, for example 1/1; empty when no change is in flight."""
     observed: Line = ""
@@ -231,11 +231,11 @@ class Transition(WireRecord):
     disruption: Annotated[str, one_of(DisruptionClass)] = ""
     """Disruption class of the change that is planned or under way; None when nothing is to change."""
     culprit: Line = ""
-    """What blocks the node: the first pod and how many more there are (ns/pod +2), or something else, such as
-    gsp/pool-b, node/gpu-07 or mig-manager; empty when nothing is waited for."""
+    """What blocks the node: the first pod and how many more there are, for example team-a/notebook-0 +2, or something
+    else, such as gsp/pool-b or mig-manager; empty when nothing is waited for."""
     cordoned_by: Annotated[str, one_of(CordonedBy)] | None = None
-    """Who cordoned the node: this Operator, a Person, or Others, which are controllers such as NVIDIA's driver upgrade.
-    Absent when the node is not cordoned."""
+    """Who cordoned the node: this Operator, a Person, or Others, which are controllers such as NVIDIA's driver upgrade;
+    absent when the node is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
     history: Annotated[tuple[HistoryEntry, ...], Limits(max_length=20)] = ()
@@ -244,7 +244,7 @@ class Transition(WireRecord):
 
 @dataclass(frozen=True, slots=True)
 class NodeCondition(WireRecord):
-    """One aspect of the node's state. It has no observedGeneration, because it does not depend on the spec."""
+    """One aspect of the node's state, without an observedGeneration, because it does not depend on the spec."""
 
     type: Annotated[str, Limits(max_length=64)]
     """Healthy, which is True if no GPU on the node needs a reset, a reboot or a person."""
@@ -260,14 +260,14 @@ class NodeCondition(WireRecord):
 
 @dataclass(frozen=True, slots=True)
 class GPUNodeStatus(WireRecord):
-    """The status of a GPUNode. It has two writers: the agent writes `observed`, the operator everything else."""
+    """What is known about the node: the agent writes observed, the operator everything else."""
 
     observed: Observed | None = None
     """The report of this node's agent, which alone writes it."""
     transition: Transition | None = None
-    """How far the node's change has come. Only the operator writes it."""
+    """How far the node's change has come, for people to read; only the operator writes it."""
     conditions: Annotated[
         tuple[NodeCondition, ...],
         Limits(max_length=8, schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
-    """One condition, Healthy. Only the operator writes it, and nothing is decided from it."""
+    """The condition Healthy, which only the operator writes, and from which nothing is decided."""

@@ -75,7 +75,7 @@ class LabelSelectorRequirement(Requirement):
 
 
 class Selector(WireModel):
-    """Selects namespaces or pods by their labels; all parts must match. An empty selector matches all of them."""
+    """Selects namespaces or pods by their labels; all parts must match, and an empty selector matches all of them."""
 
     match_labels: Annotated[dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))] = (
         Field(default_factory=dict)
@@ -139,7 +139,7 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """Name of a mig-parted configuration, for example all-balanced. Set either this or layouts."""
+    """Name of a mig-parted configuration, for example all-balanced; set either this or layouts."""
     layouts: (
         Annotated[
             tuple[MigLayout, ...],
@@ -150,7 +150,7 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """MIG instances of the GPUs, entry by entry. Together the entries must list every GPU on the node exactly once."""
+    """MIG instances of the GPUs, entry by entry; together the entries must list every GPU on the node exactly once."""
 
 
 class TimeSlicing(WireModel):
@@ -169,8 +169,8 @@ class Mps(WireModel):
     divided evenly; a fatal fault of one client is reported to all."""
 
     replicas: Replicas
-    """How many clients each GPU has, at least 2. The card's limit (48, or 16 below compute capability 7.5) is checked
-    on each node."""
+    """How many clients each GPU has, at least 2; each node checks the limit of its card (48, or 16 below compute
+    capability 7.5)."""
     rename_by_default: bool = False
     """Advertise nvidia.com/gpu.shared instead of nvidia.com/gpu."""
 
@@ -185,8 +185,8 @@ class DrainRule(WireModel):
     pod_selector: Selector = Field(default_factory=Selector)
     """Selects the pods by their labels; an empty selector matches every pod."""
     behavior: Literal["Evict", "WaitCompleted", "Block"]
-    """Evict removes the pod. WaitCompleted cordons the node and waits until the pod has ended. Block leaves the node
-    alone while the pod is there."""
+    """How the pod leaves: Evict removes it; WaitCompleted cordons the node and waits until the pod has ended; Block
+    leaves the node alone while the pod is there."""
     timeout: Wait | None = None
     """With WaitCompleted: how long to wait for the pod after the cordon, or Never to wait indefinitely; without it,
     jobs.timeout applies."""
@@ -201,41 +201,41 @@ class Jobs(WireModel):
     timeout: Wait = "1h"
     """How long to wait for them after the cordon, for example 1h or 8h; with Never, for as long as they run."""
     on_timeout: Literal["Abort", "Evict"] = "Abort"
-    """What happens then: Abort abandons the change and restores the node, Evict removes them like other pods. It also
-    applies to pods that a rule waits for."""
+    """What to do with a job that still runs when jobs.timeout, or the timeout of its rule, is over: Abort the change
+    and restore the node, or Evict the job like other pods."""
 
 
 class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
     timeout: Duration = "15m"
-    """How long a drain may take before it is abandoned and the node is restored, for example 15m or 1h30m. Until then
+    """How long a drain may take before it is abandoned and the node is restored, for example 15m or 1h30m; until then
     the node counts against maxUnavailable, whatever blocks the pods."""
     on_timeout: Literal["Abort", "Hold", "ForceDelete"] = "Abort"
-    """What happens then: Abort abandons the change and restores the node; Hold keeps it cordoned, so that it counts
-    against maxUnavailable, and keeps trying until the pods are gone or a person abandons the change. ForceDelete
-    deletes pods that a PodDisruptionBudget still protects, a grace period before the end; it needs the chart's value
+    """What to do with a drain when drain.timeout is over: Abort restores the node; Hold keeps it cordoned, so that it
+    counts against maxUnavailable, until the pods are gone or a person abandons the change; ForceDelete deletes pods
+    that a PodDisruptionBudget still protects, a grace period before the end, and needs the chart's value
     forceDelete."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """What happens to pods without a controller, which nothing creates again: Block leaves the node alone, Evict
     removes them."""
     protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"
     """What happens to pods with an annotation or label that asks not to disturb them (do-not-disrupt, safe-to-evict,
-    cluster.x-k8s.io/drain). Wait leaves the node alone until that protection expires or the pod is gone. Block leaves
-    it alone as long as the annotation or label is there, whatever duration it names. Ignore disregards both."""
+    cluster.x-k8s.io/drain): Wait leaves the node alone until that protection expires or the pod is gone; Block leaves
+    it alone as long as the annotation or label is there, whatever duration it names; Ignore disregards both."""
     local_storage: Literal["Evict", "Block"] = "Evict"
     """What happens to pods with an emptyDir on the node's disk, whose files are lost with the pod: Evict removes them
-    anyway, Block leaves the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
+    anyway, Block leaves the node alone; an emptyDir in memory, such as /dev/shm, never blocks."""
     rules: Annotated[tuple[DrainRule, ...], Field(max_length=16)] = ()
-    """Exceptions for some pods; the first rule that matches a pod decides. A rule overrides unmanagedPods, localStorage
-    and jobs, but neither the annotations and labels that protect a pod nor the protection of pods that are never
-    evicted."""
+    """Exceptions for some pods, of which the first that matches a pod decides; a rule overrides unmanagedPods,
+    localStorage and jobs, but neither the annotations and labels that protect a pod nor the protection of pods that are
+    never evicted."""
     jobs: Jobs = Field(default_factory=Jobs)
     """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
     """What happens to pods that could not run after all planned changes, because no node would advertise their resource
     name, too little of it would remain, no node would have the labels that they require, or NVIDIA's device plugin or
-    KAI-Scheduler would refuse them. Hold leaves the node alone, Allow evicts them."""
+    KAI-Scheduler would refuse them: Hold leaves the node alone, Allow evicts them."""
 
 
 class Cost(WireModel):
@@ -244,11 +244,12 @@ class Cost(WireModel):
     gpu_hourly_price: Annotated[
         str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))
     ]
-    """Price of one whole GPU for an hour, as text: "3.20". If OpenCost has a price for the node, that one counts."""
+    """Price of one whole GPU for an hour, as text, for example "3.20"; if OpenCost has a price for the node, that one
+    counts."""
     currency: Annotated[
         str, Field(max_length=3, pattern=rules.CURRENCY, json_schema_extra=cel(rules.CURRENCY_CODE))
     ] = "USD"
-    """Currency code of three capital letters. Nothing is converted."""
+    """Currency of the price as a code of three capital letters, for example EUR; nothing is converted."""
 
 
 MAX_WINDOWS = 16
@@ -274,19 +275,21 @@ class Canary(WireModel):
     """The first nodes of a change, for which the others wait."""
 
     nodes: Annotated[int, Field(ge=1, le=5000)] = 1
-    """How many nodes are canaries. If the pool has exactly as many, no node waits; if it has fewer, no node in service
-    starts."""
+    """How many nodes are canaries; if the pool has exactly as many, no node waits, and if it has fewer, no node in
+    service starts."""
     soak: Duration = "10m"
     """How long the canaries must have served since their proof before the next node starts."""
 
 
 class Timeouts(WireModel):
-    """How long the steps after the point of no return may take before a node counts as Failed."""
+    """How long a node may take after the point of no return before it counts as Failed: both times together."""
 
     actuation: Duration = "30m"
-    """Limit for the time from the label change until mig-manager and the device plugin are done."""
+    """Time for mig-manager and the device plugin to act on the changed labels; only the sum with verification is a
+    limit, so what is left of this time is verification's."""
     verification: Duration = "10m"
-    """Limit for the time from then until NVML, the labels and the allocatable resources agree."""
+    """Time for NVML, the labels and the allocatable resources to agree once these have acted; for one node only the sum
+    with actuation is a limit, and a proven node waits this long for the others of a gang."""
 
 
 class Rollout(WireModel):
@@ -301,41 +304,40 @@ class Rollout(WireModel):
         },
     )
     """How many nodes may be unavailable at once: a number, or a percentage of the pool such as "25%", which is rounded
-    down but is at least 1. Nodes without a GPU and nodes that products leaves out do not count. 0 freezes the pool."""
+    down but is at least 1; nodes without a GPU and nodes that products leaves out do not count, and 0 freezes the
+    pool."""
     paused: bool = False
     """If true, no further node starts its change."""
     when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
-    """What happens on a pause to nodes in flight that are not past the point of no return. Finish lets them go on. Hold
+    """What happens on a pause to nodes in flight that are not past the point of no return: Finish lets them go on; Hold
     evicts no further pod, and leaves the nodes cordoned until drain.timeout restores them, or longer with
-    drain.onTimeout: Hold. Abort restores them at once."""
+    drain.onTimeout: Hold; Abort restores them at once."""
     windows: Windows = ()
-    """When nodes may start; at any time if there are no windows. A node starts only while enough of the window is left
-    for drain.timeout and for the slowest of the last 20 changes of the pool (15m before the first). Nodes in flight
+    """When nodes may start, at any time without windows; a node starts only while enough of the window is left for
+    drain.timeout and for the slowest of the last 20 changes of the pool (15m before the first), and nodes in flight
     finish, even after the window."""
     blackouts: Windows = ()
     """When no node may start, whatever the windows say."""
     canary: Canary | None = None
-    """Nodes to change first. The others wait until these are proven and have served for a while."""
+    """Nodes to change first; the others wait until these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
-    """Whether a person has to approve each plan. With Manual, no node starts before the annotation
-    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash). The approval also
-    covers corrections of drift in this revision; a new revision, a node that was not in the plan, and a node that needs
-    a graver disruption or another layout than was approved need a new one."""
+    """Whether a person has to approve each plan: with Manual, no node starts before the annotation
+    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash), and a new revision, another node,
+    a graver disruption or another layout than was approved needs a new approval; corrections of drift do not."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """How many nodes may fail after the point of no return in one revision of the policy (status.revision) before no
-    further node starts. A higher value counts at once. The annotation gpusharing.dev/resume with the hash of the halt
-    (status.halt) lets the rollout go on until as many more have failed; the next halt has another hash."""
+    further node starts; a higher value counts at once, and the annotation gpusharing.dev/resume with the hash of the
+    halt (status.halt) lets the rollout go on until as many more have failed."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
-    """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries it
-    or changes what the policy asks for. Rollback returns it to its last proven layout, once per revision or retry, and
-    puts it back into service; a node is held if nothing was proven on it, or if the rollback fails too."""
+    """What happens to a node that failed after the point of no return: Hold keeps it cordoned until a person retries it
+    or changes what the policy asks for; Rollback returns it to its last proven layout and to service, once per revision
+    or retry, and holds it if nothing was proven on it or if the rollback fails too."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
-    """Time limits for the steps after the drain. An edit makes a new revision."""
+    """How long a node may take after the drain until its new layout is proven, as the sum of two times."""
 
 
 class GPUSharingPolicySpec(WireModel):
-    """What the pool is for, and how it may be changed. A new revision (status.revision) asks for something new: it ends
-    halts, deferrals and approvals, and begins with new canaries. Edits of fields that do not say so end none of these."""
+    """What the pool is for, and how it may be changed."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -349,32 +351,30 @@ class GPUSharingPolicySpec(WireModel):
     )
 
     node_selector: LabelSelector
-    """Selects the nodes of the pool. An empty selector is rejected, and so is one that uses a label that a mode
-    change rewrites. An edit makes a new revision."""
+    """Selects the nodes of the pool by labels that no mode change rewrites; an empty selector is rejected."""
     products: Annotated[tuple[Annotated[LabelValue, Field(min_length=1)], ...], Field(max_length=32)] = ()
-    """Optional guard: only nodes with one of these cards are changed; others are skipped and reported. Names are those
-    of NVML with dashes, for example NVIDIA-H100-80GB-HBM3. An edit makes a new revision."""
+    """Cards of nodes that may be changed, as NVML names them, with dashes, for example NVIDIA-H100-80GB-HBM3; nodes
+    with others are skipped and reported, and without products none is."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Decides which policy owns a node that several select: the one with the highest priority. A policy with equal
-    priority never takes a node from its owner. An edit makes a new revision."""
+    """Decides which policy owns a node that several select: the one with the highest priority; one of equal priority
+    never takes a node from its owner."""
     mode: Mode
-    """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
-    MIG may have timeSlicing too. An edit makes a new revision."""
+    """What the GPUs are for: with Full, a pod has whole GPUs; MIG, MPS and TimeSlicing need the block of that name, and
+    MIG may have timeSlicing too."""
     mig: Mig | None = None
-    """How GPUs are divided into MIG instances, which hardware isolates. Only with mode MIG. An edit makes a new
-    revision."""
+    """How GPUs are divided into MIG instances, which hardware isolates; only with mode MIG."""
     time_slicing: TimeSlicing | None = None
-    """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them. Only with
-    modes TimeSlicing and MIG. An edit makes a new revision."""
+    """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them; only with
+    modes TimeSlicing and MIG."""
     mps: Mps | None = None
-    """How many pods compute on one GPU at the same time. Only with mode MPS. An edit makes a new revision."""
+    """How many pods compute on one GPU at the same time; only with mode MPS."""
     drain: Drain = Field(default_factory=Drain)
-    """How pods that hold a GPU leave before a change. An edit makes a new revision."""
+    """How pods that hold a GPU leave before a change."""
     rollout: Rollout = Field(default_factory=Rollout)
-    """How the change moves over the pool. Of these fields, only timeouts belong to the revision."""
+    """How the change moves over the pool."""
     deletion_policy: Literal["Retain", "Reset"] = "Retain"
-    """What happens to the nodes when the policy is deleted. Retain leaves them as they are. Reset changes each node to
-    whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels; the policy exists until
-    all of that is done."""
+    """What happens to the nodes when the policy is deleted: Retain leaves them as they are; Reset changes each node to
+    whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels, before the policy
+    goes."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. A new value changes no node."""
+    """What a GPU of the pool costs, for `kubectl gpusharing cost`; it changes no node."""

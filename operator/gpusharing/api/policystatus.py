@@ -48,7 +48,7 @@ class Summary(WireRecord):
     product: Line = ""
     """Card models in the pool."""
     next_window: Line = ""
-    """When nodes may start next or, if they may start now, until when, in UTC. Empty without rollout.windows and
+    """When nodes may start next or, if they may start now, until when, in UTC; empty without rollout.windows and
     rollout.blackouts."""
     status: Line = ""
     """State of the pool in one word, for example Synced, Draining, Blocked or Failed."""
@@ -61,8 +61,8 @@ class Plan(WireRecord):
     """The planned changes of a pool, shown before they are made."""
 
     hash: Line
-    """Hash that identifies the plan, for rollout.approval Manual. Once it is approved, it stays until something goes
-    beyond the plan."""
+    """Hash of the plan, with which the annotation gpusharing.dev/approve approves it where rollout.approval is Manual;
+    it stays until something goes beyond what was approved."""
     disruption: Annotated[str, one_of(DisruptionClass)]
     """Highest disruption class among the nodes to change."""
     nodes: Annotated[tuple[Line, ...], Limits(max_length=20)]
@@ -72,8 +72,7 @@ class Plan(WireRecord):
     pods: int
     """How many pods on these nodes hold a GPU."""
     pod_names: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
-    """Pods that would be evicted from the first 20 of these nodes whose change has not begun; at most 20. For nodes
-    that are being changed, see kubectl get gpunodes."""
+    """Pods that would be evicted from the first 20 of these nodes whose change has not begun; at most 20."""
     budgets: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
     """PodDisruptionBudgets that protect these pods, at most 20."""
     gangs: Annotated[tuple[Sentence, ...], Limits(max_length=10)] = ()
@@ -82,7 +81,7 @@ class Plan(WireRecord):
     """What would keep these pods from leaving, in one line for each reason."""
     shortages: Annotated[tuple[Sentence, ...], Limits(max_length=20)] = ()
     """Resources that the pool will advertise less of, and that running and Pending pods then request more of than the
-    whole cluster has, for example nvidia.com/mig-3g.40gb: pods request 24, but only 16 will remain. At most 20."""
+    whole cluster has, for example nvidia.com/mig-3g.40gb: pods request 24, but only 16 will remain; at most 20."""
     windows: Annotated[tuple[Line, ...], Limits(max_length=3)] = ()
     """The next times at which nodes may start, from and to in UTC; empty if they may start at any time."""
     capacity_before: Counts
@@ -106,16 +105,17 @@ class Failure(WireRecord):
 
 @dataclass(frozen=True, slots=True)
 class GPUSharingPolicyStatus(WireRecord):
-    """The status of a policy. The operator computes it anew on every pass, and writes it only when it has changed."""
+    """What the operator tells about the pool, computed anew on every pass and written when it has changed."""
 
     observed_generation: int = 0
     """The metadata.generation that this status describes."""
     halt: Line = ""
-    """Hash of the failures after which no further node starts; empty if nothing is halted. The annotation
-    gpusharing.dev/resume with it ends this halt, and not the next one."""
+    """Hash of the failures after which no further node starts, empty if nothing is halted; the annotation
+    gpusharing.dev/resume with this value ends the halt, and not the next one."""
     revision: Line = ""
-    """What the policy asks for, as a short hash of its UID, nodeSelector, products, priority, mode, mig, timeSlicing,
-    mps, drain and rollout.timeouts. Failures, deferrals, canaries and approvals are about one revision."""
+    """Hash of what the policy asks for: its UID, nodeSelector, products, priority, mode, mig, timeSlicing, mps, drain
+    and rollout.timeouts; a new one ends halts, deferrals and approvals and begins with new canaries, and no other edit
+    does."""
     summary: Summary = field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None
