@@ -246,8 +246,8 @@ def _manifests() -> dict[str, str]:
 
 def _guarded(name: str, text: str) -> str:
     """Return the CRD `name`, whose YAML is `text`, as a template of the chart, with labels and with the conditions
-    `crds.install` and `crds.keep`. Raises ValueError if the YAML contains template syntax."""
+    `crds.enabled` and `crds.keep`. Raises ValueError if the YAML contains template syntax."""
     if "{{" in text:
         raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
     before, line, after = text.partition("\nspec:\n")
-    return f"{HEADER}{{{{- if .Values.crds.install }}}}\n{before}\n{LABELS}{KEEP}{line.lstrip()}{after}{{{{- end }}}}\n"
+    return f"{HEADER}{{{{- if .Values.crds.enabled }}}}\n{before}\n{LABELS}{KEEP}{line.lstrip()}{after}{{{{- end }}}}\n"

@@ -34,8 +34,10 @@ def main() -> int:
         kubeconfig = kubeconfig_path()
         directory = private_directory(state_root()) / "operator"
         directory.mkdir(exist_ok=True)
-        say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0, because the operator runs here)")
-        install_chart(kubeconfig, "--set", "operator.replicas=0")
+        say(
+            f"installing the chart into namespace {NAMESPACE} (operator.replicaCount=0, because the operator runs here)"
+        )
+        install_chart(kubeconfig, "--set", "operator.replicaCount=0")
         operator = operator_kubeconfig(kubeconfig, directory)
     except (KubeconfigError, UnavailableError, LaunchError, ApiError) as error:
         say(f"make run: {error}")

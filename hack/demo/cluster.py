@@ -152,7 +152,7 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
         _step(
             screen,
             "our chart, by helm install",
-            partial(product.install_chart, plane.kubeconfig, "--set", "operator.replicas=0"),
+            partial(product.install_chart, plane.kubeconfig, "--set", "operator.replicaCount=0"),
         )
         _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", partial(_populate, plane))
         software = product.node_software(plane.kubeconfig, plane.directory, FACTOR, "--agent-interval", "1")

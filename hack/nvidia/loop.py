@@ -195,7 +195,7 @@ def running_loop(
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         installation.prepare(plane)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *installation.chart, *chart)
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0", *installation.chart, *chart)
         installation.install(plane)
         wanted = {name: [(models or {}).get(name, MODEL)] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder, installation))

@@ -83,7 +83,7 @@ def test_crds_of_a_newer_version_are_not_replaced(installed: Installed, version:
         assert (done.returncode != 0, told in done.stderr) == (refused, refused), done.stderr
         assert admin.get(CRD)["spec"] == before["spec"]
         if version == NEXT:
-            left = installed.run_helm("upgrade", str(CHART), "--dry-run=server", "--set", "crds.install=false")
+            left = installed.run_helm("upgrade", str(CHART), "--dry-run=server", "--set", "crds.enabled=false")
             assert left.returncode == 0, left.stderr
     finally:
         admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": mine}}})

@@ -25,7 +25,7 @@ EVERYTHING: Values = {
     "guard.enabled": True,
     "monitoring.grafanaDashboard.create": True,
     "networkPolicy.enabled": True,
-    "operator.podDisruptionBudget": True,
+    "operator.podDisruptionBudget.enabled": True,
     "operator.serviceAccount.name": "own-operator",
 }
 """Values with which the chart has all its objects that need no API of others."""
@@ -132,7 +132,7 @@ def test_the_table_has_each_object_whose_presence_a_value_decides(helm: Helm) ->
 LEAST: Values = {
     "agent.createNamespace": False,
     "agent.secureMetrics": False,
-    "crds.install": False,
+    "crds.enabled": False,
     "guard.enabled": False,
     "operator.leaseFlowSchema": False,
     "operator.serviceAccount.name": "",

@@ -216,7 +216,7 @@ def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_w
 
 
 THEIRS = {
-    "crds.install=false": [f"{CRDS}/gpusharingpolicies.gpusharing.dev", f"{CRDS}/gpunodes.gpusharing.dev"],
+    "crds.enabled=false": [f"{CRDS}/gpusharingpolicies.gpusharing.dev", f"{CRDS}/gpunodes.gpusharing.dev"],
     "operator.serviceAccount.create=false,operator.serviceAccount.name=gpusharing-operator": [
         f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator"
     ],

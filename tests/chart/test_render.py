@@ -58,7 +58,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def test_no_label_of_yours_is_beside_one_of_the_chart_with_the_same_key(helm: Helm, values: Path) -> None:
-    yours = ("--set", r"commonLabels.app\.kubernetes\.io/name=mine,crds.install=false")
+    yours = ("--set", r"commonLabels.app\.kubernetes\.io/name=mine,crds.enabled=false")
     done = helm.run("template", "gpusharing", str(CHART), *IMAGE, "-f", str(values), *yours)
     assert done.returncode == 0, done.stderr
     for one in filter(None, yaml.load_all(done.stdout, UniqueKeys)):

@@ -142,7 +142,7 @@ def draw(random: Random) -> RandomCluster:
     )
     values = {"gpuOperator.adminPluginConfigMap": THEIRS} if plugin == THEIRS and _chance(random, 0.5) else {}
     values |= {"gpuOperator.adminMigConfigMap": THEIR_MIG} if mig == THEIR_MIG and _chance(random, 0.5) else {}
-    values = {} if state in BEFORE else values | ({} if state == "everything" else {"operator.replicas": "0"})
+    values = {} if state in BEFORE else values | ({} if state == "everything" else {"operator.replicaCount": "0"})
     return RandomCluster(state, spec, maps, machines, policies, values, dra, configures=_chance(random, 0.2))
 
 

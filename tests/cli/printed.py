@@ -184,7 +184,7 @@ class CommandPlayer:
     async def roll_out(self) -> None:
         """Make the cluster what the chart with these values makes of it; a new operator starts unless it is scaled to
         0."""
-        e, replicas = self.scene.e, int(self.values.get("operator.replicas", "1"))
+        e, replicas = self.scene.e, int(self.values.get("operator.replicaCount", "1"))
         e.cluster.uninstalled -= {POLICIES, GPUNODES}
         await e.kill_operator()
         if self.released:

@@ -65,7 +65,7 @@ async def stage(recipe: Recipe, state: str, space: str = "gpu-operator") -> Asyn
             cluster.add(CONFIG_MAPS, {"metadata": {"name": name, "namespace": space}, "data": dict(data)})
         cluster.uninstalled |= {ACCESS_REVIEWS} | ({POLICIES, GPUNODES} if state == "nothing" else set())
         if state not in BEFORE:
-            player.values |= {} if state == "everything" else {"operator.replicas": "0"}
+            player.values |= {} if state == "everything" else {"operator.replicaCount": "0"}
             await player.roll_out()
         await asyncio.sleep(QUIET)
         yield player

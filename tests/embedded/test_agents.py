@@ -113,7 +113,7 @@ async def test_a_change_whose_gpunode_kind_is_deleted_names_it_and_ends_when_it_
         scene.e.software.inject("gpu-1", "unwedge")
         told = await scene.until_condition("Stalled", "True", "KindNotServed")
         assert "the API server does not serve gpunodes.gpusharing.dev" in told["message"]
-        assert "--set crds.install=true" in told["message"]
+        assert "--set crds.enabled=true" in told["message"]
         assert told["message"] in scene.e.policy("pool-b")["status"]["summary"]["message"]
         before = scene.mark()
         await asyncio.sleep(600)

@@ -33,7 +33,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     flags = (bodies_too, "--audit-log-maxsize=4096")  # MB; offsets into the log must not lose their meaning
     with ControlPlane(options=Options(audit=True, apiserver_flags=flags, environment=SELDOM_COLLECTED)) as plane:
         install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         (port,) = free_ports(1)
         metrics = ("--agent-port", str(port), "--meter-lag", "2")

@@ -20,7 +20,7 @@ def dra_product(directory: Path) -> Iterator[Product]:
         install.install_gpu_operator(plane.api)
         spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
         plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
         with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
             product = Product(plane, directory, plugin=False)
             yield product

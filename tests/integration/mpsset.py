@@ -28,7 +28,7 @@ def repairing_product(directory: Path) -> Iterator[Product]:
     """The chart with the value on, and SIMULATED node software with NVIDIA's MPS DaemonSet; no operator."""
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.repairMps=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,gpuOperator.repairMps=true")
         with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1"):
             product = Product(plane, directory)
             wait_until(lambda: product.exists(DAEMON_SET), SECONDS, "the simulated GPU Operator's DaemonSet")

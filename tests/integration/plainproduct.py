@@ -39,7 +39,7 @@ def plain_product(directory: Path) -> Iterator[Product]:
     In the end nothing was refused to operator or agents."""
     with ControlPlane(options=Options(audit=True)) as plane:
         plane.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
-        launch.install_chart(plane.kubeconfig, "-f", str(PLATFORM), "--set", "operator.replicas=0")
+        launch.install_chart(plane.kubeconfig, "-f", str(PLATFORM), "--set", "operator.replicaCount=0")
         sets = (plainchart.plugin(client="true"), plainchart.discovery(client="true"))
         install.apply_documents(plane.api, map(deployable, sets))
         plane.kubectl("apply", "-k", str(MIG_MANAGER_FOLDER))

@@ -25,7 +25,7 @@ MAPS = f"/api/v1/namespaces/{PLAIN_NAMESPACE}/configmaps"
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The operator may change Nodes with a label that no simulated program writes; agents run everywhere."""
     with plain_product(tmp_path_factory.mktemp("admission")) as product:
-        values = f"operator.replicas=0,agent.nodeSelector=null,admission.nodeLabels={{{LABEL}}}"
+        values = f"operator.replicaCount=0,agent.nodeSelector=null,admission.nodeLabels={{{LABEL}}}"
         launch.install_chart(product.plane.kubeconfig, "-f", str(PLATFORM), "--set", values)
         yield product
 

@@ -46,7 +46,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The chart with the value on; no operator, no node software."""
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api, cluster_policy=False)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.configure=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,gpuOperator.configure=true")
         yield Product(plane, tmp_path_factory.mktemp("configure"))
 
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.operator(**HELD), pytest.mark.usefixtures("operator")]
 
 def install(product: Product) -> None:
     """As the message says: `helm upgrade`; the operator of this folder is a process of its own."""
-    launch.install_chart(product.plane.kubeconfig, "--set", "operator.replicas=0")
+    launch.install_chart(product.plane.kubeconfig, "--set", "operator.replicaCount=0")
 
 
 @pytest.fixture(autouse=True)

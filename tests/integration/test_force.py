@@ -27,7 +27,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     directory = tmp_path_factory.mktemp("force")
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,forceDelete=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,forceDelete=true")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         options = ("--agent-interval", "1", "--agent-account", account)
         with launch.node_software(plane.kubeconfig, directory, FACTOR, *options):

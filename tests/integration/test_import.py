@@ -80,7 +80,7 @@ def beforehand(bare: Product) -> dict[str, str]:
 def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
     """Chart and node software; no ClusterPolicy and no operator yet."""
     plane = bare.plane
-    launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+    launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
     account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
     options = ("--agent-interval", "1", "--agent-account", account)
     with launch.node_software(plane.kubeconfig, bare.directory, FACTOR, *options):
@@ -195,7 +195,7 @@ def test_the_commands_that_import_prints_take_a_fleet_over(product: Product, per
                 product.plane.kubectl(*command)
                 wait_labelled(product, command[2])
         values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
-        launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+        launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicaCount=0,{values}".rstrip(","))
         with product.operator("after", **settings(values)):
             wait_until(lambda: merged(product, fleet.recipe, values), SECONDS, "the entries to be merged")
             before = fleet.starts()

@@ -58,7 +58,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 def chart(plane: ControlPlane, kind: str) -> None:
     """Install or upgrade the chart with the guard of this kind, and wait until the server enforces it."""
-    values = f"operator.replicas=0,guard.enabled=true,guard.kind={kind}"
+    values = f"operator.replicaCount=0,guard.enabled=true,guard.kind={kind}"
     launch.install_chart(plane.kubeconfig, "--set", values)
 
 

@@ -13,7 +13,7 @@ OTHER = "nvidia"
 
 
 def set_namespace(product: Product, name: str) -> None:
-    launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,gpuOperator.namespace={name}")
+    launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicaCount=0,gpuOperator.namespace={name}")
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         install.install_gpu_operator(plane.api)
         spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
         plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,dra.deviceTaints=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,dra.deviceTaints=true")
         with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
             product = Product(plane, directory)
             yield product

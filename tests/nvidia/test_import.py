@@ -225,7 +225,7 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fl
         loop.wait(lambda node=command[2]: mig_state(loop, node) == "success", f"mig-manager on {command[2]}")
     values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
     loop.operator.stop()
-    launch.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+    launch.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicaCount=0,{values}".rstrip(","))
     folder = loop.operator.log.parent
     loop.operator = launch.operator(loop.plane.kubeconfig, folder, 1.0, **WAITS, **settings(values))
     with loop.operator:

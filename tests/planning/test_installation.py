@@ -136,7 +136,7 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         replace(GOOD, not_served=frozenset({"gpunodes.gpusharing.dev"})),
         "KindNotServed",
         "ERROR",
-        "crds.install=true",
+        "crds.enabled=true",
     ),
     "a kind may not be read": (
         replace(GOOD, unread={"nodes": "forbidden"}),
@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         replace(GOOD, operator_replicas=0, operator_pods=()),
         "OperatorStopped",
         "ERROR",
-        "operator.replicas=2",
+        "operator.replicaCount=2",
     ),
     "the operator's image cannot be pulled": (
         replace(GOOD, operator_pods=(FAILING,)),

@@ -74,7 +74,7 @@ def start(view: Installation) -> Command:
         merged = [f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)]
         return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
     if view.operator_replicas == 0:
-        return view.upgrade("operator.replicas=2")
+        return view.upgrade("operator.replicaCount=2")
     if not view.operator_ready:
         return Command.of(f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator")
     # Nodes in the middle of a change go on with the next operator.
@@ -133,7 +133,7 @@ def find_symptoms(view: Installation) -> tuple[Symptom, ...]:
 def _find_api_symptoms(view: Installation) -> Iterator[Symptom]:
     for kind in sorted(view.not_served) if view.installed else ():
         message = f"the API server does not serve {kind}: its CRD is not installed"
-        yield error(Topic.API, "KindNotServed", message, view.upgrade("crds.install=true"))
+        yield error(Topic.API, "KindNotServed", message, view.upgrade("crds.enabled=true"))
     for what, why in sorted(view.unread.items()):
         message = f"{what} could not be read, so they were not checked: {why}"
         yield warning(Topic.RIGHTS, "NotReadable", message, Command.of("kubectl auth can-i list", what))

@@ -55,7 +55,7 @@ def _without_kind(verdict: Verdict, case: NodeCase) -> Verdict:
     verdict = verdict.then(*(one for one in verdict.actions if not isinstance(one, EnsureGPUNode | ClearRequests)))
     if verdict.reason is not Reason.OBSERVATION_PENDING:
         return verdict
-    command = upgrade("RELEASE", case.settings.namespace, "crds.install=true")
+    command = upgrade("RELEASE", case.settings.namespace, "crds.enabled=true")
     message = (
         f"the API server does not serve {case.unserved}, so the agent cannot report the GPUs of {case.node.name}. To"
         f" install the CRD again, run: {command}"
