@@ -2,7 +2,7 @@
 README."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ with MPS. The operator drives NVIDIA's GPU Operator; it replaces none of its com
 $ helm install gpusharing . -n gpusharing --create-namespace --set image.repository=REGISTRY/gpu-sharing-operator
 ```
 
-Only `image.repository` is required. `values.schema.json` refuses values that are not in the table below, and names
+Only `image.repository` is required. `values.schema.json` refuses values that are not in the tables below, and names
 them. `docs/how-to/install.md` in the repository covers image, namespaces, rights, upgrade and uninstall; `platforms/`
 has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
 labels, or with NVIDIA's device-plugin chart alone. Suites for helm-unittest show what the values do (`tests/` in the
@@ -34,25 +34,46 @@ The chart installs the operator (Deployment, two replicas of which one leads), t
 `nvidia.com/gpu.present=true`), privileged and in its own namespace, the CRDs GPUSharingPolicy and GPUNode (kept on
 uninstall), least-privilege roles, ValidatingAdmissionPolicies that narrow what roles cannot, and the ClusterRoles
 gpusharing-viewer (aggregated to view), gpusharing-planner and gpusharing-editor.
-
-## Values
 """
 INTRODUCTION = """\
 # Values of the chart
 
-What `values.yaml` of deploy/helm/gpu-sharing-operator says, as a table. Only `image.repository` is required.
+What `values.yaml` of deploy/helm/gpu-sharing-operator says, as tables. Only `image.repository` is required.
 `values.schema.json` refuses a value that is not here, and names it.
 """
 
 
+COMMON = (
+    "image.repository",
+    "imagePullSecrets",
+    "gpuOperator.namespace",
+    "gpuOperator.configure",
+    "agent.runtimeClassName",
+    "agent.tolerations",
+    "operator.protectedNamespaces",
+    "monitoring.podMonitor.enabled",
+    "monitoring.prometheusRule.enabled",
+    "paused",
+)
+"""The values that people set most, which come before the others."""
+
+
 def values() -> dict[str, str]:
-    """Return the content of the page and of the chart's README, by path. Raises ValueError if values.yaml is not a
-    mapping or one of its values has no comment, and KeyError if the schema does not define a value."""
+    """Return the content of the page and of the chart's README, by path.
+
+    Raises ValueError if values.yaml is not a mapping or one of its values has no comment, and KeyError if the schema
+    or values.yaml does not define a value.
+    """
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
-    rows = ["| Value | Default | Meaning |", "|---|---|---|", *_rows(text, schema)]
-    table = "\n".join(rows) + "\n"
-    return {PAGE: f"{HEAD}{INTRODUCTION}\n{table}", README: f"{HEAD}{ABOUT}\n{table}"}
+    rows = {row.split("`")[1]: row for row in _rows(text, schema)}
+    common = [rows.pop(name) for name in COMMON]
+    tables = f"## The values that people set most\n\n{_table(common)}\n## All other values\n\n{_table(rows.values())}"
+    return {PAGE: f"{HEAD}{INTRODUCTION}\n{tables}", README: f"{HEAD}{ABOUT}\n{tables}"}
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(("| Value | Default | Meaning |", "|---|---|---|", *rows)) + "\n"
 
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from hack.generate_values import CHART, _rows, values
+from hack.generate_values import CHART, COMMON, _rows, values
 
 SCHEMA = {
     "properties": {
@@ -44,7 +44,15 @@ def test_a_list_is_no_values_file() -> None:
         rows("[1]")
 
 
-def test_every_default_in_the_table_is_that_of_the_file() -> None:
+def test_the_values_that_people_set_most_come_first_and_once() -> None:
+    for page in values().values():
+        first, rest = page.split("## All other values")
+        found = [row.split("`")[1] for row in first.splitlines() if row.startswith("| `")]
+        assert found == list(COMMON)
+        assert all(f"| `{name}` |" not in rest for name in COMMON)
+
+
+def test_every_default_in_the_tables_is_that_of_the_file() -> None:
     chart = yaml.safe_load((CHART / "values.yaml").read_text())
     for page in values().values():
         found = [row.split("`") for row in page.splitlines() if row.startswith("| `")]
