@@ -24,8 +24,8 @@ with MPS. The operator drives NVIDIA's GPU Operator; it replaces none of its com
 $ helm install gpusharing . -n gpusharing --create-namespace --set image.repository=REGISTRY/gpu-sharing-operator
 ```
 
-Only `image.repository` is required. `values.schema.json` refuses values that are not in the tables below, and names
-them. `docs/how-to/install.md` in the repository covers image, namespaces, rights, upgrade and uninstall; `platforms/`
+Only `image.repository` is required. Helm refuses a value that is not in the tables below, and names the nearest one
+(templates read the tables, so keep them with the chart). `docs/how-to/install.md` in the repository covers image, namespaces, rights, upgrade and uninstall; `platforms/`
 has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
 labels, or with NVIDIA's device-plugin chart alone. Suites for helm-unittest show what the values do (`tests/` in the
 repository).
@@ -39,7 +39,7 @@ INTRODUCTION = """\
 # Values of the chart
 
 What `values.yaml` of deploy/helm/gpu-sharing-operator says, as tables. Only `image.repository` is required.
-`values.schema.json` refuses a value that is not here, and names it.
+Helm refuses a value that is not here, and names the nearest one.
 """
 
 

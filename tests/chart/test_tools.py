@@ -68,7 +68,9 @@ def test_chart_testing_lints_the_chart_with_every_value_set(tools: Path, helm: H
     assert linted == [path.name for path in VALUE_SETS]
 
 
-def test_chart_testing_sees_a_value_set_that_the_schema_refuses(tools: Path, helm: Helm, tmp_path: Path) -> None:
+def test_chart_testing_sees_a_value_set_with_a_value_that_does_not_exist(
+    tools: Path, helm: Helm, tmp_path: Path
+) -> None:
     shutil.copytree(CHART.parent, tmp_path / "root" / CHART.parent.relative_to(ROOT))
     chart = tmp_path / "root" / CHART.relative_to(ROOT)
     (chart / "ci" / "wrong-values.yaml").write_text("operator: {replica: 1}\n")

@@ -60,6 +60,18 @@ def test_an_api_server_older_than_1_30_is_refused(helm: Helm, version: str, acce
         assert wanted in helm.refusal("--kube-version", version)
 
 
+@pytest.mark.parametrize("command", ["template", "lint"])
+def test_all_values_that_do_not_exist_are_named_before_anything_else_is_missing(helm: Helm, command: str) -> None:
+    """Without the typo an image would be named."""
+    place = ("gpusharing", str(CHART)) if command == "template" else (str(CHART),)
+    done = helm.run(command, *place, "--set", "image.repositry=x,operator.replica=1")
+    assert done.returncode == 1, done.stdout
+    said = (done.stdout + done.stderr).replace("\\n", "\n")
+    assert "image.repositry is not a value of this chart: did you mean image.repository?\n" in said
+    assert "operator.replica is not a value of this chart: did you mean operator.replicaCount?" in said
+    assert "image.repository is needed" not in said
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_an_account_of_another_name_is_named_wherever_the_account_is_meant(helm: Helm, part: str) -> None:
     set_ = f"{part}.serviceAccount.name=other,{part}.serviceAccount.annotations.a=b"

@@ -10,7 +10,6 @@
 {{- define "gpusharing.image" -}}
 {{- $registry := .Values.global.imageRegistry | default .Values.image.registry }}
 {{- $repository := .Values.image.repository | default (empty $registry | ternary "" "gpu-sharing-operator") }}
-{{- $repository = required "image.repository is needed: build the image (make images), push it where your nodes can pull it, and name it, for example --set image.repository=REGISTRY/gpu-sharing-operator" $repository }}
 {{- with $registry }}{{ trimSuffix "/" . }}/{{ end }}{{ $repository }}
 {{- if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
