@@ -1,4 +1,5 @@
-"""A program that does not run any more, while what it left behind still looks like the target."""
+"""A program that does not run any more, or has done what it says, while what it left behind
+still looks as if it did."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,12 +7,13 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_cluster_policy, make_snapshot, make_stack
-from tests.planning.cases import FULL, MPS, assessed_of, make_case
+from tests.planning.cases import FULL, MIXED, MPS, assessed_of, make_case
 from tests.planning.changes import answering, changing, fence_to
 
+from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.actions import LabelNode, UpdateFence
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, Program
 from gpusharing.planning.transition.judge import judge
@@ -103,3 +105,33 @@ def test_passes_remember_since_when_the_daemon_is_down_until_it_has_kept_running
         told.append((plan.verdicts["gpu-07"].phase, memory.down_since.get("gpu-07")))
     synced, since = Phase.SYNCED, NOW
     assert told == [(synced, since), (synced, since), (synced, since), (Phase.BLOCKED, since), (synced, None)]
+
+
+REBOOTS = {names.LABEL_MIG_STATE: "rebooting"}
+
+
+def test_a_reboot_that_does_not_come_is_not_awaited_for_ever_and_the_message_says_what_is_missing() -> None:
+    within = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1199)))
+    assert (within.reason, within.stands, within.wake) == (Reason.ACTUATOR_BUSY, False, at(1))
+    verdict = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1200)))
+    assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_BUSY, True)
+    assert "gpu-07, but the node is Ready and has not booted for more than 1200 s; its pod" in verdict.message
+    gone = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1200), operand=None))
+    assert "it has no pod there" in gone.message
+
+
+def test_in_a_change_a_reboot_that_does_not_come_is_cured_and_one_that_lasts_is_awaited() -> None:
+    stuck = changing(labels=REBOOTS, now=1300, at_work_since=at(20))
+    verdict = decide(stuck)
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
+    assert "has not booted for more than 1200 s" in verdict.message
+    assert verdict.message.endswith("restarting mig-manager")
+    (due,) = verdict.actions
+    assert isinstance(due, UpdateFence)
+    assert due.fence.attempt == stuck.fence.attempt + 1
+    for lasting in (
+        changing(labels=REBOOTS, now=1300, at_work_since=at(20), node={"ready": False}),
+        changing(labels=REBOOTS, now=1300, at_work_since=at(900)),
+    ):  # it has booted since
+        assert decide(lasting).actions == ()
+    assert decide(lasting).wake == at(2100)

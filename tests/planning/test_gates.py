@@ -190,7 +190,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
     "mig-manager is working on its own": (
         make_case(MIXED, labels=PENDING, at_work_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
-    "mig-manager reboots the node, however long": (
+    "mig-manager says that it reboots the node, however long": (
         make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, at_work_since=at(-9999)),
         Reason.ACTUATOR_BUSY, None),
     "the driver is being unloaded": (

@@ -124,7 +124,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         "names no known configuration"),
     "GFD has not started anew": (
         SLICED, lambda c: replace(c, gfd_timestamp=c.node.labels[names.LABEL_GFD_TIMESTAMP]),
-        Reason.LABEL_MISMATCH, "has not restarted since the change; if this persists, delete its pod on"),
+        Reason.LABEL_MISMATCH, "has not restarted on gpu-07, or Node Feature Discovery has not published"),
     "a GFD label is gone": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: None}), Reason.LABEL_MISMATCH,
         "gpu.replicas is absent, but should be 4"),

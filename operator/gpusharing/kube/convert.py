@@ -147,6 +147,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         label_owners=label_owners(annotations),
         label_rewriters=label_rewriters(raw, fence, verified),
         unhealthy=unhealthy,
+        boot_id=text(raw, "status", "nodeInfo", "bootID"),
     )
 
 

@@ -46,7 +46,8 @@ class Gatherer:
     """The last count of Pending pods without a node, and of the devices that they request, by resource."""
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
-    _at_work_since: dict[str, datetime] = field(default_factory=dict)
+    _at_work: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    """By node whose actuator works: its boot ID, and since when this process has seen that in this boot."""
     """Since when this process has seen mig-manager work on each node, by node name."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """Since when this process has seen each pod of a `Program` on a fenced node Ready, by UID of the pod."""
@@ -94,8 +95,11 @@ class Gatherer:
         failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers)
         stack = self.stack.read(now)
         find_work = find_actuator(stack).find_work
-        working = (name for name, node in sources.nodes.items.items() if find_work(node))
-        self._at_work_since = {name: self._at_work_since.get(name, now) for name in working}
+        before, working = self._at_work, {n: node.boot_id for n, node in sources.nodes.items.items() if find_work(node)}
+        self._at_work = {
+            name: known if (known := before.get(name)) is not None and known[0] == boot else (boot, now)
+            for name, boot in working.items()
+        }
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
@@ -113,7 +117,7 @@ class Gatherer:
             work=dict(self.pods.work),
             pending=self.pending[0],
             pending_devices=self.pending[1],
-            at_work_since=dict(self._at_work_since),
+            at_work_since={name: since for name, (_, since) in self._at_work.items()},
             call_failures={**self.calls.failures, **self._listing},
             view_ages=sources.ages(),
             memory=memory,

@@ -86,6 +86,8 @@ class NodeView:
     """What NVIDIA's DRA driver publishes for the node. None if it has published nothing or nobody reads it."""
     unhealthy: Mapping[str, int] = field(default_factory=dict)
     """By GPU resource, by how many devices capacity exceeds allocatable (docs/design/nvidia.md#b9)."""
+    boot_id: str = ""
+    """Changes with every boot, as the kubelet reports it; empty if unknown."""
     rule_since: datetime | None = None
     """Since when a DeviceTaintRule of ours keeps new pods off the node's devices, or None if none does."""
     held_off: Mapping[str, str] = field(init=False, compare=False)

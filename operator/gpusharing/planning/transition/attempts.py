@@ -266,6 +266,10 @@ UNLOADING = frozenset(
 """States of a driver upgrade from the last moment with the old driver to the start of the new (d.4)."""
 
 
+DRIVER_PAUSE = "paused-for-driver-upgrade"
+"""What NVIDIA's driver pod adds to the labels of the operands that it stops before it unloads the driver."""
+
+
 def find_quiet(case: NodeCase) -> Finding | None:
     """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read.
 
@@ -276,9 +280,15 @@ def find_quiet(case: NodeCase) -> Finding | None:
         return None
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     may_last = state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued)
-    paused = any("paused-for-driver-upgrade" in value for value in node.held_off.values())
+    paused = any(DRIVER_PAUSE in value for value in node.held_off.values())
     if not may_last and (state in UNLOADING or paused):
-        message = f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done"
+        label, shown = names.LABEL_UPGRADE_STATE, state
+        if state not in UNLOADING:
+            label, shown = next((key, text) for key, text in node.held_off.items() if DRIVER_PAUSE in text)
+        message = (
+            f"label {label}={shown} says that NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML"
+            " closed until that is done. If it lasts, see the log of the driver's pod on the node"
+        )
         return Finding(Reason.FOREIGN_MAINTENANCE, message)
     return find_work(case)
 

@@ -145,7 +145,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
         lasts = wake <= case.now
         if lasts or not proven:  # before that, it may just restart
             wake = down.until if lasts else wake
-            return replace(case.show(Phase.BLOCKED, down, wake=wake), stands=lasts)
+            return case.show(Phase.BLOCKED, replace(down, stands=lasts), wake=wake)
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
             return _block(case, unseen)

@@ -197,9 +197,9 @@ class NodeCase(ActuatorCase):
         wake: datetime | None = None,
         candidate: bool = False,
     ) -> Verdict:
-        """Return the verdict with the reason, message and commands of a finding."""
+        """Return the verdict with what the finding says."""
         verdict = self.verdict(phase, found.reason, found.message, *actions, wake=wake, candidate=candidate)
-        return replace(verdict, commands=found.commands) if found.commands else verdict
+        return replace(verdict, commands=found.commands, stands=found.stands)
 
     def verdict(
         self,

@@ -215,7 +215,8 @@ def mig_checks(compared: Comparison) -> Checked:
         yield Source.MIG_MANAGER, Finding(Reason.ACTUATOR_BUSY, text)
     if paused:
         are, where = "is" if len(paused) == 1 else "are", compared.node.name
-        text = f"{', '.join(paused)} {are} still paused for a MIG change or a driver upgrade on {where}"
+        claims = sorted({value for value in compared.node.held_off.values() if "paused-for-" in value})
+        text = f"{', '.join(paused)} {are} still paused on {where} (label value {', '.join(claims)})"
         yield Source.OPERANDS, Finding(Reason.OPERANDS_PAUSED, text)
 
 
@@ -234,9 +235,14 @@ def label_checks(compared: Comparison) -> Checked:
     # After the plugin, because a GPU is rightly exclusive as long as the plugin is configured for MPS.
     yield from compute_mode_checks(compared)
     if (before := compared.gfd_timestamp) and labels.get(names.LABEL_GFD_TIMESTAMP) == before:
-        # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
-        text = f"has not restarted since the change; if this persists, delete its pod on {node.name}"
-        yield Source.GFD, Finding(Reason.LABEL_MISMATCH, f"GPU Feature Discovery {text}")
+        # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent. And
+        # Node Feature Discovery publishes what GFD writes into a file, up to a minute later (docs/design/nvidia.md#c).
+        text = (
+            f"label {names.LABEL_GFD_TIMESTAMP} is as before the change: GPU Feature Discovery has not restarted on"
+            f" {node.name}, or Node Feature Discovery has not published what it wrote. If this persists, check when the"
+            " pods of both there started, and delete the one that did not"
+        )
+        yield Source.GFD, Finding(Reason.LABEL_MISMATCH, text)
     possible = expected_gfd_labels(target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
     # Compare with the card model whose product the labels show.

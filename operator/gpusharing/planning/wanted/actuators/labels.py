@@ -65,7 +65,9 @@ class Labels(Actuator):
     def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         if target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting":
             text = "mig-manager is rebooting the node, although no change is in progress"
-            yield Finding(Reason.ACTUATOR_BUSY, text)
+            stuck = _find_no_reboot(case)
+            repair = "Read the log of its pod, then drain the node and reboot it"
+            yield Finding(Reason.ACTUATOR_BUSY, f"{stuck}. {repair}" if stuck else text, stands=bool(stuck))
         if missing := Labels.find_missing(self, case, target, again=False):
             where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
             yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}")
@@ -162,7 +164,10 @@ class Labels(Actuator):
             return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
         limit, doing = case.settings.wedge_pending, "has not started"
         doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(state, doing)
-        if waited < limit or state == "rebooting":  # only the deadline of the change limits a reboot
+        stuck = _find_no_reboot(case) if state == "rebooting" else ""
+        if stuck and waited >= limit:
+            return Unfinished(Finding(Reason.ACTUATOR_STUCK, stuck), final=True, cure=restart)
+        if waited < limit or state == "rebooting":  # a node that is away has until the deadline of the change
             finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"mig-manager {doing}")
             return Unfinished(finding, final=False, cure=restart)
         # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
@@ -181,6 +186,8 @@ class Labels(Actuator):
         limits = (case.settings.wedge_paused, case.settings.wedge_pending)
         moments = [fence.stage_since + timedelta(seconds=wait) for wait in limits]
         moments.append(_believed_from(case, fence))
+        if case.at_work_since is not None:
+            moments.append(case.at_work_since + timedelta(seconds=case.settings.wedge_pending))
         return min((moment for moment in moments if moment > case.now), default=None)
 
     def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
@@ -296,6 +303,19 @@ def steady_from(case: ActuatorCase, pod: Operand) -> datetime | None:
         return None
     steady = pod.ready_since + timedelta(seconds=case.settings.restart_grace)
     return steady if case.now < steady else None
+
+
+def _find_no_reboot(case: ActuatorCase) -> str:
+    """Return why the state `rebooting` is not believed any more; empty if the node may be rebooting."""
+    node, since, limit = case.node, case.at_work_since, case.settings.wedge_pending
+    if since is None or not node.ready or case.now < since + timedelta(seconds=limit):
+        return ""
+    pod = case.operands.get(Program.MIG_MANAGER)
+    manager = f"its pod {pod.name} is {'' if pod.ready else 'not '}Ready" if pod is not None else "it has no pod there"
+    return (
+        f"{names.LABEL_MIG_STATE} says that mig-manager is rebooting {node.name}, but the node is Ready and has not"
+        f" booted for more than {limit:.0f} s; {manager}"
+    )
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
