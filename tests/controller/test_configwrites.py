@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 from datetime import datetime
 
+import pytest
 from tests.build import NOW, at, make_stack
 from tests.controller.executing import Executing
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.sharedwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CONFIG_MAPS, JSON
-from gpusharing.kube.errors import HeldBack, Unavailable
+from gpusharing.kube.errors import HeldBack, KubeError, Unavailable, Undone
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.memory import LASTING
 from gpusharing.planning.wanted import migfile
@@ -105,7 +106,7 @@ def test_the_mig_file_is_written_whole_and_only_what_means_something_else_gets_a
 
 async def test_a_write_of_a_config_map_that_fails_once_is_tried_again_and_told_only_when_it_lasts() -> None:
     stage = Executing()
-    stage.cluster.faults.fail("create", CONFIG_MAPS, Unavailable("502"), times=LASTING)
+    stage.cluster.faults.fail("create", CONFIG_MAPS, Unavailable("502"), times=2 * LASTING)
     write = WriteConfig({"k": "version: v1"}, "")
     for failures in range(1, LASTING + 1):
         await stage.run(shared=(write,))
@@ -126,3 +127,15 @@ async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_aske
     assert (outcome.done, stage.executor.calls.write_error) == (0, "")
     assert (stage.told, stage.failures()) == ([("WriteConfig", "HeldBack")], {})
     assert (await stage.run(shared=(write,))).done == 1
+
+
+@pytest.mark.parametrize("reason", [Undone("somebody changes it"), Unavailable("502")])
+async def test_a_config_map_that_cannot_be_written_does_not_hold_up_the_other_one(reason: KubeError) -> None:
+    """NVIDIA's programs read them one without the other."""
+    stage = Executing()
+    stage.cluster.faults.fail("create", CONFIG_MAPS, reason)
+    write = WriteConfig({"k": "version: v1"}, migfile.render({"halves": HALVES}))
+    await stage.run(shared=(write,))
+    (written,) = stage.cluster.objects(CONFIG_MAPS)
+    assert written["metadata"]["name"] == "gpusharing-mig-parted"
+    assert "ConfigMap gpu-operator/gpusharing-device-plugin: " in stage.failures()["our ConfigMaps"]

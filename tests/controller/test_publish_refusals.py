@@ -44,3 +44,15 @@ async def test_a_refusal_whose_status_could_not_be_written_is_told_when_it_is() 
     for seconds in (10, 11, 12):
         await stage.publish(REFUSED, seconds, objection=NOT_OURS)
     assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["PluginConfigNotOurs"]
+
+
+async def test_a_policy_whose_own_status_is_refused_says_so_in_an_event_with_the_servers_words() -> None:
+    stage = Publishing()
+    stage.cluster.faults.fail("patch", POLICIES, Forbidden("a webhook denies it"), times=5)
+    for minutes in range(6):
+        await stage.publish(REFUSED, 60 * minutes, objection=NOT_OURS)
+    events = [one for one in stage.cluster.objects(EVENTS) if one["reason"] == "CallFailed"]
+    assert len(events) == 1, "told once"
+    assert events[0]["note"].startswith("the policy's status cannot be written")
+    assert "a webhook denies it" in events[0]["note"]
+    assert events[0]["regarding"]["uid"] == POLICY.uid

@@ -126,6 +126,30 @@ async def test_a_webhook_that_strips_a_label_is_a_program_that_undoes_it() -> No
         assert f"metadata.labels[{strip}] of nodes gpu-1" in scene.transition("gpu-1")["message"]
 
 
+@virtually
+async def test_a_label_that_others_add_again_after_the_operator_removed_it_is_removed_ever_more_rarely() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        theirs: JSON = {"metadata": {"labels": {names.LABEL_POLICY: "gone"}}}
+
+        def undo(body: JSON) -> bool:
+            if body["metadata"].get("labels", {}).get(names.LABEL_POLICY, "") is not None:
+                return False
+            scene.e.cluster.patch(NODES, "gpu-1", theirs)
+            return True
+
+        reverter = Reverter(scene, "nodes", undo)
+        scene.e.cluster.patch(NODES, "gpu-1", theirs)
+        await asyncio.sleep(30)
+        assert 2 <= reverter.writes <= 5
+        await asyncio.sleep(3600)
+        assert reverter.writes <= 24
+        shown = scene.transition("gpu-1")
+        assert shown["reason"] == "CallFailed"
+        assert f"metadata.labels[{names.LABEL_POLICY}] of nodes gpu-1" in shown["message"]
+        reverter.on = False
+        await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "the end of it", 400)
+
+
 @pytest.mark.parametrize("spec", [SLICED, MIXED, MPS], ids=["time-slicing", "mig", "mps"])
 @pytest.mark.parametrize("value", [None, "theirs"], ids=["lost", "overwritten"])
 @virtually

@@ -102,3 +102,31 @@ async def test_the_end_of_a_change_is_never_held_back() -> None:
     server = Server()
     await contested(server)
     server.write({CONFIG: "a"}, {FENCE: None})
+
+
+@virtually
+async def test_a_label_that_others_add_again_is_removed_once_at_once_and_then_ever_more_rarely() -> None:
+    server = Server()
+    server.labels["policy"], sent = "pool-b", []
+    for second in range(3600):
+        if "policy" in server.labels:
+            try:
+                server.write({"policy": None})
+            except Undone as error:
+                assert "metadata.labels[policy] of nodes n" in str(error)
+            else:
+                sent.append(second)
+                server.others(policy="pool-b")
+        await asyncio.sleep(1)
+    assert sent[:2] == [0, 1]
+    assert len(sent) <= 20, "at most one write in five minutes"
+
+
+@pytest.mark.parametrize("label", [names.LABEL_MIG_STATE, names.ANNOTATION_RETRY])
+@virtually
+async def test_what_others_set_anew_with_good_reason_is_removed_each_time(label: str) -> None:
+    server = Server()
+    for _ in range(9):
+        server.labels[label] = "set"
+        server.write({label: None})
+        server.others(**{label: "set"})

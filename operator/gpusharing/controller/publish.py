@@ -38,12 +38,13 @@ from gpusharing.planning.report.events import (
     node_events,
     refusal_event,
     shared_event,
+    unwritten_event,
 )
 from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete, RepairMps, SetPointers
-from gpusharing.planning.snapshot.memory import CallFailure, failed_again, policy_subject
+from gpusharing.planning.snapshot.memory import LASTING, STUCK, CallFailure, failed_again, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 
@@ -267,6 +268,10 @@ class Publisher:
             self._queue(refusal, _policy_of(policy), now)
             _log(refusal, policy=policy.name)
             return now  # the Event is posted with the next round
+        if (failure := self._refused.get(key)) is not None and failure.tries == (LASTING if failure.refused else STUCK):
+            event = unwritten_event(failure.message)  # the conditions cannot tell
+            self._queue(event, _policy_of(policy), now)
+            _log(event, policy=policy.name)
         return later
 
     def _with_own_failures(self, policy: str, plan: RolloutPlan, snapshot: ClusterSnapshot) -> ClusterSnapshot:

@@ -89,12 +89,20 @@ class SharedWrites:
     """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        settings, stack = snapshot.settings, snapshot.stack
+        """Write both ConfigMaps, each also if the other cannot be written. The first error is raised at the end."""
+        settings, stack, errors = snapshot.settings, snapshot.stack, list[KubeError]()
         namespace = settings.gpu_operator_namespace
-        if (body := plugin_patch(action, stack, self.now())) is not None:
-            await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
-        if (body := mig_patch(action, stack, self.now())) is not None:
-            await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
+        with _kept_for_later(errors):
+            if (body := plugin_patch(action, stack, self.now())) is not None:
+                await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
+        failed = self.writing
+        with _kept_for_later(errors):
+            if (body := mig_patch(action, stack, self.now())) is not None:
+                await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
+                failed = failed if errors else self.writing
+        if errors:
+            self.writing = failed
+            raise errors[0]
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
         self.writing = f"{namespace}/{name}"

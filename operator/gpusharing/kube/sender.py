@@ -14,6 +14,7 @@ from gpusharing.kube.client import (
     EVENTS,
     JSON,
     LEASES,
+    NODES,
     PODS,
     ApiRequest,
     KubeClient,
@@ -39,6 +40,8 @@ RECORDS = frozenset(
     {names.ANNOTATION_FENCE, names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATION_WRITTEN}
 )
 """Annotations with a time, which differ in each write and so do not show that it wants something new."""
+_OTHERS = frozenset({*names.REQUESTS, names.LABEL_MIG_STATE})
+"""Labels and annotations that the operator removes and others set again with good reason."""
 _WHOLE: Final = ("",)
 """The path of an object as a whole, which others may delete."""
 _FINALIZERS: Final = ("metadata", "finalizers")
@@ -120,9 +123,6 @@ class Writes:
             else:
                 known.fields.pop(path, None)
                 _undone(known, path, value, "")
-        for path in _removed(request):
-            known.fields.pop(path, None)
-            known.fights.pop(path, None)
         known.fields[_WHOLE] = None
 
     def saw(self, resource: Resource, raw: JSON, *, deleted: bool = False) -> None:
@@ -208,9 +208,9 @@ def key_of(request: ApiRequest, answer: JSON | None = None) -> _Key:
 
 
 def _sent(request: ApiRequest) -> Iterator[tuple[Path, object]]:
-    """Yield the fields that a write sets, annotations and labels each by its own.
+    """Yield the fields that a write sets, annotations and labels each by its own; one that it removes with None.
 
-    A label or annotation that is removed belongs to whoever sets it next.
+    Only what is removed from a Node stays the operator's. Requests of people and mig-manager's state are set anew.
     """
     for part_name, whole in (request.body or {}).items():
         if part_name in ("apiVersion", "kind") or not isinstance(whole, Mapping):
@@ -219,7 +219,10 @@ def _sent(request: ApiRequest) -> Iterator[tuple[Path, object]]:
             if part_name != "metadata":
                 yield (part_name, name), value
             elif name in ("labels", "annotations"):
-                yield from (((part_name, name, key), mark) for key, mark in value.items() if mark is not None)
+                keeps = request.resource == NODES
+                for key, mark in value.items():
+                    if mark is not None or (keeps and key not in _OTHERS):
+                        yield (part_name, name, key), mark
             elif name == "finalizers":
                 yield _FINALIZERS, names.FINALIZER in value
 

@@ -152,6 +152,12 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
     return None
 
 
+def unwritten_event(words: str) -> Event:
+    """Return the Warning about a policy whose own status the API server does not take."""
+    text = f"the policy's status cannot be written, so what it shows is out of date; the call is retried: {words}"
+    return Event("Warning", str(Reason.CALL_FAILED), cut_bytes(text, MAX_NOTE))
+
+
 def shared_event(action: SetPointers | RepairMps) -> Event:
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mps.MOST_REPAIRS}"
