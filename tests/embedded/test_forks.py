@@ -42,5 +42,6 @@ def test_a_run_that_fails_in_a_child_says_so_and_the_parent_goes_on() -> None:
     golden: Golden = dataclasses.replace(PODFUL, script=script)
     base, runs = play_all(golden, Writes("after", 20, 20), dies)
     assert base.operators == 1
-    assert list(runs) == [20, 40]
+    assert len(runs) > 1
+    assert list(runs) == list(range(20, base.sent + 1, 20))
     assert all(isinstance(run, str) and "this stage bears no death" in run for run in runs.values())
