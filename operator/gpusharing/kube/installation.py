@@ -171,7 +171,6 @@ class _Reader:
             "own": place.namespace,
             "agent": place.agent_namespace,
             "gpu-operator": place.gpu_operator_namespace,
-            "default": "default",
         }
         attributes = {
             "verb": right.verb,

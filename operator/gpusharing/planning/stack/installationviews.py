@@ -18,7 +18,7 @@ from gpusharing.planning.stack.mps import DAEMON_SET
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects
 from gpusharing.planning.vocabulary.values import value
 
-Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
+Scope = Literal["cluster", "own", "agent", "gpu-operator"]
 """The namespace in which a right is needed, or the whole cluster; `own` is the operator's."""
 
 
@@ -56,6 +56,7 @@ OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("get list watch patch", "", "nodes"),
     *_rights("list", "", "pods"),
     *_rights("create", "", "pods", "eviction"),
+    *_rights("create", "events.k8s.io", "events"),
     *_rights("list", "policy", "poddisruptionbudgets"),
     *_rights("get", "", "namespaces"),
     *_rights("get", "apps", "daemonsets"),
@@ -77,7 +78,6 @@ OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("watch delete", "", "pods", scope="gpu-operator"),
     *_rights("list watch", "apps", "daemonsets", scope="gpu-operator"),
     *_rights("get", "", "pods", "log", scope="gpu-operator"),
-    *_rights("create", "events.k8s.io", "events", scope="default"),
 )
 """The rights of the operator's service account."""
 
