@@ -4,21 +4,27 @@ kubectl_gpusharing/usage/advicerules.py)."""
 import itertools
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 from hack.generate import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.build import make_gpu, make_policy, make_stack
 from tests.cli.desk import SECONDS, Desk
 from tests.cli.screen import END, answer, read_until, terminal
+from tests.configs import target_for
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.planning.gpus.cards import CARDS, HEADROOM, Card, memory_of, usable_memory
-from gpusharing.planning.gpus.geometry import find_misfit, normalize
+from gpusharing.planning.gpus.geometry import find_misfit, normalize, resource_name
+from gpusharing.planning.wanted.target import Target
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise
+from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise, advise_for, read_demand
 from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
 
 
@@ -274,6 +280,56 @@ def test_the_reservations_are_comments_in_the_yaml(desk: Desk) -> None:
     but = json.loads(desk.type(*typed, "-o", "json").out)["but"]
     comments = [line for line in desk.type(*typed, "-o", "yaml").out.splitlines() if line.startswith("# ")]
     assert but in " ".join(line.removeprefix("# ") for line in comments)
+
+
+FEW = ("0.05", "0.12", "0.2", "0.3", "0.45", "0.6", "0.95", "1.7")
+"""Sizes as parts of a card."""
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_typed_the_printed_policy_passes_lint_and_has_a_target_on_the_card(
+    desk: Desk, data: st.DataObject
+) -> None:
+    card = data.draw(st.sampled_from([card for card in CARDS if card.memory_gb and card.products]))
+    parts = data.draw(st.lists(st.tuples(st.integers(1, 40), st.sampled_from(FEW)), min_size=1, max_size=3))
+    needs = [f"--need={count}x{float(part) * memory_of(card):.2f}Gi" for count, part in parts]
+    said = [data.draw(st.sampled_from(["", f"--{name}", f"--no-{name}"])) for name in QUESTIONS]
+    per_node = data.draw(st.sampled_from([1, 2, 8]))
+    release = data.draw(st.sampled_from(["", "--gpu-operator=v25.10.1", "--gpu-operator=v26.7.0"]))
+    typed = (*needs, *filter(None, (*said, release)), f"--gpus-per-node={per_node}")
+    printed = desk.type("advise", "--card", card.key, *typed, "-o", "yaml")
+    assert (printed.status in (DONE, CHANGES), printed.err) == (True, ""), typed
+    check_printed(desk, printed.out, card, per_node)
+
+
+@given(st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_pods_request_the_policy_for_them_is_accepted(desk: Desk, data: st.DataObject) -> None:
+    card = data.draw(st.sampled_from([card for card in CARDS if card.profiles and card.products and card.memory_gb]))
+    profiles = data.draw(st.lists(st.sampled_from(card.profiles), min_size=1, max_size=4))
+    pods = [
+        {
+            "metadata": {"name": f"p-{number}", "namespace": "t"},
+            "spec": {"containers": [{"resources": {"limits": {resource_name(profile.name): "1"}}}]},
+        }
+        for number, profile in enumerate(profiles)
+    ]
+    advice = advise_for(read_demand("t", pods), card)
+    assert advice is not None
+    check_printed(desk, yaml.safe_dump(advice.policy("pool", "pool")), card, 2)
+
+
+def check_printed(desk: Desk, printed: str, card: Card, per_node: int) -> None:
+    """The API server, `lint` and the operator take it, on nodes with that many of the card."""
+    spec = validate_policy(yaml.safe_load(printed))
+    assert isinstance(spec, GPUSharingPolicySpec), spec
+    (desk.folder / "policy.yaml").write_text(printed)
+    linted = desk.type("lint", "policy.yaml")
+    assert (linted.status, "0 errors and 0 warnings" in linted.out) == (DONE, True), (printed, linted.out)
+    policy = replace(make_policy(), spec=spec)
+    target = target_for(policy, [make_gpu(n, product=card.products[0]) for n in range(per_node)], make_stack())
+    assert isinstance(target, Target), (printed, target)
 
 
 def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:

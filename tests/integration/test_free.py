@@ -69,6 +69,7 @@ def test_who_may_read_everything_sees_what_is_held_free_closed_and_waiting(produ
     (row,) = free(product.plane.kubeconfig, "-l", SELECTOR)["rows"]
     assert row == {
         "resource": GPU,
+        "device": None,
         "requested": 1,
         "allocatable": 6,
         "free": 3,
