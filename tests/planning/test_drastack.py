@@ -133,6 +133,11 @@ LACKS: dict[str, tuple[StackView, str, str]] = {
         "(DaemonSet nvdp-nvidia-device-plugin) is installed alongside NVIDIA's DRA stack",
         "helm uninstall nvdp -n gpu-operator",
     ),
+    "NVIDIA's chart with Node Feature Discovery runs a device plugin too": (
+        replace(ALONE, cluster_policy=PLAIN, finders=(DaemonSetState("nvdp-nfd-worker", "nvdp", True, "[]"),)),
+        "(DaemonSet nvdp-nvidia-device-plugin) is installed alongside NVIDIA's DRA stack",
+        "--reuse-values --set devicePlugin.enabled=false",
+    ),
     "some other device plugin serves a node too": (
         with_dra(doubles=("gpu-1", "gpu-2")),
         "both manage the GPUs on gpu-1, gpu-2",

@@ -25,6 +25,7 @@ from gpusharing.planning.stack.installationviews import (
     Topic,
     error,
     kubectl_patch,
+    plain_upgrade,
     warning,
 )
 from gpusharing.planning.vocabulary.commands import Command, Effects
@@ -97,11 +98,15 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
                     Command.of("kubectl get resourceclaims -A"),
                 )
     if policy is not None and policy.plain is not None:
-        lost = effects_of(UNPLUG, stack)
+        lost, release = effects_of(UNPLUG, stack), policy.plain.release
+        remove = Command.if_safe(f"helm uninstall {release or 'RELEASE'} -n {namespace}", effects=lost)
+        if any(release in ("", finder.release) for finder in stack.finders):
+            # The release may have installed Node Feature Discovery, whose labels would go with it.
+            remove = plain_upgrade(policy.plain, namespace, "devicePlugin.enabled=false", effects=lost)
         yield (
             f"NVIDIA's device-plugin chart (DaemonSet {policy.plain.daemon_set}) is installed alongside NVIDIA's DRA"
             f" stack{tell_effects(lost)}",
-            Command.if_safe(f"helm uninstall {policy.plain.release or 'RELEASE'} -n {namespace}", effects=lost),
+            remove,
         )
     elif policy is not None and not policy.is_off(PLUGIN_SWITCH):
         lost = effects_of(UNPLUG, stack)
