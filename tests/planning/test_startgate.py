@@ -282,6 +282,20 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
     assert all("run it while the nodes are not in use" in message for message, _ in found)
 
 
+def test_the_toleration_names_the_nodes_whose_driver_is_replaced_and_that_are_drained() -> None:
+    labels = {"a": "true", "b": "true", "c": "pre-installed"}
+    nodes = [
+        make_node(name, gated=True, labels={"nvidia.com/gpu.deploy.driver": here}) for name, here in labels.items()
+    ]
+    nodes = [replace(node, labels={**node.labels, "nvidia.com/gpu.deploy.mig-manager": "false"}) for node in nodes]
+    view = Seen(nodes=tuple(nodes), cluster_policies=(OPERAND,))
+    ((message, command),) = told(view)
+    assert "the GPU Operator then replaces the driver of a, b, and drains one node after another" in message
+    assert command.startswith("kubectl patch clusterpolicy")
+    ((message, _),) = told(replace(view, cluster_policies=(replace(OPERAND, switches={"driver.enabled": False}),)))
+    assert "drains" not in message
+
+
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
     view = Seen(nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),))
     plugin, worker = (command for _, command in told(view))

@@ -45,8 +45,8 @@ from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import advertised, effective_plugin_config, find_entry, served
 
-MIG_MANAGER, PLUGIN, OPERANDS = (
-    f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("mig-manager", "device-plugin", "operands")
+MIG_MANAGER, PLUGIN, OPERANDS, DRIVER = (
+    f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("mig-manager", "device-plugin", "operands", "driver")
 )
 """Programs by the labels that switch them on a node; OPERANDS switches all of them (docs/design/nvidia.md#d2)."""
 PLUGIN_POINTER, MIG_POINTER, STRATEGY = "devicePlugin.config.name", "migManager.config.name", "mig.strategy"
@@ -72,7 +72,7 @@ START_MIG_MANAGER = Change(fields=((MIG_MANAGER_SWITCH, True),), restarts=(MIG_M
 RESTART_PLUGIN = Change(restarts=(PLUGIN,))
 REQUIRE_CLIENT = Change(fields=(("nodeSelector", True),), restarts=(PLUGIN,))
 """NVIDIA's device-plugin chart gets the nodeSelector with which mig-manager can pause it (docs/design/nvidia.md#a1)."""
-RESTART_ALL = Change(restarts=(MIG_MANAGER, PLUGIN))
+RESTART_ALL = Change(restarts=(MIG_MANAGER, PLUGIN, DRIVER))
 UNPLUG = Change(fields=((PLUGIN_SWITCH, False),))
 FREE_STRATEGY = Change(fields=((STRATEGY, None),))
 SHOW_LABELS = Command.of("kubectl get nodes -L", LABEL_MIG_CONFIG)
@@ -102,6 +102,7 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
                 *_find_gpu_losses(change, snapshot, later),
                 *_find_device_losses(change, snapshot, later),
                 *_find_host_losses(change, snapshot),
+                *(_find_drained(snapshot) if DRIVER in change.restarts else ()),
                 *(_find_shared_twice(snapshot) if change == SERVE_CLAIMS else ()),
             ],
             key=lambda effect: (effect.node, effect.loss),
@@ -543,7 +544,20 @@ def _find_shared_twice(now: ClusterSnapshot) -> Iterator[Effect]:
 
 
 def has_driver(node: NodeView) -> bool:
-    return bool(node.resources) or node.labels.get(f"{LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
+    return bool(node.resources) or node.labels.get(DRIVER) == PRE_INSTALLED
+
+
+def _find_drained(now: ClusterSnapshot) -> Iterator[Effect]:
+    """Yield the nodes with a driver pod.
+
+    The upgrade controller goes by the hash of the driver's DaemonSet, which any change of its pods changes
+    (gpu-operator#2527).
+    """
+    policy = now.stack.cluster_policy
+    if policy is not None and policy.plain is None and not policy.is_off("driver.enabled"):
+        for name, node in sorted(now.nodes.items()):
+            if node.labels.get(DRIVER) == "true":
+                yield Effect(name, Loss.PODS, "the GPU Operator replaces its driver")
 
 
 def _find_host_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
@@ -561,7 +575,12 @@ def _find_host_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
 
 def tell_effects(effects: Sequence[Effect]) -> str:
     """Return what nodes would lose and what to do about it, in clauses that begin with a semicolon."""
-    return tell_changes(effects) + _tell_devices(effects) + tell_clients(effects)
+    drained = [effect.node for effect in effects if effect.loss is Loss.PODS]
+    drains = (
+        f"; the GPU Operator then replaces the driver of {some(drained, 20)}, and drains one node after another, unless"
+        " driver.upgradePolicy.autoUpgrade is false"
+    )
+    return tell_changes(effects) + _tell_devices(effects) + tell_clients(effects) + drains * bool(drained)
 
 
 def tell_changes(effects: Sequence[Effect]) -> str:

@@ -265,17 +265,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Effects
             f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{tell_effects(effects)}",
             plain_upgrade(plain, namespace, value, option="--set-json", effects=effects),
         )
-    # The field changes the driver's DaemonSet too, and the upgrade controller goes by its hash (gpu-operator#2527).
-    drains = (
-        ""
-        if policy.is_off("driver.enabled")
-        else (
-            "; unless driver.upgradePolicy.autoUpgrade is false, the GPU Operator then replaces the driver and drains every"
-            " node with a driver pod, one after another"
-        )
-    )
     return (
-        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}{drains}",
+        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}",
         kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
     )
 

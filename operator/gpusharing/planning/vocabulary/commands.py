@@ -31,6 +31,7 @@ class Loss(StrEnum):
     GPUS = "MIG instances"
     DEVICES = "devices that it advertises"
     CLIENTS = "MPS clients"
+    PODS = "pods that use GPUs"
     REPLACED = "devices that its policy is about to replace"
 
 
@@ -182,5 +183,5 @@ def allow_privileged(namespace: str) -> Command:
 
 
 def is_safe(effects: Iterable[Effect]) -> bool:
-    """Whether nodes lose nothing but MPS clients once `label_commands` have been run."""
-    return all(effect.label or effect.loss in (Loss.CLIENTS, Loss.REPLACED) for effect in effects)
+    """Whether nodes lose nothing but MPS clients and pods that a drain evicts, once `label_commands` have been run."""
+    return all(effect.label or effect.loss in (Loss.CLIENTS, Loss.PODS, Loss.REPLACED) for effect in effects)
