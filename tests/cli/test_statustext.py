@@ -115,7 +115,7 @@ def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
 def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
     waits = policy()
     waits["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
-    assert "\nplan 4a38df3, disruption class Reset: 1 node will change and 2 pods will be evicted\n" in shown(
+    assert "\nplan 4a38df3, disruption class Reset: up to 1 node will change and up to 2 pods be evicted\n" in shown(
         [waits], []
     )
 

@@ -361,9 +361,11 @@ def _describe(
     shown = proposal.steps if options.wide else proposal.steps[:MOST]
     if shown:
         rows = []
-        for verdict, preview in ((step.verdict, step.preview) for step in shown):
+        for step in shown:
+            verdict, preview = step.verdict, step.preview
             # Only the operator knows the progress of a change, because it has sent the evictions.
-            when = "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+            going = verdict.phase.in_flight and step.obstacle is None
+            when = "under way" if going else f"{verdict.phase}: {verdict.reason}"
             begins = Span("at once", Ink.GOOD) if verdict.starts else Span(when, Ink.WAITING)
             counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
             change = str(verdict.disruption), verdict.observed, verdict.wanted

@@ -38,7 +38,7 @@ from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
-from kubectl_gpusharing.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, INSTALL, Denied, Trouble, explained
 
 _RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
 _NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
@@ -62,14 +62,14 @@ class Change:
 
 
 async def read_gpunodes(session: Session, typed: SteeringArguments) -> tuple[NodeStatus, ...]:
-    """Return the GPUNodes that the verb needs: for resume the halted ones of the policy, for retry that of the node.
+    """Return the GPUNodes that the verb needs: for resume those that failures halt, for retry that of the node.
 
-    A user who may not read the node's GPUNode can retry it all the same.
+    A user who may not read them can retry the node, or resume all policies, all the same.
     """
     name = typed.name
     if isinstance(typed, ResumeArguments):
-        nodes = map(read_node, await session.all(GPUNODES))
-        return tuple(node for node in nodes if (node.policy, node.reason) == (name, Reason.HALTED))
+        with suppress(*[Denied] * typed.all):
+            return tuple(node for node in map(read_node, await session.all(GPUNODES)) if node.reason == Reason.HALTED)
     if isinstance(typed, RetryArguments):
         with explained(session.where), suppress(Forbidden):
             try:
@@ -171,9 +171,11 @@ def _resume(policy: JSON, halted: Sequence[NodeStatus]) -> Change:
     _refuse_unseen(policy)
     if not halt:
         raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
+    count = sum(node.policy == name for node in halted)
+    may_start = f"{counted(count, 'node')}, which may start once nothing else holds {'it' if count == 1 else 'them'}"
     means = (
-        f"the failures so far no longer halt {counted(len(halted), 'node')}, which may start once nothing else holds"
-        " them; further failures halt the rollout again, and failed nodes stay as they are until you retry them"
+        f"the failures so far no longer halt {may_start if count else 'the rollout'}; further failures halt the rollout"
+        " again, and failed nodes stay as they are until you retry them"
     )
     return Change(_annotation(names.ANNOTATION_RESUME, halt), means, moves=True)
 
@@ -249,7 +251,7 @@ async def run(session: Session, typed: SteeringArguments, terminal: Terminal) ->
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(resource, typed.name)]
     absent = await _find_absence(session, typed, lasts=every or isinstance(typed, PauseArguments | SkipArguments))
-    gpunodes = () if every else await read_gpunodes(session, typed)
+    gpunodes = await read_gpunodes(session, typed)
     find = partial(find_change, typed, gpunodes=gpunodes, now=session.now())
     changes: Changes = []
     for raw in objects:

@@ -137,7 +137,7 @@ def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> li
     if plan := pool.plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
         head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
-        texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
+        texts.append(f"{head}: up to {nodes} will change and up to {pods} be evicted")
     if pool.paused:
         texts.append(
             f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"
