@@ -35,7 +35,7 @@ def wanted_layouts(spec: JSON, products: Sequence[str], site: Named | None = Non
         return [known.get(mig["config"], unknown) for known in named]
     layouts: list[Mapping[str, int] | None] = [None] * gpus
     for row in mig["layouts"]:
-        for index in range(gpus) if row.get("devices", "all") == "all" else row["devices"]:
+        for index in row.get("devices", range(gpus)):
             layouts[index] = row["profiles"] or None
     return layouts
 
