@@ -48,7 +48,6 @@ class Gatherer:
     _logs: ActuatorLogs = field(init=False)
     _at_work: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     """By node whose actuator works: its boot ID, and since when this process has seen that in this boot."""
-    """Since when this process has seen mig-manager work on each node, by node name."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """Since when this process has seen each pod of a `Program` on a fenced node Ready, by UID of the pod."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
