@@ -31,8 +31,7 @@ FASTER = (
     "operator.extraEnv[0].name=GPUSHARING_POLL,operator.extraEnv[0].value=2s"
 )
 """The kubelets here look at mounted ConfigMaps every 2 to 3 s, nobody waits for an agent's next reading, and evicted
-pods are gone after a second. With 2.0 Helm passes on a text, as a variable has to be.
-"""
+pods are gone after a second."""
 
 
 @dataclass(frozen=True)
