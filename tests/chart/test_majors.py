@@ -58,10 +58,10 @@ def test_what_helm_3_installed_helm_4_upgrades_and_rolls_back_and_helm_3_takes_o
     assert told(released) == {"operator": "7", "agent": "31s", "proxy": "http://proxy.test"}
     done = four.run_helm("rollback", "1")
     assert done.returncode == 0, done.stderr
-    assert told(released) == {"operator": "100", "agent": "30", "proxy": None}
+    assert told(released) == {"operator": "100", "agent": "30s", "proxy": None}
     done = released.run_helm("upgrade", str(CHART), "--set", "operator.maxInFlight=8")
     assert done.returncode == 0, done.stderr
-    assert told(released) == {"operator": "8", "agent": "30", "proxy": None}
+    assert told(released) == {"operator": "8", "agent": "30s", "proxy": None}
     done = four.run_helm("uninstall", "--wait")
     assert done.returncode == 0, done.stderr
 
