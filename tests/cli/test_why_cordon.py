@@ -20,14 +20,14 @@ UNPLACED: JSON = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "s
 
 
 @asynccontextmanager
-async def deadlocked(spec: JSON) -> AsyncIterator[tuple[Scene, str]]:
+async def deadlocked(spec: JSON, drain: JSON = STRANDED_OK) -> AsyncIterator[tuple[Scene, str]]:
     """One of two pods under a budget was evicted; its replacement is Pending, because its only node is being drained."""
     workload, budget = SimWorkload("llm", 2), pdb("keep", "llm", minAvailable=1)
     async with operated(1, workloads=[workload], budgets=[budget]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 2)
-        scene.apply(spec, drain=STRANDED_OK)
+        scene.apply(spec, drain=drain)
         await scene.reason("gpu-1", "PDBInUse")
         (waiting,) = [pod for pod in scene.pods("llm") if "nodeName" not in pod["spec"]]
         yield scene, str(waiting["metadata"]["name"])
@@ -106,6 +106,37 @@ async def test_a_pod_for_which_no_drain_waits_is_told_to_wait_for_the_change() -
         scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "status": UNPLACED})
         said = (await told(scene, "other"))["conclusion"]
     assert said.endswith("This pod can start on gpu-1 once the change is done")
+    assert "abort" not in said
+
+
+@virtually
+async def test_a_pod_that_requests_no_gpu_does_not_wait_for_ours() -> None:
+    async with deadlocked(SLICED) as (scene, _):
+        bare = {"containers": [{"name": "main"}]}
+        scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "spec": bare, "status": UNPLACED})
+        said = (await told(scene, "other"))["conclusion"]
+    assert said == "this pod requests no GPU resource, so it is not waiting for a GPU pool"
+
+
+@virtually
+async def test_a_drain_that_is_held_past_its_time_waits_for_a_person_and_abort_still_ends_the_deadlock() -> None:
+    held: JSON = {**STRANDED_OK, "timeout": "5m", "onTimeout": "Hold"}
+    async with deadlocked(SLICED, held) as (scene, name):
+        await scene.reason("gpu-1", "DrainHeld")
+        said = (await told(scene, name))["conclusion"]
+        assert ", until a person acts)" in said
+        assert "Its drain waits for PodDisruptionBudget default/keep" in said
+        await run(scene, "kubectl gpusharing abort gpu-1")
+        await scene.running("llm", 2)
+
+
+@virtually
+async def test_a_change_that_waits_for_a_person_sends_to_its_node_and_not_to_abort() -> None:
+    async with deadlocked(SLICED, {**STRANDED_OK, "timeout": "5m", "onTimeout": "Hold"}) as (scene, _):
+        await scene.reason("gpu-1", "DrainHeld")
+        scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "status": UNPLACED})
+        said = (await told(scene, "other"))["conclusion"]
+    assert said.endswith("To see what to do: kubectl gpusharing why gpu-1")
     assert "abort" not in said
 
 

@@ -235,10 +235,11 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
 
 
 def find_fenced(pod: JSON, rooms: Iterable[NodeRoom]) -> list[NodeRoom]:
-    """Return all nodes that have what the pod requests, if the operator keeps new pods off each of them."""
-    if text(pod, "spec", "nodeName") or text(pod, "status", "phase") != "Pending":
+    """Return all nodes that have the GPUs which the pod requests, if the operator keeps new pods off each of them."""
+    waits = not text(pod, "spec", "nodeName") and text(pod, "status", "phase") == "Pending"
+    if not waits or not needs_of(pod_view(pod, {})).devices:
         return []
-    fits = [room for room in rooms if room.starts_now or room.lasts]
+    fits = [room for room in rooms if room.starts_now or room.lasts or room.now is None]
     return fits if all(room.fenced for room in fits) else []
 
 
@@ -274,6 +275,8 @@ def explain_fences(
             remedy = Command.of("kubectl gpusharing abort", room.node)
             sentences.append(f"To give the change up, so that this pod can start there: {remedy}")
             sentences.append(f"The operator tries again later; before that, {lasting}")
+        elif node.deadline == PERSON:
+            sentences.append(f"To see what to do: {Command.of('kubectl gpusharing why', room.node)}")
     return ". ".join(sentences)
 
 
