@@ -155,6 +155,38 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
     assert (never["secondsToStart"], never["secondsAtLeast"], never["windowsAtMost"]) == (None, None, None)
 
 
+@virtually
+async def test_a_change_that_is_under_way_waits_for_no_window(tmp_path: Path) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.apply(FULL)
+        await scene.any_fenced("actuating")
+        windows = [{"schedule": "0 0 1 1 *", "duration": "2h"}]
+        _, verdict = await both(scene, "-f", written(tmp_path, policy(FULL, rollout={"windows": windows})))
+    assert (verdict["nodes"], verdict["secondsToStart"], verdict["windowsAtMost"]) == (1, 0, 1)
+    assert verdict["secondsAtMost"] < 1800
+
+
+@virtually
+async def test_only_those_that_have_not_begun_wait_for_the_window(tmp_path: Path) -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED, rollout=at_once(2))
+        await scene.ready()
+        scene.apply(FULL, rollout=at_once(1))
+        await scene.any_fenced("actuating")
+        opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
+        windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "2h"}]
+        _, verdict = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(1, windows=windows))))
+    assert (verdict["nodes"], verdict["secondsToStart"], verdict["windowsAtMost"]) == (2, 0, 2)
+    assert timedelta(hours=2, minutes=58) < timedelta(seconds=verdict["secondsAtMost"]) < timedelta(hours=3, minutes=5)
+    assert "This does not fit into one window: the last ends in about " in verdict["message"]
+
+
 # --- --fail-on ---------------------------------------------------------------------------------------------------
 
 
