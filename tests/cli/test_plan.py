@@ -48,9 +48,9 @@ disruption class Reset; 1 node at a time; no time windows; plan HASH
   on the same 4 GPUs with 320 GB of memory: 4 NVIDIA H100 80GB HBM3
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
 ! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. The budget allows
-  0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or let the
-  PodDisruptionBudget allow one disruption (kubectl patch pdb llm -n default --type merge -p
-  '{"spec":{"maxUnavailable":1,"minAvailable":null}}').
+  0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or set the
+  PodDisruptionBudget's maxUnavailable to at least 1 and remove its minAvailable (null in a patch), because
+  the API server accepts only one of the two.
 ! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would advertise
   nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept both the old and the new
   value of the label (operator In), keep enough of the requested devices on other nodes, or set

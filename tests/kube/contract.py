@@ -5,9 +5,7 @@ the real server can be shared.
 """
 
 import asyncio
-import json
 import re
-import shlex
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -30,7 +28,6 @@ from gpusharing.kube.client import (
     WatchEvent,
 )
 from gpusharing.kube.lists import pages_of
-from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import Reason
 
 JSON = dict[str, Any]
@@ -404,10 +401,9 @@ class PodContract:
         """With minAvailable beside it, maxUnavailable would be refused."""
         await self.pod(server, "llm-0")
         await self.budget(server, "keep", 1, healthy=1)
-        (line,) = explain_blockers([Blocker(Reason.PDB_NEVER_ALLOWS, pdb=f"{server.name}/keep")])
-        command = shlex.split(line.partition("(")[2].rpartition(")")[0])
-        assert command[:6] == ["kubectl", "patch", "pdb", "keep", "-n", server.name]
-        await server.client.patch(PDBS, "keep", json.loads(command[-1]), namespace=server.name)
+        assert "maxUnavailable to at least 1 and remove its minAvailable" in Reason.PDB_NEVER_ALLOWS.remedy
+        body = {"spec": {"maxUnavailable": 1, "minAvailable": None}}
+        await server.client.patch(PDBS, "keep", body, namespace=server.name)
         spec = (await server.client.get(PDBS, "keep", namespace=server.name))["spec"]
         assert (spec.get("minAvailable"), spec["maxUnavailable"]) == (None, 1)
 

@@ -20,8 +20,8 @@ def test_a_line_names_budget_pods_server_text_and_remedy() -> None:
     assert explain_blockers([blocker]) == (
         "PDBNeverAllows team-a/llm-serving: Pods team-a/llm-0, team-a/llm-1. The budget allows 0 disruptions: 2 of 2"
         ' pods are healthy, and 2 must be. Server: "needs 2 healthy pods and has 2". Remedy: Scale the workload up, or'
-        " let the PodDisruptionBudget allow one disruption (kubectl patch pdb llm-serving -n team-a --type merge -p"
-        """ '{"spec":{"maxUnavailable":1,"minAvailable":null}}').""",
+        " set the PodDisruptionBudget's maxUnavailable to at least 1 and remove its minAvailable (null in a patch),"
+        " because the API server accepts only one of the two.",
     )
 
 

@@ -79,19 +79,11 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
         message = cut(" ".join(blocker.message.split()), MAX_MESSAGE)
         if message and not message.endswith("."):
             message += "."
-        remedy = blocker.reason.remedy and f"Remedy: {_fill_in(blocker)}"
+        remedy = blocker.reason.remedy and f"Remedy: {blocker.reason.remedy}"
         lines.append(" ".join(filter(None, (about, message, remedy))))
     if len(shown) < len(ordered):
         lines.append(f"... ({len(ordered) - len(shown)} more)")
     return tuple(lines)
-
-
-def _fill_in(blocker: Blocker) -> str:
-    """Return the remedy with the names of the budget, unless there are several."""
-    namespace, slash, name = blocker.pdb.partition("/")
-    if not slash or "," in blocker.pdb:
-        return blocker.reason.remedy
-    return blocker.reason.remedy.replace("pdb NAME -n NAMESPACE", f"pdb {name} -n {namespace}")
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:

@@ -509,8 +509,8 @@ class Reason(StrEnum):
         "Change the selectors so that only one PodDisruptionBudget selects the pod.")
     PDB_NEVER_ALLOWS = (("PDBNeverAllows", "Drain", _PERSON, "pods"),
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
-        "Scale the workload up, or let the PodDisruptionBudget allow one disruption (kubectl patch pdb NAME -n NAMESPACE "
-        """--type merge -p '{"spec":{"maxUnavailable":1,"minAvailable":null}}').""")
+        "Scale the workload up, or set the PodDisruptionBudget's maxUnavailable to at least 1 and remove its "
+        "minAvailable (null in a patch), because the API server accepts only one of the two.")
     UNMANAGED = (("Unmanaged", "Drain", _PERSON, "pods"),
         "The pod has no controller that would start it elsewhere, so an eviction would delete it for good.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
