@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.agent.alone import Alone
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.podresources import Holdings
@@ -403,3 +405,30 @@ async def test_many_agents_run_in_one_process() -> None:
 
 def test_a_reading_is_a_value(bench: Bench) -> None:
     assert bench.gpus.read() == bench.gpus.read() != Reading("", (), ())
+
+
+async def test_a_second_agent_of_a_node_reads_nothing_and_says_so_until_the_first_has_ended(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Alone(tmp_path), Alone(tmp_path)
+    bench.node.ask("r1")
+    assert (first.why_not(), first.why_not()) == ("", "")
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, why_not_alone=second.why_not)
+    task = asyncio.create_task(loop.run())
+    try:
+        await eventually(lambda: "another agent runs on this node" in loop.why_not_ready())
+        assert str(tmp_path) in loop.why_not_ready()
+        assert (loop.readings_by_outcome["ok"], loop.writes_by_outcome["ok"]) == (0, 0)
+        first.release()
+        await bench.node.answered("r1")
+        await eventually(lambda: not loop.why_not_ready())
+        assert loop.readings_by_outcome["ok"] >= 1
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        second.release()
+    assert sum("another agent" in record.message for record in caplog.records) == 1, "told once"
+
+
+def test_where_nothing_can_be_locked_an_agent_is_not_kept_from_reading(tmp_path: Path) -> None:
+    assert Alone(tmp_path / "missing").why_not() == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hack.nvmlsim.simulator import EVENT_XID, Simulator
+from hack.nvmlsim.simulator import EVENT_XID, RESULTS, Simulator
 from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
 from gpusharing.api.gpunode import RecoveryAction
@@ -260,6 +260,57 @@ def test_no_combination_of_errors_makes_a_busy_gpu_look_idle(busy: Simulator) ->
         assert [process["pid"] for process in agent.gpus()[0]["processes"]] == [4_000_001]
 
 
+READ_CALLS = (
+    *MIG_CALLS,
+    "nvmlDeviceGetHandleByIndex",
+    "nvmlDeviceGetUUID",
+    "nvmlDeviceGetName",
+    "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetMemoryInfo",
+    "nvmlDeviceGetComputeMode",
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetTotalEccErrors",
+    "nvmlDeviceGetRemappedRows",
+    "nvmlDeviceGetFieldValues",
+    "nvmlSystemGetProcessName",
+    "nvmlEventSetCreate",
+    "nvmlDeviceRegisterEvents",
+    "nvmlEventSetWait",
+)
+EVERY_ERROR = [name for name, code in RESULTS.items() if code]
+
+
+@pytest.mark.parametrize("function", READ_CALLS)
+def test_each_error_of_a_call_about_a_busy_mig_device_leaves_it_busy_and_names_no_other_device(
+    busy: Simulator, function: str
+) -> None:
+    with Agent(busy) as agent:
+        before, other = agent.gpus()
+        devices = {instance["uuid"] for instance in before["instances"]}
+        for error in EVERY_ERROR:
+            for skip in (
+                (0, 1) if function in MIG_CALLS or "Processes" in function else (0,)
+            ):  # the first MIG device, or the second
+                busy.inject(function, error, gpu=0, skip=skip)
+                reading = agent.ask("read")
+                busy.clear_faults()
+                if "error" in reading:
+                    continue
+                gpu, healthy = reading["gpus"]
+                assert healthy == other, error
+                if gpu["access"] != "Ok":
+                    assert (gpu["uuid"], gpu["processes"], gpu["instances"]) == ("", [], []), error
+                    continue
+                assert gpu["uuid"] == before["uuid"], error
+                assert {each["pid"] for each in gpu["processes"]} & {0, 4_000_001}, error
+                assert {each["device"] for each in gpu["processes"]} <= {"", *devices}, error
+                found = {each["uuid"] for each in gpu["instances"]} - {""}
+                assert found == devices or (gpu["instances_withheld"] or found < devices), error
+        assert agent.gpus() == [before, other]
+
+
 def test_a_gpu_without_instances_after_a_failed_apply_is_idle(machine: Simulator) -> None:
     in_process(machine, "partition", "0")
     gpu = read(machine)["gpus"][0]
@@ -330,6 +381,25 @@ def test_a_critical_xid_that_is_raised_during_a_reading_is_heard_and_kept(machin
         assert [gpu["xid"] for gpu in agent.answer()["gpus"]] == [None, 119]
         assert [gpu["xid"] for gpu in agent.gpus()] == [None, 119]
     assert machine.show()["clients"] == []
+
+
+def test_an_xid_stays_with_its_gpu_when_indices_shift(machine: Simulator) -> None:
+    first, second = (gpu["uuid"] for gpu in machine.show()["gpus"])
+    machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=1)
+    with Agent(machine) as agent:
+        agent.tell("read")
+        deadline = time.monotonic() + 30
+        while machine.show()["faults"][0]["hits"] == 0:
+            assert time.monotonic() < deadline, "the reading never came that far"
+            time.sleep(0.01)
+        machine.post_event(1, EVENT_XID, 79)
+        machine.clear_faults()
+        assert [gpu["xid"] for gpu in agent.answer()["gpus"]] == [None, 79]
+        machine.set_gpu(0, uuid=second)
+        machine.set_gpu(1, uuid=first)
+        assert [(gpu["uuid"], gpu["xid"]) for gpu in agent.gpus()] == [(second, 79), (first, None)]
+        machine.set_gpu(0, uuid="GPU-another")
+        assert [gpu["xid"] for gpu in agent.gpus()] == [None, None]
 
 
 def test_a_card_whose_mig_mode_is_not_supported_for_a_moment_has_mig_in_the_next_reading(

@@ -192,3 +192,18 @@ def test_an_observation_in_which_nothing_changed_is_the_same_object(reading: Rea
     assert before.held_by(Holdings({"nvidia.com/gpu": 2}, 1)).allocated == {"nvidia.com/gpu": 2}
     assert before.held_by(None).allocated is None
     assert before.failing("NVMLFailed: x", simulated=True).again(request).error == ""
+
+
+def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> None:
+    """GPU 0 is gone altogether, the next one is lost, and the last one shows that it moved."""
+    before = Observation.after(Request("r1"), reading, simulated=True)
+    last = replace(reading.gpus[2], index=1)
+    shifted = replace(reading, gpus=(unreachable(0, "Lost"), last))
+    lost, _ = Observation.after(Request("r2"), shifted, simulated=True, last=before).gpus
+    assert (lost.index, lost.uuid, lost.product, lost.access) == (0, "", "", "Lost")
+    fewer = replace(reading, gpus=(unreachable(0, "Lost"), unreachable(1, "Lost")))
+    gone = Observation.after(Request("r2"), fewer, simulated=True, last=before).gpus
+    assert [gpu.uuid for gpu in gone] == ["", ""]
+    moved = replace(reading, gpus=(replace(reading.gpus[1], index=0), unreachable(1, "Lost"), reading.gpus[2]))
+    unknown = Observation.after(Request("r2"), moved, simulated=True, last=before).gpus[1]
+    assert unknown.uuid == "", "GPU 0 or another one"

@@ -1,13 +1,13 @@
 """The GPUNode of this node: found or created, and its status as observed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.podresources import Holdings
-from gpusharing.api.gpunode import Observed, Request
+from gpusharing.api.gpunode import GPU, Observed, Request
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
@@ -110,9 +110,10 @@ class Observation(Observed):
     ) -> "Observation":
         """Return the answer to a request, from a reading that began after the request was seen.
 
-        A GPU that NVML cannot communicate with keeps what `last` knew about it and its model.
+        A GPU that NVML cannot communicate with keeps what `last` knew about it and its model, unless the other GPUs
+        show that indices have shifted: then nobody knows which one it is.
         """
-        known = {gpu.index: gpu for gpu in last.gpus} if last else {}
+        known = {gpu.index: gpu for gpu in last.gpus} if last and not _has_shifted(last.gpus, reading.gpus) else {}
         gpus = tuple(
             gpu
             if gpu.access == "Ok" or gpu.index not in known
@@ -165,6 +166,12 @@ class Observation(Observed):
             return {"status": {"observed": wanted}}
         gone = dict.fromkeys(sorted(section(present, "allocated").keys() - self.allocated.keys()))
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
+
+
+def _has_shifted(before: Sequence[GPU], now: Sequence[GPU]) -> bool:
+    """Whether an index may mean another GPU than before, because a GPU came or went."""
+    uuids = {gpu.index: gpu.uuid for gpu in before}
+    return len(before) != len(now) or any(gpu.uuid and uuids.get(gpu.index, "") not in ("", gpu.uuid) for gpu in now)
 
 
 _COUNT = "eccUncorrected"

@@ -73,6 +73,7 @@ class AgentLoop:
         *,
         clock: Callable[[], float] = time.monotonic,
         background: Background = in_daemon_thread,
+        why_not_alone: Callable[[], str] = lambda: "",
     ) -> None:
         self.settings = settings or LoopSettings()
         # Counters since the start of the process, for the metrics.
@@ -105,6 +106,9 @@ class AgentLoop:
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
+        self._why_not_alone = why_not_alone
+        self._other = ""
+        """That another agent runs on the node; empty if none does."""
         self._faults: dict[str, str] = {}
         """The last unexpected error of each part, so that one that repeats is logged once."""
         self._turn_error = ""
@@ -128,7 +132,7 @@ class AgentLoop:
 
     def why_not_ready(self) -> str:
         """Return why this agent cannot answer the operator now; empty if it can, also while it is asked for quiet."""
-        if error := self._turn_error or self._own.error or self._write_error:
+        if error := self._other or self._turn_error or self._own.error or self._write_error:
             return error
         if self._own.node is None:
             return f"GPUNode {self._own.name} does not exist; the agent is waiting for the operator to create it"
@@ -144,6 +148,14 @@ class AgentLoop:
 
     async def cycle(self) -> None:
         """Take one turn: read pods and GPUs, update the meter, and report what changed. Raises RestartNeeded."""
+        other, self._other = self._other, self._why_not_alone()
+        if self._other != other:
+            log.warning(self._other or "no other agent runs on this node any more")
+            self._backoff.success()
+        if self._other:  # the other one reads, reports and meters
+            self.use = self.reading = self.observed = None
+            self._write_error = ""
+            return
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use, self._write_error = None, ""
@@ -182,7 +194,7 @@ class AgentLoop:
             except Exception as bug:  # noqa: BLE001 -- reported, and the next turn begins anew
                 await self._report_bug(bug)
             delay = self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
-            if self._write_error or self._turn_error:
+            if self._write_error or self._turn_error or self._other:
                 delay = self._backoff.after_failure()
             with suppress(TimeoutError):
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.

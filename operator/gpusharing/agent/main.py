@@ -16,6 +16,7 @@ from pathlib import Path
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.access import MetricsAccess
+from gpusharing.agent.alone import Alone
 from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
@@ -164,7 +165,10 @@ async def _serve(options: argparse.Namespace) -> int:
     library = NVML(Processes(pod_named=pod_names(options.pod_logs)))
     api, pods = RestClient(login), KubeletPodResources(options.pod_resources_socket)
     settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
-    loop = AgentLoop(options.node_name, api, library, pods, settings, background=new_worker())
+    alone = Alone(options.pod_resources_socket.parent)
+    loop = AgentLoop(
+        options.node_name, api, library, pods, settings, background=new_worker(), why_not_alone=alone.why_not
+    )
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     registry.register(UsageCollector(loop))

@@ -4,6 +4,7 @@ Only this module and the others named `nvml_*` import pynvml. Calls and their tr
 nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -75,6 +76,8 @@ class NVML:
         self._use = UseOfGPUs(self._processes.pod_of)
         self._xids: dict[int, int] = {}
         """First critical XID of each GPU, by index: NVML remembers none, and only the driver's recovery action lasts."""
+        self._uuids: dict[int, str] = {}
+        """UUID of the GPU at each index, as last read there."""
         self._cards: dict[str, tuple[Model, bool]] = {}
         """The models whose properties are all known, with whether NVML withholds their placements.
 
@@ -114,6 +117,7 @@ class NVML:
                 except Exception as bug:  # noqa: BLE001 -- a mistake about one GPU must not hide the others
                     bugs.append(bug)
                     gpus.append(unreachable(index, "Failed", bug_text(bug)))
+            self._follow_indices(gpus)
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
                 if xid in XIDS:
@@ -130,6 +134,18 @@ class NVML:
         models = tuple(cards[product][0] for product in present)
         version = maybe("", pynvml.nvmlSystemGetDriverVersion)
         return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
+
+    def _follow_indices(self, gpus: Sequence[GPU]) -> None:
+        """Keep each XID at its GPU when a GPU came or went and indices have shifted; without the GPU, drop it."""
+        read = {gpu.index: gpu.uuid for gpu in gpus if gpu.uuid}
+        if any(self._uuids.get(index, uuid) != uuid for index, uuid in read.items()) or any(
+            index >= len(gpus) for index in self._uuids
+        ):
+            places = {uuid: index for index, uuid in read.items()}
+            found = ((places.get(self._uuids.get(index, "")), xid) for index, xid in self._xids.items())
+            self._xids = {index: xid for index, xid in found if index is not None}
+            self._uuids = {}
+        self._uuids |= read
 
     def _gpu(self, index: int, cards: dict[str, tuple[Model, bool]], xids: Xids) -> GPU:
         """Read one GPU, and its model into `cards` if it is new or was incomplete. Errors of NVML are raised."""
