@@ -18,6 +18,7 @@ from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, Program
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 RUNS = Operand("gpu-operator", "mps-1", "uid-mps", ready=True, ready_since=at(-3600))
@@ -135,3 +136,12 @@ def test_in_a_change_a_reboot_that_does_not_come_is_cured_and_one_that_lasts_is_
     ):  # it has booted since
         assert decide(lasting).actions == ()
     assert decide(lasting).wake == at(2100)
+
+
+def test_a_proven_node_whose_agent_cannot_run_says_that_its_gpus_are_shown_as_last_read() -> None:
+    trouble = Finding(Reason.AGENT_NOT_STARTED, "its pod does not start: the image cannot be pulled")
+    case = make_case(FULL, agent_ready=False)
+    assert "last read" not in decide(case).message, "it may just restart"
+    verdict = decide(replace(case, agent_trouble=trouble))
+    assert (verdict.phase, verdict.reason) == (Phase.SYNCED, Reason.SYNCED)
+    assert "as they were last read, because no agent runs on gpu-07: its pod does not start" in verdict.message

@@ -150,6 +150,8 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
             return _block(case, unseen)
         text = f"{target.text} proven"
+        if not case.agent_ready and case.agent_trouble is not None:  # else it may just restart
+            text = f"{text}, and its GPUs are shown as they were last read, because {case.no_agent('').message}"
         if (unhealthy := case.unhealthy) is not None:
             return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}", wake=wake)
         if (pod := case.mps_pod) is not None and (ended := tell_lapses(pod, pod.lone_restarts)):
