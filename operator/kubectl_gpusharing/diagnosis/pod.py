@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import ge
 
-from gpusharing.api.names import LABEL_MODE, CordonedBy, Phase
+from gpusharing.api.names import LABEL_MODE, CordonedBy, Phase, WaitingFor
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import gpunode_view, policy_view
 from gpusharing.kube.pods import (
@@ -275,7 +275,7 @@ def explain_fences(
             remedy = Command.of("kubectl gpusharing abort", room.node)
             sentences.append(f"To give the change up, so that this pod can start there: {remedy}")
             sentences.append(f"The operator tries again later; before that, {lasting}")
-        elif node.deadline == PERSON:
+        elif node.waiting_for == WaitingFor.PERSON:
             sentences.append(f"To see what to do: {Command.of('kubectl gpusharing why', room.node)}")
     return ". ".join(sentences)
 
