@@ -109,8 +109,8 @@ class MigLayout(WireModel):
         ]
         | None
     ) = None
-    """Indexes of the GPUs of the entry, as NVML counts them, for example [0, 1]. Leave it out to mean all GPUs; there
-    must then be no other entry."""
+    """Indexes of the GPUs of the entry, as NVML counts them, for example [0, 1]; an entry without it means all GPUs and
+    must be the only one."""
     profiles: Annotated[
         dict[str, Annotated[int, Field(ge=1, le=7)]],
         Field(max_length=16, json_schema_extra=cel(rules.PROFILE_NAMES)),
