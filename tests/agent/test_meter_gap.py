@@ -11,12 +11,13 @@ from hack.generate import ROOT
 from gpusharing.agent.allotment import Allotment
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import LAG, Meter
+from gpusharing.api.durations import parse_duration
 from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
 EVERY = VALUES["monitoring"]["podMonitor"]["interval"]
 SCRAPE = float(int(EVERY[:-1]) * {"s": 1, **UNITS}[EVERY[-1]])
-TURN = VALUES["agent"]["interval"] * (1 + LoopSettings().jitter)
+TURN = parse_duration(VALUES["agent"]["interval"]).total_seconds() * (1 + LoopSettings().jitter)
 """Seconds between two turns, at most."""
 RESOURCE = "nvidia.com/gpu"
 IDLE = Allotment("pool-b", {}, {RESOURCE: Fraction(1)}, Fraction(0), Fraction(0))
@@ -46,7 +47,7 @@ def worst(comes: int) -> tuple[float, float]:
 
 
 def test_the_agent_turns_as_often_as_the_chart_says() -> None:
-    assert VALUES["agent"]["interval"] == LoopSettings().interval
+    assert parse_duration(VALUES["agent"]["interval"]).total_seconds() == LoopSettings().interval
 
 
 @pytest.mark.parametrize(

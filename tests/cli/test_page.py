@@ -92,7 +92,7 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
         "1/3 nodes, 24 GPUs, 27/32 devices used",
         "team-b/ranker-7c4 +1",
         "4m",
-        "10:11:00Z",
+        "in 11m",
         "1 pool needs attention: pool-b.",
         "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs",
     ):

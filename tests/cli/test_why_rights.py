@@ -62,10 +62,10 @@ async def test_of_an_evicted_pod_that_is_gone_its_event_says_who_evicted_it_and_
         shown = await ask(scene.e.cluster, "why", "default/train", width=200)
         with pytest.raises(Trouble, match="there is no pods/train-2 in namespace default"):
             await ask(scene.e.cluster, "why", "pod/train-2")
-    said = "this pod is gone: the GPU sharing operator evicted this pod from node gpu-1, because policy pool-b changes"
-    assert data["conclusion"].startswith(said)
+    said = "the GPU sharing operator evicted this pod from node gpu-1, because policy pool-b changes"
+    assert said in data["conclusion"]
     assert (data["phase"], data["node"], data["asks"], data["notes"]) == ("Gone", "", {}, [])
-    assert said[1:] in shown.out
+    assert said in " ".join(shown.out.split())
     assert "no GPU" not in shown.out
 
 

@@ -139,3 +139,11 @@ async def test_a_config_map_that_cannot_be_written_does_not_hold_up_the_other_on
     (written,) = stage.cluster.objects(CONFIG_MAPS)
     assert written["metadata"]["name"] == "gpusharing-mig-parted"
     assert "ConfigMap gpu-operator/gpusharing-device-plugin: " in stage.failures()["our ConfigMaps"]
+
+
+async def test_the_config_map_that_cannot_be_written_is_the_one_that_is_named() -> None:
+    stage = Executing()
+    write = WriteConfig({"k": "version: v1"}, migfile.render({"halves": HALVES}))
+    stage.cluster.faults.fail("create", CONFIG_MAPS, Unavailable("502"), times=9, name="gpusharing-mig-parted")
+    await stage.run(shared=(write,))
+    assert "ConfigMap gpu-operator/gpusharing-mig-parted: " in stage.failures()["our ConfigMaps"]

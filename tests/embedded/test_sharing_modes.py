@@ -163,6 +163,7 @@ async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drai
         assert modes(scene) == ["ExclusiveProcess"] * 2
         assert phases == ["Synced", "Synced", *["Blocked"] * 4]
         crash(scene, name, up=False)
+        await asyncio.sleep(5)
         transition = scene.transition("gpu-1")
         assert (transition["reason"], transition["culprit"]) == ("MPSNotRunning", "mps-control-daemon")
         assert f"kubectl -n gpu-operator delete pod {name}" in transition["message"]

@@ -29,7 +29,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.daemonsets import daemon_set_view, find_dra
 from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.operands import by_node
+from gpusharing.kube.operands import by_node, operand_view
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program, key_of
@@ -44,6 +44,12 @@ FOUND = DaemonSetState(NAME, "dra", tolerates_gate=False)
 def tolerant(raw: JSON) -> JSON:
     """The DaemonSet with the toleration of the start-up taint."""
     raw["spec"]["template"]["spec"]["tolerations"] = [{"key": "gpusharing.dev/unproven", "operator": "Exists"}]
+    return raw
+
+
+def renamed(raw: JSON) -> JSON:
+    """The DaemonSet as the chart makes it with nameOverride: gpus."""
+    raw["spec"]["template"]["metadata"]["labels"] = {"gpus-component": "kubelet-plugin"}
     return raw
 
 
@@ -64,8 +70,9 @@ def tolerant(raw: JSON) -> JSON:
                 tolerations='[{"key":"gpusharing.dev/unproven","operator":"Exists"}]',
             ),
         ),
+        (renamed(driver()), replace(FOUND, labelled=False)),
     ],
-    ids=["GPUs and compute domains", "compute domains only", "with feature gates", "behind the taint"],
+    ids=["GPUs and compute domains", "compute domains only", "with feature gates", "behind the taint", "another label"],
 )
 def test_the_driver_is_recognized_by_its_containers(raw: JSON, expected: DaemonSetState) -> None:
     assert daemon_set_view(raw).dra == expected
@@ -199,6 +206,13 @@ async def test_the_kubelet_plugin_of_a_node_is_the_pod_that_serves_gpus() -> Non
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(("gpus", "ready"), [(True, True), (False, False)])
+def test_a_kubelet_plugin_whose_compute_domains_fail_still_serves_gpus(gpus: bool, ready: bool) -> None:
+    states = [{"name": "gpus", "ready": gpus}, {"name": "compute-domains", "ready": False}]
+    pod = {**kubelet_plugin("gpus", "compute-domains", "gpus"), "status": {"containerStatuses": states}}
+    assert operand_view(pod).ready == ready
 
 
 TRIGGERS: dict[str, tuple[Resource, JSON]] = {

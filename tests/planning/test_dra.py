@@ -228,9 +228,21 @@ def test_slices_of_a_kubelet_plugin_that_does_not_keep_running_adopt_no_node(plu
     case = replace(played.case(FULL, at(600)), down_since=at(500))
     verdict = judge(case)
     assert verdict is not None
+    starting = plugin is not None and plugin.ready
     assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING, True)
-    assert "ResourceSlices of gpu-07" in verdict.message
+    assert ("started a moment ago" if starting else "ResourceSlices of gpu-07") in verdict.message
     assert [one for one in verdict.actions if isinstance(one, LabelNode)] == []
+
+
+def test_slices_of_a_kubelet_plugin_whose_pods_carry_another_label_are_believed() -> None:
+    """As those of the chart with a nameOverride: the pods are not listed, so that none is there says nothing."""
+    played = Played()
+    played.plugin, driver = None, played.stack.dra.driver
+    assert driver is not None
+    played.stack = replace(played.stack, dra=replace(played.stack.dra, driver=replace(driver, labelled=False)))
+    verdict = judge(replace(played.case(FULL, at(600)), down_since=at(500)))
+    assert verdict is not None
+    assert [type(action) for action in verdict.actions] == [LabelNode], verdict
 
 
 def test_slices_that_still_differ_after_the_restart_lead_to_another_restart_and_then_to_failure() -> None:

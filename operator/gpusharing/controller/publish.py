@@ -263,12 +263,14 @@ class Publisher:
             return later
         body = {"status": _replacing(wanted, previous)}
         refusal = refusal_event(previous, wanted)
+        tried = self._refused[key].tries if key in self._refused else 0
         later = await self._write(key, now, POLICIES, body, self.sources.policies.accept)
         if later is None and refusal is not None:
             self._queue(refusal, _policy_of(policy), now)
             _log(refusal, policy=policy.name)
             return now  # the Event is posted with the next round
-        if (failure := self._refused.get(key)) is not None and failure.tries == (LASTING if failure.refused else STUCK):
+        failure = self._refused.get(key)
+        if failure is not None and tried < failure.tries == (LASTING if failure.refused else STUCK):
             event = unwritten_event(failure.message)  # the conditions cannot tell
             self._queue(event, _policy_of(policy), now)
             _log(event, policy=policy.name)

@@ -95,13 +95,12 @@ class SharedWrites:
         with _kept_for_later(errors):
             if (body := plugin_patch(action, stack, self.now())) is not None:
                 await self._apply(settings.plugin_config_map, body, action.plugin_configs, namespace)
-        failed = self.writing
+        failed = self.writing if errors else ""
         with _kept_for_later(errors):
             if (body := mig_patch(action, stack, self.now())) is not None:
                 await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
-                failed = failed if errors else self.writing
         if errors:
-            self.writing = failed
+            self.writing = failed or self.writing
             raise errors[0]
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:

@@ -25,6 +25,7 @@ from gpusharing.planning.snapshot.nvidia import (
     DaemonSetState,
     DeviceClassView,
     NodeDevices,
+    Program,
     TaintRuleView,
     key_of,
 )
@@ -60,7 +61,9 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState
     gates = variable(containers.get(GPUS, {}), "FEATURE_GATES")
     pairs = (pair.strip().partition("=") for pair in gates.split(","))
     on = frozenset(name for name, _, state in pairs if is_true(state.strip()))
-    return replace(daemon_set_state(raw), serves_gpus=gpus, gates=on)
+    label = text(raw, "spec", "template", "metadata", "labels", Program.KUBELET_PLUGIN.label)
+    labelled = label == Program.KUBELET_PLUGIN
+    return replace(daemon_set_state(raw), serves_gpus=gpus, gates=on, labelled=labelled)
 
 
 @dataclass(frozen=True, slots=True)

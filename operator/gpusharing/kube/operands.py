@@ -13,8 +13,11 @@ def operand_view(raw: JSON) -> Operand:
     """Convert a raw pod of NVIDIA's components; the chart's MPS daemon, which has no label `app`, gets one here."""
     app = text(raw, "metadata", "labels", "app")
     containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
+    ready = has_condition(raw, "Ready")
     if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
         app = Program.KUBELET_PLUGIN if GPUS in containers else ""  # not one for compute domains only
+        rows = entries(raw, "status", "containerStatuses")  # the one for compute domains may fail alone
+        ready = ready or any(text(row, "name") == GPUS and row.get("ready") is True for row in rows)
     restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
     if MPS in containers:
         app = Program.MPS_DAEMON
@@ -24,7 +27,7 @@ def operand_view(raw: JSON) -> Operand:
         namespace,
         name,
         uid,
-        ready=has_condition(raw, "Ready") and not deleting,
+        ready=ready and not deleting,
         deleting=deleting,
         lone_restarts=restarts,
         restart_cause=cause,

@@ -97,12 +97,17 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     return Outcome.NOTHING, ""
 
 
-def tell_courses(courses: Sequence[Course], now: datetime) -> str:
-    """Return when the first change may start and how long the work takes then, at best and at worst, as a clause."""
+def tell_courses(courses: Sequence[Course], now: datetime, *, apart: bool = False) -> str:
+    """Return when the first change may start and how long the work takes then, at best and at worst, as a clause.
+
+    With `apart` pools begin at different times, so that the work may stand still in between.
+    """
     begins = min(one.begins for one in courses)
     wait = f"the first change may start in {in_minutes(begins - now)}, " if begins > now else ""
+    end = " to ".join(dict.fromkeys(in_minutes(one.ends - now) for one in courses))
+    if apart:
+        return f"{wait}{'and ' * bool(wait)}the last change ends in about {end}"
     if max(one.spans for one in courses) > 1:
-        end = " to ".join(dict.fromkeys(in_minutes(one.ends - now) for one in courses))
         return f"this does not fit into one window: {wait}{'and ' * bool(wait)}the last ends in about {end}"
     work = " to ".join(dict.fromkeys(length(one.ends - begins) for one in courses))
     return f"{wait}{'then ' * bool(wait)}this takes about {work}"
@@ -251,7 +256,9 @@ class Planned:
             reason = "no node with GPUs is selected" if judged else "there is no policy"
             if matching:
                 reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
-        takes = tell_courses(courses, self.now) if courses else ""
+        takes = (
+            tell_courses(courses, self.now, apart=len({one[0].begins for one in known if one}) > 1) if courses else ""
+        )
         changes = _tell_changes(steps, going, pods, complete=complete, takes=takes) if steps else ""
         parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
         why = " ".join(f"{part}." for part in parts if part)

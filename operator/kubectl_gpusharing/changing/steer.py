@@ -38,7 +38,7 @@ from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal, ask_line
-from kubectl_gpusharing.shell.troubles import DONE, FAILED, INSTALL, Denied, Trouble, explained
+from kubectl_gpusharing.shell.troubles import DONE, FAILED, INSTALL, Trouble, explained
 
 _RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
 _NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
@@ -64,12 +64,11 @@ class Change:
 async def read_gpunodes(session: Session, typed: SteeringArguments) -> tuple[NodeStatus, ...]:
     """Return the GPUNodes that the verb needs: for resume those that failures halt, for retry that of the node.
 
-    A user who may not read them can retry the node, or resume all policies, all the same.
+    A user who may not read the node's GPUNode can retry it all the same.
     """
     name = typed.name
     if isinstance(typed, ResumeArguments):
-        with suppress(*[Denied] * typed.all):
-            return tuple(node for node in map(read_node, await session.all(GPUNODES)) if node.reason == Reason.HALTED)
+        return tuple(node for node in map(read_node, await session.all(GPUNODES)) if node.reason == Reason.HALTED)
     if isinstance(typed, RetryArguments):
         with explained(session.where), suppress(Forbidden):
             try:
@@ -89,6 +88,8 @@ def find_change(typed: SteeringArguments, raw: JSON, gpunodes: Sequence[NodeStat
         case PauseArguments():
             return _pause(raw, typed.when_paused)
         case ResumeArguments():
+            if typed.all and part(raw, "spec", "rollout", "paused") is not True:
+                raise Trouble(f"{text(raw, 'metadata', 'name')} is not paused, and --all leaves halts as they are")
             return _resume(raw, gpunodes)
         case RetryArguments():
             means = (
@@ -251,7 +252,7 @@ async def run(session: Session, typed: SteeringArguments, terminal: Terminal) ->
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
     objects = await session.all(POLICIES) if every else [await session.get(resource, typed.name)]
     absent = await _find_absence(session, typed, lasts=every or isinstance(typed, PauseArguments | SkipArguments))
-    gpunodes = await read_gpunodes(session, typed)
+    gpunodes = () if every else await read_gpunodes(session, typed)
     find = partial(find_change, typed, gpunodes=gpunodes, now=session.now())
     changes: Changes = []
     for raw in objects:

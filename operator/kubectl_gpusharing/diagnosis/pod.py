@@ -239,8 +239,9 @@ def find_fenced(pod: JSON, rooms: Iterable[NodeRoom]) -> list[NodeRoom]:
     waits = not text(pod, "spec", "nodeName") and text(pod, "status", "phase") == "Pending"
     if not waits or not needs_of(pod_view(pod, {})).devices:
         return []
-    fits = [room for room in rooms if room.starts_now or room.lasts or room.now is None]
-    return fits if all(room.fenced for room in fits) else []
+    rooms = tuple(rooms)
+    fits = [room for room in rooms if room.starts_now or room.lasts]
+    return fits if all(room.fenced for room in rooms if room in fits or room.now is None) else []
 
 
 def explain_fences(
@@ -401,7 +402,7 @@ GONE = "Gone"
 def gone_answer(pod: str, event: JSON) -> PodAnswer:
     """Return the answer about a pod that the operator evicted, from the Event that tells of it."""
     when = text(event, "eventTime").partition(".")[0].replace("T", " ")
-    conclusion = f"this pod is gone: {text(event, 'message')} ({when} UTC)"
+    conclusion = f"there is no pod of this name now. The last Event about one ({when} UTC): {text(event, 'message')}"
     return PodAnswer(pod, GONE, "", {}, "", "", (), (), "", conclusion, ())
 
 

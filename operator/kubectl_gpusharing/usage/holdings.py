@@ -201,8 +201,10 @@ def read_stock(raw: JSON) -> NodeStock:
 
 def _device_of(resource: str, labels: Mapping[str, str]) -> str:
     """Return what GFD's labels say about one device of the resource (docs/design/nvidia.md#c); empty if nothing."""
-    product = labels.get(names.LABEL_GPU_PRODUCT, "").removeprefix("NVIDIA-").removesuffix("-SHARED")
-    replicas = labels.get(f"{resource.removesuffix('.shared')}.replicas", "")
+    base = resource.removesuffix(".shared")
+    product = labels.get(f"{base}.product") or labels.get(names.LABEL_GPU_PRODUCT, "")
+    product = product.removeprefix("NVIDIA-").removesuffix("-SHARED")
+    replicas = labels.get(f"{base}.replicas", "")
     return f"1/{replicas} {product}" if product and replicas.isdecimal() and int(replicas) > 1 else product
 
 

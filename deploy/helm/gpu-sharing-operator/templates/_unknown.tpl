@@ -24,7 +24,9 @@ there, or else of that name elsewhere, or else all that are there. JSON Schema c
 {{- define "gpusharing.unknownValues" -}}
 {{- range $key, $value := .values }}
 {{- $path := printf "%s%s" $.at $key }}
-{{- if not (hasKey $.known $path) }}
+{{- if contains "." $key }}
+{{ $path }} has a dot in one key, which sets nothing: write each part as a key below the one before
+{{- else if not (hasKey $.known $path) }}
 {{- $near := list }}{{ $elsewhere := list }}{{ $here := list }}
 {{- range $known := keys $.known | sortAlpha }}
 {{- $name := splitList "." $known | last }}

@@ -39,6 +39,8 @@ class DaemonSetState:
     """Whether the driver serves GPUs and not only compute domains. The value is resources.gpus.enabled of its chart."""
     gates: frozenset[str] = frozenset()
     """The feature gates that are switched on in the driver's container that serves GPUs."""
+    labelled: bool = True
+    """Whether its pods carry the label by which the driver's pods are listed (`Program.label`)."""
 
 
 def key_of(uuids: Iterable[str]) -> str:

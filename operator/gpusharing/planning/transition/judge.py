@@ -144,7 +144,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
         wake = max(case.now, (case.down_since or case.now) + limit)
         lasts = wake <= case.now
         if lasts or not proven:  # before that, it may just restart
-            wake = down.until if lasts else wake
+            wake = down.until if lasts else min(wake, down.until or wake)
             return case.show(Phase.BLOCKED, replace(down, stands=lasts), wake=wake)
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:

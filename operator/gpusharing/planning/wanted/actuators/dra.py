@@ -106,16 +106,19 @@ class Dra(Labels):
 
     def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
         pod = case.operands.get(Program.KUBELET_PLUGIN)
-        until = steady_from(case, pod) if pod is not None and pod.ready else None
-        if pod is not None and pod.ready and until is None:
-            return None
-        state = "does not keep running" if until is not None else "is not running"
+        driver, name = case.stack.dra.driver, case.node.name
+        if pod is None and (driver is None or not driver.labelled):
+            return None  # its pods are not seen
+        if pod is not None and pod.ready:
+            until = steady_from(case, pod)
+            text = f"{PLUGIN} started a moment ago on {name}, and may not keep running"
+            return Finding(Reason.ACTUATOR_MISSING, text, until) if until is not None else None
         where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
         text = (
-            f"the ResourceSlices of {case.node.name} offer its devices, but {PLUGIN}, which published them, {state}"
-            f" there, so no pod with a claim can start; check the pods with {where}"
+            f"the ResourceSlices of {name} offer its devices, but {PLUGIN}, which published them, is not running there, so"
+            f" no pod with a claim can start; check the pods with {where}"
         )
-        return Finding(Reason.ACTUATOR_MISSING, text, until)
+        return Finding(Reason.ACTUATOR_MISSING, text)
 
     def tell_left(self, node: NodeView) -> str:
         return ""  # mig-manager's label then means whole GPUs, and nothing reads the other labels

@@ -217,12 +217,14 @@ class Labels(Actuator):
         if not pod.down and until is None:
             return None
         show, restart = _restart_daemon(pod)
-        state = "is not running" if pod.down else "does not keep running"
+        if until is not None:
+            text = f"the MPS daemon in pod {pod.name} on {name} started a moment ago, and may not keep running. {show}"
+            return Finding(Reason.MPS_NOT_RUNNING, text, until)
         text = (
-            f"{claim}, but the one in pod {pod.name} {state}: the mode is what it left behind, and no MPS client can"
+            f"{claim}, but the one in pod {pod.name} is not running: the mode is what it left behind, and no MPS client can"
             f" start. {show}. To restart it, run: {restart}"
         )
-        return Finding(Reason.MPS_NOT_RUNNING, text, until, commands=(restart,))
+        return Finding(Reason.MPS_NOT_RUNNING, text, commands=(restart,))
 
     def checks(self, compared: Comparison) -> Checked:
         return label_checks(compared)
