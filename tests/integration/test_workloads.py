@@ -1,5 +1,6 @@
 """Who leaves how, on a real API server: jobs, rules by namespace, gangs, finalizers (docs/design/drain.md#p19, T11)."""
 
+from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -7,6 +8,8 @@ from hack.cluster.api import Object
 from tests.integration.product import FULL, H100, L40S, SLICED, Pool, Product
 from tests.integration.test_drain import evicted
 from tests.integration.workloads import PODS, Workload, pod_spec
+
+from gpusharing.api.times import to_rfc3339
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -42,7 +45,7 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         assert pool.transition()["culprit"] == f"default/{name}"
         assert pool.node()["spec"]["unschedulable"] is True
         pool.wait(lambda: pool.fence().get("jobs") is True, "the clock of the jobs")
-        deadline = pool.fence()["deadline"]
+        deadline = to_rfc3339(datetime.fromisoformat(pool.fence()["deadline"]))
         pool.wait(lambda: pool.transition().get("deadline") == deadline, "the deadline of the jobs")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
         assert {"WaitingForJobs", "JobsRunning", "Operator"} <= set(shown.split())
