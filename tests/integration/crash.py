@@ -32,7 +32,7 @@ from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY
 from hack import launch
 
-SECONDS = 120.0
+SECONDS = 300.0
 CALM = 0.7
 """Seconds without a write under a leader after which a run is over; longer than every wait in these runs."""
 LOOKS = 15
@@ -205,7 +205,8 @@ class Theatre:
             if time.monotonic() - since > CALM and looks >= LOOKS:
                 return
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no end after {SECONDS:.0f} s: {json.dumps(end_state(pool))[:3000]}")
+                state = f"leads: {self._leads()}, ready: {self._ready()}, done: {scenario.done(pool)}, writes: {seen}"
+                raise TimeoutError(f"no end after {SECONDS:.0f} s: {state}; {json.dumps(end_state(pool))[:3000]}")
             time.sleep(0.03)
 
     def _leads(self) -> bool:
