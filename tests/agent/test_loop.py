@@ -1,6 +1,8 @@
 """The agent's promises to the operator, on SIMULATED GPUs: agent/gpunode.py and kube/background.py too."""
 
 import asyncio
+import fcntl
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -410,23 +412,24 @@ def test_a_reading_is_a_value(bench: Bench) -> None:
 async def test_a_second_agent_of_a_node_reads_nothing_and_says_so_until_the_first_has_ended(
     bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = Alone(tmp_path), Alone(tmp_path)
     bench.node.ask("r1")
-    assert (first.why_not(), first.why_not()) == ("", "")
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, why_not_alone=second.why_not)
+    first = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    alone = Alone(tmp_path)
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, why_not_alone=alone.why_not)
     task = asyncio.create_task(loop.run())
     try:
         await eventually(lambda: "another agent runs on this node" in loop.why_not_ready())
         assert str(tmp_path) in loop.why_not_ready()
         assert (loop.readings_by_outcome["ok"], loop.writes_by_outcome["ok"]) == (0, 0)
-        first.release()
+        os.close(first)
         await bench.node.answered("r1")
         await eventually(lambda: not loop.why_not_ready())
         assert loop.readings_by_outcome["ok"] >= 1
     finally:
         task.cancel()
         await asyncio.wait({task})
-        second.release()
+    assert (alone.why_not(), Alone(tmp_path).why_not() != "") == ("", True), "it keeps the lock"
     assert sum("another agent" in record.message for record in caplog.records) == 1, "told once"
 
 

@@ -32,8 +32,3 @@ class Alone:
             )
         self._lock = handle
         return ""
-
-    def release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None

@@ -9,10 +9,7 @@ _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6}(?:[.
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return a duration such as "1h30m" or "90s": hours, minutes and seconds, each at most once. Raises ValueError.
-
-    Seconds may have decimals, which settings need and the pattern of the API refuses.
-    """
+    """Return hours, minutes and seconds, each at most once; the API refuses decimals of seconds. Raises ValueError."""
     match = _DURATION.fullmatch(text)
     if match is None or not text:
         raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")

@@ -227,17 +227,11 @@ def _sent(request: ApiRequest) -> Iterator[tuple[Path, object]]:
                 yield _FINALIZERS, names.FINALIZER in value
 
 
-def _removed(request: ApiRequest) -> Iterator[Path]:
-    for name in ("labels", "annotations"):
-        marks = part(request.body, "metadata", name)
-        yield from (("metadata", name, key) for key, mark in (marks or {}).items() if mark is None)
-
-
 def _lets_go(request: ApiRequest) -> bool:
     """Whether the write ends a change: it removes the fence or the cordon, and is never held back."""
     spec = part(request.body, "spec")
     uncordons = isinstance(spec, Mapping) and "unschedulable" in spec and not spec["unschedulable"]
-    return uncordons or ("metadata", "annotations", names.ANNOTATION_FENCE) in _removed(request)
+    return uncordons or (("metadata", "annotations", names.ANNOTATION_FENCE), None) in _sent(request)
 
 
 def _value(raw: JSON, path: Path) -> Any:

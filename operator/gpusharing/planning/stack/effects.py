@@ -548,11 +548,7 @@ def has_driver(node: NodeView) -> bool:
 
 
 def _find_drained(now: ClusterSnapshot) -> Iterator[Effect]:
-    """Yield the nodes with a driver pod.
-
-    The upgrade controller goes by the hash of the driver's DaemonSet, which any change of its pods changes
-    (gpu-operator#2527).
-    """
+    # The upgrade controller goes by the hash of the driver's DaemonSet (gpu-operator#2527).
     policy = now.stack.cluster_policy
     if policy is not None and policy.plain is None and not policy.is_off("driver.enabled"):
         for name, node in sorted(now.nodes.items()):

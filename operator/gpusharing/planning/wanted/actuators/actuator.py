@@ -118,10 +118,7 @@ class Actuator(Protocol):
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
 
     def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
-        """Return which program does not run although what it left may look like the target.
-
-        After `down_since`, one that has started counts as running only once it has kept running for a while.
-        """
+        """Return which program does not run, or has only started, although what it left may look like the target."""
 
     def checks(self, compared: Comparison) -> Checked:
         """Yield what proves the result, and finds drift."""
