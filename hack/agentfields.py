@@ -86,46 +86,16 @@ SOURCES: tuple[FieldSource, ...] = (
     ),
     FieldSource(("gpus[].uuid",), ("nvmlDeviceGetUUID",), (NeededRight.DRIVER,), "`access: Failed` for that GPU"),
     FieldSource(
-        ("models[].memoryMiB",),
-        ("nvmlDeviceGetMemoryInfo",),
-        (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
-        "null where MIG is on (without MIG it needs no right)",
-    ),
-    FieldSource(
-        ("models[].computeCapability",),
-        ("nvmlDeviceGetCudaComputeCapability",),
-        (NeededRight.DRIVER,),
-        "empty",
-    ),
-    FieldSource(
-        ("models[].migCapable", "gpus[].migMode", "gpus[].migModePending"),
-        ("nvmlDeviceGetMigMode",),
-        (NeededRight.DRIVER,),
-        "false, NotSupported; `access: Failed` where NVML refuses",
-    ),
-    FieldSource(
         ("models[].migModeChange",),
-        ("nvmlDeviceGetFieldValues",),
+        ("nvmlDeviceGetMigMode", "nvmlDeviceGetFieldValues", "nvmlDeviceGetVirtualizationMode"),
         (NeededRight.DRIVER,),
-        "Unknown; field 184",
-    ),
-    FieldSource(
-        ("models[].virtualization",),
-        ("nvmlDeviceGetVirtualizationMode",),
-        (NeededRight.DRIVER,),
-        "Unknown",
+        "NotSupported without MIG, else Unknown; field 184",
     ),
     FieldSource(
         ("models[].profiles",),
-        ("nvmlDeviceGetGpuInstanceProfileInfo",),
-        (NeededRight.DRIVER,),
-        "none; the planner uses those of its table of cards",
-    ),
-    FieldSource(
-        ("models[].profiles[].starts", "models[].profiles[].size"),
-        ("nvmlDeviceGetGpuInstancePossiblePlacements",),
-        (NeededRight.MIG_CONFIG,),
-        "none and 0; the planner uses those of its table of cards",
+        ("nvmlDeviceGetGpuInstanceProfileInfo", "nvmlDeviceGetGpuInstancePossiblePlacements"),
+        (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
+        "none, or without placements; the planner uses those of its table of cards",
     ),
     FieldSource(
         ("gpus[].computeMode",),
@@ -141,65 +111,61 @@ SOURCES: tuple[FieldSource, ...] = (
         "begins, none is proven, and a GPU with MIG on counts as busy",
     ),
     FieldSource(
-        ("gpus[].instances",),
+        ("gpus[].migPending",),
+        ("nvmlDeviceGetMigMode",),
+        (NeededRight.DRIVER,),
+        "absent; `access: Failed` where NVML refuses",
+    ),
+    FieldSource(
+        ("gpus[].mig",),
         (
+            "nvmlDeviceGetMigMode",
             "nvmlDeviceGetMaxMigDeviceCount",
             "nvmlDeviceGetMigDeviceHandleByIndex",
             "nvmlDeviceGetGpuInstanceId",
             "nvmlDeviceGetAttributes",
-        ),
-        (NeededRight.DRIVER,),
-        "none",
-    ),
-    FieldSource(
-        ("gpus[].instances[].start", "gpus[].instances[].size"),
-        (
             "nvmlDeviceGetGpuInstances",
             "nvmlGpuInstanceGetInfo",
             "nvmlGpuInstanceGetComputeInstanceProfileInfo",
             "nvmlGpuInstanceGetComputeInstances",
         ),
-        (NeededRight.MIG_CONFIG,),
-        "-1 and 0; of the instances, only those whose MIG device the container may open",
+        (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
+        "NotSupported, or `access: Failed` where NVML refuses the mode; of the instances, only those whose MIG device "
+        "the container may open",
     ),
     FieldSource(
-        ("gpus[].processes",),
+        ("programs[].gpus", "programs[].name"),
         (
             "nvmlDeviceGetComputeRunningProcesses",
             "nvmlDeviceGetMPSComputeRunningProcesses",
             "nvmlDeviceGetGraphicsRunningProcesses",
+            "nvmlSystemGetProcessName",
         ),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "one process with id 0 and no name, which counts as busy: without the host's PID namespace; where MIG is on "
-        "and NVML does not list all of its instances, or one has no MIG device that can be seen; where NVML refuses "
-        "a list, or does not support the list of compute processes. A list of MPS or graphics clients that is not "
-        "supported is empty",
+        "one without a name, which counts as busy: without the host's PID namespace; where MIG is on and NVML does not "
+        "list all of a GPU's instances, or one has no MIG device that can be seen; where NVML refuses a list, or does "
+        "not support the list of compute processes. A list of MPS or graphics clients that is not supported is empty. "
+        "MPS's own daemons are recognized by their executable and parent; where executables may not be read, by the 15 "
+        "bytes that the kernel keeps of their names",
     ),
+    FieldSource(("gpus[].eccErrors",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "absent"),
     FieldSource(
-        ("gpus[].processes[].name",),
-        ("nvmlSystemGetProcessName",),
-        (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "empty, which counts as busy. MPS's own daemons are recognized by their executable and parent; where"
-        " executables may not be read, by the 15 bytes that the kernel keeps of their names",
-    ),
-    FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),
-    FieldSource(
-        ("gpus[].remappedRows",),
+        ("gpus[].remapPending", "gpus[].remapFailed"),
         ("nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues"),
         (NeededRight.DRIVER,),
-        "null; fields 142 to 145 where MIG instances are active",
+        "absent; fields 142 to 145 where MIG instances are active",
     ),
     FieldSource(
         ("gpus[].recoveryAction",),
         ("nvmlDeviceGetFieldValues",),
         (NeededRight.DRIVER,),
-        "null; field 230, since R565",
+        "absent; field 230, since R565",
     ),
     FieldSource(
         ("gpus[].xid",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
         (NeededRight.DRIVER,),
-        "null; received only while the agent reads (docs/adr/0015-health-from-the-same-reading.md)",
+        "absent; received only while the agent reads, and left out where the driver has field 230 (docs/adr/0015-health-from-the-same-reading.md)",
     ),
     FieldSource(
         ("gpus[].access", "gpus[].error"),

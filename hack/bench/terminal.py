@@ -149,9 +149,7 @@ def _gpunode(number: int) -> JSON:
     beginning with 0, is draining, and the others are Synced. Its policy is one of POOLS in turn."""
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
-    history = [
-        {"phase": "Synced" if step % 2 else "Draining", "reason": "PDB", "at": at.format(step)} for step in range(STEPS)
-    ]
+    history = [f"{at.format(step)} {'Synced' if step % 2 else 'Draining'} PDB" for step in range(STEPS)]
     transition = {
         "policy": f"pool-{number % POOLS}",
         "phase": phase,
@@ -165,7 +163,7 @@ def _gpunode(number: int) -> JSON:
         "culprit": "team-a/llm-0 +2",
     }
     observed = {
-        "models": [{"profiles": [_PROFILE] * 16}],
+        "models": [{"product": "NVIDIA H100 80GB HBM3", "migModeChange": "Live", "profiles": [_PROFILE] * 16}],
         "gpus": [_gpu(index) for index in range(GPUS)],
         "pods": 5,
     }
@@ -238,33 +236,13 @@ def _pod(number: int) -> JSON:
     }
 
 
-_PROFILE = {
-    "name": "1g.10gb",
-    "id": 19,
-    "slices": 1,
-    "memoryGB": 10,
-    "maxCount": 7,
-    "starts": [*range(7)],
-    "size": 1,
-}
+_PROFILE = "1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1"
 
 
 def _gpu(index: int) -> JSON:
     """Return one GPU with seven MIG instances, in the form in which an agent reports it."""
-    uuid = "00000000-0000-0000-0000-000000000000"
-    instances = [
-        {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"} for start in range(7)
-    ]
     return {
         "index": index,
-        "uuid": f"GPU-{uuid}",
-        "product": "NVIDIA H100 80GB HBM3",
-        "migMode": "Enabled",
-        "migModePending": "Enabled",
-        "computeMode": "Default",
-        "instances": instances,
-        "processes": [],
-        "eccUncorrected": 0,
-        "access": "Ok",
-        "error": "",
+        "uuid": "GPU-00000000-0000-0000-0000-000000000000",
+        "mig": "7x1g.10gb@0123456789abcdef",
     }

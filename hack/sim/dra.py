@@ -9,8 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 
-from gpusharing.agent.library import LibraryError
-from gpusharing.api.gpunode import GPU
+from gpusharing.agent.library import GPU, LibraryError
 from gpusharing.kube.client import DEVICE_CLASSES, JSON, RESOURCE_SLICES
 from gpusharing.kube.errors import AlreadyExists, NotFound, Throttled, Unavailable
 from gpusharing.planning.gpus.cards import find_card

@@ -11,8 +11,7 @@ share of the card without the few hundred MiB that the driver reserves.
 import re
 from collections.abc import Iterable, Mapping
 
-from gpusharing.agent.library import Reading
-from gpusharing.api.gpunode import GPU, DriverProfile, Model
+from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.api.names import (
     LABEL_GFD_TIMESTAMP,
     LABEL_GPU_COUNT,
@@ -24,7 +23,7 @@ from gpusharing.api.names import (
     LABEL_SHARING_STRATEGY,
     RESOURCE_GPU,
 )
-from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.gpus.cards import Profile, bare_product, find_card
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.plugin import PluginError, SimPluginConfig, single_profile
 
@@ -91,13 +90,13 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
 
 
 def _constant(model: Model) -> dict[str, str]:
-    major, _, minor = model.compute_capability.partition(".")
-    number = int(major or 0)
-    family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
+    card = find_card(model.product)
+    major, minor = card.compute_capability if card else (0, 0)
+    family = _LATER_FAMILIES.get((major, minor)) or _FAMILIES.get(major, "undefined")
     return {
         "nvidia.com/gpu.family": family,
-        "nvidia.com/gpu.compute.major": major,
-        "nvidia.com/gpu.compute.minor": minor,
+        "nvidia.com/gpu.compute.major": str(major),
+        "nvidia.com/gpu.compute.minor": str(minor),
         "nvidia.com/gpu.mode": "compute",
     }
 
@@ -121,7 +120,7 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
         LABEL_GPU_COUNT: str(len(same)),
         LABEL_GPU_REPLICAS: str(replicas),
         LABEL_SHARING_STRATEGY: strategy,
-        LABEL_GPU_MEMORY: str(model.memory_mib),
+        LABEL_GPU_MEMORY: str(_memory_mib(model)),
     }
 
 
@@ -172,6 +171,11 @@ def _instances(
     }
 
 
-def _memory(profile: DriverProfile, model: Model) -> int:
+def _memory(profile: Profile, model: Model) -> int:
     total = max((known.memory_gb for known in model.profiles), default=0)
-    return (model.memory_mib or 0) * profile.memory_gb // total if total else 0
+    return _memory_mib(model) * profile.memory_gb // total if total else 0
+
+
+def _memory_mib(model: Model) -> int:
+    card = find_card(model.product)
+    return 0 if card is None else card.memory_mib or card.memory_gb * 1024

@@ -20,26 +20,21 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gpusharing.agent.library import (
+    GPU,
     UNKNOWN_PROCESS,
     DeviceUse,
-    LibraryError,
-    ProcessUse,
-    Reading,
-    Use,
-    unreachable,
-)
-from gpusharing.api.gpunode import (
-    GPU,
-    Access,
-    ComputeMode,
-    DriverProfile,
     Instance,
+    LibraryError,
     MigMode,
     Model,
     Process,
-    RecoveryAction,
+    ProcessUse,
+    Reading,
     RemappedRows,
+    Use,
+    unreachable,
 )
+from gpusharing.api.gpunode import Access, ComputeMode, RecoveryAction
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.vocabulary.lengths import counted
 from hack.cards import mig_mode_needs_reset
@@ -76,12 +71,12 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
     return gpu if container.host_pid else replace(gpu, processes=(UNKNOWN_PROCESS,))
 
 
-def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
-    """Return the model as an agent in such a container reports it, from a GPU at which MIG is on or off."""
+def model_as_seen(model: Model, container: Container) -> Model:
+    """Return the model as an agent in such a container reports it."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
-    return replace(model, profiles=profiles, memory_mib=None if mig else model.memory_mib)
+    return replace(model, profiles=profiles)
 
 
 DRIVER_VERSION = "580.159.03"
@@ -117,7 +112,7 @@ class _GPU:
     processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
     remapped_rows: RemappedRows | None = HEALTHY_ROWS
-    recovery_action: RecoveryAction | None = "None"
+    recovery_action: RecoveryAction | Literal["None"] | None = "None"
     access: Access = "Ok"
     error: str = ""
 
@@ -308,7 +303,7 @@ class SimulatedGPUs:
         with self._lock:
             self._gpus[index] = replace(self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows)
 
-    def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
+    def ask_recovery(self, index: int, action: RecoveryAction | Literal["None"] | None) -> None:
         """Set the recovery action: `"None"` if the driver asks for none, None if NVML does not report it."""
         self._gpus[index].recovery_action = action
 
@@ -358,7 +353,7 @@ class SimulatedGPUs:
         for gpu in self._gpus:
             if gpu.product not in models:
                 model = replace(_model(gpu), virtualization="PassThrough" if self.is_guest else "None")
-                models[gpu.product] = model_as_seen(model, container, mig=gpu.mig)
+                models[gpu.product] = model_as_seen(model, container)
         return tuple(models.values())
 
 
@@ -421,23 +416,9 @@ def _model(gpu: _GPU) -> Model:
     needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
         product=gpu.product,
-        memory_mib=card.memory_mib or card.memory_gb * 1024,
-        compute_capability="{}.{}".format(*card.compute_capability),
         mig_capable=gpu.mig_capable,
         mig_mode_change=needs_reset if gpu.mig_capable else "Unknown",
-        profiles=tuple(map(_profile, card.profiles)),
-    )
-
-
-def _profile(profile: Profile) -> DriverProfile:
-    return DriverProfile(
-        name=profile.name,
-        id=-1 if profile.profile_id is None else profile.profile_id,
-        slices=profile.slices,
-        memory_gb=profile.memory_gb,
-        max_count=profile.max_count,
-        starts=profile.starts,
-        size=profile.size,
+        profiles=card.profiles,
     )
 
 

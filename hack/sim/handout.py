@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import TypeAlias
 
-from gpusharing.agent.library import PodID, ProcessUse
+from gpusharing.agent.library import GPU, PodID, ProcessUse
 from gpusharing.agent.podresources import Holdings, PodDevices, base
-from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.gpu import SimulatedGPUs

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpusharing.agent.library import LibraryError, Reading
-from gpusharing.api.gpunode import GPU
+from gpusharing.agent.library import GPU, LibraryError, Reading
 from gpusharing.api.names import (
     DEPLOY_PAUSABLE,
     LABEL_DEPLOY_CLIENT,

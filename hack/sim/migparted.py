@@ -22,8 +22,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gpusharing.agent.library import Reading
-from gpusharing.api.gpunode import GPU
+from gpusharing.agent.library import GPU, Reading
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from hack.sim.goyaml import GoError, to_json

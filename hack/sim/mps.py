@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from gpusharing.agent.library import LibraryError
+from gpusharing.planning.gpus.cards import find_card
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.mpsset import is_notified, mps_pod_spec
 from hack.sim.nodeobject import NodeObject, SimCluster
@@ -80,7 +81,7 @@ class MpsDaemon(Configured):
             config = self.config(key)
             models = (await self.read()).models
             for model in models:
-                _refuse_too_many(config.clients, model.compute_capability)
+                _refuse_too_many(config.clients, model.product)
         except (PluginError, LibraryError) as error:
             self.cluster.log(f"{self.node.name}: {self.operand}: crash-loops: {error}")
             return False
@@ -119,13 +120,13 @@ class MpsDaemon(Configured):
             self._on_change()
 
 
-def most_clients(compute_capability: str) -> int:
+def most_clients(compute_capability: tuple[int, int]) -> int:
     """Return how many clients per GPU the daemon allows (docs/design/nvidia.md#b5)."""
-    major, _, minor = compute_capability.partition(".")
-    return 48 if (int(major), int(minor)) >= (7, 5) else 16
+    return 48 if compute_capability >= (7, 5) else 16
 
 
-def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
-    most = most_clients(compute_capability)
+def _refuse_too_many(clients: int | None, product: str) -> None:
+    card = find_card(product)
+    most = most_clients(card.compute_capability if card else (0, 0))
     if clients is not None and clients > most:
         raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

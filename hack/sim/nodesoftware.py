@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
-from gpusharing.api.gpunode import RemappedRows
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from gpusharing.api.gpunode import GPU
+from gpusharing.agent.library import GPU
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.goyaml import GoError, JSONValue, to_json

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from gpusharing.agent.library import Library, LibraryError, Reading
-from gpusharing.api.gpunode import Model
+from gpusharing.agent.library import Library, LibraryError, Model, Reading
 from gpusharing.kube.background import in_daemon_thread
 
 T = TypeVar("T")
@@ -159,8 +158,6 @@ def _second_model(reading: Reading) -> Reading:
     ada = replace(last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=())
     model = Model(
         product="NVIDIA L40S",
-        memory_mib=46068,
-        compute_capability="8.9",
         mig_capable=False,
         mig_mode_change="Unknown",
         profiles=(),

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from gpusharing.agent.nvml import NVML
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Unavailable
+from gpusharing.planning.gpus.geometry import normalize
+from gpusharing.planning.gpus.texts import read_mig
 
 HOURS = 24
 HOUR = 3600.0
@@ -110,7 +113,7 @@ class Day:
         await self._ask(quiet=False)
         observed = self.node.observed
         assert observed is not None
-        assert len(observed.gpus[0].instances) == len(PARTS[number % len(PARTS)])
+        assert read_mig(observed.gpus[0].mig)[0] == normalize(Counter(PARTS[number % len(PARTS)]))
         hands.do("remove_process", pid)
         await asyncio.sleep(began + HOUR - asyncio.get_running_loop().time())
 

@@ -3,6 +3,7 @@
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
+python -m tests.agent.nvml_process report                     what the agent reports of it, as JSON
 python -m tests.agent.nvml_process read-anew                  the same, of an adapter that knows no card yet
 python -m tests.agent.nvml_process read-blind                 the same, as process 1 of a PID namespace of its own
 python -m tests.agent.nvml_process hang                       what the Reader answers at once and after 0.2 s
@@ -17,10 +18,12 @@ from dataclasses import asdict
 
 import pynvml
 
+from gpusharing.agent.gpunode import Observation
 from gpusharing.agent.library import LibraryError, Reader
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Request
+from gpusharing.api.records import to_wire
 from gpusharing.kube.background import new_worker
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
@@ -93,6 +96,8 @@ def do(arguments: list[str]) -> object:
             return destroy(int(gpu))
         case ["read"]:
             return read()
+        case ["report"]:
+            return to_wire(Observation.after(Request("r1"), LIBRARY.read(), simulated=False))
         case ["read-anew"]:
             return read(NVML())
         case ["read-blind"]:

@@ -18,6 +18,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.kubeconfig import service_account_token
 from hack.nvmlsim.simulator import Simulator
 from pydantic import TypeAdapter
+from tests.fakes.gpus import programs_on
 
 from gpusharing.api.gpunode import Observed
 
@@ -132,7 +133,7 @@ def test_the_process_answers_stays_quiet_and_stays_small(agent: Agent, machine: 
     assert agent.get("/readyz") == agent.get("/healthz") == "ok\n"
 
     machine.add_process(3, 4_000_001, "python3")
-    agent.until(lambda observed: [p.name for p in observed.gpus[3].processes] == ["python3"])
+    agent.until(lambda observed: programs_on(observed, 3) == ["python3"])
     version = agent.gpunode()["metadata"]["resourceVersion"]
     readings = _readings(agent)
     while _readings(agent) < readings + 5:
@@ -145,7 +146,7 @@ def test_the_process_answers_stays_quiet_and_stays_small(agent: Agent, machine: 
     machine.remove_process(4_000_001)
     time.sleep(0.3)  # six turns: what must not happen has no event
     assert _readings(agent) == readings
-    assert agent.ask("r3").gpus[3].processes == ()
+    assert programs_on(agent.ask("r3"), 3) == []
 
     rss = agent.rss_mib()
     print(f"agent RSS {rss:.1f} MiB")

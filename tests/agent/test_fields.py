@@ -74,24 +74,22 @@ def test_no_call_changes_a_gpu() -> None:
 
 
 def values(at: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(path, value) of everything that a reading tells, lists of numbers in one piece."""
+    """(path, value) of everything that a report tells, lists of words in one piece."""
     if isinstance(value, dict):
         for key, child in value.items():
             yield from values(f"{at}.{key}".lstrip("."), child)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         for child in value:
-            yield from values(f"{at}[]", child)
+            yield from values(f"{at}[]", {"name": "", **child} if at == "programs" else child)
     else:
         yield at, value
 
 
 def told(simulator: Simulator, privilege: str) -> dict[str, list[Any]]:
-    """Everything that a reading tells with these rights, by path, in any order."""
+    """Everything that a report tells with these rights, by path, in any order."""
     found: dict[str, list[Any]] = {}
-    reading = read(simulator, privilege)
-    del reading["use"]  # for the metrics: USAGE
-    for path, value in values("", reading):
-        found.setdefault(re.sub(r"_([a-z])", lambda m: m[1].upper(), path), []).append(value)
+    for path, value in values("", in_process(simulator, "report", privilege=privilege)):
+        found.setdefault(path, []).append(value)
     return {path: sorted(map(str, known)) for path, known in found.items()}
 
 
@@ -99,13 +97,13 @@ def told(simulator: Simulator, privilege: str) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("privilege", ["none", "monitor", "config"])
 def test_without_a_right_exactly_its_fields_lack(tmp_path: Path, privilege: str) -> None:
     machine = Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
-    in_process(machine, "partition", "0", "3g.40gb", "1g.10gb")
+    machine.inject("nvmlGpuInstanceCreateComputeInstance", "INSUFFICIENT_RESOURCES", skip=2, count=1)
+    with pytest.raises(AssertionError, match="Insufficient"):  # an instance without a device, which only rights show
+        in_process(machine, "partition", "0", "3g.40gb", "1g.10gb", "1g.10gb")
     (instance, *_) = read(machine)["gpus"][0]["instances"]
     machine.add_process(0, 4_000_001, "worker", gpu_instance=instance["id"], compute_instance=0)
     full = told(machine, "root")
     less = told(machine, privilege)
-    lacking = {path for path in full if full[path] != less[path]}
-    needing = {leaf.replace("MiB", "Mib") for leaf in LEAVES if NeededRight.MIG_CONFIG in source_of(leaf).needs}
-    if privilege == "monitor":  # of a GPU with MIG on, that is enough
-        needing.remove("models[].memoryMib")
+    lacking = {path for path in full.keys() | less.keys() if full.get(path) != less.get(path)}
+    needing = {leaf for leaf in LEAVES if NeededRight.MIG_CONFIG in source_of(leaf).needs}
     assert lacking == (set() if privilege == "config" else needing)

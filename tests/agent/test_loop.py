@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from tests.fakes.gpus import FixedPods, OneNode, eventually
+from tests.fakes.gpus import FixedPods, OneNode, eventually, programs_on
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.alone import Alone
@@ -19,6 +19,7 @@ from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Expired, Unavailable
+from gpusharing.planning.gpus.texts import read_mig
 
 H100 = "NVIDIA H100 80GB HBM3"
 NEVER = 3600.0
@@ -69,9 +70,7 @@ async def test_a_new_request_is_answered_with_what_the_library_reads(bench: Benc
         observed = await bench.node.answered("r1")
     assert observed.simulated
     assert (observed.error, observed.quiet) == ("", False)
-    assert [(g.mig_mode, [(i.profile, i.start) for i in g.instances]) for g in observed.gpus] == [
-        ("Enabled", [("3g.40gb", 4)])
-    ]
+    assert [read_mig(gpu.mig)[0] for gpu in observed.gpus] == [(("3g.40gb", 1),)]
     assert observed.models[0].product == H100
     assert (observed.allocated, observed.pods) == ({"nvidia.com/mig-3g.40gb": 1}, 1)
     assert loop.why_not_ready() == ""
@@ -104,8 +103,8 @@ async def test_a_change_of_the_hardware_is_reported_at_the_next_turn(bench: Benc
     async with bench.running(LoopSettings(interval=0.001)):
         await bench.node.answered("r1")
         bench.gpus.add_process(0, "python3", 4242)
-        observed = await bench.node.until(lambda observed: bool(observed.gpus[0].processes))
-    assert observed.gpus[0].processes[0].name == "python3"
+        observed = await bench.node.until(lambda observed: bool(observed.programs))
+    assert programs_on(observed, 0) == ["python3"]
     assert len(bench.node.patches) == 2
 
 
@@ -121,12 +120,12 @@ async def test_quiet_reads_once_more_and_then_keeps_the_library_closed(bench: Be
         bench.gpus.set_mig_mode(0, on=True)  # refused by the simulated driver while a client is open
         bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
         still = await bench.node.until(lambda observed: observed.pods == 1)
-        assert (still.quiet, still.gpus[0].mig_mode) == (True, "Disabled")
+        assert (still.quiet, still.gpus[0].mig) == (True, "Disabled")
         assert bench.gpus.readings == readings
         assert loop.why_not_ready() == ""
         bench.node.ask("r3")
         observed = await bench.node.answered("r3")
-        assert (observed.quiet, observed.gpus[0].mig_mode) == (False, "Enabled")
+        assert (observed.quiet, observed.gpus[0].mig) == (False, "Enabled")
 
 
 async def test_a_restart_while_quiet_does_not_open_the_library(bench: Bench) -> None:
@@ -301,7 +300,7 @@ async def test_an_api_server_that_is_away_is_waited_for(bench: Bench, caplog: py
         bench.gpus.add_process(0, "python3", 1)
         bench.node.ask("r2")
         observed = await bench.node.answered("r2")
-        assert observed.gpus[0].processes
+        assert observed.programs
         assert loop.writes_by_outcome["failed"] == 2
         await eventually(lambda: loop.why_not_ready() == "")
     told = [record.__dict__.get("error") for record in caplog.records]
@@ -402,7 +401,7 @@ async def test_many_agents_run_in_one_process() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert {(r.gpus[0].mig_mode, r.gpus[1].mig_mode) for r in reports} == {("NotSupported", "Disabled")}
+    assert {(r.gpus[0].mig, r.gpus[1].mig) for r in reports} == {("NotSupported", "Disabled")}
 
 
 def test_a_reading_is_a_value(bench: Bench) -> None:

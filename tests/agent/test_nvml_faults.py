@@ -108,8 +108,6 @@ REFUSED: dict[str, tuple[str, object]] = {
     "nvmlDeviceRegisterEvents": ("xid", None),
 }
 REFUSED_OF_THE_MODEL: dict[str, tuple[str, object]] = {
-    "nvmlDeviceGetMemoryInfo": ("memory_mib", None),
-    "nvmlDeviceGetCudaComputeCapability": ("compute_capability", ""),
     "nvmlDeviceGetFieldValues": ("mig_mode_change", "Unknown"),
     "nvmlDeviceGetVirtualizationMode": ("virtualization", "Unknown"),
     "nvmlDeviceGetGpuInstanceProfileInfoV": ("profiles", []),
@@ -154,16 +152,6 @@ def test_the_right_to_see_placements_is_asked_for_until_it_is_there(machine: Sim
         assert [gpu["instances_withheld"] for gpu in agent.gpus()] == [True, True]
         machine.clear_faults()
         assert [gpu["instances_withheld"] for gpu in agent.gpus()] == [False, False]
-
-
-def test_the_memory_of_a_divided_gpu_is_unknown_without_rights_and_the_rest_is_read(
-    machine: Simulator,
-) -> None:
-    in_process(machine, "partition", "0", "3g.40gb")
-    machine.inject("nvmlDeviceGetMemoryInfo", "NO_PERMISSION", gpu=0)
-    reading = read(machine)
-    assert [model["memory_mib"] for model in reading["models"]] == [None]
-    assert [(gpu["access"], len(gpu["instances"])) for gpu in reading["gpus"]] == [("Ok", 1), ("Ok", 0)]
 
 
 UNKNOWN_PROCESS = {"pid": 0, "name": "", "device": ""}
@@ -350,7 +338,7 @@ def test_an_instance_that_could_not_be_destroyed_is_shown_with_its_user(machine:
     assert [p["device"] for p in gpu["processes"]] == [instance["uuid"]]
 
 
-ACTIONS = list(get_args(RecoveryAction))
+ACTIONS = ["None", *get_args(RecoveryAction)]
 
 
 def test_the_drivers_recovery_action_is_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.nvmlsim.models import simulated_cards, total_memory_mib
+from hack.nvmlsim.models import simulated_cards
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import Agent, finish, needs_compiler, start
 
@@ -47,9 +47,8 @@ def test_it_is_read_as_the_card_table_has_it_whole_and_divided(tmp_path: Path, c
     with Agent(machine) as agent:
         reading = agent.ask("read")
         (model,), (gpu,) = reading["models"], reading["gpus"]
-        assert (model["product"], model["memory_mib"]) == (card.products[0], total_memory_mib(card))
-        assert model["compute_capability"] == "{}.{}".format(*card.compute_capability)
-        assert {p["name"]: (p["id"], tuple(p["starts"]), p["size"]) for p in model["profiles"]} == {
+        assert model["product"] == card.products[0]
+        assert {p["name"]: (p["profile_id"], tuple(p["starts"]), p["size"]) for p in model["profiles"]} == {
             p.name: (p.profile_id, p.starts, p.size) for p in card.profiles
         }
         assert (gpu["access"], gpu["recovery_action"], gpu["xid"]) == ("Ok", "None", None)
@@ -80,19 +79,14 @@ def held_by_named_processes(machine: Simulator) -> dict[str, Any]:
     return observed
 
 
-def test_an_observation_names_who_holds_each_mig_device(tmp_path: Path) -> None:
+def test_an_observation_names_who_uses_a_divided_gpu(tmp_path: Path) -> None:
     machine = Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")
     observed = held_by_named_processes(machine)
     divided, whole = observed["gpus"]
-    profile = {i["uuid"]: i["profile"] for i in divided["instances"]}
-    held = sorted((p["pid"], p["name"], profile[p["device"]]) for p in divided["processes"])
-    assert held == [
-        (4_000_001, "python3", "3g.40gb"),
-        (4_000_002, "tritonserver", "1g.10gb"),
-        (4_000_003, "", "1g.10gb"),
-    ]
-    assert len({p["device"] for p in divided["processes"]}) == 3
-    assert whole["processes"] == []
+    assert divided["mig"].startswith("1x3g.40gb+2x1g.10gb@")
+    assert whole["mig"] == "Disabled"
+    programs = [{"gpus": "0", "name": "python3"}, {"gpus": "0", "name": "tritonserver"}, {"gpus": "0"}]
+    assert observed["programs"] == programs
     assert (observed["allocated"]["nvidia.com/mig-3g.40gb"], observed["pods"]) == (1, 3)
     assert (observed["requestID"], observed["error"], observed["simulated"]) == ("r1", "", False)
 

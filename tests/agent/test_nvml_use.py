@@ -85,7 +85,7 @@ def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_who
 
 
 def test_a_driver_before_r510_counts_what_it_reserves_as_used(machine: Simulator) -> None:
-    machine.inject("nvmlDeviceGetMemoryInfo", "FUNCTION_NOT_FOUND", count=2)  # once for the model, in version 1
+    machine.inject("nvmlDeviceGetMemoryInfo", "FUNCTION_NOT_FOUND", count=1)
     told = use(machine)
     assert [device["memory_used"] // MIB for device in told["devices"]] == [600, 0]
 

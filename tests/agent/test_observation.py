@@ -10,10 +10,11 @@ import pytest
 from hack.sim.gpu import SimulatedGPUs
 from pydantic import TypeAdapter
 
-from gpusharing.agent.gpunode import Observation, request_of
-from gpusharing.agent.library import Reading, unreachable
+from gpusharing.agent.gpunode import Observation, gpu_status, request_of
+from gpusharing.agent.library import Reading, RemappedRows, unreachable
 from gpusharing.agent.podresources import Holdings
-from gpusharing.api.gpunode import GPUNodeSpec, Instance, Observed, Process, RemappedRows, Request
+from gpusharing.agent.processes import MPS_SERVER
+from gpusharing.api.gpunode import MAX_PROGRAMS, GPUNodeSpec, GPUStatus, ModelStatus, Observed, Request
 from gpusharing.api.records import to_wire
 
 OPERATOR = Path(__file__).parents[2] / "operator"
@@ -49,9 +50,15 @@ def node_with(observed: Any) -> dict[str, Any]:
 
 def test_what_goes_over_the_wire_is_exactly_the_wire_type(observation: Observation) -> None:
     sent = to_wire(observation)
-    assert REPORT.dump_python(REPORT.validate_python(sent), mode="json", by_alias=True) == sent
-    assert [gpu["remappedRows"] is None for gpu in sent["gpus"]] == [False, False, True]
-    assert [gpu["migModePending"] for gpu in sent["gpus"]] == ["Enabled", "Enabled", "NotSupported"]
+    assert REPORT.validate_python(sent) == REPORT.validate_python(to_wire(Observation.of(node_with(sent))))
+    assert to_wire(Observation.of(node_with(sent))) == sent
+    (first, second, third) = sent["gpus"]
+    assert first.pop("mig").startswith("1x3g.40gb@")
+    assert {"uuid", "index", "product"} == first.keys()
+    flags = {"migPending": True, "eccErrors": True, "remapPending": True, "remapFailed": True, "mig": "Disabled"}
+    assert flags.items() <= second.items()
+    assert {"uuid", "index", "product"} == third.keys()
+    assert sent["programs"] == [{"gpus": "0", "name": "python3"}]
     assert sent["requestID"] == "r1"
 
 
@@ -112,8 +119,12 @@ def test_the_patch_names_every_key(observation: Observation) -> None:
 
 def test_nothing_is_sent_when_the_server_has_it_with_its_nulls_dropped(observation: Observation) -> None:
     stored = to_wire(observation)
-    stored["gpus"][2] = {key: value for key, value in stored["gpus"][2].items() if value is not None}
-    assert observation.patch(node_with(stored)) is None
+    stored["pods"] = None
+    unknown = observation.held_by(None)
+    assert (
+        unknown.patch(node_with({key: value for key, value in stored.items() if key not in ("pods", "allocated")}))
+        is None
+    )
 
 
 def test_what_somebody_else_wrote_in_another_shape_is_written_anew(observation: Observation) -> None:
@@ -145,16 +156,15 @@ def test_the_library_stays_closed_for_the_answered_quiet_request_only(
     assert not failing.keeps_closed(request_), "it may be open after all"
 
 
-def test_wire_names_are_camel_case_with_the_units_of_the_api() -> None:
-    assert to_wire(Process(1, "a")) == {"pid": 1, "name": "a", "device": ""}
-    assert to_wire((Instance("1g.10gb", -1, 0, 3, ""),)) == [
-        {"profile": "1g.10gb", "start": -1, "size": 0, "id": 3, "uuid": ""}
-    ]
+def test_wire_names_are_camel_case_and_what_is_at_its_default_is_left_out_of_lists_only() -> None:
+    assert to_wire((ModelStatus("a", "Live", ()),)) == [{"product": "a", "migModeChange": "Live", "profiles": []}]
+    assert to_wire((GPUStatus(0, mig_pending=True),)) == [{"index": 0, "migPending": True}]
+    assert to_wire(GPUStatus(0))["recoveryAction"] is None
 
 
 @pytest.mark.parametrize(
     ("before", "after", "sent"),
-    [(3, 4, False), (0, 1, True), (None, 0, True), (5, 0, True)],
+    [(3, 4, False), (0, 1, True), (None, 0, False), (5, 0, True)],
     ids=["more errors", "the first error", "a count where there was none", "a reset"],
 )
 def test_a_count_of_errors_that_only_grows_is_not_written_anew(
@@ -173,6 +183,7 @@ def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading:
     gone = replace(reading, gpus=(unreachable(0, "Lost"), *reading.gpus[1:]), models=reading.models[1:])
     after = Observation.after(Request("r2"), gone, simulated=True, last=before)
     assert after.gpus[0] == replace(before.gpus[0], access="Lost")
+    assert after.programs == before.programs
     assert after.gpus[1:] == before.gpus[1:]
     assert {model.product for model in after.models} == {model.product for model in before.models}
     assert REPORT.validate_python(to_wire(after)).gpus[0].access == "Lost"
@@ -182,6 +193,37 @@ def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) ->
     gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
     (gpu,) = REPORT.validate_python(to_wire(Observation.after(Request("r1"), gone, simulated=True))).gpus
     assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")
+
+
+def test_only_under_a_driver_without_a_recovery_action_does_a_critical_xid_count(reading: Reading) -> None:
+    """It is remembered, whereas the driver's action goes away with the problem."""
+    for action, xid in (("None", None), ("Reset", None), (None, 79)):
+        sick = replace(reading.gpus[0], xid=79, recovery_action=action)  # type: ignore[arg-type]  # words of the table
+        status = gpu_status(sick)
+        assert (status.recovery_action, status.xid) == ("Reset" if action == "Reset" else None, xid)
+
+
+def test_the_only_model_is_not_named_at_each_gpu() -> None:
+    reading = SimulatedGPUs("gpu-01", ["Tesla T4"] * 2).read()
+    both = Observation.after(Request("r1"), reading, simulated=True)
+    assert [gpu.product for gpu in both.gpus] == [None, None]
+    lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
+    again = Observation.after(Request("r1"), lost, simulated=True, last=both)
+    assert again.gpus == (replace(both.gpus[0], access="Lost"), both.gpus[1])
+    known = Observation.after(Request("r1"), lost, simulated=True)
+    assert [gpu.product for gpu in known.gpus] == ["", None], "nobody knows the first one's"
+
+
+def test_programs_are_told_with_their_gpus_and_none_crowds_out_the_daemons_of_mps() -> None:
+    gpus = SimulatedGPUs("gpu-01", ["Tesla T4"] * 4)
+    for number in range(20):
+        gpus.add_process(number % 3, f"a{number:02}", number + 1)
+    for index in (0, 1, 3):
+        gpus.add_process(index, MPS_SERVER, 99)
+    found = Observation.after(Request("r1"), gpus.read(), simulated=True).programs
+    assert len(found) == MAX_PROGRAMS
+    assert (found[0].name, found[0].gpus) == (MPS_SERVER, "0-1,3")
+    assert (found[-1].name, found[-1].gpus) == ("", "0-2"), "those that are not named count as busy"
 
 
 def test_an_observation_in_which_nothing_changed_is_the_same_object(reading: Reading) -> None:

@@ -17,13 +17,12 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.library import DeviceUse, unreachable
+from gpusharing.agent.library import DeviceUse, RemappedRows, unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.main import JSONLines
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.probes import ProbeServer
-from gpusharing.api.gpunode import RemappedRows
 
 
 class Health:

@@ -8,9 +8,8 @@ from shutil import rmtree
 
 import pytest
 
-from gpusharing.agent.library import PodID
+from gpusharing.agent.library import PodID, Process
 from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, Processes, pod_names
-from gpusharing.api.gpunode import Process
 
 SERVER, CONTROL, SHELL = 42, 41, 40
 

@@ -27,18 +27,13 @@ OBSERVED: dict[str, Any] = {
     "error": "",
     "driverVersion": "580.65.06",
     "models": [],
+    "programs": [],
     "gpus": [
         {
             "index": 0,
             "uuid": "GPU-0",
             "product": "NVIDIA H100 80GB HBM3",
-            "migMode": "Disabled",
-            "migModePending": "Disabled",
-            "computeMode": "Default",
-            "instances": [],
-            "processes": [],
-            "eccUncorrected": None,
-            "remappedRows": None,
+            "mig": "Disabled",
         }
     ],
     "allocated": {},
@@ -81,7 +76,7 @@ def test_two_writers_merge_patch_one_status(server: Api, gpu_node: str) -> None:
     status = TypeAdapter(GPUNodeStatus).validate_python(server.get(gpu_node)["status"])
     assert status.observed is not None
     assert status.transition is not None
-    assert status.observed.gpus[0].ecc_uncorrected is None
+    assert status.observed.gpus[0].mig == "Disabled"
     assert (status.observed.pods, status.transition.phase) == (2, "Draining")
 
 

@@ -28,6 +28,7 @@ OBSERVED: dict[str, Any] = {
     "error": "",
     "driverVersion": "",
     "models": [],
+    "programs": [],
     "gpus": [],
     "allocated": {},
     "pods": 0,

@@ -16,11 +16,10 @@ from tests.chart.charts import CHART
 from tests.chart.test_monitoring import AGENT, filled_in, promtool
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
+from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usagemetrics import UsageCollector
-from gpusharing.api.gpunode import Instance
 
 pytestmark = pytest.mark.tools
 

@@ -73,9 +73,9 @@ def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: An
     }
 
 
-def history(*steps: tuple[str, float]) -> list[JSON]:
+def history(*steps: tuple[str, float]) -> list[str]:
     """Entries of a history: phase, and how many minutes before NOW it was entered."""
-    return [{"phase": phase, "reason": phase, "at": ago(minutes)} for phase, minutes in steps]
+    return [f"{ago(minutes)} {phase} {phase}" for phase, minutes in steps]
 
 
 def pools_of(

@@ -163,7 +163,7 @@ async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart(
         await scene.ready()
         gpus(scene).contain(mig=False)
         await asyncio.sleep(60)
-        assert [model["memoryMiB"] for model in observed(scene)["models"]] == [None]
+        assert {gpu["instancesWithheld"] for gpu in observed(scene)["gpus"]} == {True}
         scene.apply(FULL)
         transition = await scene.reason("gpu-1", "AgentLacksRights")
         assert transition["phase"] == "Blocked"
@@ -222,7 +222,7 @@ async def test_a_sick_gpu_is_named_and_the_others_are_read() -> None:
         assert condition["reason"] == "GPUUnreadable"
         assert condition["message"].startswith("GPU 1: NVML returns Insufficient External Power")
         gpus(scene).add_process(0, "python3", 4711)
-        await scene.e.until(lambda: bool(observed(scene)["gpus"][0]["processes"]), "the other GPU", 120)
+        await scene.e.until(lambda: bool(observed(scene)["programs"]), "the other GPU", 120)
         assert transition["phase"] != "Failed"
         gpus(scene).lose(1, "Ok")
         gpus(scene).remove_process(4711)

@@ -328,11 +328,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await asyncio.sleep(300)
         observed = scene.e.gpunode("gpu-1")["status"]["observed"]
-        instances = [{"profile": "3g.40gb", "start": s, "size": 4, "id": s + 1, "uuid": f"MIG-{s}"} for s in (0, 4)]
-        gpus = [
-            gpu | {"migMode": "Enabled", "migModePending": "Enabled", "instances": instances}
-            for gpu in observed["gpus"]
-        ]
+        gpus = [gpu | {"mig": "2x3g.40gb@0123456789abcdef"} for gpu in observed["gpus"]]
         stale = {"status": {"observed": observed | {"gpus": gpus, "quiet": False}}}
         scene.e.cluster.patch(GPUNODES, "gpu-1", stale, subresource="status")
         await asyncio.sleep(300)

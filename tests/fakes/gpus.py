@@ -9,8 +9,15 @@ from tests.fakes.cluster import FakeCluster
 from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable
 from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
+from gpusharing.planning.gpus.texts import read_indexes
 
 REPORT = TypeAdapter(Observed)
+
+
+def programs_on(observed: Observed, index: int) -> list[str]:
+    """Names of the programs that use this GPU."""
+    return [program.name for program in observed.programs if index in read_indexes(program.gpus)]
+
 
 AGENT = "agent"
 DEADLINE = 60.0

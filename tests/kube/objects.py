@@ -108,19 +108,12 @@ def observed_gpu(index: int = 0, **changes: Any) -> JSON:
     raw: JSON = {
         "index": index,
         "uuid": f"GPU-{index}",
-        "product": "NVIDIA H100 80GB HBM3",
-        "migMode": "Disabled",
-        "migModePending": "Disabled",
-        "computeMode": "Default",
-        "instances": [],
-        "processes": [],
-        "eccUncorrected": None,
-        "remappedRows": None,
+        "mig": "Disabled",
     }
     return {**raw, **changes}
 
 
-def observed(*gpus: JSON, profiles: list[JSON] | None = None, **changes: Any) -> JSON:
+def observed(*gpus: JSON, profiles: list[str] | None = None, **changes: Any) -> JSON:
     """What the agent of a node with H100s reports."""
     raw: JSON = {
         "requestID": "r1",
@@ -131,14 +124,12 @@ def observed(*gpus: JSON, profiles: list[JSON] | None = None, **changes: Any) ->
         "models": [
             {
                 "product": "NVIDIA H100 80GB HBM3",
-                "memoryMiB": 81559,
-                "computeCapability": "9.0",
-                "migCapable": True,
                 "migModeChange": "Live",
                 "profiles": profiles or [],
             }
         ],
         "gpus": list(gpus),
+        "programs": [],
         "allocated": {"nvidia.com/gpu": 1, "nvidia.com/mig-1g.10gb": 0},
         "pods": 1,
     }

@@ -18,7 +18,7 @@ from gpusharing.api.names import TAINT_UNPROVEN, DisruptionClass
 from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.raw import count
-from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.cards import Profile, find_card
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 
 JSON = dict[str, Any]
@@ -134,25 +134,21 @@ def gpunode(report: object) -> JSON:
 
 
 def test_a_gpunode_shows_the_request_and_the_observation() -> None:
-    instance = {"profile": "3g.40gb", "start": 0, "size": 4, "id": 1, "uuid": "MIG-1"}
-    gpus = observed_gpu(
-        migMode="Enabled",
-        migModePending="Enabled",
-        instances=[instance, {**instance, "start": 4, "id": 2}],
-        processes=[{"pid": 1, "name": ""}],
-    )
-    view = convert.gpunode_view(gpunode(observed(gpus)))
+    gpus = observed_gpu(mig="2x3g.40gb@0123456789abcdef"), observed_gpu(1, migPending=True)
+    programs = [{"gpus": "0"}, {"gpus": "0-1", "name": "python3"}]
+    view = convert.gpunode_view(gpunode(observed(*gpus, programs=programs)))
     assert (view.request_id, view.quiet) == ("r1", True)
     assert view.observed is not None
     assert view.observed.allocated == {"nvidia.com/gpu": 1}
-    (gpu,) = view.observed.gpus
+    gpu, other = view.observed.gpus
     assert (gpu.mig_enabled, gpu.mig_pending, gpu.layout) == (True, False, (("3g.40gb", 2),))
-    assert gpu.processes == ("",)
+    assert (other.mig_enabled, other.mig_pending, other.layout) == (False, True, None)
+    assert (gpu.processes, other.processes) == (("", "python3"), ("python3",))
+    assert view.observed.devices == ("0123456789abcdef", "GPU-1")
 
 
 def test_what_the_agent_may_not_see_is_unknown_and_not_empty() -> None:
     silent = observed(observed_gpu(instancesWithheld=True, computeMode="Unknown"))
-    silent["models"][0]["memoryMiB"] = None
     del silent["allocated"], silent["pods"]
     view = convert.observed_view(silent)
     assert (view.error, view.allocated, view.pods) == ("", None, None)
@@ -167,15 +163,13 @@ def test_a_gpu_that_nvml_fails_on_is_told_with_nvmls_words() -> None:
 
 def test_remapped_rows_make_a_gpu_sick_only_where_they_are_pending_or_have_failed() -> None:
     def told(**rows: bool) -> tuple[bool, bool]:
-        remapped = {"pending": False, "failed": False, **rows}
-        (gpu,) = convert.observed_view(observed(observed_gpu(remappedRows=remapped))).gpus
+        (gpu,) = convert.observed_view(observed(observed_gpu(**rows))).gpus
         return gpu.vitals.remap_pending, gpu.vitals.remap_failed
 
-    assert [told(), told(pending=True), told(failed=True)] == [(False, False), (True, False), (False, True)]
+    assert [told(), told(remapPending=True), told(remapFailed=True)] == [(False, False), (True, False), (False, True)]
 
 
-def test_the_report_of_an_older_agent_is_read_as_before() -> None:
-    """It knows none of the fields above; what it left out it could see."""
+def test_what_a_report_leaves_out_is_at_its_default() -> None:
     view = convert.observed_view(observed(observed_gpu()))
     (gpu,) = view.gpus
     assert (gpu.instances_withheld, gpu.vitals.error, view.pods) == (False, "", 1)
@@ -189,26 +183,18 @@ def test_profiles_come_from_the_table_when_the_driver_lists_none() -> None:
 
 
 def test_placements_that_the_driver_does_not_tell_come_from_the_table() -> None:
-    listed = {
-        "name": "3g.40gb", "id": 9, "slices": 3, "memoryGB": 40, "maxCount": 2, "starts": [], "size": 0,
-    }  # fmt: skip
-    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[listed])).gpus
+    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=["3g.40gb id=9 max=2"])).gpus
     assert [(p.name, p.starts, p.size, p.max_count) for p in gpu.profiles] == [("3g.40gb", (0, 4), 4, 2)]
 
 
 def test_what_the_driver_lists_beats_the_table() -> None:
-    listed = {
-        "name": "1g.99gb", "id": 77, "slices": 1, "memoryGB": 99, "maxCount": 1, "starts": [3], "size": 1,
-    }  # fmt: skip
-    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[listed])).gpus
-    assert [p.name for p in gpu.profiles] == ["1g.99gb"]
+    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[PROFILE])).gpus
+    assert gpu.profiles == (Profile("1g.99gb", (3,), 1, 1, 1, 99, 77),)
 
 
 def test_where_the_driver_is_known_to_count_wrong_the_table_beats_what_it_lists() -> None:
-    listed = {
-        "name": "1g.6gb", "id": 14, "slices": 1, "memoryGB": 6, "maxCount": 1, "starts": [0], "size": 1,
-    }  # fmt: skip
-    raw, card = observed(observed_gpu(product="NVIDIA A30"), profiles=[listed]), find_card("NVIDIA A30")
+    listed = "1g.6gb id=14 max=1 placements={0}:1"
+    raw, card = observed(observed_gpu(), profiles=[listed]), find_card("NVIDIA A30")
     raw["models"][0]["product"] = "NVIDIA A30"
     assert card is not None
     assert convert.observed_view(raw).gpus[0].profiles == card.profiles
@@ -217,30 +203,37 @@ def test_where_the_driver_is_known_to_count_wrong_the_table_beats_what_it_lists(
 def test_a_card_that_the_driver_runs_without_mig_raises_no_doubt_about_its_profiles() -> None:
     raw = observed(observed_gpu())
     assert convert.observed_view(raw).gpus[0].doubt is not None, "it could have MIG, and lists no profile"
-    raw["models"][0]["migCapable"] = False
+    raw["models"][0]["migModeChange"] = "NotSupported"
     assert convert.observed_view(raw).gpus[0].doubt is None
 
 
-PROFILE = {"name": "1g.99gb", "id": 77, "slices": 1, "memoryGB": 99, "maxCount": 1, "starts": [3], "size": 1}
+PROFILE = "1g.99gb id=77 max=1 placements={3}:1"
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    "profile",
     [
-        *[("slices", 0), ("slices", 9), ("maxCount", -1), ("maxCount", 33), ("memoryGB", -1)],
-        *[("size", -1), ("size", 2**33), ("starts", [-1]), ("starts", [32])],
+        "1g.99gb id=77 max=33",
+        "1g.99gb id=77 max=-1",
+        "1g.99gb id=77 max=1 placements={-1}:1",
+        "1g.99gb id=77 max=1 placements={32}:1",
+        "1g.99gb id=77 max=1 placements={3}:33",
+        "1g.99gb id=77 max=1 placements={3}:0",
+        "1g.99gb id=77 max=1 placements={}:1",
+        "1g.99gb id=77",
+        "1g.99gb id=77 max=1\n",
     ],
 )
-def test_a_report_of_a_card_that_there_cannot_be_is_an_error_of_that_node(field: str, value: object) -> None:
+def test_a_report_of_a_card_that_there_cannot_be_is_an_error_of_that_node(profile: str) -> None:
     """Placements are tried out, and counts go into the mig-parted file of all nodes."""
-    view = convert.observed_view(observed(observed_gpu(), profiles=[{**PROFILE, field: value}]))
+    view = convert.observed_view(observed(observed_gpu(), profiles=[profile]))
     assert view.gpus == ()
-    assert f"models.0.profiles.0.{field}" in view.error
+    assert "models.0.profiles.0" in view.error
 
 
 def test_a_profile_without_a_readable_name_and_a_place_that_is_told_twice_are_left_out() -> None:
-    odd = [{**PROFILE, "name": name} for name in ("", "1g", "all-disabled", "1g.99gb: 1", "1g.99gb\n")]
-    reported = observed(observed_gpu(), profiles=[*odd, {**PROFILE, "starts": [3, 3, 0]}])
+    odd = [f"{name} max=1" for name in ("1g", "all-disabled", "1g.99gb:", "1g.99gb\n", "0g.5gb", "9g.5gb")]
+    reported = observed(observed_gpu(), profiles=[*odd, "1g.99gb max=1 placements={3,3,0}:1"])
     (gpu,) = convert.observed_view(reported).gpus
     assert [(profile.name, profile.starts) for profile in gpu.profiles] == [("1g.99gb", (3, 0))]
 
@@ -252,9 +245,9 @@ def test_a_card_that_nobody_knows_offers_no_profiles() -> None:
 
 
 def test_a_report_that_cannot_be_read_proves_nothing() -> None:
-    view = convert.observed_view(observed(observed_gpu(migMode="Perhaps")))
+    view = convert.observed_view(observed(observed_gpu(mig="Perhaps")))
     assert (view.request_id, view.gpus) == ("", ())
-    assert "gpus.0.migMode" in view.error
+    assert "gpus.0.mig" in view.error
 
 
 def test_a_gpunode_without_an_observation_has_none() -> None:
@@ -382,24 +375,10 @@ def test_a_gpunode_with_any_damaged_field_is_still_converted(path: tuple[str | i
     assert view.observed is None or view.observed.error or len(view.observed.gpus) <= 1
 
 
-GUESTS: dict[str, tuple[JSON, bool]] = {
-    "a card that takes a reset, passed through": (
-        {"migModeChange": "Reset", "virtualization": "PassThrough"},
-        True,
-    ),
-    "a card that takes none, passed through": (
-        {"migModeChange": "Live", "virtualization": "PassThrough"},
-        False,
-    ),
-    "a card that takes a reset, on the host": ({"migModeChange": "Reset", "virtualization": "None"}, False),
-    "a report of an older agent": ({"migModeChange": "Reset"}, False),
-}
-
-
-@pytest.mark.parametrize(("model", "guest"), GUESTS.values(), ids=GUESTS.keys())
-def test_only_a_card_that_needs_a_reset_in_a_virtual_machine_is_noted(model: JSON, guest: bool) -> None:
+@pytest.mark.parametrize(("change", "guest"), [("ResetInGuest", True), ("Reset", False), ("Live", False)])
+def test_only_a_card_that_needs_a_reset_in_a_virtual_machine_is_noted(change: str, guest: bool) -> None:
     raw = observed(observed_gpu())
-    raw["models"][0] |= model
+    raw["models"][0]["migModeChange"] = change
     view = convert.observed_view(raw)
     assert view.error == ""
     assert [gpu.reset_in_guest for gpu in view.gpus] == [guest]

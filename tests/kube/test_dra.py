@@ -32,7 +32,8 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.operands import by_node, operand_view
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program, key_of
+from gpusharing.planning.gpus.texts import key_of
+from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.verify import served
 

@@ -90,16 +90,9 @@ CLAIMING_POD = {
     },
 }
 OBSERVED = observed(
-    observed_gpu(
-        migMode="Enabled",
-        migModePending="Enabled",
-        instances=[{"profile": "3g.40gb", "start": 0, "size": 4, "id": 1, "uuid": "MIG-1"}],
-        processes=[{"pid": 1, "name": "python"}],
-    ),
-    profiles=[
-        {"name": "3g.40gb", "id": 9, "slices": 3, "memoryGB": 40, "maxCount": 2, "starts": [0, 4], "size": 4},
-        {"name": "7g.80gb", "id": 0, "slices": 7, "memoryGB": 80, "maxCount": 1, "starts": [0], "size": 8},
-    ],
+    observed_gpu(mig="1x3g.40gb@0123456789abcdef"),
+    profiles=["3g.40gb id=9 max=2 placements={0,4}:4", "7g.80gb id=0 max=1 placements={0}:8"],
+    programs=[{"gpus": "0", "name": "python"}],
 )
 POLICY = {
     "metadata": {"name": "pool-b", "uid": "1", "generation": 1, "creationTimestamp": "2026-11-20T00:00:00Z"},

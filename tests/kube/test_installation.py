@@ -109,9 +109,7 @@ async def test_gpus_that_were_divided_by_hand_are_labeled_before_mig_manager_res
     message, command = await found()
     assert "on gpu-01 (no agent has read its GPUs)" in message
     assert command == "kubectl get nodes -L nvidia.com/mig.config"
-    small = {"profile": "1g.10gb", "start": 0, "size": 1, "id": 1, "uuid": "MIG-1"}
-    instances = [{**small, "start": start, "uuid": f"MIG-{start}"} for start in range(count)]
-    gpu = observed_gpu(migMode="Enabled", migModePending="Enabled", instances=instances)
+    gpu = observed_gpu(mig=f"{count}x1g.10gb@0123456789abcdef")
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-01"}, "status": {"observed": observed(gpu)}})
     message, command = await found()
     assert f"nvidia.com/mig.config is all-disabled, but its GPUs have {count}x1g.10gb" in message

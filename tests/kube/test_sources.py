@@ -463,6 +463,7 @@ async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
         "driverVersion": "1",
         "gpus": [],
         "models": [],
+        "programs": [],
     }
     cluster.add(
         GPUNODES,

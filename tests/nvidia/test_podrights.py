@@ -28,7 +28,7 @@ RIGHTS = {
 
 @needs_compiler
 @pytest.mark.parametrize(("context", "told"), RIGHTS.values(), ids=RIGHTS)
-def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
+def test_a_divided_gpu_shows_its_instances_to_pods_with_the_capability_only(
     context: dict[str, Any] | None, told: bool, tmp_path: Path
 ) -> None:
     require_admin()
@@ -39,7 +39,7 @@ def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
     process = start(machine, "read", privilege=None, inside=around)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert ('"memory_mib": 81559' in out) is told
+    assert ('"instances_withheld": false' in out) is told
 
 
 @pytest.mark.tools

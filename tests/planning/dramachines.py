@@ -6,7 +6,8 @@ from datetime import datetime
 from tests.planning.machines import Labels, NodeMachine
 
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, key_of
+from gpusharing.planning.gpus.texts import key_of
+from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import NodeView
 
 
@@ -32,9 +33,9 @@ class DraMachine(NodeMachine):
         return {Program.MIG_MANAGER: self.operand, Program.KUBELET_PLUGIN: plugin}
 
     @property
-    def devices_key(self) -> str:
-        """Of the devices as they are now."""
-        return key_of([f"{self.name}-{self.divided}"])
+    def devices(self) -> tuple[str, ...]:
+        """The devices as they are now."""
+        return (f"{self.name}-{self.divided}",)
 
     def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
         """One step; the end of a run makes other devices. After a reboot the kubelet plugin starts in its pod again."""
@@ -66,4 +67,4 @@ class DraMachine(NodeMachine):
         """What a plugin that starts now publishes."""
         shown: list[Layout | None] = [layout for layout in self.layouts if layout is None or layout]
         layouts = tuple(sorted(shown, key=lambda layout: (layout is None, layout or ())))
-        return NodeDevices(layouts, key=self.devices_key)
+        return NodeDevices(layouts, key=key_of(self.devices))

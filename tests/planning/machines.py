@@ -15,9 +15,8 @@ from hack.sim import gfd
 from hack.sim.plugin import PluginError, advertised, choose_key, parse_config
 from tests.build import H100, make_gpu
 
-from gpusharing.agent.library import Reading
+from gpusharing.agent.library import GPU, Instance, MigMode, Model, Reading
 from gpusharing.api import names
-from gpusharing.api.gpunode import GPU, DriverProfile, Instance, MigMode, Model
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
@@ -85,9 +84,9 @@ class NodeMachine:
         return pods if daemon is None else {**pods, Program.MPS_DAEMON: daemon}
 
     @property
-    def devices_key(self) -> str:
+    def devices(self) -> tuple[str, ...]:
         """What the agent reads of the UUIDs of the devices; not told."""
-        return ""
+        return ()
 
     def restart(self) -> None:
         """Delete the mig-manager pod: the next one runs once at its start."""
@@ -220,7 +219,7 @@ class NodeMachine:
             dict(allocated),
             pods,
             simulated=True,
-            devices_key=self.devices_key,
+            devices=self.devices,
         )
         return gpunode if seen == last else replace(gpunode, observed=seen)
 
@@ -306,17 +305,4 @@ def _gpu(index: int, product: str, layout: Layout | None) -> GPU:
 def _model(product: str) -> Model:
     card = find_card(product)
     assert card is not None, "machines have cards of the table"
-    profiles = tuple(
-        DriverProfile(p.name, p.profile_id or 0, p.slices, p.memory_gb, p.max_count, p.starts, p.size)
-        for p in card.profiles
-    )
-    major, minor = card.compute_capability
-    memory = card.memory_mib or card.memory_gb * 1024
-    return Model(
-        product=product,
-        memory_mib=memory,
-        compute_capability=f"{major}.{minor}",
-        mig_capable=bool(profiles),
-        mig_mode_change="Live",
-        profiles=profiles,
-    )
+    return Model(product, mig_capable=bool(card.profiles), mig_mode_change="Live", profiles=card.profiles)

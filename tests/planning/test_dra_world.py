@@ -18,6 +18,7 @@ from tests.planning.test_invariants_can_fail import ReachedError, Watched
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Actuate,
@@ -85,7 +86,7 @@ def test_a_pool_goes_to_mig_to_another_layout_and_back(uses: str) -> None:
         for name, node in world.nodes.items():
             assert served(node) == {resource: count}
             assert node.devices is not None
-            assert node.devices.key == world.machines[name].devices_key
+            assert node.devices.key == key_of(world.machines[name].devices)
             assert not node.unschedulable
             assert world.machines[name].operands[Program.KUBELET_PLUGIN].uid != before[name]
         assert classes(world) == ({resource} if "mig" in resource else set())

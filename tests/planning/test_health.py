@@ -32,7 +32,6 @@ from gpusharing.planning.transition.verdict import NodeCase, find_health
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
-OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 SICK: dict[str, tuple[Vitals, Reason, str]] = {
@@ -45,7 +44,7 @@ SICK: dict[str, tuple[Vitals, Reason, str]] = {
     "uncorrected ECC errors": (replace(HEALTHY, ecc_errors=True), Reason.ECC_UNCORRECTED, "nvidia-smi -r"),
     "the driver wants a reboot": (replace(HEALTHY, recovery="Reboot"), Reason.RECOVERY_NEEDED, "reboot the node"),
     "an action that is too new": (replace(HEALTHY, recovery="Unknown"), Reason.RECOVERY_NEEDED, "nvidia-smi -q"),
-    "a critical XID under an old driver": (replace(OLD_DRIVER, xid=79), Reason.XID_SEEN, "XID 79 (GPU has fallen"),
+    "a critical XID under an old driver": (Vitals(xid=79), Reason.XID_SEEN, "XID 79 (GPU has fallen"),
 }  # fmt: skip
 
 
@@ -58,13 +57,8 @@ def test_it_is_named_with_the_gpu_and_what_to_do(vitals: Vitals, reason: Reason,
     assert reason.passes is Passes.BY_A_PERSON
 
 
-@pytest.mark.parametrize(
-    "vitals",
-    [HEALTHY, OLD_DRIVER, replace(HEALTHY, xid=79)],
-    ids=["a healthy GPU", "a driver that says little", "an XID for which the driver asks nothing any more"],
-)
-def test_it_is_healthy(vitals: Vitals) -> None:
-    assert diagnose([(0, vitals)]) is NO_TROUBLE
+def test_it_is_healthy() -> None:
+    assert diagnose([(0, HEALTHY)]) is NO_TROUBLE
 
 
 def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
@@ -84,7 +78,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
 
 
 def test_every_action_of_the_driver_has_an_advice() -> None:
-    assert {"None", *RECOVERIES} == set(get_args(RecoveryAction))
+    assert RECOVERIES.keys() == set(get_args(RecoveryAction))
     assert all(XIDS.values())
     assert set(XIDS) == {48, 64, 79, 95, 119, 120, 140, 143}, "as NVIDIA numbers them"
 

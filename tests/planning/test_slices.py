@@ -6,6 +6,7 @@ import pytest
 from tests.build import make_gpu, make_gpunode, make_node
 
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.wanted.verify import find_slice_mismatch
 
@@ -66,6 +67,6 @@ def test_a_difference_from_the_target_is_named(
 def test_the_same_layout_made_anew_has_other_devices(published: str, read: str, agrees: bool) -> None:
     observed = make_gpunode(gpus=[make_gpu(layout=SMALL)]).observed
     assert observed is not None
-    node = replace(make_node("gpu-1"), devices=NodeDevices((SMALL,), key=published))
-    said = find_slice_mismatch(node, (SMALL,), replace(observed, devices_key=read))
+    node = replace(make_node("gpu-1"), devices=NodeDevices((SMALL,), key=key_of((published,)) if published else ""))
+    said = find_slice_mismatch(node, (SMALL,), replace(observed, devices=(read,) if read else ()))
     assert said == "" if agrees else "the ResourceSlices of gpu-1 list different devices than NVML reports" in said

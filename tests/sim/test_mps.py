@@ -230,11 +230,11 @@ async def test_cards_without_mig_take_mps_too() -> None:
 @pytest.mark.parametrize(
     ("capability", "most"),
     [
-        pytest.param("7.0", 16, id="V100"),
-        pytest.param("7.5", 48, id="T4"),
-        pytest.param("9.0", 48, id="H100"),
-        pytest.param("10.0", 48, id="B200"),
+        pytest.param((7, 0), 16, id="V100"),
+        pytest.param((7, 5), 48, id="T4"),
+        pytest.param((9, 0), 48, id="H100"),
+        pytest.param((10, 0), 48, id="B200"),
     ],
 )
-def test_how_many_clients_a_card_takes(capability: str, most: int) -> None:
+def test_how_many_clients_a_card_takes(capability: tuple[int, int], most: int) -> None:
     assert most_clients(capability) == most

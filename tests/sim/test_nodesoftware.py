@@ -429,7 +429,8 @@ async def test_the_shipped_agent_answers_requests_and_counts_what_pods_hold() ->
 
         await stage.until(lambda: observed().get("requestID") == "r1" and observed()["allocated"] == {GPU: 1})
         assert observed()["simulated"] is True
-        assert [gpu["product"] for gpu in observed()["gpus"]] == [H100] * 2
+        assert [model["product"] for model in observed()["models"]] == [H100]
+        assert len(observed()["gpus"]) == 2
         stage.cluster.patch(GPUNODES, "n1", {"spec": {"request": {"id": "r2", "quiet": True}}})
         await stage.until(lambda: observed()["requestID"] == "r2" and observed()["quiet"] is True)
         assert stage.software.nodes["n1"].gpus.open_sessions == 0

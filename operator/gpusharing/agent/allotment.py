@@ -4,9 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from gpusharing.agent.library import Reading
+from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings, base
-from gpusharing.api.gpunode import GPU, Model
 from gpusharing.planning.gpus.cards import WHOLE, shares
 from gpusharing.planning.vocabulary.values import value
 

@@ -1,17 +1,28 @@
 """The GPUNode of this node: found or created, and its status as observed."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gpusharing.agent.library import Reading
+from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
-from gpusharing.api.gpunode import GPU, Observed, Request
+from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER
+from gpusharing.api.gpunode import (
+    MAX_PROGRAMS,
+    GPUStatus,
+    MigModeChange,
+    ModelStatus,
+    Observed,
+    ProgramStatus,
+    Request,
+)
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
 from gpusharing.kube.reflector import Reflector
+from gpusharing.planning.gpus.texts import read_indexes, write_indexes, write_mig, write_profile
 
 log = logging.getLogger(__name__)
 
@@ -114,22 +125,37 @@ class Observation(Observed):
         show that indices have shifted: then nobody knows which one it is.
         """
         known = {gpu.index: gpu for gpu in last.gpus} if last and not _has_shifted(last.gpus, reading.gpus) else {}
-        gpus = tuple(
-            gpu
-            if gpu.access == "Ok" or gpu.index not in known
-            else replace(known[gpu.index], access=gpu.access, xid=gpu.xid, error=gpu.error)
+        kept = {gpu.index for gpu in reading.gpus if gpu.access != "Ok" and gpu.index in known}
+        default = last.models[0].product if last and last.models else ""
+        gpus = [
+            replace(
+                known[gpu.index],
+                product=default if (product := known[gpu.index].product) is None else product,
+                access=gpu.access,
+                xid=gpu.xid,
+                error=gpu.error,
+            )
+            if gpu.index in kept
+            else gpu_status(gpu)
             for gpu in reading.gpus
-        )
+        ]
         named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
         past = tuple(model for model in last.models if model.product in named - met) if last else ()
+        models = (*map(model_status, reading.models), *past)
+        if len(models) == 1:
+            gpus = [replace(gpu, product=None) if gpu.product == models[0].product else gpu for gpu in gpus]
+        uses = [(process.name, gpu.index) for gpu in reading.gpus for process in gpu.processes]
+        if last:
+            uses += [(one.name, index) for one in last.programs for index in read_indexes(one.gpus) & kept]
         return cls(
             request_id=request.id,
             quiet=request.quiet,
             simulated=simulated,
             error="",
             driver_version=reading.driver_version,
-            models=reading.models + past,
-            gpus=gpus,
+            models=models,
+            gpus=tuple(gpus),
+            programs=_programs(uses),
         )
 
     def again(self, request: Request) -> "Observation":
@@ -168,14 +194,50 @@ class Observation(Observed):
         return {"status": {"observed": {**wanted, "allocated": {**self.allocated, **gone}}}}
 
 
-def _has_shifted(before: Sequence[GPU], now: Sequence[GPU]) -> bool:
+def model_status(model: Model) -> ModelStatus:
+    change: MigModeChange = model.mig_mode_change if model.mig_capable else "NotSupported"
+    if (change, model.virtualization) == ("Reset", "PassThrough"):
+        change = "ResetInGuest"
+    return ModelStatus(model.product, change, tuple(map(write_profile, model.profiles)))
+
+
+def gpu_status(gpu: GPU) -> GPUStatus:
+    rows, action = gpu.remapped_rows, gpu.recovery_action
+    return GPUStatus(
+        index=gpu.index,
+        uuid=gpu.uuid,
+        mig=write_mig(gpu.mig_mode, [(instance.profile, instance.uuid) for instance in gpu.instances]),
+        product=gpu.product,
+        mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
+        compute_mode=gpu.compute_mode,
+        ecc_errors=bool(gpu.ecc_uncorrected),
+        remap_pending=rows is not None and rows.pending,
+        remap_failed=rows is not None and rows.failed,
+        access=gpu.access,
+        recovery_action=None if action == "None" else action,
+        xid=gpu.xid if action is None else None,
+        error=gpu.error,
+        instances_withheld=gpu.instances_withheld,
+    )
+
+
+def _programs(uses: Iterable[tuple[str, int]]) -> tuple[ProgramStatus, ...]:
+    by_name: defaultdict[str, set[int]] = defaultdict(set)
+    for name, index in uses:
+        by_name[name].add(index)
+    # Whether a GPU is idle depends on MPS's daemons, so no other program may crowd them out.
+    names = sorted(filter(None, by_name), key=lambda name: (name not in (MPS_SERVER, MPS_CONTROL), name))[
+        : MAX_PROGRAMS - 1
+    ]
+    rest = set().union(*(indexes for name, indexes in by_name.items() if name not in names))
+    found = [(by_name[name], name) for name in names] + [(rest, "")] * bool(rest)
+    return tuple(ProgramStatus(write_indexes(indexes), name) for indexes, name in found)
+
+
+def _has_shifted(before: Sequence[GPUStatus], now: Sequence[GPU]) -> bool:
     """Whether an index may mean another GPU than before, because a GPU came or went."""
     uuids = {gpu.index: gpu.uuid for gpu in before}
     return len(before) != len(now) or any(gpu.uuid and uuids.get(gpu.index, "") not in ("", gpu.uuid) for gpu in now)
-
-
-_COUNT = "eccUncorrected"
-"""The JSON key of an error count. The GPUNode reports whether there are errors; the metrics report how many."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
@@ -183,11 +245,7 @@ def _same(present: Any, wanted: Any) -> bool:
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):
-        pairs = ((key, present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
-        return all(
-            (one is None, bool(one)) == (other is None, bool(other)) if key == _COUNT else _same(one, other)
-            for key, one, other in pairs
-        )
+        return all(_same(present.get(key), wanted.get(key)) for key in present.keys() | wanted.keys())
     if isinstance(present, list) and isinstance(wanted, list):
         return len(present) == len(wanted) and all(map(_same, present, wanted))
     return False

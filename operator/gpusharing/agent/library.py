@@ -10,10 +10,91 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Literal, Protocol
 
-from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process, Request
+from gpusharing.api.gpunode import Access, ComputeMode, RecoveryAction, Request
 from gpusharing.kube.background import Background
 from gpusharing.kube.errors import describe_bug
+from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
+
+MigMode = Literal["Enabled", "Disabled", "NotSupported"]
+Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
+
+
+@value
+class Model:
+    """A card model found in this node; GPUs refer to it by name."""
+
+    product: str
+    mig_capable: bool
+    mig_mode_change: Literal["Live", "Reset", "Unknown"]
+    """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
+    profiles: tuple[Profile, ...]
+    """MIG profiles that the driver offers; some drivers list none while MIG is off."""
+    virtualization: Virtualization = "Unknown"
+    """How the card is virtualized (nvmlDeviceGetVirtualizationMode), PassThrough in most virtual machines of clouds."""
+
+
+@value
+class Instance:
+    """A MIG GPU instance that exists now."""
+
+    profile: str
+    start: int
+    """Where the instance starts, in NVML placement units; -1 when the agent may not read placements."""
+    size: int
+    """Size of the instance, in the same units."""
+    id: int
+    uuid: str
+    """UUID of its MIG device; empty while it has no compute instance."""
+
+
+@value
+class Process:
+    """A process that uses a GPU: for computing, as a client of MPS, or for graphics."""
+
+    pid: int
+    """Process id on the host; 0 represents all processes that the agent may not see."""
+    name: str
+    """Name of the program, empty when the agent cannot tell; an MPS daemon's only if it is one of NVIDIA's."""
+    device: str = ""
+    """UUID of the MIG device that the process uses; empty for the whole GPU."""
+
+
+@value
+class RemappedRows:
+    """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
+
+    pending: bool
+    failed: bool
+
+
+@value
+class GPU:
+    """One GPU of the node, as NVML reports it."""
+
+    index: int
+    uuid: str
+    product: str
+    mig_mode: MigMode
+    mig_mode_pending: MigMode
+    """MIG mode that the next reset brings into force."""
+    compute_mode: ComputeMode
+    instances: tuple[Instance, ...]
+    """MIG instances that exist; there may be more if `instances_withheld` is true."""
+    processes: tuple[Process, ...]
+    ecc_uncorrected: int | None = None
+    """Uncorrected volatile ECC errors; None when not supported."""
+    remapped_rows: RemappedRows | None = None
+    """None when not supported."""
+    access: Access = "Ok"
+    recovery_action: RecoveryAction | Literal["None"] | None = None
+    """Recovery action that the driver requests (NVML field 230); None with drivers before R565."""
+    xid: int | None = None
+    """The first critical XID that the agent received since it started."""
+    error: str = ""
+    instances_withheld: bool = False
+    """Whether NVML withholds MIG instances from the agent's container."""
+
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
 """Stands for processes that may exist, because not all processes of a GPU could be listed. Counts as busy."""

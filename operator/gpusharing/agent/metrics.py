@@ -7,8 +7,9 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gpusharing.agent.gpunode import gpu_status
+from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.api.gpunode import GPU
 from gpusharing.kube.ownversion import own_version
 from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
 
@@ -101,7 +102,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         "gpu_healthy",
         "1 while NVML reports no problem that makes the GPU unhealthy.",
         gpus,
-        lambda g: is_healthy(diagnose([(g.index, vitals_of(g))])),
+        lambda g: is_healthy(diagnose([(g.index, vitals_of(gpu_status(g)))])),
     )
     yield _per_gpu(
         "gpu_row_remap_pending",

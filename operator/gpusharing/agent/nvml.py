@@ -11,7 +11,17 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import LibraryError, Reading, bug_text, unreachable
+from gpusharing.agent.library import (
+    GPU,
+    Instance,
+    LibraryError,
+    MigMode,
+    Model,
+    Reading,
+    Virtualization,
+    bug_text,
+    unreachable,
+)
 from gpusharing.agent.nvml_devices import (
     REFUSED,
     Xids,
@@ -28,11 +38,10 @@ from gpusharing.agent.nvml_devices import (
 from gpusharing.agent.nvml_mig import MigDevice, mig_devices, mig_instances, mig_profiles
 from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
-from gpusharing.api.gpunode import GPU, Access, Instance, MigMode, Model, Virtualization
+from gpusharing.api.gpunode import Access
 from gpusharing.planning.gpus.health import XIDS
 
 _MOST_PROCESSES = 1024  # the limit of the CRD; fewer are enough to show that a GPU is busy
-_MIB = 1024 * 1024
 
 _MIG_MODES: dict[bool | None, MigMode] = {None: "NotSupported", False: "Disabled", True: "Enabled"}
 _VIRTUALIZATION: dict[int | None, Virtualization] = {
@@ -211,16 +220,11 @@ def _library_error(error: Any) -> LibraryError:
 
 
 def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]:
-    # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
-    memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
-    capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
     profiles, withheld = mig_profiles(handle) if mig_capable else ((), False)
     virtualized = maybe(None, pynvml.nvmlDeviceGetVirtualizationMode, handle)
     model = Model(
         product=product,
-        memory_mib=memory.total // _MIB if memory else None,
-        compute_capability=".".join(map(str, capability)),
         mig_capable=mig_capable,
         mig_mode_change="Unknown" if live is None else "Live" if live[0] else "Reset",
         profiles=profiles,
@@ -230,7 +234,7 @@ def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]
 
 
 def _is_complete(model: Model, placements_withheld: bool) -> bool:
-    if placements_withheld or model.memory_mib is None or not model.compute_capability:
+    if placements_withheld:
         return False
     known = "Unknown" not in (model.mig_mode_change, model.virtualization)
     return not model.mig_capable or bool(model.profiles and known)

@@ -6,13 +6,13 @@ Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVI
 import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pynvml
 
-from gpusharing.agent.library import UNKNOWN_PROCESS
+from gpusharing.agent.library import UNKNOWN_PROCESS, Process, RemappedRows
 from gpusharing.agent.processes import Processes
-from gpusharing.api.gpunode import ComputeMode, Process, RecoveryAction, RemappedRows
+from gpusharing.api.gpunode import ComputeMode, RecoveryAction
 
 _MOST_EVENTS = 256  # the most that one reading takes
 _REMAPPED_FIELDS = (
@@ -28,7 +28,7 @@ _COMPUTE_MODES: dict[int, ComputeMode] = {
 }
 # nvmlDeviceGpuRecoveryAction_t (docs/design/hardware.md#recovery-action); a number that is newer than this
 # table is Unknown, which is not healthy.
-_RECOVERY: dict[int, RecoveryAction] = {
+_RECOVERY: dict[int, RecoveryAction | Literal["None"]] = {
     pynvml.NVML_GPU_RECOVERY_ACTION_NONE: "None",
     pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "Reset",
     pynvml.NVML_GPU_RECOVERY_ACTION_NODE_REBOOT: "Reboot",
@@ -84,7 +84,7 @@ def ecc_uncorrected(handle: Any) -> int | None:
     return errors
 
 
-def recovery_action(handle: Any) -> RecoveryAction | None:
+def recovery_action(handle: Any) -> RecoveryAction | Literal["None"] | None:
     """Return the recovery action that the driver requests; drivers before R565 report none."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")

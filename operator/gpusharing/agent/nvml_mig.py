@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import pynvml
 
+from gpusharing.agent.library import Instance
 from gpusharing.agent.nvml_devices import REFUSED, UNSUPPORTED, maybe, supported
-from gpusharing.api.gpunode import DriverProfile, Instance
+from gpusharing.planning.gpus.cards import Profile
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
 _COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
@@ -20,13 +21,13 @@ MigDevice: TypeAlias = tuple[Any, str]
 """Handle and UUID of a MIG device."""
 
 
-def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
+def mig_profiles(handle: Any) -> tuple[tuple[Profile, ...], bool]:
     """Return the profiles of a card, and whether NVML refuses to list the placements of any of them.
 
     Profiles are requested by enum index and identified by their id, which differs between cards
     (docs/design/hardware.md#nvml-profiles). One without listed placements has no starts and the size 0.
     """
-    profiles: list[DriverProfile] = []
+    profiles: list[Profile] = []
     withheld = False
     for info in _infos(partial(maybe, None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle), _PROFILE_ENUM):
         buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
@@ -42,14 +43,14 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
         name = info.name.removeprefix("MIG ")
         gigabytes = re.search(r"\.(\d+)gb", name)
         profiles.append(
-            DriverProfile(
+            Profile(
                 name=name,
-                id=info.id,
-                slices=info.sliceCount,
-                memory_gb=int(gigabytes[1]) if gigabytes else 0,
-                max_count=info.instanceCount,
                 starts=tuple(sorted(placement.start for placement in placements)),
                 size=placements[0].size if placements else 0,
+                max_count=info.instanceCount,
+                slices=info.sliceCount,
+                memory_gb=int(gigabytes[1]) if gigabytes else 0,
+                profile_id=info.id,
             )
         )
     return tuple(profiles), withheld
@@ -79,7 +80,7 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(
-    handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]
+    handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice]
 ) -> tuple[tuple[Instance, ...], bool, bool, tuple[Instance, ...]]:
     """Return the instances of a GPU with MIG on: those that NVML lists, and those of the visible MIG devices `migs`.
 
@@ -107,14 +108,14 @@ def mig_instances(
     return tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers)
 
 
-def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
+def _list_all(handle: Any, profiles: Sequence[Profile]) -> list[tuple[Profile, Any, Any]] | None:
     """Return profile, handle and NVML's information of each instance, or None if NVML does not list them."""
-    listed: list[tuple[DriverProfile, Any, Any]] = []
+    listed: list[tuple[Profile, Any, Any]] = []
     try:
         for profile in profiles:
             found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
             count = ctypes.c_uint(_CAPACITY)
-            pynvml.nvmlDeviceGetGpuInstances(handle, profile.id, found, ctypes.byref(count))
+            pynvml.nvmlDeviceGetGpuInstances(handle, profile.profile_id, found, ctypes.byref(count))
             present = [instance for instance in found[: count.value] if instance]
             listed += [(profile, each, pynvml.nvmlGpuInstanceGetInfo(each)) for each in present]
     except pynvml.NVMLError as error:
@@ -140,7 +141,7 @@ def _may_compute(instance: Any) -> bool:
     return not infos
 
 
-def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
+def _instance_of_device(device: MigDevice, profiles: Sequence[Profile]) -> Instance:
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]  # "... MIG 1c.3g.40gb"
     name = re.sub(r"^\d+c\.", "", name)

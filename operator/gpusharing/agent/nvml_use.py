@@ -7,10 +7,9 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, DeviceUse, PodID, ProcessUse, Use
+from gpusharing.agent.library import GPU, UNKNOWN_PROCESS, DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.nvml_devices import ListedProcess
 from gpusharing.agent.nvml_mig import MigDevice
-from gpusharing.api.gpunode import GPU, Instance
 
 MOST_XIDS = 64
 """XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""

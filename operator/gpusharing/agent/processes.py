@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
-from gpusharing.api.gpunode import Process
+from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.planning.vocabulary.values import value
 
 PAUSE = 5.0

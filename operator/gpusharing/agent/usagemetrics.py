@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gpusharing.agent.library import DeviceUse
+from gpusharing.agent.library import GPU, DeviceUse
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.meter import LaggingCounts, Metered
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
-from gpusharing.api.gpunode import GPU
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")

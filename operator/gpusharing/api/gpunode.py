@@ -11,16 +11,25 @@ from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRec
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
-Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
+MigModeChange = Literal["Live", "Reset", "ResetInGuest", "NotSupported", "Unknown"]
 Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryAction = Literal[
-    "None", "Reset", "Reboot", "DrainP2P", "DrainAndReset", "RecoverIMEX", "BusReset", "SystemReboot", "Unknown"
+    "Reset", "Reboot", "DrainP2P", "DrainAndReset", "RecoverIMEX", "BusReset", "SystemReboot", "Unknown"
 ]
 
 
-MAX_SLICES, MAX_UNITS = 8, 32
-"""More than any card has (7 compute slices, 12 memory units; planning/gpus/cards.py). The planner finds layouts by
-trying placements, and a false report must not make that endless."""
+MAX_PROGRAMS = 16
+MAX_UNITS = 32
+"""More memory units than any card has (12; planning/gpus/cards.py). The planner finds layouts by trying placements, and
+a false report must not make that endless."""
+_UNIT = "(?:[12]?[0-9]|3[01])"
+PROFILE = (
+    r"^([^ ]{1,64})(?: id=([0-9]{1,9}))? max=([12]?[0-9]|3[0-2])"
+    rf"(?: placements=\{{({_UNIT}(?:,{_UNIT}){{0,63}})\}}:([1-9]|[12][0-9]|3[0-2]))?$"
+)
+"""A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py)."""
+MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
+INDEXES = r"^[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,124 +51,66 @@ class GPUNodeSpec(WireRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class DriverProfile(WireRecord):
-    """A MIG profile that the driver offers on this card (nvmlDeviceGetGpuInstanceProfileInfo)."""
-
-    name: Line
-    """For example 1g.10gb+me."""
-    id: int
-    """Id of the GPU instance profile, as `nvidia-smi mig -lgip` prints it."""
-    slices: Annotated[int, Limits(ge=1, le=MAX_SLICES)]
-    """Compute slices: the number before the g in the name."""
-    memory_gb: Annotated[int, Limits(ge=0, le=100_000)]
-    """Nominal memory as in the name, in GB."""
-    max_count: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
-    """How many instances fit on the card if all of them have this profile."""
-    starts: Annotated[tuple[Annotated[int, Limits(ge=0, le=MAX_UNITS - 1)], ...], Limits(max_length=64)]
-    """Where an instance may start, in NVML placement units; empty when the driver does not report it."""
-    size: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
-    """Size of an instance, in the same units."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model(WireRecord):
-    """A card model found in this node; GPUs refer to it by name."""
+class ModelStatus(WireRecord):
+    """A card model found in this node."""
 
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
-    memory_mib: int | None = None
-    """Total memory in MiB; null when the driver does not report it, for example when MIG is on and the
-    container is unprivileged."""
-    compute_capability: Line
-    """CUDA compute capability, for example 9.0; empty when the driver does not report it."""
-    mig_capable: bool
-    """Whether the card can be divided by MIG."""
-    mig_mode_change: Literal["Live", "Reset", "Unknown"]
-    """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
-    profiles: Annotated[tuple[DriverProfile, ...], Limits(max_length=64)]
-    """MIG profiles that the driver offers; empty when the card has no MIG, or the driver lists none while MIG is
-    off."""
-    virtualization: Virtualization = "Unknown"
-    """How the card is virtualized (nvmlDeviceGetVirtualizationMode), PassThrough in most virtual machines of clouds;
-    Unknown when the driver does not report it, and in reports of older agents."""
+    mig_mode_change: MigModeChange
+    """Whether switching MIG mode needs a GPU reset (NVML field 184): Live, Reset, or ResetInGuest in a virtual machine to
+    which the GPU is passed through; NotSupported without MIG."""
+    profiles: Annotated[tuple[Annotated[str, Limits(max_length=256, pattern=PROFILE)], ...], Limits(max_length=64)]
+    """MIG profiles that the driver offers, each with its id, the most instances that fit, and the placements as `nvidia-smi
+    mig -lgipp` prints them, for example 3g.40gb id=9 max=2 placements={0,4}:4; empty when the card has no MIG, or the
+    driver lists none while MIG is off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Instance(WireRecord):
-    """A MIG GPU instance that exists now."""
+class GPUStatus(WireRecord):
+    """One GPU of the node, as NVML last reported it. A field at its default is absent."""
 
-    profile: Line
-    """Profile of the instance, for example 3g.40gb."""
-    start: int
-    """Where the instance starts, in NVML placement units; -1 when the agent may not read placements."""
-    size: int
-    """Size of the instance, in the same units."""
-    id: int
-    """Id of the GPU instance."""
-    uuid: Line
-    """UUID of its MIG device; empty while it has no compute instance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Process(WireRecord):
-    """A process that uses a GPU: for computing, as a client of MPS, or for graphics."""
-
-    pid: int
-    """Process id on the host; 0 represents all processes that the agent may not see, which count as busy."""
-    name: Line
-    """Name of the program, empty when the agent cannot tell, which counts as busy; NVIDIA's MPS daemons are named only
-    when the executable and its parent are the real ones."""
-    device: Line = ""
-    """UUID of the MIG device that the process uses; empty for the whole GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemappedRows(WireRecord):
-    """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
-
-    pending: bool
-    """Whether a remapping waits for a GPU reset."""
-    failed: bool
-    """Whether a remapping has failed; the card has to be replaced then."""
-
-
-@dataclass(frozen=True, slots=True)
-class GPU(WireRecord):
-    """One GPU of the node, as NVML last reported it."""
-
-    index: int
+    index: Annotated[int, Limits(ge=0, le=999)]
     """Index of the GPU, as NVML counts."""
-    uuid: Line
+    uuid: Line = ""
     """UUID of the GPU, which begins with GPU-."""
-    product: Line
-    """Product name of its model, as in models."""
-    mig_mode: MigMode
-    """MIG mode that is in force."""
-    mig_mode_pending: MigMode
-    """MIG mode that the next reset brings into force."""
-    compute_mode: ComputeMode
+    mig: Annotated[str, Limits(max_length=1024, pattern=MIG)] = "NotSupported"
+    """MIG instances and, after @, a hash of the UUIDs of their devices, for example 2x3g.40gb@0123456789abcdef; Enabled
+    without instances; Disabled with MIG off; NotSupported, also if absent."""
+    product: Line | None = None
+    """Product name of its model; absent when models has only this one, empty when unknown."""
+    mig_pending: bool = False
+    """Whether the next reset changes the MIG mode."""
+    compute_mode: ComputeMode = "Default"
     """CUDA compute mode, which MPS sets to ExclusiveProcess; Unknown when NVML does not report it."""
-    instances: Annotated[tuple[Instance, ...], Limits(max_length=64)]
-    """MIG instances that exist; there may be more if instancesWithheld is true."""
-    processes: Annotated[tuple[Process, ...], Limits(max_length=1024)]
-    """Processes that use the GPU."""
-    ecc_uncorrected: int | None = None
-    """Uncorrected volatile ECC errors, null when not supported; once the number is above 0, a further increase alone
-    does not cause a write."""
-    remapped_rows: RemappedRows | None = None
-    """Row remapping; null when not supported."""
+    ecc_errors: bool = False
+    """Whether there are uncorrected volatile ECC errors."""
+    remap_pending: bool = False
+    """Whether a row remapping of the memory waits for a GPU reset."""
+    remap_failed: bool = False
+    """Whether a row remapping of the memory has failed; the card has to be replaced then."""
     access: Access = "Ok"
     """Whether NVML can reach the GPU; unless Ok, all other fields of this GPU are from an earlier reading."""
     recovery_action: RecoveryAction | None = None
-    """Recovery action that the driver requests (NVML field 230); null with drivers before R565."""
+    """Recovery action that the driver requests (NVML field 230); absent if it requests none, and with drivers before
+    R565."""
     xid: int | None = None
-    """The first critical XID that the agent received since it started; it misses those that come while it does not
-    read."""
+    """The first critical XID that the agent received since it started, with drivers before R565; it misses those that
+    come while it does not read."""
     error: Line = ""
-    """Error that NVML returned for this GPU, with access Failed; empty otherwise."""
+    """Error that NVML returned for this GPU, with access Failed."""
     instances_withheld: bool = False
-    """Whether NVML withholds MIG instances from the agent's container, so that there may be more than instances
-    lists."""
+    """Whether NVML withholds MIG instances from the agent's container, so that there may be more than mig shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramStatus(WireRecord):
+    """A program that uses GPUs: for computing, as a client of MPS, or for graphics."""
+
+    gpus: Annotated[str, Limits(max_length=256, pattern=INDEXES)]
+    """Indexes of the GPUs that it uses, for example 0-3,5."""
+    name: Line = ""
+    """Name of the program, that of an MPS daemon only if its executable and parent are NVIDIA's; absent for processes that
+    the agent cannot name or may not see, which count as busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +127,17 @@ class Observed(WireRecord):
     """Why the agent cannot read NVML; empty when it can."""
     driver_version: Line
     """Version of NVIDIA's driver; empty when unknown."""
-    models: Annotated[tuple[Model, ...], Limits(max_length=16)]
+    models: Annotated[tuple[ModelStatus, ...], Limits(max_length=16)]
     """Card models in this node."""
-    gpus: Annotated[tuple[GPU, ...], Limits(max_length=64)]
+    gpus: Annotated[tuple[GPUStatus, ...], Limits(max_length=64)]
     """GPUs on this node, ordered by index."""
+    programs: Annotated[tuple[ProgramStatus, ...], Limits(max_length=MAX_PROGRAMS)]
+    """Programs that use the GPUs; those beyond the first 15 count as unnamed."""
     allocated: Counts | None = None
     """Devices that pods hold, by GPU resource name, from the kubelet's podresources, without those of finished pods;
     absent when the kubelet did not answer."""
     pods: int | None = None
     """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry(WireRecord):
-    """One phase that the node has been in."""
-
-    phase: Annotated[str, one_of(Phase)]
-    """The phase that the node entered."""
-    reason: Line
-    """Reason why it entered the phase, in one CamelCase word."""
-    at: Time
-    """When it entered the phase, RFC 3339 in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +179,9 @@ class Transition(WireRecord):
     absent when the node is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
-    history: Annotated[tuple[HistoryEntry, ...], Limits(max_length=20)] = ()
-    """The last 20 transitions, newest last."""
+    history: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
+    """The last 20 phases, newest last, each with its begin, RFC 3339 in UTC, and its reason, for example
+    2026-11-20T09:00:00Z Draining EvictingPods."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 
 Record = TypeVar("Record")
 
-_SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
+_SPELT_OTHERWISE = {"request_id": "requestID"}
 """Names in JSON that differ from the camel case of the field's name, by field name."""
 
 
@@ -28,11 +28,13 @@ class Limits:
     """The greatest number, or None for any."""
     max_length: int | None = None
     """The most characters, items or keys, or None for any number."""
+    pattern: str | None = None
+    """The regular expression that a string matches."""
     schema: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Further keys of the field's schema, which do not follow from its type."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        limits = {"ge": self.ge, "le": self.le, "max_length": self.max_length}
+        limits = {"ge": self.ge, "le": self.le, "max_length": self.max_length, "pattern": self.pattern}
         return {**handler(source), **{key: limit for key, limit in limits.items() if limit is not None}}
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
@@ -77,12 +79,23 @@ class WireRecord:
 
 
 def to_wire(value: Any) -> Any:
-    """Return the JSON of a record, or of a tuple or list of records. Fields that are None are included, as null."""
+    """Return the JSON of a record, or of a tuple or list of records.
+
+    Fields that are None are included, as null, because a merge patch keeps what it does not name. It replaces a list as
+    a whole, so there fields at their default are left out.
+    """
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
-        return {key: to_wire(getattr(value, name)) for name, key in names}
+        return {key: to_wire(getattr(value, name)) for name, key, _ in names}
     if isinstance(value, tuple | list):
-        return [to_wire(item) for item in value]
+        return [_item(item) for item in value]
     return value
+
+
+def _item(value: Any) -> Any:
+    if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
+        found = ((key, getattr(value, name), default) for name, key, default in names)
+        return {key: to_wire(one) for key, one, default in found if one != default}
+    return to_wire(value)
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
@@ -96,9 +109,9 @@ def from_wire(kind: type[Record], raw: object) -> Record:
 
 
 @cache
-def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
+def _wire_names(kind: type[object]) -> tuple[tuple[str, str, object], ...]:
     own = fields(kind) if is_dataclass(kind) else ()
-    return tuple((each.name, wire_name(each.name)) for each in own)
+    return tuple((each.name, wire_name(each.name), each.default) for each in own)
 
 
 @cache

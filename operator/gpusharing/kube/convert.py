@@ -5,7 +5,6 @@ planner careful (not ready, no observation, a problem). Pods are converted by `k
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
@@ -17,7 +16,7 @@ from zoneinfo import ZoneInfo
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
-from gpusharing.api.gpunode import GPU, Model, Observed
+from gpusharing.api.gpunode import ModelStatus, Observed
 from gpusharing.api.names import RESOURCE_GPU, TAINT_UNPROVEN
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
@@ -41,9 +40,9 @@ from gpusharing.kube.raw import (
     whole,
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
-from gpusharing.planning.gpus.geometry import is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState, key_of
+from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profile
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -213,48 +212,54 @@ def observed_view(raw: object) -> ObservedView:
         where = ".".join(str(step) for step in first["loc"])
         return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
     models = {model.product: _of_model(model.product, model) for model in observed.models}
-    devices = (one for gpu in observed.gpus for one in (gpu.instances if gpu.mig_mode == "Enabled" else (gpu,)))
+    default = observed.models[0].product if observed.models else ""
+    programs = [(program.name, read_indexes(program.gpus)) for program in observed.programs]
     allocated = observed.allocated
     if allocated is not None:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}
+    gpus: list[GpuView] = []
+    devices: list[str] = []
+    for gpu in observed.gpus:
+        product = default if gpu.product is None else gpu.product
+        layout, key = read_mig(gpu.mig)
+        gpus.append(
+            GpuView(
+                index=gpu.index,
+                product=product,
+                mig_capable=gpu.mig != "NotSupported",
+                mig_enabled=layout is not None,
+                mig_pending=gpu.mig_pending,
+                compute_mode=gpu.compute_mode,
+                layout=layout,
+                processes=tuple(name for name, indexes in programs if gpu.index in indexes),
+                vitals=vitals_of(gpu),
+                instances_withheld=gpu.instances_withheld,
+                **(models.get(product) or _of_model(product, None)),
+            )
+        )
+        devices.append(gpu.uuid if layout is None else key)
     return ObservedView(
         request_id=observed.request_id,
         quiet=observed.quiet,
         error=observed.error,
-        gpus=tuple(_gpu_view(gpu, models.get(gpu.product) or _of_model(gpu.product, None)) for gpu in observed.gpus),
+        gpus=tuple(gpus),
         allocated=allocated,
         pods=observed.pods,
         simulated=observed.simulated,
         driver_version=observed.driver_version,
-        devices_key=key_of(device.uuid for device in devices),
+        devices=tuple(devices),
     )
 
 
-def _gpu_view(gpu: GPU, of_model: JSON) -> GpuView:
-    enabled = gpu.mig_mode == "Enabled"
-    return GpuView(
-        index=gpu.index,
-        product=gpu.product,
-        mig_capable=gpu.mig_mode != "NotSupported",
-        mig_enabled=enabled,
-        mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
-        compute_mode=gpu.compute_mode,
-        # Empty if MIG is enabled but no instance exists.
-        layout=normalize(Counter(instance.profile for instance in gpu.instances)) if enabled else None,
-        processes=tuple(process.name for process in gpu.processes),
-        vitals=vitals_of(gpu),
-        instances_withheld=gpu.instances_withheld,
-        **of_model,
-    )
-
-
-def _of_model(product: str, model: Model | None) -> JSON:
+def _of_model(product: str, model: ModelStatus | None) -> JSON:
     """Return the fields of a GpuView that all GPUs of one card model share.
 
     The profiles that the driver reports in `model` count, unless it lists none or is known to be wrong for this card.
-    Where it reports no placements for a profile, those of our table are used.
+    Where it reports no placements for a profile, those of our table are used. A name that mig-parted cannot read would
+    make its file invalid for all nodes, so such a profile is left out.
     """
-    card, listed = find_card(product), _listed(model) if model else ()
+    card = find_card(product)
+    listed = tuple(filter(None, map(read_profile, model.profiles))) if model else ()
     if card and (not model or not model.profiles or card.nvml_counts_wrong):
         profiles = card.profiles
     else:
@@ -267,21 +272,12 @@ def _of_model(product: str, model: Model | None) -> JSON:
                 for profile in listed
             )
         )
+    change = "NotSupported" if model is None else model.mig_mode_change
     return {
         "profiles": profiles,
-        "doubt": find_doubt(product, listed) if model and model.mig_capable else None,
-        "reset_in_guest": model is not None
-        and (model.mig_mode_change, model.virtualization) == ("Reset", "PassThrough"),
+        "doubt": None if change == "NotSupported" else find_doubt(product, listed),
+        "reset_in_guest": change == "ResetInGuest",
     }
-
-
-def _listed(model: Model) -> tuple[Profile, ...]:
-    # Names are written to the mig-parted file of all nodes, which one that cannot be read would make invalid.
-    return tuple(
-        Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
-        for p in model.profiles
-        if is_profile(p.name)
-    )
 
 
 @lru_cache(maxsize=256)

@@ -19,6 +19,7 @@ from gpusharing.kube.convert import daemon_set_state
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.raw import entries, is_true, part, section, strings, text, variable, whole
 from gpusharing.planning.gpus.geometry import normalize, resource_name
+from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.nvidia import (
     DRA_DRIVER,
     RULE_PREFIX,
@@ -27,7 +28,6 @@ from gpusharing.planning.snapshot.nvidia import (
     NodeDevices,
     Program,
     TaintRuleView,
-    key_of,
 )
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
@@ -156,9 +156,11 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
     devices = [device for one in current for device in one.devices]
     held = [device for device in devices if device.gpu]
     profiles: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    parts: defaultdict[str, list[str]] = defaultdict(list)
     for device in held:
         if device.profile:
             profiles[device.gpu][device.profile] += 1
+            parts[device.gpu].append(device.uuid)
     return NodeDevices(
         layouts=(
             *sorted(normalize(counts) for counts in profiles.values()),
@@ -166,7 +168,7 @@ def _pool(slices: list[SliceView]) -> NodeDevices:
         ),
         others=tuple(sorted(device.name for device in devices if not device.gpu)),
         missing=max(0, max(one.of for one in current) - len(current)),
-        key=key_of(device.uuid for device in devices),
+        key=key_of([*map(key_of, parts.values()), *(device.uuid for device in held if not device.profile)]),
         names={one.name: resource_name(one.profile) if one.profile else RESOURCE_GPU for one in held},
     )
 

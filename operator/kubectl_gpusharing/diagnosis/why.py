@@ -14,7 +14,6 @@ from typing import cast
 from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
 from gpusharing.api.selectors import matches
-from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import CORE_EVENTS, GPUNODES, JSON, NODES, PDBS, PODS, POLICIES, Resource
 from gpusharing.kube.pods import pdb_view, pod_view, rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
@@ -186,8 +185,8 @@ def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> l
     if node.blockers:
         lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
         lines += prose_of_each(node.blockers, options, indent="  ")
-    if history := node.history[0 if options.wide else -LAST :]:
-        rows = [line(f"{age(from_rfc3339(one.at), now)} ago", one.phase, one.reason) for one in history]
+    if phases := node.phases[0 if options.wide else -LAST :]:
+        rows = [line(f"{age(at, now)} ago", phase, reason) for at, phase, reason in phases]
         lines += [BLANK, *table(HISTORY, rows, options)]
     return lines + prose_of_each((f"Note: {note}" for note in answer.notes), options, ink=Ink.FAINT)
 

@@ -73,6 +73,17 @@ class NodeStatus(Transition):
     def state(self) -> State:
         return state_of(self.phase)
 
+    @property
+    def phases(self) -> list[tuple[datetime, str, str]]:
+        """When the node entered each phase of its history, the phase, and the reason; the oldest first."""
+        found = []
+        for entry in self.history:
+            at, _, rest = entry.partition(" ")
+            phase, _, reason = rest.partition(" ")
+            if (moment := from_rfc3339(at)) is not None:
+                found.append((moment, phase, reason))
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus(Summary):

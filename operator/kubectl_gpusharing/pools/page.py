@@ -12,13 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
+from itertools import accumulate
 from urllib.parse import parse_qsl
 
-from gpusharing.api.gpunode import DriverProfile
+from gpusharing.api.gpunode import GPUStatus, ModelStatus
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text, whole
+from gpusharing.kube.raw import entries, section, text
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.texts import read_mig, read_profile
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
@@ -50,15 +53,13 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     by_policy: dict[str, dict[tuple[str, str, Pieces], list[str]]] = {}
     for raw in gpunodes:
         observed, transition = section(raw, "status", "observed"), section(raw, "status", "transition")
-        units: dict[str, int] = {}
-        for model in entries(observed, "models"):
-            profiles = [from_wire(DriverProfile, profile) for profile in entries(model, "profiles")]
-            ends = (start + profile.size for profile in profiles for start in profile.starts)
-            units[text(model, "product")] = max(ends, default=0)
+        models = [from_wire(ModelStatus, model) for model in entries(observed, "models")]
+        sizes = {model.product: read_sizes(model.profiles) for model in models}
         cards = by_policy.setdefault(text(transition, "policy"), {})
-        for gpu in entries(observed, "gpus"):
-            product, layout = text(gpu, "product"), text(transition, "observed")
-            divided = product, *divide(entries(gpu, "instances"), units.get(product, 0), layout)
+        for gpu in (from_wire(GPUStatus, gpu) for gpu in entries(observed, "gpus")):
+            product = gpu.product if gpu.product is not None else models[0].product if models else ""
+            layout, _ = read_mig(gpu.mig)
+            divided = product, *divide(layout or (), sizes.get(product, {}), text(transition, "observed"))
             cards.setdefault(divided, []).append(text(raw, "metadata", "name"))
     return {
         policy: dict(sorted(cards.items(), key=lambda item: (-len(item[1]), min(item[1]))))
@@ -66,19 +67,21 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     }
 
 
-def divide(instances: Iterable[JSON], units: int, layout: str) -> tuple[str, Pieces]:
-    """Return how a card with so many memory units is divided; without instances, it has the `layout`."""
-    starts = ((one, one.get("start")) for one in instances)
-    slices = sorted(
-        (start if type(start) is int else -1, text(one, "profile"), whole(one, "size")) for one, start in starts
-    )
-    names = [profile for _, profile, _ in slices] or [layout]
-    spans = [(number * 100 / len(names), 100 / len(names)) for number in range(len(names))]
-    if units and slices and slices[0][0] >= 0:
-        spans = [(start / units * 100, size / units * 100) for start, _, size in slices]
-    counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
-    pieces = tuple((name, *span) for name, span in zip(names, spans, strict=True))
-    return counts if slices else layout or "unknown", pieces
+def read_sizes(profiles: Iterable[str]) -> Mapping[str, float]:
+    """Return the share of the card's memory that an instance of each profile has, in percent; empty if unknown."""
+    known = [profile for profile in map(read_profile, profiles) if profile is not None]
+    units = max((start + profile.size for profile in known for start in profile.starts), default=0)
+    return {profile.name: profile.size / units * 100 for profile in known} if units else {}
+
+
+def divide(layout: Layout, sizes: Mapping[str, float], otherwise: str) -> tuple[str, Pieces]:
+    """Return how a card is divided: its instances, largest first, or the layout `otherwise` if there is none."""
+    names = [profile for profile, count in layout for _ in range(count)] or [otherwise]
+    even = 100 / len(names)
+    widths = [sizes.get(name) or even for name in names] if set(names) <= sizes.keys() else [even] * len(names)
+    starts = accumulate(widths[:-1], initial=0.0)
+    counts = ", ".join(f"{count} {name}" for name, count in layout)
+    return counts or otherwise or "unknown", tuple(zip(names, starts, widths, strict=True))
 
 
 CELL = 26

@@ -11,7 +11,6 @@ from statistics import median
 from typing import Self
 
 from gpusharing.api.names import Phase, WaitingFor
-from gpusharing.api.times import from_rfc3339
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State, state_of
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, Line, PrintOptions, Span, bar, length, line, prose, shorten
@@ -88,9 +87,9 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
     """Return the periods in the history of a node, the oldest first; the last one ends now."""
-    steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
-    ends = [*(at for _, at in steps), now][1:]
-    return [Stretch(step.phase, step.reason, at, max(at, end)) for (step, at), end in zip(steps, ends, strict=True)]
+    phases = node.phases
+    ends = [*(at for at, _, _ in phases), now][1:]
+    return [Stretch(phase, reason, at, max(at, end)) for (at, phase, reason), end in zip(phases, ends, strict=True)]
 
 
 def _last_change(node: NodeStatus, now: datetime) -> Track:

@@ -139,6 +139,12 @@ def is_profile(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def sizes_of(name: str) -> tuple[int, int] | None:
+    """Return the compute slices and the GB in the name of a profile, or None if it is not the name of one."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else (int(match["slices"]), int(match["gb"]))
+
+
 def resource_name(profile: str, *, shared: bool = False) -> str:
     """Return the resource of this profile with strategy mixed, as device plugins name it from v0.20."""
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"

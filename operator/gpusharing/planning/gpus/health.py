@@ -6,7 +6,7 @@ alone. The agent imports this module, so it must not import pydantic.
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from gpusharing.api.gpunode import GPU
+from gpusharing.api.gpunode import GPUStatus
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -22,28 +22,29 @@ class Vitals:
     access: str = REACHABLE
     """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The driver's recommendation (NVML field 230, since R565), NO_ACTION if none; None if it has no such field."""
+    """The driver's recommendation (NVML field 230, since R565); None if it has none, or no such field."""
     ecc_errors: bool = False
     remap_pending: bool = False
     remap_failed: bool = False
     xid: int | None = None
-    """The first of the XIDS errors that the agent received, or None if there was none."""
+    """The first of the XIDS errors that the agent received, or None if there was none, or if the driver has field 230.
+
+    What the driver recommends goes away with the problem, whereas an XID is remembered.
+    """
     error: str = ""
 
 
-HEALTHY = Vitals(recovery="None")
-"""The vitals of a healthy GPU whose driver reports a recovery action."""
+HEALTHY = Vitals()
 
 
-def vitals_of(gpu: GPU) -> Vitals:
+def vitals_of(gpu: GPUStatus) -> Vitals:
     """Return the facts in a GPU's report that decide whether the GPU is healthy. Healthy GPUs share one object."""
-    rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
         recovery=gpu.recovery_action,
-        ecc_errors=bool(gpu.ecc_uncorrected),
-        remap_pending=rows is not None and rows.pending,
-        remap_failed=rows is not None and rows.failed,
+        ecc_errors=gpu.ecc_errors,
+        remap_pending=gpu.remap_pending,
+        remap_failed=gpu.remap_failed,
         xid=gpu.xid,
         error=gpu.error,
     )
@@ -66,7 +67,6 @@ NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors. The many others concern a
 by the fields of Vitals.
 """
 
-NO_ACTION = "None"
 _RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
 _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
@@ -96,14 +96,11 @@ def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
     yield Reason.GPU_RESET_REQUIRED, unusable if gpu.access != REACHABLE else ""
     yield Reason.ROW_REMAP_FAILED, "a row remapping failed; replace the card" if gpu.remap_failed else ""
     advice = f"the driver recommends {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}"
-    yield Reason.RECOVERY_NEEDED, advice if gpu.recovery not in (None, NO_ACTION) else ""
+    yield Reason.RECOVERY_NEEDED, advice if gpu.recovery is not None else ""
     remap = f"a row remapping is pending and needs a GPU reset; {_RESET}"
     yield Reason.ROW_REMAP_PENDING, remap if gpu.remap_pending else ""
-    # If the driver reports a recovery action, only that counts: it goes away with the problem, whereas an XID is
-    # remembered.
-    remembered = gpu.xid is not None and gpu.recovery is None
     error = f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
-    yield Reason.XID_SEEN, error if remembered else ""
+    yield Reason.XID_SEEN, error if gpu.xid is not None else ""
     ecc = f"uncorrected ECC errors since the driver was loaded; {_RESET}"
     yield Reason.ECC_UNCORRECTED, ecc if gpu.ecc_errors else ""
 

@@ -29,7 +29,7 @@ def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], no
     since = (previous.get("since") if same else None) or moment
     history = list(previous.get("history") or ())
     if not same:
-        history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
+        history = [*history, f"{moment} {phase} {reason}"][-MAX_HISTORY:]
     return {
         "policy": verdict.policy,
         "wanted": cut(verdict.wanted, MAX_TEXT),

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from typing import Any
 
 from gpusharing.api.names import RESOURCE_GPU
@@ -43,11 +42,6 @@ class DaemonSetState:
     """Whether its pods carry the label by which the driver's pods are listed (`Program.label`)."""
 
 
-def key_of(uuids: Iterable[str]) -> str:
-    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
-    return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
-
-
 @value
 class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
@@ -66,7 +60,7 @@ class NodeDevices:
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
-    """The result of `key_of` for all of its devices. Empty if it is unknown."""
+    """The result of `key_of` for its whole GPUs and the `key_of` of each GPU's MIG devices. Empty if it is unknown."""
     names: Mapping[str, str] = field(default_factory=dict)
     """For each whole GPU and MIG device, by its name: the extended resource by which pods may request it."""
     resources: Mapping[str, int] = field(init=False, compare=False)

@@ -18,6 +18,7 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
+from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -224,8 +225,8 @@ class ObservedView:
     """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
     driver_version: str = ""
-    devices_key: str = ""
-    """The result of `key_of` for the MIG devices and the GPUs with MIG off. Empty if it is unknown."""
+    devices: tuple[str, ...] = ()
+    """For each GPU, its UUID or, with MIG on, the result of `key_of` for its MIG devices; empty if it has none."""
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -233,6 +234,11 @@ class ObservedView:
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
+
+    @property
+    def devices_key(self) -> str:
+        """The result of `key_of` for `devices`, as in NodeDevices; empty if they are unknown."""
+        return key_of(filter(None, self.devices)) if self.devices else ""
 
 
 @value

@@ -1,0 +1,74 @@
+"""How do MIG profiles, layouts and sets of GPUs stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from itertools import pairwise
+
+from gpusharing.api.gpunode import INDEXES, MIG, PROFILE
+from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
+
+_PROFILE, _MIG, _INDEXES = map(re.compile, (PROFILE, MIG, INDEXES))
+_MOST_SLICES = 8
+"""More than any card has (7)."""
+
+
+def key_of(uuids: Iterable[str]) -> str:
+    """Return a hash of these UUIDs of devices, as 16 hexadecimal digits. It does not depend on their order."""
+    return sha256("\n".join(sorted(uuids)).encode(errors="backslashreplace")).hexdigest()[:16]
+
+
+def write_profile(profile: Profile) -> str:
+    number = "" if profile.profile_id is None else f" id={profile.profile_id}"
+    starts = ",".join(map(str, profile.starts))
+    places = f" placements={{{starts}}}:{profile.size}" if starts else ""
+    return f"{profile.name}{number} max={profile.max_count}{places}"
+
+
+def read_profile(text: str) -> Profile | None:
+    """Return the profile, or None if its name is not one that mig-parted can read, or no card can have it."""
+    if (match := _PROFILE.fullmatch(text)) is None or (sizes := sizes_of(match[1])) is None:
+        return None
+    (slices, memory_gb), number = sizes, match[2]
+    if not 0 < slices <= _MOST_SLICES:
+        return None
+    starts = tuple(dict.fromkeys(map(int, match[4].split(",")))) if match[4] else ()
+    return Profile(
+        match[1], starts, int(match[5] or 0), int(match[3]), slices, memory_gb, None if number is None else int(number)
+    )
+
+
+def write_mig(mode: str, instances: Sequence[tuple[str, str]]) -> str:
+    """Return the field `mig` of a GPU in this MIG mode, with the profile and the device's UUID of each instance."""
+    if mode != "Enabled" or not instances:
+        return mode
+    counts = normalize(Counter(profile for profile, _ in instances))
+    return f"{describe(counts)}@{key_of(uuid for _, uuid in instances)}"
+
+
+def read_mig(text: str) -> tuple[Layout | None, str]:
+    """Return the layout, None with MIG off, and the hash of its devices, which is empty without instances."""
+    if text == "Enabled":
+        return (), ""
+    if (match := _MIG.fullmatch(text)) is None or match[1] is None:
+        return None, ""
+    # A profile's name may contain +, but no count follows there.
+    pairs = (part.split("x", 1) for part in re.split(r"\+(?=[0-9]+x)", match[1]))
+    return normalize({name: int(count) for count, name in pairs}), match[2]
+
+
+def write_indexes(indexes: Iterable[int]) -> str:
+    """Return these indexes in ascending order, with ranges, as in 0-3,5."""
+    known = sorted(set(indexes))
+    breaks = [0, *(n for n, (one, other) in enumerate(pairwise(known), 1) if other != one + 1), len(known)]
+    spans = [known[begin:end] for begin, end in pairwise(breaks) if begin < end]
+    return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def read_indexes(text: str) -> set[int]:
+    if not _INDEXES.fullmatch(text):
+        return set()
+    ends = (part.partition("-") for part in text.split(","))
+    return {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}

@@ -1,0 +1,65 @@
+"""What the agent writes of profiles, layouts and GPUs is what the operator reads."""
+
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpusharing.api.gpunode import INDEXES, MIG, PROFILE
+from gpusharing.planning.gpus.cards import CARDS, Profile
+from gpusharing.planning.gpus.geometry import normalize
+from gpusharing.planning.gpus.texts import (
+    key_of,
+    read_indexes,
+    read_mig,
+    read_profile,
+    write_indexes,
+    write_mig,
+    write_profile,
+)
+
+PROFILES = sorted({profile for card in CARDS for profile in card.profiles}, key=repr)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_every_profile_of_the_table_is_read_as_it_was_written(profile: Profile) -> None:
+    text = write_profile(profile)
+    assert re.fullmatch(PROFILE, text)
+    assert read_profile(text) == profile
+
+
+def test_a_profile_is_written_as_the_reference_shows_it() -> None:
+    assert write_profile(Profile("3g.40gb", (0, 4), 4, 2, 3, 40, 9)) == "3g.40gb id=9 max=2 placements={0,4}:4"
+    assert write_profile(Profile("2g.48gb+gfx", (), 0, 1, 2, 48)) == "2g.48gb+gfx max=1"
+
+
+@given(st.lists(st.sampled_from([*(profile.name for profile in PROFILES), ""]), max_size=14))
+def test_a_layout_is_read_as_it_was_written(names: list[str]) -> None:
+    instances = [(name, f"MIG-{number}") for number, name in enumerate(names)]
+    text = write_mig("Enabled", instances)
+    assert re.fullmatch(MIG, text)
+    assert read_mig(text) == (normalize(Counter(names)), key_of(uuid for _, uuid in instances) if names else "")
+
+
+@pytest.mark.parametrize("mode", ["Disabled", "NotSupported"])
+def test_without_mig_there_is_no_layout(mode: str) -> None:
+    assert write_mig(mode, ()) == mode
+    assert read_mig(mode) == (None, "")
+
+
+def test_instances_that_were_made_anew_differ_in_their_hash() -> None:
+    before, after = (write_mig("Enabled", [("7g.80gb", uuid)]) for uuid in ("MIG-a", "MIG-b"))
+    assert before != after
+    assert read_mig(before)[0] == read_mig(after)[0]
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_gpus_are_read_as_they_were_written(indexes: set[int]) -> None:
+    assert re.fullmatch(INDEXES, write_indexes(indexes))
+    assert read_indexes(write_indexes(indexes)) == indexes
+
+
+def test_gpus_in_a_row_are_written_as_a_range() -> None:
+    assert [write_indexes(found) for found in ([3], [5, 0, 1, 2], [0, 1, 4, 6, 7])] == ["3", "0-2,5", "0-1,4,6-7"]
