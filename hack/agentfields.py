@@ -86,10 +86,10 @@ SOURCES: tuple[FieldSource, ...] = (
     ),
     FieldSource(("gpus[].uuid",), ("nvmlDeviceGetUUID",), (NeededRight.DRIVER,), "`access: Failed` for that GPU"),
     FieldSource(
-        ("models[].migModeChange",),
-        ("nvmlDeviceGetMigMode", "nvmlDeviceGetFieldValues", "nvmlDeviceGetVirtualizationMode"),
+        ("models[].resetInGuest",),
+        ("nvmlDeviceGetFieldValues", "nvmlDeviceGetVirtualizationMode"),
         (NeededRight.DRIVER,),
-        "NotSupported without MIG, else Unknown; field 184",
+        "absent; field 184",
     ),
     FieldSource(
         ("models[].profiles",),
@@ -134,7 +134,7 @@ SOURCES: tuple[FieldSource, ...] = (
         "the container may open",
     ),
     FieldSource(
-        ("programs[].gpus", "programs[].name"),
+        ("programs",),
         (
             "nvmlDeviceGetComputeRunningProcesses",
             "nvmlDeviceGetMPSComputeRunningProcesses",

@@ -22,7 +22,7 @@ from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from hack.bench.results import Measured
 
 JSON = dict[str, Any]
-GPUS, POOLS, STEPS, REPEATS = 8, 4, 20, 5
+GPUS, POOLS, STEPS, REPEATS = 8, 4, 16, 5
 PODS_EACH = 8
 """How many pods each node of `free` has."""
 SECONDS = 60.0
@@ -163,7 +163,7 @@ def _gpunode(number: int) -> JSON:
         "culprit": "team-a/llm-0 +2",
     }
     observed = {
-        "models": [{"product": "NVIDIA H100 80GB HBM3", "migModeChange": "Live", "profiles": [_PROFILE] * 16}],
+        "models": [{"product": "NVIDIA H100 80GB HBM3", "profiles": [_PROFILE] * 16}],
         "gpus": [_gpu(index) for index in range(GPUS)],
         "pods": 5,
     }

@@ -80,7 +80,7 @@ def values(at: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from values(f"{at}.{key}".lstrip("."), child)
     elif isinstance(value, list) and value and isinstance(value[0], dict):
         for child in value:
-            yield from values(f"{at}[]", {"name": "", **child} if at == "programs" else child)
+            yield from values(f"{at}[]", child)
     else:
         yield at, value
 

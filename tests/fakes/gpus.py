@@ -9,14 +9,14 @@ from tests.fakes.cluster import FakeCluster
 from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable
 from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
-from gpusharing.planning.gpus.texts import read_indexes
+from gpusharing.planning.gpus.texts import read_program
 
 REPORT = TypeAdapter(Observed)
 
 
 def programs_on(observed: Observed, index: int) -> list[str]:
     """Names of the programs that use this GPU."""
-    return [program.name for program in observed.programs if index in read_indexes(program.gpus)]
+    return [name for name, gpus in map(read_program, observed.programs) if index in gpus]
 
 
 AGENT = "agent"

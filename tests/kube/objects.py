@@ -124,7 +124,6 @@ def observed(*gpus: JSON, profiles: list[str] | None = None, **changes: Any) -> 
         "models": [
             {
                 "product": "NVIDIA H100 80GB HBM3",
-                "migModeChange": "Live",
                 "profiles": profiles or [],
             }
         ],

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusharing.api.gpunode import INDEXES, MIG, PROFILE
+from gpusharing.api.gpunode import MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import CARDS, Profile
 from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.gpus.texts import (
     key_of,
-    read_indexes,
     read_mig,
     read_profile,
-    write_indexes,
+    read_program,
     write_mig,
     write_profile,
+    write_program,
 )
 
 PROFILES = sorted({profile for card in CARDS for profile in card.profiles}, key=repr)
@@ -55,11 +55,12 @@ def test_instances_that_were_made_anew_differ_in_their_hash() -> None:
     assert read_mig(before)[0] == read_mig(after)[0]
 
 
-@given(st.sets(st.integers(0, 200), min_size=1))
-def test_gpus_are_read_as_they_were_written(indexes: set[int]) -> None:
-    assert re.fullmatch(INDEXES, write_indexes(indexes))
-    assert read_indexes(write_indexes(indexes)) == indexes
+@given(st.sets(st.integers(0, 200), min_size=1), st.sampled_from(["", "python3", "a (program b, started by c)", "7 5"]))
+def test_a_program_is_read_as_it_was_written(indexes: set[int], name: str) -> None:
+    assert re.fullmatch(PROGRAM, write_program(name, indexes))
+    assert read_program(write_program(name, indexes)) == (name, indexes)
 
 
 def test_gpus_in_a_row_are_written_as_a_range() -> None:
-    assert [write_indexes(found) for found in ([3], [5, 0, 1, 2], [0, 1, 4, 6, 7])] == ["3", "0-2,5", "0-1,4,6-7"]
+    written = [write_program("a", found) for found in ([3], [5, 0, 1, 2], [0, 1, 4, 6, 7])]
+    assert written == ["3 a", "0-2,5 a", "0-1,4,6-7 a"]

@@ -12,17 +12,15 @@ from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER
 from gpusharing.api.gpunode import (
     MAX_PROGRAMS,
     GPUStatus,
-    MigModeChange,
     ModelStatus,
     Observed,
-    ProgramStatus,
     Request,
 )
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.gpus.texts import read_indexes, write_indexes, write_mig, write_profile
+from gpusharing.planning.gpus.texts import read_program, write_mig, write_profile, write_program
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +144,7 @@ class Observation(Observed):
             gpus = [replace(gpu, product=None) if gpu.product == models[0].product else gpu for gpu in gpus]
         uses = [(process.name, gpu.index) for gpu in reading.gpus for process in gpu.processes]
         if last:
-            uses += [(one.name, index) for one in last.programs for index in read_indexes(one.gpus) & kept]
+            uses += [(name, index) for name, gpus in map(read_program, last.programs) for index in gpus & kept]
         return cls(
             request_id=request.id,
             quiet=request.quiet,
@@ -182,9 +180,10 @@ class Observation(Observed):
         """Return the merge patch of `node`'s status with every key of this observation.
 
         None means that the server already has all of it. A merge patch keeps map keys that it does not name, so
-        resource names that have disappeared are set to null.
+        fields at their default and resource names that have disappeared are set to null.
         """
-        wanted: JSON = to_wire(self)
+        (known,) = to_wire((self,))
+        wanted: JSON = dict.fromkeys(to_wire(self)) | known
         present = section(node, "status", "observed")
         if _same(present, wanted):
             return None
@@ -195,10 +194,8 @@ class Observation(Observed):
 
 
 def model_status(model: Model) -> ModelStatus:
-    change: MigModeChange = model.mig_mode_change if model.mig_capable else "NotSupported"
-    if (change, model.virtualization) == ("Reset", "PassThrough"):
-        change = "ResetInGuest"
-    return ModelStatus(model.product, change, tuple(map(write_profile, model.profiles)))
+    in_guest = (model.mig_mode_change, model.virtualization) == ("Reset", "PassThrough")
+    return ModelStatus(model.product, tuple(map(write_profile, model.profiles)), in_guest)
 
 
 def gpu_status(gpu: GPU) -> GPUStatus:
@@ -221,7 +218,7 @@ def gpu_status(gpu: GPU) -> GPUStatus:
     )
 
 
-def _programs(uses: Iterable[tuple[str, int]]) -> tuple[ProgramStatus, ...]:
+def _programs(uses: Iterable[tuple[str, int]]) -> tuple[str, ...]:
     by_name: defaultdict[str, set[int]] = defaultdict(set)
     for name, index in uses:
         by_name[name].add(index)
@@ -230,8 +227,8 @@ def _programs(uses: Iterable[tuple[str, int]]) -> tuple[ProgramStatus, ...]:
         : MAX_PROGRAMS - 1
     ]
     rest = set().union(*(indexes for name, indexes in by_name.items() if name not in names))
-    found = [(by_name[name], name) for name in names] + [(rest, "")] * bool(rest)
-    return tuple(ProgramStatus(write_indexes(indexes), name) for indexes, name in found)
+    found = [write_program(name, by_name[name]) for name in names]
+    return (*found, write_program("", rest)) if rest else tuple(found)
 
 
 def _has_shifted(before: Sequence[GPUStatus], now: Sequence[GPU]) -> bool:

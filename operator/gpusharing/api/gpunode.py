@@ -11,7 +11,6 @@ from gpusharing.api.records import Counts, Limits, Line, Sentence, Time, WireRec
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
-MigModeChange = Literal["Live", "Reset", "ResetInGuest", "NotSupported", "Unknown"]
 Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryAction = Literal[
     "Reset", "Reboot", "DrainP2P", "DrainAndReset", "RecoverIMEX", "BusReset", "SystemReboot", "Unknown"
@@ -29,7 +28,8 @@ PROFILE = (
 )
 """A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py)."""
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
-INDEXES = r"^[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*$"
+PROGRAM = r"^([0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*)(?: (.+))?$"
+"""The indexes of GPUs, with ranges, and the name of a program that uses them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,13 @@ class ModelStatus(WireRecord):
 
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
-    mig_mode_change: MigModeChange
-    """Whether switching MIG mode needs a GPU reset (NVML field 184): Live, Reset, or ResetInGuest in a virtual machine to
-    which the GPU is passed through; NotSupported without MIG."""
     profiles: Annotated[tuple[Annotated[str, Limits(max_length=256, pattern=PROFILE)], ...], Limits(max_length=64)]
     """MIG profiles that the driver offers, each with its id, the most instances that fit, and the placements as `nvidia-smi
     mig -lgipp` prints them, for example 3g.40gb id=9 max=2 placements={0,4}:4; empty when the card has no MIG, or the
     driver lists none while MIG is off."""
+    reset_in_guest: bool = False
+    """Whether switching MIG mode needs a GPU reset (NVML field 184) and the GPU is passed through to a virtual machine,
+    which may be unable to reset it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +103,6 @@ class GPUStatus(WireRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class ProgramStatus(WireRecord):
-    """A program that uses GPUs: for computing, as a client of MPS, or for graphics."""
-
-    gpus: Annotated[str, Limits(max_length=256, pattern=INDEXES)]
-    """Indexes of the GPUs that it uses, for example 0-3,5."""
-    name: Line = ""
-    """Name of the program, that of an MPS daemon only if its executable and parent are NVIDIA's; absent for processes that
-    the agent cannot name or may not see, which count as busy."""
-
-
-@dataclass(frozen=True, slots=True)
 class Observed(WireRecord):
     """The report of the agent. Only the agent writes it, by JSON merge patches with every key present."""
 
@@ -121,18 +110,22 @@ class Observed(WireRecord):
     """Id of the request that this report answers: the GPUs were read after that request had arrived."""
     quiet: bool
     """Whether the agent has closed NVML; gpus is then its last reading, taken after the request had arrived."""
-    simulated: bool
-    """Whether the GPUs are SIMULATED."""
-    error: Sentence
-    """Why the agent cannot read NVML; empty when it can."""
     driver_version: Line
     """Version of NVIDIA's driver; empty when unknown."""
     models: Annotated[tuple[ModelStatus, ...], Limits(max_length=16)]
     """Card models in this node."""
     gpus: Annotated[tuple[GPUStatus, ...], Limits(max_length=64)]
     """GPUs on this node, ordered by index."""
-    programs: Annotated[tuple[ProgramStatus, ...], Limits(max_length=MAX_PROGRAMS)]
-    """Programs that use the GPUs; those beyond the first 15 count as unnamed."""
+    programs: Annotated[
+        tuple[Annotated[str, Limits(max_length=1024, pattern=PROGRAM)], ...], Limits(max_length=MAX_PROGRAMS)
+    ]
+    """Programs that compute or draw, each with the indexes of its GPUs and its name, for example 0-3,5 python3; without a
+    name for processes that the agent cannot name or may not see, which count as busy; an MPS daemon is named only if its
+    executable and parent are NVIDIA's."""
+    error: Sentence = ""
+    """Why the agent cannot read NVML; absent when it can."""
+    simulated: bool = False
+    """Whether the GPUs are SIMULATED."""
     allocated: Counts | None = None
     """Devices that pods hold, by GPU resource name, from the kubelet's podresources, without those of finished pods;
     absent when the kubelet did not answer."""
@@ -179,8 +172,8 @@ class Transition(WireRecord):
     absent when the node is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
-    history: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
-    """The last 20 phases, newest last, each with its begin, RFC 3339 in UTC, and its reason, for example
+    history: Annotated[tuple[Line, ...], Limits(max_length=16)] = ()
+    """The last 16 phases, newest last, each with its begin, RFC 3339 in UTC, and its reason, for example
     2026-11-20T09:00:00Z Draining EvictingPods."""
 
 

@@ -41,7 +41,7 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profile
+from gpusharing.planning.gpus.texts import read_mig, read_profile, read_program
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.taints import Taint, Toleration
@@ -211,9 +211,13 @@ def observed_view(raw: object) -> ObservedView:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
-    models = {model.product: _of_model(model.product, model) for model in observed.models}
     default = observed.models[0].product if observed.models else ""
-    programs = [(program.name, read_indexes(program.gpus)) for program in observed.programs]
+    capable = {default if gpu.product is None else gpu.product for gpu in observed.gpus if gpu.mig != "NotSupported"}
+    models = {
+        model.product: _of_model(model.product, model, mig_capable=model.product in capable)
+        for model in observed.models
+    }
+    programs = list(map(read_program, observed.programs))
     allocated = observed.allocated
     if allocated is not None:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}
@@ -234,7 +238,7 @@ def observed_view(raw: object) -> ObservedView:
                 processes=tuple(name for name, indexes in programs if gpu.index in indexes),
                 vitals=vitals_of(gpu),
                 instances_withheld=gpu.instances_withheld,
-                **(models.get(product) or _of_model(product, None)),
+                **(models.get(product) or _of_model(product, None, mig_capable=False)),
             )
         )
         devices.append(gpu.uuid if layout is None else key)
@@ -251,7 +255,7 @@ def observed_view(raw: object) -> ObservedView:
     )
 
 
-def _of_model(product: str, model: ModelStatus | None) -> JSON:
+def _of_model(product: str, model: ModelStatus | None, *, mig_capable: bool) -> JSON:
     """Return the fields of a GpuView that all GPUs of one card model share.
 
     The profiles that the driver reports in `model` count, unless it lists none or is known to be wrong for this card.
@@ -272,11 +276,10 @@ def _of_model(product: str, model: ModelStatus | None) -> JSON:
                 for profile in listed
             )
         )
-    change = "NotSupported" if model is None else model.mig_mode_change
     return {
         "profiles": profiles,
-        "doubt": None if change == "NotSupported" else find_doubt(product, listed),
-        "reset_in_guest": change == "ResetInGuest",
+        "doubt": find_doubt(product, listed) if mig_capable else None,
+        "reset_in_guest": model is not None and model.reset_in_guest,
     }
 
 

@@ -1,6 +1,6 @@
 """What did the last rollout of a pool do when, and how long may the rest of it take?
 
-It is reconstructed from the nodes' histories, which hold the last 20 transitions of each; older ones are unknown.
+It is reconstructed from the nodes' histories, which hold the last 16 phases of each; older ones are unknown.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How do MIG profiles, layouts and sets of GPUs stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
+"""How do MIG profiles, layouts and programs stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
 
 import re
 from collections import Counter
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-from gpusharing.api.gpunode import INDEXES, MIG, PROFILE
+from gpusharing.api.gpunode import MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
 
-_PROFILE, _MIG, _INDEXES = map(re.compile, (PROFILE, MIG, INDEXES))
+_PROFILE, _MIG, _PROGRAM = map(re.compile, (PROFILE, MIG, PROGRAM))
 _MOST_SLICES = 8
 """More than any card has (7)."""
 
@@ -59,16 +59,18 @@ def read_mig(text: str) -> tuple[Layout | None, str]:
     return normalize({name: int(count) for count, name in pairs}), match[2]
 
 
-def write_indexes(indexes: Iterable[int]) -> str:
-    """Return these indexes in ascending order, with ranges, as in 0-3,5."""
+def write_program(name: str, indexes: Iterable[int]) -> str:
+    """Return the indexes of the GPUs that a program uses, with ranges, and its name, as in `0-3,5 python3`."""
     known = sorted(set(indexes))
     breaks = [0, *(n for n, (one, other) in enumerate(pairwise(known), 1) if other != one + 1), len(known)]
-    spans = [known[begin:end] for begin, end in pairwise(breaks) if begin < end]
-    return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+    spans = [known[begin:end] for begin, end in pairwise(breaks)]
+    gpus = ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+    return f"{gpus} {name}".rstrip()
 
 
-def read_indexes(text: str) -> set[int]:
-    if not _INDEXES.fullmatch(text):
-        return set()
-    ends = (part.partition("-") for part in text.split(","))
-    return {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}
+def read_program(text: str) -> tuple[str, set[int]]:
+    """Return the name of a program, empty if it has none, and the indexes of its GPUs."""
+    if (match := _PROGRAM.fullmatch(text)) is None:
+        return "", set()
+    ends = (part.partition("-") for part in match[1].split(","))
+    return match[2] or "", {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}
