@@ -244,6 +244,7 @@ def test_others_may_evict_there(installed: Installed) -> None:
 CLUSTER_SCOPED = {
     "Node": "v1",
     "GPUSharingPolicy": API_VERSION,
+    "GPUNode": API_VERSION,
     "ClusterPolicy": CLUSTER_POLICIES.api_version,
 }
 """The apiVersion of each kind of which the operator tells in namespace `default`."""

@@ -69,6 +69,10 @@ class Publishing:
         for raw in self.cluster.objects(GPUNODES):
             self.sources.gpunodes.accept(raw)
 
+    def told(self) -> list[JSON]:
+        """The Events on the server, without the second copies on GPUNodes."""
+        return [one for one in self.cluster.objects(EVENTS) if one["regarding"]["kind"] != "GPUNode"]
+
     def status(self) -> JSON:
         """The status of pool-b on the server."""
         status: JSON = self.cluster.get(POLICIES, "pool-b").get("status") or {}
@@ -310,7 +314,7 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     await stage.publish(WAITING)
     for seconds in (1, 2, 3):
         await stage.publish(MOVING, seconds)
-    events = stage.cluster.objects(EVENTS)
+    events = stage.told()
     assert [event["reason"] for event in events] == ["Reconfiguring"]
     event = events[0]
     assert event["metadata"]["namespace"] == "default"
@@ -318,6 +322,10 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
     assert event["eventTime"] == "2026-11-20T10:00:01.000000Z"
     assert stage.changes == [(None, WAITING), (WAITING, MOVING)]
+    (copy,) = [one for one in stage.cluster.objects(EVENTS) if one["regarding"]["kind"] == "GPUNode"]
+    report = make_gpunode("gpu-07")
+    about = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "name": "gpu-07", "uid": report.uid}
+    assert (copy["regarding"], copy["note"]) == (about, event["note"]), "kubectl describe looks for kind, name and uid"
 
 
 async def test_a_warning_is_logged_as_one_with_the_words_of_its_event() -> None:
@@ -326,7 +334,7 @@ async def test_a_warning_is_logged_as_one_with_the_words_of_its_event() -> None:
     with capture_logs() as lines:
         await stage.publish(replace(FAILED, node="gpu-07"), 10)
         await stage.publish(SYNCED, 60)
-    notes = {event["reason"]: event["note"] for event in stage.cluster.objects(EVENTS)}
+    notes = {event["reason"]: event["note"] for event in stage.told()}
     assert [(line["event"], line["log_level"]) for line in lines] == [
         ("NodeFailed", "warning"),
         ("LayoutVerified", "info"),
@@ -365,7 +373,7 @@ async def test_only_restarts_of_config_manager_alone_end_mps_clients(steps: list
         if before is not None and after.mps_pod is not None
     ]
     assert sum(counted) == ended
-    events = [event["reason"] for event in stage.cluster.objects(EVENTS)]
+    events = [event["reason"] for event in stage.told()]
     assert events == ["MPSClientsEnded"] * bool(ended)
 
 
@@ -373,7 +381,7 @@ async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> 
     stage = Publishing()
     await stage.publish(FAILED_HERE := replace(FAILED, node="gpu-07"))
     assert stage.changes == [(None, FAILED_HERE)]
-    assert stage.cluster.objects(EVENTS) == []
+    assert stage.told() == []
 
 
 async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_told_later() -> None:
@@ -382,9 +390,9 @@ async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_
     stage.cluster.faults.fail("create", EVENTS, Forbidden("not allowed to create events"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
     assert stage.phases() == ["Synced", "Failed"]
-    assert stage.cluster.objects(EVENTS) == []
+    assert stage.told() == []
     await stage.publish(replace(FAILED, node="gpu-07"), 11)
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["NodeFailed"]
+    assert [event["reason"] for event in stage.told()] == ["NodeFailed"]
 
 
 async def test_an_event_whose_answer_was_lost_is_told_once() -> None:
@@ -393,7 +401,7 @@ async def test_an_event_whose_answer_was_lost_is_told_once() -> None:
     stage.cluster.faults.fail("create", EVENTS, Unavailable("reset"), after=True)
     for second in (10, 11, 12):
         await stage.publish(replace(FAILED, node="gpu-07"), second)
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["NodeFailed"]
+    assert [event["reason"] for event in stage.told()] == ["NodeFailed"]
 
 
 async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() -> None:
@@ -402,7 +410,7 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
     stage.cluster.faults.fail("create", EVENTS, Invalid("note: too long"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
     await stage.publish(SYNCED, 11)
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["LayoutVerified"]
+    assert [event["reason"] for event in stage.told()] == ["LayoutVerified"]
 
 
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
@@ -426,7 +434,7 @@ async def test_the_start_of_a_drain_is_told_once_although_its_pods_are_lost_from
         await stage.publish(shown, second, fence=make_fence())
     await stage.publish(replace(PENDING, node="gpu-07"), 9)
     await stage.publish(listed, 10, fence=make_fence(op="op-2"))
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["DrainStarted"] * 2
+    assert [event["reason"] for event in stage.told()] == ["DrainStarted"] * 2
 
 
 async def test_cordon_and_release_are_told_on_the_node_as_a_kubelet_tells_its_own_events() -> None:
@@ -435,7 +443,7 @@ async def test_cordon_and_release_are_told_on_the_node_as_a_kubelet_tells_its_ow
     for second in (1, 2):
         await stage.publish(SYNCED, second, fence=make_fence(), cordoned=True)
     await stage.publish(SYNCED, 3)
-    events = stage.cluster.objects(EVENTS)
+    events = stage.told()
     assert [event["reason"] for event in events] == ["NodeCordoned", "NodeReleased"]
     node = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "gpu-07"}
     assert [event["regarding"] for event in events] == [node, node]
@@ -452,7 +460,7 @@ async def test_an_evicted_pod_has_an_event_in_its_own_namespace_that_names_polic
     forced = ForceDelete("gpu-07", "tenant", "x" * 219 + "-" + "y" * 30, "uid-x")
     stage.publisher.report_eviction(forced, WAITING, at(4))
     assert await stage.publish(SYNCED, 5) is None
-    event, deletion = sorted(stage.cluster.objects(EVENTS), key=lambda one: str(one["eventTime"]))
+    event, deletion = sorted(stage.told(), key=lambda one: str(one["eventTime"]))
     pod = {"apiVersion": "v1", "kind": "Pod", "namespace": "tenant", "name": "train-0", "uid": "uid-0"}
     assert (event["metadata"]["namespace"], event["regarding"]) == ("tenant", pod)
     assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
@@ -471,10 +479,10 @@ async def test_ten_events_about_evicted_pods_are_posted_in_a_second_and_the_rest
         stage.publisher.report_eviction(eviction, WAITING, at(0))
     assert await stage.publish(SYNCED) == 1
     assert await stage.publish(SYNCED, 0.5) == 1
-    assert len(stage.cluster.objects(EVENTS)) == 10
+    assert len(stage.told()) == 10
     assert await stage.publish(SYNCED, 1) == 2
     assert await stage.publish(SYNCED, 2) is None
-    assert len({event["regarding"]["uid"] for event in stage.cluster.objects(EVENTS)}) == 25
+    assert len({event["regarding"]["uid"] for event in stage.told()}) == 25
 
 
 @pytest.mark.parametrize("error", [Throttled("slow down", 1.0), Forbidden("no right"), Unavailable("502")])
@@ -487,7 +495,7 @@ async def test_an_event_about_an_evicted_pod_is_sent_once_and_its_failure_is_log
         for seconds in range(5):
             await stage.publish(SYNCED, seconds)
     assert fault.hits == 2
-    assert [event["regarding"]["uid"] for event in stage.cluster.objects(EVENTS)] == ["uid-2"]
+    assert [event["regarding"]["uid"] for event in stage.told()] == ["uid-2"]
     dropped = "an Event about an evicted pod cannot be posted; it is dropped"
     told = [dropped, "resolved: an Event about an evicted pod cannot be posted"]
     assert [line["event"] for line in lines if line.get("subject") == "events in tenant"] == told
@@ -503,11 +511,11 @@ async def test_an_event_in_a_namespace_that_is_being_deleted_is_dropped_in_silen
     with capture_logs() as lines:
         assert await stage.publish(SYNCED) == 1
         assert await stage.publish(SYNCED, 1) is None
-    assert [event["metadata"]["namespace"] for event in stage.cluster.objects(EVENTS)] == ["other"]
+    assert [event["metadata"]["namespace"] for event in stage.told()] == ["other"]
     assert [line for line in lines if line["log_level"] == "warning"] == []
 
 
 async def test_a_cordon_from_before_the_operator_started_is_not_told_again() -> None:
     stage = Publishing()
     await stage.publish(SYNCED, fence=make_fence(), cordoned=True)
-    assert stage.cluster.objects(EVENTS) == []
+    assert stage.told() == []

@@ -75,7 +75,7 @@ async def test_before_a_reboot_every_pod_leaves_and_the_change_is_announced_as_a
         await scene.ready(seconds=3600)
         assert scene.evicted() == ["web"]
         notes = [event["note"] for event in scene.e.cluster.objects(EVENTS) if event["reason"] == "Reconfiguring"]
-        assert [note.endswith("(class Reboot)") for note in notes] == [True]
+        assert [note.endswith("(class Reboot)") for note in notes] == [True, True], "of the policy and of the GPUNode"
 
 
 @virtually

@@ -167,7 +167,7 @@ def _find_change(resource: str, name: str, body: JSON) -> Iterator[str]:
     if resource == "configmaps":
         yield name
     if resource == "events":
-        yield f"{body.get('type')} {body.get('reason')} of a {_section(body, 'regarding').get('kind')}"
+        yield f"{body.get('type')} {body.get('reason')}"  # of a policy or, the same once more, of a GPUNode
         return
     metadata = _section(body, "metadata")
     yield from _keys("label", _section(metadata, "labels"))

@@ -25,9 +25,9 @@ events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/cor
 
 @value
 class Event:
-    """A Kubernetes Event about a policy, a Node, ClusterPolicy or an evicted pod.
+    """A Kubernetes Event about a policy, a GPUNode, a Node, ClusterPolicy or an evicted pod.
 
-    One about a node's change is posted on its policy.
+    One about a node's change is posted on its policy and on its GPUNode.
     """
 
     type: Literal["Normal", "Warning"]
