@@ -52,4 +52,5 @@ async def test_a_policy_exported_while_it_was_deleted_is_shown_as_the_server_wou
         "status": {"nodes": 1},
     }
     listed = await list_of(Onlooker(FakeCluster().client("person"), [exported]), POLICIES)
-    assert listed == [{"metadata": {"name": "p", "annotations": {"a": "b"}, "generation": 1}, "spec": spec}]
+    metadata = {"name": "p", "annotations": {"a": "b"}, "generation": 1, "resourceVersion": "0"}
+    assert listed == [{"metadata": metadata, "spec": spec}]

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import kopf
 import pytest
 from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.login import AnonymousLogin
@@ -107,6 +108,20 @@ async def test_kopf_writes_nothing_and_stores_nothing(server: FakeServer) -> Non
     assert any(agent.startswith("kopf/") for _, _, agent in server.asked)
     assert server.cluster.get(POLICIES, "pool-a") == changed
     assert before["metadata"].keys() | {"labels"} == changed["metadata"].keys()
+
+
+def kept_by_kopf() -> int:
+    gc.collect()
+    return sum(type(one) is kopf.Body for one in gc.get_objects())
+
+
+async def test_kopf_keeps_no_policy_once_it_has_told_of_it(server: FakeServer) -> None:
+    """The cache of the policies is ours alone; an index, a daemon or a timer of kopf would be another one."""
+    async with watching(server) as running:
+        await running.begun("pool-a")
+        while kept_by_kopf():
+            await asyncio.sleep(0.01)  # its worker ends after a while without an event
+        assert running.watch.running.is_set()
 
 
 async def test_the_echo_of_our_own_write_does_not_make_the_cache_list_again(server: FakeServer) -> None:

@@ -116,6 +116,31 @@ async def test_a_late_answer_does_not_bring_back_the_spec_of_before_an_edit() ->
     assert spec.priority == 9
 
 
+class Answering(FakeClient):
+    """The answer to a write of ours arrives between the moment of each list and its end."""
+
+    cache: PolicyCache
+
+    async def call(self, request: ApiRequest) -> JSON:
+        page = await super().call(request)
+        body = {"status": {"hash": str(self.cluster.store.version)}}
+        self.cache.accept(self.cluster.patch(POLICIES, "pool-b", body, subresource="status"))
+        return page
+
+
+async def test_an_answer_that_is_newer_than_the_list_under_way_stays() -> None:
+    cluster, _ = cluster_with("pool-b")
+    client = Answering(cluster, "operator")
+    cache = client.cache = PolicyCache(client)
+    await cache.refresh()
+    assert cache.status("pool-b") == {}, "it was not known yet"
+    cache.touch()
+    await cache.refresh()
+    written = cluster.get(POLICIES, "pool-b")
+    assert cache.status("pool-b") == written["status"]
+    assert cache.finalizers("pool-b")[0] == written["metadata"]["resourceVersion"]
+
+
 async def test_a_policy_that_is_gone_does_not_come_back_by_an_answer() -> None:
     cluster, cache = cluster_with("pool-b")
     late = cluster.get(POLICIES, "pool-b")

@@ -70,7 +70,7 @@ class Views(Generic[View]):
         (etcdutl --bump-revision) holds objects older than the cached ones.
         """
         metadata = obj["metadata"]
-        uid, version = metadata["uid"], metadata["resourceVersion"]
+        uid, version = text(metadata, "uid"), metadata["resourceVersion"]
         moment = moment or version
         if uid in self._gone and not newer(moment, self._gone[uid]):
             return  # a late answer to a write must not bring a deleted object back

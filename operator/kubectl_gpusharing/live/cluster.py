@@ -90,8 +90,8 @@ def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     """Return the policy as the server would store it after `kubectl apply`."""
     own = section(proposed, "metadata")
     if live is None:
-        metadata = {"name": own.get("name"), "annotations": section(own, "annotations"), "generation": 1}
-        return {"metadata": metadata, "spec": proposed.get("spec")}
+        metadata = {"name": own.get("name"), "annotations": section(own, "annotations")}
+        return {"metadata": {**metadata, "generation": 1, "resourceVersion": "0"}, "spec": proposed.get("spec")}
     theirs = section(live, "metadata")
     same = validate_policy(live) == validate_policy(proposed)
     metadata = {
