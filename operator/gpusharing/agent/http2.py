@@ -2,7 +2,7 @@
 
 gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md). hyperframe reads and writes the frames
 of HTTP/2 (RFC 9113), and hpack its headers (RFC 7541). The library h2, which combines both for every use of HTTP/2,
-takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
+would save few lines (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
 """
 
 from collections.abc import Iterable
