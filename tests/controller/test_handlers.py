@@ -119,8 +119,8 @@ async def test_kopf_keeps_no_policy_once_it_has_told_of_it(server: FakeServer) -
     """The cache of the policies is ours alone; an index, a daemon or a timer of kopf would be another one."""
     async with watching(server) as running:
         await running.begun("pool-a")
-        while kept_by_kopf():
-            await asyncio.sleep(0.01)  # its worker ends after a while without an event
+        while kept_by_kopf():  # noqa: ASYNC110 - kopf does not tell when a worker of its own ends
+            await asyncio.sleep(0.01)
         assert running.watch.running.is_set()
 
 
