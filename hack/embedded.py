@@ -336,7 +336,7 @@ async def embedded(
         hardware=setup.get("hardware"),
         pages=setup.get("pages"),
     )
-    players = Workloads(cluster.client("workloads"), sim_settings, refuse=software.refuse)
+    players = Workloads(cluster.client("workloads"), sim_settings, refuse=software.refuse, waits=software.keeps_waiting)
     for workload in workloads:
         players.apply(workload)
     settings, lease = setup.get("settings") or fast_settings(factor), setup.get("lease_timing", FAST_LEASE)

@@ -110,6 +110,11 @@ class KubeletPlugin:
         self._slice = f"00000-{DRA_DRIVER}-{node.name}-simulated"
         self._wake = asyncio.Event()
 
+    @property
+    def serves(self) -> bool:
+        """Whether the plugin runs and has published, so that it prepares the claims of pods."""
+        return bool(self._wanted) and self._started == self._wanted
+
     def set_pod(self, uid: str) -> None:
         """Set the UID of the plugin's running pod; empty if there is none or it is terminating."""
         if uid != self._wanted:

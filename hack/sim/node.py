@@ -17,7 +17,7 @@ from gpusharing.api.names import (
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import AlreadyExists
 from gpusharing.kube.pods import container_requests
-from gpusharing.kube.raw import entries
+from gpusharing.kube.raw import entries, section
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim.dra import KubeletPlugin
 from hack.sim.gpu import SimulatedGPUs
@@ -25,7 +25,7 @@ from hack.sim.gpuoperator import LABEL_DEPLOY_OPERANDS, operator_labels
 from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.migparted import generated
 from hack.sim.mps import MpsDaemon
-from hack.sim.nodeobject import ANNOTATION_REBOOTING, Labels, NodeObject, SimCluster
+from hack.sim.nodeobject import ANNOTATION_REBOOTING, NVIDIA, Labels, NodeObject, SimCluster
 from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
 from hack.sim.readings import ChangedReading, Readings
 
@@ -141,6 +141,7 @@ class SimNode:
         self._pod: JSON | None = None
         self._manager: MigManager | None = None
         self._down = False
+        self._boots = 0
 
     # --- what happens to it ----------------------------------------------------------------------------
 
@@ -162,6 +163,9 @@ class SimNode:
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
+        """Start mig-manager in this pod, or end it; a container that waits, as in a CrashLoopBackOff, has no process."""
+        if any("waiting" in section(row, "state") for row in entries(pod, "status", "containerStatuses")):
+            pod = None
         if _uid(pod) == _uid(self._pod):
             return
         self._pod = pod
@@ -211,6 +215,15 @@ class SimNode:
     def log(self, line: str) -> None:
         """Log a line that begins with the node's name."""
         self.cluster.log(f"{self.name}: {line}")
+
+    def keeps_waiting(self, pod: JSON) -> bool:
+        """Whether the kubelet cannot start the pod, because no kubelet plugin prepares its ResourceClaims."""
+        if not self.cluster.settings.dra or self.kubelet_plugin.serves:
+            return False
+        asks = (container_requests(one) for one in entries(pod, "spec", "containers"))
+        return bool(entries(pod, "spec", "resourceClaims")) or any(
+            name.startswith(NVIDIA) for one in asks for name in one
+        )
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -320,7 +333,8 @@ class SimNode:
         await self.cluster.clock.sleep(self.cluster.settings.times.reboot)
         self.gpus.reboot()
         await self.object.patch(annotations={ANNOTATION_REBOOTING: None})
-        await self.object.set_ready(True)
+        self._boots += 1
+        await self.object.set_ready(True, boot=f"{self.name}-boot-{self._boots}")
         self.log("has rebooted")
         self._down = False
         self._start_operands()

@@ -87,8 +87,9 @@ class NodeObject:
         self._cluster.log(f"{self.name}: allocatable: {shown}")
         await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
 
-    async def set_ready(self, ready: bool) -> None:
-        """Set Ready to True as the kubelet does, or to Unknown as the node controller does when the kubelet is silent."""
+    async def set_ready(self, ready: bool, *, boot: str = "") -> None:
+        """Set Ready to True as the kubelet does, or to Unknown as the node controller does when the kubelet is silent.
+        The kubelet of a node that has booted also writes the ID of that boot."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
@@ -103,7 +104,10 @@ class NodeObject:
                 "lastTransitionTime": moment,
             }
         )
-        await self._write({"status": {"conditions": conditions}}, "status")
+        status: dict[str, Any] = {"conditions": conditions}
+        if boot:
+            status["nodeInfo"] = {"bootID": boot}
+        await self._write({"status": status}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
         while True:

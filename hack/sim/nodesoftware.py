@@ -114,6 +114,11 @@ class NodeSoftware:
         node = self.nodes.get(pod["spec"].get("nodeName", ""))
         return node.refuse(pod) if node is not None else ""
 
+    def keeps_waiting(self, pod: JSON) -> bool:
+        """Whether the kubelet of the pod's node cannot start it yet (`SimNode.keeps_waiting`)."""
+        node = self.nodes.get(pod["spec"].get("nodeName", ""))
+        return node is not None and node.keeps_waiting(pod)
+
     async def run(self) -> None:
         """Simulate until canceled, and close `pages` at the end."""
         try:

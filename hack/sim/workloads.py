@@ -100,8 +100,9 @@ class Workloads:
         *,
         log: Callable[[str], None] = lambda line: None,
         refuse: Callable[[JSON], str] = lambda pod: "",
+        waits: Callable[[JSON], bool] = lambda pod: False,
     ) -> None:
-        self._client, self._refuse = client, refuse
+        self._client, self._refuse, self._waits = client, refuse, waits
         self._log = log
         self._clock = Clock(settings)
         self._random = random.Random(settings.seed)
@@ -140,7 +141,7 @@ class Workloads:
                 await self._play_test()
                 await self._replace()
                 for pod in await self._schedule():
-                    tasks.create_task(start_pod(self._client, self._clock, pod, self._refuse))
+                    tasks.create_task(start_pod(self._client, self._clock, pod, self._refuse, self._waits))
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -292,10 +293,17 @@ class Workloads:
 
 
 async def start_pod(
-    client: KubeClient, clock: Clock, pod: JSON, refuse: Callable[[JSON], str] = lambda pod: ""
+    client: KubeClient,
+    clock: Clock,
+    pod: JSON,
+    refuse: Callable[[JSON], str] = lambda pod: "",
+    waits: Callable[[JSON], bool] = lambda pod: False,
 ) -> None:
-    """Wait START_SECONDS of simulated time, then make a bound pod Running and Ready, or Failed if `refuse` says why."""
+    """Wait START_SECONDS of simulated time, and again while the pod `waits`. Then make the bound pod Running and Ready, or
+    Failed if `refuse` says why."""
     await clock.sleep(START_SECONDS)
+    while waits(pod):
+        await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [{"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")]
     status: JSON = {"phase": "Running", "startTime": moment, "conditions": ready}

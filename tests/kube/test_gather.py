@@ -331,38 +331,6 @@ async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(conf
 # --- clocks and pods that we follow ----------------------------------------------------------------
 
 
-@virtually
-async def test_since_when_mig_manager_works_on_a_node_is_remembered_until_it_is_done() -> None:
-    def gpu_07(state: str) -> JSON:
-        return {"metadata": {"labels": {names.LABEL_MIG_STATE: state}}}
-
-    async with gathering() as stage:
-        seen = []
-        for seconds, state in (
-            (0, "success"),
-            (5, "pending"),
-            (9, "rebooting"),
-            (12, "success"),
-            (15, "pending"),
-        ):
-            stage.cluster.patch(NODES, "gpu-07", gpu_07(state))
-            await stage.seen()
-            seen.append((await stage.snapshot(seconds)).at_work_since.get("gpu-07"))
-    assert seen == [None, at(5), at(5), None, at(15)]
-
-
-@virtually
-async def test_a_boot_of_the_node_shows_that_its_mig_manager_went_on() -> None:
-    async with gathering() as stage:
-        seen = []
-        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": {names.LABEL_MIG_STATE: "rebooting"}}})
-        for seconds, boot in ((0, "a"), (5, "a"), (9, "b"), (12, "b")):
-            stage.cluster.patch(NODES, "gpu-07", {"status": {"nodeInfo": {"bootID": boot}}}, subresource="status")
-            await stage.seen()
-            seen.append((await stage.snapshot(seconds)).at_work_since.get("gpu-07"))
-    assert seen == [at(0), at(0), at(9), at(9)]
-
-
 def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
     """A mig-manager pod of gpu-07."""
     conditions = [{"type": "Ready", "status": str(ready)}]

@@ -1,6 +1,6 @@
 """Nodes as the simulated software leaves them, and the NodeCase of one node, for tests of single planner modules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -35,6 +35,22 @@ OPERAND = make_operand()
 Written = TypeVar("Written", Fence, Deferred)
 
 _worlds: dict[tuple[str, tuple[str, ...]], World] = {}
+
+
+class SeenSince(Mapping[tuple[str, str], datetime]):
+    """This process has seen every trace since that moment."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment
+
+    def __getitem__(self, key: tuple[str, str]) -> datetime:
+        return self._moment
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
 
 
 def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
@@ -86,8 +102,7 @@ def make_case(
     claimed: bool = False,
     drifting_since: datetime | None = None,
     withdrawn_since: datetime | None = None,
-    at_work_since: datetime | None = None,
-    down_since: datetime | None = None,
+    seen_since: datetime | None = None,
     stack: StackView | None = None,
     now: datetime = NOW,
 ) -> NodeCase:
@@ -114,8 +129,7 @@ def make_case(
         claimed=claimed,
         drifting_since=drifting_since,
         withdrawn_since=withdrawn_since,
-        at_work_since=at_work_since,
-        down_since=down_since,
+        traces_since={} if seen_since is None else SeenSince(seen_since),
         mig_failure="",
         agent_trouble=None,
         actuator=LABELS,

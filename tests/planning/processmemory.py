@@ -1,7 +1,6 @@
 """What the operator's process of a World knows besides the API server's objects."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gpusharing.planning.snapshot.memo import Memo
@@ -21,7 +20,6 @@ class Memory:
     """What the last pass left to the next one."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-    at_work_since: dict[str, datetime] = field(default_factory=dict)
     failures: dict[str, CallFailure] = field(default_factory=dict)
     """By node or subject."""
     reading: "World | None" = None

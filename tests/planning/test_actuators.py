@@ -77,6 +77,9 @@ class Invented(Actuator):
     def find_work(self, node: NodeView) -> str:
         return ""
 
+    def find_claim(self, case: ActuatorCase) -> None:
+        return None
+
     def checks(self, compared: Comparison) -> Checked:
         return agent_checks(compared)
 

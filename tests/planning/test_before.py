@@ -21,7 +21,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, SLICED, make_case, pair_of, quiet_report
+from tests.planning.cases import FULL, MIXED, SLICED, SeenSince, make_case, pair_of, quiet_report
 from tests.planning.drains import (
     EARLIER,
     FENCE,
@@ -252,7 +252,7 @@ LABELS: dict[str, tuple[dict[str, str | None], set[str]]] = {
 
 @pytest.mark.parametrize(("labels", "written"), LABELS.values(), ids=LABELS.keys())
 def test_the_state_goes_to_null_only_with_a_new_value(labels: dict[str, str | None], written: set[str]) -> None:
-    case = fenced(gpunode=silent(), labels=labels, at_work_since=at(-1200))
+    case = fenced(gpunode=silent(), labels=labels, seen_since=at(-1200))
     assert passed(case).labels.keys() == written
 
 
@@ -263,7 +263,7 @@ def test_the_pnr_is_not_passed_in_the_middle_of_a_run_that_we_did_not_start(stat
     verdict = before_pnr(running)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.ACTUATOR_BUSY)
     assert verdict.actions == ()
-    assert passed(replace(running, at_work_since=at(-1200))), "it never ends"
+    assert passed(replace(running, traces_since=SeenSince(at(-1200)))), "it never ends"
 
 
 def test_nvml_is_closed_while_a_run_that_we_did_not_start_goes_on() -> None:

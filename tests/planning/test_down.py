@@ -6,20 +6,21 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_cluster_policy, make_snapshot, make_stack
+from tests.build import NOW, at, make_cluster_policy, make_operand, make_snapshot, make_stack
 from tests.planning.cases import FULL, MIXED, MPS, assessed_of, make_case
-from tests.planning.changes import answering, changing, fence_to
+from tests.planning.changes import FENCE, answering, changing, fence_to
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.actions import LabelNode, UpdateFence
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, LabelNode, UpdateFence
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, Program
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.labels import LABELS
 
 RUNS = Operand("gpu-operator", "mps-1", "uid-mps", ready=True, ready_since=at(-3600))
 DOWN = replace(RUNS, ready=False, down=True, ready_since=None)
@@ -30,8 +31,8 @@ LIMIT = 90
 
 def serving(daemon: Operand | None, since: float | None = None, **fields: Any) -> NodeCase:
     """A node proven with MPS whose GPU is exclusive."""
-    down_since = None if since is None else at(since)
-    return make_case(MPS, was=MPS, mps_daemon=daemon, down_since=down_since, **fields)
+    seen = None if since is None else at(since)
+    return make_case(MPS, was=MPS, mps_daemon=daemon, seen_since=seen, **fields)
 
 
 def decide(case: NodeCase) -> Verdict:
@@ -72,7 +73,7 @@ def test_no_pod_of_the_daemon_is_no_life_unless_nvidias_own_chart_may_hide_it() 
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.MPS_NOT_RUNNING)
     assert "app=nvidia-device-plugin-mps-control-daemon" in verdict.message
     assert decide(serving(None, -LIMIT)).phase is Phase.SYNCED
-    assert decide(make_case(FULL, mps_daemon=DOWN, down_since=at(-LIMIT))).phase is Phase.SYNCED, "no MPS is wanted"
+    assert decide(make_case(FULL, mps_daemon=DOWN, seen_since=at(-LIMIT))).phase is Phase.SYNCED, "no MPS is wanted"
 
 
 def test_a_node_whose_daemon_does_not_run_is_not_adopted() -> None:
@@ -103,7 +104,7 @@ def test_passes_remember_since_when_the_daemon_is_down_until_it_has_kept_running
         operands = {program: {"gpu-07": one} for program, one in pods.items()}
         plan = plan_rollout(replace(snapshot, operands=operands), NOW + timedelta(seconds=seconds))
         memory = plan.memory
-        told.append((plan.verdicts["gpu-07"].phase, memory.down_since.get("gpu-07")))
+        told.append((plan.verdicts["gpu-07"].phase, next(iter(memory.traces_since.get("gpu-07", {}).values()), None)))
     synced, since = Phase.SYNCED, NOW
     assert told == [(synced, since), (synced, since), (synced, since), (Phase.BLOCKED, since), (synced, None)]
 
@@ -112,17 +113,17 @@ REBOOTS = {names.LABEL_MIG_STATE: "rebooting"}
 
 
 def test_a_reboot_that_does_not_come_is_not_awaited_for_ever_and_the_message_says_what_is_missing() -> None:
-    within = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1199)))
+    within = decide(make_case(MIXED, labels=REBOOTS, seen_since=at(-1199)))
     assert (within.reason, within.stands, within.wake) == (Reason.ACTUATOR_BUSY, False, at(1))
-    verdict = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1200)))
+    verdict = decide(make_case(MIXED, labels=REBOOTS, seen_since=at(-1200)))
     assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_BUSY, True)
     assert "gpu-07, but the node is Ready and has not booted for more than 1200 s; its pod" in verdict.message
-    gone = decide(make_case(MIXED, labels=REBOOTS, at_work_since=at(-1200), operand=None))
+    gone = decide(make_case(MIXED, labels=REBOOTS, seen_since=at(-1200), operand=None))
     assert "it has no pod there" in gone.message
 
 
 def test_in_a_change_a_reboot_that_does_not_come_is_cured_and_one_that_lasts_is_awaited() -> None:
-    stuck = changing(labels=REBOOTS, now=1300, at_work_since=at(20))
+    stuck = changing(labels=REBOOTS, now=1300, seen_since=at(20))
     verdict = decide(stuck)
     assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
     assert "has not booted for more than 1200 s" in verdict.message
@@ -131,17 +132,136 @@ def test_in_a_change_a_reboot_that_does_not_come_is_cured_and_one_that_lasts_is_
     assert isinstance(due, UpdateFence)
     assert due.fence.attempt == stuck.fence.attempt + 1
     for lasting in (
-        changing(labels=REBOOTS, now=1300, at_work_since=at(20), node={"ready": False}),
-        changing(labels=REBOOTS, now=1300, at_work_since=at(900)),
+        changing(labels=REBOOTS, now=1300, seen_since=at(20), node={"ready": False}),
+        changing(labels=REBOOTS, now=1300, seen_since=at(900)),
     ):  # it has booted since
         assert decide(lasting).actions == ()
     assert decide(lasting).wake == at(2100)
+
+
+DEAD = replace(make_operand(), ready=False)
+PENDING = {names.LABEL_MIG_STATE: "pending"}
+SAYS = "label nvidia.com/mig.config.state=pending says that mig-manager is at work on gpu-07"
+
+
+@pytest.mark.parametrize(("pod", "sign"), [(DEAD, f"its pod {DEAD.name} is not Ready"), (None, "it has no pod there")])
+def test_a_state_whose_author_has_no_pod_is_believed_for_as_long_as_a_restart_takes(
+    pod: Operand | None, sign: str
+) -> None:
+    within = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-LIMIT + 1)))
+    assert (within.reason, within.wake) == (Reason.ACTUATOR_BUSY, at(1))
+    verdict = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-LIMIT)))
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
+    assert verdict.message.startswith(f"{SAYS}, but {sign}; check the pods with label app=nvidia-mig-manager")
+    assert not any(isinstance(one, EnsureGPUNode) for one in verdict.actions), "NVML is open, as nobody is at work"
+    later = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-1200)))
+    assert (later.reason, later.message) == (verdict.reason, verdict.message)
+
+
+def test_operands_that_are_paused_by_a_mig_manager_without_a_pod_are_named_with_it() -> None:
+    paused = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}
+    verdict = decide(make_case(MIXED, was=MIXED, labels=paused, operand=None))
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
+    assert "no Ready mig-manager pod runs on gpu-07, which paused device-plugin and would start" in verdict.message
+
+
+def test_pods_of_a_node_that_is_away_say_nothing_about_their_programs() -> None:
+    away = make_case(MIXED, labels=PENDING, operand=DEAD, seen_since=at(-LIMIT), node={"ready": False})
+    claim = LABELS.find_claim(away)
+    assert claim is not None
+    assert claim.claim == SAYS
+    late = changing(labels=PENDING, now=1300, operand=DEAD, node={"ready": False})
+    assert DEAD.name not in decide(late).message
+
+
+@pytest.mark.parametrize(("pod", "sign"), [(DEAD, f"its pod {DEAD.name} is not Ready"), (None, "it has no pod there")])
+def test_in_a_change_a_state_whose_author_has_no_pod_is_told_with_the_missing_sign(
+    pod: Operand | None, sign: str
+) -> None:
+    early = decide(changing(labels=PENDING, now=LIMIT - 1, operand=pod))
+    assert (early.message, early.wake) == ("mig-manager is applying the configuration", at(LIMIT))
+    verdict = decide(changing(labels=PENDING, now=LIMIT, operand=pod))
+    assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS)
+    claim = "mig-manager is applying the configuration, says label nvidia.com/mig.config.state=pending"
+    assert verdict.message == f"{claim}; {sign}"
+    fence = replace(FENCE, restart_uid="uid-old")
+    old = decide(changing(now=LIMIT, operand=pod, fence=fence))
+    assert old.message.endswith(f"its state success dates from before the restart; {sign}")
+
+
+def test_passes_remember_since_when_a_program_says_the_same_in_one_boot() -> None:
+    case, memory, told = make_case(MIXED), PassMemory(), []
+    assert case.gpunode is not None
+    says = [
+        (0, "pending", "a"),
+        (5, "pending", "a"),
+        (9, "rebooting", "a"),
+        (12, "rebooting", "b"),
+        (15, "success", "b"),
+    ]
+    for seconds, state, boot in says:
+        labels = {**case.node.labels, names.LABEL_MIG_STATE: state}
+        node = replace(case.node, labels=labels, boot_id=boot)
+        snapshot = make_snapshot([node], [MIXED], gpunodes=[case.gpunode], stack=case.stack, memory=memory)
+        memory = plan_rollout(snapshot, at(seconds)).memory
+        told.append([*memory.traces_since.get("gpu-07", {}).values()])
+    assert told == [[at(0)], [at(0)], [at(9)], [at(12)], []]
+
+
+UPGRADE = names.LABEL_UPGRADE_STATE
+DRIVERS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "an upgrade that waits for its driver pod": (
+        {UPGRADE: "pod-restart-required"}, {"foreign": "NVIDIA driver upgrade"}),
+    "an upgrade that validates": ({UPGRADE: "validation-required"}, {"foreign": "NVIDIA driver upgrade"}),
+    "operands that a driver pod paused": ({f"{names.LABEL_DEPLOY_PREFIX}dcgm": "true_paused-for-driver-upgrade"}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "node"), DRIVERS.values(), ids=DRIVERS)
+def test_a_driver_that_is_replaced_for_hours_needs_a_person_and_nvml_stays_closed(
+    labels: dict[str, str], node: dict[str, Any]
+) -> None:
+    label, shown = next(iter(labels.items()))
+    believed = decide(make_case(MIXED, labels=labels, node=node, seen_since=at(-3599)))
+    assert (believed.reason, believed.stands, believed.wake) == (Reason.FOREIGN_MAINTENANCE, False, at(1))
+    verdict = decide(make_case(MIXED, labels=labels, node=node, seen_since=at(-3600)))
+    assert (verdict.reason, verdict.stands, verdict.wake) == (Reason.FOREIGN_MAINTENANCE, True, None)
+    assert f"label {label}={shown} says that NVIDIA's driver is being replaced on gpu-07" in verdict.message
+    assert "for more than 3600 s" in verdict.message
+    (command,) = verdict.commands
+    assert str(command) in verdict.message
+    closes = [one.quiet for one in verdict.actions if isinstance(one, EnsureGPUNode)]
+    assert closes == ([] if shown == "validation-required" else [True])
+
+
+@pytest.mark.parametrize("state", ["upgrade-required", "wait-for-jobs-required", "upgrade-done"])
+def test_a_driver_upgrade_may_wait_for_days(state: str) -> None:
+    waits = make_case(MIXED, labels={UPGRADE: state}, node={"foreign": "NVIDIA driver upgrade"}, seen_since=at(-99999))
+    assert (decide(waits).reason, decide(waits).stands) == (Reason.FOREIGN_MAINTENANCE, False)
+
+
+def test_a_ready_agent_that_does_not_answer_is_not_awaited_for_ever() -> None:
+    silent = {"request_id": "new:uid-gpu-07:resume"}
+    known = make_case(MIXED, gpunode=silent).gpunode
+    assert known is not None
+    assert known.observed is not None
+    closed = {**silent, "observed": replace(known.observed, quiet=True)}
+    within = decide(make_case(MIXED, gpunode=closed, seen_since=at(-119)))
+    assert (within.reason, within.stands, within.wake) == (Reason.OBSERVATION_PENDING, False, at(1))
+    verdict = decide(make_case(MIXED, gpunode=closed, seen_since=at(-120)))
+    assert (verdict.reason, verdict.stands) == (Reason.OBSERVATION_PENDING, True)
+    assert "the agent on gpu-07 is Ready, but has not answered request new:uid-gpu-07:resume" in verdict.message
+    never = make_case(MIXED, gpunode={**silent, "observed": None}, seen_since=at(-120))
+    assert (decide(never).reason, decide(never).stands) == (Reason.OBSERVATION_PENDING, True)
 
 
 def test_a_proven_node_whose_agent_cannot_run_says_that_its_gpus_are_shown_as_last_read() -> None:
     trouble = Finding(Reason.AGENT_NOT_STARTED, "its pod does not start: the image cannot be pulled")
     case = make_case(FULL, agent_ready=False)
     assert "last read" not in decide(case).message, "it may just restart"
+    lasting = decide(make_case(FULL, agent_ready=False, seen_since=at(-LIMIT)))
+    assert (lasting.phase, lasting.wake) == (Phase.SYNCED, None)
+    assert "as they were last read, because no Ready agent pod runs on gpu-07" in lasting.message
     verdict = decide(replace(case, agent_trouble=trouble))
     assert (verdict.phase, verdict.reason) == (Phase.SYNCED, Reason.SYNCED)
     assert "as they were last read, because no agent runs on gpu-07: its pod does not start" in verdict.message

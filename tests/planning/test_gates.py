@@ -189,9 +189,9 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "MPS left its compute mode behind": (
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
     "mig-manager is working on its own": (
-        make_case(MIXED, labels=PENDING, at_work_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
+        make_case(MIXED, labels=PENDING, seen_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
     "mig-manager says that it reboots the node, however long": (
-        make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, at_work_since=at(-9999)),
+        make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, seen_since=at(-9999)),
         Reason.ACTUATOR_BUSY, None),
     "the driver is being unloaded": (
         make_case(MIXED, labels={f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true_paused-for-driver-upgrade"}),
@@ -290,7 +290,7 @@ IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
     (Reason.NODE_NOT_READY, {"node": {"ready": False}}),
     (Reason.FOREIGN_MAINTENANCE, {"node": {"foreign": "kured"}}),
     (Reason.ALREADY_CORDONED, {"node": {"unschedulable": True}}),
-    (Reason.ACTUATOR_BUSY, {"labels": PENDING, "at_work_since": at(-60)}),
+    (Reason.ACTUATOR_BUSY, {"labels": PENDING, "seen_since": at(-60)}),
     (Reason.FOREIGN_DEVICE_PLUGIN, {
         "labels": {DEPLOY + "device-plugin": "false"}, "node": {"other_plugin": "HAMi's device plugin"}}),
     (Reason.WORKLOAD_CONFIG, {"labels": {WORKLOAD: "vm-vgpu"}}),
@@ -381,7 +381,7 @@ OPEN: dict[str, NodeCase] = {
         SLICED, labels={MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}, operand=None
     ),
     "mig-manager is switched off and MIG as well": make_case(SLICED, stack=OFF, operand=None),
-    "mig-manager is wedged for longer than it may take": make_case(MIXED, labels=PENDING, at_work_since=at(-1200)),
+    "mig-manager is wedged for longer than it may take": make_case(MIXED, labels=PENDING, seen_since=at(-1200)),
     "the agent may not list MIG instances, and there are to be none": observing(make_case(SLICED), gpus=(WITHHELD,)),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
     "another name has GFD restarted, which disturbs no pod": adopted(SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD),

@@ -16,7 +16,7 @@ from tests.build import (
     make_snapshot,
     make_stack,
 )
-from tests.planning.cases import proof_of
+from tests.planning.cases import SeenSince, proof_of
 
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
@@ -41,12 +41,15 @@ SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
 RETURNED = proof_of(PAUSED, PAUSED.version.revision)
 DRIFTED = waiting(nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)}))
-WORKING = waiting(nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})], at_work_since={"gpu-07": at(-9999)})
+WORKING = waiting(
+    nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})],
+    memory=PassMemory(traces_since={"gpu-07": SeenSince(at(-9999))}),
+)
 CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]] = {
     "its agent goes": (waiting(), Reason.PAUSED, {"agents": frozenset()}, Reason.AGENT_NOT_READY),
     "its mig-manager goes": (waiting(), Reason.PAUSED, {"operands": {}}, Reason.ACTUATOR_MISSING),
     "mig-manager begins anew": (
-        WORKING, Reason.PAUSED, {"at_work_since": {"gpu-07": NOW}}, Reason.ACTUATOR_BUSY,
+        WORKING, Reason.PAUSED, {"memory": PassMemory()}, Reason.ACTUATOR_BUSY,
     ),
     "its drift begins anew": (DRIFTED, Reason.DRIFT_RETURNED, {"memory": PassMemory()}, Reason.DRIFTED),
     "the settings refuse its driver": (

@@ -83,7 +83,7 @@ def test_nvml_may_be_opened(labels: Mapping[str, str]) -> None:
 
 def test_a_mig_manager_that_does_not_end_is_looked_at_in_the_end() -> None:
     def waiting(seconds: float) -> NodeCase:
-        return make_case(MIXED, was=MIXED, labels={STATE: "pending"}, at_work_since=NOW, now=at(seconds))
+        return make_case(MIXED, was=MIXED, labels={STATE: "pending"}, seen_since=NOW, now=at(seconds))
 
     quiet = find_quiet(waiting(1199))
     assert quiet is not None

@@ -34,7 +34,6 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.target import known_times, under_deletion
 from gpusharing.planning.wanted.verify import served
@@ -270,18 +269,10 @@ class World:
                 if node.rule_since is not None
             ),
             work={name: self._work(name) for name in sorted(self.memory.passed.wants_pods & self.nodes.keys())},
-            at_work_since=self._at_work(),
             call_failures=dict(self.memory.failures),
             memory=self.memory.passed,
             settings=self.settings,
         )
-
-    def _at_work(self) -> dict[str, datetime]:
-        before = self.memory.at_work_since
-        find_work = find_actuator(self.stack).find_work
-        working = [name for name, node in self.nodes.items() if find_work(node)]
-        self.memory.at_work_since = {name: before.get(name, self.now) for name in working}
-        return dict(self.memory.at_work_since)
 
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))

@@ -26,7 +26,6 @@ from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, PassMemor
 from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 
 @dataclass(slots=True)
@@ -46,8 +45,6 @@ class Gatherer:
     """The last count of Pending pods without a node, and of the devices that they request, by resource."""
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
-    _at_work: dict[str, tuple[str, datetime]] = field(default_factory=dict)
-    """By node whose actuator works: its boot ID, and since when this process has seen that in this boot."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """Since when this process has seen each pod of a `Program` on a fenced node Ready, by UID of the pod."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
@@ -92,20 +89,13 @@ class Gatherer:
         await self.pods.look(wanted, memory.proving, now, began)
         sources, operands = self.sources, self._operands(now)
         failures = await self._logs.read(sources.nodes.items, operands[Program.MIG_MANAGER], now, self.workers)
-        stack = self.stack.read(now)
-        find_work = find_actuator(stack).find_work
-        before, working = self._at_work, {n: node.boot_id for n, node in sources.nodes.items.items() if find_work(node)}
-        self._at_work = {
-            name: known if (known := before.get(name)) is not None and known[0] == boot else (boot, now)
-            for name, boot in working.items()
-        }
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
             unserved=GPUNODES.full_name if sources.gpunodes.gone else "",
             policies=sources.policies.views,
             policies_error=policies_error,
-            stack=stack,
+            stack=self.stack.read(now),
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
             agent_troubles=sources.agent_troubles,
             operands=operands,
@@ -116,7 +106,6 @@ class Gatherer:
             work=dict(self.pods.work),
             pending=self.pending[0],
             pending_devices=self.pending[1],
-            at_work_since={name: since for name, (_, since) in self._at_work.items()},
             call_failures={**self.calls.failures, **self._listing},
             view_ages=sources.ages(),
             memory=memory,

@@ -163,7 +163,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts = show_failures(failures, verdicts, now, ruled)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     since, withdrawn = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
-    down = snapshot.memory.down_since
+    traces = snapshot.memory.traces_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -181,7 +181,11 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
             withdrawn_since={
                 name: withdrawn.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)
             },
-            down_since={name: down.get(name, now) for name, one in members.items() if one.down},
+            traces_since={
+                name: {one: traces.get(name, {}).get(one, now) for one in member.traces}
+                for name, member in members.items()
+                if member.traces
+            },
             looks=choice.looks,
             previews=previews,
             evicted=snapshot.memory.evicted,

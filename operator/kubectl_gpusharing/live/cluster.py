@@ -271,12 +271,16 @@ class Cluster:
         snapshot = await self._snapshot(frozenset(nodes), now)
         plan = plan_rollout(snapshot, now)
         # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
-        grace = timedelta(seconds=snapshot.settings.drift_grace + snapshot.settings.restart_grace)
-        drifting, withdrawn, down = (
-            {name: min(moment, now - grace) for name, moment in since.items()}
-            for since in (plan.memory.drifting_since, plan.memory.withdrawn_since, plan.memory.down_since)
+        before = now - timedelta(seconds=snapshot.settings.sign_grace)
+        drifting, withdrawn = (
+            {name: min(moment, before) for name, moment in since.items()}
+            for since in (plan.memory.drifting_since, plan.memory.withdrawn_since)
         )
-        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn, down_since=down)
+        traces = {
+            name: {trace: min(moment, before) for trace, moment in since.items()}
+            for name, since in plan.memory.traces_since.items()
+        }
+        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn, traces_since=traces)
         await self._read_memory(now)
         wanted = [
             verdict.node

@@ -23,6 +23,7 @@ from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import Actuator
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.draobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
@@ -58,9 +59,8 @@ def share(
     if (claims, failed_nodes, consents) != recorded:
         actions.append(SetClaims(claims, failed_nodes, consents))
     # A change that has Failed waits for the pointers itself, if the GPU Operator was installed anew meanwhile.
-    failed = {
-        name for name, one in verdicts.items() if one.phase is Phase.FAILED and name not in snapshot.at_work_since
-    }
+    find_work = find_actuator(snapshot.stack).find_work
+    failed = {name for name, one in verdicts.items() if one.phase is Phase.FAILED and not find_work(nodes[name])}
     quiet = config is None and claims.keys() <= failed
     # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
     if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=quiet)) is not None:

@@ -176,8 +176,8 @@ class PassMemory:
     """By node: since when this process has seen it differ from its target while Ready and without a fence."""
     withdrawn_since: Mapping[str, datetime] = field(default_factory=dict)
     """By node: since when this process has seen its kubelet count devices and offer none of them."""
-    down_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when a program that has to serve it was not seen to keep running (`Actuator.find_down`)."""
+    traces_since: Mapping[str, Mapping[tuple[str, str], datetime]] = field(default_factory=dict)
+    """By node: since when each of its traces was seen, by boot ID and claim (`find_traces`)."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
     evicted: Mapping[str, Evicted] = field(default_factory=dict)

@@ -380,6 +380,11 @@ class PlanSettings:
     max_cures: Count = 2
     """Cures per change (restarts of mig-manager, or mig.config set again) before the node is Failed."""
 
+    @property
+    def sign_grace(self) -> float:
+        """The seconds for which a program may show no sign of life, as while it restarts."""
+        return self.drift_grace + self.restart_grace
+
 
 OLD_VIEW = 150.0
 """The age in seconds from which a view is too old for a point of no return.
@@ -415,8 +420,6 @@ class ClusterSnapshot:
     """How many Pending pods without a node request each GPU resource, by resource name."""
     pending_devices: Mapping[str, int] = field(default_factory=dict)
     """How many devices of each GPU resource those pods request in total, by resource name."""
-    at_work_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """By node or other subject."""
     taint_rules: tuple[TaintRuleView, ...] = ()

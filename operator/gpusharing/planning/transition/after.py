@@ -205,7 +205,8 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
-    mismatch = mismatch or case.actuator.find_down(case, aim)
+    if mismatch is None and (down := case.actuator.find_down(case, aim)) is not None:
+        mismatch = down.doubt
     if mismatch is not None:
         return case.show(Phase.VERIFYING, mismatch)
     if case.fence.step < case.fence.steps:

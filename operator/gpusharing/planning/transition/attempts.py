@@ -14,10 +14,12 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.stack.driverupgrade import DRIVER_PODS
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.actuator import Trace
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
 
@@ -268,6 +270,28 @@ UNLOADING = frozenset(
 
 DRIVER_PAUSE = "paused-for-driver-upgrade"
 """What NVIDIA's driver pod adds to the labels of the operands that it stops before it unloads the driver."""
+DRIVER_LIMIT = 3600.0
+"""For how many seconds one state of a driver upgrade is believed. A driver that is compiled first may take half of it."""
+
+
+def find_driver_trace(case: NodeCase) -> Trace | None:
+    """Return what says that NVIDIA's driver is being upgraded on the node. The operator does not see the driver's pod."""
+    node, label = case.node, names.LABEL_UPGRADE_STATE
+    shown = node.labels.get(label, "")
+    if shown in names.UPGRADE_LASTING or (shown == ASKED_FOR and node.foreign_queued):
+        return None
+    if shown in ("", "upgrade-done", "wait-for-jobs-required"):  # jobs may take days
+        pauses = [(key, text) for key, text in node.held_off.items() if DRIVER_PAUSE in text]
+        if not pauses:
+            return None
+        label, shown = pauses[0]
+    claim = f"label {label}={shown} says that NVIDIA's driver is being replaced on {node.name}"
+    pods = Command.of(f"kubectl get pods -A -l {DRIVER_PODS} --field-selector spec.nodeName={node.name}")
+    message = (
+        f"{claim}, for more than {DRIVER_LIMIT:.0f} s. Nothing on the Node shows whether the driver's pod is at work;"
+        f" to see it, run: {pods}"
+    )
+    return Trace(claim, DRIVER_LIMIT, Finding(Reason.FOREIGN_MAINTENANCE, message, stands=True, commands=(pods,)))
 
 
 def find_quiet(case: NodeCase) -> Finding | None:
@@ -278,28 +302,21 @@ def find_quiet(case: NodeCase) -> Finding | None:
     node = case.node
     if node.fence is not None and node.fence.stage != "yielded":
         return None
-    state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
-    may_last = state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued)
-    paused = any(DRIVER_PAUSE in value for value in node.held_off.values())
-    if not may_last and (state in UNLOADING or paused):
-        label, shown = names.LABEL_UPGRADE_STATE, state
-        if state not in UNLOADING:
-            label, shown = next((key, text) for key, text in node.held_off.items() if DRIVER_PAUSE in text)
-        message = (
-            f"label {label}={shown} says that NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML"
-            " closed until that is done. If it lasts, see the log of the driver's pod on the node"
-        )
-        return Finding(Reason.FOREIGN_MAINTENANCE, message)
+    trace, paused = find_driver_trace(case), any(DRIVER_PAUSE in value for value in node.held_off.values())
+    if trace is not None and (paused or node.labels.get(names.LABEL_UPGRADE_STATE) in UNLOADING):
+        # An open NVML would keep a driver from being unloaded after all, so only the message changes with time.
+        found = case.find_doubt(trace) or Finding(Reason.FOREIGN_MAINTENANCE, trace.claim)
+        return replace(found, message=f"the agent keeps NVML closed, because {found.message}")
     return find_work(case)
 
 
 def find_work(case: NodeCase) -> Finding | None:
     """Return that an actuator is at work although we have started no run.
 
-    After `settings.wedge_pending` seconds only a reading shows whether it has done its work (docs/design/nvidia.md#a7).
+    Once that is not believed any more, only a reading shows whether it has done its work (docs/design/nvidia.md#a7).
     """
-    work = case.actuator.find_work(case.node)
-    until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
-    if not work or case.now >= until:
+    claim = case.actuator.find_claim(case)
+    if claim is None or case.find_doubt(claim) is not None:
         return None
-    return Finding(Reason.ACTUATOR_BUSY, f"{work}; the agent keeps NVML closed meanwhile", until)
+    busy = f"{case.actuator.find_work(case.node)}; the agent keeps NVML closed meanwhile"
+    return Finding(Reason.ACTUATOR_BUSY, busy, case.believes_until(claim))

@@ -25,7 +25,7 @@ from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware, NodeView
 from gpusharing.planning.stack.acceptance import find_spec
 from gpusharing.planning.transition.fencing import is_newcomer
-from gpusharing.planning.transition.judge import differs_from_target, find_down, judge
+from gpusharing.planning.transition.judge import differs_from_target, find_traces, judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -59,8 +59,8 @@ class Member:
     outside: bool
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
     target: Target | None
-    down: bool = False
-    """Whether a program that has to serve the node, which we do not change, does not run, or has run only briefly."""
+    traces: tuple[tuple[str, str], ...] = ()
+    """Boot ID and claim of each trace on the node."""
     differs: bool = False
     """Whether the node is Ready, has no fence, and was seen to differ from its target."""
     heir: str = ""
@@ -84,7 +84,7 @@ def find_member(
     case: NodeCase | None = None,
     *,
     differs: bool = False,
-    down: bool = False,
+    traces: tuple[tuple[str, str], ...] = (),
 ) -> Member:
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
@@ -108,7 +108,7 @@ def find_member(
         outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
         target=assessment.target if isinstance(assessment, Assessed) else None,
         differs=differs,
-        down=down,
+        traces=traces,
         heir="" if heir == policy else heir,
     )
 
@@ -140,7 +140,8 @@ def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
         return None
     # A candidate differs from its target, or it would not be one.
     differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
-    return find_member(verdict, node, case.gpunode, case, differs=differs, down=find_down(case) is not None)
+    traces = tuple((node.boot_id, trace.claim) for trace in find_traces(case))
+    return find_member(verdict, node, case.gpunode, case, differs=differs, traces=traces)
 
 
 def judge_held(member: Member, why: Finding) -> Member:
@@ -172,8 +173,8 @@ def judge_nodes(
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
-    claimed, memory, at_work = snapshot.claims.keys(), snapshot.memory, snapshot.at_work_since
-    drifting, withdrawn, down = memory.drifting_since, memory.withdrawn_since, memory.down_since
+    claimed, memory = snapshot.claims.keys(), snapshot.memory
+    drifting, withdrawn, traces = memory.drifting_since, memory.withdrawn_since, memory.traces_since
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -191,8 +192,7 @@ def judge_nodes(
             claimed=name in claimed,
             drifting_since=drifting.get(name),
             withdrawn_since=withdrawn.get(name),
-            down_since=down.get(name),
-            at_work_since=at_work.get(name),
+            traces_since=traces.get(name, {}),
             actuator=actuator,
             stack=stack,
             settings=settings,
@@ -203,7 +203,7 @@ def judge_nodes(
         return judge_case(case, followed[name])
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
-    since = drifting, withdrawn, down, at_work
+    since = drifting, withdrawn, traces
     columns: list[Column] = [*nodes, troubles, owned, claimed, *since, followed, *pods.values()]
     judged = memo.table(
         judge_one,

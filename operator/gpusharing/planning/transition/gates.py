@@ -20,6 +20,7 @@ from gpusharing.planning.stack.plugins import explain_plugin
 from gpusharing.planning.stack.requirements import explain_workloads, find_bare_host, find_disabled
 from gpusharing.planning.transition.attempts import (
     add_retry,
+    find_driver_trace,
     find_quiet,
     goes_back,
     is_new_value,
@@ -78,7 +79,8 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     if node.upgrade_failed:
         yield Reason.DRIVER_UPGRADE_FAILED, explain_failed_upgrade(node, case.stack.cluster_policy)
     if node.foreign:
-        yield Reason.FOREIGN_MAINTENANCE, f"{tell_foreign(node)}; waiting until it has finished"
+        lasts = case.find_doubt(find_driver_trace(case))
+        yield Reason.FOREIGN_MAINTENANCE, lasts or f"{tell_foreign(node)}; waiting until it has finished"
     if node.unschedulable:
         uncordon = Command.of("kubectl uncordon", name)
         message = (

@@ -3,8 +3,8 @@
 A fenced node continues its change; any other is adopted, skipped, kept waiting by a gate, or a candidate.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -14,7 +14,14 @@ from gpusharing.planning.stack.mps import tell_lapses
 from gpusharing.planning.stack.offers import find_misfits
 from gpusharing.planning.transition.actuation import yielded
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.attempts import adopted, find_quiet, note_failure, was_rolled_back
+from gpusharing.planning.transition.attempts import (
+    PROOF,
+    adopted,
+    find_driver_trace,
+    find_quiet,
+    note_failure,
+    was_rolled_back,
+)
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.fencing import add_unseen, cordon_instead, find_closed, routing_before, unmarked
 from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
@@ -23,18 +30,30 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_healt
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
+from gpusharing.planning.wanted.actuators.actuator import Trace
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
 
 
 def judge(case: NodeCase) -> Verdict | None:
     """Return the verdict for one node, or None if it has neither a fence, a policy, a GPU nor a label of ours."""
+    verdict = _judge(case)
+    ends = [end for trace in find_traces(case) if (end := case.believes_until(trace)) > case.now]
+    if verdict is None or not ends:
+        return verdict
+    return replace(verdict, wake=min(filter(None, (verdict.wake, *ends))))
+
+
+def _judge(case: NodeCase) -> Verdict | None:
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
     if case.node.fence is not None:
         return with_gpunode(_judge_fenced(case), case)
     if case.assessment is not None:
-        return with_gpunode(_judge_unfenced(case, case.assessment), case)
+        verdict = _judge_unfenced(case, case.assessment)
+        if verdict.reason is Reason.OBSERVATION_PENDING and (doubt := case.find_doubt(_find_silence(case))) is not None:
+            verdict = replace(case.show(verdict.phase, doubt), actions=verdict.actions)
+        return with_gpunode(verdict, case)
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -59,12 +78,34 @@ def differs_from_target(case: NodeCase) -> bool:
     )
 
 
-def find_down(case: NodeCase) -> Finding | None:
-    """Return which program that has to serve the node, which we do not change, does not run or may not keep running."""
+def find_traces(case: NodeCase) -> Iterator[Trace]:
+    """Yield all that is believed of the node only for a while (docs/design/transition.md#traces)."""
+    found = case.actuator.find_claim(case), find_driver_trace(case), _find_down(case), _find_silence(case)
+    yield from filter(None, found)
+
+
+def _find_down(case: NodeCase) -> Trace | None:
     assessed, node = case.assessed, case.node
     if assessed is None or node.fence is not None or not node.ready:
         return None
     return case.actuator.find_down(case, assessed.target)
+
+
+def _find_silence(case: NodeCase) -> Trace | None:
+    """Return the last report of an agent that is not there, or the readiness of one that does not answer."""
+    node, gpunode, observed = case.node, case.gpunode, case.observed
+    if node.fence is not None or not node.ready or gpunode is None:
+        return None
+    if not case.agent_ready:
+        gone = case.no_agent("")
+        text = f"its GPUs are shown as they were last read, because {gone.message}"
+        return Trace(f"no agent reads {node.name}", case.settings.sign_grace, replace(gone, message=text))
+    answered = observed is not None and (observed.request_id, observed.quiet) == (gpunode.request_id, gpunode.quiet)
+    if answered or (observed is not None and observed.error):
+        return None
+    claim = f"the agent on {node.name} is Ready, but has not answered request {gpunode.request_id}"
+    text = f"{claim} for more than {PROOF:.0f} s; read the log of its pod, and delete the pod if that does not help"
+    return Trace(claim, PROOF, Finding(Reason.OBSERVATION_PENDING, text, stands=True))
 
 
 def _judge_fenced(case: NodeCase) -> Verdict:
@@ -138,25 +179,22 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
     proven = verified is not None and wanted == (verified.policy, verified.mig_config, verified.plugin_config)
     marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner_name}
     missing: dict[str, str | None] = {key: value for key, value in marks.items() if node.labels.get(key) != value}
-    down, wake = find_down(case), None
-    if down is not None:
-        limit = timedelta(seconds=case.settings.drift_grace + case.settings.restart_grace)
-        wake = max(case.now, (case.down_since or case.now) + limit)
-        lasts = wake <= case.now
+    if (down := _find_down(case)) is not None:
+        lasts = case.find_doubt(down) is not None
         if lasts or not proven:  # before that, it may just restart
-            wake = down.until if lasts else min(wake, down.until or wake)
-            return case.show(Phase.BLOCKED, replace(down, stands=lasts), wake=wake)
+            return case.show(Phase.BLOCKED, replace(down.doubt, stands=lasts), wake=down.doubt.until)
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
             return _block(case, unseen)
         text = f"{target.text} proven"
-        if not case.agent_ready and case.agent_trouble is not None:  # else it may just restart
-            text = f"{text}, and its GPUs are shown as they were last read, because {case.no_agent('').message}"
+        silent = None if case.agent_ready else _find_silence(case)
+        if silent is not None and (case.agent_trouble is not None or case.find_doubt(silent) is not None):
+            text = f"{text}, and {silent.doubt.message}"  # before that, it may just restart
         if (unhealthy := case.unhealthy) is not None:
-            return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}", wake=wake)
+            return case.verdict(Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{text}; {unhealthy.message}")
         if (pod := case.mps_pod) is not None and (ended := tell_lapses(pod, pod.lone_restarts)):
             text = f"{text}; {ended}"
-        return case.verdict(Phase.SYNCED, Reason.SYNCED, text, wake=wake)
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, text)
     if (unseen := _find_blind(case, "match its target")) is not None:
         return _block(case, unseen)
     already = f"the node already has {target.text}"

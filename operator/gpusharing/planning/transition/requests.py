@@ -33,8 +33,6 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     if gpunode is not None and gpunode.requests and not node.deleting:
         return replace(verdict, candidate=False).then(*_move(node, gpunode.requests))
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
-    if quiet is not None and quiet.until is not None:
-        verdict = replace(verdict, wake=min(verdict.wake or quiet.until, quiet.until))
     if any(isinstance(action, EnsureGPUNode) for action in verdict.actions) or node.deleting:
         return verdict
     if gpunode is None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from gpusharing.planning.gpus.geometry import Layout
@@ -13,6 +13,18 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Checked, Comparison, Source
+
+
+@value
+class Trace:
+    """What a program left on a node, which is believed only for a while (docs/design/transition.md#traces)."""
+
+    claim: str
+    """Who says what by it, as a clause; another one once the program writes anew."""
+    limit: float
+    """For how many seconds it is believed in one boot of the node."""
+    doubt: Finding
+    """What is said after that: the claim, and which sign that the program lives is missing."""
 
 
 @value
@@ -28,10 +40,8 @@ class ActuatorCase:
     stack: StackView
     settings: PlanSettings
     now: datetime = field(compare=False)
-    at_work_since: datetime | None
-    """Since when this process has seen the actuator at work on the node, in one boot of it."""
-    down_since: datetime | None
-    """Since when this process has not seen a program that has to serve the node, at rest, keep running."""
+    traces_since: Mapping[tuple[str, str], datetime]
+    """Since when this process has seen each trace of the node, by boot ID and claim."""
 
     @property
     def observed(self) -> ObservedView | None:
@@ -40,6 +50,16 @@ class ActuatorCase:
     @property
     def found_layouts(self) -> tuple[Layout | None, ...]:
         return self.observed.hardware.layouts if self.observed else ()
+
+    def first_seen(self, claim: str) -> datetime | None:
+        return self.traces_since.get((self.node.boot_id, claim))
+
+    def believes_until(self, trace: Trace) -> datetime:
+        return (self.first_seen(trace.claim) or self.now) + timedelta(seconds=trace.limit)
+
+    def find_doubt(self, trace: Trace | None) -> Finding | None:
+        """Return what is said about the trace, if it is not believed any more."""
+        return trace.doubt if trace is not None and self.believes_until(trace) <= self.now else None
 
 
 Written: TypeAlias = tuple[Fence, Mapping[str, str | None]]
@@ -62,7 +82,8 @@ class Actuator(Protocol):
 
     1. What does it need?                             needs, objections, obstacles
     2. What is written at the point of no return?     find_labels, needs_run, needs_mig_manager, find_missing, write, find_old
-    3. Is it at work, done, stuck or failed?          find_trouble, find_lost, next_look, find_events, find_work
+    3. Is it at work, done, stuck or failed?          find_trouble, find_lost, next_look, find_events, find_work,
+                                                      find_claim
     4. What proves the result?                        checks, find_down
     5. How does a node go back?                       find_last_proven, tell_left
 
@@ -117,8 +138,11 @@ class Actuator(Protocol):
     def find_work(self, node: NodeView) -> str:
         """Return what its programs do with the GPUs of a node on which we have started no run, as a clause."""
 
-    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
-        """Return which program does not run, or has only started, although what it left may look like the target."""
+    def find_claim(self, case: ActuatorCase) -> Trace | None:
+        """Return what says that its programs are at work on the node, as in `find_work`."""
+
+    def find_down(self, case: ActuatorCase, target: Target) -> Trace | None:
+        """Return what looks like the target and was left by a program that does not run, or has only started."""
 
     def checks(self, compared: Comparison) -> Checked:
         """Yield what proves the result, and finds drift."""

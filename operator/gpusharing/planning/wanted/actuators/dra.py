@@ -9,8 +9,8 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Unfinished, Written
-from gpusharing.planning.wanted.actuators.labels import Labels, steady_from
+from gpusharing.planning.wanted.actuators.actuator import ActuatorCase, Trace, Unfinished, Written
+from gpusharing.planning.wanted.actuators.labels import Labels, steady_from, tell_late
 from gpusharing.planning.wanted.draobjects import find_unrequestable
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
@@ -80,7 +80,9 @@ class Dra(Labels):
             old = f"has not been restarted since the change, so the ResourceSlices of {slices} are outdated"
             return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=True, cure=cure)
         if due is None:
-            old = f"is restarting; the ResourceSlices of {slices} are from before the change"
+            old = (
+                f"is restarting; the ResourceSlices of {slices} are from before the change{tell_late(case, fence, pod)}"
+            )
             return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
         gpunode, observed = case.gpunode, case.observed
         if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
@@ -104,21 +106,23 @@ class Dra(Labels):
         if text := find_slice_mismatch(compared.node, compared.target.layouts, compared.observed):
             yield Source.SLICES, Finding(Reason.ALLOCATABLE_MISMATCH, text)
 
-    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
+    def find_down(self, case: ActuatorCase, target: Target) -> Trace | None:
         pod = case.operands.get(Program.KUBELET_PLUGIN)
         driver, name = case.stack.dra.driver, case.node.name
         if pod is None and (driver is None or not driver.labelled):
             return None  # its pods are not seen
+        claim, limit = f"the ResourceSlices of {name} offer its devices", case.settings.sign_grace
         if pod is not None and pod.ready:
-            until = steady_from(case, pod)
+            if (until := steady_from(case, pod, claim)) is None:
+                return None
             text = f"{PLUGIN} started a moment ago on {name}, and may not keep running"
-            return Finding(Reason.ACTUATOR_MISSING, text, until) if until is not None else None
+            return Trace(claim, limit, Finding(Reason.ACTUATOR_MISSING, text, until))
         where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
         text = (
-            f"the ResourceSlices of {name} offer its devices, but {PLUGIN}, which published them, is not running there, so"
-            f" no pod with a claim can start; check the pods with {where}"
+            f"{claim}, but {PLUGIN}, which published them, is not running there, so no pod with a claim can start; check"
+            f" the pods with {where}"
         )
-        return Finding(Reason.ACTUATOR_MISSING, text)
+        return Trace(claim, limit, Finding(Reason.ACTUATOR_MISSING, text))
 
     def tell_left(self, node: NodeView) -> str:
         return ""  # mig-manager's label then means whole GPUs, and nothing reads the other labels

@@ -12,7 +12,7 @@ from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Unfinished, Written
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Trace, Unfinished, Written
 from gpusharing.planning.wanted.assess import needs_two_steps, uses_mps
 from gpusharing.planning.wanted.target import Target, explain_deafness, find_last_proven
 from gpusharing.planning.wanted.verify import (
@@ -63,14 +63,14 @@ class Labels(Actuator):
             yield Finding.of(found, Reason.MPS_DAEMON_NOT_READY)
 
     def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
-        if target.mig_config and case.node.labels.get(names.LABEL_MIG_STATE) == "rebooting":
-            text = "mig-manager is rebooting the node, although no change is in progress"
-            stuck = _find_no_reboot(case)
-            repair = "Read the log of its pod, then drain the node and reboot it"
-            yield Finding(Reason.ACTUATOR_BUSY, f"{stuck}. {repair}" if stuck else text, stands=bool(stuck))
+        doubt = claim.doubt if (claim := self.find_claim(case)) is not None else None
         if missing := Labels.find_missing(self, case, target, again=False):
-            where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
-            yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; check the pods with {where}")
+            paused = ", ".join(paused_operands(case.node))
+            missing += f", which paused {paused} and would start that again" if paused else ""
+            yield doubt or Finding(Reason.ACTUATOR_MISSING, f"{missing}; {_where_pods_are(case)}")
+        if doubt is not None and target.mig_config and case.node.labels[names.LABEL_MIG_STATE] == "rebooting":
+            repair = "Read the log of its pod, then drain the node and reboot it"
+            yield replace(doubt, message=f"{doubt.message}. {repair}")
 
     def find_labels(self, node: NodeView, target: Target) -> dict[str, str]:
         config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
@@ -137,7 +137,8 @@ class Labels(Actuator):
         ended, waited = state in _ENDED, (case.now - fence.stage_since).total_seconds()
         # First comes whether the state is about this run at all.
         if ended and case.now < _believed_from(case, fence):
-            message = f"mig-manager is restarting; its state {state} dates from before the restart"
+            late = tell_late(case, fence, case.operands.get(Program.MIG_MANAGER))
+            message = f"mig-manager is restarting; its state {state} dates from before the restart{late}"
             return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
         if ended and label != wanted:
             # NVIDIA's GPU Operator writes all-disabled if it finds no label (docs/design/nvidia.md#d1).
@@ -164,14 +165,20 @@ class Labels(Actuator):
             return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
         limit, doing = case.settings.wedge_pending, "has not started"
         doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(state, doing)
-        stuck = _find_no_reboot(case) if state == "rebooting" else ""
-        if stuck and waited >= limit:
-            return Unfinished(Finding(Reason.ACTUATOR_STUCK, stuck), final=True, cure=restart)
-        if waited < limit or state == "rebooting":  # a node that is away has until the deadline of the change
-            finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"mig-manager {doing}")
+        doing = f"mig-manager {doing}"
+        # A node that is away has until the deadline of the change.
+        reboot = self.find_claim(case) if state == "rebooting" else None
+        if reboot is not None and node.ready and waited >= limit and case.find_doubt(reboot) is not None:
+            return Unfinished(
+                replace(reboot.doubt, reason=Reason.ACTUATOR_STUCK, stands=False), final=True, cure=restart
+            )
+        if (late := tell_late(case, fence, case.operands.get(Program.MIG_MANAGER))) and state:
+            late = f", says label {names.LABEL_MIG_STATE}={state}{late}"
+        if waited < limit or reboot is not None:
+            finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"{doing}{late}")
             return Unfinished(finding, final=False, cure=restart)
         # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
-        finding = Finding(Reason.ACTUATOR_STUCK, f"mig-manager {doing}, for more than {limit:.0f} s now")
+        finding = Finding(Reason.ACTUATOR_STUCK, f"{doing}, for more than {limit:.0f} s now{late}")
         return Unfinished(finding, final=True, cure=restart)
 
     def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
@@ -183,11 +190,9 @@ class Labels(Actuator):
         return fence, {names.LABEL_PLUGIN_CONFIG: due or None}
 
     def next_look(self, case: ActuatorCase, fence: Fence) -> datetime | None:
-        limits = (case.settings.wedge_paused, case.settings.wedge_pending)
+        limits = (case.settings.wedge_paused, case.settings.wedge_pending, case.settings.sign_grace)
         moments = [fence.stage_since + timedelta(seconds=wait) for wait in limits]
         moments.append(_believed_from(case, fence))
-        if case.at_work_since is not None:
-            moments.append(case.at_work_since + timedelta(seconds=case.settings.wedge_pending))
         return min((moment for moment in moments if moment > case.now), default=None)
 
     def find_events(self, case: ActuatorCase) -> tuple[str, ...]:
@@ -201,30 +206,47 @@ class Labels(Actuator):
             return ""
         return f"mig-manager is working (state {state}), although the operator has started no run"
 
-    def find_down(self, case: ActuatorCase, target: Target) -> Finding | None:
+    def find_claim(self, case: ActuatorCase) -> Trace | None:
+        node, settings, pod = case.node, case.settings, case.operands.get(Program.MIG_MANAGER)
+        if not self.find_work(node):
+            return None
+        state = node.labels[names.LABEL_MIG_STATE]
+        does = "rebooting" if state == "rebooting" else "at work on"
+        claim = f"label {names.LABEL_MIG_STATE}={state} says that mig-manager is {does} {node.name}"
+        sign = tell_pod(pod)
+        if node.ready and not (pod is not None and pod.ready):  # once there is one, it begins a run
+            missing = Finding(Reason.ACTUATOR_MISSING, f"{claim}, but {sign}; {_where_pods_are(case)}")
+            return Trace(f"{claim} without a pod", settings.sign_grace, missing)
+        lasts = f"for more than {settings.wedge_pending:.0f} s; {sign}"
+        if state == "rebooting":
+            lasts = f"but the node is Ready and has not booted {lasts}"
+        return Trace(claim, settings.wedge_pending, Finding(Reason.ACTUATOR_BUSY, f"{claim}, {lasts}", stands=True))
+
+    def find_down(self, case: ActuatorCase, target: Target) -> Trace | None:
         if target.mode is not Mode.MPS:
             return None
         name, policy, pod = case.node.name, case.stack.cluster_policy, case.operands.get(Program.MPS_DAEMON)
         claim = f"the GPUs of {name} are in compute mode {EXCLUSIVE}, as if an MPS daemon served them"
+        limit = case.settings.sign_grace
         if pod is None:
             # With NVIDIA's own chart, pods that a value of the chart names otherwise are not seen.
             if policy is None or policy.mps_daemon is None:
                 return None
             where = f"label app={Program.MPS_DAEMON} in namespace {case.settings.gpu_operator_namespace}"
             text = f"{claim}, but no pod of one runs there; check the DaemonSet of the pods with {where}"
-            return Finding(Reason.MPS_NOT_RUNNING, text)
-        until = steady_from(case, pod)
+            return Trace(claim, limit, Finding(Reason.MPS_NOT_RUNNING, text))
+        until = steady_from(case, pod, claim)
         if not pod.down and until is None:
             return None
         show, restart = _restart_daemon(pod)
         if until is not None:
             text = f"the MPS daemon in pod {pod.name} on {name} started a moment ago, and may not keep running. {show}"
-            return Finding(Reason.MPS_NOT_RUNNING, text, until)
+            return Trace(claim, limit, Finding(Reason.MPS_NOT_RUNNING, text, until))
         text = (
             f"{claim}, but the one in pod {pod.name} is not running: the mode is what it left behind, and no MPS client can"
             f" start. {show}. To restart it, run: {restart}"
         )
-        return Finding(Reason.MPS_NOT_RUNNING, text, commands=(restart,))
+        return Trace(claim, limit, Finding(Reason.MPS_NOT_RUNNING, text, commands=(restart,)))
 
     def checks(self, compared: Comparison) -> Checked:
         return label_checks(compared)
@@ -299,25 +321,29 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
     )
 
 
-def steady_from(case: ActuatorCase, pod: Operand) -> datetime | None:
+def steady_from(case: ActuatorCase, pod: Operand, claim: str) -> datetime | None:
     """Return when a pod that was down and has started will count as running; None if it does, or is down."""
-    if case.down_since is None or pod.ready_since is None:
+    if case.first_seen(claim) is None or pod.ready_since is None:
         return None
     steady = pod.ready_since + timedelta(seconds=case.settings.restart_grace)
     return steady if case.now < steady else None
 
 
-def _find_no_reboot(case: ActuatorCase) -> str:
-    """Return why the state `rebooting` is not believed any more; empty if the node may be rebooting."""
-    node, since, limit = case.node, case.at_work_since, case.settings.wedge_pending
-    if since is None or not node.ready or case.now < since + timedelta(seconds=limit):
-        return ""
-    pod = case.operands.get(Program.MIG_MANAGER)
-    manager = f"its pod {pod.name} is {'' if pod.ready else 'not '}Ready" if pod is not None else "it has no pod there"
-    return (
-        f"{names.LABEL_MIG_STATE} says that mig-manager is rebooting {node.name}, but the node is Ready and has not"
-        f" booted for more than {limit:.0f} s; {manager}"
-    )
+def tell_pod(pod: Operand | None) -> str:
+    """Return a clause that says whether the program's pod on the node shows a sign of life."""
+    return f"its pod {pod.name} is {'' if pod.ready else 'not '}Ready" if pod is not None else "it has no pod there"
+
+
+def tell_late(case: ActuatorCase, fence: Fence, pod: Operand | None) -> str:
+    """Return a clause on the missing pod of a program that a run has awaited for long; empty while it may just start."""
+    due = fence.stage_since + timedelta(seconds=case.settings.sign_grace)
+    there = (pod is not None and pod.ready) or not case.node.ready
+    return "" if there or case.now < due else f"; {tell_pod(pod)}"
+
+
+def _where_pods_are(case: ActuatorCase) -> str:
+    where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
+    return f"check the pods with {where}"
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
