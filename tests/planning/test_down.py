@@ -265,3 +265,19 @@ def test_a_proven_node_whose_agent_cannot_run_says_that_its_gpus_are_shown_as_la
     verdict = decide(replace(case, agent_trouble=trouble))
     assert (verdict.phase, verdict.reason) == (Phase.SYNCED, Reason.SYNCED)
     assert "as they were last read, because no agent runs on gpu-07: its pod does not start" in verdict.message
+
+
+def test_in_a_change_an_agent_that_does_not_answer_is_named_before_the_deadline_and_at_it() -> None:
+    silent = replace(answering(), observed=None)
+    early = decide(changing(now=119, gpunode=silent))
+    assert (early.reason, early.wake) == (Reason.OBSERVATION_PENDING, at(120))
+    assert early.message == "waiting for the agent to read the GPUs"
+    case = changing(now=120, gpunode=silent)
+    assert case.gpunode is not None
+    claim = f"the agent on gpu-07 is Ready, but has not answered request {case.gpunode.request_id}"
+    assert claim in decide(case).message
+    late = decide(changing(now=2400, gpunode=silent))
+    assert late.phase is Phase.FAILED
+    assert f"{claim} for more than 120 s; timed out" in late.message
+    gone = decide(changing(now=120, gpunode=silent, agent_ready=False))
+    assert gone.message == "waiting for the agent to read the GPUs; no Ready agent pod runs on gpu-07"

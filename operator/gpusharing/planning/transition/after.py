@@ -39,7 +39,13 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
-from gpusharing.planning.transition.requests import answer_due, fresh_reading, prepares_next_step, verify_request
+from gpusharing.planning.transition.requests import (
+    answer_due,
+    fresh_reading,
+    prepares_next_step,
+    tell_silence,
+    verify_request,
+)
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -117,7 +123,7 @@ def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
         return _ask_agent(case, request)
     if objection.reason is not Reason.OBSERVATION_PENDING:  # no GPU at all, or a nameless one
         return case.show(Phase.VERIFYING, objection)
-    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+    return _await_answer(case, "waiting for the agent to read the GPUs")
 
 
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
@@ -194,13 +200,19 @@ def _ask_agent(case: NodeCase, request: EnsureGPUNode) -> Verdict:
     return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message, request)
 
 
+def _await_answer(case: NodeCase, message: str) -> Verdict:
+    silence, due = tell_silence(case), answer_due(case)
+    message = f"{message}; {silence}" if case.now >= due else message
+    wake = due if case.now < due else None
+    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message, wake=wake)
+
+
 def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     if (request := verify_request(case)) is not None:
         return _ask_agent(case, request)
     observed = fresh_reading(case, "verify")
     if observed is None:
-        message = "waiting for the agent to read the GPUs again"
-        return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message)
+        return _await_answer(case, "waiting for the agent to read the GPUs again")
     compared = Comparison(case.node, observed, aim, case.stack, case.fence.gfd_timestamp)
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:

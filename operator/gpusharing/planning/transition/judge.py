@@ -25,7 +25,7 @@ from gpusharing.planning.transition.attempts import (
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.fencing import add_unseen, cordon_instead, find_closed, routing_before, unmarked
 from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
-from gpusharing.planning.transition.requests import with_gpunode
+from gpusharing.planning.transition.requests import tell_silence, with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_health
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
@@ -103,8 +103,8 @@ def _find_silence(case: NodeCase) -> Trace | None:
     answered = observed is not None and (observed.request_id, observed.quiet) == (gpunode.request_id, gpunode.quiet)
     if answered or (observed is not None and observed.error):
         return None
-    claim = f"the agent on {node.name} is Ready, but has not answered request {gpunode.request_id}"
-    text = f"{claim} for more than {PROOF:.0f} s; read the log of its pod, and delete the pod if that does not help"
+    claim = tell_silence(case)
+    text = f"{claim}; read the log of its pod, and delete the pod if that does not help"
     return Trace(claim, PROOF, Finding(Reason.OBSERVATION_PENDING, text, stands=True))
 
 

@@ -205,6 +205,13 @@ def verify_request(case: NodeCase) -> EnsureGPUNode | None:
     return _ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)
 
 
+def tell_silence(case: NodeCase) -> str:
+    """Return a clause on the agent that does not answer the current request, for when it should have."""
+    if not case.agent_ready:
+        return case.no_agent("").message
+    return f"the agent on {case.node.name} is Ready, but has not answered request {_request(case)} for more than {PROOF:.0f} s"
+
+
 def answer_due(case: NodeCase) -> datetime:
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
