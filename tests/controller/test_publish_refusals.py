@@ -7,7 +7,7 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.kube.client import EVENTS, POLICIES
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.errors import Forbidden, Undone
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -56,3 +56,13 @@ async def test_a_policy_whose_own_status_is_refused_says_so_in_an_event_with_the
     assert events[0]["note"].startswith("the policy's status cannot be written")
     assert "a webhook denies it" in events[0]["note"]
     assert events[0]["regarding"]["uid"] == POLICY.uid
+
+
+async def test_a_status_that_others_keep_undoing_is_told_at_once_with_their_name() -> None:
+    stage = Publishing()
+    stage.cluster.faults.fail("patch", POLICIES, Undone("tool sets status.summary of gpusharingpolicies pool-b"))
+    for seconds in (0, 10, 11, 12):
+        await stage.publish(REFUSED, seconds, objection=NOT_OURS)
+    events = [one["note"] for one in stage.cluster.objects(EVENTS) if one["reason"] == "CallFailed"]
+    assert len(events) == 1
+    assert "tool sets status.summary" in events[0]

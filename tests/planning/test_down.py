@@ -151,7 +151,7 @@ def test_a_state_whose_author_has_no_pod_is_believed_for_as_long_as_a_restart_ta
     within = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-LIMIT + 1)))
     assert (within.reason, within.wake) == (Reason.ACTUATOR_BUSY, at(1))
     verdict = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-LIMIT)))
-    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
+    assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING, True)
     assert verdict.message.startswith(f"{SAYS}, but {sign}; check the pods with label app=nvidia-mig-manager")
     assert not any(isinstance(one, EnsureGPUNode) for one in verdict.actions), "NVML is open, as nobody is at work"
     later = decide(make_case(MIXED, labels=PENDING, operand=pod, seen_since=at(-1200)))

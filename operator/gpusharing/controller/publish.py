@@ -27,6 +27,7 @@ from gpusharing.kube.errors import (
     NotFound,
     ServerAway,
     Unauthorized,
+    Undone,
 )
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.raw import entries, text
@@ -314,8 +315,9 @@ class Publisher:
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
         words = str(error) or repr(error)
-        refused, first = isinstance(error, Forbidden | Invalid), max(self.period, 1.0)
-        self._refused[key] = failed_again(self._refused.get(key), words, now, 0.0, first=first, refused=refused)
+        refused, undone = isinstance(error, Forbidden | Invalid | Undone), isinstance(error, Undone)
+        before, first = self._refused.get(key), max(self.period, 1.0)
+        self._refused[key] = failed_again(before, words, now, 0.0, first=first, refused=refused, at_once=undone)
         self._complaints.begins(key, event, type(error).__name__, error=words)
         return self._refused[key].next_try
 

@@ -215,7 +215,8 @@ class Labels(Actuator):
         claim = f"label {names.LABEL_MIG_STATE}={state} says that mig-manager is {does} {node.name}"
         sign = tell_pod(pod)
         if node.ready and not (pod is not None and pod.ready):  # once there is one, it begins a run
-            missing = Finding(Reason.ACTUATOR_MISSING, f"{claim}, but {sign}; {_where_pods_are(case)}")
+            text = f"{claim}, but {sign}; {_where_pods_are(case)}"
+            missing = Finding(Reason.ACTUATOR_MISSING, text, stands=True)
             return Trace(f"{claim} without a pod", settings.sign_grace, missing)
         lasts = f"for more than {settings.wedge_pending:.0f} s; {sign}"
         if state == "rebooting":
