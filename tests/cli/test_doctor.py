@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy
+from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_operand, make_policy
 from tests.cli.asking import ask, operated
 from tests.cli.reported import reported
 from tests.embedded.scene import FULL
@@ -15,6 +15,7 @@ from tests.seen import Seen, make_map
 
 from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
+from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.stack.installationviews import Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from gpusharing.planning.vocabulary.commands import Command
@@ -65,6 +66,25 @@ def test_mig_manager_is_not_restarted_on_paused_operands_before_the_label_is_wha
     assert str(one.command).startswith(
         "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb && kubectl -n gpu-operator delete pod"
     )
+
+
+def test_operands_that_a_mig_manager_without_a_pod_paused_are_told_whatever_it_says() -> None:
+    node = replace(make_node("gpu-1"), labels={STATE: "pending", **PAUSED})
+    snapshot = replace(VIEW, nodes=(node,)).snapshot
+
+    def told(**ready: bool) -> list[str]:
+        pods = {name: make_operand(name, ready=is_ready) for name, is_ready in ready.items()}
+        seen = replace(snapshot, operands={Program.MIG_MANAGER: pods})
+        return [one.message for one in find_node_symptoms(seen, {})]
+
+    names = "gpu-1", "gpu-2"
+    assert told(**dict.fromkeys(names, True)) == []
+    assert told() == [], "the pods may not be read"
+    for found in ({"gpu-2": True}, {"gpu-1": False, "gpu-2": True}):
+        (message,) = told(**found)
+        assert message.startswith(
+            "operands on gpu-1 are still paused for a MIG change whose mig-manager has no Ready pod"
+        )
 
 
 @pytest.mark.parametrize("name", FINE)

@@ -9,6 +9,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_driver_flaw
+from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
 from gpusharing.planning.stack.effects import (
@@ -198,12 +199,15 @@ def _find_mig_symptoms(
             f" ({failed[0].name}: {failed[0].labels.get(label, 'none')})",
             Command.of(f"kubectl -n {namespace} logs -l app=nvidia-mig-manager --prefix --tail 50"),
         )
-    # If mig-manager's pod died in between, nothing starts the programs that it paused.
+    # If mig-manager's pod died in between, nothing starts the programs that it paused, whatever state it left.
+    managers = snapshot.operands.get(Program.MIG_MANAGER, {})
+    alive = {name for name, pod in managers.items() if pod.ready}
+    gone = {node.name for node in nodes if managers and node.ready and node.name not in alive}
     switches = [names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_PAUSABLE]
     paused = [
         node.name
         for node in nodes
-        if states[node.name] not in ("pending", "rebooting")
+        if (states[node.name] not in ("pending", "rebooting") or node.name in gone)
         and any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
     ]
     if paused:
@@ -211,7 +215,8 @@ def _find_mig_symptoms(
         restart = (
             f"kubectl -n {namespace} delete pod -l app=nvidia-mig-manager --field-selector spec.nodeName={paused[0]}"
         )
-        message = f"operands on {some(paused)} are still paused for a MIG change that has ended{tell_effects(effects)}"
+        ended = "whose mig-manager has no Ready pod" if gone.issuperset(paused) else "that has ended"
+        message = f"operands on {some(paused)} are still paused for a MIG change {ended}{tell_effects(effects)}"
         yield error(Topic.NODES, "OperandsPaused", message, Command.if_safe(restart, effects=effects) or SHOW_LABELS)
 
 

@@ -97,6 +97,8 @@ def _find_silence(case: NodeCase) -> Trace | None:
     if node.fence is not None or not node.ready or gpunode is None:
         return None
     if not case.agent_ready:
+        if node.verified is None:  # a new pool is judged anew in no pass only because its agents are starting
+            return None
         gone = case.no_agent("")
         text = f"its GPUs are shown as they were last read, because {gone.message}"
         return Trace(f"no agent reads {node.name}", case.settings.sign_grace, replace(gone, message=text))
