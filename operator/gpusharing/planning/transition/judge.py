@@ -97,7 +97,7 @@ def _find_silence(case: NodeCase) -> Trace | None:
     if node.fence is not None or not node.ready or gpunode is None:
         return None
     if not case.agent_ready:
-        if node.verified is None:  # a new pool is judged anew in no pass only because its agents are starting
+        if node.verified is None:  # else a new pool would be judged in every pass while its agents start
             return None
         gone = case.no_agent("")
         text = f"its GPUs are shown as they were last read, because {gone.message}"
