@@ -89,12 +89,12 @@ def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
     read = Read(shown(*fleet_in_pieces()))
     for told in (
         "pool-b",
-        "1/3 nodes, 24 GPUs, 27/32 devices used",
+        "1/3 nodes, 24 GPUs, 1920 GB, 27/32 devices used",
         "team-b/ranker-7c4 +1",
         "4m",
         "in 11m",
         "1 pool needs attention: pool-b.",
-        "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs",
+        "2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs with 2560 GB of memory",
     ):
         assert told in read.text
     labels = [told["aria-label"] for told in read.all("svg")]
@@ -223,7 +223,7 @@ def test_a_fleet_without_policies_has_a_page_too() -> None:
 
 def test_one_gpu_is_not_called_gpus() -> None:
     read = Read(shown([policy(nodes="1/1", gpus=1, used="0/1")], []))
-    assert "1/1 nodes, 1 GPU, 0/1 devices used" in read.text
+    assert "1/1 nodes, 1 GPU, 80 GB, 0/1 devices used" in read.text
 
 
 def test_the_program_writes_the_page(desk: Desk) -> None:

@@ -4,7 +4,8 @@ kubectl_gpusharing/live/files.py, report/proposal.py, pools/windows.py)."""
 import asyncio
 import json
 import re
-from datetime import UTC, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.kube.client import GPUNODES, NAMESPACES
 from gpusharing.kube.errors import Forbidden
+from gpusharing.planning.pools.windows import Course
 from kubectl_gpusharing.changing.plan import FAIL_ON, Outcome
 from kubectl_gpusharing.live.files import read_policies
+from kubectl_gpusharing.pools.courses import tell_courses
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 
 CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN
@@ -155,6 +158,16 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
     assert (never["secondsToStart"], never["secondsAtLeast"], never["windowsAtMost"]) == (None, None, None)
 
 
+def test_pools_that_begin_at_different_times_do_not_hide_that_one_fits_no_window() -> None:
+    day, now = timedelta(days=1), datetime(2026, 11, 29, tzinfo=UTC)
+    course = Course(now + day / 4, now + 3 * day, 2)
+    told = tell_courses([course, course], now, apart=True)
+    assert told == (
+        "this does not fit into one window: the first change may start in 6h, and the last change ends in about 72h"
+    )
+    assert tell_courses([replace(course, spans=1)], now, apart=True) == told.partition(": ")[2]
+
+
 @virtually
 async def test_a_change_that_is_under_way_waits_for_no_window(tmp_path: Path) -> None:
     async with operated(1) as scene:
@@ -184,7 +197,7 @@ async def test_only_those_that_have_not_begun_wait_for_the_window(tmp_path: Path
         _, verdict = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(1, windows=windows))))
     assert (verdict["nodes"], verdict["secondsToStart"], verdict["windowsAtMost"]) == (2, 0, 2)
     assert timedelta(hours=2, minutes=58) < timedelta(seconds=verdict["secondsAtMost"]) < timedelta(hours=3, minutes=5)
-    assert "This does not fit into one window: the last ends in about " in verdict["message"]
+    assert "This does not fit into one window: the last change ends in about " in verdict["message"]
 
 
 # --- --fail-on ---------------------------------------------------------------------------------------------------

@@ -34,16 +34,16 @@ def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_an
         shown(*fleet())
         == """\
 1 pool needs attention: pool-b.
-2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs
+2 pools: 1 done, 1 blocked; 4 nodes: 2 done, 1 under way, 1 blocked; 32 GPUs with 2560 GB of memory
 
-pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 devices used
+pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 1920 GB, 27/32 devices used
 █▒!  █ 1 done  ▒ 1 under way  ! 1 blocked
 pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
   NODE      PROGRESS  PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
   pool-b-2  !·······  Blocked   AlreadyCordoned  2                           1h5m
   pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     in 11m
 
-pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 devices used
+pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 640 GB, 8/8 devices used
 █  █ 1 done
 """
     )
@@ -87,7 +87,27 @@ def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
 
 
 def test_one_gpu_is_not_called_gpus() -> None:
-    assert "1/1 nodes, 1 GPU, 0/1 devices used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
+    assert "1/1 nodes, 1 GPU, 80 GB, 0/1 devices used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
+
+
+@pytest.mark.parametrize(
+    ("product", "told"),
+    [
+        ("NVIDIA-H100-80GB-HBM3, NVIDIA-A100-SXM4-80GB", "2 GPUs with 160 GB of memory"),
+        ("NVIDIA-H100-80GB-HBM3, NVIDIA-L4", "2 GPUs"),
+        ("NVIDIA-H100-80GB-HBM3, NVIDIA-X999", "2 GPUs"),
+        ("", "2 GPUs"),
+    ],
+)
+def test_memory_is_told_where_the_size_of_every_gpu_is_known(product: str, told: str) -> None:
+    mixed = policy(nodes="1/1", gpus=2, used="0/1", product=product)
+    assert f"1/1 nodes, {told}, 0/1 devices used\n".replace(" with", ",").replace(" of memory", "") in shown(
+        [mixed], []
+    )
+    assert f"; {told}\n" in shown([mixed], [])
+    assert "; 10 GPUs" in shown([mixed, policy("pool-c", gpus=8)], [])
+    expected = 160 if "with" in told else None
+    assert [one["memoryGB"] for one in as_data(*pools_of([mixed], []), "desk", NOW)["pools"]] == [expected]
 
 
 def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:

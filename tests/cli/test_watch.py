@@ -94,9 +94,10 @@ def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_w
         assert process.wait(SECONDS) == INTERRUPTED
     *rows, said = next(rows for rows in pictures(seen) if "pass a POLICY" in rows[-1])
     assert len(rows) == HEIGHT - 1
-    health, totals, header, *pools = rows
+    health, totals, rest, header, *pools = rows
     assert health == "3 pools need attention: pool-97, pool-98, pool-99."
     assert totals.startswith("100 pools: 97 done, 3 failed; 100 nodes: 97 done, 3 failed")
+    assert f"{totals} {rest}".endswith("; 2400 GPUs with 192000 GB of memory")
     assert header.startswith("POOL")
     assert [row.split()[0] for row in pools[:4]] == ["pool-97", "pool-98", "pool-99", "pool-00"]
     assert all("Failed" in row for row in pools[:3])

@@ -2,6 +2,7 @@
 kubectl_gpusharing/diagnosis/pod.py, report/proposal.py)."""
 
 import re
+from datetime import UTC, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -10,8 +11,8 @@ from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, operated
 from tests.cli.objects import gpunode
-from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
-from tests.fakes.virtualtime import virtually
+from tests.embedded.scene import FULL, MIXED, at_once, gpu_pod, node, pdb
+from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
@@ -327,6 +328,36 @@ async def test_a_policy_is_explained_by_its_most_urgent_node() -> None:
     assert told.out.startswith("pool-b  MIG 2x3g.40gb  Blocked")
     assert "\ngpu-2  pool-b  Blocked: AlreadyCordoned" in told.out
     assert (data.data["name"], data.data["worst"]["node"]) == ("pool-b", "gpu-2")
+
+
+@virtually
+async def test_waiting_and_work_are_told_apart_as_in_plan() -> None:
+    """Both nodes change together, in a window that opens in three hours."""
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED, rollout=at_once(2))
+        await scene.ready()
+        opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
+        windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "2h"}]
+        scene.apply(FULL, rollout=at_once(2, windows=windows))
+        await scene.reason("gpu-1", "WindowClosed")
+        told = [await ask(scene.e.cluster, "why", name) for name in ("gpu-1", "gpu-2")]
+        data = (await ask(scene.e.cluster, "why", "gpu-2", "-o", "json")).data["course"]
+        planned = (await ask(scene.e.cluster, "plan", "-o", "json")).data["verdict"]
+        scene.apply(FULL, rollout=at_once(2, windows=windows, approval="Manual"))
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        held = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
+    texts = [" ".join(one.out.split()) for one in told]
+    waits = (
+        r": the first change may start in (3h|2h\d\dm), then this takes about \d+[ms].*, judging by past changes and"
+    )
+    assert all(re.search(rf"Expected( with the 1 node before it)?{waits}", text) for text in texts), texts
+    assert sum("with the 1 node before it" in text for text in texts) == 1
+    assert timedelta(hours=2, minutes=58) < timedelta(seconds=data["secondsToStart"]) <= timedelta(hours=3)
+    assert data["secondsToStart"] < data["secondsAtLeast"] <= data["secondsAtMost"] < data["secondsToStart"] + 1800
+    assert data["secondsAtMost"] == pytest.approx(planned["secondsAtMost"], abs=4)
+    assert set(held.data["course"].values()) == {None}
 
 
 @virtually

@@ -158,7 +158,7 @@ async def test_what_is_there_stays_visible_when_a_policy_is_refused_and_an_event
         summary = scene.e.policy("pool-b")["status"]["summary"]
         assert (summary["layout"], summary["gpus"], summary["used"]) == ("1x full", 4, "4/0")
         told = await ask(scene.e.cluster, "status")
-        assert "pool-b  Full 1x full  PluginConfigNotOurs  0/2 nodes, 4 GPUs, 4/0 devices used" in told.out
+        assert "pool-b  Full 1x full  PluginConfigNotOurs  0/2 nodes, 4 GPUs, 320 GB, 4/0 devices used" in told.out
         (event,) = (one for one in scene.e.cluster.objects(EVENTS) if one["reason"] == "PluginConfigNotOurs")
         assert (event["type"], event["note"]) == ("Warning", row["message"])
         assert event["regarding"]["name"] == "pool-b"

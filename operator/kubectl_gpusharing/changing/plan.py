@@ -9,30 +9,28 @@ rights, and only here; the operator needs no rights to them.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import IntEnum
-from heapq import nlargest
-from itertools import chain
 from math import floor
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, GPUNODES, JSON, NAMESPACES, POLICIES, KubeClient, Resource
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, NAMESPACES, POLICIES, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.stranded import ADMITTED
-from gpusharing.planning.gpus.cards import describe_turns, find_card
+from gpusharing.planning.gpus.cards import describe_turns, find_memory
 from gpusharing.planning.pools.windows import RECENT, Course
-from gpusharing.planning.report.proposal import Proposal, Step, foresee, tell_proposal
+from gpusharing.planning.report.proposal import Proposal, Step, tell_proposal
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.findings import explain_blockers
-from gpusharing.planning.vocabulary.lengths import counted, in_minutes, some
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.fleet import read_node
-from kubectl_gpusharing.pools.timeline import read_changes
+from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_seconds
+from kubectl_gpusharing.pools.fleet import tell_gpus
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
 from kubectl_gpusharing.shell.arguments import PlanArguments
@@ -46,13 +44,12 @@ from kubectl_gpusharing.shell.drawing import (
     columns,
     describe_simulated,
     fold,
-    length,
     line,
     prose,
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.session import Session, no_such, object_name, side_by_side
+from kubectl_gpusharing.shell.session import Session, no_such, object_name
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED_ON, Trouble, error_text
 
@@ -95,22 +92,6 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
     if stuck := [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]:
         return Outcome.CANNOT, f"{some([one.node for one in stuck])}: {stuck[0].reason}: {stuck[0].message}"
     return Outcome.NOTHING, ""
-
-
-def tell_courses(courses: Sequence[Course], now: datetime, *, apart: bool = False) -> str:
-    """Return when the first change may start and how long the work takes then, at best and at worst, as a clause.
-
-    With `apart` pools begin at different times, so that the work may stand still in between.
-    """
-    begins = min(one.begins for one in courses)
-    wait = f"the first change may start in {in_minutes(begins - now)}, " if begins > now else ""
-    end = " to ".join(dict.fromkeys(in_minutes(one.ends - now) for one in courses))
-    if apart:
-        return f"{wait}{'and ' * bool(wait)}the last change ends in about {end}"
-    if max(one.spans for one in courses) > 1:
-        return f"this does not fit into one window: {wait}{'and ' * bool(wait)}the last ends in about {end}"
-    work = " to ".join(dict.fromkeys(length(one.ends - begins) for one in courses))
-    return f"{wait}{'then ' * bool(wait)}this takes about {work}"
 
 
 KUEUE = ("v1beta2", "v1beta1")
@@ -272,7 +253,6 @@ class Planned:
         status = DONE if self.fail_on is not None and outcome is Outcome.CHANGES else int(outcome)
         guess = " (estimate, because the operator is not installed)" * self.estimate
         failed = f" --fail-on found: {', '.join(failed_on)}." if failed_on else ""
-        low, high = [int((one.ends - self.now).total_seconds()) for one in courses] or (None, None)
         return {
             "outcome": str(outcome),
             "exitStatus": FAILED_ON if failed_on else status,
@@ -282,9 +262,7 @@ class Planned:
             "doubtful": [step.verdict.node for step in steps if step.doubt is not None],
             "pods": len(pods),
             "podsComplete": complete,
-            "secondsToStart": int((min(one.begins for one in courses) - self.now).total_seconds()) if courses else None,
-            "secondsAtLeast": low,
-            "secondsAtMost": high,
+            **tell_seconds(courses, self.now),
             "windowsAtMost": max((one.spans for one in courses), default=None),
             "estimate": self.estimate,
             "failedOn": failed_on,
@@ -449,10 +427,8 @@ def _resources(proposal: Proposal, options: PrintOptions) -> list[Line]:
             if parts:
                 lines += prose("; ".join((*parts, where)), options, indent="    ", hang="  ")
     if proposal.gpus:
-        sizes = [(card.memory_gb * n if (card := find_card(one)) else 0) for one, n in proposal.gpus.items()]
-        memory = f" with {sum(sizes)} GB of memory" if all(sizes) else ""
         named = ", ".join(f"{count} {product}" for product, count in sorted(proposal.gpus.items()))
-        same = f"on the same {counted(sum(proposal.gpus.values()), 'GPU')}{memory}: {named}"
+        same = f"on the same {tell_gpus(sum(proposal.gpus.values()), find_memory(proposal.gpus))}: {named}"
         lines += prose(same, options, indent="  ", hang="  ", ink=Ink.FAINT)
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
@@ -578,7 +554,9 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             if not only or policy.name in only
         )
         most = max(1, min(RECENT, MAX_LISTED // max(1, len(proposals))))
-        proposals = tuple([await _with_length(session, one, live, most) for one in proposals])
+        proposals = tuple(
+            [replace(one, courses=await read_courses(session, live, one.policy, one.going, most)) for one in proposals]
+        )
         vanishing = find_vanishing(proposals, live)
         dependents, unread = await read_dependents(session.client, vanishing, ignored)
         tenants, unlisted = await read_tenants(session.client, vanishing, live)
@@ -604,25 +582,3 @@ def _turns(policy: PolicyView) -> str:
     slicing = policy.spec and policy.spec.time_slicing
     text = describe_turns(slicing.replicas) if slicing else ""
     return text and f"policy {policy.name}: {text}"
-
-
-async def _with_length(session: Session, proposal: Proposal, live: LivePlan, most: int) -> Proposal:
-    """Add an estimate from the histories of the nodes that changed last, those of the same pool first."""
-    pool = live.plan.pools[proposal.policy]
-    own = {*pool.names}
-
-    async def read_past(node: str) -> list[timedelta]:
-        try:
-            return read_changes(read_node(await session.client.get(GPUNODES, node)), session.now())[0]
-        except KubeError:
-            return []
-
-    dated = [
-        (node.name in own, node.verified.changed_at, node.name)
-        for node in live.snapshot.nodes.values()
-        if node.verified is not None and node.verified.changed_at is not None
-    ]
-    latest = nlargest(most, dated) if proposal.steps else ()
-    histories = await side_by_side(*(read_past(name) for _, _, name in latest))
-    past = [*chain.from_iterable(histories)]
-    return replace(proposal, courses=foresee(pool, live.snapshot, live.now, proposal.going, past))

@@ -18,8 +18,9 @@ from gpusharing.kube.client import CORE_EVENTS, GPUNODES, JSON, NODES, PDBS, POD
 from gpusharing.kube.pods import pdb_view, pod_view, rows_of
 from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.drain.placement import needs_of
+from gpusharing.planning.pools.windows import Course
 from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
-from gpusharing.planning.report.proposal import Proofs, tell_proofs
+from gpusharing.planning.report.proposal import Proofs, Step, tell_proofs, tell_proposal
 from gpusharing.planning.report.transition import cordoned_by, transition
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.snapshot.podviews import PdbView
@@ -40,6 +41,7 @@ from kubectl_gpusharing.diagnosis.pod import (
     published_answer,
 )
 from kubectl_gpusharing.live.cluster import LivePlan, gathered
+from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_seconds
 from kubectl_gpusharing.pools.fleet import NodeStatus, find_pool, read_node, read_pools
 from kubectl_gpusharing.pools.status import node_data, pool_data
 from kubectl_gpusharing.pools.statustext import describe_pool
@@ -80,13 +82,17 @@ class NodeAnswer:
     proofs: Proofs = field(default_factory=dict)
     unproven: str = ""
     """Why there are no proofs; empty if there are."""
+    courses: tuple[Course, ...] = ()
+    """The course of its change and those of its pool before it, at best and at worst; empty if unknown or a person's."""
+    before: int = 0
+    """How many changes there are before its own."""
     notes: tuple[str, ...] = ()
 
     @property
     def remedy(self) -> str:
         return BY_WORD[self.node.reason].remedy if self.node.reason in BY_WORD else ""
 
-    def as_data(self) -> NodeExplanationData:
+    def as_data(self, now: datetime) -> NodeExplanationData:
         node = self.node
         return {
             "node": node.name,
@@ -105,6 +111,7 @@ class NodeAnswer:
             ],
             "unproven": self.unproven,
             "simulated": [node.name] if node.simulated else [],
+            "course": tell_seconds(self.courses, now),
             "notes": list(self.notes),
         }
 
@@ -128,7 +135,7 @@ def node_answer(name: str, gpunode: JSON | None, live: LivePlan | None, missing:
     proofs, unproven = _proofs(name, live)
     blocked = sum(one.phase is Phase.BLOCKED and bool(one.blockers) for one in live.plan.verdicts.values())
     notes = (*live.notes, *_next_look(node, live.snapshot.settings.poll * blocked))
-    return NodeAnswer(node, proofs, unproven, notes)
+    return NodeAnswer(node, proofs, unproven, notes=notes)
 
 
 def _next_look(node: NodeStatus, seconds: float) -> tuple[str, ...]:
@@ -170,6 +177,10 @@ def describe_node(answer: NodeAnswer, now: datetime, options: PrintOptions) -> l
     lines += prose(node.message, options)
     if answer.remedy and answer.remedy not in node.message:
         lines += prose(f"Remedy: {answer.remedy}", options, ink=Ink.TITLE)
+    if answer.courses:
+        queue = f" with the {counted(answer.before, 'node')} before it" if answer.before else ""
+        takes = tell_courses(answer.courses, now)
+        lines += prose(f"Expected{queue}: {takes}, judging by past changes and the windows", options)
     cordoner = node.cordoned_by or ""
     facts = {
         node.observed: node.observed and node.wanted in ("", node.observed),
@@ -226,7 +237,7 @@ async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
         worst = await _node(session, pool.changing[0].name) if pool.changing else None
         terminal.answer(
             PoolExplanationData,
-            lambda: {**pool_data(pool, now), "worst": worst.as_data() if worst else None},
+            lambda: {**pool_data(pool, now), "worst": worst.as_data(now) if worst else None},
             lambda options: (
                 describe_pool(pool, now, options) + ([BLANK, *describe_node(worst, now, options)] if worst else [])
             ),
@@ -236,7 +247,7 @@ async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
         answer = await _node(session, name)
         answer = replace(answer, notes=(*answer.notes, *filter(None, [also])))
         lines = partial(describe_node, answer, now)
-        terminal.answer(NodeExplanationData, answer.as_data, lines, names=names)
+        terminal.answer(NodeExplanationData, partial(answer.as_data, now), lines, names=names)
     else:
         explained, workload = await _explain_pod(session, kind, name, namespace)
         terminal.answer(
@@ -312,13 +323,28 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    live, missing = None, ""
+    live, missing, queue, courses = None, "", tuple[Step, ...](), tuple[Course, ...]()
     try:
         async with gathered(session) as cluster:
             live = await cluster.decide((), [name])
+            if queue := _find_queue(name, live):
+                courses = await read_courses(session, live, queue[-1].verdict.policy, queue)
     except Denied as error:
         missing = f"the right to {tell_rights(error.rights)} would add a plan with its proofs"
     except Trouble as error:
         missing = str(error)
     bare = live is not None and name in live.snapshot.nodes and name not in live.snapshot.gpunodes
-    return node_answer(name, None if bare else await session.get(GPUNODES, name), live, missing)
+    answer = node_answer(name, None if bare else await session.get(GPUNODES, name), live, missing)
+    return replace(answer, courses=courses, before=max(0, len(queue) - 1))
+
+
+def _find_queue(name: str, live: LivePlan) -> tuple[Step, ...]:
+    """Return the changes of the node's pool up to its own; none if it has begun or waits for a person."""
+    verdict = live.plan.verdicts.get(name)
+    policy = next((one for one in live.snapshot.policies if verdict and one.name == verdict.policy), None)
+    if verdict is None or policy is None or verdict.phase.in_flight or verdict.phase is Phase.SYNCED:
+        return ()
+    steps = tell_proposal(policy, live.plan, live.snapshot, live.now).steps
+    going = tuple(step for step in steps if not (step.obstacle or step.doubt))
+    own = next((number for number, step in enumerate(going) if step.verdict.node == name), None)
+    return () if own is None or going[own].held else going[: own + 1]

@@ -18,6 +18,8 @@ from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import entries, has_condition, part, section, text, whole
+from gpusharing.planning.gpus.cards import find_memory
+from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.arguments import StatusArguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
@@ -114,6 +116,13 @@ class PoolStatus(Summary):
         return min(states, key=URGENCY.index, default=State.DONE)
 
     @property
+    def memory_gb(self) -> int | None:
+        """The memory of its GPUs together; None if unknown, as with cards of several sizes."""
+        products = filter(None, self.product.split(", "))
+        sizes = {find_memory({product: self.gpus or 0}) for product in products}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    @property
     def news(self) -> str:
         """The most urgent sentence about the pool; empty if it is as its policy wants it."""
         return NOT_SEEN.format(self.unseen) if self.unseen else self.message if self.status != "Synced" else ""
@@ -126,6 +135,10 @@ class PoolStatus(Summary):
 
 
 Pools = Sequence[PoolStatus]
+
+
+def tell_gpus(count: int, memory_gb: int | None) -> str:
+    return f"{counted(count, 'GPU')}{f' with {memory_gb} GB of memory' if memory_gb else ''}"
 
 
 def read_pools(

@@ -50,6 +50,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     members = [{key: value for key, value in node_data(node).items() if key != "history"} for node in pool.members]
     return data | {  # type: ignore[no-any-return]  # to_wire has no type
         "unseenGeneration": data.pop("unseen") or None,
+        "memoryGB": pool.memory_gb,
         "secondsLeft": None if estimate is None else round(estimate[0].total_seconds()),
         "plan": data["plan"] or None,
         "members": members,

@@ -8,7 +8,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted, in_minutes, some
 from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table, status_of
-from kubectl_gpusharing.pools.fleet import NodeStatus, Pools, PoolStatus, State, simulated_nodes
+from kubectl_gpusharing.pools.fleet import NodeStatus, Pools, PoolStatus, State, simulated_nodes, tell_gpus
 from kubectl_gpusharing.pools.timeline import MOST, describe_timeline, find_estimate
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -65,7 +65,9 @@ def tell_health(pools: Pools) -> tuple[str, str]:
     members = [node for pool in pools for node in pool.members]
     known = [pool.gpus for pool in pools if pool.gpus is not None]
     unknown = f", without those of {counted(len(pools) - len(known), 'new pool')}" if len(known) < len(pools) else ""
-    gpus = f"{counted(sum(known), 'GPU')}{unknown}"
+    sizes = [pool.memory_gb for pool in pools if pool.gpus]
+    memory = None if unknown or None in sizes else sum(filter(None, sizes))
+    gpus = f"{tell_gpus(sum(known), memory)}{unknown}"
     return health, f"{count_states('pool', pools)}; {count_states('node', members)}; {gpus}"
 
 
@@ -164,6 +166,7 @@ def describe_events(pool: PoolStatus, now: datetime, options: PrintOptions) -> l
 def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     texts = [] if pool.gpus is None else [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
+    texts += [f"{pool.memory_gb} GB"] * bool(pool.memory_gb)
     texts += [f"{pool.used} devices used"] * bool(pool.used)
     texts += [f"{counted(pool.pending_pods, 'pod')} pending"] if pool.pending_pods else []
     return fold(line(Span(pool.name, Ink.TITLE), f"  {what}  ", status_of(pool), f"  {', '.join(texts)}"), options)

@@ -17,7 +17,7 @@ FailureData = TypedDict("FailureData", {"context": str, "clusterUID": str | None
 # Of status and why. These have further fields: those of the records in `FLATTENED` of hack/generate_schema.py.
 NodeData = TypedDict("NodeData", {"state": str})
 PoolData = TypedDict("PoolData", {
-    "unseenGeneration": int | None, "secondsLeft": int | None, "plan": dict[str, Any] | None,
+    "unseenGeneration": int | None, "memoryGB": int | None, "secondsLeft": int | None, "plan": dict[str, Any] | None,
     "members": list[NodeData], "events": list[dict[str, str]] | None,
 })  # fmt: skip
 PoolListData = TypedDict("PoolListData", {
@@ -26,9 +26,12 @@ PoolListData = TypedDict("PoolListData", {
 ProofData = TypedDict("ProofData", {
     "source": str, "says": str, "should": str, "agrees": bool, "reason": str, "message": str,
 })  # fmt: skip
+CourseData = TypedDict("CourseData", {
+    "secondsToStart": int | None, "secondsAtLeast": int | None, "secondsAtMost": int | None,
+})  # fmt: skip
 NodeExplanationData = TypedDict("NodeExplanationData", {
     "node": str, "state": str, "remedy": str, "proofs": list[ProofData], "unproven": str, "simulated": Strings,
-    "notes": Strings,
+    "course": CourseData, "notes": Strings,
 })  # fmt: skip
 
 

@@ -393,6 +393,13 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 
 
+def find_memory(gpus: Mapping[str, int]) -> int | None:
+    """Return the memory in GB of so many GPUs of each product; None if the size of one is unknown."""
+    cards = [(find_card(product), count) for product, count in gpus.items()]
+    sizes = [card.memory_gb * count for card, count in cards if card is not None and card.memory_gb]
+    return sum(sizes) if len(sizes) == len(cards) else None
+
+
 def client_memory(card: Card, clients: int) -> float:
     """Return the GiB that each of `clients` MPS clients of a card may use. See docs/design/hardware.md#mps-share."""
     return memory_of(card) / clients
