@@ -25,7 +25,7 @@ from tests.planning.drainpass import roomy
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.pools.candidates import PassState, Queue, Selection
+from gpusharing.planning.pools.candidates import PassState, Queue, Selection, next_look, stand
 from gpusharing.planning.pools.choice import LOOKAHEAD, select
 from gpusharing.planning.pools.holds import wait_for
 from gpusharing.planning.pools.pool import Pool
@@ -75,13 +75,14 @@ def queue_of(pool: Pool) -> Queue:
 
 
 def with_waits(selection: Selection) -> Selection:
-    """The selection with the verdicts of the candidates that wait, as `choose` adds them."""
+    """The selection with the verdicts of the candidates that wait or are still blocked, as `choose` adds them."""
     waits = {
         case.node.name: wait_for(case, why, for_slot=for_slot)
         for why, for_slot, cases in selection.waiting
         for case in cases
     }
-    return replace(selection, verdicts={**waits, **selection.verdicts})
+    standing = {name: stand(case, look, again=again) for name, (case, look, again) in selection.standing.items()}
+    return replace(selection, verdicts={**waits, **standing, **selection.verdicts})
 
 
 def fenced(selection: Selection) -> list[str]:
@@ -203,7 +204,9 @@ def test_between_two_looks_a_blocked_node_shows_what_blocks_it_and_is_not_listed
         first.verdicts["stuck"].message,
         first.verdicts["stuck"].blockers,
     )
-    assert waiting.wake == at(5)
+    assert waiting.wake is None, "so that the verdict stays the same while the clock goes on"
+    look = first.looks["stuck"]
+    assert [next_look(look, 5.0, at(seconds)) for seconds in (4, 5, 9)] == [at(5), at(10), at(14)]
     due = chosen(candidate("stuck", None), state=after_looks(first, 5)).verdicts["stuck"]
     assert (due.phase, due.reason, due.wants_pods) == (Phase.BLOCKED, Reason.UNMANAGED, True)
 

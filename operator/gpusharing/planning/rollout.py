@@ -14,6 +14,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
+from gpusharing.planning.pools.candidates import next_look
 from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.holds import agree, count_failures, find_ended, find_gone, let_start
 from gpusharing.planning.pools.pool import Pool
@@ -145,6 +146,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
     choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=reserved, memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
+    looked = min((next_look(look, settings.poll, now) for _, look, _ in choice.standing.values()), default=None)
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
         choice = replace(choice, verdicts=kept_back, claims={})
@@ -194,7 +196,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         held=find_held(stack, settings),
         afterwards=afterwards,
         coming=find_coming(owners, fences_of(snapshot)),
-        wake_at=_wake(verdicts, pools, wake),
+        wake_at=_wake(verdicts, pools, wake, looked),
     )
 
 
@@ -207,8 +209,8 @@ def _object(
     return found | {name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED}
 
 
-def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], wake: datetime | None) -> datetime | None:
-    moments = [wake]
+def _wake(verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], *others: datetime | None) -> datetime | None:
+    moments = [*others]
     moments += [verdict.wake for verdict in verdicts.values()]
     moments += [pool.hours.change for pool in pools.values()]
     return min((moment for moment in moments if moment is not None), default=None)

@@ -72,7 +72,8 @@ def find_afterwards(
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
-                future = _future(node, member.assessment if member is not None else None, snapshot)
+                now = find_present_offer(node, snapshot.stack)
+                future = _future(node, now, member.assessment if member is not None else None, snapshot)
                 wait, held = _find_wait(member, snapshot) if member is not None else None, ""
                 if wait is None and member is not None and _is_to_start(member):
                     behind, canaries = find_behind(member.policy)
@@ -80,9 +81,9 @@ def find_afterwards(
                     held = member.policy
                 if wait is not None:
                     why = f"{name} has changed, which waits ({wait.reason})"
-                    future = replace(_as_sure(node, future, snapshot.stack), wait=why, until=wait.until, held=held)
+                    future = replace(_as_sure(node, now, future), wait=why, until=wait.until, held=held)
                 elif tell_withdrawn(node):
-                    future = _as_sure(node, future, snapshot.stack)
+                    future = _as_sure(node, now, future)
                 yield future
 
     return Afterwards(places, snapshot.pending_devices)
@@ -150,8 +151,8 @@ def _is_to_start(member: Member) -> bool:
     return waits and isinstance(member.assessment, Assessed) and member.assessment.mismatch is not None
 
 
-def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    now, fence = find_present_offer(node, snapshot.stack), node.fence
+def _future(node: NodeView, now: Offer, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
+    fence = node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     offer = now
     if assessed is not None:
@@ -172,9 +173,9 @@ def _future(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnap
     )
 
 
-def _as_sure(node: NodeView, future: FutureNode, stack: StackView) -> FutureNode:
+def _as_sure(node: NodeView, now: Offer, future: FutureNode) -> FutureNode:
     """Return the node with what it has for new pods whether or not its change takes place."""
-    now, fence = find_present_offer(node, stack), node.fence
+    fence = node.fence
     closed = node.unschedulable or node.gate is not None or (fence is not None and fence.tainted)
     keeps = now.devices if node.ready and not closed else {}
     devices = {

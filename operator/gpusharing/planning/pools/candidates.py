@@ -224,12 +224,14 @@ class Selection:
     """Which candidates start in this pass, and what becomes of the others."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """The verdicts of all candidates that are not in `waiting`, by node."""
+    """The verdicts of all candidates that are neither in `waiting` nor in `standing`, by node."""
     claims: dict[str, Claim] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     """What the next passes need to know about the pods of candidates, by node."""
     waiting: list[tuple[Finding, bool, Sequence[NodeCase]]] = field(default_factory=list)
     """The other candidates, each with its case: why it waits, and whether only for a slot (`wait_for`)."""
+    standing: dict[str, tuple[NodeCase, Look, bool]] = field(default_factory=dict)
+    """The candidates that their last look blocks, with that look and whether it is made again (`stand`)."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
         """Record the verdict of a candidate. Return whether its change starts."""
@@ -247,6 +249,7 @@ class Selection:
         self.claims |= other.claims
         self.looks |= other.looks
         self.waiting += other.waiting
+        self.standing |= other.standing
 
 
 @lru_cache(maxsize=16384)
@@ -265,11 +268,13 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False) -> Candidate:
     """Return the candidate with what the last LIST of its pods shows. `case` may come from an earlier pass."""
-    case = replace(case, now=state.now)
     assessed, before = case.assessment, standing_look(case, policy, state.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
-    if case.work is None:
+    if case.work is None and before is not None:
         return Candidate(case, policy, before, follows=follows)
+    case = replace(case, now=state.now)
+    if case.work is None:
+        return Candidate(case, policy, None, follows=follows)
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, state.afterwards, case.now)
@@ -294,13 +299,13 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
     if not candidate.cordons:
         return begin(candidate), None
     if look is not None:
-        return blocked(case, look, again=pods is None and case.node.name in state.due), look
+        return blocked(case, look, state.now), look
     if pods is None or (not state.crowd_known and due_under(pods)):
         return looking(case), None
     if crowded := crowding(pods, state.crowd):
         # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
         look = look_at(case, policy, None, pods, crowded)
-        return blocked(case, look), look
+        return blocked(case, look, state.now), look
     return start(candidate, pods, state, state.claimed_waves.get(case.node.name, ""))
 
 
@@ -360,13 +365,22 @@ def looking(case: NodeCase) -> Verdict:
     return replace(verdict, wants_pods=True)
 
 
-def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
+def blocked(case: NodeCase, look: Look, now: datetime, *, again: bool = False) -> Verdict:
+    return replace(stand(case, look, again=again), wake=next_look(look, case.settings.poll, now))
+
+
+def stand(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
+    """Return the verdict on a node that a look blocks, without a wake, so that it stays the same until the next look."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
-    due = look.due(case.settings.poll)
-    wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
     message = explain_blockers(look.blockers)[0]
-    verdict = case.verdict(reason.waiting_phase, reason, message, wake=wake, candidate=True)
-    return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers), wants_pods=again)
+    verdict = case.verdict(reason.waiting_phase, reason, message, wants_pods=again, candidate=True)
+    return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers))
+
+
+def next_look(look: Look, poll: float, now: datetime) -> datetime:
+    """Return when the pods may be listed again: a node that is due waits for one of the looks that all share."""
+    due = look.due(poll)
+    return due if due > now else now + timedelta(seconds=poll)
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:

@@ -18,6 +18,7 @@ from gpusharing.planning.pools.candidates import (
     find_candidate,
     find_mates,
     spare,
+    stand,
     try_start,
 )
 from gpusharing.planning.pools.holds import (
@@ -92,6 +93,10 @@ def _choose(pool: Pool, queue: Queue, cap: int, state: PassState) -> Selection:
         beyond = left.lookahead is None or listed >= slots + left.lookahead
         if slots <= 0 or (candidate.needs_list and beyond):
             verdict = wait_for(case, left.capped if newcomer else left.full, for_slot=True)
+        elif look is not None and candidate.pods is None:
+            chosen.looks[case.node.name] = look
+            chosen.standing[case.node.name] = case, look, case.node.name in state.due
+            continue
         else:
             verdict, look = try_start(candidate, state)
             listed += candidate.needs_list and verdict.wants_pods
@@ -196,6 +201,7 @@ def choose(
     if not waiting:
         memo.each(Queue, ())  # so that the memo drops what it has of nodes that waited before
         _find_waits(chosen, memo)
+        _find_standing(chosen, memo)
         return chosen, True
     queues = memo.each(Queue, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
@@ -217,7 +223,7 @@ def choose(
         except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
                 chosen.put(case, not_judged(case.node, pool.policy.name, error))
-    chosen.verdicts |= _find_waits(chosen, memo)
+    chosen.verdicts |= _find_waits(chosen, memo) | _find_standing(chosen, memo)
     for case in (case for pool in waiting for case in pool.candidates):
         # The few candidates whose verdict from before the choice has actions need that write to their GPUNode still.
         if members[case.node.name].verdict.actions:
@@ -238,6 +244,23 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
         cases,
         columns=[waits, cases],
         key=wait_for,
+        failed=failed,
+    )
+    return verdicts | {
+        name: not_judged(cases[name].node, cases[name].owner_name, error) for name, error in failed.items()
+    }
+
+
+def _find_standing(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
+    standing, failed = chosen.standing, dict[str, Exception]()
+    cases = {name: case for name, (case, _, _) in standing.items()}
+    looks = {name: look for name, (_, look, _) in standing.items()}
+    again = {name for name, (_, _, listed) in standing.items() if listed}
+    verdicts = memo.table(
+        lambda name: stand(cases[name], looks[name], again=name in again),
+        standing,
+        columns=[cases, looks, again],
+        key=stand,
         failed=failed,
     )
     return verdicts | {

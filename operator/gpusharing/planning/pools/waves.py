@@ -121,13 +121,13 @@ def try_wave(
     for candidate in wave:
         case, look, listed = candidate.case, candidate.look, candidate.pods
         if look is not None:
-            chosen.put(case, blocked(case, look, again=listed is None and case.node.name in again), look)
+            chosen.put(case, blocked(case, look, state.now, again=listed is None and case.node.name in again), look)
         elif case.node.name not in going:
             chosen.put(case, wait_for(case, full, for_slot=True))
         elif crowded and listed is not None:
             # Such a wait takes seconds, so the pods of the wave are listed again at every poll.
             look = look_at(case, candidate.policy, None, listed, crowded)
-            chosen.put(case, blocked(case, look, again=True))
+            chosen.put(case, blocked(case, look, state.now, again=True))
         elif waits and not unknown:
             gang = next((view.gang.ref for view in case.gangs), "a gang")
             message = (
