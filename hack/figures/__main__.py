@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from hack.bench.machine import facts, pace_ms
-from hack.figures import faulty, fleet, page
+from hack.figures import blocked, faulty, fleet, page
 from hack.figures.page import NAMES, Figures
 from hack.launch import ROOT
 
@@ -47,6 +47,7 @@ def in_process(*arguments: str) -> Figures:
 
 MEASUREMENTS: Mapping[str, Callable[[], Figures]] = {
     **{name: partial(fleet.measure, name) for name in FLEET},
+    "blocked": blocked.measure,
     "day": partial(in_process, "tests.embedded.fleetday"),
     "faulty": faulty.measure,
     "sample": partial(in_process, "tests.faults.cases", "--figures", "build/faults/sample"),

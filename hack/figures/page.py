@@ -42,6 +42,18 @@ COUNTS = (
 )
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fleet": (("adopt", "adopt-loop", "start", "idle", "roll"), ("Step", "By", "Nodes", *COSTS)),
+    "blocked": (
+        ("blocked",),
+        (
+            "Blocked nodes",
+            "Lists of a node's pods",
+            "Lists of budgets",
+            "Other reads",
+            "Writes",
+            "CPU seconds",
+            "CPU seconds at a pace of 70 ms",
+        ),
+    ),
     "day": (("day",), ("What", "Number")),
     "faulty": (
         ("faulty",),

@@ -34,7 +34,7 @@ def test_cells_are_rounded_and_a_missing_number_is_a_dash() -> None:
 
 
 def test_a_page_without_a_place_for_each_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="one place for each table: fleet, day"):
+    with pytest.raises(ValueError, match="one place for each table: fleet, blocked"):
         page.written(PLACES.replace("figures day", "figures night"), {})
 
 

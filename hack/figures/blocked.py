@@ -1,0 +1,123 @@
+"""What the operator spends in a minute on 20, 200 and 1,000 nodes that a PodDisruptionBudget blocks, on a real control
+plane.
+
+The nodes have no node software, because nothing changes on them: this module writes their agents' reports once. On each
+runs a pod that the budget never lets go. Only the wait for new configuration is shortened; polls are what is measured.
+"""
+
+import time
+from collections import Counter
+
+from hack.bench import start
+from hack.bench.machine import cpu_ms, pace_ms
+from hack.bench.results import REFERENCE_PACE_MS
+from hack.bench.testbed import GPUNODES, LEASES, Testbed, open_testbed
+from hack.cluster import nodes
+from hack.cluster.api import ApiError, Object, in_parallel
+from hack.cluster.process import wait_until
+from hack.figures.page import Cell, Figures
+
+SIZES = (20, 200, 1000)
+GPUS = 8
+MINUTES = 1
+PATIENCE = 900.0
+SETTLED = 180.0
+"""Seconds after which no back-off of a look grows any more, if there are looks enough for all nodes."""
+LOOKS_A_MINUTE = 60
+TIME_SLICED: Object = {
+    "mode": "TimeSlicing",
+    "timeSlicing": {"replicas": 4},
+    "drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"},
+}
+
+
+def measure() -> Figures:
+    """Return the figures `blocked`, with a row for each of SIZES. Raises TimeoutError if the nodes are not blocked
+    within PATIENCE."""
+    rows: list[list[Cell]] = []
+    with open_testbed(factor=1.0, node_software=False, config_propagation="1s") as testbed:
+        budget = {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": {"name": "blocked"},
+            "spec": {"minAvailable": 1_000_000, "selector": {"matchLabels": {"app": "blocked"}}},
+        }
+        testbed.api.create("/apis/policy/v1/namespaces/default/poddisruptionbudgets", budget)
+        there = 0
+        for size in SIZES:
+            _add_blocked(testbed, size - there, size)
+            there = size
+            rows.append([size, *_spend(testbed)])
+    return Figures(rows, "polls as shipped")
+
+
+def _add_blocked(testbed: Testbed, count: int, total: int) -> None:
+    """Add a pool of `count` nodes with a guarded pod on each, and wait until all `total` nodes are blocked."""
+    pool = f"blocked-{total}"
+    names = [f"{pool}-{index:04}" for index in range(count)]
+    made = [nodes.node_manifest(name, pool=pool, product=start.PRODUCT, gpus=GPUS) for name in names]
+    nodes.create_nodes(testbed.api, made)
+    wait_until(lambda: _created(testbed), PATIENCE, "a GPUNode", poll=1.0)
+    start.report(testbed, total, PATIENCE)
+    in_parallel(lambda name: testbed.api.create("/api/v1/namespaces/default/pods", _pod(name)), names)
+    wait_until(lambda: _running(testbed) == total, PATIENCE, f"{total} pods to run", poll=1.0)
+    testbed.apply_policy(pool, pool, TIME_SLICED)
+    wait_until(lambda: _blocked(testbed) == total, PATIENCE, f"{total} nodes to be blocked", poll=5.0)
+    time.sleep(SETTLED if total <= LOOKS_A_MINUTE else SETTLED / 6)
+    testbed.wait_silent(seconds=10, at_most=PATIENCE)
+
+
+def _created(testbed: Testbed) -> bool:
+    """Whether there is a GPUNode; just after its CRD was installed the API server answers 429."""
+    try:
+        return bool(testbed.api.list(GPUNODES))
+    except ApiError as error:
+        if error.status != 429:
+            raise
+        return False
+
+
+def _pod(node: str) -> Object:
+    gpu = {"nvidia.com/gpu": "1"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": node, "labels": {"app": "blocked"}},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}],
+        },
+    }
+
+
+def _running(testbed: Testbed) -> int:
+    pods = testbed.api.list("/api/v1/namespaces/default/pods")
+    return sum(pod.get("status", {}).get("phase") == "Running" for pod in pods)
+
+
+def _blocked(testbed: Testbed) -> int:
+    transitions = (raw.get("status", {}).get("transition") or {} for raw in testbed.api.list(GPUNODES))
+    return sum(one.get("reason") == "PDBNeverAllows" for one in transitions)
+
+
+def _spend(testbed: Testbed) -> list[Cell]:
+    """Return the operator's lists of a node's pods, lists of budgets, other reads, writes and CPU seconds in a minute,
+    and the CPU seconds at the reference pace."""
+    before, used, span = pace_ms(), cpu_ms(testbed.operator.pid), testbed.span()
+    time.sleep(60 * MINUTES)
+    cpu = (cpu_ms(testbed.operator.pid) - used) / 1000
+    requests = [one for one in testbed.requests(span) if one.resource != LEASES]
+    pace = (before + pace_ms()) / 2
+    kinds = Counter(
+        "pods"
+        if one.verb == "list" and one.resource == "pods" and "spec.nodeName%3Dblocked" in one.path
+        else "budgets"
+        if one.verb == "list" and one.resource == "poddisruptionbudgets"
+        else "writes"
+        if one.is_write
+        else "reads"
+        for one in requests
+        if one.is_write or one.verb in ("get", "list")
+    )
+    counts = [kinds[kind] / MINUTES for kind in ("pods", "budgets", "reads", "writes")]
+    return [*counts, cpu / MINUTES, cpu / MINUTES * REFERENCE_PACE_MS / pace]
