@@ -1,4 +1,4 @@
-"""What nodes cost that a PodDisruptionBudget blocks: calls, and statuses that are computed (docs/adr/0018-looks-at-blocked-nodes.md,
+"""What nodes cost that a PodDisruptionBudget blocks: calls, and verdicts whose status has to be computed (docs/adr/0018-looks-at-blocked-nodes.md,
 docs/explanation/performance.md#blocked-nodes)."""
 
 import asyncio
@@ -10,9 +10,7 @@ from hack.sim.fakecluster import FakeClient
 from tests.embedded.scene import FULL, RARELY, SLICED, at_once, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.controller import publish
 from gpusharing.kube.client import JSON, LEASES, PDBS, PODS, ApiRequest
-from gpusharing.planning.report.transition import transition
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.snapshot.views import PlanSettings
 
@@ -38,15 +36,7 @@ class Counting(FakeClient):
 
 @pytest.mark.parametrize("count", [20, 120])
 @virtually
-async def test_blocked_nodes_share_their_looks_and_nothing_is_written(
-    count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = Counter[str]()
-
-    def counted(*arguments: object) -> object:
-        told["transitions"] += 1
-        return transition(*arguments)  # type: ignore[arg-type]
-
+async def test_blocked_nodes_share_their_looks_and_nothing_is_written(count: int) -> None:
     async with open_scene(*nodes(count, gpus=1), start=False, lease=RARELY) as scene:
         client = Counting(scene.e.cluster, "operator")
         client.counted = Counter()
@@ -61,16 +51,22 @@ async def test_blocked_nodes_share_their_looks_and_nothing_is_written(
         await asyncio.sleep(3 * LONGEST.total_seconds())  # no back-off grows any more
         reasons = {scene.transition(f"gpu-{number + 1}")["reason"] for number in range(count)}
         assert reasons == {"PDBNeverAllows"}
-        monkeypatch.setattr(publish, "transition", counted)
         client.counted.clear()
         since, begun = scene.mark(), virtual_now()
         await asyncio.sleep(60 * MINUTES)
         assert virtual_now() - begun >= timedelta(minutes=MINUTES)
+        calls = {kind: number / MINUTES for kind, number in client.counted.items()}
+        loop = scene.e.loop
+        assert loop is not None
+        assert loop.plan is not None
+        before = loop.plan.verdicts
+        await asyncio.sleep(4 * PlanSettings().poll)
+        after = loop.plan.verdicts
         assert scene.writes(since) == []
-    calls = {kind: number / MINUTES for kind, number in client.counted.items()}
     looks = calls.pop("list pods of a node")
     assert looks == pytest.approx(min(count, LOOKS * POLLS), rel=0.1), "a look a minute, and five per poll together"
     assert calls.pop("list poddisruptionbudgets") <= POLLS
     # Pending pods once a minute, and every ten minutes what is watched, in pages.
     assert sum(calls.values()) <= 5 + count / 25, calls
-    assert told["transitions"] / MINUTES <= 2.2 * looks, "those of nodes that were looked at, and no others"
+    news = [name for name, verdict in after.items() if before[name] != verdict]
+    assert len(news) <= 2 * 5 * LOOKS, "of nodes that were looked at or are about to be, whatever the clock says"
