@@ -28,10 +28,8 @@ class Resource:
     plural: str
     namespaced: bool = False
     bookmarks: bool = True
-    """Whether a quiet watch gets a bookmark each minute.
-
-    Not for Events, for which the API server keeps no watch cache (kubernetes
-    pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
+    """Whether a quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
+    (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
 
     @property
     def api_version(self) -> str:
@@ -91,9 +89,8 @@ class Page:
 
     items: list[JSON]
     resource_version: str
-    """The version of the list, the same on every page, from which a watch can start.
-
-    If a list expired and was continued, the version is that of its remainder."""
+    """The version of the list, the same on every page, from which a watch can start. If a list expired and was
+    continued, the version is that of its remainder."""
     more: str = ""
     """The token for the next page; empty on the last one."""
 
@@ -133,9 +130,8 @@ class ApiRequest:
     body: JSON | None = None
     """The object to create, a merge patch, or the options of a deletion."""
     before_send: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
-    """Called each time that a write is about to leave, after every wait for a slot or a connection.
-
-    If it raises, nothing is sent, and the exception reaches the caller unchanged."""
+    """Called each time that a write is about to leave, after every wait for a slot or a connection. If it raises,
+    nothing is sent, and the exception reaches the caller unchanged."""
 
     @property
     def path(self) -> str:

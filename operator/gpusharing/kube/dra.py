@@ -31,9 +31,8 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
-"""The container of the driver's pods that serves GPUs, and the program that it starts.
-
-The chart leaves it out with `resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
+"""The container of the driver's pods that serves GPUs, and the program that it starts. The chart leaves it out with
+`resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
 FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
 """Selects the ResourceSlices of NVIDIA's GPUs."""
 OUR_RULES = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -73,10 +72,8 @@ class Device:
     name: str
     uuid: str
     gpu: str
-    """UUID of the GPU that it is, or of which it is a part.
-
-    It is empty if the device is neither a GPU nor a MIG device with all of its attributes, or if several claims may
-    hold it at once."""
+    """UUID of the GPU that it is, or of which it is a part. It is empty if the device is neither a GPU nor a MIG device
+    with all of its attributes, or if several claims may hold it at once."""
     profile: str
     """The MIG profile; empty for a whole GPU."""
 

@@ -167,11 +167,7 @@ class _Reader:
 
     async def _right(self, subject: str, right: Right) -> RightState:
         place = self.place
-        spaces = {
-            "own": place.namespace,
-            "agent": place.agent_namespace,
-            "gpu-operator": place.gpu_operator_namespace,
-        }
+        spaces = {"own": place.namespace, "agent": place.agent_namespace, "gpu-operator": place.gpu_operator_namespace}
         attributes = {
             "verb": right.verb,
             "group": right.group,

@@ -116,9 +116,8 @@ class LeaderLease:
         self.consents: Mapping[str, Consent] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
-        """How often the server gave one of our writes a lower resourceVersion than it had given before.
-
-        Each write was conditional on the present version, so the store itself was restored from a backup."""
+        """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was
+        conditional on the present version, so the store itself was restored from a backup."""
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""

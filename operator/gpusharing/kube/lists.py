@@ -91,10 +91,8 @@ BACKOFF_MOST = 30.0
 SLOW, SLOWEST = 1.0, 4.0
 """Seconds for a page after which the next is twice as large, and may take twice as long, of 10 s for a call."""
 TOKEN_LIVES = 300.0
-"""Seconds after which a token that still fails will never be accepted again.
-
-After the store was restored from a backup such a token names a version that is yet to come, which kube-apiserver
-answers with 500."""
+"""Seconds after which a token that still fails will never be accepted again. After the store was restored from a backup
+such a token names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
 """The most objects in one page, whose raw form is held besides the views: for Nodes of 18 KB, about 10 MiB."""
 PAGE = 500

@@ -37,9 +37,8 @@ class Maintenance(NamedTuple):
     waits: bool = False
     """Whether the work has not begun or has stopped, which may stay so for weeks."""
     queued: bool = False
-    """Whether the work has certainly not begun, so that no cordon belongs to it yet.
-
-    A large upgrade creates a NodeMaintenance for every node at once."""
+    """Whether the work has certainly not begun, so that no cordon belongs to it yet. A large upgrade creates a
+    NodeMaintenance for every node at once."""
     node: str = ""
     """Name of the node that a NodeMaintenance is for."""
 

@@ -22,10 +22,9 @@ from gpusharing.planning.snapshot.nvidia import DRA_DRIVER
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
 BY_CLASS = "deviceclass.resource.kubernetes.io/"
-"""How the extended resource of a DeviceClass begins, before the name of the class.
-
-Every DeviceClass has one since Kubernetes 1.36, and the scheduler makes a ResourceClaim of it (k8s.io/api v0.36.3,
-resource/v1/types.go, ResourceDeviceClassPrefix)."""
+"""How the extended resource of a DeviceClass begins, before the name of the class. Every DeviceClass has one since
+Kubernetes 1.36, and the scheduler makes a ResourceClaim of it (k8s.io/api v0.36.3, resource/v1/types.go,
+ResourceDeviceClassPrefix)."""
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
@@ -91,10 +90,8 @@ CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
 ClaimedDevices = tuple[str, ...] | None
-"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds.
-
-An empty string stands for each device that one of another kind could replace, and None for a claim that cannot be read.
-"""
+"""The names of the devices of NVIDIA's DRA driver that a ResourceClaim holds. An empty string stands for each device
+that one of another kind could replace, and None for a claim that cannot be read."""
 
 NO_END = 10**9
 """Seconds that stand for a grace period which no drain outlasts."""

@@ -59,10 +59,9 @@ WARNINGS = "type=Warning"
 KUBELET_PLUGIN_SELECTOR = f"{Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
 OPERAND_SELECTOR = f"app in ({','.join(one for one in Program if one.label == 'app')})"
 CHART_SELECTOR = "app.kubernetes.io/name=nvidia-device-plugin"
-"""Selects the pods of NVIDIA's device-plugin chart.
-
-Its device plugin, GPU Feature Discovery and MPS daemon have the same labels (k8s-device-plugin v0.19.3,
-templates/_helpers.tpl, templateLabels). With the chart value nameOverride they have another name."""
+"""Selects the pods of NVIDIA's device-plugin chart. Its device plugin, GPU Feature Discovery and MPS daemon have the
+same labels (k8s-device-plugin v0.19.3, templates/_helpers.tpl, templateLabels). With the chart value nameOverride they
+have another name."""
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 NODE_CONFIG_SUFFIX = "-mig-config"

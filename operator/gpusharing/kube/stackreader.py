@@ -16,14 +16,7 @@ from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
 from gpusharing.kube.sources import NO_MAPS, NODE_CONFIG_SUFFIX, AdminMaps, ConfigMapView, Sources
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
-from gpusharing.planning.snapshot.nvidia import (
-    ClusterPolicyView,
-    DraView,
-    MpsRepairs,
-    Program,
-    StackView,
-    find_active,
-)
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DraView, MpsRepairs, Program, StackView, find_active
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mps import find_due, find_serving

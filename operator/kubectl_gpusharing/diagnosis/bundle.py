@@ -53,10 +53,8 @@ _KEY = re.compile(
 _KEY_LINES = re.compile(
     r"(?:^[\w+/=]+[ \t\r]*\n)+(-----END [A-Z ]*PRIVATE KEY-----)?|(-----END [A-Z ]*PRIVATE KEY-----)", re.MULTILINE
 )
-"""Matches the rest of a private key whose beginning is missing, and lines of one word, which must stay.
-
-A pattern that needs the end of a key takes quadratic time, because it is tried again from each line.
-"""
+"""Matches the rest of a private key whose beginning is missing, and lines of one word, which must stay. A pattern that
+needs the end of a key takes quadratic time, because it is tried again from each line."""
 _IN_TEXTS = (
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
     # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).

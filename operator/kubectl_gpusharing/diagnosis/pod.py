@@ -38,11 +38,7 @@ from gpusharing.planning.stack.plugins import name_resources
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.target import (
-    PolicyTargets,
-    Target,
-    find_request,
-)
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import NodeStatus, read_node, read_pools, simulated_nodes
 from kubectl_gpusharing.shell.drawing import (
@@ -117,15 +113,11 @@ class NodeRoom:
     now: Mapping[str, int] | None
     """The devices that are allocatable now; empty if a rule excludes the pod from the node, None if unknown."""
     free: Mapping[str, int] | None
-    """The part of `now` that no pod holds, according to the agent.
-
-    It is empty while the node accepts no pods, and None if it is unknown.
-    """
+    """The part of `now` that no pod holds, according to the agent. It is empty while the node accepts no pods, and None
+    if it is unknown."""
     after: Mapping[str, int] | None
-    """The devices that will be allocatable once all changes are done.
-
-    It is empty if a rule will exclude the pod then, and None if unknown.
-    """
+    """The devices that will be allocatable once all changes are done. It is empty if a rule will exclude the pod then,
+    and None if unknown."""
     closed: str
     """Why the node accepts no pods now, as a clause; empty if it does."""
     later: Obstacle | None
@@ -290,10 +282,7 @@ def explain_guard(raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, name
     docs/how-to/isolate-tenants.md describes the guard.
     """
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
-    required = {
-        *texts(part(raw, "spec", "nodeSelector")),
-        *(row[0] for term in node_terms(raw) for row in term),
-    }
+    required = {*texts(part(raw, "spec", "nodeSelector")), *(row[0] for term in node_terms(raw) for row in term)}
     if admitted is None or not asks or text(raw, "spec", "nodeName") or LABEL_MODE not in required:
         return ""
     guard = describe_guard(text(raw, "metadata", "namespace"), namespace_labels)
@@ -343,10 +332,7 @@ class Service:
     but: str
     """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
-    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule.
-
-    An example is `gpu-1: spec.nodeSelector …`.
-    """
+    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule: `gpu-1: spec.nodeSelector …`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,11 +361,7 @@ class PodAnswer:
 
 
 def pod_answer(
-    pod: JSON,
-    rooms: Mapping[str, NodeRoom],
-    live: LivePlan,
-    namespace_labels: Mapping[str, str],
-    fences: str = "",
+    pod: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str], fences: str = ""
 ) -> PodAnswer:
     """Return the answer about a pod from a plan; `fences` is what `explain_fences` says."""
     statuses: dict[str, str] = {}

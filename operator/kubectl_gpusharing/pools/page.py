@@ -205,10 +205,8 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
-"""The Host headers that are served, with any port, because it differs where ssh forwards one.
-
-A page elsewhere may resolve its own name to loopback (DNS rebinding), and then sends that name.
-"""
+"""The Host headers that are served, with any port, because it differs where ssh forwards one. A page elsewhere may
+resolve its own name to loopback (DNS rebinding), and then sends that name."""
 PATIENCE = 10.0
 """Seconds within which a browser must send its request."""
 KINDS = {"js": "text/javascript", "events": "text/event-stream"}

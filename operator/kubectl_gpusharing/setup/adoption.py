@@ -18,17 +18,8 @@ from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.effects import (
-    find_effects,
-    is_unresolved,
-    tell_effects,
-)
-from gpusharing.planning.stack.installationviews import (
-    helm_install,
-    kubectl_patch,
-    plain_upgrade,
-    upgrade,
-)
+from gpusharing.planning.stack.effects import find_effects, is_unresolved, tell_effects
+from gpusharing.planning.stack.installationviews import helm_install, kubectl_patch, plain_upgrade, upgrade
 from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symptoms
 from gpusharing.planning.stack.plugins import OTHERS, explain_plugin
 from gpusharing.planning.stack.pointers import (

@@ -261,11 +261,9 @@ Label = tuple[str, str]
 """Key and value of a label."""
 Selector = Mapping[str, Any]
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools.
-
-A node that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that
-no other node has it today.
-"""
+"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools. A node
+that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that no other
+node has it today."""
 _CHANCE = re.compile(
     r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage", re.IGNORECASE
 )

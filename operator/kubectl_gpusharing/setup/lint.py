@@ -36,10 +36,8 @@ from kubectl_gpusharing.shell.troubles import DONE, FAILED
 ERROR, WARNING, NOTE, IGNORED = "error", "warning", "note", "ignored"
 INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, NOTE: Ink.FAINT, IGNORED: Ink.FAINT}
 Fault = tuple[str, str, str]
-"""The path of a field, what is wrong with it, and how bad that is; IGNORED means that the object is not judged.
-
-In the path of a field of a text in a ConfigMap, a | follows the path of the text.
-"""
+"""The path of a field, what is wrong with it, and how bad that is; IGNORED means that the object is not judged. In the
+path of a field of a text in a ConfigMap, a | follows the path of the text."""
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""

@@ -231,10 +231,8 @@ class Demand:
     """How many pods have a priority above 0."""
     notebooks: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
-    """For how many devices the pods declare which GPU memory, in bytes.
-
-    They count under the key 0 if they declare none, or no valid one.
-    """
+    """For how many devices the pods declare which GPU memory, in bytes. They count under the key 0 if they declare
+    none, or no valid one."""
     wrong: str = ""
     """A clause about the first pod whose annotation is not valid; empty if there is none."""
 

@@ -302,12 +302,7 @@ def describe(report: FreeReport, options: PrintOptions) -> list[Line]:
         lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, options)
     if waiting := report.waiting:
         pending = [
-            (
-                pod.ref,
-                _counts(pod.requests),
-                age(from_rfc3339(pod.created), report.now),
-                pod.message * options.wide,
-            )
+            (pod.ref, _counts(pod.requests), age(from_rfc3339(pod.created), report.now), pod.message * options.wide)
             for pod in waiting
         ]
         titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")

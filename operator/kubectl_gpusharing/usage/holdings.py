@@ -21,11 +21,8 @@ NO_POLICY = "no policy"
 ENDED = ("Succeeded", "Failed")
 """The phases of pods that hold nothing any more."""
 NUMBERS = ("pods", "requested", "others", "allocatable", "free", "largest", "closed", "waiting")
-"""The columns with numbers.
-
-`free` is what no pod holds on nodes that accept pods, `largest` the most of it that one container can request of one
-node, and `closed` what no pod holds on other nodes.
-"""
+"""The columns with numbers. `free` is what no pod holds on nodes that accept pods, `largest` the most of it that one
+container can request of one node, and `closed` what no pod holds on other nodes."""
 OF_NODES = ("allocatable", "free", "largest", "closed")
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "resource": ("resource", "device", "requested", "others", "allocatable", "free", "largest", "closed", "waiting"),
@@ -34,11 +31,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "namespace": ("namespace", "resource", "device", "pods", "requested", "waiting"),
     "pod": ("pod", "node", "resource", "requested", "waiting"),
 }  # fmt: skip
-"""The columns of an answer, by what its rows are about; `state` says why a node accepts no pods.
-
-One resource name may stand for whole GPUs, shares and instances of several models. They are never added: `device` says
-which it is.
-"""
+"""The columns of an answer, by what its rows are about; `state` says why a node accepts no pods. One resource name may
+stand for whole GPUs, shares and instances of several models. They are never added: `device` says which it is."""
 ANY = "any"
 """The `device` of requests that wait and may get one of several."""
 USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
@@ -130,10 +124,8 @@ class Inventory:
     blind: bool = False
     """Whether no pods at all could be read."""
     used: Mapping[tuple[str, str], Mapping[str, Row]] | None = None
-    """The columns of USED by namespace and name of the pod, then by UUID of the device; None if not requested.
-
-    They have `resource` too, if it is known as which the pod holds the device.
-    """
+    """The columns of USED by namespace and name of the pod, then by UUID of the device; None if not requested. They
+    have `resource` too, if it is known as which the pod holds the device."""
     sources: tuple[str, ...] = ()
     """Sentences about where `used` was read."""
     usage_unknown: tuple[str, ...] = ()
@@ -233,9 +225,7 @@ def read_pod(raw: JSON) -> GPUPod | None:
 
 Share = tuple[int | None, int | None, int | None, int | None]
 """What the pods of the answer hold of one resource on one node, what others hold, what is allocatable, and the rest.
-
-None is unknown. What no pod holds counts whether or not the node accepts pods.
-"""
+None is unknown. What no pod holds counts whether or not the node accepts pods."""
 
 
 def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Share]]]:

@@ -42,23 +42,16 @@ from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batch
 from kubectl_gpusharing.usage.workloads import Pod, exported_label, pod_of
 
 RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
-"""The default namespaces of KAI-Scheduler's reservation pods.
-
-They are from kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go; until v0.6 the second one
-(docs/migrationguides/v0.6.0).
-"""
+"""The default namespaces of KAI-Scheduler's reservation pods. They are from kai-scheduler/KAI-Scheduler v0.17.0,
+pkg/common/constants/constants.go; until v0.6 the second one (docs/migrationguides/v0.6.0)."""
 FEWEST, MOST_LOOKS, NODES_AT_ONCE = 13, 37, 4_000
-"""At how many moments the use is read, so that about NODES_AT_ONCE nodes are read in all.
-
-FEWEST and MOST_LOOKS are prime, so that the moments lie at many times of day.
-"""
+"""At how many moments the use is read, so that about NODES_AT_ONCE nodes are read in all. FEWEST and MOST_LOOKS are
+prime, so that the moments lie at many times of day."""
 OTHERS = "_others"
 """The namespace or policy of time that exceeds the meter's bounds (gpusharing/agent/meter.py)."""
 Used = Mapping[tuple[str, str, str], float]
-"""Which part of the devices that a tenant held it used, by tenant (or policy), resource, and `memory` or `sm`.
-
-What is unknown is missing. The value is above 1 if pods used more than their part.
-"""
+"""Which part of the devices that a tenant held it used, by tenant (or policy), resource, and `memory` or `sm`. What is
+unknown is missing. The value is above 1 if pods used more than their part."""
 
 
 def find_tenant(by: str, teams: Mapping[str, str], pod: Pod) -> str:
@@ -193,16 +186,11 @@ async def read_used(
 TOLERANCE = 0.01
 """How far the sum of the parts may differ, as a fraction of a pool's GPU time: series start and end in a day."""
 ENDS = 60.0
-"""How far the parts may differ from the whole, in seconds of one GPU.
-
-`increase` extends a series that starts or ends within the window by up to a scrape interval of 30 s at either end, but
-not the series of the pool.
-"""
+"""How far the parts may differ from the whole, in seconds of one GPU. `increase` extends a series that starts or ends
+within the window by up to a scrape interval of 30 s at either end, but not the series of the pool."""
 ROUNDING = 1.0
-"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters.
-
-An agent computes its counters from the same turns, so only rounding differs, by less than 0.1 s in a year of 8 GPUs.
-"""
+"""How far the parts of a node may differ from the whole, in seconds, if both are differences of counters. An agent
+computes its counters from the same turns, so only rounding differs, by less than 0.1 s in a year of 8 GPUs."""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 FEW = 8

@@ -90,10 +90,8 @@ def _highest(samples: Sequence[Sample]) -> float:
 
 GIB = 2**30
 MIN_POINTS = 24
-"""The number of hourly peaks below which nothing is advised: a day, the shortest time with day and night.
-
-KRR demands 100 points of any step and 3 hours (robusta-dev/krr robusta_krr/strategies/simple.py).
-"""
+"""The number of hourly peaks below which nothing is advised: a day, the shortest time with day and night. KRR demands
+100 points of any step and 3 hours (robusta-dev/krr robusta_krr/strategies/simple.py)."""
 MIN_SPAN = timedelta(hours=24)
 """The length of the history below which nothing is advised."""
 FLAT = 0.95

@@ -213,10 +213,8 @@ class TemplateChoice:
     """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[SizeClass, int], ...]
-    """For each class of workloads, the index of the size that it gets.
-
-    The size after the last profile is a whole GPU.
-    """
+    """For each class of workloads, the index of the size that it gets. The size after the last profile is a whole
+    GPU."""
     wanted: Counts
     """How many instances of each profile the whole pool needs."""
     nodes: int = 0

@@ -29,11 +29,9 @@ SOURCES = {
     "policies": ("policy", POLICY_METRIC),
     "products": ("product", PRODUCT_METRIC),
 }
-"""The label that names the subject of a price, and the metric, by the name of the answer.
-
-`node_gpu_hourly_cost` is for each GPU of the node, has no currency, and is 0 for a node whose price OpenCost does not
-know (opencost, pkg/costmodel/metrics.go at 02e0666).
-"""
+"""The label that names the subject of a price, and the metric, by the name of the answer. `node_gpu_hourly_cost` is for
+each GPU of the node, has no currency, and is 0 for a node whose price OpenCost does not know (opencost,
+pkg/costmodel/metrics.go at 02e0666)."""
 
 
 @dataclass(slots=True)

@@ -367,10 +367,8 @@ LABELS = (
     {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},  # Thanos
     {"app.kubernetes.io/name": "thanos-query"},  # Thanos
 )
-"""Labels of the Services of common installations, in the order in which they are tried.
-
-The first set that any Service has decides, because several Services may lead to the same Prometheus.
-"""
+"""Labels of the Services of common installations, in the order in which they are tried. The first set that any Service
+has decides, because several Services may lead to the same Prometheus."""
 FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 

@@ -24,10 +24,8 @@ GPUS, INFO_OF_GPUS = "gpusharing_gpu_seconds_total", "gpusharing_agent_gpu_info"
 SIMULATED = "gpusharing_agent_simulated"
 """A metric that is 1 on nodes with a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
-"""Labels that only some series of a bill have: if a selector used them, the parts would not add up.
-
-Time that no pod held has no tenant, and its label `namespace` is the agent's, or is missing.
-"""
+"""Labels that only some series of a bill have: if a selector used them, the parts would not add up. Time that no pod
+held has no tenant, and its label `namespace` is the agent's, or is missing."""
 COUNTERS = {
     "held": ("gpusharing_slice_seconds_total", f"{POLICY}, {NAMESPACE}, {EXPORTED}, resource"),
     "idle": ("gpusharing_idle_slice_seconds_total", f"{POLICY}, resource"),
@@ -46,10 +44,8 @@ class MeterQuery:
     by: str = NAMESPACE
     """What the bill is by: NAMESPACE, POLICY, POD, or the key of a namespace label."""
     selector: str = ""
-    """PromQL matchers, without braces.
-
-    Those for labels in OF_TARGETS apply only to the agents' series, and one for POLICY only to series that have it.
-    """
+    """PromQL matchers, without braces. Those for labels in OF_TARGETS apply only to the agents' series, and one for
+    POLICY only to series that have it."""
     currency: str = "USD"
     """The currency of OpenCost's prices."""
 

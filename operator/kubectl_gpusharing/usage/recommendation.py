@@ -79,10 +79,8 @@ class Recommendation:
     idle: Layout
     """The instances on these nodes that no workload needs, as room to grow."""
     worst: tuple[tuple[int, float], ...]
-    """The shared GPU whose pods would use the most memory if all peaked at once; empty if none is shared.
-
-    It has the number of pods of each workload and the bytes of each pod, the largest sum first.
-    """
+    """The shared GPU whose pods would use the most memory if all peaked at once; empty if none is shared. It has the
+    number of pods of each workload and the bytes of each pod, the largest sum first."""
 
     @property
     def pods(self) -> int:

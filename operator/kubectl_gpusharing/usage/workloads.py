@@ -136,11 +136,8 @@ def _owner(series: Series) -> tuple[str, str]:
 
 
 MOST_MIB = 1 << 20
-"""A memory size in MiB that no GPU exceeds.
-
-DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe,
-DCGM_INT32_BLANK and DCGM_INT64_BLANK).
-"""
+"""A memory size in MiB that no GPU exceeds. DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM
+dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 Reading = tuple[DeviceLabels, Series]
 """A series, preceded by its parsed labels."""
 

@@ -350,10 +350,8 @@ TURNS = 4
 _CARD = 0.95
 """GiB of usable memory for each GB in the name of a card of which there is no capture."""
 _INSTANCE = 0.88
-"""GiB of usable memory for each GB in the name of a profile without a capture.
-
-The lowest ratio of all captures is 0.89 (16.0 GiB of an H200's 1g.18gb); the assumption must not exceed the real size.
-"""
+"""GiB of usable memory for each GB in the name of a profile without a capture. The lowest ratio of all captures is 0.89
+(16.0 GiB of an H200's 1g.18gb); the assumption must not exceed the real size."""
 _SEEN: Mapping[str, Mapping[int, float]] = {
     "a30": {6: 5.81, 12: 11.69, 24: 23.5},
     "a100-40gb": {5: 4.75, 10: 9.62, 20: 19.5, 40: 39.25},

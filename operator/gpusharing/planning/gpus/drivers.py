@@ -17,10 +17,8 @@ https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e0
 Of other old branches NVIDIA says only that they "might also be affected", so only an admin can list them.
 """
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
-"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs.
-
-NVIDIA/gpu-operator#1361, and the known issues of GPU Operator 25.3 in NVIDIA's release notes.
-"""
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs. NVIDIA/gpu-operator#1361, and the
+known issues of GPU Operator 25.3 in NVIDIA's release notes."""
 NOT_HANGING = "570.172.08"
 """The first version of branch 570 in which pods no longer hang, according to NVIDIA/gpu-operator#1361."""
 _VERSION = re.compile(r"\d+(\.\d+)*")

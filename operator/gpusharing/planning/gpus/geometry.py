@@ -12,10 +12,8 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
-"""The instances of one GPU as pairs of profile and count, largest first, each count above 0.
-
-An empty tuple means that MIG is on without instances. A GPU with MIG off has no layout, for which None is used.
-"""
+"""The instances of one GPU as pairs of profile and count, largest first, each count above 0. An empty tuple means that
+MIG is on without instances. A GPU with MIG off has no layout, for which None is used."""
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")

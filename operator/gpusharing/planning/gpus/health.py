@@ -61,11 +61,8 @@ XIDS: Mapping[int, str] = {
     140: "unrecovered ECC error",
     143: "GPU initialization error",
 }
-"""XID errors after which a GPU needs a reset or a reboot.
-
-NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors. The many others concern an application or NVLink, or are covered
-by the fields of Vitals.
-"""
+"""XID errors after which a GPU needs a reset or a reboot. NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors. The
+many others concern an application or NVLink, or are covered by the fields of Vitals."""
 
 _RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
 _REBOOT = "drain and reboot the node"

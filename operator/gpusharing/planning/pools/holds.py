@@ -262,10 +262,8 @@ def find_failed(pool: Pool) -> dict[str, str]:
 
 
 MOST_DIGESTS = 2500
-"""How many nodes may be on record as approved or seen, over all policies, because the Lease has room for no more.
-
-What does not fit is not remembered: an approval of such a plan then lasts only until its next node is done.
-"""
+"""How many nodes may be on record as approved or seen, over all policies, because the Lease has room for no more. What
+does not fit is not remembered: an approval of such a plan then lasts only until its next node is done."""
 
 
 def agree(pools: Iterable[Pool], recorded: Mapping[str, Consent]) -> dict[str, Consent]:

@@ -28,10 +28,8 @@ FAR = timedelta(days=366)
 STEPS = 400
 """The most consecutive windows that are examined: 400 days of daily ones, or 16 days of hourly ones."""
 SHIFT = timedelta(hours=3)
-"""How far beyond a moment to search: further than any change of the clock.
-
-If a schedule names minute and hour, cronsim looks only at the time of day, and of two equal times takes the first.
-"""
+"""How far beyond a moment to search: further than any change of the clock. If a schedule names minute and hour, cronsim
+looks only at the time of day, and of two equal times takes the first."""
 _SECOND = timedelta(seconds=1)
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -17,10 +17,8 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
-"""The most bytes of a note, in UTF-8.
-
-events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3 pkg/apis/core/validation/events.go).
-"""
+"""The most bytes of a note, in UTF-8. events.k8s.io allows 1024 bytes, not characters (kubernetes v1.36.3
+pkg/apis/core/validation/events.go)."""
 
 
 @value

@@ -47,16 +47,11 @@ class NodeDevices:
     """The devices that NVIDIA's DRA driver publishes for one node."""
 
     layouts: tuple[Layout | None, ...]
-    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU.
-
-    A GPU with MIG on and without instances has no device.
-    """
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
+    without instances has no device."""
     others: tuple[str, ...] = ()
-    """Names of the devices that cannot be part of a layout.
-
-    They are neither a whole GPU nor a MIG device with its profile and GPU, or several ResourceClaims may hold them at
-    once.
-    """
+    """Names of the devices that cannot be part of a layout. They are neither a whole GPU nor a MIG device with its
+    profile and GPU, or several ResourceClaims may hold them at once."""
     missing: int = 0
     """How many ResourceSlices of the node's pool have not been published yet."""
     key: str = ""
@@ -105,10 +100,8 @@ class TaintRuleView:
     name: str
     uid: str
     since: datetime | None
-    """When it was created.
-
-    None if it is being deleted, or does not keep new pods off exactly the devices of the node in its name.
-    """
+    """When it was created. None if it is being deleted, or does not keep new pods off exactly the devices of the node
+    in its name."""
 
     @property
     def node(self) -> str:
@@ -134,10 +127,8 @@ class DraView:
     with_reboot: bool = False
     """Whether that mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     unread: str = ""
-    """Why the ResourceSlices cannot be read, as a sentence without its period.
-
-    Empty if they can be read or need not be.
-    """
+    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can be read or need not
+    be."""
     doubles: tuple[str, ...] = ()
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve."""
     classes: tuple[DeviceClassView, ...] | None = None
@@ -145,15 +136,11 @@ class DraView:
     class_error: str = ""
     """Why the last write of our DeviceClasses failed. Empty if it did not."""
     taints_work: bool = False
-    """Whether nodes may be fenced by DeviceTaintRules.
-
-    The scheduler was shown to obey them, and no write of one fails (docs/adr/0079-a-device-taint-rule-for-a-cordon.md).
-    """
+    """Whether nodes may be fenced by DeviceTaintRules. The scheduler was shown to obey them, and no write of one fails
+    (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
     taint_error: str = ""
-    """Why nodes are cordoned although the setting `device_taints` is on.
-
-    Empty if the setting is off, if rules work, or if the scheduler has not been tested yet.
-    """
+    """Why nodes are cordoned although the setting `device_taints` is on. Empty if the setting is off, if rules work, or
+    if the scheduler has not been tested yet."""
     rule_error: str = ""
     """Why our DeviceTaintRules cannot be read or written. Empty if they can, or if none was tried."""
 
@@ -180,10 +167,8 @@ class PlainStackView:
     mig_manager: str = ""
     """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
     pausable: bool = False
-    """Whether mig-manager can keep the chart's pods off the GPUs during a MIG change.
-
-    All DaemonSets of the chart then run only on nodes with nvidia.com/gpu.deploy.client=true.
-    """
+    """Whether mig-manager can keep the chart's pods off the GPUs during a MIG change. All DaemonSets of the chart then
+    run only on nodes with nvidia.com/gpu.deploy.client=true."""
     version: str = ""
     """Version of the chart, such as `0.19.3`. Empty if it is unknown."""
 
@@ -200,10 +185,8 @@ class MpsDaemonView:
     program: str
     """The process name of the daemon. Empty if the image decides it."""
     signalled: str | None
-    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals.
-
-    None if it is not set, or comes from elsewhere (`valueFrom`).
-    """
+    """The value of PROCESS_TO_SIGNAL, which names the process that its config-manager signals. None if it is not set,
+    or comes from elsewhere (`valueFrom`)."""
     sees_host: bool
     """Whether its pods see the processes of their host."""
     name: str = "nvidia-device-plugin-mps-control-daemon"
@@ -270,15 +253,11 @@ class ClusterPolicyView:
     tolerations: str = "[]"
     """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon.
-
-    None if there is none, if it was not seen, or if it runs without config-manager.
-    """
+    """The GPU Operator's MPS daemon. None if there is none, if it was not seen, or if it runs without
+    config-manager."""
     plain: PlainStackView | None = None
-    """The DaemonSets of NVIDIA's device-plugin chart from which this view was made.
-
-    None if there is a ClusterPolicy.
-    """
+    """The DaemonSets of NVIDIA's device-plugin chart from which this view was made. None if there is a
+    ClusterPolicy."""
     namespace: str = ""
     """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
@@ -294,10 +273,8 @@ class StackView:
     cluster_policy: ClusterPolicyView | None
     """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
     gpu_cluster: bool
-    """Whether there is a GPUCluster.
-
-    With it, the GPU Operator installs NVIDIA's DRA driver in place of the device plugin.
-    """
+    """Whether there is a GPUCluster. With it, the GPU Operator installs NVIDIA's DRA driver in place of the device
+    plugin."""
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
@@ -317,10 +294,8 @@ class StackView:
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
     plugin_map_exists: bool = True
-    """Whether our device-plugin ConfigMap exists.
-
-    NVIDIA's pods cannot start while ClusterPolicy names a missing one.
-    """
+    """Whether our device-plugin ConfigMap exists. NVIDIA's pods cannot start while ClusterPolicy names a missing
+    one."""
     serves_our_mig_file: bool = False
     """Whether mig-manager reads our ConfigMap, because ClusterPolicy or its own DaemonSet says so."""
     marked: bool = True
@@ -328,25 +303,19 @@ class StackView:
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused. Empty if it was not."""
     rival_policies: tuple[str, ...] = ()
-    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows.
-
-    `cluster_policy` is then the first of them. Empty otherwise.
-    """
+    """Names of the ClusterPolicies if it is unclear which of them the GPU Operator follows. `cluster_policy` is then
+    the first of them. Empty otherwise."""
     pointer_error: str = ""
     """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not."""
     foreign_maps: tuple[str, ...] = ()
     """Names of ConfigMaps with entries that have the name of one of ours but were created by somebody else."""
     twins: str = ""
-    """A message with the remedy if DaemonSets of the same role run on the same nodes.
-
-    That means two of NVIDIA's namespace with device plugins, or two with mig-manager (`find_rival_symptoms`). Empty if
-    that is not certain of any two.
-    """
+    """A message with the remedy if DaemonSets of the same role run on the same nodes. That means two of NVIDIA's
+    namespace with device plugins, or two with mig-manager (`find_rival_symptoms`). Empty if that is not certain of any
+    two."""
     finders: tuple[DaemonSetState, ...] = ()
-    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components.
-
-    The operator may read no other.
-    """
+    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components. The operator may read
+    no other."""
     intolerant_agents: str = ""
     """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint, else empty."""
     mps_repairs: MpsRepairs = MpsRepairs()
@@ -355,10 +324,8 @@ class StackView:
     repair_error: str = ""
     """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin entries that this process has read so far.
-
-    A lost one whose name is made from its content can be restored from here.
-    """
+    """Device-plugin entries that this process has read so far. A lost one whose name is made from its content can be
+    restored from here."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """mig-parted entries that this process has read so far, by key, from which lost ones can be restored."""
     dra: DraView = NO_DRA
@@ -421,10 +388,8 @@ class Operand:
     ready_since: datetime | None = None
     """Since when this process has seen the pod of a fenced node Ready, or an MPS daemon's not `down`."""
     lone_restarts: int = 0
-    """How many more restarts config-manager has than the MPS daemon's container in its pod.
-
-    The number may be negative.
-    """
+    """How many more restarts config-manager has than the MPS daemon's container in its pod. The number may be
+    negative."""
     restart_cause: str = ""
     """Why config-manager last exited, as the kubelet reports it. Empty if it is unknown."""
     settling: bool = False

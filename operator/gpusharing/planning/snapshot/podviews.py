@@ -66,24 +66,15 @@ class PodView:
     scheduler: str = ""
     """spec.schedulerName."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """What its ResourceClaims hold.
-
-    `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a claim cannot be read, which
-    counts like `gpu`.
-    """
+    """What its ResourceClaims hold. `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a
+    claim cannot be read, which counts like `gpu`."""
     devices: tuple[str, ...] = ()
-    """Names of the devices of gpu.nvidia.com that its ResourceClaims hold, each once.
-
-    Left out are devices behind an extended resource, because `resources` counts them, and devices that another kind
-    could replace.
-    """
+    """Names of the devices of gpu.nvidia.com that its ResourceClaims hold, each once. Left out are devices behind an
+    extended resource, because `resources` counts them, and devices that another kind could replace."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     node_terms: tuple[tuple[Row, ...], ...] = ()
-    """The terms of its required node affinity, of which a node must match at least one.
-
-    With the chart's guard on, each has the guard's requirement too. Empty for a pod that neither holds nor requests a
-    GPU.
-    """
+    """The terms of its required node affinity, of which a node must match at least one. With the chart's guard on, each
+    has the guard's requirement too. Empty for a pod that neither holds nor requests a GPU."""
     tolerations: tuple[Toleration, ...] = ()
     """Empty if the pod neither holds nor requests a GPU."""
     deleted_at: datetime | None = None
@@ -108,10 +99,8 @@ class PodView:
     """Whether it mounts an emptyDir on the node's disk, and not in memory as for /dev/shm."""
     gang: Gang | None = None
     evades_rules: bool = False
-    """Whether its successor may get a device of the node in spite of a DeviceTaintRule.
-
-    It names a scheduler other than the tested one, or a ResourceClaim that stays allocated while another pod uses it.
-    """
+    """Whether its successor may get a device of the node in spite of a DeviceTaintRule. It names a scheduler other than
+    the tested one, or a ResourceClaim that stays allocated while another pod uses it."""
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 

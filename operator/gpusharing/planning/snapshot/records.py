@@ -120,10 +120,8 @@ class Fence:
     failed_version: SpecVersion | None = None
     """The version of the spec that an earlier run of this change followed when it failed after the PNR."""
     failed: Moment | None = None
-    """When a pass first found that the latest run had failed after the PNR, else None.
-
-    At or after `deadline` it means a failure by the deadline, even if the clock has been set back since.
-    """
+    """When a pass first found that the latest run had failed after the PNR, else None. At or after `deadline` it means
+    a failure by the deadline, even if the clock has been set back since."""
     rolls_back: bool = False
     """Whether the node is being rolled back to the layout last proven on it. The change of this revision failed."""
     failure: str = ""
@@ -197,11 +195,8 @@ class Verified:
     gpus: Number = field(kw_only=True)
     """How many GPUs the node had at the proof. If it has fewer now, one is missing."""
     version: SpecVersion = UNRECORDED
-    """The version of the spec that our latest change followed.
-
-    Its UID is that of `policy`; its revision is empty after an adoption without a change, or that of a policy from
-    which this one took the change over.
-    """
+    """The version of the spec that our latest change followed. Its UID is that of `policy`; its revision is empty after
+    an adoption without a change, or that of a policy from which this one took the change over."""
     changed_at: Moment | None = None
     """When our latest change was proven on this node. None if there was none."""
     took: Number = 0
@@ -210,10 +205,8 @@ class Verified:
     failed_version: SpecVersion | None = None
     """The version of the spec in which this change failed after the PNR before it was proven, or None."""
     rolled_back: bool = False
-    """Whether the change of `version` failed and the node was rolled back to what is recorded here.
-
-    `changed_at` and `took` then describe the latest change that reached its target.
-    """
+    """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and
+    `took` then describe the latest change that reached its target."""
     failure: str = ""
     """Why the node was rolled back, for people."""
     apart: bool = False
@@ -250,10 +243,8 @@ class Claim:
     wave: str = ""
     """The `wave` of the fence, so that after a crash the next leader starts the node in the same wave."""
     version: SpecVersion | None = None
-    """The version of a change that is past its PNR and not proven, else None.
-
-    If the Node is deleted now, it counts as failed (docs/adr/0044-what-was-seen-is-written-down.md).
-    """
+    """The version of a change that is past its PNR and not proven, else None. If the Node is deleted now, it counts as
+    failed (docs/adr/0044-what-was-seen-is-written-down.md)."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":

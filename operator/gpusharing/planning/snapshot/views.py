@@ -282,10 +282,8 @@ class PolicyView:
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
     """The known time zones that its windows and blackouts name, loaded when the policy was converted."""
     resetting: bool = False
-    """Whether the policy is being deleted but first changes its nodes to whole GPUs.
-
-    `spec` is then that of whole GPUs, and `deleting` is False.
-    """
+    """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs,
+    and `deleting` is False."""
 
     _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
     """The result of `version`, cached because each node asks for it and it takes a hash."""
@@ -387,10 +385,8 @@ class PlanSettings:
 
 
 OLD_VIEW = 150.0
-"""The age in seconds from which a view is too old for a point of no return.
-
-The API server sends a bookmark every 60 s, and a watch counts as broken after 75 s of silence.
-"""
+"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60 s,
+and a watch counts as broken after 75 s of silence."""
 
 
 @value

@@ -26,11 +26,7 @@ from gpusharing.planning.stack.effects import (
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import kubectl_patch
-from gpusharing.planning.stack.pointers import (
-    find_other_namespace,
-    mig_change,
-    plugin_change,
-)
+from gpusharing.planning.stack.pointers import find_other_namespace, mig_change, plugin_change
 from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, restart_of
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Loss, is_safe, label_commands

@@ -42,11 +42,9 @@ REFUSED_GATES = {
     "DynamicMIG": _IN_USE,
     "NVMLDeviceHealthCheck": _IN_USE,
 }
-"""What the kubelet plugin does with each feature gate that is refused.
-
-As of dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/consumable_shares.go, nvlib.go and device_health.go. With the
-last two it keeps NVML open, so that mig-parted may find the GPUs in use.
-"""
+"""What the kubelet plugin does with each feature gate that is refused. As of dra-driver-nvidia-gpu v0.5.0,
+cmd/gpu-kubelet-plugin/consumable_shares.go, nvlib.go and device_health.go. With the last two it keeps NVML open, so
+that mig-parted may find the GPUs in use."""
 
 
 def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) -> tuple[str, ...]:

@@ -51,10 +51,8 @@ MIG_MANAGER, PLUGIN, OPERANDS, DRIVER = (
 """Programs by the labels that switch them on a node; OPERANDS switches all of them (docs/design/nvidia.md#d2)."""
 PLUGIN_POINTER, MIG_POINTER, STRATEGY = "devicePlugin.config.name", "migManager.config.name", "mig.strategy"
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
-"""The default that the CRD filled in for migManager.config.name up to v25.10.1.
-
-So nobody chose it (docs/design/nvidia.md#d6).
-"""
+"""The default that the CRD filled in for migManager.config.name up to v25.10.1. So nobody chose it
+(docs/design/nvidia.md#d6)."""
 PRE_INSTALLED = "pre-installed"
 """The value of the driver's deploy label if a driver is installed on the host. NVIDIA's driver manager sets it."""
 HOST_PROGRAMS = ("driver.enabled", "toolkit.enabled")

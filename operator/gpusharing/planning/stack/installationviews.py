@@ -193,11 +193,9 @@ class Installation:
     operator_replicas: int | None = None
     """Replicas according to the Deployment's spec. None if there is no Deployment, or if it could not be read."""
     leader: str | None = None
-    """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`.
-
-    Empty if no process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and
-    there should be some.
-    """
+    """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`. Empty if no
+    process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and there should
+    be some."""
     operator_pods: tuple[PodState, ...] = ()
     agents: AgentsState | None = None
     kubelets: Mapping[str, str] = field(default_factory=dict)
@@ -250,10 +248,8 @@ ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
 
 
 Severity = Literal["ERROR", "WARNING"]
-"""ERROR: some or all policies cannot be carried out.
-
-WARNING: the installation works today or its state is unknown, but it may fail later.
-"""
+"""ERROR: some or all policies cannot be carried out. WARNING: the installation works today or its state is unknown, but
+it may fail later."""
 
 
 @value
@@ -298,10 +294,8 @@ LOOKED_AT: Mapping[Topic, frozenset[str]] = {
     Topic.KUBELETS: frozenset({"nodes"}),
     Topic.NODES: _STACK | {"nodes", "configmaps", _POLICIES},
 }
-"""The kinds of objects that have to be read to check a topic, by the names that kubectl uses.
-
-An unknown right is a symptom.
-"""
+"""The kinds of objects that have to be read to check a topic, by the names that kubectl uses. An unknown right is a
+symptom."""
 Unseen = Mapping[Topic, str]
 """By topic: what could not be read, as a clause."""
 

@@ -14,13 +14,7 @@ from gpusharing.planning.stack.effects import (
     effects_of,
     tell_strategy_users,
 )
-from gpusharing.planning.stack.installationviews import (
-    Installation,
-    Symptom,
-    Topic,
-    plain_upgrade,
-    warning,
-)
+from gpusharing.planning.stack.installationviews import Installation, Symptom, Topic, plain_upgrade, warning
 from gpusharing.planning.vocabulary.commands import Command, Effects, label_command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -51,10 +45,7 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
 
 
 def find_mig_obstacle(
-    spec: GPUSharingPolicySpec,
-    policy: ClusterPolicyView,
-    stack: StackView,
-    settings: PlanSettings,
+    spec: GPUSharingPolicySpec, policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> tuple[Finding, Command | None, Effects] | None:
     """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, the remedy, and its effects.
 

@@ -21,10 +21,8 @@ from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 VALUE = "chart value gpuOperator.repairMps"
 """The chart value that allows the operator to repair the DaemonSet, for messages."""
 DAEMON_SET, PROGRAM = "nvidia-device-plugin-mps-control-daemon", "mps-control-daemon"
-"""The only DaemonSet that the operator may patch, and the only value that it may write there.
-
-They are the same in templates/repair-mps.yaml.
-"""
+"""The only DaemonSet that the operator may patch, and the only value that it may write there. They are the same in
+templates/repair-mps.yaml."""
 MOST_REPAIRS = 3
 """How often the operator sets the value under one version of the device plugin before it gives up."""
 
@@ -83,11 +81,7 @@ def add_repair(objection: Finding, stack: StackView, settings: PlanSettings) -> 
 
 
 def _find_restraint(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str | Finding:
-    if (daemon.namespace, daemon.name, daemon.program) != (
-        settings.gpu_operator_namespace,
-        DAEMON_SET,
-        PROGRAM,
-    ):
+    if (daemon.namespace, daemon.name, daemon.program) != (settings.gpu_operator_namespace, DAEMON_SET, PROGRAM):
         return f"The operator can only set {PROGRAM} in DaemonSet {DAEMON_SET}, which would not help here"
     if daemon.signalled is None:
         # The admission policy lets the operator add no variable, and replace none that takes its value from elsewhere.

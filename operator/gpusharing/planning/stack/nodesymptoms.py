@@ -12,20 +12,8 @@ from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
-from gpusharing.planning.stack.effects import (
-    MIG_MANAGER,
-    SHOW_LABELS,
-    find_effects,
-    tell_effects,
-)
-from gpusharing.planning.stack.installationviews import (
-    Installation,
-    Symptom,
-    Topic,
-    error,
-    kubectl_patch,
-    warning,
-)
+from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, find_effects, tell_effects
+from gpusharing.planning.stack.installationviews import Installation, Symptom, Topic, error, kubectl_patch, warning
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
 from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, explain_disabled, explain_workloads
@@ -38,10 +26,8 @@ from gpusharing.planning.wanted.ownership import Owners, find_contenders, select
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
-"""GPU Feature Discovery's label with the version of the driver.
-
-As of k8s-device-plugin v0.19.3, internal/lm/nvml.go.
-"""
+"""GPU Feature Discovery's label with the version of the driver. As of k8s-device-plugin v0.19.3,
+internal/lm/nvml.go."""
 
 
 def find_node_symptoms(
@@ -271,8 +257,7 @@ def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> I
             "UnsafeDriver",
             f"the operator does not repartition the GPUs on {some(sorted(flaws))} ({first}: {flaws[first]})",
             Command.of(
-                f"kubectl get node {first} -o",
-                r"jsonpath={.metadata.labels.nvidia\.com/cuda\.driver-version\.full}",
+                f"kubectl get node {first} -o", r"jsonpath={.metadata.labels.nvidia\.com/cuda\.driver-version\.full}"
             ),
         )
 
@@ -281,15 +266,11 @@ def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> I
 
 
 OLDEST = (1, 30)
-"""The oldest version of Kubernetes that the operator supports.
-
-The chart's kubeVersion says the same for the API server.
-"""
+"""The oldest version of Kubernetes that the operator supports. The chart's kubeVersion says the same for the API
+server."""
 MOST_BEHIND = 3
-"""How many minor versions a kubelet may be older than the API server; it must not be newer.
-
-See kubernetes.io/releases/version-skew-policy, "kubelet".
-"""
+"""How many minor versions a kubelet may be older than the API server; it must not be newer. See
+kubernetes.io/releases/version-skew-policy, "kubelet"."""
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 

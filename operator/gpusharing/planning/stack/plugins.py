@@ -23,10 +23,8 @@ from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
-"""Labels of GKE.
-
-The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off a node.
-"""
+"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off
+a node."""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
 
@@ -226,11 +224,7 @@ def tell_twins(servers: Iterable[Server], namespace: str) -> str:
 
 
 def find_rival_symptoms(
-    servers: Iterable[Server],
-    nodes: Sequence[NodeView],
-    namespace: str,
-    restart: Effects,
-    finders: Iterable[str] = (),
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str, restart: Effects, finders: Iterable[str] = ()
 ) -> Iterator[Symptom]:
     """Yield a symptom for each DaemonSet on nodes that the main one of its role serves too.
 

@@ -10,13 +10,7 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import is_complete
-from gpusharing.planning.stack.effects import (
-    MIG_POINTER,
-    PLUGIN_POINTER,
-    UPSTREAM_MIG_CONFIG,
-    effects_of,
-    tell_effects,
-)
+from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, effects_of, tell_effects
 from gpusharing.planning.stack.installationviews import Fields
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.lengths import some

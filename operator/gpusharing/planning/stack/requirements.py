@@ -42,10 +42,8 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 
 EVERY_MODE = frozenset(Mode)
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
-"""Fields of ClusterPolicy that decide for which workload the GPUs of a node are.
-
-They count if the node does not have the label gpu.workload.config.
-"""
+"""Fields of ClusterPolicy that decide for which workload the GPUs of a node are. They count if the node does not have
+the label gpu.workload.config."""
 
 
 @value
@@ -63,17 +61,13 @@ class NeededProgram:
     """What follows if the program does not run, as a clause."""
     modes: frozenset[Mode] = EVERY_MODE
     missing: Reason | None = None
-    """The reason if NVIDIA's device-plugin chart does not run it.
-
-    None if that always does, or if the host brings it.
-    """
+    """The reason if NVIDIA's device-plugin chart does not run it. None if that always does, or if the host brings
+    it."""
     helm_value: str = ""
     """The value of that chart that adds the program, as NAME=VALUE."""
     signs: tuple[str, ...] = ()
-    """Parts of messages of the agent or of Kubernetes which show that a host lacks the program.
-
-    Only a program that the host may bring has signs.
-    """
+    """Parts of messages of the agent or of Kubernetes which show that a host lacks the program. Only a program that the
+    host may bring has signs."""
     elsewhere: str = ""
     """A field of ClusterPolicy that, if true, has the program installed in another way."""
 
@@ -111,20 +105,16 @@ REQUIREMENTS = (
         "no container could use the GPUs",
         signs=('no runtime for "nvidia" is configured', "failed to find runtime handler nvidia")),
 )  # fmt: skip
-"""The programs, in the order in which people should check them.
-
-The signs come from `agent/nvml.py`, libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci).
-"""
+"""The programs, in the order in which people should check them. The signs come from `agent/nvml.py`,
+libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci)."""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
 """The programs that are never installed on the host itself."""
 DEPLOY_NEEDED = {
     operand: names.LABEL_DEPLOY_PREFIX + operand for operand in ("operands", *(row.label for row in OPERANDS))
 }
-"""The deploy labels that keep a needed program off a node; `operands` is the one of all programs (d.2).
-
-See docs/design/nvidia.md#d2.
-"""
+"""The deploy labels that keep a needed program off a node; `operands` is the one of all programs (d.2). See
+docs/design/nvidia.md#d2."""
 READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SANDBOX, SANDBOX_DEFAULT)
 """Every field of ClusterPolicy, by its path below `spec`, that this module uses."""
 

@@ -36,17 +36,13 @@ class Mark(StrEnum):
     """Properties that some reasons share."""
 
     PENDING = auto()
-    """A node that waits for this reason is Pending rather than Blocked.
-
-    The situation ends automatically or the author of the policy wants it.
-    """
+    """A node that waits for this reason is Pending rather than Blocked. The situation ends automatically or the author
+    of the policy wants it."""
     OUTSIDE = auto()
     """A selected node with this reason does not concern its policy, as long as no change has begun there."""
     MOMENTARY = auto()
-    """The situation may be over in a moment, so a node in flight keeps its goal.
-
-    Whatever deploys the GPU Operator restores a deleted ClusterPolicy.
-    """
+    """The situation may be over in a moment, so a node in flight keeps its goal. Whatever deploys the GPU Operator
+    restores a deleted ClusterPolicy."""
     UNSUPPORTED = auto()
     """A node with this reason cannot serve its policy as it is."""
     STALLS = auto()
@@ -60,11 +56,8 @@ class Mark(StrEnum):
     PAST_RETURN = auto()
     """A node with this reason passed its point of no return earlier. So no Event says that it passes it now."""
     TURNS_BACK = auto()
-    """A failed change may be rolled back for this reason.
-
-    Reasons that leave the state of the node unknown do not have this mark: the change may still be proven then, but a
-    rollback could not be.
-    """
+    """A failed change may be rolled back for this reason. Reasons that leave the state of the node unknown do not have
+    this mark: the change may still be proven then, but a rollback could not be."""
     ENDS_MPS = auto()
     """Correcting the situation restarts the node's MPS control daemon, which ends its clients."""
     RETRIED = auto()
@@ -72,10 +65,8 @@ class Mark(StrEnum):
     NOT_RETRIED = auto()
     """The node is held until a person has examined the fence itself, even if a retry is requested."""
     ANSWER = auto()
-    """A response to an eviction or deletion that is worth remembering.
-
-    After a lost connection, the next LIST shows what happened.
-    """
+    """A response to an eviction or deletion that is worth remembering. After a lost connection, the next LIST shows
+    what happened."""
     FORCIBLE = auto()
     """A response after which a DELETE may follow. A budget refused the eviction, or the server could not decide."""
     DENIED = auto()

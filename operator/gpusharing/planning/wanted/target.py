@@ -409,18 +409,13 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
 
 
 SUFFIXES_SINCE = (0, 20)
-"""The first version of the device plugin that gives a profile with a suffix a name of its own.
-
-Its resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served
-under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
-"""
+"""The first version of the device plugin that gives a profile with a suffix a name of its own. Its resource patterns
+are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or `1g.24gb-me` are served under the plain name
+`nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3)."""
 OWN_NAMES_SINCE = (0, 15)
-"""The first version of mig-parted that looks up a profile name on each card separately.
-
-On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
-although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with
-0.13.1, gone with 0.15.1).
-"""
+"""The first version of mig-parted that looks up a profile name on each card separately. On a node with two card models,
+mig-parted before 0.15 looks up a profile by name on the first card that has it, although 1g.10gb is not the same
+profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1, gone with 0.15.1)."""
 CLIENTS_SINCE = (0, 15)
 """The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
 FALLBACK_FIRST_SINCE = (0, 18, 2)
@@ -428,20 +423,15 @@ FALLBACK_FIRST_SINCE = (0, 18, 2)
 DEAF_SINCE = (25, 10, 2)
 """The first version of the GPU Operator whose MPS daemon is not notified of a label."""
 LAST_READ = (26, 7, 0)
-"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too.
-
-Its main branch has had the right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2
-were not read).
-"""
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too. Its main branch has had the
+right name since 2026-09-30, so a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
 MPS_FALSE_SINCE = (0, 20)
 """The first version of the device plugin that accepts failRequestsGreaterThanOne: false under MPS."""
 EXACT_NAMES_UNTIL = (0, 20)
-"""The last version of the device plugin whose config-manager compares whole process names.
-
-Its main branch, as of November 2026, compares only the part after the last slash.
-"""
+"""The last version of the device plugin whose config-manager compares whole process names. Its main branch, as of
+November 2026, compares only the part after the last slash."""
 SKIPS_THREADS = "v0.20.0"
 """The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
 RELEASED_DAEMON = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)

@@ -139,10 +139,8 @@ class Comparison:
     target: Target
     stack: StackView
     gfd_timestamp: str = ""
-    """GFD's timestamp before the change, or empty if GFD need not restart.
-
-    While the label still has this value, GFD has not restarted and proves nothing.
-    """
+    """GFD's timestamp before the change, or empty if GFD need not restart. While the label still has this value, GFD
+    has not restarted and proves nothing."""
 
 
 class Source(StrEnum):

@@ -30,10 +30,8 @@ from gpusharing.planning.wanted.verify import (
 )
 
 GAVE_UP = "failed to wait for pods to be deleted"
-"""What mig-manager's log says if GPU clients, pods of NVIDIA's or others, did not stop within five minutes.
-
-See mig-parted v0.15.1 pkg/mig/reconfigure/reconfigure.go:172.
-"""
+"""What mig-manager's log says if GPU clients, pods of NVIDIA's or others, did not stop within five minutes. See
+mig-parted v0.15.1 pkg/mig/reconfigure/reconfigure.go:172."""
 _ENDED = ("success", "failed")
 
 
