@@ -27,7 +27,6 @@ RETRY = timedelta(seconds=30)
 LONGEST = timedelta(minutes=10)
 """The longest wait between two reads, because a Failed node may wait for a person for weeks."""
 MOST_CHARACTERS = 400
-"""The most characters of a reason."""
 
 
 @dataclass(frozen=True, slots=True)

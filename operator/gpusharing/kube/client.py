@@ -23,7 +23,6 @@ class Resource:
     """A kind of object, as URLs of the API name it."""
 
     group: str
-    """API group; empty for the core group."""
     version: str
     plural: str
     namespaced: bool = False

@@ -52,9 +52,7 @@ class DaemonSetView:
     chart: str = ""
     """The version of NVIDIA's device-plugin chart, from the label helm.sh/chart."""
     plugin: bool = False
-    """Whether it runs the device plugin."""
     discovery: bool = False
-    """Whether it runs GPU Feature Discovery."""
     config_map: str = ""
     """Name of the ConfigMap that it mounts for config-manager or mig-manager; empty if it mounts none."""
     default: str = ""
@@ -66,7 +64,6 @@ class DaemonSetView:
     tolerates_gate: bool = True
     """Whether its pods may start on a node with the start-up taint."""
     tolerations: str = "[]"
-    """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's MPS daemon, or None if it does not run here together with config-manager."""
     finder: DaemonSetState | None = None
@@ -74,7 +71,6 @@ class DaemonSetView:
     pausable: bool = False
     """Whether its pods need nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
     mig_manager: bool = False
-    """Whether it runs mig-manager without the GPU Operator."""
     with_reboot: bool = False
     """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     dra: DaemonSetState | None = None

@@ -67,8 +67,6 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device of a ResourceSlice."""
-
     name: str
     uuid: str
     gpu: str
@@ -80,8 +78,6 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class SliceView:
-    """One ResourceSlice of NVIDIA's GPUs."""
-
     pool: str
     """Name of the pool, which is that of the node."""
     generation: int

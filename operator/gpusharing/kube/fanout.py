@@ -33,8 +33,6 @@ Door = tuple[bool, str, str]
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """The verb of a call, and the object that the call is about."""
-
     verb: str
     kind: str
     """Kind and subresource, as `ApiRequest.kind` writes them."""
@@ -208,11 +206,9 @@ class Workers:
     """
 
     parallel: int
-    """The most pieces of work at once."""
     on_late: Callable[[], None] = lambda: None
     """Called when a piece of work ends after its round has stopped waiting for it."""
     busy: set[str] = field(default_factory=set)
-    """The keys of objects that are being worked on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _errors: list[BaseException] = field(default_factory=list)
 

@@ -40,7 +40,6 @@ class Maintenance(NamedTuple):
     """Whether the work has certainly not begun, so that no cordon belongs to it yet. A large upgrade creates a
     NodeMaintenance for every node at once."""
     node: str = ""
-    """Name of the node that a NodeMaintenance is for."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:

@@ -102,7 +102,6 @@ class ConfigMapView:
     annotations: Mapping[str, str]
     uid: str = ""
     labelled: bool = False
-    """Whether the ConfigMap has our label."""
     ours: bool = False
     """Whether it has a mark of ours, or this process has seen one on it."""
 

@@ -270,7 +270,6 @@ class Planned:
 
 
 def _join(courses: Sequence[Course]) -> Course:
-    """Return the course of all pools together."""
     return Course(
         min(one.begins for one in courses), max(one.ends for one in courses), max(one.spans for one in courses)
     )
@@ -515,7 +514,6 @@ def _step_data(step: Step) -> StepData:
 
 
 async def run(session: Session, typed: PlanArguments, terminal: Terminal) -> int:
-    """Show what the policies in the files of `-f`, or else the present policies, would do."""
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")

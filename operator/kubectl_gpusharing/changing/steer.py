@@ -245,7 +245,6 @@ TRIES = 5
 
 
 async def run(session: Session, typed: SteeringArguments, terminal: Terminal) -> int:
-    """Show the patch, ask for a confirmation where it is needed, and send the patch."""
     every = isinstance(typed, PauseArguments | ResumeArguments) and typed.all
     resource = POLICIES if isinstance(typed, ApproveArguments | PauseArguments | ResumeArguments) else NODES
     if every == bool(typed.name):

@@ -175,7 +175,6 @@ class Bundle:
 
 
 async def run(session: Session, typed: BundleArguments, terminal: Terminal) -> int:
-    """Write the archive, and print its name, the number of its files, and its gaps."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")

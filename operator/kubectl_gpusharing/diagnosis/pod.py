@@ -97,7 +97,6 @@ NOTE = (
 
 
 def describe_fraction(raw: JSON) -> str:
-    """Return a description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if of none."""
     share, count = gpu_fractions(raw)
     whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
     return f"{share} of {whole} from KAI-Scheduler" if count else ""
@@ -192,7 +191,6 @@ def _room(
 
 
 def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
-    """Return what the node has for the pod."""
     report, verdict = live.snapshot.gpunodes.get(node.name), live.plan.verdicts.get(node.name)
     # Agents do not count what ResourceClaims hold.
     observed = report.observed if report is not None and node.devices is None else None
@@ -352,12 +350,10 @@ class PodAnswer:
     others: tuple[str, ...]
     """Other GPU resources that will be advertised. It is empty if a node will have what the pod requests."""
     guard: str
-    """Sentences about the guard for tenants."""
     conclusion: str
     notes: tuple[str, ...]
     simulated: tuple[str, ...] = ()
     fraction: str = ""
-    """A description of the fraction of a GPU that the pod requests from KAI-Scheduler."""
 
 
 def pod_answer(
@@ -378,7 +374,6 @@ def pod_answer(
 
 
 GONE = "Gone"
-"""The phase of a pod that exists no more."""
 
 
 def gone_answer(pod: str, event: JSON) -> PodAnswer:

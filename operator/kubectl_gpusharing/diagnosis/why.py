@@ -222,7 +222,6 @@ def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
 
 
 async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
-    """Explain what the user named: of a policy its worst node, of a workload one of its pods."""
     kind, name, namespace = find_subject(typed.subjects[0], typed.namespace or session.namespace)
     also = ""
     if "/" not in typed.subjects[0] and await _is_policy(session, name):

@@ -238,7 +238,6 @@ class LivePlan:
     snapshot: ClusterSnapshot
     now: datetime
     notes: tuple[str, ...]
-    """What could not be read or is uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
         """Return which of `nodes`, or of all nodes if None, have SIMULATED GPUs."""

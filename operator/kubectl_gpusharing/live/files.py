@@ -48,7 +48,6 @@ class Document:
 
     @property
     def name(self) -> str:
-        """The kind and the name of the object, such as `Service/web`."""
         what = "/".join(filter(None, (text(self.raw, "kind"), text(self.raw, "metadata", "name"))))
         return what or "an object without a kind"
 

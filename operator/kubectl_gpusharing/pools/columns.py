@@ -24,7 +24,6 @@ class StatusColumn(Column, Generic[T]):
     """A column about records of one kind; one whose cells are all empty is not shown."""
 
     key: str
-    """Its key in JSON."""
     help: str
     cell: Callable[[T, datetime, PrintOptions], str | Span]
     wide: bool = False

@@ -62,7 +62,6 @@ class NodeStatus(Transition):
 
     name: str = ""
     pods: int | None = None
-    """How many pods hold a GPU, or None if that is unknown."""
     unhealthy: str = ""
     """The message of the condition Healthy if it is False."""
     simulated: bool = False
@@ -217,7 +216,6 @@ def choose(
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:
-    """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
     named = {pool.name: pool for pool in pools}
     if name not in named:
         raise Trouble(no_such(POLICIES, name, list(named), where))

@@ -71,7 +71,6 @@ ENOUGH = 2
 
 
 async def run(session: Session, typed: StatusArguments, terminal: Terminal) -> int:
-    """Show the pools once, or with --watch until the user ends it."""
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))

@@ -131,7 +131,6 @@ def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, lis
 
 
 def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> list[Line]:
-    """Draw the pool's message and what is about to happen."""
     lines = prose(pool.news, options, ink=Ink.BAD) if pool.unseen else []
     if pool.message and pool.status != "Synced":
         lines += prose(pool.message, options)

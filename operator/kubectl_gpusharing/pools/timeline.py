@@ -204,7 +204,6 @@ def glyph_of(stretch: Stretch) -> Glyph:
 
 
 def moment(at: datetime, other: datetime) -> str:
-    """Format a time in UTC, with the date if `other` is on another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == other.date() else "%Y-%m-%d %H:%M:%SZ")
 
 

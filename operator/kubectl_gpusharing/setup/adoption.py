@@ -58,7 +58,6 @@ EVERYWHERE = policy_view(
         },
     )
 )
-"""A policy that selects every node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +76,7 @@ class Import:
 
     proposed: tuple[ProposedPolicy, ...]
     left_out: Mapping[str, str]
-    """Why each node is left out, by the node's name."""
     owned: int
-    """How many nodes already have a policy."""
     steps: tuple[tuple[str, str], ...]
     """The purpose and the command of each step to take before the policies are applied."""
     presumed: bool = False

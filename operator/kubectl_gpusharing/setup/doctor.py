@@ -245,7 +245,6 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
 
 
 async def ask(session: Session, _: DoctorArguments) -> Answer:
-    """Return the answer of one cluster, with a row for each problem and each missing check."""
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

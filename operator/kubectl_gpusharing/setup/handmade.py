@@ -141,7 +141,6 @@ def tell_misfit(node: NodeView, snapshot: ClusterSnapshot) -> str:
 
 
 def _find_beyond(config: PluginConfig, advertised: Set[str], *, with_mig: bool) -> Iterator[str]:
-    """Yield what no policy can express."""
     if (sharing := config.sharing) is None:
         return
     counts = ", ".join(f"{name}: {count}" for name, count in sharing.replicas)
@@ -258,7 +257,6 @@ LABEL_POOL = f"{PREFIX}pool"
 MAX_NAMES, MAX_ROWS = 64, 16
 """How many values one row of a selector may have, and how many rows a selector."""
 Label = tuple[str, str]
-"""Key and value of a label."""
 Selector = Mapping[str, Any]
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
 """Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools. A node
@@ -276,7 +274,6 @@ class ProposedPolicy:
     name: str
     members: tuple[Handmade, ...]
     selector: Selector
-    """The `spec.nodeSelector` of the policy."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -146,7 +146,6 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
-    """Return a YAML file for `kubectl apply -f -`, with the remarks as comments."""
     import yaml  # importing it takes as long as a short command
 
     proven = [PROVEN] if answer.proposed and not answer.presumed else []

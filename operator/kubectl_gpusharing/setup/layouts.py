@@ -32,7 +32,6 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 CARD_WIDTH = 40
-"""Width of a whole card, in characters."""
 _INKS = (Ink.GOOD, Ink.BUSY)
 NOTES = {
     "unknown": "The placements of instances on this card are unknown, so no layout is drawn and mixed layouts are not"

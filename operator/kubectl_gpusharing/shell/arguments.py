@@ -50,8 +50,6 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 class Version(argparse.Action):
-    """Prints the version and exits."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
         from gpusharing.kube.ownversion import own_version
 
@@ -491,7 +489,6 @@ VERBS: tuple[type[Arguments], ...] = (
     BundleArguments, ImportArguments, AdviseArguments, CostArguments, RecommendArguments,
 )  # fmt: skip
 GROUPS: Mapping[type[Arguments], str] = {Arguments: "cluster and output", PrometheusArguments: "Prometheus"}
-"""The headings of the flags that several verbs have."""
 COMMON = frozenset(one.name for one in fields(Arguments))
 WIDTH = 78
 

@@ -35,8 +35,6 @@ class Ink(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of text in one ink."""
-
     text: str
     ink: Ink = Ink.PLAIN
 
@@ -50,8 +48,6 @@ class Row(Line):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table."""
-
     title: str
     drop: int = 0
     """Where room is short, the column with the highest number is left out first; one with 0 never is."""

@@ -74,7 +74,6 @@ class Answer:
     cluster: str = ""
     """UID of the namespace kube-system, which identifies the cluster; empty if it could not be read."""
     error: str = ""
-    """Why there is no answer; empty if there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, line
 Data = TypeVar("Data", bound=Mapping[str, Any])
 """The type of a document, whose name is its kind followed by Data."""
 API = f"cli.{GROUP}/v1alpha1"
-"""The apiVersion of all documents of the plugin."""
 
 
 def ask_line(question: str, answers: TextIO) -> str:
@@ -106,7 +105,6 @@ class Terminal:
             self.document({"apiVersion": API, "kind": kind.__name__.removesuffix("Data"), **value})
 
     def document(self, value: object) -> None:
-        """Write a value as YAML or JSON."""
         if self.output == "yaml":
             import yaml  # importing it takes as long as all the rest of a short command
 

@@ -80,7 +80,6 @@ class Advice:
     profile: Profile | None = None
     """The profile of each instance in mode MIG if all have the same; otherwise None."""
     unanswered: tuple[str, ...] = ()
-    """The questions whose answers may change the advice."""
 
     @property
     def layout(self) -> Layout:
@@ -99,7 +98,6 @@ class Advice:
 
 
 def advise(answers: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule that applies."""
     least, have = min(gib for _, gib in answers.needs), memory_of(answers.card)
     if least > have / 2:
         why = f"{least:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
@@ -228,7 +226,6 @@ class Demand:
     """How many pods have several containers that request GPUs; each container gets its own."""
     guaranteed: int = 0
     ranked: int = 0
-    """How many pods have a priority above 0."""
     notebooks: int = 0
     sizes: Counter[int] = field(default_factory=Counter)
     """For how many devices the pods declare which GPU memory, in bytes. They count under the key 0 if they declare

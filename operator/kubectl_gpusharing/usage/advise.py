@@ -70,7 +70,6 @@ def run_offline(typed: AdviseArguments, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> int:
-    """Print advice based on the pods of a namespace and the user's answers, or on a Prometheus in the cluster."""
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))

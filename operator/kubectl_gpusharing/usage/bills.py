@@ -51,7 +51,6 @@ class Cell:
     """The attributes by which GPU time is counted; the rows of a bill are sums of cells."""
 
     policy: str
-    """The policy of the node at the time; empty if it had none."""
     tenant: str
     """Who is billed; empty for time that no tenant held."""
     part: Part
@@ -59,7 +58,6 @@ class Cell:
     """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
     price: Price | None
-    """The price of a GPU; None if it is unknown."""
 
     @property
     def currency(self) -> str:

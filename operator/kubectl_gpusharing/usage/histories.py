@@ -159,7 +159,6 @@ class ObservedPool:
 
     model: str
     card: Card | None
-    """The model's entry in our table; None if there is none."""
     nodes: tuple[int, ...]
     """How many GPUs each node has, in the order of the nodes' names."""
     used: int
@@ -311,11 +310,9 @@ class NodeScope:
     """The nodes that a recommendation is for, and the policy that would select them."""
 
     name: str
-    """The name of the policy."""
     where: str
     """The name of the set of nodes in messages."""
     selector: Mapping[str, Any]
-    """The `spec.nodeSelector` of the policy."""
     nodes: frozenset[str] | None = None
     """The names of the nodes; None for all whose GPUs Prometheus knows."""
     spec: Mapping[str, Any] = field(default_factory=dict)

@@ -47,7 +47,6 @@ class NodeStock:
 
     name: str
     policy: str = ""
-    """The policy that owns the node; empty if none does."""
     offer: Offer | None = None
     """What it has for new pods, without its labels; None if the Node could not be read."""
     closed: str = ""
@@ -110,11 +109,8 @@ class Inventory:
     stocks: dict[str, NodeStock] = field(default_factory=dict)
     pods: list[GPUPod] = field(default_factory=list)
     agents: list[JSON] = field(default_factory=list)
-    """The raw pods of our agent."""
     with_claims: int = 0
-    """How many pods have ResourceClaims."""
     namespace: str = ""
-    """The namespace that the answer is about; empty for all."""
     chosen: bool = False
     """Whether the user chose nodes by labels; only pods that request what these advertise are then waiting for them."""
     no_nodes: str = ""
@@ -127,7 +123,6 @@ class Inventory:
     """The columns of USED by namespace and name of the pod, then by UUID of the device; None if not requested. They
     have `resource` too, if it is known as which the pod holds the device."""
     sources: tuple[str, ...] = ()
-    """Sentences about where `used` was read."""
     usage_unknown: tuple[str, ...] = ()
     """Sentences about what is missing in `used`, and why."""
     simulated: frozenset[str] = frozenset()

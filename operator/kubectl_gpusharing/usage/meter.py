@@ -206,11 +206,9 @@ class CostReport:
     """A bill, with everything that a reader must know about it."""
 
     where: str
-    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     query: MeterQuery
     bill: Bill
     missing: Sequence[str]
-    """Why the answer is incomplete; empty if it is complete."""
     remarks: Sequence[str]
     simulated: Sequence[str]
     used: Used

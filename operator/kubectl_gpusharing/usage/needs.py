@@ -167,7 +167,6 @@ class Workload:
 class Holding:
     resource: str = "nvidia.com/gpu"
     devices: int = 1
-    """How many devices each pod holds."""
     share: Fraction | None = Fraction(1)
     """The part of a card's memory that one such device has; None if unknown."""
     compute: Fraction = Fraction(1)
@@ -185,7 +184,6 @@ class History:
 
     workload: Workload
     pods: int
-    """How many pods ran at the same time."""
     holds: Holding
     memory: tuple[Sample, ...]
     """The highest use of each hour, in bytes, with the hour's end as time."""

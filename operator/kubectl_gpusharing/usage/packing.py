@@ -30,7 +30,6 @@ ROUNDING = 1e-6
 @value
 class Size:
     memory: float
-    """The memory in bytes."""
     compute: float
     """The part of the whole card's compute."""
 
@@ -216,7 +215,6 @@ class TemplateChoice:
     """For each class of workloads, the index of the size that it gets. The size after the last profile is a whole
     GPU."""
     wanted: Counts
-    """How many instances of each profile the whole pool needs."""
     nodes: int = 0
     divided: int = 0
     """GPUs of each node that are divided into instances."""

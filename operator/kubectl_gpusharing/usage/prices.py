@@ -39,15 +39,12 @@ class Prices:
     """The prices that Prometheus has for one stretch of time."""
 
     amounts: Mapping[Subject, Mapping[str, Fraction]] = field(default_factory=dict)
-    """The prices of each subject, by currency."""
     cards: Mapping[str, Set[str]] = field(default_factory=dict)
-    """The GPU products of each node."""
     rivals: frozenset[Subject] = frozenset()
     """Subjects that had several prices at once; the mean of these is not a real price."""
     faults: Mapping[str, Subject] = field(default_factory=dict)
     """The subject of each sentence about an impossible price that was left out."""
     odd: frozenset[Subject] = frozenset()
-    """The subjects in `faults`."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none.

@@ -75,9 +75,7 @@ class Endpoint:
     """The base URL, without `/api/v1`."""
     where: str
     authorization: str = ""
-    """The value of the Authorization header; empty if none is sent."""
     tls: ssl.SSLContext | None = None
-    """The TLS context; None for aiohttp's default."""
     tls_server_name: str | None = None
     """The host name expected in the server's certificate; None for the one in the URL."""
     proxy: str | None = None
@@ -176,7 +174,6 @@ class Series:
 
     @property
     def node(self) -> str:
-        """The node that the series is about; empty if it has no label `node`."""
         return self.labels.get("node", "")
 
 

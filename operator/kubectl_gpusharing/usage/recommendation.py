@@ -35,12 +35,10 @@ from kubectl_gpusharing.usage.packing import (
 @value
 class ModelPool:
     name: str
-    """The name of the pool, for people."""
     card: Card
     nodes: tuple[int, ...]
     """How many GPUs each node has; if the numbers differ, a policy can only have one layout for all GPUs."""
     used: int
-    """GPUs that pods hold now, completely or in part."""
 
     @property
     def gpus(self) -> int:

@@ -35,7 +35,6 @@ _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIG
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
     where: str
-    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     start: float
     """The start of the window, in seconds since 1970, as is `end`."""
     end: float
@@ -44,16 +43,12 @@ class RecommendReport:
     recommendation: Recommendation | None
     """The recommended layout; None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
-    """The policy to apply; None if there is no layout to apply."""
     missing: Sequence[str]
-    """Why the answer is incomplete; empty if it is complete."""
     remarks: Sequence[str]
     price: Price | None
-    """The price of a GPU for an hour; None if it is unknown."""
     effect: plan.Planned | str | None = None
     """The plan of the policy, or a clause that says why it is unknown; None if no plan was requested."""
     context: str = ""
-    """The context of the cluster that `effect` was planned for; empty without a cluster."""
 
     @property
     def span(self) -> str:

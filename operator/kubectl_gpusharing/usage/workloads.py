@@ -36,7 +36,6 @@ class DeviceLabels:
 
     device: Device
     pod: Pod | None
-    """The pod that holds the device; None if there is none or it is unknown."""
     profile: str = ""
     node: str = ""
     model: str = ""
@@ -139,7 +138,6 @@ MOST_MIB = 1 << 20
 """A memory size in MiB that no GPU exceeds. DCGM reports an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM
 dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 Reading = tuple[DeviceLabels, Series]
-"""A series, preceded by its parsed labels."""
 
 
 @dataclass(slots=True)
@@ -151,9 +149,7 @@ class Record:
     activity: "array[float]"
     """The highest activity of any pod, as a part of the whole card."""
     pods: "array[int]"
-    """The most pods at one time."""
     devices: "array[int]"
-    """The most devices that one pod held at one time."""
     last: int = -1
     """The hour in which a pod was last seen; -1 if none was."""
     held: DeviceLabels = field(default=DeviceLabels(("", ""), None))
@@ -187,9 +183,7 @@ class Record:
 @dataclass(slots=True)
 class Gpu:
     node: str
-    """The name of the node; empty if unknown."""
     model: str
-    """The product name of the card; empty if unknown."""
     last: int
     """The hour in which the GPU was last seen; -1 if never."""
     divided: int = -1
@@ -229,7 +223,6 @@ class Fold:
     """The end of the window, in seconds since 1970."""
     hours: int
     nodes: frozenset[str] | None = None
-    """The nodes whose GPUs count; None for all."""
     card: Card | None = None
     """The model of the GPUs that count; None for all. A workload may also have pods on GPUs of other models."""
     replicas: dict[str, int] = field(default_factory=dict)
@@ -242,13 +235,11 @@ class Fold:
     """The most GPUs that pods held at one time, by the hour."""
     records: dict[Workload, Record] = field(default_factory=dict)
     gpus: dict[str, Gpu] = field(default_factory=dict)
-    """The GPUs that count, by UUID."""
     others: dict[str, Gpu] = field(default_factory=dict)
     """The GPUs of `nodes` that are of another model than `card`, by UUID."""
     beyond: dict[str, int] = field(default_factory=dict)
     """The hour in which each node that has GPUs but is not in `nodes` was last seen."""
     unnamed: set[Pod] = field(default_factory=set)
-    """The pods whose owner is unknown."""
     wrong: dict[str, None] = field(default_factory=dict)
     """Clauses about annotations that declare no valid size of memory."""
     _owners: Mapping[Pod, tuple[str, str]] = field(default_factory=dict)

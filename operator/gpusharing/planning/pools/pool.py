@@ -100,7 +100,6 @@ class Pool:
     failed_before: Mapping[str, str] = field(default_factory=dict)
     """By UID the nodes, as messages name them, whose failure is known only from the record (`count_failures`)."""
     consent: Consent | None = None
-    """What a person has agreed to (`agree`)."""
     hours: Hours = UNJUDGED
     """What the windows allow, or UNJUDGED, which lets no node start, before `with_hours` has computed it."""
     now: datetime = EARLIEST

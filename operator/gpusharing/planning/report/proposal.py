@@ -51,8 +51,6 @@ from gpusharing.planning.wanted.verify import (
 
 @value
 class Step:
-    """One node that differs from its policy."""
-
     verdict: Verdict
     preview: Preview | None
     """What its change would disturb; None if its pods were not listed."""
@@ -82,7 +80,6 @@ class Vanishing:
     before: int
     after: int
     demand: DeviceDemand
-    """The demand in the whole cluster."""
     elsewhere: bool
     """Whether a node outside the pool will advertise it."""
     pods: tuple[str, ...]

@@ -27,7 +27,6 @@ class Memo:
 
     def __init__(self) -> None:
         self._known: dict[object, _Known] = {}
-        """The answers of the last pass, by question."""
         self._values: dict[str, Any] = {}
         self._latest: datetime | None = None
 

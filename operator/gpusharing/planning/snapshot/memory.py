@@ -60,7 +60,6 @@ class CallFailure:
     message: str
     """Which call failed, and what the server answered."""
     next_try: datetime
-    """When the next call about the node may be made."""
     tries: int = 1
     call: str = ""
     """Which kind of call failed. Only a successful call of the same kind ends the series."""
@@ -120,7 +119,6 @@ class Look:
     retry: str
     """The value of the retry annotation at that time. If it changes, the pods are listed again at once."""
     at: datetime
-    """When the pods were listed."""
     tries: int
     """How many looks in a row have found blockers, this one included. 1 if this one found none."""
     blockers: tuple[Blocker, ...] = ()
@@ -142,7 +140,6 @@ class Preview:
     version: SpecVersion
     """The preview is not used for any other version of the spec."""
     at: datetime
-    """When the pods were listed."""
     pods: tuple[str, ...] = ()
     """The pods that would be evicted, as `namespace/name`, sorted."""
     jobs: tuple[str, ...] = ()

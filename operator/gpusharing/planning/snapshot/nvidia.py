@@ -31,9 +31,7 @@ class DaemonSetState:
     release: str = ""
     """Name of its Helm release. Empty if it is unknown."""
     tolerates_gate: bool = True
-    """Whether its pods tolerate the start-up taint."""
     tolerations: str = "[]"
-    """The tolerations of its pods as JSON."""
     serves_gpus: bool = True
     """Whether the driver serves GPUs and not only compute domains. The value is resources.gpus.enabled of its chart."""
     gates: frozenset[str] = frozenset()
@@ -134,7 +132,6 @@ class DraView:
     classes: tuple[DeviceClassView, ...] | None = None
     """All DeviceClasses by name, or None if they were not read."""
     class_error: str = ""
-    """Why the last write of our DeviceClasses failed. Empty if it did not."""
     taints_work: bool = False
     """Whether nodes may be fenced by DeviceTaintRules. The scheduler was shown to obey them, and no write of one fails
     (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
@@ -151,7 +148,6 @@ NO_DRA = DraView()
 MIG_MANAGER_SWITCH = "migManager.enabled"
 """The field of ClusterPolicy, by its path below `spec`, that turns mig-manager off."""
 PLUGIN_SWITCH = "devicePlugin.enabled"
-"""The field that turns the device plugin off."""
 
 
 @value
@@ -249,9 +245,7 @@ class ClusterPolicyView:
     configured: frozenset[str] = frozenset()
     """Fields that this operator has already set once, by path (`plan_pointers`)."""
     tolerates_gate: bool = True
-    """Whether NVIDIA's pods tolerate the start-up taint."""
     tolerations: str = "[]"
-    """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's MPS daemon. None if there is none, if it was not seen, or if it runs without
     config-manager."""
@@ -322,7 +316,6 @@ class StackView:
     mps_nodes: tuple[str, ...] = ()
     """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
     repair_error: str = ""
-    """Why the last repair of the MPS DaemonSet failed. Empty if it did not."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     """Device-plugin entries that this process has read so far. A lost one whose name is made from its content can be
     restored from here."""

@@ -15,8 +15,6 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Owner:
-    """The controller of a pod."""
-
     api_version: str
     kind: str
     name: str
@@ -64,7 +62,6 @@ class PodView:
     fractions: int = 0
     """Of how many GPUs it requests a fraction from KAI-Scheduler, by its annotations."""
     scheduler: str = ""
-    """spec.schedulerName."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold. `gpu` if gpu.nvidia.com allocated a claim without adminAccess, or `unresolved` if a
     claim cannot be read, which counts like `gpu`."""
@@ -199,7 +196,6 @@ class EvictionMemory:
     since: datetime
     """When this response first came in the present unbroken series."""
     asked_at: datetime
-    """When the eviction was last requested."""
     tries: int = 1
     """How often it came in that series."""
 

@@ -208,7 +208,6 @@ class Verified:
     """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and
     `took` then describe the latest change that reached its target."""
     failure: str = ""
-    """Why the node was rolled back, for people."""
     apart: bool = False
     """Whether the change is no canary: its node was a `newcomer`, or it began under another spec (`turned`)."""
     mates: tuple[str, ...] = ()

@@ -258,8 +258,6 @@ class GPUNodeView:
 
 @value
 class PolicyView:
-    """A GPUSharingPolicy."""
-
     name: str
     uid: str
     generation: int
@@ -274,7 +272,6 @@ class PolicyView:
     spec: GPUSharingPolicySpec | None
     """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
-    """Why the spec is refused."""
     approved: str = ""
     """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""

@@ -79,7 +79,6 @@ OPERATOR_RIGHTS: tuple[Right, ...] = (
     *_rights("list watch", "apps", "daemonsets", scope="gpu-operator"),
     *_rights("get", "", "pods", "log", scope="gpu-operator"),
 )
-"""The rights of the operator's service account."""
 
 CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
 """Additional rights of the operator's service account if chart value gpuOperator.configure is on."""
@@ -100,7 +99,6 @@ AGENT_RIGHTS: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),
 )
-"""The rights of the agent's service account."""
 
 SECURE_METRICS: tuple[Right, ...] = (
     *_rights("create", "authentication.k8s.io", "tokenreviews"),
@@ -137,8 +135,6 @@ class Place(PlanSettings):
 
 @value
 class PodState:
-    """One pod of the operator."""
-
     name: str
     ready: bool
     problem: str = ""
@@ -147,8 +143,6 @@ class PodState:
 
 @value
 class RightState:
-    """Whether a service account has a right."""
-
     subject: str
     """OPERATOR or AGENT."""
     right: Right
@@ -168,7 +162,6 @@ class AgentsState:
     """The agent's DaemonSet and its prerequisites."""
 
     selector: Mapping[str, str]
-    """The node selector of its pods."""
     runtime_class: str = ""
     runtime_class_exists: bool | None = None
     """Whether the agent's RuntimeClass exists. None if that is unknown."""
@@ -212,7 +205,6 @@ class Installation:
         return self.snapshot.stack
 
     def effects(self, change: Change) -> tuple[Effect, ...]:
-        """Return what the change would take from nodes (`find_effects`)."""
         return find_effects(change, self.snapshot, unread="nodes" in self.unread)
 
     def upgrade(self, values: str) -> "Command":
@@ -254,8 +246,6 @@ it may fail later."""
 
 @value
 class Symptom:
-    """One problem of an installation."""
-
     topic: Topic
     severity: Severity
     reason: str

@@ -162,7 +162,6 @@ class Server:
     of_gpu_operator: bool
     """Whether ClusterPolicy owns it."""
     release: str
-    """Its Helm release, or an empty string."""
     release_namespace: str
     owned: bool
     """Whether another object owns it, whose controller would create it again after a deletion."""
@@ -172,7 +171,6 @@ class Server:
     affinity: str
     """The affinity of its pods as JSON, or an empty string."""
     tolerations: frozenset[str]
-    """The tolerations of its pods, each as JSON."""
     stale: bool = False
     """Whether its status is about an older version of its spec, so that `wanted` may be wrong."""
 

@@ -29,7 +29,6 @@ class Pointer:
     ours: str
     """The ConfigMap that it should name."""
     now: str
-    """The ConfigMap that it names, or an empty string."""
     setter: str = ""
     """Who set it, according to its managed fields, or an empty string."""
     without_default: str = ""

@@ -56,7 +56,6 @@ class NeededProgram:
     switch: str
     """The field of ClusterPolicy, by its path below `spec`, that turns the program off if it is false."""
     disabled: Reason
-    """The reason if that field is false."""
     consequence: str
     """What follows if the program does not run, as a clause."""
     modes: frozenset[Mode] = EVERY_MODE

@@ -30,7 +30,6 @@ class Finding:
 
 
 MAX_LINES = 5
-"""The most lines about the blockers of one node."""
 MAX_PODS = 3
 MAX_MESSAGE = 400
 """The most characters of a blocker's message that its line shows. A server's message can be long."""

@@ -738,7 +738,6 @@ class Reason(StrEnum):
 
 
 BY_WORD = {reason.value: reason for reason in Reason}
-"""Every reason by its word."""
 
 
 def most_urgent(reasons: Iterable[Reason]) -> Reason:

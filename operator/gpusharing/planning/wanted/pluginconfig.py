@@ -366,8 +366,6 @@ _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSli
 
 @value
 class Sharing:
-    """How several pods share one device."""
-
     replicas: tuple[tuple[str, int], ...]
     """Pairs of a resource name and the number of pods that share one device of it."""
     rename: bool = False
