@@ -104,9 +104,9 @@ def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
     """The annotation gets the hash of the halt that the policy shows. False: that is what it has, or it is not halted."""
     policy = next((one for one in world.policies if one.name == name), None)
     halt = find_halt(plan.pools[name]) if policy is not None and policy.spec is not None else None
-    if policy is None or halt is None or policy.resumed == halt.hash:
+    if policy is None or halt is None or policy.resumed == halt[0]:
         return False
-    resume(world, policy, halt.hash)
+    resume(world, policy, halt[0])
     return True
 
 

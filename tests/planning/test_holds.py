@@ -82,8 +82,8 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     assert "n1, n2 failed" in hold.message
     halt = find_halt(pooled(*two, maxFailures=2))
     assert halt is not None
-    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={halt.hash}" in hold.message
-    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=halt.hash))) is None
+    assert f"kubectl annotate gsp pool-b --overwrite {names.ANNOTATION_RESUME}={halt[0]}" in hold.message
+    assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed=halt[0]))) is None
 
 
 def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
@@ -118,7 +118,7 @@ def test_a_halt_outlasts_an_edit_of(policy: PolicyView) -> None:
     assert hold is not None
     assert hold.reason is Reason.HALTED
     assert halt is not None
-    resumed = replace(policy, resumed=halt.hash)
+    resumed = replace(policy, resumed=halt[0])
     assert "failed in this revision" not in str(find_hold(Pool(resumed, members=[failed], hours=ALWAYS, now=NOW)))
 
 

@@ -21,8 +21,8 @@ def resumed(*failed: Member, most: int = 1, consent: Consent | None = None) -> t
     pool.consent = consent
     halt = find_halt(pool)
     assert halt is not None
-    assert halt.message.endswith(f"gpusharing.dev/resume={halt.hash}")
-    policy = replace(POOL, resumed=halt.hash)
+    assert halt[1].message.endswith(f"gpusharing.dev/resume={halt[0]}")
+    policy = replace(POOL, resumed=halt[0])
     before = {} if consent is None else {POOL.uid: consent}
     return policy, agree([pooled(*failed, policy=policy, maxFailures=most)], before)[POOL.uid]
 

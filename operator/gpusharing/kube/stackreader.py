@@ -198,12 +198,9 @@ class StackReader:
         nodes, gpunodes = sources.nodes.items, sources.gpunodes.items
         if find_due(view, settings) is not None:
             daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
-            serving = find_serving(nodes, gpunodes, self._ready_agents(), daemons, view)
-            view = replace(view, mps_nodes=serving)
+            agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
+            view = replace(view, mps_nodes=find_serving(nodes, gpunodes, agents, daemons, view))
         return view
-
-    def _ready_agents(self) -> set[str]:
-        return {pod.node for pod in self.sources.agents.items.values() if pod.ready}
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         for name in now.missing_maps:

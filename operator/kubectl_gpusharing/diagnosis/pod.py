@@ -96,12 +96,6 @@ NOTE = (
 )
 
 
-def describe_fraction(raw: JSON) -> str:
-    share, count = gpu_fractions(raw)
-    whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
-    return f"{share} of {whole} from KAI-Scheduler" if count else ""
-
-
 @dataclass(frozen=True, slots=True)
 class NodeRoom:
     """What one node has for a pod. All counts are by resource name."""
@@ -411,7 +405,9 @@ def _answer(
 ) -> PodAnswer:
     pod = pod_view(raw, {})
     asks = dict(needs_of(pod).devices)
-    fraction = describe_fraction(raw)
+    share, count = gpu_fractions(raw)
+    whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
+    fraction = f"{share} of {whole} from KAI-Scheduler" if count else ""
     rooms = [found[name] for name in sorted(found)]
     services = tuple(
         service

@@ -335,13 +335,13 @@ def fewest_nodes(pods: tuple[int, ...], rooms: tuple[int, ...]) -> int | None:
     """
     if pods and pods[0] > rooms[0]:
         return None
-    sizes = Counter(pods)
-    search = _Search(tuple(sorted(sizes, reverse=True)))
-    counts = tuple(sizes[size] for size in search.sizes)
-    nodes = max((_least_nodes(sizes, rooms[0], small) for small in range(1, rooms[0] // 2 + 1)), default=len(pods))
+    number = Counter(pods)
+    sizes, seen = tuple(sorted(number, reverse=True)), set[tuple[Counts, Rooms]]()
+    counts = tuple(number[size] for size in sizes)
+    nodes = max((_least_nodes(number, rooms[0], small) for small in range(1, rooms[0] // 2 + 1)), default=len(pods))
     while True:
         there = tuple(islice(chain(rooms, repeat(rooms[0])), nodes))
-        if _first_fit(pods, there) or search.fits(counts, tuple(sorted(Counter(there).items()))):
+        if _first_fit(pods, there) or _fits(counts, tuple(sorted(Counter(there).items())), sizes, seen):
             return nodes
         nodes += 1
 
@@ -367,48 +367,46 @@ def _first_fit(pods: Sequence[int], rooms: Sequence[int]) -> bool:
     return True
 
 
-class _Search:
-    """An exact search for pods of these sizes, the largest first: node by node, each until nothing more fits."""
+Rooms = tuple[tuple[int, int], ...]
+"""Numbers of GPUs, each with the number of nodes that have so many."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
-        self.sizes = sizes
-        self._seen: set[tuple[Counts, tuple[tuple[int, int], ...]]] = set()
 
-    def fits(self, counts: Counts, rooms: tuple[tuple[int, int], ...]) -> bool:
-        """Return whether so many pods of each size fit; False after EFFORT attempts, those of earlier calls included.
+def _fits(counts: Counts, rooms: Rooms, sizes: Counts, seen: set[tuple[Counts, Rooms]]) -> bool:
+    """Return whether so many pods of these `sizes`, the largest first, fit: an exact search, node by node.
 
-        `rooms` has numbers of GPUs, each with the number of nodes that have so many.
-        """
-        waiting = [(counts, rooms)]
-        while waiting and len(self._seen) < EFFORT:
-            now = waiting.pop()
-            (counts, rooms), total = now, _total(now[0], self.sizes)
-            if not total:
-                return True
-            if total > sum(room * nodes for room, nodes in rooms) or now in self._seen:
-                continue
-            self._seen.add(now)
-            first = next(at for at, count in enumerate(counts) if count)
-            for room, _ in rooms:
-                left = tuple((each, nodes - (each == room)) for each, nodes in rooms if nodes > (each == room))
-                fills = sorted(self._fills(counts, room, first), key=lambda fill: _total(fill, self.sizes))
-                waiting += [(_minus(counts, fill), left) for fill in fills]  # the fullest is tried first
-        return False
+    It is False after EFFORT attempts, those of earlier calls with the same `seen` included.
+    """
+    waiting = [(counts, rooms)]
+    while waiting and len(seen) < EFFORT:
+        now = waiting.pop()
+        (counts, rooms), total = now, _total(now[0], sizes)
+        if not total:
+            return True
+        if total > sum(room * nodes for room, nodes in rooms) or now in seen:
+            continue
+        seen.add(now)
+        first = next(at for at, count in enumerate(counts) if count)
+        for room, _ in rooms:
+            left = tuple((each, nodes - (each == room)) for each, nodes in rooms if nodes > (each == room))
+            fills = sorted(_find_fills(counts, sizes, room, first), key=lambda fill: _total(fill, sizes))
+            waiting += [(_minus(counts, fill), left) for fill in fills]  # the fullest is tried first
+    return False
 
-    def _fills(self, counts: Counts, room: int, first: int) -> list[Counts]:
-        """Return all ways to fill a node, with one of the largest pods among them."""
-        fills = []
 
-        def add(fill: Counts, free: int, least: int) -> None:
-            """Go on with the sizes after those in `fill`; `least` is the smallest of which a pod is left."""
-            at = len(fill)
-            if at == len(counts):
-                if free < least:
-                    fills.append(fill)
-                return
-            size = self.sizes[at]
-            for number in range(int(at == first), min(counts[at], free // size) + 1):
-                add((*fill, number), free - number * size, size if number < counts[at] else least)
+def _find_fills(counts: Counts, sizes: Counts, room: int, first: int) -> list[Counts]:
+    """Return all ways to fill a node until nothing more fits, with one of the largest pods among them."""
+    fills = []
 
-        add((0,) * first, room, room + 1)
-        return fills
+    def add(fill: Counts, free: int, least: int) -> None:
+        """Go on with the sizes after those in `fill`; `least` is the smallest of which a pod is left."""
+        at = len(fill)
+        if at == len(counts):
+            if free < least:
+                fills.append(fill)
+            return
+        size = sizes[at]
+        for number in range(int(at == first), min(counts[at], free // size) + 1):
+            add((*fill, number), free - number * size, size if number < counts[at] else least)
+
+    add((0,) * first, room, room + 1)
+    return fills

@@ -29,7 +29,6 @@ from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.vocabulary.values import value
 
 
 def find_canary(pool: Pool) -> int | Finding | None:
@@ -192,8 +191,8 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
     if allowance(rollout.max_unavailable, 1) == 0:
         message = "spec.rollout.maxUnavailable is 0, so the operator does not start a change"
         yield Finding(Reason.FROZEN, message)
-    if (halt := find_halt(pool)) is not None and policy.resumed != halt.hash:
-        yield Finding(Reason.HALTED, halt.message, commands=(halt.command,))
+    if (halt := find_halt(pool)) is not None and policy.resumed != halt[0]:
+        yield halt[1]
     canary = find_canary(pool) if outnumbers(pool) else None
     if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE:
         yield canary
@@ -226,19 +225,11 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
     return failed_before(member.node, policy)
 
 
-@value
-class Halt:
-    """Failures of one revision after which no further node starts until a person has seen them."""
+def find_halt(pool: Pool) -> tuple[str, Finding] | None:
+    """Return why no further node starts until a person has seen the failures of this revision, if there are enough.
 
-    hash: str
-    """The value of the annotation gpusharing.dev/resume that ends this halt and no other."""
-    message: str
-    command: Command
-    """The last words of the message."""
-
-
-def find_halt(pool: Pool) -> Halt | None:
-    """Return the halt by failures that no person has seen, if there are enough of them."""
+    Before it comes the value of the annotation gpusharing.dev/resume that ends this halt and no other.
+    """
     policy, most, consent = pool.policy, pool.spec.rollout.max_failures, consent_to(pool.policy, pool.consent)
     failed, seen = find_failed(pool), digests_in(consent.seen)
     unseen = sorted(name for uid, name in failed.items() if digest_of(uid) not in seen)
@@ -252,7 +243,7 @@ def find_halt(pool: Pool) -> Halt | None:
         f"{some(unseen)} failed in this revision of the policy, and spec.rollout.maxFailures is {most}{old}: no"
         f" further node starts. When the cause is fixed, run {resume}"
     )
-    return Halt(shown, message, resume)
+    return shown, Finding(Reason.HALTED, message, commands=(resume,))
 
 
 def find_failed(pool: Pool) -> dict[str, str]:
@@ -290,8 +281,8 @@ def _renew(pool: Pool, room: int) -> Consent | None:
     plan = propose(pool) if pool.spec.rollout.approval == "Manual" else None
     if plan is not None and plan.approved and plan.changes:
         new = replace(new, approved=plan.hash, changes=plan.changes)
-    if (halt := find_halt(pool)) is not None and policy.resumed == halt.hash:
-        new = replace(new, resumed=halt.hash, seen="".join(sorted(map(digest_of, failed))))
+    if (halt := find_halt(pool)) is not None and policy.resumed == halt[0]:
+        new = replace(new, resumed=halt[0], seen="".join(sorted(map(digest_of, failed))))
     new = new if _size(new) <= room else consent
     return None if new == Consent(new.revision) else new
 

@@ -191,6 +191,8 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     steps = tuple(replace(step, doubt=doubts.get(step.verdict.node)) for step in steps)
     stuck = {step.verdict.node for step in steps if step.obstacle or step.doubt or not step.known}
     stuck.update(verdict.node for verdict in left_out)
+    free = _free_offers(steps, snapshot)
+    waits = any(offer.devices.get(name, 0) > 0 for offer in free for name in snapshot.pending)
     targets = {name: target for name, target in plan.targets.items() if name not in stuck}
     before, after = count_devices(pool.nodes, targets)
     members_ = plan.pools[policy.name].members
@@ -209,7 +211,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         about=accepted["message"],
         reason=accepted["reason"],
         steps=steps,
-        evicts_again=bool(again) or _may_start_pending(steps, snapshot),
+        evicts_again=bool(again) or waits,
         left_out=left_out,
         unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
         lost={name: plan.verdicts[name].policy for name in pool.lost},
@@ -305,11 +307,6 @@ def _free_offers(steps: Iterable[Step], snapshot: ClusterSnapshot) -> Iterator[O
         if verdict.disruption.cordons and not (verdict.starts or verdict.phase.in_flight or node.unschedulable):
             offer, held = find_present_offer(node, snapshot.stack), find_holdings(node, snapshot) or {}
             yield replace(offer, devices={name: count - held.get(name, 0) for name, count in offer.devices.items()})
-
-
-def _may_start_pending(steps: Iterable[Step], snapshot: ClusterSnapshot) -> bool:
-    free = _free_offers(steps, snapshot)
-    return any(offer.devices.get(name, 0) > 0 for offer in free for name in snapshot.pending)
 
 
 def _find_moves(steps: Iterable[Step], plan: RolloutPlan, snapshot: ClusterSnapshot) -> Iterator[tuple[str, PodView]]:

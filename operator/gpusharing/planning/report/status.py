@@ -15,7 +15,6 @@ from gpusharing.planning.pools.afterwards import find_obstacle
 from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_halt, find_note
-from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
@@ -188,6 +187,7 @@ def policy_status(
     terms of kstatus.
     """
     pool = members(policy, plan, snapshot)
+    halt = find_halt(plan.pools[policy.name]) if policy.spec is not None else None
     ready, word, message = find_headline(pool, plan)
     stalled = _stalled(pool, plan, snapshot)
     answers = {
@@ -199,7 +199,7 @@ def policy_status(
     return {
         "observedGeneration": policy.generation,
         "revision": policy.version.revision,
-        "halt": _halt(plan.pools[policy.name]),
+        "halt": halt[0] if halt is not None and halt[0] != policy.resumed else "",
         "summary": {**_summary(pool, plan, snapshot), "status": word, "message": cut(message, MAX_TEXT)},
         "plan": _plan(policy, pool.verdicts, plan, snapshot),
         "failures": [
@@ -432,11 +432,6 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
 def _seen(verdict: Verdict, snapshot: ClusterSnapshot) -> ObservedView | None:
     gpunode = snapshot.gpunodes.get(verdict.node)
     return gpunode.observed if gpunode is not None else None
-
-
-def _halt(pool: Pool) -> str:
-    halt = find_halt(pool) if pool.policy.spec is not None else None
-    return halt.hash if halt is not None and halt.hash != pool.policy.resumed else ""
 
 
 def _plan(

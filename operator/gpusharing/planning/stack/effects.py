@@ -603,24 +603,19 @@ def tell_changes(effects: Sequence[Effect]) -> str:
 
 
 def _tell_devices(effects: Iterable[Effect]) -> str:
-    listed = [*effects]
+    listed = [*effects]  # beside a command, every node that loses something by it is named
     lost = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.DEVICES and not one.label]
     replaced = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.REPLACED]
-    text = f"; devices would go on {_all(lost)}" if lost else ""
+    text = f"; devices would go on {', '.join(lost)}" if lost else ""
     if replaced:
-        text += f"; {_all(replaced)} lose these devices at once, and get those of their policy by its change"
+        text += f"; {', '.join(replaced)} lose these devices at once, and get those of their policy by its change"
     return text
-
-
-def _all(nodes: Sequence[str]) -> str:
-    """Beside a command, every node that loses something by it is named."""
-    return ", ".join(nodes)
 
 
 def tell_clients(effects: Iterable[Effect]) -> str:
     nodes = [one.node for one in effects if one.loss is Loss.CLIENTS]
     ends = "would end; drain these nodes first, or choose a maintenance window"
-    return f"; all MPS clients on {_all(nodes)} {ends}" if nodes else ""
+    return f"; all MPS clients on {', '.join(nodes)} {ends}" if nodes else ""
 
 
 def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
