@@ -113,8 +113,8 @@ class LeaderLease:
         self.claims: Mapping[str, Claim] = {}
         """The claims on the Lease by node name, including those of a predecessor."""
         self.failed_nodes: Mapping[str, FailedNode] = {}
-        self.consents: Mapping[str, Consent] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
+        self.consents: Mapping[str, Consent] = {}
         self.restores = 0
         """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was
         conditional on the present version, so the store itself was restored from a backup."""

@@ -269,10 +269,7 @@ def explain_fences(
 
 
 def explain_guard(raw: JSON, rooms: Mapping[str, NodeRoom], live: LivePlan, namespace_labels: Mapping[str, str]) -> str:
-    """Return sentences about the chart's guard for tenants; empty if it does not concern the pod.
-
-    docs/how-to/isolate-tenants.md describes the guard.
-    """
+    """Return sentences about the guard for tenants (docs/how-to/isolate-tenants.md); empty if it is of no concern."""
     asks, admitted = pod_requests(raw), find_admitted(namespace_labels)
     required = {*texts(part(raw, "spec", "nodeSelector")), *(row[0] for term in node_terms(raw) for row in term)}
     if admitted is None or not asks or text(raw, "spec", "nodeName") or LABEL_MODE not in required:
@@ -307,10 +304,7 @@ COLUMNS = columns(POOL=0, NODE=2, RESOURCE=1, NOW=0, FREE=0, AFTER=0, OBSTACLE=0
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the best node of a pool has of one resource that the pod requests.
-
-    The best node is the one that comes nearest to the whole request.
-    """
+    """What the node of a pool that comes nearest to the pod's whole request has of one resource."""
 
     pool: str
     """The name of the policy; empty for the nodes that no policy selects."""

@@ -219,10 +219,7 @@ async def _mig_entries(client: KubeClient, view: Installation) -> dict[str, tupl
 
 
 def describe(examined: Examination, options: PrintOptions) -> list[Line]:
-    """Draw each problem with the command that fixes it.
-
-    A line follows for each topic that is in order or could not be checked.
-    """
+    """Draw each problem with the command that fixes it, and a line for each topic in order or not checked."""
     lines: list[Line] = describe_simulated(examined.view.snapshot.simulated, options)
     if not examined.view.installed:
         lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]

@@ -335,22 +335,16 @@ class StackView:
 
     @property
     def by_dra(self) -> bool:
-        return is_served_by_dra(self.gpu_cluster, self.cluster_policy, self.dra)
+        """Whether NVIDIA's DRA stack serves the GPUs."""
+        policy, driver = self.cluster_policy, self.dra.driver
+        if self.gpu_cluster or driver is None:
+            return self.gpu_cluster
+        # Without a policy, a driver that serves only compute domains is refused with the command that lets it serve.
+        return policy is None or (driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
 
     def generated_mig_file(self, node: str) -> str:
         """Return the mig-parted file that mig-manager generated on `node` and reads there, or an empty string."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
-
-
-def is_served_by_dra(gpu_cluster: bool, policy: ClusterPolicyView | None, dra: DraView) -> bool:
-    """Whether NVIDIA's DRA stack serves the GPUs.
-
-    `policy` is the ClusterPolicy or stands for NVIDIA's device-plugin chart.
-    """
-    if gpu_cluster or dra.driver is None:
-        return gpu_cluster
-    # Without a policy, a driver that serves only compute domains is refused with the command that lets it serve GPUs.
-    return policy is None or (dra.driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
 
 
 class Program(StrEnum):

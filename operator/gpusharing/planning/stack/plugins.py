@@ -253,7 +253,7 @@ def find_rival_symptoms(
             yield warning(
                 Topic.NODES,
                 "DRADriverServesGPUs",
-                f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {_all(both)} as the device"
+                f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {', '.join(both)} as the device"
                 " plugin does: the same GPU may be allocated to a ResourceClaim and to a pod, and drains do not notice"
                 " pods that use GPUs through ResourceClaims. Without the driver's GPUs, such pods could not start again"
                 " on any of its nodes. Once none is left, set resources.gpus.enabled to false in the driver's chart. To"
@@ -277,10 +277,6 @@ def _tell(main: Server, other: Server, both: str) -> str:
 
 def _release(server: Server) -> tuple[str, str]:
     return server.release, server.release_namespace
-
-
-def _all(nodes: Sequence[str]) -> str:
-    return ", ".join(nodes)
 
 
 def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> str:
