@@ -45,7 +45,6 @@ class NeededRight(Enum):
     )
 
     def __init__(self, title: str, chart: str, why: str) -> None:
-        """Store the name of the right (`title`), the values of the chart that grant it, and why the agent needs it."""
         self.title = title
         self.chart = chart
         """The values of the chart that grant the right."""
@@ -58,7 +57,7 @@ class FieldSource:
     need."""
 
     fields: tuple[str, ...]
-    """The names below `status.observed`, as on the wire. A field includes those below it that no other source names."""
+    """The names below `status.observed`, as on the wire."""
     calls: tuple[str, ...]
     """The NVML functions that are called; those that read single field ids appear as nvmlDeviceGetFieldValues."""
     needs: tuple[NeededRight, ...]
@@ -73,7 +72,7 @@ SESSION = (
     "nvmlDeviceGetCount",
     "nvmlDeviceGetHandleByIndex",
 )
-"""The calls on which all others depend. Without the right to them there is no reading, and `error` says so."""
+"""The calls on which all others depend."""
 
 SOURCES: tuple[FieldSource, ...] = (
     FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),

@@ -12,19 +12,14 @@ from hack.cache import UnavailableError, alone, cache_root, writable
 
 @contextmanager
 def alone_with_apt() -> Iterator[None]:
-    """Hold our lock for running apt during the `with` block. The lock file is in our cache. Raises UnavailableError if
-    another process holds the lock for more than an hour, or if the cache cannot be created. In the block, an OSError
-    about a path in the cache or about a full disk becomes an UnavailableError. Other errors pass through."""
+    """Hold our lock for running apt during the `with` block."""
     root = cache_root()
     with writable(root), alone(root / "apt.lock", "running apt"):
         yield
 
 
 def install(*packages: str) -> None:
-    """Update the package lists and install these Debian packages without those that they only recommend, while we hold
-    our lock for running apt; apt asks no questions, tries a failed download 3 times more, and its output goes to
-    stderr. Does nothing if no package is named, if there is no apt-get, or if we are not root. Raises UnavailableError
-    if apt-get fails, if another of our processes runs apt for more than an hour, or if our cache cannot be written."""
+    """Install packages if apt-get is here and we are root; otherwise do nothing."""
     if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
         return
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

@@ -47,9 +47,8 @@ def find() -> Browser | None:
 
 
 def ensure() -> Browser:
-    """Return the browser that `find` returns. If there is none, download Debian's and unpack it into the cache, with
-    the libraries that this machine lacks. Raises UnavailableError if apt-get or dpkg-deb is missing or fails, if
-    another process holds our lock for more than an hour, and if the cache cannot be written."""
+    """Return the path of Chromium, and a variable for its libraries; Debian's is unpacked into the cache if there is
+    none."""
     if (browser := find()) is not None:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
@@ -62,14 +61,10 @@ def ensure() -> Browser:
 
 
 def _folder() -> Path:
-    """Return the folder in the cache for the unpacked browser, which need not exist. Each machine architecture has its
-    own."""
     return cache_root() / f"browser-{platform.machine()}"
 
 
 def _unpack(out: Path) -> None:
-    """Download the Debian packages of the browser and of the libraries that this machine lacks, and extract them into
-    `out`. Raises UnavailableError if apt-get or dpkg-deb fails."""
     with tempfile.TemporaryDirectory(dir=out.parent) as debs:
         _run(["apt-get", "download", *_missing()], Path(debs))
         for deb in sorted(Path(debs).glob("*.deb")):
@@ -77,9 +72,6 @@ def _unpack(out: Path) -> None:
 
 
 def _missing() -> list[str]:
-    """Return the names of the packages that apt would install for the browser, including the browser itself. If apt's
-    simulation fails, the package lists are updated and the simulation is repeated. Raises UnavailableError if the
-    update or the second simulation fails."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         listing = _run(command, Path("/"))
@@ -90,8 +82,6 @@ def _missing() -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Run a command in `folder`, without any input, and return its standard output. Raises UnavailableError, which says
-    what to do, if the command cannot be started, fails, or takes longer than SECONDS."""
     try:
         done = subprocess.run(
             command,

@@ -29,15 +29,8 @@ class UnavailableError(Exception):
 
 
 def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """Return `directory`, and make it first if it does not exist. Several processes may call this at once.
-
-    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. Before that, unfinished
-    folders that killed builders have left next to it are removed. The name of `directory` must begin with `name` and a
-    hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
-
-    Raises UnavailableError if the cache cannot be written, or another process holds the lock for too long. Exceptions
-    of `make` that are not about the cache pass through. Whatever is raised, the unfinished folder is removed.
-    """
+    """Return `directory`, filled by `make` if it is not there; concurrent processes fill it once. Its name must begin
+    with `name` and a hyphen: `_sweep` relies on it."""
     if directory.is_dir():
         return directory
     root = directory.parent
@@ -54,8 +47,7 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Create the folder `root` first; raises UnavailableError if that fails. In the `with` block an OSError about a
-    path below `root`, or about a full disk, becomes an UnavailableError about `root`. Other OSErrors pass through."""
+    """Turn an OSError about a path below `root`, or about a full disk, into an UnavailableError."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +62,6 @@ def writable(root: Path) -> Iterator[None]:
 
 
 def _not_writable(root: Path, error: OSError) -> UnavailableError:
-    """Return the error that says why nothing can be stored in `root`, and what to do about it."""
     return UnavailableError(
         f"Nothing can be kept in the cache {root} ({error.strerror}): make room there or make it writable, "
         "or name another folder: export GPUSHARING_CACHE=FOLDER"
@@ -79,12 +70,8 @@ def _not_writable(root: Path, error: OSError) -> UnavailableError:
 
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
-    """Hold the lock file `lock` in the `with` block, and yield its path. Only one process at a time can hold it, and
-    only once: a second `alone` inside the block would wait for the first. `doing` describes the work to the processes
-    that wait, as in "building helm". The file contains the pid of the holder, is emptied at the end of the block, and
-    is never removed. The system releases the lock of a process that ends, even of one that is killed. Raises
-    UnavailableError if another process holds the lock for `patience` seconds, and OSError if the file cannot be
-    created."""
+    """Hold an exclusive lock between processes, once only. The file holds the holder's pid, and the system releases the
+    lock of a process that ends."""
     with lock.open("a+") as file:
         _wait(file, doing, patience)
         file.truncate(0)
@@ -97,11 +84,6 @@ def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
 
 
 def _wait(file: TextIO, doing: str, patience: float) -> None:
-    """Acquire the lock on `file`. If another process holds it, say so once on stderr and wait. The file contains the
-    pid of the holder; it is still empty if the holder has only just acquired the lock.
-
-    Raises UnavailableError if another process holds the lock for `patience` seconds.
-    """
     begin, waits = time.monotonic(), False
     while not _try_lock(file):
         file.seek(0)
@@ -120,8 +102,6 @@ def _wait(file: TextIO, doing: str, patience: float) -> None:
 
 
 def _try_lock(file: TextIO) -> bool:
-    """Try to acquire the lock, and return whether that succeeded. Returns False at once if another process holds
-    it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -130,12 +110,8 @@ def _try_lock(file: TextIO) -> bool:
 
 
 def _sweep(root: Path, own: Path) -> None:
-    """Remove the unfinished folders in `root` that killed builders have left behind. Errors of the removal are ignored.
-
-    A folder stays if another process holds a lock for the same `name`, because that process may be its builder. `own`
-    is the lock that we hold ourselves, and does not count. The folders are listed before the locks are tried, so the
-    builder of a listed folder either still holds its lock or is dead.
-    """
+    """Remove unfinished folders that killed builders have left, except those whose `name` another process has locked.
+    The folders are listed before the locks are tried, so their builder either still holds its lock or is dead."""
     for left in sorted(root.glob(".*-build-*")):
         with ExitStack() as opened:
             locks = set(root.glob(f"{left.name.partition('-build-')[0]}-*.lock")) - {own}
@@ -152,9 +128,7 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for built programs, which need not exist. It is the folder APP in `$GPUSHARING_CACHE`,
-    otherwise in `$XDG_CACHE_HOME`, otherwise in `~/.cache`; an empty variable counts as unset, and `~` is the home
-    folder. `environ` replaces our environment."""
+    """Return our folder in $GPUSHARING_CACHE, $XDG_CACHE_HOME or ~/.cache."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP
@@ -162,9 +136,7 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for running control planes, which need not exist: `$GPUSHARING_STATE` itself if it is not
-    empty; otherwise, if `$XDG_RUNTIME_DIR` is a writable folder, APP in it; otherwise `run` in the cache. It holds keys
-    and tokens of the control planes, so callers must make it readable by its owner only."""
+    """Return the folder of what must survive a run. It holds keys, so only its owner may read it."""
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()
     runtime = environ.get("XDG_RUNTIME_DIR")
@@ -182,8 +154,7 @@ def private_directory(path: Path) -> Path:
 
 
 def write_private(path: Path, data: str | bytes) -> Path:
-    """Write `data` to `path` with mode 0600 and return `path`. The folder must exist. The file is replaced atomically:
-    a reader sees the old content or the new one."""
+    """Write `data` to `path` with mode 0600 and return `path`."""
     raw = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "wb") as file:

@@ -81,7 +81,6 @@ class Checks:
     clean up."""
 
     def __init__(self, chosen: Collection[str] = PARTS) -> None:
-        """Start the clock of a run of these of PARTS."""
         self._chosen = chosen
         self._begin = time.monotonic()
         self._running: set[asyncio.subprocess.Process] = set()
@@ -90,10 +89,7 @@ class Checks:
         self._table: list[str] = []
 
     async def run(self) -> int:
-        """Run all parts, in the order and with the parallel parts that the module's docstring names, print the table,
-        and return the exit status: 0, or 1 if a part failed or no test was run. If `make setup` fails, nothing else is
-        run and its status is returned; if a signal ended the run, the status is 143. No table is printed in these two
-        cases. Programs that cannot be built only fail the tests that need them."""
+        """Run the chosen parts, and return the exit status. If `make setup` fails, nothing else is run."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
@@ -117,22 +113,16 @@ class Checks:
         return self._report()
 
     def _stop(self) -> None:
-        """Send SIGTERM to each running part that is not a cleanup, and start no further part except cleanups."""
         self._stopped = True
         for process in self._running:
             _terminate(process)
 
     def _seconds(self) -> int:
-        """Return the whole seconds since the run began."""
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
-        """Print the name of a part, run its command, add a row for it to the table, and return its status, which is
-        127 if the command cannot be started. The output goes to `out`, or to our own output if that is None.
-
-        After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended.
-        Any other command is not started then: nothing is printed or added, and the status is 143.
-        """
+        """Run a command, add its row to the table, and return its status. After a signal only a `cleanup` is
+        started."""
         if self._stopped and not cleanup:
             return STOPPED
         begin = self._seconds()
@@ -150,8 +140,6 @@ class Checks:
         return status
 
     async def _status(self, process: asyncio.subprocess.Process, *, cleanup: bool) -> int:
-        """Wait for the process and return its exit status as a shell reports it. After a signal to the run, the process
-        is sent SIGTERM, and success counts as 143; neither applies to a cleanup."""
         if not cleanup:
             self._running.add(process)
             if self._stopped:  # The signal came while the process was being started.
@@ -163,14 +151,12 @@ class Checks:
         return 128 - status if status < 0 else status
 
     async def _verb(self, name: str, *command: str) -> None:
-        """Run a part if it is chosen. If it fails, the run fails at its end."""
         # Not `|=`, which would overwrite a failure that another task notes meanwhile.
         if name in self._chosen and await self._part(name, *command):
             self._failed = True
 
     async def _logged(self, name: str, parts: Parts) -> int:
-        """Run parts with their output in build/`name`.log, print that file once they have ended, and return their
-        status. In this way parts that run in parallel to others do not mix their output with that of the others."""
+        """Run parts with their output in build/`name`.log, which is printed once they have ended."""
         with (BUILD / f"{name}.log").open("w+", errors="replace") as out:
             status = await parts(out)
             out.seek(0)
@@ -178,8 +164,6 @@ class Checks:
         return status
 
     async def _programs(self, out: IO[str]) -> int:
-        """Build or fetch what the tests of rung 2 need. After the first failure the remaining programs are skipped.
-        Returns the status of the failed part, or 0."""
         return (
             await self._part("toolchain", PYTHON, "-m", "hack.cluster.toolchain", *TOOLS, out=out)
             or await self._part("promtool", PYTHON, "-m", "hack.promtool", "--install", out=out)
@@ -187,19 +171,15 @@ class Checks:
         )
 
     async def _rungs_3_and_4(self) -> None:
-        """Run rung 3, and then rung 4 even if rung 3 failed. If either fails, the run fails at its end."""
         for name, parts in (("test-nvidia", self._rung3), ("e2e", self._rung4)):
             if name in self._chosen and await self._logged(name, parts):
                 self._failed = True
 
     async def _rung3(self, out: IO[str]) -> int:
-        """Run the tests with NVIDIA's programs (rung 3), and return the status of `make test-nvidia`."""
         return await self._part("test-nvidia", "make", "test-nvidia", out=out)
 
     async def _rung4(self, out: IO[str]) -> int:
-        """Install what the tests with real kubelets (rung 4) need, run these tests for at most 35 minutes, and then
-        remove the nodes that a killed run has left behind, even after a signal. Returns the first status that is not 0,
-        in the order of these parts, or 0. If the needs cannot be installed, nothing else is run."""
+        """Run rung 4, and then remove what killed runs have left behind, even after a signal."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
         status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
@@ -209,9 +189,7 @@ class Checks:
         return status or swept
 
     def _report(self) -> int:
-        """Print the table, what $LEAVE_OUT leaves out, and the number of tests. Returns 1 if a part failed or no test
-        was run, otherwise 0. If nothing failed or was left out with $LEAVE_OUT, and the checkout has no changes, PASSED
-        is written, unless only some parts were run."""
+        """Print the table, and write PASSED if everything was run and passed on a checkout without changes."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if left_out := os.environ.get("LEAVE_OUT"):
             print(f"!! LEFT OUT ON PURPOSE, so this is no full check: {left_out}")
@@ -226,7 +204,7 @@ class Checks:
 
 
 def record() -> int:
-    """Write PASSED if the checkout has no changes. Returns 0 if it is written, otherwise 1."""
+    """Write PASSED if the checkout has no changes."""
     if commit := clean_commit():
         PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
     return int(not commit)
@@ -234,7 +212,7 @@ def record() -> int:
 
 def count_tests() -> Counter[str]:
     """Return how many tests passed, failed and were skipped, with these three words as keys, summed over the files
-    build/report-*.txt. Only the first line of each file is read. Empty if no first line has such a number."""
+    build/report-*.txt."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]
@@ -251,24 +229,19 @@ def hash_images() -> list[str]:
 
 def clean_commit() -> str:
     """Return the full commit hash of the checkout, or an empty string if a tracked file has been changed, there is no
-    commit, or git fails. Untracked files do not count. Raises FileNotFoundError if git is not installed."""
+    commit, or git fails."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
     changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
     return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:
-    """Send SIGTERM to a process. Does nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError):  # It has ended by itself.
         process.terminate()
 
 
 def main() -> int:
-    """Run the parts that CI_ONLY names, or all, and return the exit status of the run; 2 if a name is unknown.
-
-    Before that, change this process's folder to the root of the checkout, set CI=true in its environment, create
-    build/, and remove the old reports and PASSED.
-    """
+    """Run the parts that CI_ONLY names, or all, and return the exit status of the run; 2 if a name is unknown."""
     chosen, passed = os.environ.get("CI_ONLY", "").split(), sys.argv[1:] == ["--passed"]
     if unknown := [name for name in chosen if name not in PARTS]:
         print(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}", file=sys.stderr)

@@ -20,8 +20,7 @@ def find_compiler() -> str | None:
 
 
 def need_compiler(what: str) -> str:
-    """Return the path of the C compiler: `cc` or, if there is none on PATH, `gcc`. Raises UnavailableError if there is
-    neither; the message names `what`, the thing to be built."""
+    """Return the path of the C compiler: `cc` or, if there is none on PATH, `gcc`."""
     program = find_compiler()
     if program is None:
         raise UnavailableError(
@@ -31,8 +30,7 @@ def need_compiler(what: str) -> str:
 
 
 def compile_c(what: str, *arguments: str) -> None:
-    """Run the C compiler with these arguments. Raises UnavailableError if there is no compiler or it fails; the
-    message names `what`, the thing to be built, and INSTALL if a header or a library is missing."""
+    """Run the C compiler with these arguments."""
     program = need_compiler(what)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -69,8 +67,7 @@ TAIL = 12
 
 
 def find_go(what: str) -> str:
-    """Return the path of the go command. Raises UnavailableError if PATH has none, if its version cannot be read, or
-    if it is older than OLDEST_GO; the message names `what`, the thing to be built."""
+    """Return the path of the go command."""
     need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
     remedy = "install Go from https://go.dev/dl and put it first on PATH."
     go = shutil.which("go")
@@ -87,13 +84,7 @@ def find_go(what: str) -> str:
 def run_go(
     what: str, command: Sequence[str], cwd: Path, environ: Mapping[str, str], *, minutes: int, again: str
 ) -> None:
-    """Run `go` with the arguments `command` in the folder `cwd`, with `environ` as its whole environment and without a
-    time limit. Say on stderr that `what` is being built and that this takes about `minutes` on two cores, and at the
-    end how long it took.
-
-    Raises UnavailableError if Go is missing or too old, or if the build fails. The message about a failed build tells
-    the user to run the shell command `again` once the cause is removed.
-    """
+    """Build with Go, and say on stderr how long it takes. The message of a failure names the command `again`."""
     go = find_go(what)
     say(f"building {what} once, about {minutes} min on 2 cores ...")
     begin = time.monotonic()
@@ -104,10 +95,7 @@ def run_go(
 
 
 def failure(what: str, output: str, again: str) -> UnavailableError:
-    """Return the error for a failed build. Its message has the statement `what`, the cause, the remedy for the cause,
-    and the command `again`. Only the last TAIL lines of Go's output are searched for a cause in CAUSES, where the first
-    one that matches counts; empty lines and those about downloads are left out beforehand. If none matches, the message
-    quotes these lines."""
+    """Return the error for a failed build."""
     lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):

@@ -43,15 +43,8 @@ class SchemaError(ValueError):
 
 
 def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
-    """Return the structural schema of a type.
-
-    `written_by_us` is for the types of a status: null stays allowed where the type allows it, and no default is set,
-    because the writers of a status write every field. Without it no field is nullable, and defaults are set as
-    `_Rewrite._says_something` says.
-
-    Raises:
-        SchemaError: the type uses something that a structural schema cannot express, or a key that is not known here.
-    """
+    """Return the structural schema of a type. `written_by_us` is for a status: null stays allowed, and no default is
+    set. Raises SchemaError."""
     source = TypeAdapter(model).json_schema(by_alias=True, schema_generator=_Generator)
     schema = _Rewrite(source.pop("$defs", {}), keep_null=written_by_us).node(source, model.__name__)
     _assert_structural(schema, model.__name__)
@@ -62,8 +55,7 @@ class _Generator(GenerateJsonSchema):
     """Also shows defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
-        """Return the default of a field as the schema shows it. For a default that a factory makes, return `{}` if the
-        factory is a class, and NoDefault if it is any other function; such a default is not shown."""
+        """Return the default of a field as the schema shows it."""
         if "default_factory" not in schema:
             return super().get_default_value(schema)
         factory: Any = schema["default_factory"]
@@ -80,10 +72,7 @@ class _Rewrite:
     """Whether null stays allowed where it was, and defaults are left out."""
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
-        """Return the structural schema of the node `source`, without $ref, titles and null branches. Where null was
-        allowed, the result is `nullable` if `keep_null`. A node that is an integer or a string has no `anyOf`. A default
-        is kept if `_says_something` holds for it. The keys are in the order of `_reading_order`, after `nullable` and the default.
-        `at` is the path of the node, for error messages. Raises SchemaError."""
+        """Return the structural schema of the node `source`, without $ref, titles and null branches."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
@@ -96,9 +85,6 @@ class _Rewrite:
         return {"nullable": True} | schema if nullable and self.keep_null else schema
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
-        """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
-        that contains nodes. A `const` becomes an `enum` of one value, and a description is put on one line. Empty for
-        `default`, which `node` adds itself. Raises SchemaError for a key that is not known."""
         if key == "default":
             return {}
         if key == "description":
@@ -114,9 +100,6 @@ class _Rewrite:
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
 
     def _resolve(self, source: Mapping[str, Any]) -> Schema:
-        """Return the node with its $ref replaced by the definition; if the definition has a $ref too, that one is
-        replaced as well. Other keys of the node take precedence over the keys of the definition. The title is left
-        out."""
         schema = {key: value for key, value in source.items() if key != "title"}
         reference = schema.pop("$ref", None)
         if reference is None:
@@ -124,17 +107,13 @@ class _Rewrite:
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
 
     def _says_something(self, default: Any, schema: Schema) -> bool:
-        """Whether a default has to be in the schema. An empty default means the same as an absent field and is left
-        out, except an `{}` that makes the defaults of the fields below it apply. Types of a status have no defaults.
-        """
+        """Whether a default has to be in the schema: an empty one equals an absent field, except an `{}` that makes the
+        defaults below it apply."""
         empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
         return not empty and not self.keep_null
 
 
 def _reading_order(key: str) -> int:
-    """Return a number by which the keys of a schema are sorted: type and description come first, validation rules,
-    required names and nested schemas last. All other keys get 0, so that a stable sort leaves them in their order
-    between these."""
     first = ("type", "description")
     last = ("x-kubernetes-validations", "required", "properties", "additionalProperties", "items")
     if key in first:
@@ -143,9 +122,6 @@ def _reading_order(key: str) -> int:
 
 
 def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
-    """Return the node with `anyOf: [X, null]` replaced by X, and True. Keys beside the `anyOf` take precedence over
-    those of X. A node that does not allow null is returned unchanged, with False. Raises SchemaError unless there
-    is exactly one branch besides null."""
     branches = schema.get("anyOf", [])
     if {"type": "null"} not in branches:
         return schema, False
@@ -157,10 +133,7 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _assert_structural(schema: Schema, at: str) -> None:
-    """Check `schema` and all schemas in it by the rules of structural schemas that a rewrite could break, and by our
-    own. The type must be object, array, string, integer or boolean; `properties` and `additionalProperties` exclude
-    each other; every named field below the top has a description; and every list, string and map has a maximum length
-    (`_assert_bounded`). Nodes that are an integer or a string are not checked. `at` is the path for the message. Raises SchemaError at the first violation."""
+    """Check what a rewrite could break, and our own rules: descriptions, and maximum lengths. Raises SchemaError."""
     if schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")
@@ -179,8 +152,6 @@ def _assert_structural(schema: Schema, at: str) -> None:
 
 
 def _assert_bounded(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a list, a string or a map has no maximum length. Enums and objects with named fields need
-    none."""
     bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
     if bound and bound not in schema and not {"enum", "properties"} & set(schema):
         raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

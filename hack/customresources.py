@@ -35,7 +35,7 @@ class PrinterColumn:
     """Whether the column is shown with `-o wide` only."""
 
     def manifest(self) -> Schema:
-        """Return the column as an item of additionalPrinterColumns. Only a wide column has a priority, which is 1."""
+        """Return the column as an item of additionalPrinterColumns."""
         column: Schema = {
             "name": self.name,
             "type": self.type,
@@ -142,8 +142,7 @@ RESOURCES = (POLICY, GPUNODE)
 
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
-    """Return the manifest of one resource's CustomResourceDefinition. It is cluster-scoped, and has one version, which
-    is served and stored, with the status as a subresource. Raises SchemaError if a type has no structural schema."""
+    """Return the manifest of one resource's CustomResourceDefinition."""
     singular = resource.kind.lower()
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -176,8 +175,6 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
 
 
 def _root(resource: CustomResource) -> Schema:
-    """Return the schema of a whole object, with its spec, its status and the rules about the object as a whole. Raises
-    SchemaError if a type has no structural schema."""
     schema: Schema = {
         "type": "object",
         "description": resource.description,
@@ -220,8 +217,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def crds() -> dict[str, str]:
-    """Return the content of each file in crds/ by its path. The files are for `kubectl apply -f crds/`. Raises
-    SchemaError if a type has no structural schema."""
+    """Return the content of each file in crds/ by its path."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 
@@ -233,8 +229,6 @@ def chart_crds() -> dict[str, str]:
 
 
 def _manifests() -> dict[str, str]:
-    """Return the CustomResourceDefinitions as YAML documents, by the plural of their kind. Raises SchemaError if a type
-    has no structural schema."""
     manifests = (custom_resource_definition(resource) for resource in RESOURCES)
     return {
         manifest["metadata"]["name"].split(".")[0]: yaml.dump(
@@ -245,8 +239,6 @@ def _manifests() -> dict[str, str]:
 
 
 def _guarded(name: str, text: str) -> str:
-    """Return the CRD `name`, whose YAML is `text`, as a template of the chart, with labels and with the conditions
-    `crds.enabled` and `crds.keep`. Raises ValueError if the YAML contains template syntax."""
     if "{{" in text:
         raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
     before, line, after = text.partition("\nspec:\n")

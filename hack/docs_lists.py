@@ -10,10 +10,7 @@ _ITEM = re.compile(r"(?:\d+\.|[-*]) +(?=\S)")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Return the page with the content of top-level list items indented by 4 spaces; all other lines, among them the
-    items' first lines, are unchanged, and the page ends with a line break. Lines belong to an item if they are indented
-    at least as far as its text; a new paragraph that is indented less, or a code fence at the margin, ends the list.
-    Nothing in such a fence is an item. mkdocs calls this function for each page; its other arguments are ignored."""
+    """Put an empty line before each list and item block, as mkdocs needs it (called by mkdocs for each page)."""
     lines, indent, fenced, blank = [], 0, False, True
     for line in markdown.splitlines():
         if line.startswith("```"):

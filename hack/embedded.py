@@ -49,8 +49,8 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
-    """Return the default settings with the planner's waits divided by `factor`, except for `eviction_wait`, which
-    keeps its default. The debounce and the periods of publishing and of pending pods get short fixed values."""
+    """Return the default settings with the planner's waits divided by `factor`, except for `eviction_wait`, which keeps
+    its default."""
     plan, shell = PlanSettings(), Settings()
     waits = (
         "settle",
@@ -94,15 +94,12 @@ class Embedded:
     loop: Loop | None = None
     lease: LeaderLease | None = None
     client: MortalClient | None = None
-    """The client of the operator that was started last. `loop` and `lease` are also those of this operator."""
+    """The client of the operator that was started last."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
-        """Start a new operator, which knows nothing about earlier ones, and return its loop. It runs as a task of the
-        running event loop, and works as soon as it has the Lease. It calls the API with `client`, by default a client
-        of the cluster. Sets `loop`, `lease` and `client` to those of the new operator; an earlier operator is not
-        ended."""
+        """Start an operator as a task; it works as soon as it has the Lease. An earlier one is not ended."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
@@ -125,8 +122,6 @@ class Embedded:
         )
 
         async def process() -> None:
-            """Run the Lease and, once this operator leads, the watch of policies and the loop, until one of them
-            fails."""
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.run())
                 await Role(lease).wait_to_lead(self.settings.retry_period)
@@ -139,15 +134,12 @@ class Embedded:
 
     @staticmethod
     def _policy_changed(loop: Loop, name: str, version: str) -> None:
-        """Mark the loop's cached policies as outdated and wake the loop. Does nothing if the loop already knows this
-        version of the policy."""
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
     async def kill_operator(self) -> None:
         """Kill the operator that was started last, as `kill -9` does: it stops at once, and its Lease stays until it
-        expires. If the operator had already ended with errors other than Crash, they are raised as an exception group,
-        once. Does nothing if no operator was started, or it was killed before."""
+        expires."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -165,29 +157,27 @@ class Embedded:
 
     def apply(self, manifest: JSON) -> JSON:
         """Create a policy, or replace the spec of an existing one as `kubectl apply` would, so that fields missing in
-        the manifest are removed; its metadata stay as they are. Return a copy of the policy as stored."""
+        the manifest are removed; its metadata stay as they are."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
             return self.cluster.patch(POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])})
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
-        """Return a copy of a policy as stored. Raises NotFound."""
+        """Return a copy of a policy as stored."""
         return self.cluster.get(POLICIES, name)
 
     def node(self, name: str) -> JSON:
-        """Return a copy of a Node as stored. Raises NotFound."""
+        """Return a copy of a Node as stored."""
         return self.cluster.get(NODES, name)
 
     def gpunode(self, name: str) -> JSON:
-        """Return a copy of a GPUNode as stored. Raises NotFound."""
+        """Return a copy of a GPUNode as stored."""
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait until a condition on the stored objects holds; it is checked at once and after each write. Raises
-        AssertionError, with `what` and the state of the cluster, after `seconds`. If the operator ends, its error is
-        raised, or AssertionError if it ended without one; an operator that was killed or has lost its Lease is no
-        error. Errors of `condition` pass through."""
+        """Wait until `condition` holds. Raises AssertionError with the cluster's state after `seconds`, or the error
+        with which the operator ended."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:
@@ -200,13 +190,9 @@ class Embedded:
             self.cluster.store.waiting.discard(changed)
 
     async def _wait(self, changed: asyncio.Event) -> None:
-        """Wait until `changed` is set, which happens at the next write or when the operator ends, and clear it. If the
-        operator has ended by then, raise the error that ended it, or AssertionError if there was none, unless it was
-        killed or has lost its Lease."""
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:
-            """Set `changed`, so that the wait ends with the operator."""
             changed.set()
 
         if operator is not None and not operator.done():
@@ -222,14 +208,12 @@ class Embedded:
             raise AssertionError("the operator ended by itself")
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises AssertionError
-        after `seconds`, NotFound if a policy does not exist, and the operator's error if the operator ends
-        unexpectedly, or AssertionError if it ends without one."""
+        """Wait until the present generation of each policy is Ready, as `kubectl wait` does."""
         await self.until(lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds)
 
     def describe(self) -> str:
         """Return, for failure messages, a line with phase, reason and message of each GPUNode's transition, a line with
-        the conditions of each policy, and the last 20 lines of the log. What is missing is shown as None."""
+        the conditions of each policy, and the last 20 lines of the log."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
             shown = (raw.get("status") or {}).get("transition") or {}
@@ -253,8 +237,6 @@ def is_ready(policy: Mapping[str, Any]) -> bool:
 
 
 def _replacing(old: JSON, new: JSON) -> JSON:
-    """Return the merge patch that turns `old` into `new`. It sets keys that are missing in `new` to None, also in
-    nested mappings; a list in `new` replaces the former one as a whole."""
     merged: JSON = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)
@@ -265,10 +247,6 @@ def _replacing(old: JSON, new: JSON) -> JSON:
 def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
-    """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of the
-    node software that `sim` plays. On the DRA stack it also has the DeviceClasses of the driver's chart and the
-    ReplicaSet TAINT_TEST of ours. Deleted pods vanish after 30 s divided by the speed of `sim`. Must be called in an
-    event loop."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)
@@ -317,13 +295,8 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """Start a SIMULATED cluster with these nodes, and yield it. No operator runs until `start_operator` is called.
-    `factor` is the speed of the simulation, `workloads` are maintained from the start, and `sim` holds settings of the
-    simulators.
-
-    The operator, the node software and the workloads are ended with the context. If one of them had failed, its error
-    is raised then, the operator's first.
-    """
+    """Yield a FakeCluster with node software that runs `factor` times as fast, and no operator until `start_operator`.
+    The first failure of operator, software or workloads is raised at the end."""
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)
     cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)

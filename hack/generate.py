@@ -61,9 +61,7 @@ FOLDERS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Write all generated files and print the path of each that changed or was removed, or with --check print each
-    problem to stderr and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem. Raises
-    ValueError if two generators return the same path or a file lacks the mark. Errors of the generators pass through.
-    """
+    problem to stderr and change nothing."""
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)
@@ -79,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
-    """Return the content of all generated files, by their path below the root. Raises ValueError if two generators
-    return the same path, or a file lacks the mark."""
+    """Return the content of all generated files, by their path below the root."""
     files: dict[str, str] = {}
     for generator in generators:
         for path, content in generator().items():
@@ -94,8 +91,7 @@ def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
 
 def write(files: Files, root: Path) -> Iterator[str]:
     """Write the files that differ, remove leftovers (`find_leftovers`), and yield the path of each file that was
-    changed, or its path and ` (removed)`. Missing folders are created. Nothing is written until the result is iterated
-    over."""
+    changed, or its path and ` (removed)`."""
     for path, content in files.items():
         target = root / path
         if target.is_file() and target.read_text() == content:
@@ -110,8 +106,7 @@ def write(files: Files, root: Path) -> Iterator[str]:
 
 def find_problems(files: Files, root: Path) -> Iterator[str]:
     """Yield a clause, such as `PATH is missing`, for each generated file that is missing, differs, is not tracked by
-    git, or is left over. Outside of a checkout it does not matter what git tracks. Raises CalledProcessError if git
-    fails."""
+    git, or is left over."""
     tracked = tracked_files(root)
     for path, content in files.items():
         target = root / path
@@ -127,7 +122,7 @@ def find_problems(files: Files, root: Path) -> Iterator[str]:
 
 def find_leftovers(files: Files, root: Path) -> list[str]:
     """Return the paths, relative to `root`, of files whose first lines contain MARK and that are not in `files`, so
-    that they are no longer generated. Only files directly in one of FOLDERS are searched."""
+    that they are no longer generated."""
     return [
         path
         for folder in FOLDERS
@@ -138,8 +133,7 @@ def find_leftovers(files: Files, root: Path) -> list[str]:
 
 
 def tracked_files(root: Path) -> frozenset[str] | None:
-    """Return the paths that git tracks, relative to `root`. None outside of a checkout, such as in a source archive.
-    Raises CalledProcessError if git fails."""
+    """Return the paths that git tracks, relative to `root`."""
     if not (root / ".git").exists():
         return None
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
@@ -147,7 +141,6 @@ def tracked_files(root: Path) -> frozenset[str] | None:
 
 
 def _head(content: str) -> str:
-    """Return the first three lines of a file, in which the mark must be."""
     return "\n".join(content.splitlines()[:3])
 
 

@@ -49,13 +49,10 @@ def pages() -> dict[str, str]:
 
 
 def _page(source: str, title: str, text: str, body: Iterable[str]) -> str:
-    """Return the content of a page: its mark, which names `source`, its title, the introduction `text`, and the lines
-    of `body`."""
     return HEAD.format(source=source, title=title, text=text) + "\n" + "\n".join(body) + "\n"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a Markdown table, with `|` escaped in the cells of the rows."""
     header = list(header)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)]
@@ -85,10 +82,7 @@ _SEEN = {
 
 
 def reasons() -> str:
-    """Return the page about all reasons. They are grouped by what a person must do (`Reason.passes`), and sorted
-    alphabetically within each group. Each row has the reason, the column or condition in which it is seen, what it
-    means, and what to do. Where a reason names no remedy, the page says to wait, or in the last group that nothing is
-    to be done."""
+    """Return the page about all reasons."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
         rows = [
@@ -145,7 +139,6 @@ def columns_of_status() -> str:
 
 
 def _filled(path: str, name: str, text: str) -> str:
-    """Return a page with this text between its markers. Raises ValueError if it does not have them once."""
     place = re.compile(rf"(<!-- {name}: .*? -->\n).*?( *<!-- end of {name} -->)", re.DOTALL)
     page, places = place.subn(lambda found: f"{found[1]}\n{text}\n\n{found[2]}", (ROOT / path).read_text("utf-8"))
     if places != 1:
@@ -170,9 +163,7 @@ def nvidia_differences() -> str:
 
 
 def _stricter() -> list[str]:
-    """Return the section about files that NVIDIA's parsers accept and the operator and `lint` refuse, from the recorded
-    answers in tests/foreign: those for which NVIDIA's parser recorded no error and our own reader finds a flaw that
-    makes it refuse an entry."""
+    """Return the section about files that NVIDIA's parsers accept and we refuse, from the answers in tests/foreign."""
     readers = {"mig-parted": migfile.find_flaws, "device-plugin": pluginconfig.find_flaws}
     found = [
         (program, row["name"], row["ours"])
@@ -219,9 +210,6 @@ def settings() -> str:
 
 
 def _field_docs(path: str, name: str) -> dict[str, str]:
-    """Return the docstring of each field of the class `name` in a module, by the field's name. `path` is the path of
-    the module. A docstring of a field is the string that follows its annotated name in the source, and is returned on
-    one line; fields without one are left out. Raises StopIteration if the module has no such class."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
@@ -239,8 +227,7 @@ _FAMILIES = {"CounterMetricFamily": "counter", "GaugeMetricFamily": "gauge"}
 
 
 def metrics() -> str:
-    """Return the page about all metrics of the operator and the agent. Raises ValueError or KeyError if the name or
-    description of one of the agent's metrics cannot be read from the source (`rows_of_metrics`)."""
+    """Return the page about all metrics of the operator and the agent."""
     header = ("Metric", "Type", "Meaning")
     rows = [_metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()]
     body = ["## Operator", "", *_table(header, sorted(rows)), "", "## Agent", ""]
@@ -259,26 +246,17 @@ def metrics() -> str:
 
 
 def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
-    """Return (name, type, description) of a metric as a row of the table. The name is in backquotes and is the one that
-    Prometheus shows, so the name of a counter ends in `_total`."""
     return f"`{name}{'_total' if kind == 'counter' else ''}`", kind, text
 
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each of the agent's metrics, from the source of its collectors, as rows of a
-    Markdown table: the name is in backquotes, and that of a counter ends in `_total`. Raises ValueError or KeyError if
-    a name or description cannot be read there (`rows_of_metrics`)."""
     modules = (agent_metrics, usagemetrics)
     return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 
 
 def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each metric family that a module's source creates, in Markdown. Names that do
-    not begin with `gpusharing_` get the PREFIX. A family is created by a call of a class in _FAMILIES, or of a function
-    of the module that is annotated to return one; calls inside such functions do not count. Name and description are
-    the first two arguments of the call. `values` are the module's names, among them PREFIX. Raises ValueError if the
-    name or the description is not a literal in the call that creates the family, because the page would silently lack
-    it, and KeyError if an f-string there uses another name than those in `values`."""
+    """Return (name, type, description) of each metric family that a module creates, by its source. Raises ValueError
+    where one is not a literal, because the page would silently lack it."""
     prefix = values["PREFIX"]
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)
@@ -297,17 +275,12 @@ def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str
 
 
 def _makers(tree: ast.Module) -> dict[str, str]:
-    """Return the type (`counter` or `gauge`) of the metric family that each function in a module, nested ones and
-    methods included, returns according to its annotation, by the function's name. The annotation must be exactly the
-    name of a class in _FAMILIES. Functions that return no metric family are left out."""
     made = {node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     named = {name: ast.unparse(kind) for name, kind in made.items() if kind is not None}
     return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}
 
 
 def _text(node: ast.expr, values: Mapping[str, object]) -> str:
-    """Return the text of a literal or of an f-string, or an empty string for any other expression. A placeholder of an
-    f-string must be one of the module's names in `values`; any other raises KeyError."""
     if isinstance(node, ast.JoinedStr):
         parts = [
             values[ast.unparse(part.value)] if isinstance(part, ast.FormattedValue) else ast.literal_eval(part)
@@ -339,8 +312,6 @@ def agent_fields() -> str:
 
 
 def _source_rows(sources: Iterable[FieldSource]) -> list[tuple[str, ...]]:
-    """Return a row of the table of fields for each source: its fields, its calls (`–` if there are none), the titles of
-    the rights that it needs, and what is shown without them."""
     return [
         (
             ", ".join(f"`{name}`" for name in source.fields),
@@ -353,8 +324,7 @@ def _source_rows(sources: Iterable[FieldSource]) -> list[tuple[str, ...]]:
 
 
 def gpus() -> str:
-    """Return the page about all card models, in the order of CARDS: what each card can do, and how certain that is. A
-    section is titled with the card's first product name, or with its key in our table if it has none."""
+    """Return the page about all card models, in the order of CARDS: what each card can do, and how certain that is."""
     body: list[str] = []
     for card in CARDS:
         body += [f"## {card.products[0] if card.products else card.key}", "", *_card(card), ""]
@@ -372,10 +342,6 @@ def gpus() -> str:
 
 
 def _card(card: Card) -> list[str]:
-    """Return the lines about one card: its names, ids, compute capability, memory and MPS, its sources and its MIG
-    profiles. Maximal layouts of the profiles without attributes (no `+` or `-` in the name) are added if the placements
-    of all these are known. Facts that the table does not have are shown as `not known`. For a card without MIG a last
-    line says that, and its sources are not named."""
     major, minor = card.compute_capability
     facts = [
         f"- Names in NVML: {', '.join(card.products) or 'not known'}",

@@ -51,7 +51,7 @@ COLORS: Mapping[Ink, str] = {
 def picture() -> Mapping[str, str]:
     """Return the pictures of the demo as SVG files, by their paths: its middle, where `status` shows the fleet and
     `layouts` the ones of a card, without the two lines with which that output ends; and the recording of a rollout,
-    with the states of pool-b. Reads what hack/demo/record.py wrote."""
+    with the states of pool-b."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
     recorded = json.loads(RECORD.read_text())
     lines = [
@@ -77,8 +77,7 @@ def status(state: JSON) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return one item: the path of the picture and its content, an SVG file. It shows the commands in COMMANDS with
-    their output, which comes from the golden files, without the columns in TIMES."""
+    """Return one item: the path of the picture and its content, an SVG file."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())
@@ -87,8 +86,7 @@ def screenshot() -> Mapping[str, str]:
 
 
 def without_times(table: list[str]) -> list[str]:
-    """Return the rows of a table that kubectl printed, without the columns in TIMES. The first row is the header, and
-    each column begins where its heading does. Blanks at the end of a row are removed."""
+    """Return the rows of a table that kubectl printed, without the columns in TIMES."""
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
     columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
@@ -96,16 +94,12 @@ def without_times(table: list[str]) -> list[str]:
 
 
 def _command(text: str) -> Line:
-    """Return the line of a terminal at which this command was typed."""
     return line(Span("$ ", Ink.FAINT), Span(text, Ink.TITLE))
 
 
 def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
-    """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. Several frames are
-    shown one after the other, over and over, each for FRAME_SECONDS. A viewer that plays no animations, or whose user
-    prefers none, gets the frame with the most lines. There must be at least one frame and one line. The title must not
-    need escaping in XML; the lines are escaped. A comment names `source` as the origin. Each piece of text is stretched
-    to the width of its characters."""
+    """Return an SVG that shows several frames in turn; a viewer without animations gets the frame with the most
+    lines."""
     columns = max(sum(len(span.text) for span in text) for lines in frames for text in lines)
     most = max(map(len, frames))
     width, height = round(columns * CELL) + 2 * MARGIN, most * LINE + 3 * MARGIN
@@ -124,8 +118,6 @@ def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
 
 
 def _animation(frames: Sequence[Sequence[Line]]) -> list[str]:
-    """Return the SVG elements that show the frames one after the other, each for FRAME_SECONDS, and then again. A
-    viewer without animations shows only the frame with the most lines."""
     still = max(range(len(frames)), key=lambda number: len(frames[number]))
     seconds = len(frames) * FRAME_SECONDS
     elements = [
@@ -145,13 +137,10 @@ def _animation(frames: Sequence[Sequence[Line]]) -> list[str]:
 
 
 def _rows(lines: Sequence[Line]) -> list[str]:
-    """Return the SVG elements of the lines, one below the other."""
     return [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
 
 
 def _row(text: Line, y: int) -> list[str]:
-    """Return the SVG elements of one line at the height `y`, in pixels, one for each span, in its color and stretched
-    to the width of its characters. A blank span has no element, but keeps its width."""
     rows, at = [], 0
     for span in text:
         if span.text.strip():

@@ -43,17 +43,11 @@ def reference(resource: CustomResource) -> str:
 
 
 def _column(column: dict[str, Any]) -> str:
-    """Return the row of the table that describes a column of `kubectl get`. A column with a priority is marked as one
-    that only `-o wide` shows."""
     wide = " (`-o wide`)" if column.get("priority") else ""
     return f"| {column['name'].upper()}{wide} | {cell(column['description'])} |"
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
-    """Yield the lines of a section about the object at `path`, and of a section about each object below it, in the
-    schema's order. The items of a list get a section, too, and its path ends with `[]`. Objects are those with named
-    fields; the values of maps get none. Below the table of fields are the rules about the object and about its fields
-    that have no section."""
     yield f"## {path}\n"
     yield f"{schema['description']}\n"
     yield "| Field | Type | Default | Meaning |"
@@ -73,8 +67,6 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
 
 
 def _rules(schema: Schema, name: str = "") -> Iterator[str]:
-    """Yield a line for each validation rule, with the field that the rule is about: `name`, or if that is empty the
-    rule's own field path. An empty line follows if there are any rules."""
     rules = schema.get("x-kubernetes-validations", ())
     for rule in rules:
         field = name or rule.get("fieldPath", "").removeprefix(".")
@@ -84,7 +76,6 @@ def _rules(schema: Schema, name: str = "") -> Iterator[str]:
 
 
 def _default(schema: Schema) -> str:
-    """Return a field's default as code, or an empty string if it has no default or its default is an empty object."""
     if "default" not in schema or schema["default"] == {}:
         return ""
     value = schema["default"]
@@ -92,9 +83,6 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
-    """Return a field's type in words. For an enumeration these are only the allowed values. A number with both bounds
-    is followed by its range, and a nullable field that is no enumeration by `, or null`. Lists and maps name the type
-    of their items."""
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
     if "enum" in schema:

@@ -120,19 +120,15 @@ def support() -> dict[str, str]:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a Markdown table. The cells are not escaped."""
     titles = list(header)
     return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
 
 
 def _versions(versions: Iterable[str]) -> str:
-    """Return the versions with a leading `v`, separated by commas and sorted as strings in descending order."""
     return ", ".join(f"v{version}" for version in sorted(versions, reverse=True))
 
 
 def _kubernetes() -> list[tuple[str, str, str, str]]:
-    """Return (programs, version, rungs, where the version is pinned) for each program of Kubernetes, of its test tools
-    and of Helm, and for containerd."""
     mods = {name: (toolchain.SOURCES / name / "go.mod").read_text() for name in ("controlplane", "kubelet")}
     etcd = re.search(r"go\.etcd\.io/etcd/server/v3 (v\S+)", mods["controlplane"])
     assert etcd is not None
@@ -151,8 +147,6 @@ def _kubernetes() -> list[tuple[str, str, str, str]]:
 
 
 def _nvidia() -> list[tuple[str, str, str, str]]:
-    """Return (programs, version, rungs, where the version is pinned) for each pinned release of NVIDIA's. Only the
-    newest mig-parted is run on rung 4; older ones are run on rung 3 by `make test-nvidia-old`."""
     newest, *older = build.MIG_PARTED_PINS
     releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
     releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
@@ -164,9 +158,6 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
 
 
 def _only_read() -> list[tuple[str, str]]:
-    """Return (name, version) of each program that docs/design/nvidia.md says was read, without the pinned releases of
-    mig-parted and of the device plugin, which are also run. These are the names that a version like v1.2.3 follows,
-    between `Read in ` and `*Seen* means`, in the order of the page and with repetitions."""
     text = (ROOT / NVIDIA_PAGE).read_text()
     sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
     run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
@@ -175,8 +166,6 @@ def _only_read() -> list[tuple[str, str]]:
 
 
 def _kube_version() -> str:
-    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`. Raises AssertionError if
-    Chart.yaml does not name the oldest one in the form `>=1.30.0-0`."""
     match = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
     assert match is not None
     return f"{match[1]} or newer"

@@ -59,11 +59,7 @@ COMMON = (
 
 
 def values() -> dict[str, str]:
-    """Return the content of the page and of the chart's README, by path.
-
-    Raises ValueError if values.yaml is not a mapping or one of its values has no comment, and KeyError if the schema
-    or values.yaml does not define a value.
-    """
+    """Return the content of the page and of the chart's README, by path."""
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = {row.split("`")[1]: row for row in _rows(text, schema)}
@@ -77,8 +73,6 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
-    """Yield the rows of the table. `text` is the content of values.yaml. Raises ValueError if it is not a mapping, or
-    if a value has no comment, and KeyError if the schema does not define a value."""
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("values.yaml is not a mapping")
@@ -92,10 +86,8 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """Yield a row for each value of the mapping at `path`, in the order of the file: its dotted path, its default as
-    JSON, and its comment. A nested mapping is divided into its keys if the schema defines them and at least one key has
-    a comment; otherwise it counts as a single value. Raises ValueError for a value without a comment, and KeyError for
-    one that the schema does not define."""
+    """Yield a row for each value. A nested mapping is divided into its keys if the schema defines them and one has a
+    comment."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)
@@ -110,21 +102,16 @@ def _mapping(
 
 
 def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the definition that the schema's `$ref` names, or the schema itself if it has no `$ref`."""
     reference = schema.get("$ref", "").removeprefix("#/definitions/")
     resolved: dict[str, Any] = definitions[reference] if reference else schema
     return resolved
 
 
 def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
-    """Whether at least one key directly in this mapping has a comment, as `_comment` finds it in the `lines` of the
-    file."""
     return any(_comment(lines, key.start_mark.line) for key, _ in node.value)
 
 
 def _comment(lines: Sequence[str], line: int) -> str:
-    """Return the comment directly above the key in line `line` (counted from 0), joined into one line, if it has the
-    key's indentation, otherwise an empty string. Only lines that begin with `# ` belong to it."""
     indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())]
     comment: list[str] = []
     for text in reversed(lines[:line]):

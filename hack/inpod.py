@@ -13,8 +13,7 @@ ABSENT = ("kubernetes", "rich")
 
 
 def hide() -> None:
-    """Make every later import of the packages in ABSENT fail with ModuleNotFoundError. Raises RuntimeError if one of
-    them has already been imported."""
+    """Make every later import of the packages in ABSENT fail with ModuleNotFoundError."""
     if present := [name for name in ABSENT if name in sys.modules]:
         raise RuntimeError(f"{', '.join(present)} was imported before it could be hidden")
     for name in ABSENT:

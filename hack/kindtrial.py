@@ -43,7 +43,7 @@ class TrialError(Exception):
 def main() -> int:
     """Load the image that `make images` wrote into the kind cluster, run the trial (`trial`) on the cluster of
     $KUBECONFIG, and return the exit status: 0 if every step succeeded, or 1 after printing an ApiError, a LaunchError,
-    a TrialError or one of the EXPECTED errors of hack.cluster.cli, such as TimeoutError. Other errors are raised."""
+    a TrialError or one of the EXPECTED errors of hack.cluster.cli, such as TimeoutError."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()
@@ -57,8 +57,7 @@ def main() -> int:
 
 
 def find_archive(folder: Path) -> Path:
-    """Return the path of the archive that `make images` has written into `folder`. Raises TrialError unless there is
-    exactly one .tar file."""
+    """Return the path of the archive that `make images` has written into `folder`."""
     archives = sorted(folder.glob("*.tar"))
     if len(archives) != 1:
         names = ", ".join(path.name for path in archives) or "none"
@@ -76,10 +75,7 @@ def read_reference(archive: Path) -> str:
 
 
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
-    """Install the chart, run `helm test`, wait until the agent has read two GPUs, and create a policy that must be
-    accepted. The policy is deleted at the end, also after a failure; the chart stays installed. Each step may take
-    SECONDS, and prints a line when it succeeds. `reference` is the name and tag of our image. Raises LaunchError,
-    TrialError, ApiError or TimeoutError if a step fails."""
+    """Install the chart in a kind cluster, run helm's test, and play one policy."""
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
     _step(
@@ -100,7 +96,6 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
 
 
 def _helm_test(kubeconfig: Path) -> None:
-    """Run `helm test`, and raise TrialError with its output if it fails."""
     command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
     done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
@@ -108,21 +103,17 @@ def _helm_test(kubeconfig: Path) -> None:
 
 
 def _reads_gpus(api: Api) -> bool:
-    """Whether at least one GPUNode reports exactly two GPUs."""
     gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
     return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
 
 
 def _accepted(api: Api) -> bool:
-    """Whether the policy of the trial has the condition Accepted=True, for whatever generation. Raises ApiError if the
-    policy does not exist."""
     status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
     conditions = status.get("conditions") or ()
     return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)
 
 
 def _delete_policy(api: Api) -> None:
-    """Delete the policy of the trial, if it exists. ApiErrors other than 404 are raised."""
     try:
         api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
     except ApiError as error:
@@ -131,7 +122,6 @@ def _delete_policy(api: Api) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
-    """Call `work`, and then print `what` as a step that succeeded. If `work` raises, nothing is printed."""
     work()
     print(f"ok  {what}", flush=True)
 

@@ -74,9 +74,7 @@ def krew() -> Mapping[str, str]:
 
 
 def manifest(source: str, hashes: Mapping[str, str]) -> str:
-    """Return krew's manifest of the project's version, with a row for each platform in the order of `hashes`. `source`
-    is the URL of the repository, below whose releases the archives are. `hashes` holds the sha256 of each platform's
-    archive; other platforms are not in the manifest."""
+    """Return krew's manifest of the project's version, with a row for each platform in the order of `hashes`."""
     parts = [TEMPLATE.format(name=NAME, version=version(), source=source, program=PROGRAM)]
     for platform, value in hashes.items():
         os, _, arch = platform.partition("/")
@@ -148,10 +146,7 @@ class KrewError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the archives and the manifest to build/krew, which is emptied first, and print their paths. The
-    repository's address must be among the `arguments`, by default those of this process. With `--platform` only the
-    named platforms get an archive and are in the manifest. Returns the exit status: 1 if an archive cannot be built, in
-    which case no manifest is written, otherwise 0."""
+    """Write the archives and the manifest to build/krew, which is emptied first, and print their paths."""
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(
@@ -173,9 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(source: str, platforms: Iterable[str], folder: Path) -> None:
-    """Write an archive for each platform, and then the manifest that names them, into the existing `folder`. `source`
-    is the URL of the repository. Raises KrewError if uv fails; archives that were written before stay, and there is no
-    manifest."""
+    """Write an archive for each platform, and then the manifest that names them, into the existing `folder`."""
     hashes = {}
     for platform in platforms:
         with tempfile.TemporaryDirectory() as scratch:
@@ -189,10 +182,7 @@ def build(source: str, platforms: Iterable[str], folder: Path) -> None:
 
 
 def needed(name: str = PROJECT) -> set[str]:
-    """Return the names of the distributions that `name` with its extra `cli` requires, directly or indirectly, on any
-    of our platforms and Python versions; `name` itself is left out. Requirements are read from what is installed
-    here, and a distribution that is not installed is assumed to require nothing. If several distributions require
-    the same one, only the extras that the first of them names are followed."""
+    """Return the distributions that these need on any of our platforms, from what is installed here."""
     names: set[str] = set()
     todo = [(name, frozenset([EXTRA]))]
     while todo:
@@ -211,9 +201,7 @@ def needed(name: str = PROJECT) -> set[str]:
 
 
 def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
-    """Whether a requirement applies on at least one of our platforms with at least one of our Python versions.
-    `extras` are the extras that were requested. Other conditions, such as one about the processor, are judged for
-    this machine."""
+    """Whether a requirement applies on at least one of our platforms and Pythons."""
     if requirement.marker is None:
         return True
     places = [
@@ -231,8 +219,7 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 
 def locked(names: Iterable[str]) -> str:
-    """Return the lock's entries for these distributions, with hashes and markers. The names must be in normalized
-    form; names that the lock does not have are ignored."""
+    """Return the lock's entries for these distributions, with hashes and markers."""
     wanted = set(names)
     entries = re.split(r"^(?=\S)", LOCK.read_text(), flags=re.MULTILINE)
     return "".join(entry for entry in entries if canonicalize_name(re.split(r"[=;\s]", entry)[0]) in wanted)
@@ -240,8 +227,7 @@ def locked(names: Iterable[str]) -> str:
 
 def fetch(platform: str, python: str, source: Path, target: Path) -> Path:
     """Install the plugin, from the sources in `source`, and what it needs, from locked wheels, into `target`, for one
-    Python version on one platform. Returns `target`, which must not exist before. The pins are written to a .txt file
-    next to it. Raises KrewError if uv fails."""
+    Python version on one platform."""
     target.mkdir(parents=True)
     pins = target.with_suffix(".txt")
     pins.write_text(locked(needed()))
@@ -252,8 +238,6 @@ def fetch(platform: str, python: str, source: Path, target: Path) -> Path:
 
 
 def _uv(*arguments: str) -> None:
-    """Run `uv pip install` with these arguments, without any configuration file of uv, and raise KrewError if it fails.
-    The fourth argument is the Python version, which the message names."""
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -264,10 +248,8 @@ def _uv(*arguments: str) -> None:
 
 
 def pack(libraries: Mapping[str, Path], path: Path) -> str:
-    """Write the archive to `path` and return its sha256. It contains the license, the programs that start the plugin,
-    and the modules: those that are equal for all Python versions (`_shared`) once, in lib/any, and the others in a
-    folder for each version. `libraries` holds the folder with the modules for each Python version. Equal modules give
-    equal bytes."""
+    """Write a platform's archive. Modules that are equal for all Python versions are in lib/any, the others in a folder
+    each."""
     files: dict[str, tuple[bytes, int]] = {
         "LICENSE": ((ROOT / "LICENSE").read_bytes(), 0o644),
         "run.py": (RUN.encode(), 0o644),
@@ -287,8 +269,6 @@ def pack(libraries: Mapping[str, Path], path: Path) -> str:
 
 
 def _shared(libraries: Mapping[str, Path]) -> set[str]:
-    """Return the names of the top-level modules and packages that are equal, with all their files, for every Python
-    version. A package is shared as a whole or not at all. Empty if there is only one Python version."""
     if len(libraries) < 2:
         return set()
     marks: list[dict[str, str]] = []
@@ -302,9 +282,6 @@ def _shared(libraries: Mapping[str, Path]) -> set[str]:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (relative path, content) of each file in a folder and its subfolders, sorted by path. Left out are paths
-    with `__pycache__` in them, everything in the top folder `bin`, what is hidden at the top (its name begins with a
-    dot), and files whose names are in TRACES."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         wanted = "__pycache__" not in name and not name.startswith(("bin/", ".")) and path.name not in TRACES
@@ -313,8 +290,7 @@ def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def tarball(files: Mapping[str, tuple[bytes, int]]) -> bytes:
-    """Return a compressed tar of the files, which are given as (content, mode) by name. Equal files give equal
-    bytes."""
+    """Return a compressed tar of the files, which are given as (content, mode) by name."""
     buffer = io.BytesIO()
     # Level 6 takes a third of the time of level 9, and makes the archive 1 % larger.
     with (

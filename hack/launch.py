@@ -47,11 +47,7 @@ class LaunchError(Exception):
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """Install the chart of this checkout as release `gpusharing` into NAMESPACE, or upgrade it, after creating the
-    RuntimeClass that its pods need, and return helm's output. The namespace is created if needed, and objects of the
-    chart that exist already are taken over. `arguments` are added to helm's command line, after one that sets the
-    image's repository. Raises LaunchError if helm fails, UnavailableError if helm cannot be built, and ApiError if the
-    RuntimeClass is refused."""
+    """Install our chart with helm, taking over objects that exist already. Raises LaunchError."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
@@ -67,8 +63,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
 
 
 def runtime_class(api: Api) -> None:
-    """Create the RuntimeClass that the GPU Operator would install, unless it exists. Without it the API server refuses
-    the agent's pods. Raises ApiError if the API server refuses the RuntimeClass."""
+    """Create the RuntimeClass that the GPU Operator would install, unless it exists."""
     metadata = {"name": "nvidia"}
     runtime = {
         "apiVersion": "node.k8s.io/v1",
@@ -81,14 +76,13 @@ def runtime_class(api: Api) -> None:
 
 def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run the helm that we build, in exactly this environment, which must name the cluster, without a time limit, and
-    return its exit status and output. Raises UnavailableError if helm cannot be built."""
+    return its exit status and output."""
     command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
-    """Write a kubeconfig with a token for the shipped ServiceAccount to `directory`, and return its path. Raises
-    ApiError if the ServiceAccount does not exist, which the chart creates."""
+    """Write a kubeconfig with a token for the shipped ServiceAccount to `directory`, and return its path."""
     path = directory / "operator.kubeconfig"
     with open_api(kubeconfig) as api:
         write_token_kubeconfig(api, path, NAMESPACE, SERVICE_ACCOUNT)
@@ -113,8 +107,7 @@ class Door:
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
     """Write the files that a pod gets from the shipped ServiceAccount to a folder in `directory`, and return the
-    environment variables that the pod gets. They lead to `door`, or to the API server itself if that is None.
-    Raises ApiError if the ServiceAccount does not exist."""
+    environment variables that the pod gets."""
     with open_api(kubeconfig) as api:
         token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
         return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
@@ -122,8 +115,7 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
     """Write the files `token` and `ca.crt`, as a pod gets them from its ServiceAccount, to `folder`, which is created
-    if needed. Return the environment variables that the pod gets. The variables name the folder and the server at
-    `door`, and KUBECONFIG is empty."""
+    if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)
@@ -138,8 +130,7 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
 
 def operator_environment(factor: float) -> dict[str, str]:
     """Return the operator's settings, as environment variables, for hardware that runs `factor` times as fast as we
-    assume real hardware to run. Its waits and periods are divided by `factor`, but the period of pending pods is at
-    least 2 s. It listens on free ports of 127.0.0.1."""
+    assume real hardware to run."""
     waits = {f"GPUSHARING_{name}": f"{seconds / factor}s" for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
@@ -160,7 +151,7 @@ def own_environment() -> dict[str, str]:
 
 @dataclass
 class LaunchedProcess:
-    """A Python program of ours that runs in the background. Its output is appended to a file."""
+    """A Python program of ours that runs in the background."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -172,9 +163,7 @@ class LaunchedProcess:
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "LaunchedProcess":
-        """Start the program in the root of the checkout and return this object. Its environment is ours without the
-        variables GPUSHARING_*, with PYTHONPATH leading to this checkout, DEBUG, and finally `environment`. The program
-        gets a session of its own, so that Ctrl-C here does not reach it."""
+        """Start the program in a session of its own, so that Ctrl-C here does not reach it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [*self.around, sys.executable, *self.arguments],
@@ -195,8 +184,7 @@ class LaunchedProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """The exit status, or the negative number of the signal that ended the program. None if the program is running
-        or was not started."""
+        """The exit status, or the negative number of the signal that ended the program."""
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:
@@ -204,24 +192,21 @@ class LaunchedProcess:
         return self._running is not None and self._running.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the program, which must have been started. Does nothing if it has ended."""
+        """Send a signal to the program, which must have been started."""
         assert self._running is not None, "not started"
         self._running.send_signal(number)
 
     def kill(self) -> None:
-        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started or has ended. Raises
-        TimeoutExpired if it does not end within STOP_SECONDS."""
+        """Kill the program with SIGKILL and wait for its end."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM and wait for its end. Does nothing if it was not started or has ended. Raises
-        TimeoutExpired if the program does not end within STOP_SECONDS; it is then aborted."""
+        """End the program with SIGTERM and wait for its end."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        """Send a signal to the program, unless it has ended, wait for its end, and close its standard input. If it does
-        not end within STOP_SECONDS, send SIGABRT, which makes Python log where it hangs, wait once more for as long,
-        and raise TimeoutExpired. Does nothing if the program was not started."""
+        """End the program with a signal. After STOP_SECONDS send SIGABRT, which makes Python log where it hangs, and
+        raise TimeoutExpired."""
         if self._running is None:
             return
         try:
@@ -238,12 +223,9 @@ class LaunchedProcess:
                 self._running.stdin.close()
 
     def __enter__(self) -> "LaunchedProcess":
-        """Start the program and return this object."""
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        """End the program with SIGTERM and wait for its end. Raises TimeoutExpired if it does not end within
-        STOP_SECONDS."""
         self.stop()
 
 
@@ -251,9 +233,7 @@ def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
     """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
-    that is not started yet. Its files and its log are in `directory`, and its waits are divided by `factor`. It
-    calls the API server through `door`, or directly if that is None. `settings` are added as variables
-    GPUSHARING_<NAME>. Raises ApiError if the chart is not installed."""
+    that is not started yet."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
@@ -266,19 +246,15 @@ def operator(
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
     """Return a process, not started yet, that plays mig-manager, device plugin, GFD and GPUs (SIMULATED) for every
-    node, `factor` times as fast as real ones, and runs the shipped agent loop. Its log is `directory`/sim.log.
-    `arguments` are added to its command line. It ends when we end, even if we are killed."""
+    node, `factor` times as fast as real ones, and runs the shipped agent loop."""
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
     return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
-    """Wait until the present generation of a policy is Ready. Raises TimeoutError after `seconds`, and ApiError if the
-    policy does not exist."""
+    """Wait until the present generation of a policy is Ready."""
 
     def ready() -> bool:
-        """Whether the policy's Ready condition is True for its current generation. Raises ApiError if there is no such
-        policy."""
         raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
         return any(
             row["type"] == "Ready"

@@ -19,9 +19,7 @@ LOCKS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Write the locks; `arguments` are passed on to every `uv pip compile`. Returns 0, or the exit status of the first
-    uv that failed; later locks are then not written. With `--upgrade` every pin moves to its newest version; otherwise
-    only the pins that no longer fit pyproject.toml change."""
+    """Write the locks; `arguments` are passed on to every `uv pip compile`."""
     for name, sources in LOCKS.items():
         command = ["uv", "pip", "compile", *FLAGS, *arguments, *sources, "-o", name]
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)

@@ -40,8 +40,7 @@ class RenderError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file and print its path. Returns the exit status: 1 if helm refuses to render the chart or cannot be
-    built, which is printed to stderr; otherwise 0."""
+    """Write the file and print its path."""
     options = parser("hack.manifests", __doc__, TARGET, "default: build/install.yaml").parse_args(arguments)
     try:
         text = install_manifest(options.repository, options.digest)
@@ -55,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.ArgumentParser:
-    """Return the parser of a command that writes the chart's objects for one image. It reads the arguments `repository`
-    and `digest`, which is empty if absent, and the option --target with `target` as its default. `module` is the
-    command's name for `python -m`, and the first line of `doc` its description."""
+    """Return the parser of a command that writes the chart's objects for one image."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=doc.splitlines()[0])
     made.add_argument("repository", help="where the image is, for example registry.example/team/gpu-sharing-operator")
     made.add_argument("digest", nargs="?", default="", help="of the image's index, for example sha256:0123...")
@@ -66,13 +63,7 @@ def parser(module: str, doc: str, target: Path, target_help: str) -> argparse.Ar
 
 
 def install_manifest(repository: str, digest: str = "", *options: str) -> str:
-    """Return the text of `install.yaml`: a header, the two namespaces, the CRDs, and the other objects of the chart in
-    Helm's order. The image is `repository` at `digest` or, if that is empty, at the tag of the chart's
-    appVersion. `options` are further ones of `helm template`, such as `-f` and a file of values. Documents without
-    content are left out, and equal ones appear once.
-
-    No cluster is read. Raises RenderError if helm refuses the chart, and UnavailableError if helm cannot be built.
-    """
+    """Return the chart as one manifest in an order that `kubectl apply` can follow. No cluster is read."""
     image = f"image.repository={repository},image.digest={digest}"
     # Without a cluster's address in the environment helm cannot read the cluster of the person who runs it.
     done = helm(
@@ -88,7 +79,6 @@ def install_manifest(repository: str, digest: str = "", *options: str) -> str:
 
 
 def _place(kind: str) -> int:
-    """Return the position of a kind in FIRST, or the length of FIRST for all other kinds."""
     return FIRST.index(kind) if kind in FIRST else len(FIRST)
 
 

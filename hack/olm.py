@@ -92,9 +92,7 @@ class BundleError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write bundle and file, and print the paths of both. Returns the exit status: 1 if helm refuses to render the
-    chart, the validator refuses the bundle, or one of the two cannot be built, which is printed to stderr; otherwise
-    0."""
+    """Write bundle and file, and print the paths of both."""
     replaced = "its folder `bundle` is replaced, and the file beside it of the same version"
     command = parser("hack.olm", __doc__, TARGET, f"default: build/olm; {replaced}")
     command.add_argument("--source", default=UNKNOWN_SOURCE, help="address of the repository, for the links")
@@ -109,12 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build(repository: str, digest: str, source: str, target: Path) -> Path:
-    """Write the bundle to the folder `bundle` in `target`, and beside it the file with all other objects of the chart,
-    whose path is returned. The chart has its values for OpenShift; Helm's hooks are in neither. An existing `bundle`
-    and an existing file of that name are replaced; all else in `target` stays. The image is `repository` at `digest`,
-    or at the tag of the chart's version if that is empty; `source` is the URL of the repository. Raises RenderError if
-    helm refuses to render the chart, BundleError if the validator refuses the bundle, which stays for inspection, and
-    UnavailableError if helm or the validator cannot be built."""
+    """Write the bundle, and a file of the objects that OLM does not install, with the chart's values for OpenShift."""
     documents = yaml.safe_load_all(install_manifest(repository, digest, "-f", str(OPENSHIFT)))
     deployment, bundled, others = divide(document for document in documents if document)
     shutil.rmtree(target / "bundle", ignore_errors=True)
@@ -137,8 +130,7 @@ def build(repository: str, digest: str, source: str, target: Path) -> Path:
 
 def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object]]:
     """Return the operator's Deployment, the other objects that the bundle carries, and all that are left, each in the
-    order of `objects`. The bundle carries the objects of the kinds in BUNDLED, except for ClusterRoles that a binding
-    among `objects` grants. Raises ValueError unless there is exactly one Deployment."""
+    order of `objects`."""
     everything = list(objects)
     roles = [one["roleRef"] for one in everything if "roleRef" in one]
     granted = {role["name"] for role in roles if role["kind"] == "ClusterRole"}
@@ -154,10 +146,8 @@ def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object
 def cluster_service_version(
     deployment: Object, bundled: Iterable[Object], others: Iterable[Object], source: str, beside: str
 ) -> Object:
-    """Return the ClusterServiceVersion of the project's version, which installs `deployment`. Texts, examples and what
-    is said of the CRDs among `bundled` are those of Chart.yaml; objects of other kinds in `bundled` are not mentioned.
-    The description names the kinds in `others` and `beside`, the URL of the file with these objects. `source` is the
-    URL of the repository. Raises KeyError if Chart.yaml does not describe one of the CRDs."""
+    """Return the ClusterServiceVersion. Its description names the kinds in `others` and `beside`, the URL of the file
+    with these."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     notes = {key.partition("/")[2]: yaml.safe_load(text) for key, text in chart["annotations"].items()}
     described = {one["name"]: one for one in notes["crds"]}
@@ -194,9 +184,7 @@ def cluster_service_version(
 
 
 def validate(bundle: Path) -> None:
-    """Check a bundle with OLM's own validator, and with its rules for OperatorHub. Raises BundleError if the validator
-    prints anything except empty lines and the warning about itself (DEPRECATED), or if its exit status is not 0; the
-    message has what it printed. Raises UnavailableError if the validator cannot be built."""
+    """Check a bundle with OLM's own validator, and with its rules for OperatorHub."""
     command = [str(toolchain.program("olmtools")), "manifests", "--operatorhub_validate", "--object_validate"]
     done = subprocess.run([*command, str(bundle)], capture_output=True, text=True, check=False)
     # Its exit status says nothing: it is 0 after errors, too.

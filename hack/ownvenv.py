@@ -8,8 +8,7 @@ from pathlib import Path
 
 
 def make_venv(folder: Path, lock: Path) -> Path:
-    """Return the environment's Python; set it up first if its lock or our Python has changed. Raises
-    CalledProcessError if pip cannot install the lock; the next call then tries again."""
+    """Return the environment's Python; set it up first if its lock or our Python has changed."""
     stamp = folder / "set-up.sha256"
     wanted = hashlib.sha256(sys.version.encode() + lock.read_bytes()).hexdigest()
     python = folder / "bin" / "python"

@@ -34,14 +34,11 @@ PACKAGES = {
     )
     for (program, machine), sha256 in _FILES.items()
 }
-"""The package of each program and machine, from Debian 13. The programs need only the C library, 2.34 or newer."""
+"""The package of each program and machine, from Debian 13."""
 
 
 def ensure(program: Program = "promtool") -> Path:
-    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. Programs are locked
-    only for Linux on the machines in _FILES. If it cannot be downloaded, or this machine has no locked one, return the
-    program on PATH. Raises FetchError if there is neither, UnavailableError if the cache cannot be written or another
-    process holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
+    """Return the path of Debian's promtool or prometheus, or else of the program on PATH."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:
@@ -57,13 +54,7 @@ def ensure(program: Program = "promtool") -> Path:
 
 
 def _unpacked(package: Package) -> Path:
-    """Return the path of a package's program in the cache. If it is not there, the package is downloaded and unpacked.
-    Raises FetchError if it cannot be downloaded, UnavailableError if the cache cannot be written or another process
-    holds its lock for an hour, and LockError if deploy/debian.lock is damaged."""
-
     def make(out: Path) -> None:
-        """Fetch the package and unpack its one program into the folder `out`. Raises FetchError if it cannot be
-        downloaded, and LockError if deploy/debian.lock is damaged."""
         _, stamp = debian.locked(package.architecture)
         (deb,) = debian.fetch([package], stamp)
         with debian.open_part(deb.read_bytes(), "data") as tar:
@@ -77,9 +68,7 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of promtool and Prometheus. Returns the exit status: 0, or 1 after printing why the first one
-    that is missing is unavailable, or that Debian's lock cannot be read. With `--install`, Debian's package is
-    installed if neither the locked version nor PATH has the program."""
+    """Print the paths of promtool and Prometheus."""
     try:
         for program in PROGRAMS:
             try:

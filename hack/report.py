@@ -32,9 +32,7 @@ WIDTH = 110
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, separated by semicolons, in
-    lines of about WIDTH characters, in which several tests may follow each other. The counts of each test are sorted by
-    name, and are not added to those of other tests. `properties` are the (name, value) pairs that the tests left; other
-    names than PROPERTY are ignored, and so are values that are no mapping."""
+    lines of about WIDTH characters, in which several tests may follow each other."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
@@ -67,7 +65,6 @@ class Report:
     """Collects what pytest reports, and prints the summary before pytest's closing line."""
 
     def __init__(self) -> None:
-        """Start the clock of the whole run."""
         self._begin = time.monotonic()
         self._collected = 0.0
         self._rungs: dict[str, int] = {}
@@ -92,9 +89,7 @@ class Report:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Mark the tests (`add_markers`), keep those of the verb, or all if none was named, remember each test's rung,
-        and sort the tests by rung, lowest first. Others are reported to pytest as deselected. Called after all other
-        plugins, so `-k`, `-m` and their markers count. Raises pytest.UsageError if a test's verb never collects its
-        folder."""
+        and sort the tests by rung, lowest first."""
         verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)
@@ -113,8 +108,7 @@ class Report:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the test's rung to its report, as `rung`. For a failure also add the complete text, as `whole`, and
-        shorten what the terminal shows."""
+        """Add the test's rung to its report, as `rung`."""
         report = yield
         vars(report)["rung"] = find_rung(item)
         if report.failed:
@@ -123,10 +117,7 @@ class Report:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record the duration of one phase (setup, call or teardown) of a test, and its outcome. Any phase can fail or
-        skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. A test
-        that passes and whose teardown then fails is counted twice, as passed and as failed. The log of a failure and
-        the properties of a passed call are kept for the file."""
+        """Count an outcome. A test that passes and whose teardown then fails counts twice."""
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
@@ -145,15 +136,14 @@ class Report:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """If this process is a worker of xdist, leave the numbers of deselected tests and the collection time in its
-        output, which the process that started the workers reads (`pytest_testnodedown`). Otherwise do nothing."""
+        output, which the process that started the workers reads (`pytest_testnodedown`)."""
         if (output := getattr(session.config, "workeroutput", None)) is not None:
             left_out = {str(verb): count for verb, count in self._left_out.items()}
             output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Replace our numbers with those that a worker sent when it ended; a worker that crashed has sent none. All
-        workers collect the same tests, so the numbers of the last one are enough."""
+        """Replace our numbers with those that a worker sent when it ended; a worker that crashed has sent none."""
         output = getattr(node, "workeroutput", {}).get(FROM_WORKER)
         if output is not None:
             self._left_out = Counter(output["left out"])
@@ -161,7 +151,7 @@ class Report:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the report's file, and print the lines of the summary and then the file's path. pytest's own closing
-        line follows. Does nothing with `-q`, or if no test was collected."""
+        line follows."""
         config = terminalreporter.config
         if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
@@ -173,9 +163,6 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        """Yield the lines for the terminal, except the line that names the file: the outcomes by rung in one line, the
-        number of skipped tests by reason, sorted, the SLOWEST tests with their seconds and, after a verb in SOON, the
-        verbs to run next. If no test ran, the lines say so, and to which other verbs the deselected tests belong."""
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"
@@ -188,8 +175,6 @@ class Report:
             yield f"next: {', '.join(others)}; make test-all plays everything"
 
     def _by_rung(self) -> Iterator[str]:
-        """Yield one statement for each rung on which a test ran: how many tests passed, failed and were skipped.
-        Numbers that are 0 are left out."""
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
             parts = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
@@ -197,9 +182,6 @@ class Report:
                 yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
-        """Write the verb's report file below build/, or report.txt if no verb was named, in place of an earlier one:
-        the lines of the terminal, and then each chapter that has any lines, among them the 40 slowest tests, what the
-        tests counted and measured, and the log of each failed test. Returns its path relative to the checkout."""
         verb = config.getoption("verb", None)
         path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
         whole = config.rootpath / path
@@ -217,9 +199,6 @@ class Report:
         return path
 
     def _places(self) -> Iterator[str]:
-        """Yield a line with the seconds and the number of tests of each folder, or of each file if the run had 2 to
-        FEW_FILES files, in descending order of the seconds. Subfolders are folders of their own. Two more lines have
-        the time of the collection and of the whole run."""
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
         by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)
@@ -241,17 +220,13 @@ def add_option(parser: pytest.Parser) -> None:
 
 
 def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
-    """Yield a line that says how fast the machine is now. Yields nothing if the run took less than LONG, because short
-    runs are not compared with each other. `measure` returns the milliseconds of a fixed piece of work."""
+    """Yield a line that says how fast the machine is now."""
     if seconds >= LONG:
         yield f"{measure():6.0f} ms  pace; the aims hold at {REFERENCE_PACE_MS:g} (docs/adr/0051-aims-at-a-pace.md)"
 
 
 def shorten(report: pytest.TestReport) -> None:
-    """Cut the assertion message (the lines that begin with `E `) of each part of a failure's traceback to its first
-    MOST_LINES lines and one that says how many are left out, in the report itself, because many of our messages end
-    with a program's log. The summary line of the failure keeps only the first line of its message, because in CI pytest
-    would repeat the whole message there."""
+    """Shorten a failure for the terminal: pytest would repeat a whole message in its summary line in CI."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = crash.message.partition("\n")[0]
@@ -264,8 +239,7 @@ def shorten(report: pytest.TestReport) -> None:
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return all (name, seconds) entries, the largest number of seconds first. Entries with equal numbers stay in their
-    order."""
+    """Return all (name, seconds) entries, the largest number of seconds first."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 

@@ -33,15 +33,12 @@ class PartUnavailableError(UnavailableError):
     """The named part of PARTS cannot run here. A plain UnavailableError is attributed to the test's first part."""
 
     def __init__(self, part: str, why: str) -> None:
-        """Store the name of the part, which the failure suggests for LEAVE_OUT. `why` is the message: the reason why
-        the part cannot run."""
         super().__init__(why)
         self.part = part
 
 
 def left_out() -> frozenset[str]:
-    """Return the parts that LEAVE_OUT names; there they are separated by blanks or commas. Empty if it is unset. Raises
-    UnavailableError if one of the names is not a part."""
+    """Return the parts in $LEAVE_OUT. Raises UnavailableError if one is unknown."""
     names = frozenset(os.environ.get("LEAVE_OUT", "").replace(",", " ").split())
     if unknown := sorted(names - PARTS.keys()):
         raise UnavailableError(f"LEAVE_OUT names {unknown[0]!r}: choose from {', '.join(PARTS)}")
@@ -49,9 +46,7 @@ def left_out() -> frozenset[str]:
 
 
 def require(part: str, why_not: str | None) -> None:
-    """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError, unless `why_not`, the
-    reason why the part cannot run here, is None or empty. Raises UnavailableError if LEAVE_OUT names something that is
-    not a part."""
+    """Raise PartUnavailableError if `why_not` says why the part cannot run, or skip the test if it is left out."""
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:
@@ -60,8 +55,7 @@ def require(part: str, why_not: str | None) -> None:
 
 def parts_of(item: pytest.Item) -> list[str]:
     """Return the parts in PARTS to which a test belongs, as far as its fixtures and markers show: first the FIXTURES
-    that it uses, then its rung if that is 2 or higher, or `tools` if it has that marker instead. Empty for most
-    tests of rungs 0 and 1."""
+    that it uses, then its rung if that is 2 or higher, or `tools` if it has that marker instead."""
     parts = [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
     if (rung := find_rung(item)) >= 2:
         parts.append(f"rung{rung}")
@@ -75,7 +69,6 @@ class Required:
     catch it."""
 
     def __init__(self) -> None:
-        """Read LEAVE_OUT. Raises pytest.UsageError if one of its names is not a part."""
         try:
             self._left_out = left_out()
         except UnavailableError as error:
@@ -85,8 +78,7 @@ class Required:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Mark the tests of the parts that LEAVE_OUT names as skipped, so that no fixture builds anything for them.
-        This is called after all other plugins have added their markers."""
+        """Mark the tests of the parts that LEAVE_OUT names as skipped, so that no fixture builds anything for them."""
         for item in items:
             for part in self._left_out.intersection(parts_of(item)):
                 item.add_marker(pytest.mark.skip(reason=f"left out on purpose by LEAVE_OUT={part}"))
@@ -104,12 +96,7 @@ class Required:
         return (yield from self._report_once(item))
 
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Run the wrapped phase of a test, and turn an UnavailableError into a failure or a skip.
-
-        The first test with this message fails, and the failure names the part to leave out (that of a
-        PartUnavailableError, otherwise the first of `parts_of`), or says that LEAVE_OUT has none for this test. Each
-        later test with the same message is skipped, and the reason names the first test.
-        """
+        """Turn an UnavailableError into a failure, and each later one with the same message into a skip."""
         try:
             return (yield)
         except UnavailableError as caught:

@@ -16,7 +16,6 @@ class Asked(StrEnum):
     meaning: str
 
     def __new__(cls, title: str, meaning: str) -> "Asked":
-        """Create a column with this heading. `meaning` says what the column counts."""
         member = str.__new__(cls, title)
         member._value_ = title
         member.meaning = meaning
@@ -54,12 +53,11 @@ class Results:
     """The sums over all passed tests, by model and column."""
 
     def __init__(self) -> None:
-        """Start with an empty table."""
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, properties: Iterable[tuple[str, object]]) -> None:
         """Add the rows (model, column, number) that one passed test left in its properties under PROPERTY to the sums
-        of the table. Other properties are ignored, and so is a value that is no tuple."""
+        of the table."""
         for name, row in properties:
             if name == PROPERTY and isinstance(row, tuple):
                 model, column, number = row
@@ -67,7 +65,7 @@ class Results:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the table, with one row for each model, sorted by name, and a last row with the sums, and
-        then its legend, a line for each column. Yields nothing if nothing was counted."""
+        then its legend, a line for each column."""
         models = sorted({model for model, _ in self._counts})
         if not models:
             return
@@ -82,5 +80,4 @@ class Results:
 
     @staticmethod
     def _row(counts: Iterable[int]) -> str:
-        """Return the numbers of one row, one for each column, aligned with the headings; 0 is shown as `-`."""
         return "  ".join(f"{count or '-':>{len(column)}}" for column, count in zip(Asked, counts, strict=True))

@@ -24,11 +24,7 @@ FACTOR = float(os.environ.get("FACTOR", "10"))
 
 
 def main() -> int:
-    """Install the chart with its operator scaled to 0, start SIMULATED node software that is $FACTOR (by default 10)
-    times as fast as we assume a real one to be, and run the operator in this process until it ends. In our environment
-    KUBECONFIG and the variables GPUSHARING_* are replaced with the operator's. Returns only if the operator cannot be
-    started: 2, after printing why. Otherwise raises SystemExit with the operator's exit status. On Linux we get SIGTERM
-    when our parent ends. A $FACTOR that is not a number already fails the import of this module."""
+    """Replace this process's environment by the operator's and run it; returns only if it cannot be started."""
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()
@@ -60,7 +56,7 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """Make Linux send us SIGTERM when our parent, such as make, ends for any reason. Does nothing on other systems."""
+    """Make Linux send us SIGTERM when our parent, such as make, ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -21,8 +21,7 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 def main() -> int:
     """Create or update .venv if needed: nothing is done if its stamp has our `fingerprint` and its interpreter works
-    (`runs`). An interpreter that works is kept, otherwise .venv is made anew with ours. Progress and errors go to
-    stderr. Returns the exit status: 0 if .venv is as the lock says, or 1 after printing why that is impossible."""
+    (`runs`)."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(*OLDEST, sys.executable, sys.version.split()[0])
         return refuse(need, "name a newer one: make PYTHON=python3.12 <verb>")
@@ -52,7 +51,7 @@ def main() -> int:
 
 def fingerprint() -> str:
     """Return a hash, in hexadecimal, of our Python's version and of the files in INPUTS, which determine the content of
-    .venv. Raises FileNotFoundError if one of them does not exist."""
+    .venv."""
     digest = hashlib.sha256(sys.version.encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -60,9 +59,8 @@ def fingerprint() -> str:
 
 
 def runs(python: Path) -> bool:
-    """Whether `python` is an interpreter of our own version that has pip. False if it cannot be started, if it fails,
-    and if its version differs in any part. In a moved checkout it is a dead link, and after an interrupted set-up pip
-    is missing."""
+    """Whether .venv's Python has our version. In a moved checkout it is a dead link, and after an interrupted set-up
+    pip is missing."""
     ask = "import sys, pip; print(sys.version)"
     try:
         done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)
@@ -72,8 +70,7 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> str:
-    """Run `pip install` in .venv with these arguments. Its errors are written to LOG, which is overwritten. Returns an
-    empty string, or why it failed: the last broken connection, else the last line in LOG, else the exit status."""
+    """Run `pip install` in .venv with these arguments."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}

@@ -54,9 +54,7 @@ _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
 
 
 def unit(nodeid: str) -> str:
-    """Return the key of the unit to which a test belongs; one worker runs all tests of a unit. The files in
-    LOOKED_BACK_AT are one unit, LOOK_BACK. In BY_SCENARIO each scenario is a unit, the tests without one are another,
-    and in the files of APART each test. Every other file is a unit, with its path as the key."""
+    """Return the unit of work of a test: its file, or in BY_SCENARIO its scenario, or in APART the test alone."""
     path = nodeid.split("::", 1)[0]
     if path in LOOKED_BACK_AT:
         return LOOK_BACK
@@ -69,12 +67,9 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
     """xdist's scheduler for whole files, but with our units, which are assigned from both ends of the list."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return the unit of a test. LoadScopeScheduling calls this."""
         return unit(nodeid)
 
     def _assign_work_unit(self, node: object) -> None:
-        """Assign to a worker a unit of LONGEST or, if none is left, the first unit of the queue, or the last one if the
-        worker's index is odd. The unit leaves the queue, which must not be empty."""
         if longest := [each for each in LONGEST if each in self.workqueue]:
             self.workqueue.move_to_end(longest[0], last=False)
         elif self.nodes.index(node) % 2:
@@ -93,7 +88,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 def check_parameters(definition: pytest.Function) -> None:
     """Raise UsageError if one of the `parametrize` markers of a test has a set or frozenset as its list of values,
-    whose order is arbitrary. Sets inside of the values are not looked for (`check_names`)."""
+    whose order is arbitrary."""
     for mark in definition.iter_markers("parametrize"):
         values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
         if isinstance(values, set | frozenset):
@@ -102,7 +97,7 @@ def check_parameters(definition: pytest.Function) -> None:
 
 def check_names(items: Iterable[pytest.Item]) -> None:
     """Raise UsageError for the first test whose parameters appear in its name as the address of an object or as a set
-    of several elements, because the name would differ in another process. Tests without parameters are not checked."""
+    of several elements, because the name would differ in another process."""
     for item in items:
         call = getattr(item, "callspec", None)
         if call is None:

@@ -13,8 +13,7 @@ TREES = ("operator/gpusharing", "operator/kubectl_gpusharing", "hack", "tests")
 
 @dataclass(frozen=True, slots=True)
 class PackageSize:
-    """One row of the table. `types` counts classes, and `names` counts names at the top level of a module that have no
-    leading underscore."""
+    """One row of the table."""
 
     name: str
     lines: int
@@ -25,7 +24,7 @@ class PackageSize:
 
 def measure(name: str, files: Iterable[Path]) -> PackageSize:
     """Count lines (also empty ones), files, types and public names of these modules, and return the sums as a row
-    called `name`. Raises SyntaxError if a module cannot be parsed."""
+    called `name`."""
     texts = [path.read_text() for path in files]
     modules = [ast.parse(text) for text in texts]
     types = sum(isinstance(node, ast.ClassDef) for module in modules for node in ast.walk(module))
@@ -34,9 +33,6 @@ def measure(name: str, files: Iterable[Path]) -> PackageSize:
 
 
 def _defined(module: ast.Module) -> Iterator[str]:
-    """Yield each name that is bound to a function, a class or a value at the top level of a module. A name that is
-    bound several times is yielded each time. Imports, augmented assignments, and definitions inside an `if` or `try`,
-    are left out."""
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -47,7 +43,7 @@ def _defined(module: ast.Module) -> Iterator[str]:
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:
     """Yield a row for each folder in TREES that has modules of its own, sorted by path, and after the folders of a tree
-    a row for the whole tree. A folder's row does not count its subfolders."""
+    a row for the whole tree."""
     for tree in TREES:
         files = sorted((root / tree).rglob("*.py"))
         for folder in sorted({file.parent for file in files}):

@@ -36,18 +36,17 @@ class TimeLimits:
     signal that arrived while pytest records the outcome of a test would end pytest."""
 
     def __init__(self) -> None:
-        """Start without a limit, which `pytest_timeout_set_timer` sets for each test."""
         self._clock = NEVER
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Give each test its limit. This is called after all other plugins have added their markers."""
+        """Give each test its limit."""
         limit(items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
-        """Replace pytest-timeout's timer, which fires once, with ours, which repeats, because a coroutine that
-        swallows the first signal would otherwise hang. Our timer starts with the next phase of the test."""
+        """Replace pytest-timeout's timer, which fires once, with ours, which repeats, because a coroutine that swallows
+        the first signal would otherwise hang."""
         done = yield
         signal.setitimer(signal.ITIMER_REAL, *NEVER)
         self._clock = settings.timeout, AGAIN
@@ -60,7 +59,6 @@ class TimeLimits:
         return (yield)
 
     def _limited(self) -> Generator[None, object, object]:
-        """Run the timer during one phase of a test, and keep the remaining time for the next phase."""
         signal.setitimer(signal.ITIMER_REAL, *self._clock)
         try:
             return (yield)
@@ -84,8 +82,7 @@ class TimeLimits:
 
 
 def limit(items: Iterable[pytest.Item]) -> None:
-    """Add a marker of pytest-timeout with the limit of its rung in LIMITS to each test. A test that sets its own limit
-    keeps it, and tests marked ENDLESS have none."""
+    """Add a marker of pytest-timeout with the limit of its rung in LIMITS to each test."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             seconds = 0 if item.get_closest_marker(ENDLESS) else LIMITS[find_rung(item)]

@@ -93,15 +93,13 @@ def find_verb(item: pytest.Item) -> MakeVerb:
 
 
 def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
-    """Whether no test in the folder `path` belongs to the verb, so that pytest need not import the folder's files.
-    False without a verb, for a verb whose tests may be in every folder, and for any path that is not a folder
-    directly below `tests`."""
+    """Whether no test in the folder `path` belongs to the verb, so that pytest need not import the folder's files."""
     others = {MakeVerb.TEST: ABOUT_HACK | ABOVE, MakeVerb.LONG: ABOUT_HACK | ABOVE, MakeVerb.HACK: ABOVE}
     return verb in others and path.parent.name == "tests" and path.name in others[verb]
 
 
 def folder_of(item: pytest.Item) -> str:
     """Return the name of the folder below `tests` that contains a test, or the file's name if the file is directly in
-    `tests`. Empty for a test outside of `tests`."""
+    `tests`."""
     parts = item.path.parts
     return parts[parts.index("tests") + 1] if "tests" in parts else ""

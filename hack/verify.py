@@ -62,16 +62,14 @@ class Steps:
     """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Note that SIGTERM arrived, and send it to the running step, if there is one. This is a signal handler;
-        neither argument is used. A step that has ended meanwhile is left alone."""
+        """Note that SIGTERM arrived, and send it to the running step, if there is one."""
         self.ended = True
         if self.process is not None:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
         """Print the command of one step, run it in the root of the checkout, and return its exit status, which is
-        negative if a signal ended it, and its duration in seconds. If SIGTERM has come already, the step is ended at
-        once. Raises KeyError for an unknown step."""
+        negative if a signal ended it, and its duration in seconds."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()
@@ -82,10 +80,7 @@ class Steps:
 
 
 def main(arguments: list[str], steps: Steps) -> int:
-    """Run the named steps in the order given, or all if none is named, and print a table. A step that fails does not
-    keep the others from running. `--without-tests` as the only argument names all steps that do not run pytest. Returns
-    the exit status: 0 if all steps passed, 1 if one failed, 2 if a name is unknown, and 143 after SIGTERM, when no
-    table is printed."""
+    """Run the named steps in the order given, or all if none is named, and print a table."""
     if arguments == ["--without-tests"]:
         arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))

@@ -49,8 +49,7 @@ class BenchPart:
 
     @property
     def kind(self) -> tuple[float, bool, tuple[str, ...]]:
-        """The (factor, node software, arguments) of the testbed that this part needs. Parts of one kind are run on the
-        same testbed."""
+        """The (factor, node software, arguments) of the testbed that this part needs."""
         return self.factor, self.node_software, self.arguments
 
 
@@ -106,14 +105,8 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Run the measurements of the planner, those of the plugin, those of `cost` on Prometheus (bill.py), and then the
-    parts, each only if it yields one of the `wanted` metrics. Yields every result of what ran, including metrics that
-    are not wanted.
-
-    Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
-    kind get a new testbed, because the failed one may have left anything behind. Errors of a testbed itself, and of
-    all measurements that need none, are raised.
-    """
+    """Yield the results of all parts that measure one of the `wanted` metrics. A part that fails goes to `lost`, and
+    the others of its kind get a new testbed."""
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
     if wanted & set(TYPED):
@@ -130,9 +123,7 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
 def on_one_testbed(
     waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_bed: Callable[..., Opened] = open_testbed
 ) -> Iterator[Measured]:
-    """Open one testbed and yield the results of the parts in `waiting`, which must all be of one kind. Each part is
-    removed from `waiting` before it runs. When a part raises, its metrics are appended to `lost` with the error,
-    and the function returns; the other parts stay in `waiting`. Errors of the testbed itself are raised."""
+    """Yield the results of parts of one kind, each removed from `waiting` before it runs, until one fails."""
     factor, software, arguments = waiting[0].kind
     with open_bed(factor, node_software=software, arguments=arguments) as testbed:
         while waiting:
@@ -164,10 +155,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Measure, print the table and write the JSON; each result is also printed to stderr at once. Returns the exit
-    status: 0 if everything could be measured, 1 if a part failed, 2 if a metric is unknown, in which case nothing is
-    measured. A missed aim is a result and not an error. Errors of a testbed itself, and of measurements that
-    need none, are raised; then neither table nor JSON is written."""
+    """Measure, print the table and write the JSON. A missed aim is a result and not an error."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):

@@ -72,8 +72,7 @@ class SeenTenants:
 
     def expected(self) -> Mapping[str, int]:
         """Return the values that the agent's metrics must have if it sees every tenant, by metric name without the
-        prefix `gpusharing_`: for a gauge the sum of its series, and for a counter the number of its series. All
-        processes are expected as those of pods if they are `attributed`, otherwise all as unattributed ones."""
+        prefix `gpusharing_`: for a gauge the sum of its series, and for a counter the number of its series."""
         return {
             "device_slices": len(self.tenants),
             "pod_slices": len(self.tenants),
@@ -83,7 +82,6 @@ class SeenTenants:
         }
 
     def __str__(self) -> str:
-        """Describe how the devices are assigned and used, as a clause for the table's column HOW."""
         whose = (
             "that pod's cgroup"
             if self.attributed
@@ -96,8 +94,7 @@ class SeenTenants:
 
 
 def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
-    """Return one tenant for each MIG device of the machine, and one for each GPU that is not divided. Their pods are
-    `train-0`, `train-1` and so on, in eight namespaces in turn, and no process or pod is created."""
+    """Return one tenant for each MIG device of the machine, and one for each GPU that is not divided."""
     tenants: list[Tenant] = []
     for gpu in machine.show()["gpus"]:
         places = [
@@ -114,8 +111,7 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
 @contextmanager
 def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
     """Start a SIMULATED kubelet and a process for every device of the machine, yield the tenants, and end the kubelet
-    and the processes afterwards. The kubelet also lists OTHER_PODS pods without a device. The kubelet's socket and the
-    pods' log folders are created in `folder`."""
+    and the processes afterwards."""
     tenants = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
     for tenant in tenants:
@@ -133,9 +129,6 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
 
 @contextmanager
 def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
-    """Start one process per tenant, register it with the machine as a user of its GPU, and yield whether the processes
-    are in cgroups named for their pods. With cgroups, they are created in the first hierarchy. At the end all processes
-    are killed and removed from the machine, and the cgroups are removed."""
     running: list[subprocess.Popen[bytes]] = []
     cgroup = _make_cgroup()
     try:
@@ -166,8 +159,6 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
 
 
 def _make_cgroup() -> str:
-    """Create a cgroup for the processes of the bench and return its path, or an empty string if this machine does not
-    permit it."""
     with suppress(OSError):
         return cgroups.make("bench")
     return ""
@@ -193,12 +184,11 @@ class Running:
     """A token that may read the metrics."""
 
     def metrics(self) -> str:
-        """Scrape the agent once and return the metrics page. Raises OSError if the agent does not answer."""
+        """Scrape the agent once and return the metrics page."""
         return read_metrics(self.port, self.token)
 
     def readings(self) -> float:
-        """Return how often the agent has read its GPUs successfully since it started. Raises OSError if the agent does
-        not answer."""
+        """Return how often the agent has read its GPUs successfully since it started."""
         return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}', self.token)
 
 
@@ -216,13 +206,11 @@ class _Used:
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
         """Return what the agent has used since it started, and what the library has been used for since the machine was
-        created, by whatever program. Only the difference of two such values concerns the agent alone. Raises OSError if
-        the agent does not answer."""
+        created, by whatever program."""
         calls, driver_ms = machine.library_calls()
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 
     def __sub__(self, earlier: "_Used") -> "_Used":
-        """Return what was used since `earlier`."""
         return _Used(
             self.readings - earlier.readings,
             self.cpu_ms - earlier.cpu_ms,
@@ -232,12 +220,10 @@ class _Used:
 
     @property
     def own_ms(self) -> float:
-        """CPU milliseconds of one reading, without the time spent in the library. It needs at least one reading."""
+        """CPU milliseconds of one reading, without the time spent in the library."""
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:
-        """Describe how the CPU time of a reading was measured, as a clause for the table's column HOW. There must be
-        at least one reading."""
         return (
             f"CPU clock over {self.readings:.0f} unchanged readings, every {INTERVAL} s, without the"
             f" {self.driver_ms / self.readings:.2f} ms that the SIMULATED library took for the"
@@ -246,14 +232,7 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Create a Node with eight SIMULATED GPUs and run the agent on it three times: with unused GPUs, with whole GPUs in
-    use, and with MIG instances in use. For each run yield the CPU time of a reading that changes nothing, and for the
-    last two also the agent's memory and the CPU time of a scrape. The Node and its GPUNode are deleted at the end,
-    unless something failed.
-
-    Raises ApiError if the Node exists, CalledProcessError if the GPUs cannot be divided, RuntimeError if the agent's
-    metrics do not show exactly the tenants, and TimeoutError if an agent does not start or read often enough.
-    """
+    """Measure the agent with eight unused GPUs, with whole GPUs in use, and with MIG instances in use."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -274,10 +253,6 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
-    """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its CPU
-    time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided` and part of the names of
-    metrics and folders; `which` describes the machine in the table. Raises RuntimeError if the agent's metrics do not
-    show exactly the tenants, and TimeoutError if the agent does not start or read often enough."""
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""
@@ -294,8 +269,6 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
 
 
 def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    """Raise RuntimeError if one of the agent's metrics is not what `tenants.expected()` says, whether lower or higher,
-    because the measurement has then not included exactly the tenants."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))
@@ -304,8 +277,7 @@ def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
-    """Return the CPU milliseconds of one scrape, without the time spent in the library: what the agent used during the
-    scrapes, less what its readings used in the same time, divided by SCRAPES. `used` says what a reading costs."""
+    """Return the CPU milliseconds of one scrape, without the library's time and without that of readings meanwhile."""
     begun = _Used.so_far(running, machine)
     for _ in range(SCRAPES - 1):
         running.metrics()
@@ -314,9 +286,7 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
-    """Wait until the agent has read its GPUs more than ten times, let it read them at least CYCLES times with hardly a
-    scrape, and return what it used for the latter. Raises TimeoutError if it has not read more than ten times after 30
-    s, or is not done 60 s after it should be."""
+    """Return what the agent uses for at least CYCLES readings, with hardly a scrape."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES
@@ -327,11 +297,7 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
-    """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once it
-    has logged its port. The agent reads every INTERVAL seconds, serves its metrics with TLS, and its account may read
-    them (`_let_agent_read_metrics`). It is stopped at the end. `library` has the environment variables of the library,
-    and `name` distinguishes the agent's folder. Raises TimeoutError if the agent logs nothing within 30 s, and ApiError
-    if the Node or the ServiceAccount does not exist."""
+    """Run gpusharing-agent with a token of the shipped ServiceAccount, and yield it once it has logged its port."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     _let_agent_read_metrics(api)
@@ -351,8 +317,6 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
 
 
 def _let_agent_read_metrics(api: Api) -> None:
-    """Bind the agent's own account to the chart's role of those who may read its metrics, so that the bench needs no
-    other account. Does nothing if it is bound. Raises ApiError if the API server refuses that."""
     group = "rbac.authorization.k8s.io"
     binding = {
         "apiVersion": f"{group}/v1",

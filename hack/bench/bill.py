@@ -35,10 +35,7 @@ parent."""
 
 
 def bill(count: int) -> Iterator[Measured]:
-    """Yield the CPU time, the wall-clock time and the peak memory of one run of `kubectl gpusharing cost` for DAYS days
-    of `count` nodes. Each node has GPUS GPUs, held by two tenants, and about 20 series with a sample every hour. Raises
-    FetchError if there is no Prometheus here, CalledProcessError if a program fails, TimeoutError if Prometheus is not
-    ready within SECONDS, and TimeoutExpired if the plugin takes longer than that."""
+    """Measure `kubectl gpusharing cost` over DAYS days of `count` nodes of GPUS GPUs, held by two tenants."""
     with tempfile.TemporaryDirectory() as folder, _prometheus(Path(folder), count) as (url, pid):
         begun, used = time.monotonic(), cpu_ms(pid)
         own, memory = _run("cost", "--prometheus", url, "--window", f"{DAYS}d", "--until", END)
@@ -50,8 +47,6 @@ def bill(count: int) -> Iterator[Measured]:
 
 
 def _run(*arguments: str) -> tuple[float, float]:
-    """Run the plugin with these arguments and return its CPU milliseconds and its peak memory in MiB. Raises
-    CalledProcessError if it fails, and TimeoutExpired after SECONDS."""
     program = [sys.executable, "-c", PROGRAM, *arguments]
     done = subprocess.run(program, check=True, capture_output=True, text=True, timeout=SECONDS)
     own, _, memory, _ = done.stderr.split()
@@ -60,10 +55,6 @@ def _run(*arguments: str) -> tuple[float, float]:
 
 @contextmanager
 def _prometheus(folder: Path, count: int) -> Iterator[tuple[str, int]]:
-    """Start a Prometheus in `folder` that has the samples of `count` nodes for DAYS days, and yield its URL and its
-    process id. It ends with the context. Raises FetchError if there is no Prometheus or promtool here
-    (`hack.promtool.ensure`), CalledProcessError if promtool refuses the samples, and TimeoutError if Prometheus is not
-    ready within SECONDS."""
     text, data = folder / "day.txt", folder / "data"
     for day in range(DAYS):
         with text.open("w") as file:
@@ -98,8 +89,6 @@ def _prometheus(folder: Path, count: int) -> Iterator[tuple[str, int]]:
 
 
 def _is_ready(url: str) -> bool:
-    """Whether the Prometheus at `url` answers that it is ready. False for any other answer, and while nothing listens
-    there."""
     try:
         with urllib.request.urlopen(f"{url}/-/ready"):
             return True
@@ -108,10 +97,7 @@ def _is_ready(url: str) -> bool:
 
 
 def _metrics(count: int, times: list[int]) -> Iterator[str]:
-    """Yield text in OpenMetrics, without its last line `# EOF`: the samples of `count` nodes at `times`, and the price
-    of each pool. Node number N is in pool N modulo POOLS, and each of its GPUs is held by one pod of one of TENANTS
-    namespaces. Counters have grown evenly since BEGIN, and gauges have the same value at all times. The samples of one
-    series follow each other in the order of `times`."""
+    """Yield text in OpenMetrics, without its last line: counters that grow evenly since BEGIN, and constant gauges."""
     parts: dict[str, list[tuple[str, float]]] = {}
     gauges: dict[str, list[tuple[str, float]]] = {}
     for number in range(count):

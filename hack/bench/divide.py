@@ -7,8 +7,7 @@ INSTANCES = 7
 
 
 def main() -> None:
-    """Turn MIG on for each GPU and create INSTANCES GPU instances there, with one compute instance in each. Raises
-    NVMLError if the library refuses."""
+    """Turn MIG on for each GPU and create INSTANCES GPU instances there, with one compute instance in each."""
     pynvml.nvmlInit()
     for index in range(pynvml.nvmlDeviceGetCount()):
         gpu = pynvml.nvmlDeviceGetHandleByIndex(index)

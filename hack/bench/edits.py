@@ -18,10 +18,7 @@ PAUSE = 0.4
 
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
-    """Create nodes with a policy each, edit the policies one after another, each after a random pause of at most PAUSE
-    that is the same in each run, and yield the median and the 99th percentile of the reaction times. Every edit is a
-    MIG change, which needs a fence. Policies and nodes are removed at the end, unless something failed. Raises
-    TimeoutError if a step takes too long."""
+    """Edit the policies of nodes one after another, and yield percentiles of the time to the first write."""
     added = testbed.add_nodes(POOL, edits)
     # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)
@@ -41,16 +38,12 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 
 def _first_write(testbed: Testbed, name: str) -> float:
-    """Change the layout of the policy `name` to LARGE_SLICES, and return the seconds from the moment at which the API
-    server received that edit to the moment at which it received the operator's first write to the Node of the same name
-    (not to its subresources), both according to the audit log. Raises TimeoutError if there is no write within WAIT
-    seconds."""
+    """Return the seconds from the edit of a policy to the operator's first write to its Node, by the audit log."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)
     writes: list[datetime] = []
 
     def written() -> bool:
-        """Whether the audit log has a write to the Node. Puts the times of such writes into `writes`."""
         writes[:] = [
             request.at
             for request in testbed.requests(span)

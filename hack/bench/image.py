@@ -21,7 +21,7 @@ PACKAGE = launch.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
-    """Return the names of the distributions that a lock file with hashes pins. `text` is the content of the file."""
+    """Return the names of the distributions that a lock file with hashes pins."""
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
 
 
@@ -33,8 +33,7 @@ def glibc_settings() -> dict[str, str]:
 
 def make_site(folder: Path) -> None:
     """Create `folder`, which must not exist, copy the locked distributions and our package into it, and compile every
-    module as the image does. Raises PackageNotFoundError if the environment lacks a locked distribution; `make
-    setup` installs it."""
+    module as the image does."""
     folder.mkdir()
     for name in locked_names(LOCK.read_text()):
         package = distribution(name)
@@ -47,8 +46,6 @@ def make_site(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file, or a folder without its bytecode, to `target`. A folder that exists there is merged with it, and
-    files of the same name are replaced."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     else:
@@ -56,11 +53,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
-    """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
-    pod has, and return it as a process that is not started yet. It finds only the packages of its image (`make_site`),
-    and its waits are divided by `factor`. `settings` are added as variables GPUSHARING_<NAME>. Raises FileExistsError
-    if this was done before in `directory`, PackageNotFoundError if a locked distribution is not installed, and ApiError
-    if the chart is not installed."""
+    """Return the shipped operator, not started, with only the packages of its image (`make_site`)."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

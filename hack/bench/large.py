@@ -28,9 +28,7 @@ IMAGES = 50
 
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency of the
-    rollout, the CPU time per node and the writes per node. Policy and nodes are removed at the end, unless
-    something failed. Raises TimeoutError if a step takes too long."""
+    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -48,10 +46,8 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
-    """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
-    the rollout in `span` took, from its first write to a Node to its last. Each round takes at least the waits to
-    settle and to be idle, plus the median of `actuation_seconds`. `name` is the metric's name. Raises ValueError if no
-    node was changed, or the node software wrote nothing to one of the changed nodes."""
+    """Return the shortest time in which `count` nodes could be changed, divided by the time that the rollout took. Each
+    round takes at least the waits to settle and to be idle, plus the median of `actuation_seconds`."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
@@ -73,9 +69,7 @@ Times = tuple[list[datetime], list[datetime]]
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
-    """Return the times of the writes to each Node and its subresources since `span` began, by node and in order: those
-    by the operator's user, and those by the user agent of the node software. Writes of others are ignored. A node to
-    which the operator wrote fewer than three times was not changed and is left out."""
+    """Return the times of the writes to each Node that the operator has changed (three writes or more)."""
     times: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
@@ -89,17 +83,14 @@ def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
 
 
 def actuation_seconds(times: Times) -> float:
-    """Return the seconds of a node's actuation: from the point of no return, which is the operator's second write, to
-    the node software's last write before the release, which is the operator's last write. Raises ValueError if the
-    node software wrote nothing before the release."""
+    """Return the seconds from the point of no return, the operator's second write, to the node software's last write
+    before the release."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 
 
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Let the operator adopt `count` nodes, for which it only writes its own labels. Yield the time of the adoption
-    divided by the time of a loop of equal writes, the CPU time of one write of the loop, and the memory of the
-    operator before and after a restart. Policy and nodes stay. Raises TimeoutError if a step takes too long."""
+    """Let the operator adopt `count` nodes, and compare that with a loop of equal writes."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
@@ -146,12 +137,10 @@ def as_kubelets_report(node: JSON) -> JSON:
 
 
 def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
-    """Return those of the requests that write a Node itself, not one of its subresources."""
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 
 def _seconds(requests: Sequence[AuditedRequest]) -> float:
-    """Return the seconds from the first to the last of these requests. There must be at least one."""
     moments = [request.at for request in requests]
     return (max(moments) - min(moments)).total_seconds()
 
@@ -170,14 +159,12 @@ node, but two annotations: admission lets the operator's user write only labels 
 
 
 async def relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
-    """Send RAW_PATCH to each node, as the operator's user and to PARALLEL nodes at a time. Writes a kubeconfig of that
-    user into the testbed's folder. Raises KubeError if a PATCH fails."""
+    """Send RAW_PATCH to each node, as the operator's user and to PARALLEL nodes at a time."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     async with HttpClient(OfficialLogin(path)) as client:
 
         async def patch(name: str) -> None:
-            """Send RAW_PATCH to one node."""
             async with slots:
                 await client.patch(NODES, name, RAW_PATCH)
 

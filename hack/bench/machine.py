@@ -14,8 +14,7 @@ CPUCLOCK_SCHED = 2
 
 
 def facts() -> dict[str, str | int | float]:
-    """Return the facts that a reader needs to compare the results with those of another machine, by name: the CPU
-    model, the number of cores, the versions of Python and of the kernel, and the load average of the last minute."""
+    """Return what a reader needs to compare results with those of another machine."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "cpu": model[1] if model else platform.machine(),
@@ -43,8 +42,7 @@ def pace_ms() -> float:
 
 
 def read_metrics(port: int, token: str = "") -> str:
-    """Return the metrics page that one of our processes serves on this port. With a token, the page is read with TLS,
-    without verifying the certificate. Raises OSError while nothing listens on the port, and if the page is refused."""
+    """Return the metrics page of one of our processes; with a token by TLS, without verifying the certificate."""
     request = urllib.request.Request(f"http{'s' if token else ''}://127.0.0.1:{port}/metrics")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
@@ -55,9 +53,7 @@ def read_metrics(port: int, token: str = "") -> str:
 
 
 def read_metric(port: int, sample: str, token: str = "") -> float:
-    """Return the value of one sample on the metrics page at this port, or 0 if the page does not have the sample.
-    `sample` is the name with its labels. With a token, the page is read with TLS. Raises OSError while nothing listens
-    on the port, and if the page is refused."""
+    """Return the value of one sample, given as its name with its labels, or 0 if the page does not have it."""
     match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port, token), re.MULTILINE)
     return float(match[1]) if match else 0.0
 
@@ -70,26 +66,21 @@ def stolen_s() -> float:
 
 
 def rss_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB. Raises ProcessLookupError if the process is a zombie or a kernel
-    thread, and FileNotFoundError if it does not exist."""
+    """Return the resident memory of a process in MiB."""
     return _status_mib(pid, "VmRSS")
 
 
 def peak_mib(pid: int) -> float:
-    """Return the largest resident memory of a process in MiB, since it started or since `reset_peak`. Raises the same
-    errors as `rss_mib`."""
+    """Return the largest resident memory of a process in MiB, since it started or since `reset_peak`."""
     return _status_mib(pid, "VmHWM")
 
 
 def reset_peak(pid: int) -> None:
-    """Make the present resident memory of a process the largest one from now on (proc_pid_clear_refs(5)). Raises
-    OSError if there is no such process, or if it belongs to another user."""
+    """Make the present resident memory of a process the largest one from now on (proc_pid_clear_refs(5))."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _status_mib(pid: int, field: str) -> float:
-    """Return a field of /proc/PID/status that is in kB, in MiB. Raises ProcessLookupError if the process does not have
-    the field, and FileNotFoundError if there is no such process."""
     match = re.search(rf"^{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if match is None:
         raise ProcessLookupError(pid)
@@ -97,10 +88,6 @@ def _status_mib(pid: int, field: str) -> float:
 
 
 def cpu_ms(pid: int) -> float:
-    """Return the CPU milliseconds that a process has used since it started, including the time of threads that have
-    ended; the agent reads in such threads. Raises OSError if there is no such process.
-
-    The value comes from the process's CPU clock, which is exact and which every process may read
-    (clock_getcpuclockid(3) of glibc; Python has no function for it).
-    """
+    """Return a process's CPU milliseconds since it started, with those of threads that have ended, from its CPU clock
+    (clock_getcpuclockid(3) of glibc; Python has no function for it)."""
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1000

@@ -21,10 +21,7 @@ MIG_OFF = "all-disabled"
 
 
 def compared(testbed: Testbed) -> Iterator[Measured]:
-    """Change empty nodes from MIG to whole GPUs, AT_ONCE at a time: first with a loop while no operator runs, then with
-    the operator. Yield the efficiency of the operator's rollout, and its time divided by the loop's. Policy and nodes
-    are removed at the end, unless something failed. Raises TimeoutError if a step takes too long, and
-    CalledProcessError if kubectl fails in the loop."""
+    """Change empty nodes from MIG to whole GPUs, first with a loop without an operator, then with the operator."""
     added = testbed.add_nodes(POOL, NODES, gpus=GPUS)
     testbed.apply_policy(POOL, POOL, {**SMALL_SLICES, **_at_once(NODES)})
     testbed.wait_ready([POOL], 300)
@@ -52,13 +49,10 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _at_once(count: int) -> Object:
-    """Return the part of a policy's spec that sets maxUnavailable to this number."""
     return {"rollout": {"maxUnavailable": count}}
 
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
-    """Change all nodes, AT_ONCE in parallel, as a script that knows NVIDIA's labels would, without any proof. Returns
-    how many seconds that took. Raises CalledProcessError if kubectl fails."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))
@@ -66,9 +60,6 @@ def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
 
 
 def _change(testbed: Testbed, name: str) -> None:
-    """Drain one node, set NVIDIA's labels for whole GPUs, wait until mig-manager reports success and the GPUs are
-    allocatable, and uncordon the node, all with kubectl. Raises CalledProcessError if one of the calls fails or a
-    wait takes longer than 300 s."""
     kubectl, node = testbed.plane.kubectl, f"node/{name}"
     kubectl("drain", name, "--ignore-daemonsets")
     labels = (

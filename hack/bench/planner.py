@@ -46,8 +46,7 @@ SETTINGS = PlanSettings()
 
 
 def fleet(count: int, **spec: object) -> ClusterSnapshot:
-    """Return a snapshot of `count` nodes that were adopted under POLICIES policies of mode Full. The policies have
-    since been changed to have the fields `spec`."""
+    """Return a snapshot of `count` nodes that were adopted under POLICIES policies of mode Full."""
     policies = [_policy(index, **spec) for index in range(POLICIES)]
     before = [_policy(index, mode="Full") for index in range(POLICIES)]
     nodes = [_node(index, before[index % POLICIES]) for index in range(count)]
@@ -78,7 +77,6 @@ def card() -> Card:
 
 
 def _policy(index: int, **spec: object) -> PolicyView:
-    """Return the policy number `index`, which selects a pool of its own. `spec` has the other fields of its spec."""
     name = f"pool-{index:02}"
     wire = {"nodeSelector": {"matchLabels": {LABEL_POOL: name}}, **spec}
     parsed = GPUSharingPolicySpec.model_validate(wire)
@@ -96,8 +94,7 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """Return a node that the policy `owner` has adopted: it is in the policy's pool, has our labels, advertises all its
-    whole GPUs, and the policy's configuration is proven on it. The policy must be of mode Full, with a valid spec."""
+    """Return a node that a policy of mode Full has adopted, with its configuration proven."""
     assert owner.spec is not None, "valid"
     request = find_request(owner.name, owner.spec)
     (plugin_key,) = request.plugins
@@ -127,7 +124,6 @@ def _node(index: int, owner: PolicyView) -> NodeView:
 
 
 def _gpu(index: int) -> GpuView:
-    """Return one healthy GPU of the fleet's card, with MIG off, as its agent reports it."""
     row = card()
     return GpuView(
         index=index,
@@ -143,7 +139,6 @@ def _gpu(index: int) -> GpuView:
 
 
 def _gpunode(name: str) -> GPUNodeView:
-    """Return the GPUNode of a node, in which the agent reports healthy whole GPUs."""
     report = ObservedView(
         request_id="",
         quiet=False,
@@ -156,9 +151,7 @@ def _gpunode(name: str) -> GPUNodeView:
 
 
 def _stack(policies: list[PolicyView]) -> StackView:
-    """Return NVIDIA's stack as it serves all `policies`: a ClusterPolicy that names our ConfigMaps, and in these the
-    configurations that the planner itself would write for the policies on the fleet's card, written a day before
-    NOW."""
+    """Return NVIDIA's stack with the configurations that the planner would write for `policies`."""
     cluster_policy = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
     empty = StackView(
         cluster_policy=cluster_policy,
@@ -205,9 +198,7 @@ RULED: Mapping[str, object] = {
 
 
 def planning(count: int) -> Iterator[Measured]:
-    """Yield the CPU time of a pass with an empty memo in a fleet in which every node has to change, and of passes after
-    one node changed, in a settled fleet and in the one that is to be changed. All are measured again with windows and
-    drain rules. The last result is the time to fit a layout."""
+    """Measure passes with and without a memo, settled and rolling, with and without windows and rules."""
     shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
     settled_ruled, rolling_ruled = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)
@@ -231,8 +222,7 @@ def planning(count: int) -> Iterator[Measured]:
 
 
 def fits() -> Measured:
-    """Measure how much CPU time it takes, on average, to decide whether a GPU can hold a layout. Every combination of
-    an H100's profiles is tried, each profile with any count from 0 to its maximum."""
+    """Measure how much CPU time it takes, on average, to decide whether a GPU can hold a layout."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [
@@ -241,7 +231,6 @@ def fits() -> Measured:
     ]
 
     def fit_all() -> None:
-        """Look for a fit of every layout."""
         for layout in layouts:
             find_misfit(layout, profiles)
 
@@ -250,9 +239,7 @@ def fits() -> Measured:
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
-    """Return the median CPU milliseconds of CHANGES passes. Before each pass one more node has changed. A full pass
-    fills the memo first and is not counted. Raises AssertionError if that pass finds a node in another phase than
-    Synced, Pending or Preflight."""
+    """Return the median CPU milliseconds of CHANGES passes, before each of which one more node has changed."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
     assert {verdict.phase for verdict in plan.verdicts.values()} <= {
@@ -269,14 +256,12 @@ def _incremental(snapshot: ClusterSnapshot) -> float:
 
 
 def _changed(snapshot: ClusterSnapshot, name: str) -> ClusterSnapshot:
-    """Return a copy of the snapshot in which one node has a further label."""
     before = snapshot.nodes[name]
     after = replace(before, labels={**before.labels, "team": "other"})
     return replace(snapshot, nodes={**snapshot.nodes, name: after})
 
 
 def _cpu_ms(work: Callable[[], object]) -> float:
-    """Run `work` once and return the CPU milliseconds that it took."""
     begin = time.process_time()
     work()
     return (time.process_time() - begin) * 1000

@@ -26,7 +26,6 @@ class Aim:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
-        """Return the limit as the table shows it, such as `<= 75` or `>= 0.8`."""
         return f"{'>=' if self.at_least else '<='} {self.limit:g}"
 
 
@@ -76,8 +75,7 @@ class Measured:
 
     @property
     def compared(self) -> float:
-        """The value to compare with the aim. CPU time is converted to what it would have been at REFERENCE_PACE_MS.
-        Any other value, or CPU time without a measured pace, is returned unchanged."""
+        """The value to compare with the aim: CPU time as it would have been at REFERENCE_PACE_MS."""
         aim = AIMS.get(self.name)
         if aim is None or not aim.cpu or self.pace_ms is None:
             return self.value
@@ -94,8 +92,7 @@ class Lost:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of the values such that at least `percent` percent of all values are not larger. Raises
-    ValueError if there are no values."""
+    """Return the smallest of the values such that at least `percent` percent of all values are not larger."""
     if not values:
         raise ValueError("no values")
     rank = math.ceil(len(values) * percent / 100)
@@ -103,16 +100,13 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str]:
-    """Return why each metric of a failed part has no result, by metric. A metric that was measured before its part
-    failed is left out. If several parts have lost the same metric, the last one gives the reason."""
+    """Return why each metric of a failed part has no result, by metric."""
     there = {result.name for result in results}
     return {name: part.why for part in lost for name in part.metrics if name not in there}
 
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
-    """Return the results as a plain-text table: metric, value, value at the reference pace (CPU time only), aim, `ok`
-    or `MISSED`, and how the value was measured. Results stay in the given order; one without an aim has neither aim nor
-    verdict. Metrics that failed come last, as `FAILED` with the reason; each of them must have an aim."""
+    """Return the results as a plain-text table; failed metrics come last, and each of them must have an aim."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:
         aim = AIMS.get(result.name)
@@ -135,9 +129,7 @@ def write(
     machine: Mapping[str, str | int | float],
     lost: Sequence[Lost] = (),
 ) -> None:
-    """Write the results to `path` as one flat JSON object: each metric, rounded to five decimals, the pace while it was
-    measured (METRIC.pace_ms) unless that is None, the reason if it failed (METRIC.failed, as `failures` says), and the
-    machine's facts (machine.NAME). Missing folders are created."""
+    """Write the results to `path` as one flat JSON object."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None}
     flat |= {f"{name}.failed": why for name, why in failures(results, lost).items()}

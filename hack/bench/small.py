@@ -17,9 +17,7 @@ CONDITIONS = f"{NODES} H100 nodes, maxUnavailable {AT_ONCE}, hardware and waits 
 
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
-    """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
-    Yield the writes of each transition per node, and for the second one also reads, drain polls and CPU time.
-    Policy, nodes and pods stay for `idle`. Raises TimeoutError if a step takes too long."""
+    """Change empty nodes from Full to MIG and between MIG layouts, then once more with four GPU pods on each."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -48,9 +46,6 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
-    """Merge `spec` into the policy's spec, where None removes a field. Wait until the pool is Ready and the operator is
-    idle, and return (the operator's requests, its CPU milliseconds) since the edit. Raises ApiError if the edit is
-    refused, TimeoutError if a wait takes too long, and OSError if the operator does not serve its metrics."""
     span, used = testbed.span(), cpu_ms(testbed.operator.pid)
     testbed.edit(POOL, spec)
     testbed.wait_ready([POOL], WAIT)
@@ -59,8 +54,6 @@ def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
 
 
 def _add_pod(testbed: Testbed, node: str, index: int) -> None:
-    """Create the pod `node`-`index` in the namespace default, bound to `node`, that requests one GPU and has no owner.
-    Raises ApiError if it exists."""
     gpu = {"nvidia.com/gpu": "1"}
     container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
     pod = {
@@ -73,9 +66,7 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Wait until the operator is silent and then for `seconds` in which nothing changes. Yield the number of the
-    operator's writes in these seconds, its CPU time per second, and its memory at their end. Raises TimeoutError if
-    the operator does not fall silent."""
+    """Measure `seconds` in which nothing changes, once the operator is silent."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

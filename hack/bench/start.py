@@ -23,9 +23,7 @@ WAIT_PER_NODE = 0.2
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Create `count` nodes, write their agents' reports, apply a policy that adopts them, and restart the operator.
-    Yield the time until its first plan has been carried out, and its memory once it is idle. The policy and the nodes
-    stay. Raises TimeoutError if a step takes longer than a minute plus WAIT_PER_NODE for each node."""
+    """Create and adopt `count` nodes, restart the operator, and measure its start."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)]
     nodes.create_nodes(testbed.api, map(as_kubelets_report, made))
@@ -50,12 +48,10 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 def report(testbed: Testbed, count: int, seconds: float) -> None:
     """Write the report of each node's agent to its GPUNode, unless it has one, as soon as the operator has created the
-    GPUNode, until there are `count` GPUNodes. Raises TimeoutError after `seconds`."""
+    GPUNode, until there are `count` GPUNodes."""
     reported: set[str] = set()
 
     def all_reported() -> bool:
-        """Write the reports of the GPUNodes that are new since the last call and have none, and return whether there
-        have been at least `count` GPUNodes."""
         missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
         in_parallel(
             lambda raw: _observe(testbed, raw),
@@ -68,8 +64,6 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
 
 
 def _observe(testbed: Testbed, raw: Object) -> None:
-    """Write the report of an agent that has read healthy whole GPUs, on a node without pods, to the status of a
-    GPUNode. The report answers the request in `raw`, the GPUNode as it was read."""
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
@@ -77,12 +71,11 @@ def _observe(testbed: Testbed, raw: Object) -> None:
 
 
 def wait_planned(testbed: Testbed, seconds: float) -> None:
-    """Wait until the operator, which was just started, has planned once. Raises TimeoutError after `seconds`."""
+    """Wait until the operator, which was just started, has planned once."""
     wait_until(lambda: _planned(testbed.metrics_port), seconds, "the first plan")
 
 
 def _planned(metrics_port: int) -> bool:
-    """Whether the operator has planned at least once. False as long as it does not serve its metrics."""
     try:
         return read_metric(metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
     except OSError:

@@ -29,8 +29,7 @@ SECONDS = 60.0
 
 
 def terminal(count: int) -> Iterator[Measured]:
-    """Yield the CPU time of `--help`, of `status` for a fleet in which every tenth node is changing, and of `free`.
-    Raises CalledProcessError if the plugin fails, and TimeoutExpired if one run takes longer than SECONDS."""
+    """Yield the CPU time of `--help`, of `status` for a fleet in which every tenth node is changing, and of `free`."""
     with tempfile.TemporaryDirectory() as folder, _served(_fleet(count)) as url:
         kubeconfig = _kubeconfig(Path(folder), url)
         how = f"process, median of {REPEATS}, CPU time"
@@ -42,8 +41,6 @@ def terminal(count: int) -> Iterator[Measured]:
 
 
 def _free(count: int) -> Measured:
-    """Return the CPU time of `kubectl gpusharing free`, the median of REPEATS, for `count` nodes with PODS_EACH pods
-    each. Every pod holds a GPU."""
     lists = {
         NODES.path(): [_node(number) for number in range(count)],
         PODS.path(): [_pod(number) for number in range(count * PODS_EACH)],
@@ -58,8 +55,6 @@ def _free(count: int) -> Measured:
 
 
 def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
-    """Run the plugin REPEATS times with these arguments, and return the median of its CPU milliseconds. Raises
-    CalledProcessError if it fails, and TimeoutExpired if it takes longer than SECONDS."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     program = [sys.executable, "-m", "kubectl_gpusharing", *arguments]
     taken = []
@@ -72,8 +67,6 @@ def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
 
 
 def _kubeconfig(folder: Path, url: str) -> Path:
-    """Write a kubeconfig for the server at `url`, with a token that means nothing, into `folder` and return its
-    path."""
     path = folder / "kubeconfig"
     sections = {
         "current-context": "bench",
@@ -87,8 +80,6 @@ def _kubeconfig(folder: Path, url: str) -> Path:
 
 @contextmanager
 def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
-    """Serve each list at its path, always in full even if a request has a limit, and yield the server's URL. The
-    server ends with the context."""
     bodies = {
         path: json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}).encode()
         for path, items in lists.items()
@@ -100,8 +91,6 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            """Answer with the list of this path. Raises KeyError for any other path, so that the client gets no
-            answer."""
             body = bodies[urlsplit(self.path).path]
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -110,7 +99,7 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Log nothing; the default would write each request to stderr."""
+            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
@@ -124,7 +113,6 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
 
 
 def _fleet(count: int) -> dict[str, list[JSON]]:
-    """Return the policies and GPUNodes that the operator publishes for `count` nodes, by URL path."""
     return {
         POLICIES.path(): [_policy(f"pool-{number}", count // POOLS) for number in range(POOLS)],
         GPUNODES.path(): [_gpunode(number) for number in range(count)],
@@ -132,7 +120,6 @@ def _fleet(count: int) -> dict[str, list[JSON]]:
 
 
 def _policy(name: str, nodes: int) -> JSON:
-    """Return a policy whose status is that of a pool of `nodes` nodes in which one node drains."""
     summary = {"mode": "MIG", "layout": "7x1g.10gb", "nodes": f"{nodes - 1}/{nodes}", "gpus": nodes * GPUS}
     return {
         "metadata": {"name": name, "generation": 1},
@@ -145,8 +132,6 @@ def _policy(name: str, nodes: int) -> JSON:
 
 
 def _gpunode(number: int) -> JSON:
-    """Return the GPUNode number `number`, with a history of STEPS entries, 16 profiles and GPUS GPUs. Every tenth one,
-    beginning with 0, is draining, and the others are Synced. Its policy is one of POOLS in turn."""
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
     history = [f"{at.format(step)} {'Synced' if step % 2 else 'Draining'} PDB" for step in range(STEPS)]
@@ -174,8 +159,6 @@ def _gpunode(number: int) -> JSON:
 
 
 def _node(number: int) -> JSON:
-    """Return a Node with GPUS GPUs and about as many labels, conditions and images as a kubelet reports. Its names and
-    addresses follow from `number`. Every 50th is cordoned, and its label names one of POOLS policies in turn."""
     labels = {f"nvidia.com/gpu.deploy.operand-{index}": "true" for index in range(30)}
     conditions = [
         {"type": kind, "status": "True", "reason": "KubeletReports", "message": "a sentence " * 4}
@@ -194,7 +177,6 @@ def _node(number: int) -> JSON:
 
 
 def _pod(number: int) -> JSON:
-    """Return a running pod that holds a GPU, with about as many fields as the API server stores."""
     mount = {"name": "token", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
     amounts = {"cpu": "4", "memory": "64Gi", "nvidia.com/gpu": "1"}
     container = {
@@ -240,7 +222,6 @@ _PROFILE = "1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1"
 
 
 def _gpu(index: int) -> JSON:
-    """Return one GPU with seven MIG instances, in the form in which an agent reports it."""
     return {
         "index": index,
         "uuid": "GPU-00000000-0000-0000-0000-000000000000",

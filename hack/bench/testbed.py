@@ -44,9 +44,8 @@ class Counts:
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count the requests of one user, as the fields of `Counts` say. Requests with the verb get or list count as reads
-    unless they are about the Lease; a watch counts as nothing. `claim_writes` is the number of writes to the Lease that
-    carried claims, and replaces the number of all writes to it, because the others are renewals."""
+    """Count the requests of one user; `claim_writes` replaces the writes to the Lease, because the others are
+    renewals."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
@@ -63,7 +62,7 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 def is_poll(request: AuditedRequest) -> bool:
     """Whether a request lists PodDisruptionBudgets, or lists the pods of a single node without a selector for
-    `status.phase`. Only a drain does either."""
+    `status.phase`."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
@@ -71,8 +70,7 @@ def is_poll(request: AuditedRequest) -> bool:
 
 
 def claim_writes(metrics_port: int) -> int:
-    """Return how many writes of claims the operator has made since it started, according to its metrics. Raises
-    OSError while it does not serve them."""
+    """Return how many writes of claims the operator has made since it started, according to its metrics."""
     return int(read_metric(metrics_port, 'gpusharing_actions_total{action="SetClaims",result="done"}'))
 
 
@@ -122,12 +120,12 @@ class Testbed:
         return self.plane.api
 
     def wait_started(self) -> None:
-        """Wait until the operator serves its metrics. Raises TimeoutError after 30 s."""
+        """Wait until the operator serves its metrics."""
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
         """Replace the operator with a new process, whose caches are empty, and wait until the new one serves its
-        metrics. Raises TimeoutError after 30 s, and TimeoutExpired if the old process does not end."""
+        metrics."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -135,22 +133,16 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create `count` nodes of a pool, called POOL-0000 and so on, wait until each node's agent has reported, and
-        return the names of the nodes. `fields` are passed to `nodes.node_manifest`. Raises TimeoutError if some agents
-        have not reported after 60 s plus 0.6 s for each node."""
+        """Create `count` nodes of a pool, called POOL-0000 and so on, and wait until their agents have reported."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
-        """Create nodes, wait until each node's agent has reported, and return the names of the nodes. Nodes that exist
-        already are left as they are. Raises TimeoutError if some agents have not reported after 60 s plus 0.6 s for
-        each node."""
+        """Create nodes, wait until each node's agent has reported, and return their names."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 
         def all_observed() -> bool:
-            """Wait for LOOK seconds, take the nodes whose GPUNode has a report out of `waiting`, and return whether
-            none is left there."""
             time.sleep(LOOK)
             for raw in self.api.list(GPUNODES):
                 if raw.get("status", {}).get("observed"):
@@ -161,8 +153,7 @@ class Testbed:
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
-        """Create a policy that selects the nodes with the pool's label, without waiting until it is Ready. Fields of
-        `spec` that are None are left out. Raises ApiError if the policy exists or is refused."""
+        """Create a policy that selects the nodes with the pool's label; fields of `spec` that are None are left out."""
         selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
         body = {
             "apiVersion": names.API_VERSION,
@@ -176,30 +167,25 @@ class Testbed:
         self.api.create(POLICIES, body)
 
     def label_node(self, name: str, pool: str) -> None:
-        """Move a node to a pool by changing its label. Raises ApiError if there is no such node."""
+        """Move a node to a pool by changing its label."""
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
-        """Merge fields into the spec of a policy, without waiting until it is Ready; a value of None removes a field.
-        Raises ApiError if the policy does not exist or the change is refused."""
+        """Merge fields into the spec of a policy; None removes a field."""
         self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
-        """Wait until the present generation of each policy is Ready, one policy after another. Raises TimeoutError if
-        one of them takes longer than `seconds`, counted from the end of the wait for the one before it, and ApiError if
-        one does not exist."""
+        """Wait until the present generation of each policy is Ready, at most `seconds` for each."""
         for policy in policies:
             launch.wait_ready(self.api, policy, seconds)
 
     def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
-        """Delete policies and nodes, and wait until the GPUNodes of these nodes have been garbage-collected. Raises
-        ApiError if a policy or node does not exist, and TimeoutError after 60 s."""
+        """Delete policies and nodes, and wait until the GPUNodes of these nodes have been garbage-collected."""
         in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
         in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
         gone = set(node_names)
 
         def collected() -> bool:
-            """Wait for LOOK seconds, and return whether none of the GPUNodes is left."""
             time.sleep(LOOK)
             return not any(raw["metadata"]["name"] in gone for raw in self.api.list(GPUNODES))
 
@@ -208,9 +194,7 @@ class Testbed:
     # --- traffic -------------------------------------------------------------------------------------------
 
     def span(self, *, stopped: bool = False) -> Spent:
-        """Begin a span of time: return the size of the audit log, the number of claims so far and the time, for
-        `requests` and `counts`. With `stopped` the operator does not run, so that the number of claims is that of its
-        next process, 0. Otherwise OSError is raised if the operator does not serve its metrics."""
+        """Begin a span of time, for `requests` and `counts`. With `stopped` the operator does not run."""
         size, claims = self.plane.audit_log.stat().st_size, 0 if stopped else claim_writes(self.metrics_port)
         return Spent(size, claims, time.monotonic())
 
@@ -220,20 +204,15 @@ class Testbed:
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
-        """Count the operator's requests since the span began. Writes to the Lease count only if they carry claims.
-        Raises OSError if the operator does not serve its metrics."""
+        """Count the operator's requests since the span began."""
         claims = claim_writes(self.metrics_port) - span.start_claims
         return count(self.requests(span), claims)
 
     def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
-        """Wait for a span of `seconds` in which the operator writes nothing. The first span begins with this call, and
-        another one begins whenever a span has ended with writes in it. Renewals of the operator's Lease do not
-        count. Raises TimeoutError if there was no such span within `at_most` seconds, and OSError if the operator
-        does not serve its metrics."""
+        """Wait for `seconds` in which the operator writes nothing but renewals of its Lease."""
         span = self.span()
 
         def silent() -> bool:
-            """Whether the time has passed without a write. A write restarts the time."""
             nonlocal span
             if time.monotonic() - span.begun < seconds:
                 return False
@@ -254,17 +233,8 @@ def open_testbed(
     directory: Path | None = None,
     **settings: str,
 ) -> Iterator[Testbed]:
-    """Start a control plane, install the stand-ins of the GPU Operator and our chart, start the node software and the
-    operator, yield the testbed once the operator serves its metrics, and stop them all at the end.
-
-    Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
-    `node_software` nothing reads or changes GPUs. The control plane's files are in `directory`, which may be that of an
-    earlier one, whose objects are then there, or by default in a temporary folder. `settings` are added to the
-    operator's environment as GPUSHARING_<NAME>.
-
-    Raises UnavailableError, ComponentError, LaunchError or TimeoutError if something cannot be built, installed or
-    started.
-    """
+    """Yield a control plane with our chart, SIMULATED node software and the operator. `directory` may be that of an
+    earlier control plane; `settings` become GPUSHARING_<NAME>."""
     with ControlPlane(directory, Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
         install.install_gpu_operator(plane.api)
@@ -283,9 +253,9 @@ def open_testbed(
 
 
 def _changes_crd(api: Api) -> bool:
-    """Whether the API server would accept a change of the policies' CRD, or has no such CRD. Within half a minute after
-    it has started it refuses every change, as long as it does not know the kind of the parameters of
-    rollback-check.yaml, which the CRD defines; helm would fail. Raises ApiError if it refuses for another reason."""
+    """Whether the API server accepts a change of the policies' CRD, or has no such CRD. Within half a minute after its
+    start it refuses each one, as long as it does not know the kind of the parameters of rollback-check.yaml; helm would
+    fail."""
     try:
         api.request("PATCH", CRD, {}, MERGE_PATCH, dryRun="All")
     except ApiError as error:
@@ -297,7 +267,6 @@ def _changes_crd(api: Api) -> bool:
 
 
 def _answers(port: int) -> bool:
-    """Whether the operator serves its metrics on this port. False only after an OSError."""
     try:
         claim_writes(port)
     except OSError:

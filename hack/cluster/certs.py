@@ -31,7 +31,7 @@ CLIENTS = {
 }
 KUBELET_CLIENT = "kubelet-client"
 SERVICE_ADDRESS = "10.96.0.1"
-"""The address of the Service `kubernetes`, at which pods call the API server. It is the first Service address."""
+"""The address of the Service `kubernetes`, at which pods call the API server."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,15 @@ class Pki:
         return self.directory / "service-account.pub"
 
     def cert(self, name: str) -> Path:
-        """Return the path of the certificate of `serving` or of a client: one in CLIENTS, or a kubelet. The file need
-        not exist."""
+        """Return the path of the certificate of `serving` or of a client: one in CLIENTS, or a kubelet."""
         return self.directory / f"{name}.crt"
 
     def key(self, name: str) -> Path:
-        """Return the path of the private key of `serving` or of a client: one in CLIENTS, or a kubelet. The file need
-        not exist."""
+        """Return the path of the private key of `serving` or of a client: one in CLIENTS, or a kubelet."""
         return self.directory / f"{name}.key"
 
     def server_context(self) -> ssl.SSLContext:
-        """Return a TLS context for a server that shows the certificate `serving` and asks clients for none. Raises
-        OSError if the certificate or its key cannot be read."""
+        """Return a TLS context for a server that shows the certificate `serving` and asks clients for none."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.cert("serving"), self.key("serving"))
         return context
@@ -83,9 +80,7 @@ class _Authority:
     now: dt.datetime
 
     def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        """Return the builder of a certificate for `subject`, which `sign` turns into the certificate. It is valid from
-        BACKDATED before `now` until LIFETIME after it. Its only extension is the AuthorityKeyIdentifier; callers add
-        the others."""
+        """Return the builder of a certificate for `subject`, which `sign` turns into the certificate."""
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -103,8 +98,7 @@ class _Authority:
 
 
 def kubelet_user(node: str) -> str:
-    """Return the client name of the real kubelet of `node`. Its certificate, key and kubeconfig files have this
-    name."""
+    """Return the client name of the real kubelet of `node`."""
     return f"kubelet-{node}"
 
 
@@ -115,13 +109,7 @@ def create_pki(
     addresses: Sequence[str] = (LOOPBACK,),
     kubelets: Sequence[str] = (),
 ) -> Pki:
-    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, which is
-    created if it is missing, and return their paths. Existing files are replaced.
-
-    `addresses` are the IP addresses at which clients call the API server. `kubelets` are the names of nodes with a
-    real kubelet; each gets a client certificate, and so does the API server for its calls to them. `now` is the moment
-    at which the certificates count as issued; the present time by default.
-    """
+    """Write new certificates and keys for the API server, the admin and these kubelets."""
     pki = Pki(private_directory(directory))
     key = _new_key()
     authority = _Authority(key, _name("gpusharing-dev-ca"), now or dt.datetime.now(dt.UTC))
@@ -143,8 +131,6 @@ def create_pki(
 
 
 def _self_signed(authority: _Authority) -> x509.Certificate:
-    """Return the authority's own certificate, signed by the authority itself. It may sign certificates and revocation
-    lists, but no further authority."""
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
@@ -157,9 +143,6 @@ def _self_signed(authority: _Authority) -> x509.Certificate:
 
 
 def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()) -> None:
-    """Write a new private key and its certificate as `file`.key and `file`.crt. `addresses` are the IP addresses of a
-    server; empty for a client. A server's certificate is also valid for LOOPBACK and SERVING_NAMES, and can be used
-    as a client's."""
     key = _new_key()
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())
@@ -176,23 +159,19 @@ def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, 
 
 
 def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
-    """Return a certificate's subject. Kubernetes reads the user from CN and the groups from O."""
     organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
     return x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
-    """Return a new private key on the curve P-256."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
-    """Return a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a private key as unencrypted PEM in the traditional form `EC PRIVATE KEY`."""
     encryption = serialization.NoEncryption()
     # kube-apiserver reads the traditional form "EC PRIVATE KEY" for service-account keys.
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption)

@@ -27,10 +27,7 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb `up`, `down` or `kubeconfig`; the last one prints the path of the kubeconfig. Return the exit
-    status: 0, or 1 after one of the EXPECTED errors (KindError, ComponentError, KubeconfigError, UnavailableError,
-    TimeoutError), whose message is printed to stderr. Other errors, such as an ApiError, are raised. Exits with status
-    2 if the arguments cannot be parsed."""
+    """Run the verb `up`, `down` or `kubeconfig`; the last one prints the path of the kubeconfig."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -46,11 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG.
-    Progress is printed to stderr, and also how to use our kubectl if PATH has none (`_say_kubectl`). If a cluster is
-    running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises the EXPECTED errors,
-    ApiError, and ValueError or TypeError if the record of a cluster is damaged. A cluster that could not be populated
-    keeps running."""
+    """Start a cluster with `count` nodes, and print its kubeconfig as a shell command. One that runs is kept."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)
@@ -69,8 +62,7 @@ def up(count: int, driver: str) -> None:
 
 def down() -> None:
     """Stop the programs of the recorded cluster that still run, delete its kind cluster if it has one, and remove its
-    files. Prints what was stopped, or that no cluster is running. Raises KindError or UnavailableError if a kind
-    cluster cannot be deleted, and ValueError or TypeError if the record is damaged."""
+    files."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -83,13 +75,7 @@ def down() -> None:
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path: next to
-    that kubeconfig if it is in our state folder, otherwise in the state folder itself. The token in it is bound to
-    `node` unless that is None.
-
-    Raises KubeconfigError, whose message says what to do, if $KUBECONFIG is not set or names no file, no such cluster
-    answers, or the API server refuses the token, usually because there is no such account.
-    """
+    """Print the path of a kubeconfig that acts as a service account; with `node` its token is bound to that node."""
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
     # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.
     folder = current.parent if current.is_relative_to(root) else root
@@ -108,16 +94,12 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """Return the folder of the one cluster that `up` creates. The folder need not exist; our state folder above it
-    (`state_root`) is created if it is missing, and only its owner may read it."""
+    """Return the folder of the one cluster that `up` creates."""
     return private_directory(state_root()).resolve() / "cluster"
 
 
 def find_running(directory: Path) -> Api | None:
-    """Return a client for the cluster in `directory` if all its programs run and the API server answers, or None if no
-    cluster is recorded there. Otherwise say why it is unusable, stop what is left of it, remove its files, and return
-    None. Raises ValueError or TypeError if the record is damaged, and KubeconfigError if all programs run but the
-    kubeconfig is missing."""
+    """Return a client for the running cluster, or stop what is left of it and return None."""
     record = state.read(directory)
     if record is None:
         return None
@@ -138,9 +120,6 @@ def find_running(directory: Path) -> Api | None:
 
 
 def _create(directory: Path, driver: str) -> Api:
-    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it. For `cluster`, the files of
-    an interrupted start are removed first. Raises KindError, UnavailableError or ComponentError if the cluster
-    cannot be started."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")
@@ -152,9 +131,6 @@ def _create(directory: Path, driver: str) -> Api:
 
 
 def _populate(api: Api, count: int) -> None:
-    """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
-    Ready. Raises TimeoutError if a CRD is not served in time, or if some nodes are not Ready after 30 s plus 1 s for
-    every 20 nodes. Raises ApiError if the API server refuses an object."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -164,37 +140,29 @@ def _populate(api: Api, count: int) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
-    """Call `work`, and then print to stderr `what` with the seconds that it took. Errors of `work` are raised, and
-    nothing is printed."""
     begin = time.monotonic()
     work()
     _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
 def _say_kubectl() -> None:
-    """If PATH has no kubectl, print to stderr how to put ours there. Ours is built first if it is not cached; raises
-    UnavailableError if that fails. Does nothing if PATH has a kubectl."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(f"there is no kubectl on PATH; to use the one built here: export PATH={shlex.quote(str(folder))}:$PATH")
 
 
 def _kubeconfig(directory: Path) -> Path:
-    """Return the path of the admin's kubeconfig of the cluster in `directory`."""
     return directory / "admin.kubeconfig"
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` during the block, so that only one `up` or `down` runs at a time. The
-    file is emptied, or created if it is missing. Waits for the lock without a limit."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with one subcommand per verb."""
     parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up_verb = verbs.add_parser("up", help="start the cluster and print `export KUBECONFIG=...` as the last line")
@@ -219,20 +187,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    """Parse a number of nodes, which may be 0. Raises ArgumentTypeError unless `text` is one or more digits."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"NODES must be a whole number such as 8, not {text!r}")
     return int(text)
 
 
 def _driver(text: str) -> str:
-    """Return `text` if it is `cluster` or `kind`, otherwise raise ArgumentTypeError. argparse does not apply `choices`
-    to a default, and this default comes from the environment."""
+    """Parse a driver. argparse does not apply `choices` to a default, and this default comes from the environment."""
     if text not in ("cluster", "kind"):
         raise argparse.ArgumentTypeError(f"DRIVER must be cluster or kind, not {text!r}")
     return text
 
 
 def _say(text: str) -> None:
-    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)

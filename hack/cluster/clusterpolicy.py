@@ -35,15 +35,13 @@ class CRDVersion:
 
     @property
     def group(self) -> str:
-        """The API group of the stand-in for this version. Each version has its own, so that one API server can serve
-        them all."""
+        """The API group of the stand-in for this version."""
         return f"{self.name.replace('.', '-')}.stand-in.gpusharing.dev"
 
     @property
     def crd(self) -> Object:
         """The stand-in CRD as a manifest, with this version's fields and the blocks that `spec` requires; a required
-        block without a field of ours is an object without named fields. It is cluster-scoped, and serves v1 with a
-        status subresource."""
+        block without a field of ours is an object without named fields."""
         root: Object = {"type": "object", "properties": {}}
         for item in self.fields:
             if item.present:
@@ -75,9 +73,8 @@ class CRDVersion:
 
 
 def versions() -> tuple[CRDVersion, ...]:
-    """Return all versions in cluster-policy-fields.yaml, in the order of the file, which is oldest first. A field is in
-    all versions unless its `in` lists some; the required blocks are the same in each version. Every version lists all
-    fields; `Field.present` says which of them its CRD has."""
+    """Return the CRDs of the versions that we know, each with `status.state` and all fields; `Field.present` says which
+    it has."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(
@@ -99,8 +96,6 @@ def versions() -> tuple[CRDVersion, ...]:
 
 
 def _put(root: Object, item: Field) -> None:
-    """Add a field with its default, if it has one, to the schema `root`, in place. Blocks that contain it are created
-    if they are missing. A field that is already at that path is replaced."""
     *blocks, last = item.path
     for block in blocks:
         root = root["properties"].setdefault(block, {"type": "object", "properties": {}})

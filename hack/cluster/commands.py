@@ -91,8 +91,7 @@ def etcd(programs: Programs, layout: Layout) -> list[str]:
 
 def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
     """Return the command line of kube-apiserver on the layout's address and port, with TLS, the Node and RBAC
-    authorizers, and default admission and feature gates. Privileged containers are allowed, and the Service
-    `kubernetes` gets no endpoints. `audit` turns the audit log on. The flags in `extra` come last."""
+    authorizers, and default admission and feature gates."""
     pki = layout.pki
     auditing = [
         f"--audit-policy-file={layout.audit_policy}",
@@ -137,8 +136,7 @@ def kubelet_access(layout: Layout) -> list[str]:
 
 
 def controller_manager(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of kube-controller-manager with all default controllers. Evictions need its disruption
-    controller. A node without heartbeats stays Ready for NODE_GRACE, ten years."""
+    """Return the command line of kube-controller-manager with all default controllers."""
     return [
         str(programs.kube_controller_manager),
         f"--kubeconfig={layout.kubeconfig('controller-manager')}",
@@ -170,12 +168,8 @@ def scheduler(programs: Programs, layout: Layout) -> list[str]:
 
 
 def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:
-    """Return the command line of kwok, which plays the kubelets of all annotated nodes according to our own stages
-    (manifests/kwok-stages.yaml).
-
-    With `lease_seconds` above 0 kwok renews node leases of that duration, which a controller-manager with the usual
-    grace period needs.
-    """
+    """Return the command line of kwok, which keeps the nodes Ready and plays their pods. A controller-manager with the
+    usual grace period needs `lease_seconds` above 0."""
     return [
         str(program),
         f"--kubeconfig={kubeconfig}",

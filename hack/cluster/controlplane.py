@@ -59,15 +59,10 @@ class Options:
 
 
 class ControlPlane:
-    """A Kubernetes control plane on free loopback ports, with TLS and RBAC.
-
-    Without a `directory`, its files are in a private temporary folder that `stop` removes. Its paths, `url` and `api`
-    exist only after `start`; before that they raise RuntimeError.
-    """
+    """An API server, etcd, controller-manager, scheduler and kwok on loopback. Without `directory` its files are in a
+    temporary folder that `stop` removes."""
 
     def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
-        """Prepare a control plane; nothing is started or written yet. Without a `directory` its files are in a private
-        temporary folder, which `stop` removes."""
         self.options = options or Options()
         self._chosen_directory = directory
         self._layout: Layout | None = None
@@ -76,31 +71,29 @@ class ControlPlane:
         self._commands: dict[str, list[str]] = {}
 
     def __enter__(self) -> Self:
-        """Start the control plane and wait until it is ready."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the control plane, also after an error in the block."""
         self.stop()
 
     # --- what callers use ------------------------------------------------------------------------------
 
     @property
     def layout(self) -> Layout:
-        """Folder, ports and file names of the control plane. Raises RuntimeError before `start`."""
+        """Folder, ports and file names of the control plane."""
         if self._layout is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._layout
 
     @property
     def url(self) -> str:
-        """The URL of the API server. Raises RuntimeError before `start`."""
+        """The URL of the API server."""
         return self.layout.url
 
     @property
     def directory(self) -> Path:
-        """The folder with logs, keys and kubeconfigs. Raises RuntimeError before `start`."""
+        """The folder with logs, keys and kubeconfigs."""
         return self.layout.directory
 
     @property
@@ -114,8 +107,7 @@ class ControlPlane:
         return self.layout.kubeconfig("admin")
 
     def kubelet_kubeconfig(self, node: str) -> Path:
-        """Return the path of the kubeconfig of a node's real kubelet. The node must be in `Options.kubelets`, which is
-        not checked. Raises RuntimeError before `start`."""
+        """Return the path of the kubeconfig of a node's real kubelet."""
         return self.layout.kubeconfig(kubelet_user(node))
 
     @property
@@ -125,30 +117,26 @@ class ControlPlane:
 
     @property
     def api(self) -> Api:
-        """A client of the API server as admin. Raises RuntimeError before `start`."""
+        """A client of the API server as admin."""
         if self._api is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._api
 
     @property
     def kubectl_program(self) -> Path:
-        """The path of the kubectl of this control plane's version, which is built if it is not cached. Raises
-        UnavailableError if that fails."""
+        """The path of the kubectl of this control plane's version, which is built if it is not cached."""
         return self._programs.kubectl
 
     def pids(self) -> dict[str, int]:
-        """Return the process ids of the programs that were started and not stopped, by component name. A program that
-        has ended on its own is still listed."""
+        """Return the process ids of the programs that were started and not stopped, by component name."""
         return {name: component.pid for name, component in self._components.items()}
 
     def log(self, name: str) -> Path:
-        """Return the path of a component's log file, which need not exist. Raises RuntimeError before `start`."""
+        """Return the path of a component's log file, which need not exist."""
         return self.directory / f"{name}.log"
 
     def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
-        """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output. Raises
-        CalledProcessError if kubectl fails, with its error output in `.stderr`, UnavailableError if kubectl cannot
-        be built, and RuntimeError before `start`."""
+        """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output."""
         done = subprocess.run(
             [str(self.kubectl_program), *arguments],
             env=self.environment(kubeconfig),
@@ -160,33 +148,21 @@ class ControlPlane:
         return done.stdout
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
-        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, a discovery cache that no
-        other cluster uses, and a switch that makes kubectl ignore the user's kuberc. Raises RuntimeError before
-        `start`.
-
-        kubectl caches discovery by host and port, so on a reused port it would take the earlier cluster's CRDs for
-        those of this cluster.
-        """
+        """Return the environment variables for kubectl and the like. kubectl caches discovery by host and port, so its
+        cache is this cluster's own."""
         own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """Write a kubeconfig that acts as an existing service account, under its RBAC, and return its path. Raises
-        ApiError with status 404 if there is no such account."""
+        """Write a kubeconfig that acts as an existing service account, under its RBAC, and return its path."""
         path = self.directory / f"{namespace}-{name}.kubeconfig"
         return write_token_kubeconfig(self.api, path, namespace, name)
 
     # --- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all programs, and return when the API server is ready and service-account tokens can be requested. A
-        start that fails because a port was taken is tried again with other ports, three times in all. Before a
-        temporary folder is created, control planes of killed owners are stopped and removed; a damaged record of one
-        raises ValueError or TypeError.
-
-        Raises UnavailableError if a program cannot be built, and ComponentError, with the last log lines, if a program
-        ended or did not become ready. Programs that were started are stopped then, and the files stay.
-        """
+        """Start all programs and wait until the control plane is ready; three times if a port was taken. Raises
+        UnavailableError or ComponentError."""
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
         directory = self._make_directory()
@@ -213,8 +189,7 @@ class ControlPlane:
 
     def stop(self) -> None:
         """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if it
-        is a temporary one. The idle connections of `api` are closed. The files in a chosen folder stay. A second call
-        does nothing."""
+        is a temporary one."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -225,36 +200,32 @@ class ControlPlane:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """Kill one program with SIGKILL, like a crash, and close the connections of `api`. Its pid stays in
-        state.json. Raises KeyError if the program was not started or has been killed before."""
+        """Kill one program with SIGKILL, like a crash, and close the connections of `api`."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 
     def start_component(self, name: str) -> None:
-        """Start one program, which must not be running, on the ports of this control plane, and record its pid.
-        Returns before the program is ready. Raises KeyError if this control plane has no such program."""
+        """Start one program, which must not be running, on the ports of this control plane, and record its pid."""
         environment = self.options.environment
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
 
     def restart_component(self, name: str, *flags: str) -> None:
-        """Kill one program with SIGKILL, and start it with its own flags followed by these. If a flag is set twice, the
-        last one wins. Later starts of the program have these flags too. Returns before the program is ready. Raises
-        KeyError if the program was not started or has been killed before."""
+        """Start a killed or running program anew with further flags, which later starts have too. Returns before it is
+        ready."""
         self.kill_component(name)
         self._commands[name] = [*self._commands[name], *flags]
         self.start_component(name)
 
     def wait_ready(self) -> None:
-        """Wait until the API server answers /readyz, and then until the `default` service account exists. Raises
-        ComponentError if a program ends, or if either takes longer than READY_SECONDS."""
+        """Wait until the API server answers /readyz, and then until the `default` service account exists."""
         self._await("the API server", self._answers("/readyz"), "kube-apiserver")
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
         """Raise ComponentError, with its last log lines, for the first program in the order of their start that has
-        ended on its own. Programs that we have stopped or killed do not count."""
+        ended on its own."""
         for component in self._components.values():
             component.check()
 
@@ -262,14 +233,9 @@ class ControlPlane:
 
     @cached_property
     def _programs(self) -> toolchain.Programs:
-        """The paths of the control plane's programs, which are built first if they are not cached. Raises
-        UnavailableError if that fails."""
         return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:
-        """Create the folder of this control plane with mode 0700, unless it exists, and return its resolved path.
-        Before a temporary folder is created, control planes whose owners were killed are stopped and their folders
-        removed (`sweep`). That raises ValueError or TypeError for a damaged record."""
         if self._chosen_directory is not None:
             return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())
@@ -277,7 +243,6 @@ class ControlPlane:
         return Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
 
     def _prepare_clients(self) -> None:
-        """Write a kubeconfig for every client, and set `api` to a client that acts as admin."""
         layout, pki = self.layout, self.layout.pki
         ca_pem = pki.ca.read_text()
         nodes = map(kubelet_user, self.options.kubelets)
@@ -287,10 +252,6 @@ class ControlPlane:
         self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
     def _command_lines(self, programs: toolchain.Programs, kwok: Path | None) -> dict[str, list[str]]:
-        """Return the command line of each program that belongs to this control plane, by its name and in the order of
-        their start. kube-scheduler is left out if the options say so, and kwok if `kwok` is None. The feature gates are
-        given to the API server, the controller-manager and the scheduler, and the flags of the options to the API
-        server, as its last ones."""
         layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
         gates = [f"--feature-gates={options.feature_gates}"] if options.feature_gates else []
@@ -308,8 +269,6 @@ class ControlPlane:
         return lines
 
     def _start_all(self) -> None:
-        """Start every program and wait until the control plane is ready. Programs that follow the API server are
-        started once it answers. Raises ComponentError if a program ends or is not ready in time."""
         self._record()  # before the first program starts, so that a sweep knows whose folder this is
         for name in self._commands:
             self.start_component(name)
@@ -319,8 +278,6 @@ class ControlPlane:
         self.wait_ready()
 
     def _await(self, what: str, condition: Callable[[], bool], component: str) -> None:
-        """Wait until `condition` holds. Raises ComponentError: if a program ends, with that program's last log lines,
-        or after READY_SECONDS, with those of `component`."""
         try:
             wait_until(condition, READY_SECONDS, what, self.check)
         except TimeoutError as error:
@@ -328,11 +285,7 @@ class ControlPlane:
             raise ComponentError(f"{error}; the last lines of {log}:\n{process.tail(log)}") from None
 
     def _answers(self, path: str) -> Callable[[], bool]:
-        """Return a predicate that sends a GET of `path` as admin and returns whether it succeeded. An ApiError or
-        OSError counts as a failure."""
-
         def ask() -> bool:
-            """Send the GET, and return whether it succeeded: False after an ApiError or OSError."""
             with contextlib.suppress(ApiError, OSError):
                 self.api.get(path)
                 return True
@@ -341,12 +294,9 @@ class ControlPlane:
         return ask
 
     def _record(self) -> None:
-        """Write the pids of the programs, and the pid of their owner unless they are detached, to state.json, so that
-        another process can stop or sweep them."""
         owner = None if self.options.detached else os.getpid()
         state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 
     def _stop_components(self) -> None:
-        """Stop all running programs, in the reverse order of their start."""
         for name in reversed(list(self._components)):
             self._components.pop(name).stop()

@@ -47,13 +47,13 @@ def check() -> None:
 
 def program() -> str:
     """Return the path of the `kind` program: the one on PATH, or else the pinned version, which is built if it is not
-    cached. Raises UnavailableError if it cannot be built."""
+    cached."""
     return shutil.which("kind") or str(toolchain.program("kind"))
 
 
 def put_driver(folder: Path = DRIVER) -> None:
     """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine, which
-    overwrites an earlier one. Raises UnavailableError if the library cannot be built."""
+    overwrites an earlier one."""
     library = build.library_directory() / build.LIBRARY
     (folder / "state").mkdir(parents=True, exist_ok=True)
     shutil.copy(library, folder / build.LIBRARY)
@@ -62,9 +62,7 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 def up(directory: Path, kubeconfig: Path) -> Api:
     """Create the kind cluster unless it exists, wait up to 180 s until a new one is ready, start a new kwok for its
-    simulated nodes, and return a client. An existing cluster is used as it is. A new cluster gets a new SIMULATED
-    driver (`put_driver`). The pid of kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`.
-    Raises KindError if Docker or kind fails, and UnavailableError if a program or the driver cannot be built."""
+    simulated nodes, and return a client."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))
@@ -81,20 +79,16 @@ def up(directory: Path, kubeconfig: Path) -> Api:
 
 
 def down() -> None:
-    """Delete the kind cluster, if there is one. Raises KindError if kind fails, and UnavailableError if kind cannot be
-    built."""
+    """Delete the kind cluster, if there is one."""
     _must(program(), "delete", "cluster", "--name", CLUSTER_NAME)
 
 
 def load(archive: Path) -> None:
-    """Load the image in `archive`, which `make images` wrote, into every node. Raises KindError with kind's output if
-    that fails, and UnavailableError if kind cannot be built."""
+    """Load the image in `archive`, which `make images` wrote, into every node."""
     _must(program(), "load", "image-archive", str(archive), "--name", CLUSTER_NAME)
 
 
 def _must(*command: str) -> None:
-    """Run a command, and raise KindError with its error output if it fails. Raises FileNotFoundError if there is no
-    such program."""
     done = _run(*command)
     if done.returncode != 0:
         raise KindError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
@@ -102,5 +96,4 @@ def _must(*command: str) -> None:
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     # The folders in hack/kind.yaml are relative to the root of the repository.
-    """Run a command in the root of the repository and return its result, whatever its exit status."""
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -27,10 +27,7 @@ class KubeconfigError(Exception):
 def write_kubeconfig(
     path: Path, url: str, ca_pem: str, user: str, credentials: Credentials, *, namespace: str = "default"
 ) -> Path:
-    """Write a kubeconfig to `path` with which `user` logs in by these credentials, and return `path`. The certificate
-    is written if `credentials` has both its file and that of its key, and the token if it has one; both may be. The
-    folder must exist, and an existing file is replaced. `url` is the server's address, `ca_pem` the certificate of the
-    authority to trust, and `namespace` the default namespace."""
+    """Write a kubeconfig to `path` with which `user` logs in by these credentials, and return `path`."""
     who: dict[str, Any] = {}
     if credentials.cert and credentials.key:
         who["client-certificate-data"] = _encoded(credentials.cert.read_bytes())
@@ -51,8 +48,7 @@ def write_kubeconfig(
 
 
 def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the path in `$KUBECONFIG`, which is taken as a single path. Raises KubeconfigError if the variable is
-    unset or empty. The user's ~/.kube/config is never used, because it may be for production."""
+    """Return the path in $KUBECONFIG. ~/.kube/config is never used, because it may be for production."""
     if chosen := environ.get("KUBECONFIG"):
         return Path(chosen)
     raise KubeconfigError(
@@ -61,10 +57,7 @@ def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def open_api(path: Path) -> Api:
-    """Return a client for the current context of a kubeconfig. The cluster must have its CA certificate inline, and
-    the user a token or an inline certificate and key; a token is preferred. Raises KubeconfigError if the file does
-    not exist, or if the user logs in by other means, such as an exec plugin. Other flaws of the file are not
-    translated: they raise YAMLError, KeyError, TypeError, StopIteration, ValueError or SSLError."""
+    """Return a client that acts as the current user, who needs a token or an inline certificate."""
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -84,17 +77,14 @@ def open_api(path: Path) -> Api:
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Return the entry whose `name` is this one. Raises StopIteration if there is none."""
     return next(entry for entry in entries if entry["name"] == name)
 
 
 def _encoded(raw: bytes) -> str:
-    """Return bytes in base64, as kubeconfigs contain them."""
     return base64.b64encode(raw).decode()
 
 
 def _decoded(text: str) -> bytes:
-    """Return the bytes behind a base64 string. Raises ValueError for a string that is not base64."""
     return base64.b64decode(text)
 
 
@@ -104,9 +94,7 @@ NODE_BINDING = "ServiceAccountTokenNodeBinding"
 
 
 def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Object | None = None) -> str:
-    """Request a token for an existing service account, valid for a week. `bound_to` is the boundObjectRef of the
-    request, or None for a token that is not bound. Raises ApiError with status 404 if the service account or the
-    bound object does not exist."""
+    """Request a token for an existing service account, valid for a week."""
     spec: dict[str, Any] = {"expirationSeconds": LIFETIME_SECONDS}
     if bound_to is not None:
         spec["boundObjectRef"] = bound_to
@@ -116,14 +104,8 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """Request a token for a service account that is bound to the Node and carries the claim
-    `authentication.kubernetes.io/node-name`. If the API server's error names NODE_BINDING, because it cannot bind
-    tokens to Nodes (as Kubernetes 1.30 cannot), the token is bound to a running pod of the account on the node instead,
-    the first one listed, like the tokens that kubelets request.
-
-    Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
-    server refuses and no such pod runs on the node.
-    """
+    """Return a token bound to a Node or, where the API server cannot do that (Kubernetes 1.30), to a running pod of the
+    account there."""
     uid = api.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
     bound_to = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
     try:
@@ -140,7 +122,7 @@ def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
     """Request the token that a kubelet would request for this pod: for the pod's service account, and bound to the
-    pod. Raises ApiError with status 404 if the pod or the account does not exist."""
+    pod."""
     existing = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
     bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": existing["metadata"]["uid"]}
     account = existing["spec"].get("serviceAccountName", "default")
@@ -148,9 +130,7 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
 
 
 def write_token_kubeconfig(api: Api, path: Path, namespace: str, name: str, *, node: str | None = None) -> Path:
-    """Write a kubeconfig to `path` that acts as a service account, and return `path`. Without `node`, its token is not
-    bound. Otherwise it is bound to that Node. If the API server cannot bind tokens to Nodes, it is bound to a running
-    pod of the account on the node. Raises ApiError if the account, the Node or such a pod does not exist."""
+    """Write a kubeconfig to `path` that acts as a service account, and return `path`."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

@@ -28,9 +28,7 @@ MINUTES = 10
 
 
 def control_plane(minor: str) -> Path:
-    """Return the folder with the programs of the newest patch release of a minor version such as `1.30`. They are built
-    if they are not cached. Go looks the release up at every call. Raises UnavailableError if `minor` is not written
-    like that, Go is missing, Go's proxy does not have the version, or the build fails."""
+    """Return the folder with the programs of the newest patch release of a minor version such as `1.30`."""
     if not re.fullmatch(r"1\.\d+", minor):
         raise UnavailableError(f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30")
     version, requirements = _release(minor)
@@ -45,10 +43,8 @@ def control_plane(minor: str) -> Path:
 
 
 def go_mod(version: str, requirements: str) -> str:
-    """Return a go.mod for hack/controlplane/main.go with this version of Kubernetes. `requirements` is the text of the
-    go.mod of that version, which names its staging modules and the versions of etcd and cobra. The staging modules are
-    taken in the version in which they are published, such as v0.30.14 for v1.30.14, and the version of Go from our own
-    go.mod. Raises UnavailableError if `requirements` names no etcd or no cobra."""
+    """Return a go.mod that builds this version. The staging modules are those published with it, such as v0.30.14 for
+    v1.30.14."""
     staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", requirements, re.MULTILINE)
     published = f"v0.{version.removeprefix('v1.')}"
     direct = {
@@ -67,8 +63,6 @@ def go_mod(version: str, requirements: str) -> str:
 
 
 def _required(module: str, requirements: str) -> str:
-    """Return the version of a module that the text of a go.mod requires, directly or not. Raises UnavailableError if it
-    requires none."""
     match = re.search(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", requirements, re.MULTILINE)
     if match is None:
         raise UnavailableError(f"this version of Kubernetes requires no {module}, so it cannot be built here")
@@ -76,8 +70,6 @@ def _required(module: str, requirements: str) -> str:
 
 
 def _release(minor: str) -> tuple[str, str]:
-    """Return the newest version of Kubernetes with this minor version, as `go mod download` resolves it, such as
-    `v1.30.14`, and the text of its go.mod. Raises UnavailableError if Go is missing or cannot fetch the version."""
     module = f"k8s.io/kubernetes@v{minor}"
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
@@ -92,8 +84,6 @@ def _release(minor: str) -> tuple[str, str]:
 
 
 def _build(version: str, files: dict[str, str], out: Path) -> None:
-    """Build the one program from `files` (content by file name), after `go mod tidy`, into the folder `out`, and link
-    its other names to it. Raises UnavailableError if Go is missing or the build fails."""
     again = f"python -m hack.cluster.minors {version.removeprefix('v').rpartition('.')[0]}"
     program = CONTROLPLANE_CALLS[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -108,15 +98,12 @@ def _build(version: str, files: dict[str, str], out: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables with which Go is run here: those of `build_environment` for a tool that needs no
-    cgo and has no source folder. So Go may update the go.mod of the folder in which it is run."""
     return build_environment(ToolRecipe("kubernetes", "", (), (), ()))
 
 
 def main(arguments: list[str]) -> int:
     """Print the folder of the control plane's programs for the minor version in the first argument; other arguments are
-    ignored. Returns the exit status: 0, or 1 after printing to stderr why there are no such programs. Without an
-    argument the status is 1."""
+    ignored."""
     try:
         print(control_plane(arguments[0] if arguments else ""))
     except UnavailableError as error:

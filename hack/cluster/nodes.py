@@ -51,10 +51,8 @@ def node_manifest(
     labels: Mapping[str, str] | None = None,
     plugin: bool = True,
 ) -> Object:
-    """Return the manifest of a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML
-    reports). It has the label LABEL_POOL unless `pool` is None or empty. `labels` are added to the usual ones and
-    replace those of the same name. Without `plugin` no device plugin advertises the cards, as where NVIDIA's DRA driver
-    serves them. Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
+    """Return a Node with GPUs as GFD labels it. Without `plugin` no device plugin advertises them, as under NVIDIA's
+    DRA driver."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
@@ -90,8 +88,6 @@ def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
 
 @cache
 def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
-    """Return the labels that GFD would write, without its timestamp, because GFD has not run on this machine. The
-    result is cached, so callers must not change it."""
     labels = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
     return {key: value for key, value in labels.items() if key != names.LABEL_GFD_TIMESTAMP}
 
@@ -107,11 +103,9 @@ def fleet(count: int) -> list[Object]:
 
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
-    """Create the nodes, eight at a time, and return all their names in the given order. A node that exists already is
-    left as it is. Other ApiErrors are raised; some of the nodes may then be missing."""
+    """Create the nodes, eight at a time, and return all their names in the given order."""
 
     def create(manifest: Object) -> str:
-        """Create one node unless it exists, and return its name."""
         api.ensure("/api/v1/nodes", manifest)
         return str(manifest["metadata"]["name"])
 
@@ -119,13 +113,10 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
-    """Wait until each of these nodes has once been Ready and without the taint of new nodes. A node that does not exist
-    counts as Ready. Raises TimeoutError if some were not Ready within `seconds`; the message names up to five of them.
-    Raises ApiError or OSError if the nodes cannot be listed."""
+    """Wait until each of these nodes has once been Ready and without the taint of new nodes."""
     missing = set(node_names)
 
     def all_ready() -> bool:
-        """Remove from `missing` the nodes that are Ready or no longer exist, and return whether none is left."""
         missing.intersection_update(
             item["metadata"]["name"] for item in api.list("/api/v1/nodes") if not is_ready(item)
         )
@@ -149,7 +140,6 @@ def is_ready(node: Object) -> bool:
 
 
 def _node_info(name: str) -> dict[str, str]:
-    """Return `status.nodeInfo` of a simulated node, with the versions of Kubernetes and kwok that we build."""
     return {
         "architecture": "amd64",
         "operatingSystem": "linux",

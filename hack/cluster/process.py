@@ -24,7 +24,7 @@ LOCAL_PORTS_FROM = 49_152
 
 
 class ComponentError(Exception):
-    """A program of the control plane ended, or did not become ready in time. The message has its last log lines."""
+    """A program of the control plane ended, or did not become ready in time."""
 
 
 @dataclass
@@ -38,8 +38,7 @@ class Component:
     """The process object, or None if another process started the program (`up` starts it, `down` stops it)."""
 
     def alive(self) -> bool:
-        """Whether the program is still running. If another process started it, any process with its pid counts, except
-        a zombie."""
+        """Whether the program is still running."""
         if self.process is not None:
             return self.process.poll() is None
         return pid_exists(self.pid)
@@ -52,10 +51,7 @@ class Component:
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
     def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
-        """End the program and wait until it is gone. Its process group gets SIGTERM and, if the program still runs
-        after `patience` seconds, SIGKILL; with `kill`, it gets SIGKILL at once. If this process started the
-        program, what is left of the group is killed as well, even if the program had already ended. If another
-        process started it, the wait ends `patience` seconds after SIGKILL, even if the program still runs."""
+        """Stop the program and its process group with SIGTERM, and SIGKILL after `patience` seconds or with `kill`."""
         for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
                 break
@@ -69,8 +65,7 @@ class Component:
 
 
 def start(name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> Component:
-    """Start a program in a session and process group of its own, and return it. Its output is appended to `log`, and
-    `environ` is added to our environment. Raises OSError if the program or the folder of the log does not exist."""
+    """Start a program in a session and process group of its own, and return it."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -98,7 +93,7 @@ def is_ours(pid: int, mark: str) -> bool:
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether a process with this pid exists and is not a zombie. Without /proc, a zombie counts, too."""
+    """Whether a process with this pid exists and is not a zombie."""
     if not _is_taken(pid):
         return False
     with contextlib.suppress(OSError):
@@ -107,13 +102,8 @@ def pid_exists(pid: int) -> bool:
 
 
 def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal to the process group of a program that we started, including children that it left behind. Does
-    nothing if the group has ended.
-
-    Nothing is sent if the leader has ended and a process has its pid, because that is an unrelated process: while any
-    member of the group lives, the kernel does not reuse the number. If no process has the pid, the number still means
-    our group.
-    """
+    """Send a signal to the process group that `leader` began. While a member lives, the kernel does not reuse the
+    number; if another process has it, nothing is sent."""
     if leader.poll() is not None and _is_taken(leader.pid):
         return
     with contextlib.suppress(ProcessLookupError):
@@ -121,7 +111,6 @@ def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKI
 
 
 def _is_taken(pid: int) -> bool:
-    """Whether a process has this pid, even a zombie or another user's process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -132,12 +121,8 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return `count` different loopback ports that are free now, for programs that may be restarted on the same ports.
-
-    If enough ports are left, they are outside the range from which the system itself assigns ports, because the system
-    could assign a port that is briefly unused during a restart. Another call may return the same ports, so callers must
-    retry if a port is taken.
-    """
+    """Return free ports, outside the range from which the system assigns ports if there are enough. Another call may
+    return the same: retry if one is taken."""
     ports: dict[int, None] = {}
     while len(ports) < count:
         with socket.socket() as server, contextlib.suppress(OSError):  # the port is in use
@@ -147,8 +132,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def _any_port() -> int:
-    """Return a random port from PORTS_FROM up to the range from which the system itself assigns ports; it may be in
-    use. If that leaves fewer than ENOUGH_PORTS to choose from, return 0, which lets the system choose."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
@@ -163,9 +146,7 @@ def wait_until(
     check: Callable[[], None] = lambda: None,
     poll: float = POLL_SECONDS,
 ) -> None:
-    """Poll `condition` every `poll` seconds, at least once, until it is true. `check` is called after each poll that
-    was false. Errors of both pass through. Raises TimeoutError with the message "timed out after … waiting for `what`"
-    if the condition is still false at the first poll after `seconds`; a poll that has begun is never interrupted."""
+    """Wait until `condition` holds, calling `check` after each poll that was false. Raises TimeoutError."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()

@@ -31,8 +31,7 @@ class ClusterState:
 
 
 def read(directory: Path) -> ClusterState | None:
-    """Return the record in `directory`, or None if there is none. Raises ValueError or TypeError if the file's content
-    is not a record."""
+    """Return the record in `directory`, or None if there is none."""
     try:
         return ClusterState(**json.loads((directory / FILE).read_text()))
     except FileNotFoundError:
@@ -40,9 +39,7 @@ def read(directory: Path) -> ClusterState | None:
 
 
 def running(directory: Path) -> list[Component]:
-    """Return the programs recorded in `directory` that are still running, in the order in which they were started. A
-    process that has reused a recorded pid is left out. Empty without a record. Raises ValueError or TypeError if the
-    record is damaged."""
+    """Return the programs recorded in `directory` that are still running, in the order in which they were started."""
     state = read(directory)
     pids = {} if state is None else state.pids
     return [
@@ -53,9 +50,7 @@ def running(directory: Path) -> list[Component]:
 
 
 def stop_recorded(directory: Path) -> list[str]:
-    """Stop the recorded programs that are still running, in the reverse order of their start, and remove the record.
-    Returns the names of the stopped programs in the order of their start; empty without a record. Raises ValueError or
-    TypeError if the record is damaged."""
+    """Stop the recorded programs that are still running, in the reverse order of their start, and remove the record."""
     components = running(directory)
     for component in reversed(components):
         component.stop()
@@ -65,8 +60,7 @@ def stop_recorded(directory: Path) -> list[str]:
 
 def sweep(root: Path) -> None:
     """Stop the control planes in folders directly below `root` whose owner, a process of this host, no longer runs, and
-    remove their folders. Control planes of another host, and those without an owner, are left alone. Raises ValueError
-    or TypeError at the first damaged record."""
+    remove their folders."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

@@ -43,14 +43,13 @@ class Programs:
 
 @dataclass(frozen=True)
 class ToolRecipe:
-    """How to build one tool. The name of its folder in the cache contains a hash of everything that determines the
-    result."""
+    """How to build one tool."""
 
     name: str
     version: str
     inputs: tuple[str, ...]
     command: tuple[str, ...]
-    """The command that builds the tool. `{out}` in an argument stands for the folder to build into."""
+    """The command that builds the tool."""
     programs: tuple[str, ...]
     cwd: Path | None = None
     minutes: int = 2
@@ -62,8 +61,7 @@ class ToolRecipe:
     """Our module that builds the tool, named in the error if the build fails."""
 
     def directory(self, root: Path) -> Path:
-        """Return the path of the folder below the cache `root` in which the finished build is, or would be. Its name
-        changes with the recipe's inputs, command and calls, and with the system and machine that we run on."""
+        """Return the path of the folder below the cache `root` in which the finished build is, or would be."""
         text = "\0".join((*self.inputs, *self.command, *self.calls, platform.system(), platform.machine()))
         return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -73,8 +71,7 @@ class ToolRecipe:
 
 
 def kubernetes_version(go_mod: str) -> str:
-    """Return the version of k8s.io/kubernetes that the content of a go.mod pins, such as `v1.36.3`. Raises
-    UnavailableError if it pins none."""
+    """Return the version of k8s.io/kubernetes that the content of a go.mod pins, such as `v1.36.3`."""
     match = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
     if not match:
         raise UnavailableError(
@@ -84,8 +81,7 @@ def kubernetes_version(go_mod: str) -> str:
 
 
 def version_flags(version: str) -> str:
-    """Return linker flags that stamp a Kubernetes version such as `v1.36.3` and leave out debug information. Raises
-    ValueError if the version does not have three parts. Without the stamp clients see v0.0.0 and refuse features."""
+    """Return the linker flags that stamp Kubernetes' version, without which clients see v0.0.0 and refuse features."""
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -101,15 +97,11 @@ def controlplane_recipe() -> ToolRecipe:
 
 
 def kubelet_recipe() -> ToolRecipe:
-    """Return the recipe for the kubelet. It is separate because only the tests with real kubelets (rung 4) run it, and
-    its module pins dependencies that no other program needs."""
+    """Return the recipe for the kubelet."""
     return _kubernetes_recipe("kubelet", 2, ())
 
 
 def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
-    """Return the recipe for a program of Kubernetes in our module hack/`name`, whose go.mod pins the version. `minutes`
-    is roughly how long the build takes on two cores. `calls` are further names under which the program can be called.
-    """
     source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
@@ -127,8 +119,7 @@ def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolR
 
 
 def install_recipe(name: str, version: str, *packages: str) -> ToolRecipe:
-    """Return the recipe for the programs that `go install package@version` builds, one of each package. They must be
-    packages of one module."""
+    """Return the recipe for the programs that `go install package@version` builds, one of each package."""
     programs = tuple(package.rpartition("/")[2] for package in packages)
     wanted = (f"{package}@{version}" for package in packages)
     return ToolRecipe(name, version, (), ("go", "install", "-trimpath", *wanted), programs)
@@ -143,8 +134,8 @@ def containerd_recipe() -> ToolRecipe:
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Return the recipe for Helm 3. As in Helm's own releases, our minor version of Kubernetes is linked in. Without it
-    Helm assumes that every cluster is 1.20. Raises UnavailableError if hack/controlplane/go.mod pins no Kubernetes."""
+    """Return the recipe of Helm 3. Without our minor of Kubernetes linked in, Helm assumes that every cluster is
+    1.20."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
@@ -154,10 +145,7 @@ def helm3_recipe() -> ToolRecipe:
 
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...], minutes: int = 2) -> ToolRecipe:
-    """Return the recipe that builds all tools of our module in the folder `source`, whose go.mod pins them. `programs`
-    are the names of the programs, the most important first. The version of the recipe is that of the dependency
-    `leading`. `minutes` is roughly how long the build takes on two cores. Raises UnavailableError if go.mod does not
-    pin that dependency."""
+    """Return the recipe that builds all tools of our module in the folder `source`, whose go.mod pins them."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
@@ -190,27 +178,18 @@ WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
-    """Return the folder with the programs of tool `name` (a key of RECIPES), which is built first if it is not in the
-    cache `root`, by default the user's. Raises UnavailableError if Go is missing or too old, the build fails, or
-    the cache cannot be used, and KeyError for an unknown name."""
+    """Return the path of a tool, which is built if it is not cached. Raises UnavailableError."""
     return build_once(RECIPES[name](), root or cache_root())
 
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
-    """Return the folder below `root` with the programs of the recipe. They are built if they are not there; concurrent
-    calls, even of several processes, build them once. Raises UnavailableError if Go is missing or too old, the build
-    fails, or the cache cannot be used."""
+    """Return the folder of the recipe's programs, which are built once. Raises UnavailableError."""
     return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
-    """Return the control plane's programs: those in the folder `$KUBEBUILDER_ASSETS`, if it is set, and our own builds
-    of the others, which are built first if they are not in the cache that `environ` names. Raises UnavailableError if
-    that folder lacks etcd or kube-apiserver, or if a program cannot be built.
-
-    The folder that setup-envtest fills has no controller-manager and no scheduler. Ours are used then, so the folder's
-    version should be the one that hack/controlplane/go.mod pins.
-    """
+    """Return the programs of the control plane: those in $KUBEBUILDER_ASSETS, and ours for what setup-envtest does not
+    fetch."""
     assets = environ.get("KUBEBUILDER_ASSETS")
     existing = find_assets(Path(assets)) if assets else {}
     missing = [name for name in CONTROLPLANE_CALLS if name not in existing]
@@ -221,7 +200,7 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
 
 def control_plane_minor() -> int:
     """Return the minor version of the kube-apiserver among `control_plane_programs`, such as 36 for v1.36.3, as it says
-    itself. Raises UnavailableError if it says no version, or as `control_plane_programs` does."""
+    itself."""
     program = control_plane_programs().kube_apiserver
     said = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"\bv1\.(\d+)\.", said)
@@ -232,8 +211,7 @@ def control_plane_minor() -> int:
 
 def find_assets(directory: Path) -> dict[str, Path]:
     """Return those of CONTROLPLANE_CALLS that are executables in a KUBEBUILDER_ASSETS folder, by name; setup-envtest
-    ships etcd, kube-apiserver and kubectl. Raises UnavailableError if the folder lacks etcd or kube-apiserver, because
-    the variable then names a wrong folder."""
+    ships etcd, kube-apiserver and kubectl."""
     programs = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:
@@ -245,15 +223,11 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """Return the path of a tool's program, or of the first one if the tool has several. It is built first if it is not
-    cached. Raises UnavailableError if it cannot be built, and KeyError for an unknown name."""
+    """Return the path of a tool's program, or of the first one if the tool has several."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
-    """Build the programs of a recipe into the folder `out`, by its command in its source folder or, if it has none, in
-    `out`, and link the names in `calls` to its first program. Raises UnavailableError if Go or a needed C compiler is
-    missing, or the build fails."""
     what = f"{recipe.name} {recipe.version}"
     if recipe.cgo:
         need_compiler(what)
@@ -271,17 +245,15 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
     """Return the environment for a build: the user's, without GOOS and GOARCH, with Go's workspaces off, and with cgo
-    on only if the recipe needs it. GOFLAGS is replaced, so that Go may change a go.mod only if the recipe has no source
-    folder (`cwd`)."""
+    on only if the recipe needs it."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own;
-    for `controlplane` this is $KUBEBUILDER_ASSETS if set. Returns the exit status: 2 if a tool is unknown and
-    nothing was built, 1 after the first tool that cannot be built, otherwise 0."""
+    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own; for
+    `controlplane` this is $KUBEBUILDER_ASSETS if set."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")

@@ -34,8 +34,7 @@ TRY_NEXT = {
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of the demo and return its options. Exits with status 2 if it cannot be parsed or names
-    an unknown driver."""
+    """Parse the command line of the demo and return its options."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
         "--driver",
@@ -57,9 +56,7 @@ def arguments() -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Play the story on a real control plane if the driver is `cluster`, and otherwise in this process. SIGTERM cancels
-    the story. Raises DemoFailed if a check fails, and UnavailableError, ComponentError, LaunchError or TimeoutError if
-    the cluster cannot be built."""
+    """Play the story on a real control plane if the driver is `cluster`, and otherwise in this process."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -84,9 +81,8 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 def main() -> int:
-    """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output
-    has closed the pipe, 2 if the stage could not be built, 130 if interrupted, also by SIGTERM. Other errors are
-    raised, such as a TimeoutError while the nodes are created."""
+    """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output has
+    closed the pipe, 2 if the stage could not be built, 130 if interrupted, also by SIGTERM."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)

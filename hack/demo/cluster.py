@@ -46,41 +46,35 @@ class ClusterStage:
     )
 
     def __init__(self, plane: ControlPlane, client: HttpClient) -> None:
-        """Create the stage on a running control plane. `client` is a client of its API server; `cluster_stage` creates
-        both."""
         self._plane = plane
         self._operator: product.LaunchedProcess | None = None
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
-        """Run `kubectl apply` and return its standard output. Raises ApplyRefused, with kubectl's error output, if
-        kubectl fails for any reason."""
+        """Run `kubectl apply` and return its standard output."""
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
             raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: KubectlView) -> str:
-        """Run the view's `kubectl get` and return its output. Raises CalledProcessError if it fails."""
+        """Run the view's `kubectl get` and return its output."""
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create the Deployment of a workload. Raises ApiError, with status 409 if it exists."""
+        """Create the Deployment of a workload."""
         path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """Start the operator as a new process with the rights that the chart grants. Its settings come from FACTOR and
-        LEASE, not from the values of the installed chart. Its log is appended to LOG. Returns before it leads. Raises
-        ApiError if the chart is not installed."""
+        """Start the operator as a new process with the rights that the chart grants."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
         self._operator.start()
 
     async def kill_operator(self) -> str:
-        """Kill the operator with SIGKILL, wait for its end, and return a sentence with its pid and exit status. Raises
-        RuntimeError if no operator was started."""
+        """Kill the operator with SIGKILL, wait for its end, and return a sentence with its pid and exit status."""
         if self._operator is None:
             raise RuntimeError("no operator was started")
         pid = self._operator.pid
@@ -88,19 +82,17 @@ class ClusterStage:
         return f"process {pid} ended with status {self._operator.exit_status}"
 
     async def stop(self) -> None:
-        """Stop the operator with SIGTERM, as a rollout of its Deployment does. Does nothing if none was started or it
-        has ended. Raises TimeoutExpired if it does not end in time; it is then aborted."""
+        """Stop the operator with SIGTERM, as a rollout of its Deployment does."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 
     async def writes(self) -> list[Written]:
-        """Return the operator's successful writes according to the API server's audit log, without those to Leases.
-        Raises TimeoutError if the log is not complete in time."""
+        """Return the operator's successful writes according to the API server's audit log, without those to Leases."""
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
         """Raise ComponentError at once, with the end of the operator's log, if the operator has ended and was not
-        killed. Otherwise wait 0.2 s."""
+        killed."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"
@@ -108,8 +100,6 @@ class ClusterStage:
         await asyncio.sleep(0.2)
 
     def _writes(self) -> list[Written]:
-        """Wait until the audit log is complete, and return the operator's successful writes in it, without those to
-        Leases. Raises TimeoutError if the log is not complete in time."""
         wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
@@ -118,7 +108,6 @@ class ClusterStage:
         ]
 
     async def _kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run kubectl as admin, in a thread, and return its output. Raises CalledProcessError if it fails."""
         return await asyncio.to_thread(partial(self._plane.kubectl, *arguments, stdin=stdin))
 
 
@@ -142,8 +131,7 @@ def deployment(workload: SimWorkload) -> JSON:
 @asynccontextmanager
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
     """Empty LOG, start a control plane with everything on it except the operator, and yield the stage; stop everything
-    at the end. Raises UnavailableError, ComponentError or LaunchError if something cannot be built, started or
-    installed, TimeoutError if a CRD is not served or a node not Ready in time, and ApiError if an object is refused."""
+    at the end."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:
@@ -168,17 +156,12 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
 
 
 def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
-    """Run one step of the set-up, and then print how long it took, unless the screen is quiet. Errors of the step are
-    raised, and nothing is printed."""
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")
 
 
 def _prepare(plane: ControlPlane) -> None:
-    """Install what stands in for the GPU Operator: its namespaces, its CRDs and a ClusterPolicy that says ready, but
-    none of its programs. Then create the teams' namespaces. Raises ApiError, also if a namespace exists, and
-    TimeoutError if a CRD is not served in time."""
     install.install_gpu_operator(plane.api)
     for name in fleet.NAMESPACES:
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
@@ -186,5 +169,4 @@ def _prepare(plane: ControlPlane) -> None:
 
 
 def _populate(plane: ControlPlane) -> None:
-    """Create the fleet's nodes and wait until they are Ready. Raises TimeoutError if some are not Ready in time."""
     nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))

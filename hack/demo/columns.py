@@ -60,8 +60,7 @@ class KubectlView:
 
 def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
     """Return a view of all objects of `resource` with the column NAME and then the columns that the CRD `source`
-    defines for `kubectl get`, without those that only `-o wide` shows. Columns of type date are shown as ages. `kind`
-    is the name of the resource for kubectl."""
+    defines for `kubectl get`, without those that only `-o wide` shows."""
     shown = [column for column in source.columns if not column.wide]
     return KubectlView(
         resource,
@@ -89,7 +88,7 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 def places(*nodes: str) -> KubectlView:
     """Return a view of these GPUNodes, or of all if none is named, with the columns NAME, OBSERVED, PHASE, REASON, PODS
-    and CULPRIT. Those of `-o wide` that make the table too broad are left out."""
+    and CULPRIT."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
@@ -109,9 +108,8 @@ def events_about(policy: str) -> KubectlView:
 
 
 def find(obj: JSON, path: str) -> Any:
-    """Return the value that a JSONPath selects in `obj`, or None if there is no such value. Supported are keys, in
-    which dots are escaped, and filters by the value of one field, whose first match counts. Raises ValueError for
-    any other form of JSONPath."""
+    """Return what a JSONPath finds: keys with escaped dots, and filters by one field's value. Raises ValueError for
+    other forms."""
     value: Any = obj
     at = 0
     while at < len(path):
@@ -128,8 +126,7 @@ def find(obj: JSON, path: str) -> Any:
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
     """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, whose
-    values are compared as texts, or only the header if it selects none. `now` is the time from which ages are counted.
-    Raises ValueError for a JSONPath of a form that is not supported."""
+    values are compared as texts, or only the header if it selects none."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -138,25 +135,19 @@ def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as a table: one string with a line for each row, without trailing spaces. Each column is as wide
-    as its widest cell plus three spaces, and at least MIN_WIDTH. Raises ValueError if the rows differ in length."""
+    """Return the rows as a table: one string with a line for each row, without trailing spaces."""
     widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _selected(view: KubectlView, obj: JSON) -> bool:
-    """Whether the view shows this object: its name is one of the view's names, if the view has any, and the field of
-    the field selector, if it has one, has exactly the wanted value."""
     if view.names and obj["metadata"]["name"] not in view.names:
         return False
     return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]
 
 
 def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
-    """Return the content of one cell. A missing value is shown as `<none>` in a custom column and as an empty cell in
-    a column of the server; an empty string is an empty cell in both. Dates become ages, and bools are in lower
-    case."""
     if value is None or value == "":
         return "<none>" if view.custom and value is None else ""
     if name in view.dates:
@@ -167,10 +158,7 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). It is given in seconds
-    below two minutes, in minutes and seconds below ten, minutes below three hours, hours and minutes below eight, hours
-    below two days, and otherwise days; the rest is cut off, and a second unit that is 0 is left out. A negative
-    duration is `0s`."""
+    """Return a duration as kubectl prints ages (HumanDuration)."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

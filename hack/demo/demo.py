@@ -30,9 +30,8 @@ class Demo:
     """The file for the states that pictures are drawn from (hack/demo/record.py), or None to record nothing."""
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
-        """Wait until `condition` is true. Raises DemoFailed, with `what` and the state of all pools and nodes, if that
-        takes longer than `seconds` times the stage's patience, or if `condition` raises TimeoutError. Its other errors
-        and those of `Stage.changed` pass through."""
+        """Wait until `condition` holds. Raises DemoFailed, with the state of all pools and nodes, after `seconds` times
+        the stage's patience."""
         limit = seconds * self.stage.patience
         try:
             async with asyncio.timeout(limit):
@@ -48,31 +47,27 @@ class Demo:
         self.screen.output(await self.stage.show(view))
 
     async def apply(self, manifest: JSON, how: str) -> None:
-        """Apply a manifest, and print the command `how` and the output of `kubectl apply`. Raises ApplyRefused, after
-        printing the command, if the API server refuses it."""
+        """Apply a manifest, and print the command `how` and the output of `kubectl apply`."""
         self.screen.command(how)
         self.screen.output(await self.stage.apply(manifest))
 
     async def policy(self, name: str) -> tuple[JSON, Status]:
-        """Return a policy and its status. The status is empty if there is none or it is about an earlier generation.
-        Raises NotFound."""
+        """Return a policy and its status."""
         raw = await self.stage.client.get(POLICIES, name)
         status: Status = raw.get("status") or {}
         return raw, status if status.get("observedGeneration") == raw["metadata"]["generation"] else {}
 
     async def condition(self, name: str, kind: ConditionType) -> JSON:
-        """Return a condition of a policy, or an empty object if the present generation does not have it yet. Raises
-        NotFound if there is no such policy."""
+        """Return a condition of a policy, or an empty object if the present generation does not have it yet."""
         _, status = await self.policy(name)
         rows: list[JSON] = status.get("conditions") or []
         return next((row for row in rows if row["type"] == kind), {})
 
     async def ready(self, *names: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of every named policy is Ready, like `kubectl wait --for=condition=Ready`.
-        Raises DemoFailed after `seconds` times the stage's patience, and NotFound if there is no such policy."""
+        """Wait until the present generation of every named policy is Ready, like `kubectl wait
+        --for=condition=Ready`."""
 
         async def condition() -> bool:
-            """Whether the Ready condition of every policy is True for its present generation."""
             rows = [await self.condition(name, ConditionType.READY) for name in names]
             return all(row.get("status") == "True" for row in rows)
 
@@ -80,10 +75,9 @@ class Demo:
 
     async def used(self, name: str, text: str) -> None:
         """Wait until the policy `name` shows exactly `text` (such as `15/48`) as its used devices, which the agents
-        report. Raises DemoFailed after 15 s times the stage's patience, and NotFound if there is no such policy."""
+        report."""
 
         async def shown() -> bool:
-            """Whether the policy's summary has this text."""
             return bool(find((await self.policy(name))[1], ".summary.used") == text)
 
         await self.until(f"USED {text} of {name}", shown)
@@ -98,21 +92,18 @@ class Demo:
         ]
 
     async def place(self, node: str) -> JSON:
-        """Return `status.transition` of a GPUNode, or an empty object if it has none. Raises NotFound if there is no
-        such GPUNode."""
+        """Return `status.transition` of a GPUNode, or an empty object if it has none."""
         raw = await self.stage.client.get(GPUNODES, node)
         transition: JSON = (raw.get("status") or {}).get("transition") or {}
         return transition
 
     async def leader(self) -> str:
-        """Return the holder of the operator's Lease, or an empty string if it has none. Raises NotFound if there is no
-        Lease."""
+        """Return the holder of the operator's Lease, or an empty string if it has none."""
         lease = await self.stage.client.get(LEASES, Settings().lease_name, namespace=Settings().plan.namespace)
         return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:
-        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none. Raises
-        NotFound if there is no such Node."""
+        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none."""
         raw = await self.stage.client.get(NODES, node)
         text = (raw["metadata"].get("annotations") or {}).get(ANNOTATION_FENCE)
         record: JSON = json.loads(text) if text else {}
@@ -120,8 +111,7 @@ class Demo:
 
     async def served(self, pool: str) -> Counter[str]:
         """Return the allocatable resources that begin with `nvidia.com/` of a pool's nodes, summed over the nodes, by
-        resource name. The label `gpusharing.dev/pool` of a Node names its pool. Resources with a sum of 0 are left
-        out."""
+        resource name."""
         total: Counter[str] = Counter()
         for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:
@@ -136,17 +126,14 @@ class Demo:
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:
         """Return (number of nodes that are verified and schedulable, number of all nodes) from the summary of a
-        policy's status; (0, 0) if there is no summary for the present generation. Raises NotFound if there is no
-        such policy."""
+        policy's status; (0, 0) if there is no summary for the present generation."""
         done, _, total = (find((await self.policy(policy))[1], ".summary.nodes") or "0/0").partition("/")
         return int(done), int(total)
 
     async def running(self, workload: str, count: int) -> None:
-        """Wait until exactly `count` pods of a workload are ready; terminating pods do not count. Raises DemoFailed
-        after 15 s times the stage's patience."""
+        """Wait until exactly `count` pods of a workload are ready; terminating pods do not count."""
 
         async def ready() -> bool:
-            """Whether exactly `count` pods of the workload are ready."""
             return sum(is_ready(pod) for pod in await self.pods(workload)) == count
 
         await self.until(f"{count} pods of {workload} ready", ready)
@@ -165,6 +152,6 @@ def is_cordoned(node: JSON) -> bool:
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
     """Whether the pod is bound to the node and its containers mention `nvidia.com/` anywhere, which is taken as a
-    request for a GPU. Init containers and the pod's phase make no difference."""
+    request for a GPU."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

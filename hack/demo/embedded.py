@@ -33,14 +33,12 @@ class EmbeddedStage:
     )
 
     def __init__(self, environment: Embedded) -> None:
-        """Create the stage on a running environment; `embedded_stage` creates both."""
         self._environment = environment
         self.client: KubeClient = environment.cluster.client("person")
 
     async def apply(self, manifest: JSON) -> str:
         """Apply a policy and return what kubectl would print: that it was created, configured, or left unchanged, which
-        is told from its generation. Raises ApplyRefused if `validate_policy` finds what CEL and the schema would refuse
-        on a real API server."""
+        is told from its generation."""
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
@@ -59,8 +57,7 @@ class EmbeddedStage:
         return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Make the simulated ReplicaSet controller maintain the pods of a workload from now on. Returns at once; the
-        pods are created, and later replaced, in the background."""
+        """Make the simulated ReplicaSet controller maintain the pods of a workload from now on."""
         self._environment.workloads.apply(workload)
 
     async def start_operator(self) -> None:
@@ -69,7 +66,7 @@ class EmbeddedStage:
 
     async def kill_operator(self) -> str:
         """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says so,
-        even if no operator was started. If the operator had already ended with errors, they are raised."""
+        even if no operator was started."""
         await self._environment.kill_operator()
         return "every task of the operator was canceled at once; its Lease must expire"
 
@@ -93,8 +90,7 @@ class EmbeddedStage:
 
 @asynccontextmanager
 async def embedded_stage() -> AsyncIterator[EmbeddedStage]:
-    """Empty LOG and yield a running stage, whose operators log there as JSON. At the end the stage is stopped and
-    structlog's configuration is reset."""
+    """Empty LOG and yield a running stage, whose operators log there as JSON."""
     fleet = nodes()
     for node in fleet:
         node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

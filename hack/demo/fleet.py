@@ -47,7 +47,7 @@ TARGET = {"3g.40gb": 1, "1g.10gb": 4}
 
 
 def nodes() -> list[JSON]:
-    """Return the manifests of the fleet's Nodes, pool by pool. All of them have whole GPUs."""
+    """Return the manifests of the fleet's Nodes, pool by pool."""
     return [
         node_manifest(f"gpu-{pool}-{number}", product=card, gpus=gpus, pool=pool, labels=_zone(pool, number))
         for pool, card, gpus, count in POOLS
@@ -56,21 +56,17 @@ def nodes() -> list[JSON]:
 
 
 def _zone(pool: str, number: int) -> dict[str, str]:
-    """Return the zone label of a node: zone-1 for RANKER_NODE, zone-2 for all others."""
     return {ZONE: "zone-1" if f"gpu-{pool}-{number}" == RANKER_NODE else "zone-2"}
 
 
 def example(pool: str) -> JSON:
-    """Return the manifest of the policy in examples/pool-<pool>.yaml. Raises FileNotFoundError if there is no such
-    file."""
+    """Return the manifest of the policy in examples/pool-<pool>.yaml."""
     manifest: JSON = yaml.safe_load((EXAMPLES / f"pool-{pool}.yaml").read_text())
     return manifest
 
 
 def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
-    """Return a copy of the example policy of a pool in mode MIG, in which every card gets the layout `profiles`. The
-    given fields of `spec.rollout` are set, and its others stay as they are. Raises KeyError for a pool in another mode.
-    """
+    """Return a copy of the example policy of a pool in mode MIG, in which every card gets the layout `profiles`."""
     manifest = copy.deepcopy(example(pool))
     manifest["spec"]["mig"]["layouts"] = [{"profiles": profiles}]
     manifest["spec"].setdefault("rollout", {}).update(rollout)

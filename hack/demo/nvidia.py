@@ -23,8 +23,7 @@ FAULTY = "two"
 
 def play_on_real_parts(screen: Screen) -> None:
     """Build NVIDIA's programs if they are not cached, empty LOG, start the two nodes, the operator and the agents, and
-    play the whole story (`_play`). Raises LaunchError, which says why, if the story cannot run on this machine or a
-    program cannot be built. Raises DemoFailed if a check fails or a state is not reached in time."""
+    play the whole story (`_play`)."""
     if why := why_not():
         raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)
@@ -42,9 +41,6 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
-    """Play every mode of WALK in its order, each but the first with pods that use a resource that the mode before has
-    served, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a check fails, and
-    TimeoutError if a state is not reached in time."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
     resource = ""
@@ -58,9 +54,6 @@ def _play(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
-    """Apply the mode of `stop`, wait until the policy is Ready, and check the result. If `resource` is not empty, a pod
-    on each node first uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError
-    if the change is not finished in time."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
         screen.say(f"On each node a pod uses one {resource}.")
@@ -77,8 +70,6 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
 
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
-    """Check that mig-manager reports success for a node and that the node is not cordoned. The printed check also
-    shows GFD's labels. Raises DemoFailed if the check fails, and KeyError if one of the labels is missing."""
     labels = loop.labels(node)
     report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]
@@ -87,18 +78,13 @@ def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
 
 
 def _show(screen: Screen, loop: NvidiaLoop) -> None:
-    """Print the commands `kubectl get gpusharingpolicies` and `kubectl get gpunodes`, each with its output. Both are
-    run even if the screen is quiet."""
     for kind in ("gpusharingpolicies", "gpunodes"):
         screen.command(f"kubectl get {kind}")
         screen.output(loop.plane.kubectl("get", kind))
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make mig-manager of node `one` fail once so that it hangs, while the layout HALVES is applied, and wait until the
-    policy is Ready. Check that exactly one more Event says that the operator has restarted its pod, and check the node
-    (`_check_sources`). `number` is the number in the heading. Raises DemoFailed if a check fails, and TimeoutError if
-    the change is not finished in time."""
+    """Let mig-manager hang once, and check that the operator restarts its pod exactly once."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
@@ -110,10 +96,7 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make a GPU fail during a change, wait until its node is Failed and the other one is returned to service, and
-    check that the failed one is cordoned and that its message quotes mig-parted's error. Then repair the GPU, request a
-    retry, wait until the policy is Ready, and check the repaired node (`_check_sources`). `number` is the number in the
-    heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
+    """Let a GPU fail during a change, and check that its node is Failed until it is repaired and retried."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

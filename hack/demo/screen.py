@@ -16,8 +16,6 @@ class Screen:
     """The terminal, or the file, to which the demo prints."""
 
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
-        """Prepare to print to `out` (standard output by default), and start the clock of `heading`. With `quiet` only
-        headings, notices and checks are printed. Colors are used if `color` is set and `out` is a terminal."""
         self.out = out or sys.stdout
         self.color = color and self.out.isatty()
         self.quiet = quiet
@@ -45,15 +43,14 @@ class Screen:
 
     def command(self, text: str) -> None:
         """Print a command as a person would type it, after a prompt, broken with backslashes at spaces if it does not
-        fit into WIDTH columns. Prints nothing with `quiet`."""
+        fit into WIDTH columns."""
         if self.quiet:
             return
         lines = textwrap.wrap(f"$ {text}", WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """Print the output of a program, indented, or nothing with `quiet`. A line that is too long is continued on
-        further lines, indented to the last column of the table whose header is the first line (`last_column`)."""
+        """Print the output of a program, indented, or nothing with `quiet`."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()
@@ -63,8 +60,7 @@ class Screen:
                 self._line(f"  {part}")
 
     def check(self, what: str, condition: bool) -> None:
-        """Count and print `what` as a check that passed, even with `quiet`. Raises DemoFailed with `what` if
-        `condition` is False; nothing is counted or printed then."""
+        """Count and print `what` as a check that passed, even with `quiet`."""
         if not condition:
             raise DemoFailed(what)
         self.checks += 1
@@ -74,25 +70,20 @@ class Screen:
             self._line(f"  {' ' * len(self._tick)} {line}")
 
     def _paint(self, text: str, code: str) -> str:
-        """Return `text` in the color of the ANSI code `code`, or unchanged if colors are off."""
         return f"\x1b[{code}m{text}\x1b[0m" if self.color else text
 
     def _line(self, text: str) -> None:
-        """Print one line and flush it."""
         print(text, file=self.out, flush=True)
 
 
 def last_column(header: str) -> int:
-    """Return the offset at which the last column of a table with this header line begins. Return 4 if the line is not
-    all in upper case, has no gap of three spaces, or has its last such gap in the last third of the screen; earlier
-    gaps do not count."""
+    """Return the offset at which the last column of a table with this header line begins."""
     gap = header.rstrip().rfind("   ")
     return gap + 3 if header.isupper() and 0 < gap < WIDTH * 2 // 3 else 4
 
 
 def fold(line: str, indent: int) -> list[str]:
-    """Split a line, without its trailing spaces, into pieces that fit on the screen. A line that fits is the only
-    piece. All pieces but the first begin with `indent` spaces."""
+    """Split a line, without its trailing spaces, into pieces that fit on the screen."""
     line = line.rstrip()
     if len(line) <= WIDTH - 2:
         return [line]

@@ -38,8 +38,7 @@ class Stage(Protocol):
     """A notice that says what is SIMULATED on this stage and what is real."""
 
     async def apply(self, manifest: JSON) -> str:
-        """Apply a manifest and return the output of `kubectl apply`. Raises ApplyRefused if the API server refuses
-        it."""
+        """Apply a manifest and return the output of `kubectl apply`."""
 
     async def show(self, view: KubectlView) -> str:
         """Return the table that `kubectl get` prints for this view."""

@@ -21,9 +21,7 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
 async def play(demo: Demo) -> None:
-    """Play the whole story, step by step. If `demo.record_to` is set, pool-b is recorded from the step after its plan
-    on, and the recorded states are written to that file at the end. Raises DemoFailed at the first check that fails or
-    state that is not reached in time; later steps are then not played."""
+    """Play the story, and record pool-b if `demo.record_to` is set. Raises DemoFailed at the first check that fails."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
@@ -33,7 +31,6 @@ async def play(demo: Demo) -> None:
     await plan_comes_first(demo)
 
     async def held() -> bool:
-        """Whether all nodes of pool-b have the phase Pending."""
         return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
 
     await demo.until("the nodes of pool-b to show the pause", held)
@@ -48,7 +45,7 @@ async def play(demo: Demo) -> None:
 
 async def fleet_appears(demo: Demo) -> None:
     """Print a heading and the table of the nodes, and check that the Nodes' allocatable whole GPUs are as many as the
-    fleet has. Raises DemoFailed if not, and KeyError for a Node that has no such resource."""
+    fleet has."""
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
@@ -58,9 +55,7 @@ async def fleet_appears(demo: Demo) -> None:
 
 
 async def pools_are_declared(demo: Demo) -> None:
-    """Start the operator, apply one policy per pool, and wait while the operator changes the idle nodes. Then check
-    that every pool is done and serves what its policy says. Raises DemoFailed if a check fails or a state is not
-    reached in time."""
+    """Start the operator, apply one policy per pool, and wait while the operator changes the idle nodes."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -68,7 +63,6 @@ async def pools_are_declared(demo: Demo) -> None:
         await demo.apply(fleet.example(pool), f"kubectl apply -f examples/pool-{pool}.yaml")
 
     async def half_way() -> bool:
-        """Whether some nodes of pool-a are done, but not all."""
         done, total = await demo.nodes_done("pool-a")
         return 0 < done < total
 
@@ -91,8 +85,7 @@ async def pools_are_declared(demo: Demo) -> None:
 
 async def teams_move_in(demo: Demo) -> None:
     """Create the PodDisruptionBudget, deploy the workloads of the teams, wait until all their pods run, and only then
-    deploy the ranker. Wait until each pool reports the expected number of used devices, and check that all ranker pods
-    run on RANKER_NODE. Raises DemoFailed if the check fails or a state is not reached in time."""
+    deploy the ranker."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
@@ -117,10 +110,7 @@ async def teams_move_in(demo: Demo) -> None:
 
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
-    """Show one policy that the API server refuses, and one that the operator refuses because of the card. The first
-    refusal must name the wrong field, and the second one a layout that fits the card. Then apply the valid policy
-    again, wait until it is Ready, and check that no Node was written to and that the pods of llm-7b are the same.
-    Raises DemoFailed if a check fails or a state is not reached in time."""
+    """Show one policy that the API server refuses, and one that the operator refuses because of the card."""
     screen = demo.screen
     screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")
@@ -135,7 +125,6 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
     await demo.apply(fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7")
 
     async def answered() -> bool:
-        """Whether the present generation of pool-a's policy has the condition Accepted, with any status."""
         return bool(await demo.condition("pool-a", ConditionType.ACCEPTED))
 
     await demo.until("an answer about pool-a", answered)
@@ -151,7 +140,6 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
 
 
 async def _refusal(stage: Stage, manifest: JSON) -> str:
-    """Apply a manifest and return the API server's refusal. Raises DemoFailed if the manifest is accepted."""
     try:
         answer = await stage.apply(manifest)
     except ApplyRefused as error:
@@ -160,9 +148,7 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Apply a change of pool-b that is paused, wait for its plan and show it. Check that the plan names the three
-    nodes, the class of disruption GPUPods, 15 pods, and the capacity before and after, and that no Node was written to.
-    The policy stays paused. Raises DemoFailed if a check fails or there is no plan in time."""
+    """Apply a change of pool-b that is paused, wait for its plan and show it."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -174,7 +160,6 @@ async def plan_comes_first(demo: Demo) -> None:
     before = len(await demo.stage.writes())
 
     async def planned() -> bool:
-        """Whether the status of pool-b's policy has a plan for the present generation."""
         return find((await demo.policy("pool-b"))[1], ".plan") is not None
 
     await demo.until("a plan for pool-b", planned)
@@ -193,8 +178,6 @@ async def plan_comes_first(demo: Demo) -> None:
 
 
 def _plan_lines(plan: JSON) -> str:
-    """Return the plan in readable form, one field per line as `KEY: VALUE`. The items of a list are joined with commas.
-    Any other value is JSON without quotation marks."""
     return "\n".join(
         f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
         for key, value in plan.items()
@@ -203,17 +186,13 @@ def _plan_lines(plan: JSON) -> str:
 
 async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
     """Apply the change of pool-b without the pause, wait until the drain of the ranker's node is blocked and the state
-    has settled (`_settled`), and show it. Check that the first blocker names the PodDisruptionBudget and a pod, that
-    the culprit is a pod of the ranker, that 2 of the 3 nodes are done all the same, and that 2 ranker pods are ready.
-    If the demo was started with --record, `recorder` keeps that state of the fleet. Raises DemoFailed if a check fails
-    or a state is not reached in time."""
+    has settled (`_settled`), and show it."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
     await demo.apply(change, "kubectl apply -f pool-b.yaml     # paused: false")
 
     async def blocked() -> bool:
-        """Whether the ranker's node has the phase Draining and names a culprit."""
         place = await demo.place(fleet.RANKER_NODE)
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
@@ -237,11 +216,7 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """Wait until exactly two pods hold a GPU on the ranker's node, the agent reports two pods, and the drain's reason
-    is PDBInUse. Raises DemoFailed if that takes too long."""
-
     async def alone() -> bool:
-        """Whether two pods hold a GPU on the ranker's node, the agent reports two, and the reason is PDBInUse."""
         place = await demo.place(fleet.RANKER_NODE)
         pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
         observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
@@ -251,12 +226,7 @@ async def _settled(demo: Demo) -> None:
 
 
 async def _reported(demo: Demo) -> None:
-    """Wait until the summary of pool-b's policy names what blocks the drain, and counts the one pod that fits nowhere
-    yet. Raises DemoFailed after 15 s times the stage's patience."""
-
     async def up_to_date() -> bool:
-        """Whether the summary counts exactly one pending pod and its message says both that 2 GPU pods are left to go
-        and that 2 of 3 pods are healthy."""
         summary = (await demo.policy("pool-b"))[1].get("summary", {})
         words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
         return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
@@ -266,9 +236,7 @@ async def _reported(demo: Demo) -> None:
 
 async def operator_dies(demo: Demo) -> None:
     """Check that the ranker's node has a fence in the stage `fenced`, kill the operator, check that nothing is written
-    in the next half second and that the node stays cordoned, and start a new one. Once another holder has the Lease,
-    check that the fence still has the same operation and deadline. Raises DemoFailed if a check fails or the new one
-    does not lead in time."""
+    in the next half second and that the node stays cordoned, and start a new one."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
@@ -283,7 +251,6 @@ async def operator_dies(demo: Demo) -> None:
     await demo.stage.start_operator()
 
     async def leads() -> bool:
-        """Whether the Lease has a holder other than the killed operator."""
         return await demo.leader() not in ("", holder)
 
     await demo.until("the new operator to lead", leads)
@@ -295,8 +262,7 @@ async def operator_dies(demo: Demo) -> None:
 
 async def owner_gives_way(demo: Demo) -> None:
     """Change the budget so that the eviction is allowed, as its owner would, and wait until the policy of pool-b is
-    Ready. Check that the ranker's pods run on their node again and what pool-b serves. Raises DemoFailed if a check
-    fails or a state is not reached in time."""
+    Ready."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -310,10 +276,7 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Wait until pool-b reports 15 of 120 devices as used, and show the pools and pool-b's events. Check that all four
-    pools are Ready, that no node is cordoned or fenced, and, of the operator's writes after its first `since`, that at
-    least one pod was evicted and none twice, and that each Node of pool-b was written to three times and no other Node
-    at all. Raises DemoFailed if a check fails or the report does not come in time."""
+    """Wait until pool-b reports 15 of 120 devices as used, and show the pools and pool-b's events."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

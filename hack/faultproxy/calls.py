@@ -50,9 +50,7 @@ class Incoming:
     since: int
     """The newest resourceVersion that the server had sent through this proxy when the call arrived."""
     mark: int = 0
-    """The number by which traps and faults find a write. It is `number`, unless `FaultProxy.aim` selects some writes.
-    Then only these count, in order of arrival until the server has answered and in order of the answers after that; it
-    is 0 for all others."""
+    """The write's number for traps and faults: `number`, or after `FaultProxy.aim` that among the selected ones."""
     aimed: Aimed | None = None
     """The count of selected writes to which this write belongs, or None if it is not selected or every write counts."""
 
@@ -69,8 +67,8 @@ class Incoming:
 
     @property
     def decoded(self) -> Any:
-        """The body parsed as JSON, or None if there is no body or if it is protobuf, in which helm writes its Secrets.
-        Raises ValueError if the body is neither."""
+        """The body parsed as JSON, or None if there is no body or if it is protobuf, in which helm writes its
+        Secrets."""
         return json.loads(self.body) if self.body and not self.body.startswith(PROTOBUF) else None
 
 
@@ -98,7 +96,7 @@ class ProxiedAnswer:
     @property
     def version(self) -> int:
         """The resourceVersion of the object or list in the body: the first one after the first `metadata`, even if that
-        belongs to an item. 0 if there is none."""
+        belongs to an item."""
         head = self.body.find(b'"metadata"')
         match = VERSION.search(self.body, head) if head >= 0 else None
         return int(match[1]) if match else 0
@@ -109,8 +107,7 @@ class ProxiedWrite:
     """One write that the server answered."""
 
     number: int
-    """The number of the write, from 1 since `reset`; 0 if it does not count: renewals of a Lease and
-    refused writes."""
+    """The number of the write, from 1 since `reset`; 0 if it does not count: renewals of a Lease and refused writes."""
     method: str
     path: str
     status: int
@@ -126,8 +123,7 @@ class ProxiedWrite:
     @property
     def what(self) -> str:
         """The method and the object in readable form, without API group and namespace but with the subresource: `PATCH
-        nodes/gpu-1`. For a POST to a collection it ends with the plural, and for a write to a Namespace it names
-        that."""
+        nodes/gpu-1`."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]
@@ -180,7 +176,7 @@ class PlayedRefusal:
 @dataclass(slots=True)
 class Sick:
     """A fault of one path: calls with exactly this method and path, and with `query` in their decoded query, are
-    refused, or get no answer, instead of being forwarded. Watches are always forwarded."""
+    refused, or get no answer, instead of being forwarded."""
 
     method: str
     path: str
@@ -194,13 +190,12 @@ class Sick:
     """Number of calls that were not forwarded."""
 
     def lift(self) -> None:
-        """End the fault by setting `times` to 0, so that all later calls are forwarded again. A call that already waits
-        without an answer goes on waiting."""
+        """End the fault by setting `times` to 0, so that all later calls are forwarded again."""
         self.times = 0
 
     def strikes(self, call: Incoming) -> bool:
         """Whether this call is refused or left unanswered: it is not a watch, has this method and path, its query
-        contains `query`, and `times` is not used up. If so, count a hit and use up one of `times`."""
+        contains `query`, and `times` is not used up."""
         if call.is_watch or self.times <= 0 or (call.method, call.path) != (self.method, self.path):
             return False
         if self.query not in unquote_plus(call.query):
@@ -212,9 +207,7 @@ class Sick:
 
 def is_renewal(path: str, body: bytes) -> bool:
     """Whether a write only acquires, renews or releases a Lease: `path` contains `/leases`, and `body` has no
-    annotations. A write to a Lease without a body, such as a deletion, counts as well, and so does a JSON patch, which
-    is a list, if none of its operations is about annotations. Raises ValueError if the body of a write to a Lease is
-    not JSON."""
+    annotations."""
     if "/leases" not in path:
         return False
     content = json.loads(body) if body else {}
@@ -225,15 +218,13 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 def object_of(path: str) -> str:
     """Return the path without its last part if that is one of SUBRESOURCES and the rest has more than three slashes, as
-    the path of an object has. Any other path, such as that of a collection, an object or another subresource, is
-    returned unchanged."""
+    the path of an object has."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 
 
 def collection_of(path: str) -> str:
-    """Return the plural in the path of a collection, an object or a subresource, such as `nodes` or `pods`. That of a
-    Namespace, or of all, is `namespaces`."""
+    """Return the plural in the path of a collection, an object or a subresource, such as `nodes` or `pods`."""
     parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]

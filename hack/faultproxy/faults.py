@@ -35,9 +35,8 @@ ARRIVES_SECONDS = 0.2
 
 @dataclass
 class Fault:
-    """A fault that begins with write number `at` (`Incoming.mark`), counted among the writes that `FaultProxy.aim`
-    selected or, without it, among all. With scope `one` it hits calls about the object of that write, with `all` it
-    hits all calls."""
+    """Something that goes wrong once a write (`at`) is reached. With scope `one` it hits calls about that write's
+    object, with `all` all calls."""
 
     at: int
     scope: Scope
@@ -55,14 +54,8 @@ class Fault:
     """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin the fault if it waits for this call: set `began` and `target`, call `begin`, and return True. Otherwise
-        return False, as for every call after the fault has begun.
-
-        A fault waits for write number `at`, or for the first later write if none had that number; with `at=0` it never
-        begins here. An `early` fault begins when the write is about to be sent, any other when the write has been
-        answered; `answered` says which is the case now. If two writes are in flight at once, both have the lower
-        number.
-        """
+        """Begin the fault if this is its write, and return whether it begins. With `at=0` it never begins here; an
+        `early` one begins before the write is sent."""
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
         self.began, self.target = asyncio.get_running_loop().time(), object_of(call.path)
@@ -70,7 +63,7 @@ class Fault:
         return True
 
     def begin(self) -> None:
-        """Called when the fault begins. Does nothing here; a subclass can override it."""
+        """Called when the fault begins."""
 
     def concerns(self, call: Incoming) -> bool:
         """Whether the fault hits a call: the fault has begun and has hits left, and the call is about the fault's
@@ -81,8 +74,7 @@ class Fault:
 
     def over_at(self) -> float:
         """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
-        AGAIN_SECONDS after its last hit, when the client has repeated its call. The time is in the past if the
-        fault has hit nothing yet."""
+        AGAIN_SECONDS after its last hit, when the client has repeated its call."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
@@ -91,26 +83,23 @@ class Fault:
         self.last = asyncio.get_running_loop().time()
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Handle a call that is not a watch, and return its answer, or None if the client gets no answer. This base
-        class forwards the call."""
+        """Handle a call that is not a watch, and return its answer, or None if the client gets no answer."""
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers that the client gets instead of `headers`, which came with the server's answer or watch.
-        This base class returns them unchanged."""
+        """Return the headers that the client gets instead of `headers`, which came with the server's answer or
+        watch."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
-        """Called for a new watch before the server is called. A subclass may wait; this base class does nothing."""
+        """Called for a new watch before the server is called."""
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return what the client gets for a line of a watch: the line, or an empty one if it is swallowed. `came` is
-        when the line arrived. A subclass may wait before it answers; this base class returns the line unchanged."""
+        """Return what the client gets for a line of a watch: the line, or an empty one if it is swallowed."""
         return line
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the last line to send if a watch must end now, or an empty line if it continues. This base class
-        returns an empty line."""
+        """Return the last line to send if a watch must end now, or an empty line if it continues."""
         return b""
 
 
@@ -118,7 +107,7 @@ class AnswerLost(Fault):
     """F3: the server carries out the write, but its answer is lost."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write that the fault hits, count a hit and drop the answer."""
+        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -130,7 +119,7 @@ class RequestLost(Fault):
     """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. A write that the fault hits is counted and dropped instead, and gets no answer."""
+        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -139,15 +128,13 @@ class RequestLost(Fault):
 
 @dataclass
 class Competitor(Fault):
-    """F5: another client writes to the object just before our write. Whether our write then gets a 409 is up to the
-    server."""
+    """F5: another client writes to the object just before our write."""
 
     write: Callable[[str], None] = lambda path: None
-    """A function that writes to the object of a path. It may block, because it runs in a thread."""
+    """A function that writes to the object of a path."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write other than a POST and the fault hits it, count a hit and make the
-        competing write first; if that raises, the call is not forwarded and the error passes through."""
+        """Forward the call."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
@@ -156,13 +143,12 @@ class Competitor(Fault):
 
 @dataclass
 class RefusedCalls(Fault):
-    """F6 and F7: the server refuses calls, reads included. Its answers take turns."""
+    """F6 and F7: the server refuses calls, reads included."""
 
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call or, if the fault hits it, count a hit and return one of `answers`. The answers take turns;
-        which comes first depends on `at`."""
+        """Forward the call or, if the fault hits it, count a hit and return one of `answers`."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -171,17 +157,15 @@ class RefusedCalls(Fault):
 
 @dataclass
 class RandomRefusals(RefusedCalls):
-    """The server refuses a share of all calls other than watches. Which ones is drawn at random, and is the same in
-    each run with the same order of calls. Begins with the first call and does not end; `at`, `scope` and `times` do not
-    matter."""
+    """Refuses a share of calls from the first one on, drawn at random, but equally in each run with the same order of
+    calls."""
 
     share: float = 0.05
     """The probability with which a call is refused, from 0 to 1."""
     _dice: random.Random = field(default_factory=lambda: random.Random(1))
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether this call is refused, drawn anew each time, with the probability `share`. The call itself does not
-        matter."""
+        """Whether this call is refused, drawn anew each time, with the probability `share`."""
         return self._dice.random() < self.share
 
 
@@ -190,15 +174,14 @@ class HeldWrite(Fault):
     """F8 and other delays: a write is held until `act` has returned, and is then forwarded."""
 
     act: Callable[[], None] = lambda: None
-    """A function that is called before the write is forwarded. It may block, because it runs in a thread."""
+    """A function that is called before the write is forwarded."""
     then: Callable[[], None] = lambda: None
     """Called when the answer has arrived. A process that was frozen and is woken here finds the answer before its
     timers run."""
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write that the fault hits, count a hit and call `act` first. ARRIVES_SECONDS
-        after the answer, or after an error of `act` or of the forwarding, `then` is called."""
+        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
@@ -210,30 +193,26 @@ class HeldWrite(Fault):
             asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._let_go)
 
     def _let_go(self) -> None:
-        """Call `then`, and record the time, so that the fault is over AGAIN_SECONDS later."""
         self.then()
         self.last = asyncio.get_running_loop().time()
 
 
 @dataclass
 class Slow(Fault):
-    """Every call that the fault hits, and every new watch, is delayed by `seconds`. With `at=0` that begins with the
-    first call."""
+    """Delays calls. With `at=0` that begins with the first call."""
 
     seconds: float = 1.0
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If the fault hits it, count a hit and wait `seconds` first. With `at=0` every call is hit,
-        whatever `scope` and `times` are."""
+        """Forward the call."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope. The delay does not
-        count as a hit."""
+        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -247,7 +226,7 @@ class DateShifted(Fault):
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return the headers with the Date shifted by `seconds` if `at` is 0 or the fault has begun, and count a hit;
-        `scope` and `times` do not matter. Headers without a Date are returned unchanged."""
+        `scope` and `times` do not matter."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -256,14 +235,12 @@ class DateShifted(Fault):
 
 
 class WatchFault(Fault):
-    """A fault of watches. With scope `one` it hits the watches of the kind to which the object of its write
-    belongs."""
+    """A fault of watches."""
 
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault has begun and hits this watch. With scope `all` it hits every watch, otherwise the watches
-        of the kind to which the fault's object belongs."""
+        """Whether the fault has begun and hits this watch."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
@@ -286,8 +263,7 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line. If the fault hits this watch and the line came within `lasts` seconds after the fault
-        began, count a hit, whatever `times` is, and return the line only `seconds` after it came."""
+        """Return the line."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -302,7 +278,7 @@ class WatchEnds(WatchFault):
 
     def ends(self, stream: OpenWatch) -> bytes:
         """Return the ERROR event for a watch that the fault hits and that was open when the fault began, and count a
-        hit, whatever `times` is. Return an empty line for any other watch."""
+        hit, whatever `times` is."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -320,15 +296,12 @@ class EventsSwallowed(WatchFault):
     _swallowed: set[OpenWatch] = field(default_factory=set)
 
     def over_at(self) -> float:
-        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
-        half a second after the end of the watches that lost events. Return 0 if the fault has not begun."""
+        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()): half
+        a second after the end of the watches that lost events."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line, or an empty one if the fault swallows it; that counts as a hit, and the watch ends later.
-        The fault swallows at most `times` events, of all watches that it hits together, in the first HEAL_SECONDS after
-        it began: only ADDED, MODIFIED and DELETED, no bookmarks or errors. With scope `one` it swallows only events of
-        objects with the name of the fault's object, in any namespace."""
+        """Swallow at most `times` events of objects (no bookmarks or errors) within HEAL_SECONDS."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)
@@ -349,7 +322,6 @@ class EventsSwallowed(WatchFault):
         return error_line(GONE)
 
     def _is_over(self) -> bool:
-        """Whether more than HEAL_SECONDS have passed since the fault began. False if it has not begun."""
         return self.began is not None and asyncio.get_running_loop().time() - self.began > HEAL_SECONDS
 
 
@@ -365,9 +337,7 @@ class OldList(WatchFault):
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or count a hit, whatever `times` is, and return the recorded list if the next list with
-        this path and query is due to be old. Before the fault begins, the first successful answer to each list is
-        recorded. Lists without `limit`, lists of one node's pods and calls that are not a GET are always forwarded."""
+        """Answer a list with the first answer to it; never lists of one node's pods or without `limit`."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()

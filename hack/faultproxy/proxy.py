@@ -41,12 +41,10 @@ class Relay:
     """All watches that are open through the proxy."""
 
     def __init__(self) -> None:
-        """Create a relay without streams."""
         self._open: set[Lines] = set()
 
     def look(self) -> None:
-        """Make each watch check whether a fault ends it or its client is gone, even if no line arrives. Returns before
-        they have checked. Call it in the event loop's thread."""
+        """Make each watch check whether a fault ends it or its client is gone, even if no line arrives."""
         for lines in self._open:
             lines.put_nowait(LOOK)
 
@@ -58,10 +56,7 @@ class Relay:
         stream: OpenWatch,
         faults: Callable[[], tuple[Fault, ...]],
     ) -> None:
-        """Pass the lines of `reply`, the server's answer, through the faults to `response`, until the server, the
-        client or a fault ends the watch. `faults` returns the present faults. Each line goes through all of them in
-        turn, and is dropped if one returns nothing. After each line, and at each `look`, the last line of the first
-        fault that ends the watch is sent, and the watch ends."""
+        """Send each line of a watch through all faults, and end the watch if one of them says so."""
         lines: Lines = asyncio.Queue()
         reading = asyncio.create_task(_read(reply, lines))
         self._open.add(lines)
@@ -85,8 +80,6 @@ class Relay:
 
 
 async def _read(reply: aiohttp.ClientResponse, lines: Lines) -> None:
-    """Put each line of an answer into `lines` together with the time at which it arrived, and END after the last line.
-    A broken connection only ends the lines."""
     loop = asyncio.get_running_loop()
     try:
         async for line in split(reply.content.iter_any()):
@@ -98,8 +91,7 @@ async def _read(reply: aiohttp.ClientResponse, lines: Lines) -> None:
 
 
 async def split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield complete lines of any length, including their line ends. If the stream ends in the middle of a line, that
-    incomplete line comes last."""
+    """Yield complete lines of any length, including their line ends."""
     rest = b""
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -127,9 +119,6 @@ class FaultProxy:
     runs in the proxy's thread, must neither call `open_door` nor stop the proxy."""
 
     def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """Prepare a proxy for the server `upstream`, a URL as in a kubeconfig. `ca_pem` is the certificate of the
-        authority that signed the server's certificate. Clients connect by TLS if `tls` is given, otherwise by plain
-        HTTP."""
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cadata=ca_pem)
         self._shown = tls
@@ -158,16 +147,14 @@ class FaultProxy:
         return self._url(self._port)
 
     def open_door(self, name: str) -> str:
-        """Open an additional address for one client, and return its URL. The client's writes are logged with this
-        name. The proxy must have been entered. Raises TimeoutError after 60 s."""
+        """Open an additional address for one client, and return its URL."""
         assert self._loop is not None, "enter the proxy before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, `sprung`, the trap and all faults, of `disturb` and of `fail`, and count writes from 1 again.
-        Undo `aim`, so that every write counts for traps and faults. The addresses of `open_door` stay open, and the
-        newest resourceVersion is kept."""
+        """Clear the log, `sprung`, the trap and all faults, of `disturb` and of `fail`, and count writes from 1
+        again."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -176,21 +163,16 @@ class FaultProxy:
         self.sprung.clear()
 
     def aim(self, aim: Aim) -> None:
-        """Make traps and faults count only the writes that `aim` accepts, starting with 1; the log counts all writes.
-        Accepted writes that are in flight at the same time count in the order of their arrival. A write that had
-        arrived before does not count."""
+        """Count only these writes for traps and faults from now on."""
         self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, after the server has accepted write number `at` and before the client gets the answer; an
-        eviction that a budget refuses has a number, too. With `before`, call it when that write or a later one arrives,
-        which is then refused with 503 and never forwarded. `act` is called in the proxy's thread, which waits for it.
-        Replaces the trap that was armed before."""
+        """Call `act` at write number `number`; with `before` when it arrives, and the write is then refused with 503.
+        It is called in the proxy's thread, which waits for it."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
-        """Add these faults, after those that are set already. Each applies to every later call and open watch until it
-        ends by itself or `reset` is called."""
+        """Add these faults, after those that are set already."""
         self._faults = (*self._faults, *faults)
 
     def fail(
@@ -202,23 +184,18 @@ class FaultProxy:
         query: str = "",
         times: float = math.inf,
     ) -> Sick:
-        """Make the next `times` calls with this method and exactly this path (without its query) get `answer` or, if
-        `answer` is None, hang until the client gives up or the proxy stops. `query` must occur in the decoded query,
-        such as `spec.nodeName=gpu-1` for the LIST of one node's pods. Watches are forwarded in any case. If several
-        such faults match a call, the one that was set first answers. Returns the fault, which can be lifted."""
+        """Let calls of this verb and path fail until the returned fault is lifted; watches are forwarded."""
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick
 
     def __enter__(self) -> Self:
-        """Start the thread and wait until the proxy listens. Raises TimeoutError if it does not within 60 s."""
         self._thread.start()
         if not self._ready.wait(60):
             raise TimeoutError("the fault proxy did not start")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the proxy and wait for its thread, but at most 10 s."""
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
@@ -226,19 +203,15 @@ class FaultProxy:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _url(self, port: int) -> str:
-        """Return the URL of a port of the proxy: https if clients connect by TLS, otherwise http, and HOST."""
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:
-        """Listen on the address `url`, set `_ready`, and answer calls until `_stop` is set. Once a second, every watch
-        checks whether a fault ends it or its client is gone."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             app = web.Application(client_max_size=16 * 2**20)
 
             async def handle(request: web.Request) -> web.StreamResponse:
-                """Answer a request of any path with `_handle`."""
                 return await self._handle(request, session)
 
             app.router.add_route("*", "/{path:.*}", handle)
@@ -255,7 +228,6 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        """Listen on a free port of HOST, for the client that is logged as `name`, and return the port."""
         assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]
@@ -264,10 +236,8 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with its numbers among the writes. `number` is one more than the writes that counted so far,
-        so that writes in flight at once share it. `mark` is the same unless `aim` was called. Both are 0 for a read and
-        for a renewal of a Lease. After `aim`, `mark` counts the selected writes in the order of their arrival and is 0
-        for all others, and a selected write is counted as arrived."""
+        """Return the call with its numbers among the writes: 0 for reads and renewals; writes in flight at once share
+        one, except after `aim`."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
@@ -290,11 +260,6 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Answer one call: first from a trap that springs before its write (503), then from a path that is to fail,
-        otherwise from the server by way of the faults. A path that fails without an answer leaves the call waiting
-        until the client hangs up or the proxy stops. If the answer is lost, the client's connection is aborted. After
-        an error of the connection to the server the answer is 502, and the write no longer counts as one that `aim`
-        selected; a write that the trap or a failing path answers still counts."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -319,8 +284,6 @@ class FaultProxy:
     async def _through(
         self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
     ) -> ProxiedAnswer | None:
-        """Send a call through the faults, the first one outermost, to the server. Log it if it is a write, and
-        remember the newest resourceVersion. Returns the answer, or None if the client gets no answer."""
         if faults:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
@@ -333,8 +296,6 @@ class FaultProxy:
         return answer
 
     def _headers(self, reply: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers that the client gets: the headers of the server's answer without those that only concern
-        the connection (HOP_BY_HOP), as changed by each fault in turn."""
         headers: Mapping[str, str] = {
             key: value for key, value in reply.headers.items() if key.lower() not in HOP_BY_HOP
         }
@@ -345,9 +306,6 @@ class FaultProxy:
     def _ask(
         self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
     ) -> "aiohttp.client._RequestContextManager":
-        """Return a context manager that sends the call to the server, with the client's headers except HOP_BY_HOP, and
-        yields its answer. Opening the connection may take 10 s, the answer any time. Entering it raises ClientError or
-        ConnectionError if the server cannot be reached."""
         return session.request(
             call.method,
             self._upstream + request.raw_path,
@@ -357,9 +315,6 @@ class FaultProxy:
         )
 
     async def _watch(self, request: web.Request, call: Incoming, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Open a watch at the server, after the delays of the faults, and relay its lines until the server, the client
-        or a fault ends it. A refusal by the server is relayed like a watch. Raises ClientError or ConnectionError if
-        the server cannot be reached."""
         for fault in self._faults:
             await fault.opening(call)
         async with self._ask(call, request, session) as reply:
@@ -371,9 +326,6 @@ class FaultProxy:
             return response
 
     def _begun(self, call: Incoming, *, answered: bool) -> tuple[Fault, ...]:
-        """Begin the faults that wait for this write, and return all faults, begun or not. If one begins, every watch
-        checks for it now and again after HEAL_SECONDS. `answered` says whether the write has been answered or is
-        about to be sent."""
         faults: Iterable[Fault] = self._faults
         began = [fault for fault in faults if fault.watch_for(call, answered=answered)]
         if began:
@@ -382,11 +334,7 @@ class FaultProxy:
         return self._faults
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
-        """Log a write that the server has answered, and number it if it counts. A write does not count if it only
-        concerns who holds a Lease, or if the server refused it with any status but BLOCKED (429), with which it answers
-        an eviction that a budget forbids, and also any write when it is overloaded.
-        Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it. A refused
-        write also begins faults, unless `aim` was called."""
+        """Log and number a write that the server has answered. A refused one does not count, except with BLOCKED."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
@@ -416,7 +364,6 @@ class FaultProxy:
         self._begun(call, answered=True)
 
     def _spring(self) -> None:
-        """Disarm the trap, set `sprung`, and call the trap's function."""
         trap, self._trap = self._trap, None
         assert trap is not None, "only an armed trap springs"
         self.sprung.set()  # set before acting, because whoever restarts the killed process clears the event

@@ -16,12 +16,9 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 class SetClock:
-    """The clock of the programs that are started with `environment`, and of their children. It shows the real time
-    until `set` is called."""
+    """The clock of the programs that are started with `environment`, and of their children."""
 
     def __init__(self, directory: Path) -> None:
-        """Build the library in `directory`, which must exist, and write the file with the offset 0 beside it. Raises
-        UnavailableError if there is no C compiler, or the compilation fails."""
         library, self._path = directory / "setclock.so", directory / "setclock"
         flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
         compile_c("a clock that can be set", *flags, str(SOURCE), "-o", str(library))
@@ -29,17 +26,15 @@ class SetClock:
         self.environment = {"LD_PRELOAD": str(library), "SETCLOCK_FILE": str(self._path)}
 
     def __enter__(self) -> Self:
-        """Map the file with the clock's offset, which is still 0, so that `set` can change it."""
         with self._path.open("r+b") as file:
             self._seconds = mmap.mmap(file.fileno(), 8)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Set the clock back to the real time, and unmap the file."""
         self.set(0)
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
         """Set the clock to this many seconds after the real time, or before it if `seconds` is negative; this replaces
-        the offset that was set before, at once and in all programs. Call it only inside the `with` block."""
+        the offset that was set before, at once and in all programs."""
         self._seconds[:8] = struct.pack("=q", seconds)

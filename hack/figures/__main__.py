@@ -26,13 +26,11 @@ FLEET = page.TABLES["fleet"][0]
 
 
 class MeasurementError(Exception):
-    """A process did not print figures. The message has its exit status and its last lines of standard output."""
+    """A process did not print figures."""
 
 
 def in_process(*arguments: str) -> Figures:
-    """Run `python -m ARGUMENTS` and return the figures that it prints as JSON in its last line. Raises
-    MeasurementError if it fails or prints something else, and TimeoutExpired after LONGEST seconds. Its error output
-    goes to ours, because it says how far a long measurement has come."""
+    """Run `python -m ARGUMENTS` and return the figures that it prints as JSON in its last line."""
     command = [sys.executable, "-m", *arguments]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False, text=True, timeout=LONGEST)
     lines = done.stdout.splitlines()
@@ -57,8 +55,7 @@ MEASUREMENTS: Mapping[str, Callable[[], Figures]] = {
 
 
 def measure(name: str) -> Figures:
-    """Take one measurement, and return its figures with the conditions under which it was taken. Raises whatever the
-    measurement raises."""
+    """Take one measurement, and return its figures with the conditions under which it was taken."""
     machine, before = facts(), pace_ms()
     figures = MEASUREMENTS[name]()
     conditions = (
@@ -71,9 +68,7 @@ def measure(name: str) -> Figures:
 
 def main(arguments: list[str] | None = None, measurement: Callable[[str], Figures] = measure) -> int:
     """Take the measurements that --only names, all by default, in that order, save the figures of each in --file, and
-    at the end write the page if that is the page's own file, also after failures. Returns the exit status: 0, 1 if a
-    measurement failed, which is printed while the others go on, or 2 if a name is unknown or $NODES is wrong
-    (`fleet.pool_size`); then nothing is measured."""
+    at the end write the page if that is the page's own file, also after failures."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
     parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
     parser.add_argument("--file", type=Path, default=page.MEASURED, help="the file with the figures")

@@ -27,7 +27,6 @@ FAULTS: Mapping[str, Fault] = {
 
 @contextmanager
 def _proxied() -> Iterator[tuple[Testbed, FaultProxy]]:
-    """Open a testbed whose operator calls the API server through a proxy, and yield both."""
     with open_testbed(ROLL_FACTOR) as direct:
         pki = create_pki(direct.directory / "tls")
         direct.operator.stop()
@@ -41,10 +40,8 @@ def _proxied() -> Iterator[tuple[Testbed, FaultProxy]]:
 
 
 def measure() -> Figures:
-    """Return the figures `faulty`, with a row for each of FAULTS: its title, `Ready` or that the pool did not become
-    so, the seconds, the operator's calls, the calls that the fault hit, and how many more writes there were than in the
-    first rollout. The nodes alternate between two MIG layouts. After a rollout that does not end within PATIENCE no
-    other is tried, so it is the last row. Raises TimeoutError if the nodes cannot be prepared."""
+    """Roll the pool once with each of FAULTS, between two MIG layouts. After a rollout that does not end, no other is
+    tried."""
     rows: list[list[Cell]] = []
     with _proxied() as (testbed, proxy):
         testbed.add_nodes(POOL, NODES)

@@ -45,9 +45,8 @@ DONE = "done"
 
 
 def pool_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many nodes each of the POOLS has, which is also how many nodes may change at once: the number of all
-    nodes, $NODES or 5,000, divided by POOLS without a remainder. Raises ValueError with a sentence for people if $NODES
-    is not decimal, has less than a node for each pool, or has more nodes in a pool than may change at once."""
+    """Return how many nodes each pool has, from $NODES or 5,000; as many may change at once. Raises ValueError for
+    people."""
     text = environ.get("NODES") or "5000"
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) // POOLS <= MOST_CLAIMS):
         most = POOLS * (MOST_CLAIMS + 1) - 1
@@ -56,19 +55,16 @@ def pool_size(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def _count() -> int:
-    """Return the number of all nodes, according to `pool_size`."""
     return POOLS * pool_size()
 
 
 def _state(name: str) -> Path:
-    """Return the folder in which the control plane `name`, CREATED or ADOPTED, is stored for this number of nodes."""
     return ROOT / "build" / "figures" / f"{_count()}" / name
 
 
 def measure(name: str) -> Figures:
     """Create and adopt the nodes, as far as that was not done before or `name` is `adopt`, and return the figures
-    `name`. Raises TimeoutError if a step takes longer than PATIENCE, and ValueError if $NODES is no such number
-    (`pool_size`)."""
+    `name`."""
     if not (_state(CREATED) / DONE).exists():
         _create()
     if name == "adopt" or not (_state(ADOPTED) / DONE).exists():
@@ -85,9 +81,6 @@ def measure(name: str) -> Figures:
 
 @contextmanager
 def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
-    """Open a testbed whose control plane has its files in `folder`. It continues there, or begins on a copy of `begin`
-    if that is not None. In the whole cluster the operator changes no more nodes at once than a pool has, which is also
-    the limit of the raw loop."""
     if begin is not None:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(begin, folder, ignore=shutil.ignore_patterns("*.log", DONE))
@@ -97,9 +90,6 @@ def _testbed(folder: Path, begin: Path | None = None) -> Iterator[Testbed]:
 
 
 def _create() -> None:
-    """Create the nodes with their agents' reports, except those that an earlier call created before it was ended, and
-    store the cluster in CREATED. Those of the pools ROLLING are H100s with SIMULATED node software, and the others have
-    reports that `start.report` writes. Raises TimeoutError if a step takes longer than PATIENCE."""
     _state(CREATED).parent.mkdir(parents=True, exist_ok=True)
     with _testbed(_state(CREATED)) as testbed:
         testbed.create_nodes(_manifests(ROLLING, "NVIDIA H100 80GB HBM3"))
@@ -110,9 +100,6 @@ def _create() -> None:
 
 
 def _adopt() -> Figures:
-    """Begin on a copy of CREATED, apply a policy of mode Full to each pool, wait until all are Ready, store the cluster
-    in ADOPTED in place of an earlier one, and return the figures `adopt`, which also say if there were not 5,000 nodes.
-    Raises TimeoutError if a step takes longer than PATIENCE."""
     with _testbed(_state(ADOPTED), _state(CREATED)) as testbed:
         testbed.wait_silent(seconds=10, at_most=PATIENCE)
         with spending(testbed) as costs:
@@ -126,7 +113,6 @@ def _adopt() -> Figures:
 
 
 def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
-    """Return the Nodes of these pools, each as large as a kubelet reports it."""
     return [
         large.as_kubelets_report(nodes.node_manifest(name, pool=pool, product=product, gpus=GPUS))
         for pool in pools
@@ -135,14 +121,13 @@ def _manifests(pools: Sequence[str], product: str) -> list[dict[str, object]]:
 
 
 def _nodes_of(pools: Sequence[str]) -> list[str]:
-    """Return the names of all nodes of these pools."""
     return [f"{pool}-{index:04}" for pool in pools for index in range(pool_size())]
 
 
 @contextmanager
 def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]:
-    """Yield a list to which the operator's costs of the block are added at its end: seconds, CPU seconds, peak memory
-    in MiB, writes and reads. With `stopped` the operator does not run yet, and the block starts it."""
+    """Yield a list to which the costs of the block are added at its end. With `stopped` the block starts the
+    operator."""
     used = 0.0
     if not stopped:
         reset_peak(testbed.operator.pid)
@@ -156,8 +141,6 @@ def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]
 
 
 def _adopt_by_loop(testbed: Testbed) -> Figures:
-    """Let the raw loop (`large.relabel`) patch every node once, with as many bytes as the adoption writes to it, and
-    return the seconds, the CPU time of our own process and the number of writes as the figures `adopt-loop`."""
     everyone = _nodes_of(POLICIES)
     begun, used = time.monotonic(), time.process_time()
     asyncio.run(large.relabel(testbed, everyone))
@@ -166,8 +149,6 @@ def _adopt_by_loop(testbed: Testbed) -> Figures:
 
 
 def _start(testbed: Testbed) -> Figures:
-    """Replace the operator with a new process, wait until it has planned once, and return its costs until then as the
-    figures `start`. Raises TimeoutError after PATIENCE."""
     testbed.operator.stop()
     with spending(testbed, stopped=True) as costs:
         testbed.operator.start()
@@ -176,16 +157,12 @@ def _start(testbed: Testbed) -> Figures:
 
 
 def _idle(testbed: Testbed) -> Figures:
-    """Wait for IDLE seconds in which nothing changes, and return the operator's costs in them as the figures `idle`."""
     with spending(testbed) as costs:
         time.sleep(IDLE)
     return Figures([["idle", "operator", _count(), *costs]])
 
 
 def _roll(testbed: Testbed) -> Figures:
-    """Measure how the operator, which must be running, changes the pools ROLLING to MIG, all at once. Then stop the
-    operator, and measure how the raw loop changes the same nodes back to whole GPUs. Returns the figures of both.
-    Raises TimeoutError if a pool or the raw loop takes longer than PATIENCE."""
     with spending(testbed) as costs:
         span = testbed.span()
         for pool in ROLLING:
@@ -209,9 +186,6 @@ STEPS: Mapping[str, Callable[[Testbed], Figures]] = {
 
 
 async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
-    """Change the nodes to whole GPUs as a script would that knows NVIDIA's labels, `pool_size` at a time and as admin.
-    Returns seconds, CPU seconds, None, and the numbers of writes and reads. Raises KubeError if a call fails, and
-    TimeoutError after PATIENCE."""
     slots, verbs = asyncio.Semaphore(pool_size()), list[str]()
     begun, used = time.monotonic(), time.process_time()
     login = OfficialLogin(testbed.plane.kubeconfig)
@@ -227,9 +201,6 @@ async def _loop(testbed: Testbed, node_names: Sequence[str]) -> list[Cell]:
 
 
 async def _change(client: HttpClient, name: str, slots: asyncio.Semaphore) -> None:
-    """Once a slot is free, cordon a node, list its pods, set NVIDIA's labels for whole GPUs, watch until mig-manager
-    has succeeded and the GPUs are allocatable, and uncordon the node. Evicts nothing. Raises KubeError if a call
-    fails."""
     async with slots:
         await client.patch(NODES, name, {"spec": {"unschedulable": True}})
         await client.list_page(PODS, field_selector=f"spec.nodeName={name}")

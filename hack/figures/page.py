@@ -14,7 +14,7 @@ PAGE = "docs/explanation/performance.md"
 PLACE = re.compile(r"(<!-- figures ([a-z]+): .*? -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 """Where the page has a table: between a marker that names it and one that ends it."""
 Cell = str | int | float | None
-"""A cell of a table. None is a value that does not exist or was not measured."""
+"""A cell of a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,7 @@ NAMES = tuple(name for names, _ in TABLES.values() for name in names)
 
 
 def operator_commit(checkout: Path = ROOT) -> str:
-    """Return the last commit of a checkout that changed the operator or the chart, with `-dirty` at its end if a
-    tracked file of them has been changed since, or `unknown` if git does not know. Raises FileNotFoundError if git is
-    not installed."""
+    """Return the last commit that changed the operator or the chart, with `-dirty` if a file has changed since."""
     paths = ("--", "operator", "deploy")
     log, changed = (
         subprocess.run(["git", *words, *paths], cwd=checkout, capture_output=True, text=True, check=False).stdout
@@ -84,8 +82,7 @@ def load(path: Path = MEASURED) -> dict[str, Figures]:
 
 
 def merge(name: str, figures: Figures, path: Path = MEASURED) -> None:
-    """Save the figures of the measurement `name`, in place of its earlier ones, with three decimals. Others in the file
-    stay, except those of measurements that are not in NAMES. The file is created if it does not exist."""
+    """Save the figures of the measurement `name`, in place of its earlier ones, with three decimals."""
     rows = [[round(cell, 3) if isinstance(cell, float) else cell for cell in row] for row in figures.rows]
     saved = {**load(path), name: replace(figures, rows=rows)}
     ordered = {key: asdict(saved[key]) for key in NAMES if key in saved}
@@ -93,22 +90,19 @@ def merge(name: str, figures: Figures, path: Path = MEASURED) -> None:
 
 
 def performance() -> dict[str, str]:
-    """Return the page with the tables of the saved figures, by its path. Raises ValueError if it has no place for a
-    table, or a place for an unknown one."""
+    """Return the page with the tables of the saved figures, by its path."""
     return {PAGE: written((ROOT / PAGE).read_text(), load())}
 
 
 def written(page: str, saved: Mapping[str, Figures]) -> str:
     """Return the page with what is between the two markers of each table replaced by the table of the `saved` figures
-    and its conditions (`_lines`). Raises ValueError if the places in it are not exactly those of TABLES."""
+    and its conditions (`_lines`)."""
     if sorted(name for _, name in PLACE.findall(page)) != sorted(TABLES):
         raise ValueError(f"{PAGE} needs one place for each table: {', '.join(TABLES)}")
     return PLACE.sub(lambda place: place[1] + "\n".join(_lines(*TABLES[place[2]], saved)) + "\n\n", page)
 
 
 def _lines(names: Sequence[str], columns: Sequence[str], saved: Mapping[str, Figures]) -> Iterator[str]:
-    """Yield the lines of one Markdown table and of the list of conditions below it. A measurement without figures has
-    an entry in the list that says so, with the command that takes it."""
     yield f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     for row in (row for name in names if name in saved for row in saved[name].rows):
         yield f"| {' | '.join(map(shown, row))} |"

@@ -18,9 +18,7 @@ TOO_BIG, FOUND = 1, 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build all images, report each, and return the exit status for all (`overall`). The status is 1 if an image
-    cannot be built or the file of advisories is wrong; the error is then printed to stderr and no image is reported.
-    Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Build all images, report each, and return the exit status for all (`overall`)."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
     parser.add_argument("--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0")
@@ -43,8 +41,7 @@ def overall(statuses: Sequence[int]) -> int:
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     """Print the facts of one image: names, size, files, and a table of its contents, and then each match of an advisory
-    in `known` with a part of it. Returns the exit status for this image: TOO_BIG, in which case advisories are not
-    compared, FOUND if an advisory names a part, otherwise 0. `known` is None if no file of advisories was given."""
+    in `known` with a part of it."""
     print(f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}")
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")

@@ -45,9 +45,8 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories in a file: one advisory or a list, also under `vulns`, or a zip archive of files with
-    one advisory each, as osv.dev exports an ecosystem. Raises AdvisoryError if the file cannot be read or is not JSON,
-    or if an entry has no id or an `affected` that is not a list. Other fields are not checked."""
+    """Return the advisories in a file: one advisory or a list, also under `vulns`, or a zip archive of files with one
+    advisory each, as osv.dev exports an ecosystem."""
     try:
         content = _read_zip(path) if path.suffix == ".zip" else json.loads(path.read_text())
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -64,17 +63,12 @@ def read(path: Path) -> list[Advisory]:
 
 
 def _read_zip(path: Path) -> list[Any]:
-    """Return the parsed content of each file in a zip archive. Raises OSError or BadZipFile if the archive cannot be
-    read, and ValueError if one of its files is not JSON."""
     with zipfile.ZipFile(path) as archive:
         return [json.loads(archive.read(name)) for name in archive.namelist()]
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """Return one hit for each pair of an advisory and a part that it affects, sorted by the part's name and version. If
-    entries of an advisory name different fixed versions, a pair has one hit for each. Withdrawn advisories are ignored.
-    The summary of a hit is the first line of the advisory's summary, or else of its details, of which at most 80
-    characters are taken."""
+    """Return one hit for each pair of an advisory and a part that it affects, sorted by the part's name and version."""
     hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):
@@ -89,9 +83,8 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
-    """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages. If
-    one names a release after a colon, it must be that of the image's Debian. The names must be equal; those of PyPI are
-    normalized first."""
+    """Whether an advisory is about a part. Debian's name source packages, of the release after a colon if there is
+    one."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False
@@ -111,9 +104,7 @@ def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
 
 
 def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
-    """Whether the version of the part's source package is affected according to the events of a range. As OSV defines
-    it, the last event at or before the version decides; a `last_affected` counts only for later versions. Events of
-    type `limit` are ignored."""
+    """Whether a version is affected. As OSV defines it, the last event at or before the version decides."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
     inside = False
@@ -127,7 +118,6 @@ def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
 
 
 def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield (type, version) of each introduced, fixed and last_affected event; other types are ignored."""
     for event in events:
         for kind, version in event.items():
             if kind in ("introduced", "fixed", "last_affected"):
@@ -136,7 +126,7 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
     """Return the lowest fixed version that is above the version of the part's source package, or an empty string if
-    there is none. Only the ranges of type ECOSYSTEM or SEMVER in `affected` are read."""
+    there is none."""
     order = ORDERS[part.ecosystem]
     versions = [
         version
@@ -151,7 +141,7 @@ def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
 
 
 def python_order(version: str) -> Version:
-    """Return the sort key of a Python version (PEP 440). An invalid version sorts before all others."""
+    """Return the sort key of a Python version (PEP 440)."""
     try:
         return Version(version)
     except InvalidVersion:
@@ -159,23 +149,18 @@ def python_order(version: str) -> Version:
 
 
 def compare_debian(left: str, right: str) -> int:
-    """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7)). Returns a negative
-    number if `left` is older, 0 if both are equal, and a positive number otherwise."""
+    """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7))."""
     (epoch, upstream, revision), (epoch2, upstream2, revision2) = _split(left), _split(right)
     return (epoch > epoch2) - (epoch < epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
 
 
 def _split(version: str) -> tuple[int, str, str]:
-    """Return epoch, upstream version and revision of a Debian version. An epoch that is missing or not a number is 0,
-    and a missing revision is empty."""
     epoch, _, rest = version.rpartition(":")
     upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
     return int(epoch) if epoch.isdecimal() else 0, upstream, revision
 
 
 def _compare(left: str, right: str) -> int:
-    """Compare two upstream versions or revisions: first their leading non-digits, then the number that follows, and so
-    on. Returns -1, 0 or 1."""
     while left or right:
         for pattern, key in ((r"\D*", _letters), (r"\d*", _number)):
             head, head2 = (re.match(pattern, text) for text in (left, right))
@@ -189,14 +174,12 @@ def _compare(left: str, right: str) -> int:
 
 
 def _letters(text: str) -> tuple[int, ...]:
-    """Return the sort key of non-digits in dpkg's order: a tilde sorts before the end of the string, the end before
-    letters, and letters before all other characters."""
+    """Return the sort key of non-digits in dpkg's order: a tilde, the end, letters, all else."""
     ranks = (-1 if char == "~" else ord(char) if char.isalpha() else ord(char) + 256 for char in text)
     return (*ranks, 0)
 
 
 def _number(text: str) -> tuple[int, ...]:
-    """Return the sort key of a string of digits; an empty string counts as 0."""
     return (int(text or "0"),)
 
 

@@ -50,7 +50,7 @@ class Origin:
     revision: str
     """The commit, with `-dirty` at its end if the checkout has changes, or `unknown`."""
     epoch: int
-    """The commit's time in seconds since 1970. It becomes the image's time, so that two builds are equal."""
+    """The commit's time in seconds since 1970."""
     source: str = ""
     """The URL of the sources ($IMAGE_SOURCE), or empty if it is unset."""
 
@@ -61,10 +61,7 @@ class Origin:
 
 
 def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
-    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION take precedence over git. A revision
-    from git ends with `-dirty` if tracked files were changed. A revision that neither gives is `unknown`, and a time
-    that neither gives is 0. Raises OriginError if $SOURCE_DATE_EPOCH is not a number, and FileNotFoundError if git is
-    needed and not installed."""
+    """Return revision and time of the checkout, from $IMAGE_REVISION and $SOURCE_DATE_EPOCH or else from git."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
     if revision and not environ.get("IMAGE_REVISION") and _git("status", "--porcelain", "--untracked-files=no"):
@@ -84,8 +81,7 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
 
 
 def labels(origin: Origin, base: str) -> dict[str, str]:
-    """Return the labels of the image's configuration, which are also the manifest's annotations. `base` is the name of
-    the base image. Labels without a value are left out."""
+    """Return the labels of the image's configuration, which are also the manifest's annotations."""
     values = {
         "title": origin.name,
         "description": origin.description,
@@ -100,8 +96,6 @@ def labels(origin: Origin, base: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """Return git's standard output for this command in the checkout, without surrounding whitespace. The exit status
-    is ignored; the output is usually empty if git fails. Raises FileNotFoundError if git is not installed."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -122,7 +116,7 @@ class ImagePart:
     purl: str
     """The package URL (https://github.com/package-url/purl-spec)."""
     source: str = ""
-    """The source package, which Debian's advisories name. For a wheel it is the wheel's own name."""
+    """The source package, which Debian's advisories name."""
     source_version: str = ""
     license: str = UNKNOWN
     """The license as an SPDX expression, or UNKNOWN."""
@@ -165,10 +159,7 @@ class Image:
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """Yield a part for each of these control files (entries of dpkg's status), in their order. The name and version of
-    the source package are those in the field Source, where the version is in parentheses; whichever is missing there is
-    the package's own. The sha256 comes from the lock, and is empty if the lock does not have the package. Licenses are
-    not set, because Debian has them as prose in usr/share/doc/NAME/copyright and not as expressions."""
+    """Return the packages in a dpkg database. Licenses are not set: Debian has them as prose and not as expressions."""
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
@@ -188,9 +179,7 @@ def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[I
 
 
 def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[ImagePart]:
-    """Yield a part for each of these METADATA files of Python distributions, in their order. `files` holds the sha256
-    of each wheel by file name, of which only the distribution's name is compared; without an entry the part's sha256 is
-    empty."""
+    """Yield a part for each of these METADATA files of Python distributions, in their order."""
     hashes = {canonicalize_name(name.split("-")[0]): digest for name, digest in files.items()}
     for text in metadata:
         headers = message_from_string(text)
@@ -222,8 +211,7 @@ def license_of(headers: Message) -> str:
 
 def homepage_of(headers: Message) -> str:
     """Return a URL from the Project-URL fields of a distribution: that of the field named `homepage`, otherwise
-    `repository`, `source`, `source code` or `github`, in this order and in any case of letters. UNKNOWN if it has none
-    of them."""
+    `repository`, `source`, `source code` or `github`, in this order and in any case of letters."""
     rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):
@@ -248,8 +236,7 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
     """Return the SPDX document of one image as JSON: a package for the image itself, and one for each of its parts,
-    sorted, which the image contains. `digest` is the sha256:... of the image's manifest. Equal images have equal
-    documents."""
+    sorted, which the image contains."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -288,8 +275,7 @@ BUILT_FROM = "built package from: "
 
 
 def package(key: str, part: ImagePart) -> JSON:
-    """Return one part as an SPDX package, with `key` as its identifier in the document. The checksum is left out if it
-    is not known. Only a Debian package has a supplier, its source package, and a note on where its license is."""
+    """Return one part as an SPDX package, with `key` as its identifier in the document."""
     row: JSON = {
         "SPDXID": key,
         "name": part.name,
@@ -313,9 +299,8 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def read_parts(document: JSON) -> tuple[ImagePart, ...]:
-    """Return the parts of an image that its SPDX document lists; `document` is what the function of that name returned.
-    Only names, versions, source packages and package URLs are read; the other fields have their defaults. Packages
-    that are neither Debian's nor Python distributions, such as the image itself, are left out."""
+    """Return the parts of an image that its SPDX document lists; `document` is what the function of that name
+    returned."""
     parts = []
     for row in document["packages"]:
         locator = str(row["externalRefs"][0]["referenceLocator"])
@@ -335,7 +320,7 @@ def identifier(part: ImagePart) -> str:
 
 
 def purl(locator: str) -> JSON:
-    """Return a package URL as an SPDX external reference. Scanners recognize a part by it."""
+    """Return a package URL as an SPDX external reference."""
     return {
         "referenceCategory": "PACKAGE-MANAGER",
         "referenceType": "purl",

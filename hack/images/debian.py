@@ -140,9 +140,7 @@ class LockError(ValueError):
 
 
 def parse_lock(text: str) -> list[Package]:
-    """Return the packages in the content of a lock, sorted. Empty lines and lines that begin with # are ignored. Raises
-    LockError if another line is not a package, or if the names of the packages of one of ARCHITECTURES are not exactly
-    those of PACKAGES."""
+    """Return the packages in the content of a lock, sorted."""
     packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):
@@ -165,8 +163,7 @@ def parse_lock(text: str) -> list[Package]:
 
 
 def as_of(text: str) -> str:
-    """Return when the lock was written, in the format of folder names on snapshot.debian.org: `20261120T220000Z`.
-    Raises LockError if the lock does not say when."""
+    """Return when the lock was written, in the format of folder names on snapshot.debian.org: `20261120T220000Z`."""
     if not (match := AS_OF.search(text)):
         raise LockError(
             "the lock lacks a line such as `# as of 20261120T220000Z`; regenerate it with: python -m hack.images.debian"
@@ -175,8 +172,7 @@ def as_of(text: str) -> str:
 
 
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
-    """Return the content of a lock with these packages, sorted. `stamp` is the time at which they were resolved, in the
-    format of `as_of`."""
+    """Return the content of a lock with these packages, sorted."""
     head = (
         f"# Debian packages of the image that `make images` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"
@@ -229,21 +225,14 @@ class FetchError(UnavailableError):
 
 def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
     """Return the paths of the packages' .deb files in the cache, in the order of `packages`, after downloading those
-    that are missing. Each is checked against its hash.
-
-    Raises FetchError if a file is neither on the mirror nor on the snapshot server, or is not the locked one, and
-    UnavailableError if the cache cannot be written.
-    """
+    that are missing."""
     folder = cache_root() / "debs"
     with writable(folder), ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda package: _fetch(package, stamp, folder), packages))
 
 
 def _fetch(package: Package, stamp: str, folder: Path) -> Path:
-    """Return the path of one package's .deb file in `folder`. If it is not there with the hash of the lock, it is
-    downloaded: from the mirror, or else from the snapshot server in the state of `stamp`, and then once more from each.
-    $DEBIAN_MIRROR and $DEBIAN_SNAPSHOT replace MIRROR and SNAPSHOT. A download with another hash counts as failed.
-    Raises FetchError if all four attempts fail."""
+    """Return a package's file, downloaded from the mirror or else from the snapshot server, each tried twice."""
     target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == package.sha256:
         return target
@@ -272,9 +261,7 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
 
 
 def locked(architecture: str) -> tuple[list[Package], str]:
-    """Return the packages in deploy/debian.lock for one architecture, and the time at which the lock was written.
-    Raises LockError if a line of the lock is not a package, if the packages are not exactly those of PACKAGES, or if
-    the lock has no time."""
+    """Return the packages in deploy/debian.lock for one architecture, and the time at which the lock was written."""
     text = LOCK.read_text()
     return [package for package in parse_lock(text) if package.architecture == architecture], as_of(text)
 
@@ -283,8 +270,7 @@ def locked(architecture: str) -> tuple[list[Package], str]:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    """Return the content of each file in an ar archive, by name; a .deb is such an archive (man 5 deb). Raises
-    ValueError if the data is not an ar archive."""
+    """Return the content of each file in an ar archive, by name; a .deb is such an archive (man 5 deb)."""
     if not data.startswith(b"!<arch>\n"):
         raise ValueError("this is not an ar archive: a .deb begins with !<arch>")
     files, at = {}, 8
@@ -296,8 +282,7 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """Open the tar `control` or `data` inside a package, compressed with xz or not at all; the caller must close it.
-    Raises ValueError if the package does not contain it in such a form, or is not an ar archive."""
+    """Open the tar `control` or `data` inside a package, compressed with xz or not at all; the caller must close it."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:
@@ -306,8 +291,7 @@ def open_part(deb: bytes, part: str) -> tarfile.TarFile:
 
 
 def control(deb: bytes) -> str:
-    """Return the content of the package's control file, with its name, version and dependencies. Raises ValueError if
-    the data is not a package, and KeyError if the package has no such file."""
+    """Return the content of the package's control file, with its name, version and dependencies."""
     with open_part(deb, "control") as tar:
         file = tar.extractfile("./control")
         assert file is not None
@@ -316,8 +300,7 @@ def control(deb: bytes) -> str:
 
 def unpack(debs: Sequence[Path], tree: Path) -> None:
     """Unpack the packages into `tree`, except for the paths in DROPPED, and add the links, folders, users and control
-    files that maintainer scripts and dpkg would have created. Raises FileExistsError if packages were already
-    unpacked there, and ValueError if a file is not a package."""
+    files that maintainer scripts and dpkg would have created."""
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
     for name in MERGED:
@@ -338,9 +321,7 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
 
 
 def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
-    """Write one member of a package's data into `tree`, unless it is dropped. A file gets the mode 0755 if it is
-    executable, otherwise 0644. A hard link becomes a copy of the file, which must have been written before, and a
-    symbolic link that exists already stays. Devices and the like are skipped."""
+    """Write one member of a package's data into `tree` with plain modes; a hard link becomes a copy."""
     path = member.name.removeprefix("./").rstrip("/")
     if not path or is_dropped(path):
         return
@@ -363,9 +344,7 @@ def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
 
 
 def relock() -> str:
-    """Return the content of a lock for all ARCHITECTURES with the versions that are in Debian's index now. The index is
-    read with apt, which uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index
-    cannot be read, and CalledProcessError if it lacks a package."""
+    """Return the content of a lock for all ARCHITECTURES with the versions that are in Debian's index now."""
     if not shutil.which("apt-get") or not KEYRING.is_file():
         raise FetchError(
             "apt and Debian's keys are needed; on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
@@ -390,8 +369,6 @@ def relock() -> str:
 
 
 def _apt_configuration(folder: Path, mirror: str) -> Path:
-    """Write a configuration that makes apt use only `folder` and the packages of SUITE at `mirror`, and return its
-    path."""
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True)
     (folder / "status").touch()
@@ -410,8 +387,6 @@ def _apt_configuration(folder: Path, mirror: str) -> Path:
 
 
 def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterator[Package]:
-    """Yield each package in PACKAGES with the version that apt would install for this architecture, in apt's order. Its
-    archive and path are those of the URL below `mirror`. Raises CalledProcessError if the index lacks a package."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     for url, _, _, digest in re.findall(r"^'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})$", listed, re.MULTILINE):
@@ -421,8 +396,7 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 
 def main() -> int:
-    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError. A
-    CalledProcessError of `relock` passes through. After an error the lock is unchanged."""
+    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError."""
     try:
         text = relock()
         parse_lock(text)

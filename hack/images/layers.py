@@ -47,15 +47,13 @@ def sha256(data: bytes) -> str:
 
 
 def pack(name: str, tree: Path, epoch: int) -> Layer:
-    """Pack a folder as a layer. Its files are sorted and owned by root, and all have the modification time `epoch`
-    (seconds since 1970). `name` describes the content."""
+    """Pack a folder as a layer."""
     raw = pack_tar(tree, walk(tree), epoch)
     return Layer(name, compress(raw), sha256(raw), len(raw))
 
 
 def compress(raw: bytes) -> bytes:
-    """Return `raw` compressed with gzip. The header contains neither a time nor a name, so that equal content gives
-    equal bytes."""
+    """Return `raw` compressed with gzip."""
     return gzip.compress(raw, COMPRESSION, mtime=0)
 
 
@@ -65,9 +63,7 @@ def walk(tree: Path) -> list[Path]:
 
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
-    """Return a tar with these paths of `tree`, all owned by root and with the modification time `epoch`. A file is
-    executable if its owner may execute it, and folders have the modes of MODES, or 0755; the umask has no effect.
-    Symbolic links stay links."""
+    """Yield a reproducible tar of a folder: modes of MODES or 0755 for folders, and no effect of the umask."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
@@ -91,8 +87,7 @@ def configuration(
     architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
 ) -> JSON:
     """Return the image's configuration for Linux on this architecture: how containers start, its labels sorted, and for
-    each layer its digest and an entry of the history. `run` holds User, Env, Cmd and so on, as OCI names them, and
-    `created` is an RFC 3339 time."""
+    each layer its digest and an entry of the history."""
     return {
         "created": created,
         "architecture": architecture,
@@ -107,9 +102,7 @@ def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
     """Return (bytes of a tar that is both an OCI layout and a docker-archive, digest of the manifest). containerd,
-    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive. `reference` is the image's
-    name and tag. `annotations` become those of the manifest, and all files have the time `epoch`. Equal arguments give
-    equal bytes."""
+    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive."""
     settings = dump(config)
     manifest = dump(
         {
@@ -156,13 +149,11 @@ def blob_name(data: bytes) -> str:
 
 
 def dump(value: object) -> bytes:
-    """Serialize a value as JSON. Equal values give equal bytes."""
+    """Serialize a value as JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
-    """Yield a tar with these files, whose content is given by name, in a single piece. All have the modification time
-    `epoch`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():

@@ -51,14 +51,7 @@ class TreeError(Exception):
 def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
     bill of materials into `out`, in place of earlier ones of the same version, and return the image, whose size is not
-    checked (`too_big`). The folder `work`/ARCHITECTURE in `out` is emptied first and keeps the unpacked trees.
-    `reference` is the image's name and tag, by default localhost/NAME:VERSION of the project. `origin` is by default
-    what `read_origin` finds.
-
-    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed or
-    compiled, UnavailableError if the cache cannot be written, TreeError if a program would not find a library,
-    LockError if deploy/debian.lock is damaged, and ValueError if $SOURCE_DATE_EPOCH is not a number.
-    """
+    checked (`too_big`)."""
     native = wheels.native()
     architecture = architecture or native
     origin = origin or read_origin()
@@ -95,24 +88,18 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: 
 
 
 def _native_python(native: str, folder: Path) -> Path:
-    """Unpack the Python of this machine's architecture into `folder`, and return `folder`. This Python compiles the
-    tree of another architecture, because bytecode is the same on every architecture. Raises FetchError if a package
-    cannot be downloaded, and LockError if deploy/debian.lock is damaged."""
+    """Unpack this machine's Python. It compiles the tree of another architecture, because bytecode is equal on all."""
     packages, stamp = debian.locked(native)
     debian.unpack(debian.fetch(packages, stamp), folder)
     return folder
 
 
 def _compile(python: Path, *parts: tuple[Path, str]) -> int:
-    """Compile all modules of the parts with the Python in `python`, and return the number of compiled modules. A part
-    is a tree and a folder within the tree. Raises WheelError if a module cannot be compiled."""
     command, environ = wheels.interpreter(python)
     return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
 
 
 def _write(architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path) -> tuple[Path, str]:
-    """Write the image's archive into `out` as `NAME-VERSION-ARCHITECTURE.tar`, replacing an earlier one, and return its
-    path and the manifest's digest."""
     marks = labels(origin, DISTRO)
     config = configuration(architecture, layers, RUN, marks, origin.created)
     data, digest = archive(reference, config, layers, marks, origin.epoch)
@@ -126,9 +113,7 @@ NEEDED, STRTAB = 1, 5
 
 
 def needed(data: bytes) -> list[str]:
-    """Return the libraries that an ELF file names (DT_NEEDED); empty if the file is static or not an ELF file. Only
-    64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5). Raises
-    struct.error or StopIteration if such a file is damaged."""
+    """Return the libraries that an ELF file names (DT_NEEDED); empty if the file is static or not an ELF file."""
     if data[:6] != b"\x7fELF\x02\x01":
         return []
     (at,) = struct.unpack_from("<Q", data, 32)
@@ -152,16 +137,13 @@ def needed(data: bytes) -> list[str]:
 
 def missing(trees: list[Path]) -> list[str]:
     """Return a sorted list of messages "FILE needs LIBRARY", one for each file and each library that it needs and that
-    is in none of the trees. Both are file names without a folder. A library may be in any folder of any of the trees,
-    also as a symbolic link."""
+    is in none of the trees."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)
 
 
 def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield (path of a program or library, name of a library that it needs). A file counts if `.so` is in its name or
-    its owner may execute it. Symbolic links are ignored."""
     for path in files:
         if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
             continue
@@ -187,15 +169,13 @@ KINDS = (
 
 
 def kind(path: str) -> str:
-    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path. The last pattern
-    matches every path."""
+    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path."""
     return next(name for name, pattern in KINDS if re.match(pattern, path))
 
 
 def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
     """Return (number of files, their total bytes, their bytes when compressed on their own) for each kind in KINDS,
-    even for one without files, in the order of KINDS. Symbolic links and folders do not count. The files of a kind in
-    one tree are compressed together."""
+    even for one without files, in the order of KINDS."""
     sizes: dict[str, tuple[int, int, int]] = {}
     for name, _ in KINDS:
         count = size = packed = 0
@@ -213,8 +193,7 @@ def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
 
 
 def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
-    """Return the sizes by kind as a plain-text table. `whole` is the size of all layers as they are transferred, in
-    bytes."""
+    """Return the sizes by kind as a plain-text table."""
     rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
     rows += [
         f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}" for name, (count, size, packed) in sizes.items()

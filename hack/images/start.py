@@ -53,8 +53,7 @@ def lay(image: Image, root: Path) -> None:
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
     """Write the files of the operator's ServiceAccount into ACCOUNT below `root`, and return the environment variables
-    of the image and of the operator's pod, with paths as they are inside `root`. The operator listens on loopback: for
-    probes on `port`, and for metrics on a free port. Raises ApiError if the chart is not installed."""
+    of the image and of the operator's pod, with paths as they are inside `root`."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
@@ -70,9 +69,7 @@ def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
 
 def measure(root: Path, plane: ControlPlane) -> Start:
     """Start the operator once, with the folder `root` as its root file system (chroot), wait until it is Ready, and
-    stop it. Return the elapsed time and the CPU time from its start until then. Raises RuntimeError, with the
-    operator's log in the message, if the operator ended or was not Ready within PATIENCE seconds, and ApiError if
-    the chart is not installed."""
+    stop it."""
     (port,) = free_ports(1)
     with tempfile.TemporaryFile() as log:
         begin = time.monotonic()
@@ -95,8 +92,6 @@ def measure(root: Path, plane: ControlPlane) -> Start:
 
 
 def _is_ready(port: int) -> bool:
-    """Whether /readyz on this port answers with status 200. False for any other answer, and if nothing answers within
-    5 s."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -106,11 +101,7 @@ def _is_ready(port: int) -> bool:
 
 def measure_starts(image: Image) -> list[Start]:
     """Start the operator STARTS times, one after another, in the image of this machine's architecture, which must have
-    been built locally. This needs root for chroot.
-
-    Raises RuntimeError, with the operator's log, if the operator does not become Ready, UnavailableError or
-    ComponentError if the control plane cannot be started, and LaunchError if the chart cannot be installed.
-    """
+    been built locally."""
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"
         lay(image, root)
@@ -122,13 +113,12 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts is at most LIMIT. There must be at least one start."""
+    """Whether the median CPU time of the starts is at most LIMIT."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 
 def summary(starts: Sequence[Start]) -> str:
-    """Return one line with the seconds that each start took, the median of their CPU seconds, and LIMIT. There must be
-    at least one start."""
+    """Return one line with the seconds that each start took, the median of their CPU seconds, and LIMIT."""
     times = ", ".join(f"{item.seconds:.2f}" for item in starts)
     median = statistics.median(item.cpu_seconds for item in starts)
     return f"start to Ready: {times} s; median CPU {median:.2f} s, at most {LIMIT:.0f} s are allowed"
@@ -136,8 +126,7 @@ def summary(starts: Sequence[Start]) -> str:
 
 def main() -> int:
     """Build the image, measure the starts, and return the exit status: 0 if the operator is Ready soon enough, 1 if
-    not, 2 without root. Raises RuntimeError, with the operator's log, if the operator does not become Ready. Other
-    errors of `local.build` and `measure_starts` pass through."""
+    not, 2 without root."""
     if os.geteuid() != 0:
         print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
         return 2

@@ -40,7 +40,7 @@ class WheelError(UnavailableError):
 
 
 def native() -> str:
-    """Return Debian's name of this machine's architecture. Raises WheelError if no image is built for it."""
+    """Return Debian's name of this machine's architecture."""
     for name, machine in MACHINES.items():
         if platform.machine() == machine:
             return name
@@ -49,8 +49,7 @@ def native() -> str:
 
 def download(architecture: str) -> list[Path]:
     """Return the wheels in requirements.lock for this architecture, sorted by file name, from the cache or the package
-    index. Their hashes are checked only when they are downloaded. Raises WheelError if a distribution has no wheel for
-    the architecture, or pip fails for another reason, and OSError if the cache cannot be written."""
+    index."""
     text = LOCK.read_bytes()
     folder = cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
     if not (folder / "complete").is_file():
@@ -81,9 +80,7 @@ def target(architecture: str) -> list[str]:
 
 
 def own_wheel(folder: Path, epoch: int, source: str) -> Path:
-    """Build our wheel from this checkout in `folder`, which is emptied first, and return its path. It is the wheel that
-    a release publishes: `source` is the URL of the repository for its metadata, or empty for none, and its files have
-    the modification time `epoch` (seconds since 1970). Raises WheelError if it cannot be built."""
+    """Build our wheel from this checkout in `folder`, which is emptied first, and return its path."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         wheel, _ = package.build(package.write_source(folder / "source", source), folder, epoch)
@@ -93,8 +90,7 @@ def own_wheel(folder: Path, epoch: int, source: str) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Install wheels into the tree's folder of packages. Console scripts are left out, and so are records that name
-    paths of this machine. Raises WheelError if pip fails, and FileExistsError if the folder exists already."""
+    """Install wheels into the tree's folder of packages."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(
@@ -116,7 +112,7 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
 
 def entry_points(tree: Path) -> None:
     """Write the console scripts of the operator and the agent (`scripts`) into usr/local/bin of the tree, which is
-    created if needed, as executable files. The tree's Python runs them."""
+    created if needed, as executable files."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():
@@ -135,12 +131,7 @@ def scripts() -> Mapping[str, str]:
 
 
 def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:
-    """Compile every module below `folder`, whose path in the image is `shown`, and return the number of compiled
-    files. Compiled files contain no time and are never compared with their source, so that equal sources give equal
-    bytes. `interpreter` is the command of the Python that compiles, and `environ` its environment.
-
-    Raises WheelError if a module cannot be compiled, or if Python would compare a compiled file with its source.
-    """
+    """Compile every module, without times and unchecked, so that equal sources give equal bytes."""
     options = ["-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
     moved = ["-s", str(folder), "-p", f"/{shown}"]
     command = [*interpreter, *options, *moved, str(folder)]
@@ -156,9 +147,7 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs the tree's own Python through the tree's own loader, and the environment variables
-    for it. This needs no chroot, and so no root, but the tree must be of this machine's architecture. Raises
-    WheelError if no image is built for that architecture, and StopIteration if the tree has no loader."""
+    """Return the command of the tree's own Python by way of its loader, which needs no chroot and no root."""
     machine = MACHINES[native()]
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
@@ -171,9 +160,6 @@ def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Run pip with this verb and these arguments, quietly, and with `environ` as its whole environment. If it fails,
-    raise WheelError, whose message says what to do if a connection broke, or else if wheels are missing, and has pip's
-    error output for any other failure."""
     command = [
         sys.executable,
         "-m",
@@ -198,8 +184,7 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
 
 def main() -> int:
     """Download the wheels of all pinned versions into the cache, unless they are there, and print for each architecture
-    how many versions have one, and how many of these wheels are compiled. Returns the exit status: 1 as soon as a
-    version has none or a download fails, otherwise 0."""
+    how many versions have one, and how many of these wheels are compiled."""
     pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
     for architecture in ARCHITECTURES:
         try:

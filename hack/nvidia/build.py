@@ -35,8 +35,7 @@ class UpstreamRelease:
     ours: tuple[str, ...] = ()
     """Our own programs in the same Go module, because they share its protocol definitions."""
     pins: str = "go.mod"
-    """Name of the file in our folder that pins this release and the modules it is linked with. Its sums lie beside it
-    in a file with the suffix .sum."""
+    """Name of the file in our folder that pins this release and the modules it is linked with."""
 
     @property
     def source(self) -> Path:
@@ -45,8 +44,7 @@ class UpstreamRelease:
 
     @property
     def version(self) -> str:
-        """The first version that our file requires of the module, such as `v0.19.3`. Raises UnavailableError if it
-        requires none, and FileNotFoundError if the file does not exist."""
+        """The first version that our file requires of the module, such as `v0.19.3`."""
         match = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / self.pins).read_text())
         if match is None:
             raise UnavailableError(f"{self.source / self.pins} does not require {self.module}")
@@ -55,15 +53,14 @@ class UpstreamRelease:
     def inputs(self) -> list[Path]:
         """Return the files that decide what is built, sorted by path: every file in our folder and its subfolders, such
         as the sources of our own programs, but of the files with the suffix .mod or .sum only this release's pins and
-        sums. Another release in the same folder has pins of its own."""
+        sums."""
         own = {self.pins, str(Path(self.pins).with_suffix(".sum"))}
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
         return [path for path in files if path.suffix not in (".mod", ".sum") or path.name in own]
 
     def recipe(self) -> ToolRecipe:
-        """Return the recipe that builds NVIDIA's programs and our own with cgo; nothing is built yet. NVIDIA's programs
-        report the pinned version as theirs. `-z lazy` leaves the symbols of NVML unresolved until they are called,
-        because the programs look them up at run time. Raises UnavailableError if our file pins no version."""
+        """Return the recipe of the release. `-z lazy` leaves NVML's symbols unresolved until they are called, because
+        the programs look them up at run time."""
         version = self.version
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
         packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [f"./{name}" for name in self.ours]
@@ -99,8 +96,7 @@ MIG_PARTED_PINS = {"v0.15.1": "go.mod", "v0.13.1": "go-v0.13.1.mod"}
 
 
 def mig_parted(version: str) -> UpstreamRelease:
-    """Return the release of mig-parted with this version, such as `v0.15.1`; nothing is built. Raises UnavailableError
-    for a version that is not in MIG_PARTED_PINS."""
+    """Return the release of mig-parted with this version, such as `v0.15.1`; nothing is built."""
     if version not in MIG_PARTED_PINS:
         raise UnavailableError(f"MIG_PARTED={version} is not pinned: choose from {', '.join(MIG_PARTED_PINS)}")
     return UpstreamRelease(
@@ -122,7 +118,7 @@ DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", 
 
 def missing() -> str | None:
     """Return a sentence, with a remedy, about what this machine lacks to build the programs: a recent enough Go, or
-    else a C compiler. Only the first of the two is named. Return None if it has both. Nothing is built or fetched."""
+    else a C compiler."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)
@@ -132,16 +128,13 @@ def missing() -> str | None:
 
 
 def ensure(release: UpstreamRelease) -> Path:
-    """Return the folder with the programs of this release. If they are not in the cache, all of them are built first.
-    Raises UnavailableError if Go or a C compiler is missing, the build fails, or the cache cannot be used."""
+    """Return the folder with the programs of this release."""
     return build_once(release.recipe(), cache_root())
 
 
 def program(name: str) -> Path:
     """Return the path of the program `name`: one of NVIDIA's, the DRA driver's included, or one of our own that is
-    built beside them. If it is not cached, its whole release is built first. For mig-parted that is the release that
-    MIG_PARTED selected when this module was imported. Raises UnavailableError if the build fails, or for an unknown
-    name."""
+    built beside them."""
     for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -150,9 +143,8 @@ def program(name: str) -> Path:
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:
-    """Return the folder where Go keeps the source of `module`, a module path of those that this release is linked with.
-    The module is downloaded first if Go does not have it; nothing is built. Raises UnavailableError if Go is missing or
-    cannot fetch the module."""
+    """Return the folder where Go keeps the source of `module`, a module path of those that this release is linked
+    with."""
     result = subprocess.run(
         [find_go(WHAT), "mod", "download", f"-modfile={release.pins}", "-json", module],
         cwd=release.source,
@@ -169,8 +161,7 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
 
 def main() -> int:
     """Build the release of the device plugin and the selected release of mig-parted, but not the DRA driver, unless
-    they are cached, and print the folder of each. Returns 0, or 1 after printing to stderr why one could not be built;
-    later ones are then not tried."""
+    they are cached, and print the folder of each."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -14,10 +14,8 @@ from hack.sim.settings import SimSettings
 
 
 def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask:
-    """Return gpu-kubelet-plugin for the node of this name, not started yet; it reaches the API server by `kubeconfig`.
-    Its folders are created in `dra` in the sandbox's folder unless they exist, and the simulated library and the stub
-    of `nvidia-smi` are copied into a driver root there. Its log is gpu-kubelet-plugin.log in the sandbox's folder.
-    Raises UnavailableError if the simulated library cannot be built."""
+    """Return gpu-kubelet-plugin for the node of this name, not started yet; it reaches the API server by
+    `kubeconfig`."""
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"
@@ -49,7 +47,7 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
 
 def daemon_set(annotations: dict[str, str]) -> Object:
     """Return the manifest of the DaemonSet of the DRA driver's kubelet plugins, with the default settings of
-    SimSettings. Its pods have these annotations and no others."""
+    SimSettings."""
     body: Object = dra_daemon_set(SimSettings())
     body["spec"]["template"]["metadata"]["annotations"] = annotations
     return body

@@ -39,7 +39,7 @@ class Installation:
     chart: tuple[str, ...] = ()
     """Arguments for helm when our chart is installed."""
     accounts: Mapping[str, str] = field(default_factory=dict)
-    """The service account of a program, by the program's name. Without an entry the program acts as admin."""
+    """The service account of a program, by the program's name."""
 
 
 # --- the GPU Operator --------------------------------------------------------------------------------------
@@ -64,9 +64,7 @@ WITHOUT_PLUGIN: Object = {
 
 
 def _prepare_dra(plane: ControlPlane) -> None:
-    """Install the GPU Operator's stand-ins and change ClusterPolicy's spec by WITHOUT_PLUGIN: the device plugin is
-    switched off, and the version of mig-manager is one that restarts DRA drivers. Raises ApiError if the API server
-    refuses either."""
+    """Install the stand-ins without a device plugin, and with a mig-manager that restarts DRA drivers."""
     install.install_gpu_operator(plane.api)
     plane.api.merge_patch(CLUSTER_POLICY, {"spec": WITHOUT_PLUGIN})
 
@@ -83,10 +81,7 @@ PLUGIN_ACCOUNT = f"{RELEASE}-nvidia-device-plugin-service-account"
 
 
 def copy_plugin_chart(folder: Path) -> Path:
-    """Copy NVIDIA's device-plugin chart from its Go module, which is downloaded if Go does not have it, to the folder
-    `nvidia-device-plugin` in `folder`, and return the path of the copy. The copy has no subcharts, because its
-    dependency on Node Feature Discovery's chart is removed. Raises FileExistsError if the target exists already, and
-    UnavailableError if the module cannot be fetched."""
+    """Copy NVIDIA's chart without Node Feature Discovery, its only dependency."""
     release = build.DEVICE_PLUGIN
     source = build.module_folder(release, release.module) / "deployments" / "helm" / "nvidia-device-plugin"
     chart = folder / "nvidia-device-plugin"
@@ -100,9 +95,7 @@ def copy_plugin_chart(folder: Path) -> Path:
 
 def install_plugin_chart(plane: ControlPlane, *arguments: str) -> None:
     """Install NVIDIA's device-plugin chart with the values that the how-to gives it, or upgrade the release RELEASE if
-    it exists. `arguments` are added to the end of helm's command line. A copy of the chart is left in the control
-    plane's folder and replaces an earlier one. Does not wait for pods. Raises LaunchError if helm fails, and
-    UnavailableError if the chart cannot be fetched or helm cannot be built."""
+    it exists."""
     copies = plane.directory / "charts"
     shutil.rmtree(copies, ignore_errors=True)
     chart = copy_plugin_chart(copies)
@@ -115,20 +108,15 @@ def install_plugin_chart(plane: ControlPlane, *arguments: str) -> None:
 
 def mig_manager_manifests(plane: ControlPlane) -> Iterable[Object]:
     """Return the objects that `kubectl apply -k deploy/mig-manager` would create, in kubectl's order, without empty
-    documents; nothing is created. Raises CalledProcessError if kubectl cannot build them."""
+    documents; nothing is created."""
     return [one for one in yaml.safe_load_all(plane.kubectl("kustomize", str(MIG_MANAGER_FOLDER))) if one]
 
 
 def _create_namespace(plane: ControlPlane) -> None:
-    """Create the namespace PLAIN_NAMESPACE of NVIDIA's chart if it does not exist. Raises ApiError if the API server
-    refuses it."""
     plane.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
 
 
 def _install_plain(plane: ControlPlane) -> None:
-    """Install NVIDIA's chart first and then mig-manager. The pods of both get the annotation HOLD, so that kwok does
-    not end them. Raises LaunchError if helm fails, UnavailableError if the chart cannot be fetched, CalledProcessError
-    if kubectl fails, and ApiError if an object is refused."""
     (hold,) = operands.HOLD.items()
     key, value = hold[0].replace(".", r"\."), hold[1]
     install_plugin_chart(plane, "--set-string", f"podAnnotations.{key}={value}")

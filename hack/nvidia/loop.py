@@ -57,49 +57,41 @@ class NvidiaLoop:
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Create the policy `real`, or replace its spec. `spec` holds fields of the spec; those that are not given get
-        the defaults of `policy`. Returns before the operator acts on it. Raises ApiError if the API server refuses the
-        policy."""
+        """Create the policy `real`, or replace its spec."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
-        """Wait until the present generation of the policy is Ready. Raises TimeoutError, with the state of the
-        cluster, after SECONDS, and ApiError if the policy does not exist. Unlike `wait`, it does not notice that
-        the operator has ended."""
+        """Wait until the present generation of the policy is Ready."""
         try:
             launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec with `apply` and wait until the policy is Ready. Raises ApiError if the policy is refused, and
-        TimeoutError, with the state of the cluster, if it is not Ready within SECONDS."""
+        """Apply a spec with `apply` and wait until the policy is Ready."""
         self.apply(**spec)
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until the function `condition` returns true; `what` names it in the error. Raises TimeoutError, with the
-        state of the cluster, after SECONDS, and AssertionError if the operator has ended. Errors of `condition` pass
-        through."""
+        """Wait until the function `condition` returns true; `what` names it in the error."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def describe(self) -> str:
-        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace, in this order, as one text.
-        Raises CalledProcessError if kubectl fails; in `wait` and `wait_ready` that error then replaces the
-        TimeoutError."""
+        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace, in this order, as one
+        text."""
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
-        """Return the labels of a Node. Raises ApiError if there is no such Node."""
+        """Return the labels of a Node."""
         labels: dict[str, str] = self.api.get(f"{NODES}/{node}")["metadata"]["labels"]
         return labels
 
     def served(self, node: str) -> dict[str, int]:
         """Return how many of each resource of a Node are allocatable, for the resources whose names begin with
-        `nvidia.com/`, without those that are 0. Raises ApiError if there is no such Node."""
+        `nvidia.com/`, without those that are 0."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/") and count != "0"
@@ -107,26 +99,25 @@ class NvidiaLoop:
 
     def transition(self, node: str) -> Object:
         """Return `status.transition` of a GPUNode, which describes the change of the node that is under way; empty if
-        it has none. Raises ApiError if there is no GPUNode of this name."""
+        it has none."""
         transition: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
         return transition
 
     def profiles(self, node: str) -> list[list[str]]:
         """Return the profiles of the MIG instances on each GPU of a node, from the simulated driver: one list per GPU,
-        in the order of the GPUs, each sorted by the instances' start. The list of a GPU without instances is empty."""
+        in the order of the GPUs, each sorted by the instances' start."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.nodes[node].simulator.show()["gpus"]]
 
     def events(self, reason: str) -> list[str]:
         """Return the notes of the Events about the policy that have this reason, one for each Event object, however
-        often it was repeated. Raises ApiError if they cannot be listed."""
+        often it was repeated."""
         path = "/apis/events.k8s.io/v1/namespaces/default/events"
         events = self.api.list(path, fieldSelector="regarding.name=real")
         return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
         """Return the names of the pods that the operator has evicted, from the audit log, in the order in which the
-        requests ended. A pod that was evicted twice is named twice. Refused evictions are left out. Raises TimeoutError
-        if the log does not catch up."""
+        requests ended."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -136,9 +127,7 @@ class NvidiaLoop:
 
     def run_pod(self, node: str, resource: str) -> str:
         """Create a pod in the default namespace that requests one device of this resource on a node, wait until the
-        node's simulated NVML shows its process, and return the pod's name, which the server generates. Raises ApiError
-        if the pod is refused, TimeoutError, with the state of the cluster, if there is no process within SECONDS, and
-        AssertionError if the operator has ended."""
+        node's simulated NVML shows its process, and return the pod's name, which the server generates."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},
@@ -155,15 +144,11 @@ class NvidiaLoop:
         return name
 
     def _check(self) -> None:
-        """Raise AssertionError, with the last 3000 characters of the operator's log, if the operator process has ended.
-        One that was not started raises nothing."""
         assert self.operator.exit_status is None, self.operator.log.read_text()[-3000:]
 
 
 def policy(**spec: Any) -> Object:
-    """Return the manifest of the policy `real`, which selects the nodes of pool `real`. A field in `spec` replaces the
-    default field as a whole. By default two nodes may be unavailable, and pods without a controller and pods that could
-    run nowhere else may be evicted."""
+    """Return the manifest of the policy `real`, which selects the nodes of pool `real`."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {
@@ -183,15 +168,8 @@ def running_loop(
     models: Mapping[str, str] | None = None,
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[NvidiaLoop]:
-    """Run the whole system with nodes of these names, each with two GPUs, and yield it once the operator's process is
-    started. The operator runs here and not in the cluster, where the chart has no replicas. The programs' files are in
-    `folder`. `log` is the file for the operator's log; without it that is in `folder`, too. `chart` holds further
-    arguments for helm, such as `("--set", "agent.privileged=false")`. `models` holds the GPU model of each node that
-    does not have H100s, by node. `installation` says how NVIDIA's programs are installed. Everything is stopped when
-    the context ends.
-
-    Raises UnavailableError, SandboxError, LaunchError, ComponentError, ApiError or TimeoutError if the system cannot
-    run here. If a thread of a node failed meanwhile, its error is raised at the end."""
+    """Yield the operator, on a control plane with real nodes that run NVIDIA's programs in SIMULATED machines. The
+    operator runs here, where the chart has no replicas."""
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         installation.prepare(plane)
@@ -207,13 +185,12 @@ def running_loop(
 
 
 def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
-    """Whether the node is unschedulable now, whoever cordoned it. Raises ApiError if there is no such Node."""
+    """Whether the node is unschedulable now, whoever cordoned it."""
     return bool(loop.api.get(f"{NODES}/{node}")["spec"].get("unschedulable"))
 
 
 def mig_state(loop: NvidiaLoop, node: str) -> str:
-    """Return the value of mig-manager's state label on a node; empty if the node does not have the label. Raises
-    ApiError if there is no such Node."""
+    """Return the value of mig-manager's state label on a node; empty if the node does not have the label."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")
 
 

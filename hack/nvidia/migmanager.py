@@ -25,16 +25,10 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 
 
 class MigManagerProgram:
-    """The real mig-manager of one node. `restart` does what deleting its pod does.
-
-    Its HOST_ROOT_MOUNT is an empty folder of ours, so that `chroot … reboot` finds nothing to run.
-    """
+    """NVIDIA's mig-manager with a D-Bus of its own. Its HOST_ROOT_MOUNT is an empty folder of ours, so that `chroot …
+    reboot` finds nothing to run."""
 
     def __init__(self, sandbox: Sandbox, node: str, kubeconfig: Path, config_file: Path) -> None:
-        """Prepare the program; nothing runs yet. `node` is the name of its Node, `config_file` is the mig-parted
-        configuration, and `kubeconfig` the file with which mig-manager reaches the API server. The attributes `log`,
-        `with_reboot` (WITH_REBOOT) and `clients_namespace` (the namespace of the GPU clients that it restarts) may be
-        changed before a start."""
         self.sandbox, self.node, self.kubeconfig, self.config_file = sandbox, node, kubeconfig, config_file
         self.host_root = sandbox.folder / "host"
         self.log = sandbox.folder / "mig-manager.log"
@@ -44,10 +38,7 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, which must not be running, with its output appended to `log`. The D-Bus daemon is started
-        first, unless one was started since the last `stop`, even one that did not come up. mig-manager immediately
-        applies the label's current value. Raises SandboxError if the bus does not start, FileNotFoundError if
-        dbus-daemon is not installed, and UnavailableError if mig-manager cannot be built."""
+        """Start mig-manager, which must not be running, with its output appended to `log`."""
         if self._bus is None:
             self._start_bus()
         extra = {
@@ -62,21 +53,16 @@ class MigManagerProgram:
             self._manager = self.sandbox.start("nvidia-mig-manager", log=log, extra=extra)
 
     def restart(self) -> None:
-        """Stop mig-manager with SIGTERM, if it runs, but not the bus, and start it again, as deleting its pod does.
-        Raises TimeoutExpired if mig-manager does not end within SECONDS, and SandboxError, FileNotFoundError or
-        UnavailableError as `start` does."""
+        """Stop mig-manager with SIGTERM, if it runs, but not the bus, and start it again, as deleting its pod does."""
         self._end_manager(signal.SIGTERM)
         self.start()
 
     def kill(self) -> None:
-        """Kill mig-manager with SIGKILL, even in the middle of a run, and wait for its end; the D-Bus keeps running.
-        Does nothing if mig-manager was not started."""
+        """Kill mig-manager with SIGKILL, even in the middle of a run, and wait for its end; the D-Bus keeps running."""
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop mig-manager and then its D-Bus with SIGTERM, and wait for the end of each. Does nothing for one that is
-        not running. Raises TimeoutExpired if one of them does not end within SECONDS. If that is mig-manager, the D-Bus
-        keeps running."""
+        """Stop mig-manager and then its D-Bus with SIGTERM, and wait for the end of each."""
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()
@@ -84,22 +70,16 @@ class MigManagerProgram:
             self._bus = None
 
     def alive(self) -> bool:
-        """Whether the process of mig-manager is running. False before the first start."""
+        """Whether the process of mig-manager is running."""
         return self._manager is not None and self._manager.poll() is None
 
     def _end_manager(self, sign: signal.Signals) -> None:
-        """End mig-manager, and a mig-parted that it may have started, by a signal to their process group, and wait for
-        mig-manager. Does nothing if mig-manager was not started. Raises TimeoutExpired if it does not end within
-        SECONDS."""
         if self._manager is not None:
             end_group(self._manager, sign)
             self._manager.wait(SECONDS)
         self._manager = None
 
     def _start_bus(self) -> None:
-        """Start a D-Bus daemon and wait until its socket exists; a socket that an earlier daemon left is removed first.
-        Raises SandboxError if the daemon ends or has no socket after SECONDS, in which case it is not stopped, or if
-        the socket's path is longer than 100 characters. Raises FileNotFoundError if dbus-daemon is not installed."""
         socket = self.host_root / "run" / "dbus" / "system_bus_socket"
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

@@ -40,8 +40,7 @@ PLUGIN_MAP, MIG_MAP = "gpusharing-device-plugin", "gpusharing-mig-parted"
 
 
 class RealNode:
-    """One node with NVIDIA's programs. From `start` to `stop` it follows what the API server says about its pods and
-    ConfigMaps."""
+    """One node with NVIDIA's programs."""
 
     def __init__(
         self,
@@ -51,10 +50,8 @@ class RealNode:
         folder: Path,
         installation: Installation = GPU_OPERATOR,
     ) -> None:
-        """Create the simulated machine and the sandbox, and build mig-parted's programs if they are missing; nothing
-        runs yet. `folder` must belong to this node alone, and its path must be short because a Unix socket lies deep
-        inside it. Raises ApiError if a service account that `installation` names does not exist, UnavailableError if
-        the programs cannot be built, and SimulatorError or UnknownModelError if the GPUs cannot be simulated."""
+        """Create the simulated machine and the sandbox. The path of `folder` must be short: a Unix socket lies deep
+        inside it."""
         self.name, self.models, self.folder, self.installation = name, models, folder, installation
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -81,8 +78,7 @@ class RealNode:
 
     def start(self) -> None:
         """Write the address of the log server to the Node's status, start that server and the registration stub for
-        device plugins, and begin to follow the API server in two threads. Raises ApiError if the Node object does not
-        exist, and UnavailableError if the stub cannot be built."""
+        device plugins, and begin to follow the API server in two threads."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
@@ -90,8 +86,7 @@ class RealNode:
             thread.start()
 
     def stop(self) -> None:
-        """Stop both threads, then every program, the registration stub and the log server. If an error ended one of the
-        threads, raise it at the end. Files and the Node object stay."""
+        """Stop both threads, then every program, the registration stub and the log server."""
         self._ended.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -105,18 +100,14 @@ class RealNode:
             raise self.error
 
     def kill(self, app: str) -> None:
-        """Kill the main program of each pod of this operand on this node; it is restarted later, as a kubelet does.
-        `app` is a key of operands.SELECTORS. Does nothing if there is no such pod, or its programs have not been
-        started. Raises ApiError if the pods cannot be listed."""
+        """Kill the main program of each pod of this operand on this node; it is restarted later, as a kubelet does."""
         for pod in self._list_pods():
             if _app(pod) == app and (processes := self._pods.get(pod["metadata"]["uid"])):
                 processes.kill()
 
     def manifest(self) -> Object:
         """Return the manifest of a new Node in pool `real`, with those of NVIDIA's labels that the installation keeps,
-        and with the installation's further labels, which replace others of the same name. Its product is that of the
-        first model, even if the node has several. It has no state label of mig-manager, no labels of GFD and no GPU
-        resources, because the programs add those."""
+        and with the installation's further labels, which replace others of the same name."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
         labels, kept = manifest["metadata"]["labels"], self.installation.kept
@@ -132,8 +123,6 @@ class RealNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _as_account(self, admin: Path, program: str) -> Path:
-        """Write a kubeconfig that acts as the service account of a program, and return its path. Return `admin` if the
-        installation names no account for the program. Raises ApiError if the account does not exist."""
         account = self.installation.accounts.get(program)
         if account is None:
             return admin
@@ -141,9 +130,7 @@ class RealNode:
         return write_token_kubeconfig(self._api, path, self.installation.namespace, account)
 
     def _run(self, step: Callable[[], None], seconds: float) -> None:
-        """Call `step` every `seconds`, the first time after `seconds`, until the node stops. ApiErrors and OSErrors are
-        logged to node.log, and the next call tries again. Any other error ends this thread, but not the node's other
-        one, and `stop` raises it."""
+        """Call `step` every `seconds` until the node stops; ApiErrors and OSErrors are logged and tried again."""
         while not self._ended.wait(seconds):
             try:
                 step()
@@ -158,24 +145,15 @@ class RealNode:
                 return
 
     def _look(self) -> None:
-        """List the node's pods and bring their processes up to date with them. Then write the devices to the Node's
-        status, and then GFD's labels to the Node. ConfigMaps are not mounted here (`_mount`). Raises ApiError or
-        OSError if a request fails, and UnavailableError if a program cannot be built; the later parts are then left as
-        they were."""
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)
         self._labels.look()
 
     def _list_pods(self) -> list[Object]:
-        """Return the pods that are bound to this node, in all namespaces and phases. Raises ApiError if they cannot be
-        listed."""
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Update the mounted ConfigMaps of the device plugin and of mig-manager, whose names `_named` returns, in the
-        namespace of NVIDIA's programs. A mount whose ConfigMap does not exist is left as it is, so the content of a
-        deleted ConfigMap stays mounted. Raises ApiError if a request fails."""
         maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
@@ -184,18 +162,13 @@ class RealNode:
                 mount.take(data[name])
 
     def _named(self) -> tuple[str, str]:
-        """Return the names of the two ConfigMaps that the GPU Operator puts into its DaemonSets, first the device
-        plugin's and then mig-manager's. Where ClusterPolicy names none, or there is no ClusterPolicy, the name is
-        PLUGIN_MAP or MIG_MAP. Raises ApiError if ClusterPolicy cannot be read."""
+        """Return the names of the ConfigMaps that the GPU Operator mounts: the device plugin's and mig-manager's."""
         spec = operands.read_cluster_policy(self._api) or {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
         plugin, mig = (block.get("config", {}).get("name", "") for block in blocks)
         return plugin or PLUGIN_MAP, mig or MIG_MAP
 
     def _follow(self, pods: Sequence[Object]) -> None:
-        """Stop the processes of pods that are gone or terminating, delete the terminating pods that have the HOLD
-        annotation, and start or restart the programs of pods in phase Running. Other pods are left alone. Raises
-        ApiError, and UnavailableError if a program cannot be built; later pods then wait for the next call."""
         present = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in list(self._pods):
             if uid not in present or "deletionTimestamp" in present[uid]["metadata"]:
@@ -207,18 +180,13 @@ class RealNode:
                 self._keep_running(uid, pod)
 
     def _keep_running(self, uid: str, pod: Object) -> None:
-        """Start the programs of a running pod once its init containers have succeeded, and restart those that have
-        ended and whose pause has passed; call this repeatedly. A pod that is neither one of NVIDIA's operands nor our
-        agent is ignored. Raises ApiError, and UnavailableError if a program cannot be built."""
         if uid not in self._pods and (processes := self.programs.of(pod)):
             self._pods[uid] = processes
         if uid in self._pods:
             self._pods[uid].look()
 
     def _remove(self, pod: Object) -> None:
-        """Delete a pod that has the HOLD annotation, without a grace period, as the kubelet does once the processes of
-        a terminating pod have ended. Neither is checked here, but a new pod of the same name is not deleted. Pods
-        without the annotation are left to kwok. ApiErrors are ignored."""
+        """Delete a pod that has the HOLD annotation, as the kubelet does once its processes have ended."""
         metadata = pod["metadata"]
         if (metadata.get("annotations") or {}).items() >= operands.HOLD.items():
             with contextlib.suppress(ApiError):
@@ -227,8 +195,6 @@ class RealNode:
 
 
 def _app(pod: Object) -> str:
-    """Return the value of the pod's label `app` or, without it, of `app.kubernetes.io/name`, which say which operand
-    the pod belongs to. Empty if the pod has neither."""
     labels = pod["metadata"].get("labels") or {}
     return str(labels.get("app") or labels.get("app.kubernetes.io/name") or "")
 
@@ -240,11 +206,7 @@ def real_nodes(
     folder: Path,
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[dict[str, RealNode]]:
-    """Create nodes in a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
-    are Ready and their programs are being started. `machines` holds the models of each node's GPUs, by name. Each
-    node's files are in a folder of its name in `folder`. The programs run until the context ends, which raises the
-    error of a node's thread if there was one; the Node objects stay. Raises TimeoutError if the Nodes do not become
-    Ready, ApiError if one is refused, and UnavailableError if a program cannot be built."""
+    """Create nodes in a cluster in which NVIDIA's DaemonSets are installed."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():

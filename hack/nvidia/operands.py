@@ -40,9 +40,7 @@ MPS_FOLDER = "mps"
 
 
 def daemon_set(name: str) -> Object:
-    """Return the DaemonSet `name`, a key of SELECTORS, as the GPU Operator would create it; nothing is created. Its
-    pods have the annotation HOLD, tolerate the taint nvidia.com/gpu, and have one container, whose image is never
-    pulled. Raises KeyError for another name."""
+    """Return the DaemonSet `name`, a key of SELECTORS, as the GPU Operator would create it; nothing is created."""
     labels = {"app": name}
     return {
         "apiVersion": "apps/v1",
@@ -63,9 +61,7 @@ def daemon_set(name: str) -> Object:
 
 
 def install(api: Api, *, dra: bool = False) -> None:
-    """Create those of the GPU Operator's DaemonSets (SELECTORS) that do not exist yet. With `dra` the DRA driver's
-    DaemonSet takes the place of the device plugin's and the MPS daemon's, and the DeviceClasses of the driver's chart
-    are created, too. Raises ApiError if an object is refused."""
+    """Create those of the GPU Operator's DaemonSets (SELECTORS) that do not exist yet."""
     off = (PLUGIN, MPS) if dra else ()
     wanted = [daemon_set(name) for name in SELECTORS if name not in off]
     if dra:
@@ -78,8 +74,7 @@ def install(api: Api, *, dra: bool = False) -> None:
 
 @dataclass
 class PodPrograms:
-    """Creates the processes of one node's pods. `plugin_configs` and `mig_config` are the mounted ConfigMaps, and
-    `podresources` is the path of the kubelet's socket."""
+    """Creates the processes of one node's pods."""
 
     api: Api
     node: str
@@ -90,19 +85,14 @@ class PodPrograms:
     podresources: Path
 
     def __post_init__(self) -> None:
-        """Create the node's only mig-manager, which outlives its pods because it keeps its D-Bus. It reads config.yaml
-        of the mounted ConfigMap. `labels` becomes the path of the file in which GFD writes its labels."""
         config = self.mig_config.folder / "config.yaml"
         self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return new processes for a pod, not started yet, or None if it is neither one of NVIDIA's nor our agent. A
-        pod of the GPU Operator's, the DRA driver's or ours is known by its labels, and one of NVIDIA's device-plugin
-        chart by the name of a container; labels count before containers. A mig-manager pod gets the node's only
-        mig-manager. Raises ApiError if ClusterPolicy cannot be read, and UnavailableError if a program or library
-        cannot be built."""
+        """Return the processes of a pod, not started yet, or None if it is not one of NVIDIA's or ours. Labels count
+        before containers."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -115,49 +105,32 @@ class PodPrograms:
 
     def log_of(self, pod: str) -> Path | None:
         """Return the path of the log file of a mig-manager pod, given its name, even after the pod has gone; the file
-        may not exist yet. None for any other pod, and before `of` has been called for this one."""
+        may not exist yet."""
         return self._logs.get(pod)
 
     def _mig_manager(self, pod: Object) -> PodProcesses:
-        """Return the node's only mig-manager as the process of this pod, not started yet. From its next start on, its
-        log goes to a file with the pod's name. It starts once its ConfigMap is mounted."""
         name = str(pod["metadata"]["name"])
         self.mig_manager.log = self._logs[name] = self.sandbox.folder / f"{name}.log"
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
 
     def _kubelet_plugin(self, pod: Object) -> PodProcesses:
-        """Return the kubelet plugin of the DRA driver as the process of this pod, not started yet; it waits for nothing
-        before its start. Its folders are created, and the simulated library and `nvidia-smi` are copied there. Raises
-        UnavailableError if the library cannot be built."""
         plugin = dradriver.kubelet_plugin(self.sandbox, self.node, self.kubeconfig)
         return PodProcesses(_uid(pod), [plugin], lambda: True)
 
     def _plugin(self, pod: Object) -> PodProcesses:
-        """Return the device plugin, with or without config-manager, as the processes of this pod, not started yet
-        (`_configured`, whose errors pass through)."""
         flags = ("--mps-root", "/run/nvidia/mps")
         return self._configured(pod, "nvidia-device-plugin", *flags, added=True)
 
     def _gfd(self, pod: Object) -> PodProcesses:
-        """Return GFD as the processes of this pod, not started yet: with config-manager, or alone if there is a
-        ClusterPolicy that names no ConfigMap. GFD writes its labels to a file, which LabelFeeder copies to the Node.
-        Raises ApiError if ClusterPolicy cannot be read, and UnavailableError if GFD cannot be built."""
         output = ("--use-node-feature-api=false", "--output-file", str(self.labels))
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 
     def _mps(self, pod: Object) -> PodProcesses:
-        """Return the MPS daemon as the processes of this pod, not started yet: with config-manager, or alone if there
-        is a ClusterPolicy that names no ConfigMap (`_configured`, whose errors pass through)."""
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """Return the processes of a pod, not started yet: `program`, with config-manager as init container and as
-        sidecar, or alone if there is a ClusterPolicy that names no ConfigMap (docs/design/nvidia.md#b4).
-        ClusterPolicy's `mig.strategy` becomes an environment variable of the program, and its
-        `devicePlugin.config.default` the default of config-manager. The pod's init containers name config-manager's
-        fallback strategies in FALLBACK_STRATEGIES; without it they are `empty`. `added` says whether the program needs
-        the folder MPS_FOLDER in its root. The processes see none of other pods. Raises ApiError if ClusterPolicy cannot
-        be read, and UnavailableError if `program` cannot be built."""
+        """Return `program` with config-manager as init container and sidecar, or alone if ClusterPolicy names no
+        ConfigMap (docs/design/nvidia.md#b4). With `added` it needs MPS_FOLDER."""
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
         # As with `shareProcessNamespace`: config-manager searches all processes for the one to signal, and ends at the
@@ -184,17 +157,12 @@ class PodPrograms:
         manager = partial(self._config_manager, program, config, proc, *fallback, *strategy_flag)
 
         def init() -> bool:
-            """Run the init container for at most INIT_SECONDS, and return whether it succeeded. If the ConfigMap is not
-            mounted yet, only return False."""
             return self.plugin_configs.exists and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
 
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
-        """Return config-manager as a task that is not started yet. At the path `config` it creates a link to the
-        configuration of this node, and it signals `program`. `proc` holds the processes that it sees, and `flags` are
-        added to its command line. Raises UnavailableError if `program` cannot be built."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
@@ -203,9 +171,6 @@ class PodPrograms:
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:
-        """Return the shipped agent as the process of this pod, not started yet. It runs with the rights of the pod's
-        first container (`command_around`) and reads the GPUs every 5 s, and its log is agent.log in the sandbox's
-        folder. Before its first start it gets the token that the kubelet would request for the pod."""
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
@@ -219,8 +184,6 @@ class PodPrograms:
         task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:
-            """Write a kubeconfig with a new token for the pod, and return True. Raises ApiError if the server gives no
-            token."""
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])
             write_kubeconfig(path, self.api.url, self.api.ca_pem, "agent", Credentials(token=token))
             return True
@@ -229,9 +192,7 @@ class PodPrograms:
 
 
 def read_cluster_policy(api: Api) -> Object | None:
-    """Return the spec of the first ClusterPolicy that the API server lists, empty if it has none. Return None if there
-    is no ClusterPolicy or its kind is not served. Other ApiErrors are raised. The GPU Operator reads it when it creates
-    a pod."""
+    """Return the spec of the first ClusterPolicy that the API server lists, empty if it has none."""
     try:
         listed = api.list("/apis/nvidia.com/v1/clusterpolicies")
     except ApiError as error:
@@ -242,7 +203,6 @@ def read_cluster_policy(api: Api) -> Object | None:
 
 
 def _uid(pod: Object) -> str:
-    """Return the UID of a pod as a string. Raises KeyError if it has none."""
     return str(pod["metadata"]["uid"])
 
 
@@ -251,19 +211,16 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all
 
 
 def command_around(pod: Object) -> tuple[str, ...]:
-    """Return the words that, put before a program's command line, run the program with the rights of the pod's first
-    container; empty if nothing limits it. Only what NVML checks is simulated: the capabilities that `_capabilities`
-    takes away, and a PID namespace of its own unless the pod has hostPID. Other containers and the pod's own
-    securityContext are ignored."""
+    """Return the command that gives a program the rights of its container, as far as NVML checks them: capabilities,
+    and a PID namespace."""
     spec = pod["spec"]
     namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
     return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
-    """Return the words that, put before a program's command line, run it without any capability if this securityContext
-    drops ALL, and otherwise without SYS_ADMIN. Empty if the context is privileged or adds SYS_ADMIN or ALL. Other
-    capabilities in it are ignored."""
+    """Return the words that run a command without any capability if this securityContext drops ALL, or without
+    SYS_ADMIN."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):

@@ -85,8 +85,7 @@ class SandboxError(Exception):
 
 
 def why_not() -> str | None:
-    """Return why NVIDIA's programs cannot run on this machine, or None if they can. They need Linux, root, three
-    programs of util-linux, a mount namespace, Go and a C compiler; the first that is missing is named."""
+    """Return why NVIDIA's programs cannot run on this machine, or None if they can."""
     if sys.platform != "linux":
         return "NVIDIA's programs run on Linux only"
     if os.geteuid() != 0:
@@ -100,14 +99,9 @@ def why_not() -> str | None:
 
 
 class Sandbox:
-    """NVIDIA's programs on one simulated machine. `folder` must belong to this sandbox alone; it outlives the
-    programs."""
+    """NVIDIA's programs on one simulated machine."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
-        """Create the files that the programs see in `folder`, for the GPUs that the machine has now, and build
-        mig-parted's programs if they are missing; earlier files are replaced. No program is started. Raises
-        FileNotFoundError if the simulated machine does not exist, and UnavailableError if the programs cannot be
-        built."""
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"
@@ -119,8 +113,7 @@ class Sandbox:
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the environment variables of a program in the sandbox: ours, those of the simulator, PATH with the
-        folder of the stubs in front, and `extra`. Later ones replace earlier ones. Builds the simulated library if it
-        is missing, and raises UnavailableError if that fails."""
+        folder of the stubs in front, and `extra`."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -133,15 +126,8 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> list[str]:
-        """Return the command line that runs `program`, one of NVIDIA's, in the sandbox. Raises UnavailableError if the
-        program cannot be built.
-
-        `proc` holds the processes that the program sees; by default it is the sandbox's own `proc`. `limits` is a
-        command that runs the program with fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` holds
-        the source of each bind mount, by its target. `added` names folders in the root that this machine may lack
-        (`mps` for `/mps`). They are created in `added` in the sandbox's folder, and all programs that name them share
-        them.
-        """
+        """Return the command line of a program in the sandbox. `proc` holds the processes that it sees, `limits` takes
+        rights away inside, `binds` holds sources by target, and `added` names folders that this machine may lack."""
         for name in added:
             (self.folder / "added" / name).mkdir(exist_ok=True)
         roots = " ".join(f"/{name}" for name in added)
@@ -159,9 +145,7 @@ class Sandbox:
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
         """Run a program in the sandbox, wait for its end, and return its output as text and its exit status, whatever
-        that is. The program sees the processes of the sandbox's own `proc`; `extra` and `limits` are those of
-        `environment` and `command`. Raises TimeoutExpired after `seconds`, UnavailableError if the program cannot be
-        built and, for mig-manager, SandboxError or FileNotFoundError as `start` does."""
+        that is."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -183,13 +167,7 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
-        """Start a program whose standard output and error go to `log`, and return its process, which leads a session of
-        its own. The program replaces the shell that prepares the sandbox, so the process has the program's pid. The
-        other parameters are those of `command` and `environment`.
-
-        Raises SandboxError if mig-manager gets arguments, or if HOST_ROOT_MOUNT is not set for it or is the real root.
-        Raises FileNotFoundError if HOST_ROOT_MOUNT does not exist, and UnavailableError if the program cannot be
-        built."""
+        """Start a program in the sandbox; the process has the program's pid, because it replaces the shell."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
             self.command(program, *arguments, binds=binds, added=added, limits=limits, proc=proc),
@@ -201,20 +179,15 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Create the folder `name` in the sandbox's folder unless it exists. The programs of one pod see it as /proc.
-        Return it as a ProcessView. Programs that share it see one another and no others; a new one shows no processes
-        yet."""
+        """Create the folder `name` in the sandbox's folder unless it exists."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
-        """Write the GPUs in the form in which sysfs shows them, and a pci.ids with their names."""
         shown = self.simulator.show()["gpus"]
         write_devices(self.folder / "pci", shown)
         (self.folder / "misc" / "pci.ids").write_text(pci_ids(shown))
 
     def _write_stubs(self) -> None:
-        """Write the stubs of nvidia-smi and nvidia-cuda-mps-control, and links to mig-parted's programs, into the
-        folder that is first on the programs' PATH. Raises UnavailableError if mig-parted cannot be built."""
         smi = _SMI.format(repository=REPOSITORY, python=sys.executable)
         for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", _MPS_CONTROL)):
             stub = self.folder / "bin" / name
@@ -229,9 +202,6 @@ class ProcessView:
     that are shown."""
 
     def __init__(self, folder: Path, real: Path, gpus: int) -> None:
-        """Create the folder unless it exists, with the driver's entries and links to the real ones, but without
-        processes; those that an existing folder shows stay. `real` is where the real /proc is mounted inside the
-        namespace, and `gpus` is the number of GPUs."""
         self.folder, self._real = folder, real
         caps = folder / "driver" / "nvidia-caps"
         caps.mkdir(parents=True, exist_ok=True)
@@ -246,7 +216,7 @@ class ProcessView:
         _link(self.folder / str(pid), self._real / str(pid))
 
     def hide(self, pid: int) -> None:
-        """Hide a process that has ended. Does nothing if it is not shown."""
+        """Hide a process that has ended."""
         (self.folder / str(pid)).unlink(missing_ok=True)
 
 
@@ -258,15 +228,12 @@ def mig_minors(gpus: int) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Create a symbolic link to `target`. An existing file or link of the same name is replaced."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)
 
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
-    """Raise SandboxError if mig-manager gets arguments, or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
-    reboot` (default /host), so `extra` must set HOST_ROOT_MOUNT to a folder other than the real root. Raises
-    FileNotFoundError if that folder does not exist. Other programs are not checked."""
+    """Refuse mig-manager with arguments or with the real root: it runs `chroot $HOST_ROOT_MOUNT reboot`."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")
@@ -277,11 +244,8 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
 
 
 def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
-    """Create a folder for each GPU in `folder`, named by its bus id, with the files that go-nvlib reads. Existing files
-    are overwritten; folders of other GPUs stay. `gpus` are those of `Simulator.show`.
-
-    There is no `vfio-dev`, because a GPU that is bound to the nvidia driver has none. From mig-parted v0.15 on go-nvlib
-    warns about that ("unable to detect IOMMU FD"), here as on a real node."""
+    """Write the GPUs as sysfs shows them. There is no `vfio-dev`, because a GPU that is bound to the nvidia driver has
+    none; from mig-parted v0.15 on go-nvlib warns about that, here as on a real node."""
     for gpu in gpus:
         device = folder / gpu["bus_id"]
         device.mkdir(parents=True, exist_ok=True)
@@ -297,17 +261,12 @@ def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
 
 
 def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
-    """Return the content of a pci.ids with these GPUs only: NVIDIA as the only vendor, one line for each device id,
-    sorted by id, with the product's name, and one class.
-
-    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each query, which takes 40 ms each
-    time."""
+    """Return a pci.ids with these GPUs only: NVIDIA's programs read the whole file (1.5 MB) for each query."""
     names = {f"{_ids(gpu)[1]:04x}": gpu["name"] for gpu in gpus}
     lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
     return "\n".join(["10de  NVIDIA Corporation", *lines, "C 03  Display controller", "\t02  3D controller", ""])
 
 
 def _ids(gpu: dict[str, Any]) -> tuple[int, int]:
-    """Return the PCI vendor id and device id of a GPU, from the 32 bits of its `pci_device_id`."""
     code = int(gpu["pci_device_id"], 16)
     return code & 0xFFFF, code >> 16

@@ -16,10 +16,7 @@ COMPUTE_MODES = {"DEFAULT": 0, "PROHIBITED": 2, "EXCLUSIVE_PROCESS": 3}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """With `-r`, reset the GPUs that `-i` names, or all GPUs without `-i`. With `-c`, set the compute mode of the GPUs
-    that `-i` names; without `-i`, no mode is set. The environment variable NVMLSIM_STATE names the state file of the
-    machine. Returns the exit status: 0, or 255 after printing to stdout why the simulated machine refuses; a reset has
-    then changed no GPU. Raises SystemExit for any other arguments, and KeyError if NVMLSIM_STATE is not set."""
+    """Act as `nvidia-smi -r` and `-c` on the SIMULATED machine in $NVMLSIM_STATE, and return the exit status."""
     parser = argparse.ArgumentParser(prog="nvidia-smi", description="SIMULATED: only -r and -c")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-r", "--gpu-reset", action="store_true")

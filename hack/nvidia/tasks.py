@@ -33,7 +33,7 @@ class Task(Protocol):
         """End the program with SIGKILL, as the kubelet does when the grace period is over."""
 
     def stop(self) -> None:
-        """End the program with SIGTERM and wait for its end. Does nothing if the program was never started."""
+        """End the program with SIGTERM and wait for its end."""
 
 
 class SandboxTask:
@@ -50,9 +50,6 @@ class SandboxTask:
         added: Sequence[str] = (),
         proc: ProcessView | None = None,
     ) -> None:
-        """Prepare the program; nothing runs yet. Its output is appended to `log`, `extra` are further environment
-        variables, and `added` are folders as in `Sandbox.command`. Without `proc`, the program is shown to all
-        programs of the sandbox that have no `proc` either."""
         self.sandbox, self.program, self.arguments = sandbox, program, arguments
         self.proc = proc or sandbox.proc
         self.log, self.extra, self.added = log, extra, added
@@ -60,9 +57,7 @@ class SandboxTask:
 
     def start(self) -> None:
         """Start the program, wait until it has replaced the shell, but at most START_SECONDS, and show it to the
-        programs with the same `proc`, so that they find it by its name. A program that ends at once, or is not up by
-        then, is no error. Raises UnavailableError if the program cannot be built, and SandboxError for mig-manager,
-        which needs HOST_ROOT_MOUNT."""
+        programs with the same `proc`, so that they find it by its name."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -82,19 +77,16 @@ class SandboxTask:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the program, and what is left of its process group, with SIGKILL, and hide it from other programs. Does
-        nothing if the program is not started."""
+        """End the program, and what is left of its process group, with SIGKILL, and hide it from other programs."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
         """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, kill what is left of
-        its process group, and hide it from other programs. Does nothing if the program is not started."""
+        its process group, and hide it from other programs."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run the program and wait for its end, as for an init container. What is left of its process group is killed
-        then. Returns the exit status, or -1 if the program was killed after `seconds`. Raises UnavailableError if the
-        program cannot be built, and SandboxError for mig-manager."""
+        """Run the program and wait for its end, as for an init container."""
         self.start()
         assert self._process is not None, "just started"
         try:
@@ -105,9 +97,6 @@ class SandboxTask:
             self.kill()
 
     def _end(self, sign: signal.Signals) -> None:
-        """Send the signal and wait, and send SIGKILL if the program is still running after STOP_SECONDS. After SIGKILL
-        wait for STOP_SECONDS at most, too; no error is raised then. Then kill what is left of its process group, and
-        hide the process. Does nothing if the program is not started."""
         if self._process is None:
             return
         for number in dict.fromkeys((sign, signal.SIGKILL)):
@@ -120,8 +109,7 @@ class SandboxTask:
         self._process = None
 
     def _wait_for_program(self, process: "subprocess.Popen[str]") -> None:
-        """Wait until the process runs the program or has ended, but at most START_SECONDS; no error is raised then.
-        Before that it is `unshare` and then a shell, and during each exec it has no command line."""
+        """Wait until the process runs the program: before that it is `unshare` and then a shell."""
         wanted = os.fsencode(build.program(self.program)) + b"\0"
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -131,19 +119,15 @@ class SandboxTask:
 
 
 class RestartedTask:
-    """A task that is restarted when it ends. The pause before each restart grows from FIRST_RESTART to LAST_RESTART,
-    and never shrinks."""
+    """A task that is restarted when it ends."""
 
     def __init__(self, task: Task) -> None:
-        """Prepare to restart `task`; the first `look` starts it without a pause."""
         self.task = task
         self._pause = FIRST_RESTART
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Start the task if it is not running and the pause since its last start has passed. The next pause is then
-        twice as long, up to LAST_RESTART. A task that has ended is cleaned up with its `stop` first, even during the
-        pause. Errors of `start` pass through, and the next call then tries again without a pause."""
+        """Start the task, or restart it if it has ended and its pause has passed."""
         if self.task.alive():
             return
         self.task.stop()  # clean up, so that other programs of the pod do not see an ended process during the pause
@@ -158,31 +142,23 @@ class PodProcesses:
     """The processes of one pod: first the init containers, then the containers in parallel."""
 
     def __init__(self, uid: str, containers: Sequence[Task], init: Callable[[], bool]) -> None:
-        """Prepare the processes of the pod with this UID; nothing runs yet. `init` is called repeatedly until it
-        returns True: the volumes are then mounted, and the init containers have succeeded. `containers` are started in
-        this order."""
         self.uid = uid
         self._containers = [RestartedTask(task) for task in containers]
         self._init = init
         self._ready = False
 
     def look(self) -> None:
-        """Call `init` unless it has returned True before. Once it has, start the containers, and restart those that
-        have ended and whose pause is over. Waits while `init` runs and while each program starts. Raises what these
-        raise, such as UnavailableError if a program cannot be built; the later containers are then left for the next
-        call."""
+        """Call `init` unless it has returned True before."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:
                 container.look()
 
     def kill(self, number: int = 0) -> None:
-        """Kill the process of container `number`, by default the first; a later `look` restarts it. Does nothing if it
-        is not running. Raises IndexError if there is no such container."""
+        """Kill the process of container `number`, by default the first; a later `look` restarts it."""
         self._containers[number].task.kill()
 
     def stop(self) -> None:
-        """Stop all processes, one after another, because the pod is deleted. The containers are not marked as stopped,
-        so call no `look` afterwards."""
+        """Stop all processes, one after another, because the pod is deleted."""
         for container in self._containers:
             container.task.stop()

@@ -34,11 +34,8 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """Return the folder with the library, for LD_LIBRARY_PATH, after building it into the cache if needed.
-
-    `sanitized` builds it with AddressSanitizer and UndefinedBehaviorSanitizer, which need `sanitizer_runtimes`. Raises
-    UnavailableError.
-    """
+    """Return the folder of the library, which is built if it is not cached; `sanitized` with AddressSanitizer and
+    UBSan."""
     program = need_compiler(WHAT)
     generated = {
         "state_layout.h": layout.c_header(),

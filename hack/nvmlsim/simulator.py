@@ -278,7 +278,7 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of the GPUs with these indexes, PCI bus ids or UUIDs. Empty names are skipped."""
+        """Return the indexes of the GPUs with these indexes, PCI bus ids or UUIDs."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]
@@ -339,7 +339,6 @@ class Simulator:
             yield state
 
     def _holders(self, state: layout.SimState) -> list[int]:
-        """Return the pids of the clients whose slots are locked, each as numbered in its own PID namespace."""
         pids = []
         for slot, pid in enumerate(state.clients):
             byte = layout.CLIENT_LOCKS + slot
@@ -420,7 +419,6 @@ def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> 
 
 
 def _reset_gpu(gpu: layout.SimGpu) -> None:
-    """Reset one GPU. A card that needs no reset for MIG loses its MIG mode."""
     if gpu.mig_resetless:
         gpu.mig_pending = 0
     gpu.mig_current = gpu.mig_pending
@@ -446,7 +444,7 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
 
 
 def cap_minors(gpus: int) -> dict[str, int]:
-    """Return the minor number of each capability of a machine, by its file. CONFIG has 1 and MONITOR 2."""
+    """Return the minor number of each capability of a machine, by its file."""
     names = []
     for gpu, instance in itertools.product(range(gpus), GPU_INSTANCE_IDS):
         names.append(of_device(gpu, instance, 0)[0])

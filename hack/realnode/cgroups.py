@@ -15,7 +15,7 @@ REMOVE_SECONDS = 120.0
 
 def hierarchies() -> list[Path]:
     """Return the mounted hierarchies: below ROOT one per controller with cgroup v1, sorted by path, or ROOT alone with
-    cgroup v2. A folder counts as a hierarchy if it has the file cgroup.procs."""
+    cgroup v2."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
     return [folder for folder in sorted(ROOT.iterdir()) if (folder / "cgroup.procs").exists()]
@@ -23,7 +23,7 @@ def hierarchies() -> list[Path]:
 
 def make(node: str) -> str:
     """Create the cgroup of a node in every hierarchy that does not have it yet, and return its path `/gso-PID/NODE`,
-    which is the same in every hierarchy. Raises OSError if this machine does not permit it."""
+    which is the same in every hierarchy."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):
@@ -34,8 +34,7 @@ def make(node: str) -> str:
 
 def remove(path: str) -> None:
     """Remove the cgroup of a node and everything below it, and then the cgroup of our process around it if that is
-    empty. Its processes must have been ended. Raises TimeoutError if a process in it is still running after
-    REMOVE_SECONDS."""
+    empty."""
     for hierarchy in hierarchies():
         folder = hierarchy / path.lstrip("/")
         wait_until(partial(_removed, folder), REMOVE_SECONDS, f"{folder} to be empty")
@@ -45,8 +44,7 @@ def remove(path: str) -> None:
 
 def sweep() -> list[Path]:
     """Remove the cgroups in every hierarchy whose name is PREFIX and a pid that no running process has, with everything
-    in them. Returns those that could not be removed yet, because processes in them are still ending; empty if all are
-    gone."""
+    in them."""
     left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):
@@ -57,16 +55,13 @@ def sweep() -> list[Path]:
 
 
 def _inherit_cpuset(folder: Path) -> None:
-    """Give an empty cpuset its parent's CPUs and memory nodes, because cgroup v1 refuses processes in an empty one.
-    Does nothing to a cpuset that is not empty, or if the cgroup has none."""
+    """Give an empty cpuset its parent's, because cgroup v1 refuses processes in an empty one."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (folder / file).exists() and not (folder / file).read_text().strip():
             (folder / file).write_text((folder.parent / file).read_text())
 
 
 def _removed(folder: Path) -> bool:
-    """Try to remove a cgroup and everything below it, the deepest first, and return whether it is gone, also if it did
-    not exist before. Cgroups that are busy stay."""
     if not folder.exists():
         return True
     for below, _, _ in os.walk(folder, topdown=False):

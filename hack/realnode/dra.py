@@ -42,9 +42,7 @@ VALUES = {
 def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
     """Install NVIDIA's chart with the how-to's values on the cluster of these nodes, of which there must be at least
     one, and return the objects as applied: the chart's, with its DaemonSet changed so that it runs here
-    (`_on_this_machine`). On each node, NVIDIA's image is first tagged with the name that the chart uses, and the
-    SIMULATED driver is written. Raises LaunchError if helm fails, CalledProcessError if containerd does,
-    UnavailableError if the chart cannot be fetched, and ApiError if an object is refused."""
+    (`_on_this_machine`)."""
     for node in nodes:
         node.ctr("images", "tag", "--force", NVIDIA_IMAGE, f"{REPOSITORY}:{build.DRA_DRIVER.version}")
         write_driver(node)
@@ -55,9 +53,7 @@ def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
 
 def write_driver(node: KubeletNode) -> None:
     """Write the SIMULATED driver to DRIVER_ROOT of a running node that has GPUs: libnvidia-ml, nvidia-smi, and device
-    files, which are those of /dev/null. They are lost when the node reboots. Existing files are replaced by new ones,
-    so a program that has loaded an old one keeps it; existing device files stay. Raises UnavailableError if nvidia-smi
-    cannot be compiled."""
+    files, which are those of /dev/null."""
     assert node.gpus is not None, "the node has GPUs"
     shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
     for folder in ("usr/lib64", "usr/bin", "dev"):
@@ -75,9 +71,7 @@ def write_driver(node: KubeletNode) -> None:
 
 
 def chart_manifests(plane: ControlPlane) -> list[Object]:
-    """Return the objects of NVIDIA's chart with VALUES, as helm renders them; nothing is created. Raises LaunchError if
-    helm fails. Raises UnavailableError if helm cannot be built, or if the chart, which is in the driver's Go module,
-    cannot be fetched."""
+    """Return the objects of NVIDIA's chart with VALUES, as helm renders them; nothing is created."""
     chart = build.module_folder(build.DRA_DRIVER, build.DRA_DRIVER.module) / "deployments" / "helm" / RELEASE
     values = ",".join(f"{key}={value}" for key, value in VALUES.items())
     command = (
@@ -96,9 +90,6 @@ def chart_manifests(plane: ControlPlane) -> list[Object]:
 
 
 def _on_this_machine(manifest: Object) -> Object:
-    """Change the chart's DaemonSet in place so that it runs here, and return the manifest. Any other object is returned
-    unchanged. The pod gets the RuntimeClass of the simulated machine and no init containers. The plugin is started
-    without bash, which our image lacks, and its variables name all GPUs and the file PROC_DEVICES."""
     if manifest["kind"] != "DaemonSet":
         return manifest
     pod = manifest["spec"]["template"]["spec"]

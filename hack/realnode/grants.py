@@ -41,16 +41,8 @@ class Grant:
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
-    """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing,
-    because NVIDIA_VISIBLE_DEVICES is missing, empty or `void`. Otherwise that variable lists UUIDs, or indexes of GPUs,
-    separated by commas, on which the container computes. With `all` it receives every device, but computes on none.
-    With `none` it receives no device, but it can receive the library and rights over MIG. It gets the library if
-    NVIDIA_DRIVER_CAPABILITIES has `utility` or `all`, or is missing or empty. `devices` are the GPUs and MIG devices of
-    the machine.
-
-    Raises GrantRefused if the container names a device that does not exist, or requests rights over MIG without being
-    privileged.
-    """
+    """Return what NVIDIA's toolkit gives a container for NVIDIA_VISIBLE_DEVICES, NVIDIA_DRIVER_CAPABILITIES and the
+    like. With `all` or `none` it computes on no device. Raises GrantRefused."""
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
     if named in WITHOUT_DRIVER:
@@ -69,15 +61,12 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
 
 def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[MachineDevice, ...]:
     """Return those of the machine's `devices` whose device files containerd has added to the container, as the CDI
-    devices of a ResourceClaim say. A GPU counts if its own file is there and it has no MIG devices; a MIG device counts
-    if the files of both of its instances are there."""
+    devices of a ResourceClaim say."""
     files = {entry["path"] for entry in spec["linux"].get("devices") or ()}
     minors = cap_minors(len({device.gpu for device in devices}))
     divided = {device.gpu for device in devices if device.instance}
 
     def has(device: MachineDevice) -> bool:
-        """Whether the container has the files of this device: for a whole GPU its own file, and for a MIG device the
-        capability files of both of its instances. False for a GPU that is divided into MIG devices."""
         if device.instance is None:
             return device.gpu not in divided and f"/dev/nvidia{device.gpu}" in files
         return files.issuperset(f"{CAPS}{minors[name]}" for name in of_device(device.gpu, *device.instance))
@@ -92,8 +81,6 @@ def is_privileged(spec: Object) -> bool:
 
 
 def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]:
-    """Return the capability files for the rights over MIG that the container's variables request. Raises GrantRefused
-    if there are any and the container is not privileged."""
     requested = [name for name in SPECIAL_DEVICES if environ.get(name)]
     if requested and not privileged:
         raise GrantRefused(f"cannot set {requested[0].removeprefix('NVIDIA_')} in non privileged container")
@@ -101,8 +88,6 @@ def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]
 
 
 def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
-    """Return the first of the devices that has `name` as its UUID, or that is a whole GPU with `name` as its index.
-    Raises GrantRefused if there is none."""
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device

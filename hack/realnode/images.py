@@ -42,15 +42,12 @@ class OneLayerImage:
 
 
 def pause_image() -> OneLayerImage:
-    """Return the image of pod sandboxes, and of workloads that only occupy the devices assigned to them. Its program is
-    compiled once and kept in the user's cache. Raises UnavailableError if it is not there and there is no C compiler or
-    no static C library."""
+    """Return the image of pod sandboxes, and of workloads that only occupy the devices assigned to them."""
     return OneLayerImage(PAUSE_IMAGE, {"pause": ImageFile(c_program("pause").read_bytes())}, ["/pause"])
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
-    """Write an image for this machine's architecture to `path` in the format of `docker save`. Equal images produce
-    identical archives. Raises KeyError if the architecture is not in ARCHITECTURES."""
+    """Write an image for this machine's architecture to `path` in the format of `docker save`."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
@@ -63,13 +60,13 @@ def write_archive(image: OneLayerImage, path: Path) -> None:
 
 
 def native() -> str:
-    """Return this machine's architecture, as images name it. Raises KeyError if it is not in ARCHITECTURES."""
+    """Return this machine's architecture, as images name it."""
     return ARCHITECTURES[platform.machine()]
 
 
 def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
     """Return the image's configuration, as OCI's image specification defines it: for Linux, with the entry point and
-    the variables of `image`, and / as the working directory. `layer` is the uncompressed tar of its only layer."""
+    the variables of `image`, and / as the working directory."""
     return {
         "architecture": architecture,
         "os": "linux",
@@ -85,7 +82,7 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 def pack_layer(image: OneLayerImage) -> bytes:
     """Return a tar with the image's files and folders, and the folders that contain the files: first all folders and
-    then all files, each sorted by path. Equal images produce identical tars."""
+    then all files, each sorted by path."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:
@@ -99,8 +96,6 @@ def pack_layer(image: OneLayerImage) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
-    """Add `entry` to a tar as `path`, with its mode: a symbolic link if its `link` is not empty, whose content is then
-    ignored, otherwise a file. Owner and times are those of a new TarInfo, root and 1970."""
     member = tarfile.TarInfo(path)
     member.mode = entry.mode
     if entry.link:
@@ -112,14 +107,11 @@ def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
 
 
 def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
-    """Return the path of the program that is compiled from `name`.c in hack/realnode/src, with these compiler flags. It
-    is kept in the user's cache, and compiled if it is not there or its source has changed. Raises UnavailableError if
-    it cannot be compiled, as without a compiler or a static C library, or if the cache cannot be written."""
+    """Return the path of the program that is compiled from `name`.c in hack/realnode/src, with these compiler flags."""
     source = SOURCES / f"{name}.c"
     content = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:12]
 
     def make(out: Path) -> None:
-        """Compile the program into the folder `out`. Raises UnavailableError if it cannot be compiled."""
         compile_c(f"the program {name} of a real node", "-O2", *flags, "-s", "-o", str(out / name), str(source))
 
     return make_once(cache_root() / f"{name}-{content}-{platform.machine()}", name, make) / name

@@ -55,12 +55,9 @@ _FOLDERS = ("log", "lib/upper", "lib/work", "kubelet")
 
 
 class Machine:
-    """The namespaces and the cgroup of one node. `folder` must belong to this node alone, and overlayfs must accept
-    its path."""
+    """The namespaces and the cgroup of one node."""
 
     def __init__(self, name: str, folder: Path, bridge: Bridge, number: int) -> None:
-        """Store the arguments; nothing is started yet. `number` counts from 0 and differs for each node on the
-        bridge."""
         self.name, self.folder, self.number = name, folder.resolve(), number
         self.bridge = bridge
         self.cgroup = ""
@@ -74,17 +71,13 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The pid, as seen from outside, of the first process in the machine's PID namespace. Raises RuntimeError if
-        the machine is not started."""
+        """The pid, as seen from outside, of the first process in the machine's PID namespace."""
         if not self._first:
             raise RuntimeError(f"machine {self.name} is not started")
         return self._first
 
     def start(self) -> None:
-        """Create the cgroup and the namespaces, and attach the machine to the bridge. Raises OSError if this computer
-        refuses the cgroup, ComponentError if it refuses one of the mounts or the machine's first process ends,
-        TimeoutError if the machine is not up within READY_SECONDS, and NetworkError if the interface is refused. What
-        exists by then stays until `stop`."""
+        """Create the cgroup and the namespaces, and attach the machine to the bridge."""
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}
@@ -112,8 +105,7 @@ class Machine:
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
-        """Kill every process in the machine, like a power cut, and remove its cgroup. The node's folder stays. Does
-        nothing if the machine is not started. Raises TimeoutError if a process does not end."""
+        """Kill every process in the machine, like a power cut, and remove its cgroup."""
         if self._keeper is not None:
             if self._first:
                 self._kill_first()
@@ -124,37 +116,29 @@ class Machine:
             self.cgroup = ""
 
     def run(self, *command: str, seconds: float = 300.0) -> str:
-        """Run a program in the machine, wait for its end, and return its standard output. Raises CalledProcessError if
-        the program fails, with its error output in `.stderr`, TimeoutExpired after `seconds`, and RuntimeError if
-        the machine is not started."""
+        """Run a program in the machine, wait for its end, and return its standard output."""
         done = subprocess.run(self.inside(command), capture_output=True, text=True, check=False, timeout=seconds)
         if done.returncode != 0:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         return done.stdout
 
     def spawn(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Component:
-        """Start a program in the machine and return it without waiting. Its output is appended to `NAME.log` in the
-        node's folder, and `environ` is added to our environment. Raises RuntimeError if the machine is not started."""
+        """Start a program in the machine and return it without waiting."""
         return process.start(name, self.inside(command), self.folder / f"{name}.log", environ)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """Return the command line with which this computer runs `command` inside the machine. Raises RuntimeError if
-        the machine is not started."""
+        """Return the command line with which this computer runs `command` inside the machine."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
     def path(self, inside: str) -> Path:
-        """Return the path at which this computer sees the absolute path `inside` of the machine. Raises RuntimeError if
-        the machine is not started."""
+        """Return the path at which this computer sees the absolute path `inside` of the machine."""
         return Path(f"/proc/{self.pid}/root", inside.lstrip("/"))
 
     def namespace(self, kind: str) -> int:
-        """Return the inode number of the machine's namespace of this kind, such as `pid`. Raises RuntimeError if the
-        machine is not started."""
+        """Return the inode number of the machine's namespace of this kind, such as `pid`."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
     def _kill_first(self) -> None:
-        """Kill the first process of the PID namespace and wait until it is gone. Does nothing if its pid no longer
-        belongs to our child. Raises TimeoutError if it is not gone after READY_SECONDS."""
         assert self._keeper is not None, "called while it is started"
         if self._first not in _children(self._keeper):
             return  # it has ended, and its pid may be that of another process
@@ -164,12 +148,10 @@ class Machine:
 
 def wait_entered(keeper: Component, entered: Path) -> int:
     """Wait until the child of `keeper`, the machine's first process, has created the file `entered`, and return the
-    child's pid. Raises ComponentError, with the keeper's last log lines, if the child ends, which ends the keeper, and
-    TimeoutError if that takes longer than READY_SECONDS."""
+    child's pid."""
     children: list[int] = []
 
     def is_up() -> bool:
-        """Whether the file exists and the child still runs. The pid of the child is stored in `children`."""
         children[:] = _children(keeper) if entered.exists() else []
         return bool(children)
 
@@ -178,7 +160,6 @@ def wait_entered(keeper: Component, entered: Path) -> int:
 
 
 def _children(keeper: Component) -> list[int]:
-    """Return the pids of the children of a process that keeps namespaces; empty if the process has ended."""
     try:
         text = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text()
     except (FileNotFoundError, ProcessLookupError):

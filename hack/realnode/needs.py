@@ -38,9 +38,7 @@ def cni_folder() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Return why no real kubelet can run here and what to do about it, or None if one can run. Needed are Linux, root,
-    Debian's packages, a C compiler, overlayfs and namespaces, and Go unless kubelet and containerd are cached. The
-    first need that is not met is named, in the order Linux, root, packages, Go, compiler, overlayfs, namespaces."""
+    """Return why no real kubelet can run here and what to do about it, or None if one can run."""
     if sys.platform != "linux":
         return "a real kubelet runs on Linux only"
     if os.geteuid() != 0:
@@ -64,7 +62,7 @@ def why_not() -> str | None:
 
 def missing_packages() -> list[str]:
     """Return the Debian packages of the programs that are not on PATH, and the package of the CNI plugins if a plugin
-    is missing. Each package is listed once."""
+    is missing."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)
@@ -72,9 +70,7 @@ def missing_packages() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Return 0 if a real kubelet can run here; otherwise print why not to stderr and return 1. `--install` first
-    installs the missing Debian packages; if that fails, 1 is returned, too. If LEAVE_OUT names rung 4, nothing is
-    installed or checked, and the exit status is 0. It is 1 if LEAVE_OUT names an unknown part."""
+    """Return 0 if a real kubelet can run here; otherwise print why not to stderr and return 1."""
     try:
         if "rung4" in left_out():
             print("Rung 4 is left out on purpose by LEAVE_OUT=rung4.", file=sys.stderr)

@@ -24,7 +24,7 @@ class NetworkError(Exception):
 
 @dataclass(frozen=True)
 class Bridge:
-    """The bridge between this machine and the nodes. This machine has the first address of its subnet."""
+    """The bridge between this machine and the nodes."""
 
     name: str
     subnet: ipaddress.IPv4Network
@@ -39,9 +39,8 @@ class Bridge:
         return str(self.subnet[10 + number])
 
     def attach(self, pid: int, number: int) -> None:
-        """Create an interface eth0 in the network namespace of the process `pid`, connect it to the bridge, and give
-        it the address of node `number` and a default route through this machine. Raises NetworkError if a command
-        fails."""
+        """Create an interface eth0 in the network namespace of the process `pid`, connect it to the bridge, and give it
+        the address of node `number` and a default route through this machine."""
         port = f"{self.name}n{number}"
         inside = ("nsenter", "--target", str(pid), "--net")
         address = f"{self.node_address(number)}/{self.subnet.prefixlen}"
@@ -55,8 +54,7 @@ class Bridge:
 
 @contextlib.contextmanager
 def bridge() -> Iterator[Bridge]:
-    """Remove bridges of killed owners, create a bridge, yield it, and remove it at the end of the context. Raises
-    NetworkError if this machine has no free subnet, or if `ip` fails, also at the end."""
+    """Remove bridges of killed owners, create a bridge, yield it, and remove it at the end of the context."""
     sweep()
     made = Bridge(f"{PREFIX}{os.getpid()}", _free_subnet())
     _run("ip", "link", "add", made.name, "type", "bridge")
@@ -70,7 +68,7 @@ def bridge() -> Iterator[Bridge]:
 
 def sweep() -> None:
     """Remove bridges whose owner was killed before it could remove them: those that are named PREFIX and a pid that no
-    running process has. Raises NetworkError if `ip` fails."""
+    running process has."""
     for link in json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]"):
         owner = str(link.get("ifname", "")).removeprefix(PREFIX)
         if link.get("ifname") == f"{PREFIX}{owner}" and owner.isdigit() and not pid_exists(int(owner)):
@@ -86,8 +84,6 @@ def service_route(service: str, server: str) -> list[Sequence[str]]:
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
-    """Return the first subnet in SUBNETS that overlaps with no IPv4 route in any routing table of this machine, other
-    than the default one. Raises NetworkError if there is none, or if `ip` fails."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     used = [ipaddress.IPv4Network(route["dst"], strict=False) for route in routes if route.get("dst", "")[:1].isdigit()]
     for subnet in SUBNETS:
@@ -97,8 +93,6 @@ def _free_subnet() -> ipaddress.IPv4Network:
 
 
 def _run(*command: str) -> str:
-    """Run a command and return its standard output. Raises NetworkError with its error output if it fails, and
-    FileNotFoundError if there is no such program."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkError(f"{' '.join(command)}: {done.stderr.strip()}")

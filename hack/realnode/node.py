@@ -41,7 +41,6 @@ class NodeFiles:
     """The paths of the files of one node."""
 
     def __init__(self, folder: Path) -> None:
-        """Derive the paths from the node's `folder`; no file is created."""
         self.folder = folder
         self.containerd_config = folder / "containerd.toml"
         self.cni = folder / "cni"
@@ -58,10 +57,7 @@ class NodeFiles:
 
 
 def containerd_settings(files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]) -> str:
-    """Return the configuration file of containerd 2.x. Its data, its registries and the pods' network are those of
-    `files`, its CNI plugins are in `cni_plugins`, and `pause_image` is the image of pod sandboxes. AppArmor is off and
-    CDI is on. `runtimes` are the programs that are called instead of runc, by the name of their handler; the handler
-    `runc` is there always."""
+    """Return the configuration file of containerd 2.x."""
     quoted = json.dumps  # TOML's basic strings are JSON's
     cri = '[plugins."io.containerd.cri.v1.'
     runtime = f'{cri}runtime"'
@@ -93,8 +89,7 @@ def containerd_settings(files: NodeFiles, cni_plugins: Path, pause_image: str, r
 
 
 def cni_settings(files: NodeFiles, number: int) -> str:
-    """Return the configuration file of the pods' network: a bridge inside the node. Pods call the API server with the
-    node's address. `number` is the node's number, which determines the subnet of its pods."""
+    """Return the configuration file of the pods' network: a bridge inside the node."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -111,9 +106,7 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """Return the content of the kubelet's configuration file, as YAML. The kubelet listens at `address`, `ca` is the
-    authority of its clients, and `cgroup` the path of the node's cgroup. It evicts no pods and deletes no images,
-    whatever is left of memory and disk, and it accepts swap and cgroup v1."""
+    """Return the content of the kubelet's configuration file, as YAML."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -145,13 +138,9 @@ def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
 
 
 class NodeGpus:
-    """A simulated machine with GPUs, whose driver checks rights against a node's namespaces. `folder` must belong to
-    this machine alone."""
+    """A simulated machine with GPUs, whose driver checks rights against a node's namespaces."""
 
     def __init__(self, folder: Path, node: str, models: Sequence[str]) -> None:
-        """Create the simulated GPUs, one for each of `models`, and the container runtime; the node need not be
-        started. Raises UnavailableError if there is no C compiler, and UnknownModelError if a model cannot be
-        simulated."""
         self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)
         self.simulator.path.chmod(0o666)  # every user of the library writes to it
         gpus = self.simulator.show()["gpus"]
@@ -161,16 +150,15 @@ class NodeGpus:
 
     def enter(self, machine: Machine) -> None:
         """Make the simulated driver check rights as on this machine: with the machine's PID namespace as its own, and
-        in the folders runtime.CAPABILITIES and runtime.DEV. Raises RuntimeError if the machine is not started."""
+        in the folders runtime.CAPABILITIES and runtime.DEV."""
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )
 
 
 def _write_driver_entries(folder: Path, gpus: int) -> None:
-    """Write what /proc/driver of a machine with this many GPUs has about MIG: the minor numbers, and the file of each
-    capability. SIMULATED: a real driver has the files of existing instances only. Rights are checked elsewhere, at
-    runtime.CAPABILITIES."""
+    """Write what /proc/driver has about MIG. SIMULATED: a real driver has the files of existing instances only. Rights
+    are checked at runtime.CAPABILITIES."""
     (folder / "nvidia-caps").mkdir(parents=True)
     (folder / "nvidia-caps" / "mig-minors").write_text(mig_minors(gpus))
     for name, minor in cap_minors(gpus).items():
@@ -184,8 +172,7 @@ NODE_SECONDS = 180.0
 
 
 def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Options:
-    """Return the options of a control plane without kwok, all of whose nodes have real kubelets. Its API server listens
-    at this machine's address on the bridge `network`, and logs requests if `audit` is on."""
+    """Return the options of a control plane without kwok, all of whose nodes have real kubelets."""
     return Options(kwok=False, audit=audit, address=network.address, kubelets=tuple(nodes))
 
 
@@ -194,8 +181,7 @@ REPORT_POLL = 0.5
 
 
 class KubeletNode:
-    """One node with a real kubelet. As a context manager it is Ready when the block begins, and removed with all its
-    files when the block ends."""
+    """One node with a real kubelet."""
 
     def __init__(
         self,
@@ -207,11 +193,6 @@ class KubeletNode:
         labels: Mapping[str, str] | None = None,
         models: Sequence[str] = (),
     ) -> None:
-        """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `number` counts
-        from 0 and differs for each node on the bridge. `labels` are added to those that the kubelet sets itself.
-        `models` are the models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the
-        RuntimeClass `nvidia`. Raises UnavailableError if the simulated library cannot be built, and UnknownModelError
-        if a model cannot be simulated."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -224,8 +205,6 @@ class KubeletNode:
         self._heartbeat = ""
 
     def __enter__(self) -> Self:
-        """Start the node and wait until it is Ready. If that fails, everything on it is killed and its files are
-        removed, and the error of `start` is raised."""
         try:
             self.start()
         except BaseException:
@@ -234,27 +213,17 @@ class KubeletNode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Kill everything on the node and remove its files."""
         self.stop()
 
     def start(self) -> None:
-        """Start the machine, containerd and the kubelet, and return when the Node is Ready.
-
-        Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is refused,
-        TimeoutError if the machine is not up or the Node is not Ready in time, and ApiError if the Node cannot be read.
-        Raises OSError, NetworkError, or ComponentError, whose message has the last log lines, if the node cannot run
-        here.
-        """
+        """Start the machine, containerd and the kubelet, and return when the Node is Ready."""
         self.boot()
         self.load(images.pause_image())
         self.start_kubelet()
         self.wait_ready()
 
     def boot(self) -> None:
-        """Start the machine, write the files of `_write_files`, and start containerd, but no kubelet. Returns when
-        containerd answers. Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule
-        is refused, TimeoutError if the machine is not up in time, and OSError, ComponentError or NetworkError if the
-        node cannot run here."""
+        """Start the machine, write the files of `_write_files`, and start containerd, but no kubelet."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -265,8 +234,7 @@ class KubeletNode:
         self.start_containerd()
 
     def stop(self) -> None:
-        """Kill everything that runs on the node and remove its files. A second call does nothing. Raises TimeoutError
-        if a process in the machine does not end."""
+        """Kill everything that runs on the node and remove its files."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -274,9 +242,7 @@ class KubeletNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def power_off(self) -> None:
-        """Kill all processes of the node at once. The content of /run is lost, the GPUs are changed as
-        `Simulator.reboot` does, and the disk stays. `boot` starts the node again, without its kubelet. Raises
-        TimeoutError if a process in the machine does not end."""
+        """End everything on the node at once, as if it lost power: /run is lost, and the disk stays."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -285,7 +251,7 @@ class KubeletNode:
             self.gpus.simulator.reboot()
 
     def load(self, image: OneLayerImage) -> None:
-        """Import an image into the node's containerd. Raises ComponentError if containerd refuses it."""
+        """Import an image into the node's containerd."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"
         images.write_archive(image, archive)
@@ -293,22 +259,19 @@ class KubeletNode:
         archive.unlink()
 
     def load_archive(self, archive: Path) -> str:
-        """Import an archive that `docker save` or buildah wrote, and return ctr's output. Raises ComponentError if
-        containerd refuses it."""
+        """Import an archive that `docker save` or buildah wrote, and return ctr's output."""
         try:
             return self.ctr("images", "import", str(archive.resolve()))
         except subprocess.CalledProcessError as error:
             raise ComponentError(f"containerd of {self.name} refused {archive}: {error.stderr.strip()}") from None
 
     def ctr(self, *arguments: str) -> str:
-        """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output. Raises
-        CalledProcessError if it fails, and RuntimeError if the machine is not started."""
+        """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output."""
         ctr = str(toolchain.ensure("containerd") / "ctr")
         return self.machine.run(ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
-        """Start containerd and return when it answers. Raises ComponentError if it ends or does not answer within
-        CONTAINERD_SECONDS, and UnavailableError if it is not cached and cannot be built."""
+        """Start containerd and return when it answers."""
         programs = toolchain.ensure("containerd")
         command = [str(programs / "containerd"), "--config", str(self.files.containerd_config)]
         # It looks for its shim on PATH first, where the machine may have another version.
@@ -317,17 +280,13 @@ class KubeletNode:
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Start the kubelet, once the second of the last heartbeat is over. Returns before the Node is Ready;
-        `wait_ready` waits for that. Raises ApiError if the Node cannot be read, and UnavailableError if the kubelet
-        cannot be built."""
+        """Start the kubelet, once the second of the last heartbeat is over."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
         self._spawn_kubelet()
 
     def _spawn_kubelet(self) -> None:
-        """Start the kubelet's process, and keep it in `_programs`. Raises UnavailableError if the kubelet cannot be
-        built, and RuntimeError if the machine is not started."""
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",
@@ -340,24 +299,16 @@ class KubeletNode:
         self._programs["kubelet"] = self.machine.spawn("kubelet", command)
 
     def kill_program(self, name: str) -> None:
-        """Kill `kubelet` or `containerd`, like a crash; the pods keep running. Raises KeyError if it was not started
-        or has been killed before."""
+        """Kill `kubelet` or `containerd`, like a crash; the pods keep running."""
         self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Wait until the kubelet that `start_kubelet` started last reports the Node as Ready. A new heartbeat is
-        awaited first, because conditions of an earlier kubelet stay on the Node. A kubelet that ends before its first
-        heartbeat is started again, as systemd does.
-
-        Raises ComponentError if no kubelet was started or the last one was killed by `kill_program`, and, with the
-        kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS. Raises TimeoutError if the Node is not
-        Ready within NODE_SECONDS after that, and ApiError if the Node cannot be read.
-        """
+        """Wait for a new heartbeat, because conditions of an earlier kubelet stay on the Node, and then until it is
+        Ready."""
         if "kubelet" not in self._programs:
             raise ComponentError(f"the kubelet of {self.name} is not started: call start_kubelet first")
 
         def reported() -> bool:
-            """Restart the kubelet if it has ended, and return whether there is a new heartbeat."""
             # containerd answers before its CRI plugin has loaded its state, and a kubelet that starts then ends.
             if not self._programs["kubelet"].alive():
                 self._spawn_kubelet()
@@ -374,10 +325,6 @@ class KubeletNode:
         return self.folder / f"{program}.log"
 
     def _write_files(self) -> None:
-        """Write the configuration files of the CNI plugins, containerd and the kubelet, and copy the control plane's CA
-        and this node's kubeconfig into the node's folder. Files that exist are overwritten. containerd has the runtime
-        for RUNTIME_CLASS only if the node has GPUs. The machine must be started. Raises ComponentError if CNI plugins
-        are missing."""
         plugins = cni_folder()
         if plugins is None:
             raise ComponentError("CNI plugins are missing: apt-get install --yes containernetworking-plugins")
@@ -393,8 +340,6 @@ class KubeletNode:
         self.files.kubelet_config.write_text(text)
 
     def _read_heartbeat(self) -> str:
-        """Return the time at which a kubelet last wrote the Node's conditions, as an RFC 3339 timestamp. Return an
-        empty string if no kubelet has, or if there is no Node. ApiErrors other than 404 are raised."""
         try:
             node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
         except ApiError as error:
@@ -405,7 +350,6 @@ class KubeletNode:
         return next((str(row["lastHeartbeatTime"]) for row in conditions if row["type"] == "Ready"), "")
 
     def _containerd_answers(self) -> bool:
-        """Whether containerd answers `ctr version` now. False if ctr fails for any reason."""
         try:
             self.ctr("version")
         except subprocess.CalledProcessError:
@@ -413,8 +357,6 @@ class KubeletNode:
         return True
 
     def _await(self, condition: Callable[[], bool], seconds: float, component: Component) -> None:
-        """Wait until `condition` holds. Raises ComponentError, with the component's last log lines, if that takes
-        longer than `seconds` or the component ends."""
         try:
             wait_until(condition, seconds, f"{component.name} of {self.name}", component.check)
         except TimeoutError as error:
@@ -422,13 +364,11 @@ class KubeletNode:
 
 
 def _now() -> str:
-    """Return the present time in UTC, in whole seconds and in the format of the API server."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def sweep() -> Path:
-    """Remove the folders of nodes whose owners were killed, because their machines ended with them. Errors of the
-    removal are ignored. Returns the folder that contains the folders of all nodes, after creating it if needed."""
+    """Remove the folders of nodes whose owners were killed, because their machines ended with them."""
     root = private_directory(cache_root() / "nodes")
     for folder in root.iterdir():
         owner = folder.name.partition("-")[0]

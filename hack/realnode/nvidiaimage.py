@@ -36,8 +36,8 @@ TOOLS = ("mount", "umount", "tail")
 
 def nvidia_image() -> OneLayerImage:
     """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted, mig-manager and the DRA
-    driver's kubelet plugin in /usr/bin, and what they run: TOOLS, the SIMULATED programs of the driver, and libraries.
-    Its entry point is `enter`. Raises UnavailableError if a program cannot be built here or one of TOOLS is missing."""
+    driver's kubelet plugin in /usr/bin, and what they run: TOOLS, the SIMULATED programs of the driver, and
+    libraries."""
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in (*build.RELEASES, build.DRA_DRIVER) for name in release.programs}
     driver = {
@@ -56,7 +56,6 @@ def nvidia_image() -> OneLayerImage:
 
 
 def _tool(name: str) -> Path:
-    """Return the path of a program of this machine. Raises UnavailableError if the program is not on PATH."""
     path = shutil.which(name)
     if path is None:
         raise UnavailableError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
@@ -64,8 +63,7 @@ def _tool(name: str) -> Path:
 
 
 def _libraries(program: Path) -> list[Path]:
-    """Return the paths of the libraries that a program links, without those that this machine lacks; empty if the
-    program is static, although ldd then fails. Raises UnavailableError if ldd fails for another reason."""
+    """Return the libraries that a program links; none if it is static, although ldd then fails."""
     done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
         raise UnavailableError(f"ldd {program}: {done.stderr.strip()}")
@@ -73,8 +71,8 @@ def _libraries(program: Path) -> list[Path]:
 
 
 def _place(library: Path) -> str:
-    """Return the path in the image, without a leading slash, at which the loader looks for a library. The loader itself
-    keeps its own path, because programs name it."""
+    """Return the path at which the loader looks for a library; the loader itself keeps its own, because programs name
+    it."""
     if library.name.startswith("ld-linux"):
         return str(library).lstrip("/")
     return f"usr/lib/{platform.machine()}-linux-gnu/{library.name}"

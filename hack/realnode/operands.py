@@ -48,25 +48,20 @@ def manifests(*, plugin: bool = True) -> list[Object]:
 
 
 def _plugin() -> Object:
-    """Return the DaemonSet of the device plugin."""
     sockets = "/var/lib/kubelet/device-plugins"
     command = ["/usr/bin/nvidia-device-plugin", "--config-file", CONFIG, "--mps-root", MPS_ROOT]
     return _configured(PLUGIN, command, {"device-plugins": (sockets, sockets), "mps-root": (MPS_ROOT, IN_CONTAINERS)})
 
 
 def _gfd() -> Object:
-    """Return the DaemonSet of GPU Feature Discovery, which writes its labels to a file on the node."""
     output = ["--use-node-feature-api=false", "--output-file", LABELS, "--sleep-interval", GFD_SECONDS]
     command = ["/usr/bin/gpu-feature-discovery", "--config-file", CONFIG, *output]
     return _configured(GFD, command, {"features": (FEATURES, FEATURES)})
 
 
 def _mps() -> Object:
-    """Return the DaemonSet of the MPS daemon, with an init container that mounts shared memory for the node.
-
-    Up to GPU Operator v26.7 NVIDIA's DaemonSet never gets a new configuration (docs/design/nvidia.md#b5). This one
-    does: the daemon does not see the host's processes, and it runs under the name that config-manager looks for.
-    """
+    """Return the DaemonSet of the MPS daemon. Unlike NVIDIA's up to GPU Operator v26.7 (docs/design/nvidia.md#b5) it
+    gets new configurations."""
     folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
     daemon = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
     mounts = _container("mps-control-daemon-mounts", ["/usr/bin/mps-control-daemon", "mount-shm"])
@@ -76,8 +71,6 @@ def _mps() -> Object:
 
 
 def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[str, str]]) -> Object:
-    """Return the DaemonSet of a program, with config-manager as its init container and as its sidecar. `folders` holds
-    (path on the node, path in the program's container) by the name of the volume."""
     config = [
         {"name": "available-configs", "mountPath": CONFIGS},
         {"name": "config", "mountPath": "/config"},
@@ -109,9 +102,7 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
 
 
 def _mig_manager() -> Object:
-    """Return the DaemonSet of mig-manager. Its container is started by `enter`, may change MIG devices, sees the node's
-    processes, and has HOST_ROOT as the host's root. It reads its configurations from the ConfigMap MIG_MAP, and does
-    not reboot the node."""
+    """Return the DaemonSet of mig-manager, with HOST_ROOT as the host's root; it does not reboot the node."""
     environ = {
         "CONFIG_FILE": "/mig-parted-config/config.yaml",
         "HOST_ROOT_MOUNT": "/host",
@@ -132,14 +123,10 @@ def _mig_manager() -> Object:
 
 
 def _host_folder(name: str, path: str) -> Object:
-    """Return a volume for a folder of the node, which is created if it does not exist."""
     return {"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
 
 
 def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Object:
-    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs, may read MIG devices, and runs `command`. Its
-    variable NODE_NAME has the name of its node. `environ` is added to its other environment variables, and wins over
-    those of the same name."""
     driver = {
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
@@ -157,8 +144,6 @@ def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | N
 
 
 def _daemon_set(name: str, spec: Object) -> Object:
-    """Return the DaemonSet of the operand `name`, with that operand's selector and runtime class. The fields of `spec`
-    are added to the spec of its pods, or replace them."""
     labels = {"app": name}
     pod = {
         "nodeSelector": SELECTORS[name],

@@ -30,8 +30,7 @@ GFD_DAEMON_SET = f"{RELEASE}-nvidia-device-plugin-{GFD}"
 
 def label_node(api: Api, node: str) -> None:
     """Give a node the labels of the how-to's first step (the deploy labels of the client and of mig-manager) and the
-    label PCI of Node Feature Discovery, each with the value `true`. Remove its other labels that begin with
-    LABEL_DEPLOY_PREFIX or LABEL_GPU_PRESENT. Raises ApiError if a request fails."""
+    label PCI of Node Feature Discovery, each with the value `true`."""
     labels = api.get(f"/api/v1/nodes/{node}")["metadata"]["labels"]
     others = [key for key in labels if key.startswith((names.LABEL_DEPLOY_PREFIX, names.LABEL_GPU_PRESENT))]
     wanted = {PCI, names.LABEL_DEPLOY_CLIENT, f"{names.LABEL_DEPLOY_PREFIX}mig-manager"}
@@ -40,10 +39,8 @@ def label_node(api: Api, node: str) -> None:
 
 
 def install_plain(nodes: Sequence[KubeletNode]) -> None:
-    """Install NVIDIA's chart with the how-to's values, and mig-manager by its kustomization. On each node, NVIDIA's
-    image first gets the names of their images. GFD writes its labels to a file. Call `label_node` afterwards: earlier
-    pods would write to this machine's /etc. Raises LaunchError (helm), CalledProcessError (kubectl, containerd),
-    UnavailableError (chart or helm missing) and ApiError (object refused)."""
+    """Install NVIDIA's chart and mig-manager as the how-to says. Call `label_node` afterwards: earlier pods would write
+    to this machine's /etc."""
     plane = nodes[0].plane
     manifests = [_on_this_machine(one) for one in mig_manager_manifests(plane)]
     (manager,) = (one for one in manifests if one["kind"] == "DaemonSet")
@@ -64,9 +61,6 @@ def install_plain(nodes: Sequence[KubeletNode]) -> None:
 
 
 def _on_this_machine(manifest: Object) -> Object:
-    """Change mig-manager's DaemonSet in place so that it runs here, and return it. Any other object is returned
-    unchanged. The DaemonSet gets a local registry, the RuntimeClass as the how-to says, the entry point and the
-    variable that NVIDIA's image has and ours lacks, and a folder in place of the host's root."""
     if manifest["kind"] != "DaemonSet":
         return manifest
     pod = manifest["spec"]["template"]["spec"]

@@ -25,13 +25,9 @@ SECONDS = 60.0
 
 
 class Registry:
-    """A registry without TLS and passwords, which answers as long as the context is open. It keeps its images in a
-    temporary folder."""
+    """A registry without TLS and passwords, which answers as long as the context is open."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        """Choose a port that is free on loopback, for use at `address`, one of this machine's addresses, and create the
-        folder of the images, which only `__exit__` deletes. Nothing runs yet. Raises UnavailableError if crane cannot
-        be built."""
         self.host = f"{address}:{free_ports(1)[0]}"
         """Address and port, as in the names of images."""
         self._crane = toolchain.ensure("releasetools") / "crane"
@@ -39,21 +35,17 @@ class Registry:
         self._server: Component | None = None
 
     def __enter__(self) -> Self:
-        """Start the server and return when it answers. Raises ComponentError if it ends, and TimeoutError if it does
-        not answer within SECONDS; it is then not stopped, and the folder stays."""
         command = [str(self._crane), "registry", "serve", "--address", self.host]
         self._server = start("registry", [*command, "--disk", str(self._folder)], self._folder / "log")
         wait_until(self._answers, SECONDS, "the registry", self._server.check)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the server and delete the folder with its images and its log."""
         assert self._server is not None
         self._server.stop()
         shutil.rmtree(self._folder)
 
     def _answers(self) -> bool:
-        """Whether the server answers `GET /v2/` with status 200 within 5 s."""
         try:
             with urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5) as answer:
                 return bool(answer.status == 200)
@@ -62,15 +54,14 @@ class Registry:
 
     def admit(self, node: KubeletNode, name: str = "") -> None:
         """Let the node's containerd pull from this registry without TLS, by a file hosts.toml that is written or
-        replaced. Names of images on that node begin with `name`, by default with the registry's address."""
+        replaced."""
         settings = node.files.registries / (name or self.host) / "hosts.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(f'server = "http://{self.host}"\n')  # without it containerd insists on TLS
 
     def push(self, image: OneLayerImage, *, architecture: str) -> None:
         """Push an image, as an index with one manifest, for this architecture only, whatever its programs are built
-        for. An image of the same name is replaced. Call it only inside the `with` block. Raises CalledProcessError if
-        the registry refuses it."""
+        for."""
         layer = pack_layer(image)
         config = dump(configuration(image, layer, architecture))
         content = {

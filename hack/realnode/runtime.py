@@ -53,9 +53,7 @@ exec {python} -m hack.realnode.runtime "$1" {folder}
 
 
 def write_runtime(folder: Path) -> Path:
-    """Write the programs that containerd and runc call into `folder`, which also contains the simulated machine.
-    Returns the path of the runtime for containerd. Raises UnavailableError if the simulated library cannot be
-    built."""
+    """Write the programs that containerd and runc call into `folder`, which also contains the simulated machine."""
     library = library_directory()
     words = {"root": ROOT, "python": sys.executable, "folder": folder, "cache": library.parent.parent}
     runtime = folder / "nvidia-container-runtime"
@@ -66,15 +64,12 @@ def write_runtime(folder: Path) -> Path:
 
 
 def state_file(folder: Path) -> Path:
-    """Return the path of the simulated machine's state file. The file has a folder of its own, because that folder is
-    mounted into containers."""
+    """Return the path of the simulated machine's state file."""
     return folder / "state" / "nvml.state"
 
 
 def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
-    """Change the OCI configuration `spec` in place. Add the device nodes of `grant`, NVMLSIM_STATE, the hooks BEGAN and
-    MOUNT, and mounts: the machine's state (writable), the capability files in `bundle` and, if granted, the library. No
-    file is written. Raises KeyError if `spec` has no `mounts`, `process` or `linux`."""
+    """Add to an OCI configuration what `grant` gives, with the hooks that follow the container."""
     state = state_file(folder)
     mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
     if grant.library:
@@ -94,27 +89,22 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def add_hooks(spec: Object, folder: Path, *hooks: tuple[str, str]) -> None:
-    """Append `hooks` to those of the OCI configuration `spec`, in place. Each is a pair of the stage of the container's
-    creation, such as `createRuntime`, and the verb with which our program in `folder` is called then."""
+    """Append `hooks` to those of the OCI configuration `spec`, in place."""
     for stage, verb in hooks:
         stages = spec.setdefault("hooks", {})
         stages.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Return the absolute path, in the container, of the folder in which the dynamic loader looks by default:
-    /usr/lib64 if the root file system has it but not Debian's multiarch folder, otherwise the multiarch folder, which
-    may be missing."""
+    """Return the folder in the container in which the dynamic loader looks by default."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
     return next((f"/{name}" for name in (multiarch, "usr/lib64") if (root / name).is_dir()), f"/{multiarch}")
 
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
-    """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
-    the capability files and COMPUTES_ON there. Without a grant, a container with devices by CDI gets COMPUTES_ON and
-    the hook BEGAN, and any other gets nothing. Returns 0, or 1 after logging for runc why the toolkit refuses. Raises
-    SystemExit if `--bundle`, or `--log` when it refuses, has no value."""
+    """Give a container its grant, in the bundle that runc's `arguments` name. Without one, a container with devices by
+    CDI is only followed."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())
@@ -145,8 +135,6 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
 
 
 def _option(arguments: Sequence[str], name: str) -> str:
-    """Return the value of the option `name` in runc's command line, given as `NAME VALUE` or `NAME=VALUE`. The first
-    one that has a value counts. Raises SystemExit if there is none."""
     for index, argument in enumerate(arguments):
         if argument == name and index + 1 < len(arguments):
             return arguments[index + 1]
@@ -156,13 +144,7 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """Start a follower that registers the container's first process on the devices that COMPUTES_ON lists, and return
-    when the process is registered. When that process ends, the follower removes it again. Does nothing if COMPUTES_ON
-    lists no device. `state` is what runc passes to hooks; its pid is valid in the node's PID namespace.
-
-    Raises ProcessLookupError if the process has ended already, and RuntimeError if it cannot be registered; then the
-    container is not created.
-    """
+    """Start a follower that registers the container's first process on the devices in COMPUTES_ON until it ends."""
     if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text())["on"]:
         return
     pod = (state.get("annotations") or {}).get(POD_ANNOTATION, "workload")
@@ -185,10 +167,8 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register a process, by `pid` and `name`, on its container's devices, with MEMORY_MIB on each, print FOLLOWED, and
-    wait until the process ends. Then, and after an error, the process is removed from all devices. Without MPS, a GPU
-    that accepts only one process and already has one is left out. `process` is a pidfd. Raises SimulatorError if the
-    simulated machine is full, and IndexError or SimulatorError for an unknown GPU."""
+    """Register the process on its devices until it ends, except on an exclusive GPU that is taken, unless MPS shares
+    it."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -207,15 +187,12 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
 
 
 def _is_taken(shown: Object, gpu: int) -> bool:
-    """Whether the GPU's compute mode is EXCLUSIVE_PROCESS and a process is registered on it, also one of a MIG instance
-    or of MPS. Another process can then start, but not use the GPU. Raises IndexError if there is no such GPU."""
     exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
     return exclusive and any(row["gpu"] == gpu for row in shown["processes"])
 
 
 def _mount(folder: Path, state: Object) -> None:
-    """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts. Targets that do not exist
-    are skipped. Raises CalledProcessError if a mount fails."""
+    """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts."""
     root = Path(state["bundle"]) / "rootfs"
     shown = folder / "shown"
     for source, target in (
@@ -228,11 +205,7 @@ def _mount(folder: Path, state: Object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `prepare FOLDER <runc's arguments>`, or a hook: `began FOLDER` or `mount FOLDER` with the state on standard
-    input. Returns the exit status: 1 if `prepare` refuses the container, otherwise 0. Raises KeyError for an unknown
-    verb, and the errors of the verb.
-
-    `follow FOLDER BUNDLE NAME PID PIDFD` is started by `began`, and returns when the process has ended.
-    """
+    input."""
     verb, folder, *rest = arguments
     if verb == "prepare":
         return _prepare(Path(folder), rest)

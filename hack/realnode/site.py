@@ -29,11 +29,9 @@ BUS_SECONDS = 60.0
 
 
 class HostServices:
-    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. They must be stopped
-    before the node, and cannot be started again."""
+    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery."""
 
     def __init__(self, node: KubeletNode) -> None:
-        """Connect to the API server as admin; nothing runs yet."""
         self._node = node
         self._api = open_api(node.plane.kubeconfig)
         self._bus: Component | None = None
@@ -42,9 +40,7 @@ class HostServices:
 
     def start(self) -> None:
         """Start D-Bus, wait until its socket exists, and then start NFD. mig-manager needs the bus before anything
-        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, TimeoutError if there is no socket after
-        BUS_SECONDS, and RuntimeError if the node's machine is not started. A daemon that has started runs until `stop`,
-        also after an error."""
+        else, to reach systemd."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -56,8 +52,7 @@ class HostServices:
         self._feeder.start()
 
     def stop(self) -> None:
-        """Stop both services and close the connection to the API server. A service that was not started is skipped.
-        Waits until NFD's thread has ended."""
+        """Stop both services and close the connection to the API server."""
         self._ended.set()
         if self._bus is not None:
             self._bus.stop()
@@ -66,9 +61,8 @@ class HostServices:
         self._api.close()
 
     def _feed(self) -> None:
-        """Play NFD (SIMULATED) until `stop`. Every LOOK_SECONDS, if the labels in GFD's file have changed, copy them to
-        the Node, and remove those that have left the file. While the file is missing or empty, the Node keeps its
-        labels. ApiErrors and OSErrors are logged to nfd.log and otherwise ignored."""
+        """Play NFD (SIMULATED): copy the labels in GFD's file to the Node; while the file is missing the Node keeps
+        them."""
         feeder = LabelFeeder(self._api, self._node.name, self._node.machine.path(LABELS))
         while not self._ended.wait(LOOK_SECONDS):
             try:
@@ -100,16 +94,14 @@ class Site:
         return self.plane.api
 
     def helm_install(self, *arguments: str) -> str:
-        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's notes.
-        `arguments` are added to the command line. Raises LaunchError if helm fails, also if the release is not ready
-        within 300 s, UnavailableError if helm cannot be built, and ApiError if the RuntimeClass is refused."""
+        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's
+        notes."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
 
     def helm(self, *arguments: str) -> str:
-        """Run helm in the namespace of our release and return its standard output. Raises AssertionError with helm's
-        error output if it fails."""
+        """Run helm in the namespace of our release and return its standard output."""
         done = self._run_helm(arguments)
         if done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
@@ -122,19 +114,14 @@ class Site:
         return done.returncode, done.stdout + done.stderr
 
     def _run_helm(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
-        """Run helm in the namespace of our release, and return its result whatever the exit status."""
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self, *, plugin: bool = True) -> None:
-        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does.
-        Without `plugin`, those of the device plugin and the MPS daemon are left out, as with devicePlugin.enabled off
-        in ClusterPolicy; existing ones are not deleted. Each ConfigMap that their pods mount must have at least one
-        entry. Raises ApiError if an object is refused."""
+        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does."""
         install.apply_documents(self.api, operands.manifests(plugin=plugin))
 
     def start_software(self, name: str) -> None:
-        """Start the host services of the node `name` and keep them in `software`. Raises ComponentError if the D-Bus
-        daemon ends, TimeoutError if its socket does not appear, and KeyError if there is no such node."""
+        """Start the host services of the node `name` and keep them in `software`."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
@@ -145,20 +132,18 @@ class Site:
         self.software.clear()
 
     def reboot(self, name: str) -> None:
-        """Kill all processes of the node, and start it again. Raises what `stop` and `restart` raise."""
+        """Kill all processes of the node, and start it again."""
         self.stop(name)
         self.restart(name)
 
     def stop(self, name: str) -> None:
-        """Kill all processes of the node `name`, its host services included. Raises KeyError, before anything else is
-        done, if its host services are not running, and TimeoutError if a process does not end."""
+        """Kill all processes of the node `name`, its host services included."""
         self.software.pop(name).stop()
         self.nodes[name].power_off()
 
     def restart(self, name: str) -> None:
         """Boot the node `name` after `stop`, start its host services, and return when its new kubelet reports that it
-        is Ready. Raises ComponentError or TimeoutError if a program does not come up again, and ApiError if the Node
-        cannot be read."""
+        is Ready."""
         node = self.nodes[name]
         node.boot()
         self.start_software(name)
@@ -166,8 +151,7 @@ class Site:
         node.wait_ready()
 
     def kubectl(self, *arguments: str) -> str:
-        """Run kubectl as admin and return its output. Raises AssertionError with kubectl's error output if it
-        fails."""
+        """Run kubectl as admin and return its output."""
         try:
             return self.plane.kubectl(*arguments)
         except subprocess.CalledProcessError as error:
@@ -187,13 +171,7 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
-    """Yield a control plane with the objects of the GPU Operator and with Ready nodes of these names. Each has two
-    GPUs, the images `image` and NVIDIA_IMAGE, and running host services, but no operands. Everything ends with the
-    context.
-
-    Raises UnavailableError if something cannot be built. Raises NetworkError, ComponentError, TimeoutError, OSError,
-    CalledProcessError or ApiError if this computer cannot run it.
-    """
+    """Yield a cluster of real kubelets with two SIMULATED GPUs each, our image and NVIDIA's, without operands."""
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())
         plane = stack.enter_context(ControlPlane(options=options(network, machines, audit=True)))

@@ -14,8 +14,7 @@ SECONDS = 60.0
 
 def main() -> None:
     """Stop the control planes whose owners were killed, and remove the bridges, cgroups and folders that killed owners
-    have left behind. Raises ValueError or TypeError for a damaged record of a control plane, NetworkError if `ip`
-    refuses to remove a bridge, and TimeoutError if a process of a killed owner is still running in its cgroup."""
+    have left behind."""
     state.sweep(private_directory(state_root()))
     network.sweep()
     wait_until(lambda: not cgroups.sweep(), SECONDS, f"no cgroup {cgroups.PREFIX}* to be in use")

@@ -39,11 +39,8 @@ EXPECTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one step (`prepare`, `login`, `check` or `publish`) and return the exit status. `prepare` writes what will be
-    published to a folder, and prints it. `publish` first does what `check` does, and publishes nothing if there is an
-    obstacle. The status is 0 if the step succeeded, or 1 if there are obstacles to the release or an error of EXPECTED
-    was raised. Obstacles and errors are printed to stderr. `publish` prints the digests of image and chart. Other
-    errors pass through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Prepare, check or publish a release. `publish` does what `check` does first, and publishes nothing if there is an
+    obstacle."""
     options = parser().parse_args(arguments)
     try:
         if options.step == "prepare":
@@ -110,10 +107,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0. A
-    leading `v` of the version is ignored, and all of krew's platforms are built if none is named. If the checkout is
-    not at a commit without changes, first print to stderr that the release cannot be published. Errors of `prepare` and
-    `read_origin` pass through."""
+    """Prepare the release, print the image's name and digest and the size and path of each file, and return 0."""
     if problem := gate.describe_wrong_commit(read_origin().revision):
         print(f"this release can be tried, but not published: {problem}", file=sys.stderr, flush=True)
     platforms = options.platform or krew.PLATFORMS
@@ -127,9 +121,7 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str]:
     """Return a sentence for each reason not to publish the release prepared in `out`: about registry, repository,
-    commit, CI, notes and images (gate.find_obstacles), and about the advisories in `files` (gate.scan). Empty if there
-    is none. Raises LayoutError for a missing or wrong archive, AdvisoryError for a wrong line in ACCEPTED, and OSError,
-    ValueError or KeyError for an unreadable bill of materials."""
+    commit, CI, notes and images (gate.find_obstacles), and about the advisories in `files` (gate.scan)."""
     origin = read_origin()
     stem = f"{origin.name}-{prepared.version}"
     archives = [out / "files" / f"{stem}-{architecture}.tar" for architecture in ARCHITECTURES]

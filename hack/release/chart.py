@@ -18,8 +18,7 @@ ICON = "docs/images/icon.svg"
 
 
 def chart_version() -> Mapping[str, str]:
-    """Return Chart.yaml with the project's version as chart version and appVersion, by its path. Everything else in
-    Chart.yaml is written by hand and stays."""
+    """Return Chart.yaml with the project's version as chart version and appVersion, by its path."""
     text = (CHART / "Chart.yaml").read_text()
     text = re.sub(r"^version: .*$", f"version: {version()}", text, flags=re.MULTILINE)
     text = re.sub(r"^appVersion: .*$", f'appVersion: "{version()}"', text, flags=re.MULTILINE)
@@ -30,10 +29,7 @@ def write_chart(
     target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
-    `target`. An existing `target` is replaced. `changes` (`notes.changes`) become an annotation unless there are none.
-    If `source`, the URL of the repository, is not empty, the home page, the icon, a picture and links are added with
-    it. Raises ValueError if a line to be replaced does not occur exactly once in the chart; the unfinished copy then
-    stays."""
+    `target`."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -53,14 +49,13 @@ def write_chart(
 
 
 def raw_url(source: str, path: str) -> str:
-    """Return the URL of the file `path` itself, not of a page that shows it, at the tag `v` with the project's version.
-    `source` is the address of the repository, without a slash at its end."""
+    """Return the URL of the file `path` itself, not of a page that shows it, at the tag `v` with the project's
+    version."""
     return f"{source}/raw/v{version()}/{path}"
 
 
 def links(source: str) -> list[dict[str, str]]:
-    """Return the name and URL of each link that stores show beside the product. `source` is the URL of the repository.
-    The documentation is linked at the tag of the project's version."""
+    """Return the name and URL of each link that stores show beside the product."""
     return [
         {"name": "source", "url": source},
         {"name": "documentation", "url": f"{source}/tree/v{version()}/docs"},
@@ -69,8 +64,6 @@ def links(source: str) -> list[dict[str, str]]:
 
 
 def _addresses(source: str) -> list[str]:
-    """Return the annotations with the links and the picture, as two lines of Chart.yaml. `source` is the URL of the
-    repository."""
     shown = [{"title": SCREENSHOT_TITLE, "url": raw_url(source, SCREENSHOT)}]
     return [
         f"  artifacthub.io/links: '{json.dumps(links(source))}'",
@@ -79,8 +72,6 @@ def _addresses(source: str) -> list[str]:
 
 
 def _put(text: str, old: str, new: str) -> str:
-    """Return `text` with the line `old` replaced by `new`. Raises ValueError if the line does not occur exactly once,
-    because the chart has then been changed and this program must be adapted."""
     if text.count(f"\n{old}\n") != 1:
         raise ValueError(f"the line {old!r} does not occur exactly once")
     return text.replace(f"\n{old}\n", f"\n{new}\n")

@@ -37,7 +37,7 @@ class Candidate:
     """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
     passed: Sequence[str]
     """The lines that the last run of CI left (hack/ci.py, PASSED): the commit that passed every part, and the sha256 of
-    each archive that was run there. Empty if no run passed."""
+    each archive that was run there."""
     changelog: str
     """The content of CHANGELOG.md."""
     registry: str
@@ -48,7 +48,7 @@ class Candidate:
 
 def find_obstacles(candidate: Candidate) -> list[str]:
     """Return a sentence for each reason why the candidate must not be published, except for the reasons that advisories
-    give (`scan`). Empty if there is none."""
+    give (`scan`)."""
     checks = (
         _find_placeholder,
         _find_wrong_commit,
@@ -60,7 +60,6 @@ def find_obstacles(candidate: Candidate) -> list[str]:
 
 
 def _find_placeholder(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence if the release was prepared without a registry or without the URL of the repository."""
     if not candidate.registry:
         yield "the chart names no registry: prepare it with REGISTRY=, for example REGISTRY=registry.example/team"
     if candidate.source == UNKNOWN_SOURCE:
@@ -68,14 +67,12 @@ def _find_placeholder(candidate: Candidate) -> Iterator[str]:
 
 
 def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
-    """Yield what `describe_wrong_commit` says of the candidate's commit, unless that is empty."""
     if problem := describe_wrong_commit(candidate.commit):
         yield problem
 
 
 def describe_wrong_commit(commit: str) -> str:
-    """Return a sentence unless the commit is 40 hexadecimal digits, otherwise an empty string. A commit of another form
-    belongs to a checkout with changes, or without a commit, or comes from $IMAGE_REVISION."""
+    """Return a sentence unless the commit is 40 hexadecimal digits, otherwise an empty string."""
     if re.fullmatch(r"[0-9a-f]{40}", commit):
         return ""
     if commit.endswith(DIRTY):
@@ -85,23 +82,17 @@ def describe_wrong_commit(commit: str) -> str:
 
 
 def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence, which says where CI passed last, unless the last run of .ci/run that passed was at this
-    commit."""
     if candidate.commit not in candidate.passed[:1]:
         last = f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
         yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
 
 
 def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence if the changelog cannot serve as the notes of this version."""
     if flaw := notes.find_flaw(candidate.changelog, candidate.version):
         yield flaw
 
 
 def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
-    """Yield a sentence for each image that was built from another commit or version, and for each other image whose
-    archive is not one that CI ran. The archives are not compared if no run of CI passed, which `_find_missing_ci`
-    reports."""
     for image in candidate.images:
         built = (image.label("version"), image.label("revision"))
         if built != (candidate.version, candidate.commit):
@@ -116,10 +107,7 @@ def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
 
 
 def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime) -> list[str]:
-    """Return a sentence for each reason not to publish that advisories give; empty if there is none. If no file is
-    named, one cannot be read, or an ecosystem is absent or too old at the time `now` (`_find_gaps`), only this is
-    returned. Otherwise each match with a part of an image counts unless `accepted` has the advisory's id. `documents`
-    are the bills of materials; one that cannot be read raises OSError, ValueError or KeyError."""
+    """Yield what advisories say of the images, except accepted ones, or why they cannot be compared."""
     if not files:
         return [f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"]
     try:
@@ -134,15 +122,12 @@ def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str
 
 
 def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
-    """Return the parts that a bill of materials lists. Raises OSError if the file cannot be read, ValueError if it is
-    not JSON, and KeyError if it is not an SPDX document of ours."""
+    """Return the parts that a bill of materials lists."""
     return read_parts(json.loads(path.read_text()))
 
 
 def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
-    """Yield a sentence for each ecosystem (Debian and PyPI) about which `known` has no advisory, or whose newest one
-    was modified more than OLDEST before `now`. Withdrawn advisories count. An advisory without a time of modification
-    in UTC is ignored."""
+    """Yield a sentence for each ecosystem whose advisories are missing or older than OLDEST."""
     for ecosystem in (DEBIAN, PYPI):
         times = [
             time for entry in known if RFC3339.match(time := str(entry.get("modified"))) and _is_about(entry, ecosystem)
@@ -156,22 +141,18 @@ def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
 
 
 def _is_about(entry: Advisory, ecosystem: str) -> bool:
-    """Whether an advisory names a package of this ecosystem; a release behind a colon, as in Debian:13, is ignored."""
     packages = (row.get("package", {}) for row in entry.get("affected", []))
     return any(str(package.get("ecosystem", "")).partition(":")[0] == ecosystem for package in packages)
 
 
 def _sentence(hit: AdvisoryHit) -> str:
-    """Return what is wrong with a part of the image and what to do about it."""
     what = f"{hit.name} {hit.version} is affected by {hit.advisory} ({hit.summary})"
     update = f"update it to {hit.fixed}" if hit.fixed else "no fixed version is named"
     return f"{what}: {update}, or accept it with a reason in {ACCEPTED.relative_to(ROOT)}"
 
 
 def read_accepted(text: str) -> dict[str, str]:
-    """Return the reason for each accepted advisory by its id. `text` is the content of ACCEPTED. Empty lines and
-    those that begin with # are ignored, and the last line about an id counts. Raises AdvisoryError if a line has no
-    reason."""
+    """Return the reason for each accepted advisory by its id."""
     accepted = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):

@@ -41,8 +41,7 @@ class ArchivedImage:
 
 
 def read_archive(path: Path) -> ArchivedImage:
-    """Return the image in an archive of `make images`. Raises LayoutError if the file is missing or is not such an
-    archive, for example because it does not contain exactly one image or its index lacks an entry."""
+    """Return the image in an archive of `make images`."""
     try:
         with tarfile.open(path) as tar:
             files = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}
@@ -61,8 +60,7 @@ def read_archive(path: Path) -> ArchivedImage:
 
 def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
     """Write the images as an OCI layout with one index of all platforms into the folder `target`, which is replaced,
-    and return the digest of the index. There must be an image. Equal images give equal digests, in whatever order they
-    are passed. The index is annotated with the labels that all images share."""
+    and return the digest of the index."""
     shutil.rmtree(target, ignore_errors=True)
     first = images[0].labels
     shared = {key: first[key] for key in sorted(first) if all(each.labels.get(key) == first[key] for each in images)}
@@ -91,5 +89,4 @@ def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
 
 
 def _path(described: JSON) -> str:
-    """Return the path of a blob inside an OCI layout; `described` is its descriptor."""
     return f"blobs/{described['digest'].replace(':', '/')}"

@@ -11,7 +11,7 @@ MOST_LINES = 80
 
 def read_notes(text: str, version: str) -> str:
     """Return the body of a changelog's section about a version, such as `## 0.1.0` or `## [0.1.0] - 2026-12-01`,
-    without its heading. `text` is the content of the changelog. Empty if there is no such section."""
+    without its heading."""
     section = re.search(
         rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
     )
@@ -20,8 +20,7 @@ def read_notes(text: str, version: str) -> str:
 
 def find_flaw(text: str, version: str) -> str:
     """Return why the section of the changelog `text` about this version cannot serve as its notes: it is missing, has
-    no entry below a heading, or is longer than MOST_LINES. The result is a sentence, or empty if the section can serve.
-    """
+    no entry below a heading, or is longer than MOST_LINES."""
     notes = read_notes(text, version)
     if not changes(notes):
         return f"CHANGELOG.md has no changes for {version}: add a section ## {version} with a heading and entries"
@@ -35,9 +34,7 @@ def find_flaw(text: str, version: str) -> str:
 
 def changes(notes: str) -> list[dict[str, str]]:
     """Return the entries of a section, as Artifact Hub's annotation lists them: `kind` is the heading above an entry in
-    lower case, and `description` the entry's first sentence. A heading is `###` and one word. They are in the order of
-    the text. An entry is a line that begins with `- `, with what follows up to the next entry or empty line. Empty if
-    there is no entry below a heading."""
+    lower case, and `description` the entry's first sentence."""
     entries: list[dict[str, str]] = []
     for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
         # An entry ends at an empty line, since the heading of the next group may follow.
@@ -47,5 +44,5 @@ def changes(notes: str) -> list[dict[str, str]]:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of a text on one line. It ends at a period that is followed by white space."""
+    """Return the first sentence of a text on one line."""
     return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]

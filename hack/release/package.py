@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "pyproject.toml"
 UNKNOWN_SOURCE = "https://HOST/TEAM/gpu-sharing-operator"
-"""The address of the repository in pyproject.toml and in krew's committed manifest. A release replaces it."""
+"""The address of the repository in pyproject.toml and in krew's committed manifest."""
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\((?!\w+:)([^)\s]+)\)")
 """A link or picture of Markdown whose target has no scheme: its text in brackets, and the target."""
 
@@ -31,12 +31,9 @@ def version() -> str:
 
 
 def with_absolute_links(text: str, source: str, tag: str) -> str:
-    """Return README.md's text with each relative link as a URL of the repository `source` at `tag`. Pictures get the
-    URL of the raw file. Links to a heading of the page itself become links to README.md there."""
+    """Return README.md's text with each relative link as a URL of the repository `source` at `tag`."""
 
     def absolute(match: re.Match[str]) -> str:
-        """Return one link of Markdown with its target as a URL at `tag`: that of the raw file for a picture, otherwise
-        that of the page about the file. A target that is only an anchor becomes that anchor of README.md."""
         label, target = match[1], match[2]
         path = f"README.md{target}" if target.startswith("#") else target
         kind = "raw" if label.startswith("!") else "blob"
@@ -46,9 +43,7 @@ def with_absolute_links(text: str, source: str, tag: str) -> str:
 
 
 def write_source(target: Path, source: str) -> Path:
-    """Copy the files from which the package is built to `target`, and return `target`. An existing `target` is
-    replaced. `source` is the URL of the repository, which the copy of pyproject.toml names and to which links of the
-    copied README.md lead. With an empty `source`, pyproject.toml names no URLs, and README.md stays as it is."""
+    """Copy the files from which the package is built to `target`, and return `target`."""
     shutil.rmtree(target, ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "operator", target / "operator", ignore=ignored)
@@ -66,8 +61,7 @@ def write_source(target: Path, source: str) -> Path:
 
 def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:
     """Build a wheel and an sdist of the sources that `write_source` wrote, in the folder `out`, and return the paths of
-    both, the wheel first. Equal sources and equal `epoch` (seconds since 1970) give equal bytes. Raises PackageError if
-    the build backend fails, and ValueError if `out` has another wheel or another sdist of ours."""
+    both, the wheel first."""
     # The backend runs in `source`, so a relative path would mean another folder there.
     folder = str(out.resolve())
     command = [sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel", "-t", "sdist"]

@@ -54,7 +54,7 @@ class Prepared:
 
     @property
     def image(self) -> str:
-        """The image's name without tag and digest. It begins with UNKNOWN_REGISTRY if no registry was named."""
+        """The image's name without tag and digest."""
         return f"{self.registry or UNKNOWN_REGISTRY}/{CHART.name}"
 
 
@@ -65,15 +65,8 @@ def prepare(
     platforms: Sequence[str] = krew.PLATFORMS,
     out: Path = OUT,
 ) -> Prepared:
-    """Write everything that is published for the version `wanted` into `out`, which is emptied first, and return its
-    description. A folder with anything else than an earlier release is never emptied (`make_empty`). The image's
-    archives are those of build/images; one that is missing, or of another commit or repository, is built. krew's
-    archives are built for `platforms`. Without `registry` and `source` the release cannot be published.
-
-    Raises PrepareError if `wanted` is not the project's version or has no notes in the changelog, or if `out` holds
-    something else (`out` is then left alone), or if helm refuses the chart. Raises KrewError, BundleError, RenderError,
-    PackageError, TreeError, LockError or UnavailableError if something cannot be built.
-    """
+    """Write everything that a release publishes to `out`, built from one commit. An earlier release there is replaced,
+    anything else is never."""
     if wanted != version():
         raise PrepareError(
             f'pyproject.toml says version = "{version()}" and not {wanted}: change it there, and run make gen'
@@ -100,8 +93,7 @@ def prepare(
 
 def make_empty(out: Path) -> None:
     """Make the folder `out` if it does not exist, and remove everything from it if that is an earlier release, also one
-    that was not finished. Raises PrepareError, and removes nothing, if `out` is not a folder, has an entry that is not
-    in WRITTEN, or has entries but no NOTES. OSError passes through if something cannot be removed or made."""
+    that was not finished."""
     if out.exists() and not out.is_dir():
         raise PrepareError(f"{out} is not a folder: name another one with --out, for example --out {OUT}")
     out.mkdir(parents=True, exist_ok=True)
@@ -121,9 +113,6 @@ def make_empty(out: Path) -> None:
 
 
 def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage:
-    """Return the image of one architecture, and copy its archive and bill of materials to `files`. The archive in
-    build/images is used if `read_usable` accepts it; otherwise it is built anew, which is printed. Raises
-    UnavailableError, TreeError or LockError if it cannot be built."""
     path = local.OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
     if (image := read_usable(path, origin)) is None:
         print(f"building the image for {architecture}: {path} is missing or of another checkout", flush=True)
@@ -135,8 +124,7 @@ def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage
 
 def read_usable(path: Path, origin: Origin) -> ArchivedImage | None:
     """Return the image in an archive if it was built from the commit and names the repository of `origin`, and its bill
-    of materials is beside it. Otherwise None, as for a file that is missing or is no image, and always if the checkout
-    has changes: an earlier archive may have others."""
+    of materials is beside it."""
     try:
         image = read_archive(path)
     except LayoutError:
@@ -147,18 +135,14 @@ def read_usable(path: Path, origin: Origin) -> ArchivedImage | None:
 
 
 def pack_chart(chart: Path, files: Path, epoch: int) -> None:
-    """Pack the folder `chart` into an archive in `files`. Equal charts and equal `epoch` give equal bytes, so that a
-    release that failed half-way can be prepared anew and published: the folder and everything in it get the time
-    `epoch` (seconds since 1970) first, because helm copies the times of files into the archive. Raises PrepareError if
-    helm refuses the chart, and UnavailableError if helm cannot be built."""
+    """Pack the chart. helm copies the times of files into the archive, so they get `epoch` first, and equal charts give
+    equal bytes."""
     for path in (chart, *chart.rglob("*")):
         os.utime(path, (epoch, epoch))
     _helm("package", str(chart), "--destination", str(files))
 
 
 def _write_bundle(prepared: Prepared, out: Path) -> None:
-    """Write OLM's bundle to `out`/olm, and copy it, as a compressed tar in which all files have the mode 0644, and the
-    file beside it to the folder `files`. Raises BundleError, RenderError or UnavailableError, as `olm.build` does."""
     beside = olm.build(prepared.image, prepared.digest, prepared.source, out / "olm")
     shutil.copy(beside, out / "files")
     folder = out / "olm" / "bundle"
@@ -168,23 +152,19 @@ def _write_bundle(prepared: Prepared, out: Path) -> None:
 
 
 def _helm(*arguments: str) -> None:
-    """Run helm. Raises PrepareError with its output if it fails, and UnavailableError if it cannot be built."""
     done = helm(os.environ, *arguments)
     if done.returncode:
         raise PrepareError(f"helm {arguments[0]} failed: {done.stdout}{done.stderr}".strip())
 
 
 def sums(folder: Path) -> str:
-    """Return the sha256 of each file in a folder, in the format of sha256sum, sorted by file name. The file SUMS is
-    left out."""
+    """Return the sha256 of each file in a folder, in the format of sha256sum, sorted by file name."""
     paths = sorted(path for path in folder.iterdir() if path.name != SUMS)
     return "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
 
 
 def read_prepared(out: Path) -> Prepared:
-    """Return the description of the release that `prepare` wrote to `out`. Raises PrepareError if there is none, or if
-    a file in its folder `files` has been changed, added or removed since. The image's layout and the chart's folder are
-    not checked."""
+    """Return the description of the release that `prepare` wrote to `out`."""
     try:
         prepared = Prepared(**json.loads((out / "release.json").read_text()))
         listed = (out / "files" / SUMS).read_text()

@@ -50,12 +50,8 @@ class Publisher:
     """Whether the registry is spoken to without TLS, as on loopback."""
 
     def publish(self, prepared: Prepared, out: Path) -> Published:
-        """Push the image and the chart that were prepared in `out`, sign both, and attach the bills of materials to the
-        image's platforms. The image gets the tags X and vX of version X. Between the two pushes `check_rendered` checks
-        the chart and the image is signed. A chart that is in the registry already is signed again, but not pushed.
-        Raises PublishError before any push if one of these tags names another image or the chart's tag another chart,
-        and later if a step fails; the effects of earlier steps then stay. Raises UnavailableError if a program cannot
-        be built."""
+        """Push and sign image, chart and bills of materials. What the registry has already must be equal; effects of
+        earlier steps stay after an error."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):
@@ -77,7 +73,7 @@ class Publisher:
 
     def find_digest(self, name: str) -> str:
         """Return the digest of an image in the registry, or an empty string if the registry answers that it has no such
-        image or no such name. Raises PublishError if the registry cannot be reached or refuses to answer."""
+        image or no such name."""
         done = _run("crane", *self._insecure(), "digest", name)
         if done.returncode and MISSING.search(done.stderr):
             return ""
@@ -85,8 +81,7 @@ class Publisher:
 
     def check_rendered(self, archive: Path, prepared: Prepared) -> None:
         """Render the packed chart with helm twice, with its default values: as it is published, and without the digest,
-        as someone does who mirrors the image by tag. Raises PublishError if helm fails, if the chart names no image, or
-        if an image that it names is not in the registry or has another digest than this release."""
+        as someone does who mirrors the image by tag."""
         for options in ((), ("--set", "image.digest=")):
             rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
             named = sorted(set(IMAGE_LINE.findall(rendered)))
@@ -98,9 +93,8 @@ class Publisher:
                     raise PublishError(f"the chart names {name}, which {what}")
 
     def find_chart(self, archive: Path, tag: str) -> str:
-        """Return the digest of the chart `tag` in the registry, or an empty string if there is none. Raises
-        PublishError if that chart is not the one in `archive`, or the registry cannot be asked. The archive's own hash
-        is compared: the digest of a chart in a registry also covers the time at which helm pushed it."""
+        """Return the digest of the chart in the registry, or none. The archive's own hash is compared: the chart's
+        digest also covers the time of the push."""
         if not (there := self.find_digest(tag)):
             return ""
         done = _run("crane", *self._insecure(), "manifest", tag)
@@ -111,8 +105,7 @@ class Publisher:
         return there
 
     def push_chart(self, archive: Path, charts: str) -> str:
-        """Push the packed chart below `charts`, such as registry.example/team/charts, and return its digest. A chart of
-        the same name and version there is replaced. Raises PublishError if helm fails or prints no digest."""
+        """Push the packed chart below `charts`, such as registry.example/team/charts, and return its digest."""
         plain = ("--plain-http",) if self.plain_http else ()
         done = _run("helm", "push", str(archive), f"oci://{charts}", *plain)
         text = _output(done, f"helm push {archive.name}") + done.stderr
@@ -122,18 +115,13 @@ class Publisher:
         return digest[1]
 
     def _sign(self, reference: str) -> None:
-        """Sign the image or chart with this name and digest. Raises PublishError if cosign fails."""
         _output(_run("cosign", "sign", *self._signer(), reference), f"cosign sign {reference}")
 
     def _attest(self, reference: str, bill: Path) -> None:
-        """Attach a bill of materials (SPDX) to the image with this name and digest, as a signed attestation. Raises
-        PublishError if cosign fails."""
         predicate = ("--type", "spdxjson", "--predicate", str(bill))
         _output(_run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}")
 
     def _signer(self) -> Iterator[str]:
-        """Yield cosign's options: to ask nothing; with `key`, to sign with it and not to write to Sigstore's public
-        log; and with `plain_http`, to accept a registry without TLS."""
         yield "--yes"
         if self.key:
             yield from ("--key", self.key, "--use-signing-config=false", "--tlog-upload=false")
@@ -141,18 +129,15 @@ class Publisher:
             yield "--allow-http-registry"
 
     def _insecure(self) -> tuple[str, ...]:
-        """Return crane's option for a registry without TLS; empty unless `plain_http` is set."""
         return ("--insecure",) if self.plain_http else ()
 
     def _crane(self, *arguments: str) -> None:
-        """Run crane, and raise PublishError if it fails."""
         _output(_run("crane", *self._insecure(), *arguments), f"crane {arguments[0]} {arguments[-1]}")
 
 
 def log_in(environ: Mapping[str, str]) -> None:
     """Log in with crane and then with helm to the host of $REGISTRY, as $REGISTRY_USER with the password
-    $REGISTRY_PASSWORD, which no command line shows. cosign uses crane's login. Raises PublishError if a variable is
-    missing or empty, or the registry refuses a login, and UnavailableError if a program cannot be built."""
+    $REGISTRY_PASSWORD, which no command line shows. cosign uses crane's login."""
     names = ("REGISTRY", "REGISTRY_USER", "REGISTRY_PASSWORD")
     if lacking := [name for name in names if not environ.get(name)]:
         raise PublishError(f"set {' and '.join(lacking)} to log in to a registry")
@@ -176,21 +161,16 @@ def read_platforms(layout: Path, digest: str) -> list[tuple[str, str]]:
 
 
 def program(name: str) -> Path:
-    """Return the path of crane, cosign or helm, which is built first if it is not in the cache. Raises UnavailableError
-    if it cannot be built."""
+    """Return the path of crane, cosign or helm, which is built first if it is not in the cache."""
     return toolchain.program("helm") if name == "helm" else toolchain.ensure("releasetools") / name
 
 
 def _run(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run crane, cosign or helm and return its result, whatever its status. Its command is printed to stderr. Raises
-    UnavailableError if the program cannot be built."""
     print(f"+ {name} {' '.join(arguments)}", file=sys.stderr, flush=True)
     return subprocess.run([str(program(name)), *arguments], capture_output=True, text=True, check=False)
 
 
 def _output(done: "subprocess.CompletedProcess[str]", what: str) -> str:
-    """Return the standard output of a command. Raises PublishError with its error output, or its standard output if
-    that is empty, if it failed; `what` names the step."""
     if done.returncode:
         raise PublishError(f"{what} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

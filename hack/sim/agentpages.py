@@ -40,7 +40,7 @@ _ALL = frozenset({"turn", "seen"})
 
 
 class Lapse:
-    """A clock that advances in steps, each of which waits for the agents that have joined. Safe for several threads."""
+    """A clock that advances in steps, each of which waits for the agents that have joined."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,7 +54,7 @@ class Lapse:
         return self._at
 
     def join(self, node: str) -> Callable[[], float]:
-        """Make every step wait for the agent of `node`. Return its clock function, which it must call once per turn."""
+        """Make every step wait for the agent of `node`."""
         with self._lock:
             self._missing[node] = _ALL
 

@@ -9,7 +9,7 @@ from gpusharing.kube.errors import Expired
 
 
 class SharedGPUNodes:
-    """The GPUNodes that one watch delivers, shared by all agents. `feed.follow` calls `take`."""
+    """The GPUNodes that one watch delivers, shared by all agents."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, JSON] = {}
@@ -26,7 +26,7 @@ class SharedGPUNodes:
             queue.put_nowait(WatchEvent("DELETED" if gone else "MODIFIED", node))
 
     def get(self, name: str) -> JSON | None:
-        """Return the newest version of a GPUNode, if there is one. The caller must not change it."""
+        """Return the newest version of a GPUNode, if there is one."""
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
@@ -54,7 +54,7 @@ NOTHING_LISTED = "0"
 
 
 class AgentAPI(PassingClient):
-    """The client of one agent. Lists and watches come from the shared watch; all else goes to the API server."""
+    """The client of one agent."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
         super().__init__(client)

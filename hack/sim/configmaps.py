@@ -10,14 +10,14 @@ _KEPT = 50
 
 
 class MountedConfigMaps:
-    """The versions of every ConfigMap in one namespace. A running pod sees one after at most `delay` simulated seconds."""
+    """The versions of every ConfigMap in one namespace."""
 
     def __init__(self, delay: float) -> None:
         self._delay = delay
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Store a version of a ConfigMap, None if it was deleted. Return whether its data has changed."""
+        """Store a version of a ConfigMap, None if it was deleted."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:

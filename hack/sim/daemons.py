@@ -37,8 +37,8 @@ GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 
 class DaemonSetPlayer:
-    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns `operand` off.
-    It acts only when `look` or `renew` is called."""
+    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns `operand`
+    off."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class DaemonSetPlayer:
             self._spawn(self._delete(node, pod))
 
     def renew(self, node: str) -> None:
-        """Start to delete the running pod, because the DaemonSet has a new template. The caller calls `look` then."""
+        """Start to delete the running pod, because the DaemonSet has a new template."""
         pod = self._pods.running(node)
         if pod is not None and node not in self._busy:
             self._busy.add(node)
@@ -154,7 +154,7 @@ def agent_pods(cluster: SimCluster) -> DaemonPods:
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return a record of the MPS daemon's pods. NVIDIA's device-plugin chart gives them the plugin's label."""
+    """Return a record of the MPS daemon's pods."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)

@@ -76,7 +76,7 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice. Raises LibraryError for a lost GPU: the real program exits then."""
+    """Return the devices of a ResourceSlice."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":
@@ -122,7 +122,7 @@ class KubeletPlugin:
             self._wake.set()
 
     def reboot(self) -> None:
-        """End the plugin, because the node goes down. Call it only while `run` is not running."""
+        """End the plugin, because the node goes down."""
         self._started = ""
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([
 
 
 def matches(expression: str, driver: str, device: JSON) -> bool:
-    """Whether a device satisfies a CEL expression. Raises ValueError for anything but `==` and `&&`."""
+    """Whether a device satisfies a CEL expression."""
     for words in expression.split("&&"):
         term = _TERM.fullmatch(words.strip())
         if term is None:
@@ -76,7 +76,7 @@ class DraDevices:
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
         """Return free devices of a node for these numbers by DeviceClass, as results of an allocation; None if there
-        are too few. Nothing is reserved: the caller creates the claim."""
+        are too few."""
         taken = self._taken()
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):

@@ -35,7 +35,7 @@ RESOLUTION = 1e-6
 
 
 class FakeCluster:
-    """The server side, for tests and simulators to prepare and inspect objects. Their changes are not logged."""
+    """The server side, for tests and simulators to prepare and inspect objects."""
 
     def __init__(
         self,
@@ -46,9 +46,8 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """Create an empty cluster. A deleted pod vanishes after `grace` seconds, which `later` (such as
-        `loop.call_later`) times; without `later` it lasts until `finish_terminations()`. `on_write` is called before
-        each write of a client, and after it if it succeeded."""
+        """Create an empty cluster. Deleted pods vanish after `grace` seconds, timed by `later`, or without it with
+        `finish_terminations()`."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
@@ -64,9 +63,9 @@ class FakeCluster:
         self.bookmark_every = bookmark_every
         """Seconds between two bookmarks of a watch."""
         self.bookmarks = 0
-        """Number of calls of `send_bookmarks`. Open watches notice when it changes."""
+        """Number of calls of `send_bookmarks`."""
         self.closings = 0
-        """Number of times that all watches were closed. Open watches notice when it changes."""
+        """Number of times that all watches were closed."""
 
     @property
     def writes(self) -> list[Write]:
@@ -115,7 +114,7 @@ class FakeCluster:
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete an object as `delete` does. With `at_once` a pod without finalizers vanishes without its kubelet."""
+        """Delete an object as `delete` does."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -124,7 +123,7 @@ class FakeCluster:
             self.store.delete(resource, key, uid)
 
     def finish_terminations(self, node: str | None = None) -> list[str]:
-        """End the grace period of all terminating pods, or of those on `node`. Return the pods that have vanished."""
+        """End the grace period of all terminating pods, or of those on `node`."""
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
@@ -144,7 +143,7 @@ class FakeCluster:
         self.close_watches()
 
     async def changed(self) -> None:
-        """Wait for the next change of any object, by any client. A bookmark or a closed watch may end the wait too."""
+        """Wait for the next change of any object, by any client."""
         wake = asyncio.Event()
         self.store.waiting.add(wake)
         try:
@@ -158,7 +157,7 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind with its objects. No watch delivers their deletion, and all watches end."""
+        """Remove the CRD of a kind with its objects."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -181,7 +180,7 @@ class FakeCluster:
 
 
 class FakeClient(KubeClient):
-    """A KubeClient for a FakeCluster. Every call lets other tasks run first, as a real one does."""
+    """A KubeClient for a FakeCluster."""
 
     def __init__(self, cluster: FakeCluster, identity: str) -> None:
         self.cluster = cluster
@@ -315,8 +314,6 @@ def _matcher(request: ApiRequest) -> Matcher:
 
 
 def _event(change: StoredChange, namespace: str | None, match: Matcher) -> WatchEvent | None:
-    """Return the event of a change for a watch. An object that begins or ceases to match is ADDED or DELETED."""
-
     def selected(obj: JSON | None) -> bool:
         if obj is None or namespace not in (None, obj["metadata"].get("namespace")):
             return False

@@ -166,7 +166,7 @@ class Faults:
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count and log a write, and carry it out by calling `apply`. Faults, `apply` and the hook may raise."""
+        """Count and log a write, and carry it out by calling `apply`."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)
@@ -201,7 +201,6 @@ class Faults:
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """Raise what HttpClient raises if a server does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

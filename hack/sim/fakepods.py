@@ -49,7 +49,7 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Remove terminating pods without finalizers: all, those on `node`, or the one with this uid. Return them."""
+        """Remove terminating pods without finalizers: all, those on `node`, or the one with this uid."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]

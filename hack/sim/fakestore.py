@@ -117,7 +117,7 @@ class Store:
         return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """Yield the stored objects of a kind, in one namespace or all, sorted. The caller must not change them."""
+        """Yield the stored objects of a kind, in one namespace or all, sorted."""
         if resource == kinds.CORE_EVENTS:
             yield from map(as_core_event, self.all(kinds.EVENTS, namespace))
         for key, obj in sorted(self._objects.get(resource, {}).items()):
@@ -197,7 +197,7 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, even one with finalizers, and delete what it owns. Return its final state."""
+        """Remove an object, even one with finalizers, and delete what it owns."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -207,7 +207,7 @@ class Store:
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
-        """Store `new` under the next version, or remove the object if it is None. Return its last state."""
+        """Store `new` under the next version, or remove the object if it is None."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:

@@ -90,7 +90,6 @@ async def _watch(
 
 
 def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
-    """Deliver a new version. If another object had the same name, that one is delivered as gone first."""
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)

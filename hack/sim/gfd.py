@@ -102,7 +102,6 @@ def _constant(model: Model) -> dict[str, str]:
 
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
-    """Return replicas, sharing strategy and suffix of the product for a resource."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
         return 1, "none", ""

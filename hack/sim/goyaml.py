@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def to_json(text: str) -> JSONValue:
-    """Return the first YAML document in `text` as JSON, or None if there is none. Raises GoError."""
+    """Return the first YAML document in `text` as JSON, or None if there is none."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -75,7 +75,6 @@ class _Converter:
         return fields
 
     def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
-        """Return the fields that a merge key (`<<`) adds. Of several maps, the first one that has a field wins."""
         fields: dict[str, JSONValue] = {}
         for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):

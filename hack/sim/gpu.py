@@ -128,7 +128,7 @@ class _GPU:
 
 
 class SimulatedGPUs:
-    """The GPUs of one SIMULATED node. Safe to read from one thread while another changes them."""
+    """The GPUs of one SIMULATED node."""
 
     simulated = True
 
@@ -152,7 +152,7 @@ class SimulatedGPUs:
     # --- the agent's side -------------------------------------------------------------------------------
 
     def read(self) -> Reading:
-        """Return a reading with the rights of the agent's container. Until it ends, it is an open NVML client."""
+        """Return a reading with the rights of the agent's container."""
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
@@ -199,7 +199,7 @@ class SimulatedGPUs:
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """Restart the agent's container with other rights. It may open the MIG devices that exist at this moment."""
+        """Restart the agent's container with other rights."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)
@@ -364,7 +364,6 @@ def _reset(gpu: _GPU) -> None:
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    """Raise NoFreePlace if the GPU may have no further instance of the profile, whether or not a place is free."""
     by_name = {profile.name: profile for profile in gpu.card.profiles}
     present = [by_name[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
@@ -426,7 +425,7 @@ GIB = 1024**3
 
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
-    """Return the memory use of the GPUs' devices and processes, as a container sees it. SM time is left out."""
+    """Return the memory use of the GPUs' devices and processes, as a container sees it."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes))
     return Use(devices, processes)

@@ -62,7 +62,6 @@ class Kai:
         return take
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
-        """Return the pods that reserve the group's GPU, and those that share it."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
         reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]
@@ -126,7 +125,6 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return node and group for the pod; the group is empty if a whole GPU is free for a new one."""
         node = self._nodes[name]
         # Taints, node selectors and readiness are ignored.
         if (node.get("spec") or {}).get("unschedulable") or is_mig(node):

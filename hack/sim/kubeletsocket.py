@@ -142,7 +142,7 @@ class _Session:
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection. Return the path of the request that it begins, or an empty string."""
+        """Handle an event of the connection."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]

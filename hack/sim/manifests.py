@@ -73,7 +73,7 @@ def dra_daemon_set(settings: SimSettings) -> JSON:
 
 
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and the DRA driver's DeviceClasses. Return the former as namespace/name."""
+    """Create the DaemonSets that are missing, and the DRA driver's DeviceClasses."""
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:
         policies = await list_of(client, CLUSTER_POLICIES)

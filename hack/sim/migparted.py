@@ -205,7 +205,7 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """Whether go-nvlib's parseMigProfile accepts this name, such as `1g.10gb+me` or `1c.3g.20gb`, for any card."""
+    """Whether go-nvlib's parseMigProfile accepts this name, such as `1g.10gb+me` or `1c.3g.20gb`."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False

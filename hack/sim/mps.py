@@ -52,7 +52,7 @@ class MpsDaemon(Configured):
         self._serve(None)
 
     def reboot(self) -> None:
-        """Kill the daemon because the node goes down. Call it only while `run` is not running."""
+        """Kill the daemon because the node goes down."""
         self.kill()
         self._started = ""
 

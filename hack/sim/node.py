@@ -197,7 +197,7 @@ class SimNode:
         self._start_mig_manager()
 
     def reboot(self) -> None:
-        """Start to reboot the node, which kills all its processes but the agent. It is NotReady meanwhile."""
+        """Start to reboot the node, which kills all its processes but the agent."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:

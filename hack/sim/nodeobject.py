@@ -31,7 +31,7 @@ class SimCluster:
     policy: ClusterPolicy = field(default_factory=ClusterPolicy)
     """The settings of ClusterPolicy that hold now."""
     mps_pod: JSON = field(default_factory=dict)
-    """The spec of new pods of the GPU Operator's MPS DaemonSet. Empty where no such DaemonSet was seen."""
+    """The spec of new pods of the GPU Operator's MPS DaemonSet."""
 
 
 class NodeObject:

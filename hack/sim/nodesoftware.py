@@ -48,7 +48,7 @@ from hack.sim.readings import ODDITIES, Change, Readings
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
-"""On a Node: faults to inject, separated by commas. The annotation is removed once they are injected."""
+"""On a Node: faults to inject, separated by commas."""
 BEFORE = float("-inf")
 STRAY_PID = 4242
 CRASH_BACKOFF = 10.0
@@ -162,8 +162,8 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node, and return it, or None if its cards are unknown or its name has another prefix.
-        GPUs in `hardware` take precedence over the Node's labels. `run` must be running."""
+        """Begin to simulate this Node, and return it, or None if its cards are unknown or its name has another
+        prefix."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None or not name.startswith(self.settings.node_prefix):
@@ -178,7 +178,7 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node. Raises ValueError or KeyError if there is no such fault or node."""
+        """Inject a fault of `FAULTS` on a node."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
@@ -208,7 +208,8 @@ class NodeSoftware:
             self._spawn(self._inject_from_annotation(node))
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """With `dra` the record stays empty: a kubelet does not list DRA's devices with those of device plugins."""
+        """Pass a pod on. With `dra` the record stays empty: a kubelet does not list DRA's devices with those of
+        plugins."""
         if not self.settings.dra:
             self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
@@ -229,7 +230,6 @@ class NodeSoftware:
                 player.look(changed, self.nodes[changed].object.labels)
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
-        """The versions of the first list count as old, so that running pods see them without a delay."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
             return  # the simulated mig-manager generated it
@@ -320,7 +320,6 @@ class NodeSoftware:
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        """Inject the faults of the Node's annotation, then remove it, which shows that they are injected."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:

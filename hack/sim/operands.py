@@ -178,7 +178,7 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod. `key` is what config-manager would load now, if it exists."""
+    """Return the next step of an operand's pod."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -198,17 +198,17 @@ class OperandPort(Protocol):
         """Return the configuration key, or None if it does not exist. A running pod sees a change after a delay."""
 
     async def serve(self, key: str) -> None:
-        """Start or restart the main container. Raises PluginError or LibraryError if it exits."""
+        """Start or restart the main container."""
 
     def again(self) -> bool:
         """Whether the main container has been waiting for something that has now happened."""
 
     async def gone(self, *, crashed: bool) -> None:
-        """Called when the main container has ended. `crashed` says whether the pod crash-loops."""
+        """Called when the main container has ended."""
 
 
 class PlayedOperand:
-    """Simulates the pod of one operand of one node. `run` acts when `wake` is called."""
+    """Simulates the pod of one operand of one node."""
 
     def __init__(self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]) -> None:
         self.name = name
@@ -248,7 +248,7 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """Delete the pod, as after a change of ClusterPolicy. Call it only while `run` is not running."""
+        """Delete the pod, as after a change of ClusterPolicy."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()

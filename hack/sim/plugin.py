@@ -116,7 +116,7 @@ def _flags(flags: JSONValue) -> None:
 
 
 def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
-    """Keys are case-sensitive here, and of two entries for one resource the last one counts."""
+    """Return a block of the file. Keys are case-sensitive here, and of two entries for one resource the last counts."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     block = value or {}
@@ -184,7 +184,7 @@ def _struct(value: JSONValue) -> JSONValue:
 
 
 def _field(value: JSONValue, name: str) -> JSONValue:
-    """Names match case-insensitively, and of several keys the last by name counts."""
+    """Return a field. Names match case-insensitively, and of several keys the last by name counts."""
     values = [item for key, item in sorted((_struct(value) or {}).items()) if key.lower() == name.lower()]
     return values[-1] if values else None
 
@@ -225,7 +225,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
-    """Return the devices that the plugin registers by resource name. Raises PluginError where it exits (b.6)."""
+    """Return the devices that the plugin registers by resource name."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
@@ -250,7 +250,7 @@ def find_refusal(config: SimPluginConfig, requests: Mapping[str, int], version: 
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:
-    """Return the profile of strategy single, empty if MIG is off. Raises PluginError if there is not exactly one."""
+    """Return the profile of strategy single, empty if MIG is off."""
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):
@@ -290,7 +290,7 @@ def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    """0.19.3 leaves out the profile's attributes, such as `+me`."""
+    """Return the resource of a profile. 0.19.3 leaves out the profile's attributes, such as `+me`."""
     if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)

@@ -50,7 +50,7 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node that hold devices, by uid. The caller must not change them."""
+        """Return the pods of a node that hold devices, by uid."""
         return self._by_node.get(node, {})
 
 

@@ -106,7 +106,7 @@ Change: TypeAlias = Callable[[Reading], Reading]
 
 
 class ChangedReading:
-    """The NVML library of the agent on a SIMULATED node. It passes each reading through `change`."""
+    """The NVML library of the agent on a SIMULATED node."""
 
     simulated = True
 
@@ -124,17 +124,16 @@ def _renamed(reading: Reading, product: str) -> Reading:
 
 
 def _unknown_card(reading: Reading) -> Reading:
-    """A card that is in no table, and for which the driver lists no profiles."""
     return _silent(_renamed(reading, UNKNOWN))
 
 
 def _new_card(reading: Reading) -> Reading:
-    """A card that is in no table, but for which the driver lists profiles."""
     return _renamed(reading, UNKNOWN)
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Profiles of three slices fit only once per GPU and only at their first start, unlike in our table."""
+    """Return other profiles: those of three slices fit only once per GPU and only at their first start, unlike in our
+    table."""
 
     def changed(model: Model) -> Model:
         rows = (replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row for row in model.profiles)

@@ -12,7 +12,7 @@ from hack.cluster.kubeconfig import node_bound_token, open_api
 
 
 class NodeLogin:
-    """The login of the agent on one node. It requests tokens through `api`, as a kubelet does."""
+    """The login of the agent on one node."""
 
     def __init__(self, api: Api, tls: ssl.SSLContext, account: str, node: str) -> None:
         self._api, self._tls, self._node = api, tls, node

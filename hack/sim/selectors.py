@@ -38,7 +38,7 @@ _REQUIREMENT = re.compile(
 
 
 def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
-    """Return a predicate for both selectors; an empty one matches every object. Raises ValueError."""
+    """Return a predicate for both selectors; an empty one matches every object."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
 

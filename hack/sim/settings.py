@@ -93,8 +93,7 @@ class SimSettings:
     """The ConfigMap of a mig-manager without the GPU Operator, beside that chart or beside the DRA driver. The chart's
     DaemonSets then require nvidia.com/gpu.deploy.client=true. Empty if there is none."""
     dra: bool = False
-    """Whether NVIDIA's DRA driver serves the GPUs, whose kubelet plugin runs on every node with GPUs. ClusterPolicy
-    should turn the device plugin off then."""
+    """Whether NVIDIA's DRA driver serves the GPUs, whose kubelet plugin runs on every node with GPUs."""
     device_taints: bool = False
     """Whether the scheduler has the feature gate DRADeviceTaintRules; without it, it ignores DeviceTaintRules."""
     play_daemon_sets: bool = False
@@ -116,7 +115,7 @@ class Clock:
         return asyncio.get_running_loop().time() * self._factor
 
     def timestamp(self) -> int:
-        """Return the simulated time in seconds since 1970. It began when the clock was created."""
+        """Return the simulated time in seconds since 1970."""
         if self._origin is None:
             self._origin = self.now()
         return int(self._wall + self.now() - self._origin)

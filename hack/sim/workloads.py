@@ -177,7 +177,6 @@ class Workloads:
         self._wake.set()
 
     async def _play_test(self) -> None:
-        """Play ReplicaSet and scheduler for the operator's test of taints: one pod with a claim, until it wants none."""
         where = self._test_namespace
         pods = [one for one in self._pods.values() if one["metadata"]["name"].startswith(TAINT_TEST)]
         with suppress(NotFound, AlreadyExists):
