@@ -17,7 +17,7 @@ ADMISSION = tests/chart/test_admission.py tests/chart/test_admission_configmaps.
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench report mutants size images release clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench report mutants images release clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -25,7 +25,7 @@ help: ## show these verbs
 setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another interpreter)
 	@$(PYTHON) hack/setup.py
 
-demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVER=nvidia: with NVIDIA's programs
+demo: setup ## play the main job; DRIVER=cluster: on a real control plane
 	@$(PY) -m hack.demo
 
 test: setup ## rungs 0 and 1 of the test ladder, Python only; ARGS="tests/planning -k drain" selects
@@ -49,9 +49,6 @@ test-random: setup ## 10,000 examples of the random world (about twenty minutes 
 
 mutants: setup ## plant a seeded sample of mistakes and name those that no test notices; COUNT=12 SEED=1 ONLY=planning/drain TESTS_OF=COMMIT
 	@$(PY) -m hack.mutation --count $(or $(COUNT),12) --seed $(or $(SEED),1) --only "$(ONLY)" --tests-of "$(TESTS_OF)"
-
-size: setup ## print the lines, files, types and public names of each package
-	@$(PY) -m hack.size
 
 verify: setup ## format, lint, types, imports, generated files, and the tests of form: pages, tables, chart (a minute)
 	@$(PY) -m hack.verify

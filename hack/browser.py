@@ -47,8 +47,7 @@ def find() -> Browser | None:
 
 
 def ensure() -> Browser:
-    """Return the path of Chromium, and a variable for its libraries; Debian's is unpacked into the cache if there is
-    none."""
+    """Return the browser; Debian's is unpacked into the cache if there is none."""
     if (browser := find()) is not None:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
@@ -84,13 +83,7 @@ def _missing() -> list[str]:
 def _run(command: list[str], folder: Path) -> str:
     try:
         done = subprocess.run(
-            command,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-            stdin=subprocess.DEVNULL,
+            command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=True, stdin=subprocess.DEVNULL
         )
     except (subprocess.SubprocessError, OSError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()

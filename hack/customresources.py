@@ -36,12 +36,7 @@ class PrinterColumn:
 
     def manifest(self) -> Schema:
         """Return the column as an item of additionalPrinterColumns."""
-        column: Schema = {
-            "name": self.name,
-            "type": self.type,
-            "jsonPath": self.path,
-            "description": self.description,
-        }
+        column: Schema = {"name": self.name, "type": self.type, "jsonPath": self.path, "description": self.description}
         return column | {"priority": 1} if self.wide else column
 
 
@@ -86,19 +81,14 @@ POLICY = CustomResource(
         PrinterColumn("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
         PrinterColumn("Used", ".status.summary.used", "Devices held by pods, out of all advertised devices."),
         PrinterColumn(
-            "Ready",
-            '.status.conditions[?(@.type=="Ready")].status',
-            "Whether every node is as the policy wants it.",
+            "Ready", '.status.conditions[?(@.type=="Ready")].status', "Whether every node is as the policy wants it."
         ),
         PrinterColumn("Status", ".status.summary.status", "One word for the pool."),
         AGE,
         PrinterColumn("Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True),
         PrinterColumn("Strategy", ".spec.mig.strategy", "MIG strategy.", wide=True),
         PrinterColumn(
-            "Window",
-            ".status.summary.nextWindow",
-            "When nodes may start, or empty if at any time.",
-            wide=True,
+            "Window", ".status.summary.nextWindow", "When nodes may start, or empty if at any time.", wide=True
         ),
         PrinterColumn("Product", ".status.summary.product", "Card models.", wide=True),
         PrinterColumn("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
@@ -125,10 +115,7 @@ GPUNODE = CustomResource(
         PrinterColumn("Waiting-For", ".status.transition.waitingFor", "Who ends the wait: Clock, Person or Others."),
         AGE,
         PrinterColumn(
-            "Culprit",
-            ".status.transition.culprit",
-            "What blocks the node: a pod or another object.",
-            wide=True,
+            "Culprit", ".status.transition.culprit", "What blocks the node: a pod or another object.", wide=True
         ),
         # kubectl shows a `date` in the future as <invalid>, and a string as it is.
         PrinterColumn("Deadline", ".status.transition.deadline", "When the clock ends the wait, in UTC.", wide=True),

@@ -66,12 +66,7 @@ def _meter(part: str) -> str:
     return of(f"gpusharing_{part}seconds_total", policy=True)
 
 
-_METERS = {
-    "held": "slice_",
-    "idle": "idle_slice_",
-    "stranded": "stranded_slice_",
-    "transition": "transition_slice_",
-}
+_METERS = {"held": "slice_", "idle": "idle_slice_", "stranded": "stranded_slice_", "transition": "transition_slice_"}
 """The parts into which all GPU-seconds are divided, each with the prefix of its meter's name."""
 
 
@@ -234,18 +229,8 @@ TENANT = Dashboard(
         _stat("Namespaces", f"count(count by (namespace) ({_SLICES}))"),
         _stat("GPU-hours", f"sum({increase(_OF_TENANT, RANGE)}) / 3600"),
         _stat("Cost", f"sum({increase(_OF_TENANT, RANGE)}) / 3600 * $price"),
-        Panel(
-            "GPUs held",
-            f"sum by (namespace) (rate({_OF_TENANT}[{RATE}]))",
-            "{{namespace}}",
-            stacked=True,
-        ),
-        Panel(
-            "Slices held",
-            f"sum by (namespace, resource) ({_SLICES})",
-            "{{namespace}} {{resource}}",
-            stacked=True,
-        ),
+        Panel("GPUs held", f"sum by (namespace) (rate({_OF_TENANT}[{RATE}]))", "{{namespace}}", stacked=True),
+        Panel("Slices held", f"sum by (namespace, resource) ({_SLICES})", "{{namespace}} {{resource}}", stacked=True),
         Panel("Memory by pod", f"sum by (namespace, pod) ({_MEMORY})", "{{namespace}}/{{pod}}", unit="bytes"),
         Panel(
             "How busy the slices are",
@@ -396,14 +381,7 @@ def _variable(name: Variable) -> dict[str, Any]:
         # With a price of 1 the panels show GPU-hours; any other default would be wrong for most users.
         text = {"text": "1", "value": "1"}
         label = "Price of a GPU-hour"
-        return {
-            "name": name,
-            "label": label,
-            "type": "textbox",
-            "query": "1",
-            "current": text,
-            "options": [text],
-        }
+        return {"name": name, "label": label, "type": "textbox", "query": "1", "current": text, "options": [text]}
     return _chosen(name)
 
 
@@ -438,21 +416,12 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if panel.alarm:
         steps.append({"color": "red", "value": 1})
-    defaults: dict[str, Any] = {
-        "unit": panel.unit,
-        "min": 0,
-        "thresholds": {"mode": "absolute", "steps": steps},
-    }
+    defaults: dict[str, Any] = {"unit": panel.unit, "min": 0, "thresholds": {"mode": "absolute", "steps": steps}}
     if panel.stacked:
         defaults["custom"] = {"stacking": {"mode": "normal"}, "fillOpacity": 30}
     # A count of nothing has no value. With this addition a stat shows 0 instead of "No data".
     expression = f"{panel.expression} or vector(0)" if panel.kind == "stat" else panel.expression
-    target = {
-        "refId": "A",
-        "datasource": SOURCE,
-        "expr": expression,
-        "legendFormat": panel.legend or panel.title,
-    }
+    target = {"refId": "A", "datasource": SOURCE, "expr": expression, "legendFormat": panel.legend or panel.title}
     return {
         "id": number,
         "type": panel.kind,

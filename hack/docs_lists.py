@@ -10,7 +10,7 @@ _ITEM = re.compile(r"(?:\d+\.|[-*]) +(?=\S)")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Put an empty line before each list and item block, as mkdocs needs it (called by mkdocs for each page)."""
+    """Indent what belongs to a list item by four spaces. mkdocs calls this for each page."""
     lines, indent, fenced, blank = [], 0, False, True
     for line in markdown.splitlines():
         if line.startswith("```"):

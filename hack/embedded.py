@@ -71,10 +71,7 @@ CLUSTER_POLICY: JSON = {
     "metadata": {"name": "cluster-policy"},
     "spec": {
         "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
-        "migManager": {
-            "enabled": True,
-            "config": {"name": "gpusharing-mig-parted", "default": "all-disabled"},
-        },
+        "migManager": {"enabled": True, "config": {"name": "gpusharing-mig-parted", "default": "all-disabled"}},
     },
     "status": {"state": "ready"},
 }

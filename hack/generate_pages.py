@@ -60,18 +60,9 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 _PATIENCE = {
     Passes.BY_A_PERSON: ("It waits for you", "Nothing continues until somebody acts."),
-    Passes.LATER: (
-        "It waits for others",
-        "It continues automatically when others are done or a back-off has ended.",
-    ),
-    Passes.SOON: (
-        "It is at work",
-        "It ends on its own within seconds or minutes. If it does not, look here.",
-    ),
-    Passes.DONE: (
-        "Nothing waits",
-        "It describes the present state. Nothing is under way and nothing is wrong.",
-    ),
+    Passes.LATER: ("It waits for others", "It continues automatically when others are done or a back-off has ended."),
+    Passes.SOON: ("It is at work", "It ends on its own within seconds or minutes. If it does not, look here."),
+    Passes.DONE: ("Nothing waits", "It describes the present state. Nothing is under way and nothing is wrong."),
 }
 _SEEN = {
     "Accepted": "`kubectl get gsp`, condition Accepted",
@@ -95,13 +86,7 @@ def reasons() -> str:
             for reason in sorted(Reason)
             if reason.passes is passes
         ]
-        body += [
-            f"## {title}",
-            "",
-            text,
-            "",
-            *_table(("Reason", "Seen in", "What it means", "What to do"), rows),
-        ]
+        body += [f"## {title}", "", text, "", *_table(("Reason", "Seen in", "What it means", "What to do"), rows)]
         body += [""]
     text = (
         "Find here the word that you see in the column REASON or STATUS, or in a condition. The message beside it\n"
@@ -238,10 +223,7 @@ def metrics() -> str:
         " operator has three metrics: `gpusharing_api_requests_total`, `gpusharing_build_info` and `gpusharing_leader`."
     )
     return _page(
-        "controller/metrics.py, gauges.py, role.py, agent/metrics.py and usagemetrics.py",
-        "Metrics",
-        text,
-        body,
+        "controller/metrics.py, gauges.py, role.py, agent/metrics.py and usagemetrics.py", "Metrics", text, body
     )
 
 

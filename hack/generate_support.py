@@ -91,10 +91,7 @@ def support() -> dict[str, str]:
             ("Program", "Versions"),
             [
                 ("mig-manager", _versions(get_args(MigManagerVersion))),
-                (
-                    "device plugin, GPU Feature Discovery, MPS control daemon",
-                    _versions(get_args(PluginVersion)),
-                ),
+                ("device plugin, GPU Feature Discovery, MPS control daemon", _versions(get_args(PluginVersion))),
                 ("kubelet plugin of the DRA driver", build.DRA_DRIVER.version),
             ],
         ),

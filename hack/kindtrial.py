@@ -84,10 +84,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     )
     _step("helm test", lambda: _helm_test(kubeconfig))
     try:
-        _step(
-            "the agent reads two SIMULATED GPUs",
-            lambda: wait_until(partial(_reads_gpus, api), SECONDS, "GPUs"),
-        )
+        _step("the agent reads two SIMULATED GPUs", lambda: wait_until(partial(_reads_gpus, api), SECONDS, "GPUs"))
         api.create(POLICIES, POLICY)
         what = "the policy to be accepted"
         _step("a policy for its node is accepted", lambda: wait_until(partial(_accepted, api), SECONDS, what))

@@ -205,12 +205,7 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
     if requirement.marker is None:
         return True
     places = [
-        {
-            "python_version": python,
-            "python_full_version": f"{python}.0",
-            "sys_platform": system,
-            "extra": extra,
-        }
+        {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": system, "extra": extra}
         for python in PYTHONS
         for system in ("linux", "darwin")
         for extra in ("", *extras)

@@ -65,12 +65,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
 def runtime_class(api: Api) -> None:
     """Create the RuntimeClass that the GPU Operator would install, unless it exists."""
     metadata = {"name": "nvidia"}
-    runtime = {
-        "apiVersion": "node.k8s.io/v1",
-        "kind": "RuntimeClass",
-        "metadata": metadata,
-        "handler": "nvidia",
-    }
+    runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": metadata, "handler": "nvidia"}
     api.ensure("/apis/node.k8s.io/v1/runtimeclasses", runtime)
 
 
@@ -238,9 +233,7 @@ def operator(
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
     return LaunchedProcess(
-        IN_A_POD,
-        environment | operator_account(kubeconfig, directory, door),
-        directory / "operator.log",
+        IN_A_POD, environment | operator_account(kubeconfig, directory, door), directory / "operator.log"
     )
 
 

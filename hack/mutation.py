@@ -94,10 +94,7 @@ def play(count: int, seed: int, only: str, python: str) -> int:
                 break
         survived = result.test_outcome == "survived"
         survivors += survived
-        print(
-            f"{result.test_outcome.value:12}{mistake.operator_name} in {module}:{mistake.start_pos[0]}",
-            flush=True,
-        )
+        print(f"{result.test_outcome.value:12}{mistake.operator_name} in {module}:{mistake.start_pos[0]}", flush=True)
         if survived:
             print(result.diff, flush=True)
     return survivors

@@ -165,10 +165,7 @@ def cluster_service_version(
         "links": links(source),
         "icon": [{"base64data": icon, "mediatype": "image/svg+xml"}],
         "customresourcedefinitions": {"owned": [described[name] for name in crds]},
-        "install": {
-            "strategy": "deployment",
-            "spec": {"deployments": [{**named, "spec": deployment["spec"]}]},
-        },
+        "install": {"strategy": "deployment", "spec": {"deployments": [{**named, "spec": deployment["spec"]}]}},
         "relatedImages": [{"name": "operator", "image": image}],
     }
     annotations = {

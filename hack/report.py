@@ -1,8 +1,8 @@
 """A pytest plugin that selects the tests of a verb (`--verb`) and reports, in ten lines, what ran and what did not.
 
 The ten lines show the tests by rung, the skipped tests with the reason, the five slowest tests, the verbs to run next,
-and the name of a file. That file has everything else: the time by folder, the counts of the random world, the tables
-of rung 3 (`hack.results`), and the log of each failed test, which the terminal does not show.
+and the name of a file. That file has everything else: the time by folder, the counts of the random world, and
+the log of each failed test, which the terminal does not show.
 
 With parallel workers (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is made
 in the first one. Each test's rung is sent with its report. The numbers of deselected tests are sent when the worker
@@ -19,7 +19,6 @@ import pytest
 
 from hack.bench.machine import pace_ms
 from hack.bench.results import REFERENCE_PACE_MS
-from hack.results import Results
 from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folder_of, is_elsewhere
 
 PROPERTY = "what happened in the random world"
@@ -74,7 +73,6 @@ class Report:
         self._skipped: Counter[str] = Counter()
         """Number of skipped tests, by reason."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self._results = Results()
         self._properties: list[tuple[str, object]] = []
         self._logs: list[str] = []
         """The log of each failed test."""
@@ -131,7 +129,6 @@ class Report:
             self._skipped[skip_reason(report)] += 1
         elif report.when == "call":
             self._outcomes[rung]["passed"] += 1
-            self._results.add(report.user_properties)
             self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -191,7 +188,6 @@ class Report:
             "slowest 40": [f"{took:7.2f} s  {nodeid}" for nodeid, took in largest(self._seconds)[:40]],
             "what happened in the random world": list(count_lines(self._properties)),
             MEASURED: [str(line) for name, line in self._properties if name == MEASURED],
-            "NVIDIA's programs on SIMULATED GPUs, model by model": list(self._results.lines()),
             "failed": self._logs,
         }
         texts = ["\n".join([f"## {title}", *lines, ""]) for title, lines in chapters.items() if lines]

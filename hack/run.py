@@ -42,10 +42,7 @@ def main() -> int:
         say(f"GPUs and NVIDIA software are SIMULATED, {FACTOR:g} times as fast as we assume the real ones to be")
         say(f"the log of the simulators: {simulated.log}")
         say("apply a policy in another shell: kubectl apply -f examples/pool-b.yaml; Ctrl-C ends")
-        environment = operator_environment(FACTOR) | {
-            "KUBECONFIG": str(operator),
-            "GPUSHARING_LOG_FORMAT": "console",
-        }
+        environment = operator_environment(FACTOR) | {"KUBECONFIG": str(operator), "GPUSHARING_LOG_FORMAT": "console"}
         for name in os.environ.keys() - own_environment().keys():
             del os.environ[name]
         os.environ.update(environment)

@@ -13,14 +13,7 @@ import pytest
 
 from hack.verbs import find_rung
 
-LIMITS = {
-    0: 600,
-    1: 600,
-    2: 1500,
-    3: 1800,
-    4: 1500,
-    5: 600,
-}
+LIMITS = {0: 600, 1: 600, 2: 1500, 3: 1800, 4: 1500, 5: 600}
 """The limit of each rung in seconds, for a test with its fixtures. From rung 2 they may have to build programs."""
 ENDLESS = "faults"
 """The marker of tests that consist of many runs, which take hours in the full matrix. Each run has its own limit."""

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-RUNGS = {
-    0: "pure",
-    1: "embedded",
-    2: "control plane",
-    3: "NVIDIA's programs",
-    4: "real nodes",
-    5: "real GPU",
-}
+RUNGS = {0: "pure", 1: "embedded", 2: "control plane", 3: "NVIDIA's programs", 4: "real nodes", 5: "real GPU"}
 """The rungs of the test ladder (docs/design/faults.md#rungs) by number."""
 
 MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}

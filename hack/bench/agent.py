@@ -120,10 +120,7 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
     others = [PodDevices("kube-system", f"other-{number}", "", ()) for number in range(OTHER_PODS)]
     devices = [(each.resource, each.device) for each in tenants]
     environment = {"POD_RESOURCES_SOCKET": str(socket), "POD_LOGS": str(logs)}
-    with (
-        kubeletsocket.serving(socket, [*users, *others], devices),
-        _computing(machine, tenants) as attributed,
-    ):
+    with kubeletsocket.serving(socket, [*users, *others], devices), _computing(machine, tenants) as attributed:
         yield SeenTenants(tenants, environment, attributed)
 
 

@@ -60,14 +60,7 @@ def _prometheus(folder: Path, count: int) -> Iterator[tuple[str, int]]:
         with text.open("w") as file:
             file.writelines(_metrics(count, [BEGIN + day * DAY + hour * HOUR for hour in range(24)]))
             file.write("# EOF\n")
-        blocks: list[str | Path] = [
-            "tsdb",
-            "create-blocks-from",
-            "openmetrics",
-            "--max-block-duration=24h",
-            text,
-            data,
-        ]
+        blocks: list[str | Path] = ["tsdb", "create-blocks-from", "openmetrics", "--max-block-duration=24h", text, data]
         subprocess.run([ensure("promtool"), *blocks], check=True, capture_output=True)
     (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
     (port,) = free_ports(1)

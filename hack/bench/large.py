@@ -48,10 +48,7 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
     """Return the shortest time in which `count` nodes could be changed, divided by the time that the rollout took. Each
     round takes at least the waits to settle and to be idle, plus the median of `actuation_seconds`."""
-    writes, drain = (
-        node_writes(testbed, span),
-        (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
-    )
+    writes, drain = (node_writes(testbed, span), (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor)
     actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin, end = min(own[0] for own, _ in writes.values()), max(own[-1] for own, _ in writes.values())
     rounds = math.ceil(count / at_once)
@@ -124,10 +121,7 @@ def as_kubelets_report(node: JSON) -> JSON:
     name = node["metadata"]["name"]
     images = [
         {
-            "names": [
-                f"registry.example/team/{name}-image-{i:03}@sha256:{i:064x}",
-                f"registry.example/team/image:{i}",
-            ],
+            "names": [f"registry.example/team/{name}-image-{i:03}@sha256:{i:064x}", f"registry.example/team/image:{i}"],
             "sizeBytes": 1_000_000 + i,
         }
         for i in range(IMAGES)

@@ -140,12 +140,7 @@ def _gpu(index: int) -> GpuView:
 
 def _gpunode(name: str) -> GPUNodeView:
     report = ObservedView(
-        request_id="",
-        quiet=False,
-        error="",
-        gpus=tuple(_gpu(index) for index in range(GPUS)),
-        allocated={},
-        pods=0,
+        request_id="", quiet=False, error="", gpus=tuple(_gpu(index) for index in range(GPUS)), allocated={}, pods=0
     )
     return GPUNodeView(name, f"uid-gpunode-{name}", request_id="", quiet=False, observed=report)
 
@@ -242,11 +237,7 @@ def _incremental(snapshot: ClusterSnapshot) -> float:
     """Return the median CPU milliseconds of CHANGES passes, before each of which one more node has changed."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
-    assert {verdict.phase for verdict in plan.verdicts.values()} <= {
-        Phase.SYNCED,
-        Phase.PENDING,
-        Phase.PREFLIGHT,
-    }
+    assert {verdict.phase for verdict in plan.verdicts.values()} <= {Phase.SYNCED, Phase.PENDING, Phase.PREFLIGHT}
     order = sorted(snapshot.nodes)
     times = []
     for index in range(CHANGES):

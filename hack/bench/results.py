@@ -124,10 +124,7 @@ def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
 
 
 def write(
-    path: Path,
-    results: Sequence[Measured],
-    machine: Mapping[str, str | int | float],
-    lost: Sequence[Lost] = (),
+    path: Path, results: Sequence[Measured], machine: Mapping[str, str | int | float], lost: Sequence[Lost] = ()
 ) -> None:
     """Write the results to `path` as one flat JSON object."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}

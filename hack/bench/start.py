@@ -54,8 +54,7 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
     def all_reported() -> bool:
         missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
         in_parallel(
-            lambda raw: _observe(testbed, raw),
-            [raw for raw in missing if not raw.get("status", {}).get("observed")],
+            lambda raw: _observe(testbed, raw), [raw for raw in missing if not raw.get("status", {}).get("observed")]
         )
         reported.update(raw["metadata"]["name"] for raw in missing)
         return len(reported) >= count

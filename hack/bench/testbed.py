@@ -159,10 +159,7 @@ class Testbed:
             "apiVersion": names.API_VERSION,
             "kind": "GPUSharingPolicy",
             "metadata": {"name": name},
-            "spec": {
-                "nodeSelector": selector,
-                **{key: value for key, value in spec.items() if value is not None},
-            },
+            "spec": {"nodeSelector": selector, **{key: value for key, value in spec.items() if value is not None}},
         }
         self.api.create(POLICIES, body)
 

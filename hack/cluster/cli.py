@@ -75,7 +75,7 @@ def down() -> None:
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """Print the path of a kubeconfig that acts as a service account; with `node` its token is bound to that node."""
+    """Write a kubeconfig that acts as a service account; with `node` its token is bound to that node."""
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
     # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.
     folder = current.parent if current.is_relative_to(root) else root

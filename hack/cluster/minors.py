@@ -14,13 +14,7 @@ import tempfile
 from pathlib import Path
 
 from hack.cache import UnavailableError, cache_root, make_once, say
-from hack.cluster.toolchain import (
-    CONTROLPLANE_CALLS,
-    CONTROLPLANE_SOURCE,
-    ToolRecipe,
-    build_environment,
-    version_flags,
-)
+from hack.cluster.toolchain import CONTROLPLANE_CALLS, CONTROLPLANE_SOURCE, ToolRecipe, build_environment, version_flags
 from hack.compiler import failure, find_go, run_go
 
 MINUTES = 10
@@ -32,10 +26,7 @@ def control_plane(minor: str) -> Path:
     if not re.fullmatch(r"1\.\d+", minor):
         raise UnavailableError(f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30")
     version, requirements = _release(minor)
-    files = {
-        "go.mod": go_mod(version, requirements),
-        "main.go": (CONTROLPLANE_SOURCE / "main.go").read_text(),
-    }
+    files = {"go.mod": go_mod(version, requirements), "main.go": (CONTROLPLANE_SOURCE / "main.go").read_text()}
     digest = hashlib.sha256("\0".join(files.values()).encode()).hexdigest()[:12]
     return make_once(
         cache_root() / f"kubernetes-{version}-{digest}", "kubernetes", lambda out: _build(version, files, out)

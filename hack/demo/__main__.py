@@ -26,10 +26,6 @@ TRY_NEXT = {
         "make run                    the operator on it; then: kubectl apply -f examples/pool-b.yaml",
         "kubectl explain gsp.spec    every field, with an example",
     ),
-    "nvidia": (
-        "make test-nvidia            NVIDIA's programs against every layout, mode and fault",
-        "make demo                   the product's main job on a fleet, in seconds",
-    ),
 }
 
 
@@ -44,10 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="print only headings and checks")
     parser.add_argument("--no-color", action="store_true", help="print without colors; $NO_COLOR does the same")
     parser.add_argument(
-        "--record",
-        type=Path,
-        metavar="FILE",
-        help="write the data from which the README's pictures are drawn",
+        "--record", type=Path, metavar="FILE", help="write the data from which the README's pictures are drawn"
     )
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:
@@ -88,12 +81,7 @@ def main() -> int:
     screen = Screen(color=color, quiet=options.quiet)
     screen.banner("gpu-sharing-operator changes GPU pools safely between Full, MIG and time-slicing. SIMULATED GPUs.")
     try:
-        if options.driver == "nvidia":
-            from hack.demo.nvidia import play_on_real_parts
-
-            play_on_real_parts(screen)
-        else:
-            asyncio.run(run(options, screen))
+        asyncio.run(run(options, screen))
     except DemoFailed as failure:
         print(f"\nDEMO FAILED: {failure}", file=sys.stderr)
         return 1

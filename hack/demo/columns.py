@@ -99,11 +99,7 @@ def events_about(policy: str) -> KubectlView:
     first."""
     columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
     return KubectlView(
-        EVENTS,
-        columns,
-        "events.v1.events.k8s.io",
-        field=("regarding.name", policy),
-        sort_by=".eventTime",
+        EVENTS, columns, "events.v1.events.k8s.io", field=("regarding.name", policy), sort_by=".eventTime"
     )
 
 

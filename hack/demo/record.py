@@ -114,10 +114,7 @@ def _node(raw: JSON) -> JSON:
     status, observed = raw["status"], raw["status"]["observed"]
     reported = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
     transition = {key: value for key, value in status["transition"].items() if key != "blockers"}
-    return {
-        "metadata": {"name": raw["metadata"]["name"]},
-        "status": {"transition": transition, "observed": reported},
-    }
+    return {"metadata": {"name": raw["metadata"]["name"]}, "status": {"transition": transition, "observed": reported}}
 
 
 def _some(raw: Mapping[str, object], keys: set[str]) -> JSON:

@@ -168,8 +168,7 @@ async def plan_comes_first(demo: Demo) -> None:
     screen.output(_plan_lines(plan))
     screen.check("the plan names the three nodes", plan["nodes"] == list(POOL_B))
     screen.check(
-        "its class is GPUPods: pods with a GPU must leave, and no GPU is reset",
-        plan["disruption"] == "GPUPods",
+        "its class is GPUPods: pods with a GPU must leave, and no GPU is reset", plan["disruption"] == "GPUPods"
     )
     screen.check("15 pods on these nodes hold a GPU", plan["pods"] == 15)
     screen.check("the pool has 48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})

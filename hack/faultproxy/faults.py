@@ -73,8 +73,7 @@ class Fault:
         return self.scope == "all" or object_of(call.path) == self.target
 
     def over_at(self) -> float:
-        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
-        AGAIN_SECONDS after its last hit, when the client has repeated its call."""
+        """Return when the fault has no further effect: the client has repeated its call by then."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
@@ -107,7 +106,6 @@ class AnswerLost(Fault):
     """F3: the server carries out the write, but its answer is lost."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -119,7 +117,6 @@ class RequestLost(Fault):
     """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -134,7 +131,6 @@ class Competitor(Fault):
     """A function that writes to the object of a path."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
@@ -148,7 +144,6 @@ class RefusedCalls(Fault):
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call or, if the fault hits it, count a hit and return one of `answers`."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -165,7 +160,6 @@ class RandomRefusals(RefusedCalls):
     _dice: random.Random = field(default_factory=lambda: random.Random(1))
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether this call is refused, drawn anew each time, with the probability `share`."""
         return self._dice.random() < self.share
 
 
@@ -181,7 +175,6 @@ class HeldWrite(Fault):
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
@@ -205,14 +198,12 @@ class Slow(Fault):
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -225,8 +216,6 @@ class DateShifted(Fault):
     seconds: float = 3600.0
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers with the Date shifted by `seconds` if `at` is 0 or the fault has begun, and count a hit;
-        `scope` and `times` do not matter."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -259,11 +248,9 @@ class WatchLate(WatchFault):
     """Lines that arrive within this many seconds after the fault began are late."""
 
     def over_at(self) -> float:
-        """Return when the last late line has arrived, or 0 if the fault has not begun."""
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -277,8 +264,6 @@ class WatchEnds(WatchFault):
     error: PlayedRefusal = GONE
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the ERROR event for a watch that the fault hits and that was open when the fault began, and count a
-        hit, whatever `times` is."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -296,8 +281,6 @@ class EventsSwallowed(WatchFault):
     _swallowed: set[OpenWatch] = field(default_factory=set)
 
     def over_at(self) -> float:
-        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()): half
-        a second after the end of the watches that lost events."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
@@ -314,8 +297,6 @@ class EventsSwallowed(WatchFault):
         return b""
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 event for a watch that has swallowed events, once more than HEAL_SECONDS have passed since the
-        fault began, and forget the watch; otherwise an empty line."""
         if stream not in self._swallowed or not self._is_over():
             return b""
         self._swallowed.discard(stream)
@@ -357,8 +338,6 @@ class OldList(WatchFault):
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 event for a watch that was open when the fault began and that it hits, if any list was
-        recorded; otherwise an empty line."""
         return error_line(GONE) if self.on_open_watch(stream) and self._lists else b""
 
 

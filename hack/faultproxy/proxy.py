@@ -167,8 +167,8 @@ class FaultProxy:
         self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` at write number `number`; with `before` when it arrives, and the write is then refused with 503.
-        It is called in the proxy's thread, which waits for it."""
+        """Call `act` once write number `at` has been answered; with `before` when it arrives, which is then refused with
+        503. It is called in the proxy's thread, which waits for it."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
@@ -176,13 +176,7 @@ class FaultProxy:
         self._faults = (*self._faults, *faults)
 
     def fail(
-        self,
-        method: str,
-        path: str,
-        answer: PlayedRefusal | None,
-        *,
-        query: str = "",
-        times: float = math.inf,
+        self, method: str, path: str, answer: PlayedRefusal | None, *, query: str = "", times: float = math.inf
     ) -> Sick:
         """Let calls of this verb and path fail until the returned fault is lifted; watches are forwarded."""
         sick = Sick(method, path, answer, query, times)

@@ -71,10 +71,7 @@ def measure(name: str) -> Figures:
         adopted = _adopt()
         if name == "adopt":
             return adopted
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _testbed(Path(folder) / "plane", _state(ADOPTED)) as testbed,
-    ):
+    with tempfile.TemporaryDirectory() as folder, _testbed(Path(folder) / "plane", _state(ADOPTED)) as testbed:
         testbed.wait_silent(seconds=10, at_most=PATIENCE)
         return STEPS[name](testbed)
 
@@ -204,11 +201,7 @@ async def _change(client: HttpClient, name: str, slots: asyncio.Semaphore) -> No
     async with slots:
         await client.patch(NODES, name, {"spec": {"unschedulable": True}})
         await client.list_page(PODS, field_selector=f"spec.nodeName={name}")
-        labels = {
-            names.LABEL_MIG_CONFIG: MIG_OFF,
-            names.LABEL_PLUGIN_CONFIG: NEUTRAL_KEY,
-            names.LABEL_MIG_STATE: None,
-        }
+        labels = {names.LABEL_MIG_CONFIG: MIG_OFF, names.LABEL_PLUGIN_CONFIG: NEUTRAL_KEY, names.LABEL_MIG_STATE: None}
         node = await client.patch(NODES, name, {"metadata": {"labels": labels}})
         version = node["metadata"]["resourceVersion"]
         async for event in client.watch(NODES, version, field_selector=f"metadata.name={name}"):

@@ -30,16 +30,7 @@ class Figures:
 
 
 COSTS = ("Seconds", "CPU seconds", "Peak memory (MiB)", "Writes", "Reads")
-COUNTS = (
-    "Scenarios",
-    "Faults",
-    "Points",
-    "Runs",
-    "Failures",
-    "Not reached",
-    "Most extra writes",
-    "Extra evictions",
-)
+COUNTS = ("Scenarios", "Faults", "Points", "Runs", "Failures", "Not reached", "Most extra writes", "Extra evictions")
 TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "fleet": (("adopt", "adopt-loop", "start", "idle", "roll"), ("Step", "By", "Nodes", *COSTS)),
     "blocked": (
@@ -55,10 +46,7 @@ TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "day": (("day",), ("What", "Number")),
-    "faulty": (
-        ("faulty",),
-        ("API server", "Result", "Seconds", "Calls", "Refused or delayed", "Extra writes"),
-    ),
+    "faulty": (("faulty",), ("API server", "Result", "Seconds", "Calls", "Refused or delayed", "Extra writes")),
     "faults": (("sample", "full"), ("Played", *COUNTS)),
 }
 """The measurements and the columns of each table, by the name in its marker."""

@@ -11,7 +11,7 @@ from hack.cache import UnavailableError
 from hack.images import advisories, local
 from hack.images.contents import Image
 from hack.images.debian import ARCHITECTURES, LockError
-from hack.images.local import TreeError, by_kind, table, too_big
+from hack.images.local import TreeError, too_big
 
 TOO_BIG, FOUND = 1, 3
 """The exit statuses if an image is too big, and if an advisory names a part of an image that is not."""
@@ -40,13 +40,14 @@ def overall(statuses: Sequence[int]) -> int:
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Print the facts of one image: names, size, files, and a table of its contents, and then each match of an advisory
+    """Print the facts of one image: names, sizes and files, and then each match of an advisory
     in `known` with a part of it."""
     print(f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}")
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")
     print(f"  compiled {image.compiled} modules")
-    print(table(by_kind(image.tree), image.size))
+    for layer in image.layers:
+        print(f"  {len(layer.data) / 1e6:6.1f} MB  {layer.name}")
     if problem := too_big(image.size):
         print(problem, file=sys.stderr)
         return TOO_BIG

@@ -159,7 +159,7 @@ class Image:
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """Return the packages in a dpkg database. Licenses are not set: Debian has them as prose and not as expressions."""
+    """Yield the packages of a dpkg database. Licenses are not set: Debian has them as prose and not as expressions."""
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
@@ -186,15 +186,7 @@ def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[I
         name, version = canonicalize_name(str(headers["Name"])), str(headers["Version"])
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
         yield ImagePart(
-            PYPI,
-            name,
-            version,
-            purl,
-            name,
-            version,
-            license_of(headers),
-            homepage_of(headers),
-            hashes.get(name, ""),
+            PYPI, name, version, purl, name, version, license_of(headers), homepage_of(headers), hashes.get(name, "")
         )
 
 
@@ -258,10 +250,7 @@ def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Ima
         "SPDXID": "SPDXRef-DOCUMENT",
         "name": name,
         "documentNamespace": f"{NAMESPACE}/{name}-{digest.removeprefix('sha256:')}",
-        "creationInfo": {
-            "created": origin.created,
-            "creators": [f"Tool: {origin.name}-images-{origin.version}"],
-        },
+        "creationInfo": {"created": origin.created, "creators": [f"Tool: {origin.name}-images-{origin.version}"]},
         "packages": [image, *(package(key, part) for key, part in listed)],
         "relationships": [
             relationship("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-Image"),
@@ -321,11 +310,7 @@ def identifier(part: ImagePart) -> str:
 
 def purl(locator: str) -> JSON:
     """Return a package URL as an SPDX external reference."""
-    return {
-        "referenceCategory": "PACKAGE-MANAGER",
-        "referenceType": "purl",
-        "referenceLocator": locator,
-    }
+    return {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": locator}
 
 
 def relationship(element: str, kind: str, other: str) -> JSON:

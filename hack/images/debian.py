@@ -198,19 +198,7 @@ TIMEOUT = 30.0
 """Seconds after which a request to a mirror times out."""
 MERGED = ("bin", "sbin", "lib", "lib64")
 """Folders at the root that are links into usr, which a script of base-files would create."""
-FOLDERS = (
-    "dev",
-    "etc",
-    "home",
-    "opt",
-    "proc",
-    "root",
-    "run",
-    "sys",
-    "tmp",
-    "var/tmp",
-    "var/lib/dpkg/status.d",
-)
+FOLDERS = ("dev", "etc", "home", "opt", "proc", "root", "run", "sys", "tmp", "var/tmp", "var/lib/dpkg/status.d")
 USERS = {
     "etc/passwd": "root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",

@@ -63,7 +63,7 @@ def walk(tree: Path) -> list[Path]:
 
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
-    """Yield a reproducible tar of a folder: modes of MODES or 0755 for folders, and no effect of the umask."""
+    """Return a reproducible tar of a folder: modes of MODES or 0755 for folders, and no effect of the umask."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
@@ -113,10 +113,7 @@ def archive(
             "annotations": dict(sorted(annotations.items())),
         }
     )
-    named = {
-        "io.containerd.image.name": reference,
-        "org.opencontainers.image.ref.name": reference.rsplit(":")[-1],
-    }
+    named = {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference.rsplit(":")[-1]}
     platform = {"architecture": config["architecture"], "os": "linux"}
     index = {
         "schemaVersion": 2,

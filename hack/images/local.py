@@ -4,10 +4,9 @@ Two checks follow: that every shared library that the image's programs need is i
 headers, also those of another architecture), and that the image is not too big.
 """
 
-import re
 import shutil
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from hack.images.contents import (
     wheel_parts,
 )
 from hack.images.debian import DISTRO
-from hack.images.layers import JSON, Layer, archive, compress, configuration, pack, pack_tar, walk
+from hack.images.layers import JSON, Layer, archive, configuration, pack
 
 OUT = ROOT / "build" / "images"
 USER = "65532:65532"
@@ -153,58 +152,10 @@ def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
 
 LIMIT = 70_000_000
 """The largest compressed size of an image, in bytes."""
-KINDS = (
-    ("operator and agent", r"usr/local/(bin|lib/[^/]+/dist-packages/(gpusharing|gpu_sharing_operator))(/|$)"),
-    ("libraries: bytecode", r"usr/local/.*\.pyc$"),
-    ("libraries: compiled", r"usr/local/.*\.so(\.|$)"),
-    ("libraries: source", r"usr/local/"),
-    ("Python: bytecode", r"usr/lib/python3.*\.pyc$"),
-    ("Python: interpreter", r"usr/bin/python|usr/lib/python3.*\.so$"),
-    ("Python: source", r"usr/lib/python3"),
-    ("libraries of the system", r"usr/lib(64)?/"),
-    ("time zones", r"usr/share/zoneinfo"),
-    ("copyright, users, lists", r""),
-)
-"""Kinds of files, each with a pattern for paths. The first pattern that matches decides."""
-
-
-def kind(path: str) -> str:
-    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path."""
-    return next(name for name, pattern in KINDS if re.match(pattern, path))
-
-
-def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
-    """Return (number of files, their total bytes, their bytes when compressed on their own) for each kind in KINDS,
-    even for one without files, in the order of KINDS."""
-    sizes: dict[str, tuple[int, int, int]] = {}
-    for name, _ in KINDS:
-        count = size = packed = 0
-        for tree in trees:
-            paths = [
-                path
-                for path in walk(tree)
-                if path.is_file() and not path.is_symlink() and kind(str(path.relative_to(tree))) == name
-            ]
-            if paths:
-                count, size = count + len(paths), size + sum(path.stat().st_size for path in paths)
-                packed += len(compress(pack_tar(tree, paths, 0)))
-        sizes[name] = (count, size, packed)
-    return sizes
-
-
-def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
-    """Return the sizes by kind as a plain-text table."""
-    rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
-    rows += [
-        f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}" for name, (count, size, packed) in sizes.items()
-    ]
-    count, size = (sum(row[index] for row in sizes.values()) for index in (0, 1))
-    rows.append(f"  {'all, as transferred':26} {count:6} {size / 1e6:7.1f} {whole / 1e6:11.1f}")
-    return "\n".join(rows)
 
 
 def too_big(whole: int) -> str:
     """Return a message if `whole`, the compressed size of an image in bytes, is above LIMIT, or an empty string."""
     if whole <= LIMIT:
         return ""
-    return f"{whole / 1e6:.1f} MB compressed are more than the limit of {LIMIT / 1e6:.0f} MB: the table shows what grew"
+    return f"{whole / 1e6:.1f} MB compressed are more than the limit of {LIMIT / 1e6:.0f} MB: the list shows which layer grew"

@@ -1,15 +1,13 @@
-"""How long the operator takes in its image from its start until it is Ready: `sudo python -m hack.images.start`.
+"""How long the operator takes in its image from its start until it is Ready.
 
 The operator runs in the root file system of `make images`, as uid 65532 (which has no entry in
 /etc/passwd), with the files and variables of a pod and the shipped rights, against a control plane of its own. In a
 cluster, the time of the container runtime and the interval of the kubelet's probes are added.
 """
 
-import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -122,18 +120,3 @@ def summary(starts: Sequence[Start]) -> str:
     times = ", ".join(f"{item.seconds:.2f}" for item in starts)
     median = statistics.median(item.cpu_seconds for item in starts)
     return f"start to Ready: {times} s; median CPU {median:.2f} s, at most {LIMIT:.0f} s are allowed"
-
-
-def main() -> int:
-    """Build the image, measure the starts, and return the exit status: 0 if the operator is Ready soon enough, 1 if
-    not, 2 without root."""
-    if os.geteuid() != 0:
-        print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
-        return 2
-    starts = measure_starts(local.build())
-    print(summary(starts))
-    return 0 if is_soon(starts) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

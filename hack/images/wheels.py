@@ -1,8 +1,4 @@
-"""The locked wheels and our own wheel, installed into a tree for any architecture and compiled by the tree's Python.
-
-`python -m hack.images.wheels` checks with the package index that every pinned version has a wheel for every
-architecture.
-"""
+"""The locked wheels and our own wheel, installed into a tree for any architecture and compiled by the tree's Python."""
 
 import hashlib
 import os
@@ -18,7 +14,7 @@ from pathlib import Path
 from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError, cache_root
 from hack.generate import ROOT
-from hack.images.debian import ARCHITECTURES, PYTHON
+from hack.images.debian import PYTHON
 from hack.release import package
 
 LOCK = ROOT / "requirements.lock"
@@ -54,16 +50,7 @@ def download(architecture: str) -> list[Path]:
     folder = cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
     if not (folder / "complete").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _pip(
-            "download",
-            "--require-hashes",
-            "--no-deps",
-            "--dest",
-            str(folder),
-            *target(architecture),
-            "-r",
-            str(LOCK),
-        )
+        _pip("download", "--require-hashes", "--no-deps", "--dest", str(folder), *target(architecture), "-r", str(LOCK))
         (folder / "complete").touch()
     return sorted(folder.glob("*.whl"))
 
@@ -152,24 +139,11 @@ def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
     command = [str(loader), "--library-path", str(libraries), str(tree / f"usr/bin/python{PYTHON}")]
-    return command, {
-        "PYTHONHOME": str(tree / "usr"),
-        "PYTHONHASHSEED": "0",
-        "PATH": os.environ.get("PATH", ""),
-    }
+    return command, {"PYTHONHOME": str(tree / "usr"), "PYTHONHASHSEED": "0", "PATH": os.environ.get("PATH", "")}
 
 
 def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        verb,
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "pip", verb, "--quiet", "--no-input", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, env=dict(environ), capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
@@ -180,22 +154,3 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
         remedy = "pin a version that has one and run `make lock`"
         raise WheelError(f"there is no wheel of {', '.join(missing)} for this platform: {remedy}")
     raise WheelError(f"pip {verb} failed; its output says why:\n{done.stderr.strip()}")
-
-
-def main() -> int:
-    """Download the wheels of all pinned versions into the cache, unless they are there, and print for each architecture
-    how many versions have one, and how many of these wheels are compiled."""
-    pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
-    for architecture in ARCHITECTURES:
-        try:
-            files = download(architecture)
-        except WheelError as error:
-            print(f"{architecture}: {error}", file=sys.stderr)
-            return 1
-        own = sum(MACHINES[architecture] in file.name for file in files)
-        print(f"{architecture}: {len(files)} of {pins} pins have a wheel for Python {PYTHON}, {own} of them compiled")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

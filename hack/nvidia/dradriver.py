@@ -19,13 +19,7 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"
-    for path in (
-        libraries,
-        programs,
-        folder / "plugins" / "gpu.nvidia.com",
-        folder / "registry",
-        folder / "cdi",
-    ):
+    for path in (libraries, programs, folder / "plugins" / "gpu.nvidia.com", folder / "registry", folder / "cdi"):
         path.mkdir(parents=True, exist_ok=True)
     library = Path(sandbox.simulator.environment()["LD_LIBRARY_PATH"]) / "libnvidia-ml.so.1"
     shutil.copy(library.resolve(), libraries / library.name)

@@ -56,10 +56,7 @@ GPU_OPERATOR = Installation(
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 
 
-WITHOUT_PLUGIN: Object = {
-    "devicePlugin": {"enabled": False, "config": None},
-    "migManager": {"version": "v0.15.1"},
-}
+WITHOUT_PLUGIN: Object = {"devicePlugin": {"enabled": False, "config": None}, "migManager": {"version": "v0.15.1"}}
 """The change of ClusterPolicy's spec that switches the device plugin off, as docs/how-to/dra.md has it."""
 
 

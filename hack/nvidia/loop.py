@@ -1,7 +1,4 @@
-"""The whole system with real components: control plane, chart, operator, agents, and nodes with NVIDIA's programs.
-
-The tests with NVIDIA's programs (rung 3) and `make demo DRIVER=nvidia` go through the same sequence of modes (WALK).
-"""
+"""The whole system with real components: control plane, chart, operator, agents, and nodes with NVIDIA's programs."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,11 +126,7 @@ class NvidiaLoop:
         """Create a pod in the default namespace that requests one device of this resource on a node, wait until the
         node's simulated NVML shows its process, and return the pod's name, which the server generates."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
-        spec = {
-            "nodeSelector": {"kubernetes.io/hostname": node},
-            "containers": [container],
-            "restartPolicy": "Never",
-        }
+        spec = {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container], "restartPolicy": "Never"}
         manifest = {"metadata": {"generateName": f"{node}-work-"}, "spec": spec}
         name = str(self.api.create(PODS, manifest)["metadata"]["name"])
         process = f"SIMULATED-{name}"
@@ -195,16 +188,10 @@ def mig_state(loop: NvidiaLoop, node: str) -> str:
 
 
 FULL: Object = {"mode": "Full"}
-HALVES: Object = {
-    "mode": "MIG",
-    "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 2}}]},
-}
+HALVES: Object = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 2}}]}}
 MIXED: Object = {
     "mode": "MIG",
-    "mig": {
-        "strategy": "mixed",
-        "layouts": [{"profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
-    },
+    "mig": {"strategy": "mixed", "layouts": [{"profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}]},
 }
 SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
 

@@ -134,10 +134,7 @@ class RealNode:
         while not self._ended.wait(seconds):
             try:
                 step()
-            except (
-                ApiError,
-                OSError,
-            ) as error:  # the API is unavailable, or the object was deleted meanwhile
+            except (ApiError, OSError) as error:  # the API is unavailable, or the object was deleted meanwhile
                 with (self.folder / "node.log").open("a") as log:
                     log.write(f"{time.strftime('%X')} {error!r}\n")
             except Exception as error:  # noqa: BLE001 -- stop() raises it, because an error of a thread would be lost
@@ -201,12 +198,9 @@ def _app(pod: Object) -> str:
 
 @contextlib.contextmanager
 def real_nodes(
-    kubeconfig: Path,
-    machines: Mapping[str, Sequence[str]],
-    folder: Path,
-    installation: Installation = GPU_OPERATOR,
+    kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path, installation: Installation = GPU_OPERATOR
 ) -> Iterator[dict[str, RealNode]]:
-    """Create nodes in a cluster in which NVIDIA's DaemonSets are installed."""
+    """Yield nodes in a cluster in which NVIDIA's DaemonSets are installed, while their programs run."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():

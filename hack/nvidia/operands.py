@@ -174,11 +174,7 @@ class PodPrograms:
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
-        environment = {
-            **self.sandbox.simulator.environment(),
-            "NODE_NAME": self.node,
-            "KUBECONFIG": str(path),
-        }
+        environment = {**self.sandbox.simulator.environment(), "NODE_NAME": self.node, "KUBECONFIG": str(path)}
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
         program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5s")
         task = LaunchedProcess(program, environment, log, command_around(pod))

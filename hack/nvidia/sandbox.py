@@ -179,7 +179,7 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Create the folder `name` in the sandbox's folder unless it exists."""
+        """Return a view of processes, without any yet, that the programs of one pod see as /proc."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:

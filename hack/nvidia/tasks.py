@@ -148,7 +148,7 @@ class PodProcesses:
         self._ready = False
 
     def look(self) -> None:
-        """Call `init` unless it has returned True before."""
+        """Run `init` until it succeeds, then start the containers, and restart those that have ended."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:

@@ -37,11 +37,7 @@ def library_directory(*, sanitized: bool = False) -> Path:
     """Return the folder of the library, which is built if it is not cached; `sanitized` with AddressSanitizer and
     UBSan."""
     program = need_compiler(WHAT)
-    generated = {
-        "state_layout.h": layout.c_header(),
-        "rights_table.h": rights.c_table(),
-        "stubs.c": stub_source(),
-    }
+    generated = {"state_layout.h": layout.c_header(), "rights_table.h": rights.c_table(), "stubs.c": stub_source()}
     flags = (*FLAGS, *SANITIZED) if sanitized else FLAGS
     directory = cache_root() / f"nvmlsim-{_content_hash(program, flags, generated)}"
     return make_once(directory, "nvmlsim", lambda out: _compile(flags, generated, out))

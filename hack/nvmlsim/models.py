@@ -77,8 +77,7 @@ def simulated_cards() -> list[Card]:
 
 
 def find_model(name: str) -> Card:
-    """Return the model whose name or alias contains `name`, with its case. Raises UnknownModelError if none or several
-    match."""
+    """Return the card with this key, or the only one whose key begins with it. Raises UnknownModelError."""
     cards = simulated_cards()
     exact = [card for card in cards if card.key == name]
     matches = exact or [card for card in cards if card.key.startswith(name)]

@@ -72,13 +72,7 @@ def c_table() -> str:
         f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},' for right in RIGHTS
     ]
     return "\n".join(
-        [
-            "/* Generated from hack/nvmlsim/rights.py. */",
-            "static const struct rule rules[] = {",
-            *rows,
-            "};",
-            "",
-        ]
+        ["/* Generated from hack/nvmlsim/rights.py. */", "static const struct rule rules[] = {", *rows, "};", ""]
     )
 
 

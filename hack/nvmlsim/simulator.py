@@ -127,13 +127,7 @@ class ProcessFields(TypedDict, total=False):
 
 
 ANY_PROCESS = ProcessFields(
-    memory_mib=512,
-    sm_percent=0,
-    gpu_instance=-1,
-    compute_instance=-1,
-    mps=False,
-    graphics=False,
-    pid_namespace=0,
+    memory_mib=512, sm_percent=0, gpu_instance=-1, compute_instance=-1, mps=False, graphics=False, pid_namespace=0
 )
 
 
@@ -215,13 +209,7 @@ class Simulator:
                 for name, value in fields.items():
                     set_field(slot, name, value)
 
-    def add_process(
-        self,
-        gpu: int,
-        pid: int,
-        name: str = "",
-        **fields: Unpack[ProcessFields],
-    ) -> None:
+    def add_process(self, gpu: int, pid: int, name: str = "", **fields: Unpack[ProcessFields]) -> None:
         """Start a process that computes or draws on a GPU. An empty name means that NVML knows none; `fields` replace
         those of ANY_PROCESS."""
         with self._edit() as state:

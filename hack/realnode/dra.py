@@ -74,15 +74,7 @@ def chart_manifests(plane: ControlPlane) -> list[Object]:
     """Return the objects of NVIDIA's chart with VALUES, as helm renders them; nothing is created."""
     chart = build.module_folder(build.DRA_DRIVER, build.DRA_DRIVER.module) / "deployments" / "helm" / RELEASE
     values = ",".join(f"{key}={value}" for key, value in VALUES.items())
-    command = (
-        "template",
-        RELEASE,
-        str(chart),
-        "--namespace",
-        install.GPU_OPERATOR_NAMESPACE,
-        "--set",
-        values,
-    )
+    command = ("template", RELEASE, str(chart), "--namespace", install.GPU_OPERATOR_NAMESPACE, "--set", values)
     done = launch.helm({**os.environ, "KUBECONFIG": str(plane.kubeconfig)}, *command)
     if done.returncode:
         raise launch.LaunchError(f"helm could not render the DRA driver's chart: {done.stderr.strip()}")

@@ -88,16 +88,7 @@ class Machine:
         entered.unlink(missing_ok=True)
         self.cgroup = cgroups.make(self.name)
         settings = [setting for setting in stand_ins if Path("/proc/sys", setting).exists()]
-        unshare = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--net",
-            "--fork",
-            "--kill-child",
-        ]
+        unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--net", "--fork", "--kill-child"]
         init = ["sh", "-c", _INIT, "machine", str(self.folder), *settings]
         command = ["setpriv", "--pdeathsig", "KILL", *unshare, *init]
         self._keeper = process.start(f"machine {self.name}", command, self.folder / "machine.log")

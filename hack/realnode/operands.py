@@ -34,11 +34,7 @@ def manifests(*, plugin: bool = True) -> list[Object]:
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
             "metadata": {"name": ACCOUNT},
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "cluster-admin",
-            },
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
             "subjects": [account],
         },
         *((_plugin(), _mps()) if plugin else ()),
@@ -71,10 +67,7 @@ def _mps() -> Object:
 
 
 def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[str, str]]) -> Object:
-    config = [
-        {"name": "available-configs", "mountPath": CONFIGS},
-        {"name": "config", "mountPath": "/config"},
-    ]
+    config = [{"name": "available-configs", "mountPath": CONFIGS}, {"name": "config", "mountPath": "/config"}]
     main = _container(name, command)
     # config-manager creates links into /available-configs, so the program needs that volume, too.
     main["volumeMounts"] = config + [{"name": volume, "mountPath": inside} for volume, (_, inside) in folders.items()]
@@ -86,9 +79,7 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
     }
     sidecar = _container("config-manager", ["/usr/bin/config-manager"], {**environ, "SEND_SIGNAL": "true"})
     init = _container(
-        "config-manager-init",
-        ["/usr/bin/config-manager"],
-        {**environ, "ONESHOT": "true", "SEND_SIGNAL": "false"},
+        "config-manager-init", ["/usr/bin/config-manager"], {**environ, "ONESHOT": "true", "SEND_SIGNAL": "false"}
     )
     for container in (sidecar, init):
         container["volumeMounts"] = config
@@ -115,10 +106,7 @@ def _mig_manager() -> Object:
         {"name": "mig-parted-config", "mountPath": "/mig-parted-config"},
         {"name": "host-root", "mountPath": "/host"},
     ]
-    volumes = [
-        {"name": "mig-parted-config", "configMap": {"name": MIG_MAP}},
-        _host_folder("host-root", HOST_ROOT),
-    ]
+    volumes = [{"name": "mig-parted-config", "configMap": {"name": MIG_MAP}}, _host_folder("host-root", HOST_ROOT)]
     return _daemon_set(MIG_MANAGER, {"containers": [main], "volumes": volumes, "hostPID": True})
 
 
@@ -158,8 +146,5 @@ def _daemon_set(name: str, spec: Object) -> Object:
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": name, "namespace": GPU_OPERATOR_NAMESPACE, "labels": labels},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
-        },
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
     }

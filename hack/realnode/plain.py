@@ -11,13 +11,7 @@ from gpusharing.api import names
 from hack.cluster import install
 from hack.cluster.api import Api, Object
 from hack.nvidia import build
-from hack.nvidia.installations import (
-    PCI,
-    PLAIN_NAMESPACE,
-    RELEASE,
-    install_plugin_chart,
-    mig_manager_manifests,
-)
+from hack.nvidia.installations import PCI, PLAIN_NAMESPACE, RELEASE, install_plugin_chart, mig_manager_manifests
 from hack.nvidia.operands import GFD, GFD_SECONDS, MIG_MANAGER
 from hack.realnode.node import RUNTIME_CLASS, KubeletNode
 from hack.realnode.nvidiaimage import NVIDIA_IMAGE

@@ -195,10 +195,7 @@ def _mount(folder: Path, state: Object) -> None:
     """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts."""
     root = Path(state["bundle"]) / "rootfs"
     shown = folder / "shown"
-    for source, target in (
-        (shown / "driver", root / "proc/driver"),
-        (shown / "pci", root / "sys/bus/pci/devices"),
-    ):
+    for source, target in ((shown / "driver", root / "proc/driver"), (shown / "pci", root / "sys/bus/pci/devices")):
         if target.is_dir():
             subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
 

@@ -72,9 +72,7 @@ def parser() -> argparse.ArgumentParser:
     first.add_argument("version", help="for example 0.1.0, or its tag v0.1.0")
     first.add_argument("--registry", default="", help="where image and chart go, for example registry.example/team")
     first.add_argument(
-        "--source",
-        default=UNKNOWN_SOURCE,
-        help="address of the repository, for example https://HOST/TEAM/NAME",
+        "--source", default=UNKNOWN_SOURCE, help="address of the repository, for example https://HOST/TEAM/NAME"
     )
     first.add_argument(
         "--platform",

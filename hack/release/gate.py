@@ -49,13 +49,7 @@ class Candidate:
 def find_obstacles(candidate: Candidate) -> list[str]:
     """Return a sentence for each reason why the candidate must not be published, except for the reasons that advisories
     give (`scan`)."""
-    checks = (
-        _find_placeholder,
-        _find_wrong_commit,
-        _find_missing_ci,
-        _find_missing_notes,
-        _find_wrong_images,
-    )
+    checks = (_find_placeholder, _find_wrong_commit, _find_missing_ci, _find_missing_notes, _find_wrong_images)
     return [problem for check in checks for problem in check(candidate)]
 
 
@@ -107,7 +101,7 @@ def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
 
 
 def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str, str], now: datetime) -> list[str]:
-    """Yield what advisories say of the images, except accepted ones, or why they cannot be compared."""
+    """Return what advisories say of the images, except accepted ones, or why they cannot be compared."""
     if not files:
         return [f"no file of advisories: name those of {PYPI} and {DEBIAN}, for example from {OSV}/{PYPI}/all.zip"]
     try:

@@ -74,11 +74,7 @@ def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
     )
     described = descriptor(INDEX, index)
     top = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]}
-    files = {
-        "oci-layout": dump({"imageLayoutVersion": "1.0.0"}),
-        "index.json": dump(top),
-        blob_name(index): index,
-    }
+    files = {"oci-layout": dump({"imageLayoutVersion": "1.0.0"}), "index.json": dump(top), blob_name(index): index}
     for each in images:
         files |= each.blobs
     for name, data in files.items():

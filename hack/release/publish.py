@@ -80,8 +80,8 @@ class Publisher:
         return _output(done, f"crane digest {name}").strip()
 
     def check_rendered(self, archive: Path, prepared: Prepared) -> None:
-        """Render the packed chart with helm twice, with its default values: as it is published, and without the digest,
-        as someone does who mirrors the image by tag."""
+        """Check that the packed chart names this image, as it is published and without the digest, as someone renders it
+        who mirrors the image by tag."""
         for options in ((), ("--set", "image.digest=")):
             rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
             named = sorted(set(IMAGE_LINE.findall(rendered)))

@@ -173,13 +173,7 @@ def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
 
 
 def players(
-    cluster: SimCluster,
-    spawn: Spawn,
-    *,
-    mig: DaemonPods,
-    mps: DaemonPods,
-    dra: DaemonPods,
-    agents: DaemonPods,
+    cluster: SimCluster, spawn: Spawn, *, mig: DaemonPods, mps: DaemonPods, dra: DaemonPods, agents: DaemonPods
 ) -> tuple[DaemonSetPlayer, ...]:
     """Return the players of the simulated DaemonSets; none if real controllers create the pods."""
     if not cluster.settings.play_daemon_sets:

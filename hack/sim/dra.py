@@ -46,12 +46,7 @@ def device_classes() -> list[JSON]:
             spec["extendedResourceName"] = resource
         metadata = {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}}
         classes.append(
-            {
-                "apiVersion": DEVICE_CLASSES.api_version,
-                "kind": "DeviceClass",
-                "metadata": metadata,
-                "spec": spec,
-            }
+            {"apiVersion": DEVICE_CLASSES.api_version, "kind": "DeviceClass", "metadata": metadata, "spec": spec}
         )
     return classes
 

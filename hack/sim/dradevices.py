@@ -70,8 +70,7 @@ class DraDevices:
         rows = [raw for raw in self._classes.values() if raw["spec"].get("extendedResourceName") == resource]
         newest = max((raw["metadata"]["creationTimestamp"] for raw in rows), default="")
         return min(
-            (raw["metadata"]["name"] for raw in rows if raw["metadata"]["creationTimestamp"] == newest),
-            default="",
+            (raw["metadata"]["name"] for raw in rows if raw["metadata"]["creationTimestamp"] == newest), default=""
         )
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:

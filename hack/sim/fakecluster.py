@@ -90,12 +90,7 @@ class FakeCluster:
         return copied(self.store.get(resource, self._key(resource, namespace, name)))
 
     def objects(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, *, namespace: str | None = None, label_selector: str = "", field_selector: str = ""
     ) -> list[JSON]:
         """Return copies of all objects of a kind that match, sorted by namespace and name."""
         match = matcher(label_selector, field_selector)

@@ -74,11 +74,7 @@ class Pods:
         if not _is_ready(pod) and (spec.get("unhealthyPodEvictionPolicy") == "AlwaysAllow" or enough):
             return
         if status["disruptionsAllowed"] < 1:
-            name, needed, has = (
-                budgets[0]["metadata"]["name"],
-                status["desiredHealthy"],
-                status["currentHealthy"],
-            )
+            name, needed, has = (budgets[0]["metadata"]["name"], status["desiredHealthy"], status["currentHealthy"])
             raise EvictionBlocked(f"The disruption budget {name} needs {needed} healthy pods and has {has} currently")
 
     def _budgets(self, namespace: str) -> Iterator[JSON]:

@@ -49,11 +49,7 @@ async def follow(
 
 
 async def _list(
-    client: KubeClient,
-    resource: Resource,
-    namespace: str | None,
-    handler: Handler,
-    known: dict[tuple[str, str], JSON],
+    client: KubeClient, resource: Resource, namespace: str | None, handler: Handler, known: dict[tuple[str, str], JSON]
 ) -> str:
     present: set[tuple[str, str]] = set()
     version = ""

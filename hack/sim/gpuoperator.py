@@ -5,12 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpusharing.api.names import (
-    LABEL_DEPLOY_PREFIX,
-    LABEL_GPU_PRESENT,
-    LABEL_MIG_CONFIG,
-    LABEL_WORKLOAD_CONFIG,
-)
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_GPU_PRESENT, LABEL_MIG_CONFIG, LABEL_WORKLOAD_CONFIG
 from gpusharing.kube.client import JSON
 from hack.sim.settings import SimSettings
 
@@ -68,11 +63,7 @@ def default_policy(settings: SimSettings) -> ClusterPolicy:
         return ClusterPolicy()
     off = frozenset(operand for operands in _SWITCHED.values() for operand in operands) - {"mig-manager"}
     return ClusterPolicy(
-        plugin_config=config,
-        mig_config=mig_config,
-        mig_default="",
-        plain=True,
-        off=frozenset() if config else off,
+        plugin_config=config, mig_config=mig_config, mig_default="", plain=True, off=frozenset() if config else off
     )
 
 

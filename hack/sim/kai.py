@@ -83,11 +83,7 @@ class Kai:
             self._pods.pop(metadata["uid"], None)
             try:
                 await self._client.delete(
-                    PODS,
-                    metadata["name"],
-                    namespace=metadata["namespace"],
-                    uid=metadata["uid"],
-                    grace=grace,
+                    PODS, metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"], grace=grace
                 )
             except (NotFound, Conflict):
                 continue

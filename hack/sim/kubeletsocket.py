@@ -29,10 +29,7 @@ Body: TypeAlias = bytes | Callable[[], bytes]
 """A response, or a function that returns one for each call."""
 Headers: TypeAlias = list[tuple[str, str]]
 OK: Headers = [("grpc-status", "0")]
-UNIMPLEMENTED: Headers = [
-    ("grpc-status", "12"),
-    ("grpc-message", "method GetAllocatableResources not implemented"),
-]
+UNIMPLEMENTED: Headers = [("grpc-status", "12"), ("grpc-message", "method GetAllocatableResources not implemented")]
 
 
 def field(number: int, content: bytes | str) -> bytes:
@@ -76,11 +73,7 @@ class Kubelet:
     """A gRPC server with one answer for each method. Large answers need window updates, as it obeys flow control."""
 
     def __init__(
-        self,
-        body: Body,
-        trailers: Headers = OK,
-        allocatable: Body | None = None,
-        instead: bytes | None = None,
+        self, body: Body, trailers: Headers = OK, allocatable: Body | None = None, instead: bytes | None = None
     ) -> None:
         """Answer List with `body` and `trailers`, and GetAllocatableResources with `allocatable`, if it is implemented,
         or with the bytes `instead` in place of HTTP/2 frames."""

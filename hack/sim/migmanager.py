@@ -20,16 +20,7 @@ from gpusharing.api.names import (
     PAUSED_FOR_MIG,
 )
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migparted import (
-    ApplyError,
-    ConfigError,
-    Entry,
-    applied,
-    apply_layout,
-    apply_mode,
-    entries,
-    mode_applied,
-)
+from hack.sim.migparted import ApplyError, ConfigError, Entry, applied, apply_layout, apply_mode, entries, mode_applied
 from hack.sim.readings import Readings
 from hack.sim.settings import Clock, SimSettings
 
@@ -110,12 +101,7 @@ class MigManager:
     """The process of one mig-manager pod. Create a new object for a new pod. To kill the process, cancel `run`."""
 
     def __init__(
-        self,
-        port: NodePort,
-        gpus: SimulatedGPUs,
-        faults: MigManagerFaults,
-        clock: Clock,
-        settings: SimSettings,
+        self, port: NodePort, gpus: SimulatedGPUs, faults: MigManagerFaults, clock: Clock, settings: SimSettings
     ) -> None:
         self._port = port
         self._gpus = gpus

@@ -93,10 +93,7 @@ class _MigPort:
     def mig_file(self) -> str:
         cluster = self._node.cluster
         content = cluster.config_maps.content(
-            cluster.policy.mig_config,
-            node=self._node.name,
-            pod_started=self._started,
-            now=cluster.clock.now(),
+            cluster.policy.mig_config, node=self._node.name, pod_started=self._started, now=cluster.clock.now()
         )
         # A missing ConfigMap also gives the generated file, although a real pod would not start then.
         return content.get("config.yaml") or self._node.generated_file
@@ -132,10 +129,7 @@ class SimNode:
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
             PlayedOperand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
-            for port in (
-                self._plugin,
-                self._gfd,
-            )
+            for port in (self._plugin, self._gfd)
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pod: JSON | None = None
@@ -285,10 +279,7 @@ class SimNode:
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {
             "name": name,
-            "labels": {
-                "app.kubernetes.io/component": "nvidia-mig-manager",
-                "nvidia.com/node-name": self.name,
-            },
+            "labels": {"app.kubernetes.io/component": "nvidia-mig-manager", "nvidia.com/node-name": self.name},
             "ownerReferences": [owner],
         }
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": text}}

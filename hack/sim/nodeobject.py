@@ -64,9 +64,7 @@ class NodeObject:
             self._on_labels(before, self.labels)
 
     async def patch(
-        self,
-        labels: Mapping[str, str | None] | None = None,
-        annotations: Mapping[str, str | None] | None = None,
+        self, labels: Mapping[str, str | None] | None = None, annotations: Mapping[str, str | None] | None = None
     ) -> None:
         """Change labels and annotations; a value of None removes one."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}

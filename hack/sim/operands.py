@@ -81,11 +81,7 @@ class DevicePlugin(Configured):
     operand = "device-plugin"
 
     def __init__(
-        self,
-        cluster: SimCluster,
-        node: NodeObject,
-        gpus: SimulatedGPUs,
-        mps_serves: Callable[[], bool] = lambda: False,
+        self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs, mps_serves: Callable[[], bool] = lambda: False
     ) -> None:
         super().__init__(cluster, node, gpus)
         self._mps_serves = mps_serves

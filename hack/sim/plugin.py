@@ -98,11 +98,7 @@ def _flags(flags: JSONValue) -> None:
     for where, names in ((flags, _TEXTS), (plugin, _PLUGIN), (gfd, _GFD)):
         for name in names:
             _text(_field(where, name))
-    for where, switches in (
-        (flags, _BOOLS),
-        (plugin, ["passDeviceSpecs"]),
-        (gfd, ["oneshot", "noTimestamp"]),
-    ):
+    for where, switches in ((flags, _BOOLS), (plugin, ["passDeviceSpecs"]), (gfd, ["oneshot", "noTimestamp"])):
         for name in switches:
             _bool(_field(where, name))
     strategies = _field(plugin, "deviceListStrategy")

@@ -221,10 +221,7 @@ class Workloads:
             try:
                 await self._claim(pod, request, name)
                 answer = await self._client.patch(
-                    PODS,
-                    pod["metadata"]["name"],
-                    {"spec": {"nodeName": name}},
-                    namespace=pod["metadata"]["namespace"],
+                    PODS, pod["metadata"]["name"], {"spec": {"nodeName": name}}, namespace=pod["metadata"]["namespace"]
                 )
             except (NotFound, Conflict, AlreadyExists):
                 continue

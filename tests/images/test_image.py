@@ -7,7 +7,7 @@ import pytest
 from hack.images import local
 from hack.images.__main__ import FOUND, TOO_BIG, overall
 from hack.images.contents import Origin, labels, read_origin
-from hack.images.local import LIMIT, by_kind, kind, missing, needed, table, too_big
+from hack.images.local import LIMIT, missing, needed, too_big
 from hack.images.wheels import scripts
 
 ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)
@@ -52,36 +52,6 @@ def test_a_container_starts_one_of_our_programs_as_a_user_without_rights() -> No
 
 
 @pytest.mark.parametrize(
-    ("path", "named"),
-    [
-        ("usr/local/lib/python3.13/dist-packages/gpusharing/api/names.py", "operator and agent"),
-        ("usr/local/bin/gpusharing-agent", "operator and agent"),
-        ("usr/local/lib/python3.13/dist-packages/kopf/__pycache__/x.cpython-313.pyc", "libraries: bytecode"),
-        (
-            "usr/local/lib/python3.13/dist-packages/yaml/_yaml.cpython-313-x86_64-linux-gnu.so",
-            "libraries: compiled",
-        ),
-        ("usr/lib/python3.13/os.py", "Python: source"),
-        ("usr/lib/x86_64-linux-gnu/libc.so.6", "libraries of the system"),
-        ("etc/passwd", "copyright, users, lists"),
-    ],
-)
-def test_every_path_counts_as_one_kind(path: str, named: str) -> None:
-    assert kind(path) == named
-
-
-def test_the_table_adds_up(tmp_path: Path) -> None:
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/passwd").write_text("x" * 1000)
-    (tmp_path / "link").symlink_to("etc/passwd")
-    found = by_kind([tmp_path])
-    count, size, packed = found["copyright, users, lists"]
-    assert (count, size) == (1, 1000), "a link is no file"
-    assert 0 < packed < size
-    assert table(found, 500_000).splitlines()[-1].split() == ["all,", "as", "transferred", "1", "0.0", "0.5"]
-
-
-@pytest.mark.parametrize(
     ("statuses", "status"),
     [((0, 0), 0), ((0, FOUND), FOUND), ((TOO_BIG, FOUND), TOO_BIG), ((FOUND, TOO_BIG), 1)],
 )
@@ -93,7 +63,10 @@ def test_an_advisory_about_one_image_does_not_hide_that_another_is_too_big(
 
 def test_an_image_that_is_too_big_is_refused() -> None:
     assert too_big(LIMIT) == ""
-    assert too_big(LIMIT + 100_000) == "70.1 MB compressed are more than the limit of 70 MB: the table shows what grew"
+    assert (
+        too_big(LIMIT + 100_000)
+        == "70.1 MB compressed are more than the limit of 70 MB: the list shows which layer grew"
+    )
 
 
 # --- what is linked ---------------------------------------------------------------------------------------

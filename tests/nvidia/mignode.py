@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
@@ -12,7 +12,6 @@ from hack.nvidia import build
 from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
-from hack.results import Asked
 from tests.nvidia.programs import entry_for
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE
@@ -38,13 +37,10 @@ ENTRIES = {
 
 
 class MigNode:
-    """A node of the API server with a mig-manager on a simulated machine; `count` as in conftest.py."""
+    """A node of the API server with a mig-manager on a simulated machine."""
 
-    def __init__(
-        self, plane: ControlPlane, folder: Path, model: str, count: Callable[..., None] = lambda *_: None
-    ) -> None:
-        self.api, self.name, self.count = plane.api, folder.name, count
-        self._model = model
+    def __init__(self, plane: ControlPlane, folder: Path, model: str) -> None:
+        self.api, self.name = plane.api, folder.name
         self.simulator = Simulator.create(folder / "nvml.state", [model] * 2, seed=folder.name)
         sandbox = Sandbox(self.simulator, folder / "box")
         config = sandbox.folder / "mig.yaml"
@@ -92,7 +88,6 @@ class MigNode:
                     if seen and seen[-1] in last:
                         break
             assert time.monotonic() < deadline, (seen, self.manager.log.read_text()[-3000:])
-        self.count(self._model, Asked.MIG_MANAGER)
         return seen
 
     def _changes(self) -> Generator[Object, None, None]:

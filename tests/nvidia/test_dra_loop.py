@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 from hack.nvidia.installations import DRA
-from hack.nvidia.loop import FULL, HALVES, MIXED, MODEL, PODS, NvidiaLoop, is_cordoned, running_loop
-from hack.results import Asked
+from hack.nvidia.loop import FULL, HALVES, MIXED, PODS, NvidiaLoop, is_cordoned, running_loop
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
-from tests.nvidia.conftest import Count
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -57,7 +55,7 @@ def place(loop: NvidiaLoop, resource: str) -> tuple[str, str]:
     return name, str(result["device"])
 
 
-def test_each_change_is_proven_by_what_the_real_driver_publishes(loop: NvidiaLoop, count: Count) -> None:
+def test_each_change_is_proven_by_what_the_real_driver_publishes(loop: NvidiaLoop) -> None:
     loop.bring(**FULL)
     assert published(loop) == {"gpu": 2}
     work, device = place(loop, "nvidia.com/gpu")
@@ -76,4 +74,3 @@ def test_each_change_is_proven_by_what_the_real_driver_publishes(loop: NvidiaLoo
         assert not is_cordoned(loop, "one")
         assert loop.evicted()[-1] == evicted
         work, device = place(loop, resource)
-        count(MODEL, Asked.CHANGES)

@@ -7,9 +7,8 @@ from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.layout import MAX_GPUS
 from hack.nvmlsim.models import find_model, simulated_cards
-from hack.results import Asked
 from tests.build import make_gpu
-from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import Done, MigParted, entry_for
 from tests.nvidia.standins import stand_in_parted
 
@@ -84,7 +83,7 @@ def one_file() -> dict[str, migfile.Entry]:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_each_named_layout_is_applied_asserted_and_exported_as_the_same(
-    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox
 ) -> None:
     gpus = make_gpus(model, 2)
     parted = MigParted(make_sandbox(model, model), one_file)
@@ -94,12 +93,11 @@ def test_each_named_layout_is_applied_asserted_and_exported_as_the_same(
         applied = parted.apply(name)
         assert (applied.status, parted.check(name).status) == (0, 0), (name, applied.output)
         assert exported(parted, gpus) == migfile.well_known(gpus, name) == migfile.resolve(one_file[name], gpus)
-    count(model, Asked.LAYOUTS, len(names))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_named_layout_of_other_cards_alone_is_applied_successfully_and_changes_nothing(
-    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+    model: str, one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox
 ) -> None:
     gpus = make_gpus(model, 2)
     parted = MigParted(make_sandbox(model, model), one_file)
@@ -112,8 +110,6 @@ def test_a_named_layout_of_other_cards_alone_is_applied_successfully_and_changes
         assert (applied.status, applied.last_line) == (0, "MIG configuration applied successfully"), name
     assert exported(parted, gpus) == before
     assert len(names) > 20
-    count(model, Asked.VERDICTS, len(names))
-    count(model, Asked.TRAPS, len(names))
 
 
 TWO_MODELS = (("h100-80gb", "a100-80gb"), ("a30", "h200-141gb"), ("h100-80gb", "a100-40gb"))
@@ -121,7 +117,7 @@ TWO_MODELS = (("h100-80gb", "a100-80gb"), ("a30", "h200-141gb"), ("h100-80gb", "
 
 @pytest.mark.parametrize("models", TWO_MODELS, ids=" and ".join)
 def test_on_a_node_with_two_models_a_named_layout_means_on_each_what_it_means_there(
-    models: tuple[str, str], one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+    models: tuple[str, str], one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox
 ) -> None:
     gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
     meanings = {name: migfile.resolve(entry, gpus) for name, entry in one_file.items()}
@@ -133,11 +129,10 @@ def test_on_a_node_with_two_models_a_named_layout_means_on_each_what_it_means_th
             assert exported(parted, gpus) == meaning == migfile.well_known(gpus, name)
             applied += 1
     assert applied >= 3
-    count(" and ".join(models), Asked.LAYOUTS, applied)
 
 
 def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_mistaken_before_v0_15(
-    one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox, count: Count
+    one_file: dict[str, migfile.Entry], make_sandbox: MakeSandbox
 ) -> None:
     models = ("h100-80gb", "a100-40gb")  # 1g.10gb is one eighth of the one and one quarter of the other
     gpus = [make_gpu(index, product=find_model(model).products[0]) for index, model in enumerate(models)]
@@ -149,16 +144,14 @@ def test_a_profile_name_that_is_another_profile_on_the_other_card_of_a_node_is_m
     if MISTAKES_NAMES:
         assert applied.status == 1
         assert "Unsupported MIG Device specified 1g.10gb, expected 1g.5gb instead" in applied.output
-        count(" and ".join(models), Asked.BAD_INPUT)
     else:
         assert (applied.status, parted.check("all-1g.10gb").status) == (0, 0), applied.output
         assert exported(parted, gpus) == meaning
-        count(" and ".join(models), Asked.LAYOUTS)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_each_own_layout_up_to_the_maximal_ones_is_applied_asserted_and_exported_as_the_same(
-    model: str, make_sandbox: MakeSandbox, count: Count
+    model: str, make_sandbox: MakeSandbox
 ) -> None:
     profiles = find_model(model).profiles
     layouts = [layout for layout in legal_layouts(profiles) if layout]
@@ -170,7 +163,6 @@ def test_each_own_layout_up_to_the_maximal_ones_is_applied_asserted_and_exported
         applied, asserted, found = machine.put(batch)
         assert (applied.status, asserted.status) == (0, 0), applied.output
         assert found == (*batch, *whole)
-    count(model, Asked.LAYOUTS, len(layouts))
 
 
 def foreign_layouts(model: str) -> list[Layout]:
@@ -184,9 +176,7 @@ def foreign_layouts(model: str) -> list[Layout]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
-    model: str, make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(model: str, make_sandbox: MakeSandbox) -> None:
     profiles = find_model(model).profiles
     misfits = {layout: find_misfit(layout, profiles) for layout in foreign_layouts(model)}
     legal = [layout for layout, misfit in misfits.items() if not misfit]
@@ -204,8 +194,6 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
         assert (applied.status, asserted.status) == (0, 0), applied.output
         assert found[: len(batch)] == batch
     assert len(unknown) > 100
-    count(model, Asked.VERDICTS, len(legal) + len(unknown))
-    count(model, Asked.TRAPS, len(unknown))
 
 
 def just_too_full(model: str) -> list[Layout]:
@@ -222,7 +210,7 @@ def more(layout: Layout, profile: str, number: int) -> Layout:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
-    model: str, make_sandbox: MakeSandbox, count: Count
+    model: str, make_sandbox: MakeSandbox
 ) -> None:
     profiles = find_model(model).profiles
     foreign = [one for one in foreign_layouts(model) if is_refused(find_misfit(one, profiles), "does not fit")]
@@ -236,12 +224,11 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
         (gpu,) = parted.sandbox.simulator.show()["gpus"]
         assert (gpu["mig"]["current"], gpu["instances"]) == (True, []), describe(layout)
         assert stand_in_parted(model, layout) == (True, ()), describe(layout)
-    count(model, Asked.VERDICTS, len(layouts))
 
 
 @pytest.mark.parametrize("model", WITHOUT_MIG)
 def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens(
-    model: str, make_sandbox: MakeSandbox, count: Count
+    model: str, make_sandbox: MakeSandbox
 ) -> None:
     layouts = foreign_layouts(model)
     chosen = layouts[:: len(layouts) // 8]
@@ -255,5 +242,3 @@ def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and
     refused = named.apply("own")
     assert refused.status == 1
     assert "non MIG-capable GPU" in refused.last_line
-    count(model, Asked.VERDICTS, len(chosen) + 1)
-    count(model, Asked.TRAPS, len(chosen))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from tests.nvidia.conftest import Count
 from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
 from tests.nvidia.undeletable import create_pod, undeletable
 
@@ -17,11 +16,11 @@ pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
 
 @pytest.fixture
-def make_node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory, count: Count) -> Iterator[Any]:
+def make_node(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     nodes: list[MigNode] = []
 
     def make(model: str = "h100-80gb", **labels: str) -> MigNode:
-        node = MigNode(plane, tmp_path_factory.mktemp("n"), model, count)
+        node = MigNode(plane, tmp_path_factory.mktemp("n"), model)
         nodes.append(node)
         node.label(**labels)
         return node

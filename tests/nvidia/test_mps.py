@@ -5,8 +5,7 @@ import signal
 import pytest
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.models import find_model
-from hack.results import Asked
-from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import (
     MPS_FOLDER,
     ProgramEnded,
@@ -64,9 +63,7 @@ def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
-def test_mps_is_served_and_labelled_exactly_as_predicted(
-    setting: Setting, make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_mps_is_served_and_labelled_exactly_as_predicted(setting: Setting, make_sandbox: MakeSandbox) -> None:
     target, text, case = plan(setting)
     sandbox = make_sandbox(setting.model, setting.model)
     with running_mps_daemon(sandbox, text):
@@ -74,31 +71,25 @@ def test_mps_is_served_and_labelled_exactly_as_predicted(
         assert start_mps_plugin(sandbox, text).resources(1) == setting.resources
     labels = gfd_labels(sandbox, text)
     labels_as_predicted(labels, case)
-    count(setting.model, Asked.PLUGIN)
-    count(setting.model, Asked.GFD)
 
 
-def test_nvidias_mps_daemon_leaves_the_gpus_exclusive_when_it_is_killed(
-    make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_nvidias_mps_daemon_leaves_the_gpus_exclusive_when_it_is_killed(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
     with running_mps_daemon(sandbox, config(4)) as daemon:
         daemon.stop(signal.SIGKILL)
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS]
-    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_without_its_daemon_nvidias_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_without_its_daemon_nvidias_plugin_waits_and_serves_nothing(make_sandbox: MakeSandbox) -> None:
     plugin = start_mps_plugin(make_sandbox("h100-80gb"), config(4))
     plugin.plugin.wait_for_log("Failed to start plugin")
     assert plugin.counts() == {}
     plugin.stop()
-    count("h100-80gb", Asked.BAD_INPUT)
 
 
 @pytest.mark.parametrize("model", ["h100-80gb", "t4", "v100-16gb"])
 def test_nvidias_mps_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
-    model: str, make_sandbox: MakeSandbox, count: Count
+    model: str, make_sandbox: MakeSandbox
 ) -> None:
     sandbox, most = make_sandbox(model), find_model(model).mps_max_clients
     assert plan(Setting("most", model, mps(most)))[0].resources == {"nvidia.com/gpu": 2 * most}
@@ -108,23 +99,20 @@ def test_nvidias_mps_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
     refused = start_mps_daemon(sandbox, config(most + 1))
     with pytest.raises(ProgramEnded, match=f"maximum allowed replicas exceeded: {most + 1} > {most}"):
         refused.wait(lambda: False)
-    count(model, Asked.BAD_INPUT)
 
 
-def test_nvidias_plugin_refuses_mps_with_mig(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_nvidias_plugin_refuses_mps_with_mig(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),))
     with pytest.raises(ProgramEnded, match="mixed is not supported with MPS"):
         start_mps_plugin(sandbox, config(4, "mixed")).resources(1)
     with pytest.raises(ProgramEnded, match="sharing using MPS is not supported for MIG devices"):
         start_mps_plugin(sandbox, config(4, "single")).resources(1)
-    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),), None)
     with pytest.raises(ProgramEnded, match="MPS sharing is not supported for mig devices"):
         gfd_labels(sandbox, config(4))
     assert not (sandbox.folder / "labels").exists()
-    count("h100-80gb", Asked.BAD_INPUT)

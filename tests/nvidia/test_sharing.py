@@ -3,9 +3,8 @@
 import pytest
 from hack.nvmlsim.models import find_model
 from hack.nvmlsim.simulator import EVENT_XID
-from hack.results import Asked
 from hack.sim.plugin import PluginError
-from tests.nvidia.conftest import Count, MakeSandbox
+from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import DevicePluginProgram, ProgramEnded, gfd_labels, served, set_layouts
 from tests.nvidia.standins import check_gfd, check_plugin
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusal, slices, slicing
@@ -80,9 +79,7 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.text)
-def test_a_mode_is_served_and_labelled_exactly_as_predicted(
-    setting: Setting, make_sandbox: MakeSandbox, count: Count
-) -> None:
+def test_a_mode_is_served_and_labelled_exactly_as_predicted(setting: Setting, make_sandbox: MakeSandbox) -> None:
     target, config, case = plan(setting)
     sandbox = make_sandbox(setting.model, setting.model)
     set_layouts(sandbox, *target.layouts)
@@ -93,8 +90,6 @@ def test_a_mode_is_served_and_labelled_exactly_as_predicted(
     labels_as_predicted(labels, case)
     check_gfd(setting.model, target.layouts, config, labels)
     assert labels["nvidia.com/mig.capable"] == str(bool(find_model(setting.model).profiles)).lower()
-    count(setting.model, Asked.PLUGIN)
-    count(setting.model, Asked.GFD)
 
 
 def test_time_slicing_on_top_of_mig_multiplies_the_named_profiles(make_sandbox: MakeSandbox) -> None:
@@ -143,7 +138,7 @@ INVALID_FOR_SINGLE = (
 
 @pytest.mark.parametrize(("layouts", "said"), INVALID_FOR_SINGLE)
 def test_single_on_what_is_not_one_kind_ends_the_plugin_and_gfd_says_invalid_so_we_refuse_it(
-    layouts: tuple[Layout | None, ...], said: str, make_sandbox: MakeSandbox, count: Count
+    layouts: tuple[Layout | None, ...], said: str, make_sandbox: MakeSandbox
 ) -> None:
     spec = mig("single", *(dict(layout or ()) for layout in layouts))
     assert refusal(Setting("single", "h100-80gb", spec)).reason is Reason.LAYOUT_NOT_UNIFORM
@@ -158,10 +153,9 @@ def test_single_on_what_is_not_one_kind_ends_the_plugin_and_gfd_says_invalid_so_
     check_gfd("h100-80gb", layouts, config, labels)
     assert labels[LABEL_GPU_PRODUCT] == "NVIDIA-H100-80GB-HBM3-MIG-INVALID"
     assert (labels["nvidia.com/gpu.count"], labels["nvidia.com/gpu.replicas"]) == ("0", "0")
-    count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     plugin = DevicePluginProgram(sandbox, pluginconfig.render(PluginConfig()))
     plugin.wait_for("nvidia.com/gpu", 2)
@@ -173,4 +167,3 @@ def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSand
 
     plugin.plugin.wait(noticed)
     plugin.stop()
-    count("h100-80gb", Asked.BAD_INPUT)

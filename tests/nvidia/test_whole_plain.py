@@ -12,7 +12,6 @@ import pytest
 from hack.cluster.audit import read_requests, wait_logged
 from hack.nvidia.installations import MIG_MANAGER_ACCOUNT, PLAIN, PLAIN_NAMESPACE, PLUGIN_ACCOUNT
 from hack.nvidia.loop import HALVES, OPERATOR, POLICY, WALK, NvidiaLoop, is_cordoned, running_loop
-from tests.nvidia.conftest import Count
 from tests.nvidia.walking import walk_through
 
 from gpusharing.api import names
@@ -49,10 +48,8 @@ def refused(loop: NvidiaLoop) -> list[tuple[str, str, str]]:
     ]
 
 
-def test_a_node_goes_to_mig_to_another_layout_and_back_with_the_rights_of_the_manifests(
-    loop: NvidiaLoop, count: Count
-) -> None:
-    walk_through(loop, (WHOLE, LAYOUT, ANOTHER, WHOLE), count)
+def test_a_node_goes_to_mig_to_another_layout_and_back_with_the_rights_of_the_manifests(loop: NvidiaLoop) -> None:
+    walk_through(loop, (WHOLE, LAYOUT, ANOTHER, WHOLE))
     log = loop.nodes["one"].programs.mig_manager.log.read_text()
     assert "Waiting for" in log
     assert names.LABEL_DEPLOY_CLIENT in log

@@ -1,7 +1,6 @@
 """mig-manager's five minutes, to the end. They pass beside the other tests (conftest.py)."""
 
 import pytest
-from tests.nvidia.conftest import Count
 from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
 from tests.nvidia.undeletable import PODS
 
@@ -14,10 +13,9 @@ SECONDS = 330.0
 
 
 def test_a_device_plugin_that_does_not_go_in_five_minutes_is_given_up_as_this_version_does(
-    stuck: tuple[MigNode, str], count: Count
+    stuck: tuple[MigNode, str],
 ) -> None:
     node, pod = stuck
-    node.count = count
     node.wait_for_log("device-plugin pod did not shutdown", "Waiting for change to", seconds=SECONDS)
     given_up = node.states_until(GIVEN_UP[-1])
     # The state before the last one may be over by the time the log is read.

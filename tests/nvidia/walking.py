@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from functools import partial
 
-from hack.nvidia.loop import MODEL, POLICY, NvidiaLoop, Stop, is_cordoned
-from hack.results import Asked
-from tests.nvidia.conftest import Count
+from hack.nvidia.loop import POLICY, NvidiaLoop, Stop, is_cordoned
 
 
-def walk_through(loop: NvidiaLoop, stops: Sequence[Stop], count: Count) -> None:
+def walk_through(loop: NvidiaLoop, stops: Sequence[Stop]) -> None:
     """Bring the pool to each stop with a pod on every node, and check policy, GPUNodes, Nodes and GPUs there."""
     offered = ""
     for stop in stops:
@@ -23,7 +21,6 @@ def walk_through(loop: NvidiaLoop, stops: Sequence[Stop], count: Count) -> None:
         assert loop.api.get(POLICY)["status"]["summary"]["nodes"] == f"{all_nodes}/{all_nodes}", stop.text
         assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
         offered = min(stop.served)
-        count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
 def _is_synced(loop: NvidiaLoop, node: str) -> bool:

@@ -144,7 +144,7 @@ static nvmlReturn_t open_locked(void)
     int is_new = 0;
     const char *path = getenv("NVMLSIM_STATE");
     if (path == NULL || *path == '\0') {
-        fprintf(stderr, "nvmlsim (SIMULATED NVML): NVMLSIM_STATE is not set; see python -m hack.nvmlsim env\n");
+        fprintf(stderr, "nvmlsim (SIMULATED NVML): NVMLSIM_STATE is not set; see hack/nvmlsim/README.md\n");
         return NVML_ERROR_DRIVER_NOT_LOADED;
     }
     if (mapped == NULL || strcmp(path, mapped_path) != 0) {
