@@ -18,7 +18,6 @@ from hack.apt import alone_with_apt
 from hack.cache import UnavailableError, cache_root, make_once
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-"""The names of browsers that are searched for on the PATH."""
 PACKAGE = "chromium-headless-shell"
 PROGRAM = Path("usr/lib/chromium/chromium-headless-shell")
 SECONDS = 300.0

@@ -154,7 +154,6 @@ def private_directory(path: Path) -> Path:
 
 
 def write_private(path: Path, data: str | bytes) -> Path:
-    """Write `data` to `path` with mode 0600 and return `path`."""
     raw = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "wb") as file:

@@ -11,7 +11,6 @@ from pathlib import Path
 from hack.cache import UnavailableError, say
 
 INSTALL = "apt-get install --yes gcc libc6-dev"
-"""The command that installs a C compiler on Debian."""
 
 
 def find_compiler() -> str | None:
@@ -30,7 +29,6 @@ def need_compiler(what: str) -> str:
 
 
 def compile_c(what: str, *arguments: str) -> None:
-    """Run the C compiler with these arguments."""
     program = need_compiler(what)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -67,7 +65,6 @@ TAIL = 12
 
 
 def find_go(what: str) -> str:
-    """Return the path of the go command."""
     need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
     remedy = "install Go from https://go.dev/dl and put it first on PATH."
     go = shutil.which("go")
@@ -95,7 +92,6 @@ def run_go(
 
 
 def failure(what: str, output: str, again: str) -> UnavailableError:
-    """Return the error for a failed build."""
     lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):

@@ -55,7 +55,6 @@ class _Generator(GenerateJsonSchema):
     """Also shows defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
-        """Return the default of a field as the schema shows it."""
         if "default_factory" not in schema:
             return super().get_default_value(schema)
         factory: Any = schema["default_factory"]

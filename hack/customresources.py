@@ -26,16 +26,12 @@ class PrinterColumn:
     name: str
     """The heading, which kubectl shows in upper case."""
     path: str
-    """The JSONPath of the value in the object."""
     description: str
     """The column's description in the CRD, also shown on the reference page."""
     type: Literal["string", "integer", "date"] = "string"
-    """The type of the value; kubectl shows a `date` as an age."""
     wide: bool = False
-    """Whether the column is shown with `-o wide` only."""
 
     def manifest(self) -> Schema:
-        """Return the column as an item of additionalPrinterColumns."""
         column: Schema = {"name": self.name, "type": self.type, "jsonPath": self.path, "description": self.description}
         return column | {"priority": 1} if self.wide else column
 
@@ -45,21 +41,13 @@ class CustomResource:
     """One of our custom resources, which are cluster-scoped."""
 
     kind: str
-    """The kind of one object; `List` is appended for the kind of a list."""
     plural: str
-    """The name in URLs, in lower case."""
     short_name: str
-    """The short name that kubectl accepts instead of the plural."""
     description: str
-    """The description of the kind in the CRD."""
     spec: type[WireModel | WireRecord]
-    """The type of `spec`."""
     status: type[WireModel | WireRecord]
-    """The type of `status`, which is a subresource."""
     columns: Sequence[PrinterColumn]
-    """The columns of `kubectl get`, in their order."""
     rules: Sequence[ApiRule] = ()
-    """Validation rules about the whole object."""
     selectable: Sequence[str] = ()
     """The paths of the fields by which `kubectl get --field-selector` may select. Kubernetes 1.30 ignores them, because
     its feature gate CustomResourceFieldSelectors is off by default."""
@@ -129,7 +117,6 @@ RESOURCES = (POLICY, GPUNODE)
 
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
-    """Return the manifest of one resource's CustomResourceDefinition."""
     singular = resource.kind.lower()
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -13,8 +13,6 @@ RATE, RANGE = "$__rate_interval", "$__range"
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel of a dashboard."""
-
     title: str
     expression: str
     legend: str = ""
@@ -22,18 +20,13 @@ class Panel:
     width: int = 12
     unit: str = "short"
     alarm: bool = False
-    """Whether a stat is red if its value is 1 or more."""
     stacked: bool = False
     text: str = ""
-    """The panel's description, for what the title does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One dashboard, a page of panels."""
-
     name: str
-    """The name that appears in the file name and in the uid."""
     title: str
     variables: tuple[Variable, ...]
     panels: tuple[Panel, ...]

@@ -91,7 +91,6 @@ class Embedded:
     loop: Loop | None = None
     lease: LeaderLease | None = None
     client: MortalClient | None = None
-    """The client of the operator that was started last."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -161,15 +160,12 @@ class Embedded:
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
-        """Return a copy of a policy as stored."""
         return self.cluster.get(POLICIES, name)
 
     def node(self, name: str) -> JSON:
-        """Return a copy of a Node as stored."""
         return self.cluster.get(NODES, name)
 
     def gpunode(self, name: str) -> JSON:
-        """Return a copy of a GPUNode as stored."""
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -278,7 +274,6 @@ class EmbeddedOptions(TypedDict, total=False):
     hardware: dict[str, SimulatedGPUs] | None
     """The GPUs of nodes whose labels cannot describe them, such as mixed cards, by node name."""
     played: bool
-    """Whether node software and workloads run."""
     pages: Pages | None
     """An object that is notified when agents start and end, or None (see NodeSoftware)."""
 

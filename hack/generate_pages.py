@@ -73,7 +73,6 @@ _SEEN = {
 
 
 def reasons() -> str:
-    """Return the page about all reasons."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
         rows = [

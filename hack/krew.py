@@ -99,7 +99,6 @@ MACHINES: Mapping[str, str] = {
     "darwin/amd64": "x86_64-apple-darwin",
     "darwin/arm64": "aarch64-apple-darwin",
 }
-"""uv's name of each platform."""
 COMPLETER = "kubectl_complete-gpusharing"
 ENTRIES = {PROGRAM: "kubectl_gpusharing.main", COMPLETER: "kubectl_gpusharing.shell.completing"}
 SHIM = """\

@@ -183,7 +183,6 @@ class LaunchedProcess:
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:
-        """Whether the program has been started and has not ended."""
         return self._running is not None and self._running.poll() is None
 
     def send(self, number: signal.Signals) -> None:
@@ -192,11 +191,9 @@ class LaunchedProcess:
         self._running.send_signal(number)
 
     def kill(self) -> None:
-        """Kill the program with SIGKILL and wait for its end."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM and wait for its end."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:

@@ -83,7 +83,6 @@ ANNOTATIONS: Mapping[str, str] = {
     "operatorframework.io/suggested-namespace": NAMESPACE,
     "operators.operatorframework.io/internal-objects": '["gpunodes.gpusharing.dev"]',
 }
-"""The annotations of a ClusterServiceVersion that are the same in each version."""
 Object = dict[str, Any]
 
 

@@ -34,7 +34,6 @@ PACKAGES = {
     )
     for (program, machine), sha256 in _FILES.items()
 }
-"""The package of each program and machine, from Debian 13."""
 
 
 def ensure(program: Program = "promtool") -> Path:

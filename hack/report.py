@@ -71,11 +71,9 @@ class Report:
         """Number of collected tests that belong to another verb, by verb."""
         self._outcomes: dict[int, Counter[str]] = defaultdict(Counter)
         self._skipped: Counter[str] = Counter()
-        """Number of skipped tests, by reason."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._properties: list[tuple[str, object]] = []
         self._logs: list[str] = []
-        """The log of each failed test."""
 
     # --- what pytest calls -----------------------------------------------------------------------------
 

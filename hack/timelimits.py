@@ -33,7 +33,6 @@ class TimeLimits:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Give each test its limit."""
         limit(items)
 
     @pytest.hookimpl(wrapper=True)

@@ -20,8 +20,6 @@ EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", 
 """Folders of tests that run our loops, the FakeCluster or the simulators in the test's process (rung 1)."""
 
 ABOUT_HACK = frozenset({"bench", "faults", "hack", "images"})
-"""Folders of tests about `hack/` and about the tests themselves, not about the product."""
-
 ABOVE = frozenset({"e2e", "integration"})
 """Folders that have tests of rungs 2 and 4 only."""
 

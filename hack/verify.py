@@ -59,7 +59,6 @@ class Steps:
     process: subprocess.Popen[bytes] | None = None
     """The process of the step that is running or ran last, or None before the first step."""
     ended: bool = False
-    """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
         """Note that SIGTERM arrived, and send it to the running step, if there is one."""

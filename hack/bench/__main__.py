@@ -101,7 +101,6 @@ PARTS = (
         node_software=False,
     ),
 )
-"""The parts that run on a control plane, in this order."""
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:

@@ -48,7 +48,6 @@ class Tenant:
     pod: str
     resource: str
     device: str
-    """The UUID of the GPU or MIG device."""
     gpu: int
     gpu_instance: int = -1
     """The id of the GPU instance, or -1 for a whole GPU."""
@@ -57,7 +56,6 @@ class Tenant:
 
     @property
     def uid(self) -> str:
-        """The UID of the pod, derived from its namespace and name."""
         return str(uuid5(NAMESPACE_OID, f"{self.namespace}/{self.pod}"))
 
 
@@ -68,7 +66,6 @@ class SeenTenants:
     tenants: tuple[Tenant, ...]
     environment: Mapping[str, str]
     attributed: bool
-    """Whether the processes are in cgroups named for their pods."""
 
     def expected(self) -> Mapping[str, int]:
         """Return the values that the agent's metrics must have if it sees every tenant, by metric name without the
@@ -178,10 +175,8 @@ class Running:
     pid: int
     port: int
     token: str
-    """A token that may read the metrics."""
 
     def metrics(self) -> str:
-        """Scrape the agent once and return the metrics page."""
         return read_metrics(self.port, self.token)
 
     def readings(self) -> float:

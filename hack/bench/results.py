@@ -22,7 +22,6 @@ class Aim:
     """Whether the value is CPU milliseconds, so that it is converted to REFERENCE_PACE_MS before it is compared."""
 
     def met(self, value: float) -> bool:
-        """Whether the value is at most `limit` or, with `at_least`, is `limit` or more."""
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
@@ -65,8 +64,6 @@ AIMS: Mapping[str, Aim] = {
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One result, with a description of how it was measured."""
-
     name: str
     value: float
     how: str

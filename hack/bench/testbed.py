@@ -116,11 +116,9 @@ class Testbed:
 
     @property
     def api(self) -> Api:
-        """A client for the API server, as admin."""
         return self.plane.api
 
     def wait_started(self) -> None:
-        """Wait until the operator serves its metrics."""
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
@@ -164,7 +162,6 @@ class Testbed:
         self.api.create(POLICIES, body)
 
     def label_node(self, name: str, pool: str) -> None:
-        """Move a node to a pool by changing its label."""
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:

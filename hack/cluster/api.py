@@ -141,7 +141,6 @@ class Api:
         return applied
 
     def delete(self, path: str, options: Object | None = None) -> Any:
-        """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer."""
         return self.request("DELETE", path, options)
 
     def changes(self, path: str, version: str, seconds: int = 5, **query: str) -> Generator[Object, None, None]:

@@ -30,7 +30,6 @@ class AuditedRequest:
     name: str
     status: int
     at: datetime
-    """When the server received the request."""
     user_agent: str
     path: str
     pod: str = ""

@@ -42,25 +42,20 @@ class Pki:
 
     @property
     def ca(self) -> Path:
-        """The certificate of the authority that signs all others."""
         return self.directory / "ca.crt"
 
     @property
     def service_account_key(self) -> Path:
-        """The private key that signs service-account tokens."""
         return self.directory / "service-account.key"
 
     @property
     def service_account_public_key(self) -> Path:
-        """The public key that verifies service-account tokens."""
         return self.directory / "service-account.pub"
 
     def cert(self, name: str) -> Path:
-        """Return the path of the certificate of `serving` or of a client: one in CLIENTS, or a kubelet."""
         return self.directory / f"{name}.crt"
 
     def key(self, name: str) -> Path:
-        """Return the path of the private key of `serving` or of a client: one in CLIENTS, or a kubelet."""
         return self.directory / f"{name}.key"
 
     def server_context(self) -> ssl.SSLContext:
@@ -93,7 +88,6 @@ class _Authority:
         )
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
-        """Sign a certificate with the authority's key and return it."""
         return builder.sign(self.key, hashes.SHA256())
 
 

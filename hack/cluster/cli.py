@@ -94,7 +94,6 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """Return the folder of the one cluster that `up` creates."""
     return private_directory(state_root()).resolve() / "cluster"
 
 

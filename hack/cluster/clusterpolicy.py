@@ -19,7 +19,6 @@ class Field:
     path: tuple[str, ...]
     schema: Object
     present: bool
-    """Whether the CRD of this version has the field."""
     default: Any = None
     """The CRD's default if the field is missing from an existing block, or None if it has no default."""
 

@@ -33,17 +33,14 @@ class Layout:
 
     @property
     def url(self) -> str:
-        """The URL of the API server."""
         return f"https://{self.host}:{self.apiserver_port}"
 
     @property
     def etcd_url(self) -> str:
-        """The URL at which etcd serves its clients."""
         return f"https://{HOST}:{self.etcd_port}"
 
     @property
     def pki(self) -> Pki:
-        """The paths of the certificates and keys."""
         return Pki(self.directory / "pki")
 
     @property
@@ -53,11 +50,9 @@ class Layout:
 
     @property
     def audit_policy(self) -> Path:
-        """The path of the audit policy, which says what is logged."""
         return self.directory / "audit-policy.yaml"
 
     def kubeconfig(self, user: str) -> Path:
-        """Return the path of the kubeconfig of `user`, a client in `certs.CLIENTS` or a kubelet."""
         return self.directory / f"{user}.kubeconfig"
 
 

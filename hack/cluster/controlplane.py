@@ -53,7 +53,6 @@ class Options:
     feature_gates: str = ""
     """Feature gates of all programs of Kubernetes, such as `DRADeviceTaintRules=true`; empty for the defaults."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Further environment variables for all programs."""
     detached: bool = False
     """Whether the programs outlive this process (`make cluster`). Otherwise a later run stops them if we are killed."""
 
@@ -81,19 +80,16 @@ class ControlPlane:
 
     @property
     def layout(self) -> Layout:
-        """Folder, ports and file names of the control plane."""
         if self._layout is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._layout
 
     @property
     def url(self) -> str:
-        """The URL of the API server."""
         return self.layout.url
 
     @property
     def directory(self) -> Path:
-        """The folder with logs, keys and kubeconfigs."""
         return self.layout.directory
 
     @property
@@ -107,17 +103,14 @@ class ControlPlane:
         return self.layout.kubeconfig("admin")
 
     def kubelet_kubeconfig(self, node: str) -> Path:
-        """Return the path of the kubeconfig of a node's real kubelet."""
         return self.layout.kubeconfig(kubelet_user(node))
 
     @property
     def audit_log(self) -> Path:
-        """The path of the audit log, which exists if `Options.audit` is on."""
         return self.layout.audit_log
 
     @property
     def api(self) -> Api:
-        """A client of the API server as admin."""
         if self._api is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._api

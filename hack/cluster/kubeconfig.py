@@ -27,7 +27,6 @@ class KubeconfigError(Exception):
 def write_kubeconfig(
     path: Path, url: str, ca_pem: str, user: str, credentials: Credentials, *, namespace: str = "default"
 ) -> Path:
-    """Write a kubeconfig to `path` with which `user` logs in by these credentials, and return `path`."""
     who: dict[str, Any] = {}
     if credentials.cert and credentials.key:
         who["client-certificate-data"] = _encoded(credentials.cert.read_bytes())

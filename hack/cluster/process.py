@@ -38,7 +38,6 @@ class Component:
     """The process object, or None if another process started the program (`up` starts it, `down` stops it)."""
 
     def alive(self) -> bool:
-        """Whether the program is still running."""
         if self.process is not None:
             return self.process.poll() is None
         return pid_exists(self.pid)

@@ -43,13 +43,10 @@ class Programs:
 
 @dataclass(frozen=True)
 class ToolRecipe:
-    """How to build one tool."""
-
     name: str
     version: str
     inputs: tuple[str, ...]
     command: tuple[str, ...]
-    """The command that builds the tool."""
     programs: tuple[str, ...]
     cwd: Path | None = None
     minutes: int = 2
@@ -97,7 +94,6 @@ def controlplane_recipe() -> ToolRecipe:
 
 
 def kubelet_recipe() -> ToolRecipe:
-    """Return the recipe for the kubelet."""
     return _kubernetes_recipe("kubelet", 2, ())
 
 

@@ -51,18 +51,15 @@ class ClusterStage:
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
-        """Run `kubectl apply` and return its standard output."""
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
             raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: KubectlView) -> str:
-        """Run the view's `kubectl get` and return its output."""
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create the Deployment of a workload."""
         path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
@@ -82,7 +79,6 @@ class ClusterStage:
         return f"process {pid} ended with status {self._operator.exit_status}"
 
     async def stop(self) -> None:
-        """Stop the operator with SIGTERM, as a rollout of its Deployment does."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 

@@ -25,13 +25,10 @@ class KubectlView:
 
     resource: Resource
     columns: tuple[tuple[str, str], ...]
-    """The heading and the JSONPath of each column."""
     kind: str
-    """The name of the resource after `kubectl get`."""
     dates: frozenset[str] = frozenset()
     """The headings of columns whose value is a time, which is shown as an age."""
     custom: bool = True
-    """Whether the columns are ours (`-o custom-columns`) and not the server's."""
     names: tuple[str, ...] = ()
     """The names of the objects to show, or empty for all."""
     field: tuple[str, str] | None = None

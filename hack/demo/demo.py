@@ -42,17 +42,14 @@ class Demo:
             raise DemoFailed(f"this did not happen within {limit:.0f} s: {what}\n{where}") from None
 
     async def show(self, view: KubectlView) -> None:
-        """Print a `kubectl get` command and its output."""
         self.screen.command(view.command)
         self.screen.output(await self.stage.show(view))
 
     async def apply(self, manifest: JSON, how: str) -> None:
-        """Apply a manifest, and print the command `how` and the output of `kubectl apply`."""
         self.screen.command(how)
         self.screen.output(await self.stage.apply(manifest))
 
     async def policy(self, name: str) -> tuple[JSON, Status]:
-        """Return a policy and its status."""
         raw = await self.stage.client.get(POLICIES, name)
         status: Status = raw.get("status") or {}
         return raw, status if status.get("observedGeneration") == raw["metadata"]["generation"] else {}
@@ -140,13 +137,11 @@ class Demo:
 
 
 def is_ready(pod: JSON) -> bool:
-    """Whether the condition Ready of a pod is True."""
     rows = (pod.get("status") or {}).get("conditions") or ()
     return any(row["type"] == "Ready" and row["status"] == "True" for row in rows)
 
 
 def is_cordoned(node: JSON) -> bool:
-    """Whether a node is unschedulable, no matter who cordoned it."""
     return bool((node.get("spec") or {}).get("unschedulable"))
 
 

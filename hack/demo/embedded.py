@@ -53,7 +53,6 @@ class EmbeddedStage:
         return f"gpusharingpolicy.gpusharing.dev/{name} created"
 
     async def show(self, view: KubectlView) -> str:
-        """Return the table that `kubectl get` would print."""
         return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
@@ -61,7 +60,6 @@ class EmbeddedStage:
         self._environment.workloads.apply(workload)
 
     async def start_operator(self) -> None:
-        """Start a new operator in this process."""
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:

@@ -24,7 +24,6 @@ class Written:
     resource: str
     """The plural with its subresource, as in RBAC: pods/eviction."""
     name: str
-    """The object: `namespace/name`, or the name alone."""
 
 
 class Stage(Protocol):

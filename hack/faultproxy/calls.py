@@ -78,7 +78,6 @@ class OpenWatch:
 
     path: str
     opened: float
-    """When it was opened, in the event loop's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,6 @@ class ProxiedAnswer:
     body: bytes
 
     def response(self) -> web.Response:
-        """Return the answer as a response for aiohttp."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
     @property
@@ -104,8 +102,6 @@ class ProxiedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ProxiedWrite:
-    """One write that the server answered."""
-
     number: int
     """The number of the write, from 1 since `reset`; 0 if it does not count: renewals of a Lease and refused writes."""
     method: str
@@ -185,9 +181,7 @@ class Sick:
     query: str
     """A string that the decoded query must contain; an empty one matches every query."""
     times: float = math.inf
-    """Number of further calls that are not forwarded."""
     hits: int = 0
-    """Number of calls that were not forwarded."""
 
     def lift(self) -> None:
         """End the fault by setting `times` to 0, so that all later calls are forwarded again."""

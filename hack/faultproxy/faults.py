@@ -43,7 +43,6 @@ class Fault:
     times: int = 3
     """The largest number of calls or events that it hits."""
     hits: int = 0
-    """Number of calls or events that it has hit."""
     began: float | None = None
     """When it began, in the event loop's time, or None if it has not begun."""
     target: str = ""
@@ -128,7 +127,6 @@ class Competitor(Fault):
     """F5: another client writes to the object just before our write."""
 
     write: Callable[[str], None] = lambda path: None
-    """A function that writes to the object of a path."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         if call.is_write and call.method != "POST" and self.concerns(call):
@@ -156,7 +154,6 @@ class RandomRefusals(RefusedCalls):
     calls."""
 
     share: float = 0.05
-    """The probability with which a call is refused, from 0 to 1."""
     _dice: random.Random = field(default_factory=lambda: random.Random(1))
 
     def concerns(self, call: Incoming) -> bool:
@@ -168,7 +165,6 @@ class HeldWrite(Fault):
     """F8 and other delays: a write is held until `act` has returned, and is then forwarded."""
 
     act: Callable[[], None] = lambda: None
-    """A function that is called before the write is forwarded."""
     then: Callable[[], None] = lambda: None
     """Called when the answer has arrived. A process that was frozen and is woken here finds the answer before its
     timers run."""
@@ -229,13 +225,11 @@ class WatchFault(Fault):
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault has begun and hits this watch."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
 
     def on_open_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault has begun and hits this watch, and the watch was opened before the fault began."""
         return self.began is not None and stream.opened < self.began and self.on_watch(stream)
 
 

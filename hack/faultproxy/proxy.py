@@ -147,7 +147,6 @@ class FaultProxy:
         return self._url(self._port)
 
     def open_door(self, name: str) -> str:
-        """Open an additional address for one client, and return its URL."""
         assert self._loop is not None, "enter the proxy before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
         return self._url(listening.result(60))
@@ -163,7 +162,6 @@ class FaultProxy:
         self.sprung.clear()
 
     def aim(self, aim: Aim) -> None:
-        """Count only these writes for traps and faults from now on."""
         self._aimed = Aimed(aim)
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
@@ -172,7 +170,6 @@ class FaultProxy:
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
-        """Add these faults, after those that are set already."""
         self._faults = (*self._faults, *faults)
 
     def fail(

@@ -22,7 +22,6 @@ LAST = 5
 LONGEST = 3600.0
 """Seconds after which a measurement in a process of its own is ended."""
 FLEET = page.TABLES["fleet"][0]
-"""The names of the measurements that depend on $NODES."""
 
 
 class MeasurementError(Exception):

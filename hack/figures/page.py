@@ -14,15 +14,11 @@ PAGE = "docs/explanation/performance.md"
 PLACE = re.compile(r"(<!-- figures ([a-z]+): .*? -->\n).*?(?=<!-- end of figures -->)", re.DOTALL)
 """Where the page has a table: between a marker that names it and one that ends it."""
 Cell = str | int | float | None
-"""A cell of a table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The result of one measurement."""
-
     rows: Sequence[Sequence[Cell]]
-    """The rows in the columns of the measurement's table."""
     how: str = ""
     """A clause about what only the measurement knows; empty if there is nothing to say."""
     conditions: str = ""

@@ -43,7 +43,6 @@ class Origin:
 
     name: str
     version: str
-    """The project's version, from pyproject.toml."""
     description: str
     licenses: str
     """The project's license as an SPDX expression."""
@@ -101,7 +100,6 @@ def _git(*arguments: str) -> str:
 
 
 DEBIAN, PYPI = "Debian", "PyPI"
-"""The ecosystems of parts, as OSV names them."""
 UNKNOWN = "NOASSERTION"
 """SPDX's value for what is not known."""
 
@@ -127,25 +125,20 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class Image:
-    """A finished image."""
-
     archive: Path
     reference: str
-    """The name and tag that the image has after it was imported."""
     architecture: str
     digest: str
     """The sha256:... of the manifest."""
     size: int
     """The size of all compressed layers in bytes, as they are transferred."""
     compiled: int
-    """The number of compiled modules."""
     parts: tuple[ImagePart, ...]
     config: JSON
     """The configuration of containers: User, Env, Cmd, Labels and so on, as OCI names them."""
     tree: tuple[Path, ...]
     """The folders that form the root file system, the lowest first."""
     layers: tuple[Layer, ...]
-    """The packed layers."""
 
     @property
     def sbom(self) -> Path:
@@ -153,7 +146,6 @@ class Image:
         return self.archive.with_suffix(".spdx.json")
 
     def write_sbom(self, origin: Origin) -> None:
-        """Write the bill of materials to `sbom`."""
         spdx = document(origin, self.architecture, self.digest, self.parts)
         self.sbom.write_text(json.dumps(spdx, indent=1) + "\n")
 

@@ -108,7 +108,6 @@ DROPPED = (
     "usr/lib/python3*/idlelib/*",
     "usr/lib/python3*/__phello__/*",
 )
-"""Patterns of paths that are left out of the image."""
 
 
 @dataclass(frozen=True, order=True)
@@ -124,7 +123,6 @@ class Package:
     sha256: str
 
     def line(self) -> str:
-        """Return the package as a line of the lock, without a line end."""
         return " ".join((self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}"))
 
 
@@ -172,7 +170,6 @@ def as_of(text: str) -> str:
 
 
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
-    """Return the content of a lock with these packages, sorted."""
     head = (
         f"# Debian packages of the image that `make images` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"

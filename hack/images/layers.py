@@ -16,7 +16,6 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700}
-"""The modes of folders that are not 0755."""
 COMPRESSION = 9
 
 JSON = dict[str, Any]
@@ -27,9 +26,7 @@ class Layer:
     """A folder, packed as a layer of an image."""
 
     name: str
-    """A description of the content, for people."""
     data: bytes
-    """The compressed tar."""
     diff_id: str
     """The sha256:... of the uncompressed tar."""
     size: int
@@ -47,13 +44,11 @@ def sha256(data: bytes) -> str:
 
 
 def pack(name: str, tree: Path, epoch: int) -> Layer:
-    """Pack a folder as a layer."""
     raw = pack_tar(tree, walk(tree), epoch)
     return Layer(name, compress(raw), sha256(raw), len(raw))
 
 
 def compress(raw: bytes) -> bytes:
-    """Return `raw` compressed with gzip."""
     return gzip.compress(raw, COMPRESSION, mtime=0)
 
 
@@ -146,7 +141,6 @@ def blob_name(data: bytes) -> str:
 
 
 def dump(value: object) -> bytes:
-    """Serialize a value as JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 

@@ -27,11 +27,8 @@ class UpstreamRelease:
     """One version of a repository of NVIDIA's, and the programs that we build from it."""
 
     folder: str
-    """Name of our folder with its go.mod."""
     module: str
-    """Path of its Go module."""
     programs: tuple[str, ...]
-    """Names of the programs below its cmd/."""
     ours: tuple[str, ...] = ()
     """Our own programs in the same Go module, because they share its protocol definitions."""
     pins: str = "go.mod"
@@ -39,7 +36,6 @@ class UpstreamRelease:
 
     @property
     def source(self) -> Path:
-        """The folder with our pins of this release."""
         return HERE / self.folder
 
     @property
@@ -109,7 +105,6 @@ def mig_parted(version: str) -> UpstreamRelease:
 
 
 MIG_PARTED = mig_parted(os.environ.get("MIG_PARTED") or next(iter(MIG_PARTED_PINS)))
-"""The release of mig-parted that this process works with."""
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 """What every test of rung 3 may need; all are built before the first."""
 DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", ("gpu-kubelet-plugin",))
@@ -128,7 +123,6 @@ def missing() -> str | None:
 
 
 def ensure(release: UpstreamRelease) -> Path:
-    """Return the folder with the programs of this release."""
     return build_once(release.recipe(), cache_root())
 
 

@@ -16,11 +16,8 @@ class Difference:
     versions: tuple[str, ...]
     """The pinned versions of the program in which it was observed, the newest first."""
     expected: str
-    """The behavior that we expected."""
     observed: str
-    """The behavior of this version."""
     consequence: str
-    """What follows for the product or its users."""
     proven_by: str
     """The name of the test in tests/nvidia that fails when the difference is gone."""
 

@@ -26,7 +26,6 @@ class Installation:
     """How NVIDIA's programs are installed in a cluster, and what our product needs to know about it."""
 
     namespace: str
-    """The namespace of their pods and ConfigMaps."""
     kept: tuple[str, ...]
     """The prefixes of those labels of NVIDIA that a new node has, because a person or an operator writes them; the
     programs themselves write the others."""
@@ -35,11 +34,8 @@ class Installation:
     install: Callable[[ControlPlane], None]
     """Create NVIDIA's DaemonSets once our chart is installed."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Further labels of a new node."""
     chart: tuple[str, ...] = ()
-    """Arguments for helm when our chart is installed."""
     accounts: Mapping[str, str] = field(default_factory=dict)
-    """The service account of a program, by the program's name."""
 
 
 # --- the GPU Operator --------------------------------------------------------------------------------------

@@ -50,15 +50,12 @@ class NvidiaLoop:
 
     @property
     def api(self) -> Api:
-        """A client of the API server with the rights of an admin."""
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Create the policy `real`, or replace its spec."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
-        """Wait until the present generation of the policy is Ready."""
         try:
             launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:
@@ -82,7 +79,6 @@ class NvidiaLoop:
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
-        """Return the labels of a Node."""
         labels: dict[str, str] = self.api.get(f"{NODES}/{node}")["metadata"]["labels"]
         return labels
 
@@ -201,11 +197,9 @@ class Stop:
     """One mode of the walk."""
 
     text: str
-    """The name of the mode, for people."""
     spec: Object
     """The fields of the policy's spec that set the mode."""
     served: dict[str, int]
-    """The allocatable GPU resources of each node."""
 
 
 WALK = (

@@ -70,7 +70,6 @@ class MigManagerProgram:
             self._bus = None
 
     def alive(self) -> bool:
-        """Whether the process of mig-manager is running."""
         return self._manager is not None and self._manager.poll() is None
 
     def _end_manager(self, sign: signal.Signals) -> None:

@@ -216,7 +216,6 @@ class ProcessView:
         _link(self.folder / str(pid), self._real / str(pid))
 
     def hide(self, pid: int) -> None:
-        """Hide a process that has ended."""
         (self.folder / str(pid)).unlink(missing_ok=True)
 
 

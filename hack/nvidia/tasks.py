@@ -119,8 +119,6 @@ class SandboxTask:
 
 
 class RestartedTask:
-    """A task that is restarted when it ends."""
-
     def __init__(self, task: Task) -> None:
         self.task = task
         self._pause = FIRST_RESTART
@@ -159,6 +157,5 @@ class PodProcesses:
         self._containers[number].task.kill()
 
     def stop(self) -> None:
-        """Stop all processes, one after another, because the pod is deleted."""
         for container in self._containers:
             container.task.stop()

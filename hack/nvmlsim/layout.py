@@ -75,8 +75,6 @@ class SimComputeInstance(Structure):
 
 
 class SimGpuInstance(Structure):
-    """A GPU instance and the compute instances in it."""
-
     _fields_ = (
         ("used", c_uint32),
         ("id", c_uint32),

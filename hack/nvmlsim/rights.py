@@ -27,14 +27,11 @@ _PIDS = _PARENT + "; open-gpu-kernel-modules: subdeviceCtrlCmdGpuGetPids asks fo
 
 @dataclass(frozen=True, slots=True)
 class CallRight:
-    """The right that one call needs."""
-
     function: str
     needs: Need
     when: When
     """Whether the right is always needed, or only for a whole GPU with MIG on."""
     source: str
-    """The document or code that says so."""
 
 
 RIGHTS: tuple[CallRight, ...] = (
@@ -77,6 +74,5 @@ def c_table() -> str:
 
 
 def markdown_table() -> str:
-    """Return the table RIGHTS in Markdown, as in the README."""
     rows = [f"| `{right.function}` | {right.needs} | {right.when} | {right.source} |" for right in RIGHTS]
     return "\n".join(["| Call | Right | When | Source |", "|---|---|---|---|", *rows])

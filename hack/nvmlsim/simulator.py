@@ -37,7 +37,6 @@ def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
 
 
 def machine(state: layout.SimState) -> dict[str, Any]:
-    """Return the machine as plain data."""
     return {
         "simulated": True,
         "driver": text(state.driver_version),
@@ -108,8 +107,6 @@ _threads = threading.Lock()
 
 
 class ProcessFields(TypedDict, total=False):
-    """The properties of a process."""
-
     memory_mib: int | None
     """The GPU memory that it uses, or None if the driver does not report it."""
     sm_percent: int
@@ -118,9 +115,7 @@ class ProcessFields(TypedDict, total=False):
     """With `compute_instance` the MIG device that it computes on; -1 for the whole GPU."""
     compute_instance: int
     mps: bool
-    """Whether the process is a client of the MPS server."""
     graphics: bool
-    """Whether the process draws instead of computing."""
     pid_namespace: int
     """Inode of the PID namespace that the process runs in and has its pid in; 0 for the machine's own, which sees
     every process."""
@@ -257,7 +252,6 @@ class Simulator:
             state.fault_count = 0
 
     def post_event(self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE) -> None:
-        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -303,7 +297,6 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        """Return the machine as plain data, as `machine` does."""
         with self._edit() as state:
             return machine(state)
 
@@ -348,7 +341,6 @@ class Simulator:
 
 
 def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
-    """Set one field that is a number or a string."""
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
     plain = [key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS]
     if name not in plain:
@@ -455,7 +447,6 @@ class MachineDevice:
     """A GPU, or a MIG device on it if `instance` is set."""
 
     gpu: int
-    """Index of the GPU."""
     uuid: str
     instance: tuple[int, int] | None = None
     """The ids of GPU instance and compute instance, or None for a GPU."""

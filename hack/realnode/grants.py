@@ -31,13 +31,10 @@ class Grant:
     library: bool
     """Whether it has libnvidia-ml, which needs the driver capability `utility`."""
     minors: tuple[int, ...]
-    """The minors of the GPUs whose device nodes it has."""
     capabilities: tuple[str, ...]
-    """The capability files that it can open."""
     computes_on: tuple[MachineDevice, ...]
     """The devices that the container names one by one. SIMULATED: the container's first process uses them."""
     mps: bool = False
-    """Whether the process uses them as a client of the MPS server."""
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:

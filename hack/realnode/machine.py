@@ -66,7 +66,6 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """The node's address on the bridge."""
         return self.bridge.node_address(self.number)
 
     @property
@@ -114,7 +113,6 @@ class Machine:
         return done.stdout
 
     def spawn(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Component:
-        """Start a program in the machine and return it without waiting."""
         return process.start(name, self.inside(command), self.folder / f"{name}.log", environ)
 
     def inside(self, command: Sequence[str]) -> list[str]:

@@ -31,11 +31,9 @@ class Bridge:
 
     @property
     def address(self) -> str:
-        """The address at which the nodes reach this machine."""
         return str(self.subnet[1])
 
     def node_address(self, number: int) -> str:
-        """Return the address of the node with this number, which counts from 0."""
         return str(self.subnet[10 + number])
 
     def attach(self, pid: int, number: int) -> None:

@@ -38,18 +38,14 @@ RUNTIME_CLASS = "nvidia"
 
 
 class NodeFiles:
-    """The paths of the files of one node."""
-
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.containerd_config = folder / "containerd.toml"
         self.cni = folder / "cni"
-        """The folder with the configuration of the pods' network."""
         self.kubelet_config = folder / "kubelet.yaml"
         self.ca = folder / "ca.crt"
         """The authority that signs the certificates of the kubelet's clients."""
         self.kubeconfig = folder / "kubeconfig"
-        """The kubeconfig with which the kubelet logs in."""
         self.registries = folder / "registries"
         """The folder in which containerd looks for a folder with the settings of a registry."""
         self.images = folder / "images"
@@ -181,8 +177,6 @@ REPORT_POLL = 0.5
 
 
 class KubeletNode:
-    """One node with a real kubelet."""
-
     def __init__(
         self,
         plane: ControlPlane,
@@ -216,7 +210,6 @@ class KubeletNode:
         self.stop()
 
     def start(self) -> None:
-        """Start the machine, containerd and the kubelet, and return when the Node is Ready."""
         self.boot()
         self.load(images.pause_image())
         self.start_kubelet()
@@ -251,7 +244,6 @@ class KubeletNode:
             self.gpus.simulator.reboot()
 
     def load(self, image: OneLayerImage) -> None:
-        """Import an image into the node's containerd."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"
         images.write_archive(image, archive)
@@ -271,7 +263,6 @@ class KubeletNode:
         return self.machine.run(ctr, "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
-        """Start containerd and return when it answers."""
         programs = toolchain.ensure("containerd")
         command = [str(programs / "containerd"), "--config", str(self.files.containerd_config)]
         # It looks for its shim on PATH first, where the machine may have another version.
@@ -321,7 +312,6 @@ class KubeletNode:
         wait_nodes_ready(self.plane.api, [self.name], NODE_SECONDS)
 
     def log(self, program: str) -> Path:
-        """Return the path of the log of `containerd` or `kubelet`."""
         return self.folder / f"{program}.log"
 
     def _write_files(self) -> None:

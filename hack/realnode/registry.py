@@ -29,7 +29,6 @@ class Registry:
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         self.host = f"{address}:{free_ports(1)[0]}"
-        """Address and port, as in the names of images."""
         self._crane = toolchain.ensure("releasetools") / "crane"
         self._folder = Path(tempfile.mkdtemp(prefix="registry-"))
         self._server: Component | None = None

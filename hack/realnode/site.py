@@ -86,11 +86,9 @@ class Site:
     nodes: dict[str, KubeletNode]
     image: Image
     software: dict[str, HostServices] = field(default_factory=dict)
-    """The running host services by node."""
 
     @property
     def api(self) -> Api:
-        """A client of the API server as admin."""
         return self.plane.api
 
     def helm_install(self, *arguments: str) -> str:
@@ -121,7 +119,6 @@ class Site:
         install.apply_documents(self.api, operands.manifests(plugin=plugin))
 
     def start_software(self, name: str) -> None:
-        """Start the host services of the node `name` and keep them in `software`."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
@@ -151,7 +148,6 @@ class Site:
         node.wait_ready()
 
     def kubectl(self, *arguments: str) -> str:
-        """Run kubectl as admin and return its output."""
         try:
             return self.plane.kubectl(*arguments)
         except subprocess.CalledProcessError as error:

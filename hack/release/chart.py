@@ -11,7 +11,6 @@ from hack.release.package import ROOT, version
 PATH = "deploy/helm/gpu-sharing-operator"
 CHART = ROOT / PATH
 PLATFORMS = ("linux/amd64", "linux/arm64")
-"""The platforms of the released image."""
 SCREENSHOT = "docs/images/kubectl-get.svg"
 SCREENSHOT_TITLE = "kubectl get gpusharingpolicies and gpunodes (SIMULATED GPUs)"
 ICON = "docs/images/icon.svg"

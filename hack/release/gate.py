@@ -32,17 +32,14 @@ class Candidate:
     """A prepared release and the state of the checkout it comes from."""
 
     version: str
-    """The project's version, from pyproject.toml."""
     commit: str
     """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
     passed: Sequence[str]
     """The lines that the last run of CI left (hack/ci.py, PASSED): the commit that passed every part, and the sha256 of
     each archive that was run there."""
     changelog: str
-    """The content of CHANGELOG.md."""
     registry: str
     source: str
-    """The URL of the repository."""
     images: Sequence[ArchivedImage]
 
 

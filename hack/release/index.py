@@ -19,12 +19,8 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class ArchivedImage:
-    """An image in an archive, for one architecture."""
-
     manifest: JSON
-    """The descriptor of the manifest, with the platform."""
     labels: Mapping[str, str]
-    """The labels in the image's configuration."""
     blobs: Mapping[str, bytes]
     """The content of each blob, by its path inside an OCI layout."""
     sha256: str = ""
@@ -32,7 +28,6 @@ class ArchivedImage:
 
     @property
     def architecture(self) -> str:
-        """Debian's name of the architecture, which is also OCI's."""
         return str(self.manifest["platform"]["architecture"])
 
     def label(self, name: str) -> str:
@@ -41,7 +36,6 @@ class ArchivedImage:
 
 
 def read_archive(path: Path) -> ArchivedImage:
-    """Return the image in an archive of `make images`."""
     try:
         with tarfile.open(path) as tar:
             files = {member.name: file.read() for member in tar if (file := tar.extractfile(member))}

@@ -6,7 +6,6 @@ from hack.release.package import ROOT
 
 CHANGELOG = ROOT / "CHANGELOG.md"
 MOST_LINES = 80
-"""The longest notes of a release, in lines."""
 
 
 def read_notes(text: str, version: str) -> str:
@@ -44,5 +43,4 @@ def changes(notes: str) -> list[dict[str, str]]:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of a text on one line."""
     return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]

@@ -48,7 +48,6 @@ class Prepared:
     registry: str
     """The registry and team in front of the names of image and chart, or empty if none was named."""
     source: str
-    """The URL of the repository."""
     digest: str
     """The sha256:... of the image's index."""
 

@@ -31,8 +31,6 @@ class PublishError(Exception):
 
 @dataclass(frozen=True)
 class Published:
-    """What a registry now has."""
-
     image: str
     """The digest of the image's index, sha256:..."""
     chart: str

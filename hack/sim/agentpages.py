@@ -65,13 +65,11 @@ class Lapse:
         return clock
 
     def leave(self, node: str) -> None:
-        """Stop waiting for the agent of `node`, which has ended."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()
 
     def record_scrape(self, node: str) -> None:
-        """Record that the page of this node was scraped and its samples were stored."""
         self._happened(node, "seen")
 
     def _happened(self, node: str, what: str) -> None:
@@ -111,7 +109,6 @@ class AgentPages:
 
     @property
     def port(self) -> int:
-        """The port that the server listens on."""
         port: int = self._server.server_address[1]
         return port
 

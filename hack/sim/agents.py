@@ -26,7 +26,6 @@ class SharedGPUNodes:
             queue.put_nowait(WatchEvent("DELETED" if gone else "MODIFIED", node))
 
     def get(self, name: str) -> JSON | None:
-        """Return the newest version of a GPUNode, if there is one."""
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
@@ -50,12 +49,9 @@ class SharedGPUNodes:
 
 
 NOTHING_LISTED = "0"
-"""The resourceVersion of a list without items."""
 
 
 class AgentAPI(PassingClient):
-    """The client of one agent."""
-
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
         super().__init__(client)
         self._shared = shared

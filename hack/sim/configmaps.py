@@ -10,8 +10,6 @@ _KEPT = 50
 
 
 class MountedConfigMaps:
-    """The versions of every ConfigMap in one namespace."""
-
     def __init__(self, delay: float) -> None:
         self._delay = delay
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}

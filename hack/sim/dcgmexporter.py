@@ -21,7 +21,6 @@ class DCGMValues:
     """The values that DCGM measures for a whole GPU or a MIG device."""
 
     gpu: int
-    """Index of the GPU."""
     gpu_uuid: str
     active: float
     """DCGM_FI_PROF_GR_ENGINE_ACTIVE, from 0 to 1."""

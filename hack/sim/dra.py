@@ -71,7 +71,6 @@ def driver_pod_spec(node_selector: dict[str, str], tolerations: Iterable[JSON]) 
 
 
 def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
-    """Return the devices of a ResourceSlice."""
     devices = []
     for gpu in gpus:
         if gpu.access != "Ok":

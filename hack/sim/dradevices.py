@@ -17,7 +17,6 @@ _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([
 
 
 def matches(expression: str, driver: str, device: JSON) -> bool:
-    """Whether a device satisfies a CEL expression."""
     for words in expression.split("&&"):
         term = _TERM.fullmatch(words.strip())
         if term is None:

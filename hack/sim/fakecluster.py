@@ -57,15 +57,12 @@ class FakeCluster:
         self.uninstalled: set[Resource] = set()
         """Kinds whose CRD is not installed: calls for them get 404."""
         self.version = "v1.36.3"
-        """The version that the server reports."""
         self.logs: dict[tuple[str, str], str] = {}
         """The log of each pod, by namespace and name; other pods have an empty log."""
         self.bookmark_every = bookmark_every
         """Seconds between two bookmarks of a watch."""
         self.bookmarks = 0
-        """Number of calls of `send_bookmarks`."""
         self.closings = 0
-        """Number of times that all watches were closed."""
 
     @property
     def writes(self) -> list[Write]:
@@ -74,7 +71,6 @@ class FakeCluster:
 
     @property
     def calls(self) -> Counter[tuple[str, str, str]]:
-        """Number of calls by identity, verb and plural."""
         return self.faults.calls
 
     def client(self, identity: str) -> "FakeClient":
@@ -105,11 +101,9 @@ class FakeCluster:
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object as kubectl does, together with the objects that it owns."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete an object as `delete` does."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -127,7 +121,6 @@ class FakeCluster:
         self.lists.compact()
 
     def backup(self) -> Backup:
-        """Return a backup of the store, for `restore`."""
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
@@ -175,8 +168,6 @@ class FakeCluster:
 
 
 class FakeClient(KubeClient):
-    """A KubeClient for a FakeCluster."""
-
     def __init__(self, cluster: FakeCluster, identity: str) -> None:
         self.cluster = cluster
         self.identity = identity

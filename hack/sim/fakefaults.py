@@ -52,7 +52,6 @@ class Call:
 
     @property
     def path(self) -> str:
-        """The URL path of the object, with its subresource."""
         return self.resource.path(self.namespace, self.name, self.subresource)
 
 
@@ -99,10 +98,8 @@ class CallFault:
     selector: str | None = None
     """A string that the selector of the list or watch must contain."""
     hits: int = 0
-    """Number of calls that have got the error."""
 
     def lift(self) -> None:
-        """End the fault, so that no further call gets it."""
         self.times = 0
 
     def matches(self, call: Call) -> bool:
@@ -127,7 +124,6 @@ class Faults:
     writes: list[Write] = field(default_factory=list)
     """The writes that reached the server, including refused ones, in order."""
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    """Number of calls by identity, verb and plural."""
     _faults: list[CallFault] = field(default_factory=list)
     _numbers: Counter[str] = field(default_factory=Counter)
 
@@ -161,12 +157,10 @@ class Faults:
         self.on_write = hook
 
     async def read(self, call: Call) -> None:
-        """Count a read, and raise the fault that is scripted for it."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count and log a write, and carry it out by calling `apply`."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)

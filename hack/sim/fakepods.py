@@ -29,7 +29,6 @@ class Pods:
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod as the Eviction subresource does."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -49,7 +48,6 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Remove terminating pods without finalizers: all, those on `node`, or the one with this uid."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]

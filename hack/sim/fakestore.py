@@ -98,13 +98,10 @@ class Store:
         self._oldest: dict[Resource, int] = {}
         self._oldest_of_all = 0
         self.waiting = Waiters()
-        """Events that are set at every change."""
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
-        """Events that are set at every change of a kind, by kind."""
         self.swallow: dict[Resource, int] = {}
         """How many of the next events of a kind no watch gets, by kind."""
         self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
-        """Functions that are called with the kind and the change after each commit."""
         self._objects: dict[Resource, dict[Key, JSON]] = {}
         self._history: dict[Resource, list[StoredChange]] = {}
         self._uids = 0
@@ -117,7 +114,6 @@ class Store:
         return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """Yield the stored objects of a kind, in one namespace or all, sorted."""
         if resource == kinds.CORE_EVENTS:
             yield from map(as_core_event, self.all(kinds.EVENTS, namespace))
         for key, obj in sorted(self._objects.get(resource, {}).items()):
@@ -225,7 +221,6 @@ class Store:
         return last
 
     def since(self, resource: Resource, version: int) -> list[StoredChange]:
-        """Return the changes of a kind after `version`, oldest first."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
             raise Expired(f"too old resource version: {version} ({oldest})")
@@ -240,7 +235,6 @@ class Store:
         self.wake()
 
     def backup(self) -> Backup:
-        """Return the objects and the version as they are now."""
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:

@@ -118,7 +118,6 @@ class _GPU:
 
     @property
     def mig_capable(self) -> bool:
-        """Whether the card has MIG, by the profiles in the card table."""
         return bool(self.card.profiles)
 
     @property
@@ -136,7 +135,6 @@ class SimulatedGPUs:
         self.open_sessions = 0
         """Number of NVML clients that are open now: readings, and clients added with `client`."""
         self.readings = 0
-        """Number of readings begun so far."""
         self.uses: dict[int, ProcessUse] = {}
         """How much of a GPU each process uses, by pid. A process that is missing uses nothing."""
         self.is_guest = False

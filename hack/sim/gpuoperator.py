@@ -43,7 +43,6 @@ class ClusterPolicy:
     versions: tuple[str, str] = ("", "")
     """The versions of the device plugin and of mig-manager that replace the GPU Operator's own."""
     tolerations: str = "[]"
-    """Tolerations of all operands, as JSON."""
     off: frozenset[str] = frozenset()
     """Operands that are turned off, by the suffixes of their deploy labels."""
     workload: str = CONTAINER

@@ -102,7 +102,6 @@ class Kubelet:
             writer.close()
 
     def hang_up(self) -> None:
-        """Close every open connection."""
         self._over = True
         for writer in self._open:
             writer.close()
@@ -127,7 +126,6 @@ class _Session:
         self.http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.http2.initiate_connection()
         self.headers: dict[str, str] = {}
-        """The headers of the last request."""
         self._answers = answers
         self._paths: dict[int, str] = {}
         self._left: dict[int, tuple[bytes, Headers]] = {}
@@ -135,7 +133,6 @@ class _Session:
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]

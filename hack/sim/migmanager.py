@@ -57,7 +57,6 @@ class Register:
         self._signal = asyncio.Event()
 
     def set(self, value: str) -> None:
-        """Store a value that the informer saw."""
         self._current = value
         if value:
             self._signal.set()

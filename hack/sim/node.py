@@ -74,7 +74,6 @@ class _MigPort:
 
     @property
     def with_reboot(self) -> bool:
-        """Whether ClusterPolicy sets WITH_REBOOT now."""
         return self._node.cluster.policy.with_reboot
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
@@ -109,8 +108,6 @@ class _MigPort:
 
 
 class SimNode:
-    """The programs of one node."""
-
     def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
         self.cluster = cluster
         self.object = NodeObject(cluster, raw, self._labels_changed)
@@ -146,7 +143,6 @@ class SimNode:
         self._start_pods()
 
     def stop(self) -> None:
-        """Cancel all tasks of the node, because the Node was deleted."""
         for key in list(self._tasks):
             self._kill(key)
         for task in list(self._running):

@@ -29,14 +29,11 @@ class SimCluster:
     log: Callable[[str], None]
     config_maps: MountedConfigMaps
     policy: ClusterPolicy = field(default_factory=ClusterPolicy)
-    """The settings of ClusterPolicy that hold now."""
     mps_pod: JSON = field(default_factory=dict)
     """The spec of new pods of the GPU Operator's MPS DaemonSet."""
 
 
 class NodeObject:
-    """A cached Node, and the writes to it."""
-
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
         self.name: str = raw["metadata"]["name"]
         self.raw = raw
@@ -45,13 +42,11 @@ class NodeObject:
 
     @property
     def labels(self) -> Labels:
-        """The labels of the newest known version."""
         labels: Labels = self.raw["metadata"].get("labels") or {}
         return labels
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """The annotations of the newest known version."""
         annotations: Mapping[str, str] = self.raw["metadata"].get("annotations") or {}
         return annotations
 

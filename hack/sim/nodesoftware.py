@@ -48,7 +48,6 @@ from hack.sim.readings import ODDITIES, Change, Readings
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
-"""On a Node: faults to inject, separated by commas."""
 BEFORE = float("-inf")
 STRAY_PID = 4242
 CRASH_BACKOFF = 10.0
@@ -178,7 +177,6 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")

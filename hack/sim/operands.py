@@ -64,7 +64,6 @@ class Configured:
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
-        """Return a reading of the GPUs with all rights."""
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
@@ -174,7 +173,6 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -215,7 +213,6 @@ class PlayedOperand:
         self._pod = Pod()
         self._wake = asyncio.Event()
         self.is_gone = asyncio.Event()
-        """Set while the operand has no pod on the node."""
         self.is_gone.set()
 
     def wake(self) -> None:

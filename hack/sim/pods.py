@@ -19,7 +19,6 @@ class DeviceHolder:
     namespace: str
     name: str
     resources: Mapping[str, int]
-    """Number of devices by resource name."""
     memory_gib: int = 0
     """GPU memory that its process uses, in GiB."""
 
@@ -50,7 +49,6 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node that hold devices, by uid."""
         return self._by_node.get(node, {})
 
 
@@ -78,8 +76,6 @@ def _holder(metadata: JSON, counts: Mapping[str, int]) -> DeviceHolder:
 
 
 class DaemonPods:
-    """The pods of one DaemonSet, by node."""
-
     def __init__(self, namespace: str, label: str, value: str) -> None:
         self.namespace = namespace
         self.label = label
@@ -100,7 +96,6 @@ class DaemonPods:
         return str(node)
 
     def exists(self, node: str) -> bool:
-        """Whether the node has a pod object, in any state."""
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:

@@ -35,11 +35,9 @@ class Hang:
 
     @property
     def begun(self) -> bool:
-        """Whether a call that is made now would block."""
         return self._end is not None
 
     def begin(self) -> None:
-        """Make calls block from now on."""
         with self._lock:
             self._end = self._end or threading.Event()
 
@@ -100,7 +98,6 @@ def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> 
 
 
 UNKNOWN = "NVIDIA X9000 96GB"
-"""A product that is in no table."""
 NO_NVML = "libnvidia-ml.so.1 is not in the agent's container; run the agent with the runtime class `nvidia`"
 Change: TypeAlias = Callable[[Reading], Reading]
 

@@ -12,8 +12,6 @@ from hack.cluster.kubeconfig import node_bound_token, open_api
 
 
 class NodeLogin:
-    """The login of the agent on one node."""
-
     def __init__(self, api: Api, tls: ssl.SSLContext, account: str, node: str) -> None:
         self._api, self._tls, self._node = api, tls, node
         self._namespace, _, self._name = account.partition("/")
@@ -40,8 +38,6 @@ class NodeLogin:
 
 
 class AgentClients:
-    """One client for the agent of each node."""
-
     def __init__(self, kubeconfig: Path, account: str) -> None:
         self._api = open_api(kubeconfig)
         self._tls = ssl.create_default_context(cadata=self._api.ca_pem)

@@ -45,9 +45,7 @@ class Times:
     crash_first: float = 10.0
     """The first CrashLoopBackOff; doubled each time."""
     crash_last: float = 300.0
-    """The longest CrashLoopBackOff."""
     reboot: float = 120.0
-    """The reboot of a node, during which it is NotReady."""
 
 
 MigManagerVersion = Literal["0.13.1", "0.15.1"]
@@ -56,8 +54,6 @@ PluginVersion = Literal["0.19.3", "0.20.0"]
 
 @dataclass(frozen=True, slots=True)
 class SimSettings:
-    """The settings of NodeSoftware."""
-
     time_factor: float = 1.0
     """Simulated seconds in one real second."""
     seed: int = 1

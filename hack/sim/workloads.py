@@ -46,7 +46,6 @@ class SimWorkload:
     resource: str = "nvidia.com/gpu"
     """The resource that each pod requests; empty if it requests none."""
     count: int = 1
-    """Number of devices that each pod requests."""
     namespace: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -119,7 +118,6 @@ class Workloads:
         """What DRA drivers publish, or None if the device plugin serves the GPUs."""
 
     def apply(self, workload: SimWorkload) -> None:
-        """Maintain this workload from now on, and wake the loop."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()
 
