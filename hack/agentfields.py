@@ -173,7 +173,7 @@ SOURCES: tuple[FieldSource, ...] = (
         "–; from the error that any of the calls returns",
     ),
     FieldSource(
-        ("allocated", "pods"),
+        ("allocated", "pods", "holders"),
         (),
         (NeededRight.POD_RESOURCES,),
         "null: USED shows `+?`. Finished pods hold no devices; kubelets before 1.34 list them without any "

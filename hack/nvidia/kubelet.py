@@ -34,6 +34,7 @@ class DeviceManager:
     def __init__(self, api: Api, node: str, sandbox: Sandbox) -> None:
         self._api, self._node, self._simulator = api, node, sandbox.simulator
         self.socket = sandbox.folder / "podresources.sock"
+        self.pod_logs = sandbox.folder / "pod-logs"
         self._file = sandbox.folder / "podresources.json"
         self._log = sandbox.folder / "kubelet.log"
         self._file.write_text("[]")
@@ -86,6 +87,7 @@ class DeviceManager:
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
             if uid not in pods or pods[uid].get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                self._logs_of(uid).rmdir()
                 del self._assigned[uid]
         changed = len(self._assigned) != before
         for uid, pod in pods.items():
@@ -93,10 +95,15 @@ class DeviceManager:
             if request and uid not in self._assigned and _runs(pod):
                 devices = {name: self._free(name, count) for name, count in request.items()}
                 self._assigned[uid] = pod, devices
+                self._logs_of(uid).mkdir(parents=True)
                 self._start_processes(uid)
                 changed = True
         if changed:
             self._write_holdings()
+
+    def _logs_of(self, uid: str) -> Path:
+        metadata = self._assigned[uid][0]["metadata"]
+        return self.pod_logs / f"{metadata['namespace']}_{metadata['name']}_{uid}"
 
     def _free(self, resource: str, count: int) -> list[str]:
         in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}

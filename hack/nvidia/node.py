@@ -62,7 +62,7 @@ class RealNode:
         as_account = partial(self._as_account, kubeconfig)
         self.programs = PodPrograms(
             self._api, name, as_account("config-manager"), self.sandbox, self._plugin_configs, self._mig_config,
-            self._devices.socket,
+            self._devices.socket, self._devices.pod_logs,
         )  # fmt: skip
         self.programs.mig_manager.kubeconfig = as_account("nvidia-mig-manager")
         self.programs.mig_manager.clients_namespace = installation.namespace

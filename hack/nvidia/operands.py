@@ -83,6 +83,7 @@ class PodPrograms:
     plugin_configs: Mount
     mig_config: Mount
     podresources: Path
+    pod_logs: Path
 
     def __post_init__(self) -> None:
         config = self.mig_config.folder / "config.yaml"
@@ -175,8 +176,8 @@ class PodPrograms:
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
         environment = {**self.sandbox.simulator.environment(), "NODE_NAME": self.node, "KUBECONFIG": str(path)}
-        flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
-        program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5s")
+        flags = ("--pod-resources-socket", str(self.podresources), "--pod-logs", str(self.pod_logs))
+        program = ("-m", "gpusharing.agent.main", *flags, "--metrics-addr", "127.0.0.1:0", "--interval", "5s")
         task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:

@@ -134,6 +134,7 @@ def test_status_keeps_null_where_null_means_something() -> None:
         "status.transition",
         "status.observed.allocated",
         "status.observed.pods",
+        "status.observed.holders",
         "status.observed.gpus[].product",
         "status.observed.gpus[].recoveryAction",
         "status.observed.gpus[].xid",

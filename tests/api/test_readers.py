@@ -32,6 +32,7 @@ READERS: dict[str, str] = {
     "GPUNode.observed.simulated": f"{FLEET}:read_node",
     "GPUNode.observed.allocated": "kubectl_gpusharing/usage/holdings.py:read_gpunode",
     "GPUNode.observed.programs": f"{CONVERT}:observed_view",
+    "GPUNode.observed.holders": f"{CONVERT}:observed_view",
     "GPUNode.observed.models.product": f"{CONVERT}:observed_view",
     "GPUNode.observed.models.profiles": f"{CONVERT}:_of_model",
     "GPUNode.observed.models.resetInGuest": f"{VERIFY}:tell_guest_reset",

@@ -295,9 +295,13 @@ async def test_a_gpunode_is_created_for_its_node_and_patched_afterwards() -> Non
     assert created["metadata"]["ownerReferences"] == [
         {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "uid-7"}
     ]
-    assert created["spec"] == {"request": {"id": "op-1:quiet:1", "quiet": True}}
+    assert created["spec"] == {"request": {"id": "op-1:quiet:1", "quiet": True, "holders": False}}
     await stage.run(EnsureGPUNode("gpu-07", "uid-7", "op-1:verify:2", quiet=False))
-    assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"] == {"id": "op-1:verify:2", "quiet": False}
+    assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"] == {
+        "id": "op-1:verify:2",
+        "quiet": False,
+        "holders": False,
+    }
     assert [write.call.verb for write in stage.cluster.writes] == ["create", "patch"]
 
 

@@ -19,7 +19,7 @@ SCOPE = Scope(OPERATOR)
 
 def roomy(*names: str) -> Afterwards:
     """A cluster in which another node will advertise plenty of these resources, and no other one."""
-    node = FutureNode(Offer("elsewhere", dict.fromkeys(names, 1000)), {}, {}, emptied=False, open=True)
+    node = FutureNode(Offer("elsewhere", dict.fromkeys(names, 1000)), {}, {}, kept={}, open=True)
     return Afterwards(lambda: [node])
 
 

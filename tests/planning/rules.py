@@ -33,7 +33,12 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 if TYPE_CHECKING:
     from tests.planning.world import World
 
-NEEDS_IDLE = (DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
+NEEDS_IDLE = (
+    DisruptionClass.CHANGED_GPUS,
+    DisruptionClass.GPU_PODS,
+    DisruptionClass.RESET,
+    DisruptionClass.REBOOT,
+)
 
 
 def is_settled(plan: RolloutPlan) -> bool:
@@ -175,7 +180,11 @@ def _no_race(world: "World", action: Actuate) -> None:
 def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> None:
     """Nobody uses the GPUs, nobody can begin to, and the agent has closed NVML: before every run of mig-manager."""
     pods = world.pods[node.name]
-    left = [world.kinds[uid] for uid, pod in pods.items() if podkinds.must_leave(pod, reboot=reboot)]
+    left = [
+        world.kinds[uid]
+        for uid, pod in pods.items()
+        if podkinds.must_leave(pod, reboot=reboot) and world.is_touched(node, uid)
+    ]
     hold(not left, f"(b) {what} with {left} on {node.name}")
     hold(not world.machines[node.name].stray, f"(b) {what} while a process computes")
     hold(is_closed(node), f"(b) {what} on a schedulable node")
@@ -310,5 +319,6 @@ def _eviction(world: "World", action: Evict) -> None:
     reboot = fence.disruption is DisruptionClass.REBOOT
     terms = podkinds.Terms(spec.drain, reboot, world.now, fence.since, world.stack.by_dra)
     others = [world.readable(one) for one in world.pods[action.node].values()]
+    hold(world.is_touched(node, action.uid), f"(w) evicts {world.kinds[action.uid]} from a GPU that does not change")
     fine = podkinds.may_be_evicted(world.readable(pod), others, terms)
     hold(fine, f"(c) evicts {world.kinds[action.uid]}")

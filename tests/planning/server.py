@@ -110,6 +110,7 @@ def _ensure_gpunode(world: "World", action: EnsureGPUNode) -> None:
         action.quiet,
         observed,
         old.requests if old else {},
+        action.holders,
     )
 
 

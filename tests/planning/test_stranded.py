@@ -337,7 +337,7 @@ def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_p
         return ({"team": "b"},)
 
     places = [
-        FutureNode(Offer(name, {GPU: 8}, find_labels=partial(labels, name)), {GPU: 8}, {}, emptied=True, open=True)
+        FutureNode(Offer(name, {GPU: 8}, find_labels=partial(labels, name)), {GPU: 8}, {}, kept={}, open=True)
         for name in ("gpu-07", "gpu-08")
     ]
     pods = [make_pod(f"llm-{team}", node_selector={"team": team}) for team in "acd"]
@@ -414,8 +414,8 @@ def with_claims(*devices: str) -> tuple[str, ...]:
     published = {"gpu-0": GPU, "gpu-1": GPU, "gpu-2-mig-9-0-4": f"{names.RESOURCE_MIG_PREFIX}3g.40gb"}
     before, after = Counter(published.values()), {f"{names.RESOURCE_MIG_PREFIX}3g.40gb": 6}
     places = [
-        FutureNode(Offer("gpu-07", after), before, {}, emptied=True, open=True, devices=published),
-        FutureNode(Offer("gpu-09", {GPU: 1}), {GPU: 1}, {}, emptied=False, open=True),
+        FutureNode(Offer("gpu-07", after), before, {}, kept={}, open=True, devices=published),
+        FutureNode(Offer("gpu-09", {GPU: 1}), {GPU: 1}, {}, kept={}, open=True),
     ]
     pod = make_pod(resources={}, dra="gpu", devices=devices)
     found = Afterwards(lambda: places).find_stranded("gpu-07", [pod])

@@ -277,7 +277,7 @@ class World:
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))
         view = self.nodes[node]
-        scope = scope_of(view, self.settings, self.stack)
+        scope = scope_of(view, self.settings, self.stack, gpunode=self.gpunodes.get(node))
         if node in self.unlisted:
             work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed", scope=scope)
         else:
@@ -294,6 +294,10 @@ class World:
         pods = tuple(self.pods[node].values())
         wanted = {pod.namespace for pod in pods if all_pods or podkinds.holds_gpu(pod)}
         return tuple(self.readable(pod) if pod.namespace in wanted else pod for pod in pods)
+
+    def is_touched(self, node: NodeView, uid: str) -> bool:
+        """Whether the change of the node concerns the GPU of this pod."""
+        return True
 
     def readable(self, pod: PodView) -> PodView:
         """The pod with the labels of its namespace, whether the operator has read them or not."""

@@ -166,11 +166,11 @@ class Observation(Observed):
         """Return the same GPUs and request id with an error; not `quiet`, as the library may still be open."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
-    def held_by(self, holdings: Holdings | None) -> "Observation":
+    def held_by(self, holdings: Holdings | None, holders: tuple[str, ...] | None = None) -> "Observation":
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
-        if (self.allocated, self.pods) == (allocated, pods):
+        if (self.allocated, self.pods, self.holders) == (allocated, pods, holders):
             return self
-        return replace(self, allocated=allocated, pods=pods)
+        return replace(self, allocated=allocated, pods=pods, holders=holders)
 
     def keeps_closed(self, request: Request) -> bool:
         """Whether the library has to stay closed: the request asks for quiet, and is answered, maybe by an earlier process."""

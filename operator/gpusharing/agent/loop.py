@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from gpusharing.agent.gpunode import Observation, OwnNode, request_of
 from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
 from gpusharing.agent.meter import LAG, Meter
 from gpusharing.agent.peaks import HourPeaks
-from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
+from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable, find_holders
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
 from gpusharing.kube.background import Background, in_daemon_thread
@@ -74,6 +74,7 @@ class AgentLoop:
         clock: Callable[[], float] = time.monotonic,
         background: Background = in_daemon_thread,
         why_not_alone: Callable[[], str] = lambda: "",
+        pod_uids: Callable[[], Mapping[tuple[str, str], str]] = dict,
     ) -> None:
         self.settings = settings or LoopSettings()
         # Counters since the start of the process, for the metrics.
@@ -107,6 +108,7 @@ class AgentLoop:
         self._write_error = ""
         self._pods_error = ""
         self._why_not_alone = why_not_alone
+        self._pod_uids = pod_uids
         self._other = ""
         """That another agent runs on the node; empty if none does."""
         self._faults: dict[str, str] = {}
@@ -170,7 +172,10 @@ class AgentLoop:
         if not last.keeps_closed(request):
             last, used = await self._read(request, last)
         self.use = None if used is None else (used, holdings)
-        self.observed = last.held_by(holdings)
+        holders = None
+        if request.holders and holdings is not None and self.reading is not None:
+            holders = find_holders(holdings, self.reading.gpus, self._pod_uids())
+        self.observed = last.held_by(holdings, holders)
         self._meter_turn(holdings)
         await self._publish(self.observed)
         reported = self._own.node is not None and not self._write_error  # else it would be lost with the process

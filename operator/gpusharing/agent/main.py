@@ -23,7 +23,7 @@ from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.probes import ProbeServer
-from gpusharing.agent.processes import Processes, pod_names
+from gpusharing.agent.processes import Processes, pod_names, pod_uids
 from gpusharing.agent.rest import RestClient
 from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.api.durations import parse_duration
@@ -167,7 +167,14 @@ async def _serve(options: argparse.Namespace) -> int:
     settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
     alone = Alone(options.pod_resources_socket.parent)
     loop = AgentLoop(
-        options.node_name, api, library, pods, settings, background=new_worker(), why_not_alone=alone.why_not
+        options.node_name,
+        api,
+        library,
+        pods,
+        settings,
+        background=new_worker(),
+        why_not_alone=alone.why_not,
+        pod_uids=partial(pod_uids, options.pod_logs),
     )
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))

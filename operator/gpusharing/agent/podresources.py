@@ -5,13 +5,18 @@ pkg/apis/podresources/v1/api.proto), which this module decodes itself: grpcio wo
 the agent.
 """
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import field, replace
+from hashlib import sha256
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
+from gpusharing.agent.library import GPU
+from gpusharing.api.gpunode import MAX_HOLDERS
+from gpusharing.planning.gpus.texts import write_holder
 from gpusharing.planning.vocabulary.values import value
 
 T = TypeVar("T")
@@ -61,6 +66,31 @@ class Holdings:
     """Resource name and id of every healthy device that pods can hold, sorted.
 
     None if the kubelet does not report it."""
+
+
+def find_holders(
+    holdings: Holdings, gpus: Iterable[GPU], uids: Mapping[tuple[str, str], str]
+) -> tuple[str, ...] | None:
+    """Return which pods hold which of these GPUs, or None if there are too many; `uids` by namespace and name of the pod.
+
+    A pod that was deleted by force may still hold devices beside its successor of the same name. The kubelet then lists
+    both, and neither gets GPUs here.
+    """
+    gpu_of = {uuid: gpu.index for gpu in gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)) if uuid}
+    pods: dict[tuple[str, str], list[PodDevices]] = {}
+    for row in holdings.by_pod:
+        pods.setdefault((row.namespace, row.pod), []).append(row)
+    if len(pods) > MAX_HOLDERS:
+        return None
+    found = []
+    for (namespace, name), rows in pods.items():
+        devices = sorted((row.resource, device) for row in rows for device in row.devices)
+        on = {gpu_of.get(base(device), -1) for _, device in devices}
+        sure = -1 not in on and len({row.resource for row in rows}) == len(rows)
+        digest = sha256(json.dumps(devices).encode()).hexdigest()[:12]
+        uid = uids.get((namespace, name), "")
+        found.append(write_holder(f"{namespace}/{name}", uid, on if sure else (), digest))
+    return tuple(found)
 
 
 def base(device: str) -> str:

@@ -6,7 +6,8 @@ procfs and the folders of the pods' logs tell. What is unknown counts as busy, n
 import os
 import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,16 @@ def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callab
         return known.get(uid) or PodID(uid)
 
     return find
+
+
+def pod_uids(logs: Path) -> Mapping[tuple[str, str], str]:
+    """Return the UIDs of this node's pods by namespace and name, without those of which several have had one name."""
+    folders: list[str] = []
+    with suppress(OSError):
+        folders = os.listdir(logs)
+    parts = [folder.split("_") for folder in folders if folder.isascii() and folder.count("_") == 2]
+    often = Counter((namespace, name) for namespace, name, _ in parts)
+    return {(namespace, name): uid for namespace, name, uid in parts if often[namespace, name] == 1}
 
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"

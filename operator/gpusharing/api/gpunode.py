@@ -18,6 +18,7 @@ RecoveryAction = Literal[
 
 
 MAX_PROGRAMS = 16
+MAX_HOLDERS = 64
 MAX_UNITS = 32
 """More memory units than any card has (12; planning/gpus/cards.py). The planner finds layouts by trying placements, and
 a false report must not make that endless."""
@@ -28,6 +29,7 @@ PROFILE = (
 )
 """A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py)."""
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
+HOLDER = r"^(\?|[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*) ([^ /]+/[^ /]+) ([^ ]+) ([0-9a-f]{12})$"
 PROGRAM = r"^([0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*)(?: (.+))?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
 
@@ -40,6 +42,8 @@ class Request(WireRecord):
     """Id of the request, which the agent copies into its report: only a report with this id proves anything."""
     quiet: bool = False
     """Asks the agent to read once more and then to keep NVML closed: a MIG mode change needs every NVML client gone."""
+    holders: bool = False
+    """Asks the agent to report which pods hold which GPUs, for a policy whose drain.scope is Changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,13 @@ class Observed(WireRecord):
     absent when the kubelet did not answer."""
     pods: int | None = None
     """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
+    holders: (
+        Annotated[tuple[Annotated[str, Limits(max_length=512, pattern=HOLDER)], ...], Limits(max_length=MAX_HOLDERS)]
+        | None
+    ) = None
+    """Pods that hold GPU devices, each with the indexes of its GPUs, namespace and name, UID, and a digest of the ids of its
+    devices, for example 3 team-a/llm-0 5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b9e10 0123456789ab, with ? for what the agent cannot
+    tell; absent unless the request asks for it and at most 64 pods hold any."""
 
 
 @dataclass(frozen=True, slots=True)

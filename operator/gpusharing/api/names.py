@@ -202,6 +202,7 @@ class DisruptionClass(StrEnum):
 
     NONE = "None"
     PLUGIN_RESTART = "PluginRestart"
+    CHANGED_GPUS = "ChangedGPUs"
     GPU_PODS = "GPUPods"
     RESET = "Reset"
     REBOOT = "Reboot"
@@ -213,12 +214,11 @@ class DisruptionClass(StrEnum):
 
     @property
     def cordons(self) -> bool:
-        """Whether a node must be cordoned and idle for a change of this class."""
-        return self in _CORDONING
+        """Whether a node must be cordoned for a change of this class, and idle, or with ChangedGPUs those GPUs."""
+        return self.severity >= DisruptionClass.CHANGED_GPUS.severity
 
 
 _CLASSES = tuple(DisruptionClass)
-_CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
 
 
 ChangePart = Literal["before", "emptying", "changing", "given up", "after"]

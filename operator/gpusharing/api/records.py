@@ -135,15 +135,16 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
         (inner,) = (argument for argument in arguments if argument is not NoneType)
         return _reader(inner, None)
     if origin is tuple:
-        return partial(_read_tuple, dict if is_dataclass(arguments[0]) else arguments[0], _reader(arguments[0]))
+        kind = dict if is_dataclass(arguments[0]) else arguments[0]
+        return partial(_read_tuple, kind, _reader(arguments[0]), None if default is None else ())
     kind = str if origin is Literal else origin or hint
     if is_dataclass(kind):
         return partial(_read_record, kind, default)
     return partial(_read_plain, kind, kind() if default is MISSING else default)
 
 
-def _read_tuple(kind: type[Any], read: Callable[[Any], Any], raw: object) -> tuple[Any, ...]:
-    return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else ()
+def _read_tuple(kind: type[Any], read: Callable[[Any], Any], default: Any, raw: object) -> Any:
+    return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else default
 
 
 def _read_record(kind: type[Any], default: Any, raw: object) -> Any:

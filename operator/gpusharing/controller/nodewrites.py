@@ -76,7 +76,7 @@ class NodeWrites:
 
         Raises NotFound if the Node is found to be gone or replaced.
         """
-        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
+        spec = {"request": {"id": action.request_id, "quiet": action.quiet, "holders": action.holders}}
         try:
             if self.sources.gpunodes.resource_version(action.node):
                 raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})

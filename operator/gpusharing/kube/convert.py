@@ -41,8 +41,9 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.gpus.texts import read_mig, read_profile, read_program
+from gpusharing.planning.gpus.texts import read_holder, read_mig, read_profile, read_program
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
+from gpusharing.planning.snapshot.podviews import Holder
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -183,6 +184,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
         uid=text(raw, "metadata", "uid"),
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
+        holders=request.get("holders") is True,
         observed=known,
         requests={key: annotations[key] for key in names.REQUESTS if key in annotations},
     )
@@ -195,6 +197,7 @@ def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
         uid=text(raw, "metadata", "uid"),
         request_id=text(request, "id"),
         quiet=request.get("quiet") is True,
+        holders=request.get("holders") is True,
         observed=_unreadable(why),
     )
 
@@ -218,6 +221,7 @@ def observed_view(raw: object) -> ObservedView:
         for model in observed.models
     }
     programs = list(map(read_program, observed.programs))
+    holders = None if observed.holders is None else tuple(Holder(*read_holder(one)) for one in observed.holders)
     allocated = observed.allocated
     if allocated is not None:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}
@@ -252,6 +256,7 @@ def observed_view(raw: object) -> ObservedView:
         simulated=observed.simulated,
         driver_version=observed.driver_version,
         devices=tuple(devices),
+        holders=holders,
     )
 
 

@@ -110,7 +110,7 @@ class NodePods:
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None and view.fence.tainted:
             view = self.sources.seen_node(node)  # with its DeviceTaintRule
-        scope = scope_of(view, self.sources.settings.plan, stack)
+        scope = scope_of(view, self.sources.settings.plan, stack, gpunode=self.sources.gpunodes.items.get(node))
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)

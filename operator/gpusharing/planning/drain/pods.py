@@ -17,7 +17,7 @@ from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
+from gpusharing.planning.snapshot.podviews import NodeWork, Part, PodView, Scope
 from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
@@ -183,19 +183,33 @@ def is_reservation(pod: PodView) -> bool:
 
 
 def scope_of(
-    node: NodeView | None, settings: PlanSettings, stack: StackView, disruption: DisruptionClass | None = None
+    node: NodeView | None,
+    settings: PlanSettings,
+    stack: StackView,
+    disruption: DisruptionClass | None = None,
+    *,
+    gpunode: GPUNodeView | None = None,
+    gpus: Iterable[int] = (),
 ) -> Scope:
     """Return what a drain of `node` must empty and must not touch, for a change of class `disruption`.
 
     If the class is not known yet, it is that of the fence or, without a fence, Reboot if mig-manager may reboot nodes.
-    The caller sets `now`.
+    `gpus` are those that a change without a fence empties. The caller sets `now`.
     """
     fence = node.fence if node is not None else None
     if disruption is None and fence is not None:
         disruption = fence.disruption
+    part = None
+    if disruption is DisruptionClass.CHANGED_GPUS:
+        observed = gpunode.observed if gpunode is not None else None
+        # Before the cordon, pods came and went, so a report counts from the first request of the change on.
+        tells = observed is not None and (fence is None or observed.request_id.startswith(f"{fence.op}:"))
+        holders = observed.holders if observed is not None and tells else None
+        part = Part(frozenset(fence.gpus if fence is not None else gpus), holders)
     return Scope(
         settings.gpu_operator_namespace,
         all_pods=stack.with_reboot if disruption is None else disruption is DisruptionClass.REBOOT,
+        part=part,
         protected=frozenset(settings.protected_namespaces),
         own_pod=f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else "",
         cordoned_at=node.closed_since if node is not None else None,
@@ -266,6 +280,25 @@ def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
     return not find_leaving(pods, scope)
 
 
+REPORTED_WITHIN = timedelta(seconds=90)
+"""The agent reads every 30 s which pods hold devices, so a pod that has just started is waited for."""
+
+
+def find_unplaced(pods: Iterable[PodView], part: Part, now: datetime) -> str:
+    """Return why these pods need a change of the whole node, or an empty string."""
+    for pod in sorted(pods, key=by_ref):
+        if has_finished(pod) or not holds_gpu(pod):
+            continue
+        if pod.tolerates_cordon:
+            return f"pod {pod.ref} tolerates the cordon, so its successor may get any GPU"
+        if pod.dra != "none" or gpu_groups(pod.labels):
+            return f"pod {pod.ref} does not hold its GPU through the device plugin alone"
+        began = max(filter(None, (pod.created, pod.started)), default=None)
+        if part.takes(pod.uid) is None and (began is None or began + REPORTED_WITHIN <= now):
+            return f"the agent does not report which GPU pod {pod.ref} holds"
+    return ""
+
+
 def _is_daemon(pod: PodView) -> bool:
     """Whether a DaemonSet would start the pod again at once (P3, P5, P6)."""
     owner = pod.owner
@@ -275,7 +308,7 @@ def _is_daemon(pod: PodView) -> bool:
 
 
 def _is_ignored(pod: PodView, scope: Scope) -> bool:
-    if has_finished(pod):
+    if has_finished(pod) or (scope.part is not None and scope.part.takes(pod.uid) is False):
         return True
     if pod.mirror:
         return not holds_gpu(pod)
@@ -301,6 +334,8 @@ def _decide(pod: PodView, options: Drain, scope: Scope) -> Literal["hold", "wait
         return block(Reason.GPU_DAEMON_SET, f"Its DaemonSet is {pod.namespace}/{owner.name}")
     if pod.deleted_at is not None:
         return "hold"  # rules against evicting it no longer matter, but it still holds its GPU (P14)
+    if scope.part is not None and scope.part.takes(pod.uid) is None:  # it may be on a GPU that does not change
+        return block(Reason.HOLDER_UNKNOWN)
     if pod.ref == scope.own_pod:  # after its own eviction the node would stay cordoned until a successor takes over
         return block(Reason.OWN_POD)
     if pod.namespace in scope.protected:

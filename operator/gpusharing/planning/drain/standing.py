@@ -66,7 +66,7 @@ def unlisted(view: GangView) -> str:
 
 def everywhere(scope: Scope) -> Scope:
     """Return the scope for members on any node, with or without a GPU, as if they had to leave too."""
-    return replace(scope, all_pods=True, cordoned_at=None)
+    return replace(scope, all_pods=True, part=None, cordoned_at=None)
 
 
 GangWait: TypeAlias = tuple[timedelta | None, str, bool]

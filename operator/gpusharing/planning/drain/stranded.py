@@ -82,8 +82,8 @@ class FutureNode:
     """How many devices it advertises now, by resource name; those of `after` once its change has begun."""
     in_use: Mapping[str, int]
     """How many devices its pods hold, by resource name and as far as known, without pods that are being deleted."""
-    emptied: bool
-    """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
+    kept: Mapping[str, int]
+    """Those of `in_use` that pods keep through the change, which need not leave for it."""
     open: bool
     """Whether pods can be scheduled on the node after the changes."""
     devices: Mapping[str, str] = field(default_factory=dict)
@@ -157,7 +157,7 @@ class Afterwards:
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:
                 in_use = place.in_use.get(name, 0)
-                kept = 0 if place.emptied else in_use
+                kept = place.kept.get(name, 0)
                 requested[name] += in_use
                 remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
                 before[name] += max(in_use, place.before.get(name, 0)) if place.open else in_use

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-from gpusharing.api.gpunode import MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import HOLDER, MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
 
-_PROFILE, _MIG, _PROGRAM = map(re.compile, (PROFILE, MIG, PROGRAM))
+_PROFILE, _MIG, _PROGRAM, _HOLDER = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDER))
 _MOST_SLICES = 8
 """More than any card has (7)."""
 
@@ -61,16 +61,36 @@ def read_mig(text: str) -> tuple[Layout | None, str]:
 
 def write_program(name: str, indexes: Iterable[int]) -> str:
     """Return the indexes of the GPUs that a program uses, with ranges, and its name, as in `0-3,5 python3`."""
+    return f"{_write_indexes(indexes)} {name}".rstrip()
+
+
+def _write_indexes(indexes: Iterable[int]) -> str:
     known = sorted(set(indexes))
     breaks = [0, *(n for n, (one, other) in enumerate(pairwise(known), 1) if other != one + 1), len(known)]
-    spans = [known[begin:end] for begin, end in pairwise(breaks)]
-    gpus = ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
-    return f"{gpus} {name}".rstrip()
+    spans = [known[begin:end] for begin, end in pairwise(breaks) if begin < end]
+    return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+
+
+def write_holder(pod: str, uid: str, indexes: Iterable[int], devices: str) -> str:
+    """Return a pod in text, with the GPUs of its devices and a digest of their ids; what is unknown is empty."""
+    return f"{_write_indexes(indexes) or '?'} {pod} {uid or '?'} {devices}"
+
+
+def read_holder(text: str) -> tuple[str, str, tuple[int, ...], str]:
+    """Return `namespace/name` and UID of the pod, the indexes of its GPUs, and the digest of its devices."""
+    if (match := _HOLDER.fullmatch(text)) is None:
+        return text, "", (), ""
+    gpus, pod, uid, devices = match.groups()
+    return pod, uid.replace("?", ""), tuple(sorted(_read_indexes(gpus))) if gpus != "?" else (), devices
 
 
 def read_program(text: str) -> tuple[str, set[int]]:
     """Return the name of a program, empty if it has none, and the indexes of its GPUs."""
     if (match := _PROGRAM.fullmatch(text)) is None:
         return "", set()
-    ends = (part.partition("-") for part in match[1].split(","))
-    return match[2] or "", {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}
+    return match[2] or "", _read_indexes(match[1])
+
+
+def _read_indexes(text: str) -> set[int]:
+    ends = (part.partition("-") for part in text.split(","))
+    return {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}

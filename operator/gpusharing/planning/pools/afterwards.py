@@ -33,7 +33,7 @@ from gpusharing.planning.pools.holds import find_canary, find_capped, find_full,
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import LOOKS, Preview
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import NodeWork, Part
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
 from gpusharing.planning.transition.verdict import Verdict
@@ -72,8 +72,9 @@ def find_afterwards(
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
-                now = find_present_offer(node, snapshot.stack)
-                future = _future(node, now, member.assessment if member is not None else None, snapshot)
+                now, case = find_present_offer(node, snapshot.stack), member.case if member is not None else None
+                part = case.scope.part if case is not None else None
+                future = _future(node, now, case.assessment if case is not None else None, snapshot, part)
                 wait, held = _find_wait(member, snapshot) if member is not None else None, ""
                 if wait is None and member is not None and _is_to_start(member):
                     behind, canaries = find_behind(member.policy)
@@ -151,7 +152,9 @@ def _is_to_start(member: Member) -> bool:
     return waits and isinstance(member.assessment, Assessed) and member.assessment.mismatch is not None
 
 
-def _future(node: NodeView, now: Offer, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
+def _future(
+    node: NodeView, now: Offer, assessment: Assessment | None, snapshot: ClusterSnapshot, part: Part | None
+) -> FutureNode:
     fence = node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     offer = now
@@ -163,11 +166,12 @@ def _future(node: NodeView, now: Offer, assessment: Assessment | None, snapshot:
         labels = partial(_labels, node, assessed)
         offer = replace(offer, devices=devices, taints=node.taints, find_labels=labels)
     emptied = assessed is not None and (fence or assessed).disruption.cordons
+    in_use = find_holdings(node, snapshot, remaining=True) or {}
     return FutureNode(
         offer,
         before=now.devices if fence is None else offer.devices,
-        in_use=find_holdings(node, snapshot, remaining=True) or {},
-        emptied=emptied,
+        in_use=in_use,
+        kept=in_use if not emptied else {} if part is None else find_holdings(node, snapshot, part=part) or {},
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
         devices=node.devices.names if node.devices is not None else {},
     )
@@ -202,21 +206,26 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
     return tuple({**labels, f"{FIELD}metadata.name": node.name} for labels in label_sets)
 
 
-def find_holdings(node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False) -> Mapping[str, int] | None:
+def find_holdings(
+    node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False, part: Part | None = None
+) -> Mapping[str, int] | None:
     """Return how many devices of each resource the node's pods hold, or None if that is unknown.
 
     Without a LIST, the agent's report counts, which is up to 30 s old and knows no devices of NVIDIA's DRA driver.
-    `remaining` leaves out pods that are being deleted, and distrusts that report during a change.
+    `remaining` leaves out pods that are being deleted, and distrusts that report during a change. `part` leaves out pods
+    that its change takes from their GPUs, or may.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
         counts, devices = Counter[str](), set[str]()
         for pod in work.pods:
-            if not has_finished(pod) and not (remaining and pod.deleted_at is not None):
+            leaves = remaining and pod.deleted_at is not None
+            leaves = leaves or (part is not None and part.takes(pod.uid) is not False)
+            if not (has_finished(pod) or leaves):
                 counts.update(pod.resources)
                 devices.update(pod.devices)
         return counts + claimed(node.devices.names if node.devices is not None else {}, devices)
-    unknown = node.devices is not None or (remaining and node.fence is not None)
+    unknown = part is not None or node.devices is not None or (remaining and node.fence is not None)
     gpunode = None if unknown else snapshot.gpunodes.get(node.name)
     return gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
 
@@ -280,7 +289,8 @@ def preview_of(
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
     drain, node = policy.spec.drain, snapshot.nodes.get(verdict.node)
-    scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption)
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption, gpunode=gpunode, gpus=verdict.gpus)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     blockers = preflight(pods, drain, afterwards, work.listed_at)
     return Preview(

@@ -38,6 +38,8 @@ class EnsureGPUNode:
     request_id: str
     """The agent's answer echoes it."""
     quiet: bool
+    holders: bool = False
+    """Whether the agent reports which pods hold which GPUs."""
 
 
 @value

@@ -158,12 +158,41 @@ class PdbView:
 
 
 @value
+class Holder:
+    """A pod that holds GPU devices, as the node's agent reports it."""
+
+    ref: str
+    uid: str
+    """UID of the pod. Empty if nothing on the node tells it for certain."""
+    gpus: tuple[int, ...]
+    """Indexes of the GPUs of its devices. Empty if the agent does not know the GPU of one of them."""
+    devices: str
+    """A digest of the ids of its devices."""
+
+
+@value
+class Part:
+    """The GPUs that a change empties while pods on the others stay (docs/design/drain.md#part)."""
+
+    gpus: frozenset[int]
+    holders: tuple[Holder, ...] | None
+    """Which pods hold which GPUs. None if no report tells, or only one from before the node was fenced."""
+
+    def takes(self, uid: str) -> bool | None:
+        """Whether the pod holds one of these GPUs; None if that is unknown."""
+        its = [one for one in self.holders or () if one.uid == uid]
+        return not self.gpus.isdisjoint(its[0].gpus) if len(its) == 1 and its[0].gpus else None
+
+
+@value
 class Scope:
     """What a drain must empty and what it must not touch (`scope_of`)."""
 
     operator_namespace: str
     all_pods: bool = False
     """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
+    part: Part | None = None
+    """The GPUs whose pods must leave; None if the pods of all GPUs must."""
     protected: frozenset[str] = frozenset()
     """Namespaces in which nothing is evicted."""
     own_pod: str = ""

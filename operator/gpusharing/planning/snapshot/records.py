@@ -142,6 +142,10 @@ class Fence:
     """Whether the change began under a different policy or revision from that of its latest run."""
     approved: str = ""
     """The target that a person approved, in the form of `owed`. Empty if no approval was needed."""
+    gpus: tuple[Number, ...] = ()
+    """Indexes of the GPUs that a change of class ChangedGPUs empties, sorted; else empty."""
+    kept: tuple[tuple[str, str], ...] = ()
+    """What such a change must leave as it was on the other GPUs when it passed the PNR (`transition.kept`)."""
     tainted: bool = False
     """Whether a DeviceTaintRule keeps GPU pods off the node in place of a cordon."""
     unknown: str = ""
@@ -149,7 +153,7 @@ class Fence:
 
     @property
     def cordons(self) -> bool:
-        """Whether the change keeps the node cordoned: it needs an idle node and no DeviceTaintRule keeps pods off."""
+        """Whether the change keeps the node cordoned: pods must leave and no DeviceTaintRule keeps others off."""
         return self.disruption.cordons and not self.tainted
 
     @property

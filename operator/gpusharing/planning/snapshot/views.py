@@ -21,7 +21,7 @@ from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import Holder, NodeWork
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
     Claim,
@@ -227,6 +227,8 @@ class ObservedView:
     driver_version: str = ""
     devices: tuple[str, ...] = ()
     """For each GPU, its UUID or, with MIG on, the result of `key_of` for its MIG devices; empty if it has none."""
+    holders: tuple[Holder, ...] | None = None
+    """The pods that hold GPUs, or None if the agent was not asked or the kubelet did not answer."""
     hardware: Hardware = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -254,6 +256,8 @@ class GPUNodeView:
     observed: ObservedView | None
     requests: Mapping[str, str] = field(default_factory=dict)
     """What a person has requested in annotations (`names.REQUESTS`). Empty once the Node has it."""
+    holders: bool = False
+    """Whether that request asks which pods hold which GPUs."""
 
 
 @value

@@ -26,14 +26,14 @@ from gpusharing.planning.transition.attempts import (
 )
 from gpusharing.planning.transition.fencing import routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, propagation_gates, target_gates
-from gpusharing.planning.transition.idle import next_poll, way_to_idle
+from gpusharing.planning.transition.idle import find_kept, next_poll, way_to_idle
 from gpusharing.planning.transition.requests import close_request, fresh_reading
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators.actuator import Written
-from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_disruption, needs_two_steps
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_extent, needs_two_steps
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
@@ -151,6 +151,7 @@ def _begin(
         failed=still_failed(case) if fence.version == version else None,
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
+        kept=find_kept(idle, fence.gpus) if idle and case.scope.part and not fence.kept else fence.kept,
     )
     return case.verdict(
         Phase.RECONFIGURING,
@@ -241,12 +242,15 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
         message = f"the last proven mode is {target.mode}, and {objection.message}"
         return replace(objection, reason=Reason.ROLLING_BACK, message=message)
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, assessment.spec)
     return replace(
         assessment,
         target=target,
         two_steps=needs_two_steps(node, observed, target, stack),
         mismatch=mismatch,
-        disruption=find_disruption(node, observed, target, mismatch, stack),
+        disruption=disruption,
+        gpus=gpus,
+        whole=whole,
         drift=None,
     )
 

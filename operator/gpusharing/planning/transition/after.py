@@ -12,7 +12,7 @@ cordon. A result counts more than the deadline: a Failed node that is proven aft
 from dataclasses import replace
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import (
@@ -39,6 +39,7 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
+from gpusharing.planning.transition.idle import check_kept
 from gpusharing.planning.transition.requests import (
     answer_due,
     fresh_reading,
@@ -129,6 +130,8 @@ def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
+    if (kept := check_kept(case)) is not None and kept.reason is Reason.KEPT_GPUS_CHANGED:
+        return _fail_kept(case, assessed, kept)
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
     aim = assessed.stop if fence.step < fence.steps else assessed.target
@@ -175,6 +178,16 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
     return case.show(Phase.RECONFIGURING, found, wake=wake)
 
 
+def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
+    if was_asked_again(case):
+        due = owe(case, assessed, attempt=1, failed=True)
+        whole = replace(due, fence=replace(due.fence, disruption=DisruptionClass.GPU_PODS, gpus=(), kept=()))
+        message = "trying again on request; the whole node is drained for that"
+        return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, whole)
+    lead = f". The node stays {case.fence.closed}. To drain it and try again, run"
+    return case.show(Phase.FAILED, add_retry(found, case.node.name, case.fence.retry, lead))
+
+
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
@@ -217,6 +230,7 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
+    mismatch = mismatch or check_kept(case)
     if mismatch is None and (down := case.actuator.find_down(case, aim)) is not None:
         mismatch = down.doubt
     if mismatch is not None:

@@ -23,7 +23,7 @@ from gpusharing.planning.transition.attempts import next_deferral, owed_for, pro
 from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
 from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
-from gpusharing.planning.transition.requests import last_busy
+from gpusharing.planning.transition.requests import last_busy, pods_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
@@ -60,6 +60,9 @@ def _next_step(case: NodeCase) -> Verdict:
     if case.now < settled:
         message = f"{case.fence.closed}; pods that were scheduled just before may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
+    if (request := pods_request(case)) is not None:
+        message = "asking the agent which pods hold which GPUs"
+        return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, request, wants_pods=True)
     return _begin_jobs(case) or run(case, assessed)
 
 
@@ -152,6 +155,9 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         if assessed.disruption.cordons and not fence.disruption.cordons:
             message = "the change now needs an idle node; it starts over with a drain"
             yield Reason.PODS_LEAVING, message, False
+        if fence.gpus and assessed.disruption.severity > fence.disruption.severity:
+            why = assessed.whole or f"its class is now {assessed.disruption}"
+            yield Reason.PODS_LEAVING, f"the change starts over, because it now concerns the whole node: {why}", False
     if fence.cordons and not node.unschedulable:
         message = "someone uncordoned the node during the drain; the change is abandoned"
         yield Reason.UNCORDONED_EXTERNALLY, message, True

@@ -7,20 +7,24 @@ minute ago, after the last pod left and after the last event (`fresh_reading`). 
 answered and within the last half minute.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.plan import DrainPlan
+from gpusharing.planning.drain.pods import has_finished
 from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.findings import explain_blockers, main_reason
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.findings import Finding, explain_blockers, main_reason
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.verify import name_gpus
 
 JOBS_PACE = 4
 """The number of poll intervals between two LISTs while the drain waits for jobs. Jobs run for minutes to hours."""
@@ -126,6 +130,8 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
     if not case.agent_ready:
         unseen = case.no_agent(", so it is unknown whether the GPUs are idle")
         return wait(unseen.reason, unseen.message)
+    if case.scope.part is not None and case.scope.part.holders is None:
+        return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to report which pods hold which GPUs")
     request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
     busy = last_busy(case)
     if request is not None or busy or not answers_quiet(case):
@@ -136,7 +142,50 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
     if _listed_twice(case, work):
         return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
-    return wait(Reason.SETTLING, "no pod has a GPU; listing the pods once more to be sure", wake=wake)
+    held = "a GPU" if case.scope.part is None else "one of the GPUs that change"
+    return wait(Reason.SETTLING, f"no pod has {held}; listing the pods once more to be sure", wake=wake)
+
+
+# --- what stays on the GPUs that do not change ----------------------------------------------------------------
+
+
+def find_kept(observed: ObservedView, gpus: Collection[int]) -> tuple[tuple[str, str], ...]:
+    """Return what a change that empties only these GPUs must leave as it is: the devices of the others, by pod too."""
+    keys = zip(observed.gpus, observed.devices, strict=True)
+    devices = ((f"GPU {gpu.index}", key) for gpu, key in keys if gpu.index not in gpus)
+    return (*devices, *((holder.uid, holder.devices) for holder in observed.holders or ()))
+
+
+def check_kept(case: NodeCase) -> Finding | None:
+    """Return what is no longer as it was on GPUs that the change was not to touch, or that this is unknown."""
+    kept, observed = dict(case.fence.kept), case.observed
+    if not kept or observed is None or not observed.request_id.startswith(f"{case.fence.op}:"):
+        return None
+    if observed.holders is None:
+        message = "waiting for the agent to report which pods hold which GPUs"
+        return Finding(Reason.OBSERVATION_PENDING, message)
+    now = dict(find_kept(observed, case.fence.gpus))
+    pods = {pod.uid: pod.ref for pod in (case.work.pods if case.work else ()) if not has_finished(pod)}
+    changed = [
+        index for index in (gpu.index for gpu in observed.gpus) if now.get(f"GPU {index}") != kept.get(f"GPU {index}")
+    ]
+    lost = [one for one in observed.holders if one.uid in kept and one.devices != kept[one.uid]]
+    if changed or lost:
+        on = [one.ref for one in observed.holders if one.uid in kept and not set(changed).isdisjoint(one.gpus)]
+        named = sorted(
+            {*on, *(one.ref for one in lost), *(ref for uid, ref in pods.items() if uid in kept and uid not in now)}
+        )
+        touched = f"the devices of {name_gpus(changed)} are not those" if changed else "pods do not hold the devices"
+        wanted = name_gpus(sorted(case.fence.gpus))
+        message = (
+            f"only {wanted} {'was' if len(case.fence.gpus) == 1 else 'were'} to change, but {touched} from before. Pods"
+            f" that may be affected: {some(named) if named else 'none that is known'}"
+        )
+        return Finding(Reason.KEPT_GPUS_CHANGED, message)
+    if unseen := sorted(ref for uid, ref in pods.items() if uid in kept and uid not in now):
+        message = f"the agent does not report which devices {some(unseen)} holds now"
+        return Finding(Reason.OBSERVATION_PENDING, message)
+    return None
 
 
 def _listed_twice(case: NodeCase, work: NodeWork) -> bool:

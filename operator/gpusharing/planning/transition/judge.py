@@ -32,6 +32,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.actuators.actuator import Trace
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
+from gpusharing.planning.wanted.verify import name_gpus
 
 
 def judge(case: NodeCase) -> Verdict | None:
@@ -161,8 +162,17 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
         return _block(case, closed)
     if (gate := find_gate(case, assessment)) is not None:
         return _keep_waiting(case, gate)
-    message = f"will be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
+    message = f"will be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}{_tell_extent(case, assessment)}"
     return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
+
+
+def _tell_extent(case: NodeCase, assessed: Assessed) -> str:
+    if assessed.spec.drain.scope != "Changed" or not case.disruption.cordons:
+        return ""
+    if case.gpus:
+        return f"; only {name_gpus(case.gpus)} will be emptied"
+    why = assessed.whole or case.unplaced
+    return f"; all of its GPUs will be emptied, because {why}" if why else ""
 
 
 def _block(case: NodeCase, finding: Finding) -> Verdict:

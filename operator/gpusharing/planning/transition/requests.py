@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView
@@ -20,7 +20,7 @@ from gpusharing.planning.transition.attempts import PROOF, find_quiet
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import has_gpu
-from gpusharing.planning.wanted.verify import MPS_DAEMONS
+from gpusharing.planning.wanted.verify import MPS_DAEMONS, name_gpus
 
 _RESUME, _CLOSE = ":resume", ":close"
 
@@ -41,7 +41,10 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
         # In the middle of a change NVML stays closed, even for an agent that lost its request.
         changing = node.fence is not None and node.fence.stage == "actuating"
         request = _ask(case, f"new:{node.uid}", quiet=changing or quiet is not None)
-    elif (node.fence is None or node.fence.stage == "yielded") and gpunode.quiet != (quiet is not None):
+    elif (node.fence is None or node.fence.stage == "yielded") and (gpunode.quiet, gpunode.holders) != (
+        quiet is not None,
+        _wants_holders(case),
+    ):
         request = _ask_anew(case, gpunode, quiet=quiet is not None)
     else:
         return verdict
@@ -72,6 +75,7 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
     """Return the write of a request with this id.
 
     new:<node uid>                       the first request of a new GPUNode
+    <op>:pods                            report which pods hold which GPUs, of which only some are to be emptied
     <op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is
                                          old
     <op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
@@ -80,7 +84,13 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
                                          change
     <id>:resume                          read again, because NVML no longer has to stay closed
     """
-    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
+    return EnsureGPUNode(case.node.name, case.node.uid, request, quiet, _wants_holders(case))
+
+
+def _wants_holders(case: NodeCase) -> bool:
+    if case.node.fence is not None:
+        return case.node.fence.disruption is DisruptionClass.CHANGED_GPUS
+    return case.spec is not None and case.spec.drain.scope == "Changed"
 
 
 def _ask_anew(case: NodeCase, gpunode: GPUNodeView, *, quiet: bool) -> EnsureGPUNode:
@@ -128,19 +138,34 @@ def answers_quiet(case: NodeCase) -> bool:
     return observed.quiet and observed.request_id == gpunode.request_id
 
 
+def pods_request(case: NodeCase) -> EnsureGPUNode | None:
+    """Return the first request of a change that empties only some GPUs; reports from before the cordon do not count."""
+    if case.scope.part is None or _request(case).startswith(f"{case.fence.op}:"):
+        return None
+    return _ask(case, f"{case.fence.op}:pods", quiet=False)
+
+
 def last_busy(case: NodeCase) -> str:
-    """Return why the GPUs were not idle when the agent last closed NVML for this change, or nothing."""
+    """Return why the GPUs that change were not idle when the agent last closed NVML for this change, or nothing."""
     observed = case.observed
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
     if observed.error:
         return f"the agent cannot read the GPUs: {observed.error}"
+    part = case.scope.part
     for gpu in observed.gpus:
         if gpu.vitals.access != REACHABLE:
             return f"GPU {gpu.index} does not respond, so it is unknown whether a process uses it"
-        if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
+        foreign = [name for name in gpu.processes if name not in MPS_DAEMONS]
+        if foreign and (part is None or gpu.index in part.gpus):
             shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
-            return f"no pod has a GPU, but GPU {gpu.index} is used by {shown}"
+            held = "a GPU" if part is None else "one of the GPUs that change"
+            return f"no pod has {held}, but GPU {gpu.index} is used by {shown}"
+    listed = {pod.uid for pod in case.work.pods} if case.work is not None else set()
+    for holder in observed.holders or () if part is not None else ():
+        if holder.uid not in listed:
+            where = name_gpus(holder.gpus) if holder.gpus else "a GPU"
+            return f"pod {holder.ref} still holds {where} of the node, but the API server does not show it any more"
     return ""
 
 

@@ -8,12 +8,12 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.drain.plan import DrainPlan, ending_gangs, plan_drain
-from gpusharing.planning.drain.pods import scope_of
+from gpusharing.planning.drain.pods import find_unplaced, scope_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.nvidia import Operand
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Part, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mps import find_mps_pod
@@ -37,6 +37,8 @@ class Verdict:
     reason: Reason
     message: str
     disruption: DisruptionClass = DisruptionClass.NONE
+    gpus: tuple[int, ...] = ()
+    """The only GPUs that the change empties. Empty if it empties all of the node, or none."""
     wanted: str = ""
     """The layout that the GPUs will get; empty if unknown."""
     observed: str = ""
@@ -167,11 +169,28 @@ class NodeCase(ActuatorCase):
     def disruption(self) -> DisruptionClass:
         fence, assessed = self.node.fence, self.assessed
         now = assessed.disruption if assessed is not None else DisruptionClass.NONE
+        if now is DisruptionClass.CHANGED_GPUS and fence is None and self.unplaced:
+            return DisruptionClass.GPU_PODS
         return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
 
     @property
+    def unplaced(self) -> str:
+        """Why the listed pods need a change of the whole node, or empty."""
+        if self.work is None or self.assessed is None or self.observed is None:
+            return ""
+        return find_unplaced(self.work.pods, Part(frozenset(self.assessed.gpus), self.observed.holders), self.now)
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The only GPUs that the change empties. Empty if it empties all of the node, or none."""
+        if self.disruption is not DisruptionClass.CHANGED_GPUS:
+            return ()
+        return self.node.fence.gpus if self.node.fence is not None else self.assessed.gpus if self.assessed else ()
+
+    @property
     def scope(self) -> Scope:
-        return scope_of(self.node, self.settings, self.stack, self.disruption)
+        disruption, gpunode = self.disruption, self.gpunode
+        return scope_of(self.node, self.settings, self.stack, disruption, gpunode=gpunode, gpus=self.gpus)
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
@@ -229,6 +248,7 @@ class NodeCase(ActuatorCase):
             reason=reason,
             message=message,
             disruption=self.disruption,
+            gpus=self.gpus,
             wanted=target.text if target else fence.to_layout if fence else "",
             observed=assessment.observed_text if assessment else describe_observed(self.node, self.observed),
             deadline=fence.deadline if fence else None,

@@ -128,6 +128,10 @@ class Reason(StrEnum):
     ACTUATOR_STUCK = (("ActuatorStuck", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
         "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the GPUNode to a new value.")
+    KEPT_GPUS_CHANGED = (("KeptGPUsChanged", "Node", _PERSON, "pods", Mark.EVENT),
+        "A change that was to empty some of the node's GPUs has touched another one, or what a pod holds there, so the "
+        "node stays cordoned. The message names the GPUs and the pods that may be affected.",
+        "Check those pods. Then set gpusharing.dev/retry on the GPUNode to a new value; the whole node is then drained.")
     INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server rejected a request from the operator as malformed, and repeating the request would not help.",
         "Report this message. It points to a bug in this operator or in an admission webhook.")
@@ -598,6 +602,9 @@ class Reason(StrEnum):
         "The operator's own evictions use up the PodDisruptionBudget: those of nodes that are drained first, or of pods "
         "that are being replaced. A replacement that is not Ready after ten minutes counts as broken, and the reason "
         "is then PDB.")
+    HOLDER_UNKNOWN = (("HolderUnknown", "Drain", _SOON, "agent", Mark.PENDING, Mark.NO_BLOCKER_EVENT),
+        "Only some of the node's GPUs are to be emptied, and the agent does not report yet which GPU the pod holds, so "
+        "the pod is not evicted.")
     FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
         "drain.timeout is about to expire, the pod's eviction is still blocked, and drain.onTimeout is ForceDelete. "
         "The operator deletes the pod despite its PodDisruptionBudgets, with the pod's own grace period.")

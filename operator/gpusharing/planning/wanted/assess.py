@@ -3,11 +3,13 @@
 The result does not depend on time, so it can be cached for as long as its inputs are equal.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
@@ -23,6 +25,7 @@ from gpusharing.planning.wanted.verify import (
     effective_plugin_config,
     find_mismatch,
     is_told_mps,
+    name_gpus,
     paused_operands,
     served,
 )
@@ -60,6 +63,10 @@ class Assessed:
     """The first disagreement between a source of proof and the target."""
     disruption: DisruptionClass
     """The class of disruption of the change from the present state to the target."""
+    gpus: tuple[int, ...]
+    """Indexes of the only GPUs that the change touches, sorted. Empty unless `disruption` is ChangedGPUs."""
+    whole: str
+    """Why the whole node must be emptied although drain.scope is Changed, or empty."""
     drift: Finding | None
     """How the node differs from what was last proven on it for this policy: its target, or what a rollback restored."""
     observed_text: str
@@ -107,6 +114,7 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         last = actuator.find_last_proven(node, observed, stack)
         if isinstance(last, Target):
             drift = find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, request.spec)
     return Assessed(
         policy=policy,
         spec=request.spec,
@@ -115,7 +123,9 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         stop=stop,
         two_steps=needs_two_steps(node, observed, target, stack),
         mismatch=mismatch,
-        disruption=find_disruption(node, observed, target, mismatch, stack),
+        disruption=disruption,
+        gpus=gpus,
+        whole=whole,
         drift=drift,
         observed_text=text,
     )
@@ -196,6 +206,72 @@ def find_disruption(
     if Mark.ENDS_MPS in mismatch.reason.marks and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
         return DisruptionClass.GPU_PODS
     return DisruptionClass.PLUGIN_RESTART
+
+
+def find_extent(
+    node: NodeView,
+    observed: ObservedView,
+    target: Target,
+    mismatch: Finding | None,
+    stack: StackView,
+    spec: GPUSharingPolicySpec,
+) -> tuple[DisruptionClass, tuple[int, ...], str]:
+    """Return the class of disruption, the GPUs that alone must be emptied, and why the whole node must be, if so."""
+    disruption, fence = find_disruption(node, observed, target, mismatch, stack), node.fence
+    partly = fence is not None and fence.disruption is DisruptionClass.CHANGED_GPUS
+    if disruption is not DisruptionClass.GPU_PODS or not (
+        partly if fence is not None else spec.drain.scope == "Changed"
+    ):
+        return disruption, (), ""
+    pairs = zip(observed.gpus, target.layouts, strict=True)
+    changed = tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
+    if whole := next(_find_whole(node, observed, target, stack, changed), ""):
+        return disruption, (), whole
+    return DisruptionClass.CHANGED_GPUS, fence.gpus if fence is not None else changed, ""
+
+
+def _find_whole(
+    node: NodeView, observed: ObservedView, target: Target, stack: StackView, changed: tuple[int, ...]
+) -> Iterator[str]:
+    """Yield why a change of layouts may disturb pods on GPUs that keep theirs (docs/design/transition.md#changed-gpus).
+
+    What may be unknown for a moment does not count once the change has begun; its idle proof waits for that.
+    """
+    fence, policy = node.fence, stack.cluster_policy
+    if stack.by_dra:
+        yield "NVIDIA's DRA driver serves the GPUs"
+    if policy is None or policy.plain is not None:
+        yield "there is no ClusterPolicy that shows how mig-manager works"
+    if stack.with_reboot:
+        yield "mig-manager may reboot the node"
+    if node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed":
+        yield "the driver is installed on the host, where mig-manager stops host services"
+    if target.mode is Mode.MPS or uses_mps(node, observed, stack):
+        yield "MPS serves the GPUs"
+    now = effective_plugin_config(node, stack)
+    if now is None or not now.same_effect(target.plugin, with_mig=True):
+        yield "the device plugin's configuration changes"
+    elif now.sharing is not None:
+        yield "the GPUs are time-sliced"
+    elif target.plugin.mig_strategy == "single" and len(set(target.layouts)) > 1:
+        yield "MIG strategy single needs equal GPUs"
+    for gpu in observed.gpus:
+        if gpu.vitals.access != REACHABLE:
+            yield f"GPU {gpu.index} does not respond"
+        if gpu.instances_withheld:
+            yield "the agent may not list MIG instances"
+    if fence is not None:
+        others = [index for index in changed if index not in fence.gpus]
+        if others:
+            yield f"the change now concerns {name_gpus(others)} as well"
+        return
+    if len(changed) in (0, len(observed.gpus)):
+        yield "it concerns all GPUs" if changed else "no layout changes"
+    if observed.holders is None:
+        yield "the agent does not report which pods hold which GPUs"
+    for holder in observed.holders or ():
+        if not (holder.uid and holder.gpus):
+            yield f"the agent cannot tell which pod {holder.ref} is, or which GPU it holds"
 
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:

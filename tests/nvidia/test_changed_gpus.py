@@ -1,0 +1,88 @@
+"""Only the GPU whose layout changes is emptied, with NVIDIA's mig-manager, mig-parted, device plugin and GFD.
+
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.nvidia.loop import GPUNODES, PODS, NvidiaLoop, is_cordoned, running_loop
+from hack.nvmlsim.simulator import machine_devices
+from tests.agent.nvml_machine import in_process
+
+pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
+
+HALF, SEVENTH, THIRD = ("nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-2g.20gb")
+
+
+@pytest.fixture(scope="module")
+def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
+    with tempfile.TemporaryDirectory(prefix="gpusharing-") as folder, running_loop(Path(folder), "one") as made:
+        yield made
+
+
+def spec(*profiles: dict[str, int]) -> dict[str, Any]:
+    """Each GPU by index with its own profiles, and drain.scope Changed."""
+    layouts = [{"profiles": one, "devices": [index]} for index, one in enumerate(profiles)]
+    drain = {"scope": "Changed", "unmanagedPods": "Evict", "strandedPods": "Allow"}
+    return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layouts}, "drain": drain}
+
+
+def devices(loop: NvidiaLoop, gpu: int) -> set[str]:
+    """The UUIDs of the MIG devices of a GPU."""
+    return {place.uuid for place in machine_devices(loop.nodes["one"].simulator.show()) if place.gpu == gpu}
+
+
+def processes(loop: NvidiaLoop) -> set[str]:
+    return {row["name"] for row in loop.nodes["one"].simulator.show()["processes"]}
+
+
+def names(loop: NvidiaLoop) -> set[str]:
+    return {pod["metadata"]["name"] for pod in loop.api.list(PODS) if "deletionTimestamp" not in pod["metadata"]}
+
+
+def test_the_pods_of_the_other_gpu_keep_running_and_keep_their_instances(loop: NvidiaLoop) -> None:
+    loop.bring(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
+    kept = [loop.run_pod("one", HALF), loop.run_pod("one", HALF)]
+    leaves = loop.run_pod("one", SEVENTH)
+    before, evicted = devices(loop, 0), len(loop.evicted())
+    loop.apply(**spec({"3g.40gb": 2}, {"2g.20gb": 3}))
+    loop.wait(lambda: loop.transition("one").get("disruption") == "ChangedGPUs", "the change to be planned")
+    loop.wait_ready()
+    assert loop.evicted()[evicted:] == [leaves]
+    assert devices(loop, 0) == before
+    assert {f"SIMULATED-{name}" for name in kept} <= processes(loop)
+    assert loop.profiles("one") == [["3g.40gb"] * 2, ["2g.20gb"] * 3]
+    assert loop.served("one") == {HALF: 2, THIRD: 3}
+    assert not is_cordoned(loop, "one")
+
+
+def test_a_kept_gpu_that_somebody_divides_meanwhile_leaves_the_node_failed_with_its_pods_named(
+    loop: NvidiaLoop,
+) -> None:
+    loop.bring(**spec({"3g.40gb": 2}, {"2g.20gb": 3}))
+    kept = sorted(names(loop))
+    assert len(kept) == 2
+    before, machine = devices(loop, 0), loop.nodes["one"].simulator
+    machine.inject("nvmlDeviceCreateGpuInstance", "hang", gpu=1)
+    loop.apply(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
+    loop.wait(lambda: not loop.profiles("one")[1], "mig-parted to be at GPU 1")
+    for name in kept:
+        for row in machine.show()["processes"]:
+            if row["name"] == f"SIMULATED-{name}":
+                machine.remove_process(row["pid"])
+    in_process(machine, "destroy", "0")
+    in_process(machine, "partition", "0", "4g.40gb", "3g.40gb")  # made as before, they would have the same UUIDs
+    machine.clear_faults()
+    loop.wait(lambda: loop.transition("one").get("reason") == "KeptGPUsChanged", "the node to be Failed")
+    message = loop.transition("one")["message"]
+    assert all(name in message for name in kept)
+    assert is_cordoned(loop, "one")
+    assert devices(loop, 0) != before
+    loop.plane.kubectl("annotate", "gpunode", "one", "--overwrite", "gpusharing.dev/retry=again")
+    loop.wait_ready()
+    assert loop.profiles("one") == [["3g.40gb"] * 2, ["1g.10gb"] * 7]
+    assert loop.api.get(f"{GPUNODES}/one")["status"]["transition"]["phase"] == "Synced"

@@ -1,0 +1,175 @@
+"""A World in which each pod holds a MIG device of a certain GPU, so that a change may leave the pods of others alone.
+
+The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#part); mig-manager
+makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tests.build import H100, make_policy
+from tests.planning import podkinds, rules
+from tests.planning.machines import Labels, NodeMachine
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.gpus.geometry import resource_name
+from gpusharing.planning.snapshot.actions import Action, Release
+from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.podviews import Holder
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+
+HALVES, SEVENTHS, THIRDS = {"3g.40gb": 2}, {"1g.10gb": 7}, {"2g.20gb": 3}
+
+
+def layouts(*profiles: Mapping[str, int], scope: str = "Changed", away: str = "100%", **fields: object) -> PolicyView:
+    """A policy that gives each GPU, by index, its own profiles, and evicts from those that change alone."""
+    rows = [{"profiles": dict(one), "devices": [index]} for index, one in enumerate(profiles)]
+    drain = {"scope": scope, "strandedPods": "Allow", **fields}
+    return make_policy(mig={"layouts": rows}, drain=drain, rollout={"maxUnavailable": away})
+
+
+@dataclass
+class GpuMachine(NodeMachine):
+    """Four GPUs whose instances have names that change when they are made anew."""
+
+    products: tuple[str, ...] = (H100,) * 4
+    made: list[int] = field(default_factory=lambda: [0] * 4)
+    """How often the instances of each GPU were made."""
+    held: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """The GPU and the device of each pod, by UID."""
+    names_of: dict[str, str] = field(default_factory=dict)
+    """`namespace/name` of the pods that the kubelet knows, by UID."""
+    loses_mode: bool = False
+    """A GPU loses its MIG mode before the next run, which makes all instances anew."""
+    silent: bool = False
+    """The kubelet does not tell the agent who holds what."""
+    unnamed: set[str] = field(default_factory=set)
+    """UIDs of pods that the agent cannot name."""
+
+    def _end_run(self, stack: StackView) -> Labels:
+        before = list(self.layouts)
+        labels = super()._end_run(stack)
+        for index, layout in enumerate(before):
+            self.made[index] += layout != self.layouts[index] or self.loses_mode
+        self.loses_mode = False
+        return labels
+
+    def device(self, gpu: int, slot: str) -> str:
+        return f"{gpu}-{self.made[gpu]}-{slot}"
+
+    def agent(self, gpunode: GPUNodeView, pods: int, allocated: Mapping[str, int]) -> GPUNodeView:
+        """As the others, with who holds what if the request asks for that, also while NVML is closed."""
+        after = super().agent(gpunode, 0, allocated)
+        if (seen := after.observed) is None:
+            return after
+        holders = None
+        if gpunode.holders and not self.silent:
+            holders = tuple(
+                Holder(self.names_of[uid], "" if uid in self.unnamed else uid, (gpu,), device)
+                for uid, (gpu, device) in sorted(self.held.items())
+            )
+        busy = {gpu for gpu, _ in self.held.values()}
+        gpus, keys = seen.gpus, seen.devices
+        if seen != gpunode.observed:  # NVML was read
+            gpus = tuple(replace(gpu, processes=("python",) if gpu.index in busy else gpu.processes) for gpu in gpus)
+            keys = tuple(f"GPU-{index}-{made}" for index, made in enumerate(self.made))
+        told = replace(seen, gpus=gpus, holders=holders, devices=keys)
+        return gpunode if told == gpunode.observed else replace(after, observed=told)
+
+
+@dataclass
+class GpuWorld(World):
+    """Its pods are bound to devices by a kubelet."""
+
+    begun_on: dict[str, int] = field(default_factory=dict)
+    """How often the instances of its GPU had been made when a pod began."""
+
+    def machine(self, node: str) -> GpuMachine:
+        machine = self.machines[node]
+        assert isinstance(machine, GpuMachine)
+        return machine
+
+    def copy(self) -> "GpuWorld":
+        twin = super().copy()
+        assert isinstance(twin, GpuWorld)
+        for name, machine in twin.machines.items():
+            assert isinstance(machine, GpuMachine)
+            twin.machines[name] = replace(
+                machine,
+                made=list(machine.made),
+                held=dict(machine.held),
+                names_of=dict(machine.names_of),
+                unnamed=set(machine.unnamed),
+            )
+        twin.begun_on = dict(self.begun_on)
+        return twin
+
+    def add_pod(
+        self,
+        node: str,
+        kind: str = "a pod of a ReplicaSet",
+        *,
+        app: str = "llm",
+        pinned: bool = False,
+        gpu: int | None = None,
+    ) -> bool:
+        if not super().add_pod(node, kind, app=app, pinned=pinned):
+            return False
+        uid, pod = list(self.pods[node].items())[-1]
+        machine = self.machine(node)
+        taken = Counter(machine.held.values())
+        for index, layout in enumerate(machine.layouts):
+            for profile, count in layout or ():
+                for slot in range(count):
+                    device = machine.device(index, f"{profile}-{slot}")
+                    free = not taken[index, device] and gpu in (None, index)
+                    if free and (not pod.resources or resource_name(profile) in pod.resources or gpu is not None):
+                        if pod.resources:
+                            self.pods[node][uid] = replace(pod, resources={resource_name(profile): 1})
+                            machine.held[uid] = index, device
+                            machine.names_of[uid], self.begun_on[uid] = pod.ref, machine.made[index]
+                        return True
+        del self.pods[node][uid]
+        return False
+
+    def kubelet(self, node: str) -> None:
+        super().kubelet(node)
+        machine, alive = self.machine(node), self.pods[node]
+        gone = [uid for uid in machine.held if uid not in alive or alive[uid].phase in ("Succeeded", "Failed")]
+        for uid in gone:
+            del machine.held[uid]
+
+    def is_touched(self, node: NodeView, uid: str) -> bool:
+        fence = node.fence
+        if fence is None or fence.disruption is not DisruptionClass.CHANGED_GPUS:
+            return True
+        held = self.machine(node.name).held.get(uid)
+        return held is None or held[0] in fence.gpus
+
+    def carry_out(self, action: Action) -> None:
+        if isinstance(action, Release) and action.verified is not None:
+            machine = self.machine(action.node.name)
+            broken = [uid for uid, (gpu, _) in machine.held.items() if machine.made[gpu] != self.begun_on[uid]]
+            rules.hold(not broken, f"(w) proven while pods hold devices that are gone: {broken}")
+        super().carry_out(action)
+
+
+def gpu_world(policy: PolicyView, *nodes: str) -> GpuWorld:
+    """Nodes of four GPUs each, at rest with this policy."""
+    world = GpuWorld()
+    for name in nodes:
+        world.add_node(name, GpuMachine(name))
+    world.set_policy(policy)
+    world.settle()
+    assert all(node.labels.get(names.LABEL_MIG_STATE) == "success" for node in world.nodes.values())
+    return world
+
+
+def gpus_of(world: GpuWorld, node: str) -> dict[str, int]:
+    """The GPU of each pod that is still there, by UID."""
+    alive = world.pods[node]
+    held = world.machine(node).held
+    return {uid: gpu for uid, (gpu, _) in held.items() if uid in alive and podkinds.holds_gpu(alive[uid])}

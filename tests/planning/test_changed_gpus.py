@@ -1,0 +1,212 @@
+"""A change of some GPUs leaves the pods of the others alone (`drain.scope: Changed`)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from random import Random
+
+import pytest
+from tests.planning.broken import Broken
+from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_world, gpus_of, layouts
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.vocabulary.reasons import Reason
+
+NODE = "gpu-1"
+BEFORE = layouts(HALVES, HALVES, SEVENTHS, SEVENTHS)
+AFTER = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS)
+
+
+def full_world(policy: PolicyView = BEFORE) -> GpuWorld:
+    """A node with a pod on each of its four GPUs."""
+    world = gpu_world(policy, NODE)
+    for gpu in range(4):
+        assert world.add_pod(NODE, gpu=gpu)
+    world.settle()
+    return world
+
+
+def go_on(world: GpuWorld, until: Callable[[], bool], most: int = 300, limit: int | None = None) -> RolloutPlan:
+    """Let everybody act, a second at a time, until then."""
+    for _ in range(most):
+        for name in world.nodes:
+            world.act(name)
+        plan = world.step(limit)
+        if until():
+            return plan
+        world.now += timedelta(seconds=1)
+    raise AssertionError(f"it does not come: {plan.verdicts}")
+
+
+def is_fenced(world: GpuWorld) -> bool:
+    return world.nodes[NODE].fence is not None
+
+
+def classes(world: GpuWorld, since: int = 0) -> list[DisruptionClass]:
+    return [one.fence.disruption for one in world.done[since:] if isinstance(one, FenceNode)]
+
+
+def test_only_the_pods_of_the_changed_gpu_are_evicted() -> None:
+    world = full_world()
+    before, done = gpus_of(world, NODE), len(world.done)
+    world.set_policy(AFTER)
+    plan = world.settle()
+    assert {one.phase for one in plan.verdicts.values()} == {Phase.SYNCED}
+    assert classes(world, done) == [DisruptionClass.CHANGED_GPUS]
+    assert [before[one.uid] for one in world.done[done:] if isinstance(one, Evict)] == [1]
+    assert gpus_of(world, NODE) == {uid: gpu for uid, gpu in before.items() if gpu != 1}
+
+
+def test_the_plan_says_which_gpu_is_emptied() -> None:
+    world = full_world()
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
+    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    (verdict,) = plan.verdicts.values()
+    assert (verdict.disruption, verdict.gpus) == (DisruptionClass.CHANGED_GPUS, (1,))
+    preview = plan.memory.previews[NODE]
+    (leaves,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 1)
+    assert preview.pods == (world.pods[NODE][leaves].ref,)
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("drain.scope is Node", layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node")),
+        ("all GPUs change", layouts(SEVENTHS, SEVENTHS, HALVES, HALVES)),
+    ],
+)
+def test_other_changes_empty_the_whole_node(case: str, change: PolicyView) -> None:
+    world = full_world()
+    done = len(world.done)
+    world.set_policy(change)
+    world.settle()
+    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 4
+
+
+def test_a_pod_that_the_agent_cannot_name_makes_it_a_change_of_the_whole_node() -> None:
+    world = full_world()
+    (unnamed,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
+    world.machine(NODE).unnamed.add(unnamed)
+    world.settle()
+    done = len(world.done)
+    world.set_policy(AFTER)
+    world.settle()
+    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+
+
+def test_a_pod_that_tolerates_the_cordon_makes_it_a_change_of_the_whole_node() -> None:
+    world = full_world()
+    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
+    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    done = len(world.done)
+    world.set_policy(AFTER)
+    world.settle(rounds=400)
+    assert DisruptionClass.CHANGED_GPUS not in classes(world, done)
+
+
+def test_nobody_is_evicted_while_the_agent_does_not_say_who_holds_what() -> None:
+    world = full_world()
+    world.set_policy(AFTER)
+    go_on(world, lambda: is_fenced(world))
+    world.machine(NODE).silent = True
+    done = len(world.done)
+    go_on(world, lambda: not is_fenced(world), most=1200)
+    assert not [one for one in world.done[done:] if isinstance(one, Evict | Actuate)]
+
+
+def test_kept_instances_that_were_made_anew_leave_the_node_failed_with_the_pods_named() -> None:
+    world = full_world()
+    world.machine(NODE).loses_mode = True
+    world.set_policy(AFTER)
+    plan = world.settle()
+    verdict = plan.verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.KEPT_GPUS_CHANGED)
+    assert world.nodes[NODE].unschedulable
+    kept = [world.pods[NODE][uid].ref for uid in gpus_of(world, NODE)]
+    assert len(kept) == 3
+    assert all(ref in verdict.message for ref in kept)
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    done = len(world.done)
+    plan = world.settle()
+    assert plan.verdicts[NODE].phase is Phase.SYNCED
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
+
+
+def test_a_policy_that_changes_during_the_drain_starts_over_for_the_whole_node() -> None:
+    world = full_world()
+    world.pods[NODE] = {uid: replace(pod, finalizers=("stays",)) for uid, pod in world.pods[NODE].items()}
+    world.set_policy(AFTER)
+    go_on(world, lambda: any(isinstance(one, Evict) for one in world.done))
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    done = len(world.done)
+    plan = go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]))
+    assert plan.verdicts[NODE].phase is Phase.ABORTING
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_no_pod_of_a_kept_gpu_is_evicted_or_loses_its_device_unseen(seed: int) -> None:
+    dice = Random(seed)
+    world = gpu_world(layouts(*(dice.choice((HALVES, SEVENTHS, THIRDS)) for _ in range(4))), "gpu-1", "gpu-2")
+    kinds = ("a pod of a ReplicaSet", "a pod of a Job", "a pod of a Job that ends", "a pod that sticks")
+    for _ in range(60):
+        node = dice.choice(sorted(world.nodes))
+        machine = world.machine(node)
+        match dice.randrange(14):
+            case 0:
+                rows = [dice.choice((HALVES, SEVENTHS, THIRDS)) for _ in range(4)]
+                world.set_policy(layouts(*rows, scope=dice.choice(("Changed", "Changed", "Node"))))
+            case 1:
+                world.restart()
+            case 2:
+                machine.temper = dice.choice(("works", "works", "fails", "hangs"))
+            case 3:
+                machine.loses_mode = True
+            case 4:
+                machine.silent = not machine.silent
+            case 5:
+                machine.unnamed ^= {dice.choice(sorted(machine.held))} if machine.held else set()
+            case 6:
+                world.nodes[node] = replace(world.nodes[node], retry=f"try-{dice.random()}")
+            case 7:
+                for uid, pod in world.pods[node].items():
+                    world.pods[node][uid] = replace(pod, finalizers=())
+            case _:
+                world.add_pod(node, dice.choice(kinds), gpu=dice.randrange(4))
+        for _ in range(dice.randrange(8)):
+            for name in world.nodes:
+                world.act(name)
+            world.step(limit=dice.choice((None, None, None, 1)))
+            world.now += timedelta(seconds=dice.choice((1, 1, 5, 60)))
+
+
+def test_the_world_notices_an_eviction_from_a_kept_gpu() -> None:
+    world = full_world()
+    world.set_policy(AFTER)
+    go_on(world, lambda: is_fenced(world))
+    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 0)
+    pod = world.pods[NODE][uid]
+    with pytest.raises(Broken, match=r"\(w\)"):
+        world.carry_out(Evict(NODE, pod.namespace, pod.name, uid))
+
+
+def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_ends_the_change() -> None:
+    world, crashes = full_world(), 0
+    world.set_policy(AFTER)
+    for _ in range(200):
+        plan = world.plan()
+        actions = [*plan.shared, *(one for verdict in plan.verdicts.values() for one in verdict.actions)]
+        for limit in range(len(actions)):
+            twin = world.copy()
+            twin.step(limit=limit)
+            crashes += 1
+            assert twin.settle().verdicts[NODE].phase is Phase.SYNCED
+            assert sorted(gpus_of(twin, NODE).values()) == [0, 2, 3]
+        world.step()
+        for name in world.nodes:
+            world.act(name)
+        world.now += timedelta(seconds=1)
+    assert crashes > 8
