@@ -31,7 +31,7 @@ class Aim:
 AIMS: Mapping[str, Aim] = {
     "node_writes_per_transition": Aim(3),
     "api_writes_per_transition_0pods": Aim(13),
-    "api_writes_per_transition_4pods": Aim(19),
+    "api_writes_per_transition_4pods": Aim(23),
     "api_reads_per_transition": Aim(2),
     "idle_writes_60s": Aim(0),
     "edit_to_first_write_p50_s": Aim(0.25),
