@@ -4,9 +4,6 @@
 
 #include "sim.h"
 
-/* Slices of the profiles 1, 2, 3, 4, 7, 8 and 6 SLICE; 0 for profiles that no simulated card supports. */
-static const uint32_t slices_of[NVML_COMPUTE_INSTANCE_PROFILE_COUNT] = {1, 2, 3, 4, 7, 8, 6, 0, 0};
-
 /*
  * The slices of a compute instance profile, or 0 if the GPU instance does not support it. A part is at most half of its
  * GPU instance, rounded up (go-nvlib's rule, and the guide's -lcip tables); the whole is always supported.
@@ -14,23 +11,14 @@ static const uint32_t slices_of[NVML_COMPUTE_INSTANCE_PROFILE_COUNT] = {1, 2, 3,
 static uint32_t offered(const struct sim_gpu_instance *gi, const struct sim_gpu *gpu, uint32_t profile)
 {
     uint32_t total = gpu->profiles[gi->profile].slices;
-    if (profile >= NVML_COMPUTE_INSTANCE_PROFILE_COUNT || slices_of[profile] == 0 || slices_of[profile] > total)
-        return 0;
-    return slices_of[profile] == total || slices_of[profile] * 2 <= total + 1 ? slices_of[profile] : 0;
-}
-
-int compute_size_known(uint32_t slices)
-{
-    for (int profile = 0; profile < NVML_COMPUTE_INSTANCE_PROFILE_COUNT; profile++)
-        if (slices != 0 && slices_of[profile] == slices)
-            return 1;
-    return 0;
+    uint32_t slices = profile < NVML_COMPUTE_INSTANCE_PROFILE_COUNT ? compute_slices[profile] : 0;
+    return slices == total || (slices <= total && slices * 2 <= total + 1) ? slices : 0;
 }
 
 static uint32_t profile_of_slices(uint32_t slices)
 {
     uint32_t profile = 0;
-    while (slices_of[profile] != slices)
+    while (compute_slices[profile] != slices)
         profile++;
     return profile;
 }

@@ -1,22 +1,6 @@
 /* MIG mode. Ampere needs a reset to change it, Hopper and later do not; either refuses while the GPU is held. */
 #include "sim.h"
 
-int mig_enabled(const struct sim_gpu *gpu)
-{
-    return gpu->mig_capable && gpu->mig_current;
-}
-
-int gpu_has_process(const struct sim_state *state, uint32_t gpu, int32_t gi, int32_t ci)
-{
-    for (int i = 0; i < SIM_MAX_PROCESSES; i++) {
-        const struct sim_process *process = &state->processes[i];
-        if (process->used && process->gpu == gpu && (gi < 0 || process->gpu_instance == gi) &&
-            (ci < 0 || process->compute_instance == ci))
-            return 1;
-    }
-    return 0;
-}
-
 static int has_instances(const struct sim_gpu *gpu)
 {
     for (int i = 0; i < SIM_MAX_GPU_INSTANCES; i++)

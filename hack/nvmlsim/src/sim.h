@@ -72,9 +72,8 @@ int placement_free(const struct sim_gpu *gpu, const struct sim_profile *profile,
 int placement_choose(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t *start);
 uint32_t placement_capacity(const struct sim_gpu *gpu, const struct sim_profile *profile);
 
-/* compute_instance.c */
+/* machine.c */
+extern const uint32_t compute_slices[NVML_COMPUTE_INSTANCE_PROFILE_COUNT];
 int compute_size_known(uint32_t slices);
-
-/* mig_mode.c */
 int mig_enabled(const struct sim_gpu *gpu);
 int gpu_has_process(const struct sim_state *state, uint32_t gpu, int32_t gi, int32_t ci);
