@@ -238,8 +238,7 @@ def test_what_the_pods_ask_for_is_told_in_a_sentence() -> None:
 
 def with_h100(name: str) -> JSON:
     raw = gpunode(name)
-    for gpu in raw["status"]["observed"]["gpus"]:
-        gpu["product"] = "NVIDIA H100 80GB HBM3"
+    raw["status"]["observed"]["models"] = [{"product": "NVIDIA H100 80GB HBM3", "profiles": []}]
     return raw
 
 

@@ -136,7 +136,7 @@ def observed(site: Site, node: str) -> Object:
 def reports(site: Site, node: str) -> bool:
     """Whether the agent of a node has read all there is; its first reading may come before the kubelet listens."""
     seen = observed(site, node)
-    return bool(seen) and not seen["error"] and seen["allocated"] is not None
+    return bool(seen) and not seen.get("error") and seen.get("allocated") is not None
 
 
 def rights(site: Site, namespace: str, what: str) -> Object:

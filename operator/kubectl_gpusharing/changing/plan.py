@@ -27,6 +27,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
+from gpusharing.planning.wanted.verify import name_gpus
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
 from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_seconds
@@ -352,7 +353,8 @@ def _describe(
             when = "under way" if going else f"{verdict.phase}: {verdict.reason}"
             begins = Span("at once", Ink.GOOD) if verdict.starts else Span(when, Ink.WAITING)
             counts = ("?", "") if preview is None else (str(len(preview.pods)), ", ".join(preview.budgets))
-            change = str(verdict.disruption), verdict.observed, verdict.wanted
+            only = f" ({name_gpus(verdict.gpus)})" if verdict.gpus else ""
+            change = f"{verdict.disruption}{only}", verdict.observed, verdict.wanted
             rows.append(line(verdict.node, *change, *counts, begins))
         lines += table(COLUMNS, rows, options, "  ")
         if (more := len(proposal.steps) - len(shown)) > 0:
@@ -499,6 +501,7 @@ def _step_data(step: Step) -> StepData:
     return {
         "name": verdict.node,
         "disruption": str(verdict.disruption),
+        "gpus": list(verdict.gpus),
         "observed": verdict.observed,
         "wanted": verdict.wanted,
         "starts": verdict.starts,

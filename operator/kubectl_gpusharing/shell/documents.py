@@ -54,7 +54,8 @@ ConclusionData = TypedDict("ConclusionData", {
     "windowsAtMost": int | None, "estimate": bool, "failedOn": Strings,
 })  # fmt: skip
 StepData = TypedDict("StepData", {
-    "name": str, "disruption": str, "observed": str, "wanted": str, "starts": bool, "phase": str, "reason": str,
+    "name": str, "disruption": str, "gpus": list[int], "observed": str, "wanted": str, "starts": bool, "phase": str,
+    "reason": str,
     "message": str, "obstacle": str, "jobs": Strings | None, "pods": Strings | None, "budgets": Strings | None,
     "gangs": Strings | None,
 })  # fmt: skip

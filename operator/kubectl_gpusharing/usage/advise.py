@@ -80,7 +80,7 @@ async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> i
     word = typed.card
     if not word:
         nodes = await _readable(session, GPUNODES)
-        products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
+        products = {text(model, "product") for raw in nodes for model in entries(raw, "status", "observed", "models")}
         word = products.pop() if len(products) == 1 else ""
     card = _card(word) if word else _ask(WHICH, "--card", _card)
     if unknown := demand.unknown(card):

@@ -24,6 +24,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.target import describe_layouts
 from gpusharing.planning.wanted.verify import name_gpus
 
 JOBS_PACE = 4
@@ -152,7 +153,10 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
 def find_kept(observed: ObservedView, gpus: Collection[int]) -> tuple[tuple[str, str], ...]:
     """Return what a change that empties only these GPUs must leave as it is: the devices of the others, by pod too."""
     keys = zip(observed.gpus, observed.devices, strict=True)
-    devices = ((f"GPU {gpu.index}", key) for gpu, key in keys if gpu.index not in gpus)
+    # Another instance at the same place may have the same UUID.
+    devices = (
+        (f"GPU {gpu.index}", f"{describe_layouts((gpu.layout,))} {key}") for gpu, key in keys if gpu.index not in gpus
+    )
     return (*devices, *((holder.uid, holder.devices) for holder in observed.holders or ()))
 
 
@@ -171,7 +175,8 @@ def check_kept(case: NodeCase) -> Finding | None:
     ]
     lost = [one for one in observed.holders if one.uid in kept and one.devices != kept[one.uid]]
     if changed or lost:
-        on = [one.ref for one in observed.holders if one.uid in kept and not set(changed).isdisjoint(one.gpus)]
+        known = [one for one in observed.holders if one.uid in kept]
+        on = [one.ref for one in known if not one.gpus or not set(changed).isdisjoint(one.gpus)]
         named = sorted(
             {*on, *(one.ref for one in lost), *(ref for uid, ref in pods.items() if uid in kept and uid not in now)}
         )
