@@ -53,8 +53,10 @@ async def test_blocked_nodes_share_their_looks_and_nothing_is_written(count: int
         assert reasons == {"PDBNeverAllows"}
         client.counted.clear()
         since, begun = scene.mark(), virtual_now()
-        await asyncio.sleep(60 * MINUTES)
-        assert virtual_now() - begun >= timedelta(minutes=MINUTES)
+        while virtual_now() - begun < timedelta(minutes=MINUTES):
+            # Passes for other reasons, which must not put the looks off.
+            scene.person("gpu-1", {"metadata": {"annotations": {"example.com/heartbeat": str(virtual_now())}}})
+            await asyncio.sleep(3)
         calls = {kind: number / MINUTES for kind, number in client.counted.items()}
         loop = scene.e.loop
         assert loop is not None
@@ -65,7 +67,7 @@ async def test_blocked_nodes_share_their_looks_and_nothing_is_written(count: int
         assert scene.writes(since) == []
     looks = calls.pop("list pods of a node")
     assert looks == pytest.approx(min(count, LOOKS * POLLS), rel=0.1), "a look a minute, and five per poll together"
-    assert calls.pop("list poddisruptionbudgets") <= POLLS
+    assert calls.pop("list poddisruptionbudgets") <= 2 * POLLS + 1, "one for each pass that looks"
     # Pending pods once a minute, and every ten minutes what is watched, in pages.
     assert sum(calls.values()) <= 5 + count / 25, calls
     news = [name for name, verdict in after.items() if before[name] != verdict]

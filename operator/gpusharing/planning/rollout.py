@@ -7,14 +7,13 @@ cluster. `RolloutPlan` lists the invariants.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.drain.disruptions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
-from gpusharing.planning.pools.candidates import next_look
 from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.holds import agree, count_failures, find_ended, find_gone, let_start
 from gpusharing.planning.pools.pool import Pool
@@ -146,7 +145,11 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
     choice, crowd_known = choose(snapshot, now, pools, members, afterwards, reserved=reserved, memo=memo)
     old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
-    looked = min((next_look(look, settings.poll, now) for _, look, _ in choice.standing.values()), default=None)
+    # A pass for another reason must not put off the moment at which the shared looks are free again.
+    poll = timedelta(seconds=settings.poll)
+    free = max((one.at + poll for one in choice.looks.values() if one.at + poll > now), default=now + poll)
+    dues = (look.due(settings.poll) for _, look, _ in choice.standing.values())
+    looked = min((due if due > now else free for due in dues), default=None)
     if why := snapshot.policies_error or old:
         kept_back = keep_back(choice.verdicts, why, failures.get(POLICIES), now)
         choice = replace(choice, verdicts=kept_back, claims={})

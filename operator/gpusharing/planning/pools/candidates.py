@@ -367,7 +367,9 @@ def looking(case: NodeCase) -> Verdict:
 
 
 def blocked(case: NodeCase, look: Look, now: datetime, *, again: bool = False) -> Verdict:
-    return replace(stand(case, look, again=again), wake=next_look(look, case.settings.poll, now))
+    due = look.due(case.settings.poll)
+    wake = due if due > now else now + timedelta(seconds=case.settings.poll)
+    return replace(stand(case, look, again=again), wake=wake)
 
 
 def stand(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
@@ -376,12 +378,6 @@ def stand(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     message = explain_blockers(look.blockers)[0]
     verdict = case.verdict(reason.waiting_phase, reason, message, wants_pods=again, candidate=True)
     return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers))
-
-
-def next_look(look: Look, poll: float, now: datetime) -> datetime:
-    """Return when the pods may be listed again: a node that is due waits for one of the looks that all share."""
-    due = look.due(poll)
-    return due if due > now else now + timedelta(seconds=poll)
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
