@@ -15,7 +15,6 @@ from hack.sim.fakefaults import Write
 from hack.sim.fakestore import StoredChange
 from hack.sim.nodesoftware import NodeSoftware
 from tests.embedded.oracle import difference, published_resources
-from tests.embedded.podrules import keeps_for, must_leave, wrong_in_eviction
 from tests.fakes.virtualtime import virtual_now
 from tests.nodewrites import (
     annotations_of,
@@ -29,6 +28,7 @@ from tests.nodewrites import (
     wrong_in_change,
     wrong_in_write,
 )
+from tests.podrules import keeps_for, must_leave, wrong_in_eviction
 from tests.policyrules import is_meant, is_ready, limit_of, selects, turns_ready
 
 from gpusharing.api import names

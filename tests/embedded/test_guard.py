@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hack.embedded import embedded
 from tests.embedded.guard import PromiseGuard
-from tests.embedded.podrules import must_leave, wrong_in_eviction
 from tests.embedded.scene import gpu_pod, node, policy
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import foreign_marks
+from tests.podrules import must_leave, wrong_in_eviction
 
 from gpusharing.kube.client import CLUSTER_POLICIES, JSON, PODS, POLICIES
 from gpusharing.kube.errors import Conflict

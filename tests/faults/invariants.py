@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tests.embedded.oracle import published_resources, wanted_resources
-from tests.embedded.podrules import must_leave
 from tests.faults.writelog import Leaders, LoggedCall, Objects, Step, WriteLog
 from tests.nodewrites import (
     OUR_ANNOTATIONS,
@@ -22,6 +21,7 @@ from tests.nodewrites import (
     labels_of,
     wrong_in_write,
 )
+from tests.podrules import must_leave
 from tests.policyrules import is_meant, is_ready, limit_of, selects, turns_ready
 
 from gpusharing.api import names

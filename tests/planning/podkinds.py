@@ -1,7 +1,6 @@
 """Every kind of pod that a drain meets, made from a manifest as the API server has it, and what is right for it.
 
-`must_leave` and `may_be_evicted` are the tests' own opinion (docs/design/drain.md, rows P and G); nothing is asked of
-holders.py.
+`must_leave` (by podrules.py) and `may_be_evicted` are the tests' own opinion; nothing is asked of holders.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from gpusharing.api import names
+from tests import podrules
+from tests.podrules import CLIENT, KAI_GROUP, NVIDIA
+
 from gpusharing.api.policy import Drain, DrainRule
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.pods import ClaimedDevices, pod_view
 from gpusharing.planning.snapshot.podviews import PodView
 
-NAMESPACE, NVIDIA = "team-a", "gpu-operator"
+NAMESPACE = "team-a"
 DO_NOT_DISRUPT, JOBSET = "gpusharing.dev/do-not-disrupt", "jobset.sigs.k8s.io/jobset-name"
-KAI_GROUP = "runai-gpu-group"
-CLIENT = {f"{names.LABEL_DEPLOY_PREFIX}client": "true"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
     "a pod with a claim": Kind(asks="claim"),
     "a pod of a DaemonSet": Kind("DaemonSet"),
     "a pod of NVIDIA's": Kind("DaemonSet", namespace=NVIDIA),
-    "a pod that mig-manager removes": Kind("DaemonSet", selector=CLIENT),
+    "a pod that mig-manager removes": Kind("DaemonSet", selector={CLIENT: "true"}),
     "a static pod": Kind("Node", mirror=True),
     "a finished pod": Kind("Job", phase="Succeeded", ready=False),
     "a failed pod": Kind("", phase="Failed", ready=False),
@@ -162,20 +161,14 @@ def _claims(kind: Kind, name: str) -> Mapping[str, ClaimedDevices]:
 
 def holds_gpu(pod: PodView) -> bool:
     """It asks for a GPU, by a container or by a claim, or shares one through KAI."""
-    asked = any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in pod.resources)
-    return asked or pod.dra != "none" or KAI_GROUP in pod.labels
+    return podrules.asks_gpu(pod.resources) or pod.dra != "none" or bool(podrules.groups_in(pod.labels))
 
 
 def must_leave(pod: PodView, *, reboot: bool) -> bool:
     """Whether a change may not begin while this pod is there: it holds a GPU, or the node will reboot under it."""
-    if pod.phase in ("Succeeded", "Failed") or not (reboot or holds_gpu(pod)):
-        return False
-    if pod.mirror:
-        return holds_gpu(pod)
-    if _of_daemon_set(pod):
-        # NVIDIA's own go with mig-manager, and so does what selects gpu.deploy.client (docs/design/nvidia.md#a3).
-        return holds_gpu(pod) and pod.namespace != NVIDIA and not CLIENT.keys() & pod.node_selector.keys()
-    return True
+    finished, client = pod.phase in ("Succeeded", "Failed"), CLIENT in pod.node_selector
+    facts = podrules.Facts(holds_gpu(pod), pod.namespace, finished, pod.mirror, _of_daemon_set(pod), client)
+    return podrules.leaves(facts, reboot=reboot)
 
 
 @dataclass(frozen=True, slots=True)

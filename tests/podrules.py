@@ -1,9 +1,9 @@
-"""What a pod is to a drain, read from the object as the API server has it (docs/design/drain.md, rows P and G).
-
-The guard's own opinion: nothing is asked of the planner or of kube/pods.py.
+"""What a pod is to a drain (docs/design/drain.md, rows P and G): `leaves` for what is known of a pod, the others for the
+object as the API server has it. The tests' own opinion: nothing is asked of the planner or of kube/pods.py.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
@@ -12,8 +12,44 @@ NVIDIA = "gpu-operator"
 PROTECTED = "kube-system"
 """The chart's admission policy refuses evictions there by default; FakeCluster has no admission policies."""
 DRA_DRIVER = "gpu.nvidia.com"
+CLIENT = f"{names.LABEL_DEPLOY_PREFIX}client"
+"""What selects it goes with mig-manager, as NVIDIA's own pods do (docs/design/nvidia.md#a3)."""
 KAI_GROUP = "runai-gpu-group"
 """The label by which pods share a GPU through KAI-Scheduler; a pod with fractions of several has it with suffixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides whether a pod has to leave."""
+
+    gpu: bool
+    """It holds one, by a container, by a claim or through KAI."""
+    namespace: str
+    finished: bool
+    mirror: bool
+    daemon_set: bool
+    client: bool
+
+
+def leaves(pod: Facts, *, reboot: bool) -> bool:
+    """Whether the point of no return may not come while it is there. `reboot`: no pod outlives it but pinned ones."""
+    if pod.finished:
+        return False
+    if pod.mirror:
+        return pod.gpu
+    if pod.daemon_set:
+        return pod.gpu and pod.namespace != NVIDIA and not pod.client
+    return pod.gpu or reboot
+
+
+def asks_gpu(resources: Iterable[str]) -> bool:
+    """Whether a GPU or a part of one is among them."""
+    return any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in resources)
+
+
+def groups_in(labels: Mapping[str, str]) -> set[str]:
+    """The GPUs that a pod with these labels shares through KAI, or keeps for the pods that do."""
+    return {value for key, value in labels.items() if f"{key}/".startswith(f"{KAI_GROUP}/")}
 
 
 def holds_gpu(pod: JSON, claims: Mapping[str, JSON]) -> bool:
@@ -21,22 +57,15 @@ def holds_gpu(pod: JSON, claims: Mapping[str, JSON]) -> bool:
     if is_finished(pod):
         return False
     asked = {key for row in _containers(pod) for key in _asked(row)}
-    if groups_of(pod) or any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in asked):
-        return True
-    return any(_gives_gpu(claims.get(name)) for name in _claimed(pod))
+    return bool(groups_of(pod)) or asks_gpu(asked) or any(_gives_gpu(claims.get(name)) for name in _claimed(pod))
 
 
 def must_leave(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) -> bool:
-    """Whether the point of no return may not come while it is there. `reboot`: no pod outlives it but pinned ones."""
-    if is_finished(pod):
-        return False
-    gpu = holds_gpu(pod, claims)
-    if is_mirror(pod):
-        return gpu
-    if is_of_daemon_set(pod):
-        client = f"{names.LABEL_DEPLOY_PREFIX}client" in (pod["spec"].get("nodeSelector") or {})
-        return gpu and pod["metadata"]["namespace"] != NVIDIA and not client
-    return gpu or reboot
+    """`leaves`, for the object."""
+    client = CLIENT in (pod["spec"].get("nodeSelector") or {})
+    gpu, namespace = holds_gpu(pod, claims), pod["metadata"]["namespace"]
+    facts = Facts(gpu, namespace, is_finished(pod), is_mirror(pod), is_of_daemon_set(pod), client)
+    return leaves(facts, reboot=reboot)
 
 
 def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool, dra: bool = False) -> Iterator[str]:
@@ -58,9 +87,8 @@ def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool, dr
 
 
 def groups_of(pod: JSON) -> set[str]:
-    """The GPUs that it shares through KAI, or that it keeps for the pods that do."""
-    labels = pod["metadata"].get("labels") or {}
-    return {value for key, value in labels.items() if f"{key}/".startswith(f"{KAI_GROUP}/")}
+    """`groups_in`, for the object."""
+    return groups_in(pod["metadata"].get("labels") or {})
 
 
 def keeps_for(pod: JSON, others: Iterable[JSON]) -> list[str]:
