@@ -99,7 +99,8 @@ def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(p
     since = product.mark()
     data = free(tenant)
     (row,) = (row for row in data["rows"] if row["resource"] == GPU)
-    assert (row["requested"], row["waiting"]) == (1, 2)
+    assert row["requested"] >= 1, "beside pods of other tests"
+    assert row["waiting"] >= 2
     assert (row["allocatable"], row["free"], row["largest"]) == (None, None, None)
     assert {GPU: 2} in [pod["requests"] for pod in data["waiting"]], "beside pods of other tests"
     said = plugin(tenant, "free", "--by", "pod", "--usage")

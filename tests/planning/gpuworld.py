@@ -1,6 +1,6 @@
 """A World in which each pod holds a MIG device of a certain GPU, so that a change may leave the pods of others alone.
 
-The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#part); mig-manager
+The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager
 makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode.
 """
 

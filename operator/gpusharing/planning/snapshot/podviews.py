@@ -172,7 +172,7 @@ class Holder:
 
 @value
 class Part:
-    """The GPUs that a change empties while pods on the others stay (docs/design/drain.md#part)."""
+    """The GPUs that a change empties while pods on the others stay (docs/design/drain.md#p21)."""
 
     gpus: frozenset[int]
     holders: tuple[Holder, ...] | None

@@ -242,7 +242,7 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
         message = f"the last proven mode is {target.mode}, and {objection.message}"
         return replace(objection, reason=Reason.ROLLING_BACK, message=message)
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, assessment.spec)
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, spec=assessment.spec)
     return replace(
         assessment,
         target=target,

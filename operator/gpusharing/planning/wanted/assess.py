@@ -114,7 +114,7 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         last = actuator.find_last_proven(node, observed, stack)
         if isinstance(last, Target):
             drift = find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, request.spec)
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, spec=request.spec)
     return Assessed(
         policy=policy,
         spec=request.spec,
@@ -214,6 +214,7 @@ def find_extent(
     target: Target,
     mismatch: Finding | None,
     stack: StackView,
+    *,
     spec: GPUSharingPolicySpec,
 ) -> tuple[DisruptionClass, tuple[int, ...], str]:
     """Return the class of disruption, the GPUs that alone must be emptied, and why the whole node must be, if so."""
