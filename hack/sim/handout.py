@@ -53,6 +53,12 @@ class Handout:
         rows = tuple((resource, device) for resource, ids in advertised.items() for device in ids)
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
+    def gpus_of(self, uid: str) -> set[int]:
+        """Return the indexes of the GPUs on which the devices of a pod are."""
+        ids = {base(device) for devices in self._assigned.get(uid, {}).values() for device in devices}
+        gpus = self._gpus.look()
+        return {gpu.index for gpu in gpus if ids & {gpu.uuid, *(one.uuid for one in gpu.instances)}}
+
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}

@@ -299,6 +299,7 @@ class NodeSoftware:
             LAPSING if lapsing else self._agent_settings(),
             clock=clock,
             background=Readings(node.gpus),
+            pod_uids=partial(self._book.uids, node.name),
         )
         if self.pages is not None:
             self.pages.show(node.name, agent, self._lapse if lapsing else None)
@@ -316,6 +317,11 @@ class NodeSoftware:
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
+
+    def gpus_of(self, node: str, uid: str) -> set[int]:
+        """Return the GPUs of the devices that the kubelet gave a pod; empty if it has none, or nobody asks for that."""
+        handout = self._handouts.get(node)
+        return set() if handout is None else handout.gpus_of(uid)
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:

@@ -51,6 +51,9 @@ class PodBook:
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
         return self._by_node.get(node, {})
 
+    def uids(self, node: str) -> dict[tuple[str, str], str]:
+        return {(pod.namespace, pod.name): uid for uid, pod in self.pods(node).items()}
+
 
 class PodBookResources:
     """The `agent.podresources.PodResources` of one node, which answers from the PodBook."""

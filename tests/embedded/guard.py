@@ -275,6 +275,8 @@ class PromiseGuard:
         dra = self.software.settings.dra
         for why in wrong_in_eviction(pod, self._claims(), reboot=reboot, dra=dra):
             self._expect(False, f"evicted {name}, but {why}")
+        if fence is not None:
+            self._expect(self._is_touched(pod, fence), f"evicted {name} from a GPU that does not change")
         sharing = keeps_for(pod, self.cluster.store.all(PODS))
         self._expect(not sharing, f"evicted {name}, with which KAI keeps the GPU of {sharing}")
         return pod
@@ -365,9 +367,17 @@ class PromiseGuard:
         left = [
             pod["metadata"]["name"]
             for pod in self.cluster.store.all(PODS)
-            if pod["spec"].get("nodeName") == name and must_leave(pod, claims, reboot=reboot)
+            if pod["spec"].get("nodeName") == name
+            and must_leave(pod, claims, reboot=reboot)
+            and self._is_touched(pod, fence)
         ]
         self._expect(not left, f"{name}: {what} with {left}")
+
+    def _is_touched(self, pod: JSON, fence: JSON) -> bool:
+        """Whether the change concerns a GPU of the pod, which only a kubelet knows that hands out devices."""
+        if fence["disruption"] != "ChangedGPUs":
+            return True
+        return not self.software.gpus_of(pod["spec"]["nodeName"], pod["metadata"]["uid"]).isdisjoint(fence["gpus"])
 
     def _claims(self) -> dict[str, JSON]:
         """ResourceClaims by `namespace/name`."""

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.nvidia.loop import GPUNODES, PODS, NvidiaLoop, is_cordoned, running_loop
+from hack.cluster.audit import read_requests
+from hack.nvidia.loop import GPUNODES, OPERATOR, PODS, NvidiaLoop, is_cordoned, running_loop
 from hack.nvmlsim.simulator import machine_devices
 from tests.agent.nvml_machine import in_process
+
+from hack import launch
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -85,3 +88,36 @@ def test_a_kept_gpu_that_somebody_divides_meanwhile_leaves_the_node_failed_with_
     loop.wait_ready()
     assert loop.profiles("one") == [["3g.40gb"] * 2, ["1g.10gb"] * 7]
     assert loop.api.get(f"{GPUNODES}/one")["status"]["transition"]["phase"] == "Synced"
+
+
+def test_an_operator_that_is_killed_after_each_of_its_writes_leaves_the_pods_of_the_other_gpu_alone(
+    loop: NvidiaLoop,
+) -> None:
+    loop.bring(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
+    kept = [loop.run_pod("one", HALF) for _ in range(2 - len(names(loop)))] or sorted(names(loop))
+    leaves, evicted, before = loop.run_pod("one", SEVENTH), len(loop.evicted()), devices(loop, 0)
+    start = loop.plane.audit_log.stat().st_size
+
+    def writes() -> int:
+        asked = read_requests(loop.plane.audit_log, OPERATOR, start=start)
+        return sum(one.is_write and one.resource in ("nodes", "gpunodes", "pods/eviction") for one in asked)
+
+    def is_ready() -> bool:
+        try:
+            launch.wait_ready(loop.api, "real", 0.0)
+        except TimeoutError:
+            return False
+        return True
+
+    loop.apply(**spec({"3g.40gb": 2}, {"2g.20gb": 3}))
+    seen, kills = 0, 0
+    while not is_ready():
+        loop.wait(lambda seen=seen: writes() > seen or is_ready(), "the next write")
+        loop.operator.kill()
+        seen, kills = writes(), kills + 1
+        loop.operator.start()
+    assert kills >= 6
+    assert loop.evicted()[evicted:] == [leaves]
+    assert devices(loop, 0) == before
+    assert {f"SIMULATED-{name}" for name in kept} <= processes(loop)
+    assert not is_cordoned(loop, "one")

@@ -7,6 +7,7 @@ makes the instances of a GPU anew only if their counts are wrong, or those of al
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from tests.build import H100, make_policy
 from tests.planning import podkinds, rules
@@ -46,6 +47,8 @@ class GpuMachine(NodeMachine):
     """A GPU loses its MIG mode before the next run, which makes all instances anew."""
     silent: bool = False
     """The kubelet does not tell the agent who holds what."""
+    serves: bool = True
+    """Whether NVIDIA's device plugin comes back once mig-manager has paused it."""
     unnamed: set[str] = field(default_factory=set)
     """UIDs of pods that the agent cannot name."""
 
@@ -56,6 +59,15 @@ class GpuMachine(NodeMachine):
             self.made[index] += layout != self.layouts[index] or self.loses_mode
         self.loses_mode = False
         return labels
+
+    def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
+        after = super().plugin(node, stack, now)
+        return after if self.serves or not after.resources else replace(after, resources=node.resources)
+
+    def move(self, uid: str) -> None:
+        """The pod holds another device of its GPU, as no kubelet should let it."""
+        gpu, _ = self.held[uid]
+        self.held[uid] = gpu, self.device(gpu, "another")
 
     def device(self, gpu: int, slot: str) -> str:
         return f"{gpu}-{self.made[gpu]}-{slot}"

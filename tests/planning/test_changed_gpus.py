@@ -136,6 +136,18 @@ def test_kept_instances_that_were_made_anew_leave_the_node_failed_with_the_pods_
     assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
 
 
+def test_a_kept_pod_that_holds_another_device_afterwards_leaves_the_node_failed() -> None:
+    world = full_world()
+    done = len(world.done)
+    world.set_policy(AFTER)
+    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
+    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
+    world.machine(NODE).move(uid)
+    verdict = world.settle().verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.KEPT_GPUS_CHANGED)
+    assert world.pods[NODE][uid].ref in verdict.message
+
+
 def test_a_policy_that_changes_during_the_drain_starts_over_for_the_whole_node() -> None:
     world = full_world()
     world.pods[NODE] = {uid: replace(pod, finalizers=("stays",)) for uid, pod in world.pods[NODE].items()}
@@ -155,7 +167,7 @@ def test_whatever_happens_no_pod_of_a_kept_gpu_is_evicted_or_loses_its_device_un
     for _ in range(60):
         node = dice.choice(sorted(world.nodes))
         machine = world.machine(node)
-        match dice.randrange(14):
+        match dice.randrange(16):
             case 0:
                 rows = [dice.choice((HALVES, SEVENTHS, THIRDS)) for _ in range(4)]
                 world.set_policy(layouts(*rows, scope=dice.choice(("Changed", "Changed", "Node"))))
@@ -171,6 +183,10 @@ def test_whatever_happens_no_pod_of_a_kept_gpu_is_evicted_or_loses_its_device_un
                 machine.unnamed ^= {dice.choice(sorted(machine.held))} if machine.held else set()
             case 6:
                 world.nodes[node] = replace(world.nodes[node], retry=f"try-{dice.random()}")
+            case 14:
+                machine.serves = not machine.serves
+            case 15 if machine.held:
+                machine.move(dice.choice(sorted(machine.held)))
             case 7:
                 for uid, pod in world.pods[node].items():
                     world.pods[node][uid] = replace(pod, finalizers=())

@@ -365,6 +365,8 @@ def _describe(
         kept = sorted({pod for one in previews for pod in one.pods} - {*pods})
         texts = [f"pods that would be evicted: {some(pods, most or len(pods))}"] if pods else []
         texts += [f"pods that get time to end: {some(jobs, most or len(jobs))}"] if jobs else []
+        if stay := sum(preview.stay for preview in previews):
+            texts.append(f"{counted(stay, 'pod stays', 'pods stay')} on GPUs that do not change")
         texts += [f"pods on nodes that may stay blocked: {some(kept, most or len(kept))}"] if kept else []
         gangs = sorted({gang for preview in previews for gang in preview.gangs})
         texts += [f"gang that would be interrupted: {gang}" for gang in gangs]

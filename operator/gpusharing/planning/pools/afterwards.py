@@ -301,6 +301,7 @@ def preview_of(
         tuple(sorted({budget.ref for one in pods.remaining for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
+        sum(scope.part.takes(pod.uid) is False for pod in work.pods if not has_finished(pod)) if scope.part else 0,
     )
 
 

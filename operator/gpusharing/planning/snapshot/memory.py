@@ -149,6 +149,8 @@ class Preview:
     gangs: tuple[str, ...] = ()
     """Descriptions of the gangs that those pods belong to, for people."""
     blockers: tuple[Blocker, ...] = ()
+    stay: int = 0
+    """How many pods stay on GPUs that do not change."""
 
 
 @value

@@ -86,7 +86,10 @@ def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     kind = "pod" if case.fence.disruption is DisruptionClass.REBOOT else "GPU pod"
-    text = f"{counted(plan.holders, kind)} left to go"
+    text, part = f"{counted(plan.holders, kind)} left to go", case.scope.part
+    if part is not None and case.work is not None:
+        stay = sum(part.takes(pod.uid) is False for pod in case.work.pods if not has_finished(pod))
+        text += f" from {name_gpus(sorted(part.gpus))}, and {counted(stay, 'pod stays', 'pods stay')} on other GPUs"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
         text += f", of which {len(plan.jobs)} may end by {alone} first"

@@ -1,0 +1,105 @@
+"""Only the GPU whose layout changes is emptied, on a real kubelet: a pod on the other one keeps running and its device.
+
+Meanwhile the kubelet is killed, NVIDIA's device plugin starts anew (mig-manager pauses it), and the pod's container does.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from hack.cluster.api import Object
+from tests.e2e.conftest import NODES
+from tests.e2e.pool import (
+    DEPLOYMENTS,
+    FULL,
+    GPU,
+    PODS,
+    POLICY,
+    REPLICAS,
+    PoolMode,
+    Walk,
+    deployment,
+    holding,
+    policy_of,
+)
+from tests.e2e.pool import SLICE as HALF
+
+pytestmark = pytest.mark.e2e
+
+NODE, SEVENTH, THIRD = NODES[0], "nvidia.com/mig-1g.10gb", "nvidia.com/mig-2g.20gb"
+
+
+def divided(second: dict[str, int], offered: dict[str, int]) -> PoolMode:
+    """GPU 0 in halves, GPU 1 as given, and pods on GPUs that stay as they are not disturbed."""
+    layouts = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": second}]
+    drain = {"scope": "Changed", "unmanagedPods": "Evict", "strandedPods": "Allow"}
+    spec = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layouts}, "drain": drain}
+    return PoolMode("some GPUs", spec, {HALF: 2, **offered}, "")
+
+
+@pytest.fixture
+def empty(walk: Walk) -> Iterator[Walk]:
+    """The pool without the Deployment, which afterwards is there again, on whole GPUs."""
+    walk.site.kubectl("delete", "deployment", "holder", "--wait")
+    walk.wait(lambda: not walk.running(), "the Deployment's pods to be gone")
+    yield walk
+    walk.site.kubectl("delete", "pods", "keeps", "leaves", "--ignore-not-found", "--wait")
+    walk.site.api.create(DEPLOYMENTS, deployment("holder", REPLICAS, holding(GPU)))
+    walk.bring(FULL)
+
+
+def run(walk: Walk, name: str, resource: str) -> Object:
+    """A pod of this name on NODE that holds one of the resource."""
+    spec = {**holding(resource), "nodeSelector": {"kubernetes.io/hostname": NODE}, "restartPolicy": "Always"}
+    walk.site.api.create(PODS, {"metadata": {"name": name}, "spec": spec})
+    walk.wait(lambda: name in walk.computing(NODE), f"{name} to compute")
+    pod: Object = walk.site.api.get(f"{PODS}/{name}")
+    return pod
+
+
+def place(walk: Walk, name: str) -> list[tuple[int, int]]:
+    """GPU and GPU instance of each process of a pod."""
+    rows = walk.shown(NODE)["processes"]
+    return [(row["gpu"], row["gpu_instance"]) for row in rows if row["name"] == f"SIMULATED-{name}"]
+
+
+def kill_container(walk: Walk, pod: Object) -> None:
+    """As if its program crashed: the kubelet starts it again."""
+    (status,) = walk.site.api.get(f"{PODS}/{pod['metadata']['name']}")["status"]["containerStatuses"]
+    identifier = status["containerID"].rpartition("/")[2]
+    walk.site.nodes[NODE].ctr("task", "kill", "--signal", "SIGKILL", identifier)
+
+
+def restarts(walk: Walk, name: str) -> int:
+    return int(walk.site.api.get(f"{PODS}/{name}")["status"]["containerStatuses"][0]["restartCount"])
+
+
+def test_a_pod_on_another_gpu_keeps_running_and_keeps_its_device(empty: Walk) -> None:
+    walk = empty
+    walk.site.api.apply(POLICY, policy_of(divided({"1g.10gb": 7}, {SEVENTH: 7}), at_once=2))
+    walk.wait(walk.is_ready, "both nodes to be divided")
+    kept, leaves = run(walk, "keeps", HALF), run(walk, "leaves", SEVENTH)
+    before, since = place(walk, "keeps"), walk.mark()
+    assert before[0][0] == 0
+    node = walk.site.nodes[NODE]
+    walk.site.api.apply(POLICY, policy_of(divided({"2g.20gb": 3}, {THIRD: 3}), at_once=2))
+
+    def cordoned() -> bool:
+        return bool(walk.site.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("unschedulable"))
+
+    walk.wait(cordoned, f"{NODE} to be cordoned")
+    node.kill_program("kubelet")
+    node.start_kubelet()
+    node.wait_ready()
+    kill_container(walk, kept)
+    walk.wait(lambda: restarts(walk, "keeps") == 1, "the container to start again")
+    walk.wait(walk.is_ready, "the pool to have its new layout")
+    assert walk.evicted(since) == [leaves["metadata"]["name"]]
+    after = walk.site.api.get(f"{PODS}/keeps")
+    assert after["metadata"]["uid"] == kept["metadata"]["uid"]
+    assert after["status"]["phase"] == "Running"
+    walk.wait(lambda: place(walk, "keeps") == before, "the pod to compute on the device that it had")
+    offered = walk.site.api.get(f"/api/v1/nodes/{NODE}")["status"]["allocatable"]
+    assert {name: offered.get(name) for name in (HALF, THIRD)} == {HALF: "2", THIRD: "3"}
+    kill_container(walk, kept)
+    walk.wait(lambda: restarts(walk, "keeps") == 2, "the container to start once more")
+    walk.wait(lambda: place(walk, "keeps") == before, "the pod to have its device still")
