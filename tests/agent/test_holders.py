@@ -48,6 +48,12 @@ def test_what_cannot_be_told_for_certain_has_no_gpus(case: str, rows: list[PodDe
     assert holders(*rows) == [("team-a/llm-0", "uid-0", ())], case
 
 
+def test_devices_that_are_no_gpus_do_not_count() -> None:
+    rows = (row("llm-0", "MIG-0-1"), row("llm-0", "0000:3b:00.2", resource="nvidia.com/hostdev"))
+    assert holders(*rows) == [("team-a/llm-0", "uid-0", (0,))]
+    assert holders(row("net", "0000:3b:00.2", resource="nvidia.com/hostdev")) == []
+
+
 def test_other_devices_give_another_digest_and_another_order_does_not() -> None:
     digests = [
         read_holder(found[0])[3]

@@ -257,3 +257,10 @@ def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> 
     moved = replace(reading, gpus=(replace(reading.gpus[1], index=0), unreachable(1, "Lost"), reading.gpus[2]))
     unknown = Observation.after(Request("r2"), moved, simulated=True, last=before).gpus[1]
     assert unknown.uuid == "", "GPU 0 or another one"
+
+
+def test_what_the_server_left_of_a_report_of_another_form_answers_no_request(observation: Observation) -> None:
+    stored = to_wire(replace(observation, request_id="r1", quiet=True))
+    del stored["programs"]
+    assert not Observation.of(node_with(stored)).keeps_closed(Request("r1", quiet=True))
+    assert Observation.of(node_with({**stored, "programs": []})).keeps_closed(Request("r1", quiet=True))

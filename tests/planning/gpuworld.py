@@ -49,6 +49,8 @@ class GpuMachine(NodeMachine):
     """The kubelet does not tell the agent who holds what."""
     serves: bool = True
     """Whether NVIDIA's device plugin comes back once mig-manager has paused it."""
+    blind_for: str = ""
+    """The request that an agent which has started since does not read the GPUs for, because it is answered."""
     unnamed: set[str] = field(default_factory=set)
     """UIDs of pods that the agent cannot name."""
 
@@ -78,7 +80,7 @@ class GpuMachine(NodeMachine):
         if (seen := after.observed) is None:
             return after
         holders = None
-        if gpunode.holders and not self.silent:
+        if gpunode.holders and not self.silent and gpunode.request_id != self.blind_for:
             holders = tuple(
                 Holder(self.names_of[uid], "" if uid in self.unnamed else uid, (gpu,), device)
                 for uid, (gpu, device) in sorted(self.held.items())

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from tests.planning.broken import Broken
 from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_world, gpus_of, layouts
+from tests.planning.machines import Temper
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.rollout import RolloutPlan
@@ -43,6 +44,11 @@ def go_on(world: GpuWorld, until: Callable[[], bool], most: int = 300, limit: in
 
 def is_fenced(world: GpuWorld) -> bool:
     return world.nodes[NODE].fence is not None
+
+
+def is_partial(world: GpuWorld) -> bool:
+    fence = world.nodes[NODE].fence
+    return fence is not None and bool(fence.gpus)
 
 
 def classes(world: GpuWorld, since: int = 0) -> list[DisruptionClass]:
@@ -146,6 +152,68 @@ def test_a_kept_pod_that_holds_another_device_afterwards_leaves_the_node_failed(
     verdict = world.settle().verdicts[NODE]
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.KEPT_GPUS_CHANGED)
     assert world.pods[NODE][uid].ref in verdict.message
+
+
+def past_pnr() -> GpuWorld:
+    """A world in which mig-manager works on GPU 1 and pods run on the others."""
+    world = full_world()
+    done = len(world.done)
+    world.set_policy(AFTER)
+    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
+    return world
+
+
+@pytest.mark.parametrize("temper", ["works", "fails"])
+def test_a_change_that_comes_to_concern_other_gpus_ends_as_one_of_the_whole_node(temper: Temper) -> None:
+    world = past_pnr()
+    world.machine(NODE).temper = temper
+    go_on(world, lambda: bool(world.machine(NODE).running) or temper == "works", most=30)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: not is_partial(world), most=600)
+    world.machine(NODE).temper = "works"
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert not gpus_of(world, NODE)
+
+
+@pytest.mark.parametrize("past", [False, True], ids=["before the point of no return", "after a failure"])
+def test_an_agent_that_starts_anew_while_nvml_is_closed_is_asked_again(past: bool) -> None:
+    world = full_world()
+    world.machine(NODE).temper = "fails" if past else "works"
+    world.set_policy(AFTER)
+    done = len(world.done)
+    if past:
+        go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED, most=600)
+        world.machine(NODE).temper = "works"
+        world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    go_on(world, lambda: world.gpunodes[NODE].quiet and is_fenced(world), most=600)
+    world.agent(NODE)
+    world.machine(NODE).blind_for = world.gpunodes[NODE].request_id
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 1
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
+
+
+def test_a_kept_pod_that_the_agent_no_longer_names_keeps_the_node_unproven() -> None:
+    world = past_pnr()
+    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
+    world.machine(NODE).unnamed.add(uid)
+    verdict = world.settle().verdicts[NODE]
+    assert verdict.phase is Phase.FAILED
+    assert world.pods[NODE][uid].ref in verdict.message
+    assert world.nodes[NODE].unschedulable
+
+
+def test_scope_node_ends_a_drain_of_some_gpus() -> None:
+    world = full_world()
+    for uid, pod in world.pods[NODE].items():
+        world.pods[NODE][uid] = replace(pod, finalizers=("stays",))
+    world.set_policy(AFTER)
+    go_on(world, lambda: any(isinstance(one, Evict) for one in world.done))
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node"))
+    done = len(world.done)
+    plan = go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]))
+    assert plan.verdicts[NODE].phase is Phase.ABORTING
 
 
 def test_a_policy_that_changes_during_the_drain_starts_over_for_the_whole_node() -> None:

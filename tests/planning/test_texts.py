@@ -64,3 +64,19 @@ def test_a_program_is_read_as_it_was_written(indexes: set[int], name: str) -> No
 def test_gpus_in_a_row_are_written_as_a_range() -> None:
     written = [write_program("a", found) for found in ([3], [5, 0, 1, 2], [0, 1, 4, 6, 7])]
     assert written == ["3 a", "0-2,5 a", "0-1,4,6-7 a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["nvidia-cuda-mps-server ", "nvidia-cuda-mps-server\n", " nvidia-cuda-mps-server", "a\nb", "x" * 2000]
+)
+def test_no_name_of_a_program_becomes_that_of_another_or_too_long_for_the_api_server(name: str) -> None:
+    written = write_program(name, range(64))
+    assert len(written) <= 1024
+    read, gpus = read_program(written)
+    assert read not in ("", "nvidia-cuda-mps-server")
+    assert gpus == {*range(64)}
+
+
+def test_a_program_in_another_form_keeps_every_gpu_busy() -> None:
+    name, gpus = read_program("nonsense")
+    assert (name, {0, 63} <= gpus) == ("", True)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 from gpusharing.agent.library import GPU
 from gpusharing.api.gpunode import MAX_HOLDERS
+from gpusharing.api.names import is_gpu_resource
 from gpusharing.planning.gpus.texts import write_holder
 from gpusharing.planning.vocabulary.values import value
 
@@ -78,7 +79,7 @@ def find_holders(
     """
     gpu_of = {uuid: gpu.index for gpu in gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)) if uuid}
     pods: dict[tuple[str, str], list[PodDevices]] = {}
-    for row in holdings.by_pod:
+    for row in filter(lambda row: is_gpu_resource(row.resource), holdings.by_pod):  # NVIDIA serves network devices too
         pods.setdefault((row.namespace, row.pod), []).append(row)
     if len(pods) > MAX_HOLDERS:
         return None

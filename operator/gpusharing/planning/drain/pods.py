@@ -205,7 +205,8 @@ def scope_of(
         # Before the cordon, pods came and went, so a report counts from the first request of the change on.
         tells = observed is not None and (fence is None or observed.request_id.startswith(f"{fence.op}:"))
         holders = observed.holders if observed is not None and tells else None
-        part = Part(frozenset(fence.gpus if fence is not None else gpus), holders)
+        emptied = frozenset(fence.gpus if fence is not None else gpus)
+        part = Part(emptied, holders) if emptied else None
     return Scope(
         settings.gpu_operator_namespace,
         all_pods=stack.with_reboot if disruption is None else disruption is DisruptionClass.REBOOT,

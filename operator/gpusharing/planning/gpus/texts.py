@@ -11,6 +11,7 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
 
 _PROFILE, _MIG, _PROGRAM, _HOLDER = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDER))
+_LONGEST_NAME = 512
 _MOST_SLICES = 8
 """More than any card has (7)."""
 
@@ -61,7 +62,9 @@ def read_mig(text: str) -> tuple[Layout | None, str]:
 
 def write_program(name: str, indexes: Iterable[int]) -> str:
     """Return the indexes of the GPUs that a program uses, with ranges, and its name, as in `0-3,5 python3`."""
-    return f"{_write_indexes(indexes)} {name}".rstrip()
+    # No name may become another one by what is cut or replaced: that of an MPS daemon says that a GPU is idle.
+    shown = "".join(char if char.isprintable() else "?" for char in name)[:_LONGEST_NAME]
+    return f"{_write_indexes(indexes)} {shown}" if shown else _write_indexes(indexes)
 
 
 def _write_indexes(indexes: Iterable[int]) -> str:
@@ -87,7 +90,7 @@ def read_holder(text: str) -> tuple[str, str, tuple[int, ...], str]:
 def read_program(text: str) -> tuple[str, set[int]]:
     """Return the name of a program, empty if it has none, and the indexes of its GPUs."""
     if (match := _PROGRAM.fullmatch(text)) is None:
-        return "", set()
+        return "", set(range(1000))  # of any GPU, so that none counts as idle
     return match[2] or "", _read_indexes(match[1])
 
 

@@ -58,9 +58,12 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 def after_pnr(case: NodeCase) -> Verdict:
     back = find_way_back(case)
-    if back is None:
-        return _in_time(case, _next_step(case))
-    return present_way_back(_in_time(back, _next_step(back)), case)
+    verdict = (
+        _in_time(case, _next_step(case)) if back is None else present_way_back(_in_time(back, _next_step(back)), case)
+    )
+    # The proof compares what each pod holds that stays.
+    compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason is Reason.OBSERVATION_PENDING)
+    return replace(verdict, wants_pods=True) if compares else verdict
 
 
 def _in_time(case: NodeCase, verdict: Verdict) -> Verdict:

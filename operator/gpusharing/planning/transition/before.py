@@ -22,8 +22,8 @@ from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
-from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
-from gpusharing.planning.transition.requests import last_busy, pods_request
+from gpusharing.planning.transition.idle import JOBS_PACE, ask_who_holds, escalate, holds, next_poll, outlasts
+from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
@@ -60,9 +60,8 @@ def _next_step(case: NodeCase) -> Verdict:
     if case.now < settled:
         message = f"{case.fence.closed}; pods that were scheduled just before may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
-    if (request := pods_request(case)) is not None:
-        message = "asking the agent which pods hold which GPUs"
-        return case.verdict(Phase.CORDONED, Reason.OBSERVATION_PENDING, message, request, wants_pods=True)
+    if (asked := ask_who_holds(case)) is not None:
+        return asked
     return _begin_jobs(case) or run(case, assessed)
 
 

@@ -19,7 +19,7 @@ from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ObservedView
-from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request
+from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request, pods_request
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -44,6 +44,8 @@ def way_to_idle(
         why = work.error if work else "listing the pods on the node"
         reason = Reason.LIST_FAILED if work else Reason.SETTLING
         return case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case), wants_pods=True)
+    if (asked := ask_who_holds(case)) is not None:
+        return asked
     if plan.holders:
         return _drain(case, plan)
     if waiting is not None:
@@ -59,7 +61,7 @@ def escalate(case: NodeCase) -> Verdict | None:
     message = f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
     until = case.now + parse_duration(assessed.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
-    update = UpdateFence(case.node, replace(fence, disruption=case.disruption, deadline=deadline))
+    update = UpdateFence(case.node, replace(fence, disruption=case.disruption, deadline=deadline, gpus=(), kept=()))
     return case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message, update, wants_pods=True)
 
 
@@ -80,6 +82,16 @@ def next_poll(case: NodeCase, pace: int = 1) -> datetime:
     if soon <= case.now:
         soon = case.now + poll
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
+
+
+def ask_who_holds(case: NodeCase) -> Verdict | None:
+    """Return what is due until the agent has reported which pods hold which GPUs, if only some are to be emptied."""
+    if case.scope.part is None or case.scope.part.holders is not None:
+        return None
+    message, request = "waiting for the agent to report which pods hold which GPUs", pods_request(case)
+    phase = Phase.DRAINING if case.fence.stage == "fenced" else Phase.VERIFYING_IDLE
+    actions = () if request is None else (request,)
+    return case.verdict(phase, Reason.OBSERVATION_PENDING, message, *actions, wake=next_poll(case), wants_pods=True)
 
 
 def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
@@ -134,8 +146,6 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
     if not case.agent_ready:
         unseen = case.no_agent(", so it is unknown whether the GPUs are idle")
         return wait(unseen.reason, unseen.message)
-    if case.scope.part is not None and case.scope.part.holders is None:
-        return wait(Reason.OBSERVATION_PENDING, "waiting for the agent to report which pods hold which GPUs")
     request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
     busy = last_busy(case)
     if request is not None or busy or not answers_quiet(case):
@@ -165,14 +175,19 @@ def find_kept(observed: ObservedView, gpus: Collection[int]) -> tuple[tuple[str,
 
 def check_kept(case: NodeCase) -> Finding | None:
     """Return what is no longer as it was on GPUs that the change was not to touch, or that this is unknown."""
-    kept, observed = dict(case.fence.kept), case.observed
-    if not kept or observed is None or not observed.request_id.startswith(f"{case.fence.op}:"):
+    kept, observed, work = dict(case.fence.kept), case.observed, case.work
+    if (
+        not kept
+        or case.fence.disruption is not DisruptionClass.CHANGED_GPUS
+        or observed is None
+        or not observed.request_id.startswith(f"{case.fence.op}:")
+    ):
         return None
     if observed.holders is None:
         message = "waiting for the agent to report which pods hold which GPUs"
         return Finding(Reason.OBSERVATION_PENDING, message)
     now = dict(find_kept(observed, case.fence.gpus))
-    pods = {pod.uid: pod.ref for pod in (case.work.pods if case.work else ()) if not has_finished(pod)}
+    pods = {pod.uid: pod.ref for pod in (work.pods if work else ()) if not has_finished(pod)}
     changed = [
         index for index in (gpu.index for gpu in observed.gpus) if now.get(f"GPU {index}") != kept.get(f"GPU {index}")
     ]
@@ -190,6 +205,9 @@ def check_kept(case: NodeCase) -> Finding | None:
             f" that may be affected: {some(named) if named else 'none that is known'}"
         )
         return Finding(Reason.KEPT_GPUS_CHANGED, message)
+    if work is None or work.error or work.listed_at <= case.fence.stage_since:
+        why = work.error if work else ""
+        return Finding(Reason.OBSERVATION_PENDING, why or "listing the pods on the node")
     if unseen := sorted(ref for uid, ref in pods.items() if uid in kept and uid not in now):
         message = f"the agent does not report which devices {some(unseen)} holds now"
         return Finding(Reason.OBSERVATION_PENDING, message)

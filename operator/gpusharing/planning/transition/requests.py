@@ -75,7 +75,7 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
     """Return the write of a request with this id.
 
     new:<node uid>                       the first request of a new GPUNode
-    <op>:pods                            report which pods hold which GPUs, of which only some are to be emptied
+    <op>:pods:<event>:<when>             report which pods hold which GPUs, of which only some are to be emptied
     <op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is
                                          old
     <op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
@@ -139,10 +139,21 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def pods_request(case: NodeCase) -> EnsureGPUNode | None:
-    """Return the first request of a change that empties only some GPUs; reports from before the cordon do not count."""
-    if case.scope.part is None or _request(case).startswith(f"{case.fence.op}:"):
-        return None
-    return _ask(case, f"{case.fence.op}:pods", quiet=False)
+    """Return the next request to report who holds what, or None while an answer is due or has come a moment ago.
+
+    Reports from before the cordon do not count. An agent that starts anew while NVML is closed knows no GPUs, and reads
+    them only for a new request.
+    """
+    gpunode, observed, request = case.gpunode, case.observed, _request(case)
+    quiet = case.fence.stage == "actuating" or (gpunode is not None and gpunode.quiet)
+    if request.startswith(f"{case.fence.op}:"):
+        stamp = request.rpartition(":")[2]
+        asked_at = int(stamp) if stamp.isascii() and stamp.isdecimal() else 0
+        due = observed is None or observed.request_id != request
+        if due or asked_at <= _stamp(case.now) < asked_at + case.settings.poll * 1000:
+            return None
+    kind = "quiet" if quiet else "pods"
+    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{_stamp(case.now)}", quiet=quiet)
 
 
 def last_busy(case: NodeCase) -> str:

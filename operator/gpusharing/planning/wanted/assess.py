@@ -224,6 +224,8 @@ def find_extent(
         partly if fence is not None else spec.drain.scope == "Changed"
     ):
         return disruption, (), ""
+    if spec.drain.scope == "Node":
+        return disruption, (), "drain.scope is Node now"
     pairs = zip(observed.gpus, target.layouts, strict=True)
     changed = tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
     if whole := next(_find_whole(node, observed, target, stack, changed), ""):
