@@ -59,8 +59,9 @@ def test_every_agent_reads_its_gpus_and_the_real_kubelet(site: Site, notes: str)
     for node in NODES:
         wait_until(partial(reports, site, node), SECONDS, f"the agent of {node} to report")
         seen = observed(site, node)
-        assert (seen["error"], seen["allocated"]) == ("", {})
-        assert [gpu["access"] for gpu in seen["gpus"]] == ["Ok", "Ok"]
+        assert ("error" in seen, seen["allocated"]) == (False, {})
+        assert [gpu.get("access", "Ok") for gpu in seen["gpus"]] == ["Ok", "Ok"]
+        assert all(gpu["uuid"] for gpu in seen["gpus"])
 
 
 def test_the_operator_runs_without_root_without_capabilities_on_a_read_only_root(site: Site, notes: str) -> None:

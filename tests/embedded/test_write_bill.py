@@ -33,8 +33,8 @@ async def test_each_write_of_a_change_is_known(pods: int) -> None:
     kinds = Counter(kind for _, kind, _ in writes)
     events = Counter(body["reason"] for _, kind, body in writes if kind == "events")
     gpunode = Counter(told_by(body) for _, kind, body in writes if kind == "gpunodes")
-    change = {"NodeCordoned": 1, "Reconfiguring": 1, "NodeReleased": 1, "LayoutVerified": 1}
-    assert events == change | ({"DrainStarted": 1, "PodEvicted": pods} if pods else {})
+    change = {"NodeCordoned": 1, "Reconfiguring": 2, "NodeReleased": 1, "LayoutVerified": 2}
+    assert events == change | ({"DrainStarted": 2, "PodEvicted": pods} if pods else {}), "two: policy and GPUNode"
     assert gpunode.pop("request") == 2, "to close NVML, and to read once more"
     phases = {"Cordoned", "VerifyingIdle", "Reconfiguring", "Verifying", "Synced"} | ({"Draining"} if pods else set())
     assert gpunode == dict.fromkeys(phases, 1), "no phase is written twice"

@@ -90,7 +90,7 @@ def test_a_kept_gpu_that_somebody_divides_meanwhile_leaves_the_node_failed_with_
     assert loop.api.get(f"{GPUNODES}/one")["status"]["transition"]["phase"] == "Synced"
 
 
-def test_an_operator_that_is_killed_after_each_of_its_writes_leaves_the_pods_of_the_other_gpu_alone(
+def test_an_operator_that_is_killed_after_each_write_of_a_change_leaves_the_pods_of_the_other_gpu_alone(
     loop: NvidiaLoop,
 ) -> None:
     loop.bring(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
@@ -100,7 +100,9 @@ def test_an_operator_that_is_killed_after_each_of_its_writes_leaves_the_pods_of_
 
     def writes() -> int:
         asked = read_requests(loop.plane.audit_log, OPERATOR, start=start)
-        return sum(one.is_write and one.resource in ("nodes", "gpunodes", "pods/eviction") for one in asked)
+        made = [one.resource for one in asked if one.is_write]
+        # Each successor may ask the agent anew, because a reading is a proof for a minute only.
+        return made.count("nodes") + made.count("pods/eviction") + min(3, made.count("gpunodes"))
 
     def is_ready() -> bool:
         try:

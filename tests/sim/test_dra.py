@@ -139,33 +139,20 @@ async def test_the_daemonset_is_recognized_as_nvidias_driver_and_installed_with_
 # --- devices for pods --------------------------------------------------------------------------------------
 
 
-async def test_a_pod_with_a_claim_does_not_start_before_the_plugin_runs() -> None:
+async def test_the_kubelet_keeps_a_pod_with_a_claim_waiting_until_the_plugin_runs() -> None:
     async with playing(settings=SETTINGS, cluster_policy=WITHOUT_PLUGIN) as stage:
-        for raw in device_classes():
-            stage.cluster.add(DEVICE_CLASSES, raw)
-        await stage.until(lambda: published(stage))
-        (pod,) = plugin_pods(stage)
-        name, status = pod["metadata"]["name"], {"status": {"phase": "Pending"}}
-        stage.cluster.patch(PODS, name, status, NAMESPACE, subresource="status")
-        plugin = stage.software.nodes["n1"].kubelet_plugin
-        await stage.until(lambda: not plugin.serves)
-        workloads = Workloads(stage.cluster.client("workloads"), SETTINGS, waits=stage.software.keeps_waiting)
-        workloads.apply(SimWorkload("old", 1))
-        task = asyncio.create_task(workloads.run())
+        asks, other = SimWorkload("asks", 1).body("0"), SimWorkload("asks-nothing", 1, resource="").body("0")
+        asks["spec"]["nodeName"] = other["spec"]["nodeName"] = "n1"
 
-        def phases() -> list[str]:
-            pods = stage.cluster.objects(PODS, label_selector="app=old")
-            return [one.get("status", {}).get("phase", "") for one in pods if one["spec"].get("nodeName")]
+        def is_published() -> bool:
+            if "n1" not in stage.software.nodes:
+                return False
+            serves = stage.software.nodes["n1"].kubelet_plugin.serves
+            assert stage.software.keeps_waiting(asks) is not serves
+            assert not stage.software.keeps_waiting(other)
+            return bool(published(stage)) and serves
 
-        try:
-            await stage.until(phases)
-            assert phases() != ["Running"]
-            stage.cluster.patch(PODS, name, {"status": {"phase": "Running"}}, NAMESPACE, subresource="status")
-            await stage.until(lambda: phases() == ["Running"])
-            assert plugin.serves
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await stage.until(is_published)
 
 
 async def test_a_pod_gets_a_device_by_the_class_of_its_extended_resource_or_of_its_claim() -> None:

@@ -209,9 +209,9 @@ class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
     scope: Literal["Changed", "Node"] = "Node"
-    """Which GPUs are emptied when only the MIG layout of some GPUs changes: Changed empties these, and pods on the others
-    keep running, wherever it can be proven that the change does not touch them; Node always empties all GPUs. Should a
-    GPU lose its MIG mode after that proof, mig-manager makes all instances anew that no process uses."""
+    """Which GPUs are emptied when only the MIG layout of some GPUs changes: Changed empties these and lets pods on the
+    others run, wherever it can be proven that the change does not touch them, as long as no GPU loses its MIG mode after
+    that proof; Node always empties all GPUs."""
     timeout: Duration = "15m"
     """How long a drain may take before it is abandoned and the node is restored, for example 15m or 1h30m; until then
     the node counts against maxUnavailable, whatever blocks the pods."""

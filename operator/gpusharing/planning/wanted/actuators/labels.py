@@ -212,7 +212,8 @@ class Labels(Actuator):
         does = "rebooting" if state == "rebooting" else "at work on"
         claim = f"label {names.LABEL_MIG_STATE}={state} says that mig-manager is {does} {node.name}"
         sign = tell_pod(pod)
-        if node.ready and not (pod is not None and pod.ready):  # once there is one, it begins a run
+        # After a boot its pod may wait long for the driver. Once there is one, it begins a run.
+        if state == "pending" and node.ready and not (pod is not None and pod.ready):
             text = f"{claim}, but {sign}; {_where_pods_are(case)}"
             missing = Finding(Reason.ACTUATOR_MISSING, text, stands=True)
             return Trace(f"{claim} without a pod", settings.sign_grace, missing)
