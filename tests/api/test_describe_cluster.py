@@ -16,6 +16,7 @@ from gpusharing.planning.report.transition import MAX_HISTORY
 
 pytestmark = pytest.mark.cluster
 
+NODES = "/api/v1/nodes"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 AT = "2026-11-20T09:{:02}:00Z"
@@ -79,7 +80,8 @@ def event(reason: str, gpunode: Mapping[str, Any]) -> dict[str, Any]:
 def test_a_node_with_56_instances_in_a_change_is_described_in_120_lines_with_its_events(
     server: Api, control_plane: ControlPlane
 ) -> None:
-    owner = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": "7d2c1c0e-0000-4000-8000-000000000007"}
+    node = server.create(NODES, {"metadata": {"name": "gpu-07"}})  # without it, the object would soon be collected
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": node["metadata"]["uid"]}
     manifest: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": "GPUNode",
@@ -101,3 +103,4 @@ def test_a_node_with_56_instances_in_a_change_is_described_in_120_lines_with_its
     shown = lines[lines.index("Events:") :]
     assert [reason for reason in REASONS if not any(reason in line for line in shown)] == []
     server.delete(f"{GPUNODES}/gpu-07")
+    server.delete(f"{NODES}/gpu-07")
