@@ -65,6 +65,12 @@ def scenario(product: Product, operator: object) -> Iterator[Pool]:
         work.wait_running(2)
         guard(pool, "pool-b", 1, minAvailable=1)
         pool.cordon(pool.nodes[2])
+        # The node whose drain is blocked would otherwise take the only slot, if its agent is the first to report.
+        first = f"{GPUNODES}/{pool.nodes[0]}"
+        pool.wait(
+            lambda: product.exists(first) and "observed" in product.api.get(first).get("status", {}),
+            "the agent of the first node to report",
+        )
         pool.apply({**MIXED, "rollout": {"maxUnavailable": 2}})
         pool.wait_phase("Synced", "", pool.nodes[0])
         pool.wait_phase("Draining", "PDBInUse", blocked)
