@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Self
 
 from tests.build import H100, make_policy
 from tests.planning import podkinds, rules
@@ -106,9 +107,8 @@ class GpuWorld(World):
         assert isinstance(machine, GpuMachine)
         return machine
 
-    def copy(self) -> "GpuWorld":
+    def copy(self) -> Self:
         twin = super().copy()
-        assert isinstance(twin, GpuWorld)
         for name, machine in twin.machines.items():
             assert isinstance(machine, GpuMachine)
             twin.machines[name] = replace(

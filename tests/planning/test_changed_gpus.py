@@ -282,10 +282,7 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
     world.set_policy(AFTER)
     for _ in range(200):
         plan = world.plan()
-        actions = [*plan.shared, *(one for verdict in plan.verdicts.values() for one in verdict.actions)]
-        for limit in range(len(actions)):
-            twin = world.copy()
-            twin.step(limit=limit)
+        for twin in world.killed(plan):
             crashes += 1
             assert twin.settle().verdicts[NODE].phase is Phase.SYNCED
             assert sorted(gpus_of(twin, NODE).values()) == [0, 2, 3]

@@ -115,10 +115,7 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
     world.set_policy(policy)
     for _ in range(150):
         plan = world.plan()
-        actions = [*plan.shared, *(one for verdict in plan.verdicts.values() for one in verdict.actions)]
-        for limit in range(len(actions)):
-            twin = world.copy()
-            twin.step(limit=limit)
+        for twin in world.killed(plan):
             assert phases(twin.settle()) == {Phase.SYNCED}
             assert len([one for one in twin.done if isinstance(one, Release)]) == 1
             plugins = [one for one in twin.done if isinstance(one, RestartOperand)]

@@ -130,10 +130,7 @@ def test_an_operator_killed_before_any_write_is_followed_by_one_that_leaves_no_r
     world.set_policy(MIG)
     for _ in range(150):
         plan = world.plan()
-        actions = [*plan.shared, *(one for verdict in plan.verdicts.values() for one in verdict.actions)]
-        for limit in range(len(actions)):
-            twin = world.copy()
-            twin.step(limit=limit)
+        for twin in world.killed(plan):
             assert phases(twin.settle()) == {Phase.SYNCED}
             assert count_of(twin, Release) == 1
             node = twin.nodes["gpu-1"]

@@ -7,9 +7,10 @@ compares.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Self
 
 from tests.build import NOW, POOL_LABELS, make_node
 from tests.planning import gangs, habits, leaders, podkinds, promises, rules, server, tally
@@ -213,7 +214,7 @@ class World:
         """The operator's process is killed; another one starts."""
         self.memory = Memory()
 
-    def copy(self) -> "World":
+    def copy(self) -> Self:
         """A twin that goes its own way; its operator starts anew."""
         return replace(
             self,
@@ -336,6 +337,14 @@ class World:
         if beside is not None:
             leaders.carry_out_beside(self, *beside)
         return plan
+
+    def killed(self, plan: RolloutPlan) -> Iterator[Self]:
+        """Yield a twin for each action of the plan, whose operator was killed before it."""
+        actions = sum(len(verdict.actions) for verdict in plan.verdicts.values())
+        for limit in range(len(plan.shared) + actions):
+            twin = self.copy()
+            twin.step(limit=limit)
+            yield twin
 
     def remember(self, plan: RolloutPlan) -> None:
         """What the operator keeps of a pass for the next one."""

@@ -44,10 +44,7 @@ async def read_courses(
 
 
 def tell_courses(courses: Sequence[Course], now: datetime, *, apart: bool = False) -> str:
-    """Return when the first change may start and how long the work takes then, at best and at worst, as a clause.
-
-    With `apart` pools begin at different times, so that the work may stand still in between.
-    """
+    """Return as a clause when the first change may start and how long the work takes; `apart`: pools begin at other times."""
     begins = min(one.begins for one in courses)
     wait = f"the first change may start in {in_minutes(begins - now)}, " if begins > now else ""
     end = " to ".join(dict.fromkeys(in_minutes(one.ends - now) for one in courses))

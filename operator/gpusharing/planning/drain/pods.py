@@ -281,6 +281,11 @@ def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
     return not find_leaving(pods, scope)
 
 
+def count_staying(pods: Iterable[PodView], scope: Scope) -> int:
+    """Return how many pods stay on GPUs that do not change."""
+    return sum(scope.part is not None and scope.part.takes(pod.uid) is False for pod in pods if not has_finished(pod))
+
+
 REPORTED_WITHIN = timedelta(seconds=90)
 """The agent reads every 30 s which pods hold devices, so a pod that has just started is waited for."""
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.plan import DrainPlan
-from gpusharing.planning.drain.pods import has_finished
+from gpusharing.planning.drain.pods import count_staying, has_finished
 from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -100,8 +100,8 @@ def _drain(case: NodeCase, plan: DrainPlan) -> Verdict:
     kind = "pod" if case.fence.disruption is DisruptionClass.REBOOT else "GPU pod"
     text, part = f"{counted(plan.holders, kind)} left to go", case.scope.part
     if part is not None and case.work is not None:
-        stay = sum(part.takes(pod.uid) is False for pod in case.work.pods if not has_finished(pod))
-        text += f" from {name_gpus(sorted(part.gpus))}, and {counted(stay, 'pod stays', 'pods stay')} on other GPUs"
+        stay = counted(count_staying(case.work.pods, case.scope), "pod stays", "pods stay")
+        text += f" from {name_gpus(sorted(part.gpus))}, and {stay} on other GPUs"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
         text += f", of which {len(plan.jobs)} may end by {alone} first"

@@ -139,21 +139,16 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def pods_request(case: NodeCase) -> EnsureGPUNode | None:
-    """Return the next request to report who holds what, or None while an answer is due or has come a moment ago.
-
-    Reports from before the cordon do not count. An agent that starts anew while NVML is closed knows no GPUs, and reads
-    them only for a new request.
-    """
-    gpunode, observed, request = case.gpunode, case.observed, _request(case)
-    quiet = case.fence.stage == "actuating" or (gpunode is not None and gpunode.quiet)
-    if request.startswith(f"{case.fence.op}:"):
-        stamp = request.rpartition(":")[2]
-        asked_at = int(stamp) if stamp.isascii() and stamp.isdecimal() else 0
-        due = observed is None or observed.request_id != request
-        if due or asked_at <= _stamp(case.now) < asked_at + case.settings.poll * 1000:
+    """Return the next request to report who holds what, or None while the last one may still be answered."""
+    gpunode, observed = case.gpunode, case.observed
+    kind = "quiet" if case.fence.stage == "actuating" or (gpunode is not None and gpunode.quiet) else "pods"
+    asked_at, now = _asked_at(case, kind, any_event=True), _stamp(case.now)
+    if asked_at is not None:
+        answered = observed is not None and observed.request_id == _request(case)
+        # An agent that starts anew while NVML is closed knows no GPUs, and reads them only for a new request.
+        if not answered or now < asked_at + case.settings.poll * 1000:
             return None
-    kind = "quiet" if quiet else "pods"
-    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{_stamp(case.now)}", quiet=quiet)
+    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=kind == "quiet")
 
 
 def last_busy(case: NodeCase) -> str:
