@@ -19,18 +19,18 @@ RecoveryAction = Literal[
 
 MAX_PROGRAMS = 16
 MAX_HOLDERS = 64
-MAX_UNITS = 32
-"""More memory units than any card has (12; planning/gpus/cards.py). The planner finds layouts by trying placements, and
-a false report must not make that endless."""
 _UNIT = "(?:[12]?[0-9]|3[01])"
 PROFILE = (
     r"^([^ ]{1,64})(?: id=([0-9]{1,9}))? max=([12]?[0-9]|3[0-2])"
     rf"(?: placements=\{{({_UNIT}(?:,{_UNIT}){{0,63}})\}}:([1-9]|[12][0-9]|3[0-2]))?$"
 )
-"""A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py)."""
+"""A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py).
+
+No card has more than 12 units. The planner tries placements, and a false report must not make that endless."""
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
-HOLDER = r"^(\?|[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*) ([^ /]+/[^ /]+) ([^ ]+) ([0-9a-f]{12})$"
-PROGRAM = r"^([0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*)(?: (.+))?$"
+_INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
+HOLDER = rf"^(\?|{_INDEXES}) ([^ /]+/[^ /]+) ([^ ]+) ([0-9a-f]{{12}})$"
+PROGRAM = rf"^({_INDEXES})(?: (.+))?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
 
 
