@@ -44,14 +44,21 @@ async def play(demo: Demo) -> None:
 
 
 async def fleet_appears(demo: Demo) -> None:
-    """Print a heading and the table of the nodes, and check that the Nodes' allocatable whole GPUs are as many as the
-    fleet has."""
+    """Print the table of the nodes, once the SIMULATED device plugins have registered the fleet's GPUs."""
     screen = demo.screen
+
+    async def whole() -> int:
+        nodes = await list_of(demo.stage.client, NODES)
+        return sum(int(node["status"]["allocatable"][RESOURCE_GPU]) for node in nodes)
+
+    async def registered() -> bool:
+        return await whole() == fleet.GPUS
+
+    await demo.until(f"the nodes to serve {fleet.GPUS} whole GPUs", registered)
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
-    nodes = await list_of(demo.stage.client, NODES)
-    whole = sum(int(node["status"]["allocatable"][RESOURCE_GPU]) for node in nodes)
-    screen.check(f"{len(nodes)} nodes serve {whole} whole GPUs", whole == fleet.GPUS)
+    served = await whole()
+    screen.check(f"{len(fleet.nodes())} nodes serve {served} whole GPUs", served == fleet.GPUS)
 
 
 async def pools_are_declared(demo: Demo) -> None:

@@ -24,6 +24,8 @@ CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpusharingpolicie
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 BINDING = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings/gpusharing-policy-fields"
 HOURS = ["22:00-05:00"]
+UNASKED = {"quiet": False, "deep": False, "holders": False}
+"""What the schema adds to the request of a GPUNode that asks for nothing."""
 NEW_FIELDS = {
     "gpusharingpolicies": (
         "              rollout:\n",
@@ -121,11 +123,11 @@ def test_a_stored_object_outlives_crds_with_new_optional_and_defaulted_fields(
     assert read["metadata"]["uid"] == stored["metadata"]["uid"]
     assert read["spec"] == stored["spec"] | {"rollout": wanted}, "the default is there, hours is not"
     node = admin.get(f"{GPUNODES}/{upgraded.node_a}")
-    assert node["spec"]["request"] == {"id": "1", "quiet": False, "deep": False}
+    assert node["spec"]["request"] == {"id": "1", **UNASKED}
     patched = admin.merge_patch(f"{POLICIES}/pool-d", {"spec": {"timeSlicing": {"replicas": 2}}})
     assert (patched["spec"]["timeSlicing"]["replicas"], patched["spec"]["rollout"]) == (2, wanted)
     asked = admin.merge_patch(f"{GPUNODES}/{upgraded.node_a}", {"spec": {"request": {"id": "2"}}})
-    assert asked["spec"]["request"] == {"id": "2", "quiet": False, "deep": False}
+    assert asked["spec"]["request"] == {"id": "2", **UNASKED}
     for rollout in ({"pace": "Hasty"}, {"hours": [1]}, {"paused": "maybe"}):
         with pytest.raises(ApiError, match=next(iter(rollout))):
             admin.merge_patch(f"{POLICIES}/pool-d", {"spec": {"rollout": rollout}})
