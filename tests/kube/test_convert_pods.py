@@ -76,6 +76,24 @@ def test_what_a_pod_holds(spec: JSON, held: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("init", "found"),
+    [
+        ([], False),
+        ([{"name": "c"}], False),
+        ([gpus("0")], False),
+        ([gpus("4", "nvidia.com/hostdev")], False),
+        ([{"name": "c"}, gpus("1")], True),
+        ([{**gpus("1", "nvidia.com/mig-1g.10gb"), "restartPolicy": "Always"}], True),
+        ([gpus("a few")], True),
+    ],
+    ids=["none", "no GPU", "zero", "a network device", "an init container", "a sidecar", "an unreadable amount"],
+)
+def test_whether_an_init_container_asks_for_a_gpu(init: list[JSON], found: bool) -> None:
+    spec = {"containers": [gpus("1")], "initContainers": init}
+    assert pod_view(pod(spec=spec), {}).init_gpus is found
+
+
+@pytest.mark.parametrize(
     "metadata",
     [
         {"annotations": {"kubernetes.io/config.mirror": "hash"}},

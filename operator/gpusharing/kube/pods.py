@@ -137,6 +137,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         or MIRROR_ANNOTATION in texts(metadata.get("annotations")),
         resources=resources,
         per_container=dict(largest_requests(raw)) if resources else {},
+        init_gpus=any(map(container_requests, entries(raw, "spec", "initContainers"))),
         fractions=fractions,
         scheduler=intern(text(raw, "spec", "schedulerName")),
         dra=dra,

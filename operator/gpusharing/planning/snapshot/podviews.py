@@ -59,6 +59,9 @@ class PodView:
     """The GPU resources that its containers request, with counts above 0. Init and sidecar containers are included."""
     per_container: Mapping[str, int] = field(default_factory=dict)
     """The most of each GPU resource that one of its containers requests."""
+    init_gpus: bool = False
+    """Whether one of its init containers, sidecars included, requests a GPU resource. The kubelet's podresources name no
+    devices of init containers, or only those of sidecars (v1.36.3 pkg/kubelet/apis/podresources/server_v1.go)."""
     fractions: int = 0
     """Of how many GPUs it requests a fraction from KAI-Scheduler, by its annotations."""
     scheduler: str = ""
