@@ -54,6 +54,8 @@ class GpuMachine(NodeMachine):
     """The request that an agent which has started since does not read the GPUs for, because it is answered."""
     unnamed: set[str] = field(default_factory=set)
     """UIDs of pods that the agent cannot name."""
+    elsewhere: dict[str, int] = field(default_factory=dict)
+    """The GPU that a pod uses without having asked for it, by UID."""
 
     def _end_run(self, stack: StackView) -> Labels:
         before = list(self.layouts)
@@ -86,7 +88,7 @@ class GpuMachine(NodeMachine):
                 Holder(self.names_of[uid], "" if uid in self.unnamed else uid, (gpu,), device)
                 for uid, (gpu, device) in sorted(self.held.items())
             )
-        busy = {gpu for gpu, _ in self.held.values()}
+        busy = {gpu for gpu, _ in self.held.values()} | {gpu for uid, gpu in self.elsewhere.items() if uid in self.held}
         gpus, keys = seen.gpus, seen.devices
         if seen != gpunode.observed:  # NVML was read
             gpus = tuple(replace(gpu, processes=("python",) if gpu.index in busy else gpu.processes) for gpu in gpus)
@@ -117,6 +119,7 @@ class GpuWorld(World):
                 held=dict(machine.held),
                 names_of=dict(machine.names_of),
                 unnamed=set(machine.unnamed),
+                elsewhere=dict(machine.elsewhere),
             )
         twin.begun_on = dict(self.begun_on)
         return twin

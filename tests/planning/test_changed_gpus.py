@@ -1,6 +1,6 @@
 """A change of some GPUs leaves the pods of the others alone (`drain.scope: Changed`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from random import Random
@@ -8,9 +8,10 @@ from random import Random
 import pytest
 from tests.planning.broken import Broken
 from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_world, gpus_of, layouts
-from tests.planning.machines import Temper
+from tests.planning.promises import approve
 
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
 from gpusharing.planning.snapshot.views import PolicyView
@@ -21,11 +22,11 @@ BEFORE = layouts(HALVES, HALVES, SEVENTHS, SEVENTHS)
 AFTER = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS)
 
 
-def full_world(policy: PolicyView = BEFORE) -> GpuWorld:
+def full_world(policy: PolicyView = BEFORE, first: str = "a pod of a ReplicaSet") -> GpuWorld:
     """A node with a pod on each of its four GPUs."""
     world = gpu_world(policy, NODE)
     for gpu in range(4):
-        assert world.add_pod(NODE, gpu=gpu)
+        assert world.add_pod(NODE, "a pod of a ReplicaSet" if gpu else first, gpu=gpu)
     world.settle()
     return world
 
@@ -154,26 +155,36 @@ def test_a_kept_pod_that_holds_another_device_afterwards_leaves_the_node_failed(
     assert world.pods[NODE][uid].ref in verdict.message
 
 
-def past_pnr() -> GpuWorld:
+def past_pnr(first: str = "a pod of a ReplicaSet") -> GpuWorld:
     """A world in which mig-manager works on GPU 1 and pods run on the others."""
-    world = full_world()
+    world = full_world(first=first)
     done = len(world.done)
     world.set_policy(AFTER)
     go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
     return world
 
 
-@pytest.mark.parametrize("temper", ["works", "fails"])
-def test_a_change_that_comes_to_concern_other_gpus_ends_as_one_of_the_whole_node(temper: Temper) -> None:
+def test_a_change_that_failed_and_comes_to_concern_other_gpus_ends_as_one_of_the_whole_node() -> None:
     world = past_pnr()
-    world.machine(NODE).temper = temper
-    go_on(world, lambda: bool(world.machine(NODE).running) or temper == "works", most=30)
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: bool(world.machine(NODE).running), most=30)
     world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
     go_on(world, lambda: not is_partial(world), most=600)
     world.machine(NODE).temper = "works"
     world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert not gpus_of(world, NODE)
+
+
+def test_an_edit_after_the_point_of_no_return_begins_anew_when_the_change_is_proven() -> None:
+    world = past_pnr("a protected pod")
+    done = len(world.done)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: not is_fenced(world), most=600)
+    plan = go_on(world, lambda: world.step().verdicts[NODE].reason is Reason.DO_NOT_DISRUPT)
+    assert [type(one).__name__ for one in world.done[done:] if isinstance(one, Evict | Release)] == ["Release"]
+    assert plan.verdicts[NODE].gpus == (0,)
+    assert not world.nodes[NODE].unschedulable
 
 
 @pytest.mark.parametrize("past", [False, True], ids=["before the point of no return", "after a failure"])
@@ -225,6 +236,143 @@ def test_a_policy_that_changes_during_the_drain_starts_over_for_the_whole_node()
     done = len(world.done)
     plan = go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]))
     assert plan.verdicts[NODE].phase is Phase.ABORTING
+
+
+def uid_on(world: GpuWorld, gpu: int) -> str:
+    (uid,) = (uid for uid, held in gpus_of(world, NODE).items() if held == gpu)
+    return uid
+
+
+def evicted_from(world: GpuWorld, before: Mapping[str, int], since: int) -> list[int]:
+    return sorted(before[one.uid] for one in world.done[since:] if isinstance(one, Evict))
+
+
+GAPS: dict[str, Callable[[GpuWorld], object]] = {
+    "the kubelet does not answer": lambda world: setattr(world.machine(NODE), "silent", True),
+    "a pod has no name yet": lambda world: world.machine(NODE).unnamed.add(uid_on(world, 3)),
+    "the kubelet does not know its pods yet": lambda world: world.machine(NODE).held.clear(),
+}
+
+
+@pytest.mark.parametrize("gap", GAPS.values(), ids=GAPS)
+def test_what_is_unknown_for_a_moment_is_waited_for(gap: Callable[[GpuWorld], object]) -> None:
+    world = full_world()
+    before, done, held = gpus_of(world, NODE), len(world.done), dict(world.machine(NODE).held)
+    gap(world)
+    world.agent(NODE)
+    world.set_policy(AFTER)
+    for _ in range(30):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=1)
+    assert not is_fenced(world)
+    assert plan.verdicts[NODE].reason is Reason.HOLDER_UNKNOWN
+    machine = world.machine(NODE)
+    machine.silent, machine.held = False, held
+    machine.unnamed.clear()
+    world.settle()
+    assert classes(world, done) == [DisruptionClass.CHANGED_GPUS]
+    assert evicted_from(world, before, done) == [1]
+
+
+def manual() -> PolicyView:
+    policy = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS)
+    spec = policy.spec
+    assert spec is not None
+    return replace(
+        policy, spec=spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"approval": "Manual"})})
+    )
+
+
+def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emptied() -> None:
+    world = full_world()
+    world.set_policy(manual())
+    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    uid = uid_on(world, 3)
+    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    done = len(world.done)
+    for _ in range(100):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=5)
+    assert not classes(world, done)
+    assert plan.verdicts[NODE].disruption is DisruptionClass.GPU_PODS
+    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    go_on(world, lambda: is_fenced(world))
+    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+
+
+def test_a_person_who_approved_the_change_of_one_gpu_is_not_passed_over_by_a_silent_agent() -> None:
+    world = full_world()
+    world.set_policy(manual())
+    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    world.machine(NODE).silent = True
+    world.agent(NODE)
+    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    done = len(world.done)
+    for _ in range(100):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=5)
+    assert not classes(world, done)
+    assert plan.verdicts[NODE].reason is Reason.HOLDER_UNKNOWN
+    assert "drain.scope: Node" in plan.verdicts[NODE].message
+
+
+def test_the_class_that_is_shown_does_not_depend_on_whether_the_pods_were_just_listed() -> None:
+    world = full_world()
+    uid = uid_on(world, 3)
+    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
+    go_on(world, lambda: NODE in world.memory.passed.previews)
+    shown = set()
+    for _ in range(100):
+        plan = go_on(world, lambda: True)
+        shown.add(plan.verdicts[NODE].disruption)
+        world.now += timedelta(seconds=7)
+    assert shown == {DisruptionClass.GPU_PODS}
+    assert len(world.memory.passed.previews[NODE].pods) + len(world.memory.passed.previews[NODE].blockers) > 1
+
+
+def test_a_driver_of_the_host_makes_it_a_change_of_the_whole_node() -> None:
+    world = full_world()
+    policy = world.stack.cluster_policy
+    assert policy is not None
+    world.stack = replace(world.stack, cluster_policy=replace(policy, switches={"driver.enabled": False}))
+    done = len(world.done)
+    world.set_policy(AFTER)
+    world.settle()
+    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+
+
+def test_an_init_container_with_a_gpu_makes_it_a_change_of_the_whole_node() -> None:
+    world = full_world()
+    uid = uid_on(world, 3)
+    world.pods[NODE][uid] = replace(world.pods[NODE][uid], init_gpus=True)
+    done = len(world.done)
+    world.set_policy(AFTER)
+    world.settle()
+    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+
+
+def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied() -> None:
+    """A pod on GPU 3 may compute on GPU 1, if it is privileged."""
+    world = full_world()
+    world.machine(NODE).elsewhere[uid_on(world, 3)] = 1
+    done = len(world.done)
+    world.set_policy(AFTER)
+    assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
+    assert classes(world, done) == [DisruptionClass.CHANGED_GPUS, DisruptionClass.GPU_PODS]
+
+
+def test_an_agent_that_never_says_who_holds_what_again_fails_the_node_and_a_retry_drains_all_of_it() -> None:
+    world = past_pnr()
+    world.machine(NODE).silent = True
+    verdict = world.settle(rounds=2000).verdicts[NODE]
+    assert verdict.phase is Phase.FAILED
+    assert verdict.commands
+    done = len(world.done)
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
 
 
 @pytest.mark.parametrize("seed", range(6))

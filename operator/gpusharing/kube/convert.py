@@ -373,4 +373,5 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         tolerates_gate=tolerates(tolerations),
         tolerations=rows_text(tolerations),
         with_reboot=is_true(variable(section(spec, "migManager"), "WITH_REBOOT")),
+        stops_host_clients=is_true(variable(section(spec, "migManager"), "WITH_SHUTDOWN_HOST_GPU_CLIENTS")),
     )

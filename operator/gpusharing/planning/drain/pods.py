@@ -287,11 +287,11 @@ def count_staying(pods: Iterable[PodView], scope: Scope) -> int:
 
 
 REPORTED_WITHIN = timedelta(seconds=90)
-"""The agent reads every 30 s which pods hold devices, so a pod that has just started is waited for."""
+"""How long a change waits for the agent, which reads every 30 s, to report which pod holds which GPU."""
 
 
-def find_unplaced(pods: Iterable[PodView], part: Part, now: datetime) -> str:
-    """Return why these pods need a change of the whole node, or an empty string."""
+def find_unplaced(pods: Iterable[PodView]) -> str:
+    """Return why these pods need a change of the whole node, whoever reports what they hold, or an empty string."""
     for pod in sorted(pods, key=by_ref):
         if has_finished(pod) or not holds_gpu(pod):
             continue
@@ -299,8 +299,19 @@ def find_unplaced(pods: Iterable[PodView], part: Part, now: datetime) -> str:
             return f"pod {pod.ref} tolerates the cordon, so its successor may get any GPU"
         if pod.dra != "none" or gpu_groups(pod.labels):
             return f"pod {pod.ref} does not hold its GPU through the device plugin alone"
-        began = max(filter(None, (pod.created, pod.started)), default=None)
-        if part.takes(pod.uid) is None and (began is None or began + REPORTED_WITHIN <= now):
+        if pod.init_gpus:
+            return f"an init container of pod {pod.ref} asks for a GPU, and the kubelet does not tell which one it got"
+    return ""
+
+
+def find_unreported(pods: Iterable[PodView], part: Part) -> str:
+    """Return what the agent has yet to report, of these pods and of others, before only some GPUs can be emptied."""
+    if part.holders is None:
+        return "the agent does not report which pods hold which GPUs"
+    if odd := next((one for one in part.holders if not (one.uid and one.gpus)), None):
+        return f"the agent cannot tell which pod {odd.ref} is, or which GPU it holds"
+    for pod in sorted(pods, key=by_ref):
+        if not has_finished(pod) and holds_gpu(pod) and part.takes(pod.uid) is None:
             return f"the agent does not report which GPU pod {pod.ref} holds"
     return ""
 

@@ -70,7 +70,8 @@ def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, s
     if not isinstance(assessed, Assessed):  # a node in flight whose GPU or agent is gone for now
         ours = fence is not None and fence.version == policy.version and fence.approved
         return (fence.planned, fence.approved) if fence is not None and ours else None
-    classes = [DisruptionClass.NONE if assessed.mismatch is None else assessed.disruption]
+    now = member.case.disruption if member.case is not None and fence is None else assessed.disruption
+    classes = [DisruptionClass.NONE if assessed.mismatch is None else now]
     if fence is not None:
         classes.append(fence.planned)
     elif assessed.mismatch is None:
@@ -93,7 +94,8 @@ def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
         ours = fence is not None and (fence.rolls_back or fence.version == pool.policy.version)
         if ours or (fence is not None and (case is None or not has_ended(case))):
             continue
-        change, disruption = approved.get(digest_of(member.node.uid)), assessed.disruption
+        change = approved.get(digest_of(member.node.uid))
+        disruption = case.disruption if case is not None and fence is None else assessed.disruption
         if change is None:
             joined.append(name)
         elif fence is None and disruption.severity > change.disruption.severity:

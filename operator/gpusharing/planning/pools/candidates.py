@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.durations import parse_duration
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.plan import Crowd, crowding, due_under, preflight, with_gangs
-from gpusharing.planning.drain.pods import has_finished, holds_gpu
+from gpusharing.planning.drain.pods import REPORTED_WITHIN, has_finished, holds_gpu
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import FenceNode
@@ -273,14 +273,35 @@ def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, foll
     if case.work is None and before is not None:
         return Candidate(case, policy, before, follows=follows)
     case = replace(case, now=state.now)
-    if case.work is None:
+    if (work := case.work) is None:
         return Candidate(case, policy, None, follows=follows)
     drain = assessed.spec.drain
-    pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
+    pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
+    if (unreported := _await_report(case, before, pods)) is not None:
+        return Candidate(case, policy, look_at(case, policy, before, pods, (unreported,)), pods, follows)
+    if case.disruption is DisruptionClass.CHANGED_GPUS and case.unreported:
+        case = replace(case, widened=case.unreported)
+        pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, state.afterwards, case.now)
-    blockers = with_gangs(blockers, case.work, drain, now=case.now, scope=case.scope)
+    blockers = with_gangs(blockers, work, drain, now=case.now, scope=case.scope)
     look = look_at(case, policy, before, pods, blockers) if blockers else None
     return Candidate(case, policy, look, pods, follows)
+
+
+def _await_report(case: NodeCase, before: Look | None, pods: Standings) -> Blocker | None:
+    """Return what a change of some GPUs waits for before all GPUs have to be emptied; None if that is over.
+
+    A person who approved the change of some GPUs did not approve that of all.
+    """
+    if case.disruption is not DisruptionClass.CHANGED_GPUS or pods.error or not (missing := case.unreported):
+        return None
+    spec = case.spec
+    if spec is not None and spec.rollout.approval == "Manual":
+        return Blocker(Reason.HOLDER_UNKNOWN, message=f"{missing}; to have all GPUs emptied, set drain.scope: Node")
+    ends = (one.until for one in before.blockers if one.reason is Reason.HOLDER_UNKNOWN) if before is not None else ()
+    until = next(filter(None, ends), case.now + REPORTED_WITHIN)
+    message = f"{missing}; if it does not, all GPUs will be emptied"
+    return Blocker(Reason.HOLDER_UNKNOWN, message=message, until=until) if case.now < until else None
 
 
 def look_at(
@@ -290,7 +311,7 @@ def look_at(
     tries = 1
     if before is not None:
         tries = before.tries if before.at == pods.listed_at else before.tries + 1
-    return Look(policy.version, case.node.retry, pods.listed_at, tries, blockers)
+    return Look(policy.version, case.node.retry, pods.listed_at, tries, blockers, widened=case.unplaced)
 
 
 def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | None]:

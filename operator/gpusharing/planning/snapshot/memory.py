@@ -125,6 +125,8 @@ class Look:
     """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
     """If the change began: how many pods it evicts first under each PodDisruptionBudget."""
+    widened: str = ""
+    """Why the pods make a change of some GPUs one of the whole node, or empty."""
 
     def due(self, poll: float) -> datetime:
         """Return when to list the pods again: with back-off, or when all blockers have ended by themselves."""
@@ -151,6 +153,8 @@ class Preview:
     blockers: tuple[Blocker, ...] = ()
     stay: int = 0
     """How many pods stay on GPUs that do not change."""
+    widened: str = ""
+    """As in Look."""
 
 
 @value

@@ -228,6 +228,8 @@ class ClusterPolicyView:
     """The configuration for nodes without the label (devicePlugin.config.default). Empty if it is not set."""
     with_reboot: bool = False
     """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    stops_host_clients: bool = False
+    """Whether mig-manager stops services of the host that use GPUs, as it does by itself where the driver is the host's."""
     plugin_version: str = ""
     """Version of the device plugin, such as `v0.19.3`. Empty if ClusterPolicy does not name it."""
     mig_manager_version: str = ""

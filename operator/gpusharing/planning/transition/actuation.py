@@ -6,10 +6,10 @@ This is the only place that starts an actuator: it writes what the actuator foll
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.nvidia import Operand
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.transition.attempts import (
@@ -183,6 +183,28 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
     return replace(case, assessment=back)
 
 
+def find_begun(case: NodeCase) -> NodeCase | None:
+    """Return the case with the target that a change of some GPUs began with, or None if that is still enough.
+
+    Its policy concerns more GPUs now. That begins after the proof, with an approval, a window and a look at the pods of
+    its own: nobody agreed to evict the pods that were to stay.
+    """
+    fence, assessed, node = case.fence, case.assessed, case.node
+    if fence.disruption is not DisruptionClass.CHANGED_GPUS or assessed is None or case.disruption is fence.disruption:
+        return None
+    if fence.failed is not None or fence.rolls_back:
+        return None
+    gpus = len(assessed.observed.gpus)
+    names_of = fence.target_mig_config, fence.target_plugin_config
+    begun = replace(node, verified=Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=gpus))
+    target = case.actuator.find_last_proven(begun, assessed.observed, case.stack)
+    if isinstance(target, str):
+        return None
+    mismatch = find_mismatch(Comparison(node, assessed.observed, target, case.stack), case.actuator.checks)
+    first = replace(assessed, target=target, two_steps=False, mismatch=mismatch, whole="", drift=None)
+    return replace(case, assessment=replace(first, disruption=fence.disruption, gpus=fence.gpus))
+
+
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
     wanted = case.assessed.target.text if case.assessed is not None else verdict.wanted
     found = Finding(verdict.reason, verdict.message, commands=verdict.commands)
@@ -242,7 +264,8 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
         message = f"the last proven mode is {target.mode}, and {objection.message}"
         return replace(objection, reason=Reason.ROLLING_BACK, message=message)
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, spec=assessment.spec)
+    policy, spec = assessment.policy, assessment.spec
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=spec)
     return replace(
         assessment,
         target=target,

@@ -17,6 +17,7 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import (
     aside_fence,
+    find_begun,
     find_wait,
     find_way_back,
     keeps_cordon,
@@ -39,7 +40,7 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
-from gpusharing.planning.transition.idle import check_kept
+from gpusharing.planning.transition.idle import check_kept, lacks_holders
 from gpusharing.planning.transition.requests import (
     answer_due,
     fresh_reading,
@@ -57,10 +58,14 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def after_pnr(case: NodeCase) -> Verdict:
-    back = find_way_back(case)
-    verdict = (
-        _in_time(case, _next_step(case)) if back is None else present_way_back(_in_time(back, _next_step(back)), case)
-    )
+    if (back := find_way_back(case)) is not None:
+        verdict = present_way_back(_in_time(back, _next_step(back)), case)
+    elif (begun := find_begun(case)) is not None:
+        verdict = _in_time(begun, _next_step(begun))
+        later = "what the policy asks for since then begins after this"
+        verdict = replace(verdict, message=f"{verdict.message}; {later}") if verdict.phase.in_flight else verdict
+    else:
+        verdict = _in_time(case, _next_step(case))
     # The proof compares what each pod holds that stays.
     compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason is Reason.OBSERVATION_PENDING)
     return replace(verdict, wants_pods=True) if compares else verdict
@@ -75,6 +80,8 @@ def _in_time(case: NodeCase, verdict: Verdict) -> Verdict:
     if not is_late(case):
         return replace(verdict, wake=min(verdict.wake or deadline, deadline))
     awaited = verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready and case.fence.failed is None
+    # An answer that lacks the holders comes again and again.
+    awaited = awaited and not lacks_holders(case)
     if awaited and case.now < (due := answer_due(case)):
         return replace(verdict, wake=min(verdict.wake or due, due))
     reason = verdict.reason
@@ -181,12 +188,16 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
     return case.show(Phase.RECONFIGURING, found, wake=wake)
 
 
+def _drain_whole(case: NodeCase, assessed: Assessed) -> Verdict:
+    due = owe(case, assessed, attempt=1, failed=True)
+    whole = replace(due, fence=replace(due.fence, disruption=DisruptionClass.GPU_PODS, gpus=(), kept=()))
+    message = "trying again on request; the whole node is drained for that"
+    return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, whole)
+
+
 def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
     if was_asked_again(case):
-        due = owe(case, assessed, attempt=1, failed=True)
-        whole = replace(due, fence=replace(due.fence, disruption=DisruptionClass.GPU_PODS, gpus=(), kept=()))
-        message = "trying again on request; the whole node is drained for that"
-        return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, whole)
+        return _drain_whole(case, assessed)
     lead = f". The node stays {case.fence.closed}. To drain it and try again, run"
     return case.show(Phase.FAILED, add_retry(found, case.node.name, case.fence.retry, lead))
 
@@ -194,6 +205,8 @@ def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
+        if lacks_holders(case):
+            return _drain_whole(case, case.assessed)
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):

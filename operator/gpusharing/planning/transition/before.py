@@ -104,8 +104,10 @@ def _begin_jobs(case: NodeCase) -> Verdict | None:
 
 
 def _end_jobs(case: NodeCase) -> Verdict | None:
-    plan, fence, spec = case.drain, case.fence, case.spec
+    plan, fence, spec, part = case.drain, case.fence, case.spec, case.scope.part
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
+        return None
+    if part is not None and part.holders is None:  # so it is unknown who still runs
         return None
     deadline = case.now + parse_duration(spec.drain.timeout)
     ended = UpdateFence(case.node, replace(fence, jobs=False, deadline=deadline))

@@ -18,7 +18,14 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.agents import ALL_OTHERS
 from gpusharing.planning.snapshot.memo import Column, Memo
-from gpusharing.planning.snapshot.memory import CLAIMS, LONGEST_WAIT, TAINT_RULE, CallFailure, policy_subject
+from gpusharing.planning.snapshot.memory import (
+    CLAIMS,
+    LONGEST_WAIT,
+    TAINT_RULE,
+    CallFailure,
+    PassMemory,
+    policy_subject,
+)
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.records import Claim, Fence
@@ -158,6 +165,17 @@ def keeps_verdict(member: Member | None) -> bool:
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
+def _find_widened(memory: PassMemory, owned: Mapping[str, PolicyTargets | None]) -> Mapping[str, str]:
+    """Return what the last look at the pods of each node found in the way of a change of only some GPUs."""
+    found: dict[str, str] = {}
+    for name in memory.looks.keys() | memory.previews.keys():
+        looks = (look for look in (memory.looks.get(name), memory.previews.get(name)) if look is not None)
+        last, owner = max(looks, key=lambda look: look.at), owned.get(name)
+        if last.widened and owner is not None and owner.policy.version == last.version:
+            found[name] = last.widened
+    return found
+
+
 def judge_nodes(
     snapshot: ClusterSnapshot,
     *,
@@ -175,6 +193,7 @@ def judge_nodes(
     owned = {name: terms.get(owners[name]) for name in followed}
     claimed, memory = snapshot.claims.keys(), snapshot.memory
     drifting, withdrawn, traces = memory.drifting_since, memory.withdrawn_since, memory.traces_since
+    widened = _find_widened(memory, owned)
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -199,11 +218,12 @@ def judge_nodes(
             now=now,
             old_views=old_views,
             unserved=unserved,
+            widened=widened.get(name, ""),
         )
         return judge_case(case, followed[name])
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
-    since = drifting, withdrawn, traces
+    since = drifting, withdrawn, traces, widened
     columns: list[Column] = [*nodes, troubles, owned, claimed, *since, followed, *pods.values()]
     judged = memo.table(
         judge_one,

@@ -16,6 +16,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.pods import count_staying, has_finished
 from gpusharing.planning.drain.standing import explain_gangs
+from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ObservedView
@@ -173,6 +174,16 @@ def find_kept(observed: ObservedView, gpus: Collection[int]) -> tuple[tuple[str,
     return (*devices, *((holder.uid, holder.devices) for holder in observed.holders or ()))
 
 
+def lacks_holders(case: NodeCase) -> bool:
+    """Whether the agent answered a change of some GPUs without saying which pods hold which GPUs."""
+    observed, gpunode = case.observed, case.gpunode
+    if case.fence.disruption is not DisruptionClass.CHANGED_GPUS or observed is None or gpunode is None:
+        return False
+    if observed.request_id != gpunode.request_id or not gpunode.holders:
+        return False
+    return observed.holders is None or any(not (one.uid and one.gpus) for one in observed.holders)
+
+
 def check_kept(case: NodeCase) -> Finding | None:
     """Return what is no longer as it was on GPUs that the change was not to touch, or that this is unknown."""
     kept, observed, work = dict(case.fence.kept), case.observed, case.work
@@ -188,21 +199,24 @@ def check_kept(case: NodeCase) -> Finding | None:
         return Finding(Reason.OBSERVATION_PENDING, message)
     now = dict(find_kept(observed, case.fence.gpus))
     pods = {pod.uid: pod.ref for pod in (work.pods if work else ()) if not has_finished(pod)}
-    changed = [
-        index for index in (gpu.index for gpu in observed.gpus) if now.get(f"GPU {index}") != kept.get(f"GPU {index}")
+    changed = [  # of a GPU that cannot be read, the comparison with the target tells
+        gpu.index
+        for gpu in observed.gpus
+        if now.get(f"GPU {gpu.index}") != kept.get(f"GPU {gpu.index}")
+        and gpu.vitals.access == REACHABLE
+        and not gpu.instances_withheld
     ]
     lost = [one for one in observed.holders if one.uid in kept and one.devices != kept[one.uid]]
-    if changed or lost:
-        known = [one for one in observed.holders if one.uid in kept]
-        on = [one.ref for one in known if not one.gpus or not set(changed).isdisjoint(one.gpus)]
-        named = sorted(
-            {*on, *(one.ref for one in lost), *(ref for uid, ref in pods.items() if uid in kept and uid not in now)}
-        )
+    known = [one for one in observed.holders if one.uid in kept]
+    on = [one.ref for one in known if changed and (not one.gpus or not set(changed).isdisjoint(one.gpus))]
+    gone = [ref for uid, ref in pods.items() if changed and uid in kept and uid not in now]
+    # Where no pod is, an instance that somebody made anew harms nobody.
+    if named := sorted({*on, *gone, *(one.ref for one in lost)}):
         touched = f"the devices of {name_gpus(changed)} are not those" if changed else "pods do not hold the devices"
         wanted = name_gpus(sorted(case.fence.gpus))
         message = (
             f"only {wanted} {'was' if len(case.fence.gpus) == 1 else 'were'} to change, but {touched} from before. Pods"
-            f" that may be affected: {some(named) if named else 'none that is known'}"
+            f" that may be affected: {some(named)}"
         )
         return Finding(Reason.KEPT_GPUS_CHANGED, message)
     if work is None or work.error or work.listed_at <= case.fence.stage_since:

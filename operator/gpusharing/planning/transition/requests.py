@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import DisruptionClass, Mode, Phase
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, ClearRequests, EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView
@@ -88,9 +88,10 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def _wants_holders(case: NodeCase) -> bool:
-    if case.node.fence is not None:
-        return case.node.fence.disruption is DisruptionClass.CHANGED_GPUS
-    return case.spec is not None and case.spec.drain.scope == "Changed"
+    if case.node.fence is not None and case.node.fence.disruption is DisruptionClass.CHANGED_GPUS:
+        return True
+    spec = case.spec
+    return spec is not None and spec.mode is Mode.MIG and spec.time_slicing is None and spec.drain.scope == "Changed"
 
 
 def _ask_anew(case: NodeCase, gpunode: GPUNodeView, *, quiet: bool) -> EnsureGPUNode:

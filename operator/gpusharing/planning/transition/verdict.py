@@ -8,7 +8,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.drain.plan import DrainPlan, ending_gangs, plan_drain
-from gpusharing.planning.drain.pods import find_unplaced, scope_of
+from gpusharing.planning.drain.pods import find_unplaced, find_unreported, scope_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
@@ -108,6 +108,8 @@ class NodeCase(ActuatorCase):
     """The kinds of objects whose cached state is stale."""
     unserved: str = ""
     """As in the snapshot."""
+    widened: str = ""
+    """Why the last look at the pods made a change of some GPUs one of the whole node, or empty."""
     assessment: Assessment | None = None
     """The result of `compare`. None before the comparison, or if no policy drives the node."""
 
@@ -175,10 +177,17 @@ class NodeCase(ActuatorCase):
 
     @property
     def unplaced(self) -> str:
-        """Why the listed pods need a change of the whole node, or empty."""
+        """Why the pods need a change of the whole node although their GPUs do not, or empty."""
+        if self.work is None or self.work.error:
+            return self.widened
+        return find_unplaced(self.work.pods) or (self.widened if self.unreported else "")
+
+    @property
+    def unreported(self) -> str:
+        """What the agent has yet to report before only some GPUs can be emptied, or empty."""
         if self.work is None or self.assessed is None or self.observed is None:
             return ""
-        return find_unplaced(self.work.pods, Part(frozenset(self.assessed.gpus), self.observed.holders), self.now)
+        return find_unreported(self.work.pods, Part(frozenset(self.assessed.gpus), self.observed.holders))
 
     @property
     def gpus(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -114,7 +115,7 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         last = actuator.find_last_proven(node, observed, stack)
         if isinstance(last, Target):
             drift = find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, spec=request.spec)
+    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=request.spec)
     return Assessed(
         policy=policy,
         spec=request.spec,
@@ -215,10 +216,11 @@ def find_extent(
     mismatch: Finding | None,
     stack: StackView,
     *,
+    policy: PolicyView,
     spec: GPUSharingPolicySpec,
 ) -> tuple[DisruptionClass, tuple[int, ...], str]:
     """Return the class of disruption, the GPUs that alone must be emptied, and why the whole node must be, if so."""
-    disruption, fence = find_disruption(node, observed, target, mismatch, stack), node.fence
+    disruption, fence, version = find_disruption(node, observed, target, mismatch, stack), node.fence, policy.version
     partly = fence is not None and fence.disruption is DisruptionClass.CHANGED_GPUS
     if disruption is not DisruptionClass.GPU_PODS or not (
         partly if fence is not None else spec.drain.scope == "Changed"
@@ -228,17 +230,22 @@ def find_extent(
         return disruption, (), "drain.scope is Node now"
     pairs = zip(observed.gpus, target.layouts, strict=True)
     changed = tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
-    if whole := next(_find_whole(node, observed, target, stack, changed), ""):
+    if whole := next(_find_whole(node, observed, target, stack, changed, version), ""):
         return disruption, (), whole
     return DisruptionClass.CHANGED_GPUS, fence.gpus if fence is not None else changed, ""
 
 
 def _find_whole(
-    node: NodeView, observed: ObservedView, target: Target, stack: StackView, changed: tuple[int, ...]
+    node: NodeView,
+    observed: ObservedView,
+    target: Target,
+    stack: StackView,
+    changed: tuple[int, ...],
+    version: SpecVersion,
 ) -> Iterator[str]:
     """Yield why a change of layouts may disturb pods on GPUs that keep theirs (docs/design/transition.md#changed-gpus).
 
-    What may be unknown for a moment does not count once the change has begun; its idle proof waits for that.
+    What is unknown only for a moment is waited for elsewhere, before the cordon (`find_unreported`) and after it.
     """
     fence, policy = node.fence, stack.cluster_policy
     if stack.by_dra:
@@ -247,7 +254,9 @@ def _find_whole(
         yield "there is no ClusterPolicy that shows how mig-manager works"
     if stack.with_reboot:
         yield "mig-manager may reboot the node"
-    if node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed":
+    # NVIDIA's driver manager, which sets this label, runs only where the GPU Operator installs drivers.
+    on_host = node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed"
+    if on_host or (policy is not None and (policy.stops_host_clients or policy.is_off("driver.enabled"))):
         yield "the driver is installed on the host, where mig-manager stops host services"
     if target.mode is Mode.MPS or uses_mps(node, observed, stack):
         yield "MPS serves the GPUs"
@@ -270,11 +279,9 @@ def _find_whole(
         return
     if len(changed) in (0, len(observed.gpus)):
         yield "it concerns all GPUs" if changed else "no layout changes"
-    if observed.holders is None:
-        yield "the agent does not report which pods hold which GPUs"
-    for holder in observed.holders or ():
-        if not (holder.uid and holder.gpus):
-            yield f"the agent cannot tell which pod {holder.ref} is, or which GPU it holds"
+    deferred = node.deferred
+    if deferred is not None and deferred.version == version and deferred.reason == Reason.GPU_STILL_BUSY:
+        yield "the last attempt found a GPU in use after its pods had left"
 
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
