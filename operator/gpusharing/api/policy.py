@@ -208,7 +208,7 @@ class Jobs(WireModel):
 class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
-    scope: Literal["Changed", "Node"] = "Node"
+    scope: Literal["Changed", "Node"] = "Changed"
     """Which GPUs are emptied when only the MIG layout of some GPUs changes: Changed empties these and lets pods on the
     others run, wherever it can be proven that the change does not touch them, as long as no GPU loses its MIG mode after
     that proof; Node always empties all GPUs."""

@@ -88,10 +88,15 @@ def _ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def _wants_holders(case: NodeCase) -> bool:
-    if case.node.fence is not None and case.node.fence.disruption is DisruptionClass.CHANGED_GPUS:
+    """Whether a change of some GPUs is due or likely: where GPUs have different layouts."""
+    fence, assessed, spec = case.node.fence, case.assessed, case.spec
+    if fence is not None and fence.disruption is DisruptionClass.CHANGED_GPUS:
         return True
-    spec = case.spec
-    return spec is not None and spec.mode is Mode.MIG and spec.time_slicing is None and spec.drain.scope == "Changed"
+    if spec is None or spec.mode is not Mode.MIG or spec.time_slicing is not None or spec.drain.scope != "Changed":
+        return False
+    if assessed is None:  # for a moment, such as while the agent cannot read the GPUs
+        return case.gpunode is not None and case.gpunode.holders
+    return assessed.disruption is DisruptionClass.CHANGED_GPUS or len(set(assessed.target.layouts)) > 1
 
 
 def _ask_anew(case: NodeCase, gpunode: GPUNodeView, *, quiet: bool) -> EnsureGPUNode:
