@@ -106,19 +106,20 @@ ACTUATED = {
 ACTUATED_TEXTS = {
     names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG, names.LABEL_GFD_TIMESTAMP, *map(str, Program),
 }  # fmt: skip
-ACTUATORS = "gpusharing.planning.wanted.actuators."
+ACTUATORS = "gpusharing.planning.wanted.actuators"
+ONES = {"Actuator", "ActuatorCase", "Trace", "Unfinished", "Written", "find_actuator"}
+"""What of the actuators' module others may name: what is the same for each of them."""
 
 
 def actuated(module: ast.Module) -> set[str]:
-    """What of an actuator a module names: NVIDIA's labels and pods, and the module of one actuator."""
+    """What of an actuator a module names: NVIDIA's labels and pods, and what only one actuator has."""
     docs = {id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)}
     found = set()
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom):
             found |= {alias.name for alias in node.names} & ACTUATED
-            source = node.module or ""
-            if source.startswith(ACTUATORS) and source.removeprefix(ACTUATORS) not in ("actuator", "choice"):
-                found.add(source)
+            if node.module == ACTUATORS:
+                found |= {alias.name for alias in node.names} - ONES
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
             found |= {text for text in ACTUATED_TEXTS if text in node.value}
         else:
@@ -143,7 +144,7 @@ def test_a_transition_asks_its_actuator_and_knows_no_label_by_itself() -> None:
         "x = f'{text}: nvidia.com/mig.config.state is {state}'",
         "x = case.operands[Program.MPS_DAEMON]",
         "x = 'check the pods with label app=nvidia-mig-manager'",
-        "from gpusharing.planning.wanted.actuators.labels import LABELS",
+        "from gpusharing.planning.wanted.actuators import LABELS",
     ],
 )
 def test_what_belongs_to_an_actuator_is_known_by_its_names_and_texts(text: str) -> None:

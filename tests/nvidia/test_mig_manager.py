@@ -10,7 +10,7 @@ from tests.nvidia.undeletable import create_pod, undeletable
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 from gpusharing.kube.actuatorlogs import failure_in
-from gpusharing.planning.wanted.actuators.labels import GAVE_UP
+from gpusharing.planning.wanted.actuators import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

@@ -5,7 +5,7 @@ from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, 
 from tests.nvidia.undeletable import PODS
 
 from gpusharing.kube.actuatorlogs import failure_in
-from gpusharing.planning.wanted.actuators.labels import GAVE_UP
+from gpusharing.planning.wanted.actuators import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

@@ -19,7 +19,7 @@ from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
 

@@ -1,4 +1,4 @@
-"""An actuator is a value (`planning/wanted/actuators`): an invented one carries a change from candidate to release, and
+"""An actuator is a value (`planning/wanted/actuators.py`): an invented one carries a change from candidate to release, and
 nothing outside of its own functions knows what it writes."""
 
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
-from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
@@ -22,9 +21,7 @@ from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Written
-from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators import LABELS, Actuator, ActuatorCase, Written, find_actuator
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Checked, Comparison, Source, agent_checks
 
@@ -82,9 +79,6 @@ class Invented(Actuator):
 
     def checks(self, compared: Comparison) -> Checked:
         return agent_checks(compared)
-
-    def find_last_proven(self, node: NodeView, observed: ObservedView, stack: StackView) -> str:
-        return "nothing"
 
     def find_down(self, case: ActuatorCase, target: Target) -> None:
         return None

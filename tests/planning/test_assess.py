@@ -22,20 +22,11 @@ from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.labels import LABELS
-from gpusharing.planning.wanted.assess import (
-    Assessed,
-    Assessment,
-    Untargeted,
-    assess,
-    find_disruption,
-    has_gpu,
-    needs_two_steps,
-    uses_mps,
-)
+from gpusharing.planning.wanted.actuators import LABELS
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, assess, find_disruption, has_gpu
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
-from gpusharing.planning.wanted.verify import EXCLUSIVE
+from gpusharing.planning.wanted.verify import EXCLUSIVE, needs_two_steps, uses_mps
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)

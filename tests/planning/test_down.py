@@ -20,7 +20,7 @@ from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators import LABELS
 
 RUNS = Operand("gpu-operator", "mps-1", "uid-mps", ready=True, ready_since=at(-3600))
 DOWN = replace(RUNS, ready=False, down=True, ready_since=None)

@@ -54,8 +54,7 @@ from gpusharing.planning.transition.cases import compare
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.choice import find_actuator
-from gpusharing.planning.wanted.actuators.dra import DRA
+from gpusharing.planning.wanted.actuators import DRA, find_actuator
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.draobjects import wanted_class
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request

@@ -30,7 +30,7 @@ from gpusharing.planning.transition.gates import find_gate, first_closed, target
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.actuators.labels import needs_restart
+from gpusharing.planning.wanted.actuators import needs_restart
 from gpusharing.planning.wanted.pluginconfig import render
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}

@@ -64,7 +64,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.verify import describe_observed
 

@@ -17,7 +17,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.writes import find_forgotten
 from gpusharing.planning.snapshot.actions import Action, FenceNode, LabelNode
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 
 

@@ -22,8 +22,7 @@ from gpusharing.planning.stack.mps import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Actuator
-from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.actuators import Actuator, find_actuator
 from gpusharing.planning.wanted.draobjects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)

@@ -36,7 +36,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.actuators import find_actuator
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.wanted.verify import (

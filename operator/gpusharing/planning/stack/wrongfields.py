@@ -30,7 +30,7 @@ from gpusharing.planning.stack.requirements import OPERANDS, is_needed, tell_off
 from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.actuators import find_actuator
 
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
 

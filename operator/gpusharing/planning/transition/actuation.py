@@ -32,10 +32,10 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Written
-from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_extent, needs_two_steps
-from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison, find_mismatch
+from gpusharing.planning.wanted.actuators import Written
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_extent
+from gpusharing.planning.wanted.target import Target, find_last_proven
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch, needs_two_steps
 
 
 def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven: bool = False) -> Verdict:
@@ -257,7 +257,7 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
 
 def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
     node, observed, stack = case.node, assessment.observed, case.stack
-    target = case.actuator.find_last_proven(node, observed, stack)
+    target = find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return Finding(Reason.ROLLING_BACK, target)
     if (objection := next(case.actuator.objections(case, target), None)) is not None:

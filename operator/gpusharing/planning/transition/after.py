@@ -51,7 +51,7 @@ from gpusharing.planning.transition.requests import (
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
-from gpusharing.planning.wanted.actuators.actuator import Unfinished
+from gpusharing.planning.wanted.actuators import Unfinished
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch

@@ -19,7 +19,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.actuators.actuator import Trace
+from gpusharing.planning.wanted.actuators import Trace
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
 

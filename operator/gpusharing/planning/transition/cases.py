@@ -37,7 +37,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.actuators import find_actuator
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import PolicyTargets, Target
 

@@ -30,7 +30,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_healt
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
-from gpusharing.planning.wanted.actuators.actuator import Trace
+from gpusharing.planning.wanted.actuators import Trace
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, has_gpu
 from gpusharing.planning.wanted.verify import name_gpus
 

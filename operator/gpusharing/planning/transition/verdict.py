@@ -21,7 +21,7 @@ from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
+from gpusharing.planning.wanted.actuators import Actuator, ActuatorCase
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 from gpusharing.planning.wanted.verify import describe_observed, find_unhealthy, tell_unhealthy, tell_withdrawn
 

@@ -16,19 +16,18 @@ from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedVi
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.actuators.actuator import Actuator
-from gpusharing.planning.wanted.migfile import ALL_DISABLED
-from gpusharing.planning.wanted.target import PolicyTargets, Target, without_default_label
+from gpusharing.planning.wanted.actuators import Actuator
+from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, without_default_label
 from gpusharing.planning.wanted.verify import (
-    EXCLUSIVE,
     Comparison,
     describe_observed,
     effective_plugin_config,
     find_mismatch,
-    is_told_mps,
     name_gpus,
+    needs_two_steps,
     paused_operands,
     served,
+    uses_mps,
 )
 
 
@@ -112,7 +111,7 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
     ):
         drift = mismatch
     elif record is not None and record.rolled_back and record.version == policy.version:
-        last = actuator.find_last_proven(node, observed, stack)
+        last = find_last_proven(node, observed, stack)
         if isinstance(last, Target):
             drift = find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
     disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=request.spec)
@@ -151,34 +150,6 @@ def _find_unread(observed: ObservedView) -> Finding | None:
         message = f"GPU {nameless.index} is not responding and never has; drain and reboot the node"
         return Finding(Reason.GPU_UNHEALTHY, message)
     return None
-
-
-def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the change leads from MPS to MIG or back: one program must finish first (docs/design/nvidia.md#b5, R11).
-
-    Also for another MPS configuration under NVIDIA's chart without the GPU Operator, where the operator may not restart
-    the daemon, which would keep its old number of clients.
-    """
-    if target.with_mig:
-        return uses_mps(node, observed, stack)
-    if target.mode is not Mode.MPS:
-        return False
-    # mig-manager may still be dividing the GPUs, so that the agent's last reading is soon outdated.
-    labels = node.labels
-    ended = labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
-    divided = target.mig_config and labels.get(names.LABEL_MIG_CONFIG, "") not in ("", ALL_DISABLED) and not ended
-    if divided or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
-        return True
-    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
-    config = effective_plugin_config(node, stack) if plain else None
-    return (
-        config is not None and not config.same_effect(target.plugin, with_mig=False) and uses_mps(node, observed, stack)
-    )
-
-
-def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether the device plugin is told to share GPUs by MPS, or an MPS daemon left its exclusive compute mode."""
-    return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def has_gpu(node: NodeView) -> bool:

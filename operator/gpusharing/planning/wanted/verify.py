@@ -24,7 +24,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.migfile import resolve_name
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, resolve_name
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig, default_entry, parse
 from gpusharing.planning.wanted.target import (
     ADVICE,
@@ -386,6 +386,34 @@ def find_entry(label: str, stack: StackView) -> str:
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
+
+
+def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
+    """Whether the change leads from MPS to MIG or back: one program must finish first (docs/design/nvidia.md#b5, R11).
+
+    Also for another MPS configuration under NVIDIA's chart without the GPU Operator, where the operator may not restart
+    the daemon, which would keep its old number of clients.
+    """
+    if target.with_mig:
+        return uses_mps(node, observed, stack)
+    if target.mode is not Mode.MPS:
+        return False
+    # mig-manager may still be dividing the GPUs, so that the agent's last reading is soon outdated.
+    labels = node.labels
+    ended = labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
+    divided = target.mig_config and labels.get(names.LABEL_MIG_CONFIG, "") not in ("", ALL_DISABLED) and not ended
+    if divided or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
+        return True
+    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
+    config = effective_plugin_config(node, stack) if plain else None
+    return (
+        config is not None and not config.same_effect(target.plugin, with_mig=False) and uses_mps(node, observed, stack)
+    )
+
+
+def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
+    """Whether the device plugin is told to share GPUs by MPS, or an MPS daemon left its exclusive compute mode."""
+    return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
