@@ -32,8 +32,8 @@ from gpusharing.planning.stack.effects import START_MIG_MANAGER
 from gpusharing.planning.stack.pointers import mig_change, plugin_change
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.objects import plan_config
 from gpusharing.planning.wanted.target import Request, find_request
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)

@@ -33,8 +33,8 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.objects import plan_config
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
 from hack.bench.results import Measured
 from hack.cluster.nodes import LABEL_POOL, gpu_labels

@@ -26,7 +26,7 @@ from gpusharing.api.names import API_VERSION, FINALIZER, LABEL_MANAGED_BY, MANAG
 from gpusharing.kube.client import CLUSTER_POLICIES
 from gpusharing.kube.dra import device_class as written
 from gpusharing.planning.report.events import POD_DELETED, POD_EVICTED
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.objects import wanted_class
 
 pytestmark = pytest.mark.cluster
 

@@ -33,7 +33,7 @@ from tests.minors import DEVICE_CLASSES, lacks, need
 
 from gpusharing.api import names
 from gpusharing.kube.dra import device_class
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.objects import wanted_class
 
 GATE = {"key": names.TAINT_UNPROVEN, "effect": "NoSchedule"}
 

@@ -1,5 +1,5 @@
 """A failed driver upgrade of NVIDIA is a person's turn wherever the wait is shown, and the command that is printed ends
-it (stack/driverupgrade.py, docs/design/nvidia.md#d4)."""
+it (stack/requirements.py, docs/design/nvidia.md#d4)."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -16,7 +16,7 @@ from gpusharing.planning.drain.placement import LABEL_KAI_MIG, Needs, could_star
 from gpusharing.planning.pools.afterwards import find_present_offer
 from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.taints import Toleration
+from gpusharing.planning.snapshot.podviews import Toleration
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render

@@ -17,7 +17,7 @@ from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.nvidia import DeviceClassView
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.objects import wanted_class
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = wanted_class("1g.10gb")

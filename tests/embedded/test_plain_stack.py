@@ -1,5 +1,5 @@
 """NVIDIA's device-plugin chart without the GPU Operator and none of its labels, without and with mig-manager
-(stack/mig.py), and two stacks at once (stack/plugins.py)."""
+(stack/requirements.py), and two stacks at once (stack/plugins.py)."""
 
 import asyncio
 import itertools

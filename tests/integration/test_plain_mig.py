@@ -1,4 +1,4 @@
-"""MIG without the GPU Operator on a real API server, with the how-to's files (deploy/mig-manager; stack/mig.py).
+"""MIG without the GPU Operator on a real API server, with the how-to's files (deploy/mig-manager; stack/requirements.py).
 
 The DaemonSet controller, the scheduler and RBAC are real; the pods' programs are SIMULATED.
 """

@@ -1,4 +1,4 @@
-"""The real mig-manager beside NVIDIA's chart, with the rights of deploy/mig-manager (stack/mig.py)."""
+"""The real mig-manager beside NVIDIA's chart, with the rights of deploy/mig-manager (stack/requirements.py)."""
 
 import pytest
 from hack.cluster.api import Api, Object

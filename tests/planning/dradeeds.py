@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.planning.dramachines import DraMachine
 
 from gpusharing.planning.snapshot.nvidia import DeviceClassView
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.objects import wanted_class
 
 if TYPE_CHECKING:
     from tests.planning.world import World

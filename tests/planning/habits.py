@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.planning.promises import approve, resume
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.pools.approval import propose
-from gpusharing.planning.pools.holds import find_halt
+from gpusharing.planning.pools.holds import find_halt, propose
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason

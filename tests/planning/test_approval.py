@@ -21,8 +21,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.approval import Approvable, propose
-from gpusharing.planning.pools.holds import MOST_DIGESTS, agree, find_hold
+from gpusharing.planning.pools.holds import MOST_DIGESTS, Approvable, agree, find_hold, propose
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.windows import ALWAYS
 from gpusharing.planning.snapshot.records import Consent, Deferred

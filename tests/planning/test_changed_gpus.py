@@ -11,7 +11,7 @@ from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_worl
 from tests.planning.promises import approve
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.pools.approval import propose
+from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
 from gpusharing.planning.snapshot.views import PolicyView

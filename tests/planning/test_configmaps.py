@@ -24,8 +24,8 @@ from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.wanted import configmaps, migfile
-from gpusharing.planning.wanted.configmaps import referenced_entries
+from gpusharing.planning.wanted import migfile, objects
+from gpusharing.planning.wanted.objects import referenced_entries
 from gpusharing.planning.wanted.pluginconfig import (
     NEUTRAL,
     NEUTRAL_KEY,
@@ -51,7 +51,7 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return configmaps.plan_config(
+    return objects.plan_config(
         wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {}
     )
 

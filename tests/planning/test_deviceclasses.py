@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, DraView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.draobjects import (
+from gpusharing.planning.wanted.objects import (
     find_doubtful,
     find_profiles,
     find_unrequestable,

@@ -15,8 +15,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain, LabelSelector
-from gpusharing.planning.drain.disruptions import REPLACED_WITHIN, with_evicted
-from gpusharing.planning.drain.evictions import is_in_use
+from gpusharing.planning.drain.evictions import REPLACED_WITHIN, is_in_use, with_evicted
 from gpusharing.planning.drain.plan import crowding, due_under
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.report.events import Event, node_events

@@ -56,7 +56,7 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators import DRA, find_actuator
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.draobjects import wanted_class
+from gpusharing.planning.wanted.objects import wanted_class
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, find_request
 from gpusharing.planning.wanted.verify import Comparison, Source
 

@@ -16,8 +16,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Cost, Window
-from gpusharing.planning.pools.approval import propose
-from gpusharing.planning.pools.holds import agree, count_failures, find_halt, has_failed, proven_at
+from gpusharing.planning.pools.holds import agree, count_failures, find_halt, has_failed, propose, proven_at
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.records import Deferred, FailedNode, Verified

@@ -11,7 +11,7 @@ from tests.planning.promises import approve
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.pools.approval import propose
+from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.vocabulary.reasons import Reason
 

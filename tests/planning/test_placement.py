@@ -24,8 +24,7 @@ from gpusharing.planning.drain.placement import (
 from gpusharing.planning.drain.stranded import FutureNode
 from gpusharing.planning.pools.afterwards import find_present_offer
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.taints import Taint, Toleration
+from gpusharing.planning.snapshot.podviews import PodView, Taint, Toleration
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, SharingStrategy, render
 

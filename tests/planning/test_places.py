@@ -14,7 +14,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.candidates import find_places, spare
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.taints import Taint
+from gpusharing.planning.snapshot.podviews import Taint
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.vocabulary.reasons import Reason
 

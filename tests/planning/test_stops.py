@@ -19,8 +19,8 @@ from gpusharing.api.names import ConditionType, Phase
 from gpusharing.api.policy import LabelSelector
 from gpusharing.api.times import NEVER
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.candidates import PassState
+from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Consent

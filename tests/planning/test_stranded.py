@@ -37,9 +37,8 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.memory import CallFailure
 from gpusharing.planning.snapshot.nvidia import NodeDevices
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Taint, Toleration
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason

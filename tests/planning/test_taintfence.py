@@ -26,7 +26,7 @@ from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.fencing import may_taint
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.draobjects import plan_rules
+from gpusharing.planning.wanted.objects import plan_rules
 
 RULE = f"DeviceTaintRule {RULE_PREFIX}gpu-1"
 

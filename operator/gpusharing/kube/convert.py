@@ -43,9 +43,8 @@ from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.gpus.texts import read_holder, read_mig, read_profile, read_program
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
-from gpusharing.planning.snapshot.podviews import Holder
+from gpusharing.planning.snapshot.podviews import Holder, Taint, Toleration
 from gpusharing.planning.snapshot.records import Deferred, Verified
-from gpusharing.planning.snapshot.taints import Taint, Toleration
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.plugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ

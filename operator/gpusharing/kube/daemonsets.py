@@ -28,8 +28,8 @@ from gpusharing.planning.snapshot.nvidia import (
     MpsDaemonView,
     PlainStackView,
 )
-from gpusharing.planning.stack.mig import find_unusable_manager
 from gpusharing.planning.stack.plugins import Role, Server
+from gpusharing.planning.stack.requirements import find_unusable_manager
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.drain.disruptions import with_evicted
+from gpusharing.planning.drain.evictions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
@@ -44,8 +44,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import find_actuator
-from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.draobjects import plan_classes
+from gpusharing.planning.wanted.objects import plan_classes, plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
 from gpusharing.planning.wanted.verify import tell_withdrawn

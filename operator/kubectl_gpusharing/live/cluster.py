@@ -39,7 +39,7 @@ from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.raw import entries, section, text, texts, whole
 from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
-from gpusharing.planning.drain.disruptions import with_evicted
+from gpusharing.planning.drain.evictions import with_evicted
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memory import LASTING, CallFailure, Evicted, PassMemory

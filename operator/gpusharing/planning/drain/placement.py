@@ -11,8 +11,7 @@ from functools import cached_property
 from gpusharing.api.names import LABEL_MIG_STRATEGY, RESOURCE_GPU, RESOURCE_MIG_PREFIX, is_gpu_resource
 from gpusharing.api.selectors import FIELD, OPERATORS, Row, holds
 from gpusharing.planning.drain.pods import gpu_groups
-from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.taints import Taint, Toleration
+from gpusharing.planning.snapshot.podviews import PodView, Taint, Toleration
 from gpusharing.planning.vocabulary.values import value
 
 KAI = frozenset({"kai-scheduler", "runai-scheduler"})

@@ -23,7 +23,7 @@ from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators import Actuator, find_actuator
-from gpusharing.planning.wanted.draobjects import plan_rules
+from gpusharing.planning.wanted.objects import plan_rules
 
 CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ. Each was set from a Date header with whole seconds (kube.clock)."""

@@ -12,9 +12,8 @@ from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
 from gpusharing.planning.pools.afterwards import find_obstacle
-from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
-from gpusharing.planning.pools.holds import find_halt, find_note
+from gpusharing.planning.pools.holds import find_halt, find_note, propose
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
@@ -25,7 +24,7 @@ from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasons import Mark, Passes, Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.draobjects import find_doubtful
+from gpusharing.planning.wanted.objects import find_doubtful
 from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.wanted.verify import tell_guest_reset
 

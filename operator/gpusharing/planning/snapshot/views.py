@@ -21,7 +21,7 @@ from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.memory import CallFailure, PassMemory
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Operand, Program, StackView, TaintRuleView
-from gpusharing.planning.snapshot.podviews import Holder, NodeWork
+from gpusharing.planning.snapshot.podviews import Holder, NodeWork, Taint
 from gpusharing.planning.snapshot.records import (
     CLOCK_ERROR,
     Claim,
@@ -33,7 +33,6 @@ from gpusharing.planning.snapshot.records import (
     Verified,
     find_revision,
 )
-from gpusharing.planning.snapshot.taints import Taint
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 

@@ -32,7 +32,7 @@ from gpusharing.planning.vocabulary.commands import Command, Effects
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.draobjects import find_doubtful
+from gpusharing.planning.wanted.objects import find_doubtful
 from gpusharing.planning.wanted.target import is_plugin_resource, pauses_clients
 
 NEW_MIG_MANAGER = "v0.15.1"

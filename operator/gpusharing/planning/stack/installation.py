@@ -44,11 +44,10 @@ from gpusharing.planning.stack.installationviews import (
     kubectl_patch,
     warning,
 )
-from gpusharing.planning.stack.mig import find_mig_obstacles
 from gpusharing.planning.stack.mps import VALUE
 from gpusharing.planning.stack.plugins import GKE, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import Pointer, find_other_namespace
-from gpusharing.planning.stack.requirements import find_absent, find_gate_symptoms, tell_off
+from gpusharing.planning.stack.requirements import find_absent, find_gate_symptoms, find_mig_obstacles, tell_off
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.commands import Change, Command, Loss, allow_privileged, is_safe
 from gpusharing.planning.vocabulary.lengths import counted, some

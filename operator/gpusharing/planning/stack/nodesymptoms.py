@@ -11,12 +11,16 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
-from gpusharing.planning.stack.driverupgrade import explain_failed_upgrades
 from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, find_effects, tell_effects
 from gpusharing.planning.stack.installationviews import Installation, Symptom, Topic, error, kubectl_patch, warning
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
-from gpusharing.planning.stack.requirements import DEPLOY_NEEDED, explain_disabled, explain_workloads
+from gpusharing.planning.stack.requirements import (
+    DEPLOY_NEEDED,
+    explain_disabled,
+    explain_failed_upgrades,
+    explain_workloads,
+)
 from gpusharing.planning.vocabulary.commands import Change, Command, label_command
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import combinations
 
 from gpusharing.api.names import LABEL_GPU_PRESENT, LABEL_GPU_PRODUCT, LABEL_PLUGIN_CONFIG
-from gpusharing.planning.snapshot.taints import Toleration
+from gpusharing.planning.snapshot.podviews import Toleration
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.effects import tell_effects
 from gpusharing.planning.stack.installationviews import Symptom, Topic, error, warning

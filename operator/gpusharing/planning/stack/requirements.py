@@ -1,4 +1,4 @@
-"""What does each mode need of NVIDIA's installation, and does it tolerate the start-up taint?
+"""What does each mode need of NVIDIA's installation, what corrects that, and does it tolerate the start-up taint?
 
 An actuator names the rows of the table that it needs. Acceptance, gates, doctor, helm test, plan, import and advise use
 the table; tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy. The start-up
@@ -11,17 +11,29 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, DaemonSetState, StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.api.names import LABEL_UPGRADE_SKIP, LABEL_UPGRADE_STATE, UPGRADE_FAILED, UPGRADE_REQUIRED, Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.snapshot.nvidia import (
+    MIG_MANAGER_SWITCH,
+    ClusterPolicyView,
+    DaemonSetState,
+    PlainStackView,
+    StackView,
+)
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
+from gpusharing.planning.stack.drastack import renew_mig_manager
 from gpusharing.planning.stack.effects import (
+    FREE_STRATEGY,
     PRE_INSTALLED,
+    REQUIRE_CLIENT,
     RESTART_ALL,
     RESTART_PLUGIN,
     SHOW_LABELS,
+    START_MIG_MANAGER,
     effects_of,
     find_effects,
     tell_effects,
+    tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import (
     Fields,
@@ -31,14 +43,14 @@ from gpusharing.planning.stack.installationviews import (
     error,
     kubectl_patch,
     plain_upgrade,
+    warning,
 )
-from gpusharing.planning.stack.mig import find_unselected, find_unusable_manager
-from gpusharing.planning.vocabulary.commands import Change, Command, Effects
+from gpusharing.planning.vocabulary.commands import Change, Command, Effects, label_command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.target import is_plugin_resource
+from gpusharing.planning.wanted.target import is_plugin_resource, is_readable, pauses_clients
 
 EVERY_MODE = frozenset(Mode)
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
@@ -348,3 +360,146 @@ def find_gate_symptoms(view: Installation) -> Iterator[Symptom]:
     ]
     for message, command in filter(None, missing):
         yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command or SHOW_LABELS)
+
+
+DRIVER_PODS = "app.kubernetes.io/component=nvidia-driver"
+"""The label of the GPU Operator's driver pods (GO v26.7.0 assets/state-driver, manifests/state-driver)."""
+
+
+def explain_failed_upgrades(
+    nodes: Iterable[NodeView], policy: ClusterPolicyView | None
+) -> Iterator[tuple[str, Command]]:
+    """Yield a message, whose last clause leads to a command, and that command, for nodes that go on alike."""
+    alike = defaultdict[str, list[str]](list)
+    for node in nodes:
+        alike[_find_words(node, policy)].append(node.name)
+    for words, where in alike.items():
+        failed = f"NVIDIA's driver upgrade failed on {some(where)} ({LABEL_UPGRADE_STATE} is {UPGRADE_FAILED})"
+        # What the upgrade takes from these nodes it was going to take when it failed; the text says so.
+        command = Command.of(f"kubectl label node {' '.join(where)} {words}", effects=())
+        if words == _REMOVE:
+            yield f"{failed}, and no driver pod runs there that could end it; remove the label", command
+            continue
+        pods = Command.of(f"kubectl get pods -A -l {DRIVER_PODS} --field-selector spec.nodeName={where[0]}")
+        yield (
+            f"{failed}. It goes on by itself once the driver pod there is up to date and Ready; to see the pod, run:"
+            f" {pods}. After the repair, start the upgrade again, which evicts the GPU pods there as the driver's upgradePolicy says",
+            command,
+        )
+
+
+def explain_failed_upgrade(node: NodeView, policy: ClusterPolicyView | None) -> Finding:
+    message, command = next(explain_failed_upgrades([node], policy))
+    return Finding(Reason.DRIVER_UPGRADE_FAILED, f"{message}: {command}", commands=(command,))
+
+
+_DRIVER = next(row for row in REQUIREMENTS if row.label == "driver")
+_REMOVE = f"{LABEL_UPGRADE_STATE}-"
+
+
+def _find_words(node: NodeView, policy: ClusterPolicyView | None) -> str:
+    """Return how `kubectl label` lets the node go on.
+
+    NVIDIA's upgrade controller follows only nodes with a driver pod, and starts none that is marked to be skipped
+    (k8s-operator-libs pkg/upgrade/upgrade_state.go BuildState and upgrade_inplace.go at 11e747a).
+    """
+    unmanaged = policy is not None and (policy.plain is not None or _DRIVER.is_off(policy))
+    if unmanaged or node.keeps_off("driver"):
+        return _REMOVE
+    skip = f" {LABEL_UPGRADE_SKIP}-" if node.labels.get(LABEL_UPGRADE_SKIP) == "true" else ""
+    return f"--overwrite {LABEL_UPGRADE_STATE}={UPGRADE_REQUIRED}{skip}"
+
+
+def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
+    if not plain.mig_manager:
+        return Finding(
+            Reason.MIG_MANAGER_MISSING,
+            "mig-manager does not run in the namespace of NVIDIA's device-plugin chart, so nothing would partition"
+            " the GPUs; set that namespace and your registry in deploy/mig-manager/kustomization.yaml first",
+        )
+    if not pauses_clients(version):
+        return Finding(
+            Reason.MIG_MANAGER_TOO_OLD,
+            f"DaemonSet {plain.mig_manager} runs mig-manager {version}, which is older than v0.15 and does not use"
+            f" the label {names.LABEL_DEPLOY_CLIENT} to pause the device plugin, so the plugin would keep the GPUs in"
+            " use during a change",
+        )
+    if not plain.pausable:
+        return Finding(
+            Reason.PLUGIN_NOT_PAUSED,
+            "mig-manager cannot pause the device plugin from NVIDIA's chart, which would keep the GPUs in use during a"
+            f" change: the chart's nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
+        )
+    return None
+
+
+def find_mig_obstacle(
+    spec: GPUSharingPolicySpec, policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+) -> tuple[Finding, Command | None, Effects] | None:
+    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, the remedy, and its effects.
+
+    mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop
+    for it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of
+    their nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1). The remedy is a command,
+    None if it must not be run yet. None if nothing is in the way.
+    """
+    plain, namespace, ours = policy.plain, settings.gpu_operator_namespace, settings.mig_config_map
+    if plain is None or spec.mig is None:
+        return None
+    found = find_unusable_manager(plain, policy.mig_manager_version)
+    if found is not None and found.reason is Reason.PLUGIN_NOT_PAUSED:
+        selector, effects = r"nodeSelector.nvidia\.com/gpu\.deploy\.client=true", effects_of(REQUIRE_CLIENT, stack)
+        return found, plain_upgrade(plain, namespace, selector, option="--set-string", effects=effects), effects
+    effects = effects_of(START_MIG_MANAGER, stack)  # each of these commands starts mig-manager
+    if found is not None and found.reason is Reason.MIG_MANAGER_MISSING:
+        command = Command.if_safe("kubectl apply -k deploy/mig-manager", effects=effects)
+    elif found is not None:
+        command = renew_mig_manager(namespace, plain.mig_manager, effects)
+    elif policy.mig_strategy not in ("", spec.mig.strategy):
+        effects = effects_of(FREE_STRATEGY, stack)
+        users = tell_strategy_users(effects, policy.mig_strategy)
+        message = (
+            f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
+            f" {spec.mig.strategy} on every node{users}"
+        )
+        command = None if users else plain_upgrade(plain, namespace, "migStrategy=null", effects=effects)
+        return Finding(Reason.MIG_STRATEGY_SET, message), command, () if users else effects
+    elif policy.mig_config_name != ours:
+        message = (
+            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {ours} in"
+            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}"
+        )
+        found = Finding(Reason.LAYOUTS_NEED_CONFIG_MAP, message)
+        command = Command.if_safe(f"kubectl -n {namespace} edit daemonset {plain.mig_manager}", effects=effects)
+    else:
+        return None
+    return found, command, effects
+
+
+def find_mig_obstacles(view: Installation) -> Iterator[Symptom]:
+    place, dra, policy = view.place, view.stack.dra, view.stack.cluster_policy
+    alone = policy is None or policy.plain is not None
+    if dra.mig_manager and alone and not is_readable(dra.mig_manager_version):
+        yield warning(
+            Topic.CLUSTER_POLICY,
+            "MigManagerVersionUnknown",
+            f"the image of DaemonSet {dra.mig_manager} has no tag that is a version, so it is assumed to be v0.15 or"
+            " newer. An older mig-manager does not pause the programs that keep the GPUs in use, and changes would"
+            " fail after the drain. Check the image, and give it a tag",
+            Command.of(
+                f"kubectl -n {place.gpu_operator_namespace} get daemonset {dra.mig_manager} -o",
+                "jsonpath={.spec.template.spec.containers[*].image}",
+            ),
+        )
+
+
+def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> Finding | None:
+    """Return the remedy if the node's deploy label keeps NVIDIA's chart off it."""
+    plain, label = policy.plain if policy is not None else None, names.LABEL_DEPLOY_CLIENT
+    value = node.labels.get(label, "")
+    if plain is None or not plain.pausable or value == "true" or "paused-for-" in value:
+        return None
+    command = label_command([node.name], f"{label}=true")  # the chart has served nothing there
+    state = f"label {label} of {node.name} is {value}" if value else f"{node.name} has no label {label}"
+    message = f"{state}, so NVIDIA's device plugin does not run there; run: {command}"
+    return Finding(Reason.OPERANDS_DISABLED, message, commands=(command,))

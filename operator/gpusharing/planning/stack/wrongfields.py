@@ -17,7 +17,6 @@ from gpusharing.planning.stack.effects import (
     tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import Fields, plain_upgrade
-from gpusharing.planning.stack.mig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_pointers,
@@ -26,7 +25,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, is_needed, tell_off
+from gpusharing.planning.stack.requirements import OPERANDS, find_mig_obstacle, is_needed, tell_off
 from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value

@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperan
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ObservedView
-from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
+from gpusharing.planning.stack.requirements import explain_failed_upgrade
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
     add_retry,

@@ -14,7 +14,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.driverupgrade import DRIVER_PODS
+from gpusharing.planning.stack.requirements import DRIVER_PODS
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding

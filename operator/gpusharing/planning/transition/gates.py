@@ -13,11 +13,15 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
-from gpusharing.planning.stack.driverupgrade import explain_failed_upgrade
 from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
 from gpusharing.planning.stack.mps import add_repair
 from gpusharing.planning.stack.plugins import explain_plugin
-from gpusharing.planning.stack.requirements import explain_workloads, find_bare_host, find_disabled
+from gpusharing.planning.stack.requirements import (
+    explain_failed_upgrade,
+    explain_workloads,
+    find_bare_host,
+    find_disabled,
+)
 from gpusharing.planning.transition.attempts import (
     add_retry,
     find_driver_trace,

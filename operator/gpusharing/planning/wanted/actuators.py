@@ -18,7 +18,7 @@ from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.draobjects import find_unrequestable
+from gpusharing.planning.wanted.objects import find_unrequestable
 from gpusharing.planning.wanted.target import Target, explain_deafness
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
