@@ -51,9 +51,7 @@ def plan_config(
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
     """The plan for what these policies ask for."""
-    return objects.plan_config(
-        wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {}
-    )
+    return objects.plan_config(wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {})
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:

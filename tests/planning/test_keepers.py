@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy, make_snapshot
-from tests.planning.test_pool import OFFERED, candidate, queue_of, with_waits
+from tests.planning.test_pool import OFFERED, candidate, unlisted_of, with_waits
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
@@ -47,7 +47,7 @@ def waiting(members: Sequence[Member]) -> Verdict:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
+    return with_waits(select(pool.with_hours(NOW), unlisted_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
 
 
 KEPT: dict[str, tuple[Member, str]] = {
@@ -111,7 +111,7 @@ def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_alrea
     pool = pools[0]
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
+    told = with_waits(select(pool.with_hours(NOW), unlisted_of(pool), 100, PassState(OFFERED, NOW))).verdicts["z"]
     assert told.message == (
         "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (calls to the API server"
         " about a are failing); waiting for a slot"
@@ -133,7 +133,7 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
         member = away(name, phase, fence=make_fence(policy="another"), deadline=at(60))
         state.add_in_flight(make_snapshot([member.node]), member)
-    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 0, state)).verdicts["z"]
+    told = with_waits(select(pool.with_hours(NOW), unlisted_of(pool), 0, state)).verdicts["z"]
     assert told.message == (
         "the cap on nodes in flight (chart value operator.maxInFlight) has been reached (a has failed); waiting for a"
         " slot"

@@ -21,7 +21,7 @@ from tests.planning.cases import SeenSince, proof_of
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -232,26 +232,6 @@ def test_an_answer_that_depends_on_the_time_stands_only_while_it_says_so() -> No
     for moment in (NOW, at(1)):
         memo.ask(partial(hour, now=moment), 24, lasts=lambda answer: answer == 24)
     assert asked == [NOW, NOW, at(1)]
-
-
-def test_who_asks_with_the_same_arguments_gets_the_first_answer_even_under_another_name() -> None:
-    asked: list[str] = []
-
-    def length(word: str, *, node: str) -> int:
-        asked.append(node)
-        return len(word)
-
-    answers = AnswersByKind(2)
-    for node, word in (("n1", "one"), ("n2", "one"), ("n3", "three"), ("n4", "three")):
-        assert answers.ask(partial(length, node=node), word) == len(word)
-    assert asked == ["n1", "n3"]
-    for node in ("n5", "n6"):
-        assert answers.ask(partial(length, node=node), "seven", lasts=lambda answer: answer < 5) == 5
-    assert asked == ["n1", "n3", "n5", "n6"], "an answer that does not last is for whoever asked"
-    for node in ("n7", "n8"):
-        assert answers.ask(partial(length, node=node), "four") == 4
-    assert answers.ask(partial(length, node="n9"), "one") == 3
-    assert asked[4:] == ["n7", "n9"], "two are kept; the third begins anew"
 
 
 def test_a_clock_that_was_set_back_asks_anew() -> None:

@@ -25,7 +25,7 @@ from tests.planning.drainpass import roomy
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.pools.candidates import PassState, Queue, Selection, stand
+from gpusharing.planning.pools.candidates import PassState, Selection, find_unlisted, stand
 from gpusharing.planning.pools.choice import LOOKAHEAD, select
 from gpusharing.planning.pools.holds import wait_for
 from gpusharing.planning.pools.pool import Pool
@@ -66,12 +66,16 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return with_waits(select(pool.with_hours(NOW), queue_of(pool), cap, state or PassState(OFFERED, NOW)))
+    return with_waits(
+        select(
+            pool.with_hours(NOW), unlisted_of(pool), cap, state or PassState(OFFERED, NOW)
+        )
+    )
 
 
-def queue_of(pool: Pool) -> Queue:
-    """The queue of the candidates of a pool."""
-    return Queue(pool.policy, tuple(pool.candidates))
+def unlisted_of(pool: Pool) -> tuple[str, ...]:
+    """The candidates of a pool that have to be listed first."""
+    return find_unlisted(pool.policy, tuple(pool.candidates))
 
 
 def with_waits(selection: Selection) -> Selection:
@@ -402,7 +406,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     cases = [failed("n1"), candidate("n2")]
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).with_hours(NOW)
-    return with_waits(select(pool, queue_of(pool), 100, PassState(OFFERED, NOW)))
+    return with_waits(select(pool, unlisted_of(pool), 100, PassState(OFFERED, NOW)))
 
 
 @pytest.mark.parametrize("failed", [went_back, gave_up])

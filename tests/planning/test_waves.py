@@ -24,7 +24,7 @@ from tests.build import (
 from tests.planning.cases import make_member, proof_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_budget import LABELS_OF_C, shared_c
-from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, queue_of, with_waits
+from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, unlisted_of, with_waits
 from tests.planning.told import verdict
 
 from gpusharing.api.names import DisruptionClass, Phase
@@ -229,7 +229,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
     pool = Pool(policy, names, 0, list(cases), members=members).with_hours(NOW)
-    return with_waits(select(pool, queue_of(pool), 100, PassState(OFFERED, NOW)))
+    return with_waits(select(pool, unlisted_of(pool), 100, PassState(OFFERED, NOW)))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -203,20 +203,11 @@ def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     return not case.claimed, cost, _shuffle(case.node.uid, policy.version)
 
 
-@value(eq=False, slots=False)  # no slots, because it has a cached property
-class Queue:
-    """The candidates of a pool. The memo reuses it as long as they do not change."""
-
-    policy: PolicyView
-    cases: tuple[NodeCase, ...]
-
-    @cached_property
-    def unlisted(self) -> dict[str, NodeCase]:
-        """The candidates, in the order of `find_place`, that must be listed before they may start and were not."""
-        unlisted = [case for case in self.cases if case.work is None and case.disruption.cordons]
-        unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
-        unlisted.sort(key=lambda case: find_place(case, self.policy))
-        return {case.node.name: case for case in unlisted}
+def find_unlisted(policy: PolicyView, candidates: tuple[NodeCase, ...]) -> tuple[str, ...]:
+    """Return the candidates that must be listed before they may start and were not, in the order of `find_place`."""
+    unlisted = [case for case in candidates if case.work is None and case.disruption.cordons]
+    unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
+    return tuple(case.node.name for case in sorted(unlisted, key=lambda case: find_place(case, policy)))
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """Which nodes start in this pass, within the allowance of each pool and the operator-wide cap?"""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,10 +13,10 @@ from gpusharing.planning.pools.candidates import (
     Candidate,
     Order,
     PassState,
-    Queue,
     Selection,
     find_candidate,
     find_mates,
+    find_unlisted,
     spare,
     stand,
     try_start,
@@ -50,16 +50,18 @@ LOOKAHEAD = 2
 """How many candidates beyond the free slots have their pods listed. With them, blocked nodes do not stop the pool."""
 
 
-def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()) -> Selection:
+def select(
+    pool: Pool, unlisted: Sequence[str], cap: int, state: PassState, past: AbstractSet[Reason] = frozenset()
+) -> Selection:
     """Return which candidates of a pool start, and what the others wait for. Starts are recorded in `state`.
 
-    `queue` must have all candidates, and the pool its hours. Holds whose reason is in `past` have been checked already.
+    `unlisted` are those of `find_unlisted`; the pool must have its hours. Holds whose reason is in `past` have been checked already.
     """
     policy = pool.policy
     if not pool.candidates or policy.spec is None:
         return Selection()
     if (hold := find_hold(pool, past)) is None:
-        return _choose(pool, queue, cap, state)
+        return _choose(pool, unlisted, cap, state)
     free: list[NodeCase] = []
     match hold.reason:  # some holds let a few nodes through
         case Reason.HALTED:  # failed nodes that a person wants tried again
@@ -72,14 +74,14 @@ def select(pool: Pool, queue: Queue, cap: int, state: PassState, past: AbstractS
         return Selection(waiting=[(hold, False, pool.candidates)])
     names = {one.node.name for one in free}
     others = [one for one in pool.candidates if one.node.name not in names]
-    chosen = select(replace(pool, candidates=free), queue, cap, state, past | {hold.reason})
+    chosen = select(replace(pool, candidates=free), unlisted, cap, state, past | {hold.reason})
     chosen.waiting.append((hold, False, others))
     return chosen
 
 
-def _choose(pool: Pool, queue: Queue, cap: int, state: PassState) -> Selection:
+def _choose(pool: Pool, unlisted: Sequence[str], cap: int, state: PassState) -> Selection:
     left, chosen, listed = _find_room(pool, cap, state), Selection(), 0
-    candidates = _in_order(pool, queue, state, left, chosen)
+    candidates = _in_order(pool, unlisted, state, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
     for candidate in candidates:
         case, newcomer, look = candidate.case, candidate.newcomer, candidate.look
@@ -152,11 +154,11 @@ def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
     return Room(room, most, cap, full, capped, None if state.recent >= FIRST_LOOKS else LOOKAHEAD)
 
 
-def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Selection) -> list[Candidate]:
+def _in_order(pool: Pool, unlisted: Sequence[str], state: PassState, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or have their pods listed, in order. The others wait in `chosen`."""
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))
-    unknown = (cases.keys() & queue.unlisted.keys()) - state.looks.keys() - following
+    unknown = (cases.keys() & unlisted) - state.looks.keys() - following
 
     def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
         for name in names:
@@ -170,7 +172,7 @@ def _in_order(pool: Pool, queue: Queue, state: PassState, left: Room, chosen: Se
     listed = (candidate.case for _, candidate in ranked if candidate.pods is not None)
     looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
     looks = 0 if left.lookahead is None or left.room <= 0 else left.room + left.lookahead
-    looked_at.update(islice(filter(unknown.__contains__, queue.unlisted), looks))
+    looked_at.update(islice(filter(unknown.__contains__, unlisted), looks))
     ranked += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
     chosen.waiting.append((left.full, True, rest))
@@ -199,11 +201,11 @@ def choose(
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
     if not waiting:
-        memo.each(Queue, ())  # so that the memo drops what it has of nodes that waited before
+        memo.each(find_unlisted, ())  # so that the memo drops what it has of nodes that waited before
         _find_waits(chosen, memo)
         _find_standing(chosen, memo)
         return chosen, True
-    queues = memo.each(Queue, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
+    unlisted = memo.each(find_unlisted, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
     looked_at = [
         (case, pool.policy)
@@ -219,7 +221,7 @@ def choose(
     for pool in waiting:
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
         try:
-            chosen.add(select(pool, queues[pool.policy.name], cap, state))
+            chosen.add(select(pool, unlisted[pool.policy.name], cap, state))
         except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
                 chosen.put(case, not_judged(case.node, pool.policy.name, error))

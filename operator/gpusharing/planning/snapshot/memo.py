@@ -130,32 +130,3 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     known = before.get
     changed = {name for name, value in now.items() if (old := known(name, before)) is not value and old != value}
     return changed | (before.keys() - now.keys())
-
-
-class AnswersByKind:
-    """A cache for questions that thousands of nodes ask with few different arguments, such as their cards.
-
-    Everything else that a question reads must stay the same while this object exists. A full cache is emptied.
-    """
-
-    def __init__(self, most: int = 256) -> None:
-        self._most = most
-        self._known: dict[object, Any] = {}
-
-    def ask(
-        self, question: Callable[[*Inputs], Answer], *inputs: *Inputs, lasts: Callable[[Answer], bool] | None = None
-    ) -> Answer:
-        """Return the answer of `question` for these hashable arguments, cached if `lasts`.
-
-        Arguments that a partial binds are not compared, so they must not affect an answer that is cached.
-        """
-        key = (question.func if isinstance(question, partial) else question), inputs
-        if key in self._known:
-            known: Answer = self._known[key]
-            return known
-        answer = question(*inputs)
-        if lasts is None or lasts(answer):
-            if len(self._known) >= self._most:
-                self._known.clear()
-            self._known[key] = answer
-        return answer

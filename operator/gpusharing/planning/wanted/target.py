@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, resource_name, tell_misfit
-from gpusharing.planning.snapshot.memo import AnswersByKind
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, MpsDaemonView, StackView
 from gpusharing.planning.snapshot.records import CLOCK_ERROR, EARLIEST
 from gpusharing.planning.snapshot.views import CardView, Hardware, NodeView, ObservedView, PolicyView
@@ -89,6 +88,10 @@ def find_request(policy: str, spec: GPUSharingPolicySpec) -> Request:
     return Request(spec, mig_config, entry, plugins)
 
 
+MOST_KINDS = 256
+"""The most targets that are kept for one policy. When there are more, all are computed anew."""
+
+
 @value(eq=False)
 class PolicyTargets:
     """The targets of one policy in one cluster, each computed once for each kind of hardware."""
@@ -96,20 +99,27 @@ class PolicyTargets:
     policy: PolicyView
     request: Request | Finding
     stack: StackView
-    answers: AnswersByKind = field(default_factory=AnswersByKind)
+    known: dict[tuple[tuple[CardView, ...], str | None], Target] = field(default_factory=dict)
+    """The targets by hardware and by the file that mig-manager generated there; None for the intermediate target."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """Return the target of `node`, or a Finding that says why it cannot have one.
 
-        `hardware` must have at least one GPU, sorted by index. A Finding names the node, so it is not cached.
+        `hardware` must have at least one GPU, sorted by index. A Finding names the node, so it is not kept.
         """
-        generated = self.stack.generated_mig_file(node)
-        return self.answers.ask(
-            partial(self._find, node), hardware.cards, generated, lasts=lambda it: isinstance(it, Target)
-        )
+        kind = hardware.cards, self.stack.generated_mig_file(node)
+        if (known := self.known.get(kind)) is not None:
+            return known
+        found = self._find(node, hardware.cards)
+        return found if isinstance(found, Finding) else self._keep(kind, found)
 
-    def _find(self, node: str, gpus: tuple[CardView, ...], _generated: str) -> Target | Finding:
-        # `_generated` only tells nodes apart in the cache.
+    def _keep(self, kind: tuple[tuple[CardView, ...], str | None], target: Target) -> Target:
+        if len(self.known) >= MOST_KINDS:
+            self.known.clear()
+        self.known[kind] = target
+        return target
+
+    def _find(self, node: str, gpus: tuple[CardView, ...]) -> Target | Finding:
         request, policy, stack = self.request, self.stack.cluster_policy, self.stack
         if isinstance(request, Finding):
             return request
@@ -135,10 +145,11 @@ class PolicyTargets:
 
     def stop(self, hardware: Hardware) -> Target:
         """Return the intermediate target (mode Full) without which mig-manager and the MPS daemon would race (b.5)."""
-        return self.answers.ask(self._stop, hardware.cards)
-
-    def _stop(self, gpus: tuple[CardView, ...]) -> Target:
-        return self._make(Mode.FULL, gpus, (None,) * len(gpus), migfile.ALL_DISABLED, PluginConfig())
+        gpus = hardware.cards
+        if (known := self.known.get((gpus, None))) is not None:
+            return known
+        whole = self._make(Mode.FULL, gpus, (None,) * len(gpus), migfile.ALL_DISABLED, PluginConfig())
+        return self._keep((gpus, None), whole)
 
     def _make(
         self,
