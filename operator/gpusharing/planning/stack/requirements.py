@@ -16,7 +16,6 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.nvidia import (
     MIG_MANAGER_SWITCH,
     ClusterPolicyView,
-    DaemonSetState,
     PlainStackView,
     StackView,
 )
@@ -246,44 +245,43 @@ def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | No
 
 
 Untolerated: TypeAlias = tuple[str, Command | None]
-"""A message that pods do not tolerate the start-up taint, and the command, unless it would harm."""
+"""A message, without its period, that pods do not tolerate the start-up taint, and the command, unless it would harm."""
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 """The toleration that pods need if they help to prove a node."""
 
-# Each function below returns a message, without its period, that pods do not tolerate the start-up taint, and the
-# command that adds the toleration, which restarts these pods on every node. None if they do. They raise ValueError if
-# the recorded tolerations are not valid JSON.
 
+def find_untolerated(stack: StackView, namespace: str, effects: Effects) -> Iterator[Untolerated]:
+    """Yield what but our agent does not tolerate the start-up taint; each command restarts these pods on every node.
 
-def find_untolerated(policy: ClusterPolicyView, namespace: str, effects: Effects) -> Untolerated | None:
-    """`effects` are those of restarting all of NVIDIA's programs, which the command does; None if it must not."""
-    if policy.tolerates_gate:
-        return None
-    tolerations = with_toleration(policy.tolerations)
-    if (plain := policy.plain) is not None:
-        value = f"tolerations={_dump(tolerations)}"
-        return (
-            f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{tell_effects(effects)}",
-            plain_upgrade(plain, namespace, value, option="--set-json", effects=effects),
+    `effects` are those of restarting all of NVIDIA's programs (`restart_of`). Raises ValueError if the recorded
+    tolerations are not valid JSON.
+    """
+    policy, driver = stack.cluster_policy, stack.dra.driver
+    plain = policy.plain if policy is not None else None
+    if policy is not None and not policy.tolerates_gate:
+        tolerations, told = with_toleration(policy.tolerations), tell_effects(effects)
+        if plain is not None:
+            value = f"tolerations={_dump(tolerations)}"
+            yield (
+                f"the tolerations in NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}{told}",
+                plain_upgrade(plain, namespace, value, option="--set-json", effects=effects),
+            )
+        else:
+            yield (
+                f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{told}",
+                kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
+            )
+    if stack.by_dra and driver is not None and driver.serves_gpus and not driver.tolerates_gate:
+        yield (
+            f"DaemonSet {driver.name} of NVIDIA's DRA driver does not tolerate {names.TAINT_UNPROVEN}",
+            # Pods keep their devices while the kubelet plugin restarts (docs/how-to/dra.md).
+            Command.of(
+                f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set-json",
+                f"kubeletPlugin.tolerations={_dump(with_toleration(driver.tolerations))}",
+                effects=(),
+            ),
         )
-    return (
-        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{tell_effects(effects)}",
-        kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
-    )
-
-
-def find_untolerated_driver(driver: DaemonSetState | None, namespace: str) -> Untolerated | None:
-    if driver is None or driver.tolerates_gate or not driver.serves_gpus:
-        return None
-    return (
-        f"DaemonSet {driver.name} of NVIDIA's DRA driver does not tolerate {names.TAINT_UNPROVEN}",
-        # Pods keep their devices while the kubelet plugin restarts (docs/how-to/dra.md).
-        Command.of(
-            f"helm upgrade {driver.release or 'RELEASE'} CHART -n {namespace} --reset-then-reuse-values --set-json",
-            f"kubeletPlugin.tolerations={_dump(with_toleration(driver.tolerations))}",
-            effects=(),
-        ),
-    )
+    yield from find_untolerated_finders(stack, namespace)
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
@@ -299,32 +297,26 @@ def find_untolerated_agents(stack: StackView) -> Untolerated | None:
     )
 
 
-def find_untolerated_finder(finders: Iterable[DaemonSetState], namespace: str, *, plain: bool) -> Untolerated | None:
-    """Return how to correct the first worker of Node Feature Discovery that lacks the toleration.
+def find_untolerated_finders(stack: StackView, namespace: str) -> Iterator[Untolerated]:
+    """Yield how to correct each worker of Node Feature Discovery that lacks the toleration.
 
-    Without it, GPU Feature Discovery sets no labels. `plain` says whether NVIDIA's device-plugin chart installed it,
-    and not that of the GPU Operator.
+    Without it, GPU Feature Discovery sets no labels.
     """
-    finder = next((one for one in finders if not one.tolerates_gate), None)
-    if finder is None:
-        return None
+    plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     chart, value = ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
-    lacks = f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}"
-    if finder.release and not plain and "gpu-operator" not in finder.release:  # it may be a chart of its own
-        return (
-            f"{lacks}; set worker.tolerations in the values of its chart, release {finder.release}",
-            Command.of(f"kubectl -n {namespace} get daemonset {finder.name} -o yaml"),
-        )
-    return (
-        lacks,
+    for finder in (one for one in stack.finders if not one.tolerates_gate):
+        lacks = f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}"
         # Only the worker restarts, whose labels stay meanwhile. Without the version that is installed, all programs would
         # be upgraded and restarted.
-        Command.of(
+        command = Command.of(
             f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --version VERSION --reuse-values --set-json",
             f"{value}.worker.tolerations={_dump(with_toleration(finder.tolerations))}",
             effects=(),
-        ),
-    )
+        )
+        if finder.release and not plain and "gpu-operator" not in finder.release:  # it may be a chart of its own
+            lacks += f"; set worker.tolerations in the values of its chart, release {finder.release}"
+            command = Command.of(f"kubectl -n {namespace} get daemonset {finder.name} -o yaml")
+        yield lacks, command
 
 
 def restart_of(policy: ClusterPolicyView) -> Change:
@@ -350,15 +342,10 @@ def find_gate_symptoms(view: Installation) -> Iterator[Symptom]:
     gated = sorted(one.name for one in view.snapshot.nodes.values() if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
-    namespace, plain = view.place.gpu_operator_namespace, policy is not None and policy.plain is not None
     waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
     tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
-    missing = [
-        find_untolerated(policy, namespace, view.effects(restart_of(policy))) if policy is not None else None,
-        find_untolerated_driver(stack.dra.driver, namespace) if stack.by_dra else None,
-        *(find_untolerated_finder([finder], namespace, plain=plain) for finder in stack.finders),
-    ]
-    for message, command in filter(None, missing):
+    effects = view.effects(restart_of(policy)) if policy is not None and not policy.tolerates_gate else ()
+    for message, command in find_untolerated(stack, view.place.gpu_operator_namespace, effects):
         yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{message}: {tail}", command or SHOW_LABELS)
 
 

@@ -16,11 +16,9 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.effects import effects_of
 from gpusharing.planning.stack.requirements import (
-    Untolerated,
     find_untolerated,
     find_untolerated_agents,
-    find_untolerated_driver,
-    find_untolerated_finder,
+    find_untolerated_finders,
     restart_of,
 )
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -150,37 +148,28 @@ def find_closed(case: NodeCase) -> Finding | None:
     if case.node.gate is None:
         return None
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
-    operands = None
-    if policy is not None and not policy.tolerates_gate:
-        operands = find_untolerated(policy, namespace, effects_of(restart_of(policy), case.stack))
-    driver = find_untolerated_driver(case.stack.dra.driver, namespace) if case.stack.by_dra else None
-    missing = find_untolerated_agents(case.stack) or operands or driver or _find_finder(case)
-    if missing is None:
+    effects = effects_of(restart_of(policy), case.stack) if policy is not None else ()
+    others = find_untolerated(case.stack, namespace, effects)
+    if (missing := find_untolerated_agents(case.stack) or next(others, None)) is None:
         return None
-    (message, command), pods = missing, "NVIDIA's pods" if missing is operands else "its pods"
+    message, command = missing
+    pods = "its pods" if message.startswith("DaemonSet ") else "NVIDIA's pods"
     text = f"{message}, so {pods} cannot run on {case.node.name} and it cannot be proven"
     tail = f". To fix it, run (this restarts those pods on every node): {command}" if command else ""
     commands = (command,) if command is not None else ()
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail, commands=commands)
 
 
-def _find_finder(case: NodeCase) -> Untolerated | None:
-    policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
-    plain = policy is not None and policy.plain is not None
-    return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
-
-
 def add_unseen(case: NodeCase, found: Finding) -> Finding:
     """Return the finding that a node has no GPU with why one would not be detected behind the start-up taint."""
     if case.node.gate is None or has_gpu(case.node):
         return found
-    if (missing := _find_finder(case)) is not None:
-        message, command = missing
+    namespace = case.settings.gpu_operator_namespace
+    for message, command in find_untolerated_finders(case.stack, namespace):
         text = f"{found.message}. If it has one, it is not detected, because {message}; run: {command}"
         return replace(found, message=text, commands=(command,) if command is not None else ())
     if case.stack.finders:
         return found
-    namespace = case.settings.gpu_operator_namespace
     message = (
         f"{found.message}. If it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to detect it. The"
         f" operator cannot check that: its DaemonSet is not in namespace {namespace}, the only one that the operator"

@@ -172,9 +172,9 @@ def label_commands(effects: Iterable[Effect]) -> tuple[Command, ...]:
     return tuple(label_command(names, label) for label, names in sorted(nodes.items()))
 
 
-def label_command(nodes: Iterable[str], label: str, effects: Effects = ()) -> Command:
-    """Return the command that sets a label, by default one that names what the nodes have already."""
-    return Command.of("kubectl label node", *nodes, "--overwrite", label, effects=effects)
+def label_command(nodes: Iterable[str], label: str) -> Command:
+    """Return the command that sets a label which names what the nodes have already."""
+    return Command.of("kubectl label node", *nodes, "--overwrite", label, effects=())
 
 
 def allow_privileged(namespace: str) -> Command:
