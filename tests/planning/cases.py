@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack, make_work
@@ -11,6 +12,7 @@ from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
 from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence, Verified
@@ -38,13 +40,13 @@ _worlds: dict[tuple[str, tuple[str, ...]], World] = {}
 
 
 class SeenSince(Mapping[tuple[str, str], datetime]):
-    """This process has seen every trace since that moment."""
+    """This process has seen every trace since that moment, and the others as they say."""
 
-    def __init__(self, moment: datetime) -> None:
-        self._moment = moment
+    def __init__(self, moment: datetime, others: Mapping[tuple[str, str], datetime] = MappingProxyType({})) -> None:
+        self._moment, self._others = moment, others
 
     def __getitem__(self, key: tuple[str, str]) -> datetime:
-        return self._moment
+        return self._others[key] if key in (DRIFTS, WITHDRAWN) else self._moment
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(())
@@ -108,6 +110,8 @@ def make_case(
 ) -> NodeCase:
     """gpu-07, at rest under `was`, now judged against `policy`, which owns it unless `owner` names another policy or
     is empty; `node`, `labels`, `gpunode` change its views."""
+    since = {DRIFTS: drifting_since, WITHDRAWN: withdrawn_since}
+    others = {what: moment for what, moment in since.items() if moment is not None}
     world = world_of(was, products)
     policies = [known for known in (was, policy) if known is not None]
     stack = stack or make_stack(*policies, models=world.machines["gpu-07"].gpus())
@@ -127,9 +131,7 @@ def make_case(
         agent_ready=agent_ready,
         operands=operands_of(operand, mps_daemon),
         claimed=claimed,
-        drifting_since=drifting_since,
-        withdrawn_since=withdrawn_since,
-        traces_since={} if seen_since is None else SeenSince(seen_since),
+        seen_since=others if seen_since is None else SeenSince(seen_since, others),
         mig_failure="",
         agent_trouble=None,
         actuator=LABELS,

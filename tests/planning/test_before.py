@@ -263,7 +263,7 @@ def test_the_pnr_is_not_passed_in_the_middle_of_a_run_that_we_did_not_start(stat
     verdict = before_pnr(running)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.ACTUATOR_BUSY)
     assert verdict.actions == ()
-    assert passed(replace(running, traces_since=SeenSince(at(-1200)))), "it never ends"
+    assert passed(replace(running, seen_since=SeenSince(at(-1200)))), "it never ends"
 
 
 def test_nvml_is_closed_while_a_run_that_we_did_not_start_goes_on() -> None:

@@ -14,7 +14,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, LabelNode, UpdateFence
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import DRIFTS, PassMemory
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, Program
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -104,7 +104,7 @@ def test_passes_remember_since_when_the_daemon_is_down_until_it_has_kept_running
         operands = {program: {"gpu-07": one} for program, one in pods.items()}
         plan = plan_rollout(replace(snapshot, operands=operands), NOW + timedelta(seconds=seconds))
         memory = plan.memory
-        told.append((plan.verdicts["gpu-07"].phase, next(iter(memory.traces_since.get("gpu-07", {}).values()), None)))
+        told.append((plan.verdicts["gpu-07"].phase, next(iter(memory.seen_since.get("gpu-07", {}).values()), None)))
     synced, since = Phase.SYNCED, NOW
     assert told == [(synced, since), (synced, since), (synced, since), (Phase.BLOCKED, since), (synced, None)]
 
@@ -204,7 +204,7 @@ def test_passes_remember_since_when_a_program_says_the_same_in_one_boot() -> Non
         node = replace(case.node, labels=labels, boot_id=boot)
         snapshot = make_snapshot([node], [MIXED], gpunodes=[case.gpunode], stack=case.stack, memory=memory)
         memory = plan_rollout(snapshot, at(seconds)).memory
-        told.append([*memory.traces_since.get("gpu-07", {}).values()])
+        told.append([since for what, since in memory.seen_since.get("gpu-07", {}).items() if what != DRIFTS])
     assert told == [[at(0)], [at(0)], [at(9)], [at(12)], []]
 
 

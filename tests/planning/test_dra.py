@@ -112,9 +112,7 @@ class Played:
             operands={program: pod for program, pod in operands.items() if pod is not None},
             mig_failure="",
             claimed=False,
-            drifting_since=None,
-            withdrawn_since=None,
-            traces_since={},
+            seen_since={},
             actuator=find_actuator(self.stack),
             stack=self.stack,
             settings=SETTINGS,
@@ -224,7 +222,7 @@ def test_a_node_whose_slices_agree_is_adopted_and_left_alone() -> None:
 def test_slices_of_a_kubelet_plugin_that_does_not_keep_running_adopt_no_node(plugin: Operand | None) -> None:
     played = Played()
     played.plugin = plugin
-    case = replace(played.case(FULL, at(600)), traces_since=SeenSince(at(500)))
+    case = replace(played.case(FULL, at(600)), seen_since=SeenSince(at(500)))
     verdict = judge(case)
     assert verdict is not None
     starting = plugin is not None and plugin.ready
@@ -239,7 +237,7 @@ def test_slices_of_a_kubelet_plugin_whose_pods_carry_another_label_are_believed(
     played.plugin, driver = None, played.stack.dra.driver
     assert driver is not None
     played.stack = replace(played.stack, dra=replace(played.stack.dra, driver=replace(driver, labelled=False)))
-    verdict = judge(replace(played.case(FULL, at(600)), traces_since=SeenSince(at(500))))
+    verdict = judge(replace(played.case(FULL, at(600)), seen_since=SeenSince(at(500))))
     assert verdict is not None
     assert [type(action) for action in verdict.actions] == [LabelNode], verdict
 

@@ -22,7 +22,7 @@ from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.memory import PassMemory
+from gpusharing.planning.snapshot.memory import DRIFTS, PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import find_contenders
@@ -40,10 +40,10 @@ def waiting(**fields: Any) -> ClusterSnapshot:
 SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
 RETURNED = proof_of(PAUSED, PAUSED.version.revision)
-DRIFTED = waiting(nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)}))
+DRIFTED = waiting(nodes=[make_node(verified=RETURNED)], memory=PassMemory(seen_since={"gpu-07": {DRIFTS: at(-600)}}))
 WORKING = waiting(
     nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})],
-    memory=PassMemory(traces_since={"gpu-07": SeenSince(at(-9999))}),
+    memory=PassMemory(seen_since={"gpu-07": SeenSince(at(-9999))}),
 )
 CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]] = {
     "its agent goes": (waiting(), Reason.PAUSED, {"agents": frozenset()}, Reason.AGENT_NOT_READY),

@@ -22,6 +22,7 @@ from tests.build import (
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.memory import DRIFTS
 from gpusharing.planning.snapshot.podviews import NodeWork, Scope
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
@@ -70,7 +71,7 @@ def judged(member: Member | None) -> Member:
 def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
     mine = terms(PAUSED)
     told = judged(judge_alone(make_node(), mine, mine))
-    assert (told.verdict.reason, told.verdict.candidate, told.differs) == (Reason.PAUSED, False, True)
+    assert (told.verdict.reason, told.verdict.candidate, DRIFTS in told.seen) == (Reason.PAUSED, False, True)
     assert keeps_verdict(told)
 
 
@@ -79,7 +80,7 @@ def test_a_candidate_is_told_apart_and_has_its_case() -> None:
     told = judged(judge_alone(node, mine, mine))
     assert told.verdict.candidate
     assert told.case is not None
-    assert (told.case.node, told.case.now, told.differs) == (node, NOW, True)
+    assert (told.case.node, told.case.now, DRIFTS in told.seen) == (node, NOW, True)
     assert keeps_verdict(told)
 
 

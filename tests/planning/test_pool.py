@@ -66,11 +66,7 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return with_waits(
-        select(
-            pool.with_hours(NOW), unlisted_of(pool), cap, state or PassState(OFFERED, NOW)
-        )
-    )
+    return with_waits(select(pool.with_hours(NOW), unlisted_of(pool), cap, state or PassState(OFFERED, NOW)))
 
 
 def unlisted_of(pool: Pool) -> tuple[str, ...]:

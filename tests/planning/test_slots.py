@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.writes import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
+from gpusharing.planning.snapshot.memory import DRIFTS, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Deferred
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -159,6 +160,11 @@ def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> 
     assert (waits.verdicts["n0"].phase, waits.pools["pool-b"].used) == (Phase.BLOCKED, 1), "it is not proven"
 
 
+def drifting(memory: PassMemory) -> dict[str, datetime]:
+    """Since when which nodes were seen to differ from their target."""
+    return {name: seen[DRIFTS] for name, seen in memory.seen_since.items() if DRIFTS in seen}
+
+
 def unproven(node: NodeView) -> NodeView:
     """The node without the note of its proof."""
     return replace(node, verified=None)
@@ -170,7 +176,7 @@ def test_a_node_in_the_middle_of_a_change_does_not_drift() -> None:
     snapshot = make_snapshot([make_node(), make_node("gpu-08", fence=fence)], [POLICY])
     plan = plan_rollout(snapshot, NOW)
     assert plan.verdicts["gpu-08"].phase.in_flight
-    assert plan.memory.drifting_since.keys() == {"gpu-07"}
+    assert drifting(plan.memory).keys() == {"gpu-07"}
 
 
 def test_since_when_a_node_differs_is_remembered_until_it_does_not() -> None:
@@ -178,7 +184,7 @@ def test_since_when_a_node_differs_is_remembered_until_it_does_not() -> None:
     for seconds, nodes in ((0, {"gpu-07"}), (5, {"gpu-07", "gpu-08"}), (9, {"gpu-08"})):
         there = replace(snapshot, nodes={name: snapshot.nodes[name] for name in nodes})
         snapshot = replace(snapshot, memory=plan_rollout(there, at(seconds)).memory)
-        seen.append(dict(snapshot.memory.drifting_since))
+        seen.append(drifting(snapshot.memory))
     assert seen == [{"gpu-07": at(0)}, {"gpu-07": at(0), "gpu-08": at(5)}, {"gpu-08": at(5)}]
 
 
@@ -188,15 +194,15 @@ def test_the_grace_of_drift_does_not_begin_while_the_agent_cannot_read(gpus: tup
     unread, read = make_gpunode(gpus=gpus, error="NVMLFailed"), make_gpunode()
     snapshot = make_snapshot([make_node()], [POLICY], gpunodes=[unread])
     memory = plan_rollout(snapshot, NOW).memory
-    assert memory.drifting_since == {}
+    assert drifting(memory) == {}
     later = replace(snapshot, gpunodes={read.name: read}, memory=memory)
-    assert plan_rollout(later, at(300)).memory.drifting_since == {"gpu-07": at(300)}
+    assert drifting(plan_rollout(later, at(300)).memory) == {"gpu-07": at(300)}
 
 
 def test_a_node_that_is_not_ready_does_not_drift() -> None:
     """Nothing on it can be believed, and a reboot mends itself."""
     plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)
-    assert plan.memory.drifting_since.keys() == {"gpu-07"}
+    assert drifting(plan.memory).keys() == {"gpu-07"}
 
 
 @pytest.mark.parametrize("claimed", ["gpu-07", "gpu-08", "gpu-09"])

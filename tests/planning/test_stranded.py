@@ -35,7 +35,7 @@ from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.report.status import policy_status, tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.memory import CallFailure
+from gpusharing.planning.snapshot.memory import DRIFTS, CallFailure
 from gpusharing.planning.snapshot.nvidia import NodeDevices
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Taint, Toleration
 from gpusharing.planning.snapshot.records import Verified
@@ -264,7 +264,7 @@ def test_a_node_that_has_what_its_policy_wants_counts_without_its_unhealthy_devi
 @pytest.mark.parametrize("seconds", [1, 3600], ids=["for a moment", "for an hour"])
 def test_a_node_that_offers_none_of_its_devices_is_no_place(seconds: float) -> None:
     snapshot = beside(replace(RESTING, resources={}, unhealthy={GPU: 8}))
-    memory = replace(snapshot.memory, drifting_since={"gpu-08": at(-seconds)})
+    memory = replace(snapshot.memory, seen_since={"gpu-08": {DRIFTS: at(-seconds)}})
     assert "No node would advertise nvidia.com/gpu" in held_by(replace(snapshot, memory=memory))
 
 

@@ -15,6 +15,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.memory import WITHDRAWN
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.judge import judge
@@ -138,7 +139,7 @@ def test_a_device_plugin_that_restarts_is_no_unhealthy_gpu() -> None:
     assert "offers none" in verdict.message
     assert verdict.wake == at(60)
     assert verdict.health == NO_TROUBLE
-    assert plan.memory.withdrawn_since == {"gpu-07": NOW}
+    assert {name: seen[WITHDRAWN] for name, seen in plan.memory.seen_since.items()} == {"gpu-07": NOW}
     lasting = judge(offering({}, {GPU: 8}, SLICED, withdrawn_since=at(-60)))
     assert lasting is not None
     assert (lasting.phase, lasting.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)

@@ -9,6 +9,7 @@ from tests.planning.changes import VERIFY, answering
 from tests.planning.test_wayback import BACK
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.memory import DRIFTS
 from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.transition.judge import differs_from_target
 from gpusharing.planning.transition.verdict import NodeCase
@@ -40,7 +41,7 @@ def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> Non
     assert gate is not None
     assert gate.reason is Reason.DRIFTED
     assert "NVML shows" in gate.message
-    lasting = replace(fresh, drifting_since=at(-3600))
+    lasting = replace(fresh, seen_since={DRIFTS: at(-3600)})
     assert "It no longer matches 7x1g.10gb: NVML shows" in kept_by_its_failure(lasting).message
 
 

@@ -47,7 +47,6 @@ from gpusharing.planning.wanted.actuators import find_actuator
 from gpusharing.planning.wanted.objects import plan_classes, plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.target import PolicyTargets, Request, Target
-from gpusharing.planning.wanted.verify import tell_withdrawn
 
 
 @value
@@ -166,8 +165,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     ruled = {rule.node for one in shared if isinstance(one, WriteRules) for rule in one.remove}
     verdicts = show_failures(failures, verdicts, now, ruled)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
-    since, withdrawn = snapshot.memory.drifting_since, snapshot.memory.withdrawn_since
-    traces = snapshot.memory.traces_since
+    since = snapshot.memory.seen_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -181,14 +179,10 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
                 for name, one in verdicts.items()
                 if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
             ),
-            drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
-            withdrawn_since={
-                name: withdrawn.get(name, now) for name, one in members.items() if tell_withdrawn(one.node)
-            },
-            traces_since={
-                name: {one: traces.get(name, {}).get(one, now) for one in member.traces}
-                for name, member in members.items()
-                if member.traces
+            seen_since={
+                name: {what: since.get(name, {}).get(what, now) for what in one.seen}
+                for name, one in members.items()
+                if one.seen
             },
             looks=choice.looks,
             previews=previews,

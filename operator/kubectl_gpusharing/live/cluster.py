@@ -271,15 +271,11 @@ class Cluster:
         plan = plan_rollout(snapshot, now)
         # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
         before = now - timedelta(seconds=snapshot.settings.sign_grace)
-        drifting, withdrawn = (
-            {name: min(moment, before) for name, moment in since.items()}
-            for since in (plan.memory.drifting_since, plan.memory.withdrawn_since)
-        )
-        traces = {
-            name: {trace: min(moment, before) for trace, moment in since.items()}
-            for name, since in plan.memory.traces_since.items()
+        seen = {
+            name: {what: min(moment, before) for what, moment in since.items()}
+            for name, since in plan.memory.seen_since.items()
         }
-        self.memory = PassMemory(drifting_since=drifting, withdrawn_since=withdrawn, traces_since=traces)
+        self.memory = PassMemory(seen_since=seen)
         await self._read_memory(now)
         wanted = [
             verdict.node

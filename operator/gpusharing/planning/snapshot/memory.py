@@ -167,6 +167,11 @@ class Evicted:
     at: datetime
 
 
+DRIFTS = ("", "it differs from its target")
+"""What is seen of a node that is Ready and has no fence."""
+WITHDRAWN = ("", "its kubelet counts devices and offers none of them")
+
+
 @value
 class PassMemory:
     """State that each plan returns and that the next plan receives. A new process starts without it."""
@@ -175,12 +180,8 @@ class PassMemory:
     """Nodes whose pods have to be listed for the next pass."""
     proving: frozenset[str] = frozenset()
     """Nodes that count as idle as soon as one last LIST of their pods confirms it."""
-    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen it differ from its target while Ready and without a fence."""
-    withdrawn_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen its kubelet count devices and offer none of them."""
-    traces_since: Mapping[str, Mapping[tuple[str, str], datetime]] = field(default_factory=dict)
-    """By node: since when each of its traces was seen, by boot ID and claim (`find_traces`)."""
+    seen_since: Mapping[str, Mapping[tuple[str, str], datetime]] = field(default_factory=dict)
+    """By node: since when this process has seen DRIFTS, WITHDRAWN and each of its traces, by boot ID and claim."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
     evicted: Mapping[str, Evicted] = field(default_factory=dict)

@@ -20,8 +20,10 @@ from gpusharing.planning.snapshot.agents import ALL_OTHERS
 from gpusharing.planning.snapshot.memo import Column, Memo
 from gpusharing.planning.snapshot.memory import (
     CLAIMS,
+    DRIFTS,
     LONGEST_WAIT,
     TAINT_RULE,
+    WITHDRAWN,
     CallFailure,
     PassMemory,
     policy_subject,
@@ -40,6 +42,7 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import find_actuator
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import PolicyTargets, Target
+from gpusharing.planning.wanted.verify import tell_withdrawn
 
 
 @value
@@ -66,10 +69,8 @@ class Member:
     outside: bool
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
     target: Target | None
-    traces: tuple[tuple[str, str], ...] = ()
-    """Boot ID and claim of each trace on the node."""
-    differs: bool = False
-    """Whether the node is Ready, has no fence, and was seen to differ from its target."""
+    seen: tuple[tuple[str, str], ...] = ()
+    """What is seen of the node, as in `PassMemory.seen_since`."""
     heir: str = ""
     """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
 
@@ -90,8 +91,7 @@ def find_member(
     gpunode: GPUNodeView | None,
     case: NodeCase | None = None,
     *,
-    differs: bool = False,
-    traces: tuple[tuple[str, str], ...] = (),
+    seen: tuple[tuple[str, str], ...] = (),
 ) -> Member:
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
@@ -114,8 +114,7 @@ def find_member(
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
         target=assessment.target if isinstance(assessment, Assessed) else None,
-        differs=differs,
-        traces=traces,
+        seen=(*seen, WITHDRAWN) if tell_withdrawn(node) else seen,
         heir="" if heir == policy else heir,
     )
 
@@ -147,8 +146,8 @@ def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
         return None
     # A candidate differs from its target, or it would not be one.
     differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
-    traces = tuple((node.boot_id, trace.claim) for trace in find_traces(case))
-    return find_member(verdict, node, case.gpunode, case, differs=differs, traces=traces)
+    traces = [(node.boot_id, trace.claim) for trace in find_traces(case)]
+    return find_member(verdict, node, case.gpunode, case, seen=(*traces, *([DRIFTS] if differs else ())))
 
 
 def judge_held(member: Member, why: Finding) -> Member:
@@ -191,9 +190,8 @@ def judge_nodes(
     others = snapshot.agent_troubles.get(ALL_OTHERS)
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
-    claimed, memory = snapshot.claims.keys(), snapshot.memory
-    drifting, withdrawn, traces = memory.drifting_since, memory.withdrawn_since, memory.traces_since
-    widened = _find_widened(memory, owned)
+    claimed, seen = snapshot.claims.keys(), snapshot.memory.seen_since
+    widened = _find_widened(snapshot.memory, owned)
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
@@ -209,9 +207,7 @@ def judge_nodes(
             operands={program: by_node[name] for program, by_node in pods.items() if name in by_node},
             mig_failure=snapshot.mig_failures.get(name, ""),
             claimed=name in claimed,
-            drifting_since=drifting.get(name),
-            withdrawn_since=withdrawn.get(name),
-            traces_since=traces.get(name, {}),
+            seen_since=seen.get(name, {}),
             actuator=actuator,
             stack=stack,
             settings=settings,
@@ -223,8 +219,7 @@ def judge_nodes(
         return judge_case(case, followed[name])
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
-    since = drifting, withdrawn, traces, widened
-    columns: list[Column] = [*nodes, troubles, owned, claimed, *since, followed, *pods.values()]
+    columns: list[Column] = [*nodes, troubles, owned, claimed, seen, widened, followed, *pods.values()]
     judged = memo.table(
         judge_one,
         followed,

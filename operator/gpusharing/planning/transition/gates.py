@@ -12,6 +12,7 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
+from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.stack.effects import RESTART_PLUGIN, tell_clients
 from gpusharing.planning.stack.mps import add_repair
@@ -120,7 +121,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     asked = proof is not None and is_new_value(node.retry, proof.retry)
     drift = None if asked else assessed.drift
     if drift is not None:  # it may pass: plugin restarts and reboots heal themselves
-        since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
+        since, grace = case.seen_since.get(DRIFTS), timedelta(seconds=case.settings.drift_grace)
         if since is None or case.now < since + grace:
             message = f"{name} has drifted from its last proven state: {drift.message}"
             until = (since or case.now) + grace
@@ -133,7 +134,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             found = Finding(Reason.DRIFT_RETURNED, message, commands=drift.commands)
             yield found.reason, add_retry(found, name, answered, ". To have it corrected once more, run")
     if withdrawn:  # a restart of the device plugin ends within the same grace
-        since, grace = case.withdrawn_since, timedelta(seconds=case.settings.drift_grace)
+        since, grace = case.seen_since.get(WITHDRAWN), timedelta(seconds=case.settings.drift_grace)
         if since is None or case.now < since + grace:
             waits = Finding(
                 Reason.OBSERVATION_PENDING, f"{withdrawn}. It may just restart", (since or case.now) + grace

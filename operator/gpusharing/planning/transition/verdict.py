@@ -97,10 +97,6 @@ class NodeCase(ActuatorCase):
     agent_trouble: Finding | None
     """Why no agent is Ready; None also if the cause is unknown."""
     claimed: bool
-    drifting_since: datetime | None
-    """Since when this process has seen the node differ from its target."""
-    withdrawn_since: datetime | None
-    """Since when this process has seen the node's kubelet count devices and offer none of them."""
     actuator: Actuator
     held: Finding | None = None
     """Why the policy may not start a node now. Only set for a node whose run has ended without a proof."""

@@ -66,8 +66,8 @@ class ActuatorCase:
     stack: StackView
     settings: PlanSettings
     now: datetime = field(compare=False)
-    traces_since: Mapping[tuple[str, str], datetime]
-    """Since when this process has seen each trace of the node, by boot ID and claim."""
+    seen_since: Mapping[tuple[str, str], datetime]
+    """Since when this process has seen what of the node (`PassMemory.seen_since`)."""
 
     @property
     def observed(self) -> ObservedView | None:
@@ -78,7 +78,7 @@ class ActuatorCase:
         return self.observed.hardware.layouts if self.observed else ()
 
     def first_seen(self, claim: str) -> datetime | None:
-        return self.traces_since.get((self.node.boot_id, claim))
+        return self.seen_since.get((self.node.boot_id, claim))
 
     def believes_until(self, trace: Trace) -> datetime:
         return (self.first_seen(trace.claim) or self.now) + timedelta(seconds=trace.limit)
