@@ -13,6 +13,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.candidates import PassState
 from gpusharing.planning.pools.choice import select
+from gpusharing.planning.pools.holds import find_capped
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.transition.cases import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
@@ -129,10 +130,10 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     pool = Pool(make_policy())
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    state = PassState(OFFERED, NOW)
-    for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
-        member = away(name, phase, fence=make_fence(policy="another"), deadline=at(60))
-        state.add_in_flight(make_snapshot([member.node]), member)
+    phases, fence = (("a", Phase.FAILED), ("b", Phase.DRAINING)), make_fence(policy="another")
+    changing = {name: away(name, phase, fence=fence, deadline=at(60)) for name, phase in phases}
+    snapshot = make_snapshot([one.node for one in changing.values()])
+    state = PassState(OFFERED, NOW, capped=find_capped(snapshot, changing, reserved=0))
     told = with_waits(select(pool.with_hours(NOW), unlisted_of(pool), 0, state)).verdicts["z"]
     assert told.message == (
         "the cap on nodes in flight (chart value operator.maxInFlight) has been reached (a has failed); waiting for a"

@@ -20,7 +20,7 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.api.times import NEVER
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.candidates import PassState
-from gpusharing.planning.pools.holds import propose
+from gpusharing.planning.pools.holds import find_capped, propose
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Consent
@@ -244,9 +244,10 @@ def test_a_drain_that_is_held_past_its_time_takes_no_room_in_a_budget() -> None:
     node = make_node(fence=make_fence(deadline=NEVER), unschedulable=True)
     held = find_member(verdict(Phase.DRAINING, Reason.DRAIN_HELD, needs=(("team-a/llm", 1),)), node, None)
     state = PassState(Afterwards(tuple), NOW)
-    state.add_in_flight(make_snapshot([node], work={"gpu-07": make_work()}), held)
+    snapshot = make_snapshot([node], work={"gpu-07": make_work()})
+    state.add_in_flight(snapshot, held)
     assert state.crowd == {}
-    assert state.keepers == [held]
+    assert find_capped(snapshot, {"gpu-07": held}, reserved=0).keeper == "node/gpu-07"
 
 
 def test_a_record_without_the_hash_that_was_approved_approves_nothing() -> None:

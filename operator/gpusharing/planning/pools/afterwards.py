@@ -53,7 +53,10 @@ def find_afterwards(
     @cache
     def find_hold_of(policy: str) -> Finding | None:
         pool = pools.get(policy)
-        return None if pool is None else find_stop(pool, snapshot.settings) or find_full(pool) or capped()
+        if pool is None:
+            return None
+        full = next((one for one in (find_full(pool), capped()) if one.stands), None)
+        return find_stop(pool, snapshot.settings) or full
 
     @cache
     def find_behind(policy: str) -> tuple[frozenset[str], Finding | None]:
@@ -65,7 +68,7 @@ def find_afterwards(
         return frozenset(sorted(pool.to_go)[canaries:]), wait_for_canaries(pool)
 
     @cache
-    def capped() -> Finding | None:
+    def capped() -> Finding:
         return find_capped(snapshot, members, reserved=reserved)
 
     def places() -> Iterator[FutureNode]:

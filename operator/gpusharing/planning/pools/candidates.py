@@ -28,6 +28,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
 
+CAP = "the cap on nodes in flight (chart value operator.maxInFlight) has been reached"
 LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
     " Ready and not cordoned"
@@ -83,10 +84,8 @@ class PassState:
     """By node with a claim but no fence, because an operator stopped in between: its wave, or empty."""
     places: set[str] | None = None
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
-    keepers: list[Member] = field(default_factory=list)
-    """The nodes of all policies that occupy a slot of the operator-wide cap until somebody acts."""
-    capped: Finding | None = None
-    """That only a person can free a slot of that cap."""
+    capped: Finding = Finding(Reason.BUDGET_FULL, f"{CAP}; waiting for a slot")
+    """That no slot of the operator-wide cap is free (`find_capped`)."""
 
     @staticmethod
     def of(
@@ -114,8 +113,6 @@ class PassState:
     def add_in_flight(self, snapshot: ClusterSnapshot, member: Member) -> Look | None:
         """Count the evictions on a fenced node whose turn has come. Return the look that was used, or None."""
         node, verdict = member.node, member.verdict
-        if member.keeps_slot:
-            self.keepers.append(member)
         if node.fence is None or not node.fence.disruption.cordons:
             return None
         if verdict.reason in (Reason.NODE_NOT_JUDGED, Reason.DRAIN_HELD):  # a drain past its time may last for ever

@@ -27,12 +27,10 @@ from gpusharing.planning.pools.holds import (
     find_full,
     find_hold,
     proven_at,
-    tell_cap,
-    tell_limit,
     wait_for,
     wait_for_canaries,
 )
-from gpusharing.planning.pools.pool import Pool, name_keepers
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import find_following, group, try_wave
 from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.memo import Memo
@@ -129,12 +127,10 @@ class Room:
 
 
 def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
-    why, keeper = name_keepers(state.keepers)
-    capped = full = state.capped or Finding(Reason.BUDGET_FULL, tell_cap(why), keeper=keeper)
+    capped = full = state.capped
     most = min(pool.limit - pool.used, cap)
     if cap >= pool.limit - pool.used:
-        why, keeper = name_keepers(pool.keepers)
-        full = find_full(pool) or Finding(Reason.BUDGET_FULL, tell_limit(pool, why), keeper=keeper)
+        full = find_full(pool)
     room, most, canaries = max(0, most), most + pool.moving, find_canary(pool)
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
         # Only newcomers pass that hold, and one of them may have pods nevertheless, so it needs room.
@@ -203,7 +199,6 @@ def choose(
     if not waiting:
         memo.each(find_unlisted, ())  # so that the memo drops what it has of nodes that waited before
         _find_waits(chosen, memo)
-        _find_standing(chosen, memo)
         return chosen, True
     unlisted = memo.each(find_unlisted, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
@@ -225,7 +220,7 @@ def choose(
         except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
                 chosen.put(case, not_judged(case.node, pool.policy.name, error))
-    chosen.verdicts |= _find_waits(chosen, memo) | _find_standing(chosen, memo)
+    chosen.verdicts |= _find_waits(chosen, memo)
     for case in (case for pool in waiting for case in pool.candidates):
         # The few candidates whose verdict from before the choice has actions need that write to their GPUNode still.
         if members[case.node.name].verdict.actions:
@@ -234,37 +229,23 @@ def choose(
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
+    """Return the verdicts of the candidates that wait or that their last look blocks, which mostly stay the same."""
     waits: dict[str, tuple[Finding, bool]] = {}
-    cases: dict[str, NodeCase] = {}
+    cases = {name: case for name, (case, _, _) in chosen.standing.items()}
     for number, (why, for_slot, waiting) in enumerate(chosen.waiting):
         by_name = {case.node.name: case for case in waiting}
         waits |= dict.fromkeys(by_name, memo.same(f"wait {number}", (why, for_slot)))
         cases |= by_name
+    looks = {name: look for name, (_, look, _) in chosen.standing.items()}
+    again = {name for name, (_, _, listed) in chosen.standing.items() if listed}
     failed: dict[str, Exception] = {}
-    verdicts = memo.table(
-        lambda name: wait_for(cases[name], waits[name][0], for_slot=waits[name][1]),
-        cases,
-        columns=[waits, cases],
-        key=wait_for,
-        failed=failed,
-    )
-    return verdicts | {
-        name: not_judged(cases[name].node, cases[name].owner_name, error) for name, error in failed.items()
-    }
 
+    def find(name: str) -> Verdict:
+        if name in looks:
+            return stand(cases[name], looks[name], again=name in again)
+        return wait_for(cases[name], waits[name][0], for_slot=waits[name][1])
 
-def _find_standing(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
-    standing, failed = chosen.standing, dict[str, Exception]()
-    cases = {name: case for name, (case, _, _) in standing.items()}
-    looks = {name: look for name, (_, look, _) in standing.items()}
-    again = {name for name, (_, _, listed) in standing.items() if listed}
-    verdicts = memo.table(
-        lambda name: stand(cases[name], looks[name], again=name in again),
-        standing,
-        columns=[cases, looks, again],
-        key=stand,
-        failed=failed,
-    )
+    verdicts = memo.table(find, cases, columns=[waits, cases, looks, again], key=_find_waits, failed=failed)
     return verdicts | {
         name: not_judged(cases[name].node, cases[name].owner_name, error) for name, error in failed.items()
     }

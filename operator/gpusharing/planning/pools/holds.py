@@ -15,6 +15,7 @@ from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import WAY, DisruptionClass, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import allowance
+from gpusharing.planning.pools.candidates import CAP
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
 from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.records import (
@@ -424,39 +425,30 @@ def let_start(
     return found
 
 
-def find_full(pool: Pool) -> Finding | None:
-    """Return that only a person can free a slot of the pool: nothing changes, and no node returns to service by itself."""
-    if pool.used < pool.limit or pool.moving or not all(map(is_for_a_person, pool.keepers)):
-        return None
-    why, keeper = name_keepers(pool.keepers)
-    return Finding(Reason.BUDGET_FULL, f"{tell_limit(pool, why)}{_tell_help(keeper)}", keeper=keeper, stands=True)
+def find_full(pool: Pool) -> Finding:
+    """Return that no slot of the pool is free; it stands if only a person can free one.
+
+    Then nothing changes, and no node returns to service by itself.
+    """
+    stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))
+    nodes = counted(pool.total, "node")
+    text = f"spec.rollout.maxUnavailable allows {pool.limit} of {nodes} to be unavailable at once"
+    return _tell_full(text, pool.keepers, stands=stands)
 
 
-def find_capped(snapshot: ClusterSnapshot, members: Mapping[str, Member], *, reserved: int) -> Finding | None:
-    """Return that only a person can free a slot of the operator-wide cap, of which `reserved` ones are kept."""
+def find_capped(snapshot: ClusterSnapshot, members: Mapping[str, Member], *, reserved: int) -> Finding:
+    """Return the same of the operator-wide cap, of which `reserved` slots are kept."""
     fences = fences_of(snapshot).items()
     in_flight = [members[name] for name, fence in fences if fence.stage != "yielded" and name in members]
     stands = all(one.keeps_slot and is_for_a_person(one) for one in in_flight)
-    if reserved or len(in_flight) < snapshot.settings.max_in_flight or not stands:
-        return None
-    why, keeper = name_keepers(in_flight)
-    return Finding(Reason.BUDGET_FULL, f"{tell_cap(why)}{_tell_help(keeper)}", keeper=keeper, stands=True)
+    stands = stands and not reserved and len(in_flight) >= snapshot.settings.max_in_flight
+    return _tell_full(CAP, [one for one in in_flight if one.keeps_slot], stands=stands)
 
 
-def tell_limit(pool: Pool, why: str) -> str:
-    return (
-        f"spec.rollout.maxUnavailable allows {pool.limit} of {counted(pool.total, 'node')} to be unavailable at"
-        f" once{why}; waiting for a slot"
-    )
-
-
-def tell_cap(why: str) -> str:
-    return f"the cap on nodes in flight (chart value operator.maxInFlight) has been reached{why}; waiting for a slot"
-
-
-def _tell_help(keeper: str) -> str:
-    node = keeper.removeprefix("node/")
-    return f". How to free one: kubectl gpusharing why {node}" if node else ""
+def _tell_full(text: str, keepers: Iterable[Member], *, stands: bool) -> Finding:
+    why, keeper = name_keepers(keepers)
+    remedy = f". How to free one: kubectl gpusharing why {keeper.removeprefix('node/')}" if stands and keeper else ""
+    return Finding(Reason.BUDGET_FULL, f"{text}{why}; waiting for a slot{remedy}", keeper=keeper, stands=stands)
 
 
 def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:

@@ -259,7 +259,7 @@ class GPUNodeView:
     """Whether that request asks which pods hold which GPUs."""
 
 
-@value
+@value(slots=False)  # no slots, because each node asks for its cached `version`
 class PolicyView:
     name: str
     uid: str
@@ -285,16 +285,10 @@ class PolicyView:
     """Whether the policy is being deleted but first changes its nodes to whole GPUs. `spec` is then that of whole GPUs,
     and `deleting` is False."""
 
-    _version: list[SpecVersion] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The result of `version`, cached because each node asks for it and it takes a hash."""
-
-    @property
+    @cached_property
     def version(self) -> SpecVersion:
         """The UID and revision of the policy, as records refer to it. The revision is empty without a spec."""
-        if not self._version:
-            revision = find_revision(self.uid, self.spec, resetting=self.resetting)
-            self._version.append(SpecVersion(self.uid, revision))
-        return self._version[0]
+        return SpecVersion(self.uid, find_revision(self.uid, self.spec, resetting=self.resetting))
 
     def paused_by(self, word: str) -> "PolicyView":
         """Return the policy paused as `word` says, a value of PlanSettings.paused other than `false`."""

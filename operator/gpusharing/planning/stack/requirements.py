@@ -13,12 +13,7 @@ from typing import Any, TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_UPGRADE_SKIP, LABEL_UPGRADE_STATE, UPGRADE_FAILED, UPGRADE_REQUIRED, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import (
-    MIG_MANAGER_SWITCH,
-    ClusterPolicyView,
-    PlainStackView,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
 from gpusharing.planning.stack.drastack import renew_mig_manager
 from gpusharing.planning.stack.effects import (

@@ -492,10 +492,7 @@ def keep_back(
 
 
 def show_failures(
-    failures: Mapping[str, CallFailure],
-    verdicts: Mapping[str, Verdict],
-    now: datetime,
-    ruled: Collection[str] = (),
+    failures: Mapping[str, CallFailure], verdicts: Mapping[str, Verdict], now: datetime, ruled: Collection[str] = ()
 ) -> dict[str, Verdict]:
     """Return the verdicts with failures of calls in them, also of those that keep every fence from being written.
 

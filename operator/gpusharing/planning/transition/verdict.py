@@ -214,12 +214,7 @@ class NodeCase(ActuatorCase):
         return plan_drain(found, self.now, fence.deadline if forcible else None)
 
     def show(
-        self,
-        phase: Phase,
-        found: Finding,
-        *actions: Action,
-        wake: datetime | None = None,
-        candidate: bool = False,
+        self, phase: Phase, found: Finding, *actions: Action, wake: datetime | None = None, candidate: bool = False
     ) -> Verdict:
         """Return the verdict with what the finding says."""
         verdict = self.verdict(phase, found.reason, found.message, *actions, wake=wake, candidate=candidate)
