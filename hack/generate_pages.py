@@ -12,7 +12,6 @@ from pathlib import Path
 import yaml
 
 from gpusharing.agent import metrics as agent_metrics
-from gpusharing.agent import usagemetrics
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
@@ -221,9 +220,7 @@ def metrics() -> str:
         " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents). A standby of the"
         " operator has three metrics: `gpusharing_api_requests_total`, `gpusharing_build_info` and `gpusharing_leader`."
     )
-    return _page(
-        "controller/metrics.py, gauges.py, role.py, agent/metrics.py and usagemetrics.py", "Metrics", text, body
-    )
+    return _page("controller/metrics.py, gauges.py, role.py and agent/metrics.py", "Metrics", text, body)
 
 
 def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
@@ -231,8 +228,7 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
-    modules = (agent_metrics, usagemetrics)
-    return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
+    return rows_of_metrics(inspect.getsource(agent_metrics), vars(agent_metrics))
 
 
 def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:

@@ -23,8 +23,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metrics import AgentCollector
-from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.agent.metrics import AgentCollector, UsageCollector
 
 ANNOTATION_LAPSE = "sim.gpusharing.dev/lapse"
 """On a Node: `"true"` makes its agent run by the clock `Lapse`; the samples on its page then carry its times."""

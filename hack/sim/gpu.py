@@ -30,7 +30,6 @@ from gpusharing.agent.library import (
     Process,
     ProcessUse,
     Reading,
-    RemappedRows,
     Use,
     unreachable,
 )
@@ -80,7 +79,7 @@ def model_as_seen(model: Model, container: Container) -> Model:
 
 
 DRIVER_VERSION = "580.159.03"
-HEALTHY_ROWS = RemappedRows(pending=False, failed=False)
+HEALTHY_ROWS = False, False
 
 
 class DriverRefusal(Exception):
@@ -111,7 +110,7 @@ class _GPU:
     instances: list[Instance] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
-    remapped_rows: RemappedRows | None = HEALTHY_ROWS
+    remapped_rows: tuple[bool, bool] | None = HEALTHY_ROWS
     recovery_action: RecoveryAction | Literal["None"] | None = "None"
     access: Access = "Ok"
     error: str = ""
@@ -296,7 +295,7 @@ class SimulatedGPUs:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
-    def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
+    def set_health(self, index: int, ecc_uncorrected: int | None, rows: tuple[bool, bool] | None) -> None:
         """Set the number of uncorrected ECC errors and the remapped rows; None if NVML does not report them."""
         with self._lock:
             self._gpus[index] = replace(self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows)

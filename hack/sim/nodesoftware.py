@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from gpusharing.agent.library import RemappedRows
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
 from gpusharing.kube.client import (
@@ -379,7 +378,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
     "sick-gpu": lambda node: node.gpus.ask_recovery(0, "Reset"),
     "heal-gpu": lambda node: node.gpus.ask_recovery(0, "None"),
-    "broken-row": lambda node: node.gpus.set_health(0, 0, RemappedRows(pending=False, failed=True)),
+    "broken-row": lambda node: node.gpus.set_health(0, 0, (False, True)),
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }

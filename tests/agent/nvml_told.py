@@ -15,9 +15,9 @@ from tests.fakes.gpus import OneNode
 
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.metrics import UsageCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes, pod_names
-from gpusharing.agent.usagemetrics import UsageCollector
 
 
 async def told(node: Path) -> str:

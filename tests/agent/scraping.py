@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpusharing.agent.meter import Meter
-from gpusharing.agent.usagemetrics import of_meter
+from gpusharing.agent.metrics import of_meter
 
 PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")
 GPUS = "gpu"

@@ -13,9 +13,9 @@ from hack.sim.gpu import SimulatedGPUs
 from tests.fakes.gpus import FixedPods, OneNode, eventually, programs_on
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.agent.alone import Alone
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
+from gpusharing.agent.main import lock_node
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import Expired, Unavailable
@@ -414,8 +414,8 @@ async def test_a_second_agent_of_a_node_reads_nothing_and_says_so_until_the_firs
     bench.node.ask("r1")
     first = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(first, fcntl.LOCK_EX)
-    alone = Alone(tmp_path)
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, why_not_alone=alone.why_not)
+    alone = lock_node(tmp_path)
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, why_not_alone=alone)
     task = asyncio.create_task(loop.run())
     try:
         await eventually(lambda: "another agent runs on this node" in loop.why_not_ready())
@@ -428,9 +428,9 @@ async def test_a_second_agent_of_a_node_reads_nothing_and_says_so_until_the_firs
     finally:
         task.cancel()
         await asyncio.wait({task})
-    assert (alone.why_not(), Alone(tmp_path).why_not() != "") == ("", True), "it keeps the lock"
+    assert (alone(), lock_node(tmp_path)() != "") == ("", True), "it keeps the lock"
     assert sum("another agent" in record.message for record in caplog.records) == 1, "told once"
 
 
 def test_where_nothing_can_be_locked_an_agent_is_not_kept_from_reading(tmp_path: Path) -> None:
-    assert Alone(tmp_path / "missing").why_not() == ""
+    assert lock_node(tmp_path / "missing")() == ""

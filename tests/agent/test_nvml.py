@@ -56,7 +56,7 @@ def test_a_card_without_mig_is_a_value_and_not_an_error(tmp_path: Path) -> None:
         (False, False),
         (True, True),
     ]
-    assert h100["remapped_rows"] == {"pending": False, "failed": False}
+    assert h100["remapped_rows"] == [False, False]
 
 
 def test_without_the_right_to_list_instances_the_mig_devices_tell(machine: Simulator) -> None:
@@ -106,7 +106,7 @@ def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
     machine.set_gpu(1, compute_mode=3, ecc_volatile_uncorrected=2, remap_pending=1)
     gpu = read(machine)["gpus"][1]
     assert (gpu["compute_mode"], gpu["ecc_uncorrected"]) == ("ExclusiveProcess", 2)
-    assert gpu["remapped_rows"]["pending"] is True
+    assert gpu["remapped_rows"] == [True, False]
 
 
 @pytest.mark.parametrize(

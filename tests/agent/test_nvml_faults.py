@@ -41,7 +41,7 @@ def test_rows_come_from_the_fields_where_the_call_is_not_supported(machine: Simu
     machine.set_gpu(0, remap_pending=1, remapped_uncorrected=2)
     machine.inject("nvmlDeviceGetRemappedRows", "NOT_SUPPORTED")
     rows = read(machine)["gpus"][0]["remapped_rows"]
-    assert rows == {"pending": True, "failed": False}
+    assert rows == [True, False]
 
 
 LOSE: dict[str, tuple[Callable[[Simulator], None], str]] = {

@@ -11,7 +11,7 @@ from hack.sim.gpu import SimulatedGPUs
 from pydantic import TypeAdapter
 
 from gpusharing.agent.gpunode import Observation, gpu_status, request_of
-from gpusharing.agent.library import Reading, RemappedRows, unreachable
+from gpusharing.agent.library import Reading, unreachable
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.processes import MPS_SERVER
 from gpusharing.api.gpunode import MAX_PROGRAMS, GPUNodeSpec, GPUStatus, ModelStatus, Observed, Request
@@ -31,7 +31,7 @@ def reading() -> Reading:
     gpus.add_process(0, "python3", 42, device)
     with gpus.client():
         gpus.set_mig_mode(1, on=True)
-    gpus.set_health(1, 3, RemappedRows(pending=True, failed=True))
+    gpus.set_health(1, 3, (True, True))
     gpus.set_health(2, None, None)
     return gpus.read()
 

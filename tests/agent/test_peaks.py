@@ -12,9 +12,9 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.metrics import UsageCollector
 from gpusharing.agent.peaks import HOUR, HourPeaks
 from gpusharing.agent.podresources import Holdings, PodDevices
-from gpusharing.agent.usagemetrics import UsageCollector
 
 GPUS = 2
 SHARES = st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, GPUS - 1), st.integers(0, 3)), max_size=8)

@@ -17,7 +17,7 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.library import DeviceUse, RemappedRows, unreachable
+from gpusharing.agent.library import DeviceUse, unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.main import JSONLines
 from gpusharing.agent.metrics import AgentCollector
@@ -156,7 +156,7 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     gpus.set_mig_mode(0, on=True)
     gpus.create(0, "3g.40gb")
     gpus.add_process(1, "python3", 42)
-    gpus.set_health(0, 3, RemappedRows(pending=False, failed=True))
+    gpus.set_health(0, 3, (False, True))
     gpus.set_health(1, None, None)
     gpus.ask_recovery(0, "Reset")
     gpus.ask_recovery(1, None)

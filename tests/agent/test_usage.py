@@ -10,9 +10,9 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.metrics import UsageCollector, of_meter
 from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
-from gpusharing.agent.usagemetrics import UsageCollector, of_meter
 
 GIB = 1024**3
 GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, reports_sm=True)

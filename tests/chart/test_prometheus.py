@@ -18,9 +18,8 @@ from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scrapin
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.metrics import AgentCollector, UsageCollector
 from gpusharing.agent.probes import ProbeServer
-from gpusharing.agent.usagemetrics import UsageCollector
 
 pytestmark = pytest.mark.tools
 

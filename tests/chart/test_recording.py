@@ -18,8 +18,8 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.metrics import UsageCollector
 from gpusharing.agent.podresources import Holdings, PodDevices
-from gpusharing.agent.usagemetrics import UsageCollector
 
 pytestmark = pytest.mark.tools
 

@@ -13,7 +13,7 @@ from hack.sim.fakestore import StoredChange
 
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.meter import Meter
-from gpusharing.agent.usagemetrics import of_meter
+from gpusharing.agent.metrics import of_meter
 from gpusharing.kube.client import JSON, NODES, PODS, Resource
 
 SCRAPE = 60.0

@@ -9,13 +9,7 @@ from typing import Any
 from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER
-from gpusharing.api.gpunode import (
-    MAX_PROGRAMS,
-    GPUStatus,
-    ModelStatus,
-    Observed,
-    Request,
-)
+from gpusharing.api.gpunode import MAX_PROGRAMS, GPUStatus, ModelStatus, Observed, Request
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
@@ -201,7 +195,7 @@ def model_status(model: Model) -> ModelStatus:
 
 
 def gpu_status(gpu: GPU) -> GPUStatus:
-    rows, action = gpu.remapped_rows, gpu.recovery_action
+    (pending, failed), action = gpu.remapped_rows or (False, False), gpu.recovery_action
     return GPUStatus(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -210,8 +204,8 @@ def gpu_status(gpu: GPU) -> GPUStatus:
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
         compute_mode=gpu.compute_mode,
         ecc_errors=bool(gpu.ecc_uncorrected),
-        remap_pending=rows is not None and rows.pending,
-        remap_failed=rows is not None and rows.failed,
+        remap_pending=pending,
+        remap_failed=failed,
         access=gpu.access,
         recovery_action=None if action == "None" else action,
         xid=gpu.xid if action is None else None,

@@ -61,14 +61,6 @@ class Process:
 
 
 @value
-class RemappedRows:
-    """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
-
-    pending: bool
-    failed: bool
-
-
-@value
 class GPU:
     """One GPU of the node, as NVML reports it."""
 
@@ -84,8 +76,8 @@ class GPU:
     processes: tuple[Process, ...]
     ecc_uncorrected: int | None = None
     """Uncorrected volatile ECC errors; None when not supported."""
-    remapped_rows: RemappedRows | None = None
-    """None when not supported."""
+    remapped_rows: tuple[bool, bool] | None = None
+    """Whether a row remapping of the memory is pending, and whether one has failed; None when not supported."""
     access: Access = "Ok"
     recovery_action: RecoveryAction | Literal["None"] | None = None
     """Recovery action that the driver requests (NVML field 230); None with drivers before R565."""

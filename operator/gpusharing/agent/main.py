@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -16,16 +17,14 @@ from pathlib import Path
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.access import MetricsAccess
-from gpusharing.agent.alone import Alone
 from gpusharing.agent.certificate import self_signed
 from gpusharing.agent.kubelet import SOCKET, KubeletPodResources
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
-from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.metrics import AgentCollector, UsageCollector
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.processes import Processes, pod_names, pod_uids
 from gpusharing.agent.rest import RestClient
-from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.api.durations import parse_duration
 from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
@@ -154,6 +153,39 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
     return parser.parse_args(arguments)
 
 
+def lock_node(directory: Path) -> Callable[[], str]:
+    """Return a function that returns why this is not the only agent of its node; empty if it is.
+
+    Two would both hold NVML open, and each would answer for the other's silence. It locks a directory of the host that
+    every agent mounts; the kernel drops the lock when a process ends. If it cannot be locked, no agent is kept from
+    reading.
+    """
+    is_locked = False
+
+    def why_not_alone() -> str:
+        nonlocal is_locked
+        if is_locked:
+            return ""
+        try:
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                return ""
+            return (
+                f"another agent runs on this node (it has locked {directory}), so this one reads no GPU; remove the other"
+                " one's DaemonSet or pod"
+            )
+        is_locked = True
+        return ""
+
+    return why_not_alone
+
+
 async def _serve(options: argparse.Namespace) -> int:
     login = find_login(os.environ, options.kubeconfig, options.service_account)
     try:
@@ -165,7 +197,6 @@ async def _serve(options: argparse.Namespace) -> int:
     library = NVML(Processes(pod_named=pod_names(options.pod_logs)))
     api, pods = RestClient(login), KubeletPodResources(options.pod_resources_socket)
     settings = LoopSettings(interval=options.interval, hung_after=options.hung_after)
-    alone = Alone(options.pod_resources_socket.parent)
     loop = AgentLoop(
         options.node_name,
         api,
@@ -173,7 +204,7 @@ async def _serve(options: argparse.Namespace) -> int:
         pods,
         settings,
         background=new_worker(),
-        why_not_alone=alone.why_not,
+        why_not_alone=lock_node(options.pod_resources_socket.parent),
         pod_uids=partial(pod_uids, options.pod_logs),
     )
     registry = CollectorRegistry()

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import pynvml
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, Process, RemappedRows
+from gpusharing.agent.library import UNKNOWN_PROCESS, Process
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import ComputeMode, RecoveryAction
 
@@ -90,13 +90,11 @@ def recovery_action(handle: Any) -> RecoveryAction | Literal["None"] | None:
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
-def remapped_rows(handle: Any) -> RemappedRows | None:
+def remapped_rows(handle: Any) -> tuple[bool, bool] | None:
     # NVML's call is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows).
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
-    if rows is None:
-        return None
-    _correctable, _uncorrectable, pending, failed = rows
-    return RemappedRows(pending=bool(pending), failed=bool(failed))
+    # The numbers of corrected and uncorrected rows, and whether a remapping is pending and has failed.
+    return None if rows is None else (bool(rows[2]), bool(rows[3]))
 
 
 def compute_mode(handle: Any) -> ComputeMode:
