@@ -113,7 +113,7 @@ class Embedded:
             client,
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
-            on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
+            on_change=lambda name: self._policy_changed(loop, name, policies.version(name)),
             restores=lambda: lease.restores,
         )
 

@@ -48,7 +48,7 @@ async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409()
     assert stage.patches() == 2
     assert stage.view().fence == action.fence
     held = stage.cluster.get(NODES, "gpu-07")["metadata"]["resourceVersion"]
-    assert stage.sources.nodes.resource_version("gpu-07") == held
+    assert stage.sources.nodes.version("gpu-07") == held
 
 
 INTERFERENCES: dict[str, JSON] = {

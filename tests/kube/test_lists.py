@@ -338,7 +338,7 @@ async def test_an_old_event_that_an_object_left_the_selection_does_not_take_away
         await seen.until()
         cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "b"}}})
         await seen.until("a")
-        seen.reflector._views.deleted({**came, "metadata": left["metadata"]})
+        seen.reflector.deleted({**came, "metadata": left["metadata"]})
         assert set(seen.reflector.items) == {"a"}
 
 

@@ -124,7 +124,7 @@ async def test_a_change_outside_the_projection_keeps_the_view_and_tells_nobody(c
         view, changes = seen.reflector.items["a"], list(seen.changes)
         beaten = cluster.patch(NODES, "a", {"status": {"heartbeat": "1"}}, subresource="status")
         await turns()
-        assert seen.reflector.resource_version("a") == beaten["metadata"]["resourceVersion"]
+        assert seen.reflector.version("a") == beaten["metadata"]["resourceVersion"]
         assert seen.reflector.items["a"] is view
         assert seen.changes == changes
 
@@ -194,7 +194,7 @@ async def test_the_answer_to_our_write_is_in_the_cache_at_once(cluster: FakeClus
     async with watched(cluster) as seen:
         answer = cluster.patch(NODES, "a", {"metadata": {"labels": {"x": "1"}}})
         seen.reflector.accept(answer)
-        assert seen.reflector.resource_version("a") == answer["metadata"]["resourceVersion"]
+        assert seen.reflector.version("a") == answer["metadata"]["resourceVersion"]
         assert dict(seen.reflector.items["a"][1]) == {"x": "1"}
         await turns()
         assert seen.changes.count("a") == 2
@@ -234,7 +234,7 @@ async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(clu
             reflector.accept(created[0])
         return project(_)
 
-    reflector._views._project = create_meanwhile
+    reflector._project = create_meanwhile
     task = asyncio.create_task(reflector.run())
     await reflector.synced.wait()
     assert set(reflector.items) == {"a", "b", "c"}

@@ -71,7 +71,7 @@ async def test_a_node_is_fenced_and_released_by_conditional_patches(control_plan
 
 
 async def _fence_and_release(client: HttpClient, cache: Reflector[NodeView], name: str) -> None:
-    before, stale = cache.items[name], cache.resource_version(name)
+    before, stale = cache.items[name], cache.version(name)
     fencing = FenceNode(before, fence(before), cordon=True, labels={"gpusharing.dev/mode": None})
     await _patched(client, cache, fencing)
     fenced = cache.items[name]
@@ -97,7 +97,7 @@ async def _patched(client: HttpClient, cache: Reflector[NodeView], action: NodeP
     name = next(iter(cache.items))
     while True:
         try:
-            cache.accept(await client.patch(NODES, name, patch_for(action, cache.resource_version(name))))
+            cache.accept(await client.patch(NODES, name, patch_for(action, cache.version(name))))
             return
         except Conflict:
             cache.accept(await client.get(NODES, name))

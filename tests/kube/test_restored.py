@@ -218,7 +218,7 @@ async def test_while_a_cache_goes_back_no_write_succeeds_on_what_it_knew() -> No
 
         def write(_: str) -> None:
             for name in set(seen.reflector.items) & set(BEFORE):
-                version = seen.reflector.resource_version(name)
+                version = seen.reflector.version(name)
                 if cluster.get(NODES, name)["metadata"]["resourceVersion"] == version:
                     continue
                 tried.append(name)

@@ -39,7 +39,7 @@ class NodeWrites:
         False means that it is not as it was when the action was decided. A node that a DeviceTaintRule fences passes
         the point of no return only if the server still has that rule.
         """
-        name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
+        name, version = action.node.name, self.sources.nodes.version(action.node.name)
         if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
             log.info("the DeviceTaintRule of the node has changed; the next pass will evaluate it again", node=name)
             return False
@@ -78,7 +78,7 @@ class NodeWrites:
         """
         spec = {"request": {"id": action.request_id, "quiet": action.quiet, "holders": action.holders}}
         try:
-            if self.sources.gpunodes.resource_version(action.node):
+            if self.sources.gpunodes.version(action.node):
                 raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
             else:
                 raw = await self._new_gpunode(action, spec)
@@ -113,7 +113,7 @@ class NodeWrites:
         name, gpunodes = action.node, self.sources.gpunodes
         if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
             return False
-        version, removed = gpunodes.resource_version(name), dict.fromkeys(action.requests)
+        version, removed = gpunodes.version(name), dict.fromkeys(action.requests)
         body: JSON = {"metadata": {"resourceVersion": version, "annotations": removed}}
         gpunodes.accept(await self.client.patch(GPUNODES, name, body))
         return True

@@ -108,7 +108,7 @@ class SharedWrites:
         # One that somebody else created a moment ago may have other entries, so it is not patched before it was read.
         metadata = body["metadata"] | {"name": name, "namespace": namespace}
         whole = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": dict(data)}
-        if not self.sources.config_maps.resource_version(name):
+        if not self.sources.config_maps.version(name):
             raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
         else:
             try:
@@ -128,7 +128,7 @@ class SharedWrites:
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
             raise Conflict(f"ClusterPolicy {name} has changed since the operator decided to update it")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
-        body: JSON = {"metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)}, "spec": {}}
+        body: JSON = {"metadata": {"annotations": marks, "resourceVersion": cache.version(name)}, "spec": {}}
         for field_name, config_map in action.wanted.items():
             block, config, key = field_name.split(".")
             body["spec"][block] = {config: {key: config_map}}

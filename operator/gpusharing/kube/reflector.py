@@ -38,6 +38,7 @@ class Views(Generic[View]):
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
         self.items: Mapping[str, View] = MappingProxyType(self._views)
+        """The views by name: a live, read-only mapping, to be copied for a snapshot."""
         self.unreadable: dict[str, str] = {}
         """Why objects cannot be converted, by name. An object's view, if it has one, is of an earlier version."""
         self._known: dict[str, tuple[str, str]] = {}
@@ -55,7 +56,7 @@ class Views(Generic[View]):
         return f"{text(metadata, 'namespace')}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """Return the version of an object as last seen; empty if unknown, and OLDEST after `go_back`."""
+        """Return an object's last seen version; empty if unknown, and OLDEST after `go_back` until it is listed."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
@@ -142,7 +143,7 @@ After the store was restored from a backup, a watch is silent and nothing fails;
 behind its lists."""
 
 
-class Reflector(Generic[View]):
+class Reflector(Views[View]):
     """A cache of one kind. Run `run()` as a task; read from any other task of the same loop.
 
     A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside
@@ -206,13 +207,9 @@ class Reflector(Generic[View]):
         self._page_size, self._relist_after = page_size, relist_after
         self._clock, self._restores = clock, restores
         long_names = resource.namespaced and where.get("namespace") is None
-        self._views = Views(
+        super().__init__(
             lambda raw: converted(resource, raw, project), on_change, long_names=long_names, remembered=remembered
         )
-        self.items: Mapping[str, View] = self._views.items
-        """The views by name: a live, read-only mapping, to be copied for a snapshot."""
-        self.unreadable: Mapping[str, str] = self._views.unreadable
-        """Why objects cannot be converted, by name; like `items`, a live mapping."""
         self._fault: Unreadable | None = None
         """Why the last list, or an event since, has an object that could be any; None if it has none."""
         self._place, self._placed = "", asyncio.Event()
@@ -238,17 +235,10 @@ class Reflector(Generic[View]):
         """Return the seconds since the cache matched the server; infinite before the first list or after a restore."""
         return self._clock() - self._current_at
 
-    def resource_version(self, name: str) -> str:
-        """Return an object's last seen version; empty if unknown, and OLDEST after a restore until it is listed."""
-        return self._views.version(name)
-
     def accept(self, obj: JSON) -> None:
         """Store the object that the server returned for our write, unless it is known to be out of date."""
         if self._identifies(obj):
-            self._views.apply(obj)
-
-    def drop(self, name: str) -> None:
-        self._views.drop(name)
+            self.apply(obj)
 
     async def run(self) -> None:
         """List, watch, and list again, until canceled. KubeErrors are never raised, other errors not in a group."""
@@ -265,7 +255,7 @@ class Reflector(Generic[View]):
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._relist_at - self._clock())):
                     await self._list_due.wait()
-            self._views.listing = True
+            self.listing = True
             try:
                 await self._list()
                 pause.success()
@@ -276,7 +266,7 @@ class Reflector(Generic[View]):
                 await asyncio.sleep(pause.after_failure())
                 self._list_due.set()
             finally:
-                self._views.listing = False
+                self.listing = False
 
     async def _look_for_kind(self) -> None:
         try:
@@ -305,28 +295,28 @@ class Reflector(Generic[View]):
                     raise Expired("the watch expired while the list was being read")
                 for obj in page.items:
                     if self._identifies(obj):
-                        names.add(self._views.name(obj))
-                        self._views.apply(obj, page.resource_version)
+                        names.add(self.name(obj))
+                        self.apply(obj, page.resource_version)
                 # The error of a refused watch is cleared by this answer only while another watch is open.
                 self._contacted(follows=self._following is not None if self._refused else not self._whole)
         if self._fault is not None and self._fault is not fault:
             raise self._fault  # also for an event that came while the list was being read
-        self._views.keep_only(names, version)
+        self.keep_only(names, version)
         self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
         if not after:
-            self._list_request = self._clock(), self._views.newest
+            self._list_request = self._clock(), self.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
         """Start the watch from this list if it has no place, and return whether the list is older than the cache."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
-            self._views.go_back(version)
+            self.go_back(version)
             self._whole, self._current_at, older = False, float("-inf"), False
             self._move(version)
-        self._views.reached(version)
+        self.reached(version)
         if not self._place:
             self._move(version)
         return older
@@ -403,16 +393,16 @@ class Reflector(Generic[View]):
             return
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
-            self._views.deleted(obj)
+            self.deleted(obj)
         elif event.type != "BOOKMARK":
-            self._views.apply(obj)
+            self.apply(obj)
         self._watched = True
         if not newer(self._place, version):  # an older version is not progress
             self._place = version
             self._contacted(follows=self._whole)
-            if self._whole and not newer(self._views.newest, version):
+            if self._whole and not newer(self.newest, version):
                 self._current_at = self.last_contact
-        self._views.reached(version)
+        self.reached(version)
         self.renews()
 
     def _move(self, place: str) -> None:
