@@ -26,10 +26,9 @@ from gpusharing.kube.client import (
     RESOURCE_SLICES,
     Resource,
 )
-from gpusharing.kube.daemonsets import daemon_set_view, find_dra
+from gpusharing.kube.daemonsets import by_node, daemon_set_view, find_dra, operand_view
 from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.operands import by_node, operand_view
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.gpus.texts import key_of

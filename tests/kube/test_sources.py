@@ -25,9 +25,9 @@ from gpusharing.kube.client import (
     PODS,
     Resource,
 )
+from gpusharing.kube.daemonsets import by_node
 from gpusharing.kube.dra import rule_for
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.operands import by_node
 from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.snapshot.views import GPUNodeView
 

@@ -190,15 +190,8 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
-    request = section(raw, "spec", "request")
-    return GPUNodeView(
-        name=intern(text(raw, "metadata", "name")),
-        uid=text(raw, "metadata", "uid"),
-        request_id=text(request, "id"),
-        quiet=request.get("quiet") is True,
-        holders=request.get("holders") is True,
-        observed=_unreadable(why),
-    )
+    named = {key: text(raw, "metadata", key) for key in ("name", "uid")}
+    return gpunode_view({**raw, "metadata": named}, _unreadable(why))
 
 
 def _unreadable(why: str) -> ObservedView:

@@ -26,7 +26,9 @@ from gpusharing.planning.snapshot.nvidia import (
     DaemonSetState,
     DraView,
     MpsDaemonView,
+    Operand,
     PlainStackView,
+    Program,
 )
 from gpusharing.planning.stack.plugins import Role, Server
 from gpusharing.planning.stack.requirements import find_unusable_manager
@@ -94,12 +96,25 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     if any(owner.get("kind") == "ClusterPolicy" for owner in entries(raw, "metadata", "ownerReferences")):
         daemon = _mps_daemon(raw, containers) if containers.keys() >= {MPS, MANAGER} else None
         return replace(view, mps_daemon=daemon)
-    if MIG_MANAGER in containers:
-        return _with_mig_manager(view, raw, containers[MIG_MANAGER])
+    if (manager := containers.get(MIG_MANAGER)) is not None:
+        # Its ConfigMap is the one mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
+        # deployments/container/nvidia-mig-manager-example.yaml).
+        folder = dirname(variable(manager, "CONFIG_FILE"))
+        mounts = (row for row in entries(manager, "volumeMounts") if text(row, "mountPath") == folder)
+        return replace(
+            view,
+            name=text(raw, "metadata", "name"),
+            config_map=_config_map(template, text(next(mounts, {}), "name")),
+            version=_version(manager),
+            mig_manager=True,
+            with_reboot=is_true(variable(manager, "WITH_REBOOT")),
+        )
     if (driver := dra_driver_view(raw, containers)) is not None:
         return replace(view, dra=driver)
     if not containers.keys() & {PLUGIN, DISCOVERY}:
-        return replace(view, finder=finder_state(raw))
+        # Node Feature Discovery's worker (templates/worker.yaml)
+        finds = any("nfd-worker" in strings(container.get("command")) for container in containers.values())
+        return replace(view, finder=daemon_set_state(raw) if finds else None)
     main, state, init = containers.get(PLUGIN, {}), daemon_set_state(raw), entries(template, "initContainers")
     return replace(
         view,
@@ -118,31 +133,9 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     )
 
 
-def _with_mig_manager(view: DaemonSetView, raw: JSON, container: JSON) -> DaemonSetView:
-    # Its ConfigMap is the one mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
-    # deployments/container/nvidia-mig-manager-example.yaml).
-    folder = dirname(variable(container, "CONFIG_FILE"))
-    mounts = (row for row in entries(container, "volumeMounts") if text(row, "mountPath") == folder)
-    return replace(
-        view,
-        name=text(raw, "metadata", "name"),
-        config_map=_config_map(section(raw, "spec", "template", "spec"), text(next(mounts, {}), "name")),
-        version=_version(container),
-        mig_manager=True,
-        with_reboot=is_true(variable(container, "WITH_REBOOT")),
-    )
-
-
 def _config_map(template: JSON, volume: str) -> str:
     volumes = entries(template, "volumes")
     return next((text(row, "configMap", "name") for row in volumes if text(row, "name") == volume), "")
-
-
-def finder_state(daemon_set: JSON) -> DaemonSetState | None:
-    """Convert a raw DaemonSet of Node Feature Discovery's worker (templates/worker.yaml); None for others."""
-    containers = entries(daemon_set, "spec", "template", "spec", "containers")
-    is_worker = any("nfd-worker" in strings(container.get("command")) for container in containers)
-    return daemon_set_state(daemon_set) if is_worker else None
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
@@ -288,6 +281,71 @@ async def find_gpu_operator(client: KubeClient, default: str) -> str:
         return default
     owned = (row.namespace for raw in sets if (row := gpu_server(raw)) is not None and row.of_gpu_operator)
     return next(filter(None, reported), "") or next(owned, default)
+
+
+def operand_view(raw: JSON) -> Operand:
+    """Convert a raw pod of NVIDIA's components; the chart's MPS daemon, which has no label `app`, gets one here."""
+    app = text(raw, "metadata", "labels", "app")
+    containers = {text(container, "name") for container in entries(raw, "spec", "containers")}
+    statuses = entries(raw, "status", "containerStatuses")
+    runs = {text(row, "name") for row in statuses if row.get("ready") is True}
+    ready = has_condition(raw, "Ready")
+    if text(raw, "metadata", "labels", Program.KUBELET_PLUGIN.label) == Program.KUBELET_PLUGIN:
+        app = Program.KUBELET_PLUGIN if GPUS in containers else ""  # not one for compute domains only
+        ready = ready or GPUS in runs  # the container for compute domains may fail alone
+    restarts, cause, settling = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "", False)
+    if MPS in containers:
+        app = Program.MPS_DAEMON
+    deleting = "deletionTimestamp" in section(raw, "metadata")
+    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
+    return Operand(
+        namespace,
+        name,
+        uid,
+        ready=ready and not deleting,
+        deleting=deleting,
+        lone_restarts=restarts,
+        restart_cause=cause,
+        settling=settling,
+        # The MPS daemon is not running, so it does not set the compute mode of the GPUs back when its pod goes.
+        down=app == Program.MPS_DAEMON and not ready and MPS not in runs,
+        node=text(raw, "spec", "nodeName"),
+        app=app,
+    )
+
+
+def unknown_operand(raw: JSON, _: str) -> Operand:
+    namespace, name, uid = (text(raw, "metadata", key) for key in ("namespace", "name", "uid"))
+    node, app = text(raw, "spec", "nodeName"), text(raw, "metadata", "labels", "app")
+    return Operand(namespace, name, uid, ready=False, node=node, app=app)
+
+
+def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
+    """Return how many more restarts config-manager has than the MPS daemon in a raw pod.
+
+    Also why config-manager ended the last time, and whether it is not running. When the number rises between two times
+    at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node
+    restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running
+    too. Times are not compared: the kubelet takes them from the clock of the node.
+    """
+    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
+    manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
+    count = whole(manager, "restartCount") - whole(daemon, "restartCount")
+    settling = bool(section(manager, "state").keys() & {"waiting", "terminated"})
+    ended = section(manager, "lastState", "terminated")
+    if not ended:
+        return count, "", settling
+    reason = text(ended, "reason")
+    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}", settling
+
+
+def by_node(pods: Iterable[Operand], app: str) -> dict[str, Operand]:
+    """Return the pod of NVIDIA's component `app` on each node, by node name; of several, a Ready one."""
+    operands: dict[str, Operand] = {}
+    for pod in pods:
+        if pod.app == app and pod.node and (pod.node not in operands or pod.ready):
+            operands[pod.node] = pod
+    return operands
 
 
 AGENT = "gpusharing-agent"

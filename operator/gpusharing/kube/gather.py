@@ -12,11 +12,11 @@ from gpusharing.kube.actuatorlogs import ActuatorLogs
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import GPUNODES, PODS, KubeClient
 from gpusharing.kube.clock import loop_time
+from gpusharing.kube.daemonsets import by_node
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import converted, pages_of
 from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.operands import by_node
 from gpusharing.kube.podlists import Budgets
 from gpusharing.kube.pods import pod_requests
 from gpusharing.kube.raw import part

@@ -4,7 +4,7 @@ Nothing in the cluster is changed, and what cannot be read becomes part of the a
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -31,7 +31,7 @@ from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailabl
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
-from gpusharing.kube.sources import ConfigMapView, arch_of, config_map_view
+from gpusharing.kube.sources import arch_of, config_map_view
 from gpusharing.kube.stackreader import stack_view
 from gpusharing.planning.snapshot.agents import find_troubles
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
@@ -92,11 +92,6 @@ class _Reader:
 
     async def pods(self, namespace: str, name: str) -> list[JSON]:
         return await self.items(PODS, namespace, f"app.kubernetes.io/name={name}")
-
-    async def config_maps(self) -> dict[str, ConfigMapView]:
-        names = (self.place.plugin_config_map, self.place.mig_config_map)
-        found = {name: await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace) for name in names}
-        return {name: config_map_view(raw) for name, raw in found.items() if raw is not None}
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
         """Return each Node's view, the version of its kubelet, and whether its system has a device plugin.
@@ -205,7 +200,11 @@ async def gather_installation(client: KubeClient, place: Place) -> Installation:
     cluster_policies = [*map(cluster_policy_view, await reader.items(CLUSTER_POLICIES))]
     gpu_clusters = await reader.items(GPU_CLUSTERS)
     sets = [*map(daemon_set_view, await reader.items(DAEMON_SETS, place.gpu_operator_namespace))]
-    config_maps = await reader.config_maps()
+    config_maps = {
+        name: config_map_view(raw)
+        for name in (place.plugin_config_map, place.mig_config_map)
+        if (raw := await reader.read(CONFIG_MAPS, name, place.gpu_operator_namespace)) is not None
+    }
     gpunodes = {view.name: view for view in map(gpunode_view, await reader.items(GPUNODES))}
     agents = await reader.agents()
     agent_pods = [*map(agent_pod, await reader.pods(place.agent_namespace, AGENT))] if agents is not None else []
@@ -265,22 +264,17 @@ async def read_entries(client: KubeClient, config_map: str, namespace: str, *, s
     If it does not exist, `search` adds the other namespaces that have one. An empty name stands for a ConfigMap that
     does not exist. Raises KubeErrors other than NotFound.
     """
-    data: Mapping[str, str] | None = None
-    with suppress(NotFound):
-        if config_map:
-            data = texts(section(await client.get(CONFIG_MAPS, config_map, namespace=namespace), "data"))
-    elsewhere = await find_namespaces(client, config_map) if search and data is None else ()
-    return PluginEntries(config_map, namespace, data, elsewhere)
-
-
-async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the sorted namespaces with a ConfigMap of this name; empty if they cannot be listed."""
     if not config_map:
-        return ()
+        return PluginEntries(config_map, namespace, None)
+    with suppress(NotFound):
+        data = texts(section(await client.get(CONFIG_MAPS, config_map, namespace=namespace), "data"))
+        return PluginEntries(config_map, namespace, data)
+    found: list[JSON] = []
     try:
-        found = await list_of(client, CONFIG_MAPS, field_selector=f"metadata.name={config_map}")
+        found = await list_of(client, CONFIG_MAPS, field_selector=f"metadata.name={config_map}") if search else []
     except (Unauthorized, Unavailable):
         raise
     except KubeError:
-        return ()
-    return tuple(sorted(text(raw, "metadata", "namespace") for raw in found))
+        pass  # they cannot be listed
+    elsewhere = tuple(sorted(text(raw, "metadata", "namespace") for raw in found))
+    return PluginEntries(config_map, namespace, None, elsewhere)

@@ -119,6 +119,11 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
     of_gpus = bool(resources or dra != "none" or fractions or gpu_groups(labels))
     tolerations = entries(raw, "spec", "tolerations")
     owners = entries(metadata, "ownerReferences")
+    controllers = (
+        Owner(intern(text(row, "apiVersion")), intern(text(row, "kind")), text(row, "name"), intern(text(row, "uid")))
+        for row in owners
+        if row.get("controller") is True
+    )
     grace = part(raw, "spec", "terminationGracePeriodSeconds")
     if grace is None:
         grace = 30  # the API server's default
@@ -131,7 +136,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         uid=text(metadata, "uid"),
         phase=text(raw, "status", "phase") or "Unknown",
         labels=labels,
-        owner=_controller(owners),
+        owner=next(controllers, None),
         # The mirror of a static pod (P7).
         mirror=any(owner.get("kind") == "Node" for owner in owners)
         or MIRROR_ANNOTATION in texts(metadata.get("annotations")),
@@ -167,14 +172,6 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodVie
         or any(text(entry, "resourceClaimName") for entry in entries(raw, "spec", "resourceClaims")),
         grace=min(max(0, grace), NO_END),
     )
-
-
-def _controller(owners: Iterable[JSON]) -> Owner | None:
-    for owner in owners:
-        if owner.get("controller") is True:
-            api_version, kind = intern(text(owner, "apiVersion")), intern(text(owner, "kind"))
-            return Owner(api_version, kind, text(owner, "name"), intern(text(owner, "uid")))
-    return None
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:

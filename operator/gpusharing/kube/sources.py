@@ -30,7 +30,15 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, unknown_gpunode, unknown_node
-from gpusharing.kube.daemonsets import AGENT, agent_pod, agent_warning, daemon_set_view, unknown_agent_pod
+from gpusharing.kube.daemonsets import (
+    AGENT,
+    agent_pod,
+    agent_warning,
+    daemon_set_view,
+    operand_view,
+    unknown_agent_pod,
+    unknown_operand,
+)
 from gpusharing.kube.dra import FIELD_SELECTOR, OUR_RULES, device_class_view, device_index, slice_view, taint_rule_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import or_unknown
@@ -42,7 +50,6 @@ from gpusharing.kube.maintenance import (
     nvidia_maintenance,
     with_maintenance,
 )
-from gpusharing.kube.operands import operand_view, unknown_operand
 from gpusharing.kube.policycache import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector

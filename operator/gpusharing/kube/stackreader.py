@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -46,9 +46,7 @@ def parse_repairs(annotation: str) -> MpsRepairs:
 
 
 def render_repairs(repairs: MpsRepairs) -> str:
-    return json.dumps(
-        {"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state, "pending": repairs.pending}
-    )
+    return json.dumps(asdict(repairs))
 
 
 def stack_view(
@@ -160,7 +158,12 @@ class StackReader:
             seen_mig_entries=ours.seen_mig_entries,
             dra=self._with_devices(view.dra),
         )
-        view, before = self._with_nodes(view), self._view
+        if find_due(view, settings) is not None:
+            daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
+            ready = {pod.node for pod in agents if pod.ready}
+            serving = find_serving(sources.nodes.items, sources.gpunodes.items, ready, daemons, view)
+            view = replace(view, mps_nodes=serving)
+        before = self._view
         if before is not None and before == view:
             return before
         if not self.silent:
@@ -192,15 +195,6 @@ class StackReader:
             taint_error=taint_error if wanted else "",
             rule_error=rule_error,
         )
-
-    def _with_nodes(self, view: StackView) -> StackView:
-        sources, settings = self.sources, self.sources.settings.plan
-        nodes, gpunodes = sources.nodes.items, sources.gpunodes.items
-        if find_due(view, settings) is not None:
-            daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
-            agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
-            view = replace(view, mps_nodes=find_serving(nodes, gpunodes, agents, daemons, view))
-        return view
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         for name in now.missing_maps:
