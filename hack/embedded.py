@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.metrics import Observer
+from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.role import Role
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
@@ -108,7 +108,7 @@ class Embedded:
             timing=replace(self.lease_timing, clock=asyncio.get_running_loop().time),
             now=self.now,
         )
-        loop = Loop(client, lease, self.settings, Observer(), now=self.now)
+        loop = Loop(client, lease, self.settings, Metrics(), now=self.now)
         policies: Reflector[str] = Reflector(
             client,
             POLICIES,

@@ -11,7 +11,7 @@ from hack.generate import ROOT
 from gpusharing.agent.allotment import Allotment
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import LAG, Meter
-from gpusharing.api.durations import parse_duration
+from gpusharing.api.times import parse_duration
 from kubectl_gpusharing.usage.windows import UNITS
 
 VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())

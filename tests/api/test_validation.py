@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import REWRITTEN_LABELS
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import (
     NEWER,
     Problem,

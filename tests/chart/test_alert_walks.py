@@ -17,7 +17,6 @@ from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.controller.execute import Outcome
 from gpusharing.controller.metrics import Metrics
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.vocabulary.findings import Blocker
@@ -159,7 +158,7 @@ def series_of(walk: Walk, cluster: str) -> dict[str, list[str]]:
         shown = replace(snapshot, nodes=nodes, agents=agents)
         for node, verdict in verdicts.items():
             metrics.changed(before[node], verdict)
-        metrics.passed({}, replace(plan, verdicts=verdicts), shown, Outcome())
+        metrics.passed({}, replace(plan, verdicts=verdicts), shown)
         before = verdicts
         for family in metrics.registry.collect():
             for sample in family.samples:

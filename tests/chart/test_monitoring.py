@@ -219,7 +219,7 @@ def test_the_names_of_the_metrics_are_final() -> None:
         if isinstance(metric, Counter | Gauge | Histogram):
             (family,) = metric.collect()
             own[f"{family.name}_total" if family.type == "counter" else family.name] = metric
-    gauges = {gauge.name: {"policy", *gauge.labels} for gauge in GAUGES}
+    gauges = {name: {"policy", *labels} for name, _, _, labels in GAUGES}
     assert OPERATOR.keys() == own.keys() | gauges.keys(), "a new metric of the operator goes into OPERATOR of this file"
     assert {name: OPERATOR[name] for name in gauges} == gauges
     for name, labels in ((name, labels) for name, labels in OPERATOR.items() if name in own):

@@ -13,7 +13,7 @@ from tests.fakes.login import AnonymousLogin
 
 from gpusharing.controller.leading import SILENT, STUCK, Health
 from gpusharing.controller.loop import Loop
-from gpusharing.controller.metrics import Observer
+from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.policywatch import PolicyWatch
 from gpusharing.controller.role import Role, application
 from gpusharing.controller.settings import Settings
@@ -54,7 +54,7 @@ async def probed() -> AsyncIterator[Probed]:
     cluster = FakeCluster()
     client = cluster.client("operator")
     lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
-    loop = Loop(client, lease, Settings(), Observer())
+    loop = Loop(client, lease, Settings(), Metrics())
     watch = PolicyWatch(client, AnonymousLogin("http://127.0.0.1:1"), lambda *_: None)
     watch.running.set()
     health = Health(loop, lease, watch)
@@ -149,7 +149,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
     cluster.faults.fail("list", NODES, Forbidden("not allowed to list nodes"), times=1000)
     client = cluster.client("operator")
     lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
-    loop = Loop(client, lease, Settings(), Observer())
+    loop = Loop(client, lease, Settings(), Metrics())
     health = Health(loop, lease, PolicyWatch(client, AnonymousLogin(""), lambda *_: None))
     assert health.dead() == {}
     assert health.unready() == {

@@ -1,6 +1,6 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
 
-Its parts and clocks and its observer (controller/metrics.py) are tested through it.
+Its parts and clocks and what it tells its metrics (controller/metrics.py) are tested through it.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.kube.objects import node, pod
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.controller.loop import RETRY, Loop, report_held
-from gpusharing.controller.metrics import Observer
+from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
@@ -55,10 +55,11 @@ class Leader:
         self.claims, self.failed_nodes, self.consents = claims, failed_nodes, consents
 
 
-class Passes(Observer):
+class Passes(Metrics):
     """Counts passes by the second in which they were."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.passes: list[float] = []
         self.steps: set[str] = set()
         self.first_passes = 0
@@ -67,9 +68,7 @@ class Passes(Observer):
         """The whole cluster was read."""
         self.first_passes += 1
 
-    def passed(
-        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> None:
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot) -> None:
         self.passes.append(asyncio.get_running_loop().time())
         self.steps |= seconds.keys()
 

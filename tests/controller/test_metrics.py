@@ -17,7 +17,6 @@ from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.controller.execute import Outcome
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.role import ProcessMetrics, metrics_application
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
@@ -145,7 +144,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
         "gpu-3": replace(third, reason=Reason.ORPHAN_FENCE),
     }
     pool = replace(plan.pools["pool-b"], used=1)
-    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), world.snapshot(), Outcome())
+    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), world.snapshot())
     assert samples(metrics, "gpusharing_policy_budget_allowed_nodes") == {("pool-b",): 2}
     assert samples(metrics, "gpusharing_policy_budget_used_nodes") == {("pool-b",): 1}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
@@ -156,7 +155,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
         ("pool-b", "Unmanaged"): 1,
     }, "a pod counts once for each reason, and one that is leaving blocks nothing"
     world.settle()
-    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
+    metrics.passed({}, world.plan(), world.snapshot())
     assert samples(metrics, "gpusharing_drain_blocked_pods") == {}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 0}
     assert samples(metrics, "gpusharing_orphan_nodes") == {(): 0}
@@ -181,7 +180,7 @@ def test_the_age_of_what_makes_no_progress_is_that_of_the_oldest_node() -> None:
         one = replace(drained, blockers=(held, *others) if pods else others)
         verdicts = {"gpu-1": one, "gpu-2": blocked, "gpu-3": replace(waits, blockers=(held,))}
         snapshot = replace(world.snapshot(), agents=agents)
-        metrics.passed({}, replace(plan, verdicts=verdicts), snapshot, Outcome())
+        metrics.passed({}, replace(plan, verdicts=verdicts), snapshot)
         now[0] += 60
         names = ("drain_blocked", "policy_blocked", "policy_without_agent")
         return {name: samples(metrics, f"gpusharing_{name}_seconds") for name in names}
@@ -209,7 +208,7 @@ def test_changes_that_were_given_up_count_for_the_revision_that_is_wanted() -> N
     for count, of, told in ((4, version, 4), (4, replace(version, revision="other"), 0)):
         deferred = Deferred(count, NOW, "DrainTimeout", of)
         nodes = {**snapshot.nodes, "gpu-2": replace(snapshot.nodes["gpu-2"], deferred=deferred)}
-        metrics.passed({}, plan, replace(snapshot, nodes=nodes), Outcome())
+        metrics.passed({}, plan, replace(snapshot, nodes=nodes))
         assert samples(metrics, "gpusharing_policy_abandoned_changes") == {("pool-b",): told}
 
 
@@ -233,17 +232,17 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
     world.add_node("gpu-07", NodeMachine("gpu-07"))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
-    metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), world.snapshot(), Outcome())
+    metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), world.snapshot())
     assert samples(metrics, "gpusharing_policy_nodes") == {("pool-b", "Synced"): 1}
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_count", {"step": "plan"}) == 1
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {}
     plan = world.plan()
     unhealthy = replace(plan.verdicts["gpu-07"], health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
-    metrics.passed({}, replace(plan, verdicts={"gpu-07": unhealthy}), world.snapshot(), Outcome())
+    metrics.passed({}, replace(plan, verdicts={"gpu-07": unhealthy}), world.snapshot())
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {("pool-b", "GPULost"): 1}
     world.remove_node("gpu-07")
-    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
+    metrics.passed({}, world.plan(), world.snapshot())
     assert samples(metrics, "gpusharing_policy_nodes") == {}, "a phase without nodes is gone"
 
 
@@ -260,7 +259,7 @@ def settled(metrics: Metrics, *nodes: str) -> World:
 
 def tell(metrics: Metrics, world: World) -> None:
     """One pass."""
-    metrics.passed({}, world.plan(), world.snapshot(), Outcome())
+    metrics.passed({}, world.plan(), world.snapshot())
 
 
 def test_what_moves_counts_by_policy_from_0_on_and_as_long_as_there_is_the_policy(metrics: Metrics) -> None:
@@ -271,7 +270,7 @@ def test_what_moves_counts_by_policy_from_0_on_and_as_long_as_there_is_the_polic
     metrics.changed(CHANGING, CHANGING)
     metrics.changed(replace(DRAINING, policy=""), replace(CHANGING, policy=""))
     assert samples(metrics, moves) == {("pool-b",): 1}
-    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot())
     assert samples(metrics, moves) == {}
 
 
@@ -292,7 +291,7 @@ def test_each_restart_that_ended_mps_clients_counts_by_policy_from_0_on(metrics:
     ):
         metrics.changed(before, after)
     assert samples(metrics, ended) == {("pool-b",): 3}
-    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot())
     assert samples(metrics, ended) == {}
 
 
@@ -309,7 +308,7 @@ def test_the_conditions_are_those_of_the_object_and_go_with_the_policy(metrics: 
     assert samples(metrics, condition) == {("pool-b", "Ready", "False", "Draining"): 1, stalled: 1}
     rows[0] |= {"status": "True", "reason": "Synced"}
     assert samples(metrics, condition) == {("pool-b", "Ready", "True", "Synced"): 1, stalled: 1}
-    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot())
     assert samples(metrics, condition) == {}
 
 
@@ -336,7 +335,7 @@ def test_a_node_whose_agent_is_not_ready_counts(metrics: Metrics) -> None:
 def test_slices_and_pods_that_wait_for_them_are_counted_when_somebody_asks(metrics: Metrics) -> None:
     world = settled(metrics, "gpu-1", "gpu-2")
     waiting = {"nvidia.com/mig-1g.10gb": 3}
-    metrics.passed({}, world.plan(), replace(world.snapshot(), pending=waiting), Outcome())
+    metrics.passed({}, world.plan(), replace(world.snapshot(), pending=waiting))
     served = sum(node.resources["nvidia.com/gpu"] for node in world.nodes.values())
     assert samples(metrics, "gpusharing_policy_slices") == {("pool-b", "nvidia.com/gpu"): served}
     assert samples(metrics, "gpusharing_policy_slices_idle") == {("pool-b", "nvidia.com/gpu"): served}

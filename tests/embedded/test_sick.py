@@ -22,7 +22,7 @@ from tests.embedded.sick import (
     sick_node,
 )
 
-from gpusharing.api.durations import parse_duration
+from gpusharing.api.times import parse_duration
 
 SLOWER = 1.25
 """Times as long as the five healthy nodes take alone."""

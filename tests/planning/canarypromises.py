@@ -8,8 +8,8 @@ from tests.planning.broken import hold
 from tests.planning.pooling import is_away, pool
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Fence, Verified

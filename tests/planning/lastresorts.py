@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from tests.planning import podkinds
 from tests.planning.broken import hold
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.snapshot.actions import Actuate, ForceDelete, Release, UpdateFence
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import Fence

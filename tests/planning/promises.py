@@ -15,9 +15,9 @@ from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec, Window
+from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.rollout import RolloutPlan

@@ -25,7 +25,7 @@ from gpusharing.agent.nvml import NVML
 from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.processes import Processes, pod_names, pod_uids
 from gpusharing.agent.rest import RestClient
-from gpusharing.api.durations import parse_duration
+from gpusharing.api.times import parse_duration
 from gpusharing.kube.background import new_worker
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import SERVICE_ACCOUNT, find_login
@@ -54,13 +54,6 @@ class JSONLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def log_as_json(node: str, level: str) -> None:
-    """Log to stderr in JSON lines, in place of any other handler."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONLines(node))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
 log = logging.getLogger(__name__)
 
 NO_LOGIN = 2
@@ -73,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Return the exit status: 0 after a signal, 1 if only a new container can read the GPUs, or NO_LOGIN.
     """
     options = parse(arguments, os.environ)
-    log_as_json(options.node_name, options.log_level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines(options.node_name))
+    logging.basicConfig(level=options.log_level.upper(), handlers=[handler], force=True)
     return asyncio.run(_serve(options))
 
 

@@ -34,12 +34,7 @@ def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callab
     def find(uid: str) -> PodID:
         nonlocal known, listed_at
         if uid not in known and clock() - listed_at >= PAUSE:
-            folders: list[str] = []
-            with suppress(OSError):
-                folders = os.listdir(logs)
-            # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
-            parts = (folder.split("_") for folder in folders if folder.isascii())
-            known = {part[2]: PodID(part[2], part[0], part[1]) for part in parts if len(part) == 3}
+            known = {uid: PodID(uid, namespace, name) for namespace, name, uid in _folders(logs)}
             listed_at = clock()
         return known.get(uid) or PodID(uid)
 
@@ -48,12 +43,16 @@ def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callab
 
 def pod_uids(logs: Path) -> Mapping[tuple[str, str], str]:
     """Return the UIDs of this node's pods by namespace and name, without those of which several have had one name."""
-    folders: list[str] = []
+    folders = _folders(logs)
+    often = Counter((namespace, name) for namespace, name, _ in folders)
+    return {(namespace, name): uid for namespace, name, uid in folders if often[namespace, name] == 1}
+
+
+def _folders(logs: Path) -> list[list[str]]:
     with suppress(OSError):
-        folders = os.listdir(logs)
-    parts = [folder.split("_") for folder in folders if folder.isascii() and folder.count("_") == 2]
-    often = Counter((namespace, name) for namespace, name, _ in parts)
-    return {(namespace, name): uid for namespace, name, uid in parts if often[namespace, name] == 1}
+        # Kubernetes names are ASCII. A name that is not even UTF-8 comes with surrogates, which no label can hold.
+        return [folder.split("_") for folder in os.listdir(logs) if folder.isascii() and folder.count("_") == 2]
+    return []
 
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"

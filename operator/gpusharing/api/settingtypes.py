@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.rules import LABEL_KEY
+from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import is_rewritten
 
 _VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")

@@ -1,6 +1,9 @@
-"""Times as strings: RFC 3339, as in Kubernetes and in our own records."""
+"""Times and durations as strings: RFC 3339, as in Kubernetes and in our own records, and 90s, 15m or 1h30m."""
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
+
+from gpusharing.api import rules
 
 NEVER = datetime(9000, 1, 1, tzinfo=UTC)
 """A deadline that never comes, for records that need one. It is far enough from the end of the calendar that durations
@@ -26,3 +29,15 @@ def from_rfc3339(text: object) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):
         return None
+
+
+_DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6}(?:[.][0-9]+)?)s)?")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return hours, minutes and seconds, each at most once; the API refuses decimals of seconds. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if match is None or not text:
+        raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return timedelta(hours=hours, minutes=minutes, seconds=seconds)

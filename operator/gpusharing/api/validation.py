@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gpusharing.api import rules
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
 from gpusharing.api.nearest import nearest
-from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector, Window
+from gpusharing.api.policy import GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector, Window
+from gpusharing.api.times import parse_duration
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
@@ -89,7 +89,11 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     if without != spec:  # the API server looks for unknown fields before it removes nulls
         errors += [item for item in _parse(spec)[1] if item["type"] == "extra_forbidden" and item["input"] is None]
     if parsed is not None and not errors:
-        return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
+        metadata = raw.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, Mapping) else None
+        is_long = isinstance(name, str) and len(name) > rules.MAX_NAME
+        named = (Problem("metadata.name", rules.NAME_LENGTH.message),) if is_long else ()
+        return _with_values((*named, *find_problems(parsed)), raw) or parsed
     meant = {item["loc"]: _find_meant(item["loc"]) for item in errors if item["type"] == "extra_forbidden"}
     typos = {(*location[:-1], name) for location, name in meant.items()}
     problems = [
@@ -130,11 +134,25 @@ def _value_at(path: str, raw: Any) -> str:
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     """Yield what the API rules find wrong with a spec whose types and bounds are right."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
-    yield from _mode_problems(spec)
+    mode, drain, rollout = spec.mode, spec.drain, spec.rollout
+    for is_wrong, broken in (
+        (mode is Mode.MIG and spec.mig is None, rules.MIG_NEEDS_BLOCK),
+        (mode is not Mode.MIG and spec.mig is not None, rules.BLOCK_NEEDS_MIG),
+        (mode is Mode.TIME_SLICING and spec.time_slicing is None, rules.TIME_SLICING_NEEDS_BLOCK),
+        (mode not in (Mode.TIME_SLICING, Mode.MIG) and spec.time_slicing is not None, rules.BLOCK_NEEDS_TIME_SLICING),
+        (mode is Mode.MPS and spec.mps is None, rules.MPS_NEEDS_BLOCK),
+        (mode is not Mode.MPS and spec.mps is not None, rules.BLOCK_NEEDS_MPS),
+    ):
+        if is_wrong:
+            yield Problem(f"spec{broken.field}", broken.message)
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
-    drain, rollout = spec.drain, spec.rollout
-    yield from _rule_problems(drain.rules)
+    for index, rule in enumerate(drain.rules):
+        at = f"spec.drain.rules[{index}]"
+        if rule.timeout is not None and rule.behavior != "WaitCompleted":
+            yield Problem(f"{at}.timeout", rules.RULE_TIMEOUT.message)
+        yield from _selector_problems(f"{at}.namespaceSelector", rule.namespace_selector)
+        yield from _selector_problems(f"{at}.podSelector", rule.pod_selector)
     for at, window in _windows(rollout):
         if not re.fullmatch(rules.CRON, window.schedule):
             yield Problem(f"{at}.schedule", rules.SCHEDULE.message)
@@ -177,13 +195,6 @@ def allowance(max_unavailable: int | str, total: int) -> int:
     return max(1, total * percent // 100) if percent else 0
 
 
-def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    metadata = raw.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, Mapping) else None
-    if isinstance(name, str) and len(name) > rules.MAX_NAME:
-        yield Problem("metadata.name", rules.NAME_LENGTH.message)
-
-
 def _selector_problems(at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False) -> Iterator[Problem]:
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
@@ -199,32 +210,8 @@ def _selector_problems(at: str, selector: LabelSelector | Selector, *, of_nodes:
             yield Problem(f"{at}.matchExpressions[{index}].values", rules.EXPRESSION_VALUES.message)
 
 
-def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
-    for index, rule in enumerate(drain_rules):
-        at = f"spec.drain.rules[{index}]"
-        if rule.timeout is not None and rule.behavior != "WaitCompleted":
-            yield Problem(f"{at}.timeout", rules.RULE_TIMEOUT.message)
-        yield from _selector_problems(f"{at}.namespaceSelector", rule.namespace_selector)
-        yield from _selector_problems(f"{at}.podSelector", rule.pod_selector)
-
-
 def is_rewritten(label: str) -> bool:
     return label in REWRITTEN_LABELS or label.startswith(REWRITTEN_PREFIXES)
-
-
-def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    if spec.mode is Mode.MIG and spec.mig is None:
-        yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
-    if spec.mode is not Mode.MIG and spec.mig is not None:
-        yield Problem("spec.mig", rules.BLOCK_NEEDS_MIG.message)
-    if spec.mode is Mode.TIME_SLICING and spec.time_slicing is None:
-        yield Problem("spec.timeSlicing", rules.TIME_SLICING_NEEDS_BLOCK.message)
-    if spec.mode not in (Mode.TIME_SLICING, Mode.MIG) and spec.time_slicing is not None:
-        yield Problem("spec.timeSlicing", rules.BLOCK_NEEDS_TIME_SLICING.message)
-    if spec.mode is Mode.MPS and spec.mps is None:
-        yield Problem("spec.mps", rules.MPS_NEEDS_BLOCK.message)
-    if spec.mode is not Mode.MPS and spec.mps is not None:
-        yield Problem("spec.mps", rules.BLOCK_NEEDS_MPS.message)
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
@@ -244,18 +231,13 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
         wrong = [name for name in entry.profiles if not re.fullmatch(rules.PROFILE, name)]
         if wrong:
             yield Problem(f"{at}.layouts[{index}].profiles", f"{wrong[0]}: {rules.PROFILE_NAMES.message}")
-    yield from _device_problems(mig)
-
-
-def _device_problems(mig: Mig) -> Iterator[Problem]:
-    layouts = mig.layouts or ()
-    if len(layouts) > 1 and any(entry.devices is None for entry in layouts):
-        yield Problem("spec.mig.layouts", rules.ALL_ALONE.message)
+    if len(mig.layouts) > 1 and any(entry.devices is None for entry in mig.layouts):
+        yield Problem(f"{at}.layouts", rules.ALL_ALONE.message)
     named: set[int] = set()
-    for index, entry in enumerate(layouts):
+    for index, entry in enumerate(mig.layouts):
         for place, device in enumerate(entry.devices or ()):
             if device in named:
-                yield Problem(f"spec.mig.layouts[{index}].devices[{place}]", f"GPU {device} {rules.LISTED_TWICE}")
+                yield Problem(f"{at}.layouts[{index}].devices[{place}]", f"GPU {device} {rules.LISTED_TWICE}")
             named.add(device)
 
 

@@ -49,21 +49,16 @@ class Seen:
         return count_slices((self.snapshot.nodes[node] for node in self.pool.names), self.snapshot)
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyGauge:
-    name: str
-    help: str
-    values: Callable[[Seen], Values]
-    labels: tuple[str, ...] = ()
-    """The labels beside `policy`."""
+PolicyGauge: TypeAlias = tuple[str, str, Callable[[Seen], Values], tuple[str, ...]]
+"""The name of a gauge, its help, how to find its values, and its labels beside `policy`."""
 
 
 def collect_gauges(policies: Mapping[str, Seen]) -> Iterator[GaugeMetricFamily]:
     """Yield every gauge, also those without a value."""
-    for gauge in GAUGES:
-        family = GaugeMetricFamily(gauge.name, gauge.help, labels=["policy", *gauge.labels])
+    for name, text, find, more in GAUGES:
+        family = GaugeMetricFamily(name, text, labels=["policy", *more])
         for policy, seen in policies.items():
-            for labels, value in gauge.values(seen).items():
+            for labels, value in find(seen).items():
                 family.add_metric([policy, *labels], value)
         yield family
 
@@ -132,100 +127,107 @@ BLOCKED_PODS = "gpusharing_drain_blocked_seconds"
 BLOCKED = "gpusharing_policy_blocked_seconds"
 AGENTLESS = "gpusharing_policy_without_agent_seconds"
 
-GAUGES = (
-    PolicyGauge(
+GAUGES: tuple[PolicyGauge, ...] = (
+    (
         "gpusharing_policy_nodes",
         "Nodes of a policy by phase.",
         lambda seen: Tally((str(verdict.phase),) for verdict in seen.owned),
         ("phase",),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_condition",
         "1 for the present status and reason of each condition of a policy.",
         _conditions,
         ("type", "status", "reason"),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_unhealthy_nodes",
         "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
         _unhealthy,
         ("reason",),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_budget_allowed_nodes",
         "Number of a policy's nodes that may be unavailable at once, according to rollout.maxUnavailable.",
         lambda seen: {(): seen.pool.limit},
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_budget_used_nodes",
         "Number of a policy's nodes that are unavailable, or may soon be because someone else has begun to work"
         " on them. Each node counts once.",
         lambda seen: {(): seen.pool.used},
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_halted",
         "1 while a policy starts no further changes because rollout.maxFailures was reached.",
         lambda seen: {(): any(verdict.reason is Reason.HALTED for verdict in seen.owned)},
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_gpu_hourly_price",
         "Price of one GPU per hour as set in spec.cost of the policy; absent if it is not set.",
         _prices,
         ("currency",),
     ),
-    PolicyGauge(
+    (
         "gpusharing_drain_blocked_pods",
         "Pods that block the drains of a policy's nodes, by reason.",
         _blocked_pods,
         ("reason",),
     ),
-    PolicyGauge(
+    (
         BLOCKED_PODS,
         "How long the same pods have kept a node of a policy from being drained, by reason: that of the node with the"
         " longest time. Jobs that the policy waits for, and what ends at a certain time, do not count.",
         lambda seen: seen.ages.get(BLOCKED_PODS, {}),
         ("reason",),
     ),
-    PolicyGauge(
+    (
         BLOCKED,
         "How long a node of a policy has been blocked by what only a person can end, by reason: that of the node with"
         " the longest time.",
         lambda seen: seen.ages.get(BLOCKED, {}),
         ("reason",),
     ),
-    PolicyGauge(
+    (
         AGENTLESS,
         "How long a node of a policy has had no Ready agent: that of the node with the longest time.",
         lambda seen: seen.ages.get(AGENTLESS, {}),
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_abandoned_changes",
         "How many changes of this revision were given up on a node of a policy: that of the node with the most.",
         _given_up,
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_drifted_nodes",
         "Nodes of a policy that no longer match their last proven state and are not being corrected yet.",
         _drifted,
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_nodes_without_agent",
         "Nodes of a policy that have no Ready agent.",
         lambda seen: {(): len(set(seen.pool.names) - seen.snapshot.agents)},
+        (),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_gpus",
         "GPUs reported by the agents on a policy's nodes, by the mode of the policy.",
         _gpus,
         ("mode",),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_slices",
         "GPU slices (MIG instances, shares, or whole GPUs) that the policy's nodes advertise.",
         lambda seen: {(resource,): count for resource, count in seen.slices[0].items()},
         ("resource",),
     ),
-    PolicyGauge(
+    (
         "gpusharing_policy_slices_idle",
         "GPU slices that are not allocated to a pod, on nodes that accept pods.",
         lambda seen: {(resource,): count for resource, count in seen.slices[1].items()},

@@ -17,7 +17,7 @@ import structlog
 
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import FATAL, Executor
-from gpusharing.controller.metrics import Observer
+from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
 from gpusharing.controller.tainttest import PERIOD, TaintTest
@@ -79,12 +79,12 @@ class Loop:
         client: KubeClient,
         leader: LeaderLease,
         settings: Settings,
-        observer: Observer,
+        metrics: Metrics,
         *,
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
+        self.leader, self.settings, self.metrics, self.now = leader, settings, metrics, now
         self._complaints = Complaints()
         self.wake = asyncio.Event()
         """Set by every event; one pass then handles all of them."""
@@ -104,7 +104,7 @@ class Loop:
             settings.publish_period,
             leader.identity,
             workers,
-            observer.changed,
+            metrics.changed,
         )
         self.executor = Executor(
             sender,
@@ -133,7 +133,7 @@ class Loop:
         Nor do calls that belong to no pass (watches, the Lease), which continue while the loop hangs."""
 
     def _acted(self, action: Action, result: str) -> None:
-        self.observer.acted(action, result)
+        self.metrics.acted(action, result)
         if result != "done":
             return
         if isinstance(action, SetPointers):
@@ -273,7 +273,7 @@ class Loop:
         return leads and not missing
 
     async def once(self) -> datetime | None:
-        """Run one pass, set `plan` and `memory`, and report it to the observer.
+        """Run one pass, set `plan` and `memory`, and count it in the metrics.
 
         Return when the next pass is due at the latest. Raises Unavailable if the policies have never been listed, and a
         group of errors that concern all calls.
@@ -303,7 +303,7 @@ class Loop:
             self.publisher.begin(plan, snapshot, now)
             # A follow-up pass does not wait for statuses and Events, which are only for people.
             held_back = None if at_once else await self.publisher.ended()
-        self.observer.passed(seconds, plan, snapshot, outcome)
+        self.metrics.passed(seconds, plan, snapshot)
         why = snapshot.policies_error
         stale = "the cached policies may be out of date, so the operator does not start a change on any node"
         self._complaints.check("policies", why, stale, error=why)

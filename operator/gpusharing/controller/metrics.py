@@ -1,4 +1,4 @@
-"""The operator's metrics for Prometheus, and the observer that the loop tells about each pass.
+"""The operator's metrics for Prometheus.
 
 `docs/reference/metrics.md` is generated from this file.
 """
@@ -11,7 +11,6 @@ from prometheus_client import Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
 from gpusharing.api.names import Phase
-from gpusharing.controller.execute import Outcome
 from gpusharing.controller.gauges import Seen, Standstill, collect_gauges, find_standstills
 from gpusharing.controller.role import ProcessMetrics
 from gpusharing.planning.report.counts import waited_for
@@ -23,26 +22,8 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
-class Observer:
-    """Receives a call for each thing that happens in the loop.
-
-    This one ignores all of them, for an operator without metrics.
-    """
-
-    def passed(
-        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> None:
-        """Called at the end of a pass with the seconds of each step by its name."""
-
-    def acted(self, action: Action, result: str) -> None:
-        """Called after an action with its result, `done` or what prevented it."""
-
-    def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Called when the verdict of a node differs from the one before, which is None for a new node."""
-
-
-class Metrics(Observer, Collector):
-    """The leader's metrics."""
+class Metrics(Collector):
+    """The leader's metrics, which the loop tells about each pass."""
 
     def __init__(self, process: ProcessMetrics | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.process = process or ProcessMetrics()
@@ -135,9 +116,8 @@ class Metrics(Observer, Collector):
                 self.pending.labels(resource).set(count)
         yield from collect_gauges(policies)
 
-    def passed(
-        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> None:
+    def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot) -> None:
+        """Record a pass, with the seconds of each step by its name."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():
@@ -161,9 +141,11 @@ class Metrics(Observer, Collector):
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def acted(self, action: Action, result: str) -> None:
+        """Count an action by its result, `done` or what prevented it."""
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """Count the change of a node's verdict; `before` is None for a new node."""
         if before is not None and after.mps_pod is not None and after.policy in self._policies:
             self.lapses.labels(after.policy).inc(count_lapses(before.mps_pod, after.mps_pod))
         if before is not None and before.phase is not after.phase:

@@ -211,8 +211,9 @@ class Publisher:
             events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
             pool = plan.pools.get(verdict.policy)
             # kubectl describe shows the Events about one object, and people describe the policy or the GPUNode.
-            gpunode = _gpunode_of(snapshot.gpunodes.get(verdict.node))
-            subjects = (_policy_of(pool.policy), *gpunode) if pool is not None else ()
+            subjects = [_policy_of(pool.policy)] if pool is not None else []
+            if pool is not None and (gpunode := snapshot.gpunodes.get(verdict.node)) is not None:
+                subjects.append(_reference("GPUNode", gpunode.name, names.API_VERSION) | {"uid": gpunode.uid})
             for event in events if subjects else ():
                 for regarding in subjects:
                     self._queue(event, regarding, now, related=_reference("Node", verdict.node))
@@ -423,12 +424,6 @@ def _reference(kind: str, name: str, api_version: str = "v1") -> JSON:
 
 def _policy_of(policy: PolicyView) -> JSON:
     return {**_reference("GPUSharingPolicy", policy.name, names.API_VERSION), "uid": policy.uid}
-
-
-def _gpunode_of(gpunode: GPUNodeView | None) -> tuple[JSON, ...]:
-    if gpunode is None:
-        return ()
-    return ({**_reference("GPUNode", gpunode.name, names.API_VERSION), "uid": gpunode.uid},)
 
 
 def _without_none(wanted: Mapping[str, Any]) -> JSON:

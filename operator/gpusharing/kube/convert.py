@@ -191,7 +191,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 def unknown_gpunode(raw: JSON, why: str) -> GPUNodeView:
     named = {key: text(raw, "metadata", key) for key in ("name", "uid")}
-    return gpunode_view({**raw, "metadata": named}, _unreadable(why))
+    return gpunode_view({"metadata": named, "spec": raw.get("spec")}, _unreadable(why))
 
 
 def _unreadable(why: str) -> ObservedView:

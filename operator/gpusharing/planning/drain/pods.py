@@ -10,12 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_HOSTNAME, RESOURCE_GPU, DisruptionClass, is_gpu_resource
 from gpusharing.api.policy import Drain, DrainRule, Selector
 from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import parse_duration, to_rfc3339
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork, Part, PodView, Scope
 from gpusharing.planning.snapshot.records import CLOCK_ERROR

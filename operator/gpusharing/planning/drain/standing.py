@@ -10,9 +10,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.policy import Drain
-from gpusharing.api.times import NEVER
+from gpusharing.api.times import NEVER, parse_duration
 from gpusharing.planning.drain.evictions import binding_budgets, forget_old, is_accepted, is_seen, sent_lately
 from gpusharing.planning.drain.pods import Classified, Tier, classify, patience, tier_of
 from gpusharing.planning.snapshot.podviews import (

@@ -9,8 +9,8 @@ from hashlib import sha256
 from typing import TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.plan import Crowd, crowding, due_under, preflight, with_gangs
 from gpusharing.planning.drain.pods import REPORTED_WITHIN, has_finished, holds_gpu
 from gpusharing.planning.drain.standing import Standings, find_standings

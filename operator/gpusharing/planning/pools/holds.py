@@ -11,9 +11,8 @@ from datetime import datetime
 from hashlib import sha256
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import WAY, DisruptionClass, Phase
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import parse_duration, to_rfc3339
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.candidates import CAP
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import Phase
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.plan import crowding, due_under
 from gpusharing.planning.pools.candidates import (
     Candidate,

@@ -11,9 +11,8 @@ from itertools import islice
 
 from cronsim import CronSim, CronSimError
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.policy import GPUSharingPolicySpec, Window, Windows
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import parse_duration, to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import actuation_limit
 from gpusharing.planning.vocabulary.findings import Finding

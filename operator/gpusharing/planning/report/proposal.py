@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.evictions import binding_budgets
 from gpusharing.planning.drain.placement import Needs, Offer, could_start, needs_of
 from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation

@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.times import NEVER, from_rfc3339
+from gpusharing.api.times import NEVER, from_rfc3339, parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView

@@ -12,10 +12,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.times import NEVER
+from gpusharing.api.times import NEVER, parse_duration
 from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may_uncordon, run

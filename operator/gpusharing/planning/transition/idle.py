@@ -11,8 +11,8 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.durations import parse_duration
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.pods import count_staying, has_finished
 from gpusharing.planning.drain.standing import explain_gangs
