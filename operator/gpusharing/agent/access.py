@@ -35,10 +35,8 @@ UNDECIDED: Decision = 503, "the API server could not be asked whether this token
 class MetricsAccess:
     """Decides by the API server who may read the metrics. Safe to call from several threads.
 
-    As for a kubelet, a TokenReview says whose token it is, and a SubjectAccessReview whether that user may get
-    `/metrics`. One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API
-    server one call at a time. A reader whose answer is cached does not wait, and refused tokens do not displace that
-    answer.
+    One token is reviewed at a time and few requests wait for that, so a flood of tokens costs the API server one call
+    at a time. A reader whose answer is cached does not wait.
     """
 
     def __init__(self, api: KubeClient, clock: Callable[[], float] = time.monotonic) -> None:
@@ -50,10 +48,7 @@ class MetricsAccess:
         self._error = ""
 
     def decide(self, authorization: str) -> Decision:
-        """Decide about a request with this Authorization header.
-
-        Blocks for up to PATIENCE for each review before this one; must not be called from the event loop.
-        """
+        """Decide about a request with this Authorization header; blocks, so never call it from the event loop."""
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:

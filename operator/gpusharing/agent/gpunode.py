@@ -60,18 +60,11 @@ class OwnNode:
 
     @property
     def doubted(self) -> bool:
-        """Whether the server's last list was older than a state that it had shown before.
-
-        Only a write shows whether the server lags or was restored from a backup. The next accepted list clears this.
-        """
+        """Whether the server's last list was older than a state that it had shown before."""
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Store `node`, the server's answer to our write to `before`, in the cache.
-
-        None drops the cached object. An answer with a lower version than `before` shows that the store was restored
-        from a backup.
-        """
+        """Store the answer to our write to `before`, or drop the object. A lower version shows a restored store."""
         if node is None:
             self._cache.drop(self.name)
             return
@@ -173,11 +166,7 @@ class Observation(Observed):
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:
-        """Return the merge patch of `node`'s status with every key of this observation.
-
-        None means that the server already has all of it. A merge patch keeps map keys that it does not name, so
-        fields at their default and resource names that have disappeared are set to null.
-        """
+        """Return the merge patch of `node`'s status, with null for what is gone; None if it has all of it."""
         (known,) = to_wire((self,))
         wanted: JSON = dict.fromkeys(to_wire(self)) | known
         present = section(node, "status", "observed")

@@ -80,10 +80,7 @@ class Conversation:
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """Begin one call for each path.
-
-        Raises ValueError if the server has ended the connection. MOST_TURNS is not enforced, so check `over` first.
-        """
+        """Begin one call for each path; ValueError if the server has ended the connection. Check `over` first."""
         if self._terminated:
             raise ValueError("the server has closed the connection, so no further calls can be made")
         self._turns += 1
@@ -98,10 +95,7 @@ class Conversation:
         return self._to_send(), streams
 
     def receive(self, data: bytes) -> bytes:
-        """Process bytes from the server, which update the streams.
-
-        Raises ValueError if they are invalid or too many; the connection cannot be used after that.
-        """
+        """Process bytes from the server; ValueError if they are invalid or too many, which ends the connection."""
         self._unread += data
         unread = self._unread
         try:

@@ -36,10 +36,7 @@ class KubeletPodResources:
         """Device, inode and time of change of the socket's file at the connection. Inode numbers are reused."""
 
     async def read(self) -> Holdings:
-        """Read as `PodResources` does. Any error, and a cancellation too, closes the connection.
-
-        If only the allocatable devices cannot be read, they are None: drains depend only on which pods hold devices.
-        """
+        """Read as `PodResources` does; any error closes the connection. Without allocatable devices these are None."""
         try:
             try:
                 async with asyncio.timeout(self._timeout):

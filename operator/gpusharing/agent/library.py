@@ -173,10 +173,7 @@ class Use:
 
 @value
 class Reading:
-    """Everything about the GPUs of this node, read in one go.
-
-    Two are equal if the GPUs are, whatever they are used for.
-    """
+    """Everything about the GPUs of this node, read in one go. Two are equal if the GPUs are, however they are used."""
 
     driver_version: str
     """Version of the NVIDIA driver; empty when unknown."""

@@ -61,10 +61,7 @@ NO_LOGIN = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT.
-
-    Return the exit status: 0 after a signal, 1 if only a new container can read the GPUs, or NO_LOGIN.
-    """
+    """Run the agent until a signal; return 0, 1 if only a new container can read the GPUs, or NO_LOGIN."""
     options = parse(arguments, os.environ)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(options.node_name))
@@ -127,10 +124,7 @@ def _variable(flag: str) -> str:
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags, by default those of the command line.
-
-    A flag's default is its environment variable, if that is not empty.
-    """
+    """Parse the flags. A flag's default is its environment variable, if that is not empty."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

@@ -168,10 +168,7 @@ def list_processes(processes: Processes, handle: Any, device: str = "") -> list[
 def list_rest(
     processes: Processes, handle: Any, listed: Iterable[ListedProcess], *, hidden: bool
 ) -> list[ListedProcess]:
-    """Return the processes of a GPU with MIG on that are not `listed` for its MIG devices.
-
-    UNKNOWN_PROCESS is included if there may be more, as with `hidden`.
-    """
+    """Return the processes of a GPU with MIG on that are not `listed` for its MIG devices, or UNKNOWN_PROCESS."""
     known = {process.pid for process, _ in listed} - {UNKNOWN_PROCESS.pid}
     # An empty list for the whole GPU does not contradict the lists of its MIG devices.
     found = _list(processes, handle, "", required=False, hidden=hidden)

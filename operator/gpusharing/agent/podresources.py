@@ -124,11 +124,7 @@ class HoldingsDecoder:
         self._last = Holdings()
 
     def decode(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Return the holdings in a ListPodResourcesResponse and an AllocatableResourcesResponse.
-
-        They are the same object while neither changes. Raises ValueError if `listed` is malformed; without a valid
-        `allocatable` those devices are None.
-        """
+        """Return the holdings in both answers, the same object while neither changes; ValueError for a bad `listed`."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         by_pod = tuple(sorted(rows, key=attrgetter("namespace", "pod", "resource")))
         devices: tuple[tuple[str, str], ...] | None = None

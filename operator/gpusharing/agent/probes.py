@@ -66,10 +66,7 @@ class ProbeServer(ThreadingTCPServer):
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more connections and free the port; requests under way are not awaited.
-
-        Waits forever without `start`.
-        """
+        """Accept no more connections and free the port; waits forever without `start`."""
         self.shutdown()
         self.server_close()
         self._thread.join()

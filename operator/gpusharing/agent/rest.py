@@ -40,11 +40,7 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch until it ends, and raise the error that ended it.
-
-        A silence of INACTIVITY seconds is Unavailable. Unauthorized is raised after a 401, once the credentials have
-        been renewed for the next watch.
-        """
+        """Yield the events of a watch; a silence of INACTIVITY is Unavailable, and a 401 renews the credentials."""
         exchange = await self._prepared(lasting(request))
         loop = asyncio.get_running_loop()
         lines: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
@@ -83,11 +79,7 @@ class RestClient(KubeClient):
             raise line
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request and return the answer.
-
-        After a 401 the credentials are renewed and it is sent once more. No answer within TOTAL_TIMEOUT of an attempt
-        is Unavailable.
-        """
+        """Send a request, after a 401 once more; no answer within TOTAL_TIMEOUT of an attempt is Unavailable."""
         for last in (False, True):
             exchange = await self._prepared(request)
             if request.verb not in ("get", "list"):
@@ -121,10 +113,7 @@ class RestClient(KubeClient):
 
 
 class _Exchange(HTTPSConnection):
-    """One request and its own connection.
-
-    The server's certificate may name something other than its address (tls-server-name of a kubeconfig).
-    """
+    """One request and its own connection, to a server whose certificate may name another host (tls-server-name)."""
 
     unwanted = False
     """Whether the caller has given up. A write that is sent after that could undo a newer one."""
@@ -148,10 +137,7 @@ class _Exchange(HTTPSConnection):
             self.sock.do_handshake()
 
     def send_off(self, timeout: float) -> HTTPResponse:
-        """Connect, send the request, and return the response without having read its body.
-
-        The caller closes the connection.
-        """
+        """Send the request and return the response, whose body is not read; the caller closes the connection."""
         api_request = self.api_request
         data, headers = encode_body(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}

@@ -63,10 +63,7 @@ class Evictor:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod unless the server has accepted that before, and return whether it accepts it now.
-
-        Raises a KubeError that concerns all calls.
-        """
+        """Evict or delete a pod, unless that was accepted before, and return whether it is accepted now."""
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
         try:

@@ -188,10 +188,6 @@ class Executor:
         return failure is not None and failure.holds(self.now())
 
     async def _write_shared(self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome) -> set[str]:
-        """Make the shared writes in order, those of one kind at once, and return what is blocked.
-
-        A write that was not made blocks the nodes of a policy, of all (`*`), or points of no return (CLAIMS).
-        """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""

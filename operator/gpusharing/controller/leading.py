@@ -90,10 +90,6 @@ async def lead(role: Role, login: Login, settings: Settings, process: ProcessMet
 
 
 def settle_heap() -> None:
-    """Exempt all present objects from the cycle collector permanently, because they live long.
-
-    Reference counts still free them. Thousands of views, none of them in a cycle, would cost 90 ms in every full
-    collection.
-    """
+    """Exempt all present objects, which live long, from the cycle collector; thousands of views would cost it 90 ms."""
     gc.collect()
     gc.freeze()

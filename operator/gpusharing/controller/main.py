@@ -87,11 +87,7 @@ def configure_logs(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the operator until a signal, and return the exit status.
-
-    It is 0, NO_LOGIN, or FAULT if it cannot listen on a port. If the operator loses the Lease while it leads, the
-    process ends without returning here.
-    """
+    """Run the operator until a signal, and return the exit status; a lost Lease ends the process without returning."""
     login, metrics = environment_login(environment), ProcessMetrics()
     try:
         await login.access()

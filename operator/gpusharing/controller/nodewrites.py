@@ -72,10 +72,7 @@ class NodeWrites:
         return taint_rule_view(raw).since == action.node.rule_since
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        """Write the request to the agent into the node's GPUNode, which is created if it does not exist.
-
-        Raises NotFound if the Node is found to be gone or replaced.
-        """
+        """Write the request to the agent into the node's GPUNode; NotFound if the Node is gone or replaced."""
         spec = {"request": {"id": action.request_id, "quiet": action.quiet, "holders": action.holders}}
         try:
             if self.sources.gpunodes.version(action.node):
@@ -106,10 +103,7 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def clear_requests(self, action: ClearRequests) -> bool:
-        """Remove the requests from the GPUNode; False if it has others.
-
-        Raises Conflict if it has changed in another way.
-        """
+        """Remove the requests from the GPUNode; False if it has others, Conflict if it has changed in another way."""
         name, gpunodes = action.node, self.sources.gpunodes
         if name not in gpunodes.items or gpunodes.items[name].requests != action.requests:
             return False

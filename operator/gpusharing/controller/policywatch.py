@@ -89,10 +89,7 @@ async def follow_policies(
 
 
 def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
-    """Return a middleware that calls `act` before each watch that follows a list of the policies.
-
-    kopf does not learn of a policy that was deleted before its list, because the list does not show what is missing.
-    """
+    """Return a middleware that calls `act` before each watch after a list: kopf does not see what the list lacks."""
     listed = False
 
     async def watch_lists(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

@@ -133,12 +133,7 @@ class Publisher:
         await self.workers.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Report changed verdicts, write changed statuses and post the pending Events.
-
-        Return when the next write is due. A write that takes too long continues in the background, and its object is
-        left out of later rounds until it has ended. Errors of the server, and errors in computing a status, are logged
-        and not raised.
-        """
+        """Report changed verdicts, write changed statuses, post pending Events; return when the next write is due."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():

@@ -86,11 +86,7 @@ class Role:
 
 
 def application(role: Role) -> web.Application:
-    """Return the application with /healthz (`Role.dead`) and /readyz (`Role.unready`).
-
-    An answer of 503 has a line for each problem. kopf has an endpoint of its own, which answers 200 whatever its
-    watchers do.
-    """
+    """Return the application with /healthz and /readyz, as kopf's own endpoint answers 200 whatever its watchers do."""
 
     def page(find: Callable[[], dict[str, str]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(_: web.Request) -> web.Response:

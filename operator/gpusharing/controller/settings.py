@@ -86,11 +86,7 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that the variables GPUSHARING_<NAME> give.
-
-    An empty variable is a value, too, and not the default. Raises SettingsError for an unknown name, or for a value
-    that is not valid by itself or together with others.
-    """
+    """Return the settings of the variables GPUSHARING_<NAME>, or raise SettingsError; an empty one is a value."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()

@@ -119,10 +119,7 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Let fields of a ClusterPolicy point to our ConfigMaps, and list them in its annotation.
-
-        Raises Conflict if it has changed since the decision.
-        """
+        """Let fields of a ClusterPolicy point to our ConfigMaps; Conflict if it has changed since the decision."""
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):

@@ -54,11 +54,8 @@ class ActuatorLogs:
     ) -> dict[str, str]:
         """Return why mig-manager failed, as far as known, by name of each fenced node with the state `failed`.
 
-        A log is read once per attempt, and again after a growing wait if it gave no reason. A slow read may end after
-        this call; a later call then returns its reason.
-
-        Raises:
-            ExceptionGroup: with Unauthorized or ServerAway from a read, perhaps from one of an earlier call.
+        A slow read may end after this call, and its error (Unauthorized, ServerAway) be raised by a later one, in a
+        group.
         """
         failed = {
             name: f"{pods[name].uid}/{node.fence.attempt}"

@@ -19,10 +19,9 @@ Background: TypeAlias = Callable[[Callable[[], Any], str], asyncio.Future[Any]]
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Start `call` in a new daemon thread, and return a future of its result.
+    """Start `call` in a daemon thread, and return a future of its result, whose cancellation does not end the call.
 
-    Canceling the future does not end the call. asyncio.to_thread does not fit: its threads are joined at exit, and a
-    hung one would keep the process alive.
+    asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
     """
     run, future = _prepare(call)
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -30,11 +29,7 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 def new_worker() -> Background:
-    """Return a function that starts calls as `in_daemon_thread` does, all in one thread that is kept.
-
-    That costs half as much. Calls run one after another, so if one hangs, the next ones wait. The thread gets the name
-    of the first call.
-    """
+    """Return a function that starts calls as `in_daemon_thread` does, one by one in one thread: half the cost."""
     calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     thread: threading.Thread | None = None
 
@@ -95,10 +90,7 @@ class CommandLoop(asyncio.SelectorEventLoop):
         return started
 
     async def end_programs(self) -> None:
-        """Kill the programs that still run, and wait until they have ended, without a limit of time.
-
-        Processes that they started themselves are left alone: one may be the user's browser, in which to log in.
-        """
+        """Kill the programs that still run, though not what they started, and wait until they have ended."""
         for program in self._programs:
             program.close()
         while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so

@@ -160,11 +160,7 @@ class ApiRequest:
 
 
 class KubeClient(ABC):
-    """A client of the API server: a subclass writes `call` and `stream`.
-
-    However the server or the network fails, a method raises a KubeError and nothing else, unless its docstring names
-    further errors.
-    """
+    """A client of the API server: a subclass writes `call` and `stream`. Methods raise KubeErrors and nothing else."""
 
     @abstractmethod
     async def call(self, request: ApiRequest) -> JSON:
@@ -185,11 +181,7 @@ class KubeClient(ABC):
     async def list_page(
         self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
     ) -> Page:
-        """Read one page of a list; `kube/lists.py` reads whole lists.
-
-        `limit` is the most objects in the page, or 0 for all, and `after` the token of the previous page. Raises
-        Expired if the server no longer keeps the state that the token refers to.
-        """
+        """Read one page of a list, of `limit` objects (0 for all) after the token `after`, which may have Expired."""
         query = _selectors(filters)
         if limit:
             query["limit"] = str(limit)
@@ -206,10 +198,7 @@ class KubeClient(ABC):
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the changes since `resource_version`, and bookmarks, until the server closes the watch.
-
-        Raises Expired on 410, and Unavailable when the stream breaks or is silent for too long.
-        """
+        """Yield changes and bookmarks until the server closes the watch; Expired on 410, Unavailable if it breaks."""
         query = {"resourceVersion": resource_version, **_selectors(filters)}
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
@@ -233,21 +222,16 @@ class KubeClient(ABC):
     async def patch(
         self, resource: Resource, name: str, body: JSON, *, namespace: str | None = None, subresource: str | None = None
     ) -> JSON:
-        """Send a JSON merge patch of the object, or of its `subresource`, and return the object as it is now.
-
-        A body with metadata.resourceVersion makes the patch conditional: it raises Conflict if the object has changed
-        since.
-        """
+        """Send a JSON merge patch, conditional if it has a resourceVersion, and return the object as it is now."""
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
 
     async def delete(
         self, resource: Resource, name: str, *, namespace: str | None = None, uid: str, grace: int | None = None
     ) -> None:
-        """Request the deletion of the object with this `uid`.
+        """Request the deletion of the object with this `uid`; `grace` is in seconds, None means the object's own.
 
-        The object may stay until its grace period and its finalizers have ended. `grace` is in seconds; None means the
-        object's own. Raises NotFound if the object does not exist, and Conflict if its name belongs to another UID.
+        Raises NotFound if the object does not exist, and Conflict if its name belongs to another UID.
         """
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
@@ -255,10 +239,7 @@ class KubeClient(ABC):
         await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """Return the last `lines` lines of a pod's log.
-
-        Raises Invalid if the pod has several containers, and Unavailable if its kubelet cannot be reached.
-        """
+        """Return the end of a pod's log; Invalid if it has several containers, Unavailable without its kubelet."""
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)

@@ -78,10 +78,7 @@ def start_gate(node: JSON) -> str | None:
 
 
 def tolerates(tolerations: Sequence[JSON], key: str = TAINT_UNPROVEN, value: str | None = None) -> bool:
-    """Whether pods with these tolerations may start on a node with the taint `key`:NoSchedule.
-
-    If `value`, the taint's value, is None, every value of a toleration with this key matches (core/v1 Toleration).
-    """
+    """Whether pods with these tolerations may start on a node with the taint `key`:NoSchedule, of any value if None."""
     return any(
         one.covers(Taint(key, one.value if value is None else value, EFFECT)) for one in tolerations_of(tolerations)
     )
@@ -105,11 +102,7 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node.
-
-    `maintenance_keys` mark it as maintained by somebody else, as do the keys in kube/maintenance.py. A fence that
-    cannot be read becomes None, with the reason in `fence_error`.
-    """
+    """Convert a raw Node; `maintenance_keys` are further marks of somebody else's maintenance."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)

@@ -154,11 +154,7 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 
 def signal(raw: JSON, program: str) -> JSON:
-    """Return a merge patch for a DaemonSet of MPS daemons that lets its config-manager notify `program`.
-
-    It repeats all containers, because a merge patch replaces lists, and is conditional on this version of the
-    DaemonSet.
-    """
+    """Return a merge patch for this version of the MPS DaemonSet that lets its config-manager notify `program`."""
     containers = entries(raw, "spec", "template", "spec", "containers")
     for index, container in enumerate(containers):
         if text(container, "name") == MANAGER:
@@ -352,10 +348,7 @@ AGENT = "gpusharing-agent"
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """Convert a raw pod of the agent's DaemonSet.
-
-    Its troubles are read only if it is neither Ready nor being deleted.
-    """
+    """Convert a raw pod of the agent's DaemonSet, with its troubles if it is neither Ready nor being deleted."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting

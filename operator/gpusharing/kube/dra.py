@@ -50,10 +50,7 @@ def starts(container: JSON, program: str) -> bool:
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DaemonSetState | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver; None for others.
-
-    A driver only for compute domains counts. `containers` are the containers of its pod template, by name.
-    """
+    """Convert a raw DaemonSet with these containers that runs NVIDIA's DRA driver, with GPUs or not; or None."""
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get("compute-domains", {}), "compute-domain-kubelet-plugin"):
         return None
@@ -123,10 +120,7 @@ def tell_unread(error: KubeError | None, kind: str, unserved: str = SLICES_UNSER
 
 
 def device_index(slices: Callable[[], Mapping[str, SliceView]]) -> Callable[[], dict[str, NodeDevices]]:
-    """Return a function that finds the devices which `slices` publish for each node, by node name.
-
-    It returns the same objects as long as the slices of a node are equal.
-    """
+    """Return a function that finds the devices of each node in `slices`, the same objects while these are equal."""
     known: dict[str, tuple[list[SliceView], NodeDevices]] = {}
 
     def by_node() -> dict[str, NodeDevices]:
@@ -214,10 +208,7 @@ def rule_for(node: str) -> JSON:
 
 
 def taint_rule_view(raw: JSON) -> TaintRuleView:
-    """Convert a raw DeviceTaintRule.
-
-    It keeps pods off (`since`) only if it is that of `rule_for` and is not being deleted.
-    """
+    """Convert a raw DeviceTaintRule, which keeps pods off (`since`) only if it is `rule_for` its node and stays."""
     view = TaintRuleView(text(raw, "metadata", "name"), text(raw, "metadata", "uid"), None)
     spec, wanted = section(raw, "spec"), rule_for(view.node)["spec"]
     taint = {key: value for key, value in section(spec, "taint").items() if key != "timeAdded"}

@@ -42,10 +42,7 @@ class Expired(KubeError):
 
 
 class Invalid(KubeError):
-    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent.
-
-    Never repeat it unchanged.
-    """
+    """400, 422, and any other 4xx without an error of its own: the server refuses this; never repeat it unchanged."""
 
 
 class Unauthorized(KubeError):
@@ -69,10 +66,7 @@ class Forbidden(KubeError):
 
 @dataclass
 class EvictionBlocked(KubeError):
-    """429 with cause DisruptionBudget: a budget refuses for now (docs/design/drain.md#e5, E6).
-
-    Also a 500 or 504 on an eviction that names a time to wait: the server lost a race over the budget (E14).
-    """
+    """A budget refuses for now: 429 with cause DisruptionBudget (E5, E6), or a lost race with a time to wait (E14)."""
 
     retry_after: float | None = None
     """Seconds to wait; None when the server gave none, as is usual for a plain refusal by a budget."""
@@ -96,25 +90,15 @@ class Undone(KubeError):
 
 
 class Unavailable(KubeError):
-    """5xx, 408, time-outs, broken connections: the call failed, but may still have been carried out.
-
-    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be
-    decoded.
-    """
+    """5xx, 408, time-outs, broken connections: the call may have been carried out, and other calls may succeed."""
 
 
 class ServerAway(KubeError):
-    """Calls about different objects failed in a row, and none succeeded in between: end the pass.
-
-    Raised in one place only, by kube/fanout.py.
-    """
+    """Calls about different objects failed in a row (kube/fanout.py), and none succeeded in between: end the pass."""
 
 
 class EvictionFailed(KubeError):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8).
-
-    Also a 429 with a Status that names no time to wait (E11).
-    """
+    """500 on an eviction, as for two budgets on one pod (E8), or a 429 with a Status and no time to wait (E11)."""
 
 
 def describe_bug(error: BaseException) -> str:

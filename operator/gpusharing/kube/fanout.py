@@ -88,11 +88,7 @@ class Fanout(PassingClient):
         return await self.send(request, published=False)
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
-        """Wait for one of the slots, without a limit of time, then send the request, unless it is on hold.
-
-        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway in place of Unavailable
-        once the server counts as away.
-        """
+        """Wait for a slot, then send the request; HeldBack, without sending, while it is on hold, or ServerAway."""
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
             if (left := self.hold_left(target)) > 0:
@@ -117,10 +113,9 @@ class Fanout(PassingClient):
             return answer
 
     def hold_left(self, target: CallTarget | None = None) -> float:
-        """Return the seconds until a call about `target` may be sent, or any call at all if it is None.
+        """Return the seconds until a call about `target` may be sent, or any call if it is None; 0 or less means now.
 
-        A result of 0 or less means now. All calls wait while a door of Nodes, in either flow, and a door of another
-        kind, in the flow that decisions depend on, are held at the same time.
+        All calls wait while a door of Nodes and one of another kind, in the flow that decisions depend on, are held.
         """
         of_nodes = others = float("-inf")
         for (published, _, kind), held_until in self.doors.items():
@@ -173,11 +168,10 @@ class Fanout(PassingClient):
 
 
 class PublishingClient(PassingClient):
-    """A client for calls that only publish something for people: statuses and Events.
+    """A client for statuses and Events, which are only for people.
 
-    They share the limit of calls under way with all other calls, and their answers show that the server can be reached.
-    Their refusals and failures neither hold back the calls that decisions depend on, nor end a pass. Watches go to the
-    client behind the Fanout.
+    They share the limit of calls under way with all other calls. Their refusals and failures neither hold back the
+    calls that decisions depend on, nor end a pass. Watches go to the client behind the Fanout.
     """
 
     def __init__(self, fanout: Fanout) -> None:

@@ -62,10 +62,9 @@ def claims_text(
     failed_nodes: Mapping[str, FailedNode] | None = None,
     consents: Mapping[str, Consent] | None = None,
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease.
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease, in place of `before`.
 
-    It has claims by node, failures by UID of the Node, and consents by UID of the policy. Unknown keys in `before`, the value that this one replaces,
-    are kept as long as the same claim or failure is on record.
+    Unknown keys in `before` are kept as long as the same claim or failure is on record.
     """
     try:
         record = _load(before) if before else {}

@@ -75,14 +75,10 @@ class Gatherer:
         failed_nodes: Mapping[str, FailedNode],
         now: datetime,
     ) -> ClusterSnapshot:
-        """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
+        """Return everything that a plan depends on, with the pods of those nodes in `wanted` that are due.
 
-        The pods of those nodes in `wanted` that are due are listed. A slow LIST continues in the background; until it
-        ends, the node keeps the result of its last one. `memory` comes from the last pass.
-
-        Raises:
-            Unavailable: no LIST of the policies has succeeded yet.
-            ExceptionGroup: with Unauthorized or ServerAway.
+        A slow LIST continues in the background. Raises Unavailable if no LIST of the policies has succeeded yet, and a
+        group with Unauthorized or ServerAway.
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)

@@ -205,10 +205,7 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call has done so since this one sent the token `refused`.
-
-        With only a client certificate there is no token, before or after a renewal, so each refused call renews again.
-        """
+        """Renew the credentials, unless another call has done so since this one sent the token `refused`."""
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()

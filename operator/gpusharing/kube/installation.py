@@ -54,10 +54,7 @@ RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the objects of an installation, and records which could not be read.
-
-    Only Unauthorized and Unavailable are raised.
-    """
+    """Reads an installation, and records what could not be read; raises Unauthorized and Unavailable."""
 
     client: KubeClient
     place: Place
@@ -94,11 +91,7 @@ class _Reader:
         return await self.items(PODS, namespace, f"app.kubernetes.io/name={name}")
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
-        """Return each Node's view, the version of its kubelet, and whether its system has a device plugin.
-
-        They come by node name; the result is empty if Nodes cannot be read. Nodes are read page by page, so that
-        thousands of whole objects are never held at once.
-        """
+        """Return each Node's view, kubelet version, and whether its system has a device plugin; empty if unreadable."""
         rows: dict[str, tuple[NodeView, str, bool]] = {}
         with self._recording(NODES):
             async for page in pages_of(self.client, NODES):
@@ -141,11 +134,7 @@ class _Reader:
         )
 
     async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
-        """Return whether the service accounts of operator and agent have each right that they need.
-
-        Rights for optional features are checked only if the feature is on. All are checked concurrently; no KubeError
-        is raised.
-        """
+        """Return whether operator and agent have each right that they need, also for features that are on."""
         place = self.place
         optional = (
             (installationviews.CONFIGURE, place.configure_gpu_operator),
@@ -188,12 +177,7 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> Installation:
-    """Read the objects that an installation consists of. Errors are recorded in `unread` of the result.
-
-    Raises:
-        Unauthorized: our credentials are not accepted.
-        Unavailable: the server does not answer.
-    """
+    """Read what an installation consists of; raises Unauthorized, or Unavailable if the server does not answer."""
     reader = _Reader(client, place)
     policies = await reader.items(POLICIES)
     deployment = await reader.read(DEPLOYMENTS, OPERATOR, place.namespace)
@@ -259,11 +243,7 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def read_entries(client: KubeClient, config_map: str, namespace: str, *, search: bool) -> PluginEntries:
-    """Return the ConfigMap of this name with its entries.
-
-    If it does not exist, `search` adds the other namespaces that have one. An empty name stands for a ConfigMap that
-    does not exist. Raises KubeErrors other than NotFound.
-    """
+    """Return the ConfigMap of this name; if it does not exist, `search` adds the other namespaces that have one."""
     if not config_map:
         return PluginEntries(config_map, namespace, None)
     with suppress(NotFound):

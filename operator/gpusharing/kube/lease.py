@@ -135,20 +135,13 @@ class LeaderLease:
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """Raise LeaseLost, after calling `on_lost`, if we do not lead now.
-
-        Called before each write, because a process that was frozen continues in the middle of its work, before `run`
-        notices.
-        """
+        """Raise LeaseLost, after calling `on_lost`, if we do not lead now, as after the process was frozen."""
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, renew it until it is lost or this is canceled, then release it.
-
-        It is released even if it is uncertain whether we hold it.
-        """
+        """Acquire the Lease, renew it until it is lost or this is canceled, then release it, also if unsure of it."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -171,10 +164,7 @@ class LeaderLease:
         failed_nodes: Mapping[str, FailedNode],
         consents: Mapping[str, Consent] | None = None,
     ) -> None:
-        """Replace what the Lease records by compare-and-swap, which also renews it: on return, we led at the write.
-
-        Raises LeaseLost after `on_lost`, Conflict if the Lease kept changing, and KubeError.
-        """
+        """Replace what the Lease records by compare-and-swap. On return, we led at the write; LeaseLost if we do not."""
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
@@ -246,10 +236,7 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        """Give up the Lease, so that a successor need not wait, and return whether it was ours.
-
-        The claims stay. As soon as this is called, this process no longer leads, whatever the server answers.
-        """
+        """Give up the Lease but not the claims, and return whether it was ours. This process leads no more."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
@@ -283,11 +270,7 @@ class LeaderLease:
         self._adopt(lease)
 
     async def _write(self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None) -> None:
-        """Write these fields of the Lease if it still has the version that we know.
-
-        It then counts as renewed at `started`, or now. A Lease that was deleted is created again with us as its holder.
-        Raises Conflict if the Lease has changed or another process created it first.
-        """
+        """Write these fields if the Lease still has the version that we know, which renews it; else Conflict."""
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:

@@ -111,13 +111,10 @@ async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filter
 async def pages_of(
     client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, which all show the cluster at the moment of the first page.
+    """Yield the pages of a list, which all show the cluster at the moment of the first; a `size` of 0 gives one.
 
-    With a `size` of 0 there is one page.
-
-    Raises:
-        KubeError: the first page failed, a later one has failed with Unavailable or Throttled for PATIENCE seconds, or
-            it failed with any other error; Unreadable if an object in it has no identity.
+    Raises a KubeError if the first page failed, or a later one for PATIENCE seconds, and Unreadable for an object
+    without identity.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:

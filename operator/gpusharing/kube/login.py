@@ -301,11 +301,7 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Yield a list that fills with the errors that the official client only logs.
-
-    An example is the output of a failing login program. Each asyncio task has its own list, because several clusters
-    may log in at the same time.
-    """
+    """Yield a list for this task that fills with what the official client only logs, as of a failing login program."""
     complaints: list[str] = []
     logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
     token = _complaining.set(complaints)

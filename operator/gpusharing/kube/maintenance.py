@@ -92,10 +92,7 @@ def find_maintained(*kinds: Mapping[str, Maintenance]) -> dict[str, Maintenance]
 
 
 def with_maintenance(view: NodeView, maintenance: Maintenance | None) -> NodeView:
-    """Return the view with this maintenance in place of the marker on the Node, which says less.
-
-    One that only waits does not replace the marker of somebody whose work may have begun.
-    """
+    """Return the view with this maintenance, unless it only waits and somebody's work may have begun."""
     if maintenance is None or (maintenance.waits and view.foreign_works):
         return view
     who, waits, queued, _ = maintenance
@@ -142,11 +139,7 @@ def find_problem(key: str) -> str:
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Maintenance:
-    """Return the marker of whoever else is maintaining this Node; empty if nobody is.
-
-    `keys` are further keys of labels, annotations and taints that count as markers, whatever their value. A marker
-    whose work only waits counts only if there is no other.
-    """
+    """Return the marker of whoever maintains this Node, working before waiting; `keys` are further markers."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]

@@ -124,21 +124,14 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node: on a slow server a round ends before its work is done.
-
-        Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
-        time for all, the first ones should be proven. The others follow, the oldest LIST first.
-        """
+        """Return the sort key of a node: proving fenced ones first, by the age of the fence, then the oldest LIST."""
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """Return the pods of the node, and why they cannot be listed or read, if so.
-
-        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid.
-        """
+        """Return the pods of the node, or why they cannot be listed; Throttled while the last LIST is valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

@@ -5,10 +5,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """Return the installed version of gpu-sharing-operator; empty if there is none, as in a source folder.
-
-    `importlib.metadata` would cost each agent half a MiB.
-    """
+    """Return the installed version, or an empty string; `importlib.metadata` would cost each agent half a MiB."""
     for folder in sys.path:
         for metadata in Path(folder).glob("gpu_sharing_operator-*.dist-info"):
             return metadata.name.removesuffix(".dist-info").partition("-")[2]

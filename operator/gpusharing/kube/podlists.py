@@ -82,11 +82,8 @@ class Gangs:
     async def find(self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool) -> tuple[GangView, ...]:
         """Return the gangs of `pods` that must leave their node, with their unfinished pods on all nodes.
 
-        The result of a LIST is reused for LIST_VALID; without `anew`, one that succeeded is reused for
-        LIST_VALID_IN_DRAIN, and is kept if a new one fails. If a LIST fails, its gangs are returned with the error.
-
-        Raises:
-            ServerAway, Unauthorized, HeldBack: no gang can be listed now.
+        A LIST is reused for LIST_VALID, or without `anew` for LIST_VALID_IN_DRAIN. One that fails gives gangs with its
+        error, apart from ServerAway, Unauthorized and HeldBack, which are raised.
         """
         wanted = {pod.gang for pod in find_leaving(pods, scope) if pod.gang is not None}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
@@ -145,10 +142,7 @@ class Gangs:
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """Return the LISTs that find these gangs, each with the gangs that it serves.
-
-    If there would be more than MAX_LISTS, gangs with the same keys share a LIST, which also finds pods of other gangs.
-    """
+    """Return the LISTs that find these gangs; if there were more than MAX_LISTS, those with equal keys share one."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault((gang.namespace, gang.labels, gang.fields), []).append(gang)
@@ -195,10 +189,7 @@ class Budgets:
         """Return all PodDisruptionBudgets, or a message if they cannot be listed.
 
         None means that the server has not answered yet: nodes whose drain depends on budgets wait, and that is no
-        error. An answer that arrives after this call has returned is used by the next call.
-
-        Raises:
-            ExceptionGroup: with Unauthorized or ServerAway.
+        error. Raises a group with Unauthorized or ServerAway.
         """
         now = loop_time()
         if self._waits_since is None:
@@ -263,10 +254,7 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
-        """Return the devices of each ResourceClaim of a raw pod, by `namespace/name`.
-
-        None counts as a GPU (docs/design/drain.md#g5).
-        """
+        """Return the devices of each ResourceClaim of a raw pod; None counts as a GPU (docs/design/drain.md#g5)."""
         namespace = text(raw, "metadata", "namespace")
         claims: dict[str, ClaimedDevices] = {}
         for name in converted(PODS, raw, resource_claim_names):
@@ -277,10 +265,7 @@ class PodLookups:
         return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with `owner.exists` set if a DaemonSet controls it (docs/design/drain.md#p3, P5).
-
-        The UID is part of the key, so that what was read before never decides about a DaemonSet that was created again.
-        """
+        """Return the pod with `owner.exists` set if a DaemonSet controls it, by its UID (drain.md#p3, P5)."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod

@@ -180,10 +180,7 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 
 def _own_claims(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of the ResourceClaims in a pod's spec (G3, G4).
-
-    Those that its status says it does not need (`resourceClaimName` null) are left out.
-    """
+    """Return the names of the ResourceClaims in a pod's spec (G3, G4) without those that its status leaves out."""
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
@@ -233,10 +230,7 @@ def _accepts_others(raw: JSON, request: str) -> bool:
 
 
 def pdb_view(raw: JSON) -> PdbView:
-    """Convert a raw PodDisruptionBudget.
-
-    Without a selector it matches no pod; with an empty selector it matches all pods of its namespace (policy/v1).
-    """
+    """Convert a raw PodDisruptionBudget; without a selector it matches no pod, with an empty one all (policy/v1)."""
     selector = part(raw, "spec", "selector")
     expressions = rows_of(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
@@ -265,10 +259,7 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
 
 
 def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """Return the terms of a pod's required node affinity; empty if it has none.
-
-    A term without rows matches no node and is left out. If no term is left, the pod matches no node (NO_NODE).
-    """
+    """Return the terms of a pod's required node affinity; NO_NODE if none has a row, empty if there is no affinity."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     rows = (
         (*rows_of(entries(term, "matchExpressions")), *rows_of(entries(term, "matchFields"), prefix=FIELD))

@@ -46,11 +46,7 @@ class PolicyCache(Views[PolicyView]):
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Record that the policies must be listed again, and return True.
-
-        False means that the cache has this version, as after our own write. Without `name` and `resource_version`,
-        which come from an event, any policy may have changed.
-        """
+        """Record that the policies, or this one, must be listed again; False if the cache has this version already."""
         if name and resource_version and self.version(name) == resource_version:
             return False
         self.reached(resource_version)
@@ -58,11 +54,7 @@ class PolicyCache(Views[PolicyView]):
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """Return the views of all policies by name; they are listed again only if the cache is `dirty`.
-
-        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
-        has shown already. The policies known before stay, and the next call lists again.
-        """
+        """Return all policies by name, listed again if `dirty`. After a KubeError those known before stay."""
         if self.dirty:
             self._dirty, self.listing = False, True
             try:
@@ -97,10 +89,7 @@ class PolicyCache(Views[PolicyView]):
         self.keep_only(listed, version)
 
     def accept(self, raw: JSON) -> None:
-        """Store the policy that the server returned for our write, unless it is unknown or out of date.
-
-        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
-        """
+        """Store the answer to our write, unless the policy is unknown or was listed in a newer version."""
         if text(raw, "metadata", "name") in self._written and text(raw, "metadata", "resourceVersion"):
             self.apply(raw)
 

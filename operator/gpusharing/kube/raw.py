@@ -72,10 +72,7 @@ def variable(container: object, name: str) -> str:
 
 
 def is_true(value: str) -> bool:
-    """Whether Go's strconv.ParseBool reads `value` as true.
-
-    NVIDIA's programs use it for flags (urfave/cli) and feature gates (k8s.io/component-base).
-    """
+    """Whether Go's strconv.ParseBool, which NVIDIA's programs use, reads `value` as true."""
     return value in ("1", "t", "T", "true", "TRUE", "True")
 
 
@@ -115,10 +112,7 @@ def count(quantity: object) -> int | None:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """Return the number of each GPU resource in a Node's allocatable, sorted by name.
-
-    Those that count 0 are left out (docs/design/nvidia.md#r12).
-    """
+    """Return the number of each GPU resource that is not 0 in a Node's allocatable (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if is_gpu_resource(key)}

@@ -30,10 +30,7 @@ class Views(Generic[View]):
     def __init__(
         self, project: Callable[[JSON], View], on_change: Callable[[str], None], *, long_names: bool, remembered: int
     ) -> None:
-        """Prepare an empty store. `project` may raise Unreadable.
-
-        With `long_names`, objects are called `namespace/name`. `remembered` is that of `Reflector`.
-        """
+        """`project` may raise Unreadable; with `long_names`, objects are called `namespace/name`."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -416,10 +413,7 @@ class Reflector(Views[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether the store was restored from a backup, and the cache has not caught up yet.
-
-        Requests a list then, and if the view is old.
-        """
+        """Whether the store was restored and the cache lags; requests a list then, and if the view is old."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:

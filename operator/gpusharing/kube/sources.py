@@ -77,10 +77,7 @@ NODE_CONFIG_SUFFIX = "-mig-config"
 
 @dataclass(frozen=True, slots=True)
 class AdminMaps:
-    """Names of the admin's ConfigMaps whose entries are merged into ours; empty if there is none.
-
-    They are in the namespace of ours.
-    """
+    """Names of the admin's ConfigMaps, beside ours, whose entries are merged into ours; empty if there is none."""
 
     plugin: str = ""
     mig: str = ""
@@ -358,11 +355,7 @@ class Sources:
         return missing
 
     def revoked(self) -> dict[str, str]:
-        """Return the optional kinds that we may not read any more, by name, each with the server's answer.
-
-        The cache goes on with their last known objects, because dropping them could end our wait for somebody else's
-        work.
-        """
+        """Return the optional kinds that we may not read any more; others' work in them counts as it was last read."""
         return {
             name: str(source.error)
             for name, source in self.optional.items()

@@ -126,10 +126,7 @@ class OurConfigMaps:
 
 @dataclass(slots=True)
 class StackReader:
-    """Builds the StackView from the watched objects, without a request to the API server.
-
-    Errors of shared writes count only if they last; an error of writing our ConfigMaps counts at once.
-    """
+    """Builds the StackView from the watched objects; failed writes count if they last, those of ConfigMaps at once."""
 
     sources: Sources
     calls: CallMemory
