@@ -1,4 +1,4 @@
-"""The most pods and slices of each GPU in an hour (agent/peaks.py), and what Prometheus is told of them."""
+"""The most pods and slices of each GPU in an hour (agent/meter.py), and what Prometheus is told of them."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,8 +12,8 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import Reading
 from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.meter import HOUR, HourPeaks
 from gpusharing.agent.metrics import UsageCollector
-from gpusharing.agent.peaks import HOUR, HourPeaks
 from gpusharing.agent.podresources import Holdings, PodDevices
 
 GPUS = 2

@@ -16,7 +16,7 @@ from tests.kube.objects import node, pdb, pod
 from gpusharing.kube.client import NODES, PDBS, PODS
 from gpusharing.kube.errors import HeldBack, KubeError, Throttled, Unavailable
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.podlists import PATIENCE, Budgets
+from gpusharing.kube.nodepods import PATIENCE, Budgets
 from gpusharing.planning.snapshot.podviews import PdbView
 
 

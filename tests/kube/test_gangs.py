@@ -12,7 +12,7 @@ from tests.kube.objects import adopt, node, pod
 from tests.kube.test_gather_holders import REBOOTING
 
 from gpusharing.api import names
-from gpusharing.kube import podlists
+from gpusharing.kube import nodepods
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
@@ -325,5 +325,5 @@ async def test_of_a_gang_5000_pods_are_read_and_20000_where_others_are_listed_wi
     client = Crowded(FakeCluster(), "operator")
     client.count = count
     holder = replace(pod_view(pod(), {}), gang=gang)
-    (view,) = await podlists.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
+    (view,) = await nodepods.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
     assert (view.partial, view.error.partition(", because")[0]) == (partial and not error, error)

@@ -1,4 +1,4 @@
-"""What kube/podlists.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
+"""What kube/nodepods.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
 from typing import Literal
 
@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.podlists import PodLookups
+from gpusharing.kube.nodepods import PodLookups
 from gpusharing.planning.snapshot.podviews import Scope
 from gpusharing.planning.snapshot.views import PlanSettings
 

@@ -9,8 +9,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.nodepods import Budgets, NodePods
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
 

@@ -24,7 +24,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.nodepods import Budgets
 from gpusharing.kube.policycache import PolicyCache
 from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources, SourceSettings

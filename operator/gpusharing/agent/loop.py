@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of, last_allocatable
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
 from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
-from gpusharing.agent.meter import LAG, Meter
-from gpusharing.agent.peaks import HourPeaks
+from gpusharing.agent.meter import LAG, HourPeaks, Meter
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable, find_holders
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase

@@ -16,8 +16,7 @@ from gpusharing.kube.daemonsets import by_node
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import converted, pages_of
-from gpusharing.kube.nodepods import NodePods
-from gpusharing.kube.podlists import Budgets
+from gpusharing.kube.nodepods import Budgets, NodePods
 from gpusharing.kube.pods import pod_requests
 from gpusharing.kube.raw import part
 from gpusharing.kube.sources import Sources

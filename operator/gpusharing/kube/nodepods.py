@@ -1,26 +1,317 @@
-"""List the pods of the nodes that a pass asks about, the most urgent node first.
+"""List the pods of the nodes that a pass asks about, with their gangs, budgets and controllers, the most urgent node first.
 
 Each node has one LIST, made as often as its drain needs it.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TypeVar
 
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import PODS, KubeClient
+from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
+from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.fanout import Workers
-from gpusharing.kube.lists import list_of
-from gpusharing.kube.podlists import LIST_VALID_THROTTLED, Budgets, Gangs, PodLookups
+from gpusharing.kube.gangkeys import gang_of
+from gpusharing.kube.lists import converted, list_of, pages_of
+from gpusharing.kube.pods import ClaimedDevices, claimed_devices, pdb_view, pod_view, resource_claim_names
+from gpusharing.kube.raw import interned, part, text
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.drain.pods import asks_for_namespaces, heard, holds_gpu, looked, scope_of
+from gpusharing.planning.drain.pods import asks_for_namespaces, find_leaving, heard, holds_gpu, looked, scope_of
 from gpusharing.planning.drain.stranded import with_guard
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.podviews import NodeWork, PodView, Scope
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PdbView, PodView, Scope
+
+MAX_LISTS = 16
+"""The most gangs of one node that get a LIST of their own; each slice may belong to another job."""
+MAX_PODS = 5000
+"""The most pods read from the LIST of one gang."""
+MAX_SHARED = 20_000
+"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
+LIST_VALID = timedelta(seconds=3)
+"""How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
+LIST_VALID_IN_DRAIN = timedelta(seconds=30)
+"""How long that result is reused for nodes in a drain. They only wait for members that may end by themselves."""
+FORGET_AFTER = timedelta(minutes=2)
+"""The result of a LIST is forgotten this long after its gangs were last requested."""
+
+
+_Query = tuple[str, str, str]
+"""One LIST of pods, by its namespace, label selector and field selector."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """The result of the last LIST of a query."""
+
+    members: Mapping[Gang, list[GangMember]]
+    partial: bool
+    """Whether the LIST was cut off before all pods were read."""
+    error: str
+    """Why nothing is known about the gangs; empty if the LIST succeeded."""
+    listed: datetime
+    used: datetime
+    """When one of its gangs was last requested."""
+
+    def serves(self, gangs: Iterable[Gang]) -> bool:
+        """Whether this result answers a request for these gangs. A gang that it lacks may be younger than this LIST."""
+        return bool(self.error) or all(gang in self.members for gang in gangs)
+
+    def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
+        if self.error:
+            return GangView(gang, error=self.error)
+        members = self.members.get(gang, ())
+        if labels is not None:
+            members = [replace(member, pod=replace(member.pod, namespace_labels=labels)) for member in members]
+        ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
+        return GangView(gang, tuple(ordered), partial=self.partial)
+
+
+@dataclass(slots=True)
+class Gangs:
+    """Lists gangs on request. Concurrent calls for the same LIST run one after the other.
+
+    A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of
+    the namespace: it selects by the label that all of them have, or else by the scheduler that they name. Nothing is
+    watched.
+    """
+
+    client: KubeClient
+    most: int = MAX_SHARED
+    """The most pods read from a LIST that serves several gangs."""
+    _known: dict[_Query, _Known] = field(default_factory=dict)
+    _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+
+    async def find(self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool) -> tuple[GangView, ...]:
+        """Return the gangs of `pods` that must leave their node, with their unfinished pods on all nodes.
+
+        A LIST is reused for LIST_VALID, or without `anew` for LIST_VALID_IN_DRAIN. One that fails gives gangs with its
+        error, apart from ServerAway, Unauthorized and HeldBack, which are raised.
+        """
+        wanted = {pod.gang for pod in find_leaving(pods, scope) if pod.gang is not None}
+        labels = {pod.namespace: pod.namespace_labels for pod in pods}
+        views = []
+        for query, gangs in sorted(_queries(wanted).items()):
+            async with self._locks[query]:
+                known = self._known[query] = await self._current(query, gangs, now, anew=anew)
+                known.used = now
+                views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
+        for query in [query for query, known in self._known.items() if now - known.used > FORGET_AFTER]:
+            del self._known[query]
+            self._locks.pop(query, None)
+        return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
+
+    async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
+        known = self._known.get(query)
+        valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
+        if known is not None and now - known.listed < valid and known.serves(gangs):
+            return known
+        fresh = await self._list(query, now)
+        if known is not None and fresh.error and not anew and known.serves(gangs):
+            return replace(known, listed=now)
+        return fresh
+
+    async def _list(self, query: _Query, now: datetime) -> _Known:
+        members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
+        namespace, labels, fields = query
+        shared = "=" not in labels  # a selector without a value finds several gangs
+        read, most = 0, self.most if shared else MAX_PODS
+        running = "status.phase!=Succeeded,status.phase!=Failed"
+        try:
+            async for page in pages_of(
+                self.client,
+                PODS,
+                namespace=namespace,
+                label_selector=labels,
+                field_selector=",".join(filter(None, (fields, running))),
+            ):
+                for raw in page.items:
+                    gang = converted(PODS, raw, gang_of)
+                    if gang is not None:
+                        members[gang].append(converted(PODS, raw, _member))
+                read += len(page.items)
+                if read >= most:
+                    break
+        except (Unauthorized, ServerAway, HeldBack):
+            raise
+        except KubeError as error:
+            return _Known({}, False, str(error), now, now)
+        too_many = (
+            f"finding the gang would require reading {most:,} or more pods in namespace {namespace}, because its"
+            " pods share no label to select them by; delete pods that are no longer needed"
+        )
+        cut_off = read >= most
+        return _Known(members, cut_off, too_many if cut_off and shared else "", now, now)
+
+
+def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
+    """Return the LISTs that find these gangs; if there were more than MAX_LISTS, those with equal keys share one."""
+    queries: dict[_Query, list[Gang]] = {}
+    for gang in gangs:
+        queries.setdefault((gang.namespace, gang.labels, gang.fields), []).append(gang)
+    if len(queries) <= MAX_LISTS:
+        return queries
+    wider: dict[_Query, list[Gang]] = {}
+    for (namespace, labels, fields), served in queries.items():
+        keys = ",".join(requirement.partition("=")[0] for requirement in labels.split(","))
+        wider.setdefault((namespace, keys, fields), []).extend(served)
+    return wider
+
+
+def _member(raw: JSON) -> GangMember:
+    # ResourceClaims are not read, because they matter only for the pod's own node.
+    return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))
+
+
+BUDGETS_VALID = 15.0
+"""Seconds for which a list is valid. The API server checks the present budget at each eviction anyway."""
+LIST_VALID_THROTTLED = timedelta(minutes=2)
+"""How long a list of budgets, or of a node's pods, is valid while the API server answers 429."""
+PATIENCE = 30.0
+"""Seconds to wait for a first answer. An error is also reported for this long while the next answer is awaited."""
+
+
+@dataclass(slots=True)
+class Budgets:
+    """Lists all PodDisruptionBudgets on request, one LIST at a time. All moments are by the loop's clock."""
+
+    client: KubeClient
+    workers: Workers
+    _pdbs: tuple[PdbView, ...] = ()
+    _listed: float = float("-inf")
+    _valid: float = BUDGETS_VALID
+    """Seconds for which the last list is valid."""
+    _error: str = ""
+    """Why the last LIST failed; empty if it succeeded."""
+    _failed: float = float("-inf")
+    """When the last failure, that of `_error`, arrived."""
+    _waits_since: float | None = None
+    """Since when we have been waiting for an answer; None while no LIST is awaited."""
+
+    async def find(self) -> tuple[PdbView, ...] | str | None:
+        """Return all PodDisruptionBudgets, or a message if they cannot be listed.
+
+        None means that the server has not answered yet: nodes whose drain depends on budgets wait, and that is no
+        error. Raises a group with Unauthorized or ServerAway.
+        """
+        now = loop_time()
+        if self._waits_since is None:
+            self._waits_since = now
+        await self.workers.each(["/budgets"], self._read)  # a key that no node has
+        if now - self._listed <= self._valid:
+            return self._pdbs
+        if self._error and now - self._failed <= PATIENCE:
+            return f"the PodDisruptionBudgets cannot be listed: {self._error}"
+        if self._waits_since is None or now - self._waits_since <= PATIENCE:
+            return None
+        return f"the PodDisruptionBudgets cannot be listed: no response within {PATIENCE:.0f} s"
+
+    async def _read(self, _: str) -> None:
+        try:
+            pdbs = tuple(converted(PDBS, raw, pdb_view) for raw in await list_of(self.client, PDBS))
+        except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
+            self._valid = LIST_VALID_THROTTLED.total_seconds()
+            self._failed = loop_time() if self._error else self._failed
+        except (Unauthorized, ServerAway):
+            self._waits_since = None
+            raise
+        except KubeError as error:
+            self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
+            self._error, self._failed, self._waits_since = str(error), loop_time(), None
+        else:
+            self._pdbs, self._listed = pdbs, loop_time()
+            self._valid, self._error, self._waits_since = BUDGETS_VALID, "", None
+
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+ANSWER_VALID = timedelta(seconds=30)
+"""How long a DaemonSet or a namespace is not read again after it was read."""
+
+
+@dataclass(slots=True)
+class PodLookups:
+    """Reads the ResourceClaims, DaemonSets and namespaces of the pods of a node, one object at a time."""
+
+    client: KubeClient
+    owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
+    """DaemonSets by namespace, name and UID: when each was read, and whether it existed (None: unreadable)."""
+    namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
+    """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
+
+    async def views(
+        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
+    ) -> tuple[PodView, ...]:
+        """Convert the raw pods of one node. Raises KubeError if one, or an object that it needs, cannot be read."""
+        pods = []
+        for raw in raws:
+            claims = await self._resource_claims(raw)
+            pods.append(converted(PODS, raw, partial(pod_view, resource_claims=claims)))
+        concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
+        # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
+        wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
+        labels = {name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted}
+        if labels:
+            pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
+        return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
+
+    async def _resource_claims(self, raw: JSON) -> dict[str, ClaimedDevices]:
+        """Return the devices of each ResourceClaim of a raw pod; None counts as a GPU (docs/design/drain.md#g5)."""
+        namespace = text(raw, "metadata", "namespace")
+        claims: dict[str, ClaimedDevices] = {}
+        for name in converted(PODS, raw, resource_claim_names):
+            if name is not None:
+                claim = await self._get(RESOURCE_CLAIMS, name, namespace)
+                read = converted(RESOURCE_CLAIMS, claim, claimed_devices) if claim else None
+                claims[f"{namespace}/{name}"] = read
+        return claims
+
+    async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
+        """Return the pod with `owner.exists` set if a DaemonSet controls it, by its UID (drain.md#p3, P5)."""
+        owner = pod.owner
+        if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
+            return pod
+        key = pod.namespace, owner.name, owner.uid
+        exists = await _ask(self.owners, key, now, partial(self._exists, *key))
+        return replace(pod, owner=replace(owner, exists=exists))
+
+    async def _labels(self, namespace: str) -> Mapping[str, str] | None:
+        raw = await self._get(NAMESPACES, namespace, None)
+        return None if raw is None else interned(part(raw, "metadata", "labels"))
+
+    async def _exists(self, namespace: str, name: str, uid: str) -> bool | None:
+        try:
+            daemon_set = await self.client.get(DAEMON_SETS, name, namespace=namespace)
+        except NotFound:
+            return False
+        except Forbidden:
+            return None
+        found = text(daemon_set, "metadata", "uid")
+        return found == uid if found else None
+
+    async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
+        try:
+            return await self.client.get(resource, name, namespace=namespace)
+        except (NotFound, Forbidden):
+            return None
+
+
+async def _ask(
+    known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
+) -> Answer:
+    if key not in known or now - known[key][0] > ANSWER_VALID:
+        answer = await read()
+        for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:
+            del known[old]
+        known[key] = now, answer
+    return known[key][1]
 
 
 @dataclass(slots=True)
