@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from kubectl_gpusharing.shell.arguments import parse
+from kubectl_gpusharing.shell.arguments import VERBS, parse
 from kubectl_gpusharing.shell.troubles import FAILED, INTERRUPTED, PIPE_CLOSED, Trouble
 
 
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         gc.disable()
         from kubectl_gpusharing.shell.running import carry_out
 
-        status = carry_out(import_module(f"kubectl_gpusharing.{typed.module}"), typed)
+        status = carry_out(import_module(f"kubectl_gpusharing.{VERBS[typed.verb].module}"), typed)
         sys.stdout.flush()
         return status
     except Trouble as trouble:

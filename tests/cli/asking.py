@@ -18,7 +18,7 @@ from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.kube.client import DEPLOYMENTS, KubeClient
 from kubectl_gpusharing.live.cluster import OPERATOR
-from kubectl_gpusharing.shell.arguments import Arguments, parse
+from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
 from kubectl_gpusharing.shell.running import run_each
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -59,7 +59,7 @@ async def ask(
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, typed.output, width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
-    status = await run_each(import_module(f"kubectl_gpusharing.{typed.module}"), session, typed, terminal)
+    status = await run_each(import_module(f"kubectl_gpusharing.{VERBS[typed.verb].module}"), session, typed, terminal)
     return Answered(status, _checked(terminal))
 
 
@@ -106,7 +106,7 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     typed = parse(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, typed.output, width=width)
-    status = import_module(f"kubectl_gpusharing.{typed.module}").run_offline(typed, terminal)
+    status = import_module(f"kubectl_gpusharing.{VERBS[typed.verb].module}").run_offline(typed, terminal)
     return Answered(status, _checked(terminal))
 
 

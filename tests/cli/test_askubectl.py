@@ -5,7 +5,6 @@ import ast
 import json
 import re
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube import client
 from gpusharing.kube.raw import text
 from kubectl_gpusharing.shell import documents
-from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
+from kubectl_gpusharing.shell.arguments import FIELDS, VERBS, parse
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 NAME = "gpusharingpolicy.gpusharing.dev"
@@ -141,7 +140,7 @@ def test_tables_can_be_had_without_headings(stocked: Desk) -> None:
 # --- help and mistakes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [verb.verb for verb in VERBS])
+@pytest.mark.parametrize("verb", [*VERBS])
 def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(desk: Desk, verb: str) -> None:
     said = desk.type("help", verb)
     assert said == desk.type(verb, "--help")
@@ -150,27 +149,28 @@ def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_ot
     assert "--kubeconfig" not in said.out
 
 
-@pytest.mark.parametrize("kind", VERBS)
-def test_the_help_of_a_verb_has_its_own_exit_statuses_and_examples_that_can_be_typed(
-    desk: Desk, kind: type[Arguments]
-) -> None:
-    text = desk.type(kind.verb, "--help").out
-    assert all(f"  {status:<4} {meaning}\n" in text for status, meaning in kind.exits.items())
-    assert ("  2    " in text) == (2 in kind.exits)
-    examples = re.findall(rf"^  kubectl gpusharing {kind.verb}(.*)$", text, re.MULTILINE)
-    assert len(examples) == len(kind.examples) == 2
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_a_verb_has_its_own_exit_statuses_and_examples_that_can_be_typed(desk: Desk, name: str) -> None:
+    text, verb = desk.type(name, "--help").out, VERBS[name]
+    assert all(f"  {status:<4} {meaning}\n" in text for status, meaning in verb.exits.items())
+    assert ("  2    " in text) == (2 in verb.exits)
+    examples = re.findall(rf"^  kubectl gpusharing {name}(.*)$", text, re.MULTILINE)
+    assert len(examples) == len(verb.examples) == 2
     for example in examples:
         words = shlex.split(example.partition(">")[0])
-        assert type(parse([kind.verb, *words])) is kind
+        assert parse([name, *words]).verb == name
 
 
-@pytest.mark.parametrize("kind", VERBS)
-def test_a_verb_gets_its_flags_and_nothing_else_from_the_command_line(kind: type[Arguments]) -> None:
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_gets_its_flags_and_nothing_else_from_the_command_line(name: str) -> None:
     """What stands before the verb counts too, and a flag that was not typed has the default of its field."""
-    words = ["x"] * any(one.metadata["options"].get("nargs") in (1, "+") for one in fields(kind))
-    typed = parse(["-o", "json", "--context", "east", kind.verb, *words])
-    assert type(typed) is kind
-    given = {one.name for one in fields(kind) if getattr(typed, one.name) != one.default}
+    verb = VERBS[name]
+    options = ({**FIELDS[one].metadata["options"], **verb.differs.get(one, {})} for one in verb.flags)
+    words = ["x"] * any(one.get("nargs") in (1, "+") for one in options)
+    typed = parse(["-o", "json", "--context", "east", name, *words])
+    assert typed.verb == name
+    defaults = {one.name: verb.differs.get(one.name, {}).get("default", one.default) for one in FIELDS.values()}
+    given = {one for one, default in defaults.items() if getattr(typed, one) != default}
     assert given <= {"output", "context", "names", "subjects", "files"}
     assert (typed.output, typed.context) == ("json", "east")
 

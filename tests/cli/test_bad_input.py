@@ -11,7 +11,7 @@ from tests.cli.desk import GPUNODES, POLICIES, Desk
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from kubectl_gpusharing.shell.arguments import VERBS
+from kubectl_gpusharing.shell.arguments import VERBS, Arguments
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 Wrong = Callable[..., str]
@@ -26,7 +26,7 @@ def wrong(desk: Desk) -> Wrong:
 ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
     verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
 }
-ASKING = [verb.verb for verb in VERBS if not verb().offline]
+ASKING = [verb for verb in VERBS if not Arguments(verb=verb).offline]
 
 
 @pytest.mark.parametrize("verb", ASKING)

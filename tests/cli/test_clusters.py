@@ -27,7 +27,7 @@ from gpusharing.kube.client import GPUNODES as GPUNODES_KIND
 from gpusharing.kube.client import POLICIES as POLICIES_KIND
 from kubectl_gpusharing.pools import status
 from kubectl_gpusharing.setup import doctor
-from kubectl_gpusharing.shell.arguments import DoctorArguments, StatusArguments, parse
+from kubectl_gpusharing.shell.arguments import Arguments, parse
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, plain
 from kubectl_gpusharing.shell.running import Answer, FleetVerb, ask_clusters, describe_clusters
@@ -217,15 +217,13 @@ def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not
 
 
 def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> None:
-    class Hasty(StatusArguments):
-        fleet_seconds = 0.1
-
     async def for_ever(_session: Session, _typed: Any) -> Any:
         await asyncio.Event().wait()
 
     desk.write_clusters(east=desk.url)
-    typed = Hasty(kubeconfig=str(desk.kubeconfig))
-    (reply,) = asyncio.run(ask_clusters(FleetVerb((), "", FailureData, for_ever), typed, ["east"], SECONDS))
+    typed = Arguments(verb="status", kubeconfig=str(desk.kubeconfig))
+    verb = FleetVerb((), "", FailureData, for_ever, seconds=0.1)
+    (reply,) = asyncio.run(ask_clusters(verb, typed, ["east"], SECONDS))
     assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
 
 
@@ -398,7 +396,7 @@ def test_a_kubeconfig_without_contexts_is_named(desk: Desk) -> None:
 
 @virtually
 async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are() -> None:
-    typed = DoctorArguments(all_contexts=True)
+    typed = Arguments(verb="doctor", all_contexts=True)
     async with operated(1) as scene:
         cluster = scene.e.cluster
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"nvidia.com/device-plugin.config": "gone"}}})
@@ -416,7 +414,7 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
 async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
     cluster = FakeCluster()
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES_KIND, GPUNODES_KIND}
-    found = await doctor.ask(Session(cluster.client("me"), "context bare", now=virtual_now), DoctorArguments())
+    found = await doctor.ask(Session(cluster.client("me"), "context bare", now=virtual_now), Arguments(verb="doctor"))
     told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], PrintOptions()))
     assert "bare: The operator is not installed. These checks show what an installation would find here." in told
 

@@ -19,7 +19,7 @@ from tests.fakes.web import WebServer
 
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import running as clusters
-from kubectl_gpusharing.shell.arguments import Arguments, StatusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.completing import cluster_names
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.running import LOGINS, Answer, FleetVerb
@@ -78,9 +78,6 @@ def test_a_cluster_is_answered_while_any_number_of_others_hang(desk: Desk) -> No
 def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(desk: Desk) -> None:
     """Four at once would each take four seconds of the two and a half. The wait for a place counts for none."""
 
-    class Hasty(StatusArguments):
-        fleet_seconds = 2.5
-
     async def ask(_session: Session, _typed: Arguments) -> Any:
         for _ in range(10):
             time.sleep(0.1)  # noqa: ASYNC251 - the event loop is busy
@@ -89,8 +86,8 @@ def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(desk: D
 
     names = [f"c{number}" for number in range(4)]
     desk.write_clusters(**dict.fromkeys(names, desk.url))
-    typed = Hasty(kubeconfig=str(desk.kubeconfig))
-    verb = FleetVerb((), "", FailureData, ask)
+    typed = Arguments(verb="status", kubeconfig=str(desk.kubeconfig))
+    verb = FleetVerb((), "", FailureData, ask, seconds=2.5)
     replies = run_command(clusters.ask_clusters(verb, typed, names, SECONDS, at_once=1))
     assert [reply.error for reply in replies] == [""] * 4
 

@@ -24,7 +24,7 @@ HERE = {
     "hashes": ["4a38df3"],
 }
 NEXT = {
-    "": sorted([*HELPERS, *(verb.verb for verb in VERBS)]),
+    "": sorted([*HELPERS, *VERBS]),
     "re": ["recommend", "resume", "retry"],
     "status ": ["pool-b", "pool-c"],
     "plan pool-c": ["pool-c"],

@@ -16,7 +16,7 @@ from tests.cli.window import Window, window
 from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
 from kubectl_gpusharing.pools.page import MARKS, card, divide, page, read_cards, read_sizes
-from kubectl_gpusharing.shell.arguments import StatusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
@@ -72,7 +72,7 @@ def divided(raw: JSON, layout: str) -> JSON:
 def shown(policies: list[JSON], nodes: list[JSON]) -> str:
     """The page of these, at NOW."""
     session = Session(FakeCluster().client("a-person"), "context desk", now=lambda: NOW)
-    return page(session, (policies, nodes), StatusArguments())
+    return page(session, (policies, nodes), Arguments(verb="status"))
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:

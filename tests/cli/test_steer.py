@@ -18,7 +18,7 @@ from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text
 from kubectl_gpusharing.changing.steer import find_change, is_wanted
 from kubectl_gpusharing.pools.fleet import read_node
-from kubectl_gpusharing.shell.arguments import ResumeArguments, RetryArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 MANUAL = at_once(1, approval="Manual")
@@ -169,7 +169,7 @@ def test_a_resume_sets_the_hash_of_the_halt() -> None:
         "status": {"observedGeneration": 3, "halt": "4a38df3"},
     }
     halted = gpunode("gpu-1", "Pending", "Halted")
-    patch = find_change(ResumeArguments(), policy, [read_node(halted)], NOW).body
+    patch = find_change(Arguments(verb="resume"), policy, [read_node(halted)], NOW).body
     assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: "4a38df3"}}}
 
 
@@ -302,19 +302,19 @@ def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: st
     status = [read_node(gpunode("gpu-1", phase, reason))]
     node = {"metadata": {"name": "gpu-1"}}
     if tried:
-        assert find_change(RetryArguments(), node, status, NOW).moves
+        assert find_change(Arguments(verb="retry"), node, status, NOW).moves
     else:
         with pytest.raises(Trouble, match="there is nothing to retry on gpu-1"):
-            find_change(RetryArguments(), node, status, NOW)
+            find_change(Arguments(verb="retry"), node, status, NOW)
 
 
 def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
     status = [read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch"))]
     back = {names.ANNOTATION_FENCE: record_text(make_fence("actuating", rolls_back=True))}
-    find_change(RetryArguments(), {"metadata": {"name": "gpu-1", "annotations": back}}, status, NOW)
+    find_change(Arguments(verb="retry"), {"metadata": {"name": "gpu-1", "annotations": back}}, status, NOW)
     onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
     with pytest.raises(Trouble, match="its change continues"):
-        find_change(RetryArguments(), {"metadata": {"name": "gpu-1", "annotations": onward}}, status, NOW)
+        find_change(Arguments(verb="retry"), {"metadata": {"name": "gpu-1", "annotations": onward}}, status, NOW)
 
 
 @virtually

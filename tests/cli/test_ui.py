@@ -34,7 +34,7 @@ from gpusharing.kube.errors import Forbidden, Unavailable
 from hack import browser as browsers
 from kubectl_gpusharing.pools.page import HEADERS, Pages, route
 from kubectl_gpusharing.pools.status import Followed, followed
-from kubectl_gpusharing.shell.arguments import UiArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import INTERRUPTED
@@ -286,7 +286,7 @@ async def board(cluster: FakeCluster) -> AsyncIterator[tuple[Board, Followed]]:
     """The pages of this cluster."""
     session = Session(cluster.client(ME), "context test", now=virtual_now)
     async with followed(session, await session.lists(POLICIES, GPUNODES)) as follows:
-        yield Board(session, UiArguments(), follows), follows
+        yield Board(session, Arguments(verb="ui"), follows), follows
 
 
 @virtually

@@ -19,7 +19,7 @@ from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.diagnosis.why import NodeAnswer, _next_look
 from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.pools.fleet import NodeStatus, read_node
-from kubectl_gpusharing.shell.arguments import WhyArguments, parse
+from kubectl_gpusharing.shell.arguments import Arguments, parse
 from kubectl_gpusharing.shell.session import SPELLINGS, find_subject
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
@@ -282,13 +282,13 @@ def test_a_subject_is_spelled_as_kubectl_spells_kinds(word: str) -> None:
 @pytest.mark.parametrize("words", ["pod llm-0 llm-1", "Pods llm-0 llm-1", "pod/llm-0 pod/llm-1 pod/llm-0"])
 def test_several_subjects_may_follow_their_kind_as_for_kubectl(words: str) -> None:
     typed = parse(["why", *words.split()])
-    assert isinstance(typed, WhyArguments)
+    assert typed.verb == "why"
     found = [find_subject(one.subjects[0], "mine") for one in typed.each()]
     assert found == [(PODS, "llm-0", "mine"), (PODS, "llm-1", "mine")]
 
 
 def test_a_node_that_is_named_like_a_kind_is_a_node() -> None:
-    (typed,) = WhyArguments(subjects=("pod",)).each()
+    (typed,) = Arguments(verb="why", subjects=("pod",)).each()
     assert typed.subjects == ("pod",)
 
 

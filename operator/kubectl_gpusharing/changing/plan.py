@@ -34,7 +34,7 @@ from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_se
 from kubectl_gpusharing.pools.fleet import tell_gpus
 from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
 from kubectl_gpusharing.setup.importing import read_admin_maps
-from kubectl_gpusharing.shell.arguments import PlanArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -518,7 +518,7 @@ def _step_data(step: Step) -> StepData:
     }
 
 
-async def run(session: Session, typed: PlanArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     fail_on = tuple(word.strip() for word in typed.fail_on.split(",")) if typed.fail_on else None
     if unknown := sorted({*(fail_on or ())} - {*FAIL_ON}):
         raise Trouble(f"--fail-on has no word {unknown[0]!r}; use one or more of {','.join(FAIL_ON)}")

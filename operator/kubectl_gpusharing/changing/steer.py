@@ -25,15 +25,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import OPERATOR, read_deployment
 from kubectl_gpusharing.pools.fleet import NodeStatus, State, read_node
-from kubectl_gpusharing.shell.arguments import (
-    AbortArguments,
-    ApproveArguments,
-    PauseArguments,
-    ResumeArguments,
-    RetryArguments,
-    SkipArguments,
-    SteeringArguments,
-)
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
 from kubectl_gpusharing.shell.session import Session, object_name
@@ -61,15 +53,15 @@ class Change:
     """Whether pods may be evicted because of the patch, so that the user has to confirm it."""
 
 
-async def read_gpunodes(session: Session, typed: SteeringArguments) -> tuple[NodeStatus, ...]:
+async def read_gpunodes(session: Session, typed: Arguments) -> tuple[NodeStatus, ...]:
     """Return the GPUNodes that the verb needs: for resume those that failures halt, for retry that of the node.
 
     A user who may not read the node's GPUNode can retry it all the same.
     """
-    name = typed.name
-    if isinstance(typed, ResumeArguments):
+    if typed.verb == "resume":
         return tuple(node for node in map(read_node, await session.all(GPUNODES)) if node.reason == Reason.HALTED)
-    if isinstance(typed, RetryArguments):
+    if typed.verb == "retry":
+        (name,) = typed.names
         with explained(session.where), suppress(Forbidden):
             try:
                 return (read_node(await session.client.get(GPUNODES, name)),)
@@ -80,26 +72,26 @@ async def read_gpunodes(session: Session, typed: SteeringArguments) -> tuple[Nod
     return ()
 
 
-def find_change(typed: SteeringArguments, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime) -> Change:
+def find_change(typed: Arguments, raw: JSON, gpunodes: Sequence[NodeStatus], now: datetime) -> Change:
     """Return the patch for an object. Raises Trouble if it would have no effect."""
-    match typed:
-        case ApproveArguments():
+    match typed.verb:
+        case "approve":
             return _approve(raw, typed.hash)
-        case PauseArguments():
+        case "pause":
             return _pause(raw, typed.when_paused)
-        case ResumeArguments():
+        case "resume":
             if typed.all and part(raw, "spec", "rollout", "paused") is not True:
                 raise Trouble(f"{text(raw, 'metadata', 'name')} is not paused, and --all leaves halts as they are")
             return _resume(raw, gpunodes)
-        case RetryArguments():
+        case "retry":
             means = (
                 "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
             )
             means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
             return Change(_annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True)
-        case AbortArguments():
+        case "abort":
             return _abort(raw)
-        case SkipArguments():
+        case "skip":
             return _skip(raw, undo=typed.undo)
     raise TypeError(f"{typed.verb} patches nothing")
 
@@ -244,13 +236,12 @@ TRIES = 5
 """How often the patch is tried if somebody else writes the object after our read, as a kubelet's heartbeat does."""
 
 
-async def run(session: Session, typed: SteeringArguments, terminal: Terminal) -> int:
-    every = isinstance(typed, PauseArguments | ResumeArguments) and typed.all
-    resource = POLICIES if isinstance(typed, ApproveArguments | PauseArguments | ResumeArguments) else NODES
-    if every == bool(typed.name):
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
+    every, resource = typed.all, POLICIES if typed.verb in ("approve", "pause", "resume") else NODES
+    if every == bool(typed.names):
         raise Trouble(f"give one name or --all, for example: kubectl gpusharing {typed.verb} --all")
-    objects = await session.all(POLICIES) if every else [await session.get(resource, typed.name)]
-    absent = await _find_absence(session, typed, lasts=every or isinstance(typed, PauseArguments | SkipArguments))
+    objects = await session.all(POLICIES) if every else [await session.get(resource, typed.names[0])]
+    absent = await _find_absence(session, typed, lasts=every or typed.verb in ("pause", "skip"))
     gpunodes = () if every else await read_gpunodes(session, typed)
     find = partial(find_change, typed, gpunodes=gpunodes, now=session.now())
     changes: Changes = []
@@ -296,7 +287,7 @@ def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, 
         terminal.data(PatchData, data, [object_name(kind, name)])
 
 
-async def _find_absence(session: Session, typed: SteeringArguments, *, lasts: bool) -> str:
+async def _find_absence(session: Session, typed: Arguments, *, lasts: bool) -> str:
     with explained(session.where):
         operator = await read_deployment(session.client)
     paused = operator.settings.plan.paused
@@ -314,7 +305,7 @@ async def _find_absence(session: Session, typed: SteeringArguments, *, lasts: bo
         return f"Done, but no node starts while the chart's value paused is {paused}." if waits else ""
     why, hint = f"no operator is installed in {session.where}", f"To install the operator, run: {INSTALL}"
     if not lasts:
-        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. {hint}")
+        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.names[0]}. {hint}")
     return f"The patch was written, but {why}, so it has no effect yet. {hint}"
 
 

@@ -25,7 +25,7 @@ from gpusharing.kube.raw import has_condition, text
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.live.cluster import InstalledOperator, read_installed
 from kubectl_gpusharing.pools.fleet import read_node
-from kubectl_gpusharing.shell.arguments import BundleArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import SupportBundleData
 from kubectl_gpusharing.shell.drawing import Ink, Span, fold, line, prose_of_each, simulated_sentence
 from kubectl_gpusharing.shell.session import Session
@@ -174,7 +174,7 @@ class Bundle:
         return stream.getvalue()
 
 
-async def run(session: Session, typed: BundleArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")

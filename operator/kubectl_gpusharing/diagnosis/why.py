@@ -45,7 +45,7 @@ from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_se
 from kubectl_gpusharing.pools.fleet import NodeStatus, find_pool, read_node, read_pools
 from kubectl_gpusharing.pools.status import node_data, pool_data
 from kubectl_gpusharing.pools.statustext import describe_pool
-from kubectl_gpusharing.shell.arguments import WhyArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -221,7 +221,7 @@ def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
     return lines
 
 
-async def run(session: Session, typed: WhyArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     kind, name, namespace = find_subject(typed.subjects[0], typed.namespace or session.namespace)
     also = ""
     if "/" not in typed.subjects[0] and await _is_policy(session, name):

@@ -20,7 +20,7 @@ from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import entries, has_condition, part, section, text, whole
 from gpusharing.planning.gpus.cards import find_memory
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.arguments import StatusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
 from kubectl_gpusharing.shell.troubles import Trouble, nearest
@@ -191,7 +191,7 @@ def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) 
 
 
 def choose(
-    typed: StatusArguments, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
+    typed: Arguments, where: str, policies: Iterable[JSON], nodes: Iterable[NodeStatus], events: Known = ()
 ) -> tuple[Pools, Sequence[NodeStatus]]:
     """Return the pools that the user named by themselves or by a node, or all, and the nodes without a policy.
 

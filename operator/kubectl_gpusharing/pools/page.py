@@ -36,7 +36,7 @@ from kubectl_gpusharing.pools.statustext import (
     tell_unowned,
 )
 from kubectl_gpusharing.pools.timeline import Timeline, Track, find_timeline, glyph_of, glyphs_of, moment
-from kubectl_gpusharing.shell.arguments import StatusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, length, prose, prose_of_each
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, POLICY, Link, Markup, flow, frame, grid, plain_cell, tag
 from kubectl_gpusharing.shell.session import Session
@@ -148,7 +148,7 @@ def _piece(x: float, wide: float, title: str, text: str, kind: str) -> Markup:
     return tag("g", tag("title", title), rect, *inside, class_=kind)
 
 
-def page(session: Session, known: Known, typed: StatusArguments) -> str:
+def page(session: Session, known: Known, typed: Arguments) -> str:
     title = f"GPU pools of {session.name}"
     made = tag("p", f"As of {to_rfc3339(session.now())}, by kubectl gpusharing status.", class_="faint")
     head = [tag("meta", http_equiv="Content-Security-Policy", content=POLICY)]
@@ -156,7 +156,7 @@ def page(session: Session, known: Known, typed: StatusArguments) -> str:
 
 
 def overview(
-    session: Session, known: Known, typed: StatusArguments, most: int | None = None, link: Link = plain_cell
+    session: Session, known: Known, typed: Arguments, most: int | None = None, link: Link = plain_cell
 ) -> list[Markup]:
     """Return the sections of the pools, each with at most `most` nodes."""
     policies, gpunodes, *events = known

@@ -23,7 +23,7 @@ from kubectl_gpusharing.pools.columns import POOL_COLUMNS, cells, describe_table
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
 from kubectl_gpusharing.pools.statustext import describe, describe_health, tell_health, tell_unowned
 from kubectl_gpusharing.pools.timeline import find_estimate
-from kubectl_gpusharing.shell.arguments import StatusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, prose
 from kubectl_gpusharing.shell.manifests import KIND
@@ -70,7 +70,7 @@ ENOUGH = 2
 """Ticks without an error after which the cluster counts as followed again: to list but not watch succeeds briefly."""
 
 
-async def run(session: Session, typed: StatusArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
@@ -101,7 +101,7 @@ async def run(session: Session, typed: StatusArguments, terminal: Terminal) -> i
 # --- of several clusters --------------------------------------------------------------------------------
 
 
-async def ask(session: Session, typed: StatusArguments) -> Answer:
+async def ask(session: Session, typed: Arguments) -> Answer:
     policies = await session.all(POLICIES, label_selector=typed.selector)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(typed, session.where, policies, nodes)
@@ -120,7 +120,7 @@ Drawn = tuple[tuple[Pools, Sequence[NodeStatus]] | None, Sequence[Line]]
 
 def draw(
     session: Session,
-    typed: StatusArguments,
+    typed: Arguments,
     terminal: Terminal,
     known: Known,
     before: Drawn = (None, ()),

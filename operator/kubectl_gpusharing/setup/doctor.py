@@ -45,7 +45,7 @@ from gpusharing.planning.stack.plugins import find_rival_symptoms
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import MIG_KEY, parse
 from kubectl_gpusharing.live.cluster import read_deployment, unless_hidden
-from kubectl_gpusharing.shell.arguments import DoctorArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -84,7 +84,7 @@ class Examination:
         return FAILED if any(symptom.severity == "ERROR" for symptom in self.symptoms) else DONE
 
 
-async def run(session: Session, _: DoctorArguments, terminal: Terminal) -> int:
+async def run(session: Session, _: Arguments, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error. Warnings and missing checks do not count."""
     examined = await _examine(session)
     data = as_data(examined, session.name)
@@ -241,7 +241,7 @@ def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
     return report_topics(examined.symptoms, examined.unseen, asked)
 
 
-async def ask(session: Session, _: DoctorArguments) -> Answer:
+async def ask(session: Session, _: Arguments) -> Answer:
     examined = await _examine(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

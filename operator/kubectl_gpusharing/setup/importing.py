@@ -20,7 +20,7 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from kubectl_gpusharing.live.cluster import gathered
 from kubectl_gpusharing.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from kubectl_gpusharing.shell.arguments import ImportArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import printable, simulated_sentence
 from kubectl_gpusharing.shell.manifests import comment
 from kubectl_gpusharing.shell.session import Session
@@ -36,7 +36,7 @@ MOST = 8
 """How many nodes a comment names."""
 
 
-async def run(session: Session, _: ImportArguments, terminal: Terminal) -> int:
+async def run(session: Session, _: Arguments, terminal: Terminal) -> int:
     """Print the policies, with comments about what to do first; with JSON, these go to standard error."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())

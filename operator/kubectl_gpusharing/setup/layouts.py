@@ -14,7 +14,7 @@ from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, place, tell_misfit
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.arguments import LayoutsArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import CardListData, LayoutListData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -142,7 +142,7 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
     }
 
 
-def run_offline(typed: LayoutsArguments, terminal: Terminal) -> int:
+def run_offline(typed: Arguments, terminal: Terminal) -> int:
     if not typed.product:
         keys = [card.key for card in CARDS if card.profiles]
         terminal.answer(CardListData, lambda: {"cards": keys}, describe_cards)

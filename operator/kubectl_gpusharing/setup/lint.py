@@ -26,7 +26,7 @@ from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
 from kubectl_gpusharing.live.files import Document, read_documents
-from kubectl_gpusharing.shell.arguments import LintArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, fold, line, printable, prose
 from kubectl_gpusharing.shell.manifests import KIND
@@ -45,7 +45,7 @@ _BLOCK = re.compile(r"\|[-+0-9]*\s*(#.*)?$")
 """Matches a line after which a text follows line by line."""
 
 
-def run_offline(typed: LintArguments, terminal: Terminal) -> int:
+def run_offline(typed: Arguments, terminal: Terminal) -> int:
     """Print what is wrong with the files, and return FAILED if an object is refused. Warnings do not count."""
     documents = tuple(read_documents(typed.files, "lint -"))
     findings = list(judge(documents))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
-from kubectl_gpusharing.shell.arguments import WhyArguments, parser
+from kubectl_gpusharing.shell.arguments import parser
 from kubectl_gpusharing.shell.troubles import Trouble
 
 FILES, NO_FILES = ":0", ":4"
@@ -54,7 +54,7 @@ def suggest(words: Sequence[str], names: Names) -> list[str] | None:
         if arguments and arguments[-1].nargs in ("*", "+"):
             position = min(position, len(arguments) - 1)
         suggestions = _values(next(iter(arguments[position:]), None), begun, names)
-        if verb == WhyArguments.verb and plain[1:] and _is_kind(plain[1]):
+        if verb == "why" and plain[1:] and _is_kind(plain[1]):
             suggestions = names(plain[1])
     else:
         suggestions = _values(verbs, begun, names)

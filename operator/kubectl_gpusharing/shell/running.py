@@ -17,15 +17,7 @@ from gpusharing.kube.client import NAMESPACES
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.arguments import (
-    CSV,
-    NAMES,
-    PAGE,
-    AdviseArguments,
-    Arguments,
-    PrometheusArguments,
-    StatusArguments,
-)
+from kubectl_gpusharing.shell.arguments import CSV, NAMES, PAGE, VERBS, Arguments
 from kubectl_gpusharing.shell.documents import FailureData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -87,6 +79,8 @@ class FleetVerb:
     ask: Callable[[Session, Any], Awaitable[Answer]]
     check: Callable[[Any], object] = lambda _typed: None
     """Raises Trouble if the flags are wrong, before any cluster is asked."""
+    seconds: float = 60.0
+    """How long each cluster may take to answer."""
 
 
 def carry_out_everywhere(verb: FleetVerb, typed: Arguments, contexts: Sequence[str], terminal: Terminal) -> int:
@@ -115,7 +109,7 @@ async def ask_clusters(
 ) -> list[Answer]:
     """Ask all clusters concurrently; each must give its first answer within `first` seconds."""
     logins, asks = asyncio.Semaphore(LOGINS), asyncio.Semaphore(at_once)
-    seconds = typed.fleet_seconds
+    seconds = verb.seconds
 
     async def ask(context: str) -> Answer:
         late = f"its login program did not finish within {first:g} s. Log in to context {context} first"
@@ -194,7 +188,7 @@ def carry_out(verb: Any, typed: Arguments) -> int:
     exit status, or `run_offline(typed, terminal)`, which contacts no cluster, or both.
     """
     named = tuple(name.strip() for name in (typed.contexts or "").split(",") if name.strip())
-    fleet = typed.fleet_seconds > 0 and (typed.contexts is not None or typed.all_contexts)
+    fleet = VERBS[typed.verb].fleet and (typed.contexts is not None or typed.all_contexts)
     if why := next(_find_contradictions(typed, named, several=len(named) > 1 or fleet), ""):
         raise Trouble(why)
     terminal = Terminal.of(typed.output, color=not typed.no_color, headers=not typed.no_headers)
@@ -218,31 +212,29 @@ def carry_out(verb: Any, typed: Arguments) -> int:
 
 
 def _find_contradictions(typed: Arguments, named: Sequence[str], *, several: bool) -> Iterator[str]:
-    everywhere, output = typed.all_contexts, typed.output
+    verb, everywhere, output = VERBS[typed.verb], typed.all_contexts, typed.output
     one = f"use --context {named[0] if named else 'NAME'}"
     if sum((bool(typed.context), typed.contexts is not None, everywhere)) > 1:
         yield "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west"
     if typed.contexts is not None and not named:
         yield "--contexts contains no context: separate the names with commas, such as --contexts east,west"
-    if (several or everywhere) and typed.alone:
+    if (several or everywhere) and verb.alone:
         yield f"{typed.verb} is for one cluster: {one}"
-    if everywhere and not typed.fleet_seconds:
+    if everywhere and not verb.fleet:
         yield f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}"
-    if isinstance(typed, StatusArguments) and several:
-        if typed.watch:
-            yield f"--watch follows one context: {one}"
-        if typed.timeline or typed.events:
-            yield f"--timeline and --events draw one context: {one}"
-    if isinstance(typed, PrometheusArguments):
-        if several and typed.prometheus:
-            flag = "--all-contexts" if everywhere else "--contexts"
-            own = "leave out --prometheus to query each cluster's own Prometheus"
-            yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
-        if typed.namespace and not isinstance(typed, AdviseArguments):
-            yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
-    if output not in typed.outputs:
-        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(typed.outputs)}"
-    if output == PAGE and (several or (isinstance(typed, StatusArguments) and typed.watch)):
+    if several and typed.watch:
+        yield f"--watch follows one context: {one}"
+    if several and (typed.timeline or typed.events):
+        yield f"--timeline and --events draw one context: {one}"
+    if several and typed.prometheus:
+        flag = "--all-contexts" if everywhere else "--contexts"
+        own = "leave out --prometheus to query each cluster's own Prometheus"
+        yield f"--prometheus contacts no cluster: leave out {flag}, or {own}"
+    if typed.namespace and typed.verb in ("cost", "recommend"):
+        yield f"-n cannot be used with {typed.verb}, which always covers all namespaces"
+    if output not in verb.outputs:
+        yield f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}"
+    if output == PAGE and (several or typed.watch):
         yield f"-o html writes one page for one context: {one}, without --watch"
     if output in (CSV, NAMES) and several:
         yield f"-o {output} answers for one context: {one}"

@@ -29,7 +29,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import target
 from kubectl_gpusharing.live.files import Document
 from kubectl_gpusharing.setup.layouts import draw, pick
-from kubectl_gpusharing.shell.arguments import AdviseArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import AdviceData, SavingData
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, line, prose, prose_of_each
 from kubectl_gpusharing.shell.session import Session
@@ -61,7 +61,7 @@ MEASURED = ("selector", "policy", "goal", "verbose", "write", "until", "service"
 """Flags for needs that a person states, and flags for needs that Prometheus measured."""
 
 
-def run_offline(typed: AdviseArguments, terminal: Terminal) -> int:
+def run_offline(typed: Arguments, terminal: Terminal) -> int:
     if _is_measured(typed, terminal):
         return recommend.run_offline(typed, terminal)
     card = _card(typed.card) if typed.card else _ask(WHICH, "--card", _card)
@@ -69,7 +69,7 @@ def run_offline(typed: AdviseArguments, terminal: Terminal) -> int:
     return _show(advise(answers), card, answers, "", typed, terminal)
 
 
-async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     if _is_measured(typed, terminal):
         return await recommend.run(session, typed, terminal)
     demand = read_demand(typed.namespace, await session.all(PODS, namespace=typed.namespace))
@@ -109,7 +109,7 @@ async def run(session: Session, typed: AdviseArguments, terminal: Terminal) -> i
     return _show(advice, card, answers, demand.sentence, typed, terminal)
 
 
-def _is_measured(typed: AdviseArguments, terminal: Terminal) -> bool:
+def _is_measured(typed: Arguments, terminal: Terminal) -> bool:
     measured = bool(typed.from_prometheus or typed.prometheus)
     scope = "stated, not measured" if measured else "measured: add --from-prometheus"
     for name in STATED if measured else MEASURED:
@@ -134,7 +134,7 @@ def _card(word: str) -> Card:
     return card
 
 
-def _find_answers(typed: AdviseArguments, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
+def _find_answers(typed: Arguments, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     no_mps = target.find_deaf_release(typed.gpu_operator)
     if no_mps is None:
         no_mps = f"GPU Operator {typed.gpu_operator} was not examined" if typed.gpu_operator else UNNAMED
@@ -162,7 +162,7 @@ def _find_answers(typed: AdviseArguments, card: Card, demand: Demand | None, iso
     )
 
 
-def _find_needs(typed: AdviseArguments, demand: Demand | None) -> tuple[tuple[int, float], ...]:
+def _find_needs(typed: Arguments, demand: Demand | None) -> tuple[tuple[int, float], ...]:
     count = 1 if demand is None else demand.devices.total()
     sizes = [*typed.need, *filter(None, [typed.memory])]
     if sizes:
@@ -180,7 +180,7 @@ def _find_needs(typed: AdviseArguments, demand: Demand | None) -> tuple[tuple[in
 
 
 def _show(
-    advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: AdviseArguments, terminal: Terminal
+    advice: Advice, card: Card, answers: AdviceAnswers | None, pods: str, typed: Arguments, terminal: Terminal
 ) -> int:
     policy = advice.policy(typed.name or "pool", typed.pool or "pool")
     problems = validate_policy(policy)

@@ -10,7 +10,7 @@ from itertools import starmap
 
 from gpusharing.kube.background import run_command
 from kubectl_gpusharing.shell import drawing
-from kubectl_gpusharing.shell.arguments import CostArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import BillData, SumData
 from kubectl_gpusharing.shell.drawing import BLANK, Column, Ink, Line, PrintOptions, Span, line, prose, table
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
@@ -201,11 +201,11 @@ def as_rows(answer: CostReport) -> Iterator[Sequence[object]]:
         )  # fmt: skip
 
 
-def run_offline(typed: CostArguments, terminal: Terminal) -> int:
+def run_offline(typed: Arguments, terminal: Terminal) -> int:
     return run_command(run(None, typed, terminal))
 
 
-async def run(session: Session | None, typed: CostArguments, terminal: Terminal) -> int:
+async def run(session: Session | None, typed: Arguments, terminal: Terminal) -> int:
     """Print the bill that a Prometheus in the cluster has or, without a `session`, the one in `--prometheus`."""
     query_of(typed, 0.0)  # reports mistakes before anything is sent
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
@@ -216,7 +216,7 @@ async def run(session: Session | None, typed: CostArguments, terminal: Terminal)
     return CHANGES if answer.missing else DONE
 
 
-async def ask(session: Session, typed: CostArguments) -> Answer:
+async def ask(session: Session, typed: Arguments) -> Answer:
     """Return the bill of one cluster (see FleetVerb). Its rows end with an empty cell for the column NOTE."""
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
@@ -227,11 +227,11 @@ async def ask(session: Session, typed: CostArguments) -> Answer:
 
 
 COLUMNS = (*columns_of("NAME"), Column("NOTE"))
-FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: query_of(typed, 0.0))
+FLEET = FleetVerb(COLUMNS, "no GPU was metered", BillData, ask, lambda typed: query_of(typed, 0.0), 300.0)
 
 
 async def find_answer(
-    prometheus: Prometheus, typed: CostArguments, progress: Callable[[str], None] = lambda text: None
+    prometheus: Prometheus, typed: Arguments, progress: Callable[[str], None] = lambda text: None
 ) -> CostReport:
     """Read the bill of a window that ends at `--until`, or now by the clock of `prometheus`."""
     query = query_of(typed, await prometheus.now())
@@ -241,7 +241,7 @@ async def find_answer(
         progress("")
 
 
-def query_of(typed: CostArguments, now: float) -> MeterQuery:
+def query_of(typed: Arguments, now: float) -> MeterQuery:
     """Return the query for these flags, with both ends rounded down to whole seconds. Raises Trouble.
 
     If `now` is 0, an `--until` in the future is accepted.

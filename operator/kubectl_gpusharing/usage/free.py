@@ -21,7 +21,7 @@ from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, part, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell import drawing
-from kubectl_gpusharing.shell.arguments import FreeArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import InventoryData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
@@ -401,7 +401,7 @@ NAMED = {"node": NODES, "policy": POLICIES, "namespace": NAMESPACES, "pod": PODS
 """The kinds whose names -o name prints, by what the rows are about."""
 
 
-async def run(session: Session, typed: FreeArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     """Print who holds the GPUs; return CHANGES if a part of the answer is unknown."""
     by = typed.by or ("pod" if typed.usage else "resource")
     if typed.usage and by != "pod":

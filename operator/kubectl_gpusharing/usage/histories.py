@@ -26,7 +26,7 @@ from gpusharing.planning.gpus.geometry import resource_name
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from kubectl_gpusharing.setup.handmade import LABEL_POOL, pool_name
-from kubectl_gpusharing.shell.arguments import RecommendArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.session import Session, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
@@ -390,7 +390,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
     return replace(scope, name=name, selector={"matchLabels": {LABEL_POOL: name}}, unlabelled=True), ()
 
 
-async def find_in_cluster(session: Session, typed: RecommendArguments) -> NodeScope:
+async def find_in_cluster(session: Session, typed: Arguments) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects in the cluster; without either, the whole fleet."""
     if typed.policy:
         raw = await session.get(POLICIES, typed.policy)
@@ -432,7 +432,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
     )
 
 
-async def find_in_prometheus(prometheus: Prometheus, typed: RecommendArguments, selector: str, end: float) -> NodeScope:
+async def find_in_prometheus(prometheus: Prometheus, typed: Arguments, selector: str, end: float) -> NodeScope:
     """Return the scope that `-l` selects by the labels that kube-state-metrics exported at `end` or a day before."""
     if typed.policy:
         raise Trouble(

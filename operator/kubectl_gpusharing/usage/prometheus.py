@@ -24,7 +24,7 @@ from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Login, find_proxy
 from gpusharing.kube.raw import entries, section, text, whole
-from kubectl_gpusharing.shell.arguments import PrometheusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import printable
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.session import side_by_side as side_by_side
@@ -369,7 +369,7 @@ has decides, because several Services may lead to the same Prometheus."""
 FLAG_EXAMPLES = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
-async def find_endpoint(session: Session | None, typed: PrometheusArguments) -> Endpoint:
+async def find_endpoint(session: Session | None, typed: Arguments) -> Endpoint:
     """Return how to reach the Prometheus in `--prometheus` or, with a `session`, one in its cluster."""
     if session is None:
         if typed.service:

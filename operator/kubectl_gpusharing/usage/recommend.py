@@ -11,7 +11,7 @@ from gpusharing.kube.background import run_command
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.changing.plan import Planned, propose
 from kubectl_gpusharing.setup.layouts import pick
-from kubectl_gpusharing.shell.arguments import RecommendArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import RecommendationData
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
@@ -41,11 +41,11 @@ MOST = round(30 * DAY)
 """The longest window, in seconds. Samples older than a few days have almost no weight."""
 
 
-def run_offline(typed: RecommendArguments, terminal: Terminal) -> int:
+def run_offline(typed: Arguments, terminal: Terminal) -> int:
     return run_command(run(None, typed, terminal))
 
 
-async def run(session: Session | None, typed: RecommendArguments, terminal: Terminal) -> int:
+async def run(session: Session | None, typed: Arguments, terminal: Terminal) -> int:
     """Print a recommendation with the plan of its policy; without a `session`, from the URL in `--prometheus`."""
     _check(typed)
     async with prometheus_at(await find_endpoint(session, typed)) as prometheus:
@@ -72,7 +72,7 @@ async def run(session: Session | None, typed: RecommendArguments, terminal: Term
     return CHANGES if answer.missing else DONE
 
 
-def _check(typed: RecommendArguments) -> None:
+def _check(typed: Arguments) -> None:
     span_of(typed, 0.0, MOST)
     selector_of(typed.match)
     price_of(typed.price)
@@ -89,7 +89,7 @@ def _check(typed: RecommendArguments) -> None:
         raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
 
 
-async def find_answer(prometheus: Prometheus, typed: RecommendArguments, session: Session | None) -> RecommendReport:
+async def find_answer(prometheus: Prometheus, typed: Arguments, session: Session | None) -> RecommendReport:
     start, end = span_of(typed, await prometheus.now(), MOST)
     # Hours are those of the clock, so that the answer does not depend on the minute at which it is asked for.
     start, end = start - end % HOUR, end - end % HOUR

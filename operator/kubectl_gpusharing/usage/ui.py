@@ -21,7 +21,7 @@ from gpusharing.kube.clock import loop_time
 from kubectl_gpusharing.diagnosis import why
 from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
-from kubectl_gpusharing.shell.arguments import StatusArguments, UiArguments, WhyArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import AddressData
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, length, line, prose
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Child, Markup, document, flow, frame, tag
@@ -90,7 +90,7 @@ class Sheet(Terminal):
 class Board:
     """The pages of `ui`: `pages` has, by name, the functions that yield their content."""
 
-    def __init__(self, session: Session, typed: UiArguments, cluster: Followed) -> None:
+    def __init__(self, session: Session, typed: Arguments, cluster: Followed) -> None:
         self.session, self.typed, self.cluster = session, typed, cluster
         self.pages = {"": self._page, "events": self._events, "js": self._script}
         self._reading, self._read_at = asyncio.Lock(), float("-inf")
@@ -136,13 +136,15 @@ class Board:
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
         if subject := query.get("subject", "").strip():
             sheet = Sheet(StringIO())
-            await why.run(self.session, WhyArguments(subjects=(subject,), namespace=self.typed.namespace), sheet)
+            await why.run(
+                self.session, Arguments(verb="why", subjects=(subject,), namespace=self.typed.namespace), sheet
+            )
             return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
         if by := query.get("by"):
             title = f"Slices by {'pod' if by == 'pod' else 'tenant'}"
             return [tag("h2", title), *flow(await self._tenants(by), link)]
         policy, parts = query.get("policy", ""), list[Markup]()
-        chosen = StatusArguments(policies=(policy,) if policy else ())
+        chosen = Arguments(verb="status", policies=(policy,) if policy else ())
         if (error := self.cluster.error) is not None:
             lag = f"The last answer came {length(self.cluster.silence)} ago; ui goes on trying"
             text = f"This may be out of date: {sentence(error, self.session.where)}. {lag}."
@@ -164,7 +166,7 @@ class Board:
         return lines + describe(FreeReport(self._found, by, self.session.now()), HTML_OPTIONS)
 
 
-async def run(session: Session, typed: UiArguments, terminal: Terminal) -> int:
+async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     if not 0 <= typed.port < 65536:
         raise Trouble(f"--port {typed.port} is not a port: pass a number from 0 to 65535, such as --port 8321")
     async with AsyncExitStack() as stack:

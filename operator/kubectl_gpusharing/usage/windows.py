@@ -10,7 +10,7 @@ from math import ceil
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.planning.vocabulary.lengths import counted
-from kubectl_gpusharing.shell.arguments import PrometheusArguments
+from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import length
 from kubectl_gpusharing.shell.session import T, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -32,7 +32,7 @@ Answers = defaultdict[str, list[Series]]
 """The answers for one stretch of time, by the names of their queries; empty if a query was not necessary."""
 
 
-def span_of(typed: PrometheusArguments, now: float, most: int = MOST) -> tuple[float, float]:
+def span_of(typed: Arguments, now: float, most: int = MOST) -> tuple[float, float]:
     """Return the window of `--window` and `--until`, in seconds since 1970. If `now` is 0, it may end in the future."""
     end = now
     if typed.until:
