@@ -15,7 +15,7 @@ from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.main import parse
 from gpusharing.checks.__main__ import place_of
 from gpusharing.planning.stack.installationviews import AGENT, OPERATOR
-from kubectl_gpusharing.usage.prices import PRODUCT_METRIC
+from kubectl_gpusharing.usage.bills import PRODUCT_METRIC
 
 PARTS = {
     "operator": ("Deployment", "gpusharing-operator"),

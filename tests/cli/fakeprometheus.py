@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.fakes.web import WebServer
 
-from kubectl_gpusharing.usage.matchers import MATCHER
+from kubectl_gpusharing.usage.queries import MATCHER
 
 NOW = 1_789_948_800
 """Its time, seconds: a midnight, so that a bill of a day asks for one day."""

@@ -1,5 +1,4 @@
-"""Which mode is advised for what, and that the policy which comes with it is one (kubectl_gpusharing/usage/advise.py,
-kubectl_gpusharing/usage/advicerules.py)."""
+"""Which mode is advised for what, and that the policy which comes with it is one (kubectl_gpusharing/usage/advise.py)."""
 
 import itertools
 import json
@@ -24,8 +23,16 @@ from gpusharing.planning.gpus.geometry import find_misfit, normalize, resource_n
 from gpusharing.planning.wanted.target import Target
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.advicerules import Advice, AdviceAnswers, advise, advise_for, read_demand
-from kubectl_gpusharing.usage.advise import HOW_MUCH, QUESTIONS, size_of
+from kubectl_gpusharing.usage.advise import (
+    HOW_MUCH,
+    QUESTIONS,
+    Advice,
+    AdviceAnswers,
+    advise,
+    advise_for,
+    read_demand,
+    size_of,
+)
 
 
 def told(

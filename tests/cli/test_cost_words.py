@@ -12,11 +12,9 @@ import pytest
 from kubectl_gpusharing.shell.arguments import Arguments, parse
 from kubectl_gpusharing.shell.drawing import simulated_sentence
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.bills import HOUR, Price
+from kubectl_gpusharing.usage.bills import HOUR, Price, Prices, read_prices
 from kubectl_gpusharing.usage.cost import amount, hours_of, money, query_of
-from kubectl_gpusharing.usage.matchers import selector_of, without_labels
 from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.prices import Prices, read_prices
 from kubectl_gpusharing.usage.prometheus import Series, endpoint_from_url
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
@@ -26,7 +24,9 @@ from kubectl_gpusharing.usage.queries import (
     label_of,
     mark_query,
     queries_of,
+    selector_of,
     simulated_query,
+    without_labels,
 )
 from kubectl_gpusharing.usage.windows import Days, days
 

@@ -1,4 +1,4 @@
-"""Which mode and layout the pods of a namespace ask for (kubectl_gpusharing/usage/advicerules.py, and kubectl_gpusharing/usage/advise.py with -n)."""
+"""Which mode and layout the pods of a namespace ask for (kubectl_gpusharing/usage/advise.py)."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import find_misfit, normalize, resource_name
 from kubectl_gpusharing.setup.layouts import pick
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.advicerules import Advice, Demand, advise_for, read_demand
+from kubectl_gpusharing.usage.advise import Advice, Demand, advise_for, read_demand
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")

@@ -15,8 +15,8 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_steps, named_maps
 from kubectl_gpusharing.setup.handmade import MAX_NAMES, Handmade, find_handmade, find_inexpressible, propose
+from kubectl_gpusharing.setup.importing import AdminConfigMaps, find_steps, named_maps
 
 STATE = "nvidia.com/mig.config.state"
 

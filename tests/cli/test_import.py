@@ -1,6 +1,5 @@
 """`import` on SIMULATED fleets that somebody configured by hand (kubectl_gpusharing/setup/importing.py,
-kubectl_gpusharing/setup/adoption.py, kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/drawing.py,
-kubectl_gpusharing/shell/manifests.py)."""
+kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/live/files.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

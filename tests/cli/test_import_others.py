@@ -1,5 +1,5 @@
 """`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy
-selects (kubectl_gpusharing/setup/importing.py, kubectl_gpusharing/setup/adoption.py)."""
+selects (kubectl_gpusharing/setup/importing.py)."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 """`import` where the GPU Operator is not in namespace gpu-operator, or our ConfigMaps are not there yet
-(kubectl_gpusharing/setup/adoption.py)."""
+(kubectl_gpusharing/setup/importing.py)."""
 
 from tests.cli.asking import ask
 from tests.cli.reported import reported

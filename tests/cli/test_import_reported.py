@@ -30,7 +30,7 @@ from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.wanted.migfile import well_known
 from gpusharing.planning.wanted.verify import EXCLUSIVE
-from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import
+from kubectl_gpusharing.setup.importing import AdminConfigMaps, find_import
 from kubectl_gpusharing.shell.troubles import FAILED
 
 A30 = "NVIDIA A30"

@@ -22,10 +22,9 @@ from tests.kube.damage import ODD_YAML
 
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import maximal_layouts
-from kubectl_gpusharing.live.files import read_documents
+from kubectl_gpusharing.live.files import policy_manifest, read_documents
 from kubectl_gpusharing.setup.lint import judge
 from kubectl_gpusharing.shell.arguments import VERBS
-from kubectl_gpusharing.shell.manifests import policy_manifest
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
 FLEET = """\

@@ -23,7 +23,7 @@ from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.pools.windows import Course
 from kubectl_gpusharing.changing.plan import FAIL_ON, Outcome
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.courses import tell_courses
+from kubectl_gpusharing.pools.timeline import tell_courses
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 
 CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN

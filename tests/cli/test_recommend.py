@@ -1,5 +1,4 @@
-"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (kubectl_gpusharing/usage/recommend.py,
-kubectl_gpusharing/usage/recommendtext.py)."""
+"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (kubectl_gpusharing/usage/recommend.py)."""
 
 import csv
 import io
@@ -37,8 +36,7 @@ from kubectl_gpusharing.shell.terminal import API
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
 from kubectl_gpusharing.usage.needs import GIB
-from kubectl_gpusharing.usage.recommend import find_effect
-from kubectl_gpusharing.usage.recommendtext import BETA, describe_effect
+from kubectl_gpusharing.usage.recommend import BETA, describe_effect, find_effect
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real API server admits what `recommend` writes (kubectl_gpusharing/usage/recommendtext.py)."""
+"""A real API server admits what `recommend` writes (kubectl_gpusharing/usage/recommend.py)."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -9,8 +9,8 @@ from tests.integration.product import POLICIES
 from gpusharing.planning.gpus.cards import find_card
 from kubectl_gpusharing.usage.histories import whole_fleet
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, find_need
+from kubectl_gpusharing.usage.recommend import policy_of
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
-from kubectl_gpusharing.usage.recommendtext import policy_of
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

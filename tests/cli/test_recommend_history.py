@@ -1,5 +1,5 @@
 """`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
-and what goes wrong (kubectl_gpusharing/usage/recommend.py, kubectl_gpusharing/usage/recommendtext.py,
+and what goes wrong (kubectl_gpusharing/usage/recommend.py,
 kubectl_gpusharing/usage/histories.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/histories.py)."""
 
 import csv

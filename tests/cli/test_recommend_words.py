@@ -1,5 +1,5 @@
 """Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/queries.py,
-kubectl_gpusharing/usage/recommendtext.py)."""
+kubectl_gpusharing/usage/recommend.py)."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from kubectl_gpusharing.shell.drawing import PrintOptions
 from kubectl_gpusharing.usage.needs import History, Holding, Sample, Workload
 from kubectl_gpusharing.usage.prometheus import Series
 from kubectl_gpusharing.usage.queries import hourly, latest, most_series, of_state_metrics, ownership, usage_count
-from kubectl_gpusharing.usage.recommendtext import now_of, sparkline
+from kubectl_gpusharing.usage.recommend import now_of, sparkline
 from kubectl_gpusharing.usage.workloads import (
     DeviceLabels,
     devices_of,

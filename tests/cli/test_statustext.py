@@ -12,10 +12,9 @@ from tests.cli.objects import ago, fleet, gpunode, history, policy, pools_of, un
 from tests.cli.schema import read_schema
 
 from gpusharing.kube.client import JSON
-from kubectl_gpusharing.pools.columns import NODE_COLUMNS, POOL_COLUMNS, StatusColumn
 from kubectl_gpusharing.pools.fleet import State, state_of
 from kubectl_gpusharing.pools.status import as_data as typed_data
-from kubectl_gpusharing.pools.statustext import describe
+from kubectl_gpusharing.pools.statustext import NODE_COLUMNS, POOL_COLUMNS, StatusColumn, describe
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS

@@ -45,9 +45,8 @@ from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
-from kubectl_gpusharing.setup.adoption import AdminConfigMaps, find_import, with_pointers
 from kubectl_gpusharing.setup.handmade import Handmade, find_handmade, propose
-from kubectl_gpusharing.setup.importing import as_yaml, find_remarks
+from kubectl_gpusharing.setup.importing import AdminConfigMaps, as_yaml, find_import, find_remarks, with_pointers
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")

@@ -10,8 +10,8 @@ from tests.planning.histories import BY_KEY, H100, need, pool
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.cards import TURNS, Card, memory_of
 from kubectl_gpusharing.usage.needs import GIB, Goal, Need
+from kubectl_gpusharing.usage.recommend import shared_of
 from kubectl_gpusharing.usage.recommendation import Shared, find_shared, recommend
-from kubectl_gpusharing.usage.recommendtext import shared_of
 
 L4 = BY_KEY["l4"]
 

@@ -30,10 +30,9 @@ from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.verify import name_gpus
 from kubectl_gpusharing.live.cluster import MAX_LISTED, LivePlan, gathered
 from kubectl_gpusharing.live.files import read_policies
-from kubectl_gpusharing.pools.courses import read_courses, tell_courses, tell_seconds
 from kubectl_gpusharing.pools.fleet import tell_gpus
-from kubectl_gpusharing.setup.adoption import with_pointers, with_presumed
-from kubectl_gpusharing.setup.importing import read_admin_maps
+from kubectl_gpusharing.pools.timeline import read_courses, tell_courses, tell_seconds
+from kubectl_gpusharing.setup.importing import read_admin_maps, with_pointers, with_presumed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
 from kubectl_gpusharing.shell.drawing import (

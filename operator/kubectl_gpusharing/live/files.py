@@ -1,4 +1,4 @@
-"""Which objects are in files that `kubectl apply -f` would accept?
+"""Which objects are in files that `kubectl apply -f` would accept, and how is a GPUSharingPolicy written for one?
 
 Whatever a file contains, the caller gets documents or a Trouble, never another exception.
 """
@@ -6,7 +6,7 @@ Whatever a file contains, the caller gets documents or a Trouble, never another 
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,20 @@ from gpusharing.api.nearest import did_you_mean
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, section, text
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
-from kubectl_gpusharing.shell.manifests import KIND
+from kubectl_gpusharing.shell.drawing import printable
 from kubectl_gpusharing.shell.troubles import Trouble, error_text
+
+KIND = "GPUSharingPolicy"
+
+
+def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
+    about = {"name": name, **metadata}
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": about, "spec": dict(spec)}
+
+
+def comment(text: str) -> str:
+    return f"# {printable(' '.join(text.splitlines()))}\n"
+
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _OTHER = re.compile(r"^kind: *(?!(?:GPUSharingPolicy|ClusterPolicy|ConfigMap|\w*List)\b)(\w+)", re.MULTILINE)

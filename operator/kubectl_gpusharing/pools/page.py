@@ -23,13 +23,14 @@ from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.texts import read_mig, read_profile
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools.columns import NODE_COLUMNS, describe_table
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
 from kubectl_gpusharing.pools.statustext import (
+    NODE_COLUMNS,
     count_states,
     describe_events,
     describe_facts,
     describe_health,
+    describe_table,
     describe_title,
     tell_each,
     tell_misfits,

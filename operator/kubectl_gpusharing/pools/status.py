@@ -19,14 +19,21 @@ from gpusharing.kube.errors import KubeError, one_error
 from gpusharing.kube.lists import PAGE
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import Reflector
-from kubectl_gpusharing.pools.columns import POOL_COLUMNS, cells, describe_table
+from kubectl_gpusharing.live.files import KIND
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, Pools, PoolStatus, choose, read_node, simulated_nodes
-from kubectl_gpusharing.pools.statustext import describe, describe_health, tell_health, tell_unowned
+from kubectl_gpusharing.pools.statustext import (
+    POOL_COLUMNS,
+    cells,
+    describe,
+    describe_health,
+    describe_table,
+    tell_health,
+    tell_unowned,
+)
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import NodeData, PoolData, PoolListData
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, prose
-from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
 from kubectl_gpusharing.shell.session import Session, object_name
 from kubectl_gpusharing.shell.terminal import Terminal

@@ -33,7 +33,7 @@ from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry
-from kubectl_gpusharing.shell.manifests import policy_manifest
+from kubectl_gpusharing.live.files import policy_manifest
 
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
 """Fields of a device plugin's configuration that a policy can express."""

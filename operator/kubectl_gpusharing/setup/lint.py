@@ -25,11 +25,10 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.pluginconfig import Unreadable, find_line, parse_yaml
-from kubectl_gpusharing.live.files import Document, read_documents
+from kubectl_gpusharing.live.files import KIND, Document, read_documents
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import FindingData, LintReportData
 from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, Span, fold, line, printable, prose
-from kubectl_gpusharing.shell.manifests import KIND
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, FAILED
 

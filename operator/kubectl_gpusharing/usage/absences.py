@@ -12,9 +12,18 @@ from itertools import pairwise
 
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.shell.session import side_by_side
-from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, matcher_of
 from kubectl_gpusharing.usage.prometheus import CLOCKS, Prometheus, Series, nodes_of
-from kubectl_gpusharing.usage.queries import POINT, POLICY, MeterQuery, anybody_query, seen_at
+from kubectl_gpusharing.usage.queries import (
+    OF_TARGETS,
+    POINT,
+    POLICY,
+    MeterQuery,
+    anybody_query,
+    braced,
+    labels_of,
+    matcher_of,
+    seen_at,
+)
 from kubectl_gpusharing.usage.windows import DAY, Answers, duration, moment
 
 SHORT = 300.0

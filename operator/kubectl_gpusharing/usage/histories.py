@@ -30,10 +30,9 @@ from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.session import Session, side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
-from kubectl_gpusharing.usage.matchers import braced, state_label
 from kubectl_gpusharing.usage.needs import History, Holding
 from kubectl_gpusharing.usage.prometheus import Prometheus, Series
-from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, labels_of_nodes
+from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, braced, labels_of_nodes, state_label
 from kubectl_gpusharing.usage.recommendation import Occupied
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
 from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, exported_label, part_of_card, read_dcgm

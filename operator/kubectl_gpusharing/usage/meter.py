@@ -22,9 +22,22 @@ from kubectl_gpusharing.shell.session import side_by_side
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.absences import Sightings, find_losses, read_sightings
-from kubectl_gpusharing.usage.bills import MICROS, Basis, Bill, Cell, Part, Price, make_bill
-from kubectl_gpusharing.usage.matchers import TARGET, braced, labels_of, matcher_of
-from kubectl_gpusharing.usage.prices import CHOOSE, MOST, NO_NUMBER, REMEDY, SOURCES, Prices, read_prices
+from kubectl_gpusharing.usage.bills import (
+    CHOOSE,
+    MICROS,
+    MOST,
+    NO_NUMBER,
+    REMEDY,
+    SOURCES,
+    Basis,
+    Bill,
+    Cell,
+    Part,
+    Price,
+    Prices,
+    make_bill,
+    read_prices,
+)
 from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
@@ -34,8 +47,12 @@ from kubectl_gpusharing.usage.queries import (
     OF_PARTS,
     POD,
     POLICY,
+    TARGET,
     MeterQuery,
+    braced,
     label_of,
+    labels_of,
+    matcher_of,
     use_query,
 )
 from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps

@@ -1,4 +1,4 @@
-"""Which queries answer what GPUs cost and how they were used?
+"""Which queries answer what GPUs cost and how they were used, and which series do they select?
 
 The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go
 and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID
@@ -6,12 +6,64 @@ of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of 
 (docs/metrics/workload).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kubectl_gpusharing.usage.matchers import OF_TARGETS, braced, labels_of, state_label, without_labels
-from kubectl_gpusharing.usage.prices import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
+from kubectl_gpusharing.shell.troubles import Trouble
+from kubectl_gpusharing.usage.bills import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from kubectl_gpusharing.usage.windows import LOOKBACK, SHORT, Days
+
+TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
+"""Labels by which an agent's series differ from those of its successor on the same node."""
+OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
+"""Labels that name the scrape target. Prices, owners and labels of namespaces come from other targets."""
+MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
+"""One PromQL matcher: label (group 1), operator and quoted value."""
+
+
+def selector_of(selector: str) -> str:
+    """Return the PromQL matchers of `--match`, separated by commas, without enclosing braces. Raises Trouble."""
+    matchers = selector.strip().removeprefix("{").removesuffix("}").strip()
+    if matchers and not re.fullmatch(f"{MATCHER.pattern}(?:,{MATCHER.pattern})*", matchers):
+        raise Trouble(f'--match {selector}: use matchers such as cluster="east",prometheus_replica="a"')
+    return matchers
+
+
+def labels_of(selector: str) -> list[str]:
+    return [match[1] for match in MATCHER.finditer(selector)]
+
+
+def without_labels(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
+    """Return the matchers of `selector` for labels not in `targets`, which other exporters' series have too."""
+    return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
+
+
+def braced(*matchers: str) -> str:
+    """Join the matchers that are not empty in braces, to be appended to a metric's name; empty without any."""
+    joined = ",".join(filter(None, matchers))
+    return f"{{{joined}}}" if joined else ""
+
+
+def matcher_of(nodes: Iterable[str]) -> str:
+    """Return the matcher for the series of these nodes, and of any whose name differs only where theirs has a dot.
+
+    It is empty, which means all nodes, if it would be too long for a URL or a name has unusual characters.
+    """
+    names = "|".join(sorted(nodes))
+    return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
+
+
+def state_label(key: str) -> str:
+    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
+
+    It is computed as in kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since
+    v2.0.0. Two keys with the same result get `_conflict1` and so on there; such labels are not found.
+    """
+    plain = re.sub("[^a-zA-Z0-9_]", "_", key)
+    snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
+    return f"label_{snake.lower()}"
+
 
 POINTS, STEP = "5m", 300
 """Time between the points of a subquery, as text and in seconds."""
