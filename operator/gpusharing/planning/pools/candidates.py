@@ -84,7 +84,7 @@ class PassState:
     """By node with a claim but no fence, because an operator stopped in between: its wave, or empty."""
     places: set[str] | None = None
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
-    capped: Finding = Finding(Reason.BUDGET_FULL, f"{CAP}; waiting for a slot")
+    capped: Finding = field(default_factory=lambda: Finding(Reason.BUDGET_FULL, f"{CAP}; waiting for a slot"))
     """That no slot of the operator-wide cap is free (`find_capped`)."""
 
     @staticmethod

@@ -197,7 +197,7 @@ def find_begun(case: NodeCase) -> NodeCase | None:
     gpus = len(assessed.observed.gpus)
     names_of = fence.target_mig_config, fence.target_plugin_config
     begun = replace(node, verified=Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=gpus))
-    target = case.actuator.find_last_proven(begun, assessed.observed, case.stack)
+    target = find_last_proven(begun, assessed.observed, case.stack)
     if isinstance(target, str):
         return None
     mismatch = find_mismatch(Comparison(node, assessed.observed, target, case.stack), case.actuator.checks)
