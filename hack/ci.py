@@ -182,9 +182,9 @@ class Checks:
         """Run rung 4, and then remove what killed runs have left behind, even after a signal."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
-        status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
+        status = await self._part("e2e", "timeout", "--kill-after=90", "45m", "make", "e2e", out=out)
         if status in OUT_OF_TIME:
-            print("!! rung 4 was ended after 35 minutes", file=out, flush=True)
+            print("!! rung 4 was ended after 45 minutes", file=out, flush=True)
         swept = await self._part("sweep", PYTHON, "-m", "hack.realnode.sweep", out=out, cleanup=True)
         return status or swept
 

@@ -258,7 +258,7 @@ def test_nodes_that_are_ended_for_their_time_are_swept_and_told(notes: Path) -> 
     (notes / f"{E2E}.status").write_text("124")
     done = run(notes)
     assert done.status == 1
-    assert "!! rung 4 was ended after 35 minutes\n" in done.said
+    assert "!! rung 4 was ended after 45 minutes\n" in done.said
     assert {SWEEP, RUNG2} <= set(done.calls)
 
 

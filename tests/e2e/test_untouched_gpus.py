@@ -1,6 +1,8 @@
 """Only the GPU whose layout changes is emptied, on a real kubelet: a pod on the other one keeps running and its device.
 
 Meanwhile the kubelet is killed, NVIDIA's device plugin starts anew (mig-manager pauses it), and the pod's container does.
+
+In the order of the files it is the last one with the GPU Operator's device plugin: the next one clears the pool.
 """
 
 from collections.abc import Iterator
@@ -8,19 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hack.cluster.api import Object
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import (
-    DEPLOYMENTS,
-    FULL,
-    GPU,
-    PODS,
-    POLICY,
-    REPLICAS,
-    PoolMode,
-    Walk,
-    deployment,
-    holding,
-    policy_of,
-)
+from tests.e2e.pool import MIG, PODS, POLICY, Walk, holding, policy_of
 from tests.e2e.pool import SLICE as HALF
 
 pytestmark = pytest.mark.e2e
@@ -28,23 +18,25 @@ pytestmark = pytest.mark.e2e
 NODE, SEVENTH, THIRD = NODES[0], "nvidia.com/mig-1g.10gb", "nvidia.com/mig-2g.20gb"
 
 
-def divided(second: dict[str, int], offered: dict[str, int]) -> PoolMode:
-    """GPU 0 in halves, GPU 1 as given, and pods on GPUs that stay as they are not disturbed."""
+def divide(walk: Walk, second: dict[str, int]) -> None:
+    """Ask NODE alone for GPU 0 in halves and GPU 1 as given; pods on GPUs that stay as they are not disturbed."""
     layouts = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": second}]
-    drain = {"scope": "Changed", "unmanagedPods": "Evict", "strandedPods": "Allow"}
-    spec = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layouts}, "drain": drain}
-    return PoolMode("some GPUs", spec, {HALF: 2, **offered}, "")
+    policy = policy_of(MIG)
+    policy["spec"] |= {
+        "nodeSelector": {"matchLabels": {"kubernetes.io/hostname": NODE}},
+        "mig": {"strategy": "mixed", "layouts": layouts},
+        "drain": {"scope": "Changed", "unmanagedPods": "Evict", "strandedPods": "Allow"},
+    }
+    walk.site.api.apply(POLICY, policy)
 
 
 @pytest.fixture
 def empty(walk: Walk) -> Iterator[Walk]:
-    """The pool without the Deployment, which afterwards is there again, on whole GPUs."""
+    """The pool without the Deployment; in the end without pods on its GPUs."""
     walk.site.kubectl("delete", "deployment", "holder", "--wait")
     walk.wait(lambda: not walk.running(), "the Deployment's pods to be gone")
     yield walk
     walk.site.kubectl("delete", "pods", "keeps", "leaves", "--ignore-not-found", "--wait")
-    walk.site.api.create(DEPLOYMENTS, deployment("holder", REPLICAS, holding(GPU)))
-    walk.bring(FULL)
 
 
 def run(walk: Walk, name: str, resource: str) -> Object:
@@ -75,13 +67,13 @@ def restarts(walk: Walk, name: str) -> int:
 
 def test_a_pod_on_another_gpu_keeps_running_and_keeps_its_device(empty: Walk) -> None:
     walk = empty
-    walk.site.api.apply(POLICY, policy_of(divided({"1g.10gb": 7}, {SEVENTH: 7}), at_once=2))
-    walk.wait(walk.is_ready, "both nodes to be divided")
+    divide(walk, {"1g.10gb": 7})
+    walk.wait(walk.is_ready, f"{NODE} to be divided")
     kept, leaves = run(walk, "keeps", HALF), run(walk, "leaves", SEVENTH)
     before, since = place(walk, "keeps"), walk.mark()
     assert before[0][0] == 0
     node = walk.site.nodes[NODE]
-    walk.site.api.apply(POLICY, policy_of(divided({"2g.20gb": 3}, {THIRD: 3}), at_once=2))
+    divide(walk, {"2g.20gb": 3})
 
     def cordoned() -> bool:
         return bool(walk.site.api.get(f"/api/v1/nodes/{NODE}")["spec"].get("unschedulable"))
@@ -92,7 +84,7 @@ def test_a_pod_on_another_gpu_keeps_running_and_keeps_its_device(empty: Walk) ->
     node.wait_ready()
     kill_container(walk, kept)
     walk.wait(lambda: restarts(walk, "keeps") == 1, "the container to start again")
-    walk.wait(walk.is_ready, "the pool to have its new layout")
+    walk.wait(walk.is_ready, f"{NODE} to have its new layout")
     assert walk.evicted(since) == [leaves["metadata"]["name"]]
     after = walk.site.api.get(f"{PODS}/keeps")
     assert after["metadata"]["uid"] == kept["metadata"]["uid"]
