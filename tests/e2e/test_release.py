@@ -1,24 +1,29 @@
-"""A release from end to end, in a registry on this machine: prepared, pushed, signed, verified, pulled and installed.
+"""The rehearsal of a release, on this machine alone: prepared, pushed, signed, verified, installed, upgraded, rolled back.
 
-It publishes the archives that the other tests of this rung run. Not played: a public registry with TLS and passwords,
-and signing without a key (docs/reference/not-tried.md).
+The first version is the checkout's, with the archives that the other tests of this rung run. The next one is made as
+CONTRIBUTING.md says, and published by the command line from a clean clone of its tag. Not played: a public registry
+with TLS and passwords, and signing without a key (docs/reference/not-tried.md).
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hack.cluster import toolchain
 from hack.cluster.process import wait_until
 from hack.images.contents import Image, read_origin
 from hack.images.debian import ARCHITECTURES
-from hack.launch import AGENT_NAMESPACE, NAMESPACE
+from hack.launch import AGENT_NAMESPACE, NAMESPACE, ROOT
 from hack.realnode.registry import Registry
 from hack.realnode.site import Site
 from hack.release import package, publish
@@ -26,10 +31,14 @@ from hack.release.chart import CHART
 from hack.release.prepare import Prepared, prepare, read_prepared
 from hack.release.publish import Published, Publisher, PublishError, read_platforms
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import FASTER
+from tests.e2e.pool import Walk
+from tests.images.test_advisories import advisory
 
 pytestmark = pytest.mark.e2e
 PLATFORM = "linux/amd64"
+SOME = {"introduced": "0"}
+NAMESPACES = [f"/api/v1/namespaces/{each}" for each in (NAMESPACE, AGENT_NAMESPACE)]
+PATIENCE = ("--wait", "--timeout", "300s")
 HTTP = ("--allow-http-registry", "--insecure-ignore-tlog")
 
 
@@ -54,8 +63,38 @@ class Release:
         return path
 
 
+@dataclass(frozen=True)
+class Website:
+    """A folder, and the address on loopback under which it is served."""
+
+    folder: Path
+    address: str
+
+    def attach(self, release: Release) -> None:
+        """Serve the release's files as the forge does, and its wheel in an index of Python packages."""
+        downloads = self.folder / "releases" / "download" / f"v{release.prepared.version}"
+        index = self.folder / "simple" / "gpu-sharing-operator"
+        for folder in (downloads.parent, index):
+            folder.mkdir(parents=True, exist_ok=True)
+        downloads.symlink_to(release.files)
+        wheel = release.file("*.whl")
+        (index / wheel.name).symlink_to(wheel)
+
+
 @pytest.fixture(scope="module")
-def release(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def website(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Website]:
+    folder = tmp_path_factory.mktemp("website")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield Website(folder, f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def release(site: Site, website: Website, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The project's version, published in a registry that the nodes know, and signed with a new key."""
     out, keys = tmp_path_factory.mktemp("release"), tmp_path_factory.mktemp("keys")
     source = read_origin().source or package.UNKNOWN_SOURCE
@@ -66,7 +105,65 @@ def release(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
             registry.admit(node)
         prepared = prepare(package.version(), f"{registry.host}/team", source, [PLATFORM], out)
         publisher = Publisher(str(keys / "cosign.key"), plain_http=True)
-        yield Release(prepared, publisher.publish(prepared, out), publisher, out, keys)
+        made = Release(prepared, publisher.publish(prepared, out), publisher, out, keys)
+        website.attach(made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def successor(release: Release, website: Website, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The next version, published beside the first one from a clean clone of its tag."""
+    version = next_minor(release.prepared.version)
+    work, clone = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("clone")
+    git(work, "clone", "--quiet", str(ROOT), ".")
+    raise_version(work, version)
+    git(work, "tag", f"v{version}")
+    git(clone, "clone", "--quiet", "--branch", f"v{version}", str(work), ".")
+    where = ("--registry", release.prepared.registry, "--source", website.address, "--platform", PLATFORM)
+    python(clone, "-m", "hack.release", "prepare", f"v{version}", *where)
+    python(clone, "hack/ci.py", "--passed")  # as the workflow records that its jobs have passed
+    advisories = clone / "build" / "osv.json"
+    today = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    made_up = [advisory(ecosystem, "made-up", SOME, modified=today) for ecosystem in ("PyPI", "Debian:13")]
+    advisories.write_text(json.dumps(made_up))
+    how = ("--advisories", str(advisories), "--key", release.publisher.key, "--plain-http")
+    printed = python(clone, "-m", "hack.release", "publish", *how)
+    image, chart = re.findall(r"^(?:image|chart)=(.*)$", printed, re.MULTILINE)
+    out = clone / "build" / "release"
+    made = Release(read_prepared(out), Published(image, chart), release.publisher, out, release.keys)
+    website.attach(made)
+    return made
+
+
+def next_minor(version: str) -> str:
+    major, minor, _ = version.split(".")
+    return f"{major}.{int(minor) + 1}.0"
+
+
+def raise_version(folder: Path, version: str) -> None:
+    """Commit what CONTRIBUTING.md asks of a release: version, generated files and notes."""
+    project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
+    project.write_text(re.sub(r'^version = ".*"$', f'version = "{version}"', project.read_text(), flags=re.MULTILINE))
+    section = f"## Unreleased\n\n## {version}\n\n### Added\n\n- What the rehearsal upgrades to.\n\n"
+    text = re.sub(r"^## Unreleased\n.*?(?=^## )", section, changelog.read_text(), flags=re.MULTILINE | re.DOTALL)
+    changelog.write_text(text)
+    python(folder, "-m", "hack.generate")
+    git(folder, "commit", "--quiet", "--all", "--message", f"Release {version}")
+
+
+def python(folder: Path, *arguments: str) -> str:
+    """What a program of the checkout in this folder prints; it must succeed."""
+    environ = {**os.environ, "PYTHONPATH": f"{folder / 'operator'}{os.pathsep}{folder}"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(folder: Path, *arguments: str) -> None:
+    who = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@example.test", "-c", "advice.detachedHead=false")
+    subprocess.run(["git", *who, *arguments], cwd=folder, capture_output=True, check=True)
 
 
 def run(folder: Path, name: str, *arguments: str) -> str:
@@ -128,67 +225,126 @@ def test_each_platform_has_its_bill_of_materials_in_the_registry(release: Releas
         assert "payload" in run(release.keys, "cosign", "verify-attestation", *kind, name)
 
 
+@pytest.fixture(scope="module")
+def installed(release: Release, site: Site, walk: Walk) -> Iterator[None]:
+    """The first release, installed from the registry; at the end its revision of before is in force, for other tests."""
+    before = revision(site)
+    helm_from_registry(site, release, "--reset-values", "--force-conflicts")
+    yield
+    site.helm("rollback", "gpusharing", before, *PATIENCE, "--force-conflicts")
+
+
+def helm_from_registry(site: Site, release: Release, *options: str) -> None:
+    chart = f"oci://{release.prepared.registry}/charts/{CHART.name}"
+    version = ("--version", release.prepared.version, "--plain-http")
+    site.helm("upgrade", "gpusharing", chart, *version, *PATIENCE, *options)
+
+
+def revision(site: Site) -> str:
+    (one,) = json.loads(site.helm("list", "--output", "json"))
+    return str(one["revision"])
+
+
+def wait_runs(site: Site, release: Release) -> None:
+    """Wait until each pod of ours that runs or will run has the image of this release by its digest. Pods that are
+    being deleted, or whose node was restarted by another test (phase Failed), still have the previous one."""
+    name = f"{release.prepared.image}@{release.prepared.digest}"
+
+    def images() -> set[str]:
+        pods = [pod for each in NAMESPACES for pod in site.api.list(f"{each}/pods")]
+        left = [
+            pod
+            for pod in pods
+            if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in ("Succeeded", "Failed")
+        ]
+        return {container["image"] for pod in left for container in pod["spec"]["containers"]}
+
+    wait_until(lambda: images() == {name}, 60.0, f"every pod to have the image {name}")
+
+
+def pulled_by(site: Site, release: Release) -> set[str]:
+    """The nodes that pulled the release's image from the registry."""
+    said = f'Successfully pulled image "{release.prepared.image}@{release.prepared.digest}"'
+    events = [one for each in NAMESPACES for one in site.api.list(f"{each}/events", fieldSelector="reason=Pulled")]
+    return {one["source"]["host"] for one in events if said in one["message"]}
+
+
 def test_the_chart_is_installed_from_the_registry_and_real_nodes_pull_the_image_by_digest(
-    release: Release, site: Site, notes: str
+    release: Release, site: Site, installed: None
 ) -> None:
-    prepared = release.prepared
-    chart = f"oci://{prepared.registry}/charts/{CHART.name}"
-    options = ("--version", prepared.version, "--plain-http", "--wait", "--timeout", "300s")
-    site.helm("upgrade", "--install", "gpusharing", chart, *options, "--reset-values", "--force-conflicts")
-    try:
-        name = f"{prepared.image}@{prepared.digest}"
-        namespaces = [f"/api/v1/namespaces/{each}" for each in (NAMESPACE, AGENT_NAMESPACE)]
-
-        def images() -> set[str]:
-            """The images of the pods that run or will run. Pods that are being deleted, or whose node was restarted
-            by another test (phase Failed), still have the previous one."""
-            pods = [pod for each in namespaces for pod in site.api.list(f"{each}/pods")]
-            left = [
-                pod
-                for pod in pods
-                if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] not in ("Succeeded", "Failed")
-            ]
-            return {container["image"] for pod in left for container in pod["spec"]["containers"]}
-
-        wait_until(lambda: images() == {name}, 60.0, f"every pod to have the image {name}")
-        events = [one for each in namespaces for one in site.api.list(f"{each}/events", fieldSelector="reason=Pulled")]
-        pulled = [one for one in events if f'Successfully pulled image "{name}"' in one["message"]]
-        assert {one["source"]["host"] for one in pulled} == set(NODES), "nobody imported it there"
-    finally:
-        site.helm_install("--set", FASTER, "--force-conflicts")  # under its imported name again, for other tests
+    wait_runs(site, release)
+    assert pulled_by(site, release) == set(NODES), "nobody imported it there"
 
 
-def test_krew_installs_the_attached_archive_and_the_plugin_asks_the_cluster(
-    release: Release, site: Site, notes: str, tmp_path: Path
+def test_the_next_version_replaces_nothing_in_the_registry(release: Release, successor: Release) -> None:
+    for one in (release, successor):
+        prepared = one.prepared
+        assert release.publisher.find_digest(f"{prepared.image}:{prepared.version}") == one.published.image
+        chart = f"{prepared.registry}/charts/{CHART.name}:{prepared.version}"
+        assert release.publisher.find_digest(chart) == one.published.chart
+    assert successor.prepared.version == next_minor(release.prepared.version)
+    assert successor.published.image != release.published.image
+
+
+def test_an_upgrade_from_the_registry_and_its_rollback_leave_a_proven_pool_as_it_is(
+    release: Release, successor: Release, site: Site, walk: Walk, installed: None
 ) -> None:
-    tools = tmp_path / "tools"
+    walk.wait(walk.is_ready, "the pool to be Ready")
+    holders, since, first = walk.running(), walk.mark(), revision(site)
+    helm_from_registry(site, successor, "--reset-then-reuse-values")
+    wait_runs(site, successor)
+    assert pulled_by(site, successor) == set(NODES)
+    walk.wait(walk.is_ready, "the pool to be Ready after the upgrade")
+    site.helm("rollback", "gpusharing", first, *PATIENCE)
+    wait_runs(site, release)
+    walk.wait(walk.is_ready, "the pool to be Ready after the rollback")
+    assert (walk.running(), walk.evictions(since)) == (holders, [])
+
+
+def test_krew_installs_and_upgrades_the_plugin_from_an_index_and_it_asks_the_cluster(
+    release: Release, successor: Release, website: Website, site: Site, notes: str, tmp_path: Path
+) -> None:
+    index, tools = tmp_path / "index", tmp_path / "tools"
+    (index / "plugins").mkdir(parents=True)
+    git(index, "init", "--quiet")
     tools.mkdir()
     (tools / "python3").symlink_to(sys._base_executable)  # type: ignore[attr-defined]  # not the one of .venv
-    home = {"HOME": str(tmp_path), "KREW_ROOT": str(tmp_path), "KREW_OS": "linux", "KREW_ARCH": "amd64"}
-    path = os.pathsep.join([str(tmp_path / "bin"), str(tools), "/usr/bin", "/bin"])
-    environ = {**home, "PATH": path, "KUBECONFIG": str(site.plane.kubeconfig)}
-    krew = [str(toolchain.ensure("krewtools") / "krew"), "install"]
-    manifest = [
-        f"--manifest={release.file('gpusharing.yaml')}",
-        f"--archive={release.file('kubectl-*.tar.gz')}",
-    ]
-    subprocess.run([*krew, *manifest], env=environ, check=True, capture_output=True)
+    home = {"HOME": str(tmp_path), "KREW_ROOT": str(tmp_path / "krew"), "KREW_OS": "linux", "KREW_ARCH": "amd64"}
+    path = os.pathsep.join([str(tmp_path / "krew" / "bin"), str(tools), "/usr/bin", "/bin"])
+    environ = {**home, "PATH": path, "KUBECONFIG": str(site.plane.kubeconfig), "KREW_DEFAULT_INDEX_URI": str(index)}
     kubectl = str(toolchain.control_plane_programs().kubectl)
-    command = [kubectl, "gpusharing", "doctor", "-o", "json"]
-    done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+
+    def ask(*command: str) -> str:
+        done = subprocess.run(command, env=environ, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    for one, verb in ((release, "install"), (successor, "upgrade")):
+        manifest = one.file("gpusharing.yaml").read_text().replace(one.prepared.source, website.address)
+        (index / "plugins" / "gpusharing.yaml").write_text(manifest)
+        git(index, "add", ".")
+        git(index, "commit", "--quiet", "--message", one.prepared.version)
+        krew = str(toolchain.ensure("krewtools") / "krew")
+        ask(krew, "update")
+        ask(krew, verb, "gpusharing")
+        assert ask(kubectl, "gpusharing", "--version").strip() == f"kubectl gpusharing {one.prepared.version}"
+    doctor = [kubectl, "gpusharing", "doctor", "-o", "json"]
+    done = subprocess.run(doctor, env=environ, check=False, capture_output=True, text=True)
     assert json.loads(done.stdout)["installed"], done.stderr
 
 
-def test_the_wheel_with_the_extra_cli_runs_in_an_empty_environment(release: Release, tmp_path: Path) -> None:
+def test_the_package_with_the_extra_cli_is_installed_and_upgraded_from_an_index(
+    release: Release, successor: Release, website: Website, tmp_path: Path
+) -> None:
     uv = [sys.executable, "-m", "uv", "--no-config"]
     subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, "venv"], cwd=tmp_path, check=True)
-    pins = ("--constraint", str(package.ROOT / "requirements-dev.lock"))
-    wheel = f"{release.file('*.whl')}[cli]"
-    install = [*uv, "pip", "install", "--quiet", "--python", "venv/bin/python", *pins, wheel]
-    subprocess.run(install, cwd=tmp_path, check=True)
+    pins = ("--constraint", str(ROOT / "requirements-dev.lock"), "--index", f"{website.address}/simple")
+    install = [*uv, "pip", "install", "--quiet", "--python", "venv/bin/python", *pins]
     kubectl = str(toolchain.control_plane_programs().kubectl)
-    path = os.pathsep.join([str(tmp_path / "venv/bin"), "/usr/bin", "/bin"])
-    done = subprocess.run(
-        [kubectl, "gpusharing", "--help"], env={"PATH": path}, check=True, capture_output=True, text=True
-    )
-    assert done.stdout.startswith("usage: kubectl gpusharing")
+    environ = {"PATH": os.pathsep.join([str(tmp_path / "venv/bin"), "/usr/bin", "/bin"])}
+    first, following = release.prepared.version, successor.prepared.version
+    for version, wanted in ((first, f"=={first}"), (following, "")):
+        subprocess.run([*install, "--upgrade", f"gpu-sharing-operator[cli]{wanted}"], cwd=tmp_path, check=True)
+        command = [kubectl, "gpusharing", "--version"]
+        done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == f"kubectl gpusharing {version}"
