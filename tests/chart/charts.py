@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hack.release.package import version
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 VALUE_SETS = sorted((CHART / "ci").glob("*-values.yaml"))
 PLATFORMS = sorted((CHART / "platforms").glob("*.yaml"))
 NAMESPACE = "gpusharing"
+VERSION = version()
+_MAJOR, _MINOR, _ = VERSION.split(".")
+NEXT = f"{_MAJOR}.{int(_MINOR) + 1}.0"
+"""The next minor version."""
 IMAGE = ("--set", "image.repository=example.test/gpu-sharing-operator")
 """The one value that is required."""
 HOOK = "helm.sh/hook"

@@ -10,7 +10,7 @@ import pytest
 from hack.cluster import install
 from hack.cluster.api import APPLY_PATCH
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, IMAGE, NAMESPACE, PLATFORMS, VALUE_SETS, Helm
+from tests.chart.charts import CHART, IMAGE, NAMESPACE, NEXT, PLATFORMS, VALUE_SETS, VERSION, Helm
 from tests.chart.cluster import SECONDS, Installed
 from tests.chart.standins import crds
 
@@ -19,7 +19,6 @@ pytestmark = pytest.mark.cluster
 SPACES = "/api/v1/namespaces"
 MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator", "nvidia-device-plugin")
 """Namespaces that a value set expects."""
-NEXT = "0.2.0"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
 
 
@@ -70,7 +69,7 @@ def test_a_second_release_is_refused_before_anything_is_written(installed: Insta
 
 @pytest.mark.parametrize(
     ("version", "refused"),
-    [(NEXT, True), ("0.1.1-rc.1", True), ("0.1.0", False), ("0.1.0-rc.1", False), ("0.0.9", False)],
+    [(NEXT, True), (f"{NEXT}-rc.1", True), (VERSION, False), (f"{VERSION}-rc.1", False), ("0.0.9", False)],
 )
 def test_crds_of_a_newer_version_are_not_replaced(installed: Installed, version: str, refused: bool) -> None:
     admin = installed.admin

@@ -15,7 +15,7 @@ import yaml
 from hack.cluster.api import ApiError, Object
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm, find
+from tests.chart.charts import CHART, NAMESPACE, NEXT, ROOT, VERSION, Helm, find
 from tests.chart.cluster import GPUNODES, POLICIES, POLICY, SECONDS, Installed, refusal, set_up
 
 pytestmark = pytest.mark.cluster
@@ -56,11 +56,11 @@ NEW_FIELDS = {
 
 
 def newer_chart(folder: Path) -> Path:
-    """A copy of the chart as version 0.2.0, whose CRDs have a few fields more."""
+    """A copy of the chart of the next version, whose CRDs have a few fields more."""
     chart = folder / "newer"
     shutil.copytree(CHART, chart)
     about = chart / "Chart.yaml"
-    about.write_text(about.read_text().replace("ersion: 0.1.0", "ersion: 0.2.0"))
+    about.write_text(about.read_text().replace(f"ersion: {VERSION}", f"ersion: {NEXT}"))
     for plural, (above, fields) in NEW_FIELDS.items():
         crd = chart / "templates" / "crds" / f"{plural}.yaml"
         before, parent, after = crd.read_text().partition(above)
@@ -163,7 +163,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
     assert "failed" in last, "so nothing is locked"
     done = upgraded.run_helm("rollback", "2")
     assert done.returncode == 0, done.stderr
-    assert "0.2.0" in admin.get(DEPLOYMENT)["metadata"]["labels"]["helm.sh/chart"]
+    assert NEXT in admin.get(DEPLOYMENT)["metadata"]["labels"]["helm.sh/chart"]
 
 
 def test_without_such_a_field_the_rollback_goes_on(upgraded: Installed) -> None:

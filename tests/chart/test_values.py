@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.charts import CHART, NAMESPACE, Helm, Manifest, find
+from tests.chart.charts import CHART, NAMESPACE, VERSION, Helm, Manifest, find
 
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.main import parse
@@ -106,7 +106,7 @@ def parent(tmp_path: Path) -> Path:
     shutil.copytree(CHART, chart / "charts" / "gpu-sharing-operator")
     dependency = {
         "name": "gpu-sharing-operator",
-        "version": "0.1.0",
+        "version": VERSION,
         "condition": "gpu-sharing-operator.enabled",
     }
     about = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
@@ -125,7 +125,7 @@ def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: H
         "global.imageRegistry=mirror.test,global.other=1",
     )
     assert on.returncode == 0, on.stderr
-    assert "image: mirror.test/gpu-sharing-operator:0.1.0" in on.stdout
+    assert f"image: mirror.test/gpu-sharing-operator:{VERSION}" in on.stdout
     off = helm.run("template", "big", str(parent), "-n", NAMESPACE, "--set", "gpu-sharing-operator.enabled=false")
     assert (off.returncode, off.stdout.strip()) == (0, ""), off.stderr
 
