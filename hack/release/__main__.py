@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(*obstacles, sep="\n", file=sys.stderr)
             print(f"{counted(len(obstacles), 'reason')} not to publish {prepared.version}", file=sys.stderr)
             return 1
+        print(f"nothing forbids publishing {prepared.version}", file=sys.stderr, flush=True)
         if options.step == "publish":
             published = Publisher(options.key, options.plain_http).publish(prepared, options.out)
             # In the format of $GITHUB_OUTPUT.
@@ -106,10 +107,11 @@ def parser() -> argparse.ArgumentParser:
 
 def run_prepare(options: argparse.Namespace) -> int:
     """Prepare the release, print the image's name and digest and the size and path of each file, and return 0."""
-    if problem := gate.describe_wrong_commit(read_origin().revision):
+    wanted = options.version.removeprefix("v")
+    left = notes.find_unreleased(notes.CHANGELOG.read_text(), wanted)
+    for problem in filter(None, (gate.describe_wrong_commit(read_origin().revision), left)):
         print(f"this release can be tried, but not published: {problem}", file=sys.stderr, flush=True)
     platforms = options.platform or krew.PLATFORMS
-    wanted = options.version.removeprefix("v")
     prepared = prepare(wanted, options.registry, options.source, platforms, options.out)
     print(f"{prepared.image}@{prepared.digest}")
     for path in sorted((options.out / "files").iterdir()):

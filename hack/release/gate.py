@@ -81,6 +81,8 @@ def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
 def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
     if flaw := notes.find_flaw(candidate.changelog, candidate.version):
         yield flaw
+    if left := notes.find_unreleased(candidate.changelog, candidate.version):
+        yield left
 
 
 def _find_wrong_images(candidate: Candidate) -> Iterator[str]:

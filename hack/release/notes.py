@@ -2,6 +2,7 @@
 
 import re
 
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.release.package import ROOT
 
 CHANGELOG = ROOT / "CHANGELOG.md"
@@ -29,6 +30,17 @@ def find_flaw(text: str, version: str) -> str:
             " say what a user can do"
         )
     return ""
+
+
+def find_unreleased(text: str, version: str) -> str:
+    """Return which entries of the changelog `text` would be missing in the notes of this version, or an empty
+    string."""
+    if not (left := len(re.findall("^- ", read_notes(text, "Unreleased"), re.MULTILINE))):
+        return ""
+    return (
+        f"CHANGELOG.md has {counted(left, 'entry', 'entries')} under Unreleased, which the commit contains:"
+        f" say in the section {version} what a user can do, and remove them"
+    )
 
 
 def changes(notes: str) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ from hack.release import package, publish
 from hack.release.chart import CHART
 from hack.release.prepare import Prepared, prepare, read_prepared
 from hack.release.publish import Published, Publisher, PublishError, read_platforms
+from tests.chart.charts import NEXT, VERSION
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk
 from tests.images.test_advisories import advisory
@@ -113,14 +114,13 @@ def release(site: Site, website: Website, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def successor(release: Release, website: Website, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The next version, published beside the first one from a clean clone of its tag."""
-    version = next_minor(release.prepared.version)
     work, clone = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("clone")
     git(work, "clone", "--quiet", str(ROOT), ".")
-    raise_version(work, version)
-    git(work, "tag", f"v{version}")
-    git(clone, "clone", "--quiet", "--branch", f"v{version}", str(work), ".")
+    raise_version(work, NEXT)
+    git(work, "tag", f"v{NEXT}")
+    git(clone, "clone", "--quiet", "--branch", f"v{NEXT}", str(work), ".")
     where = ("--registry", release.prepared.registry, "--source", website.address, "--platform", PLATFORM)
-    python(clone, "-m", "hack.release", "prepare", f"v{version}", *where)
+    python(clone, "-m", "hack.release", "prepare", f"v{NEXT}", *where)
     python(clone, "hack/ci.py", "--passed")  # as the workflow records that its jobs have passed
     advisories = clone / "build" / "osv.json"
     today = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -133,11 +133,6 @@ def successor(release: Release, website: Website, tmp_path_factory: pytest.TempP
     made = Release(read_prepared(out), Published(image, chart), release.publisher, out, release.keys)
     website.attach(made)
     return made
-
-
-def next_minor(version: str) -> str:
-    major, minor, _ = version.split(".")
-    return f"{major}.{int(minor) + 1}.0"
 
 
 def raise_version(folder: Path, version: str) -> None:
@@ -282,7 +277,7 @@ def test_the_next_version_replaces_nothing_in_the_registry(release: Release, suc
         assert release.publisher.find_digest(f"{prepared.image}:{prepared.version}") == one.published.image
         chart = f"{prepared.registry}/charts/{CHART.name}:{prepared.version}"
         assert release.publisher.find_digest(chart) == one.published.chart
-    assert successor.prepared.version == next_minor(release.prepared.version)
+    assert (release.prepared.version, successor.prepared.version) == (VERSION, NEXT)
     assert successor.published.image != release.published.image
 
 

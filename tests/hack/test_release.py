@@ -346,8 +346,12 @@ def test_one_commit_that_passed_with_notes_and_its_own_images_may_be_published(c
         ({"passed": []}, f"CI has not passed at {COMMIT} (no run passed): run .ci/run"),
         ({"passed": ["b" * 40]}, f"(the last run that passed was at {'b' * 40})"),
         ({"changelog": "# Changelog\n"}, "CHANGELOG.md has no changes for 0.1.0"),
+        (
+            {"changelog": LOG.replace("## Unreleased\n", "## Unreleased\n\n- Three.\n")},
+            "CHANGELOG.md has 1 entry under Unreleased, which the commit contains: say in the section 0.1.0",
+        ),
     ],
-    ids=["no registry", "no repository", "no CI", "CI of another commit", "no notes"],
+    ids=["no registry", "no repository", "no CI", "CI of another commit", "no notes", "entries without a version"],
 )
 def test_what_is_missing_forbids_it(candidate: Candidate, change: dict[str, Any], said: str) -> None:
     assert said in find_obstacles(replace(candidate, **change))[0]
