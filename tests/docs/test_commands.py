@@ -87,6 +87,13 @@ def test_the_site_has_every_page() -> None:
     assert [name for name in pages if name not in site and not name.startswith("adr/0")] == []
 
 
+def test_the_front_page_leads_to_every_page_for_users() -> None:
+    links = (ROOT / "docs" / "index.md").read_text()
+    folders = ("docs/tutorial/", "docs/how-to/", "docs/explanation/", "docs/reference/")
+    pages = [name.removeprefix("docs/") for name in PAGES if name.startswith(folders)]
+    assert [name for name in pages if f"({name})" not in links] == []
+
+
 SECURITY = "docs/explanation/security.md"
 
 
