@@ -74,6 +74,8 @@ def prepare(
         raise PrepareError(flaw)
     make_empty(out)
     text = notes.read_notes(changelog, wanted)
+    if source != UNKNOWN_SOURCE:
+        text = package.with_absolute_links(text, source, f"v{wanted}")
     (out / "NOTES").write_text(text + "\n")
     (files := out / "files").mkdir()
     origin = read_origin({**os.environ, "IMAGE_SOURCE": "" if source == UNKNOWN_SOURCE else source})

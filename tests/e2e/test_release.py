@@ -139,7 +139,7 @@ def raise_version(folder: Path, version: str) -> None:
     """Commit what CONTRIBUTING.md asks of a release: version, generated files and notes."""
     project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
     project.write_text(re.sub(r'^version = ".*"$', f'version = "{version}"', project.read_text(), flags=re.MULTILINE))
-    section = f"## Unreleased\n\n## {version}\n\n### Added\n\n- What the rehearsal upgrades to.\n\n"
+    section = f"## Unreleased\n\n## {version}\n\n### Added\n\n- What the [rehearsal](README.md) upgrades to.\n\n"
     text = re.sub(r"^## Unreleased\n.*?(?=^## )", section, changelog.read_text(), flags=re.MULTILINE | re.DOTALL)
     changelog.write_text(text)
     python(folder, "-m", "hack.generate")
@@ -269,6 +269,11 @@ def test_the_chart_is_installed_from_the_registry_and_real_nodes_pull_the_image_
 ) -> None:
     wait_runs(site, release)
     assert pulled_by(site, release) == set(NODES), "nobody imported it there"
+
+
+def test_the_notes_of_a_release_link_to_its_tag(successor: Release, website: Website) -> None:
+    link = f"[rehearsal]({website.address}/blob/v{NEXT}/README.md)"
+    assert link in (successor.out / "NOTES").read_text()
 
 
 def test_the_next_version_replaces_nothing_in_the_registry(release: Release, successor: Release) -> None:
