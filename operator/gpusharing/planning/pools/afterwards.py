@@ -33,7 +33,7 @@ from gpusharing.planning.pools.holds import find_canary, find_capped, find_full,
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import LOOKS, Preview
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.podviews import NodeWork, Part
+from gpusharing.planning.snapshot.podviews import NodeWork, Part, Scope
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
 from gpusharing.planning.transition.verdict import Verdict
@@ -291,9 +291,7 @@ def preview_of(
     assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
-    drain, node = policy.spec.drain, snapshot.nodes.get(verdict.node)
-    gpunode = snapshot.gpunodes.get(verdict.node)
-    scope = scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption, gpunode=gpunode, gpus=verdict.gpus)
+    drain, scope = policy.spec.drain, change_scope(verdict, snapshot)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     blockers = preflight(pods, drain, afterwards, work.listed_at)
     return Preview(
@@ -307,6 +305,12 @@ def preview_of(
         count_staying(work.pods, scope),
         find_unplaced(work.pods),
     )
+
+
+def change_scope(verdict: Verdict, snapshot: ClusterSnapshot) -> Scope:
+    """Return what the change of a node empties and must not touch."""
+    node, gpunode = snapshot.nodes.get(verdict.node), snapshot.gpunodes.get(verdict.node)
+    return scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption, gpunode=gpunode, gpus=verdict.gpus)
 
 
 def find_obstacle(verdict: Verdict, preview: Preview | None, node: NodeView, *, candidate: bool) -> Reason | None:

@@ -4,7 +4,7 @@ The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; th
 """
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -14,10 +14,16 @@ from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, P
 from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.evictions import binding_budgets
 from gpusharing.planning.drain.placement import Needs, Offer, could_start, needs_of
-from gpusharing.planning.drain.pods import gpu_resources, has_finished, is_reservation
+from gpusharing.planning.drain.pods import find_leaving, gpu_resources, is_reservation
 from gpusharing.planning.drain.stranded import DeviceDemand
 from gpusharing.planning.gpus.cards import client_memory, client_threads, find_card
-from gpusharing.planning.pools.afterwards import find_holdings, find_obstacle, find_present_offer, preview_of
+from gpusharing.planning.pools.afterwards import (
+    change_scope,
+    find_holdings,
+    find_obstacle,
+    find_present_offer,
+    preview_of,
+)
 from gpusharing.planning.pools.candidates import Order, PassState, find_candidate
 from gpusharing.planning.pools.holds import find_canary
 from gpusharing.planning.pools.pool import Pool
@@ -83,7 +89,7 @@ class Vanishing:
     elsewhere: bool
     """Whether a node outside the pool will advertise it."""
     pods: tuple[str, ...]
-    """Listed pods that request the resource and run on nodes of the pool that differ, as `namespace/name`."""
+    """Listed pods that request the resource and leave nodes of the pool, as `namespace/name`."""
     pending: int
 
 
@@ -204,7 +210,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     replicas = spec.mps.replicas if spec is not None and spec.mps is not None else 0
     mixed = spec is not None and spec.mig is not None and spec.mig.strategy == "mixed"
     wanted = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
-    single = mixed and wanted and _single_serves({one: plan.targets.get(one, {}) for one in names}, snapshot)
+    single = mixed and wanted and _single_serves({one: plan.targets.get(one, {}) for one in names}, plan, snapshot)
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
@@ -315,10 +321,9 @@ def _find_moves(steps: Iterable[Step], plan: RolloutPlan, snapshot: ClusterSnaps
     stays = {name for name, one in plan.verdicts.items() if one.phase is Phase.SYNCED or not one.disruption.cordons}
     stays.update(step.verdict.node for step in steps if step.obstacle is not None)
     evicted: dict[Needs, tuple[PodView, set[str]]] = {}
-    for node, work in snapshot.work.items() if offers else ():
-        for pod in work.pods if node not in stays else ():
-            if gpu_resources(pod) and not has_finished(pod) and not is_reservation(pod):
-                evicted.setdefault(needs_of(pod), (pod, set()))[1].add(node)
+    for verdict in plan.verdicts.values() if offers else ():
+        for pod in _find_leaving(verdict, snapshot) if verdict.node not in stays else ():
+            evicted.setdefault(needs_of(pod), (pod, set()))[1].add(verdict.node)
     for needs, (pod, nodes) in evicted.items():
         yield from ((one.node, pod) for one in offers if nodes - {one.node} and could_start(needs, one))
 
@@ -340,15 +345,23 @@ def _find_doubts(
         return doubts
     # What no node can run any more stays unhealthy, so a budget that allows fewer will refuse the others.
     left: dict[str, int] = {}
-    for node in (step.verdict.node for step in steps if step.obstacle is None and step.preview is not None):
-        work = snapshot.work.get(node)
-        for pod in work.pods if work is not None else ():
-            for budget in binding_budgets(pod, work.pdbs) if work and gpu_resources(pod) else ():
+    for verdict in (step.verdict for step in steps if step.obstacle is None and step.preview is not None):
+        node = verdict.node
+        for pod in _find_leaving(verdict, snapshot):
+            for budget in binding_budgets(pod, snapshot.work[node].pdbs):
                 left.setdefault(budget.ref, budget.disruptions_allowed)
                 left[budget.ref] -= bool(afterwards.find_stranded(node, [pod]))
                 if left[budget.ref] < 0:
                     doubts[node] = Reason.PDB
     return doubts
+
+
+def _find_leaving(verdict: Verdict, snapshot: ClusterSnapshot) -> Iterator[PodView]:
+    """Yield the listed pods with a GPU that must leave before the change of this node, and may start elsewhere."""
+    work = snapshot.work.get(verdict.node)
+    for pod in find_leaving(work.pods, change_scope(verdict, snapshot)) if work is not None else ():
+        if gpu_resources(pod) and not is_reservation(pod):
+            yield pod
 
 
 def _vanishing(
@@ -367,25 +380,27 @@ def _vanishing(
             after=after.get(name, 0),
             demand=plan.afterwards.once(policy).find_demand(name),
             elsewhere=plan.afterwards.once(policy).advertises(name, outside=plan.pools[policy].names),
-            pods=tuple(sorted(pod.ref for _, pod in _find_users(name, changing, snapshot))),
+            pods=tuple(sorted(pod.ref for _, pod in _find_users(name, changing, plan, snapshot))),
             pending=snapshot.pending.get(name, 0),
         )
 
 
-def _find_users(resource: str, nodes: Container[str], snapshot: ClusterSnapshot) -> Iterator[tuple[str, PodView]]:
-    """Yield the pods on these nodes, as far as listed, that request the resource, each with its node."""
-    for node, work in snapshot.work.items():
-        for pod in work.pods if node in nodes else ():
-            if resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod):
+def _find_users(
+    resource: str, nodes: Iterable[str], plan: RolloutPlan, snapshot: ClusterSnapshot
+) -> Iterator[tuple[str, PodView]]:
+    """Yield the listed pods that request the resource and leave these nodes, each with its node."""
+    for node in nodes:
+        for pod in _find_leaving(plan.verdicts[node], snapshot):
+            if resource in gpu_resources(pod):
                 yield node, pod
 
 
-def _single_serves(targets: Mapping[str, Mapping[str, int]], snapshot: ClusterSnapshot) -> bool:
+def _single_serves(targets: Mapping[str, Mapping[str, int]], plan: RolloutPlan, snapshot: ClusterSnapshot) -> bool:
     """Whether MIG strategy single would suit these targets, by node, and the pods that request whole GPUs there."""
     if not all(len(target) == 1 and RESOURCE_GPU not in target for target in targets.values() if target):
         return False
     offers = {node: Offer(node, {RESOURCE_GPU: sum(target.values())}, divided=True) for node, target in targets.items()}
-    users = _find_users(RESOURCE_GPU, targets, snapshot)
+    users = _find_users(RESOURCE_GPU, targets, plan, snapshot)
     return all(could_start(needs_of(pod), offers[node]) for node, pod in users if targets[node])
 
 
