@@ -42,7 +42,7 @@ from hack.sim.handout import Handout
 from hack.sim.mpsset import DAEMON, MANAGER
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import SimCluster
-from hack.sim.pods import PodBook, PodBookResources
+from hack.sim.pods import PodBook
 from hack.sim.readings import ODDITIES, Change, Readings
 from hack.sim.settings import Clock, SimSettings
 
@@ -313,12 +313,10 @@ class NodeSoftware:
         )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
-        if self.pages is None:
-            return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     def gpus_of(self, node: str, uid: str) -> set[int]:
-        """Return the GPUs of the devices that the kubelet gave a pod; empty if it has none, or nobody asks for that."""
+        """Return the GPUs of the devices that the kubelet gave a pod; empty if it has none."""
         handout = self._handouts.get(node)
         return set() if handout is None else handout.gpus_of(uid)
 

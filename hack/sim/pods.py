@@ -55,17 +55,6 @@ class PodBook:
         return {(pod.namespace, pod.name): uid for uid, pod in self.pods(node).items()}
 
 
-class PodBookResources:
-    """The `agent.podresources.PodResources` of one node, which answers from the PodBook."""
-
-    def __init__(self, book: PodBook, node: str) -> None:
-        self._book = book
-        self._node = node
-
-    async def read(self) -> Holdings:
-        return self._book.holdings(self._node)
-
-
 def _device_counts(pod: JSON) -> Counter[str]:
     """Return the devices of a pod by resource name. A terminating pod still holds its devices."""
     if (pod.get("status") or {}).get("phase") != "Running":

@@ -78,8 +78,7 @@ class SimSettings:
     agent_hung_after: float = _SHIPPED.hung_after
     """Real seconds after which an agent reports that a reading hangs."""
     agent_port: int | None = None
-    """The port for the metrics of all agents (agentpages.py), 0 for a free one. With it agents see which pod holds
-    which device. None means no such server, and agents see numbers of devices only."""
+    """The port for the metrics of all agents (agentpages.py), 0 for a free one, or None for no such server."""
     meter_lag: float = LAG
     """Real seconds for which a new counter of an agent's meter is reported as 0."""
     plain_config: str = ""

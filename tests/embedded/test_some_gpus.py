@@ -3,8 +3,6 @@
 SIMULATED: nodes with eight GPUs, NVIDIA's software, kubelets that hand out devices. Operator and agents are real.
 """
 
-from typing import Any
-
 import pytest
 from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import Scene, nodes, open_scene
@@ -13,19 +11,6 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube.client import GPUNODES, JSON, PODS
 
 HALF, SEVENTH = "nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb"
-
-
-class NoPages:
-    """Lets the kubelets hand out devices; nobody reads metrics."""
-
-    def show(self, node: str, agent: Any, lapse: Any = None) -> None:
-        pass
-
-    def hide(self, node: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def divided(last: dict[str, int], scope: str) -> JSON:
@@ -58,7 +43,7 @@ WORKLOADS = (SimWorkload("llm", 28, HALF), SimWorkload("small", 2, SEVENTH))
 @pytest.mark.parametrize(("scope", "left"), [("Changed", 28), ("Node", 0)])
 @virtually
 async def test_pods_of_gpus_that_do_not_change_stay(scope: str, left: int) -> None:
-    async with open_scene(*nodes(2, gpus=8), workloads=WORKLOADS, pages=NoPages()) as scene:
+    async with open_scene(*nodes(2, gpus=8), workloads=WORKLOADS) as scene:
         before, after = await changed(scene, scope)
         assert len(before & after) == left
         classes = {one["status"]["transition"].get("disruption") for one in scene.e.cluster.store.all(GPUNODES)}
