@@ -78,15 +78,6 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     return listed_at is not None and listed_at > memory.asked_at
 
 
-def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """Return the answers, by pod UID, that still count when no drain will replace them."""
-    return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
-
-
-def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    return tuple(memory.asked_at for memory in memories.values() if now - PACE < memory.asked_at)
-
-
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=lambda pdb: pdb.ref))
 
@@ -144,7 +135,8 @@ def with_evicted(snapshot: ClusterSnapshot, now: datetime) -> ClusterSnapshot:
     for one in evicted.values():
         nodes.setdefault(one.budget, []).append(one.node)
     marked: dict[int, tuple[PdbView, ...]] = {}
-    for pdbs in _distinct(snapshot.work.values()):
+    # Nodes that were listed together share one tuple of all PodDisruptionBudgets of the cluster.
+    for pdbs in {id(one.pdbs): one.pdbs for one in snapshot.work.values()}.values():
         found = (nodes.get(pdb.ref) for pdb in pdbs)
         marked[id(pdbs)] = tuple(
             replace(pdb, evicted_from=tuple(sorted(its))) if its else pdb for pdb, its in zip(pdbs, found, strict=True)
@@ -180,8 +172,3 @@ def _find_evicted(work: Mapping[str, NodeWork], before: Mapping[str, Evicted], n
         if evicted.budget in refusing or room_at.get(evicted.budget, evicted.at) <= evicted.at:
             found.setdefault(uid, evicted)
     return {uid: evicted for uid, evicted in found.items() if now < evicted.at + REPLACED_WITHIN}
-
-
-def _distinct(work: Iterable[NodeWork]) -> Iterable[tuple[PdbView, ...]]:
-    """Nodes that were listed together share one tuple of all PodDisruptionBudgets of the cluster."""
-    return {id(one.pdbs): one.pdbs for one in work}.values()

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER, parse_duration
-from gpusharing.planning.drain.evictions import binding_budgets, forget_old, is_accepted, is_seen, sent_lately
+from gpusharing.planning.drain.evictions import PACE, binding_budgets, is_accepted, is_seen
 from gpusharing.planning.drain.pods import Classified, Tier, classify, patience, tier_of
 from gpusharing.planning.snapshot.podviews import (
     EvictionMemory,
@@ -249,7 +249,9 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
-    memories = work.evictions if cordoned else forget_old(work.evictions, now)
+    memories = work.evictions
+    if not cordoned:
+        memories = {uid: one for uid, one in memories.items() if one.next_try > now or is_accepted(one)}
     scope = replace(scope, now=now)
     classified = classify(work.pods, options, scope)
     front = min((tier_of(pod, options) for pod in classified.must_leave), default=(0, False))
@@ -289,7 +291,7 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
         blocked=len(classified.blocked),
         blockers=merge((*classified.blockers, *why)) if why else classified.blockers,
         front=front,
-        sent_at=sent_lately(memories, now),
+        sent_at=tuple(one.asked_at for one in memories.values() if now - PACE < one.asked_at),
         force_within=parse_duration(options.timeout) if forces else None,
         scope=scope,
     )

@@ -124,10 +124,6 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 """Every field of ClusterPolicy, by its path below `spec`, that this module uses."""
 
 
-def is_needed(row: NeededProgram, modes: Collection[Mode]) -> bool:
-    return row.modes == EVERY_MODE or not row.modes.isdisjoint(modes)
-
-
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
     """Return the program that the host lacks, according to `words`, an error of its agent or its pod.
 
@@ -197,9 +193,10 @@ def explain_disabled(operand: str, nodes: Sequence[NodeView], snapshot: ClusterS
     """Return a message about labels that keep a program off nodes, and the command, unless it would harm."""
     label, where = DEPLOY_NEEDED[operand], tuple(node.name for node in nodes)
     effects = find_effects(switch_on(label, where), snapshot)
+    switch = f"{label}-" if label == DEPLOY_NEEDED["operands"] else f"--overwrite {label}=true"
     return (
         f"{label} is {nodes[0].labels[label]}, so {tell_kept_off(operand, f'on {some(where)}')}{tell_effects(effects)}",
-        Command.if_safe(f"kubectl label node {' '.join(where)} {tell_switch(label)}", effects=effects),
+        Command.if_safe(f"kubectl label node {' '.join(where)} {switch}", effects=effects),
     )
 
 
@@ -215,10 +212,6 @@ def switch_on(label: str, nodes: tuple[str, ...]) -> Change:
     Only the removal of the label of all operands wakes the GPU Operator (docs/design/nvidia.md#d2).
     """
     return Change(labels=((label, None if label == DEPLOY_NEEDED["operands"] else "true"),), nodes=nodes)
-
-
-def tell_switch(label: str) -> str:
-    return f"{label}-" if label == DEPLOY_NEEDED["operands"] else f"--overwrite {label}=true"
 
 
 def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | None:

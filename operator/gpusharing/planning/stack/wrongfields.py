@@ -25,7 +25,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, find_mig_obstacle, is_needed, tell_off
+from gpusharing.planning.stack.requirements import EVERY_MODE, OPERANDS, find_mig_obstacle, tell_off
 from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -98,8 +98,8 @@ def _find_in_cluster_policy(
                 pointer=pointer,
             )
         if row.is_off(policy) and row.label in needs:
-            effects, needed = effects_of(row.change, stack), is_needed(row, modes)
-            text = tell_off(row, policy)
+            needed = row.modes == EVERY_MODE or not row.modes.isdisjoint(modes)
+            effects, text = effects_of(row.change, stack), tell_off(row, policy)
             yield WrongField(row.disabled, text, row.patch, row.change, effects=effects, needed=needed)
     if (fixed := policy.mig_strategy) and not stack.by_dra:
         others = sorted({mig.strategy for mig in migs} - {fixed})

@@ -151,15 +151,15 @@ def _judge_unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
         if (gate := first_closed(service_gates(case))) is not None:  # this explains why nobody reads the GPUs
             return _keep_waiting(case, gate)
         if (closed := find_closed(case)) is not None:
-            return _block(case, closed)
+            return case.show(Phase.BLOCKED, closed)
         if not case.agent_ready:
-            return _block(case, case.no_agent("; check the DaemonSet gpusharing-agent"))
+            return case.show(Phase.BLOCKED, case.no_agent("; check the DaemonSet gpusharing-agent"))
         pending = assessment.objection
         return case.show(pending.reason.waiting_phase, pending)
     if assessment.mismatch is None:
         return _judge_matching(case, assessment)
     if (closed := find_closed(case)) is not None:
-        return _block(case, closed)
+        return case.show(Phase.BLOCKED, closed)
     if (gate := find_gate(case, assessment)) is not None:
         return _keep_waiting(case, gate)
     message = f"will be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}{_tell_extent(case, assessment)}"
@@ -173,10 +173,6 @@ def _tell_extent(case: NodeCase, assessed: Assessed) -> str:
         return f"; only {name_gpus(case.gpus)} will be emptied"
     why = assessed.whole or case.unplaced
     return f"; all of its GPUs will be emptied, because {why}" if why else ""
-
-
-def _block(case: NodeCase, finding: Finding) -> Verdict:
-    return case.show(Phase.BLOCKED, finding)
 
 
 def _keep_waiting(case: NodeCase, gate: Finding) -> Verdict:
@@ -197,7 +193,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
             return case.show(Phase.BLOCKED, replace(down.doubt, stands=lasts), wake=down.doubt.until)
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _find_blind(case, "have whole GPUs")) is not None:
-            return _block(case, unseen)
+            return case.show(Phase.BLOCKED, unseen)
         text = f"{target.text} proven"
         silent = None if case.agent_ready else _find_silence(case)
         if silent is not None and (case.agent_trouble is not None or case.find_doubt(silent) is not None):
@@ -208,7 +204,7 @@ def _judge_matching(case: NodeCase, assessed: Assessed) -> Verdict:
             text = f"{text}; {ended}"
         return case.verdict(Phase.SYNCED, Reason.SYNCED, text)
     if (unseen := _find_blind(case, "match its target")) is not None:
-        return _block(case, unseen)
+        return case.show(Phase.BLOCKED, unseen)
     already = f"the node already has {target.text}"
     # No pod gets a device that only the device plugin calls unhealthy, so the others may be used.
     if node.gate is not None and (health := find_health(case.gpunode)) is not None and not is_healthy(health):
