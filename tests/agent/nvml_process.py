@@ -19,7 +19,7 @@ from dataclasses import asdict
 import pynvml
 
 from gpusharing.agent.gpunode import Observation
-from gpusharing.agent.library import LibraryError, Reader
+from gpusharing.agent.library import LibraryError, in_background
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Request
@@ -81,8 +81,8 @@ def read(library: NVML = LIBRARY) -> object:
 
 async def hang() -> object:
     """Ask twice while NVML hangs."""
-    reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
-    answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
+    read = in_background(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
+    answers = [await read(Request(id="r1")), await read(Request(id="r2"))]
     return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 
 

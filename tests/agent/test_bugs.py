@@ -12,7 +12,7 @@ from tests.agent.nvml_machine import needs_compiler, read
 from tests.agent.test_loop import PROMPT, Bench
 from tests.fakes.gpus import eventually
 
-from gpusharing.agent.library import Reader, Reading
+from gpusharing.agent.library import Reading, in_background
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
@@ -155,9 +155,9 @@ class Ending:
 
 
 async def test_an_end_of_the_process_is_no_error_to_go_on_after() -> None:
-    reader = Reader(Ending(), 60.0, asyncio.get_running_loop().time, lambda: None, in_daemon_thread)
+    read = in_background(Ending(), 60.0, asyncio.get_running_loop().time, lambda: None, in_daemon_thread)
     with pytest.raises(SystemExit):
-        await reader.read(Request("r1"))
+        await read(Request("r1"))
 
 
 async def test_an_agent_whose_first_turn_fails_says_so_and_a_signal_ends_it() -> None:

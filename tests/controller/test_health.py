@@ -59,7 +59,10 @@ async def probed() -> AsyncIterator[Probed]:
     watch.running.set()
     health = Health(loop, lease, watch)
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
-    async with asyncio.timeout(60), TestServer(application(Role(lease, health)), host="127.0.0.1") as server:
+    async with (
+        asyncio.timeout(60),
+        TestServer(application(Role(lease, (health.dead, health.unready))), host="127.0.0.1") as server,
+    ):
         await lease.acquired.wait()
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             await source.synced.wait()

@@ -24,18 +24,6 @@ print(*sys.modules)
 OF_A_LEADER = ("kopf", "gpusharing.controller.loop", "gpusharing.kube.reflector", "gpusharing.kube.sources")
 
 
-class Started:
-    """The parts of a leader, of which all work."""
-
-    def dead(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-    def unready(self) -> dict[str, str]:
-        """Nothing."""
-        return {}
-
-
 @asynccontextmanager
 async def standing_by(cluster: FakeCluster) -> AsyncIterator[Role]:
     """A process that contends for the Lease and waits to lead."""
@@ -117,7 +105,7 @@ async def test_a_leader_that_never_starts_is_dead_although_it_renews_the_lease()
         assert (role.dead(), role.unready()) == (stuck, stuck)
         await asyncio.sleep(3600)
         assert role.lease.is_leader, "the Lease is renewed all the time"
-        role.health = Started()
+        role.probes = dict, dict
         assert (role.dead(), role.unready()) == ({}, {})
 
 

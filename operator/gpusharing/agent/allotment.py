@@ -34,11 +34,10 @@ NONE_ALLOCATABLE: AllocatableSlices = {}
 def allotment_of(
     reading: Reading, holdings: Holdings, policy: str, *, changing: bool, known: AllocatableSlices = NONE_ALLOCATABLE
 ) -> Allotment:
-    """Return who has how much of the node's GPUs now.
+    """Return who has how much of the node's GPUs now; with `changing`, what no pod holds counts as transition.
 
-    With `changing`, all that no pod holds counts as transition. A device is divided evenly among its slices: as many as
-    the kubelet lists or listed last (`known`), or as pods hold if that is more. Only slices that it lists now can be
-    idle.
+    A device is divided evenly among its slices: as many as the kubelet lists or listed last (`known`), or as pods hold
+    if that is more. Only slices that it lists now can be idle.
     """
     allocated: defaultdict[tuple[str, str], Fraction] = defaultdict(Fraction)
     idle: defaultdict[str, Fraction] = defaultdict(Fraction)
@@ -70,9 +69,8 @@ def allotment_of(
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
     """Return the slices of each device as the kubelet lists or last listed them.
 
-    A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
-    v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
-    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower
+    It lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices, v1.36.3),
+    and none of a plugin that is restarting. For one never listed, the replica numbers that pods hold give a lower
     bound.
     """
     allocatable, known = _allocatable(holdings), dict(before)

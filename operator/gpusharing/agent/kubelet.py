@@ -19,11 +19,9 @@ _STATUS, _OK = b"grpc-status", b"0"
 
 
 class KubeletPodResources:
-    """The podresources API of this node's kubelet. Supports one reading at a time.
+    """The podresources API of this node's kubelet. Supports one reading at a time, over one connection.
 
-    The calls List and GetAllocatableResources go out together at each turn, over one connection that stays open.
-    Neither can be left out: nothing else on the node shows that a device plugin has marked a device unhealthy, or
-    shares it among more pods.
+    Both calls are made at each turn: only GetAllocatableResources shows that a device is unhealthy, or shared by more.
     """
 
     def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, allocatable_timeout: float = 2.0) -> None:

@@ -6,9 +6,9 @@ not empty.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from gpusharing.api.gpunode import Access, ComputeMode, RecoveryAction, Request
 from gpusharing.kube.background import Background
@@ -226,48 +226,45 @@ class Library(Protocol):
         ...
 
 
-class Reader:
-    """Reads a library in the background, so that a hung NVML call never delays the report that it hangs."""
+ReadFor: TypeAlias = Callable[[Request], Awaitable[tuple[Request, Reading | Exception, float]]]
+"""Reads for a request; returns the request that the reading is for, the reading or its error, and its seconds."""
 
-    def __init__(
-        self,
-        library: Library,
-        hung_after: float,
-        clock: Callable[[], float],
-        on_late: Callable[[], None],
-        background: Background,
-    ) -> None:
-        self._library = library
-        self._background = background
-        self._hung_after = hung_after
-        self._clock = clock
-        self._on_late = on_late
-        self._attempt: tuple[Request, asyncio.Future[Reading], float] | None = None
-        """The reading that is under way, with its request and its start."""
-        self._is_late = False
 
-    async def read(self, request: Request) -> tuple[Request, Reading | Exception, float]:
-        """Read for this request, or wait for a reading that is still under way for an earlier one.
+def in_background(
+    library: Library,
+    hung_after: float,
+    clock: Callable[[], float],
+    on_late: Callable[[], None],
+    background: Background,
+) -> ReadFor:
+    """Return a function that reads a library, so that a hung NVML call never delays the report that it hangs.
 
-        Return the request that it is for, the reading or its error, and the seconds that it took. A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
-        """
-        if self._attempt is None:
-            future = self._background(self._library.read, "nvml-reading")
-            self._attempt, self._is_late = (request, future, self._clock()), False
-        request, future, started = self._attempt
-        await asyncio.wait({future}, timeout=max(0.0, started + self._hung_after - self._clock()))
-        seconds = self._clock() - started
+    It waits for a reading that is still under way for an earlier request: a second one would hang too, and leak a
+    thread at every turn. `on_late` is called when one that was reported as hung ends.
+    """
+    attempt: tuple[Request, asyncio.Future[Reading], float] | None = None
+    is_late = False
+
+    async def read(request: Request) -> tuple[Request, Reading | Exception, float]:
+        nonlocal attempt, is_late
+        if attempt is None:
+            attempt, is_late = (request, background(library.read, "nvml-reading"), clock()), False
+        request, future, started = attempt
+        await asyncio.wait({future}, timeout=max(0.0, started + hung_after - clock()))
+        seconds = clock() - started
         if not future.done():
-            if not self._is_late:
-                self._is_late = True
-                future.add_done_callback(lambda _: self._on_late())
+            if not is_late:
+                is_late = True
+                future.add_done_callback(lambda _: on_late())
             why = (  # without the elapsed seconds, so that repeated reports are equal
-                f"a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. See"
+                f"a reading did not return within {hung_after:g} s; the driver or a GPU is hung. See"
                 " `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
             )
             return request, LibraryError(why, "NVMLHung"), seconds
-        self._attempt = None
+        attempt = None
         try:
             return request, future.result(), seconds
         except Exception as error:  # noqa: BLE001 -- the error is reported, and the next turn reads again
             return request, error, seconds
+
+    return read

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from gpusharing.agent.allotment import NONE_ALLOCATABLE, Allotment, allotment_of, last_allocatable
 from gpusharing.agent.gpunode import Observation, OwnNode, request_of
-from gpusharing.agent.library import Library, LibraryError, Reader, Reading, Use, bug_text
+from gpusharing.agent.library import Library, LibraryError, Reading, Use, bug_text, in_background
 from gpusharing.agent.meter import LAG, HourPeaks, Meter
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable, find_holders
 from gpusharing.api.gpunode import Request
@@ -102,7 +102,7 @@ class AgentLoop:
         self._published: tuple[JSON, Observation] | None = None
         """An observation, preceded by the version of the GPUNode that is known to contain it."""
         self._own = OwnNode(node_name, api, self._wake.set)
-        self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set, background)
+        self._read_for = in_background(library, self.settings.hung_after, clock, self._wake.set, background)
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
@@ -238,7 +238,7 @@ class AgentLoop:
             self._fault("meter", bug)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        request, result, seconds = await self._reader.read(request)
+        request, result, seconds = await self._read_for(request)
         outcome, error = "failed", ""
         self._patience = 0
         if isinstance(result, Reading):

@@ -143,11 +143,10 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
 
 
 def lock_node(directory: Path) -> Callable[[], str]:
-    """Return a function that returns why this is not the only agent of its node; empty if it is.
+    """Return a function that returns why this is not the only agent of its node; empty if it is, or nobody can tell.
 
     Two would both hold NVML open, and each would answer for the other's silence. It locks a directory of the host that
-    every agent mounts; the kernel drops the lock when a process ends. If it cannot be locked, no agent is kept from
-    reading.
+    every agent mounts; the kernel drops the lock when a process ends.
     """
     is_locked = False
 

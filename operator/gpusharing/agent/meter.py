@@ -19,9 +19,8 @@ Key = TypeVar("Key")
 class LaggingCounts(Generic[Key]):
     """The counters of one metric by their labels, exported as Prometheus needs them.
 
-    `increase` does not count the first value of a series, and takes a lower value for a counter that restarted at 0. So
-    a new series, or one that comes back, is exported at once with the value 0, keeps it for `lag` seconds, longer than
-    the usual time between scrapes, and only then shows its real count.
+    `increase` does not count the first value of a series. So a new one, or one that comes back, is exported as 0 for
+    `lag` seconds, longer than the usual time between scrapes, and only then shows its real count.
     """
 
     def __init__(self, lag: float) -> None:
@@ -121,11 +120,10 @@ NOTHING_METERED = Metered({}, {}, {}, {}, {})
 
 
 class Meter:
-    """Counts GPU-seconds, beginning with the first turn.
+    """Counts GPU-seconds, beginning with the first turn, by the state at the turn before.
 
-    Every second of every GPU is counted in exactly one of four places: a tenant that holds a slice, idle (a slice that
-    no pod holds), stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a
-    node in the middle of a change). The time between two turns is counted by the state at the first of them.
+    Every second of every GPU is a tenant's that holds a slice, idle (a slice that no pod holds), stranded (capacity
+    that no slice of the layout covers) or in transition (what no pod holds on a node in the middle of a change).
     """
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:

@@ -112,8 +112,7 @@ class Xids:
     """Collects the XIDs that arrive in its `with` block, also those that the reading provokes (79, 119).
 
     An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
-    between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error
-    here does not fail the reading, because XIDs are only additional information.
+    between readings. An error here does not fail the reading.
     """
 
     def __init__(self) -> None:
@@ -157,11 +156,7 @@ _WHERE_SUPPORTED = (pynvml.nvmlDeviceGetMPSComputeRunningProcesses, pynvml.nvmlD
 
 
 def list_processes(processes: Processes, handle: Any, device: str = "") -> list[ListedProcess]:
-    """Return the processes of a whole GPU, or of the MIG device with the UUID `device`.
-
-    A list that may not be read counts as busy (docs/design/hardware.md#processes, docs/design/transition.md#idle):
-    UNKNOWN_PROCESS is included if there may be more.
-    """
+    """Return the processes of a GPU or of the MIG device `device`, with UNKNOWN_PROCESS if there may be more."""
     return _list(processes, handle, device, required=True, hidden=False)
 
 

@@ -22,11 +22,7 @@ MigDevice: TypeAlias = tuple[Any, str]
 
 
 def mig_profiles(handle: Any) -> tuple[tuple[Profile, ...], bool]:
-    """Return the profiles of a card, and whether NVML refuses to list the placements of any of them.
-
-    Profiles are requested by enum index and identified by their id, which differs between cards
-    (docs/design/hardware.md#nvml-profiles). One without listed placements has no starts and the size 0.
-    """
+    """Return the profiles of a card (docs/design/hardware.md#nvml-profiles), and whether placements are withheld."""
     profiles: list[Profile] = []
     withheld = False
     for info in _infos(partial(maybe, None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle), _PROFILE_ENUM):

@@ -72,10 +72,9 @@ class Holdings:
 def find_holders(
     holdings: Holdings, gpus: Iterable[GPU], uids: Mapping[tuple[str, str], str]
 ) -> tuple[str, ...] | None:
-    """Return which pods hold which of these GPUs, or None if there are too many; `uids` by namespace and name of the pod.
+    """Return which pods hold which of these GPUs, or None if there are too many; `uids` by namespace and name.
 
-    A pod that was deleted by force may still hold devices beside its successor of the same name. The kubelet then lists
-    both, and neither gets GPUs here.
+    A pod deleted by force may be listed beside its successor of the same name; neither gets GPUs here.
     """
     gpu_of = {uuid: gpu.index for gpu in gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)) if uuid}
     pods: dict[tuple[str, str], list[PodDevices]] = {}

@@ -27,11 +27,10 @@ Probe = Callable[[], str]
 
 
 class ProbeServer(ThreadingTCPServer):
-    """Serves the probes and metrics from `start` to `stop`.
+    """Serves the probes and metrics from `start` to `stop`, at a free port if that is 0.
 
-    It listens from the beginning, at a free port if that is 0. A client with idle connections cannot block it: when
-    there are too many connections, the oldest one is closed for a new one. ThreadingHTTPServer does not fit: it looks
-    up its own name in DNS before it listens. `decide` gets the Authorization header of a request for the metrics.
+    When there are too many connections, the oldest one is closed for a new one, so idle ones cannot block it.
+    ThreadingHTTPServer does not fit: it looks up its own name in DNS before it listens.
     """
 
     allow_reuse_address = True

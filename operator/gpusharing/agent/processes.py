@@ -22,11 +22,9 @@ PAUSE = 5.0
 def pod_names(logs: Path, clock: Callable[[], float] = time.monotonic) -> Callable[[str], PodID]:
     """Return a function that finds a pod of this node by its UID, without a name if no folder shows it.
 
-    The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent
-    may not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the
-    folder of a pod's logs, in its podLogsDir, NAMESPACE_NAME_UID (kubernetes v1.36.3
-    pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three can contain a `_`). Only the names of
-    these folders are read.
+    The agent may not read pods: a token that may list them would show a thief what runs on every node. The kubelet
+    calls the folder of a pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go,
+    BuildPodLogsDirectory), and only the names of these folders are read.
     """
     known: dict[str, PodID] = {}
     listed_at = -PAUSE

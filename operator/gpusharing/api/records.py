@@ -8,7 +8,7 @@ same classes (docs/adr/0072-one-record-for-gpunode.md).
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from functools import cache, partial
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -135,21 +135,13 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
         (inner,) = (argument for argument in arguments if argument is not NoneType)
         return _reader(inner, None)
     if origin is tuple:
-        kind = dict if is_dataclass(arguments[0]) else arguments[0]
-        return partial(_read_tuple, kind, _reader(arguments[0]), None if default is None else ())
+        item, read_item = dict if is_dataclass(arguments[0]) else arguments[0], _reader(arguments[0])
+        absent = None if default is None else ()
+        return lambda raw: (
+            tuple(read_item(one) for one in raw if type(one) is item) if isinstance(raw, list) else absent
+        )
     kind = str if origin is Literal else origin or hint
     if is_dataclass(kind):
-        return partial(_read_record, kind, default)
-    return partial(_read_plain, kind, kind() if default is MISSING else default)
-
-
-def _read_tuple(kind: type[Any], read: Callable[[Any], Any], default: Any, raw: object) -> Any:
-    return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else default
-
-
-def _read_record(kind: type[Any], default: Any, raw: object) -> Any:
-    return from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
-
-
-def _read_plain(kind: type[Any], default: Any, raw: object) -> Any:
-    return raw if type(raw) is kind else default
+        return lambda raw: from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
+    empty = kind() if default is MISSING else default
+    return lambda raw: raw if type(raw) is kind else empty

@@ -43,11 +43,7 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence: the next drain asks the budgets again.
-
-        An accepted eviction is remembered until a LIST of the node's pods began after it, because an earlier one would
-        show the pod as still to be evicted.
-        """
+        """Forget the answers about nodes without a fence, apart from accepted evictions that no LIST shows yet."""
         for name, memories in list(self.calls.evictions.items()):
             node, work = snapshot.nodes.get(name), snapshot.work.get(name)
             if node is not None and node.fence is not None:

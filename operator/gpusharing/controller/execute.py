@@ -143,9 +143,8 @@ class Executor:
     async def execute(self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()) -> Outcome:
         """Carry out a plan: shared writes, then several nodes at once, each node's actions until one fails.
 
-        Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Slow
-        calls continue in the background. Failed calls are recorded in `calls`; only errors that concern all calls
-        (FATAL) are raised, in a group.
+        Nodes in `unseen`, which were being written to when the snapshot was begun, are left to the next pass. Only
+        errors that concern all calls (FATAL) are raised, in a group.
         """
         outcome = Outcome()
         self._newest, self._newest_plan = snapshot, plan

@@ -28,11 +28,7 @@ SILENT = 200.0
 
 @dataclass(slots=True)
 class Health:
-    """Reports whether the parts of a running operator work.
-
-    The operator is dead when only a new process can help: the loop makes no progress, or a reflector has received
-    nothing for so long that its connection must be dead. It is not ready while too little is known to decide.
-    """
+    """Reports whether a running operator is dead, so that only a new process can help, or cannot decide now."""
 
     loop: Loop
     lease: LeaderLease
@@ -40,6 +36,7 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
+        """Return the problems that only a restart can solve, by the name of each part."""
         problems = {}
         still = self.clock() - self.loop.last_progress
         if still > STUCK:
@@ -83,7 +80,8 @@ async def lead(role: Role, login: Login, settings: Settings, process: ProcessMet
         loop = Loop(client, lease, settings, metrics, now=clock, on_first_pass=settle_heap)
         metrics.status_of = loop.sources.policies.status
         watch = PolicyWatch(client, login, touched)
-        role.health = Health(loop, lease, watch)
+        health = Health(loop, lease, watch)
+        role.probes = health.dead, health.unready
         async with asyncio.TaskGroup() as group:
             group.create_task(loop.run())
             group.create_task(watch.run())

@@ -273,10 +273,9 @@ class Loop:
         return leads and not missing
 
     async def once(self) -> datetime | None:
-        """Run one pass, set `plan` and `memory`, and count it in the metrics.
+        """Run one pass, set `plan` and `memory`, and return when the next pass is due at the latest.
 
-        Return when the next pass is due at the latest. Raises Unavailable if the policies have never been listed, and a
-        group of errors that concern all calls.
+        Raises Unavailable before the first list of the policies, and a group of errors that concern all calls.
         """
         seconds: dict[str, float] = {}
         # The snapshot may not show the results of writes that are under way when it begins.

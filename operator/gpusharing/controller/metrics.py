@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, get_args
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
@@ -39,61 +40,55 @@ class Metrics(Collector):
         self.status_of: Callable[[str], Mapping[str, Any]] = lambda policy: {}
         """Returns the status of a policy as last read or written; empty if it has none."""
         self._policies: set[str] = set()
-        self.pass_seconds = Histogram(
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.pass_seconds = histogram(
             "gpusharing_pass_seconds",
             "Duration of one step of a pass: gather, plan, execute or publish.",
             ["step"],
-            registry=self.registry,
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
         )
-        self.actions = Counter(
+        self.actions = counter(
             "gpusharing_actions_total",
             "Attempted actions, by kind and result: done (exported as 0 from the start), or what prevented the action.",
             ["action", "result"],
-            registry=self.registry,
         )
-        self.transitions = Counter(
+        self.transitions = counter(
             "gpusharing_transitions_total",
             "How often nodes entered a phase, by reason. A series does not exist before its first transition, so"
             " increase() does not count that transition.",
             ["phase", "reason"],
-            registry=self.registry,
         )
-        self.phase_seconds = Histogram(
+        self.phase_seconds = histogram(
             "gpusharing_phase_seconds",
             "Time that nodes spent in a phase, counted only if this process saw the phase begin.",
             ["phase"],
-            registry=self.registry,
             buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
         )
         for phase in Phase:  # increase() does not count the first value of a series
             self.phase_seconds.labels(str(phase))
 
-        self.orphans = Gauge(
+        self.orphans = gauge(
             "gpusharing_orphan_nodes",
             "Nodes that stay cordoned because their policy was deleted after the point of no return.",
-            registry=self.registry,
         )
 
-        self.moves = Counter(
+        self.moves = counter(
             "gpusharing_policy_transitions_total",
             "Number of times that nodes of a policy entered a phase; if it stops increasing, no node makes progress.",
             ["policy"],
-            registry=self.registry,
         )
-        self.lapses = Counter(
+        self.lapses = counter(
             "gpusharing_policy_mps_clients_ended_total",
             "Number of times that config-manager restarted without the MPS daemon and thereby ended the MPS clients"
             " on a policy's node.",
             ["policy"],
-            registry=self.registry,
         )
-        self.pending = Gauge(
+        self.pending = gauge(
             "gpusharing_pending_pods",
             "Pods that request a GPU resource and have no node yet. After the first 16 resource names that no node"
             " advertises, all others count as _others.",
             ["resource"],
-            registry=self.registry,
         )
 
     def describe(self) -> Iterable[Metric]:

@@ -34,10 +34,9 @@ class NodeWrites:
     """How often the server said that a pod to restart is gone or was replaced."""
 
     async def patch(self, action: NodePatch) -> bool:
-        """Patch the Node at its newest known resourceVersion.
+        """Patch the Node at its newest known resourceVersion; False if it has changed since the action was decided.
 
-        False means that it is not as it was when the action was decided. A node that a DeviceTaintRule fences passes
-        the point of no return only if the server still has that rule.
+        A node that a DeviceTaintRule fences passes the point of no return only if the server still has that rule.
         """
         name, version = action.node.name, self.sources.nodes.version(action.node.name)
         if isinstance(action, Actuate) and action.fence.tainted and not await self._is_closed(action):
@@ -113,10 +112,7 @@ class NodeWrites:
         return True
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a pod of one of NVIDIA's programs, so that a new one starts; False if that is done already.
-
-        Raises NotFound or Conflict if the server keeps saying that a pod is gone which the watch still shows.
-        """
+        """Delete a pod of NVIDIA's; False if that is done, an error if it is said to be gone and the watch shows it."""
         if action.uid in self._deleted:
             return False
         try:

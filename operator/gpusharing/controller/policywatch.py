@@ -40,11 +40,7 @@ It has none here (standalone), but would call getpass.getuser(), which raises: t
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """Run kopf once, in the current event loop, which must be kopf's own (KopfLoop).
-
-    Raises the error that stopped it. kopf sets `running` when it begins to follow the policies; the caller must clear
-    it, and close the `sessions`.
-    """
+    """Run kopf once, in its own event loop; sets `running`, fills `sessions`, and raises the error that stopped it."""
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
 
@@ -115,11 +111,10 @@ STOP_SECONDS = 5.0
 
 
 class PolicyWatch:
-    """Runs kopf, which watches the policies, and restarts it when it stops.
+    """Runs kopf, which watches the policies, and restarts it when it stops, as on a watch ERROR such as 500.
 
-    kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as
-    its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it
-    gets an event loop in a thread of its own.
+    kopf treats its event loop as its own: when it stops, it cancels every task that was started after it, and it
+    handles SIGTERM and SIGINT. So it gets an event loop in a thread of its own.
     """
 
     def __init__(self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST) -> None:

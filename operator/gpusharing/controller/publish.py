@@ -78,9 +78,8 @@ _EVENTS, _EVICTIONS = "events", "evictions"
 class Publisher:
     """Writes statuses and posts Events.
 
-    A node that begins to change is shown one period after it began to differ from what is shown. Its next phases are
-    shown after two periods. Shorter phases are never shown; their information is shown with the next one. A phase that
-    lasts (Synced, Failed, Blocked ...) is written at once. An Event counts as posted when the server has accepted it.
+    A node that begins to change is shown one period later, its next phases after two periods, and shorter phases never.
+    A phase that lasts (Synced, Failed, Blocked ...) is written at once.
     """
 
     client: KubeClient
@@ -277,10 +276,8 @@ class Publisher:
         return later
 
     def _with_own_failures(self, policy: str, plan: RolloutPlan, snapshot: ClusterSnapshot) -> ClusterSnapshot:
-        subject, refused = (
-            policy_subject(policy),
-            (self._refused.get(f"node/{name}") for name in plan.pools[policy].names),
-        )
+        subject = policy_subject(policy)
+        refused = (self._refused.get(f"node/{name}") for name in plan.pools[policy].names)
         failure = next((one for one in refused if one is not None and (one.stuck or (one.lasts and one.refused))), None)
         if failure is None or subject in snapshot.call_failures:
             return snapshot

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import structlog
 from aiohttp import web
@@ -27,14 +27,8 @@ START = 120.0
 """Seconds until a leader that has not started counts as dead; on a busy node, imports take a minute."""
 
 
-class LeaderHealth(Protocol):
-    """Whether the parts of a leader work; `leading.Health`, which a standby must not import."""
-
-    def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve, by the name of each part."""
-
-    def unready(self) -> dict[str, str]:
-        """Return why the leader cannot decide at present, by the name of each part."""
+Probe: TypeAlias = Callable[[], dict[str, str]]
+"""Returns the problems of a process, by the name of each part."""
 
 
 @dataclass(slots=True)
@@ -42,22 +36,22 @@ class Role:
     """Whether this process stands by or leads, and what its probes answer."""
 
     lease: LeaderLease
-    health: LeaderHealth | None = None
-    """The parts of a leader; None until this process leads and has created them."""
+    probes: tuple[Probe, Probe] | None = None
+    """`dead` and `unready` of `leading.Health`; None until this process leads and has created its parts."""
     clock: Callable[[], float] = loop_time
     leads_since: float | None = None
 
     def dead(self) -> dict[str, str]:
-        if self.health is not None:
-            return self.health.dead()
+        if self.probes is not None:
+            return self.probes[0]()
         led = self.clock() - self.leads_since if self.leads_since is not None else 0.0
         problem = f"this process has led for {led:.0f} s and has not started, so the kubelet restarts it"
         return {"loop": problem} if led > START else {}
 
     def unready(self) -> dict[str, str]:
         """Return why this process does not work, by the name of each part. A standby works while it knows who leads."""
-        if self.health is not None:
-            return self.health.unready()
+        if self.probes is not None:
+            return self.probes[1]()
         if self.lease.acquired.is_set():
             return self.dead() or {"loop": "this process has just become the leader and is starting"}
         if self.lease.error is not None:
@@ -88,7 +82,7 @@ class Role:
 def application(role: Role) -> web.Application:
     """Return the application with /healthz and /readyz, as kopf's own endpoint answers 200 whatever its watchers do."""
 
-    def page(find: Callable[[], dict[str, str]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    def page(find: Probe) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(_: web.Request) -> web.Response:
             problems = find()
             lines = "\n".join(f"{part}: {why}" for part, why in sorted(problems.items()))

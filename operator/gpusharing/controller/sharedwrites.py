@@ -216,8 +216,7 @@ class SharedWrites:
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it.
 
-        Raises Conflict if it cannot be added because the policy is gone or was replaced by another one of its name (no
-        node may be fenced for it then), or if others keep changing the policy.
+        Raises Conflict if the policy is gone or was replaced, as no node may be fenced for it then, or keeps changing.
         """
         policies = self.sources.policies
         version, present = policies.finalizers(action.policy)

@@ -164,11 +164,7 @@ class KubeClient(ABC):
 
     @abstractmethod
     async def call(self, request: ApiRequest) -> JSON:
-        """Send one request, and return the object that the server answers with.
-
-        A request is repeated only after the server has refused its credentials, once. A text that is not JSON, such as
-        a pod's log, is returned under the name of its subresource: `{"log": text}`.
-        """
+        """Send one request, again only after a 401, and return the answer, a text that is not JSON as `{"log": text}`."""
 
     @abstractmethod
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
@@ -253,9 +249,8 @@ class KubeClient(ABC):
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Request the eviction of a pod with this UID and its own grace period (docs/design/drain.md#rule-1).
 
-        The answer is a Status without information (E1). Raises NotFound or Conflict if the pod is gone or replaced,
-        EvictionBlocked if a PodDisruptionBudget refuses for now, and EvictionFailed if the server will never evict the
-        pod as it is.
+        Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a budget refuses for now, and
+        EvictionFailed if the server will never evict the pod as it is.
         """
         eviction = {
             "apiVersion": "policy/v1",

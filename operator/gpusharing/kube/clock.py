@@ -70,11 +70,10 @@ class SteadyClock:
         return datetime.fromtimestamp(self._shown, UTC)
 
     def note_date(self, date: str, sent_at: float) -> None:
-        """Correct the clock by the `Date` header of an answer that has just arrived.
+        """Correct the clock by the `Date` of an answer that has just arrived to a request sent at `sent_at`.
 
-        `sent_at` is when the request was sent, by `steady`. A Date in whole seconds and the duration of the call leave
-        a range of possible times; the first sets the clock to its middle, a later one corrects a clock outside of it. A
-        header that is not a date (RFC 9110, 5.6.7) is ignored.
+        Whole seconds and the duration of the call leave a range of times; the first sets the clock to its middle, a
+        later one corrects a clock outside of it.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

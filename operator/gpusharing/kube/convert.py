@@ -248,9 +248,8 @@ def observed_view(raw: object) -> ObservedView:
 def _of_model(product: str, model: ModelStatus | None, *, mig_capable: bool) -> JSON:
     """Return the fields of a GpuView that all GPUs of one card model share.
 
-    The profiles that the driver reports in `model` count, unless it lists none or is known to be wrong for this card.
-    Where it reports no placements for a profile, those of our table are used. A name that mig-parted cannot read would
-    make its file invalid for all nodes, so such a profile is left out.
+    Our table counts where the driver lists no profiles or placements, or wrong ones. A name that mig-parted cannot read
+    is left out: it would make the file invalid for all nodes.
     """
     card = find_card(product)
     listed = tuple(filter(None, map(read_profile, model.profiles))) if model else ()
@@ -310,11 +309,7 @@ def _policy(raw: JSON, checked: GPUSharingPolicySpec | tuple[Problem, ...]) -> P
 
 
 def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the known time zones that the windows and blackouts of the policy name, by name.
-
-    The zones come from the pinned package `tzdata`, the same everywhere. They are read when a policy is converted,
-    because the planner reads no files.
-    """
+    """Return UTC and the time zones that a policy names, from the package `tzdata`, as the planner reads no files."""
     named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
     zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
     return {name: zone for name, zone in zones.items() if zone is not None}

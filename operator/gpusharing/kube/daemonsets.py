@@ -85,10 +85,9 @@ _OTHER = DaemonSetView()
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet.
+    """Convert a raw DaemonSet, recognized by its containers and programs.
 
-    What it runs is recognized by the names of its containers, the DRA driver also by its program. A DaemonSet that a
-    ClusterPolicy owns is the GPU Operator's: of those, only the MPS daemon and `server` are read.
+    Of one that a ClusterPolicy owns, which is the GPU Operator's, only the MPS daemon and `server` are read.
     """
     view = DaemonSetView(server=gpu_server(raw))
     template = section(raw, "spec", "template", "spec")
@@ -173,11 +172,7 @@ def _version(container: JSON) -> str:
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart.
-
-    None means that none of them runs its device plugin. mig-manager and GPU Feature Discovery count as switched off if
-    they cannot be used or do not read the plugin's ConfigMap.
-    """
+    """Return what a ClusterPolicy would say, from the DaemonSets of NVIDIA's chart; None without its device plugin."""
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
@@ -317,12 +312,10 @@ def unknown_operand(raw: JSON, _: str) -> Operand:
 
 
 def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
-    """Return how many more restarts config-manager has than the MPS daemon in a raw pod.
+    """Return how many more restarts config-manager has than the MPS daemon, why it last ended, and whether it is down.
 
-    Also why config-manager ended the last time, and whether it is not running. When the number rises between two times
-    at which config-manager is running, it has restarted while the daemon kept running, because a reboot of the node
-    restarts both. After a reboot the daemon is often started first, so the number falls until config-manager is running
-    too. Times are not compared: the kubelet takes them from the clock of the node.
+    If the number rises between two times at which config-manager runs, it has restarted alone, because a reboot of the
+    node restarts both. Times are not compared: the kubelet takes them from the clock of the node.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})

@@ -195,8 +195,7 @@ class Workers:
     """A limited number of workers for many objects, each named by a key that one worker has at a time.
 
     A call about one object may take its whole deadline, again and again. So a round waits only as long as pieces of
-    work keep ending. Work that is still under way after that continues in the background, and its object is left out of
-    later rounds until it is done. Every task ends before `close` returns.
+    work keep ending, and leaves out objects whose work is still under way in the background.
     """
 
     parallel: int
@@ -209,9 +208,8 @@ class Workers:
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
         """Work on every key that is not busy; return when all is done, or none ended for `patience` seconds.
 
-        It returns after LONGEST in any case. Work under way then continues in the background; keys whose work has not
-        begun are dropped, all of them if no worker is free. The first error cancels all work, also of earlier rounds,
-        and is raised here in a group, or by the next call if it comes later.
+        Work under way then continues; keys whose work has not begun are dropped. The first error cancels all work, also
+        of earlier rounds, and is raised here in a group, or by the next call if it comes later.
         """
         await self._raise()
         queue = deque(key for key in keys if key not in self.busy)

@@ -126,9 +126,8 @@ def _parse_each(kind: type[Record], text: str, key: str, what: str) -> tuple[dic
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """Return the merge patch on the Node that carries out `action`; the value None removes an entry.
 
-    Every patch names the UID, so the server refuses it for a new Node of that name: with Conflict, or Invalid without a
-    resourceVersion. A new proof also removes the start-up taint (docs/design/transition.md#gate), unless a Release
-    keeps its fence.
+    Every patch names the UID, so the server refuses it for a new Node of that name. A new proof also removes the start-
+    up taint (docs/design/transition.md#gate), unless a Release keeps its fence.
     """
     labels, conditional = dict(action.labels), True
     annotations: dict[str, str | None] = {}

@@ -133,11 +133,7 @@ class Gatherer:
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
-        """Return one pod of every program on each node.
-
-        A Ready pod on a fenced node, and on any node one that serves workloads, also says since when. An MPS daemon
-        counts as running while config-manager in its pod crashes, so that the pod is Ready only now and then.
-        """
+        """Return one pod of every program on each node; of Ready ones on fenced nodes, or serving, since when."""
         sources = self.sources
         places = [*sources.operands.items.values(), *sources.kubelet_plugins.items.values()]
         if not sources.cluster_policies.items:  # pods of NVIDIA's device-plugin chart

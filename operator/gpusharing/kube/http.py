@@ -70,9 +70,8 @@ class _Body(aiohttp.BytesPayload):
 class HttpClient(KubeClient):
     """KubeClient for a real API server. Close it, or use `async with`.
 
-    `before_write` is called immediately before a write is sent, after it has waited for a slot and a connection, and
-    then the request's own `before_send`. If one of them raises, nothing is sent, and the exception reaches the caller
-    unchanged.
+    `before_write`, and then the request's own `before_send`, is called immediately before a write is sent, after all
+    waits. If one raises, nothing is sent, and the exception reaches the caller unchanged.
     """
 
     def __init__(

@@ -184,10 +184,9 @@ class LeaderLease:
         )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
-        """Run `step` when no other one is under way, and return its result.
+        """Run `step` alone within `limit` seconds, and return its result, or False and the reason in `error`.
 
-        If it fails, the result is False, and `error` has the reason. `limit` returns the most seconds for the wait. It
-        is called again for the step, because claims written in the meantime may have renewed the Lease.
+        `limit` is called again for the step, as claims written during the wait may have renewed the Lease.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):

@@ -46,11 +46,7 @@ def check_identity(resource: Resource, raw: object, *keys: str) -> None:
 
 
 def converted(resource: Resource, raw: JSON, convert: Callable[[JSON], View]) -> View:
-    """Return `convert(raw)`. Whatever that raises becomes Unreadable, whose message names the object.
-
-    The conversions take whatever a real API server admits. An error comes from a server that is not one, such as a
-    broken proxy, or is a mistake of ours, so the log has the traceback.
-    """
+    """Return `convert(raw)`. Whatever that raises, by a mistake of ours or of the server, becomes Unreadable."""
     try:
         return convert(raw)
     except Exception as error:

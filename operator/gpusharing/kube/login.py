@@ -29,10 +29,8 @@ from gpusharing.kube.errors import Unauthorized
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
     """Return the URL of the proxy for this server, chosen as kubectl does, or None.
 
-    `proxy_url`, from the kubeconfig, takes precedence, even over NO_PROXY. The environment is read as by
-    golang.org/x/net/http/httpproxy. kubectl can also use SOCKS proxies; we cannot.
-
-    Raises Unauthorized for anything but the URL of an HTTP or HTTPS proxy; the message contains no password.
+    `proxy_url`, from the kubeconfig, precedes NO_PROXY; the environment is read as by golang.org/x/net/http/httpproxy.
+    Raises Unauthorized, without a password, for anything but an HTTP or HTTPS proxy.
     """
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
@@ -123,11 +121,7 @@ class ServiceAccountLogin:
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names in the environment, trusting `ca.crt` as it is now.
-
-        The file is checked on every call: the kubelet replaces it when the cluster's authority is rotated, and from
-        then on no connection can be made with the old one.
-        """
+        """Return the server that the kubelet names in the environment, trusting `ca.crt` as it is at this call."""
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT") or "443"
         if not host:
@@ -196,18 +190,15 @@ class OfficialLogin:
     """Name of a context of the kubeconfig; its current one if empty."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that may name a proxy if the kubeconfig does not; see `find_proxy`."""
-    _loaded: Any = None
-    _access: Access | None = None
+    _loaded: tuple[Any, Access] | None = None
+    """The official client's configuration, and what follows from it; None before it is read, also after `renew`."""
 
     async def access(self) -> Access:
         """Return how to reach the server; the first call, also after `renew`, may run a login program."""
-        await self._configuration()
-        if self._access is None:
-            raise RuntimeError("loading sets the access")
-        return self._access
+        return (await self._login())[1]
 
     async def token(self) -> str | None:
-        configuration = await self._configuration()
+        configuration, _ = await self._login()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
 
@@ -215,28 +206,24 @@ class OfficialLogin:
         _merged.cache_clear()
         self._loaded = None
 
-    async def _configuration(self) -> Any:
+    async def _login(self) -> tuple[Any, Access]:
         if self._loaded is None:
             loaded = await self._load()
+            from kubernetes.aio.client.rest import RESTClientObject
+
             try:
-                self._access = self._access_of(loaded)
+                access = Access(
+                    server=loaded.host.rstrip("/"),
+                    # The context that the official transport creates; no connection is opened.
+                    tls=RESTClientObject(loaded).ssl_context if loaded.host.startswith("https") else None,
+                    proxy=find_proxy(loaded.host, loaded.proxy, self.environment),
+                    tls_server_name=loaded.tls_server_name,
+                )
             except (OSError, ValueError) as error:  # such as certificates that are none
                 why = f"context {self.context} of kubeconfig {self.kubeconfig} cannot be used: {error}"
                 raise Unauthorized(why) from error
-            self._loaded = loaded
+            self._loaded = loaded, access
         return self._loaded
-
-    def _access_of(self, configuration: Any) -> Access:
-        from kubernetes.aio.client.rest import RESTClientObject
-
-        https = configuration.host.startswith("https")
-        return Access(
-            server=configuration.host.rstrip("/"),
-            # The context that the official transport creates; no connection is opened.
-            tls=RESTClientObject(configuration).ssl_context if https else None,
-            proxy=find_proxy(configuration.host, configuration.proxy, self.environment),
-            tls_server_name=configuration.tls_server_name,
-        )
 
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
@@ -288,11 +275,9 @@ def kubeconfig_stamps(kubeconfig: str) -> tuple[object, ...]:
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of `package` be imported without running its `__init__`.
+    """Let the modules of `package` be imported without its `__init__`, which costs a fifth of a command's time.
 
-    The one of the official client imports all modules for blocking calls, and requests with them, none of which
-    `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a
-    kubectl-gpusharing command (37.0).
+    The one of the official client imports all modules for blocking calls, none of which `kubernetes.aio` uses (37.0).
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:

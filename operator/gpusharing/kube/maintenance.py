@@ -47,11 +47,7 @@ def medik8s_maintenance(raw: JSON) -> Maintenance:
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com.
-
-    It waits, and takes no slot, until its operator has chosen it. NVIDIA's driver upgrade can be its requestor
-    (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
-    """
+    """Convert a raw NodeMaintenance of maintenance.nvidia.com; it waits until its operator has chosen it."""
     # The requestor left the node in a state that a person must look at.
     failed = has_condition(raw, "RequestorFailed")
     requestor = text(raw, "spec", "requestorID")

@@ -77,9 +77,8 @@ class _Known:
 class Gangs:
     """Lists gangs on request. Concurrent calls for the same LIST run one after the other.
 
-    A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of
-    the namespace: it selects by the label that all of them have, or else by the scheduler that they name. Nothing is
-    watched.
+    Where no label tells one gang from another, one LIST serves all such gangs of the namespace: it selects by the label
+    that all of them have, or else by the scheduler that they name.
     """
 
     client: KubeClient
@@ -274,7 +273,7 @@ class PodLookups:
         return claims
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with `owner.exists` set if a DaemonSet controls it, by its UID (drain.md#p3, P5)."""
+        """Return the pod with `owner.exists` set if a DaemonSet controls it (docs/design/drain.md#p3, P5)."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
@@ -335,11 +334,10 @@ class NodePods:
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float) -> None:
-        """List the pods of each wanted node that is due, and update `work`.
+        """List the pods of each wanted node that is due, update `work`, and forget the other nodes.
 
-        Nodes that are not wanted are forgotten. A LIST that ends late is used by the next call. If one was not sent, or
-        was refused with 429, `work` keeps the last one with its age. `now` is the time of day at the moment `began` of
-        the loop's clock. Raises an ExceptionGroup with Unauthorized or ServerAway.
+        A LIST that ends late is used by the next call. If one was not sent, or was refused with 429, `work` keeps the
+        last one with its age. `now` is the time at the moment `began`. Raises a group with Unauthorized or ServerAway.
         """
         self._hear(now, began)
         for name in self.work.keys() - wanted:

@@ -28,11 +28,10 @@ ResourceDeviceClassPrefix)."""
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return how much of each GPU resource a node must have for the pod.
+    """Return how much of each GPU resource a node must have for the pod, overhead included.
 
-    Containers, ephemeral containers and sidecars (init containers with the restart policy Always) run together. Each
-    init container runs before them, alongside the sidecars listed above it (PodRequests of Kubernetes'
-    component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
+    Containers and sidecars run together; each init container runs before them, alongside the sidecars listed above it
+    (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go).
     """
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()
@@ -56,10 +55,9 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def gpu_fractions(pod: JSON) -> tuple[str, int]:
-    """Return the fraction of a GPU that the pod requests from KAI-Scheduler, as written, and of how many GPUs.
+    """Return the fraction of a GPU that the pod requests from KAI-Scheduler, as written, and of how many GPUs, or 0.
 
-    The number is 0 if it requests none. The annotations are those of kai-scheduler/KAI-Scheduler v0.17.0
-    (pkg/common/constants/constants.go).
+    kai-scheduler/KAI-Scheduler v0.17.0 (pkg/common/constants/constants.go) has the annotations.
     """
     annotations = texts(part(pod, "metadata", "annotations"))
     # gpu-memory is in MiB; gpu-fraction takes precedence.
@@ -100,12 +98,10 @@ NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ClaimedDevices]) -> PodView:
-    """Convert a raw Pod.
+    """Convert a raw Pod; a claim that `resource_claims` lacks, by `namespace/name`, cannot be read.
 
-    A claim that `resource_claims` lacks, by `namespace/name`, counts as one that cannot be read. The API server creates
-    every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so a pod without a phase has a status
-    that something else broke. It counts as Unknown: it has not finished, and unlike a Pending pod it is protected by
-    its budgets.
+    The API server creates every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so one without
+    a phase has a broken status. It counts as Unknown: not finished, and protected by its budgets.
     """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     namespace, labels = intern(text(metadata, "namespace")), interned(metadata.get("labels"))
@@ -216,11 +212,7 @@ def claimed_devices(raw: JSON) -> ClaimedDevices:
 
 
 def _accepts_others(raw: JSON, request: str) -> bool:
-    """Whether another kind of device than the allocated one could meet this request.
-
-    It could if the device is one of several alternatives (firstAvailable), or if the request asks for any MIG device by
-    NVIDIA's own class. What other classes select is not known.
-    """
+    """Whether a request could be met by other devices: as an alternative, or by NVIDIA's class for any MIG device."""
     if "/" in request:  # REQUEST/ALTERNATIVE
         return True
     rows = (row for row in entries(raw, "spec", "devices", "requests") if text(row, "name") == request)

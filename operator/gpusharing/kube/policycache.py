@@ -15,13 +15,10 @@ _view = or_unknown(POLICIES, policy_view, unknown_policy)
 
 
 class PolicyCache(Views[PolicyView]):
-    """The policies as last listed. An event only says that something may have changed; the list decides.
+    """The policies as last listed, always as a whole. An event only says that something may have changed.
 
-    There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the same object while
-    nothing has changed.
-
-    A list that is older than what the server has already shown is rejected, unless the store was restored from a
-    backup. A deleted policy in it would own nodes again, and would stay for good, because no watch continues from it.
+    Views stay the same objects while nothing has changed. A list older than what the server has shown is rejected,
+    unless the store was restored: a deleted policy in it would own nodes again, and no watch would take it away.
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int, paused: str = "false") -> None:

@@ -96,12 +96,10 @@ _COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
 
 
 def count(quantity: object) -> int | None:
-    """Return a Kubernetes quantity as a whole number.
+    """Return a Kubernetes quantity as a whole number, `m` rounded up; None for what no API server writes for counts.
 
-    The API server writes quantities in canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3
-    pkg/api/resource/suffix.go, decimal SI and binary SI suffixes). Thousandths (`m`) are rounded up as the scheduler
-    does. None if the quantity is negative or is in no form that the API server writes for counts: with a decimal point,
-    for example.
+    It writes the canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3
+    pkg/api/resource/suffix.go).
     """
     if isinstance(quantity, int) and not isinstance(quantity, bool):
         return quantity if quantity >= 0 else None

@@ -63,9 +63,8 @@ class Views(Generic[View]):
     def apply(self, obj: JSON, moment: str = "") -> None:
         """Store the view of a raw object, unless the cache knows this version or a newer one, or its deletion.
 
-        `moment` is the version of the list that contains the object, if any. Such an object replaces a cached one that
-        is older than the list, even if its own version is lower: a store that was restored under a higher version
-        (etcdutl --bump-revision) holds objects older than the cached ones.
+        `moment` is the version of the list that has it, if any. It then replaces a cached one older than the list, even
+        if its own version is lower, as after a restore under a higher version (etcdutl --bump-revision).
         """
         metadata = obj["metadata"]
         uid, version = text(metadata, "uid"), metadata["resourceVersion"]

@@ -158,8 +158,7 @@ class Writes:
 class Sender(PassingClient):
     """A client in front of another one whose writes are compared with what becomes of them.
 
-    A write of fields that others keep undoing is corrected once at once, and then raises Undone, without being sent,
-    until its wait is over.
+    A write of fields that others keep undoing is repeated once at once, and then raises Undone until its wait is over.
     """
 
     def __init__(self, client: KubeClient, writes: Writes) -> None:

@@ -171,11 +171,10 @@ class Sources:
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
         self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: None, self._dra_changed)
-        maintenances = {
+        self._maintenances = {
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._maintenances: list[Reflector[Maintenance]] = list(maintenances.values())
         # The kinds that NVIDIA's DRA stack needs make no call before that stack has been seen.
         self.resource_slices = self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
         self.kubelet_plugins = self._follow(PODS, operand, namespace=namespace, label_selector=KUBELET_PLUGIN_SELECTOR)
@@ -199,7 +198,7 @@ class Sources:
             "clusterpolicies": self.cluster_policies,
             "gpuclusters": self.gpu_clusters,
             "daemonsets": self.daemon_sets,
-            **maintenances,
+            **self._maintenances,
         }
         """Other programs' kinds: one that is not installed, or that we could never read, counts as empty."""
 
@@ -257,7 +256,8 @@ class Sources:
     def _join(self, nodes: Mapping[str, NodeView]) -> dict[str, tuple[_Parts, NodeView]]:
         # A person who waits for the end of a maintenance is told that the operator cannot see it any more.
         maintenances = (
-            as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items for kind in self._maintenances
+            as_last_read(kind.items) if isinstance(kind.error, Forbidden) else kind.items
+            for kind in self._maintenances.values()
         )
         maintained, devices = find_maintained(*maintenances), self.devices()
         rules = {rule.node: rule for rule in self.rules.values()}
@@ -334,12 +334,11 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items() if not source.gone}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason.
+        """Return the sources that cannot be relied on, by name, each with the reason. Also requests overdue lists.
 
-        Also requests the lists that are overdue. A source is missing before its first list, after a restore until the
-        next one, and as long as one of its objects cannot be converted, because what that object says may concern every
-        node. A kind that is `gone` is not missing: it has no objects. Optional kinds and those of `of_dra` are left out
-        while they are not installed or we may not read them.
+        A source is missing before its first list, after a restore until the next one, and while one of its objects
+        cannot be converted, as that may concern every node. A kind that is `gone`, or optional and not readable, is
+        not.
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():

@@ -92,10 +92,9 @@ def stack_view(
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """Our two ConfigMaps, with device-plugin and mig-parted configurations, and their earlier entries.
+    """Our two ConfigMaps, with the earlier entries that are named after their content.
 
-    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one that
-    somebody edits or deletes while a Node names it can be restored. A restart forgets them.
+    Such an entry can be restored when somebody edits or deletes it while a Node names it. A restart forgets them.
     """
 
     plugin: ConfigMapView = _ABSENT

@@ -43,10 +43,9 @@ def encode_body(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return a copy of a request with the parameters of a watch with bookmarks.
+    """Return a request as that of a watch with bookmarks, which ends after 80 to 100 % of `most` seconds.
 
-    The watch ends after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is alive, so
-    its watch ends before it could have been silent for `inactivity` seconds.
+    A kind without bookmarks cannot show that its watch is alive, so it ends before `inactivity` seconds.
     """
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
