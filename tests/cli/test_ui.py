@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from io import StringIO
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -36,9 +35,8 @@ from kubectl_gpusharing.pools.page import HEADERS, Pages, route
 from kubectl_gpusharing.pools.status import Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.session import Session
-from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import INTERRUPTED
-from kubectl_gpusharing.usage.ui import MOST, REREAD, Board, Sheet
+from kubectl_gpusharing.usage.ui import MOST, REREAD, Board
 
 NODES_PATH, PODS_PATH = "/api/v1/nodes", "/api/v1/pods"
 OWN_PODS_PATH = "/api/v1/namespaces/default/pods"
@@ -381,13 +379,6 @@ async def test_a_fault_of_one_page_is_a_sentence_there() -> None:
         broken = Board(pages.session, None, pages.cluster)  # type: ignore[arg-type]  # the fault
         async with aclosing(broken.pages[""]({"subject": "pod/llm-0"})) as content:
             assert "Unexpected error: " in Read(await anext(content)).text
-
-
-def test_what_a_verb_answers_is_kept_for_the_page() -> None:
-    sheet = Sheet(StringIO())
-    assert isinstance(sheet, Terminal)
-    sheet.answer(object, object, lambda options: [(), ()] if options.flowing else [])
-    assert sheet.lines == [(), ()]
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ viewer's rights. The sources of proof need those of `plan`; if the user lacks th
 would add.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import cast
+from typing import Any
 
 from gpusharing.api.names import Phase
 from gpusharing.api.records import from_wire
@@ -221,7 +222,18 @@ def _proof_lines(answer: NodeAnswer, options: PrintOptions) -> list[Line]:
     return lines
 
 
+Explanation = tuple[type[Mapping[str, Any]], Callable[[], Any], Callable[[PrintOptions], list[Line]]]
+"""An answer as data, with the type of that, and as lines."""
+
+
 async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
+    explanation, name = await explain(session, typed)
+    terminal.answer(*explanation, names=[name])
+    return DONE
+
+
+async def explain(session: Session, typed: Arguments) -> tuple[Explanation, str]:
+    """Return the answer about the one subject that was typed, and the name of the object."""
     kind, name, namespace = find_subject(typed.subjects[0], typed.namespace or session.namespace)
     also = ""
     if "/" not in typed.subjects[0] and await _is_policy(session, name):
@@ -229,33 +241,28 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
             kind = POLICIES
         else:
             also = f"policy {name} has the same name; to explain it: kubectl gpusharing why gsp/{name}"
-    now, names = session.now(), [object_name(kind, name)]
+    now, named = session.now(), object_name(kind, name)
     if kind is POLICIES:
         policies, nodes = await session.lists(POLICIES, GPUNODES)
         pool = find_pool(read_pools(policies, map(read_node, nodes))[0], name, session.where)
         worst = await _node(session, pool.changing[0].name) if pool.changing else None
-        terminal.answer(
+        return (
             PoolExplanationData,
             lambda: {**pool_data(pool, now), "worst": worst.as_data(now) if worst else None},
             lambda options: (
                 describe_pool(pool, now, options) + ([BLANK, *describe_node(worst, now, options)] if worst else [])
             ),
-            names=names,
-        )
-    elif kind is NODES:
+        ), named
+    if kind is NODES:
         answer = await _node(session, name)
         answer = replace(answer, notes=(*answer.notes, *filter(None, [also])))
-        lines = partial(describe_node, answer, now)
-        terminal.answer(NodeExplanationData, partial(answer.as_data, now), lines, names=names)
-    else:
-        explained, workload = await _explain_pod(session, kind, name, namespace)
-        terminal.answer(
-            PodExplanationData,
-            lambda: cast(PodExplanationData, {"workload": workload, **asdict(explained)}),
-            lambda options: [*prose(workload, options), *describe_pod(explained, options)],
-            names=names,
-        )
-    return DONE
+        return (NodeExplanationData, partial(answer.as_data, now), partial(describe_node, answer, now)), named
+    explained, workload = await _explain_pod(session, kind, name, namespace)
+    return (
+        PodExplanationData,
+        lambda: {"workload": workload, **asdict(explained)},
+        lambda options: [*prose(workload, options), *describe_pod(explained, options)],
+    ), named
 
 
 async def _is_policy(session: Session, name: str) -> bool:

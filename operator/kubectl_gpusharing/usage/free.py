@@ -6,10 +6,9 @@ server, or else from Prometheus.
 """
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -19,7 +18,7 @@ from gpusharing.kube.client import GPUNODES, JSON, NAMESPACES, NODES, PODS, POLI
 from gpusharing.kube.daemonsets import AGENT, has_secure_metrics
 from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, part, section, text, whole
-from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.lengths import some
 from kubectl_gpusharing.shell import drawing
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import InventoryData
@@ -46,15 +45,12 @@ from kubectl_gpusharing.usage.holdings import (
     NO_POLICY,
     NUMBERS,
     USED,
-    GPUPod,
     Inventory,
-    NodeStock,
     Row,
-    count_rows,
     read_gpunode,
     read_pod,
     read_stock,
-    share_nodes,
+    tell_counts,
 )
 from kubectl_gpusharing.usage.prometheus import Series, find_service_endpoint, nodes_of, prometheus_at, side_by_side
 from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
@@ -82,7 +78,7 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
     bound = {(pod.namespace, pod.name): pod.node for pod in inventory.subjects if pod.node}
     nodes = set(bound.values())
     series, silent = await _ask_agents(session, inventory.agents, nodes)
-    inventory.used, inventory.simulated = live, simulated = _fold(series)
+    inventory.used, inventory.simulated_use = live, simulated = _fold(series)
     if nodes - set(silent):
         inventory.sources = ("memory and SM use are from the agents, read a moment ago",)
     if not silent:
@@ -112,7 +108,7 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
         rest = " of the other pods" if inventory.sources else ""
         source = f"memory and SM use{rest} are from {endpoint.where}, as last scraped, because {why}"
         inventory.sources += (source, *filter(None, (endpoint.remark,)))
-    inventory.used, inventory.simulated = {**stored, **live}, simulated | more
+    inventory.used, inventory.simulated_use = {**stored, **live}, simulated | more
     if left := {node for pod, node in bound.items() if node in silent and pod not in inventory.used}:
         some_pods = " of some pods" if inventory.used else ""
         lacks = f"{endpoint.where} has no series {SLICES} of pods on {some(sorted(left))}"
@@ -195,121 +191,37 @@ LISTED = frozenset({"closed", "waiting"})
 """Columns about what is also listed below the table, with its nodes and pods."""
 
 
-@dataclass(frozen=True, slots=True)
-class FreeReport:
-    inventory: Inventory
-    by: str
-    now: datetime
-
-    @property
-    def waiting(self) -> list[GPUPod]:
-        return sorted((pod for pod in self.inventory.subjects if not pod.node), key=lambda pod: pod.created)
-
-    @property
-    def simulated(self) -> list[str]:
-        names = {name for name, stock in self.inventory.stocks.items() if stock.simulated}
-        return sorted(names | self.inventory.simulated)
-
-    @property
-    def unknown(self) -> list[str]:
-        """Sentences about what is unknown, and why; empty if the answer is complete."""
-        found, sentences = self.inventory, []
-        if found.no_nodes:
-            sentences.append(f"what is allocatable and free is unknown, because {found.no_nodes}")
-        if found.no_pods:
-            seen = "no pods are" if found.blind else f"only the pods of namespace {found.namespace} are"
-            agents = all(stock.allocated is not None for stock in found.stocks.values() if stock.allocatable)
-            free = "computed from what the agents report as allocated" if agents else "unknown"
-            rest = "" if found.no_nodes else f"; what is free is {free}"
-            sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {found.no_pods}")
-        return [*sentences, *found.usage_unknown]
-
-    @property
-    def notes(self) -> list[str]:
-        free = defaultdict[str, Counter[str]](Counter)
-        for stock, shares in share_nodes(self.inventory):
-            for taint in () if stock.closed else stock.taints:
-                free[taint].update({_name(stock, name): share[3] or 0 for name, share in shares.items()})
-        notes = [
-            f"{_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
-            for taint, counts in sorted(free.items())
-            if any(counts.values())
-        ]
-        if claims := self.inventory.with_claims:
-            have = "has" if claims == 1 else "have"
-            notes.append(f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here")
-        unread = sorted({one.sliced_by for one in self.inventory.stocks.values()} - {""})
-        if unread and "largest" in self.columns:
-            notes.append(
-                "the largest request that fits may be 1 on time-sliced nodes: whether containers may request more than"
-                f" one share is in policies that could not be read ({some(unread)})"
-            )
-        pods = self.inventory.pods
-        if kept := sorted(pod.ref for pod in pods if pod.reserves and self.inventory.counts(pod)):
-            notes.append(
-                f"with {some(kept)}, KAI-Scheduler reserves GPUs for pods that request fractions, which may be in other"
-                " namespaces; the GPUs count as held by the reservation, and the fractions are not counted here"
-            )
-        return [*notes, *self.inventory.sources]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (*self.inventory.columns(self.by), *(() if self.inventory.used is None else USED))
-
-    def rows(self) -> list[Row]:
-        """Return the rows by `by`.
-
-        With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown
-        resource belongs to the pod's first row.
-        """
-        rows, pairs = count_rows(self.inventory, self.by), []
-        if self.inventory.used is None:
-            return rows
-        left = {"/".join(pod): dict(devices) for pod, devices in self.inventory.used.items()}
-        for row in rows:
-            known = left.get(row["pod"], {}) if row["node"] else {}
-            devices = {
-                uuid: known.pop(uuid)
-                for uuid, use in list(known.items())
-                if use.get("resource", row["resource"]) == row["resource"]
-            }
-            for uuid, use in (devices or {"": dict.fromkeys(USED)}).items():
-                pairs.append(((row["node"], use["gpu"] or 0, uuid, row["pod"]), row | use))
-        return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
-
-
-def describe(report: FreeReport, options: PrintOptions) -> list[Line]:
-    lines, rows = drawing.describe_simulated(report.simulated, options), report.rows()
+def describe(found: Inventory, now: datetime, options: PrintOptions) -> list[Line]:
+    lines, rows = drawing.describe_simulated(found.simulated, options), found.rows()
     if not any(row.get("device") for row in rows):  # no node has labels of GPU Feature Discovery
         rows = [row | ({"device": ""} if "device" in row else {}) for row in rows]
     if rows:
-        cells = {name: [_cell(name, row[name], row) for row in rows] for name in report.columns}
-        if report.by in ("resource", "policy") and len(report.waiting) <= MOST and not _fits(cells, options):
+        cells = {name: [_cell(name, row[name], row) for row in rows] for name in found.columns}
+        if found.by in ("resource", "policy") and len(found.waiting) <= MOST and not _fits(cells, options):
             rows = [row for row in rows if row["device"] != ANY]
-            few = [name for name in report.columns if name not in LISTED]
+            few = [name for name in found.columns if name not in LISTED]
             cells = {name: [_cell(name, row[name], row) for row in rows] for name in few}
         lines += _draw(cells, options)
     else:
-        found = report.inventory
         nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
         pods = f"pod{f' in namespace {found.namespace}' * bool(found.namespace)} requests"
-        nothing = f"No {nodes}, and no {pods} one." if report.by == "resource" else f"No {nodes}."
-        if report.by in ("namespace", "pod"):
+        nothing = f"No {nodes}, and no {pods} one." if found.by == "resource" else f"No {nodes}."
+        if found.by in ("namespace", "pod"):
             nothing = f"No {pods} a GPU resource{' of these nodes' * found.chosen}."
         lines += prose(nothing, options)
-    if report.by != "node":
-        closed = [(stock.name, stock.closed, _counts(unused)) for stock, unused in report.inventory.closed]
+    if found.by != "node":
+        closed = [(stock.name, stock.closed, tell_counts(unused)) for stock, unused in found.closed]
         lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, options)
-    if waiting := report.waiting:
+    if waiting := found.waiting:
         pending = [
-            (pod.ref, _counts(pod.requests), age(from_rfc3339(pod.created), report.now), pod.message * options.wide)
+            (pod.ref, tell_counts(pod.requests), age(from_rfc3339(pod.created), now), pod.message * options.wide)
             for pod in waiting
         ]
         titles = ("WAITING POD", "REQUESTS", "SINCE", "SCHEDULER")
-        lines += [BLANK] if report.by == "pod" else _listed(titles, pending, options)
+        lines += [BLANK] if found.by == "pod" else _listed(titles, pending, options)
         why = f"To see why a pod is waiting: kubectl gpusharing why {waiting[0].ref}"
         lines += prose(why, options, hang="  ", ink=Ink.FAINT)
-    notes, unknown = report.notes, report.unknown
+    notes, unknown = found.notes, found.unknown
     return [*lines, *([BLANK] if notes or unknown else []), *describe_doubts(notes, unknown, options)]
 
 
@@ -322,15 +234,6 @@ def _cell(column: str, value: Any, row: Row) -> Span:
         return Span(f"{value:.0%}")
     good = Ink.GOOD if column == "free" and value else Ink.PLAIN
     return Span(str(value), Ink.WAITING if column in ("state", "taints") else good)
-
-
-def _name(stock: NodeStock, resource: str) -> str:
-    device = stock.devices.get(resource)
-    return f"{resource} ({device})" if device else resource
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
 
 
 Cells = Mapping[str, Sequence[Span]]
@@ -373,26 +276,25 @@ def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], options: Print
     return lines + (prose(f"and {left} more; -o wide lists all", options, ink=Ink.FAINT) if left else [])
 
 
-def as_data(report: FreeReport) -> InventoryData:
-    found = report.inventory
+def as_data(found: Inventory) -> InventoryData:
     return {
-        "by": report.by,
+        "by": found.by,
         "namespace": found.namespace or None,
-        "rows": report.rows(),
+        "rows": found.rows(),
         "closed": [{"node": one.name, "state": one.closed, "unused": unused} for one, unused in found.closed],
         "waiting": [
             {"pod": pod.ref, "requests": dict(pod.requests), "created": pod.created, "message": pod.message}
-            for pod in report.waiting
+            for pod in found.waiting
         ],
-        "notes": report.notes,
-        "unknown": report.unknown,
-        "simulated": report.simulated,
+        "notes": found.notes,
+        "unknown": found.unknown,
+        "simulated": found.simulated,
     }
 
 
-def as_rows(report: FreeReport) -> Iterator[Sequence[object]]:
-    yield report.columns
-    yield from (tuple(row.values()) for row in report.rows())
+def as_rows(found: Inventory) -> Iterator[Sequence[object]]:
+    yield found.columns
+    yield from (tuple(row.values()) for row in found.rows())
 
 
 NOT_ENDED = ",".join(f"status.phase!={phase}" for phase in ENDED)
@@ -411,21 +313,21 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     if terminal.output == "name" and by not in NAMED:
         raise Trouble("-o name prints names of objects: add --by node, policy, namespace or pod")
     inventory = await read_inventory(session, typed.namespace, typed.selector)
+    inventory.by = by
     if typed.usage:
         await read_usage(session, inventory, typed.service)
-    report = FreeReport(inventory, by, session.now())
     terminal.answer(
         InventoryData,
-        lambda: as_data(report),
-        lambda options: describe(report, options),
-        lambda: as_rows(report),
+        lambda: as_data(inventory),
+        lambda options: describe(inventory, session.now(), options),
+        lambda: as_rows(inventory),
         (
             object_name(NAMED[by], row[by].rpartition("/")[2])
-            for row in (report.rows() if terminal.output == "name" else ())
+            for row in (inventory.rows() if terminal.output == "name" else ())
             if row[by] != NO_POLICY
         ),
     )
-    return CHANGES if report.unknown else DONE
+    return CHANGES if inventory.unknown else DONE
 
 
 async def read_inventory(session: Session, namespace: str, labels: str) -> Inventory:

@@ -16,6 +16,7 @@ from gpusharing.kube.raw import entries, gpu_counts, has_condition, part, sectio
 from gpusharing.planning.drain.placement import Needs, Offer, could_start
 from gpusharing.planning.drain.pods import gpu_groups, is_reservation
 from gpusharing.planning.gpus.cards import remaining
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 NO_POLICY = "no policy"
 ENDED = ("Succeeded", "Failed")
@@ -106,6 +107,8 @@ class GPUPod:
 class Inventory:
     """The nodes and the pods that could be read, and which of them the answer is about."""
 
+    by: str = "resource"
+    """What the rows of the answer are about, a key of COLUMNS."""
     stocks: dict[str, NodeStock] = field(default_factory=dict)
     pods: list[GPUPod] = field(default_factory=list)
     agents: list[JSON] = field(default_factory=list)
@@ -125,7 +128,7 @@ class Inventory:
     sources: tuple[str, ...] = ()
     usage_unknown: tuple[str, ...] = ()
     """Sentences about what is missing in `used`, and why."""
-    simulated: frozenset[str] = frozenset()
+    simulated_use: frozenset[str] = frozenset()
     """Nodes whose GPUs are SIMULATED by the series of `used`; "" for one that Prometheus does not name."""
 
     @property
@@ -152,8 +155,13 @@ class Inventory:
         known = {stock.devices.get(resource) for stock in self.stocks.values() if resource in (stock.allocatable or ())}
         return ANY if len(known) > 1 else next(iter(known), None)
 
-    def columns(self, by: str) -> tuple[str, ...]:
-        return tuple(name for name in COLUMNS[by] if self.namespace or name != "others")
+    @property
+    def counted_columns(self) -> tuple[str, ...]:
+        return tuple(name for name in COLUMNS[self.by] if self.namespace or name != "others")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.counted_columns, *(() if self.used is None else USED))
 
     @property
     def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
@@ -161,6 +169,78 @@ class Inventory:
             unused = {name: share[3] for name, share in shares.items() if share[3]}
             if stock.closed and unused:
                 yield stock, unused
+
+    @property
+    def waiting(self) -> list[GPUPod]:
+        return sorted((pod for pod in self.subjects if not pod.node), key=lambda pod: pod.created)
+
+    @property
+    def simulated(self) -> list[str]:
+        names = {name for name, stock in self.stocks.items() if stock.simulated}
+        return sorted(names | self.simulated_use)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Sentences about what is unknown, and why; empty if the answer is complete."""
+        sentences = []
+        if self.no_nodes:
+            sentences.append(f"what is allocatable and free is unknown, because {self.no_nodes}")
+        if self.no_pods:
+            seen = "no pods are" if self.blind else f"only the pods of namespace {self.namespace} are"
+            agents = all(stock.allocated is not None for stock in self.stocks.values() if stock.allocatable)
+            free = "computed from what the agents report as allocated" if agents else "unknown"
+            rest = "" if self.no_nodes else f"; what is free is {free}"
+            sentences.append(f"{seen} counted (-n NAME chooses another namespace){rest}: {self.no_pods}")
+        return [*sentences, *self.usage_unknown]
+
+    @property
+    def notes(self) -> list[str]:
+        free = defaultdict[str, Counter[str]](Counter)
+        for stock, shares in share_nodes(self):
+            for taint in () if stock.closed else stock.taints:
+                free[taint].update({_name(stock, name): share[3] or 0 for name, share in shares.items()})
+        notes = [
+            f"{tell_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
+            for taint, counts in sorted(free.items())
+            if any(counts.values())
+        ]
+        if claims := self.with_claims:
+            have = "has" if claims == 1 else "have"
+            notes.append(f"{counted(claims, 'pod')} {have} ResourceClaims, whose devices are not counted here")
+        unread = sorted({one.sliced_by for one in self.stocks.values()} - {""})
+        if unread and "largest" in self.columns:
+            notes.append(
+                "the largest request that fits may be 1 on time-sliced nodes: whether containers may request more than"
+                f" one share is in policies that could not be read ({some(unread)})"
+            )
+        pods = self.pods
+        if kept := sorted(pod.ref for pod in pods if pod.reserves and self.counts(pod)):
+            notes.append(
+                f"with {some(kept)}, KAI-Scheduler reserves GPUs for pods that request fractions, which may be in other"
+                " namespaces; the GPUs count as held by the reservation, and the fractions are not counted here"
+            )
+        return [*notes, *self.sources]
+
+    def rows(self) -> list[Row]:
+        """Return the rows by `by`.
+
+        With --usage, a row is repeated for every device that the pod holds as this resource; a device of unknown
+        resource belongs to the pod's first row.
+        """
+        rows, pairs = count_rows(self), []
+        if self.used is None:
+            return rows
+        left = {"/".join(pod): dict(devices) for pod, devices in self.used.items()}
+        for row in rows:
+            known = left.get(row["pod"], {}) if row["node"] else {}
+            devices = {
+                uuid: known.pop(uuid)
+                for uuid, use in list(known.items())
+                if use.get("resource", row["resource"]) == row["resource"]
+            }
+            for uuid, use in (devices or {"": dict.fromkeys(USED)}).items():
+                pairs.append(((row["node"], use["gpu"] or 0, uuid, row["pod"]), row | use))
+        return [row for _, row in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def read_stock(raw: JSON) -> NodeStock:
@@ -250,12 +330,12 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
             yield stock, shares
 
 
-def count_rows(inventory: Inventory, by: str) -> list[Row]:
-    """Return the rows by `by`, a key of COLUMNS, sorted by the object that the row is for, resource and device."""
+def count_rows(inventory: Inventory) -> list[Row]:
+    """Return the rows, sorted by the object that the row is for, resource and device."""
     rows: dict[tuple[str, str, str], Row] = {}
     unread = [*(OF_NODES if inventory.no_nodes else ()), *(("waiting",) if inventory.blind else ())]
     unread += ["others"] if inventory.no_nodes and inventory.no_pods else []
-    columns = inventory.columns(by)
+    columns, by = inventory.counted_columns, inventory.by
 
     def row_of(resource: str, words: Mapping[str, str], device: str | None) -> Row:
         new = {**dict.fromkeys(NUMBERS, 0), **dict.fromkeys(unread), **words, "resource": resource, "device": device}
@@ -279,3 +359,12 @@ def count_rows(inventory: Inventory, by: str) -> list[Row]:
             row["pods"] += bool(pod.node)
             row["requested" if pod.node else "waiting"] += count
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
+
+
+def _name(stock: NodeStock, resource: str) -> str:
+    device = stock.devices.get(resource)
+    return f"{resource} ({device})" if device else resource
+
+
+def tell_counts(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)

@@ -7,10 +7,9 @@ open, they share what was read from the cluster. A page of `why` is read anew fo
 import asyncio
 import tempfile
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from io import StringIO
 from pathlib import Path
 from time import process_time
 from urllib.parse import urlencode
@@ -23,12 +22,12 @@ from kubectl_gpusharing.pools.page import Content, listening, overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import AddressData
-from kubectl_gpusharing.shell.drawing import Ink, Line, PrintOptions, length, line, prose
+from kubectl_gpusharing.shell.drawing import Ink, Line, length, line, prose
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Child, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
-from kubectl_gpusharing.usage.free import FreeReport, describe, read_inventory
+from kubectl_gpusharing.usage.free import describe, read_inventory
 from kubectl_gpusharing.usage.holdings import Inventory
 
 MOST = 20
@@ -71,20 +70,6 @@ def link(title: str, text: str) -> Child:
         return text
     query = {"policy": word} if kind is None else {"subject": kind + word}
     return tag("a", text, href=f"./?{urlencode(query)}")
-
-
-class Sheet(Terminal):
-    """A terminal that writes nothing, and remembers the lines of an answer in `lines`."""
-
-    def answer(
-        self,
-        kind: object,
-        data: object,
-        lines: Callable[[PrintOptions], Sequence[Line]],
-        rows: object = None,
-        names: object = (),
-    ) -> None:
-        self.lines = lines(HTML_OPTIONS)
 
 
 class Board:
@@ -135,11 +120,9 @@ class Board:
 
     async def _draw(self, query: Mapping[str, str]) -> list[Markup]:
         if subject := query.get("subject", "").strip():
-            sheet = Sheet(StringIO())
-            await why.run(
-                self.session, Arguments(verb="why", subjects=(subject,), namespace=self.typed.namespace), sheet
-            )
-            return [tag("h2", f"Why {subject}"), *flow(sheet.lines, link)]
+            typed = Arguments(verb="why", subjects=(subject,), namespace=self.typed.namespace)
+            (_, _, lines), _ = await why.explain(self.session, typed)
+            return [tag("h2", f"Why {subject}"), *flow(lines(HTML_OPTIONS), link)]
         if by := query.get("by"):
             title = f"Slices by {'pod' if by == 'pod' else 'tenant'}"
             return [tag("h2", title), *flow(await self._tenants(by), link)]
@@ -162,8 +145,9 @@ class Board:
         if isinstance(self._found, Trouble):
             raise self._found
         by, age = "pod" if by == "pod" else "namespace", timedelta(seconds=loop_time() - self._read_at)
+        self._found.by = by
         lines = prose(f"Nodes and Pods were read {length(age)} ago.", HTML_OPTIONS, ink=Ink.FAINT)
-        return lines + describe(FreeReport(self._found, by, self.session.now()), HTML_OPTIONS)
+        return lines + describe(self._found, self.session.now(), HTML_OPTIONS)
 
 
 async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
