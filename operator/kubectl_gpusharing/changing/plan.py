@@ -226,7 +226,10 @@ class Planned:
         going = [step for one in self.proposals for step in one.going]
         pods = [pod for one in self.proposals for pod in one.evicted]
         known = [one.courses for one in self.proposals if one.going]
-        courses = tuple(map(_join, zip(*known, strict=True))) if all(known) else ()
+        courses = tuple(
+            Course(min(one.begins for one in each), max(one.ends for one in each), max(one.spans for one in each))
+            for each in (zip(*known, strict=True) if all(known) else ())
+        )
         jobs = any(step.preview.jobs for step in going if step.preview is not None)  # they may be evicted in the end
         sure = not jobs and all(step.known and step.doubt is None for step in steps if step.obstacle is None)
         complete = sure and not any(one.evicts_again for one in self.proposals)
@@ -267,12 +270,6 @@ class Planned:
             "estimate": self.estimate,
             "failedOn": failed_on,
         }
-
-
-def _join(courses: Sequence[Course]) -> Course:
-    return Course(
-        min(one.begins for one in courses), max(one.ends for one in courses), max(one.spans for one in courses)
-    )
 
 
 def _tell_changes(

@@ -20,6 +20,7 @@ from gpusharing.api.records import from_wire
 from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text
+from gpusharing.planning.gpus.cards import extent
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.texts import read_mig, read_profile
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -71,7 +72,7 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
 def read_sizes(profiles: Iterable[str]) -> Mapping[str, float]:
     """Return the share of the card's memory that an instance of each profile has, in percent; empty if unknown."""
     known = [profile for profile in map(read_profile, profiles) if profile is not None]
-    units = max((start + profile.size for profile in known for start in profile.starts), default=0)
+    _, units = extent(known)
     return {profile.name: profile.size / units * 100 for profile in known} if units else {}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api.nearest import nearest
-from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile, extent, find_card
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, place, tell_misfit
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
@@ -57,7 +57,8 @@ class LegalLayouts:
 
 def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
     card = answer.card
-    slices = f"{_slices(card)} compute slices" if card.profiles else ""
+    whole, _ = extent(card.profiles)
+    slices = f"{whole} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
     lines = prose(f"{', '.join(card.products) or card.key}: {size}", options, ink=Ink.TITLE)
     if answer.misfit:
@@ -71,7 +72,7 @@ def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
     for layout in answer.layouts:
         picture = draw(layout, card.profiles, options)
         taken = sum(profile.slices * dict(layout).get(profile.name, 0) for profile in card.profiles)
-        used = f"{taken}/{_slices(card)} slices"
+        used = f"{taken}/{whole} slices"
         if options.width is not None and name + CARD_WIDTH + len(used) + 4 > options.width:
             lines += [*prose(f"{layout_text(layout)} {used}", options), line("  ", *picture)]
         else:
@@ -83,8 +84,7 @@ def describe(answer: LegalLayouts, options: PrintOptions) -> list[Line]:
 
 def draw(layout: Layout, profiles: Sequence[Profile], options: PrintOptions) -> Line:
     """Draw one card with this layout, from its first memory unit to its last; empty if placements are unknown."""
-    sizes = {profile.name: profile.size for profile in profiles}
-    units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
+    (_, units), sizes = extent(profiles), {profile.name: profile.size for profile in profiles}
     placements = place(layout, profiles)
     if not units or not placements:
         return ()
@@ -101,10 +101,6 @@ def draw(layout: Layout, profiles: Sequence[Profile], options: PrintOptions) -> 
         at = start + sizes[name]
     spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
     return tuple(span for span in spans if span.text)
-
-
-def _slices(card: Card) -> int:
-    return max((profile.slices for profile in card.profiles), default=0)
 
 
 CARDS_TABLE = columns(CARD=0, PRODUCT=1, LARGEST=0, SMALLEST=0)
@@ -128,7 +124,7 @@ def as_data(answer: LegalLayouts) -> LayoutListData:
         "card": card.key,
         "products": list(card.products),
         "memoryGB": card.memory_gb,
-        "slices": _slices(card),
+        "slices": extent(card.profiles)[0],
         "fits": not answer.misfit,
         "refusal": answer.misfit,
         "layouts": [

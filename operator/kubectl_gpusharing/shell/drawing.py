@@ -132,6 +132,12 @@ def fold(text: Line, options: PrintOptions) -> list[Line]:
     return [tuple(one) for one in lines]
 
 
+def measure(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> dict[int, int]:
+    """Return the width of each column, by index, without those that are empty."""
+    sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
+    return {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
+
+
 def fit_columns(columns: Sequence[Column], widths: Mapping[int, int], room: int) -> dict[int, int]:
     """Return the widths, by index, of the columns that remain. Those with the highest `drop` are left out first."""
     kept = dict(widths)
@@ -146,8 +152,8 @@ def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions, indent: str = ""
 ) -> list[Line]:
     """Lay out the rows under their headings, without empty columns; what does not fit is left out or cut."""
-    sizes = [max((len(row[i].text) for row in rows), default=0) for i in range(len(columns))]
-    widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
+    widths = measure(columns, rows)
+    sizes = {i: max(len(row[i].text) for row in rows) for i in widths if columns[i].right}
     if options.width is not None and not options.wide:
         room = max(NARROW, options.width) - len(indent)
         widths = fit_columns(columns, widths, room)
@@ -159,7 +165,7 @@ def table(
     for row in (header, *rows) if options.headers else rows:
         spans = [Span(indent)]
         for i, width in widths.items():
-            pad = sizes[i] * (columns[i].right and row is not header and bool(row[i].text))
+            pad = sizes.get(i, 0) if row is not header and row[i].text else 0
             spans += [Span(GAP), Span(shorten(row[i].text.rjust(pad), width).ljust(width), row[i].ink)]
         drawn.append(Row((spans[0], *spans[2:])))
     return drawn

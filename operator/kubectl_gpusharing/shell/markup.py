@@ -2,7 +2,6 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from itertools import groupby
@@ -78,17 +77,13 @@ _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 829
 """Replaces characters that a page must not contain, or that change the direction of text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Markup:
-    """A string that is HTML already and is not escaped again."""
+class Markup(str):
+    """HTML, which is not escaped again."""
 
-    text: str
-
-
-Child = Markup | str
+    __slots__ = ()
 
 
-def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
+def tag(name: str, /, *children: str, **attributes: str | None) -> Markup:
     """Return an HTML element; attributes that are None are left out."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
@@ -97,7 +92,7 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
     )
     if name in VOID:
         return Markup(f"<{name}{written}>" if name != "rect" else f"<{name}{written}/>")
-    inner = "".join(child.text if isinstance(child, Markup) else _escaped(child) for child in children)
+    inner = "".join(child if isinstance(child, Markup) else _escaped(child) for child in children)
     return Markup(f"<{name}{written}>{inner}</{name}>")
 
 
@@ -113,14 +108,14 @@ def frame(title: str, head: Iterable[Markup], *body: Markup) -> str:
 
 def document(root: Markup) -> str:
     """Return the whole page as ASCII with character references, so that its encoding does not matter."""
-    return "<!doctype html>\n" + root.text.encode("ascii", "xmlcharrefreplace").decode() + "\n"
+    return "<!doctype html>\n" + root.encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
 def _escaped(text: str) -> str:
     return escape(text.translate(_HARMLESS), quote=True)
 
 
-def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[Child]]) -> Markup:
+def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence[str]]) -> Markup:
     """Return a table; in a narrow window, the cells of a drawn one stand below each other with their titles."""
     titles = [*titles]
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in titles)))
@@ -138,11 +133,11 @@ def grid(caption: str, kind: str, titles: Iterable[str], rows: Iterable[Sequence
 HTML_OPTIONS = PrintOptions(wide=True, flowing=True)
 
 
-Link = Callable[[str, str], Child]
+Link = Callable[[str, str], str]
 """Makes the content of a cell from the heading of its column and its text."""
 
 
-def plain_cell(_title: str, text: str) -> Child:
+def plain_cell(_title: str, text: str) -> str:
     return text
 
 

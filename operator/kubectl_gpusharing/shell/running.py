@@ -31,6 +31,7 @@ from kubectl_gpusharing.shell.drawing import (
     describe_simulated,
     fit_columns,
     line,
+    measure,
     prose_of_each,
     table,
 )
@@ -169,9 +170,7 @@ def _wrapped(
     if options.width is None or options.wide:
         return rows
     last = len(columns) - 1
-    sizes = [max(len(row[i].text) for row in rows) for i in range(last)]
-    widths = {i: max(size, len(columns[i].title)) for i, size in enumerate(sizes) if size}
-    kept = fit_columns(columns, {**widths, last: LEGIBLE}, options.room)
+    kept = fit_columns(columns, {**measure(columns, rows), last: LEGIBLE}, options.room)
     room = options.room - sum(width + len(GAP) for index, width in kept.items() if index != last)
     wrapped: list[Sequence[Span]] = []
     for *cells, long in rows:

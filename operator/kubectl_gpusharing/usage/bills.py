@@ -221,16 +221,13 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
         for series in answers[answer]:
             name, price = series.labels.get(label, ""), series.value
             unit = currency if label == "node" else series.labels.get("currency", "")
-            flaw = ""
-            if not unit:
-                flaw = "it names no currency"
-            elif math.isnan(price):
-                flaw = NO_NUMBER
-            elif price < 0:
-                flaw = "a price cannot be negative"
-            elif price > MOST:
-                flaw = "no plausible price is that high"
-            if flaw:
+            flaws = {
+                "it names no currency": not unit,
+                NO_NUMBER: math.isnan(price),
+                "a price cannot be negative": price < 0,
+                "no plausible price is that high": price > MOST,
+            }
+            if flaw := next((why for why, holds in flaws.items() if holds), ""):
                 sentence = f"{metric} of {label} {name} is {price:g}, which is left out: {flaw}"
                 faults[sentence] = label, _dashed(name)
             elif price or label != "node":

@@ -14,7 +14,7 @@ from itertools import chain, islice, product, repeat
 from math import inf
 from operator import mul
 
-from gpusharing.planning.gpus.cards import Card, memory_of, plain_profiles, usable_memory
+from gpusharing.planning.gpus.cards import Card, extent, memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
 from gpusharing.planning.vocabulary.values import value
 from kubectl_gpusharing.usage.needs import GIB, Goal, Need
@@ -51,15 +51,13 @@ class Packer:
         self._most = tuple(profile.max_count for profile in self.profiles)
         self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
         # Only the largest profile shows how many slices the card has, so it is always included.
-        largest = max((each.slices for each in card.profiles), default=0)
-        profiles = (*self.profiles, *(each for each in card.profiles if each.slices == largest))
+        self._slices, self._units = extent(card.profiles)
+        profiles = (*self.profiles, *(each for each in card.profiles if each.slices == self._slices))
         self._legal = frozenset(self._counts(each) for each in legal_layouts(profiles) if self._is_ours(each))
         self._full = tuple(each for each in maximal_layouts(profiles) if self._is_ours(each))
         # Compute slices count as equal parts, although one is 16 of an H100 SXM's 132 multiprocessors, not 1/7.
-        parts = [Size(usable_memory(card, each) * GIB, each.slices / largest) for each in self.profiles]
+        parts = [Size(usable_memory(card, each) * GIB, each.slices / self._slices) for each in self.profiles]
         self.sizes = (*parts, Size(memory_of(card) * GIB, 1.0))
-        self._slices = largest
-        self._units = max((max(each.starts) + each.size for each in card.profiles if each.starts), default=0)
         self._slices_each = tuple(profile.slices for profile in self.profiles)
         self._units_each = tuple(profile.size for profile in self.profiles)
         self._fills = cache(self._find_fills)

@@ -23,7 +23,7 @@ from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import AddressData
 from kubectl_gpusharing.shell.drawing import Ink, Line, length, line, prose
-from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Child, Markup, document, flow, frame, tag
+from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
@@ -63,7 +63,7 @@ source.onerror = () => state.textContent = "The connection to kubectl gpusharing
 """Changes the elements that differ, so that a reader's place stays. A link keeps the focus, even if its row moves."""
 
 
-def link(title: str, text: str) -> Child:
+def link(title: str, text: str) -> str:
     """Return a cell below the heading `title`: a link to a policy's page or to what `why` says, or plain text."""
     word, kind = text.partition(" ")[0], KINDS.get(title)
     if title != "POLICY" and (kind is None or word in ("", "-") or (title == "CULPRIT" and "/" not in word)):
@@ -100,7 +100,7 @@ class Board:
         while True:
             begin = process_time()
             if origin != (state := (self.cluster.known(), self.cluster.error, loop_time() // AGES)):
-                main = (await self._main(query)).text
+                main = await self._main(query)
                 yield f"event: page\ndata: {main}\n\n" if main != shown else ""
                 yield f"event: current\ndata: {self._as_of()}\n\n"
                 shown, origin = main, state

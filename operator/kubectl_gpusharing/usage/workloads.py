@@ -14,7 +14,7 @@ from functools import partial
 from math import isnan, nan
 from typing import TypeAlias, TypeVar
 
-from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.gpus.cards import Card, extent, find_card
 from kubectl_gpusharing.usage.needs import Workload, declared_memory
 from kubectl_gpusharing.usage.prometheus import Series, nodes_of
 from kubectl_gpusharing.usage.queries import ANNOTATION, HOUR
@@ -478,6 +478,6 @@ def part_of_card(card: Card | None, profile: str) -> tuple[Fraction | None, Frac
     match = next((each for each in card.profiles if each.name == profile), None) if card else None
     if card is None or match is None:
         return None
-    whole = max(each.slices for each in card.profiles)
+    whole, _ = extent(card.profiles)
     memory = Fraction(match.memory_gb, card.memory_gb) if card.memory_gb else None
     return memory, Fraction(match.slices, whole)

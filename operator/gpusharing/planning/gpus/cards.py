@@ -384,9 +384,15 @@ def usable_memory(card: Card, profile: Profile) -> float:
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
+def extent(profiles: Sequence[Profile]) -> tuple[int, int]:
+    """Return how many compute slices and memory units a card with these profiles has; 0 if that is unknown."""
+    units = (max(profile.starts) + profile.size for profile in profiles if profile.starts)
+    return max((profile.slices for profile in profiles), default=0), max(units, default=0)
+
+
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
     """Return the profiles without an attribute that are not the whole card, by memory; the more numerous first."""
-    whole = max((profile.slices for profile in card.profiles), default=0)
+    whole, _ = extent(card.profiles)
     plain = [profile for profile in card.profiles if profile.is_plain and profile.slices < whole]
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 

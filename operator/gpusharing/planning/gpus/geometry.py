@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
 from gpusharing.api.nearest import nearest
-from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.gpus.cards import Profile, extent
 from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
@@ -168,9 +168,7 @@ class _Offer:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile]) -> "_Offer":
-        slices = max((profile.slices for profile in profiles), default=0)
-        units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
-        return cls({profile.name: profile for profile in profiles}, slices, units)
+        return cls({profile.name: profile for profile in profiles}, *extent(profiles))
 
     def why_not(self, layout: Layout) -> str:
         for name, count in layout:
