@@ -6,7 +6,7 @@ server, or else from Prometheus.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -31,6 +31,8 @@ from kubectl_gpusharing.shell.drawing import (
     PrintOptions,
     Span,
     age,
+    line,
+    measure,
     prose,
     prose_of_each,
     table,
@@ -196,12 +198,12 @@ def describe(found: Inventory, now: datetime, options: PrintOptions) -> list[Lin
     if not any(row.get("device") for row in rows):  # no node has labels of GPU Feature Discovery
         rows = [row | ({"device": ""} if "device" in row else {}) for row in rows]
     if rows:
-        cells = {name: [_cell(name, row[name], row) for row in rows] for name in found.columns}
-        if found.by in ("resource", "policy") and len(found.waiting) <= MOST and not _fits(cells, options):
-            rows = [row for row in rows if row["device"] != ANY]
-            few = [name for name in found.columns if name not in LISTED]
-            cells = {name: [_cell(name, row[name], row) for row in rows] for name in few}
-        lines += _draw(cells, options)
+        names, cells = found.columns, _cells(found.columns, rows)
+        short = found.by in ("resource", "policy") and len(found.waiting) <= MOST
+        if short and not _fits(_columns(names), cells, options):
+            names = tuple(name for name in names if name not in LISTED)
+            cells = _cells(names, [row for row in rows if row["device"] != ANY])
+        lines += _draw(names, cells, options)
     else:
         nodes = f"node{' with these labels' * found.chosen} advertises a GPU resource"
         pods = f"pod{f' in namespace {found.namespace}' * bool(found.namespace)} requests"
@@ -236,42 +238,40 @@ def _cell(column: str, value: Any, row: Row) -> Span:
     return Span(str(value), Ink.WAITING if column in ("state", "taints") else good)
 
 
-Cells = Mapping[str, Sequence[Span]]
-"""A table by its columns, in order."""
+def _cells(names: Sequence[str], rows: Sequence[Row]) -> list[list[Span]]:
+    return [[_cell(name, row[name], row) for name in names] for row in rows]
 
 
-def _fits(cells: Cells, options: PrintOptions) -> bool:
-    widths = [max([len(_title(name)), *(len(one.text) for one in column)]) for name, column in cells.items()]
-    shown = [width for width, column in zip(widths, cells.values(), strict=True) if any(one.text for one in column)]
-    return options.width is None or options.wide or sum(shown) + len(GAP) * (len(shown) - 1) <= options.width
+def _columns(names: Sequence[str]) -> list[Column]:
+    return [Column(TITLES.get(name, name.upper()), right=name in {*NUMBERS, *USED}) for name in names]
 
 
-def _draw(cells: Cells, options: PrintOptions) -> list[Line]:
+def _fits(columns: Sequence[Column], rows: Sequence[Sequence[Span]], options: PrintOptions) -> bool:
+    widths = measure(columns, rows).values()
+    return options.width is None or options.wide or sum(widths) + len(GAP) * (len(widths) - 1) <= options.width
+
+
+def _draw(names: Sequence[str], rows: Sequence[Sequence[Span]], options: PrintOptions) -> list[Line]:
     """Draw a table, or a sentence for each row where the table has no room; nothing is left out."""
-    rows = [list(row) for row in zip(*cells.values(), strict=True)]
-    if _fits(cells, options):
-        return table([Column(_title(name), right=name in {*NUMBERS, *USED}) for name in cells], rows, options)
+    columns = _columns(names)
+    if _fits(columns, rows, options):
+        return table(columns, rows, options)
     words = (
         [
-            f"{_title(name).lower()} {one.text}" if name in NUMBERS or one.text == "?" else one.text
-            for name, one in row
+            f"{column.title.lower()} {one.text}" if name in NUMBERS or one.text == "?" else one.text
+            for name, column, one in zip(names, columns, row, strict=True)
             if one.text
         ]
-        for row in (zip(cells, row, strict=True) for row in rows)
+        for row in rows
     )
     return prose_of_each(map(", ".join, words), options)
-
-
-def _title(name: str) -> str:
-    return TITLES.get(name, name.upper())
 
 
 def _listed(titles: Sequence[str], rows: Sequence[Sequence[str]], options: PrintOptions) -> list[Line]:
     shown = rows if options.wide else rows[:MOST]
     if not shown:
         return []
-    cells = {title: [Span(row[number]) for row in shown] for number, title in enumerate(titles)}
-    lines = [BLANK, *_draw(cells, options)]
+    lines = [BLANK, *_draw(titles, [line(*row) for row in shown], options)]
     left = len(rows) - len(shown)
     return lines + (prose(f"and {left} more; -o wide lists all", options, ink=Ink.FAINT) if left else [])
 
