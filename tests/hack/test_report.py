@@ -38,17 +38,14 @@ def test_needs_helm(helm): ...
 def test_pure(record_property):
     record_property("what happened in the random world", {"a cordon": 3, "an eviction": 12})
 async def test_embedded(): ...
-@pytest.mark.long
-def test_long(): ...
-@pytest.mark.cluster
-@pytest.mark.crash
-def test_kills(): ...
-@pytest.mark.e2e
-def test_on_real_nodes(): ...
-
-@pytest.mark.nvidia
-def test_layouts(): ...
 """
+MARKED = {
+    "embedded": ("test_long", "long"),
+    "integration": ("test_kills", "crash"),
+    "e2e": ("test_on_real_nodes", "e2e"),
+    "nvidia": ("test_layouts", "nvidia"),
+}
+"""The name and the marker of the one test in each of these folders."""
 INI = """
 [pytest]
 addopts = -rfE --tb=short --show-capture=no
@@ -79,11 +76,14 @@ def test_of_a_scene():
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small test suite: one test of each verb; the control plane is left out."""
     root = tmp_path_factory.mktemp("checkout")
-    for folder in ("planning", "hack"):
+    for folder in ("kube", "hack", *MARKED):
         (root / "tests" / folder).mkdir(parents=True)
     (root / "pytest.ini").write_text(INI)
     (root / "tests" / "conftest.py").write_text(CONFTEST)
-    (root / "tests" / "planning" / "test_some.py").write_text(TESTS)
+    (root / "tests" / "kube" / "test_some.py").write_text(TESTS)
+    for folder, (name, marker) in MARKED.items():
+        text = f"import pytest\n@pytest.mark.{marker}\ndef {name}(): ..."
+        (root / "tests" / folder / f"{name}.py").write_text(text)
     (root / "tests" / "hack" / "test_tool.py").write_text("def test_a_tool(): ...")
     return root
 
@@ -134,7 +134,7 @@ def test_a_green_run_ends_in_ten_lines_at_most(said: list[str]) -> None:
     assert [line for line in end if line.endswith("::test_pure")]
     assert end[-3] == "next: make test-cluster, make test-hack; make test-all plays everything"
     assert end[-2] == "more: build/report-test.txt"
-    assert "2 passed, 6 deselected in" in end[-1]
+    assert "2 passed, 4 deselected in" in end[-1]
 
 
 def test_the_file_says_where_the_time_went_and_what_happened_in_the_random_world(
@@ -142,34 +142,33 @@ def test_the_file_says_where_the_time_went_and_what_happened_in_the_random_world
 ) -> None:
     said, filed = told
     assert "3 x a cordon; 12 x an eviction" in filed
-    assert any(line.endswith("s  tests/planning (2 tests)") for line in filed)
+    assert any(line.endswith("s  tests/kube (2 tests)") for line in filed)
     assert any(line.endswith("s  collecting") for line in filed)
     assert not any("3 x a cordon" in line for line in said)
 
 
 def test_a_selection_of_another_verbs_tests_names_that_verb(checkout: Path) -> None:
-    done = run(checkout, "--verb=test", "tests/planning", "-k", "on_real_nodes")
+    done = run(checkout, "--verb=test", "tests/nvidia")
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     told = [line for line in done.stdout.splitlines() if "belong" in line]
-    assert told == ["1 of these tests belong to make e2e"]
+    assert told == ["1 of these tests belong to make test-nvidia"]
 
 
 def test_a_folder_that_marks_its_tests_is_played_by_their_verb_when_it_is_named_too(checkout: Path) -> None:
-    folder = checkout / "tests" / "integration"
+    folder = checkout / "tests" / "cli"
     folder.mkdir()
     (folder / "conftest.py").write_text(MARKS)
     (folder / "test_marked.py").write_text("def test_marked(): ...")
-    done = run(checkout, "--verb=test-cluster", "tests/integration", "-v")
+    done = run(checkout, "--verb=test-cluster", "tests/cli", "-v")
     shutil.rmtree(folder)
     assert played(done) == ["test_marked"]
 
 
 def test_a_test_that_no_verb_would_play_is_refused(checkout: Path) -> None:
-    folder = checkout / "tests" / "e2e"
-    folder.mkdir()
-    (folder / "test_unmarked.py").write_text("def test_unmarked(): ...")
-    done = run(checkout, "--verb=test-cluster")
-    shutil.rmtree(folder)
+    file = checkout / "tests" / "e2e" / "test_unmarked.py"
+    file.write_text("def test_unmarked(): ...")
+    done = run(checkout, "--verb=e2e")
+    file.unlink()
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert "no verb plays tests/e2e/test_unmarked.py::test_unmarked: give it a marker" in done.stderr
 
@@ -200,7 +199,7 @@ def test_a_run_that_is_long_enough_to_be_compared_reports_its_pace() -> None:
 
 @pytest.mark.parametrize(("workers", "ci"), [("-n0", ""), ("-n2", ""), ("-n0", "true")])
 def test_a_failure_shows_its_assertion_and_the_file_has_the_log(checkout: Path, workers: str, ci: str) -> None:
-    failing = checkout / "tests" / "planning" / "test_failing.py"
+    failing = checkout / "tests" / "kube" / "test_failing.py"
     failing.write_text(LONG_MESSAGE)
     try:
         done = run(checkout, str(failing), workers, ci=ci)
