@@ -2,10 +2,11 @@
 
 The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager
 makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode.
+What is made anew at the same place has the same UUID (docs/adr/0093-only-the-gpus-that-change.md).
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Self
@@ -16,9 +17,8 @@ from tests.planning.machines import Labels, NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.gpus.geometry import resource_name
-from gpusharing.planning.snapshot.actions import Action, Release
+from gpusharing.planning.snapshot.actions import Action, Actuate, Release
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import Holder
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
@@ -35,17 +35,20 @@ def layouts(*profiles: Mapping[str, int], scope: str = "Changed", away: str = "1
 
 @dataclass
 class GpuMachine(NodeMachine):
-    """Four GPUs whose instances have names that change when they are made anew."""
+    """Four GPUs whose instances have names that depend on their places."""
 
     products: tuple[str, ...] = (H100,) * 4
     made: list[int] = field(default_factory=lambda: [0] * 4)
-    """How often the instances of each GPU were made."""
+    """How often the instances of each GPU were moved to other places."""
     held: dict[str, tuple[int, str]] = field(default_factory=dict)
     """The GPU and the device of each pod, by UID."""
     names_of: dict[str, str] = field(default_factory=dict)
     """`namespace/name` of the pods that the kubelet knows, by UID."""
+    computes: bool = True
+    """Whether pods have processes on their devices."""
     loses_mode: bool = False
-    """A GPU loses its MIG mode before the next run, which makes all instances anew."""
+    """A GPU loses its MIG mode before the next run, which then makes all instances anew at their places. The driver
+    refuses that while a process is on one of them."""
     silent: bool = False
     """The kubelet does not tell the agent who holds what."""
     serves: bool = True
@@ -58,11 +61,11 @@ class GpuMachine(NodeMachine):
     """The GPU that a pod uses without having asked for it, by UID."""
 
     def _end_run(self, stack: StackView) -> Labels:
-        before = list(self.layouts)
+        temper = self.temper
+        if self.loses_mode and self.computes and self.held:
+            self.temper = "fails"
         labels = super()._end_run(stack)
-        for index, layout in enumerate(before):
-            self.made[index] += layout != self.layouts[index] or self.loses_mode
-        self.loses_mode = False
+        self.temper, self.loses_mode = temper, False
         return labels
 
     def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
@@ -73,6 +76,10 @@ class GpuMachine(NodeMachine):
         """The pod holds another device of its GPU, as no kubelet should let it."""
         gpu, _ = self.held[uid]
         self.held[uid] = gpu, self.device(gpu, "another")
+
+    def displace(self, gpu: int) -> None:
+        """Somebody makes the instances of a GPU anew at other places, where no process keeps the driver from it."""
+        self.made[gpu] += 1
 
     def device(self, gpu: int, slot: str) -> str:
         return f"{gpu}-{self.made[gpu]}-{slot}"
@@ -88,7 +95,8 @@ class GpuMachine(NodeMachine):
                 Holder(self.names_of[uid], "" if uid in self.unnamed else uid, (gpu,), device)
                 for uid, (gpu, device) in sorted(self.held.items())
             )
-        busy = {gpu for gpu, _ in self.held.values()} | {gpu for uid, gpu in self.elsewhere.items() if uid in self.held}
+        busy = {gpu for gpu, _ in self.held.values()} if self.computes else set()
+        busy |= {gpu for uid, gpu in self.elsewhere.items() if uid in self.held}
         gpus, keys = seen.gpus, seen.devices
         if seen != gpunode.observed:  # NVML was read
             gpus = tuple(replace(gpu, processes=("python",) if gpu.index in busy else gpu.processes) for gpu in gpus)
@@ -101,8 +109,8 @@ class GpuMachine(NodeMachine):
 class GpuWorld(World):
     """Its pods are bound to devices by a kubelet."""
 
-    begun_on: dict[str, int] = field(default_factory=dict)
-    """How often the instances of its GPU had been made when a pod began."""
+    stood: dict[str, tuple[list[int], dict[str, tuple[int, str]]]] = field(default_factory=dict)
+    """By node, its `made` and `held` at the last point of no return."""
 
     def machine(self, node: str) -> GpuMachine:
         machine = self.machines[node]
@@ -121,7 +129,7 @@ class GpuWorld(World):
                 unnamed=set(machine.unnamed),
                 elsewhere=dict(machine.elsewhere),
             )
-        twin.begun_on = dict(self.begun_on)
+        twin.stood = dict(self.stood)
         return twin
 
     def add_pod(
@@ -147,7 +155,7 @@ class GpuWorld(World):
                         if pod.resources:
                             self.pods[node][uid] = replace(pod, resources={resource_name(profile): 1})
                             machine.held[uid] = index, device
-                            machine.names_of[uid], self.begun_on[uid] = pod.ref, machine.made[index]
+                            machine.names_of[uid] = pod.ref
                         return True
         del self.pods[node][uid]
         return False
@@ -159,18 +167,20 @@ class GpuWorld(World):
         for uid in gone:
             del machine.held[uid]
 
-    def is_touched(self, node: NodeView, uid: str) -> bool:
-        fence = node.fence
-        if fence is None or fence.disruption is not DisruptionClass.CHANGED_GPUS:
-            return True
-        held = self.machine(node.name).held.get(uid)
-        return held is None or held[0] in fence.gpus
+    def is_touched(self, node: str, uid: str, gpus: Collection[int]) -> bool:
+        held = self.machine(node).held.get(uid)
+        return not gpus or held is None or held[0] in gpus
 
     def carry_out(self, action: Action) -> None:
-        if isinstance(action, Release) and action.verified is not None:
+        if isinstance(action, Actuate) and action.node.fence is not None and action.node.fence.stage == "fenced":
             machine = self.machine(action.node.name)
-            broken = [uid for uid, (gpu, _) in machine.held.items() if machine.made[gpu] != self.begun_on[uid]]
-            rules.hold(not broken, f"(w) proven while pods hold devices that are gone: {broken}")
+            self.stood[machine.name] = list(machine.made), dict(machine.held)
+        if isinstance(action, Release) and action.verified is not None and rules.emptied(action.node.fence):
+            machine, gpus = self.machine(action.node.name), rules.emptied(action.node.fence)
+            made, held = self.stood[machine.name]
+            moved = [gpu for gpu in range(4) if gpu not in gpus and machine.made[gpu] != made[gpu]]
+            others = [uid for uid, one in held.items() if one[0] not in gpus and machine.held.get(uid, one) != one]
+            rules.hold(not moved and not others, f"(w) proven while GPUs {moved} and pods {others} have other devices")
         super().carry_out(action)
 
 

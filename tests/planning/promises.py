@@ -4,7 +4,7 @@ The tests' own opinion, from what people did (`Ledger`) and what the API server 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from tests.planning import gangpromises, lastresorts, podkinds
 from tests.planning.broken import hold
 from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
+from tests.planning.rules import NEEDS_IDLE, emptied
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -40,7 +41,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 if TYPE_CHECKING:
     from tests.planning.world import World
 
-NEEDS_IDLE = (DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
 OUR_LABELS = frozenset(
     {
         names.LABEL_MODE,
@@ -278,15 +278,15 @@ def _nobody_kept(world: "World", action: FenceNode, spec: GPUSharingPolicySpec) 
     reboot = action.fence.disruption is DisruptionClass.REBOOT
     terms = podkinds.Terms(spec.drain, reboot, world.now, by_dra=world.stack.by_dra)
     pods = [world.readable(pod) for pod in world.pods[action.node.name].values()]
-    leaving = [pod for pod in pods if podkinds.must_leave(pod, reboot=reboot)]
+    name, gpus = action.node.name, emptied(action.fence)
+    leaving = [p for p in pods if podkinds.must_leave(p, reboot=reboot) and world.is_touched(name, p.uid, gpus)]
     kept = [world.kinds[pod.uid] for pod in leaving if podkinds.is_kept(pod, terms)]
     hold(not kept, f"(k) cordons a node with {kept}, which nobody may evict")
     gangs = {pod.gang for pod in leaving if pod.gang is not None}
-    for node, others in world.pods.items():
-        for pod in others.values():
-            if node != action.node.name and pod.gang in gangs and podkinds.must_leave(pod, reboot=True):
-                fine = not podkinds.is_kept(world.readable(pod), terms)
-                hold(fine, f"(k) begins with a gang of which {world.kinds[pod.uid]} must stay")
+    for pod in world.everywhere():
+        if pod.gang in gangs and podkinds.must_leave(pod, reboot=True):
+            fine = not podkinds.is_kept(world.readable(pod), terms)
+            hold(fine, f"(k) begins with a gang of which {world.kinds[pod.uid]} must stay")
 
 
 def _not_held(world: "World", action: Evict | ForceDelete) -> None:
@@ -354,11 +354,11 @@ def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: 
         return
     if policy.spec.rollout.canary is not None:
         return
-    gangs = _gangs_on(world, start.node.name)
+    gangs = _gangs_on(world, start.node.name, emptied(start.fence))
     behind = [
         name
         for name, verdict in plan.verdicts.items()
-        if name not in starting and verdict.policy == policy.name and gangs & _gangs_on(world, name)
+        if name not in starting and verdict.policy == policy.name and gangs & _gangs_on(world, name, verdict.gpus)
         if verdict.candidate
         and verdict.reason in (Reason.BUDGET_FULL, Reason.PROGRESSING)
         and verdict.disruption in NEEDS_IDLE
@@ -367,7 +367,7 @@ def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: 
     limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
     taken = sum(node.fence is not None for node in world.nodes.values())
     room = min(limit - sum(map(is_away, mine)), world.settings.max_in_flight - taken)
-    together = [name for name in starting if gangs & _gangs_on(world, name)]
+    together = [name for name in starting if gangs & _gangs_on(world, name, plan.verdicts[name].gpus)]
     others = len(starting) - len(together)
     hold(
         not behind or len(together) + len(behind) > room - others,
@@ -375,10 +375,11 @@ def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: 
     )
 
 
-def _gangs_on(world: "World", name: str) -> set[Gang]:
+def _gangs_on(world: "World", name: str, gpus: Collection[int]) -> set[Gang]:
+    """The gangs of which a change that empties these GPUs of the node, or all if there are none, takes a pod."""
     pods: Mapping[str, PodView] = world.pods.get(name, {})
     holding = (pod for pod in pods.values() if podkinds.must_leave(pod, reboot=False))
-    return {pod.gang for pod in holding if pod.gang is not None}
+    return {pod.gang for pod in holding if pod.gang is not None and world.is_touched(name, pod.uid, gpus)}
 
 
 def _returned_together(world: "World", plan: RolloutPlan) -> None:

@@ -41,6 +41,11 @@ NEEDS_IDLE = (
 )
 
 
+def emptied(fence: Fence | None) -> tuple[int, ...]:
+    """The only GPUs that the change empties; none if it empties all of them."""
+    return fence.gpus if fence is not None and fence.disruption is DisruptionClass.CHANGED_GPUS else ()
+
+
 def is_settled(plan: RolloutPlan) -> bool:
     """Nothing to write in this pass."""
     return not plan.shared and not any(verdict.actions for verdict in plan.verdicts.values())
@@ -183,7 +188,7 @@ def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> 
     left = [
         world.kinds[uid]
         for uid, pod in pods.items()
-        if podkinds.must_leave(pod, reboot=reboot) and world.is_touched(node, uid)
+        if podkinds.must_leave(pod, reboot=reboot) and world.is_touched(node.name, uid, emptied(node.fence))
     ]
     hold(not left, f"(b) {what} with {left} on {node.name}")
     hold(not world.machines[node.name].stray, f"(b) {what} while a process computes")
@@ -319,6 +324,7 @@ def _eviction(world: "World", action: Evict) -> None:
     reboot = fence.disruption is DisruptionClass.REBOOT
     terms = podkinds.Terms(spec.drain, reboot, world.now, fence.since, world.stack.by_dra)
     others = [world.readable(one) for one in world.pods[action.node].values()]
-    hold(world.is_touched(node, action.uid), f"(w) evicts {world.kinds[action.uid]} from a GPU that does not change")
+    touched = world.is_touched(node.name, action.uid, emptied(node.fence))
+    hold(touched, f"(w) evicts {world.kinds[action.uid]} from a GPU that does not change")
     fine = podkinds.may_be_evicted(world.readable(pod), others, terms)
     hold(fine, f"(c) evicts {world.kinds[action.uid]}")

@@ -7,7 +7,7 @@ compares.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Self
@@ -296,8 +296,8 @@ class World:
         wanted = {pod.namespace for pod in pods if all_pods or podkinds.holds_gpu(pod)}
         return tuple(self.readable(pod) if pod.namespace in wanted else pod for pod in pods)
 
-    def is_touched(self, node: NodeView, uid: str) -> bool:
-        """Whether the change of the node concerns the GPU of this pod."""
+    def is_touched(self, node: str, uid: str, gpus: Collection[int]) -> bool:
+        """Whether a change that empties these GPUs alone, or all if there are none, concerns the GPU of this pod."""
         return True
 
     def readable(self, pod: PodView) -> PodView:
