@@ -94,12 +94,25 @@ class DeviceManager:
             request = dict(pod_view(pod, {}).resources)
             if request and uid not in self._assigned and _runs(pod):
                 devices = {name: self._free(name, count) for name, count in request.items()}
+                if short := [name for name, count in request.items() if len(devices[name]) < count]:
+                    self._refuse(
+                        pod, f"{short[0]}. Requested: {request[short[0]]}, Available: {len(devices[short[0]])}"
+                    )
+                    continue
                 self._assigned[uid] = pod, devices
                 self._logs_of(uid).mkdir(parents=True)
                 self._start_processes(uid)
                 changed = True
         if changed:
             self._write_holdings()
+
+    def _refuse(self, pod: Object, lack: str) -> None:
+        """End a pod as the kubelet does that has too few devices for it (v1.36.3 pkg/kubelet/cm/devicemanager/manager.go,
+        devicesToAllocate)."""
+        message = f"Allocate failed due to requested number of devices unavailable for {lack}, which is unexpected"
+        status = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": message}
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        self._api.merge_patch(f"/api/v1/namespaces/{namespace}/pods/{name}/status", {"status": status})
 
     def _logs_of(self, uid: str) -> Path:
         metadata = self._assigned[uid][0]["metadata"]
