@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Self
 
 from tests.build import H100, make_policy
@@ -26,11 +27,17 @@ from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 HALVES, SEVENTHS, THIRDS = {"3g.40gb": 2}, {"1g.10gb": 7}, {"2g.20gb": 3}
 
 
-def layouts(*profiles: Mapping[str, int], scope: str = "Changed", away: str = "100%", **fields: object) -> PolicyView:
+def layouts(
+    *profiles: Mapping[str, int],
+    scope: str = "Changed",
+    away: str = "100%",
+    rollout: Mapping[str, object] = MappingProxyType({}),
+    **fields: object,
+) -> PolicyView:
     """A policy that gives each GPU, by index, its own profiles, and evicts from those that change alone."""
     rows = [{"profiles": dict(one), "devices": [index]} for index, one in enumerate(profiles)]
     drain = {"scope": scope, "strandedPods": "Allow", **fields}
-    return make_policy(mig={"layouts": rows}, drain=drain, rollout={"maxUnavailable": away})
+    return make_policy(mig={"layouts": rows}, drain=drain, rollout={"maxUnavailable": away, **rollout})
 
 
 @dataclass
@@ -178,7 +185,8 @@ class GpuWorld(World):
         if isinstance(action, Release) and action.verified is not None and rules.emptied(action.node.fence):
             machine, gpus = self.machine(action.node.name), rules.emptied(action.node.fence)
             made, held = self.stood[machine.name]
-            moved = [gpu for gpu in range(4) if gpu not in gpus and machine.made[gpu] != made[gpu]]
+            used = {gpu for gpu, _ in machine.held.values()} - set(gpus)
+            moved = [gpu for gpu in sorted(used) if machine.made[gpu] != made[gpu]]
             others = [uid for uid, one in held.items() if one[0] not in gpus and machine.held.get(uid, one) != one]
             rules.hold(not moved and not others, f"(w) proven while GPUs {moved} and pods {others} have other devices")
         super().carry_out(action)

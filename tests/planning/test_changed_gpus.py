@@ -12,6 +12,7 @@ from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_worl
 from tests.planning.promises import approve
 
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.pools.afterwards import MAX_NODES
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
@@ -295,12 +296,7 @@ def test_what_is_unknown_for_a_moment_is_waited_for(gap: Callable[[GpuWorld], ob
 
 
 def manual() -> PolicyView:
-    policy = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS)
-    spec = policy.spec
-    assert spec is not None
-    return replace(
-        policy, spec=spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"approval": "Manual"})})
-    )
+    return layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout={"approval": "Manual"})
 
 
 def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emptied() -> None:
@@ -381,6 +377,97 @@ def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied()
     world.set_policy(AFTER)
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
     assert classes(world, done) == [DisruptionClass.CHANGED_GPUS, DisruptionClass.GPU_PODS]
+
+
+@pytest.mark.parametrize("field", ["with_reboot", "stops_host_clients"])
+def test_a_run_is_not_repeated_beside_pods_once_mig_manager_works_in_another_way(field: str) -> None:
+    world = past_pnr()
+    world.machine(NODE).temper = "hangs"
+    policy = world.stack.cluster_policy
+    assert policy is not None
+    world.stack = replace(world.stack, cluster_policy=replace(policy, **{field: True}))
+    done = len(world.done)
+    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]), most=3000)
+    assert not gpus_of(world, NODE)
+
+
+def test_a_correction_after_the_point_of_no_return_is_tried_and_not_blamed() -> None:
+    rollback = {"onFailure": "Rollback"}
+    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=rollback))
+    done = len(world.done)
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
+    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: bool(world.machine(NODE).running), most=30)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
+    go_on(world, lambda: not world.machine(NODE).running, most=600)
+    world.machine(NODE).temper = "works"
+    assert world.settle(rounds=3000).verdicts[NODE].phase is Phase.SYNCED
+    assert world.nodes[NODE].verified is not None
+    assert not world.nodes[NODE].verified.rolled_back
+
+
+def test_a_retry_while_the_kubelet_does_not_answer_waits_for_its_answer() -> None:
+    world = full_world()
+    world.machine(NODE).temper = "fails"
+    world.set_policy(AFTER)
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED, most=900)
+    world.machine(NODE).temper = "works"
+    world.machine(NODE).silent = True
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    done = len(world.done)
+    go_on(world, lambda: not any(isinstance(one, Evict) for one in world.done[done:]), most=20)
+    world.machine(NODE).silent = False
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+
+
+def test_a_wait_for_jobs_ends_although_the_agent_does_not_say_who_holds_what() -> None:
+    world = full_world(first="a pod of a Job")
+    done = len(world.done)
+    world.set_policy(layouts(THIRDS, HALVES, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.WAITING_FOR_JOBS)
+    world.machine(NODE).silent = True
+    go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]), most=1500)
+    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+
+
+def test_pods_that_are_unnamed_one_after_the_other_are_no_reason_to_empty_the_node() -> None:
+    world = full_world()
+    machine = world.machine(NODE)
+    world.set_policy(AFTER)
+    done = len(world.done)
+    for turn in range(150):
+        machine.unnamed = {uid_on(world, 2 + turn // 20 % 2)}
+        go_on(world, lambda: True)
+        world.now += timedelta(seconds=1)
+    assert DisruptionClass.GPU_PODS not in classes(world, done)
+
+
+def test_what_a_pod_made_of_the_change_is_remembered_for_nodes_that_no_preview_names() -> None:
+    nodes = [f"gpu-{index:02}" for index in range(MAX_NODES + 2)]
+    world = gpu_world(BEFORE, *nodes)
+    for node in nodes:
+        assert world.add_pod(node, gpu=3)
+        ((uid, pod),) = world.pods[node].items()
+        world.pods[node][uid] = replace(pod, tolerates_cordon=True)
+    world.set_policy(manual())
+    for _ in range(60):
+        for node in nodes:
+            world.act(node)
+        plan = world.step()
+        world.now += timedelta(seconds=5)
+    hashes = set()
+    for turn in range(40):
+        for node in nodes:
+            world.act(node)
+        plan = world.step()
+        if turn % 8 == 0:
+            hashes.add(propose(plan.pools["pool-b"]).hash)
+            approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+        world.now += timedelta(seconds=5)
+    assert any(isinstance(one, FenceNode) for one in world.done)
+    assert len(hashes) < 4
 
 
 def test_an_agent_that_never_says_who_holds_what_again_fails_the_node_and_a_retry_drains_all_of_it() -> None:

@@ -16,7 +16,7 @@ from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
 from gpusharing.api.times import parse_duration, to_rfc3339
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.podviews import NodeWork, Part, PodView, Scope
+from gpusharing.planning.snapshot.podviews import Holder, NodeWork, Part, PodView, Scope
 from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
@@ -289,11 +289,12 @@ REPORTED_WITHIN = timedelta(seconds=90)
 """How long a change waits for the agent, which reads every 30 s, to report which pod holds which GPU."""
 
 
-def find_unplaced(pods: Iterable[PodView]) -> str:
-    """Return why these pods need a change of the whole node, whoever reports what they hold, or an empty string."""
-    for pod in sorted(pods, key=by_ref):
-        if has_finished(pod) or not holds_gpu(pod):
-            continue
+def find_unplaced(pods: Iterable[PodView], scope: Scope, holders: tuple[Holder, ...] | None) -> str:
+    """Return why these pods need a change of the whole node, or an empty string. `scope` is that of such a change."""
+    leaving = sorted(find_leaving(pods, scope), key=by_ref)
+    if holders is None and not leaving:
+        return "no pod holds a GPU, so nobody has to stay"
+    for pod in leaving:
         if pod.tolerates_cordon:
             return f"pod {pod.ref} tolerates the cordon, so its successor may get any GPU"
         if pod.dra != "none" or gpu_groups(pod.labels):
@@ -303,16 +304,15 @@ def find_unplaced(pods: Iterable[PodView]) -> str:
     return ""
 
 
-def find_unreported(pods: Iterable[PodView], part: Part) -> str:
+def find_unreported(pods: Iterable[PodView], scope: Scope, holders: tuple[Holder, ...] | None) -> str:
     """Return what the agent has yet to report, of these pods and of others, before only some GPUs can be emptied."""
-    if part.holders is None:
+    if holders is None:
         return "the agent does not report which pods hold which GPUs"
-    if odd := next((one for one in part.holders if not (one.uid and one.gpus)), None):
+    if odd := next((one for one in holders if not (one.uid and one.gpus)), None):
         return f"the agent cannot tell which pod {odd.ref} is, or which GPU it holds"
-    for pod in sorted(pods, key=by_ref):
-        if not has_finished(pod) and holds_gpu(pod) and part.takes(pod.uid) is None:
-            return f"the agent does not report which GPU pod {pod.ref} holds"
-    return ""
+    known = {one.uid for one in holders}
+    missing = sorted(pod.ref for pod in find_leaving(pods, scope) if pod.uid not in known)
+    return f"the agent does not report which GPU pod {missing[0]} holds" if missing else ""
 
 
 def _is_daemon(pod: PodView) -> bool:

@@ -25,7 +25,7 @@ from gpusharing.api.names import (
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.placement import Offer
 from gpusharing.planning.drain.plan import ending_gangs, preflight, with_gangs
-from gpusharing.planning.drain.pods import count_staying, find_unplaced, has_finished, scope_of
+from gpusharing.planning.drain.pods import count_staying, has_finished, scope_of
 from gpusharing.planning.drain.standing import describe_gang, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
 from gpusharing.planning.pools.candidates import standing_look
@@ -303,7 +303,6 @@ def preview_of(
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
         count_staying(work.pods, scope),
-        find_unplaced(work.pods),
     )
 
 

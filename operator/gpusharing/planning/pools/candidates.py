@@ -286,9 +286,9 @@ def _await_report(case: NodeCase, before: Look | None, pods: Standings) -> Block
     spec = case.spec
     if spec is not None and spec.rollout.approval == "Manual":
         return Blocker(Reason.HOLDER_UNKNOWN, message=f"{missing}; to have all GPUs emptied, set drain.scope: Node")
-    ends = (one.until for one in before.blockers if one.reason is Reason.HOLDER_UNKNOWN) if before is not None else ()
-    until = next(filter(None, ends), case.now + REPORTED_WITHIN)
     message = f"{missing}; if it does not, all GPUs will be emptied"
+    ends = (one.until for one in before.blockers if one.message == message) if before is not None else ()
+    until = next(filter(None, ends), case.now + REPORTED_WITHIN)
     return Blocker(Reason.HOLDER_UNKNOWN, message=message, until=until) if case.now < until else None
 
 

@@ -153,8 +153,6 @@ class Preview:
     blockers: tuple[Blocker, ...] = ()
     stay: int = 0
     """How many pods stay on GPUs that do not change."""
-    widened: str = ""
-    """As in Look."""
 
 
 @value
@@ -184,6 +182,8 @@ class PassMemory:
     """By node: since when this process has seen DRIFTS, WITHDRAWN and each of its traces, by boot ID and claim."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     previews: Mapping[str, Preview] = field(default_factory=dict)
+    widened: Mapping[str, tuple[SpecVersion, str]] = field(default_factory=dict)
+    """By node: why its pods made a change of some GPUs one of the whole node when they were last listed."""
     evicted: Mapping[str, Evicted] = field(default_factory=dict)
     """By pod UID."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)

@@ -194,15 +194,19 @@ def find_begun(case: NodeCase) -> NodeCase | None:
         return None
     if fence.failed is not None or fence.rolls_back:
         return None
-    gpus = len(assessed.observed.gpus)
+    policy, spec, observed = assessed.policy, assessed.spec, assessed.observed
     names_of = fence.target_mig_config, fence.target_plugin_config
-    begun = replace(node, verified=Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=gpus))
-    target = find_last_proven(begun, assessed.observed, case.stack)
-    if isinstance(target, str):
+    record = Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=len(observed.gpus))
+    target = find_last_proven(replace(node, verified=record), observed, case.stack)
+    if isinstance(target, str) or fence.owed not in ("", owed_for(target)) or target == assessed.target:
         return None
-    mismatch = find_mismatch(Comparison(node, assessed.observed, target, case.stack), case.actuator.checks)
-    first = replace(assessed, target=target, two_steps=False, mismatch=mismatch, whole="", drift=None)
-    return replace(case, assessment=replace(first, disruption=fence.disruption, gpus=fence.gpus))
+    mismatch = find_mismatch(Comparison(node, observed, target, case.stack), case.actuator.checks)
+    extent = find_extent(node, observed, target, mismatch, case.stack, policy=policy, spec=spec)
+    disruption, gpus, whole = extent
+    if policy.version != fence.version:  # what a person has corrected since is tried, and not blamed
+        spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"on_failure": "Hold"})})
+    first = replace(assessed, spec=spec, target=target, two_steps=False, mismatch=mismatch, drift=None)
+    return replace(case, assessment=replace(first, disruption=disruption, gpus=gpus, whole=whole))
 
 
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:

@@ -202,10 +202,17 @@ def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
     return case.show(Phase.FAILED, add_retry(found, case.node.name, case.fence.retry, lead))
 
 
+def _needs_whole(case: NodeCase, failure: Finding) -> bool:
+    """Whether a change of some GPUs failed because nobody knows, or not all of the truth, who uses which GPU."""
+    partly = case.fence.disruption is DisruptionClass.CHANGED_GPUS
+    unknown = failure.reason is Reason.OBSERVATION_PENDING and lacks_holders(case)
+    return partly and (unknown or failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN))
+
+
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
-        if lacks_holders(case):
+        if _needs_whole(case, mismatch):
             return _drain_whole(case, case.assessed)
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
@@ -215,7 +222,10 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     why = Finding.of(back, mismatch.reason)
     message, commands = f"{mismatch.message}{why.message and '; '}{why.message}", (*mismatch.commands, *why.commands)
     found = replace(mismatch, message=message, commands=commands)
-    found = add_retry(found, case.node.name, case.fence.retry, f". {kept} the cause is fixed, run")
+    lead = f". {kept} the cause is fixed, run"
+    if _needs_whole(case, mismatch):
+        lead = f". The node stays {case.fence.closed}. To drain it and try again, run"
+    found = add_retry(found, case.node.name, case.fence.retry, lead)
     # The programs of a failed actuator are idle, so read what they left behind.
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return case.show(Phase.FAILED, found, *([request] if request else []))

@@ -102,13 +102,21 @@ def _begin_jobs(case: NodeCase) -> Verdict | None:
     return replace(verdict, pods=plan.holders, blockers=plan.blockers)
 
 
+def _lacks_holders(case: NodeCase) -> bool:
+    return case.scope.part is not None and case.scope.part.holders is None
+
+
 def _end_jobs(case: NodeCase) -> Verdict | None:
-    plan, fence, spec, part = case.drain, case.fence, case.spec, case.scope.part
+    plan, fence, spec = case.drain, case.fence, case.spec
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
-    if part is not None and part.holders is None:  # so it is unknown who still runs
-        return None
     deadline = case.now + parse_duration(spec.drain.timeout)
+    if _lacks_holders(case):  # it is unknown which jobs still run, and a later report prolongs the wait again
+        if fence.deadline <= deadline:
+            return None
+        message = "waiting for the agent to report which pods hold which GPUs"
+        shorter = UpdateFence(case.node, replace(fence, deadline=deadline))
+        return case.verdict(Phase.DRAINING, Reason.OBSERVATION_PENDING, message, shorter, wants_pods=True)
     ended = UpdateFence(case.node, replace(fence, jobs=False, deadline=deadline))
     message = "the drain is no longer waiting for jobs"
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message, ended, wants_pods=True)
@@ -199,7 +207,7 @@ def _is_overdue(case: NodeCase) -> bool:
     unlisted = work is None or (work.error and case.now < fence.deadline + proof_time(case))
     if unlisted and fence.disruption.cordons and not _is_held(assessed.spec):
         return False
-    jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs)
+    jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs and not _lacks_holders(case))
     return not (fence.jobs and jobs_ended)
 
 

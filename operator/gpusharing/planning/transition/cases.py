@@ -25,12 +25,12 @@ from gpusharing.planning.snapshot.memory import (
     TAINT_RULE,
     WITHDRAWN,
     CallFailure,
-    PassMemory,
+    Look,
     policy_subject,
 )
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import GangView
-from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware, NodeView
 from gpusharing.planning.stack.acceptance import find_spec
 from gpusharing.planning.transition.fencing import is_newcomer
@@ -70,7 +70,7 @@ class Member:
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
     target: Target | None
     seen: tuple[tuple[str, str], ...] = ()
-    """What is seen of the node, as in `PassMemory.seen_since`."""
+    """What is seen of the node, as in `Look.seen_since`."""
     heir: str = ""
     """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
 
@@ -164,14 +164,16 @@ def keeps_verdict(member: Member | None) -> bool:
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
-def _find_widened(memory: PassMemory, owned: Mapping[str, PolicyTargets | None]) -> Mapping[str, str]:
-    """Return what the last look at the pods of each node found in the way of a change of only some GPUs."""
-    found: dict[str, str] = {}
-    for name in memory.looks.keys() | memory.previews.keys():
-        looks = (look for look in (memory.looks.get(name), memory.previews.get(name)) if look is not None)
-        last, owner = max(looks, key=lambda look: look.at), owned.get(name)
-        if last.widened and owner is not None and owner.policy.version == last.version:
-            found[name] = last.widened
+def find_widened(members: Mapping[str, Member], looks: Mapping[str, Look]) -> dict[str, tuple[SpecVersion, str]]:
+    """Return what the last LIST of the pods of each node found in the way of a change of only some GPUs."""
+    found: dict[str, tuple[SpecVersion, str]] = {}
+    for name, member in members.items():
+        case = member.case
+        if case is None or case.assessed is None or case.assessed.disruption is not DisruptionClass.CHANGED_GPUS:
+            continue
+        look = looks.get(name)
+        if case.node.fence is None and (why := (look.widened if look is not None else "") or case.unplaced):
+            found[name] = case.assessed.policy.version, why
     return found
 
 
@@ -191,7 +193,11 @@ def judge_nodes(
     troubles = {name: snapshot.agent_troubles.get(name, others) for name in followed.keys() - snapshot.agents}
     owned = {name: terms.get(owners[name]) for name in followed}
     claimed, seen = snapshot.claims.keys(), snapshot.memory.seen_since
-    widened = _find_widened(snapshot.memory, owned)
+    widened = {
+        name: why
+        for name, (version, why) in snapshot.memory.widened.items()
+        if (its := owned.get(name)) is not None and its.policy.version == version
+    }
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 

@@ -13,7 +13,7 @@ from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.nvidia import Operand
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Part, Scope
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mps import find_mps_pod
@@ -176,14 +176,19 @@ class NodeCase(ActuatorCase):
         """Why the pods need a change of the whole node although their GPUs do not, or empty."""
         if self.work is None or self.work.error:
             return self.widened
-        return find_unplaced(self.work.pods) or (self.widened if self.unreported else "")
+        holders = self.observed.holders if self.observed is not None else None
+        return find_unplaced(self.work.pods, self._scope_of_all, holders) or (self.widened if self.unreported else "")
 
     @property
     def unreported(self) -> str:
         """What the agent has yet to report before only some GPUs can be emptied, or empty."""
-        if self.work is None or self.assessed is None or self.observed is None:
+        if self.work is None or self.observed is None:
             return ""
-        return find_unreported(self.work.pods, Part(frozenset(self.assessed.gpus), self.observed.holders))
+        return find_unreported(self.work.pods, self._scope_of_all, self.observed.holders)
+
+    @property
+    def _scope_of_all(self) -> Scope:
+        return scope_of(self.node, self.settings, self.stack, DisruptionClass.GPU_PODS)
 
     @property
     def gpus(self) -> tuple[int, ...]:
