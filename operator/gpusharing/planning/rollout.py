@@ -21,7 +21,7 @@ from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.memory import POLICIES, PassMemory
+from gpusharing.planning.snapshot.memory import POLICIES, PassMemory, remember_seen
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
@@ -166,7 +166,6 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     ruled = {rule.node for one in shared if isinstance(one, WriteRules) for rule in one.remove}
     verdicts = show_failures(failures, verdicts, now, ruled)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
-    since = snapshot.memory.seen_since
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -180,11 +179,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
                 for name, one in verdicts.items()
                 if one.phase is Phase.VERIFYING_IDLE and one.reason is Reason.SETTLING
             ),
-            seen_since={
-                name: {what: since.get(name, {}).get(what, now) for what in one.seen}
-                for name, one in members.items()
-                if one.seen
-            },
+            seen_since=remember_seen(snapshot.memory, {name: one.seen for name, one in members.items()}, now),
             looks=choice.looks,
             previews=previews,
             widened=find_widened(members, choice.looks),

@@ -190,6 +190,19 @@ class PassMemory:
     """By policy: how many passes in a row made no progress (`count_vain`)."""
 
 
+def remember_seen(
+    memory: PassMemory, seen: Mapping[str, tuple[tuple[str, str], ...]], now: datetime
+) -> dict[str, Mapping[tuple[str, str], datetime]]:
+    """Return `seen_since` after this pass. Equal mappings are one object, which costs no memory and compares at once."""
+    new = {what: dict.fromkeys(what, now) for what in set(seen.values())}
+    after: dict[str, Mapping[tuple[str, str], datetime]] = {}
+    for name, what in seen.items():
+        if what:
+            since = memory.seen_since.get(name, new[what])
+            after[name] = since if tuple(since) == what else {one: since.get(one, now) for one in what}
+    return after
+
+
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
     """Return the nodes whose pods must be listed again now, those with the oldest looks first.
 
