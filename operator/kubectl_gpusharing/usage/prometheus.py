@@ -130,19 +130,17 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         untrusted = error.certificate_error
         code = untrusted.verify_code if isinstance(untrusted, ssl.SSLCertVerificationError) else 0
-        if code in OTHER_NAME:
-            host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
-            remedy = f"It was issued for another name: set {host} to a name that it contains"
-        elif code in EXPIRED:
-            remedy = "It has expired: have it renewed on the server, or correct the clock here"
-        elif code in NOT_YET_VALID:
-            remedy = "It is not valid yet: correct the clock here, or on the machine that issued it"
-        elif code in UNKNOWN_AUTHORITY and through:
-            remedy = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
-        elif code in UNKNOWN_AUTHORITY:
-            remedy = "Pass the certificate of the authority that signed it: --ca-file FILE"
-        else:
-            remedy = "Replace the server's certificate"
+        host = f"tls-server-name for {through} in the kubeconfig" if through else "the host in --prometheus"
+        authority = "Pass the certificate of the authority that signed it: --ca-file FILE"
+        if through:
+            authority = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
+        remedies = {
+            OTHER_NAME: f"It was issued for another name: set {host} to a name that it contains",
+            EXPIRED: "It has expired: have it renewed on the server, or correct the clock here",
+            NOT_YET_VALID: "It is not valid yet: correct the clock here, or on the machine that issued it",
+            UNKNOWN_AUTHORITY: authority,
+        }
+        remedy = next((text for codes, text in remedies.items() if code in codes), "Replace the server's certificate")
         return Trouble(f"the certificate of {where} is not trusted: {error_text(untrusted)}. {remedy}")
     if WANTS_CLIENT in str(error):
         return Trouble(f"{where} requires client authentication: {NO_FLAG}")
