@@ -7,8 +7,8 @@ All parts are run, and the check fails if one of them fails or cannot run. LEAVE
 Rungs 3 and 4 wait for programs most of the time, so they run one after the other in parallel to all other parts. Tests
 that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
 is the last of the other parts. It always runs the same sample, a fifth of that of `make test-faults`, so that no commit
-fails because of a fault that the commit before it would have met as well. Of the kills on rungs 1 and 2 and of helm,
-and of what goes on around a run, the tests marked `thorough` are left to `make test-all`.
+fails because of a fault that the commit before it would have met as well. The tests marked `thorough` are left to
+`make test-all`: each has one of the same kind that is played here (tests/README.md).
 
 CI_ONLY names the parts to run if not all; a hosted workflow runs each in a job of its own, and after all have passed
 `hack/ci.py --passed` writes PASSED.
@@ -176,13 +176,13 @@ class Checks:
                 self._failed = True
 
     async def _rung3(self, out: IO[str]) -> int:
-        return await self._part("test-nvidia", "make", "test-nvidia", out=out)
+        return await self._part("test-nvidia", "make", "test-nvidia", NOT_THOROUGH, out=out)
 
     async def _rung4(self, out: IO[str]) -> int:
         """Run rung 4, and then remove what killed runs have left behind, even after a signal."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
-        status = await self._part("e2e", "timeout", "--kill-after=90", "45m", "make", "e2e", out=out)
+        status = await self._part("e2e", "timeout", "--kill-after=90", "45m", "make", "e2e", NOT_THOROUGH, out=out)
         if status in OUT_OF_TIME:
             print("!! rung 4 was ended after 45 minutes", file=out, flush=True)
         swept = await self._part("sweep", PYTHON, "-m", "hack.realnode.sweep", out=out, cleanup=True)

@@ -1,7 +1,7 @@
 """helm, killed after a write of `install`, `upgrade`, `rollback` or `uninstall`, leaves a release that the commands of
 docs/how-to/upgrade.md repair.
 
-`.ci/run` kills `install` and `upgrade` only. A proxy in front of the API server kills helm -9 as soon as the server has
+`.ci/run` kills `install` and `upgrade` only, after half of those writes. A proxy in front of the API server kills helm -9 as soon as the server has
 accepted write number N, so helm never sees the answer. By default a few writes of each verb are taken; FULL=1 takes all
 of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major.
 """
@@ -42,6 +42,8 @@ OTHER = (
     "commonLabels.stage=other,networkPolicy.enabled=true,monitoring.grafanaDashboard.create=true,operator.leaseFlowSchema=false",
 )
 """Values of the second revision: they change each object, add some and remove one."""
+HALVES = pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.thorough)])
+"""Every second kill, of which `.ci/run` takes the first half."""
 OF_THE_SERVER = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields")
 OF_CONTROLLERS = ("deployment.kubernetes.io/revision", "deprecated.daemonset.template.generation")
 KEPT = 10
@@ -240,8 +242,9 @@ def kind_of(write: ProxiedWrite) -> str:
     return parts[-1] if write.method == "POST" else parts[-2]
 
 
-def test_after_a_killed_install_it_is_finished_or_begins_anew(bench: Bench, reference: Reference) -> None:
-    for count, at in enumerate(points("install", reference.writes["install"])):
+@HALVES
+def test_after_a_killed_install_it_is_finished_or_begins_anew(bench: Bench, reference: Reference, half: int) -> None:
+    for count, at in enumerate(points("install", reference.writes["install"])[half::2]):
         clear(bench, reference)
         bench.through(at, *command("install", 0))
         if not bench.history():
@@ -254,9 +257,12 @@ def test_after_a_killed_install_it_is_finished_or_begins_anew(bench: Bench, refe
         bench.expect(reference.first, f"a new release after write {at}")
 
 
-def test_after_a_killed_upgrade_the_last_good_revision_comes_back(bench: Bench, reference: Reference) -> None:
+@HALVES
+def test_after_a_killed_upgrade_the_last_good_revision_comes_back(
+    bench: Bench, reference: Reference, half: int
+) -> None:
     install_first(bench, reference)
-    for count, at in enumerate(points("upgrade", reference.writes["upgrade"])):
+    for count, at in enumerate(points("upgrade", reference.writes["upgrade"])[half::2]):
         good = bench.history()[-1][0]
         bench.through(at, *command("upgrade", 0))
         bench.run("rollback", str(good))

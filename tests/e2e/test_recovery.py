@@ -159,6 +159,7 @@ def test_kubelet_and_containerd_are_restarted_in_the_middle_of_a_change(one: Inc
     one.ends_well()
 
 
+@pytest.mark.thorough
 def test_the_node_in_the_change_is_rebooted_before_its_pods_have_left(one: Incident) -> None:
     node = one.begin(next(CHANGES))
     before = boot_id(one.walk.site, node)
@@ -184,6 +185,7 @@ def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change
     one.ends_well()
 
 
+@pytest.mark.thorough
 def test_of_the_two_pods_one_acts_and_the_other_stands_by(one: Incident) -> None:
     site = one.walk.site
     one.walk.wait(lambda: len(one.operator_pods("Running")) == 2, "two operators to run")

@@ -22,28 +22,37 @@ MOST_TOLD = 8
 PARTS = 3
 """One test kills at every third write of a scenario: workers side by side share a long one."""
 IN_CI = ("after", 2)
-"""The one of KILLS that `.ci/run` takes: a third of the writes, and the harder way, where their answers are lost."""
+"""The one of KILLS that `.ci/run` takes of `make test-long`: a third of the writes, and the harder way, where their answers are lost."""
 
-KILLS = [
-    pytest.param(when, part, id=f"{when}-{part}", marks=() if (when, part) == IN_CI else pytest.mark.thorough)
-    for when in ("before", "after")
-    for part in range(1, PARTS + 1)
-]
-"""Before or after which write the operator is killed, and at which third of all writes. `make test-long` takes all."""
+KILLS: list[tuple[When, int]] = [(when, part) for when in ("before", "after") for part in range(1, PARTS + 1)]
+"""Before or after which write the operator is killed, and at which third of all writes."""
 
 WIDEST = (
     "mig-manager fails and the node goes back to what it was",
     "pods that leave in every manner",
 )
-"""The two scenarios that `make test` kills at every write. Of all pairs this one runs most of the operator's code, 88 %
+"""The two scenarios that `make test` kills after every write. Of all pairs this one runs most of the operator's code, 88 %
 of the lines that all scenarios together reach: MIG nodes pass the point of no return and are rolled back while both
-ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the others, and CI a
-sixth of their kills."""
+ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the other kills, and CI a
+sixth of those of the other scenarios."""
 
 
-def scenarios(names: Iterable[str], *short: str) -> list[ParameterSet]:
-    """Return a parameter for each scenario; all but the `short` ones are marked `long`."""
-    return [pytest.param(name, marks=() if name in short else pytest.mark.long) for name in names]
+def kills(names: Iterable[str], *short: str) -> list[ParameterSet]:
+    """Return a parameter for each scenario and kill; all are marked `long` but those after a write of `short` ones."""
+    return [
+        pytest.param(
+            name,
+            when,
+            part,
+            id=f"{name}-{when}-{part}",
+            marks=[
+                *([] if name in short and when == "after" else [pytest.mark.long]),
+                *([] if (when, part) == IN_CI else [pytest.mark.thorough]),
+            ],
+        )
+        for name in names
+        for when, part in KILLS
+    ]
 
 
 def complaints(base: CrashRun, run: CrashRun | str) -> list[str]:
@@ -71,8 +80,7 @@ def all_complaints(name: str, writes: Writes, death: Happening) -> str:
     )
 
 
-@pytest.mark.parametrize(("when", "part"), KILLS)
-@pytest.mark.parametrize("name", scenarios(GOLDEN, *WIDEST))
+@pytest.mark.parametrize(("name", "when", "part"), kills(GOLDEN, *WIDEST))
 def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_same_end(
     name: str, when: When, part: int
 ) -> None:
@@ -80,10 +88,9 @@ def test_an_operator_killed_at_any_write_is_replaced_by_one_that_reaches_the_sam
     assert not found, found
 
 
-@pytest.mark.parametrize(("when", "part"), KILLS)
 @pytest.mark.parametrize(
-    "name",
-    scenarios(
+    ("name", "when", "part"),
+    kills(
         [
             "a policy on an idle node",
             "from MPS to MIG in two steps",

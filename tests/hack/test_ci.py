@@ -15,7 +15,6 @@ from hack.generate import ROOT
 from hack.verbs import MakeVerb
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
-E2E = "make e2e"
 PARTS = (
     "setup",
     "toolchain",
@@ -30,6 +29,7 @@ PARTS = (
 )
 MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-faults")
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
+RUNG3, E2E = f"make test-nvidia {NOT_THOROUGH}", f"make e2e {NOT_THOROUGH}"
 FAULTS = f"make test-faults SEED=1 RUNS=30 {NOT_THOROUGH}"
 LONG = f"make test-long WORKERS=logical {NOT_THOROUGH}"
 RUNG2 = f"make test-cluster WORKERS=auto {NOT_THOROUGH}"
@@ -97,11 +97,11 @@ def test_rung_4_follows_rung_3_beside_all_others_and_what_it_leaves_is_swept(not
         wait_until(lambda: SWEEP in calls(notes) and text_of(notes / "stay").endswith("\n"), SECONDS, "both")
         script.terminate()
         script.communicate(timeout=SECONDS)
-    in_turn = ["make test-nvidia", NEEDS, E2E, SWEEP]
+    in_turn = [RUNG3, NEEDS, E2E, SWEEP]
     assert [call for call in calls(notes) if call in in_turn] == in_turn
 
 
-@pytest.mark.parametrize("failed", ["make test-nvidia", NEEDS])
+@pytest.mark.parametrize("failed", [RUNG3, NEEDS])
 def test_rung_4_is_tried_although_rung_3_failed_and_not_without_its_needs(notes: Path, failed: str) -> None:
     (notes / f"{failed}.status").write_text("3")
     done = run(notes)
@@ -175,7 +175,7 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
 
 @pytest.mark.parametrize(
     "steps",
-    [["make setup"], [VERIFY], ["hack.promtool"], ["make test-nvidia", RUNG2], [NEEDS, RUNG2]],
+    [["make setup"], [VERIFY], ["hack.promtool"], [RUNG3, RUNG2], [NEEDS, RUNG2]],
     ids=lambda steps: steps[0],
 )
 def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes: Path, steps: list[str]) -> None:
@@ -235,7 +235,7 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
         LONG,
         "make test-hack WORKERS=logical",
         CRASH,
-        "make test-nvidia",
+        RUNG3,
         RUNG2,
         FAULTS,
     ],
@@ -244,7 +244,7 @@ def test_a_step_that_fails_lets_the_others_go_on_and_the_run_fail(notes: Path, s
     (notes / f"{step}.status").write_text("3")
     done = run(notes)
     assert done.status == 1
-    assert {"make test-nvidia", SWEEP if step != NEEDS else NEEDS, RUNG2, FAULTS} <= set(done.calls)
+    assert {RUNG3, SWEEP if step != NEEDS else NEEDS, RUNG2, FAULTS} <= set(done.calls)
 
 
 def test_a_run_that_counted_no_test_fails(notes: Path) -> None:
@@ -275,7 +275,7 @@ def test_programs_that_cannot_be_built_are_told_and_the_tests_judge(notes: Path)
     done = run(notes)
     assert done.status == 0
     assert "there is no `go` on PATH\n" in done.said
-    assert done.calls.index(TOOLS) < done.calls.index("make test-nvidia")
+    assert done.calls.index(TOOLS) < done.calls.index(RUNG3)
 
 
 def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:

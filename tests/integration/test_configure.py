@@ -232,7 +232,13 @@ def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(one, id=one.name, marks=[pytest.mark.thorough] if one.name == "pointers-set-back" else [])
+        for one in CRASHES
+    ],
+)
 def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
     theatre: Theatre, scenario: Scenario
 ) -> None:

@@ -1,7 +1,7 @@
 """kill -9 after each API write of the golden scenarios: the restart reaches the same end state (issue point 10).
 
 Taking, renewing and releasing the Lease are no writes here. `make test-crash` plays every point of SCENARIOS, and
-`.ci/run` those of the stages and parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py), and
+`.ci/run` those of the scenarios and parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py), and
 `make test-crash FULL=1` plays it here as well (MORE).
 """
 
@@ -26,8 +26,8 @@ FULL = os.environ.get("CRASH") == "full"
 PLAYED = (*SCENARIOS, *MORE) if FULL else SCENARIOS
 PARTS = 8
 """One test kills at every eighth write of a scenario: what fails is heard of within half a minute."""
-IN_CI: tuple[str | int, ...] = ("usual", "dra", 3)
-"""The stages and parts that `.ci/run` plays; the others are marked `thorough`."""
+IN_CI: tuple[str | int, ...] = ("idle", "pods", "policy-deleted", "dra", 3)
+"""The scenarios and parts that `.ci/run` plays; the others are marked `thorough`."""
 
 pytestmark = pytest.mark.crash
 
@@ -81,11 +81,11 @@ def kills(request: pytest.FixtureRequest, scenario: Scenario) -> Kills:
 
 
 def marks(one: str | int) -> tuple[pytest.MarkDecorator, ...]:
-    """What marks the tests of a stage or of a part."""
+    """What marks the tests of a scenario or of a part."""
     return () if one in IN_CI else (pytest.mark.thorough,)
 
 
-SCENES = [pytest.param(one, id=one.name, marks=marks(one.stage)) for one in PLAYED]
+SCENES = [pytest.param(one, id=one.name, marks=marks(one.name)) for one in PLAYED]
 
 
 @pytest.mark.parametrize("scenario", SCENES)

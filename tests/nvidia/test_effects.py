@@ -516,7 +516,22 @@ PLAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("play", PLAYS.values(), ids=PLAYS.keys())
+THOROUGH = {
+    "default entry goes": "plugin gets no ConfigMap",
+    "mig-manager is switched on": "mig-manager starts",
+    "plugin gets another ConfigMap": "plugin gets our ConfigMap",
+    "strategy single goes": "strategy mixed goes",
+}
+"""The plays that `.ci/run` leaves out, and the one that it plays of the same kind."""
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        pytest.param(play, id=name, marks=[pytest.mark.thorough] if name in THOROUGH else [])
+        for name, play in PLAYS.items()
+    ],
+)
 def test_what_nvidias_programs_take_from_a_node_was_predicted_and_nothing_else(
     play: Play, cluster: ControlPlane
 ) -> None:

@@ -38,6 +38,8 @@ MODELS = {H100: "h100-80gb", L40S: "l40s"}
 SHIPPED = {"all-1g.10gb": {"1g.10gb": 7}, "all-1g.20gb": {"1g.20gb": 4}, "all-3g.40gb": {"3g.40gb": 2}}
 """Of the entries that the GPU Operator itself brings those that recipes name (its assets/state-mig-manager)."""
 FLEETS = {"documented": DOCUMENTED, "by-default": BY_DEFAULT, "by-entry": BY_ENTRY, "nos": NOS}
+IN_CI = ("documented", "nos")
+"""The fleets that `.ci/run` takes over: the quickest one that a person configured, and the one of another program."""
 WELL = "exit status 0\n"
 
 
@@ -201,7 +203,7 @@ def machines(recipe: Recipe) -> dict[str, RecipePool]:
     return {f"{group}-{n}": pool for group, pool in recipe.pools.items() for n in range(pool.count)}
 
 
-@pytest.fixture(params=FLEETS)
+@pytest.fixture(params=[pytest.param(one, marks=[] if one in IN_CI else [pytest.mark.thorough]) for one in FLEETS])
 def fleet(request: pytest.FixtureRequest, nvidia_programs: None) -> Iterator[Fleet]:
     recipe = FLEETS[request.param]
     models = {name: MODELS[pool.product] for name, pool in machines(recipe).items()}
