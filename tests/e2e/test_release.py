@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from hack.cluster import toolchain
@@ -33,6 +32,7 @@ from hack.release.publish import Published, Publisher, PublishError, read_platfo
 from tests.chart.charts import NEXT, VERSION
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk
+from tests.fakes.web import WebServer
 from tests.images.test_advisories import advisory
 
 pytestmark = pytest.mark.e2e
@@ -86,12 +86,9 @@ class Website:
 def website(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Website]:
     folder = tmp_path_factory.mktemp("website")
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
+    server = WebServer(("127.0.0.1", 0), handler)
+    with server.running():
         yield Website(folder, f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
