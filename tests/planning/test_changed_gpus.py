@@ -18,6 +18,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import Assessed
 
 NODE = "gpu-1"
 BEFORE = layouts(HALVES, HALVES, SEVENTHS, SEVENTHS)
@@ -105,6 +106,19 @@ def test_a_pod_that_the_agent_cannot_name_makes_it_a_change_of_the_whole_node() 
     world.set_policy(AFTER)
     world.settle()
     assert classes(world, done) == [DisruptionClass.GPU_PODS]
+
+
+def test_a_node_with_more_pods_than_an_agent_names_is_emptied_as_a_whole_and_says_so() -> None:
+    world = full_world()
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
+    world.act(NODE)
+    gpunode = world.gpunodes[NODE]
+    assert gpunode.observed is not None
+    world.gpunodes[NODE] = replace(gpunode, observed=replace(gpunode.observed, holders=None, pods=65))
+    (member,) = world.plan().pools["pool-b"].members
+    assert isinstance(member.assessment, Assessed)
+    assert member.assessment.disruption is DisruptionClass.GPU_PODS
+    assert member.assessment.whole == "65 pods hold devices, and the agent names at most 64 of a node"
 
 
 def test_a_pod_that_tolerates_the_cordon_makes_it_a_change_of_the_whole_node() -> None:

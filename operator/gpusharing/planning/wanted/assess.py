@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gpusharing.api import names
+from gpusharing.api.gpunode import MAX_HOLDERS
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.health import REACHABLE
@@ -250,6 +251,8 @@ def _find_whole(
         return
     if len(changed) in (0, len(observed.gpus)):
         yield "it concerns all GPUs" if changed else "no layout changes"
+    if (observed.pods or 0) > MAX_HOLDERS:
+        yield f"{observed.pods} pods hold devices, and the agent names at most {MAX_HOLDERS} of a node"
     deferred = node.deferred
     if deferred is not None and deferred.version == version and deferred.reason == Reason.GPU_STILL_BUSY:
         yield "the last attempt found a GPU in use after its pods had left"
