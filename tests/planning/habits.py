@@ -92,10 +92,9 @@ def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
     policy = next((one for one in world.policies if one.name == name), None)
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return False
-    shown = propose(plan.pools[name]).hash
-    if shown == policy.approved:
+    if propose(plan.pools[name]).hash == policy.approved:
         return False
-    approve(world, policy, shown)
+    approve(world, policy, plan)
     return True
 
 

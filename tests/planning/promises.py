@@ -20,6 +20,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec, Window
 from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import allowance
+from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
@@ -59,8 +60,8 @@ UNKNOWN = timedelta(minutes=15)
 class Ledger:
     """What people agreed to and what came of it, as nobody but the tests writes it down."""
 
-    approved: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
-    """By what a policy asks for and hash: UIDs of the nodes that were to change when a person approved it."""
+    approved: dict[tuple[SpecVersion, str], Mapping[str, DisruptionClass]] = field(default_factory=dict)
+    """By what a policy asks for and hash: what a person saw that its nodes need, by their UIDs, and approved."""
     seen: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
     """By what a policy asks for and hash: UIDs of the nodes that had failed when a person let it go on."""
     failed: dict[SpecVersion, set[str]] = field(default_factory=dict)
@@ -122,12 +123,13 @@ class Ledger:
         return then == now or (then.uid == now.uid and said is not None and said == self.specs.get(now))
 
 
-def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
-    """A person writes the annotation, having seen which nodes the plan is about."""
+def approve(world: "World", policy: PolicyView, plan: RolloutPlan) -> None:
+    """A person writes the annotation, having seen which nodes the plan is about, and what each needs."""
+    plan_hash = propose(plan.pools[policy.name]).hash
     world.policies = tuple(
         replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
     )
-    seen = frozenset(node.uid for node in pool(world, policy.name))
+    seen = {node.uid: plan.verdicts[node.name].disruption for node in pool(world, policy.name)}
     world.ledger.approved[policy.version, plan_hash] = seen
 
 
@@ -199,7 +201,7 @@ def _foreign_untouched(action: FenceNode | Actuate | UpdateFence | Release | Lab
 
 
 def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    _approved(world, action.node, policy, spec)
+    _approved(world, action, policy, spec)
     _in_window(world, policy, spec)
     canaries_first(world, action, policy, spec)
     _not_halted(world, action.node, policy, spec)
@@ -207,12 +209,15 @@ def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUS
         _nobody_kept(world, action, spec)
 
 
-def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+def _approved(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     if spec.rollout.approval != "Manual":
         return
     seen = world.ledger.approved.get((policy.version, policy.approved))
     hold(seen is not None, "(l) a node starts before a plan of this revision was approved")
-    hold(seen is not None and node.uid in seen, "(l) a node starts that the approved plan did not name")
+    was, needs = (seen or {}).get(action.node.uid), action.fence.disruption
+    hold(was is not None, "(l) a node starts that the approved plan did not name")
+    graver = was is not None and needs.severity > was.severity
+    hold(not graver, f"(l) a node starts with {needs}, and {was} was approved")
 
 
 def _in_window(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:

@@ -195,7 +195,7 @@ def test_a_plan_starts_when_it_is_approved_and_stays_approved_until_it_is_done()
     world.settle()
     assert {v.reason for v in world.plan().verdicts.values()} == {Reason.APPROVAL_NEEDED}
     (policy,) = world.policies
-    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
+    approve(world, policy, world.plan())
     world.settle()
     assert len(shared(world)) == 3
 
@@ -205,7 +205,7 @@ def test_a_spec_that_comes_back_after_another_one_needs_an_approval_of_its_own()
     world = rolling(2, maxUnavailable=2, approval="Manual")
     (policy,) = world.policies
     words = policy.spec
-    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
+    approve(world, policy, world.plan())
     world.settle()
     assert len(shared(world)) == 2
     world.set_policy(make_policy(mode="Full", drain=LENIENT))
@@ -226,7 +226,7 @@ def under_way() -> World:
     world.set_policy(make_policy(mode="TimeSlicing", drain=LENIENT, rollout={"approval": "Manual"}))
     world.settle()
     (policy,) = world.policies
-    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
+    approve(world, policy, world.plan())
     run_until(world, Phase.DRAINING, node="n0")
     return world
 
@@ -262,7 +262,7 @@ def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_
     world.set_policy(make_policy(mode="MIG", drain=LENIENT, rollout=rollout))
     pass_time(world, 15)
     (policy,) = world.policies
-    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
+    approve(world, policy, world.plan())
     first = first_of(world)
     run_until(world, Phase.RECONFIGURING, node=first)
     world.agents_down = {first}
@@ -271,7 +271,7 @@ def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_
     rolled(world, paused=False)
     pass_time(world, 1)
     (policy,) = world.policies
-    approve(world, policy, propose(world.plan().pools["pool-b"]).hash)
+    approve(world, policy, world.plan())
     world.agents_down = set()
     world.settle()
     assert {verdict.phase for verdict in world.plan().verdicts.values()} == {Phase.SYNCED}

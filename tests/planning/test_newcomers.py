@@ -49,8 +49,9 @@ def test_its_approval_lasts_until_the_node_that_joined_is_proven_and_beyond() ->
     world.add_node("new", gated=True)
     world.settle()
     (policy,) = world.policies
-    approved = propose(world.plan().pools["pool-b"]).hash
-    approve(world, policy, approved)
+    plan = world.plan()
+    approved = propose(plan.pools["pool-b"]).hash
+    approve(world, policy, plan)
     seen: set[str] = set()
     while not seen or world.nodes["new"].gate is not None:
         world.act("new")
