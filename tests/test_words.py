@@ -4,7 +4,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
+import pytest
 from tests.test_repo import PAGES, PYTHON, SHIPPED
+from tests.wording import lacks
 
 HEADS = {"Added", "Changed", "Fixed", "Removed"}
 """Of the sections of CHANGELOG.md. What is said of security stands where it belongs."""
@@ -92,3 +94,15 @@ def test_the_changelog_says_everything_once() -> None:
 def test_an_entry_that_stands_twice_is_found_however_it_is_wrapped() -> None:
     text = "### Fixed\n\n- one thing\n  of two lines\n- another\n- one thing of\n  two lines\n"
     assert repeated_entries(text) == ["- one thing of two lines"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        (("gpu-1", "gpu-10", "2 of 3", "a.b/c"), []),
+        (("gpu-1", "gpu-1"), ["gpu-1"]),
+        (("gpu", "10", "1.5", "b/c", "of\n 3"), ["gpu", "10", "1.5", "b/c"]),
+    ],
+)
+def test_a_part_is_in_a_text_as_whole_words_and_counts_once(parts: tuple[str, ...], missing: list[str]) -> None:
+    assert lacks("gpu-10, gpu-1: 2 of\n3 for 1.50 (a.b/c).", *parts) == missing

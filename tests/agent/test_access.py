@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import eventually
+from tests.wording import lacks
 
 from gpusharing.agent import access, certificate
 from gpusharing.agent.access import ALLOWED, UNAUTHENTICATED, UNDECIDED, MetricsAccess
@@ -90,7 +91,7 @@ async def test_a_reader_is_reviewed_with_all_that_its_token_says(authority: Auth
     }
     answer = await decide(gate, "bearer  poor ")
     assert (answer[0], authority.specs[-1][1]["extra"]) == (403, {"node": ["gpu-1"]})
-    assert answer[1] == "user poor may not get /metrics: bind ClusterRole gpusharing-metrics-reader to that user"
+    assert not lacks(answer[1], "user poor", "/metrics", "ClusterRole gpusharing-metrics-reader")
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic Z29vZA==", "good"])
@@ -142,9 +143,9 @@ async def test_while_the_api_server_refuses_nobody_reads_and_the_log_says_why_on
     with caplog.at_level(logging.WARNING, access.__name__):
         for _ in range(2):
             assert await decide(gate, "Bearer good") is UNDECIDED
-    assert [(line.message, line.__dict__["error"]) for line in caplog.records] == [
-        ("cannot check who reads the metrics, so nobody may", "cannot create tokenreviews")
-    ]
+    (line,) = caplog.records
+    assert line.__dict__["error"] == "cannot create tokenreviews"
+    assert not lacks(line.message, "nobody may")
     authority.error = None
     assert await decide(gate, "Bearer good") is ALLOWED, "what could not be decided is not cached"
 

@@ -160,14 +160,12 @@ def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(agent:
     machine.upgrade_driver("590.10.01")
     assert agent.process.wait(SECONDS) == 1
     observed = agent.until(lambda observed: bool(observed.error))
-    assert observed.error.startswith("NVMLReplaced: the driver was replaced while the agent was running")
+    assert observed.error.startswith("NVMLReplaced: ")
     assert (observed.request_id, len(observed.gpus)) == ("r1", 8)
     assert agent.process.stderr is not None
     last = json.loads(agent.process.stderr.read().splitlines()[-1])
-    assert (last["event"], last["error"]) == (
-        "the agent is exiting, because only a new container can read the GPUs again",
-        observed.error,
-    )
+    assert last["error"] == observed.error
+    assert "exiting" in last["event"]
 
 
 def _readings(agent: Agent) -> float:

@@ -12,6 +12,7 @@ import pytest
 from hack.sim.gpu import SimulatedGPUs
 from tests.fakes.gpus import FixedPods, OneNode, eventually, programs_on
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings, RestartNeeded
@@ -293,7 +294,7 @@ async def test_an_api_server_that_is_away_is_waited_for(bench: Bench, caplog: py
     faults = bench.node.cluster.faults
     faults.fail("list", GPUNODES, Unavailable("connection refused"), times=3)
     async with bench.running() as loop:
-        assert loop.why_not_ready() == "the agent has not reached the API server yet"
+        assert not lacks(loop.why_not_ready(), "not reached", "API server")
         await bench.node.answered("r1")
         assert loop.why_not_ready() == ""
         faults.fail("patch", GPUNODES, Unavailable("connection reset"), times=2)
@@ -388,7 +389,7 @@ async def test_a_loop_that_stopped_turning_is_not_alive(bench: Bench) -> None:
     loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, clock=lambda: now)
     assert loop.why_not_alive() == ""
     now = 131.0
-    assert loop.why_not_alive() == "the main loop has made no progress for 131 s"
+    assert not lacks(loop.why_not_alive(), "main loop", "131 s")
 
 
 async def test_many_agents_run_in_one_process() -> None:

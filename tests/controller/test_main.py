@@ -22,6 +22,7 @@ from aiohttp import ClientError, ClientSession
 from hack.cluster.nodes import fleet
 from hack.cluster.process import free_ports
 from tests.fakes.apiserver import FakeServer, Gate, fake_server
+from tests.wording import lacks
 
 from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
 from gpusharing.kube.client import GPUNODES, LEASES, NODES, POLICIES
@@ -151,9 +152,7 @@ async def ready(environment: Mapping[str, str]) -> str:
 async def test_a_bad_setting_ends_the_start_with_the_name_of_the_variable() -> None:
     status, output, errors = await end_of({"GPUSHARING_SETTLE": "soon"})
     assert (status, output) == (FAULT, "")
-    assert errors == (
-        "gpusharing-operator: GPUSHARING_SETTLE=soon is not a duration; for example GPUSHARING_SETTLE=5s\n"
-    )
+    assert not lacks(errors, "GPUSHARING_SETTLE=soon", "GPUSHARING_SETTLE=5s")
 
 
 async def test_without_credentials_it_says_so_and_ends_with_2() -> None:
@@ -270,10 +269,7 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
         server.cluster.patch(LEASES, "gpusharing-operator", {"spec": {"holderIdentity": "somebody-else"}}, "gpusharing")
         _, errors = await process.communicate()
     assert process.returncode == LOST_LEASE
-    assert (
-        log_lines(errors.decode())[-1]["event"]
-        == "the Lease was lost; the operator is stopping now, because another process may be the leader"
-    )
+    assert not lacks(log_lines(errors.decode())[-1]["event"], "Lease", "leader")
     assert holder(server) == "somebody-else"
 
 
@@ -380,11 +376,8 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
     path = os.pathsep.join((str(tmp_path), str(ROOT / "operator")))
     status, _, errors = await end_of({**environment, "PYTHONPATH": path})
     line = log_lines(errors)[-1]
-    assert (status, line["event"], line["level"]) == (
-        FAULT,
-        "the operator is stopping because of an internal error",
-        "error",
-    )
+    assert (status, line["level"]) == (FAULT, "error")
+    assert not lacks(line["event"], "internal error")
     assert "Traceback" in line["exception"]
     assert holder(server) == "", "the next one need not wait"
 
