@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hack.generate_pages import rows_of_metrics
+from tests.wording import lacks
 
 from hack import generate
 
@@ -43,7 +44,8 @@ def test_a_leftover_is_named_and_removed_but_a_hand_written_page_stays(tmp_path:
     list(generate.write(FILES, tmp_path))
     (tmp_path / "docs" / "reference" / "by-hand.md").write_text("# Written by hand\n")
     fewer = {"docs/reference/b.md": FILES["docs/reference/b.md"]}
-    assert list(generate.find_problems(fewer, tmp_path)) == ["crds/a.yaml is left over: nothing generates it any more"]
+    (problem,) = generate.find_problems(fewer, tmp_path)
+    assert not lacks(problem, "crds/a.yaml")
     assert list(generate.write(fewer, tmp_path)) == ["crds/a.yaml (removed)"]
     assert (tmp_path / "docs" / "reference" / "by-hand.md").exists()
 

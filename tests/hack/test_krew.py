@@ -29,6 +29,7 @@ from hack.krew import (
     pack,
 )
 from packaging.utils import canonicalize_name
+from tests.wording import lacks
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -145,9 +146,7 @@ def test_without_a_python_that_is_new_enough_one_sentence_says_so(packed: tuple[
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"error: kubectl gpusharing needs one of Python {HERE} on the PATH, or named by GPUSHARING_PYTHON\n"
-    )
+    assert not lacks(done.stderr, f"Python {HERE}", "PATH", "GPUSHARING_PYTHON")
 
 
 # --- by krew and kubectl ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hack.generate import ROOT
 from hack.report import LONG, SLOWEST, pace_of
 from hack.verify import Steps
 from hack.verify import main as verify
+from tests.wording import lacks
 
 CONFTEST = """
 import pytest
@@ -132,7 +133,7 @@ def test_a_green_run_ends_in_ten_lines_at_most(said: list[str]) -> None:
     end = said[said.index("rung 0 (pure): 1 passed; rung 1 (embedded): 1 passed") :]
     assert len(end) <= 10 - SLOWEST + 2, "two tests, so two slowest ones"
     assert [line for line in end if line.endswith("::test_pure")]
-    assert end[-3] == "next: make test-cluster, make test-hack; make test-all plays everything"
+    assert not lacks(end[-3], "make test-cluster", "make test-hack", "make test-all")
     assert end[-2] == "more: build/report-test.txt"
     assert "2 passed, 4 deselected in" in end[-1]
 
@@ -141,7 +142,7 @@ def test_the_file_says_where_the_time_went_and_what_happened_in_the_random_world
     told: tuple[list[str], list[str]],
 ) -> None:
     said, filed = told
-    assert "3 x a cordon; 12 x an eviction" in filed
+    assert not lacks(" ".join(filed), "3 x a cordon", "12 x an eviction")
     assert any(line.endswith("s  tests/kube (2 tests)") for line in filed)
     assert any(line.endswith("s  collecting") for line in filed)
     assert not any("3 x a cordon" in line for line in said)
@@ -151,7 +152,8 @@ def test_a_selection_of_another_verbs_tests_names_that_verb(checkout: Path) -> N
     done = run(checkout, "--verb=test", "tests/nvidia")
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     told = [line for line in done.stdout.splitlines() if "belong" in line]
-    assert told == ["1 of these tests belong to make test-nvidia"]
+    (elsewhere,) = told
+    assert not lacks(elsewhere, "1 of these tests", "make test-nvidia")
 
 
 def test_a_folder_that_marks_its_tests_is_played_by_their_verb_when_it_is_named_too(checkout: Path) -> None:
@@ -170,7 +172,7 @@ def test_a_test_that_no_verb_would_play_is_refused(checkout: Path) -> None:
     done = run(checkout, "--verb=e2e")
     file.unlink()
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "no verb plays tests/e2e/test_unmarked.py::test_unmarked: give it a marker" in done.stderr
+    assert not lacks(done.stderr, "tests/e2e/test_unmarked.py::test_unmarked", "marker")
 
 
 def test_workers_side_by_side_report_the_same(checkout: Path, said: list[str]) -> None:
@@ -218,7 +220,7 @@ def test_a_failure_shows_its_assertion_and_the_file_has_the_log(checkout: Path, 
 
 def test_an_unknown_step_of_verify_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(["speling"], Steps()) == 2
-    assert "unknown step 'speling': choose from format, lint, types" in capsys.readouterr().err
+    assert not lacks(capsys.readouterr().err, "'speling'", "format, lint, types")
 
 
 def test_verify_runs_what_is_asked_and_tells_how_it_went(capfd: pytest.CaptureFixture[str]) -> None:
