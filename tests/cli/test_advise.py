@@ -15,6 +15,7 @@ from tests.build import make_gpu, make_policy, make_stack
 from tests.cli.desk import SECONDS, Desk
 from tests.cli.screen import END, answer, read_until, terminal
 from tests.configs import target_for
+from tests.wording import lacks
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
@@ -171,7 +172,7 @@ def test_whatever_the_sizes_are_the_gpus_hold_the_workloads(card: Card, per_node
 def test_who_needs_whole_gpus_beside_instances_is_named_or_gets_them_on_the_same_nodes(desk: Desk) -> None:
     typed = ("advise", "--card", "h100-80gb", "--need", "2x60Gi", "--need", "6x8Gi", "-o", "json")
     alone, beside = (json.loads(desk.type(*typed, *more).out) for more in ((), ("--gpus-per-node", "4")))
-    assert "There is no place for 2 workloads that must have whole GPUs" in alone["but"]
+    assert not lacks(alone["but"], "2 workloads", "whole GPUs")
     assert "whole GPUs" not in beside["but"]
     assert beside["policy"]["spec"]["mig"]["layouts"] == [
         {"devices": [0], "profiles": {"1g.10gb": 7}},
@@ -184,8 +185,8 @@ def test_what_is_saved_is_shown_in_gpus_and_in_money_a_month(desk: Desk) -> None
     typed = ("advise", "--card", "h100-80gb", "--need", "4x20Gi", "--need", "12x5Gi")
     said = " ".join(desk.type(*typed, "--price", "3.20").out.split())
     takes = "16 workloads take 4 GPUs; with whole GPUs each, they would take 16. That saves 12 GPUs"
-    assert f"{takes}, about USD 28,032.00 a month (3.20 an hour for each)." in said
-    assert f"{takes}. To see that in money, pass --price." in " ".join(desk.type(*typed).out.split())
+    assert not lacks(said, takes, "USD 28,032.00", "3.20")
+    assert not lacks(desk.type(*typed).out, takes, "--price")
     told = json.loads(desk.type(*typed, "--price", "3.2 EUR", "-o", "json").out)
     assert told["saving"] == {"gpus": 12, "perMonth": 28032.00, "currency": "EUR"}
     one = json.loads(desk.type("advise", "--card", "h100-80gb", "--memory", "5Gi", "-o", "json").out)
@@ -193,18 +194,18 @@ def test_what_is_saved_is_shown_in_gpus_and_in_money_a_month(desk: Desk) -> None
 
 
 REFUSED = {
-    "--need 0x4Gi": "'0x4Gi' is not a memory size",
-    "--need 10000x4Gi": "'10000x4Gi' is not a memory size",
-    "--need 4x": "'4x' is not a memory size",
-    "--memory 4Gi --price cheap": "--price cheap: pass what a GPU costs an hour, for example 3.20 or 3.20EUR",
-    "--memory 4Gi --gpus-per-node 17": "--gpus-per-node cannot be 17; use one of: 1, 2",
-    "--memory 4Gi --write x": "--write works only where needs are measured: add --from-prometheus",
-    "--memory 4Gi --goal cost": "--goal works only where needs are measured",
-    "--memory 4Gi -o csv": "-o csv works only where needs are measured: add --from-prometheus",
-    "--from-prometheus --memory 4Gi": "--memory works only where needs are stated, not measured",
-    "--prometheus http://127.0.0.1:1 --need 2x4Gi": "--need works only where needs are stated",
-    "--from-prometheus -n team-a": "--namespace works only where needs are stated, not measured",
-    "--prometheus http://127.0.0.1:1 -n team-a": "--namespace works only where needs are stated, not measured",
+    "--need 0x4Gi": ("'0x4Gi'", "memory size"),
+    "--need 10000x4Gi": ("'10000x4Gi'", "memory size"),
+    "--need 4x": ("'4x'", "memory size"),
+    "--memory 4Gi --price cheap": ("--price cheap", "3.20EUR"),
+    "--memory 4Gi --gpus-per-node 17": ("--gpus-per-node", "17", "1, 2"),
+    "--memory 4Gi --write x": ("--write", "measured", "--from-prometheus"),
+    "--memory 4Gi --goal cost": ("--goal", "measured"),
+    "--memory 4Gi -o csv": ("-o csv", "measured", "--from-prometheus"),
+    "--from-prometheus --memory 4Gi": ("--memory", "stated"),
+    "--prometheus http://127.0.0.1:1 --need 2x4Gi": ("--need", "stated"),
+    "--from-prometheus -n team-a": ("--namespace", "stated"),
+    "--prometheus http://127.0.0.1:1 -n team-a": ("--namespace", "stated"),
 }
 
 
@@ -212,7 +213,7 @@ REFUSED = {
 def test_flags_that_do_not_fit_are_refused_in_a_sentence(desk: Desk, typed: str) -> None:
     said = desk.type("advise", "--card", "h100-80gb", *typed.split())
     assert (said.status, said.out, said.err.count("error: ")) == (FAILED, "", 1)
-    assert REFUSED[typed] in said.err
+    assert not lacks(said.err, *REFUSED[typed])
 
 
 SIZES = {"15Gi": 15, "15": 15, "15 GiB": 15, "512Mi": 0.5, "1.5Gi": 1.5}
@@ -238,7 +239,8 @@ def test_the_policy_can_be_applied_as_it_is(desk: Desk) -> None:
 def test_the_advice_reads_like_this(desk: Desk) -> None:
     said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
     drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
-    assert said.out.startswith(f"MIG, 4x1g.20gb on every GPU\n{drawn}Because latency or availability is promised: ")
+    assert said.out.startswith(f"MIG, 4x1g.20gb on every GPU\n{drawn}")
+    assert not lacks(said.out, "latency", "availability")
 
 
 RELEASES = {
@@ -341,10 +343,8 @@ def check_printed(desk: Desk, printed: str, card: Card, per_node: int) -> None:
 
 def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:
     said = desk.type("advise", "--card", "t4", "--memory", "2Gi", "--gpu-operator", "latest")
-    assert (said.status, said.err) == (
-        FAILED,
-        "error: --gpu-operator latest is not a version; pass one such as v25.10.1\n",
-    )
+    assert said.status == FAILED
+    assert not lacks(said.err, "--gpu-operator latest", "v25.10.1")
 
 
 def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str]:
@@ -405,7 +405,7 @@ def test_after_a_wrong_answer_the_question_is_asked_again(desk: Desk) -> None:
         rest = read_until(screen, END).replace("\r\n", "\n")
         assert process.wait(SECONDS) == DONE
     assert "MIG, 1x3g.40gb+4x1g.10gb on every GPU" in rest
-    assert "16 workloads take 4 GPUs; with whole GPUs each, they would take 16." in " ".join(rest.split())
+    assert not lacks(rest, "16 workloads", "4 GPUs", "16")
 
 
 @pytest.mark.parametrize("question", [*FIRST, PROMISE])
@@ -430,7 +430,7 @@ def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     status, said = answered(desk, {memory: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
     told = json.loads(said.partition("\n")[2])
     assert (status, told["mode"], told["layout"]) == (DONE, "MIG", {"1g.20gb": 4})
-    assert told["why"][0].startswith("latency or availability is promised, each workload must be billed separately: ")
+    assert not lacks(told["why"][0], "latency", "billed separately")
 
 
 def test_an_annotation_that_is_not_valid_is_named_before_the_question(desk: Desk) -> None:
@@ -438,7 +438,7 @@ def test_an_annotation_that_is_not_valid_is_named_before_the_question(desk: Desk
     metadata = {"name": "p", "annotations": {"gpusharing.dev/gpu-memory": "much"}}
     desk.server.lists = {"/api/v1/namespaces/a/pods": [{"metadata": metadata, "spec": {"containers": [limits]}}]}
     with terminal(desk, "advise", "-n", "a", "--card", "t4", "--bursts", "-o", "json") as (process, screen):
-        assert "of pod a/p is 'much', which is not a valid size" in read_until(screen, HOW_MUCH)
+        assert not lacks(read_until(screen, HOW_MUCH), "a/p", "'much'")
         answer(screen, "4Gi")
         for question in (STRANGERS, BILL):
             read_until(screen, question)

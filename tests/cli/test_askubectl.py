@@ -17,6 +17,7 @@ from tests.cli.objects import policy
 from tests.cli.schema import find_mistakes, read_schema
 from tests.cli.test_free import NODES, PODS, container, node, pod
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube import client
 from gpusharing.kube.raw import text
@@ -191,15 +192,15 @@ def test_help_alone_is_the_help_of_the_command(desk: Desk) -> None:
 
 
 MISTAKES = {
-    "stauts": "there is no verb stauts; did you mean status?",
-    "help stauts": "there is no verb stauts; did you mean status?",
-    "status --wacth": "there is no flag --wacth; did you mean --watch?",
-    "status -o jsn": "--output cannot be jsn; did you mean json?",
-    "doctor -o name": "use one of: table, wide, json, yaml",
-    "advise --gpus-per-node 17": "--gpus-per-node cannot be 17; use one of: 1, 2, 3",
-    "ui --port http": "argument --port: invalid int value: 'http'",
-    "approve pool-b hash more": "there is an argument too many: more",
-    "plan --fail-on=x --filname=y": "there is no flag --filname; did you mean --filename?",
+    "stauts": ("stauts", "status"),
+    "help stauts": ("stauts", "status"),
+    "status --wacth": ("--wacth", "--watch"),
+    "status -o jsn": ("--output", "jsn", "json"),
+    "doctor -o name": ("table, wide, json, yaml",),
+    "advise --gpus-per-node 17": ("--gpus-per-node", "17", "1, 2, 3"),
+    "ui --port http": ("--port", "'http'"),
+    "approve pool-b hash more": ("too many: more",),
+    "plan --fail-on=x --filname=y": ("--filname", "--filename"),
 }
 
 
@@ -207,7 +208,7 @@ MISTAKES = {
 def test_a_mistake_is_answered_with_the_nearest_word(desk: Desk, typed: str) -> None:
     said = desk.type(*typed.split())
     assert (said.status, said.out) == (FAILED, "")
-    assert MISTAKES[typed] in said.err
+    assert not lacks(said.err, *MISTAKES[typed])
 
 
 # --- documents -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from tests.cli.asking import ask, operated, writes
 from tests.cli.desk import GPUNODES, POLICIES, Desk
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.arguments import VERBS, Arguments
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
@@ -61,30 +62,30 @@ def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, v
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "name", "near"),
     [
-        ("status pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
-        ("plan pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
-        ("pause pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
-        ("why gpu-11", "there is no gpunodes/gpu-11 in context test; did you mean: gpu-1"),
-        ("retry gpu-11 --yes", "there is no nodes/gpu-11 in context test; did you mean: gpu-1"),
+        ("status pool-d", "gpusharingpolicies/pool-d", "pool-b"),
+        ("plan pool-d", "gpusharingpolicies/pool-d", "pool-b"),
+        ("pause pool-d", "gpusharingpolicies/pool-d", "pool-b"),
+        ("why gpu-11", "gpunodes/gpu-11", "gpu-1"),
+        ("retry gpu-11 --yes", "nodes/gpu-11", "gpu-1"),
     ],
 )
 @virtually
-async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed: str, told: str) -> None:
+async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed: str, name: str, near: str) -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
         with pytest.raises(Trouble) as raised:
             await ask(scene.e.cluster, *typed.split())
         assert writes(scene.e.cluster) == []
-    assert str(raised.value) == told
+    assert not lacks(str(raised.value), name, "context test", near)
 
 
 def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk, wrong: Wrong) -> None:
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
     said = wrong("why", "pool-b-l")
-    assert "there is no gpunodes/pool-b-l in context desk; did you mean: pool-b-" in said
+    assert not lacks(said, "gpunodes/pool-b-l", "desk", "pool-b-1")
 
 
 @pytest.mark.parametrize("verb", STEERED_NODE)
@@ -110,7 +111,7 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
     said = desk.type(verb, what.rpartition("/")[2], "--yes")
     assert said.status == FAILED
     assert "Done." not in said.out
-    assert said.err.startswith(f"error: you lack a permission in context desk: not allowed to patch {kind}")
+    assert not lacks(said.err, "permission", "context desk", f"patch {kind}")
     assert refused in said.err
     assert said.err.count("\n") == 1
 
@@ -129,7 +130,7 @@ def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk, wrong: Wron
     desk.server.refuses_all = (401, "Unauthorized")
     assert "log in again" in wrong("support-bundle", str(path))
     desk.server.refuses_all = (503, "too much to do")
-    assert "the API server of context desk does not respond" in wrong("support-bundle", str(path))
+    assert not lacks(wrong("support-bundle", str(path)), "context desk", "respond")
     assert not path.exists()
 
 
@@ -137,7 +138,7 @@ def test_a_bundle_of_a_dead_address_is_not_written(desk: Desk, wrong: Wrong) -> 
     path = desk.folder / "bundle.tar.gz"
     (port,) = free_ports(1)  # where nobody listens
     desk.write_kubeconfig(f"http://127.0.0.1:{port}")
-    assert "the API server of context desk does not respond" in wrong("support-bundle", str(path))
+    assert not lacks(wrong("support-bundle", str(path)), "context desk", "respond")
     assert not path.exists()
 
 
@@ -145,13 +146,13 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
     desk.server.refusals = {GPUNODES: (403, 'User "me" cannot do that')}
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
     assert (said.status, said.err) == (DONE, "")
-    assert "Not included: gpunodes.json: not allowed to list gpunodes" in said.out
+    assert not lacks(said.out, "gpunodes.json", "list gpunodes")
 
 
 @pytest.mark.parametrize("verb", ["cost", "recommend"])
 def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: str) -> None:
     """Whoever reads the whole bill as that of one namespace pays too much."""
-    assert f"-n cannot be used with {verb}, which always covers all namespaces" in wrong(verb, "-n", "team-a")
+    assert not lacks(wrong(verb, "-n", "team-a"), "-n", verb, "all namespaces")
 
 
 @pytest.mark.parametrize("verb", ["import", "support-bundle"])

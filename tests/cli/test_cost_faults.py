@@ -7,6 +7,7 @@ import re
 import pytest
 from tests.cli.desk import Desk, Said
 from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, vector
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
@@ -47,11 +48,11 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
 @pytest.mark.parametrize(
     ("asked", "labels", "named"),
     [
-        ("gpusharing_slice_seconds_total", HELD, "the value {} s of a meter counter on gpu-1 is ignored"),
+        ("gpusharing_slice_seconds_total", HELD, "value {} s of a meter counter on gpu-1"),
         (
             "increase(gpusharing_gpu_seconds_total",
             GPU,
-            "the value {} s of a meter counter on gpu-1 is ignored",
+            "value {} s of a meter counter on gpu-1",
         ),
         (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
@@ -83,8 +84,7 @@ PARTS, REST, WHOLE = (
     [
         (
             {PARTS: vector((HELD, "43200"), ({**HELD, "policy": "pool-y"}, "36000"))},
-            "the allocated, idle, stranded and transition time of pool-y adds up to 10.0 GPU-hours, but its GPUs were"
-            " metered for 0.0: some of the series that this sum needs are missing in Prometheus",
+            ("pool-y", "10.0 GPU-hours", "metered", "0.0"),
         ),
         (
             {
@@ -93,28 +93,26 @@ PARTS, REST, WHOLE = (
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
                 "group by (node) (count_over_time": vector(*(({"node": f"gpu-{one}"}, "1") for one in (1, 2))),
             },
-            "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs from the"
-            " metered time of the GPUs there by 48.0 GPU-hours:"
-            " some of the series that this sum needs are missing in Prometheus",
+            ("pool-x on gpu-1, gpu-2", "metered", "48.0 GPU-hours"),
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
-            "the value nan s of a meter counter on gpu-1 is ignored: that is not a number",
+            ("nan s", "gpu-1", "not a number"),
         ),
         (
             {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},
-            "gpusharing_policy_gpu_hourly_price of policy pool-x is nan, which is left out: that is not a number",
+            ("gpusharing_policy_gpu_hourly_price", "policy pool-x", "nan", "not a number"),
         ),
     ],
     ids=["parts without a whole", "nodes that cancel out", "no number at all", "a price that is none"],
 )
 def test_a_sum_that_is_broken_somewhere_is_told(
-    desk: Desk, fake: FakePrometheus, answers: dict[str, Answer], told: str
+    desk: Desk, fake: FakePrometheus, answers: dict[str, Answer], told: tuple[str, ...]
 ) -> None:
     fake.answers = {**answers, **{text: one for text, one in fake.answers.items() if text not in answers}}
     said = ask(desk, fake, "-o", "json")
     assert said.status == CHANGES
-    assert told in json.loads(said.out)["missing"]
+    assert any(not lacks(one, *told) for one in json.loads(said.out)["missing"])
     assert ("Prometheus has none" in said.out) == ("pool-y" in told), "for there is one that is left out"
 
 

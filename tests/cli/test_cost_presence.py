@@ -17,6 +17,7 @@ from tests.cli.history import Gauge, History, Node, openmetrics
 from tests.cli.history import Stretch as Standing
 from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 from kubectl_gpusharing.usage.absences import Absences, Stretch, describe_absences
@@ -140,7 +141,7 @@ def test_a_gpu_is_billed_once_for_each_time_or_the_bill_is_refused(desk: Desk, p
     if said.status == FAILED:
         assert told.doubled > 0, said.err
         assert said.out == ""
-        assert f"gpu-1 would be billed twice: its series differ in the label {named(told)} (" in said.err
+        assert not lacks(said.err, "gpu-1", f"label {named(told)}")
         return
     assert told.doubled <= told.allowed + 0.05
     assert said.status == (CHANGES if told.away > 0.2 else DONE), said.err
@@ -190,7 +191,7 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(d
     (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "pod")
     err = ask(desk, prometheus, told.name).err
     assert "and pod (agent-0" in err
-    assert "Stop one, then use a window that begins later" in err
+    assert not lacks(err, "Stop one", "window")
     assert "--match" not in err
 
 
@@ -266,4 +267,4 @@ def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
 
 def test_many_nodes_are_told_by_the_first_few() -> None:
     (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
-    assert told.startswith("Prometheus has no samples from gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more for part")
+    assert not lacks(told, "no samples", "gpu-0 (1h)", "gpu-1 (1h)", "gpu-2 (1h)", "6 more")

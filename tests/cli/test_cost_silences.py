@@ -12,6 +12,7 @@ from tests.cli.desk import Desk
 from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
 from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE
 from kubectl_gpusharing.usage.absences import Absences, silence_of
@@ -106,7 +107,7 @@ def test_a_bill_is_a_part_where_an_agent_is_dead_or_cannot_read(
     status, told = ask(desk, prometheus, cluster)
     (missing,) = told["missing"]
     assert status == CHANGES
-    assert missing.startswith(f"Prometheus got no response from the agent on {whose}")
+    assert f"agent on {whose}" in missing
     assert "billed to anyone. Check: kubectl get pods" in missing
     assert told["remarks"] == []
 
@@ -116,7 +117,7 @@ def test_nodes_without_an_agents_pod_make_a_bill_a_part(desk: Desk, prometheus: 
     status, told = ask(desk, prometheus, "bare")
     (missing,) = told["missing"]
     assert status == CHANGES
-    assert missing.startswith("2 nodes have no Ready agent at the end of the window")
+    assert not lacks(missing, "2 nodes", "no Ready agent", "end")
     assert ask(desk, prometheus, "bare", 'node="gpu-1"') == (DONE, {**told, "missing": [], "partial": False})
 
 
@@ -125,15 +126,15 @@ def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, pro
     status, told = ask(desk, prometheus, "scaled")
     came, left = told["remarks"]
     assert (status, told["missing"]) == (DONE, [])
-    assert "later than the beginning of the window: gpu-3 (since 2026-10-01T06:0" in came
-    assert "earlier than the end of the window: gpu-2 (until 2026-10-01T06:0" in left
+    assert "gpu-3 (since 2026-10-01T06:0" in came
+    assert "gpu-2 (until 2026-10-01T06:0" in left
 
 
 @pytest.mark.tools
 def test_the_bill_of_one_policy_misses_none_of_another_ones_nodes(desk: Desk, prometheus: str) -> None:
     _, told = ask(desk, prometheus, "policies", 'policy="pool-x"')
     (missing,) = told["missing"]
-    assert missing.startswith("Prometheus got no response from the agent on gpu-2 (")
+    assert "no response from the agent on gpu-2 (" in missing
 
 
 # --- as numbers --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask
 from tests.cli.test_doctor_rivals import DOMAINS, daemon_set
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, DEVICE_CLASSES
 from gpusharing.kube.errors import Forbidden, NotFound
@@ -40,9 +41,7 @@ async def told(cluster: FakeCluster) -> tuple[list[dict[str, Any]], dict[str, st
 async def test_a_class_that_selects_another_profile_than_its_resource_names_is_told() -> None:
     ((row,), unknown) = await told(cluster_with("7g.80gb"))
     assert (row["severity"], row["topic"]) == ("WARNING", "ClusterPolicy")
-    assert row["message"].startswith(
-        f"DeviceClass halves belongs to somebody else and has spec.extendedResourceName {HALF}"
-    )
+    assert not lacks(row["message"], "DeviceClass halves", "spec.extendedResourceName", HALF)
     assert row["command"] == "kubectl get deviceclass halves -o yaml"
     assert "DeviceClasses" not in unknown.get("ClusterPolicy", "")
 

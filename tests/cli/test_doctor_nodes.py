@@ -16,6 +16,7 @@ from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import observed
 from tests.seen import Seen, make_map
+from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_POLICY
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
@@ -173,16 +174,10 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     others = labelled("gpu-4", GPU, label_owners=nfd)
     symptoms = told([*owned, capi, others])
     assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", "WARNING")}
-    assert [(one.message, str(one.command)) for one in symptoms] == [
-        (
-            f"the operator does not change label {CONFIG} on gpu-1, gpu-2: Node Feature Discovery sets it",
-            "kubectl get node gpu-1 -o yaml --show-managed-fields",
-        ),
-        (
-            f"the operator does not change label {CONFIG} on gpu-3: Cluster API sets it",
-            "kubectl get node gpu-3 -o yaml --show-managed-fields",
-        ),
-    ]
+    owners = [("gpu-1, gpu-2", "Node Feature Discovery", "gpu-1"), ("gpu-3", "Cluster API", "gpu-3")]
+    for one, (nodes, owner, first) in zip(symptoms, owners, strict=True):
+        assert not lacks(one.message, CONFIG, nodes, owner)
+        assert str(one.command) == f"kubectl get node {first} -o yaml --show-managed-fields"
 
 
 # --- mig.config -------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
 from tests.cli.reported import CASES
 from tests.foreign.corpus import READERS, ForeignFile, load
 from tests.kube.damage import ODD_YAML
+from tests.wording import lacks
 
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import maximal_layouts
@@ -140,16 +141,16 @@ def test_without_a_cluster_and_its_libraries_files_are_judged_all_the_same(desk:
 
 def test_examples_are_accepted_and_directories_are_read(desk: Desk) -> None:
     said = desk.type("lint", str(ROOT / "examples"))
-    assert (said.status, said.out.splitlines()[-1]) == (DONE, "6 objects checked: 0 errors and 0 warnings.")
+    assert said.status == DONE
+    assert not lacks(said.out.splitlines()[-1], "6 objects", "0 errors", "0 warnings")
 
 
 def test_a_warning_refuses_nothing(desk: Desk) -> None:
     (desk.folder / "a.yaml").write_text("version: v1\nflags: {migStrategie: mixed}\n")
     said = desk.type("lint", "a.yaml")
     assert said.status == DONE
-    assert said.out.startswith(
-        "a.yaml:2: warning: flags.migStrategie: the device plugin ignores this field; did you mean migStrategy?\n"
-    )
+    assert said.out.startswith("a.yaml:2: warning: flags.migStrategie: ")
+    assert not lacks(said.out.splitlines()[0], "migStrategy")
 
 
 @pytest.mark.parametrize("replicas", [2, 4, 5, 16])
@@ -167,17 +168,15 @@ def test_more_than_four_turns_are_noted_and_nothing_is_refused(tmp_path: Path, r
     for raw in (policy, plugin):
         found = lint(tmp_path, yaml.safe_dump(raw))
         assert [severity for _, severity, _ in found] == ["note"] * (replicas > 4)
-        assert all(f"{replicas} pods would take turns on each GPU" in message for *_, message in found)
+        assert not any(lacks(message, f"{replicas} pods") for *_, message in found)
 
 
 def test_of_several_files_one_error_is_enough(desk: Desk) -> None:
     (desk.folder / "a.yaml").write_text("version: v1\nsharing: {}\n")
     (desk.folder / "b.yaml").write_text("version: v1\nmig-configs: {}\n")
     said = desk.type("lint", "a.yaml", "b.yaml")
-    assert (said.status, said.out) == (
-        FAILED,
-        "b.yaml:2: error: mig-configs: it has no entries\n2 objects checked: 1 error and 0 warnings.\n",
-    )
+    assert said.status == FAILED
+    assert not lacks(said.out, "b.yaml:2: error: mig-configs", "no entries", "2 objects", "1 error", "0 warnings")
 
 
 def test_files_that_are_not_there_or_no_text_are_one_sentence(desk: Desk) -> None:
@@ -214,132 +213,131 @@ HEAD = "apiVersion: gpusharing.dev/v1alpha1\nkind: GPUSharingPolicy\nmetadata:\n
 MIG = HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: MIG\n  mig:\n    layouts:\n    - profiles:\n"
 MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\ndata:\n"
 CLUSTER = "apiVersion: nvidia.com/v1\nkind: ClusterPolicy\nmetadata:\n  name: cluster-policy\nspec:\n"
-UNHELD = "no card in the operator's table can hold this layout"
-UNKNOWN = "no card in the operator's table has"
+UNHELD = "hold this layout"
+UNKNOWN = "no card"
 PARTED = "version: v1\nmig-configs:\n  x:\n  - devices: all\n    mig-enabled: true\n"
 FOUND = {
     "a field in the wrong place": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  approval: Manual\n",
-        8, "error", 'spec.approval "Manual": there is no such field; did you mean spec.rollout.approval?'),
+        8, "error", ('spec.approval "Manual": ', "spec.rollout.approval")),
     "a null in a misspelt field": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  drian: null\n",
-        8, "error", "spec.drian: there is no such field; did you mean drain?"),
+        8, "error", ("spec.drian: ", "drain")),
     "a null in a misspelt field of a list": (
         MIG.replace("- profiles", "- device: null\n      profiles") + "        3g.40gb: 2\n",
-        10, "error", "spec.mig.layouts[0].device: there is no such field; did you mean devices?"),
+        10, "error", ("spec.mig.layouts[0].device: ", "devices")),
     "all devices by a word": (
         MIG.replace("- profiles", "- devices: all\n      profiles") + "        3g.40gb: 2\n",
-        10, "error", 'spec.mig.layouts[0].devices "all": Input should be a valid array: the indexes of GPUs, for example'
-        " devices: [0, 1]; leave it out to mean all GPUs"),
+        10, "error", ('spec.mig.layouts[0].devices "all": ', "devices: [0, 1]")),
     "a GPU in two entries": (
         MIG.replace("- profiles", "- devices: [0, 1]\n      profiles: {}\n    - devices: [2, 1]\n      profiles")
         + "        3g.40gb: 2\n",
-        12, "error", "spec.mig.layouts[1].devices[1] 1: GPU 1 is listed twice: list each GPU only once, for example"
-        " devices: [0, 1]"),
+        12, "error", ("spec.mig.layouts[1].devices[1] 1: ", "GPU 1", "devices: [0, 1]")),
     "an entry for all GPUs beside another": (
         MIG.replace("- profiles", "- profiles: {}\n    - devices: [1]\n      profiles") + "        3g.40gb: 2\n",
-        9, "error", "spec.mig.layouts: an entry without devices means all GPUs and must be the only one"),
+        9, "error", ("spec.mig.layouts: ", "without devices")),
     "a label that a mode change rewrites": (
         HEAD + "  mode: Full\n  nodeSelector:\n    matchLabels:\n      nvidia.com/gpu.product: x\n",
-        8, "error", "spec.nodeSelector.matchLabels: nvidia.com/gpu.product: a mode change rewrites this label"),
+        8, "error", ("spec.nodeSelector.matchLabels: ", "nvidia.com/gpu.product")),
     "a layout that no card can hold": (
         MIG + "        1g.20gb: 7\n",
-        10, "error", f"spec.mig.layouts[0].profiles: {UNHELD}; a100-80gb: 7x1g.20gb does"),
+        10, "error", ("spec.mig.layouts[0].profiles: ", UNHELD, "a100-80gb: 7x1g.20gb")),
     "a profile that no card has": (
         MIG + "        1g.10gb: 1\n        3g.41gb: 1\n",
-        12, "warning", f"spec.mig.layouts[0].profiles: {UNKNOWN} 3g.41gb; did you mean 3g.40gb?"),
+        12, "warning", ("spec.mig.layouts[0].profiles: ", UNKNOWN, "3g.41gb", "3g.40gb")),
     "a policy without a name": (
         HEAD.replace("  name: p", "  labels: {}") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        1, "error", "a GPUSharingPolicy has no metadata.name"),
+        1, "error", ("", "GPUSharingPolicy", "metadata.name")),
     "a name that the API server refuses": (
         HEAD.replace("name: p", "name: Pool_B") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        4, "error", "metadata.name Pool_B: use a-z, 0-9, dashes and periods only"),
+        4, "error", ("metadata.name Pool_B: ", "a-z, 0-9")),
     "a label that is a number": (
         HEAD.replace("name: p", "name: p\n  labels:\n    x: 3")
         + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        6, "error", "metadata.labels.x 3: only strings are allowed; put the value in quotes"),
+        6, "error", ("metadata.labels.x 3: ", "strings", "quotes")),
     "labels that are a list": (
         HEAD.replace("name: p", "name: p\n  labels:\n  - x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        5, "error", "metadata.labels must be an object of strings"),
+        5, "error", ("metadata.labels ", "object of strings")),
     "annotations that are a text": (
         HEAD.replace("name: p", "name: p\n  annotations: x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        5, "error", "metadata.annotations must be an object of strings"),
+        5, "error", ("metadata.annotations ", "object of strings")),
     "an approval without quotes": (
         HEAD.replace("name: p", "name: p\n  annotations:\n    gpusharing.dev/approve: 1234567")
         + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        6, "error", "metadata.annotations.gpusharing.dev/approve 1234567: only strings are allowed"),
+        6, "error", ("metadata.annotations.gpusharing.dev/approve 1234567: ", "strings")),
     "a misspelt field beside the spec": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\nstats: {}\n",
-        8, "error", "stats: there is no such field; did you mean status?"),
+        8, "error", ("stats: ", "status")),
     "two policies of one name": (
         f"{HEAD}  nodeSelector: {{matchLabels: {{a: b}}}}\n  mode: Full\n---\n"
         f"{HEAD}  nodeSelector: {{matchLabels: {{a: c}}}}\n  mode: Full\n",
-        12, "error", "GPUSharingPolicy/p is in this file twice"),
+        12, "error", ("GPUSharingPolicy/p ", "twice")),
     "a time zone that does not exist": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
         '    - schedule: "99 99 * * *"\n      duration: 6h\n      timeZone: Europe/Nowhere\n',
-        12, "error", 'spec.rollout.windows[0].timeZone "Europe/Nowhere": the time zone database'),
+        12, "error", ('spec.rollout.windows[0].timeZone "Europe/Nowhere": ', "time zone database")),
     "a schedule that does not exist": (
         HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
         '    - schedule: "99 99 * * *"\n      duration: 6h\n',
-        10, "error", 'spec.rollout.windows[0].schedule "99 99 * * *": it is not a valid cron schedule'),
+        10, "error", ('spec.rollout.windows[0].schedule "99 99 * * *": ', "cron schedule")),
     "a policy of another version": (
         HEAD.replace("v1alpha1", "v9") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
-        1, "error", "apiVersion is gpusharing.dev/v9; this plugin knows gpusharing.dev/v1alpha1"),
-    "a policy that is no YAML": (HEAD + "  mode: [\n", 6, "error", "it is not YAML (line 7: "),
+        1, "error", ("apiVersion ", "gpusharing.dev/v9", "gpusharing.dev/v1alpha1")),
+    "a policy that is no YAML": (HEAD + "  mode: [\n", 6, "error", ("it is not YAML (line 7: ",)),
     "a policy in a List": (
         "kind: List\napiVersion: v1\nitems:\n- kind: Service\n- apiVersion: gpusharing.dev/v1alpha1\n"
         "  kind: GPUSharingPolicy\n  metadata: {name: p}\n  spec:\n    nodeSelector: {matchLabels: {a: b}}\n"
-        "    mode: Half\n", 10, "error", 'spec.mode "Half": '),
+        "    mode: Half\n", 10, "error", ('spec.mode "Half": ',)),
     "a policy after another JSON object": (
         '\ufeff\n# of jq\n{"kind": "Service"}\n\n{"kind": "GPUSharingPolicy", "metadata": {"name": "p"},\n'
         '"apiVersion": "gpusharing.dev/v1alpha1", "spec": {"nodeSelector": {"matchLabels": {"a": "b"}},'
         '\n"mode": "Half"}} {}',
-        7, "error", 'spec.mode "Half": '),
+        7, "error", ('spec.mode "Half": ',)),
     "what follows a JSON object and is none": (
-        '{"kind": "Service"}\n{"apiVersion": "gpusharing.dev/v1alpha1",\n', 2, "error", "it is not YAML"),
+        '{"kind": "Service"}\n{"apiVersion": "gpusharing.dev/v1alpha1",\n', 2, "error", ("it is not YAML",)),
     "a mig-parted file without its version": (
-        "mig-configs:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", "it has no version"),
+        "mig-configs:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", ("", "no version")),
     "a mig-parted file with a field of its own": (
         "version: v1\nmig-configs:\n  x: [{devices: all, mig-enabled: false}]\nmig-config: {}\n",
-        4, "error", "mig-config: mig-parted knows no such field; did you mean mig-configs?"),
+        4, "error", ("mig-config: ", "mig-configs")),
     "a mig-parted file whose field is misspelt": (
-        "version: v1\nmig-config:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", "it has no mig-configs"),
+        "version: v1\nmig-config:\n  x: [{devices: all, mig-enabled: false}]\n", 1, "error", ("", "no mig-configs")),
     "a mig-parted file with instances that no card can hold": (
         PARTED + "    mig-devices:\n      3g.40gb: 3\n",
-        6, "warning", f"mig-configs.x[0].mig-devices: {UNHELD}; a100-80gb: 3x3g.40gb does"),
+        6, "warning", ("mig-configs.x[0].mig-devices: ", UNHELD, "a100-80gb: 3x3g.40gb")),
     "a profile of a mig-parted file without a count": (
         PARTED + "    mig-devices:\n      3g.40gb: two\n",
-        7, "error", "mig-configs.x[0].mig-devices.3g.40gb: 3g.40gb: two in mig-devices is not a profile with a count"),
+        7, "error", ("mig-configs.x[0].mig-devices.3g.40gb: ", "3g.40gb: two", "count")),
     "a ConfigMap whose text is a map": (
         MAP + "  config:\n    version: v1\n    sharing: {}\n",
-        6, "error", "data.config: a ConfigMap holds strings only; write | behind the colon"),
+        6, "error", ("data.config: ", "strings", "write |")),
     "a text in one line of a ConfigMap": (
         MAP + '  a: "version: v1\\nsharing: {mps: {resources: []}}"\n',
-        6, "error", "data.a: sharing.mps.resources: the device plugin needs this field"),
+        6, "error", ("data.a: sharing.mps.resources: ", "needs")),
     "a text of a ConfigMap that is no YAML": (
         MAP + "  a: | # of the plugin\n    version: v1\n    sharing: {\n",
-        8, "error", "data.a: the device plugin cannot read it: it is not YAML (line 3"),
+        8, "error", ("data.a: ", "not YAML", "(line 3")),
     "a ClusterPolicy that points elsewhere": (
         CLUSTER + "  devicePlugin:\n    config:\n      name: mine\n",
-        8, "error", "ClusterPolicy devicePlugin.config.name is mine, so gpusharing-device-plugin is not read"),
+        8, "error", ("ClusterPolicy devicePlugin.config.name ", "mine", "gpusharing-device-plugin")),
     "a strategy for all": (
         CLUSTER + "  mig:\n    strategy: single\n",
-        7, "warning", "ClusterPolicy mig.strategy is single and overrides spec.mig.strategy of every policy"),
+        7, "warning", ("ClusterPolicy mig.strategy ", "single", "spec.mig.strategy")),
     "a mig-manager that is off": (
         CLUSTER + "  migManager:\n    enabled: false\n",
-        7, "warning", "ClusterPolicy migManager.enabled is false"),
+        7, "warning", ("ClusterPolicy migManager.enabled is false",)),
     "a policy that needs the mig-manager that is off": (
         CLUSTER + "  migManager:\n    enabled: false\n---\n" + MIG + "        1g.10gb: 7\n",
-        7, "error", "ClusterPolicy migManager.enabled is false"),
+        7, "error", ("ClusterPolicy migManager.enabled is false",)),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("content", "line", "severity", "message"), FOUND.values(), ids=FOUND.keys())
-def test_it_finds(content: str, line: int, severity: str, message: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "line", "severity", "named"), FOUND.values(), ids=FOUND.keys())
+def test_it_finds(content: str, line: int, severity: str, named: tuple[str, ...], tmp_path: Path) -> None:
     (found,) = [one for one in lint(tmp_path, content) if one[1] != "ignored"]
     assert found[:2] == (line, severity)
-    assert found[2].startswith(message)
+    assert found[2].startswith(named[0])
+    assert not lacks(found[2].removeprefix(named[0]), *named[1:])
 
 
 ACCEPTED = {
@@ -482,10 +480,9 @@ def test_every_layout_of_every_card_is_accepted(card: Any, tmp_path: Path) -> No
 def test_the_reported_clusters_are_judged_as_doctor_judges_them(tmp_path: Path) -> None:
     """That of an entry with 16384 replicas: the plugin takes them, and ignores two fields in the wrong place."""
     found = lint(tmp_path, (CASES / "replicas-16384.yaml").read_text())
-    assert [message for _, kind, message in found if kind == "warning"] == [
-        f"data.any: flags.{field}: the device plugin ignores this field, which belongs to sharing.timeSlicing"
-        for field in ("renameByDefault", "failRequestsGreaterThanOne")
-    ]
+    warnings = [message for _, kind, message in found if kind == "warning"]
+    for field, message in zip(("renameByDefault", "failRequestsGreaterThanOne"), warnings, strict=True):
+        assert not lacks(message, "data.any", f"flags.{field}", "sharing.timeSlicing")
 
 
 # --- pre-commit ---------------------------------------------------------------------------------------------------
