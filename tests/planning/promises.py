@@ -20,8 +20,8 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec, Window
 from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.approval import propose
 from gpusharing.planning.pools.choice import MOST_VAIN
+from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,

@@ -317,7 +317,7 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emp
     world = full_world()
     world.set_policy(manual())
     plan = go_on(world, lambda: NODE in world.memory.passed.previews)
-    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    approve(world, world.policies[0], plan)
     uid = uid_on(world, 3)
     world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
     done = len(world.done)
@@ -326,7 +326,7 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emp
         world.now += timedelta(seconds=5)
     assert not classes(world, done)
     assert plan.verdicts[NODE].disruption is DisruptionClass.GPU_PODS
-    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    approve(world, world.policies[0], plan)
     go_on(world, lambda: is_fenced(world))
     assert classes(world, done) == [DisruptionClass.GPU_PODS]
 
@@ -337,7 +337,7 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_not_passed_over_by_a_sil
     plan = go_on(world, lambda: NODE in world.memory.passed.previews)
     world.machine(NODE).silent = True
     world.agent(NODE)
-    approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+    approve(world, world.policies[0], plan)
     done = len(world.done)
     for _ in range(100):
         plan = go_on(world, lambda: True)
@@ -393,13 +393,15 @@ def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied()
     assert classes(world, done) == [DisruptionClass.CHANGED_GPUS, DisruptionClass.GPU_PODS]
 
 
-@pytest.mark.parametrize("field", ["with_reboot", "stops_host_clients"])
-def test_a_run_is_not_repeated_beside_pods_once_mig_manager_works_in_another_way(field: str) -> None:
+@pytest.mark.parametrize("reboots", [True, False])
+def test_a_run_is_not_repeated_beside_pods_once_mig_manager_works_in_another_way(reboots: bool) -> None:
     world = past_pnr()
     world.machine(NODE).temper = "hangs"
     policy = world.stack.cluster_policy
     assert policy is not None
-    world.stack = replace(world.stack, cluster_policy=replace(policy, **{field: True}))
+    world.stack = replace(
+        world.stack, cluster_policy=replace(policy, with_reboot=reboots, stops_host_clients=not reboots)
+    )
     done = len(world.done)
     go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]), most=3000)
     assert not gpus_of(world, NODE)
@@ -417,8 +419,9 @@ def test_a_correction_after_the_point_of_no_return_is_tried_and_not_blamed() -> 
     go_on(world, lambda: not world.machine(NODE).running, most=600)
     world.machine(NODE).temper = "works"
     assert world.settle(rounds=3000).verdicts[NODE].phase is Phase.SYNCED
-    assert world.nodes[NODE].verified is not None
-    assert not world.nodes[NODE].verified.rolled_back
+    record = world.nodes[NODE].verified
+    assert record is not None
+    assert not record.rolled_back
 
 
 def test_a_retry_while_the_kubelet_does_not_answer_waits_for_its_answer() -> None:
@@ -437,7 +440,7 @@ def test_a_retry_while_the_kubelet_does_not_answer_waits_for_its_answer() -> Non
 
 
 def test_a_wait_for_jobs_ends_although_the_agent_does_not_say_who_holds_what() -> None:
-    world = full_world(first="a pod of a Job")
+    world = full_world(first="a pod of a Job that ends")
     done = len(world.done)
     world.set_policy(layouts(THIRDS, HALVES, SEVENTHS, SEVENTHS))
     go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.WAITING_FOR_JOBS)
@@ -478,7 +481,7 @@ def test_what_a_pod_made_of_the_change_is_remembered_for_nodes_that_no_preview_n
         plan = world.step()
         if turn % 8 == 0:
             hashes.add(propose(plan.pools["pool-b"]).hash)
-            approve(world, world.policies[0], propose(plan.pools["pool-b"]).hash)
+            approve(world, world.policies[0], plan)
         world.now += timedelta(seconds=5)
     assert any(isinstance(one, FenceNode) for one in world.done)
     assert len(hashes) < 4
