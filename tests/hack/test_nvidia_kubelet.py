@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hack.nvidia import kubelet
 
 HALF = "nvidia.com/mig-3g.40gb"
@@ -30,12 +29,10 @@ def pod(name: str, count: int) -> dict[str, Any]:
     }
 
 
-def test_a_pod_for_which_too_few_devices_are_free_is_refused_and_holds_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = [SimpleNamespace(uuid=f"MIG-{number}", gpu=0, instance=(number, 0)) for number in range(2)]
-    monkeypatch.setattr(kubelet, "machine_devices", lambda shown: places)
-    simulator = SimpleNamespace(show=dict, add_process=lambda *_, **__: None)
+def test_a_pod_for_which_too_few_devices_are_free_is_refused_and_holds_none(tmp_path: Path) -> None:
+    instances = [{"id": number, "compute": [{"id": 0, "uuid": f"MIG-{number}"}]} for number in range(2)]
+    shown = {"gpus": [{"index": 0, "uuid": "GPU-0", "instances": instances}]}
+    simulator = SimpleNamespace(show=lambda: shown, add_process=lambda *_, **__: None)
     sandbox: Any = SimpleNamespace(simulator=simulator, folder=tmp_path, proc=None)
     api: Any = Api()
     manager = kubelet.DeviceManager(api, "gpu-1", sandbox)

@@ -89,7 +89,10 @@ def _type(world: World, told: Verdict) -> None:
             (name,), ((key, value),) = command.names, command.pairs.items()
             policy = next(one for one in world.policies if one.name == name)
             hold(key in (names.ANNOTATION_APPROVE, names.ANNOTATION_RESUME), f"nobody knows what {command} does")
-            (approve if key == names.ANNOTATION_APPROVE else resume)(world, policy, value or "")
+            if key == names.ANNOTATION_APPROVE:
+                approve(world, policy, world.plan(), value or "")
+            else:
+                resume(world, policy, value or "")
         else:
             hold(command.kind == "node", f"nobody knows what {command} does")
             for name in command.names:

@@ -123,9 +123,9 @@ class Ledger:
         return then == now or (then.uid == now.uid and said is not None and said == self.specs.get(now))
 
 
-def approve(world: "World", policy: PolicyView, plan: RolloutPlan) -> None:
+def approve(world: "World", policy: PolicyView, plan: RolloutPlan, plan_hash: str = "") -> None:
     """A person writes the annotation, having seen which nodes the plan is about, and what each needs."""
-    plan_hash = propose(plan.pools[policy.name]).hash
+    plan_hash = plan_hash or propose(plan.pools[policy.name]).hash
     world.policies = tuple(
         replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
     )
