@@ -22,6 +22,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.target import (
+    MOST_KINDS,
     PolicyTargets,
     Target,
     describe_layouts,
@@ -359,20 +360,18 @@ def test_nodes_with_equal_cards_share_a_target_unless_mig_manager_generated_anot
     assert "gpu-10" in nameless.message
 
 
-def test_when_there_are_too_many_kinds_of_hardware_all_targets_are_computed_anew(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("gpusharing.planning.wanted.target.MOST_KINDS", 2)
+def test_when_there_are_too_many_kinds_of_hardware_all_targets_are_computed_anew() -> None:
     policy = make_policy(mode="MPS")
     assert policy.spec is not None
     targets = PolicyTargets(policy, find_request("pool-b", policy.spec), make_stack(policy))
-    first, others = Hardware.of(TWO), (Hardware.of(TWO[:1]), Hardware.of((make_gpu(product=T4),)))
+    first, other = Hardware.of(TWO), Hardware.of((make_gpu(product=T4),))
     found = targets.find("gpu-07", first)
-    assert isinstance(targets.find("gpu-08", others[0]), Target)
-    assert targets.find("gpu-09", first) is found
-    assert isinstance(targets.find("gpu-10", others[1]), Target)
-    assert targets.find("gpu-11", first) is not found
-    assert targets.find("gpu-11", first) == found
+    assert isinstance(found, Target)
+    targets.known.update({((), str(number)): found for number in range(MOST_KINDS - 1)})
+    assert targets.find("gpu-08", first) is found
+    assert isinstance(targets.find("gpu-09", other), Target)
+    assert targets.find("gpu-10", first) is not found
+    assert targets.find("gpu-10", first) == found
 
 
 def test_shares_of_instances_multiply_per_profile() -> None:

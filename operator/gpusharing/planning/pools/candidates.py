@@ -66,6 +66,9 @@ def _may_open(node: NodeView) -> bool:
     return not node.barred and not node.deleting
 
 
+CAPPED = Finding(Reason.BUDGET_FULL, f"{CAP}; waiting for a slot")
+
+
 @dataclass(slots=True)
 class PassState:
     """What all pools share in one pass and update as their nodes start."""
@@ -84,7 +87,7 @@ class PassState:
     """By node with a claim but no fence, because an operator stopped in between: its wave, or empty."""
     places: set[str] | None = None
     """The result of `find_places`, less the nodes that start; None if we do not run in a pod."""
-    capped: Finding = field(default_factory=lambda: Finding(Reason.BUDGET_FULL, f"{CAP}; waiting for a slot"))
+    capped: Finding = CAPPED
     """That no slot of the operator-wide cap is free (`find_capped`)."""
 
     @staticmethod
