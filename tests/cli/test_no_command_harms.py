@@ -26,7 +26,7 @@ from kubectl_gpusharing.shell.troubles import Trouble
 
 LONG = os.environ.get("PROPERTIES") == "long"
 FIRST = int(os.environ.get("SEED", "1"))
-SEEDS = range(FIRST, FIRST + (2000 if LONG else 80))
+SEEDS = range(FIRST, FIRST + (2000 if LONG else 40))
 BATCH = 20
 STEPS = 3
 """How often somebody reads everything in one cluster, and types one of the commands, or all of an import."""

@@ -35,6 +35,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def played(root: Path, files: list[str]) -> list[str]:
     """Return what pytest says of each test of these files, of six tests each, that two workers run in the folder."""
     (root / "conftest.py").write_text(CONFTEST)
+    (root / "pytest.ini").write_text("[pytest]\n")  # else a file in a folder above decides how the tests are called
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(MODULE)
