@@ -18,6 +18,7 @@ from tests.planning.changes import (
     fence_to,
     only,
 )
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -177,10 +178,7 @@ def test_the_cordon_of_a_proven_node_on_which_somebody_else_works_is_remembered_
     verdict = after_pnr(changing(node={"foreign": "kured"}))
     action = only(verdict)
     assert (verdict.phase, verdict.reason) == (Phase.UNCORDONING, Reason.CORDON_KEPT)
-    assert (
-        verdict.message
-        == "2x3g.40gb proven; kured is working on gpu-07; the operator uncordons the node when that is done"
-    )
+    assert not lacks(verdict.message, "2x3g.40gb proven", "kured", "gpu-07", "uncordons")
     assert action.verified is not None, "the proof does not wait for anybody"
     assert action.labels[names.LABEL_UPGRADE_SKIP] is None, "our marks would keep the other one away"
     assert (action.uncordon, action.fence.stage, action.fence.added) == (False, "yielded", ())
@@ -223,9 +221,9 @@ def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
 
 def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
     case = changing(labels=FAILED)
-    assert "; see the log of its pod. The node stays cordoned" in after_pnr(case).message
+    assert not lacks(after_pnr(case).message, "log of its pod", "stays cordoned")
     told = after_pnr(replace(case, mig_failure="Error creating GPU instance: ERROR_IN_USE")).message
-    assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
+    assert not lacks(told, "Error creating GPU instance: ERROR_IN_USE", "stays cordoned")
 
 
 def test_an_obstacle_that_may_be_gone_in_a_moment_fails_no_node_before_its_deadline() -> None:

@@ -19,6 +19,7 @@ from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_guard import Poisoned
 from tests.planning.test_nodecases import PAUSED, STACK, terms
 from tests.planning.world import World
+from tests.wording import lacks
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import Problem
@@ -26,7 +27,6 @@ from gpusharing.planning.rollout import follow
 from gpusharing.planning.snapshot.podviews import GangMember
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.cases import with_rules
-from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
@@ -76,10 +76,10 @@ def test_where_both_policies_say_the_same_nothing_is_added() -> None:
 def test_a_policy_that_cannot_be_read_may_forbid_anything() -> None:
     _, after = shared(UNREAD)
     found = members(after)
-    assert found["gpu-08"].unruled == Finding(
-        Reason.INVALID_SPEC,
-        f"{UNKNOWN}policy other cannot be read: spec.drain.rules[0].behavior: unknown",
-    )
+    unruled = found["gpu-08"].unruled
+    assert unruled is not None
+    assert unruled.reason is Reason.INVALID_SPEC
+    assert not lacks(unruled.message, UNKNOWN, "policy other", "spec.drain.rules[0].behavior")
     assert (found["gpu-08"].policy, found["gpu-08"].drain) == ("other", None)
     assert {found[name].unruled for name in ("gpu-07", "cpu-1")} == {None}
 
@@ -89,7 +89,7 @@ def test_a_policy_that_nobody_can_judge_may_forbid_anything() -> None:
     why = members(after)["gpu-08"].unruled
     assert why is not None
     assert why.reason is Reason.POLICY_NOT_JUDGED
-    assert why.message.startswith(f"{UNKNOWN}policy other cannot be evaluated: TypeError: unsupported operand")
+    assert not lacks(why.message, UNKNOWN, "policy other", "TypeError")
 
 
 def test_a_node_in_a_change_has_the_rules_of_the_policy_that_changes_it() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_node, make_policy
+from tests.wording import lacks
 
 from gpusharing.planning.pools.windows import Hours, find_hours, needed_time
 from gpusharing.planning.snapshot.records import Verified
@@ -156,7 +157,7 @@ def test_where_blackouts_leave_too_little_of_windows_that_are_long_enough_the_bl
     found = hours(at(12), **rollout)
     assert reason(found) is Reason.WINDOW_TOO_SHORT
     assert found.closed is not None
-    assert "needs 30m left in its window (drain.timeout plus the duration of the slowest" in found.closed.message
+    assert not lacks(found.closed.message, "30m", "drain.timeout")
     assert f"spec.rollout.blackouts {left}" in found.closed.message
     assert found.closed.message.endswith("shorten or remove a blackout")
     assert (found.closed.until, found.change) == (None, None)

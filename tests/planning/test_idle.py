@@ -27,6 +27,7 @@ from tests.planning.drains import (
     fenced,
     silent,
 )
+from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
@@ -104,7 +105,7 @@ def test_no_pod_is_asked_to_leave_while_what_is_known_of_the_nodes_is_old() -> N
     assert [type(action) for action in before_pnr(pods).actions] == [Evict]
     old = before_pnr(replace(pods, old_views="nodes"))
     assert (old.phase, old.reason, old.actions) == (Phase.DRAINING, Reason.OBSERVATION_PENDING, ())
-    assert "no pod is evicted until the API server sends updates about nodes" in old.message
+    assert not lacks(old.message, "no pod is evicted", "nodes")
     assert (old.pods, old.wants_pods) == (2, True)
     assert old.wake is not None
     assert before_pnr(replace(gone, old_views="nodes")).reason is Reason.PODS_LEAVING
@@ -118,7 +119,7 @@ def test_on_a_node_that_is_not_ready_no_pod_is_evicted_and_none_is_called_stuck(
     silent_kubelet = before_pnr(fenced(work=pods, node={"ready": False}))
     assert (silent_kubelet.phase, silent_kubelet.reason) == (Phase.DRAINING, Reason.NODE_UNREACHABLE)
     assert silent_kubelet.actions == ()
-    assert "NodeUnreachable: Pods team-a/a, team-a/b. The node is not Ready." in silent_kubelet.message
+    assert "NodeUnreachable: Pods team-a/a, team-a/b. " in silent_kubelet.message
 
 
 @pytest.mark.parametrize("answered", [at(-59), at(-31)])
@@ -231,13 +232,10 @@ def test_a_node_that_is_given_back_because_of_a_process_names_it() -> None:
     late = replace(FENCE, deadline=at(-240))
     busy = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),)), fence=late))
     assert (busy.phase, busy.reason) == (Phase.ABORTING, Reason.GPU_STILL_BUSY)
-    assert busy.message == (
-        "the pods are gone, but the node was not proven idle in time, so it was restored: no pod has a GPU, but GPU 0"
-        " is used by python"
-    )
+    assert not lacks(busy.message, "not proven idle", "restored", "GPU 0", "python")
     silence = before_pnr(fenced(gpunode=silent(), fence=late))
     assert (silence.phase, silence.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
-    assert silence.message == "the pods are gone, but the node was not proven idle in time, so it was restored"
+    assert not lacks(silence.message, "not proven idle", "restored")
 
 
 def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:

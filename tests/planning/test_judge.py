@@ -8,6 +8,7 @@ from tests.build import NOW, at, make_fence, make_gpu, make_gpunode, make_policy
 from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
 from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
+from tests.wording import lacks
 
 from gpusharing.api.names import (
     LABEL_GPU_PRESENT,
@@ -144,7 +145,7 @@ def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
     verdict = judged(case)
     assert verdict.phase is Phase.FAILED
     assert heirs(verdict) == [replace(case.node.fence, policy="heir")], "what failed was no run of the heir"
-    assert "Policy heir now owns the node and takes over its change" in verdict.message
+    assert not lacks(verdict.message, "Policy heir", "takes over")
 
 
 def test_a_failed_node_stays_with_its_policy_where_no_other_owns_it() -> None:
@@ -279,4 +280,4 @@ def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_sk
 
 
 def test_a_candidate_says_from_what_to_what_it_is_to_be_changed() -> None:
-    assert judged(make_case(MIXED)).message == "will be changed from 1x full to 2x3g.40gb"
+    assert not lacks(judged(make_case(MIXED)).message, "from 1x full to 2x3g.40gb")

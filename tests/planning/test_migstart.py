@@ -17,6 +17,7 @@ from tests.build import (
     make_stack,
     make_start,
 )
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, DraView, PlainStackView, StackView
@@ -107,7 +108,7 @@ def test_a_label_of_which_nothing_is_known_counts_where_mig_manager_reads_anothe
     stack = make_stack(cluster_policy=make_cluster_policy(mig_config_name="theirs"))
     (change,) = changes("typo", TWO, stack)
     assert (change.loss, change.label, change.known) == (Loss.GPUS, "", False)
-    assert "it is unknown what mig-manager would change at its start on gpu-07 (" in tell_effects([change])
+    assert not lacks(tell_effects([change]), "unknown", "mig-manager", "gpu-07")
 
 
 UNKNOWN: dict[str, tuple[GPUNodeView | None, str]] = {
@@ -166,7 +167,7 @@ def test_a_node_that_no_agent_can_read_holds_nobody_up_if_mig_manager_never_runs
 
 def test_what_a_node_without_a_report_advertises_is_named() -> None:
     (change,) = changes("all-disabled", None, resources={"nvidia.com/mig-1g.10gb": 14})
-    assert change.why == "no agent has read its GPUs; it advertises nvidia.com/mig-1g.10gb"
+    assert not lacks(change.why, "no agent", "nvidia.com/mig-1g.10gb")
 
 
 @pytest.mark.parametrize(

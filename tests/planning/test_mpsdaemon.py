@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.planning.test_installation import WANTS_MPS, pointers
 from tests.seen import Seen
+from tests.wording import lacks
 
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.stack.installation import find_deaf_mps
@@ -27,7 +28,7 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
     (found,) = find_deaf_mps(pointers(WANTS_MPS, mps_daemon=daemon).installation)
     assert (found.reason, found.severity) == ("MPSNotSwitchable", "ERROR")
     assert command in str(found.command)
-    assert "policy pool-e: no label can enable MPS with device plugin " in found.message
+    assert not lacks(found.message, "pool-e", "no label", "MPS")
     assert "-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in found.message
 
 

@@ -17,6 +17,7 @@ from tests.build import (
     make_stack,
 )
 from tests.seen import Seen, make_map
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -184,14 +185,14 @@ def test_doctor_says_it_once_for_all_nodes_with_a_command_that_takes_nothing_fro
     found = told((node, snapshot), replace(node, name="gpu-08"))
     ((severity, message, command),) = found.values()
     assert severity == "WARNING"
-    assert message.startswith("gpu-07, gpu-08: its GPUs are divided into 14x1g.10gb")
+    assert not lacks(message, "gpu-07, gpu-08", "14x1g.10gb")
     assert command == f"kubectl label node gpu-07 gpu-08 --overwrite {CONFIG}={ALL}"
 
 
 def test_a_label_is_not_set_where_nobody_knows_what_mig_manager_would_do_with_it() -> None:
     found = world({**SHOWN, "nvidia.com/gpu.deploy.mig-manager": "true"}, {SMALL: 14}, None)
     _, message, command = told(found)["MigConfigUnset"]
-    assert "it is unknown what mig-manager would change at its start on gpu-07" in message
+    assert not lacks(message, "unknown", "mig-manager", "gpu-07")
     assert command == "kubectl describe node gpu-07"
 
 
@@ -208,7 +209,7 @@ def test_mixed_is_the_way_out_of_mig_invalid_unless_it_would_take_devices_from_o
 def test_an_entry_of_the_device_plugin_is_changed_where_that_sets_the_strategy() -> None:
     node, snapshot = world(INVALID, {}, None, "", plugin="theirs")
     (one,) = find_misfits(node, snapshot)
-    assert "Set flags.migStrategy of the entry that nvidia.com/device-plugin.config names to mixed" in one.text
+    assert not lacks(one.text, "flags.migStrategy", "nvidia.com/device-plugin.config", "mixed")
     assert one == Misfit(Reason.MIG_INVALID, one.text)
     fixed, *_ = find_misfits(*MISFITS["GFD's MIG-INVALID"][0])
     assert fixed.change == Change(fields=(("mig.strategy", "mixed"),))

@@ -11,6 +11,7 @@ from tests.planning.cases import pass_time, pool_of
 from tests.planning.promises import check_plan
 from tests.planning.test_pool import candidate
 from tests.planning.told import PENDING, SYNCED, StatusInput, answers, message, verdict
+from tests.wording import lacks
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.choice import MOST_VAIN, count_vain
@@ -101,7 +102,7 @@ def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() ->
     waits = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST_VAIN})
     status = waits.status()
     assert answers(status)["Stalled"] == "True NoProgress"
-    assert message(status, "Stalled").startswith("for 60 passes in a row the planner listed the pods")
+    assert not lacks(message(status, "Stalled"), "60 passes", "pods")
     fewer = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST_VAIN - 1})
     assert answers(fewer.status())["Stalled"] == "False Progressing"
     assert find_grounds(waits.policy, *waits.found()) != find_grounds(fewer.policy, *fewer.found())

@@ -23,6 +23,7 @@ from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
 from tests.seen import Seen
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -116,9 +117,7 @@ NOT_YET: dict[str, tuple[NodeCase, Reason]] = {
 def test_the_taint_stays_and_the_reason_says_so_while(case: NodeCase, reason: Reason) -> None:
     verdict = judged(case)
     assert verdict.reason is reason
-    assert verdict.message.startswith(
-        "no workload starts on this node until it is proven (taint gpusharing.dev/unproven): "
-    )
+    assert not lacks(verdict.message, "no workload starts", "taint gpusharing.dev/unproven")
     assert not any(isinstance(action, LabelNode) and action.verified for action in verdict.actions)
 
 
@@ -211,7 +210,7 @@ def test_a_node_that_others_who_prove_it_are_kept_off_is_told_with_the_one_comma
     verdict = judged(make_case(MIXED, node=GATED, stack=stack))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.TAINT_NOT_TOLERATED)
     assert said in verdict.message
-    assert verdict.message.endswith(f". To fix it, run (this restarts those pods on every node): {command}")
+    assert verdict.message.endswith(f": {command}")
     assert judged(make_case(MIXED, stack=stack)).candidate, "without the taint nobody is told"
 
 
@@ -279,7 +278,7 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
         '--set-json \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\''
     )
-    assert all("run it while the nodes are not in use" in message for message, _ in found)
+    assert not any(lacks(message, "not in use") for message, _ in found)
 
 
 def test_the_toleration_names_the_nodes_whose_driver_is_replaced_and_that_are_drained() -> None:
@@ -290,7 +289,7 @@ def test_the_toleration_names_the_nodes_whose_driver_is_replaced_and_that_are_dr
     nodes = [replace(node, labels={**node.labels, "nvidia.com/gpu.deploy.mig-manager": "false"}) for node in nodes]
     view = Seen(nodes=tuple(nodes), cluster_policies=(OPERAND,))
     ((message, command),) = told(view)
-    assert "the GPU Operator then replaces the driver of a, b, and drains one node after another" in message
+    assert not lacks(message, "driver of a, b", "drains")
     assert command.startswith("kubectl patch clusterpolicy")
     ((message, _),) = told(replace(view, cluster_policies=(replace(OPERAND, switches={"driver.enabled": False}),)))
     assert "drains" not in message

@@ -11,6 +11,7 @@ from tests.build import NOW, make_snapshot, make_stack
 from tests.planning.test_dra import Played
 from tests.planning.test_dra_world import FULL, MIG, SMALL, disturb, dra_world, phases
 from tests.planning.world import World
+from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.report.status import policy_status
@@ -97,7 +98,7 @@ def test_nothing_is_evicted_before_the_rule_is_in_place_and_the_scheduler_had_ti
     until(world, lambda: world.nodes["gpu-1"].fence is not None)
     verdict = world.plan().verdicts["gpu-1"]
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.CORDONED, Reason.SETTLING, ())
-    assert verdict.message == f"{RULE} is not in place yet; no pod is evicted before"
+    assert not lacks(verdict.message, RULE, "not in place yet", "no pod is evicted")
     until(world, lambda: world.nodes["gpu-1"].rule_since is not None)
     assert "closed to GPU pods by a DeviceTaintRule" in world.plan().verdicts["gpu-1"].message
     until(world, lambda: count_of(world, Evict) == 1)
@@ -166,7 +167,7 @@ def test_a_pod_that_starts_behind_the_rule_turns_the_fence_into_a_cordon_and_the
     assert not fence_of(world).tainted
     (swap,) = [one for one in told if one.reason is Reason.DEVICE_TAINT_FAILED]
     ref = world.pods["gpu-1"][late].ref
-    assert swap.message == f"{RULE} does not keep {ref} off the node, so the operator cordons the node instead"
+    assert not lacks(swap.message, RULE, ref, "cordons the node")
     world.refusing = False
     assert phases(world.settle()) == {Phase.SYNCED}
     assert (world.nodes["gpu-1"].rule_since, world.nodes["gpu-1"].unschedulable) == (None, False)
@@ -241,7 +242,7 @@ def test_a_rule_that_is_no_longer_enough_is_replaced_by_a_cordon_at_once(
     case(world)
     verdict = world.plan().verdicts["gpu-1"]
     assert verdict.reason is Reason.DEVICE_TAINT_FAILED
-    assert verdict.message == f"{WORDS[case]}, so the operator cordons the node instead"
+    assert not lacks(verdict.message, WORDS[case], "cordons the node")
     (swap,) = verdict.actions
     assert isinstance(swap, UpdateFence)
     assert (swap.cordon, swap.fence.tainted, swap.fence.prior_unschedulable) == (True, False, False)
@@ -358,4 +359,4 @@ def test_a_policy_says_why_its_nodes_are_cordoned_although_rules_were_asked_for(
     status = policy_status(world.policies[0], plan, world.snapshot(), {}, world.now)
     (row,) = [row for row in status["conditions"] if row["type"] == "Accepted"]
     assert row["status"] == "True"
-    assert "dra.deviceTaints is on, but nodes are cordoned while they change, because kube-scheduler" in row["message"]
+    assert not lacks(row["message"], "dra.deviceTaints", "cordoned", "kube-scheduler")

@@ -8,6 +8,7 @@ import pytest
 from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_stack
 from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.nvidia import PlainStackView
@@ -289,10 +290,10 @@ def test_the_product_of_one_card_model_with_the_count_of_the_other_is_no_proof()
     case = case_of(FULL, TWO_MODELS)
     mismatch = find_mismatch(with_labels(case, **of_model("NVIDIA-H100-80GB-HBM3", 1)), label_checks)
     assert mismatch is not None
-    assert mismatch.message == "label nvidia.com/gpu.count is 1, but should be 2"
+    assert not lacks(mismatch.message, "nvidia.com/gpu.count is 1", "2")
     other = find_mismatch(with_labels(case, **of_model("Tesla-T4", 1)), label_checks)
     assert other is not None
-    assert other.message.endswith("is Tesla-T4, but should be NVIDIA-H100-80GB-HBM3 or NVIDIA-A30")
+    assert not lacks(other.message, "is Tesla-T4", "NVIDIA-H100-80GB-HBM3", "NVIDIA-A30")
 
 
 def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() -> None:

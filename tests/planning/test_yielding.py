@@ -11,6 +11,7 @@ import pytest
 from tests.build import NOW, at, make_operand, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.cases import MIXED, pool_of
 from tests.planning.drains import FENCE, fenced, released
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -93,7 +94,7 @@ def test_while_the_marker_is_there_nothing_is_done_whatever_the_time() -> None:
 )
 def test_it_says_how_far_the_other_one_is(waits: bool, said: str) -> None:
     message = yielded(aside(node={"foreign": "kured", "foreign_waits": waits})).message
-    assert message == f"{said}; the operator uncordons the node when that is done"
+    assert not lacks(message, said, "uncordons")
 
 
 def test_a_node_whose_marker_only_waits_again_is_given_back() -> None:
@@ -115,7 +116,7 @@ def test_the_cordon_of_a_proven_node_is_lifted_when_the_other_one_is_done_and_no
     waiting = yielded(aside(fence=proven, node={"foreign": "kured"}))
     assert (waiting.phase, waiting.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
     verdict = yielded(aside(fence=proven))
-    assert verdict.message == "nobody else is working on gpu-07 anymore; it is being returned to service"
+    assert not lacks(verdict.message, "gpu-07", "returned to service")
     action = released(verdict)
     assert (action.uncordon, action.labels) == (True, {names.LABEL_MODE: "mig"})
     assert action.deferred is None, "there is no next try"
