@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -15,6 +16,7 @@ from tests.cli.desk import Desk, Said
 from tests.cli.history import openmetrics
 from tests.cli.pastfleet import SHARED, SHORT, SMALL, UNTIL, past
 from tests.cli.pastprometheus import prometheus_with
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
@@ -130,9 +132,8 @@ def test_a_gap_is_told_and_a_counter_bridges_it(desk: Desk, prometheus: str) -> 
     said = ask(desk, prometheus, "-o", "json", cluster="gaps")
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
-    assert "Prometheus has no data for 10h in total, in 2 gaps, the first from 2026-10-01T1" in (
-        missing.replace("11h", "10h")
-    )
+    assert not lacks(missing.replace("11h", "10h"), "10h", "2 gaps")
+    assert "2026-10-01T1" in missing
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(SHORT, abs=0.2)
 
 
@@ -147,21 +148,19 @@ def test_history_that_is_too_short_is_told(desk: Desk, prometheus: str) -> None:
 
 
 def test_agents_that_are_gone_are_told(desk: Desk, prometheus: str) -> None:
-    assert "PARTIAL: Prometheus has had no data since 2026-10-01T20:0" in ask(desk, prometheus, cluster="gone").out
+    assert re.search(r"PARTIAL: .* 2026-10-01T20:0", ask(desk, prometheus, cluster="gone").out)
 
 
 def test_what_has_no_price_has_its_hours_and_says_how_to_give_it_one(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="unpriced")
     assert said.status == CHANGES
     assert "48.0 GPU-hours have no price." in said.out
-    assert "no price is known for 48.0 GPU-hours of pool-x: Prometheus has none; set" in " ".join(said.out.split())
+    assert not lacks(said.out, "no price", "48.0 GPU-hours", "pool-x")
 
 
 def test_a_price_below_0_is_left_out_and_told(desk: Desk, prometheus: str) -> None:
     told = data(ask(desk, prometheus, "-o", "json", cluster="negative"))
-    assert told["missing"][0] == (
-        "node_gpu_hourly_cost of node gpu-1 is -1, which is left out: a price cannot be negative"
-    )
+    assert not lacks(told["missing"][0], "node_gpu_hourly_cost", "gpu-1", "is -1")
     assert told["totals"][0]["cost"] is None
 
 
@@ -171,7 +170,7 @@ def test_two_currencies_have_two_totals(desk: Desk, prometheus: str) -> None:
         (48.00, "EUR"), (96.00, "USD")
     ]  # fmt: skip
     assert said.status == DONE
-    assert "in several currencies (EUR, USD); amounts are not converted" in data(said)["remarks"][0]
+    assert not lacks(data(said)["remarks"][0], "currencies", "EUR", "USD")
 
 
 def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(desk: Desk, prometheus: str) -> None:
@@ -182,7 +181,7 @@ def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(
 def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="double")
     assert (said.status, said.out) == (FAILED, "")
-    assert "gpu-1 would be billed twice: its series differ in the label replica (a, b)" in said.err
+    assert not lacks(said.err, "gpu-1", "replica", "(a, b)")
     assert "--match 'replica=\"a\"'" in said.err
     chosen = ask(desk, prometheus, "--match", 'cluster="double",replica="a"', "-o", "json", cluster="double")
     assert data(chosen)["totals"][0]["cost"] == 96.00
@@ -191,14 +190,13 @@ def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prom
 def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="passing")
     assert (said.status, said.out) == (FAILED, "")
-    assert "gpu-1 would be billed twice: its series differ in the label replica (, b)" in said.err
+    assert not lacks(said.err, "gpu-1", "replica", "(, b)")
 
 
 def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="installed")
     assert (said.status, said.out) == (FAILED, "")
-    assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
-    assert "Remove one, and use a window in which there was only one" in said.err
+    assert not lacks(said.err, "gpu-1", "namespace", "(first, second)", "Remove one", "window")
     assert "--match" not in said.err
 
 
@@ -241,8 +239,7 @@ def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, 
     said = ask(desk, prometheus, "-o", "json", cluster="unseen")
     assert said.status == CHANGES
     (seen,) = data(said)["missing"]
-    assert seen.startswith("Prometheus has no samples from gpu-2 (11h) for part of the window")
-    assert seen.endswith("or midnight in UTC was in between, some or all of that time is not billed to anyone")
+    assert not lacks(seen, "no samples", "gpu-2 (11h)", "midnight in UTC")
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
 
@@ -274,9 +271,8 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
     said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="late")
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 72.00, "red": 72.00}
-    assert data(said)["missing"] == [
-        "on 1 day, no namespace in Prometheus had the label team: usage on that day is listed under (no team)"
-    ]
+    (missing,) = data(said)["missing"]
+    assert not lacks(missing, "1 day", "label team", "(no team)")
 
 
 def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, prometheus: str) -> None:
@@ -284,10 +280,8 @@ def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, promethe
     said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="teams")
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 192.00}
-    assert data(said)["missing"] == [
-        "namespace team-a has several values of team at once, for example because it exists in several clusters,"
-        " so its usage is listed under (no team): choose a cluster with --match"
-    ]
+    (missing,) = data(said)["missing"]
+    assert not lacks(missing, "namespace team-a", "several values of team", "(no team)", "--match")
     for zone, team in (("a", "red"), ("b", "blue")):
         chosen = ("--match", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
         said = ask(desk, prometheus, *chosen, cluster="teams")
@@ -300,10 +294,7 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     said = ask(desk, prometheus, "-o", "json", cluster="two")
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
-    assert missing.endswith(
-        "policy pool-x has several prices at once, for example because it exists in several clusters: choose a"
-        " cluster with --match"
-    )
+    assert not lacks(missing, "policy pool-x", "several prices", "--match")
     chosen = ask(desk, prometheus, "--match", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == 192.00
 
@@ -314,9 +305,7 @@ def test_two_prices_at_once_are_found_also_if_one_of_them_was_gone_by_the_end_of
     said = ask(desk, prometheus, "-o", "json", cluster="rivals")
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
-    assert missing.startswith(
-        "no price is known for 24.0 GPU-hours of pool-x: policy pool-x has several prices at once"
-    )
+    assert not lacks(missing, "24.0 GPU-hours", "pool-x", "several prices")
     assert {one["cost"] for one in data(said)["totals"]} == {None, 48.00}, "the other day has a price"
 
 
@@ -330,7 +319,7 @@ def test_a_successor_that_tells_another_price_for_a_moment_beside_the_first_is_n
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="nowhere")
     assert (said.status, said.out) == (FAILED, "")
-    assert "has no data from the meter in this window" in said.err
+    assert not lacks(said.err, "no data", "meter")
     assert "monitoring.podMonitor.enabled=true" in said.err
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.arguments import Arguments, parse
 from kubectl_gpusharing.shell.drawing import simulated_sentence
@@ -33,7 +34,7 @@ from kubectl_gpusharing.usage.windows import Days, days
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])
 def test_a_window_that_is_none(window: str) -> None:
-    with pytest.raises(Trouble, match="use a length from 10m to 366d, for example 12h, 30d or 4w"):
+    with pytest.raises(Trouble, match=r"10m to 366d, .* 12h"):
         query_of(typed(f"--window={window}"), 1_790_000_000.0)
 
 
@@ -80,11 +81,11 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--until", "yesterday"), "use a date or a timestamp, for example 2026-11-01"),
+        (("--until", "yesterday"), "date .* 2026-11-01"),
         (("--until", "2999-01-01"), "is in the future"),
         (("--currency", "dollar"), "use three capital letters, for example USD"),
-        (("--by", "a b"), "use namespace, policy, pod, or a namespace label, for example team"),
-        (("--by", ""), "use namespace, policy, pod, or a namespace label"),
+        (("--by", "a b"), "namespace, policy, pod, .* team"),
+        (("--by", ""), "namespace, policy, pod, "),
     ],
 )
 def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], told: str) -> None:
@@ -124,7 +125,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
 def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
     with pytest.raises(Trouble) as refused:
         query_of(typed("--match", matcher.format(label)), 1_790_000_000.0)
-    assert f"only some of the series that make up a bill have the label {label}," in str(refused.value)
+    assert not lacks(str(refused.value), "only some", f"label {label}")
     assert 'such as cluster="east"' in str(refused.value)
 
 
@@ -134,8 +135,8 @@ def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
         'max by (node) (max_over_time(gpusharing_agent_simulated{cluster="east"}[60s])) > 0'
     )
     assert simulated_sentence([]) == ""
-    assert simulated_sentence(["a", "b", "c", "d"]).startswith("SIMULATED: a, b, c and 1 more have no real GPUs")
-    assert simulated_sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
+    assert simulated_sentence(["a", "b", "c", "d"]).startswith("SIMULATED: a, b, c and 1 more ")
+    assert not lacks(simulated_sentence([""]), "SIMULATED", "without a name")
 
 
 def test_a_window_is_cut_at_midnight_and_days_are_asked_for_together() -> None:
@@ -216,19 +217,14 @@ def test_prices_of_several_clusters_have_no_mean() -> None:
 
 def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
     told = [one(1, policy="pool-x", currency="USD"), one(1, policy="pool-x", currency="EUR")]
-    assert (
-        found("gpu-1", "pool-x", {"policies": told})
-        == "policy pool-x had several currencies on that day (EUR, USD), for example because it exists in several"
-        " clusters, or because it was changed: choose a cluster with --match"
-    )
+    assert not lacks(found("gpu-1", "pool-x", {"policies": told}), "policy pool-x", "currencies", "EUR, USD", "--match")
 
 
 def test_a_price_without_a_currency_is_left_out() -> None:
     prices = read_prices(defaultdict(list, {"policies": [one(1, policy="pool-x")]}), "USD")
-    assert prices.find("gpu-1", "pool-x") == "the price in Prometheus is invalid and is left out"
-    assert tuple(prices.faults) == (
-        "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",
-    )
+    assert not lacks(prices.find("gpu-1", "pool-x"), "price", "invalid")
+    (fault,) = prices.faults
+    assert not lacks(fault, "gpusharing_policy_gpu_hourly_price", "policy pool-x", "is 1", "currency")
     assert Prices().find("gpu-1", "") == "Prometheus has none"
 
 

@@ -16,6 +16,7 @@ from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, Answered, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtual_now, virtually
+from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.kube.client import GPUNODES, NAMESPACES
@@ -47,9 +48,7 @@ async def test_a_policy_whose_nodes_all_follow_another_one_cannot_be_carried_out
         await scene.ready()
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED, "late")))
     assert (told.status, verdict["outcome"], verdict["nodes"]) == (CANNOT, "cannot", 0)
-    assert verdict["message"].startswith(
-        "Cannot: late: other policies (pool-b) own every node that spec.nodeSelector selects (gpu-1, gpu-2)."
-    )
+    assert not lacks(verdict["message"], "Cannot", "late", "(pool-b)", "spec.nodeSelector", "(gpu-1, gpu-2)")
 
 
 @virtually
@@ -71,7 +70,7 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
         scene.cordon("gpu-1")
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
-    assert verdict["message"].startswith("Changes: 1 node will change (only after a person has acted) and 0 pods")
+    assert not lacks(verdict["message"], "1 node", "person", "0 pods")
     assert "Blocked: gpu-1 (AlreadyCordoned)" in verdict["message"]
     assert (verdict["nodes"], verdict["blocked"]) == (1, ["gpu-1"])
 
@@ -90,7 +89,7 @@ async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_ar
     assert yaml.safe_load(text.out) == data.data
     assert (told.status, verdict["nodes"]) == (CANNOT, 1)
     assert "Cannot: bad: spec.timeSlicing.replicas" in told.out
-    assert "1 node will change and 0 pods will be evicted" in " ".join(told.out.split())
+    assert not lacks(told.out, "1 node", "0 pods")
     assert {one["name"]: one["verdict"]["exitStatus"] for one in data.data["policies"]} == {
         "bad": CANNOT,
         "pool-b": CHANGES,
@@ -148,13 +147,13 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
     assert told.status == CHANGES
     assert timedelta(days=3) < timedelta(seconds=verdict["secondsAtLeast"]) < timedelta(days=4)
     assert verdict["windowsAtMost"] == 4
-    assert "This does not fit into one window: the first change may start in " in verdict["message"]
-    assert "; this does not fit into one window" in " ".join(told.out.split())
+    assert not lacks(verdict["message"], "does not fit", "first change")
+    assert not lacks(told.out, "does not fit")
     assert timedelta(hours=2, minutes=58) < timedelta(seconds=once["secondsToStart"]) <= timedelta(hours=3)
     assert once["secondsToStart"] < once["secondsAtLeast"] <= once["secondsAtMost"] < once["secondsToStart"] + 1800
     assert once["windowsAtMost"] == 1
-    assert re.search(r"The first change may start in (3h|2h\d\dm), then this takes about \d+[ms]", once["message"])
-    assert re.search(r"; the first change may start in (3h|2h\d\dm), then this takes", " ".join(fits.out.split()))
+    assert re.search(r"first change may start in (3h|2h\d\dm), .* \d+[ms]", once["message"])
+    assert re.search(r"first change may start in (3h|2h\d\dm), ", " ".join(fits.out.split()))
     assert (never["secondsToStart"], never["secondsAtLeast"], never["windowsAtMost"]) == (None, None, None)
 
 
@@ -162,9 +161,7 @@ def test_pools_that_begin_at_different_times_do_not_hide_that_one_fits_no_window
     day, now = timedelta(days=1), datetime(2026, 11, 29, tzinfo=UTC)
     course = Course(now + day / 4, now + 3 * day, 2)
     told = tell_courses([course, course], now, apart=True)
-    assert told == (
-        "this does not fit into one window: the first change may start in 6h, and the last change ends in about 72h"
-    )
+    assert not lacks(told, "does not fit", "start in 6h", "72h")
     assert tell_courses([replace(course, spans=1)], now, apart=True) == told.partition(": ")[2]
 
 
@@ -197,7 +194,7 @@ async def test_only_those_that_have_not_begun_wait_for_the_window(tmp_path: Path
         _, verdict = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(1, windows=windows))))
     assert (verdict["nodes"], verdict["secondsToStart"], verdict["windowsAtMost"]) == (2, 0, 2)
     assert timedelta(hours=2, minutes=58) < timedelta(seconds=verdict["secondsAtMost"]) < timedelta(hours=3, minutes=5)
-    assert "This does not fit into one window: the last change ends in about " in verdict["message"]
+    assert not lacks(verdict["message"], "does not fit", "last change")
 
 
 # --- --fail-on ---------------------------------------------------------------------------------------------------
@@ -311,7 +308,7 @@ async def test_before_the_installation_labels_that_tell_nothing_leave_it_unknown
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == UNKNOWN
-    assert "the resources that it advertises do not show which GPUs it has" in verdict["message"]
+    assert not lacks(verdict["message"], "do not show which GPUs")
 
 
 @virtually
@@ -321,8 +318,7 @@ async def test_beside_nodes_that_change_those_are_named_of_which_nothing_is_know
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert (told.status, verdict["nodes"]) == (CHANGES, 1)
-    assert ": 1 node will change and 0 pods will be evicted." in verdict["message"]
-    assert "pool-b: it is unknown what will happen on gpu-1: the labels of the node" in verdict["message"]
+    assert not lacks(verdict["message"], "1 node", "0 pods", "pool-b", "unknown", "gpu-1", "labels")
 
 
 @pytest.mark.parametrize("word", FAIL_ON)
@@ -340,7 +336,7 @@ async def test_before_the_installation_a_cluster_without_the_gpu_operator_is_tol
     async with open_scene(*nodes(1), start=False, cluster_policy=None, played=False) as scene:
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CANNOT
-    assert "there is neither a ClusterPolicy nor a device plugin" in verdict["message"]
+    assert not lacks(verdict["message"], "ClusterPolicy", "device plugin")
 
 
 # --- -f ----------------------------------------------------------------------------------------------------------
