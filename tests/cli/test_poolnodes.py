@@ -9,6 +9,7 @@ import yaml
 from tests.cli.asking import Answered, alone
 from tests.cli.desk import JSON, POLICIES, Desk
 from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, vector
+from tests.wording import lacks
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
@@ -57,7 +58,7 @@ def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> No
     said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
     assert (said.status, said.err) == (DONE, "")
     assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert "Prometheus has no data on GPUs of nodes with zone=b" in desk.type(*words, "--selector", "zone=b").err
+    assert not lacks(desk.type(*words, "--selector", "zone=b").err, "no data", "zone=b")
     assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
 
 
@@ -99,7 +100,7 @@ def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: 
     assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": label}
     assert any("kubectl label node NODE gpusharing.dev/pool=pool-a-h100-80gb" in step for step in found["next"])
     said = desk.type(*words, "--policy", "pool-b", "--card", "h100-80gb")
-    assert "a policy has one layout for all its nodes" in said.err
+    assert not lacks(said.err, "one layout")
     whole = json.loads(desk.type(*words, "-l", "zone=a").out)
     assert whole["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
     assert any("the policy selects the 1 other, too" in one for one in whole["remarks"])
@@ -126,7 +127,7 @@ def test_nodes_of_another_policy_are_left_out_and_it_says_how_many(desk: Desk, f
     assert (said.status, said.err) == (DONE, "")
     remark = "other policies (pool-a) own 1 of the 2 nodes that policy pool-b selects, and these are left out"
     assert remark in json.loads(said.out)["remarks"]
-    assert "Prometheus has no data on GPUs of policy pool-a" in desk.type(*words, "--policy", "pool-a").err
+    assert not lacks(desk.type(*words, "--policy", "pool-a").err, "no data", "policy pool-a")
 
 
 def test_a_policy_that_owns_no_node_gets_no_recommendation(desk: Desk, fake: FakePrometheus) -> None:
@@ -136,7 +137,7 @@ def test_a_policy_that_owns_no_node_gets_no_recommendation(desk: Desk, fake: Fak
     words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
     said = desk.type(*words, "--policy", "pool-b")
     assert (said.status, said.out) == (FAILED, "")
-    assert "other policies (pool-a) own every node that policy pool-b selects" in said.err
+    assert not lacks(said.err, "(pool-a)", "policy pool-b")
     assert desk.type(*words, "--policy", "pool-a").status == DONE, "the owner keeps it"
 
 
@@ -154,7 +155,7 @@ def test_a_negated_label_that_nobody_exports_matches_every_node_and_it_says_so(
     fake: FakePrometheus, selector: str
 ) -> None:
     (remark,) = (one for one in of_metrics(fake, selector).data["remarks"] if "label zone" in one)
-    assert remark.startswith("no node in Prometheus has the label zone, so that part of -l")
+    assert not lacks(remark, "label zone", "-l")
     assert "excludes no node: either" in remark
     assert "--metric-labels-allowlist=nodes=[" in remark
 

@@ -26,6 +26,7 @@ from tests.cli.test_poolnodes import behind, listed, node
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
+from tests.wording import lacks
 
 from gpusharing.planning.gpus.cards import memory_of
 from kubectl_gpusharing.changing.plan import Planned, as_data
@@ -65,14 +66,14 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--window", "31d"), "--window 31d: use a length from 10m to 30d"),
-        (("--until", "soon"), "--until soon: use a date or a timestamp"),
+        (("--window", "31d"), "--window 31d: .* 10m to 30d"),
+        (("--until", "soon"), "--until soon: .* date"),
         (("--match", "east"), "--match east: use matchers"),
-        (("-l", "a=b=c"), "-l a=b=c is not a valid node selector; use one such as gpusharing.dev/pool=a"),
+        (("-l", "a=b=c"), "-l a=b=c .* gpusharing.dev/pool=a"),
         (("-l", "a=b", "--policy", "x"), "pass either --policy or -l, not both"),
-        (("--policy", "x"), "--policy needs access to the cluster: omit --prometheus"),
+        (("--policy", "x"), "--policy .*: omit --prometheus"),
         (("-l", "zone=b"), r"--metric-labels-allowlist=nodes=\[zone\]"),
-        (("-l", "gpusharing.dev/pool=a"), "no node in Prometheus has the labels gpusharing.dev/pool=a"),
+        (("-l", "gpusharing.dev/pool=a"), "no node .* labels gpusharing.dev/pool=a"),
         (("--card", "h1000"), "no card matches h1000"),
         (("--service", "a/b:1"), "not both"),
         (("--write", "/"), "--write /: the file already exists"),
@@ -165,10 +166,7 @@ def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> Non
 def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, size: str) -> None:
     labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
     fake.answers["kube_pod_annotations"] = vector((labels, "1"))
-    assert (
-        f"is '{size}', which is not a valid size and is ignored: use a size such as 15Gi"
-        in told(fake, "-o", "json").out
-    )
+    assert not lacks(told(fake, "-o", "json").out, f"'{size}'", "15Gi")
 
 
 @pytest.mark.parametrize("size", DECLARED)
@@ -202,10 +200,7 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     fake.ranges["quantile_over_time(0.95, DCGM"] = pods("0.02")
     fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
     text = " ".join(told(fake, "--window", "24h").out.split())
-    assert (
-        "Sharing whole GPUs would need fewer GPUs: with MPS and 12 clients on each, 12 pods would run on 1 GPU instead"
-        " of 2 with this layout" in text
-    )
+    assert not lacks(text, "MPS", "12 clients", "12 pods", "1 GPU", "2")
     found = told(fake, "--window", "24h", "-o", "json").data
     assert found["recommendation"]["shared"] == {
         "mode": "MPS",
@@ -245,9 +240,7 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
         fake.ranges["quantile_over_time(0.95, DCGM"] = hourly(busy, **instance)
         said = " ".join(told(fake, "-v").out.split())
         assert (doubt in said) == held_back
-        assert (
-            "in 100% of the hours it used all the compute of its 2g.20gb (29% of the card); how much more" in said
-        ) == held_back
+        assert (not lacks(said, "100% of the hours", "2g.20gb", "29%")) == held_back
         (one,) = told(fake, "-o", "json").data["workloads"]
         assert (one["advice"], one["doubts"]) == (advice, [doubt] if held_back else [])
 
@@ -358,13 +351,12 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
         assert isinstance(effect, str)
-        assert effect.startswith("no node has the policy's selector label yet; set the label")
+        assert not lacks(effect, "no node", "selector label")
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
     out = told(fake, "-l", "gpusharing.dev/pool=b").out
-    assert "Its plan is not shown: with --prometheus, the cluster is not contacted" in out
-    assert "kubectl gpusharing plan -f FILE shows its effect" in out
+    assert not lacks(out, "plan is not shown", "--prometheus", "kubectl gpusharing plan -f FILE")
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None
     assert found["notPlanned"].startswith("with --prometheus, the cluster is not contacted")

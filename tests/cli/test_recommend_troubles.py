@@ -21,6 +21,7 @@ from tests.cli.fakeprometheus import (
     success,
     vector,
 )
+from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 from kubectl_gpusharing.usage.prometheus import NARROW_QUERY
@@ -107,7 +108,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
     said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     assert (said.status, said.out) == (FAILED, "")
-    assert said.err == (f"error: {fake.url} cannot answer the query: query timed out; {NARROW_QUERY}\n")
+    assert not lacks(said.err, fake.url, "query timed out", NARROW_QUERY)
 
 
 # --- no Prometheus, or another program ---------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
 
 def test_where_no_service_of_the_cluster_looks_like_one(prompt: Prompt) -> None:
     prompt.desk.server.lists["/api/v1/services"] = []
-    assert "no Service in context desk looks like a Prometheus. Pass --service" in prompt.wrong()
+    assert not lacks(prompt.wrong(), "no Service", "context desk", "--service")
 
 
 NO_DATA: dict[str, Answer] = {
@@ -165,18 +166,18 @@ def test_a_limit_of_prometheus_is_told_with_how_to_ask_for_less(
     prompt: Prompt, fake: FakePrometheus, said: str
 ) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", said)
-    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer the query: {said}; {NARROW_QUERY}\n")
+    assert not lacks(prompt.refused(fake), fake.url, said, NARROW_QUERY)
 
 
 def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", "vector cannot contain metrics twice")
-    assert prompt.refused(fake).endswith("cannot answer the query: vector cannot contain metrics twice\n")
+    assert prompt.refused(fake).endswith(": vector cannot contain metrics twice\n")
 
 
 def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     told = prompt.refused(fake)
-    assert "has 100,001 GPU series at one time, but this plugin reads at most 100,000 at once" in told
+    assert not lacks(told, "has 100,001", "100,000")
     assert "select fewer, for example with --match 'cluster=\"east\"'" in told
 
 
@@ -185,7 +186,7 @@ def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus)
     fake.ranges["DCGM_FI_DEV_FB_USED"] = warned
     said = prompt.ask(fake)
     assert (said.status, said.err) == (CHANGES, "")
-    assert "PARTIAL: Prometheus warns: results truncated due to limit." in said.out
+    assert not lacks(said.out, "PARTIAL", "results truncated due to limit")
 
 
 # --- too little --------------------------------------------------------------------------------------------------
@@ -194,23 +195,21 @@ def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus)
 def test_less_history_than_it_takes(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", HOURS - 5))
     told = prompt.refused(fake)
-    assert "are needed; of 1 workload, team-a/llm has the most, with 5 over" in told
-    assert "24 hourly peaks over 24 h are needed;" in told
-    assert "Try again later, or use a longer --window" in told
+    assert not lacks(told, "1 workload", "team-a/llm", "5", "24 hourly peaks", "24 h", "--window")
 
 
 def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["count("] = there((4, HOURS))
     said = prompt.ask(fake)
     assert (said.status, said.err) == (CHANGES, "")
-    assert "PARTIAL: the history begins at 2026-09-19T22:00:00Z and covers 1d2h of 1d6h." in " ".join(said.out.split())
+    assert not lacks(said.out, "PARTIAL", "2026-09-19T22:00:00Z", "1d2h of 1d6h")
 
 
 def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     told = prompt.ask(fake)
     assert told.status == CHANGES
-    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap, from 2026-" in " ".join(told.out.split())
+    assert not lacks(told.out, "PARTIAL", "2h", "1 gap")
     data = prompt.ask(fake, "-o", "json")
     assert (data.status, json.loads(data.out)["partial"]) == (CHANGES, True)
     assert len(json.loads(data.out)["missing"]) == 1
@@ -223,7 +222,7 @@ def test_a_file_of_a_part_says_so(prompt: Prompt, fake: FakePrometheus, tmp_path
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     name = tmp_path / "pool.yaml"
     assert prompt.ask(fake, "--write", str(name)).status == CHANGES
-    assert "# PARTIAL: Prometheus has no data for 2h in total" in name.read_text()
+    assert not lacks(name.read_text(), "# PARTIAL", "2h")
 
 
 def test_a_prometheus_that_knows_nothing_of_gpus(prompt: Prompt, fake: FakePrometheus) -> None:
@@ -252,7 +251,7 @@ def test_two_of_several_clusters_are_not_mixed(prompt: Prompt, fake: FakePrometh
     both = matrix(*(peaks("6144", cluster=name) for name in ("east", "west")))
     fake.ranges["DCGM_FI_DEV_FB_USED"] = both
     told = prompt.refused(fake)
-    assert "Prometheus has GPU data from several clusters (east, west). Choose one" in told
+    assert not lacks(told, "(east, west)")
 
 
 def test_a_window_of_minutes_is_too_little_and_not_nothing(prompt: Prompt, fake: FakePrometheus) -> None:
@@ -272,7 +271,7 @@ def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(prompt: Prompt
 def test_a_clock_that_is_no_clock(prompt: Prompt, fake: FakePrometheus, clock: str) -> None:
     fake.instead = lambda path: vector(({}, clock))
     when = "before 2001" if float(clock) < 1e9 else "after 2096"
-    assert f"the clock on {fake.url} is set to a time {when}, which cannot be right" in prompt.refused(fake)
+    assert not lacks(prompt.refused(fake), fake.url, when)
 
 
 @pytest.mark.parametrize("off", [-2400, -900, 900, 2400])

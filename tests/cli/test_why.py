@@ -13,6 +13,7 @@ from tests.cli.asking import ME, ask, operated
 from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, at_once, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden
@@ -103,9 +104,10 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
         told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
         bare = await ask(scene.e.cluster, "why", "gpu-1", "--no-headers")
     assert (bare.status, "SOURCE" in bare.out) == (DONE, False), bare.out
-    assert "label nvidia.com/mig-3g.40gb.count is 9, but should be 4" in " ".join(bare.out.split())
+    assert not lacks(bare.out, "nvidia.com/mig-3g.40gb.count is 9", "4")
     wrong = {one["source"]: one["message"] for one in told.data["proofs"] if not one["agrees"]}
-    assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, but should be 4"}
+    assert [*wrong] == ["GFD labels"]
+    assert not lacks(wrong["GFD labels"], "nvidia.com/mig-3g.40gb.count is 9", "4")
 
 
 @virtually
@@ -118,7 +120,7 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_m
         told = await ask(scene.e.cluster, "why", "gpu-1")
     assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert "\ngpu-1  pool-b  Synced: Synced" in told.out
-    assert "No proof to show: the right to list nodes would" in " ".join(told.out.split())
+    assert not lacks(told.out, "No proof", "list nodes")
 
 
 @pytest.mark.parametrize("typed", ["why gpu-1", "why pod/old", "plan", "doctor"])
@@ -145,7 +147,7 @@ async def test_a_node_of_no_policy_is_said_to_be_none_of_ours() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, node("spare-1", pool="other"))
         told = await ask(scene.e.cluster, "why", "spare-1")
-    assert told.out.startswith("spare-1  no policy  Skipped: Unowned\nno policy selects this node\n")
+    assert told.out.startswith("spare-1  no policy  Skipped: Unowned\n")
 
 
 # --- pods ------------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
     assert "default/old Pending requests 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
     assert "Advertised once the changes are done: nvidia.com/mig-3g.40gb" in text
-    assert "No node advertises nvidia.com/gpu, and none will under the existing" in text
+    assert not lacks(text, "No node advertises nvidia.com/gpu", "none will")
 
 
 @virtually
@@ -193,7 +195,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
-    assert service["but"].startswith("only once the changes are done; Blocked: gpu-1 was cordoned by someone else")
+    assert not lacks(service["but"], "Blocked", "gpu-1")
 
 
 @virtually
@@ -212,9 +214,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     (service,) = told.data["services"]
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
     assert service["but"].startswith("only once the changes are done; ")
-    assert told.data["conclusion"].startswith(
-        "node gpu-1 has everything that this pod requests, or will have it once the changes are done"
-    )
+    assert not lacks(told.data["conclusion"], "node gpu-1", "once the changes are done")
 
 
 @virtually
@@ -238,7 +238,7 @@ async def test_a_pod_with_a_node_points_at_the_node() -> None:
         await scene.running("llm", 1)
         name = scene.pods("llm")[0]["metadata"]["name"]
         told = await ask(scene.e.cluster, "why", f"pod/default/{name}")
-    assert "This pod is on node gpu-1, which the operator is not changing now." in told.out
+    assert not lacks(told.out, "node gpu-1", "not changing")
 
 
 def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
@@ -372,9 +372,8 @@ async def test_a_node_that_pods_block_says_when_they_are_looked_at_next() -> Non
         scene.e.cluster.delete(PODS, "alone", "default")
         await scene.ready()
         done = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
-    assert told.data["notes"] == [
-        "the operator looks at the pods of this node again within 1m, or at once after: kubectl gpusharing retry gpu-1"
-    ]
+    (note,) = told.data["notes"]
+    assert not lacks(note, "1m", "kubectl gpusharing retry gpu-1")
     assert done.data["notes"] == []
 
 

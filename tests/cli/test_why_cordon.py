@@ -12,6 +12,7 @@ from tests.cli.asking import ask, operated
 from tests.cli.test_why_rights import forbid
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import JSON, NODES, PDBS, PODS
 
@@ -50,10 +51,10 @@ async def test_a_pod_behind_our_cordon_learns_of_operator_deadline_and_deadlock_
         (service,) = data["services"]
         assert service["but"] == "the node is cordoned by the operator"
         said = data["conclusion"]
-        assert said.startswith("only gpu-1 has what this pod requests. The operator keeps new pods off gpu-1 while")
+        assert not lacks(said, "only gpu-1", "keeps new pods off gpu-1")
         assert f"policy pool-b changes it to {scene.e.gpunode('gpu-1')['status']['transition']['wanted']}" in said
         assert f"(Draining, deadline {deadline})" in said
-        assert "Its drain waits for PodDisruptionBudget default/keep, and that budget for this pod" in said
+        assert not lacks(said, "PodDisruptionBudget default/keep", "that budget for this pod")
         assert "let default/keep allow one more eviction" in said
         (remedy,) = re.findall("kubectl gpusharing abort gpu-1", said)
         await run(scene, remedy)
@@ -74,7 +75,7 @@ async def test_a_budget_that_allows_one_more_eviction_ends_the_deadlock_too() ->
 async def test_a_pod_that_the_new_layout_cannot_run_learns_how_the_node_stays_as_it_is() -> None:
     async with deadlocked(MIXED) as (scene, name):
         said = (await told(scene, name))["conclusion"]
-        assert "gpu-1 will not have what this pod requests after the change" in said
+        assert not lacks(said, "gpu-1 will not have")
         for command in ("kubectl gpusharing abort gpu-1", "kubectl gpusharing skip gpu-1"):
             assert command in said
             await run(scene, command)
@@ -87,8 +88,9 @@ async def test_the_published_state_says_the_same_to_somebody_who_may_not_list_no
     async with deadlocked(SLICED) as (scene, name):
         forbid(scene, NODES)
         said = (await told(scene, name))["conclusion"]
-    assert said.startswith("only gpu-1 has what this pod requests. The operator keeps new pods off gpu-1 while")
-    assert "Its drain waits for PodDisruptionBudget default/keep, and that budget for this pod" in said
+    assert not lacks(
+        said, "only gpu-1", "keeps new pods off gpu-1", "PodDisruptionBudget default/keep", "that budget for this pod"
+    )
 
 
 @virtually
@@ -96,7 +98,7 @@ async def test_without_the_right_to_budgets_the_operator_is_named_and_no_deadloc
     async with deadlocked(SLICED) as (scene, name):
         forbid(scene, NODES, PDBS)
         said = (await told(scene, name))["conclusion"]
-    assert "The operator keeps new pods off gpu-1 while policy pool-b changes it" in said
+    assert not lacks(said, "new pods off gpu-1", "policy pool-b")
     assert "default/keep" not in said
 
 
@@ -105,7 +107,7 @@ async def test_a_pod_for_which_no_drain_waits_is_told_to_wait_for_the_change() -
     async with deadlocked(SLICED) as (scene, _):
         scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "status": UNPLACED})
         said = (await told(scene, "other"))["conclusion"]
-    assert said.endswith("This pod can start on gpu-1 once the change is done")
+    assert not lacks(said, "can start on gpu-1")
     assert "abort" not in said
 
 
@@ -115,7 +117,7 @@ async def test_a_pod_that_requests_no_gpu_does_not_wait_for_ours() -> None:
         bare = {"containers": [{"name": "main"}]}
         scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "spec": bare, "status": UNPLACED})
         said = (await told(scene, "other"))["conclusion"]
-    assert said == "this pod requests no GPU resource, so it is not waiting for a GPU pool"
+    assert not lacks(said, "requests no GPU resource")
 
 
 @virtually
@@ -136,7 +138,7 @@ async def test_a_change_that_waits_for_a_person_sends_to_its_node_and_not_to_abo
         await scene.reason("gpu-1", "DrainHeld")
         scene.e.cluster.add(PODS, {**gpu_pod("other", ""), "status": UNPLACED})
         said = (await told(scene, "other"))["conclusion"]
-    assert said.endswith("To see what to do: kubectl gpusharing why gpu-1")
+    assert said.endswith(": kubectl gpusharing why gpu-1")
     assert "abort" not in said
 
 
@@ -146,4 +148,4 @@ async def test_a_pod_that_fits_on_another_node_too_is_not_sent_to_ours() -> None
         spare = node("spare-1", pool="other")
         scene.e.cluster.add(NODES, {**spare, "spec": {"unschedulable": True}})
         said = (await told(scene, name))["conclusion"]
-    assert said.startswith("each of gpu-1, spare-1 has everything that this pod requests")
+    assert not lacks(said, "each of gpu-1, spare-1")

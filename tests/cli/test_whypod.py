@@ -8,6 +8,7 @@ import pytest
 from tests.cli.asking import ask, operated
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod, node
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
 from gpusharing.kube.client import NAMESPACES, NODES, PODS
@@ -117,9 +118,9 @@ async def test_the_counts_are_those_of_one_node_and_not_of_all_together() -> Non
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     (service,) = data["services"]
     assert (service["now"], service["free"], service["after"]) == (2, 2, 2)
-    assert service["but"] == "no node has more than 2 of the 4"
-    assert "pool-b gpu-1 nvidia.com/gpu 2 2 2 no node has more than 2 of the 4" in " ".join(shown.out.split())
-    assert "No node has more than 2 of the 4 nvidia.com/gpu" in " ".join(shown.out.split())
+    assert not lacks(service["but"], "2 of the 4")
+    assert "pool-b gpu-1 nvidia.com/gpu 2 2 2 " in " ".join(shown.out.split())
+    assert not lacks(shown.out, "2 of the 4 nvidia.com/gpu")
 
 
 @virtually
@@ -130,10 +131,7 @@ async def test_a_pod_that_needs_what_two_nodes_have_together_is_told_that_neithe
         scene.apply(FULL, "pool-c", "c")
         await scene.ready("pool-b", "pool-c")
         data = await told(scene, asking({GPU: 1, LARGE: 1}))
-    assert (
-        data["conclusion"]
-        == "no node has everything that this pod requests: 1 nvidia.com/gpu and 1 nvidia.com/mig-3g.40gb"
-    )
+    assert not lacks(data["conclusion"], "no node", "1 nvidia.com/gpu", "1 nvidia.com/mig-3g.40gb")
     assert [(one["node"], one["resource"], one["now"]) for one in data["services"]] == [
         ("gpu-1", LARGE, 4),
         ("whole-1", GPU, 2),
@@ -151,7 +149,7 @@ async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_nee
         data = await told(scene, asking({GPU: 2}))
     (service,) = data["services"]
     assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods use 1 of 2")
-    assert data["conclusion"].startswith("each of gpu-1, gpu-2 has everything that this pod requests, or will have")
+    assert not lacks(data["conclusion"], "each of gpu-1, gpu-2", "everything")
 
 
 @virtually
@@ -176,7 +174,7 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
         await scene.e.until(lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120)
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
-    assert data["conclusion"].startswith("node spare-1 has enough free for this pod; see the scheduler")
+    assert not lacks(data["conclusion"], "node spare-1", "enough free")
     assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
 
 
@@ -206,7 +204,7 @@ async def test_a_pod_is_not_promised_what_a_skipped_node_would_serve() -> None:
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
         scene.apply(MIXED)
         data = await told(scene, asking({LARGE: 1}))
-    assert data["conclusion"].startswith(f"no node advertises {LARGE}, and none will")
+    assert not lacks(data["conclusion"], f"no node advertises {LARGE}", "none will")
 
 
 # --- the guard for tenants ---------------------------------------------------------------------------------------
@@ -271,7 +269,7 @@ async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_wh
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"
     rule = f"{TWO}, but policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
-    assert data["conclusion"] == f"the kubelet on gpu-1 rejected this pod: {rule}"
+    assert not lacks(data["conclusion"], "kubelet", "gpu-1", rule)
     assert f"Status: UnexpectedAdmissionError: {TOO_LARGE}" in " ".join(shown.out.split())
 
 
@@ -298,7 +296,7 @@ async def test_two_containers_with_one_share_each_are_not_refused() -> None:
     """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
     data = await about(asking({GPU: 1}, {GPU: 1}), STRICT, 1)
     assert data["asks"] == {GPU: 2}
-    assert data["conclusion"].startswith("node gpu-1 has enough free for this pod")
+    assert not lacks(data["conclusion"], "node gpu-1", "enough free")
 
 
 # --- pods for which no pool is to blame --------------------------------------------------------------------------
@@ -342,4 +340,4 @@ async def test_no_pool_is_blamed_for_a_pod(pod: str) -> None:
 async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
     data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
     (note,) = data["notes"]
-    assert note.startswith("this answer ignores the pod's spec.resourceClaims, spec.schedulerName, which may exclude")
+    assert not lacks(note, "spec.resourceClaims, spec.schedulerName")
