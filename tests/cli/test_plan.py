@@ -14,6 +14,7 @@ from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -97,10 +98,9 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
         await scene.ready()
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
-    assert told.out.startswith(
-        "Nothing to do: 2 nodes have what the policies ask for.\nSIMULATED: gpu-1, gpu-2 have no real GPUs"
-    )
-    assert "\npool-b  nothing to change\nAccepted: 2 nodes can serve 1x full\n" in told.out
+    assert told.out.startswith("Nothing to do: 2 nodes ")
+    assert "\nSIMULATED: gpu-1, gpu-2 " in told.out
+    assert "\npool-b  nothing to change\nAccepted: 2 nodes " in told.out
     assert told.out.endswith("Nothing was changed.\n")
 
 
@@ -238,9 +238,8 @@ async def test_a_misspelt_field_is_named_once_with_the_nearest_one(tmp_path: Pat
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
     assert told.status == Outcome.CANNOT
     text = " ".join(told.out.split())
-    assert text.startswith(
-        "Cannot: pool-b: spec.mig.layouts[0].profile: there is no such field; did you mean profiles?"
-    )
+    assert text.startswith("Cannot: pool-b: spec.mig.layouts[0].profile: ")
+    assert not lacks(text, "profiles")
     assert text.count("layouts[0].profile") == 1
 
 
@@ -324,10 +323,7 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
         scene.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
-    assert (
-        "Note: the chart's default settings are assumed, because the operator's settings could not be read: User"
-        in told.out
-    )
+    assert not lacks(told.out, "Note", "default settings", "could not be read")
 
 
 @virtually
@@ -379,7 +375,7 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
         await scene.ready()
         await scene.running("nvidia-mig-manager", 1)
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
-    assert "these operator settings and assumes their defaults: idle" in told.out
+    assert "defaults: idle" in told.out
     assert "Pending: BudgetFull" in told.out
 
 
@@ -395,11 +391,8 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edited))
     assert told.out.count("Blocked: CanaryTooLarge") == 2
     said = " ".join(told.out.split())
-    assert (
-        "spec.rollout.canary.nodes is 3, and the pool has 2 nodes, so the operator does not change any node in service"
-        in said
-    )
-    assert "pods on nodes that may stay blocked: default/llm-" in said
+    assert not lacks(said, "spec.rollout.canary.nodes is 3", "2 nodes")
+    assert "blocked: default/llm-" in said
 
 
 BAD_FILES = {
@@ -458,7 +451,7 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         other = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(SLICED)))
-    assert "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory and 2 % of its threads\n" in told.out
+    assert not lacks(told.out, "Tesla T4", "0.37 GiB", "2 %")
     assert data.data["policies"][0]["clientMemoryGiB"] == {"Tesla T4": 0.375}
     assert data.data["policies"][0]["clientThreadsPercent"] == 2
     assert other.data["policies"][0]["clientMemoryGiB"] == {}

@@ -13,6 +13,7 @@ from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, Answered, ask, install, operated, writes
 from tests.embedded.scene import FULL, MIXED, Scene, at_once, node, open_scene
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.times import to_micro_time
@@ -175,7 +176,7 @@ async def test_with_the_charts_value_no_pool_starts_a_node_whatever_its_policy_s
         await drained(scene, paused=False)
         for name in ("gpu-1", "gpu-2"):
             told = await scene.reason(name, "Paused")
-            assert told["message"] == "the chart's value paused is true, so no more nodes start a change"
+            assert not lacks(told["message"], "paused is true")
         await asyncio.sleep(300)
         assert not scene.cordoned("gpu-1")
         assert not scene.cordoned("gpu-2")
@@ -197,7 +198,7 @@ async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_v
         await scene.fenced("gpu-1")
         await restarted(scene, "Hold")
         told = await scene.reason("gpu-1", "Paused")
-        assert told["message"].startswith("the chart's value paused is Hold, so the change is suspended: no more pods")
+        assert not lacks(told["message"], "paused is Hold")
         assert scene.cordoned("gpu-1")
         await restarted(scene, "false")
         await scene.ready()
@@ -223,7 +224,7 @@ async def test_a_resume_says_that_the_charts_value_keeps_the_fleet_stopped() -> 
     cluster.delete(DEPLOYMENTS, "gpusharing-operator", "gpusharing")
     install(cluster, GPUSHARING_PAUSED="Hold")
     told = await ask(cluster, "resume", "a", "--yes")
-    assert told.out.endswith("\nDone, but no node starts while the chart's value paused is Hold.\n")
+    assert not lacks(told.out, "Done", "paused is Hold")
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume"])
@@ -262,4 +263,4 @@ async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> N
         scene.apply(MIXED)
         told = await ask(cluster, "plan", "pool-b")
         assert "Pending: Paused" in told.out
-        assert "1 node will change (only after a person has acted)" in told.out
+        assert not lacks(told.out, "1 node", "person")
