@@ -224,10 +224,13 @@ def test_the_schema_has_each_kind_that_a_verb_prints() -> None:
 
 
 def kinds_in(file: Path) -> set[str]:
-    """The names that a module passes first to `answer` or `data`, or as the kind of a FleetVerb."""
-    calls = [call for call in ast.walk(ast.parse(file.read_text())) if isinstance(call, ast.Call)]
+    """The names that a module passes first to `answer` or `data`, as the kind of a FleetVerb, or first in a tuple."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    calls = [call for call in nodes if isinstance(call, ast.Call)]
     named = [call for call in calls if ast.unparse(call.func).endswith((".answer", ".data", "FleetVerb"))]
     names = {arg.id for call in named for arg in call.args if isinstance(arg, ast.Name)}
+    firsts = (row.elts[0] for row in nodes if isinstance(row, ast.Tuple) and row.elts)
+    names |= {first.id for first in firsts if isinstance(first, ast.Name)}
     return names | ({"FailureData"} if "(FailureData, " in file.read_text() else set())
 
 
