@@ -32,9 +32,8 @@ Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 TOKEN_LIFE = timedelta(minutes=10)
 """How long kopf uses one log-in, because the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
-"""kopf's name for us among its peers; its type is not public.
-
-It has none here (standalone), but would call getpass.getuser(), which raises: the uid of a pod has no name."""
+"""The name that kopf gets; its type is not public. Without one it calls getpass.getuser(), which fails in a pod, whose
+UID has no name."""
 
 
 async def follow_policies(
@@ -137,7 +136,7 @@ class PolicyWatch:
                 await self._run_once()
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise anything; all of it means: restart
                 before, self.error = self.error, str(error) or repr(error)
-                if self.error != before:
+                if self.error != before or loop_time() - began >= LONG_LIFE:
                     log.warning("the policies cannot be watched; trying again", error=self.error)
             finally:
                 self.running.clear()

@@ -106,14 +106,15 @@ class OurConfigMaps:
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
         """Store the present ConfigMaps, None for one that does not exist, and remember their lasting entries."""
+        plugin, mig = plugin or _ABSENT, mig or _ABSENT
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
-            self.plugin = plugin or _ABSENT
+            self.plugin = plugin
             named = {k: v for k, v in self.plugin.data.items() if pluginconfig.is_named_after(v, k)}
             self.seen_plugin_configs = _newest({**self.seen_plugin_configs, **named})
         if mig is not self.mig:
-            self.mig = mig or _ABSENT
+            self.mig = mig
             own = migfile.lasting_entries(self.mig.data.get(MIG_KEY, ""))
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
         self.times = {
@@ -142,12 +143,12 @@ class StackReader:
         sets, agents = sources.daemon_sets.items.values(), sources.agents.items.values()
         policies, gpu_cluster = sources.cluster_policies.items.values(), bool(sources.gpu_clusters.items)
         view = stack_view(policies, sets, maps, settings, theirs, gpu_cluster=gpu_cluster)
-        intolerant = not any(pod.tolerates_gate for pod in agents)
+        tolerant = any(pod.tolerates_gate for pod in agents)
         view = replace(
             view,
             written=known_times(ours.times, now),
             write_error=self.calls.write_error,
-            intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
+            intolerant_agents="" if tolerant else next((pod.namespace for pod in agents), ""),
             pointer_error=self._lasting_error(CLUSTER_POLICY),
             repair_error=self._lasting_error(MPS_DAEMON_SET),
             seen_plugin_configs=ours.seen_plugin_configs,

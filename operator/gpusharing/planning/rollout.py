@@ -131,6 +131,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     ended = find_ended(members)
     pools = _pools(snapshot, members | ended, uncertain_claims, now, memo)
     gone = find_gone(snapshot.claims, snapshot.nodes)
+    # Both set on the pools what the holds read from then on, and consents depend on the failures.
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     consents = agree(pools.values(), snapshot.consents)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
@@ -294,6 +295,8 @@ def configure(
     """Return the write that brings our ConfigMaps up to date, or None if none is needed or one is somebody else's."""
     requests = memo.same("requests", tuple(one for one in wishes.values() if isinstance(one, Request)))
     plugins = memo.same("plugins", {target.plugin_key: target.plugin for target in targets if target.plugin_key})
+    # Nodes decide only which entries stay that nothing else asks for. Without such entries the answer lasts whatever
+    # the nodes are, so they are not compared.
     question = partial(plan_config, nodes=snapshot.nodes.values(), gpunodes=snapshot.gpunodes)
     known = (requests, memo.same("models", models), plugins, snapshot.stack)
     return memo.ask(question, *known, lasts=lambda found: found == (None, False))[0]
