@@ -12,6 +12,7 @@ from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_worl
 from tests.planning.promises import approve
 
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.pools.afterwards import MAX_NODES
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
@@ -199,6 +200,15 @@ def past_pnr(first: str = "a pod of a ReplicaSet") -> GpuWorld:
     return world
 
 
+def when_late(world: GpuWorld) -> RolloutPlan:
+    """The plan in which a change that cannot be proven has failed by its deadline."""
+    world.settle()
+    fence = world.nodes[NODE].fence
+    assert fence is not None
+    world.now = max(world.now, fence.deadline)
+    return go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+
+
 def test_a_change_that_failed_and_comes_to_concern_other_gpus_ends_as_one_of_the_whole_node() -> None:
     world = past_pnr()
     world.machine(NODE).temper = "fails"
@@ -244,8 +254,7 @@ def test_a_kept_pod_that_the_agent_no_longer_names_keeps_the_node_unproven() -> 
     world = past_pnr()
     (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
     world.machine(NODE).unnamed.add(uid)
-    verdict = world.settle().verdicts[NODE]
-    assert verdict.phase is Phase.FAILED
+    verdict = when_late(world).verdicts[NODE]
     assert world.pods[NODE][uid].ref in verdict.message
     assert world.nodes[NODE].unschedulable
 
@@ -487,12 +496,51 @@ def test_what_a_pod_made_of_the_change_is_remembered_for_nodes_that_no_preview_n
     assert len(hashes) < 4
 
 
+def test_a_policy_in_error_after_the_point_of_no_return_makes_the_change_no_greater() -> None:
+    world = past_pnr("a protected pod")
+    done = len(world.done)
+    world.set_policy(layouts({"9g.90gb": 1}, THIRDS, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    go_on(world, lambda: not is_fenced(world), most=900)
+    plan = go_on(world, lambda: world.step().verdicts[NODE].reason is Reason.DO_NOT_DISRUPT)
+    assert plan.verdicts[NODE].gpus == (0,)
+    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+
+
+def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_another_is_emptied() -> None:
+    world = full_world()
+    world.set_policy(manual())
+    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    approve(world, world.policies[0], plan)
+    machine = world.machine(NODE)
+    machine.layouts = [machine.layouts[0], machine.layouts[1], machine.layouts[2], normalize(THIRDS)]
+    world.agent(NODE)
+    done = len(world.done)
+    for _ in range(60):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=5)
+    assert not classes(world, done)
+    assert (plan.verdicts[NODE].reason, plan.verdicts[NODE].gpus) == (Reason.APPROVAL_NEEDED, (1, 3))
+
+
+def test_a_proof_that_waits_for_a_list_of_the_kept_pods_is_looked_at_soon() -> None:
+    world = past_pnr()
+    world.unlisted.add(NODE)
+    plan = go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.VERIFYING, most=900)
+    for _ in range(20):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=1)
+    verdict = plan.verdicts[NODE]
+    assert verdict.phase is Phase.VERIFYING
+    assert verdict.wake is not None
+    assert verdict.wake <= world.now + timedelta(seconds=60)
+
+
 def test_an_agent_that_never_says_who_holds_what_again_fails_the_node_and_a_retry_drains_all_of_it() -> None:
     world = past_pnr()
     world.machine(NODE).silent = True
-    verdict = world.settle(rounds=2000).verdicts[NODE]
-    assert verdict.phase is Phase.FAILED
-    assert verdict.commands
+    assert when_late(world).verdicts[NODE].commands
     done = len(world.done)
     world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED

@@ -38,6 +38,7 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.verify import name_gpus
 
 LENGTH = 7
 """How many characters a hash has: enough to tell two plans apart, and few enough to read aloud."""
@@ -91,14 +92,27 @@ def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, s
     fence, assessed = member.node.fence, member.assessment
     if not isinstance(assessed, Assessed):  # a node in flight whose GPU or agent is gone for now
         ours = fence is not None and fence.version == policy.version and fence.approved
-        return (fence.planned, fence.approved) if fence is not None and ours else None
+        return _row(fence.planned, fence.approved, fence.gpus) if fence is not None and ours else None
     now = member.case.disruption if member.case is not None and fence is None else assessed.disruption
     classes = [DisruptionClass.NONE if assessed.mismatch is None else now]
     if fence is not None:
         classes.append(fence.planned)
     elif assessed.mismatch is None:
         return None
-    return max(classes, key=lambda one: one.severity), owed_for(assessed.target)
+    gpus = fence.gpus if fence is not None else _emptied(member)
+    return _row(max(classes, key=lambda one: one.severity), owed_for(assessed.target), gpus)
+
+
+_GPUS = " gpus="
+
+
+def _row(disruption: DisruptionClass, target: str, gpus: Sequence[int]) -> tuple[DisruptionClass, str]:
+    partly = disruption is DisruptionClass.CHANGED_GPUS
+    return disruption, f"{target}{_GPUS}{','.join(map(str, gpus))}" if partly else target
+
+
+def _emptied(member: Member) -> tuple[int, ...]:
+    return member.case.gpus if member.case is not None else ()
 
 
 def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
@@ -118,12 +132,16 @@ def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
             continue
         change = approved.get(digest_of(member.node.uid))
         disruption = case.disruption if case is not None and fence is None else assessed.disruption
+        target, _, gpus = change.target.partition(_GPUS) if change is not None else ("", "", "")
+        more = [gpu for gpu in _emptied(member) if str(gpu) not in gpus.split(",")]
         if change is None:
             joined.append(name)
         elif fence is None and disruption.severity > change.disruption.severity:
             yield f"{name} needs {disruption} instead of {change.disruption}"
-        elif owed_for(assessed.target) != change.target:
+        elif owed_for(assessed.target) != target:
             yield f"{name} would get another layout, {assessed.target.text}"
+        elif gpus and fence is None and more:
+            yield f"{name_gpus(more)} of {name} would be emptied too"
     if joined:
         yield f"{some(sorted(joined))} {'was' if len(joined) == 1 else 'were'} not in it"
 

@@ -264,7 +264,7 @@ class ApprovedChange:
 
     disruption: DisruptionClass
     target: str
-    """In the form of `Fence.owed`."""
+    """In the form of `Fence.owed`, and of a change of some GPUs also which."""
     nodes: str
     """The nodes as digests (`digest_of`), one after the other: thousands must fit onto the Lease."""
 

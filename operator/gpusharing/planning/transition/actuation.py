@@ -18,6 +18,7 @@ from gpusharing.planning.transition.attempts import (
     corrects_drift,
     find_work,
     goes_back,
+    is_late,
     next_deferral,
     owe,
     owed_for,
@@ -192,7 +193,8 @@ def find_begun(case: NodeCase) -> NodeCase | None:
     fence, assessed, node = case.fence, case.assessed, case.node
     if fence.disruption is not DisruptionClass.CHANGED_GPUS or assessed is None or case.disruption is fence.disruption:
         return None
-    if fence.failed is not None or fence.rolls_back:
+    ran = is_late(case) or case.actuator.find_trouble(case, fence) is not None  # a policy in error fails the node too
+    if fence.rolls_back or (fence.failed is not None and ran):
         return None
     policy, spec, observed = assessed.policy, assessed.spec, assessed.observed
     names_of = fence.target_mig_config, fence.target_plugin_config

@@ -40,7 +40,7 @@ from gpusharing.planning.transition.attempts import (
     was_asked_again,
 )
 from gpusharing.planning.transition.fencing import restore_rule, unfence_command, unmarked
-from gpusharing.planning.transition.idle import check_kept, lacks_holders
+from gpusharing.planning.transition.idle import check_kept, lacks_holders, names_holders, next_poll
 from gpusharing.planning.transition.requests import (
     answer_due,
     fresh_reading,
@@ -67,7 +67,8 @@ def after_pnr(case: NodeCase) -> Verdict:
     else:
         verdict = _in_time(case, _next_step(case))
     # The proof compares what each pod holds that stays.
-    compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason is Reason.OBSERVATION_PENDING)
+    compared = (Reason.OBSERVATION_PENDING, Reason.KEPT_GPUS_CHANGED)
+    compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason in compared)
     return replace(verdict, wants_pods=True) if compares else verdict
 
 
@@ -205,7 +206,9 @@ def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
 def _needs_whole(case: NodeCase, failure: Finding) -> bool:
     """Whether a change of some GPUs failed because nobody knows, or not all of the truth, who uses which GPU."""
     partly = case.fence.disruption is DisruptionClass.CHANGED_GPUS
-    unknown = failure.reason is Reason.OBSERVATION_PENDING and lacks_holders(case)
+    # Not only of the last request, which may not be answered yet.
+    ours = case.observed is not None and case.observed.request_id.startswith(f"{case.fence.op}:")
+    unknown = failure.reason is Reason.OBSERVATION_PENDING and ours and not names_holders(case)
     return partly and (unknown or failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN))
 
 
@@ -256,7 +259,8 @@ def _verify(case: NodeCase, aim: Target, assessed: Assessed) -> Verdict:
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
-    mismatch = mismatch or check_kept(case)
+    if mismatch is None and (kept := check_kept(case)) is not None:
+        return case.show(Phase.VERIFYING, kept, wake=next_poll(case))
     if mismatch is None and (down := case.actuator.find_down(case, aim)) is not None:
         mismatch = down.doubt
     if mismatch is not None:

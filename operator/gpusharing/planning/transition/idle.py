@@ -179,9 +179,14 @@ def lacks_holders(case: NodeCase) -> bool:
     observed, gpunode = case.observed, case.gpunode
     if case.fence.disruption is not DisruptionClass.CHANGED_GPUS or observed is None or gpunode is None:
         return False
-    if observed.request_id != gpunode.request_id or not gpunode.holders:
-        return False
-    return observed.holders is None or any(not (one.uid and one.gpus) for one in observed.holders)
+    answered = observed.request_id == gpunode.request_id and gpunode.holders
+    return answered and not names_holders(case)
+
+
+def names_holders(case: NodeCase) -> bool:
+    """Whether the last report says of each pod with a device which one it is and which GPUs it holds."""
+    holders = case.observed.holders if case.observed is not None else None
+    return holders is not None and all(one.uid and one.gpus for one in holders)
 
 
 def check_kept(case: NodeCase) -> Finding | None:
