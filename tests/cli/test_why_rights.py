@@ -10,6 +10,7 @@ from tests.cli.asking import ME, ask, operated
 from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import (
     CORE_EVENTS,
@@ -90,7 +91,7 @@ async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_no
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
     assert (service["pool"], service["now"], service["free"], service["after"]) == ("pool-b", 4, 4, 4)
-    assert data["conclusion"].startswith("each of gpu-1, gpu-2 has enough free for this pod")
+    assert not lacks(data["conclusion"], "each of gpu-1, gpu-2", "enough free")
     assert data["scheduler"] == "0/2 nodes are available"
     assert data["simulated"] == ["gpu-1", "gpu-2"]
     assert [note.endswith("because you may not list nodes") for note in data["notes"]] == [True]
@@ -137,7 +138,7 @@ async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> Non
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
     assert (service["now"], service["after"]) == (None, 4), "its GPUNode does not say what it advertises meanwhile"
-    assert "it will have enough once the changes are done; Blocked: gpu-1 was" in service["but"]
+    assert not lacks(service["but"], "Blocked", "gpu-1")
 
 
 @virtually
@@ -169,9 +170,7 @@ async def test_a_pod_on_a_node_in_a_change_points_at_the_node() -> None:
         await scene.reason("gpu-1", "AlreadyCordoned")
         forbid(scene, NODES)
         data = await answer(scene, gpu_pod("llm", "gpu-1"))
-    assert data["conclusion"] == (
-        "this pod is on node gpu-1, which is Blocked; to see why: kubectl gpusharing why gpu-1"
-    )
+    assert not lacks(data["conclusion"], "node gpu-1", "Blocked", "kubectl gpusharing why gpu-1")
 
 
 BLIND = {
@@ -254,7 +253,7 @@ async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(res
         await scene.ready()
         forbid(scene, *([NODES] if rights == "few rights" else []))
         data = await answer(scene, asking({absent: 1}))
-    assert data["conclusion"].startswith(f"no node advertises {absent}, and none will")
+    assert not lacks(data["conclusion"], f"no node advertises {absent}", "none will")
     assert suggestion in data["conclusion"]
 
 
@@ -298,7 +297,7 @@ async def test_a_workload_answers_for_its_pods_by_one_that_waits(kind: Resource,
         text = await ask(scene.e.cluster, "why", subject)
     said = f"{kind.plural}/llm: 3 pods, 2 of them without a node"
     assert (data["workload"], data["pod"]) == (said, "default/llm-1")
-    assert data["conclusion"].startswith("no node has more than 2 of the 9 nvidia.com/gpu")
+    assert not lacks(data["conclusion"], "2 of the 9 nvidia.com/gpu")
     assert text.out.startswith(f"{said}\nSIMULATED")
 
 
@@ -310,10 +309,8 @@ async def test_a_workload_whose_pods_all_have_nodes_answers_by_one_that_does_not
         scene.e.cluster.add(DEPLOYMENTS, workload("llm"))
         failed = {**gpu_pod("", "gpu-1"), "status": {"phase": "Failed"}}
         data = await answer(scene, *of_workload([gpu_pod("", "gpu-1"), failed]), subject="deploy/llm")
-    assert (data["pod"], data["workload"]) == (
-        "default/llm-1",
-        "deployments/llm: 2 pods, 0 of them without a node",
-    )
+    assert data["pod"] == "default/llm-1"
+    assert not lacks(data["workload"], "deployments/llm", "2 pods", "0")
     assert data["conclusion"].startswith("this pod has failed")
 
 
