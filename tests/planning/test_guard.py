@@ -27,7 +27,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -163,6 +163,18 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
         assert (plan.verdicts[name].reason, plan.verdicts[name].candidate) == (Reason.NODE_NOT_JUDGED, False)
         assert "find_canary" in plan.verdicts[name].message
     assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
+
+
+def test_a_pool_whose_candidates_nobody_can_sort_stops_only_itself() -> None:
+    uncounted: Any = "twice"
+    policy = make_policy()
+    sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
+    given_up = Deferred(uncounted, NOW, "DrainTimeout", policy.version)
+    nodes = [make_node("gpu-01", deferred=given_up), make_node("gpu-02", labels={"gpusharing.dev/pool": "c"})]
+    snapshot = make_snapshot(nodes, [policy, sound], work={"gpu-02": make_work()})
+    plan = plan_rollout(snapshot, NOW, Memo())
+    assert plan.verdicts["gpu-01"].reason is Reason.NODE_NOT_JUDGED
+    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
 
 
 SOUND = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})

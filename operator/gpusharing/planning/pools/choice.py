@@ -200,7 +200,9 @@ def choose(
         memo.each(find_unlisted, ())  # so that the memo drops what it has of nodes that waited before
         _find_waits(chosen, memo)
         return chosen, True
-    unlisted = memo.each(find_unlisted, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
+    failed: dict[str, Exception] = {}
+    rows = ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting)
+    unlisted = memo.each(find_unlisted, rows, failed=failed)
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
     looked_at = [
         (case, pool.policy)
@@ -216,6 +218,8 @@ def choose(
     for pool in waiting:
         cap = snapshot.settings.max_in_flight - len(in_flight) - reserved - len(chosen.claims)
         try:
+            if (error := failed.get(pool.policy.name)) is not None:
+                raise error
             chosen.add(select(pool, unlisted[pool.policy.name], cap, state))
         except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others
             for case in pool.candidates:
