@@ -8,7 +8,7 @@ from gpusharing.agent.library import GPU, Instance
 from gpusharing.agent.podresources import Holdings, PodDevices, find_holders
 from gpusharing.agent.processes import pod_uids
 from gpusharing.api.gpunode import MAX_HOLDERS
-from gpusharing.planning.gpus.texts import read_holder, write_holder
+from gpusharing.planning.gpus.texts import read_holders, write_holders
 
 HALF = "nvidia.com/mig-3g.40gb"
 UIDS = {("team-a", "llm-0"): "uid-0", ("team-a", "llm-1"): "uid-1"}
@@ -20,10 +20,10 @@ def gpu(index: int) -> GPU:
 
 
 def holders(*rows: PodDevices) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Pod, UID and GPUs of each line of the report."""
+    """Pod, UID and GPUs of each pod of the report."""
     found = find_holders(Holdings(by_pod=rows), [gpu(0), gpu(1)], UIDS)
     assert found is not None
-    return [read_holder(line)[:3] for line in found]
+    return sorted(one[:3] for one in read_holders(found))
 
 
 def row(pod: str, *devices: str, resource: str = HALF) -> PodDevices:
@@ -56,7 +56,7 @@ def test_devices_that_are_no_gpus_do_not_count() -> None:
 
 def test_other_devices_give_another_digest_and_another_order_does_not() -> None:
     digests = [
-        read_holder(found[0])[3]
+        next(read_holders(found))[3]
         for ids in (("MIG-0-0", "MIG-0-1"), ("MIG-0-1", "MIG-0-0"), ("MIG-0-0", "MIG-1-1"))
         if (found := find_holders(Holdings(by_pod=(row("llm-0", *ids),)), [gpu(0), gpu(1)], UIDS))
     ]
@@ -78,9 +78,10 @@ def test_the_uid_of_a_pod_is_known_only_while_one_folder_has_its_name(tmp_path: 
 @pytest.mark.parametrize("gpus", [(), (0,), (0, 1, 2, 5)])
 @pytest.mark.parametrize("uid", ["", "5f0c2a4e"])
 def test_a_line_is_read_as_it_was_written(gpus: tuple[int, ...], uid: str) -> None:
-    line = write_holder("team-a/llm-0", uid, gpus, "0123456789ab")
-    assert read_holder(line) == ("team-a/llm-0", uid, gpus, "0123456789ab")
+    rows = [(f"team-a/llm-{number}", uid, gpus, "0123456789ab") for number in range(3)]
+    assert len(lines := write_holders(rows)) == 1
+    assert list(read_holders(lines)) == rows
 
 
 def test_a_line_of_another_form_tells_no_gpu() -> None:
-    assert read_holder("nonsense") == ("nonsense", "", (), "")
+    assert list(read_holders(["nonsense"])) == [("nonsense", "", (), "")]

@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from gpusharing.agent.library import GPU
 from gpusharing.api.gpunode import MAX_HOLDERS
 from gpusharing.api.names import is_gpu_resource
-from gpusharing.planning.gpus.texts import write_holder
+from gpusharing.planning.gpus.texts import write_holders
 from gpusharing.planning.vocabulary.values import value
 
 T = TypeVar("T")
@@ -82,15 +82,15 @@ def find_holders(
         pods.setdefault((row.namespace, row.pod), []).append(row)
     if len(pods) > MAX_HOLDERS:
         return None
-    found = []
+    found: list[tuple[str, str, Iterable[int], str]] = []
     for (namespace, name), rows in pods.items():
         devices = sorted((row.resource, device) for row in rows for device in row.devices)
         on = {gpu_of.get(base(device), -1) for _, device in devices}
         sure = -1 not in on and len({row.resource for row in rows}) == len(rows)
         digest = sha256(json.dumps(devices).encode()).hexdigest()[:12]
         uid = uids.get((namespace, name), "")
-        found.append(write_holder(f"{namespace}/{name}", uid, on if sure else (), digest))
-    return tuple(found)
+        found.append((f"{namespace}/{name}", uid, on if sure else (), digest))
+    return write_holders(found)
 
 
 def base(device: str) -> str:

@@ -29,7 +29,7 @@ PROFILE = (
 No card has more than 12 units. The planner tries placements, and a false report must not make that endless."""
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
-HOLDER = rf"^(\?|{_INDEXES}) ([^ /]+/[^ /]+) ([^ ]+) ([0-9a-f]{{12}})$"
+HOLDERS = rf"^(\?|{_INDEXES})((?: [^ /]+/[^ /]+ [^ ]+ [0-9a-f]{{12}})+)$"
 PROGRAM = rf"^({_INDEXES})(?: (.+))?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
 
@@ -136,12 +136,12 @@ class Observed(WireRecord):
     pods: int | None = None
     """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
     holders: (
-        Annotated[tuple[Annotated[str, Limits(max_length=512, pattern=HOLDER)], ...], Limits(max_length=MAX_HOLDERS)]
+        Annotated[tuple[Annotated[str, Limits(max_length=32768, pattern=HOLDERS)], ...], Limits(max_length=MAX_HOLDERS)]
         | None
     ) = None
-    """Pods that hold GPU devices, each with the indexes of its GPUs, namespace and name, UID, and a digest of the ids of its
-    devices, for example 3 team-a/llm-0 5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b9e10 0123456789ab, with ? for what the agent cannot
-    tell; absent unless the request asks for it and at most 64 pods hold any."""
+    """Pods that hold GPU devices, by the indexes of their GPUs: of each pod namespace and name, UID, and a digest of the ids
+    of its devices, for example 3 team-a/llm-0 5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b9e10 0123456789ab, with ? for what the agent
+    cannot tell; absent unless the request asks for it and at most 64 pods hold any."""
 
 
 @dataclass(frozen=True, slots=True)

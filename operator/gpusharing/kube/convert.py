@@ -41,7 +41,7 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.gpus.texts import read_holder, read_mig, read_profile, read_program
+from gpusharing.planning.gpus.texts import read_holders, read_mig, read_profile, read_program
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
 from gpusharing.planning.snapshot.podviews import Holder, Taint, Toleration
 from gpusharing.planning.snapshot.records import Deferred, Verified
@@ -206,7 +206,7 @@ def observed_view(raw: object) -> ObservedView:
         for model in observed.models
     }
     programs = list(map(read_program, observed.programs))
-    holders = None if observed.holders is None else tuple(Holder(*read_holder(one)) for one in observed.holders)
+    holders = None if observed.holders is None else tuple(Holder(*one) for one in read_holders(observed.holders))
     allocated = observed.allocated
     if allocated is not None:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}

@@ -2,15 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-from gpusharing.api.gpunode import HOLDER, MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import HOLDERS, MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
 
-_PROFILE, _MIG, _PROGRAM, _HOLDER = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDER))
+_PROFILE, _MIG, _PROGRAM, _HOLDERS = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDERS))
 _LONGEST_NAME = 512
 _MOST_SLICES = 8
 """More than any card has (7)."""
@@ -74,17 +74,28 @@ def _write_indexes(indexes: Iterable[int]) -> str:
     return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def write_holder(pod: str, uid: str, indexes: Iterable[int], devices: str) -> str:
-    """Return a pod in text, with the GPUs of its devices and a digest of their ids; what is unknown is empty."""
-    return f"{_write_indexes(indexes) or '?'} {pod} {uid or '?'} {devices}"
+def write_holders(pods: Iterable[tuple[str, str, Iterable[int], str]]) -> tuple[str, ...]:
+    """Return pods in text, those of the same GPUs in one line, each with a digest of its devices' ids.
+
+    Of each the arguments are `namespace/name`, the UID and the indexes of its GPUs, empty if unknown, and the digest.
+    """
+    lines: dict[str, str] = {}
+    for pod, uid, indexes, devices in pods:
+        gpus = _write_indexes(indexes) or "?"
+        lines[gpus] = f"{lines.get(gpus, gpus)} {pod} {uid or '?'} {devices}"
+    return tuple(line for _, line in sorted(lines.items()))
 
 
-def read_holder(text: str) -> tuple[str, str, tuple[int, ...], str]:
-    """Return `namespace/name` and UID of the pod, the indexes of its GPUs, and the digest of its devices."""
-    if (match := _HOLDER.fullmatch(text)) is None:
-        return text, "", (), ""
-    gpus, pod, uid, devices = match.groups()
-    return pod, uid.replace("?", ""), tuple(sorted(_read_indexes(gpus))) if gpus != "?" else (), devices
+def read_holders(lines: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+    """Yield each pod as `write_holders` got it; a line of another form is a pod of which nothing is known."""
+    for line in lines:
+        if (match := _HOLDERS.fullmatch(line)) is None:
+            yield line, "", (), ""
+            continue
+        gpus, words = match[1], match[2].split()
+        indexes = tuple(sorted(_read_indexes(gpus))) if gpus != "?" else ()
+        for pod, uid, devices in zip(words[::3], words[1::3], words[2::3], strict=True):
+            yield pod, uid.replace("?", ""), indexes, devices
 
 
 def read_program(text: str) -> tuple[str, set[int]]:
