@@ -43,7 +43,7 @@ async def play(demo: Demo) -> None:
         await asyncio.to_thread(recorder.write, demo.record_to)
 
 
-async def fleet_appears(demo: Demo) -> None:
+async def fleet_appears(demo: Demo, seconds: float = 15.0) -> None:
     """Print the table of the nodes, once the SIMULATED device plugins have registered the fleet's GPUs."""
     screen = demo.screen
 
@@ -54,7 +54,7 @@ async def fleet_appears(demo: Demo) -> None:
     async def registered() -> bool:
         return await whole() == fleet.GPUS
 
-    await demo.until(f"the nodes to serve {fleet.GPUS} whole GPUs", registered)
+    await demo.until(f"the nodes to serve {fleet.GPUS} whole GPUs", registered, seconds)
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
     served = await whole()
