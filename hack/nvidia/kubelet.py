@@ -94,7 +94,9 @@ class DeviceManager:
             request = dict(pod_view(pod, {}).resources)
             if request and uid not in self._assigned and _runs(pod):
                 devices = {name: self._free(name, count) for name, count in request.items()}
-                if short := [name for name, count in request.items() if len(devices[name]) < count]:
+                # The device manager allocates nothing of what the scheduler gave from a DRA driver.
+                by_dra = bool(pod.get("status", {}).get("extendedResourceClaimStatus"))
+                if short := [name for name, count in request.items() if len(devices[name]) < count and not by_dra]:
                     self._refuse(
                         pod, f"{short[0]}. Requested: {request[short[0]]}, Available: {len(devices[short[0]])}"
                     )
