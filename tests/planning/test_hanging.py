@@ -17,6 +17,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Rollout
 from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.actions import EnsureGPUNode
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for
@@ -61,7 +62,8 @@ def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_han
     assert "update the driver to 570.172.08" in gate.message
     verdict = judge(case)
     assert verdict is not None
-    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER, ())
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER)
+    assert not [one for one in verdict.actions if not isinstance(one, EnsureGPUNode)], "only the agent is asked"
 
 
 OTHERS = ["570.86.15", "570.124", "570.172.08", "575.57.08", "580.159.03", "", "unknown"]
