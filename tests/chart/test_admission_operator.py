@@ -96,11 +96,17 @@ def operands(installed: Installed) -> dict[str, str]:
     """Name of a running pod of each DaemonSet of NVIDIA's."""
     found = {}
     for operand, labels in {**OPERANDS, PLUGIN: {"app": "nvidia-device-plugin-daemonset"}}.items():
-        manifest = daemon_set(next(iter(labels.values())), OPERATOR_SPACE, labels, {})
-        installed.admin.create(f"/apis/apps/v1/namespaces/{OPERATOR_SPACE}/daemonsets", manifest)
-        query = {"labelSelector": selector(labels)}
-        wait_until(lambda q=query: bool(installed.admin.list(pods(OPERATOR_SPACE), **q)), SECONDS, operand)  # type: ignore[misc]  # a default binds the loop's value
-        found[operand] = installed.admin.list(pods(OPERATOR_SPACE), **query)[0]["metadata"]["name"]
+        name = next(iter(labels.values()))
+        installed.admin.create(
+            f"/apis/apps/v1/namespaces/{OPERATOR_SPACE}/daemonsets", daemon_set(name, OPERATOR_SPACE, labels, {})
+        )
+
+        def own(name: str = name, query: str = selector(labels)) -> list[str]:  # other tests have such pods too
+            listed = installed.admin.list(pods(OPERATOR_SPACE), labelSelector=query)
+            return [one["metadata"]["name"] for one in listed if one["metadata"]["generateName"] == f"{name}-"]
+
+        wait_until(lambda own=own: bool(own()), SECONDS, operand)  # type: ignore[misc]  # a default binds the loop's value
+        found[operand] = own()[0]
     return found
 
 
