@@ -85,3 +85,7 @@ def test_a_line_is_read_as_it_was_written(gpus: tuple[int, ...], uid: str) -> No
 
 def test_a_line_of_another_form_tells_no_gpu() -> None:
     assert list(read_holders(["nonsense"])) == [("nonsense", "", (), "")]
+
+
+def test_a_line_with_other_blanks_is_read_as_it_stands() -> None:
+    assert list(read_holders(["3 a\tb/c uid 0123456789ab"])) == [("a\tb/c", "uid", (3,), "0123456789ab")]

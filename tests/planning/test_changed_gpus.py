@@ -537,6 +537,67 @@ def test_a_proof_that_waits_for_a_list_of_the_kept_pods_is_looked_at_soon() -> N
     assert verdict.wake <= world.now + timedelta(seconds=60)
 
 
+def test_a_list_that_fails_decides_nothing() -> None:
+    world = full_world()
+    world.machine(NODE).silent = True
+    world.agent(NODE)
+    world.set_policy(AFTER)
+    world.unlisted.add(NODE)
+    go_on(world, lambda: NODE in world.step().memory.looks)
+    world.unlisted.clear()
+    for _ in range(30):
+        go_on(world, lambda: True)
+        world.now += timedelta(seconds=1)
+    world.machine(NODE).silent = False
+    done = len(world.done)
+    world.settle()
+    assert classes(world, 0)[-1:] == [DisruptionClass.CHANGED_GPUS]
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 1
+
+
+def test_a_policy_in_error_until_the_deadline_makes_the_change_no_greater_either() -> None:
+    world = past_pnr()
+    done = len(world.done)
+    world.set_policy(layouts({"9g.90gb": 1}, THIRDS, SEVENTHS, SEVENTHS))
+    when_late(world)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, away="0"))
+    go_on(world, lambda: not is_fenced(world), most=900)
+    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+
+
+def test_a_late_way_back_of_some_gpus_is_proven_once_everybody_reports_again() -> None:
+    rollback = {"onFailure": "Rollback"}
+    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=rollback))
+    world.machine(NODE).temper = "fails"
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
+
+    def goes_back() -> bool:
+        fence = world.nodes[NODE].fence
+        return fence is not None and fence.rolls_back and fence.owed == ""
+
+    go_on(world, goes_back, most=3000)
+    machine = world.machine(NODE)
+    machine.temper, machine.silent = "works", True
+    when_late(world)
+    machine.silent = False
+    go_on(world, lambda: not is_fenced(world), most=600)
+    record = world.nodes[NODE].verified
+    assert record is not None
+    assert record.rolled_back
+
+
+def test_one_retry_drains_the_node_of_a_kept_pod_that_the_report_lacks() -> None:
+    world = past_pnr()
+    machine, uid = world.machine(NODE), uid_on(world, 3)
+    device = machine.held.pop(uid)
+    assert "drain it" in when_late(world).verdicts[NODE].message
+    machine.held[uid] = device
+    done = len(world.done)
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    go_on(world, lambda: not is_fenced(world), most=900)
+    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
+
+
 def test_an_agent_that_never_says_who_holds_what_again_fails_the_node_and_a_retry_drains_all_of_it() -> None:
     world = past_pnr()
     world.machine(NODE).silent = True

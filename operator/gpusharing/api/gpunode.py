@@ -29,7 +29,7 @@ PROFILE = (
 No card has more than 12 units. The planner tries placements, and a false report must not make that endless."""
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
-HOLDERS = rf"^(\?|{_INDEXES})((?: [^ /]+/[^ /]+ [^ ]+ [0-9a-f]{{12}})+)$"
+HOLDERS = rf"^(\?|{_INDEXES})((?: [^ /]+/[^ /]+ [^ ]+ [0-9a-f]{{12}}){{1,64}})$"
 PROGRAM = rf"^({_INDEXES})(?: (.+))?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
 

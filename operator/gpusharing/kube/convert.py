@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
-from gpusharing.api.gpunode import ModelStatus, Observed
+from gpusharing.api.gpunode import MAX_HOLDERS, ModelStatus, Observed
 from gpusharing.api.names import RESOURCE_GPU, TAINT_UNPROVEN
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
@@ -207,6 +207,7 @@ def observed_view(raw: object) -> ObservedView:
     }
     programs = list(map(read_program, observed.programs))
     holders = None if observed.holders is None else tuple(Holder(*one) for one in read_holders(observed.holders))
+    holders = holders if holders is None or len(holders) <= MAX_HOLDERS else None
     allocated = observed.allocated
     if allocated is not None:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}

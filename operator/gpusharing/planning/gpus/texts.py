@@ -92,7 +92,7 @@ def read_holders(lines: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, ..
         if (match := _HOLDERS.fullmatch(line)) is None:
             yield line, "", (), ""
             continue
-        gpus, words = match[1], match[2].split()
+        gpus, words = match[1], match[2].split(" ")[1:]
         indexes = tuple(sorted(_read_indexes(gpus))) if gpus != "?" else ()
         for pod, uid, devices in zip(words[::3], words[1::3], words[2::3], strict=True):
             yield pod, uid.replace("?", ""), indexes, devices

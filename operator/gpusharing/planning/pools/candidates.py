@@ -270,7 +270,7 @@ def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, foll
     pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
     if (unreported := _await_report(case, before, pods)) is not None:
         return Candidate(case, policy, look_at(case, policy, before, pods, (unreported,)), pods, follows)
-    if case.disruption is DisruptionClass.CHANGED_GPUS and case.unreported:
+    if case.disruption is DisruptionClass.CHANGED_GPUS and case.unreported and not pods.error:
         case = replace(case, widened=case.unreported)
         pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, state.afterwards, case.now)

@@ -18,7 +18,6 @@ from gpusharing.planning.transition.attempts import (
     corrects_drift,
     find_work,
     goes_back,
-    is_late,
     next_deferral,
     owe,
     owed_for,
@@ -193,8 +192,7 @@ def find_begun(case: NodeCase) -> NodeCase | None:
     fence, assessed, node = case.fence, case.assessed, case.node
     if fence.disruption is not DisruptionClass.CHANGED_GPUS or assessed is None or case.disruption is fence.disruption:
         return None
-    ran = is_late(case) or case.actuator.find_trouble(case, fence) is not None  # a policy in error fails the node too
-    if fence.rolls_back or (fence.failed is not None and ran):
+    if fence.rolls_back or fence.failed is not None:
         return None
     policy, spec, observed = assessed.policy, assessed.spec, assessed.observed
     names_of = fence.target_mig_config, fence.target_plugin_config

@@ -67,7 +67,7 @@ def after_pnr(case: NodeCase) -> Verdict:
     else:
         verdict = _in_time(case, _next_step(case))
     # The proof compares what each pod holds that stays.
-    compared = (Reason.OBSERVATION_PENDING, Reason.KEPT_GPUS_CHANGED)
+    compared = (Reason.OBSERVATION_PENDING, Reason.KEPT_GPUS_CHANGED, Reason.ROLLING_BACK)
     compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason in compared)
     return replace(verdict, wants_pods=True) if compares else verdict
 
@@ -208,7 +208,9 @@ def _needs_whole(case: NodeCase, failure: Finding) -> bool:
     partly = case.fence.disruption is DisruptionClass.CHANGED_GPUS
     # Not only of the last request, which may not be answered yet.
     ours = case.observed is not None and case.observed.request_id.startswith(f"{case.fence.op}:")
-    unknown = failure.reason is Reason.OBSERVATION_PENDING and ours and not names_holders(case)
+    unknown = (
+        failure.reason is Reason.OBSERVATION_PENDING and ours and (not names_holders(case) or bool(case.unreported))
+    )
     return partly and (unknown or failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import parse_duration
 from gpusharing.planning.snapshot.actions import UpdateFence
@@ -64,6 +64,8 @@ def owe(case: NodeCase, assessed: Assessed, attempt: int, *, failed: bool) -> Up
 def note_failure(case: NodeCase, verdict: Verdict) -> Verdict:
     """Add the record of a failure to a Failed verdict. Without it, a clock that is set back would undo the failure."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
+    # A begun change of some GPUs is proven before anything else begins, so an error of the policy is no failure of it.
+    ours = ours and not (case.objection is not None and case.fence.disruption is DisruptionClass.CHANGED_GPUS)
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
     return verdict.then(*verdict.actions, UpdateFence(case.node, replace(case.fence, failed=case.now)))
