@@ -589,9 +589,8 @@ def test_a_late_way_back_of_some_gpus_is_proven_once_everybody_reports_again() -
 def test_one_retry_drains_the_node_of_a_kept_pod_that_the_report_lacks() -> None:
     world = past_pnr()
     machine, uid = world.machine(NODE), uid_on(world, 3)
-    device = machine.held.pop(uid)
+    del machine.held[uid]
     assert "drain it" in when_late(world).verdicts[NODE].message
-    machine.held[uid] = device
     done = len(world.done)
     world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
     go_on(world, lambda: not is_fenced(world), most=900)
