@@ -185,8 +185,7 @@ class GpuWorld(World):
         if isinstance(action, Release) and action.verified is not None and rules.emptied(action.node.fence):
             machine, gpus = self.machine(action.node.name), rules.emptied(action.node.fence)
             made, held = self.stood[machine.name]
-            used = {gpu for gpu, _ in machine.held.values()} - set(gpus)
-            moved = [gpu for gpu in sorted(used) if machine.made[gpu] != made[gpu]]
+            moved = [gpu for gpu in range(4) if gpu not in gpus and machine.made[gpu] != made[gpu]]
             others = [uid for uid, one in held.items() if one[0] not in gpus and machine.held.get(uid, one) != one]
             rules.hold(not moved and not others, f"(w) proven while GPUs {moved} and pods {others} have other devices")
         super().carry_out(action)

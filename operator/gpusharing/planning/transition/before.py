@@ -21,7 +21,15 @@ from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
-from gpusharing.planning.transition.idle import JOBS_PACE, ask_who_holds, escalate, holds, next_poll, outlasts
+from gpusharing.planning.transition.idle import (
+    JOBS_PACE,
+    ask_who_holds,
+    awaits_holders,
+    escalate,
+    holds,
+    next_poll,
+    outlasts,
+)
 from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
@@ -102,16 +110,12 @@ def _begin_jobs(case: NodeCase) -> Verdict | None:
     return replace(verdict, pods=plan.holders, blockers=plan.blockers)
 
 
-def _lacks_holders(case: NodeCase) -> bool:
-    return case.scope.part is not None and case.scope.part.holders is None
-
-
 def _end_jobs(case: NodeCase) -> Verdict | None:
     plan, fence, spec = case.drain, case.fence, case.spec
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
     deadline = case.now + parse_duration(spec.drain.timeout)
-    if _lacks_holders(case):  # it is unknown which jobs still run, and a later report prolongs the wait again
+    if awaits_holders(case):  # it is unknown which jobs still run, and a later report prolongs the wait again
         if fence.deadline <= deadline:
             return None
         message = "waiting for the agent to report which pods hold which GPUs"
@@ -207,7 +211,7 @@ def _is_overdue(case: NodeCase) -> bool:
     unlisted = work is None or (work.error and case.now < fence.deadline + proof_time(case))
     if unlisted and fence.disruption.cordons and not _is_held(assessed.spec):
         return False
-    jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs and not _lacks_holders(case))
+    jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs and not awaits_holders(case))
     return not (fence.jobs and jobs_ended)
 
 

@@ -85,9 +85,14 @@ def next_poll(case: NodeCase, pace: int = 1) -> datetime:
     return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
 
 
+def awaits_holders(case: NodeCase) -> bool:
+    """Whether only some GPUs are to be emptied and the agent has yet to report which pods hold which."""
+    return case.scope.part is not None and case.scope.part.holders is None
+
+
 def ask_who_holds(case: NodeCase) -> Verdict | None:
-    """Return what is due until the agent has reported which pods hold which GPUs, if only some are to be emptied."""
-    if case.scope.part is None or case.scope.part.holders is not None:
+    """Return what is due while `awaits_holders`."""
+    if not awaits_holders(case):
         return None
     message, request = "waiting for the agent to report which pods hold which GPUs", pods_request(case)
     phase = Phase.DRAINING if case.fence.stage == "fenced" else Phase.VERIFYING_IDLE
@@ -215,13 +220,13 @@ def check_kept(case: NodeCase) -> Finding | None:
     known = [one for one in observed.holders if one.uid in kept]
     on = [one.ref for one in known if changed and (not one.gpus or not set(changed).isdisjoint(one.gpus))]
     gone = [ref for uid, ref in pods.items() if changed and uid in kept and uid not in now]
-    # Where no pod is, an instance that somebody made anew harms nobody.
-    if named := sorted({*on, *gone, *(one.ref for one in lost)}):
+    if changed or lost:
+        named = sorted({*on, *gone, *(one.ref for one in lost)})
         touched = f"the devices of {name_gpus(changed)} are not those" if changed else "pods do not hold the devices"
         wanted = name_gpus(sorted(case.fence.gpus))
         message = (
             f"only {wanted} {'was' if len(case.fence.gpus) == 1 else 'were'} to change, but {touched} from before. Pods"
-            f" that may be affected: {some(named)}"
+            f" that may be affected: {some(named) if named else 'none that is known'}"
         )
         return Finding(Reason.KEPT_GPUS_CHANGED, message)
     if work is None or work.error or work.listed_at <= case.fence.stage_since:
