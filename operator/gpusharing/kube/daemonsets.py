@@ -314,8 +314,7 @@ def unknown_operand(raw: JSON, _: str) -> Operand:
 def lone_restarts(pod: JSON) -> tuple[int, str, bool]:
     """Return how many more restarts config-manager has than the MPS daemon, why it last ended, and whether it is down.
 
-    If the number rises between two times at which config-manager runs, it has restarted alone, because a reboot of the
-    node restarts both. Times are not compared: the kubelet takes them from the clock of the node.
+    A rise means that it restarted alone, because a reboot restarts both. Times would be those of the node's clock.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})

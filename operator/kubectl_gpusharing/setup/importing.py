@@ -100,10 +100,7 @@ class Import:
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
-    """Return the names of the admin's ConfigMaps to which ClusterPolicy points.
-
-    A name is empty if ClusterPolicy names none, ours, or the default that nobody chose (docs/design/nvidia.md#d6).
-    """
+    """Return the admin's ConfigMaps that ClusterPolicy names, empty if none was chosen (docs/design/nvidia.md#d6)."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS

@@ -46,20 +46,13 @@ def braced(*matchers: str) -> str:
 
 
 def matcher_of(nodes: Iterable[str]) -> str:
-    """Return the matcher for the series of these nodes, and of any whose name differs only where theirs has a dot.
-
-    It is empty, which means all nodes, if it would be too long for a URL or a name has unusual characters.
-    """
+    """Return the matcher of these nodes (a dot matches any character); empty, so all nodes, if too long for a URL."""
     names = "|".join(sorted(nodes))
     return f'node=~"{names}"' if re.fullmatch(r"[a-z0-9.|-]{0,1500}", names) else ""
 
 
 def state_label(key: str) -> str:
-    """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
-
-    It is computed as in kubernetes/kube-state-metrics internal/store/utils.go, labelName, v2.20.0, unchanged since
-    v2.0.0. Two keys with the same result get `_conflict1` and so on there; such labels are not found.
-    """
+    """Return the label that kube-state-metrics makes of `key` (v2.20.0, internal/store/utils.go, labelName)."""
     plain = re.sub("[^a-zA-Z0-9_]", "_", key)
     snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
     return f"label_{snake.lower()}"

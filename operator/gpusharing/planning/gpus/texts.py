@@ -75,10 +75,7 @@ def _write_indexes(indexes: Iterable[int]) -> str:
 
 
 def write_holders(pods: Iterable[tuple[str, str, Iterable[int], str]]) -> tuple[str, ...]:
-    """Return pods in text, those of the same GPUs in one line, each with a digest of its devices' ids.
-
-    Of each the arguments are `namespace/name`, the UID and the indexes of its GPUs, empty if unknown, and the digest.
-    """
+    """Return a line for each set of GPUs; `pods` are name, UID, GPUs (empty if unknown) and a digest of the devices."""
     lines: dict[str, str] = {}
     for pod, uid, indexes, devices in pods:
         gpus = _write_indexes(indexes) or "?"

@@ -443,10 +443,7 @@ def let_start(
 
 
 def find_full(pool: Pool) -> Finding:
-    """Return that no slot of the pool is free; it stands if only a person can free one.
-
-    Then nothing changes, and no node returns to service by itself.
-    """
+    """Return that no slot of the pool is free; it stands if only a person can free one."""
     stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))
     nodes = counted(pool.total, "node")
     text = f"spec.rollout.maxUnavailable allows {pool.limit} of {nodes} to be unavailable at once"

@@ -31,10 +31,7 @@ class Taint:
 
     @property
     def lasting(self) -> bool:
-        """Whether it excludes pods that do not tolerate it until somebody removes it.
-
-        Taints that are removed when a cordon, a condition or the lack of proof ends exclude no pod for good.
-        """
+        """Whether it keeps pods out until somebody removes it, and not until a cordon, condition or proof ends."""
         of_condition = self.key.startswith(_OF_CONDITIONS) and self.key != _OUT_OF_SERVICE
         # Nothing removes the start-up taint if somebody sets it with another effect.
         unproven = self.key == TAINT_UNPROVEN and self.effect == "NoSchedule"

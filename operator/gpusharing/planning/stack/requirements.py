@@ -373,11 +373,8 @@ _REMOVE = f"{LABEL_UPGRADE_STATE}-"
 
 
 def _find_words(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return how `kubectl label` lets the node go on.
-
-    NVIDIA's upgrade controller follows only nodes with a driver pod, and starts none that is marked to be skipped
-    (k8s-operator-libs pkg/upgrade/upgrade_state.go BuildState and upgrade_inplace.go at 11e747a).
-    """
+    # NVIDIA's upgrade controller follows only nodes with a driver pod, and starts none that is marked to be skipped
+    # (k8s-operator-libs pkg/upgrade/upgrade_state.go BuildState and upgrade_inplace.go at 11e747a).
     unmanaged = policy is not None and (policy.plain is not None or _DRIVER.is_off(policy))
     if unmanaged or node.keeps_off("driver"):
         return _REMOVE

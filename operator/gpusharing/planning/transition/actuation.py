@@ -194,19 +194,15 @@ def find_begun(case: NodeCase) -> NodeCase | None:
         return None
     if fence.rolls_back or fence.failed is not None:
         return None
-    policy, spec, observed = assessed.policy, assessed.spec, assessed.observed
     names_of = fence.target_mig_config, fence.target_plugin_config
-    record = Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=len(observed.gpus))
-    target = find_last_proven(replace(node, verified=record), observed, case.stack)
+    record = Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=len(assessed.observed.gpus))
+    target = find_last_proven(replace(node, verified=record), assessed.observed, case.stack)
     if isinstance(target, str) or fence.owed not in ("", owed_for(target)) or target == assessed.target:
         return None
-    mismatch = find_mismatch(Comparison(node, observed, target, case.stack), case.actuator.checks)
-    extent = find_extent(node, observed, target, mismatch, case.stack, policy=policy, spec=spec)
-    disruption, gpus, whole = extent
-    if policy.version != fence.version:  # what a person has corrected since is tried, and not blamed
+    first, spec = _aim_at(case, assessed, target), assessed.spec
+    if assessed.policy.version != fence.version:  # what a person has corrected since is tried, and not blamed
         spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"on_failure": "Hold"})})
-    first = replace(assessed, spec=spec, target=target, two_steps=False, mismatch=mismatch, drift=None)
-    return replace(case, assessment=replace(first, disruption=disruption, gpus=gpus, whole=whole))
+    return replace(case, assessment=replace(first, spec=spec))
 
 
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
@@ -267,6 +263,11 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
     if (objection := next(case.actuator.objections(case, target), None)) is not None:
         message = f"the last proven mode is {target.mode}, and {objection.message}"
         return replace(objection, reason=Reason.ROLLING_BACK, message=message)
+    return _aim_at(case, assessment, target)
+
+
+def _aim_at(case: NodeCase, assessment: Assessed, target: Target) -> Assessed:
+    node, observed, stack = case.node, assessment.observed, case.stack
     mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
     policy, spec = assessment.policy, assessment.spec
     disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=spec)

@@ -70,7 +70,7 @@ class Member:
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
     target: Target | None
     seen: tuple[tuple[str, str], ...] = ()
-    """What is seen of the node, as in `Look.seen_since`."""
+    """What is seen of the node, as in `PassMemory.seen_since`."""
     heir: str = ""
     """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
 

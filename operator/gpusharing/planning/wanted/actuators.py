@@ -562,10 +562,7 @@ class Dra(Actuator):
 
 
 def _is_published(node: NodeView) -> bool:
-    """Whether the driver has published all devices of the node, and nothing but GPUs and MIG devices.
-
-    Otherwise it is not running, is about to publish, or serves a GPU in another way, so a drain would not help.
-    """
+    """Whether the driver has published all devices, and only GPUs and MIG devices; a drain would not help otherwise."""
     return node.devices is not None and not node.devices.missing and not node.devices.others
 
 
