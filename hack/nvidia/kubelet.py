@@ -95,8 +95,9 @@ class DeviceManager:
             if request and uid not in self._assigned and _runs(pod):
                 devices = {name: self._free(name, count) for name, count in request.items()}
                 # The device manager allocates nothing of what the scheduler gave from a DRA driver.
-                by_dra = bool(pod.get("status", {}).get("extendedResourceClaimStatus"))
-                if short := [name for name, count in request.items() if len(devices[name]) < count and not by_dra]:
+                by_dra = pod.get("status", {}).get("extendedResourceClaimStatus", {}).get("requestMappings", ())
+                own = request.keys() - {row["resourceName"] for row in by_dra}
+                if short := [name for name in sorted(own) if len(devices[name]) < request[name]]:
                     self._refuse(
                         pod, f"{short[0]}. Requested: {request[short[0]]}, Available: {len(devices[short[0]])}"
                     )

@@ -38,7 +38,7 @@ def test_a_pod_for_which_too_few_devices_are_free_is_refused_and_holds_none(tmp_
     manager = kubelet.DeviceManager(api, "gpu-1", sandbox)
     (tmp_path / "kubelet.log").write_text(json.dumps({"resource": HALF, "healthy": ["MIG-0", "MIG-1"]}) + "\n")
     served = pod("served", 1)  # by a DRA driver
-    served["status"]["extendedResourceClaimStatus"] = {"resourceClaimName": "served-gpu"}
+    served["status"]["extendedResourceClaimStatus"] = {"requestMappings": [{"resourceName": HALF}]}
     manager.look([pod("first", 1), pod("large", 2), pod("second", 1), pod("third", 1), served])
     held = {row["name"]: row["ids"] for row in json.loads((tmp_path / "podresources.json").read_text())}
     assert {name: ids for name, ids in held.items() if ids} == {"first": ["MIG-0"], "second": ["MIG-1"]}
