@@ -604,7 +604,7 @@ class Reason(StrEnum):
         "is then PDB.")
     HOLDER_UNKNOWN = (("HolderUnknown", "Drain", _SOON, "agent", Mark.PENDING, Mark.NO_BLOCKER_EVENT),
         "Only some of the node's GPUs are to be emptied, and the agent does not report yet which GPU the pod holds, so "
-        "the pod is not evicted.")
+        "the pod is not evicted. If this lasts, see the log of the node's agent, or set drain.scope to Node.")
     FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
         "drain.timeout is about to expire, the pod's eviction is still blocked, and drain.onTimeout is ForceDelete. "
         "The operator deletes the pod despite its PodDisruptionBudgets, with the pod's own grace period.")
