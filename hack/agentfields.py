@@ -78,7 +78,7 @@ SOURCES: tuple[FieldSource, ...] = (
     FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),
     FieldSource(("driverVersion",), ("nvmlSystemGetDriverVersion",), (NeededRight.DRIVER,), "empty"),
     FieldSource(
-        ("models[].product", "gpus[].product", "gpus[].index"),
+        ("models[].product", "models[].gpus"),
         ("nvmlDeviceGetName",),
         (NeededRight.DRIVER,),
         "`access: Failed` for that GPU; for all GPUs: no reading, and `error` says why",

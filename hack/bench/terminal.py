@@ -148,8 +148,8 @@ def _gpunode(number: int) -> JSON:
         "culprit": "team-a/llm-0 +2",
     }
     observed = {
-        "models": [{"product": "NVIDIA H100 80GB HBM3", "profiles": [_PROFILE] * 16}],
-        "gpus": [_gpu(index) for index in range(GPUS)],
+        "models": [{"product": "NVIDIA H100 80GB HBM3", "gpus": "0-7", "profiles": "; ".join([_PROFILE] * 16)}],
+        "gpus": [_GPU] * GPUS,
         "pods": 5,
     }
     return {
@@ -221,9 +221,4 @@ def _pod(number: int) -> JSON:
 _PROFILE = "1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1"
 
 
-def _gpu(index: int) -> JSON:
-    return {
-        "index": index,
-        "uuid": "GPU-00000000-0000-0000-0000-000000000000",
-        "mig": "7x1g.10gb@0123456789abcdef",
-    }
+_GPU = {"uuid": "GPU-00000000-0000-0000-0000-000000000000", "mig": "7x1g.10gb@0123456789abcdef"}

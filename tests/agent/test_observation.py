@@ -62,10 +62,10 @@ def test_what_goes_over_the_wire_is_exactly_the_wire_type(observation: Observati
     assert to_wire(Observation.of(node_with(sent))) == sent
     (first, second, third) = sent["gpus"]
     assert first.pop("mig").startswith("1x3g.40gb@")
-    assert {"uuid", "index", "product"} == first.keys()
+    assert {"uuid"} == first.keys()
     flags = {"migPending": True, "eccErrors": True, "remapPending": True, "remapFailed": True, "mig": "Disabled"}
     assert flags.items() <= second.items()
-    assert {"uuid", "index", "product"} == third.keys()
+    assert {"uuid"} == third.keys()
     assert sent["programs"] == ["0 python3"]
     assert sent["requestID"] == "r1"
 
@@ -165,9 +165,9 @@ def test_the_library_stays_closed_for_the_answered_quiet_request_only(
 
 
 def test_wire_names_are_camel_case_and_what_is_at_its_default_is_left_out_of_lists_only() -> None:
-    assert to_wire((ModelStatus("a", ()),)) == [{"product": "a", "profiles": []}]
-    assert to_wire((GPUStatus(0, mig_pending=True),)) == [{"index": 0, "migPending": True}]
-    assert to_wire(GPUStatus(0))["recoveryAction"] is None
+    assert to_wire((ModelStatus("a", "0-1", ""),)) == [{"product": "a", "gpus": "0-1", "profiles": ""}]
+    assert to_wire((GPUStatus("GPU-0", mig_pending=True),)) == [{"uuid": "GPU-0", "migPending": True}]
+    assert to_wire(GPUStatus())["recoveryAction"] is None
 
 
 @pytest.mark.parametrize(
@@ -193,14 +193,15 @@ def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading:
     assert after.gpus[0] == replace(before.gpus[0], access="Lost")
     assert after.programs == before.programs
     assert after.gpus[1:] == before.gpus[1:]
-    assert {model.product for model in after.models} == {model.product for model in before.models}
+    assert {model.product: model for model in after.models} == {model.product: model for model in before.models}
     assert REPORT.validate_python(to_wire(after)).gpus[0].access == "Lost"
 
 
 def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) -> None:
     gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
-    (gpu,) = REPORT.validate_python(to_wire(Observation.after(Request("r1"), gone, simulated=True))).gpus
-    assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")
+    report = REPORT.validate_python(to_wire(Observation.after(Request("r1"), gone, simulated=True)))
+    assert report.models == ()
+    assert report.gpus == (GPUStatus(access="ResetRequired", compute_mode="NotSupported"),)
 
 
 def test_only_under_a_driver_without_a_recovery_action_does_a_critical_xid_count(reading: Reading) -> None:
@@ -211,15 +212,15 @@ def test_only_under_a_driver_without_a_recovery_action_does_a_critical_xid_count
         assert (status.recovery_action, status.xid) == ("Reset" if action == "Reset" else None, xid)
 
 
-def test_the_only_model_is_not_named_at_each_gpu() -> None:
+def test_a_model_names_its_gpus_also_while_one_is_lost() -> None:
     reading = SimulatedGPUs("gpu-01", ["Tesla T4"] * 2).read()
     both = Observation.after(Request("r1"), reading, simulated=True)
-    assert [gpu.product for gpu in both.gpus] == [None, None]
+    assert [(model.product, model.gpus) for model in both.models] == [("Tesla T4", "0-1")]
     lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
     again = Observation.after(Request("r1"), lost, simulated=True, last=both)
-    assert again.gpus == (replace(both.gpus[0], access="Lost"), both.gpus[1])
+    assert (again.models, again.gpus) == (both.models, (replace(both.gpus[0], access="Lost"), both.gpus[1]))
     known = Observation.after(Request("r1"), lost, simulated=True)
-    assert [gpu.product for gpu in known.gpus] == ["", None], "nobody knows the first one's"
+    assert [model.gpus for model in known.models] == ["1"], "nobody knows the first one's"
 
 
 def test_programs_are_told_with_their_gpus_and_none_crowds_out_the_daemons_of_mps() -> None:
@@ -249,8 +250,9 @@ def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> 
     before = Observation.after(Request("r1"), reading, simulated=True)
     last = replace(reading.gpus[2], index=1)
     shifted = replace(reading, gpus=(unreachable(0, "Lost"), last))
-    lost, _ = Observation.after(Request("r2"), shifted, simulated=True, last=before).gpus
-    assert (lost.index, lost.uuid, lost.product, lost.access) == (0, "", "", "Lost")
+    after = Observation.after(Request("r2"), shifted, simulated=True, last=before)
+    assert after.gpus[0] == GPUStatus(access="Lost", compute_mode="NotSupported")
+    assert [(model.product, model.gpus) for model in after.models] == [(last.product, "1")]
     fewer = replace(reading, gpus=(unreachable(0, "Lost"), unreachable(1, "Lost")))
     gone = Observation.after(Request("r2"), fewer, simulated=True, last=before).gpus
     assert [gpu.uuid for gpu in gone] == ["", ""]

@@ -26,13 +26,11 @@ OBSERVED: dict[str, Any] = {
     "simulated": True,
     "error": "",
     "driverVersion": "580.65.06",
-    "models": [],
+    "models": [{"product": "NVIDIA H100 80GB HBM3", "gpus": "0", "profiles": "7g.80gb id=0 max=1 placements={0}:8"}],
     "programs": [],
     "gpus": [
         {
-            "index": 0,
             "uuid": "GPU-0",
-            "product": "NVIDIA H100 80GB HBM3",
             "mig": "Disabled",
         }
     ],

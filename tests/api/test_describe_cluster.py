@@ -1,7 +1,9 @@
-"""What kubectl describes of the largest usual GPUNode: eight GPUs in 56 instances, a process on each, in a change."""
+"""What kubectl describes of the largest GPUNodes: eight GPUs in instances, a process and a pod on each, in a change."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hack.cluster.api import Api
@@ -12,6 +14,7 @@ from gpusharing.agent.gpunode import Observation
 from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import Request
 from gpusharing.api.names import API_VERSION, Phase
+from gpusharing.planning.gpus.texts import write_holders
 from gpusharing.planning.report.transition import MAX_HISTORY
 
 pytestmark = pytest.mark.cluster
@@ -48,59 +51,75 @@ CONDITION = {
 REASONS = ("DrainStarted", "PodEvictionBlocked", "NodeFailed", "ChangeGivenUp", "Reconfiguring")
 
 
-def divided_node() -> Observation:
-    """What an agent reports of eight H200, each in seven instances with a process of one of three programs."""
-    gpus = SimulatedGPUs("gpu-07", ["NVIDIA H200"] * 8)
-    for index in range(8):
+H200, RTX_PRO = "NVIDIA H200", "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+DIVIDED = {H200: ("1g.18gb", 7), RTX_PRO: ("1g.24gb", 4)}
+MACHINES = {"56 instances": [H200] * 8, "eleven profiles": [RTX_PRO] * 8, "two models": [H200, RTX_PRO] * 4}
+
+
+def divided_node(models: Sequence[str]) -> Observation:
+    """What an agent reports if each GPU is divided, with a pod and a process of one of three programs on each part."""
+    gpus, pods, allocated = SimulatedGPUs("gpu-07", models), [], Counter[str]()
+    for index, model in enumerate(models):
         gpus.set_mig_mode(index, on=True)
-        for number in range(7):
-            device = gpus.create(index, "1g.18gb").uuid
+        profile, count = DIVIDED[model]
+        for number in range(count):
+            device = gpus.create(index, profile).uuid
             gpus.add_process(index, ("python3", "tritonserver", "vllm")[number % 3], 100 * index + number + 1, device)
-    report = Observation.after(Request("op-1:quiet:after-1", quiet=True), gpus.read(), simulated=False)
-    return report.held_by(Holdings({"nvidia.com/mig-1g.18gb": 56}, 56))
+            pod = (
+                f"team-{number}/ranker-{index}-7c9f8d6b5-{number:05}",
+                f"5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b{len(pods):04}",
+            )
+            pods.append((*pod, [index], f"{len(pods):012x}"))
+            allocated[f"nvidia.com/mig-{profile}"] += 1
+    request = Request("op-1:quiet:after-1", quiet=True, holders=True)
+    report = Observation.after(request, gpus.read(), simulated=False)
+    return report.held_by(Holdings(allocated, len(pods)), write_holders(pods))
 
 
 def event(reason: str, gpunode: Mapping[str, Any]) -> dict[str, Any]:
-    about = {"apiVersion": API_VERSION, "kind": "GPUNode", "name": "gpu-07", "uid": gpunode["metadata"]["uid"]}
+    name = gpunode["metadata"]["name"]
+    about = {"apiVersion": API_VERSION, "kind": "GPUNode", "name": name, "uid": gpunode["metadata"]["uid"]}
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": f"gpu-07.{reason.lower()}", "namespace": "default"},
+        "metadata": {"name": f"{name}.{reason.lower()}", "namespace": "default"},
         "eventTime": "2026-11-20T09:20:00.000000Z",
         "reportingController": "gpusharing.dev/operator",
         "reportingInstance": "operator-0",
         "action": reason,
         "reason": reason,
         "type": "Normal",
-        "note": f"gpu-07: {reason}",
+        "note": f"{name}: {reason}",
         "regarding": about,
     }
 
 
-def test_a_node_with_56_instances_in_a_change_is_described_in_120_lines_with_its_events(
-    server: Api, control_plane: ControlPlane
+@pytest.mark.parametrize("models", MACHINES.values(), ids=MACHINES.keys())
+def test_a_divided_node_in_a_change_is_described_in_120_lines_with_its_events(
+    server: Api, control_plane: ControlPlane, models: Sequence[str]
 ) -> None:
-    node = server.create(NODES, {"metadata": {"name": "gpu-07"}})  # without it, the object would soon be collected
-    owner = {"apiVersion": "v1", "kind": "Node", "name": "gpu-07", "uid": node["metadata"]["uid"]}
+    name, reported = f"gpu-{uuid4().hex[:8]}", divided_node(models)
+    node = server.create(NODES, {"metadata": {"name": name}})  # without it, the object would soon be collected
+    owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
     manifest: dict[str, Any] = {
         "apiVersion": API_VERSION,
         "kind": "GPUNode",
-        "metadata": {"name": "gpu-07", "ownerReferences": [owner]},
-        "spec": {"request": {"id": "op-1:quiet:after-1", "quiet": True}},
+        "metadata": {"name": name, "ownerReferences": [owner]},
+        "spec": {"request": {"id": "op-1:quiet:after-1", "quiet": True, "holders": True}},
     }
     server.create(GPUNODES, manifest)
-    patch = divided_node().patch({})
+    patch = reported.patch({})
     assert patch is not None
-    server.merge_patch(f"{GPUNODES}/gpu-07/status", patch)
+    server.merge_patch(f"{GPUNODES}/{name}/status", patch)
     told = {"status": {"transition": TRANSITION, "conditions": [CONDITION]}}
-    stored = server.merge_patch(f"{GPUNODES}/gpu-07/status", told)
+    stored = server.merge_patch(f"{GPUNODES}/{name}/status", told)
     for reason in REASONS:
         server.create(EVENTS, event(reason, stored))
-    described = control_plane.kubectl("describe", "gpun", "gpu-07")
-    assert divided_node().patch(server.get(f"{GPUNODES}/gpu-07")) is None, "the server keeps all that was reported"
+    described = control_plane.kubectl("describe", "gpun", name)
+    assert reported.patch(server.get(f"{GPUNODES}/{name}")) is None, "the server keeps all that was reported"
     lines = described.splitlines()
     assert len(lines) <= 120, f"{len(lines)} lines:\n{described}"
     shown = lines[lines.index("Events:") :]
     assert [reason for reason in REASONS if not any(reason in line for line in shown)] == []
-    server.delete(f"{GPUNODES}/gpu-07")
-    server.delete(f"{NODES}/gpu-07")
+    server.delete(f"{GPUNODES}/{name}")
+    server.delete(f"{NODES}/{name}")

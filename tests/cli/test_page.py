@@ -57,13 +57,13 @@ class Read(HTMLParser):
         return [attributes for one, attributes in self.found if one == name]
 
 
-PROFILES = ["1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1", "3g.40gb id=9 max=2 placements={0,4}:4"]
+PROFILES = "1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1; 3g.40gb id=9 max=2 placements={0,4}:4"
 
 
 def divided(raw: JSON, layout: str) -> JSON:
     """The node with H100 that are divided so."""
     observed = raw["status"]["observed"]
-    observed["models"] = [{"product": "NVIDIA H100 80GB HBM3", "profiles": PROFILES}]
+    observed["models"] = [{"product": "NVIDIA H100 80GB HBM3", "gpus": "0-7", "profiles": PROFILES}]
     for gpu in observed["gpus"]:
         gpu["mig"] = f"{layout}@0123456789abcdef"
     return raw
@@ -203,7 +203,7 @@ def test_a_card_shows_its_slices_by_their_size_and_what_is_left() -> None:
 
 
 def test_a_card_whose_slices_have_no_known_size_shows_them_as_equal() -> None:
-    drawn = card(*divide((("3g.40gb", 1), ("1g.10gb", 1)), read_sizes(["3g.40gb max=2"]), ""))
+    drawn = card(*divide((("3g.40gb", 1), ("1g.10gb", 1)), read_sizes("3g.40gb max=2"), ""))
     rects = [(told["x"], told["width"]) for told in Read(document(drawn)).all("rect")[1:]]
     assert rects == [("0.00%", "50.00%"), ("50.00%", "50.00%")]
 

@@ -119,7 +119,7 @@ async def test_a_driver_too_old_for_a_field_leaves_it_to_the_table_and_says_so()
         await scene.ready()
         row = await scene.until_condition("Accepted", "True", "ProfilesFromTable")
         assert "update the driver" in row["message"]
-        assert observed(scene)["models"][0]["profiles"] == []
+        assert observed(scene)["models"][0]["profiles"] == ""
 
 
 @virtually

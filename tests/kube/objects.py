@@ -5,6 +5,7 @@ from typing import Any
 from hack.sim.fakecluster import FakeCluster
 
 from gpusharing.kube.client import DAEMON_SETS, PODS
+from gpusharing.planning.gpus.texts import write_indexes
 
 JSON = dict[str, Any]
 
@@ -106,7 +107,6 @@ def pdb(name: str = "llm", selector: JSON | None = None, **changes: Any) -> JSON
 def observed_gpu(index: int = 0, **changes: Any) -> JSON:
     """One H100 as the agent reports it."""
     raw: JSON = {
-        "index": index,
         "uuid": f"GPU-{index}",
         "mig": "Disabled",
     }
@@ -124,7 +124,8 @@ def observed(*gpus: JSON, profiles: list[str] | None = None, **changes: Any) -> 
         "models": [
             {
                 "product": "NVIDIA H100 80GB HBM3",
-                "profiles": profiles or [],
+                "gpus": write_indexes(range(len(gpus) or 1)),
+                "profiles": "; ".join(profiles or ()),
             }
         ],
         "gpus": list(gpus),

@@ -7,16 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusharing.api.gpunode import MIG, PROFILE, PROGRAM
-from gpusharing.planning.gpus.cards import CARDS, Profile
+from gpusharing.api.gpunode import INDEXES, MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import PROFILES as PATTERN
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile
 from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.gpus.texts import (
     key_of,
+    read_indexes,
     read_mig,
     read_profile,
+    read_profiles,
     read_program,
+    write_indexes,
     write_mig,
     write_profile,
+    write_profiles,
     write_program,
 )
 
@@ -28,6 +33,24 @@ def test_every_profile_of_the_table_is_read_as_it_was_written(profile: Profile) 
     text = write_profile(profile)
     assert re.fullmatch(PROFILE, text)
     assert read_profile(text) == profile
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.key)
+def test_the_profiles_of_a_card_are_read_as_they_were_written(card: Card) -> None:
+    text = write_profiles(card.profiles)
+    assert re.fullmatch(PATTERN, text)
+    assert read_profiles(text) == card.profiles
+
+
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_indexes_are_read_as_they_were_written(indexes: set[int]) -> None:
+    assert re.fullmatch(INDEXES, write_indexes(indexes))
+    assert read_indexes(write_indexes(indexes)) == indexes
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-", "1,,2", "0-1 "])
+def test_no_gpus_are_read_from_a_text_of_another_form(text: str) -> None:
+    assert read_indexes(text) == set()
 
 
 def test_a_profile_is_written_as_the_reference_shows_it() -> None:

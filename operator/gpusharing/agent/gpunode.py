@@ -14,7 +14,14 @@ from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.gpus.texts import read_program, write_mig, write_profile, write_program
+from gpusharing.planning.gpus.texts import (
+    read_indexes,
+    read_program,
+    write_indexes,
+    write_mig,
+    write_profiles,
+    write_program,
+)
 
 log = logging.getLogger(__name__)
 
@@ -111,26 +118,22 @@ class Observation(Observed):
         A GPU that NVML cannot communicate with keeps what `last` knew about it and its model, unless the other GPUs
         show that indices have shifted: then nobody knows which one it is.
         """
-        known = {gpu.index: gpu for gpu in last.gpus} if last and not _has_shifted(last.gpus, reading.gpus) else {}
-        kept = {gpu.index for gpu in reading.gpus if gpu.access != "Ok" and gpu.index in known}
-        default = last.models[0].product if last and last.models else ""
+        known = last.gpus if last and not _has_shifted(last.gpus, reading.gpus) else ()
+        kept = {gpu.index for gpu in reading.gpus if gpu.access != "Ok" and known}
         gpus = [
-            replace(
-                known[gpu.index],
-                product=default if (product := known[gpu.index].product) is None else product,
-                access=gpu.access,
-                xid=gpu.xid,
-                error=gpu.error,
-            )
+            replace(known[gpu.index], access=gpu.access, xid=gpu.xid, error=gpu.error)
             if gpu.index in kept
             else gpu_status(gpu)
             for gpu in reading.gpus
         ]
-        named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
-        past = tuple(model for model in last.models if model.product in named - met) if last else ()
-        models = (*map(model_status, reading.models), *past)
-        if len(models) == 1:
-            gpus = [replace(gpu, product=None) if gpu.product == models[0].product else gpu for gpu in gpus]
+        members = {
+            model.product: {gpu.index for gpu in reading.gpus if gpu.product == model.product and gpu.index not in kept}
+            for model in reading.models
+        }
+        models = {model.product: model_status(model) for model in reading.models}
+        for model in last.models if last else ():
+            members.setdefault(model.product, set()).update(read_indexes(model.gpus) & kept)
+            models.setdefault(model.product, model)
         uses = [(process.name, gpu.index) for gpu in reading.gpus for process in gpu.processes]
         if last:
             uses += [(name, index) for name, gpus in map(read_program, last.programs) for index in gpus & kept]
@@ -140,7 +143,9 @@ class Observation(Observed):
             simulated=simulated,
             error="",
             driver_version=reading.driver_version,
-            models=models,
+            models=tuple(
+                replace(model, gpus=write_indexes(members[name])) for name, model in models.items() if members[name]
+            ),
             gpus=tuple(gpus),
             programs=_programs(uses),
         )
@@ -180,16 +185,14 @@ class Observation(Observed):
 
 def model_status(model: Model) -> ModelStatus:
     in_guest = (model.mig_mode_change, model.virtualization) == ("Reset", "PassThrough")
-    return ModelStatus(model.product, tuple(map(write_profile, model.profiles)), in_guest)
+    return ModelStatus(model.product, "", write_profiles(model.profiles), in_guest)
 
 
 def gpu_status(gpu: GPU) -> GPUStatus:
     (pending, failed), action = gpu.remapped_rows or (False, False), gpu.recovery_action
     return GPUStatus(
-        index=gpu.index,
         uuid=gpu.uuid,
         mig=write_mig(gpu.mig_mode, [(instance.profile, instance.uuid) for instance in gpu.instances]),
-        product=gpu.product,
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
         compute_mode=gpu.compute_mode,
         ecc_errors=bool(gpu.ecc_uncorrected),
@@ -218,8 +221,9 @@ def _programs(uses: Iterable[tuple[str, int]]) -> tuple[str, ...]:
 
 def _has_shifted(before: Sequence[GPUStatus], now: Sequence[GPU]) -> bool:
     """Whether an index may mean another GPU than before, because a GPU came or went."""
-    uuids = {gpu.index: gpu.uuid for gpu in before}
-    return len(before) != len(now) or any(gpu.uuid and uuids.get(gpu.index, "") not in ("", gpu.uuid) for gpu in now)
+    return len(before) != len(now) or any(
+        old.uuid and gpu.uuid and old.uuid != gpu.uuid for old, gpu in zip(before, now, strict=True)
+    )
 
 
 def _same(present: Any, wanted: Any) -> bool:

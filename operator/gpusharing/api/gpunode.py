@@ -21,14 +21,17 @@ MAX_PROGRAMS = 16
 MAX_HOLDERS = 64
 _UNIT = "(?:[12]?[0-9]|3[01])"
 PROFILE = (
-    r"^([^ ]{1,64})(?: id=([0-9]{1,9}))? max=([12]?[0-9]|3[0-2])"
-    rf"(?: placements=\{{({_UNIT}(?:,{_UNIT}){{0,63}})\}}:([1-9]|[12][0-9]|3[0-2]))?$"
+    r"([^ ;]{1,64})(?: id=([0-9]{1,9}))? max=([12]?[0-9]|3[0-2])"
+    rf"(?: placements=\{{({_UNIT}(?:,{_UNIT}){{0,63}})\}}:([1-9]|[12][0-9]|3[0-2]))?"
 )
 """A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py).
 
 No card has more than 12 units. The planner tries placements, and a false report must not make that endless."""
+PROFILES = f"^(?:{PROFILE}(?:; {PROFILE})*)?$"
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
+INDEXES = f"^{_INDEXES}$"
+"""Indexes of GPUs, with ranges, for example 0-3,5."""
 HOLDERS = rf"^(\?|{_INDEXES})((?: [^ /]+/[^ /]+ [^ ]+ [0-9a-f]{{12}}){{1,64}})$"
 PROGRAM = rf"^({_INDEXES})(?: (.+))?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
@@ -60,10 +63,12 @@ class ModelStatus(WireRecord):
 
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
-    profiles: Annotated[tuple[Annotated[str, Limits(max_length=256, pattern=PROFILE)], ...], Limits(max_length=64)]
-    """MIG profiles that the driver offers, each with its id, the most instances that fit, and the placements as `nvidia-smi
-    mig -lgipp` prints them, for example 3g.40gb id=9 max=2 placements={0,4}:4; empty when the card has no MIG, or the
-    driver lists none while MIG is off."""
+    gpus: Annotated[str, Limits(max_length=1024, pattern=INDEXES)]
+    """Indexes of its GPUs, for example 0-3,5; a GPU of which no model is known is in none."""
+    profiles: Annotated[str, Limits(max_length=8192, pattern=PROFILES)]
+    """MIG profiles that the driver offers, after each ; another one, with its id, the most instances that fit, and the
+    placements as `nvidia-smi mig -lgipp` prints them, for example 3g.40gb id=9 max=2 placements={0,4}:4; empty when the
+    card has no MIG, or the driver lists none while MIG is off."""
     reset_in_guest: bool = False
     """Whether switching MIG mode needs a GPU reset (NVML field 184) and the GPU is passed through to a virtual machine,
     which may be unable to reset it."""
@@ -73,15 +78,11 @@ class ModelStatus(WireRecord):
 class GPUStatus(WireRecord):
     """One GPU of the node, as NVML last reported it. A field at its default is absent."""
 
-    index: Annotated[int, Limits(ge=0, le=999)]
-    """Index of the GPU, as NVML counts."""
     uuid: Line = ""
     """UUID of the GPU, which begins with GPU-."""
     mig: Annotated[str, Limits(max_length=1024, pattern=MIG)] = "NotSupported"
     """MIG instances and, after @, a hash of the UUIDs of their devices, for example 2x3g.40gb@0123456789abcdef; Enabled
     without instances; Disabled with MIG off; NotSupported, also if absent."""
-    product: Line | None = None
-    """Product name of its model; absent when models has only this one, empty when unknown."""
     mig_pending: bool = False
     """Whether the next reset changes the MIG mode."""
     compute_mode: ComputeMode = "Default"
@@ -119,7 +120,7 @@ class Observed(WireRecord):
     models: Annotated[tuple[ModelStatus, ...], Limits(max_length=16)]
     """Card models in this node."""
     gpus: Annotated[tuple[GPUStatus, ...], Limits(max_length=64)]
-    """GPUs on this node, ordered by index."""
+    """GPUs of this node, each at the place of its index, as NVML counts from 0."""
     programs: Annotated[
         tuple[Annotated[str, Limits(max_length=1024, pattern=PROGRAM)], ...], Limits(max_length=MAX_PROGRAMS)
     ]

@@ -41,7 +41,7 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.gpus.texts import read_holders, read_mig, read_profile, read_program
+from gpusharing.planning.gpus.texts import read_holders, read_indexes, read_mig, read_profiles, read_program
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
 from gpusharing.planning.snapshot.podviews import Holder, Taint, Toleration
 from gpusharing.planning.snapshot.records import Deferred, Verified
@@ -199,12 +199,11 @@ def observed_view(raw: object) -> ObservedView:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
         return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
-    default = observed.models[0].product if observed.models else ""
-    capable = {default if gpu.product is None else gpu.product for gpu in observed.gpus if gpu.mig != "NotSupported"}
-    models = {
-        model.product: _of_model(model.product, model, mig_capable=model.product in capable)
-        for model in observed.models
-    }
+    capable = {index for index, gpu in enumerate(observed.gpus) if gpu.mig != "NotSupported"}
+    models: dict[int, JSON] = {}
+    for model in observed.models:
+        indexes = read_indexes(model.gpus)
+        models |= dict.fromkeys(indexes, _of_model(model, mig_capable=not capable.isdisjoint(indexes)))
     programs = list(map(read_program, observed.programs))
     holders = None if observed.holders is None else tuple(Holder(*one) for one in read_holders(observed.holders))
     holders = holders if holders is None or len(holders) <= MAX_HOLDERS else None
@@ -213,22 +212,20 @@ def observed_view(raw: object) -> ObservedView:
         allocated = {key: value for key, value in sorted(allocated.items()) if value}
     gpus: list[GpuView] = []
     devices: list[str] = []
-    for gpu in observed.gpus:
-        product = default if gpu.product is None else gpu.product
+    for index, gpu in enumerate(observed.gpus):
         layout, key = read_mig(gpu.mig)
         gpus.append(
             GpuView(
-                index=gpu.index,
-                product=product,
+                index=index,
                 mig_capable=gpu.mig != "NotSupported",
                 mig_enabled=layout is not None,
                 mig_pending=gpu.mig_pending,
                 compute_mode=gpu.compute_mode,
                 layout=layout,
-                processes=tuple(name for name, indexes in programs if gpu.index in indexes),
+                processes=tuple(name for name, indexes in programs if index in indexes),
                 vitals=vitals_of(gpu),
                 instances_withheld=gpu.instances_withheld,
-                **(models.get(product) or _of_model(product, None, mig_capable=False)),
+                **models.get(index, _NO_MODEL),
             )
         )
         devices.append(gpu.uuid if layout is None else key)
@@ -246,15 +243,17 @@ def observed_view(raw: object) -> ObservedView:
     )
 
 
-def _of_model(product: str, model: ModelStatus | None, *, mig_capable: bool) -> JSON:
+_NO_MODEL: JSON = {"product": "", "profiles": (), "doubt": None, "reset_in_guest": False}
+
+
+def _of_model(model: ModelStatus, *, mig_capable: bool) -> JSON:
     """Return the fields of a GpuView that all GPUs of one card model share.
 
     Our table counts where the driver lists no profiles or placements, or wrong ones. A name that mig-parted cannot read
     is left out: it would make the file invalid for all nodes.
     """
-    card = find_card(product)
-    listed = tuple(filter(None, map(read_profile, model.profiles))) if model else ()
-    if card and (not model or not model.profiles or card.nvml_counts_wrong):
+    card, listed = find_card(model.product), read_profiles(model.profiles)
+    if card and (not model.profiles or card.nvml_counts_wrong):
         profiles = card.profiles
     else:
         known = {profile.name: profile for profile in card.profiles} if card else {}
@@ -267,9 +266,10 @@ def _of_model(product: str, model: ModelStatus | None, *, mig_capable: bool) -> 
             )
         )
     return {
+        "product": model.product,
         "profiles": profiles,
-        "doubt": find_doubt(product, listed) if mig_capable else None,
-        "reset_in_guest": model is not None and model.reset_in_guest,
+        "doubt": find_doubt(model.product, listed) if mig_capable else None,
+        "reset_in_guest": model.reset_in_guest,
     }
 
 

@@ -22,7 +22,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.gpus.cards import extent
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.texts import read_mig, read_profile
+from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profiles
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
 from kubectl_gpusharing.pools.statustext import (
@@ -56,12 +56,14 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     for raw in gpunodes:
         observed, transition = section(raw, "status", "observed"), section(raw, "status", "transition")
         models = [from_wire(ModelStatus, model) for model in entries(observed, "models")]
-        sizes = {model.product: read_sizes(model.profiles) for model in models}
+        by_index = {
+            index: (model.product, read_sizes(model.profiles)) for model in models for index in read_indexes(model.gpus)
+        }
         cards = by_policy.setdefault(text(transition, "policy"), {})
-        for gpu in (from_wire(GPUStatus, gpu) for gpu in entries(observed, "gpus")):
-            product = gpu.product if gpu.product is not None else models[0].product if models else ""
+        for index, gpu in enumerate(from_wire(GPUStatus, gpu) for gpu in entries(observed, "gpus")):
             layout, _ = read_mig(gpu.mig)
-            divided = product, *divide(layout or (), sizes.get(product, {}), text(transition, "observed"))
+            product, sizes = by_index.get(index, ("", {}))
+            divided = product, *divide(layout or (), sizes, text(transition, "observed"))
             cards.setdefault(divided, []).append(text(raw, "metadata", "name"))
     return {
         policy: dict(sorted(cards.items(), key=lambda item: (-len(item[1]), min(item[1]))))
@@ -69,9 +71,9 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
     }
 
 
-def read_sizes(profiles: Iterable[str]) -> Mapping[str, float]:
+def read_sizes(profiles: str) -> Mapping[str, float]:
     """Return the share of the card's memory that an instance of each profile has, in percent; empty if unknown."""
-    known = [profile for profile in map(read_profile, profiles) if profile is not None]
+    known = read_profiles(profiles)
     _, units = extent(known)
     return {profile.name: profile.size / units * 100 for profile in known} if units else {}
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-from gpusharing.api.gpunode import HOLDERS, MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import HOLDERS, INDEXES, MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
 
-_PROFILE, _MIG, _PROGRAM, _HOLDERS = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDERS))
+_PROFILE, _MIG, _PROGRAM, _HOLDERS, _INDEXES = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDERS, INDEXES))
 _LONGEST_NAME = 512
 _MOST_SLICES = 8
 """More than any card has (7)."""
@@ -26,6 +26,15 @@ def write_profile(profile: Profile) -> str:
     starts = ",".join(map(str, profile.starts))
     places = f" placements={{{starts}}}:{profile.size}" if starts else ""
     return f"{profile.name}{number} max={profile.max_count}{places}"
+
+
+def write_profiles(profiles: Iterable[Profile]) -> str:
+    return "; ".join(map(write_profile, profiles))
+
+
+def read_profiles(text: str) -> tuple[Profile, ...]:
+    """Return the profiles without those that `read_profile` refuses."""
+    return tuple(filter(None, map(read_profile, text.split("; "))))
 
 
 def read_profile(text: str) -> Profile | None:
@@ -64,10 +73,11 @@ def write_program(name: str, indexes: Iterable[int]) -> str:
     """Return the indexes of the GPUs that a program uses, with ranges, and its name, as in `0-3,5 python3`."""
     # No name may become another one by what is cut or replaced: that of an MPS daemon says that a GPU is idle.
     shown = "".join(char if char.isprintable() else "?" for char in name)[:_LONGEST_NAME]
-    return f"{_write_indexes(indexes)} {shown}" if shown else _write_indexes(indexes)
+    return f"{write_indexes(indexes)} {shown}" if shown else write_indexes(indexes)
 
 
-def _write_indexes(indexes: Iterable[int]) -> str:
+def write_indexes(indexes: Iterable[int]) -> str:
+    """Return indexes of GPUs, with ranges, as in `0-3,5`."""
     known = sorted(set(indexes))
     breaks = [0, *(n for n, (one, other) in enumerate(pairwise(known), 1) if other != one + 1), len(known)]
     spans = [known[begin:end] for begin, end in pairwise(breaks) if begin < end]
@@ -78,7 +88,7 @@ def write_holders(pods: Iterable[tuple[str, str, Iterable[int], str]]) -> tuple[
     """Return a line for each set of GPUs; `pods` are name, UID, GPUs (empty if unknown) and a digest of the devices."""
     lines: dict[str, str] = {}
     for pod, uid, indexes, devices in pods:
-        gpus = _write_indexes(indexes) or "?"
+        gpus = write_indexes(indexes) or "?"
         lines[gpus] = f"{lines.get(gpus, gpus)} {pod} {uid or '?'} {devices}"
     return tuple(line for _, line in sorted(lines.items()))
 
@@ -90,7 +100,7 @@ def read_holders(lines: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, ..
             yield line, "", (), ""
             continue
         gpus, words = match[1], match[2].split(" ")[1:]
-        indexes = tuple(sorted(_read_indexes(gpus))) if gpus != "?" else ()
+        indexes = tuple(sorted(read_indexes(gpus))) if gpus != "?" else ()
         for pod, uid, devices in zip(words[::3], words[1::3], words[2::3], strict=True):
             yield pod, uid.replace("?", ""), indexes, devices
 
@@ -99,9 +109,12 @@ def read_program(text: str) -> tuple[str, set[int]]:
     """Return the name of a program, empty if it has none, and the indexes of its GPUs."""
     if (match := _PROGRAM.fullmatch(text)) is None:
         return "", set(range(1000))  # of any GPU, so that none counts as idle
-    return match[2] or "", _read_indexes(match[1])
+    return match[2] or "", read_indexes(match[1])
 
 
-def _read_indexes(text: str) -> set[int]:
+def read_indexes(text: str) -> set[int]:
+    """Return what `write_indexes` got; empty for a text of another form."""
+    if not _INDEXES.fullmatch(text):
+        return set()
     ends = (part.partition("-") for part in text.split(","))
     return {index for begin, _, end in ends for index in range(int(begin), int(end or begin) + 1)}
