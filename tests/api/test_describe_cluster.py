@@ -58,7 +58,8 @@ MACHINES = {"56 instances": [H200] * 8, "eleven profiles": [RTX_PRO] * 8, "two m
 
 def divided_node(models: Sequence[str]) -> Observation:
     """What an agent reports if each GPU is divided, with a pod and a process of one of three programs on each part."""
-    gpus, pods, allocated = SimulatedGPUs("gpu-07", models), [], Counter[str]()
+    gpus, allocated = SimulatedGPUs("gpu-07", models), Counter[str]()
+    pods: list[tuple[str, str, list[int], str]] = []
     for index, model in enumerate(models):
         gpus.set_mig_mode(index, on=True)
         profile, count = DIVIDED[model]
