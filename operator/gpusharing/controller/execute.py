@@ -161,8 +161,8 @@ class Executor:
         if snapshot.policies_error:
             blocked.add("*")
         # The snapshot lacks these fences, so the plan may have given their slots to other nodes.
-        fenced = {name for name, node in snapshot.nodes.items() if node.fence is not None}
-        self._fencing = {node: policy for node, policy in self._fencing.items() if node in unseen - fenced}
+        unfenced = unseen - snapshot.fences.keys()
+        self._fencing = {node: policy for node, policy in self._fencing.items() if node in unfenced}
         blocked |= set(self._fencing.values())
         due = {
             v.node: v.actions

@@ -18,7 +18,7 @@ from gpusharing.planning.pools.choice import choose, count_vain
 from gpusharing.planning.pools.holds import agree, count_failures, find_ended, find_gone, let_start
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
-from gpusharing.planning.pools.writes import fences_of, find_forgotten, find_resumed, share
+from gpusharing.planning.pools.writes import find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory, remember_seen
@@ -125,7 +125,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
     members = find_late(failures, found, now)
     verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
+    held = hold_together(verdicts, snapshot.fences, snapshot.nodes, snapshot.policies, now)
     members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     verdicts |= held
     ended = find_ended(members)
@@ -189,7 +189,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         ),
         held=find_held(stack, settings),
         afterwards=afterwards,
-        coming=find_coming(owners, fences_of(snapshot)),
+        coming=find_coming(owners, snapshot.fences),
         wake_at=_wake(verdicts, pools, wake, looked),
     )
 
@@ -239,7 +239,7 @@ def follow(
 
     A node whose policy is in `unread` is in `failed` instead.
     """
-    fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
+    fences = {name: fence for name, fence in snapshot.fences.items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
     followed |= {name: terms.get(fence.policy, followed[name]) for name, fence in fences.items()}
     for name in followed.keys() if unread else ():

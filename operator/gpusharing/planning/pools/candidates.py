@@ -98,14 +98,13 @@ class PassState:
         looks, poll = snapshot.memory.looks, snapshot.settings.poll
         found = ((case.node.name, standing_look(case, policy, looks)) for case, policy in cases)
         last = [(name, look) for name, look in found if look is not None]
-        fenced = {node.name for node in snapshot.nodes.values() if node.fence is not None}
         return PassState(
             afterwards,
             now,
             looks,
             due=find_due(last, now, poll),
             recent=count_recent((look for _, look in last), now, poll),
-            claimed_waves={name: claim.wave for name, claim in snapshot.claims.items() if name not in fenced},
+            claimed_waves={name: claim.wave for name, claim in snapshot.claims.items() if name not in snapshot.fences},
             places=find_places(snapshot.nodes.values()) if snapshot.settings.pod_name else None,
         )
 

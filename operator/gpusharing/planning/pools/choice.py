@@ -32,7 +32,6 @@ from gpusharing.planning.pools.holds import (
 )
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import find_following, group, try_wave
-from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -203,7 +202,7 @@ def choose(
     failed: dict[str, Exception] = {}
     rows = ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting)
     unlisted = memo.each(find_unlisted, rows, failed=failed)
-    in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
+    in_flight = {name for name, fence in snapshot.fences.items() if fence.stage != "yielded"}
     looked_at = [
         (case, pool.policy)
         for pool in waiting

@@ -16,7 +16,6 @@ from gpusharing.api.times import parse_duration, to_rfc3339
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.candidates import CAP
 from gpusharing.planning.pools.pool import Pool, goes_on, is_for_a_person, name_keepers
-from gpusharing.planning.pools.writes import fences_of
 from gpusharing.planning.snapshot.records import (
     DIGEST,
     ApprovedChange,
@@ -452,7 +451,7 @@ def find_full(pool: Pool) -> Finding:
 
 def find_capped(snapshot: ClusterSnapshot, members: Mapping[str, Member], *, reserved: int) -> Finding:
     """Return the same of the operator-wide cap, of which `reserved` slots are kept."""
-    fences = fences_of(snapshot).items()
+    fences = snapshot.fences.items()
     in_flight = [members[name] for name, fence in fences if fence.stage != "yielded" and name in members]
     stands = all(one.keeps_slot and is_for_a_person(one) for one in in_flight)
     stands = stands and not reserved and len(in_flight) >= snapshot.settings.max_in_flight

@@ -29,11 +29,6 @@ CLOCKS = timedelta(seconds=1.5)
 """How far the clocks of two processes may differ. Each was set from a Date header with whole seconds (kube.clock)."""
 
 
-def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
-    """Return the fences that can be read, by node, including yielded ones."""
-    return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
-
-
 def share(
     snapshot: ClusterSnapshot,
     config: WriteConfig | None,
@@ -47,7 +42,7 @@ def share(
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they must be made."""
     actions: list[Action] = [] if config is None else [config]
-    nodes, fences = snapshot.nodes, fences_of(snapshot)
+    nodes, fences = snapshot.nodes, snapshot.fences
     claims = {
         name: _claim(nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name), pools.get(fence.policy))
         for name, fence in fences.items()

@@ -383,7 +383,7 @@ OLD_VIEW = 150.0
 and a watch counts as broken after 75 s of silence."""
 
 
-@value
+@value(slots=False)  # no slots, because it has a cached property
 class ClusterSnapshot:
     """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
 
@@ -423,6 +423,11 @@ class ClusterSnapshot:
     unserved: str = ""
     """The kind of the GPUNodes while its CRD is not installed, so that no agent can report; else empty."""
     settings: PlanSettings = PlanSettings()
+
+    @cached_property
+    def fences(self) -> dict[str, Fence]:
+        """The fences that can be read, by node, including yielded ones."""
+        return {name: node.fence for name, node in self.nodes.items() if node.fence is not None}
 
     @property
     def simulated(self) -> tuple[str, ...]:
