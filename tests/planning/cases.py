@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
-from gpusharing.planning.transition.cases import Member
+from gpusharing.planning.transition.cases import Member, find_member
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.actuators import LABELS
@@ -195,20 +195,29 @@ def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: S
     return assess(view, report, targets, actuator=LABELS)
 
 
-def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:
-    """A node as a pool counts it that has no budget and no start-up taint to look at."""
-    return Member(
-        node,
-        verdict,
-        case,
-        policy="",
-        away=False,
-        newcomer=False,
-        marked=True,
-        to_go=False,
-        outside=False,
-        target=None,
+def case_of(node: NodeView, gpunode: GPUNodeView | None = None) -> NodeCase:
+    """The case of a node that has not been compared with any policy."""
+    return NodeCase(
+        node=node,
+        gpunode=gpunode,
+        owner=None,
+        work=None,
+        agent_ready=True,
+        operands={},
+        claimed=False,
+        seen_since={},
+        mig_failure="",
+        agent_trouble=None,
+        actuator=LABELS,
+        stack=make_stack(),
+        settings=SETTINGS,
+        now=NOW,
     )
+
+
+def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:
+    """A node as a pool counts it."""
+    return find_member(replace(case, node=node) if case is not None else case_of(node), verdict)
 
 
 def assessed_of(case: NodeCase) -> Assessed:

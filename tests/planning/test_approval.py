@@ -43,7 +43,6 @@ def planned(name: str, **node: Any) -> Member:
 
 def found_to_be(member: Member, assessment: Assessment) -> Member:
     """The node with another assessment."""
-    assert member.case is not None
     return replace(member, case=replace(member.case, assessment=assessment))
 
 

@@ -19,7 +19,7 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import SLICED, T4, pair_of, pool_of, run_until
+from tests.planning.cases import SLICED, T4, make_member, pair_of, pool_of, run_until
 from tests.planning.drainpass import roomy
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
@@ -35,7 +35,6 @@ from gpusharing.planning.snapshot.memory import LOOKS, Look, PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.transition.cases import find_member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -310,7 +309,7 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
         state = PassState(roomy(), NOW)
         verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
-        look = state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None))
+        look = state.add_in_flight(snapshot, make_member(snapshot.nodes["n0"], verdict))
         crowd = {"team-a/llm": {"n0": 1}} if counted else {}
         assert (state.crowd, state.crowd_known, look is not None) == (crowd, True, bool(counted))
 
@@ -331,7 +330,7 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
     state = PassState(roomy(), NOW)
     verdict = Verdict("n0", "pool-b", Phase.CORDONED, reason, "")
-    assert state.add_in_flight(snapshot, find_member(verdict, snapshot.nodes["n0"], None)) is None
+    assert state.add_in_flight(snapshot, make_member(snapshot.nodes["n0"], verdict)) is None
     assert (state.crowd, state.crowd_known) == ({}, True)
 
 

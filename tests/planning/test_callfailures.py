@@ -40,7 +40,7 @@ from gpusharing.planning.snapshot.memory import POLICIES, CallFailure, failed_ag
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.cases import Member, find_late, find_member, is_moot, show_failure
+from gpusharing.planning.transition.cases import Member, find_late, is_moot, show_failure
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -143,7 +143,7 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
     """Nodes that wait for its slot name it, and a gang does not wait for more room."""
     moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
     stuck = {"gpu-07": replace(LASTING, tries=tries)}
-    found = find_late(stuck, {"gpu-07": find_member(moving, RELEASE.node, None)}, NOW)
+    found = find_late(stuck, {"gpu-07": make_member(RELEASE.node, moving)}, NOW)
     assert found["gpu-07"].verdict.reason is reason
     pool = Pool(make_policy())
     pool.count(found["gpu-07"])
@@ -153,7 +153,7 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
 def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_although_its_cordon_stays() -> None:
     stuck = {"gpu-07": replace(LASTING, tries=6)}
     pool = Pool(make_policy())
-    pool.count(find_late(stuck, {"gpu-07": find_member(KEPT, RELEASE.node, None)}, NOW)["gpu-07"])
+    pool.count(find_late(stuck, {"gpu-07": make_member(RELEASE.node, KEPT)}, NOW)["gpu-07"])
     assert (pool.moving, len(pool.keepers)) == (0, 1)
     found, keeper = name_keepers(pool.keepers)
     assert keeper == "node/gpu-07"

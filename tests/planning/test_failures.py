@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -34,7 +34,7 @@ RECORD = {"uid-n1": FAILED}
 
 
 def member(name: str, phase: Phase, **node: Any) -> Member:
-    return find_member(Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), make_node(name, **node), None)
+    return make_member(make_node(name, **node), Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""))
 
 
 def counted(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
-from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
+from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, make_member
 from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
 from tests.wording import lacks
@@ -44,7 +44,7 @@ LASTING: dict[str, tuple[Verdict, NodeView, bool]] = {
 
 @pytest.mark.parametrize(("verdict", "node", "lasts"), LASTING.values(), ids=LASTING)
 def test_a_verdict_holds_whatever_the_time_when(verdict: Verdict, node: NodeView, lasts: bool) -> None:
-    assert keeps_verdict(find_member(verdict, node, None)) is lasts
+    assert keeps_verdict(make_member(node, verdict)) is lasts
 
 
 DIVIDED = make_gpunode(gpus=(make_gpu(layout=(("3g.40gb", 2),)),))
@@ -187,7 +187,7 @@ JOINED: dict[str, tuple[NodeCase, str]] = {
 
 @pytest.mark.parametrize(("case", "heir"), JOINED.values(), ids=JOINED)
 def test_which_pool_a_node_is_about_to_join_out_of_service_when(case: NodeCase, heir: str) -> None:
-    assert find_member(judged(case), case.node, case.gpunode, case).heir == heir
+    assert find_member(case, judged(case)).heir == heir
 
 
 # --- a node without a change --------------------------------------------------------------------------------

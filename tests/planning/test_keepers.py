@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy, make_snapshot
+from tests.planning.cases import make_member
 from tests.planning.test_pool import OFFERED, candidate, unlisted_of, with_waits
 from tests.wording import lacks
 
@@ -16,7 +17,7 @@ from gpusharing.planning.pools.candidates import PassState
 from gpusharing.planning.pools.choice import select
 from gpusharing.planning.pools.holds import find_capped
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -33,7 +34,7 @@ def away(
     """A node that takes a slot."""
     blockers = (Blocker(reason),) if reason is Reason.CALL_FAILED else ()
     told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline, blockers=blockers)
-    return find_member(told, make_node(name, **fields), None)
+    return make_member(make_node(name, **fields), told)
 
 
 def full(members: Sequence[Member]) -> str:
@@ -101,7 +102,8 @@ def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_alrea
         heir=policy.name,
     )
     moves = away("a", Phase.ABORTING, deadline=at(60), fence=make_fence(), unschedulable=True)
-    newcomer = replace(stuck, newcomer=True)
+    fence = make_fence(newcomer=True)
+    newcomer = replace(away("a", Phase.ABORTING, fence=fence, unschedulable=True), heir=policy.name)
     pools = [Pool.of(policy, [], set(), set(), [member]) for member in (stuck, moves, newcomer)]
     assert [(pool.used, pool.moving, pool.total, len(pool.keepers)) for pool in pools] == [
         (1, 0, 0, 1),

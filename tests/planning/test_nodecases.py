@@ -79,7 +79,6 @@ def test_a_candidate_is_told_apart_and_has_its_case() -> None:
     node, mine = make_node(), terms(make_policy())
     told = judged(judge_alone(node, mine, mine))
     assert told.verdict.candidate
-    assert told.case is not None
     assert (told.case.node, told.case.now, DRIFTS in told.seen) == (node, NOW, True)
     assert keeps_verdict(told)
 
@@ -107,7 +106,6 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
 def test_a_case_is_equal_to_the_one_of_the_last_pass_if_only_the_time_is_another() -> None:
     mine = terms(PAUSED)
     case = judged(judge_alone(make_node(), mine, mine)).case
-    assert case is not None
     assert case == replace(case, now=at(1))
     assert case != replace(case, claimed=True)
 
@@ -132,9 +130,7 @@ def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() 
     mine = terms(PAUSED)
 
     def seen(work: NodeWork) -> NodeWork | None:
-        case = judged(judge_alone(node, mine, mine, work={"gpu-07": work})).case
-        assert case is not None
-        return case.work
+        return judged(judge_alone(node, mine, mine, work={"gpu-07": work})).case.work
 
     fewer = make_work(make_pod("launcher", resources={}))
     assert seen(fewer) is None

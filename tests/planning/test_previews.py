@@ -17,7 +17,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.budgets import Budget
-from tests.planning.cases import FULL, edited, make_case, pool_of
+from tests.planning.cases import FULL, edited, make_case, make_member, pool_of
 from tests.planning.drainpass import roomy
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.podkinds import NAMESPACE
@@ -34,7 +34,6 @@ from gpusharing.planning.snapshot.memory import LOOKS, PassMemory, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.transition.cases import find_member
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -49,7 +48,7 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
     for index in range(count):
         name = f"n{index:02}"
         told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)
-        pool.count(find_member(told, make_node(name), None))
+        pool.count(make_member(make_node(name), told))
     return {"pool-b": pool}
 
 
@@ -101,7 +100,7 @@ def test_only_what_waits_and_would_be_drained_is_looked_at(phase: Phase) -> None
     """Whatever it waits for: an approval, a slot of the budget, the end of its back-off."""
     pool = Pool(POLICY)
     told = verdict(phase, Reason.BUDGET_FULL, "n00", disruption=DisruptionClass.RESET)
-    pool.count(find_member(told, make_node("n00"), None))
+    pool.count(make_member(make_node("n00"), told))
     assert look({"pool-b": pool}, {}, {})[1] == ({"n00"} if phase in WAITS else NOTHING)
 
 
@@ -117,7 +116,7 @@ def test_a_node_is_not_looked_at_if(verdicts: dict[str, Any], node: dict[str, An
     pool = Pool(replace(POLICY, **policy))
     waits = {"disruption": DisruptionClass.RESET, **verdicts}
     told = verdict(Phase.BLOCKED, Reason.BUDGET_FULL, "n00", **waits)
-    pool.count(find_member(told, make_node("n00", **node), None))
+    pool.count(make_member(make_node("n00", **node), told))
     assert look({"pool-b": pool}, {}, {})[1] == NOTHING
 
 
@@ -135,7 +134,7 @@ def test_the_preview_of_a_node_that_is_not_ready_says_so() -> None:
     """Its pods could not be seen to leave, as the drain itself says (one Scope for both)."""
     node, pool = make_node("n00", ready=False), Pool(POLICY)
     told = verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, "n00", disruption=DisruptionClass.RESET)
-    pool.count(find_member(told, node, None))
+    pool.count(make_member(node, told))
     snapshot = replace(make_snapshot([node], [POLICY]), work={"n00": make_work(make_pod("train-0"))})
     blockers = find_previews({"pool-b": pool}, {"n00": told}, snapshot, roomy(), at(0))[0]["n00"].blockers
     assert Reason.NODE_UNREACHABLE in {blocker.reason for blocker in blockers}

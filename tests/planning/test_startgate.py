@@ -18,7 +18,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, world_of, wrote
+from tests.planning.cases import FULL, MIXED, case_of, make_case, pool_of, run_until, world_of, wrote
 from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
@@ -41,7 +41,7 @@ from gpusharing.planning.snapshot.nvidia import (
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.requirements import TOLERATION, with_toleration
-from gpusharing.planning.transition.fencing import find_closed, is_newcomer
+from gpusharing.planning.transition.fencing import find_closed
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
@@ -362,10 +362,10 @@ NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
 @pytest.mark.parametrize(("newcomer", "node", "report"), NEWCOMERS.values(), ids=NEWCOMERS)
 def test_a_node_is_a_newcomer_when(newcomer: bool, node: dict[str, Any], report: dict[str, Any] | None) -> None:
     gpunode = None if report is None else make_gpunode(**report)
-    assert is_newcomer(make_node(**node), gpunode) is newcomer
+    assert case_of(make_node(**node), gpunode).newcomer is newcomer
     if not make_node(**node).fence:
         by_dra = replace(make_node(**node), devices=NodeDevices((None,)))
-        assert not is_newcomer(by_dra, gpunode), "the agent does not count who holds a claim"
+        assert not case_of(by_dra, gpunode).newcomer, "the agent does not count who holds a claim"
 
 
 def test_newcomers_take_no_slot_and_hold_up_nobody() -> None:

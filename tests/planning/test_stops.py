@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, make_fence, make_node, make_snapshot, make_work
+from tests.planning.cases import make_member
 from tests.planning.habits import person_approves, with_habits
 from tests.planning.recovery import lenient, request, wanted
 from tests.planning.restpool import WAITS
@@ -26,7 +27,6 @@ from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Consent
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.transition.cases import find_member
 from gpusharing.planning.vocabulary.reasons import Reason
 
 FULL, HALVES, MIXTURE = 0, 3, 5
@@ -244,7 +244,7 @@ def test_a_cap_that_another_policys_failed_node_holds_stalls_whoever_waits_for_i
 
 def test_a_drain_that_is_held_past_its_time_takes_no_room_in_a_budget() -> None:
     node = make_node(fence=make_fence(deadline=NEVER), unschedulable=True)
-    held = find_member(verdict(Phase.DRAINING, Reason.DRAIN_HELD, needs=(("team-a/llm", 1),)), node, None)
+    held = make_member(node, verdict(Phase.DRAINING, Reason.DRAIN_HELD, needs=(("team-a/llm", 1),)))
     state = PassState(Afterwards(tuple), NOW)
     snapshot = make_snapshot([node], work={"gpu-07": make_work()})
     state.add_in_flight(snapshot, held)

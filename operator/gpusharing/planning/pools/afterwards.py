@@ -36,10 +36,10 @@ from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import NodeWork, Part, Scope
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member, calls_fail, explain_error
-from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, main_reason
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
-from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, is_plugin_resource
 from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served, tell_withdrawn
@@ -76,8 +76,7 @@ def find_afterwards(
             with suppress(Exception):  # an error about one node must not hide the others (transition/cases.py)
                 member = members.get(name)
                 now, case = find_present_offer(node, snapshot.stack), member.case if member is not None else None
-                part = case.scope.part if case is not None else None
-                future = _future(node, now, case.assessment if case is not None else None, snapshot, part)
+                future = _future(node, now, case, snapshot)
                 wait, held = _find_wait(member, snapshot) if member is not None else None, ""
                 if wait is None and member is not None and _is_to_start(member):
                     behind, canaries = find_behind(member.policy)
@@ -134,7 +133,7 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
     if calls_fail(verdict):  # calls are retried
         return None
     if fence is not None:
-        leaves = case is not None and case.owner_name != fence.policy
+        leaves = case.owner_name != fence.policy
         goes = verdict.phase.in_flight and verdict.phase not in (Phase.FAILED, Phase.ABORTING)
         stays = verdict.reason in (Reason.PAUSED, Reason.DRAIN_HELD)
         return None if goes and not (leaves or stays or fence.rolls_back) else found
@@ -142,7 +141,7 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
         verdict.phase is Phase.BLOCKED
     ):  # a budget, for example, may wait for devices of the very pool that waits for this
         return found if verdict.reason.passes is Passes.BY_A_PERSON else None
-    if not verdict.candidate or case is None or case.owner is None:
+    if not verdict.candidate or case.owner is None:
         return None
     look = standing_look(case, case.owner, snapshot.memory.looks)
     found_there = {blocker.reason for blocker in look.blockers} if look is not None else set()
@@ -152,15 +151,13 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
 
 def _is_to_start(member: Member) -> bool:
     waits = member.node.fence is None and member.verdict.phase is Phase.PENDING
-    return waits and isinstance(member.assessment, Assessed) and member.assessment.mismatch is not None
+    return waits and member.case.assessed is not None and member.case.assessed.mismatch is not None
 
 
-def _future(
-    node: NodeView, now: Offer, assessment: Assessment | None, snapshot: ClusterSnapshot, part: Part | None
-) -> FutureNode:
-    fence = node.fence
-    assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
-    offer = now
+def _future(node: NodeView, now: Offer, case: NodeCase | None, snapshot: ClusterSnapshot) -> FutureNode:
+    fence, offer = node.fence, now
+    assessed = case.assessed if case is not None and not is_skipped(node) else None
+    part = case.scope.part if case is not None and assessed is not None else None
     if assessed is not None:
         offer = find_target_offer(node.name, assessed.target, assessed.policy.name)
         # A change does not touch what other plugins serve, and none mends unhealthy devices (docs/design/nvidia.md#b9).

@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
 from gpusharing.planning.transition.cases import Member
-from gpusharing.planning.transition.fencing import is_newcomer, marks_for, may_taint
+from gpusharing.planning.transition.fencing import marks_for, may_taint
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding, ends_at, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -176,7 +176,7 @@ class Candidate:
     def newcomer(self) -> bool:
         """Whether the node takes no slot of the policy's budget."""
         empty = self.pods is None or self.pods.holders == 0
-        return empty and is_newcomer(self.case.node, self.case.gpunode)
+        return empty and self.case.newcomer
 
     @property
     def needs_list(self) -> bool:
@@ -204,8 +204,7 @@ def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
 
 def find_unlisted(policy: PolicyView, candidates: tuple[NodeCase, ...]) -> tuple[str, ...]:
     """Return the candidates that must be listed before they may start and were not, in the order of `find_place`."""
-    unlisted = [case for case in candidates if case.work is None and case.disruption.cordons]
-    unlisted = [case for case in unlisted if not is_newcomer(case.node, case.gpunode)]
+    unlisted = [case for case in candidates if case.work is None and case.disruption.cordons and not case.newcomer]
     return tuple(case.node.name for case in sorted(unlisted, key=lambda case: find_place(case, policy)))
 
 

@@ -37,7 +37,6 @@ from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.attempts import is_tried_again
 from gpusharing.planning.transition.cases import Member, not_judged
-from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
@@ -64,7 +63,7 @@ def select(
         case Reason.HALTED:  # failed nodes that a person wants tried again
             free = [one for one in pool.candidates if is_tried_again(one.node, policy)]
         case Reason.CANARY_TOO_LARGE:  # newcomers, from which no pod is evicted
-            free = [one for one in pool.candidates if is_newcomer(one.node, one.gpunode)]
+            free = [one for one in pool.candidates if one.newcomer]
         case Reason.CANARY_NOT_SERVING | Reason.CANARY_SOAK:  # canaries that have drifted
             free = [one for one in pool.candidates if proven_at(one.node, policy) is not None]
     if not free:
@@ -207,7 +206,7 @@ def choose(
         (case, pool.policy)
         for pool in waiting
         for case in pool.candidates
-        if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or is_newcomer(case.node, case.gpunode))
+        if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or case.newcomer)
     ]
     state = PassState.of(snapshot, now, afterwards, looked_at)
     state.capped = find_capped(snapshot, members, reserved=reserved)

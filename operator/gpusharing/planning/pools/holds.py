@@ -36,7 +36,6 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.verify import name_gpus
 
 LENGTH = 7
@@ -88,17 +87,17 @@ def _collect(members: Sequence[Member], policy: PolicyView) -> tuple[ApprovedCha
 
 
 def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, str] | None:
-    fence, assessed = member.node.fence, member.assessment
-    if not isinstance(assessed, Assessed):  # a node in flight whose GPU or agent is gone for now
+    fence, assessed = member.node.fence, member.case.assessed
+    if assessed is None:  # a node in flight whose GPU or agent is gone for now
         ours = fence is not None and fence.version == policy.version and fence.approved
         return _row(fence.planned, fence.approved, fence.gpus) if fence is not None and ours else None
-    now = member.case.disruption if member.case is not None and fence is None else assessed.disruption
+    now = member.case.disruption if fence is None else assessed.disruption
     classes = [DisruptionClass.NONE if assessed.mismatch is None else now]
     if fence is not None:
         classes.append(fence.planned)
     elif assessed.mismatch is None:
         return None
-    gpus = fence.gpus if fence is not None else _emptied(member)
+    gpus = fence.gpus if fence is not None else member.case.gpus
     return _row(max(classes, key=lambda one: one.severity), owed_for(assessed.target), gpus)
 
 
@@ -110,10 +109,6 @@ def _row(disruption: DisruptionClass, target: str, gpus: Sequence[int]) -> tuple
     return disruption, f"{target}{_GPUS}{','.join(map(str, gpus))}" if partly else target
 
 
-def _emptied(member: Member) -> tuple[int, ...]:
-    return member.case.gpus if member.case is not None else ()
-
-
 def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
     """Yield what nodes that have yet to begin would need beyond the consent. The fences of those in flight say theirs.
 
@@ -122,17 +117,16 @@ def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
     approved = {digest: change for change in consent.changes for digest in digests_in(change.nodes)}
     joined = []
     for member in pool.members:
-        assessed, name = member.assessment, member.node.name
-        if not isinstance(assessed, Assessed) or assessed.mismatch is None:
+        case, fence, name = member.case, member.node.fence, member.node.name
+        if (assessed := case.assessed) is None or assessed.mismatch is None:
             continue
-        fence, case = member.node.fence, member.case
         ours = fence is not None and (fence.rolls_back or fence.version == pool.policy.version)
-        if ours or (fence is not None and (case is None or not has_ended(case))):
+        if ours or (fence is not None and not has_ended(case)):
             continue
         change = approved.get(digest_of(member.node.uid))
-        disruption = case.disruption if case is not None and fence is None else assessed.disruption
+        disruption = case.disruption if fence is None else assessed.disruption
         target, _, gpus = change.target.partition(_GPUS) if change is not None else ("", "", "")
-        more = [gpu for gpu in _emptied(member) if str(gpu) not in gpus.split(",")]
+        more = [gpu for gpu in case.gpus if str(gpu) not in gpus.split(",")]
         if change is None:
             joined.append(name)
         elif fence is None and disruption.severity > change.disruption.severity:
@@ -419,11 +413,9 @@ _HELD = Finding(Reason.PAUSED, "not counted yet")
 
 def find_ended(members: Mapping[str, Member]) -> dict[str, Member]:
     """Return, as held, the nodes whose run has ended and that are about to start another because of an edit."""
-    known = [one for one in members.values() if one.case is not None and one.node.fence and has_ended(one.case)]
-    held = {one.node.name: judge_held(one, _HELD) for one in known if one.verdict.reason is not Reason.WAITS_FOR_WAVE}
-    return {
-        name: one for name, one in held.items() if (case := one.case) and one.verdict != judge(replace(case, held=None))
-    }
+    over = (one for one in members.values() if one.node.fence is not None and has_ended(one.case))
+    held = {one.node.name: judge_held(one, _HELD) for one in over if one.verdict.reason is not Reason.WAITS_FOR_WAVE}
+    return {name: one for name, one in held.items() if one.verdict != judge(replace(one.case, held=None))}
 
 
 def let_start(

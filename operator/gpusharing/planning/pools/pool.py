@@ -87,7 +87,7 @@ class Pool:
     candidates: list[NodeCase] = field(default_factory=list)
     """The cases of the nodes that wait only for a slot."""
     outside: int = 0
-    """How many of `names` do not concern the policy, or do not count yet (`is_newcomer`)."""
+    """How many of `names` do not concern the policy, or do not count yet (`NodeCase.newcomer`)."""
     moving: int = 0
     """How many of the used slots become free by themselves: changes that end at a deadline, and mere claims."""
     opening: int = 0
@@ -121,11 +121,11 @@ class Pool:
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
-            if member.case is not None and member.verdict.candidate and name not in failing:
+            if member.verdict.candidate and name not in failing:
                 pool.candidates.append(member.case)
             pool.count(member, claimed=name in claimed)
         for member in joining:
-            if member.newcomer:
+            if member.case.newcomer:
                 continue
             pool.used += 1  # now, because the call that ends the other policy's change may keep failing
             if goes_on(member.verdict):
@@ -146,7 +146,7 @@ class Pool:
             self.members.append(member)
             if member.to_go:
                 self.to_go.append(verdict.node)
-        if member.outside or member.newcomer:
+        if member.outside or member.case.newcomer:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1

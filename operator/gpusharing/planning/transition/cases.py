@@ -33,15 +33,14 @@ from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware, NodeView
 from gpusharing.planning.stack.acceptance import find_spec
-from gpusharing.planning.transition.fencing import is_newcomer
 from gpusharing.planning.transition.judge import differs_from_target, find_traces, judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import find_actuator
-from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
-from gpusharing.planning.wanted.target import PolicyTargets, Target
+from gpusharing.planning.wanted.assess import Assessment, assess
+from gpusharing.planning.wanted.target import PolicyTargets
 from gpusharing.planning.wanted.verify import tell_withdrawn
 
 
@@ -49,11 +48,10 @@ from gpusharing.planning.wanted.verify import tell_withdrawn
 class Member:
     """One node as the pool of its policy counts it."""
 
-    node: NodeView
+    case: NodeCase
+    """The case at the time when it was judged. It has no assessment if the node cannot be judged."""
     verdict: Verdict
     """The verdict before the pools choose."""
-    case: NodeCase | None
-    """The case that was judged, at the time of that pass; None if the node cannot be judged."""
     policy: str
     """The policy with which the node is compared, else the policy that its verdict names."""
     away: bool
@@ -61,14 +59,12 @@ class Member:
 
     A required driver upgrade that has not begun may wait for weeks and takes no slot (docs/design/nvidia.md#d4).
     """
-    newcomer: bool
     marked: bool
     """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     to_go: bool
     """Whether the node has yet to be drained. Its change needs an idle node, is not skipped and has not begun."""
     outside: bool
     """Whether the policy selects the node but has nothing to change there, such as a node without a GPU."""
-    target: Target | None
     seen: tuple[tuple[str, str], ...] = ()
     """What is seen of the node, as in `PassMemory.seen_since`."""
     heir: str = ""
@@ -81,39 +77,31 @@ class Member:
         return held or not self.verdict.phase.in_flight
 
     @property
+    def node(self) -> NodeView:
+        return self.case.node
+
+    @property
     def assessment(self) -> Assessment | None:
-        return self.case.assessment if self.case is not None else None
+        return self.case.assessment
 
 
-def find_member(
-    verdict: Verdict,
-    node: NodeView,
-    gpunode: GPUNodeView | None,
-    case: NodeCase | None = None,
-    *,
-    seen: tuple[tuple[str, str], ...] = (),
-) -> Member:
+def find_member(case: NodeCase, verdict: Verdict, seen: tuple[tuple[str, str], ...] = ()) -> Member:
+    node, records = case.node, (case.node.verified, case.node.deferred)
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
-    assessment = case.assessment if case is not None else None
-    policy = assessment.policy.name if assessment is not None else verdict.policy
-    records = (node.verified, node.deferred)
-    heir = policy
-    for action in verdict.actions if case is not None and node.fence is not None else ():
-        if isinstance(action, UpdateFence) and node.fence and action.fence.policy != node.fence.policy:
+    heir = policy = case.policy.name if case.policy is not None else verdict.policy
+    for action in verdict.actions if node.fence is not None else ():
+        if isinstance(action, UpdateFence) and action.fence.policy != case.fence.policy:
             heir = action.fence.policy
-        elif isinstance(action, Release) and case and node.unschedulable and not action.uncordon:
+        elif isinstance(action, Release) and node.unschedulable and not action.uncordon:
             heir = case.owner_name
     return Member(
-        node,
-        verdict,
         case,
+        verdict,
         policy=policy,
         away=is_unavailable(node) or (bool(node.foreign) and not node.foreign_waits),
-        newcomer=is_newcomer(node, gpunode),
         marked=node.fence is not None or any(record and record.failed_version for record in records),
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
-        target=assessment.target if isinstance(assessment, Assessed) else None,
         seen=(*seen, WITHDRAWN) if tell_withdrawn(node) else seen,
         heir="" if heir == policy else heir,
     )
@@ -147,14 +135,13 @@ def judge_case(case: NodeCase, terms: PolicyTargets | None) -> Member | None:
     # A candidate differs from its target, or it would not be one.
     differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
     traces = [(node.boot_id, trace.claim) for trace in find_traces(case)]
-    return find_member(verdict, node, case.gpunode, case, seen=(*traces, *([DRIFTS] if differs else ())))
+    return find_member(case, verdict, (*traces, *([DRIFTS] if differs else ())))
 
 
 def judge_held(member: Member, why: Finding) -> Member:
     """Return the node as if its policy might not start a node now, for this reason."""
-    assert member.case is not None, "a node without a case has no run that ended"
     case = replace(member.case, held=why)
-    return find_member(judge(case) or member.verdict, member.node, case.gpunode, case)
+    return find_member(case, judge(case) or member.verdict)
 
 
 def keeps_verdict(member: Member | None) -> bool:
@@ -169,7 +156,7 @@ def find_widened(members: Mapping[str, Member], looks: Mapping[str, Look]) -> di
     found: dict[str, tuple[SpecVersion, str]] = {}
     for name, member in members.items():
         case = member.case
-        if case is None or case.assessed is None or case.assessed.disruption is not DisruptionClass.CHANGED_GPUS:
+        if case.assessed is None or case.assessed.disruption is not DisruptionClass.CHANGED_GPUS:
             continue
         look = looks.get(name)
         if case.node.fence is None and (why := (look.widened if look is not None else "") or case.unplaced):
@@ -201,9 +188,9 @@ def judge_nodes(
     actuator = find_actuator(stack)
     pods = {program: snapshot.operands.get(program, {}) for program in Program}
 
-    def judge_one(name: str) -> Member | None:
-        owner = owned[name]
-        case = NodeCase(
+    def find_case(name: str) -> NodeCase:
+        owner = owned.get(name)
+        return NodeCase(
             node=snapshot.nodes[name],
             gpunode=snapshot.gpunodes.get(name),
             owner=owner.policy if owner is not None else None,
@@ -222,12 +209,11 @@ def judge_nodes(
             unserved=unserved,
             widened=widened.get(name, ""),
         )
-        return judge_case(case, followed[name])
 
     nodes = snapshot.nodes, snapshot.gpunodes, snapshot.work, snapshot.agents, snapshot.mig_failures
     columns: list[Column] = [*nodes, troubles, owned, claimed, seen, widened, followed, *pods.values()]
     judged = memo.table(
-        judge_one,
+        lambda name: judge_case(find_case(name), followed[name]),
         followed,
         columns=columns,
         shared=[stack, settings, old_views, unserved, actuator],
@@ -241,7 +227,7 @@ def judge_nodes(
     for name, error in failed.items():
         node = snapshot.nodes[name]
         owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
-        members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
+        members[name] = find_member(find_case(name), not_judged(node, owner, error))
     return dict(sorted(members.items()))
 
 

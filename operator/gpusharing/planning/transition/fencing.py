@@ -13,7 +13,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.effects import effects_of
 from gpusharing.planning.stack.requirements import (
     find_untolerated,
@@ -125,19 +125,6 @@ def _needs_cordon(case: NodeCase) -> str:
     if case.node.hold_cordon:
         return f"annotation {names.ANNOTATION_HOLD_CORDON} asks for a cordon"
     return tell_foreign(case.node) if case.node.foreign_works else ""
-
-
-def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Whether no workload depends on the node yet (docs/adr/0034-the-start-up-gate.md).
-
-    The agent does not count pods that hold claims.
-    """
-    if node.fence is not None:
-        return node.fence.newcomer
-    if node.gate is None or node.verified is not None or node.devices is not None:
-        return False
-    observed = gpunode.observed if gpunode is not None else None
-    return observed is None or observed.pods == 0
 
 
 def find_closed(case: NodeCase) -> Finding | None:

@@ -139,6 +139,19 @@ class NodeCase(ActuatorCase):
         assert self.node.fence is not None, f"{self.node.name} has no fence"
         return self.node.fence
 
+    @property
+    def newcomer(self) -> bool:
+        """Whether no workload depends on the node yet (docs/adr/0034-the-start-up-gate.md).
+
+        The agent does not count pods that hold claims.
+        """
+        node = self.node
+        if node.fence is not None:
+            return node.fence.newcomer
+        if node.gate is None or node.verified is not None or node.devices is not None:
+            return False
+        return self.observed is None or self.observed.pods == 0
+
     def no_agent(self, consequence: str) -> Finding:
         if (trouble := self.agent_trouble) is not None:
             return replace(trouble, message=f"no agent runs on {self.node.name}: {trouble.message}")
