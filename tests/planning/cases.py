@@ -12,10 +12,12 @@ from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.holds import agree
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.memory import DRIFTS, WITHDRAWN
 from gpusharing.planning.snapshot.nvidia import Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import UNRECORDED, Consent, Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import Member, find_member
@@ -218,6 +220,13 @@ def case_of(node: NodeView, gpunode: GPUNodeView | None = None) -> NodeCase:
 def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:
     """A node as a pool counts it."""
     return find_member(replace(case, node=node) if case is not None else case_of(node), verdict)
+
+
+def agreed(pool: Pool) -> Consent:
+    """What people have agreed to, which is something."""
+    consent = agree(pool)
+    assert consent is not None
+    return consent
 
 
 def assessed_of(case: NodeCase) -> Assessed:

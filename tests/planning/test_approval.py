@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, make_fence, make_policy
-from tests.planning.cases import FULL, make_case, make_member, pass_time, pool_of, run_until
+from tests.planning.cases import FULL, agreed, make_case, make_member, pass_time, pool_of, run_until
 from tests.planning.promises import approve
 from tests.planning.test_holds import (
     LENIENT,
@@ -62,7 +62,7 @@ def plan_of(members: Sequence[Member], policy: PolicyView = MANUAL, consent: Con
 def approved(members: Sequence[Member], policy: PolicyView = MANUAL) -> tuple[PolicyView, Consent]:
     """The policy after a person has approved its plan, and what is on record of that."""
     said = replace(policy, approved=plan_of(members, policy).hash)
-    return said, agree([Pool(said, members=list(members))], {})[policy.uid]
+    return said, agreed(Pool(said, members=list(members)))
 
 
 CURRENT = plan_of(TWO).hash
@@ -153,7 +153,7 @@ def test_what_goes_beyond_an_approval_is_named_and_needs_another(
     members: Sequence[Member], policy: PolicyView, told: str
 ) -> None:
     pool = Pool(policy, members=list(members), hours=ALWAYS, now=NOW)
-    (pool.consent,) = agree([pool], {policy.uid: CONSENT}).values()
+    pool.consent = agree(replace(pool, consent=CONSENT))
     hold = find_hold(pool)
     assert hold is not None
     assert hold.reason is Reason.APPROVAL_NEEDED
@@ -161,20 +161,19 @@ def test_what_goes_beyond_an_approval_is_named_and_needs_another(
     shown = hold.message.rpartition("=")[2]
     assert shown == propose(pool).hash != CURRENT
     pool.policy = replace(policy, approved=shown)
-    agree([pool], {policy.uid: CONSENT})
+    pool.consent = agree(replace(pool, consent=CONSENT))
     assert find_hold(pool) is None
 
 
 def test_what_has_joined_may_leave_again_and_the_approval_stands() -> None:
-    consents = agree([Pool(SAID, members=[*TWO, planned("n3")])], {MANUAL.uid: CONSENT})
-    assert consents == {MANUAL.uid: CONSENT}
-    assert plan_of(TWO, SAID, consents[MANUAL.uid]).approved
+    consent = agree(Pool(SAID, members=[*TWO, planned("n3")], consent=CONSENT))
+    assert consent == CONSENT
+    assert plan_of(TWO, SAID, consent).approved
 
 
 def test_an_approval_of_an_earlier_revision_does_not_come_back_with_it() -> None:
     other = replace(edited(mode="TimeSlicing"), approved=CURRENT)
-    consents = agree([Pool(other, members=TWO)], {MANUAL.uid: CONSENT})
-    plan = plan_of(TWO, SAID, consents[MANUAL.uid])
+    plan = plan_of(TWO, SAID, agreed(Pool(other, members=TWO, consent=CONSENT)))
     assert not plan.approved
     assert plan.hash != CURRENT
 
@@ -182,7 +181,7 @@ def test_an_approval_of_an_earlier_revision_does_not_come_back_with_it() -> None
 def test_an_approval_that_the_lease_has_no_room_for_lasts_as_long_as_its_plan_is_the_same() -> None:
     many = [planned(f"n{number}") for number in range(MOST_DIGESTS + 1)]
     said = replace(MANUAL, approved=plan_of(many).hash)
-    assert agree([Pool(said, members=many)], {}) == {}
+    assert agree(Pool(said, members=many)) is None
     assert plan_of(many, said).approved
     assert not plan_of(many[1:], said).approved
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import ask_anew, at, make_fence, make_node, make_policy
+from tests.build import ask_anew, at, make_fence, make_node, make_policy, make_snapshot
 from tests.planning.cases import FULL, MIXED, make_member, pool_of, run_until, wrote
 from tests.planning.changes import only
 from tests.planning.habits import person_resumes
@@ -18,7 +18,7 @@ from tests.planning.world import World
 from tests.wording import lacks
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.holds import MOST, count_failures, find_gone, has_failed
+from gpusharing.planning.pools.holds import MOST, find_gone, has_failed, with_records
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
@@ -44,8 +44,9 @@ def counted(
     pool = Pool(policy)
     for one in members:
         pool.count(one)
-    found = count_failures([pool], recorded, {})
-    return found, tuple(sorted(pool.failed_before.values()))
+    snapshot = make_snapshot(policies=[policy], failed_nodes=recorded)
+    pools, found, _ = with_records({policy.name: pool}, snapshot)
+    return found, tuple(sorted(pools[policy.name].failed_before.values()))
 
 
 ACTUATING = make_fence("actuating", version=POLICY.version)
@@ -234,12 +235,14 @@ def test_a_slot_says_of_which_revision_the_failure_would_be(fence: Fence, counts
 
 
 def test_a_node_that_had_failed_before_it_went_is_told_as_failed() -> None:
-    pool = Pool(POLICY)
-    gone = {"uid-n1": replace(FAILED, gone=True)}
-    assert count_failures([pool], RECORD, gone) == RECORD
-    assert count_failures([pool], {}, gone) == gone
-    assert [*pool.failed_before] == ["uid-n1"]
-    assert not lacks(pool.failed_before["uid-n1"], "n1", "deleted in the middle")
+    claims = {"n1": Claim("uid-n1", POLICY.name, "op-1", version=POLICY.version)}
+    pools, gone = {POLICY.name: Pool(POLICY)}, {"uid-n1": replace(FAILED, gone=True)}
+    assert with_records(pools, make_snapshot(policies=[POLICY], claims=claims, failed_nodes=RECORD))[1] == RECORD
+    found, failures, _ = with_records(pools, make_snapshot(policies=[POLICY], claims=claims))
+    assert failures == gone
+    before = found[POLICY.name].failed_before
+    assert [*before] == ["uid-n1"]
+    assert not lacks(before["uid-n1"], "n1", "deleted in the middle")
 
 
 def resume(world: World) -> None:

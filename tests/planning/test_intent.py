@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import FULL, make_case, make_member, pass_time, pool_of, run_until
+from tests.planning.cases import FULL, agreed, make_case, make_member, pass_time, pool_of, run_until
 from tests.planning.habits import person_approves
 from tests.planning.recovery import lenient
 from tests.planning.test_approval import planned
@@ -17,7 +17,7 @@ from tests.wording import lacks
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Cost, Window
-from gpusharing.planning.pools.holds import agree, count_failures, find_halt, has_failed, propose, proven_at
+from gpusharing.planning.pools.holds import count_failures, find_halt, has_failed, propose, proven_at
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.records import Deferred, FailedNode, Verified
@@ -42,7 +42,7 @@ TWO = [planned("n1"), planned("n2")]
 
 MANUAL = lenient(POLICY, approval="Manual")
 APPROVED = replace(MANUAL, approved=propose(Pool(MANUAL, members=TWO)).hash)
-CONSENT = agree([Pool(APPROVED, members=TWO)], {})[POLICY.uid]
+CONSENT = agreed(Pool(APPROVED, members=TWO))
 
 
 def as_member(node: NodeView) -> Member:
@@ -55,7 +55,7 @@ def halted(policy: PolicyView) -> bool:
 
 
 def recorded(policy: PolicyView) -> bool:
-    return bool(count_failures([Pool(policy)], {"uid-gone": FailedNode("gone", VERSION)}, {}))
+    return any(count_failures(Pool(policy), {"uid-gone": FailedNode("gone", VERSION)}))
 
 
 def node(policy: PolicyView, **records: Any) -> Any:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from tests.planning.cases import agreed
 from tests.planning.test_holds import ACTUATING, POOL, member, pooled
 from tests.wording import lacks
 
@@ -24,13 +25,12 @@ def resumed(*failed: Member, most: int = 1, consent: Consent | None = None) -> t
     assert halt is not None
     assert halt[1].message.endswith(f"gpusharing.dev/resume={halt[0]}")
     policy = replace(POOL, resumed=halt[0])
-    before = {} if consent is None else {POOL.uid: consent}
-    return policy, agree([pooled(*failed, policy=policy, maxFailures=most)], before)[POOL.uid]
+    return policy, agreed(replace(pooled(*failed, policy=policy, maxFailures=most), consent=consent))
 
 
 def halts(*failed: Member, policy: PolicyView, consent: Consent, most: int = 1) -> bool:
     pool = pooled(*failed, policy=policy, maxFailures=most)
-    agree([pool], {POOL.uid: consent})
+    pool.consent = agree(replace(pool, consent=consent))
     return find_hold(pool) is not None
 
 
@@ -46,13 +46,13 @@ def test_a_resume_lets_the_rollout_go_on_until_as_many_have_failed_again(most: i
 
 def test_a_node_that_was_repaired_and_fails_again_halts_again() -> None:
     policy, consent = resumed(FAILED[0])
-    repaired = agree([pooled(policy=policy)], {POOL.uid: consent})[POOL.uid]
+    repaired = agreed(replace(pooled(policy=policy), consent=consent))
     assert halts(FAILED[0], policy=policy, consent=repaired)
 
 
 def test_a_resume_does_not_serve_the_next_halt_of_the_same_size() -> None:
     policy, consent = resumed(FAILED[0])
-    repaired = agree([pooled(policy=policy)], {POOL.uid: consent})[POOL.uid]
+    repaired = agreed(replace(pooled(policy=policy), consent=consent))
     assert halts(FAILED[1], policy=policy, consent=repaired)
 
 

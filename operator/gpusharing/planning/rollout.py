@@ -15,13 +15,14 @@ from gpusharing.planning.drain.evictions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.holds import agree, count_failures, find_ended, find_gone, let_start
+from gpusharing.planning.pools.holds import find_ended, let_start, with_records
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import find_forgotten, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import POLICIES, PassMemory, remember_seen
+from gpusharing.planning.snapshot.records import Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
@@ -129,17 +130,11 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     verdicts |= held
     ended = find_ended(members)
-    pools = _pools(snapshot, members | ended, uncertain_claims, now, memo)
-    gone = find_gone(snapshot.claims, snapshot.nodes)
-    # Both set on the pools what the holds read from then on, and consents depend on the failures.
-    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
-    consents = agree(pools.values(), snapshot.consents)
+    pools, failed_nodes, consents = _pools(snapshot, members | ended, uncertain_claims, now, memo)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
         members = members | let_start(ended, members, pools, settings)
         verdicts |= {name: members[name].verdict for name in ended}
-        pools = _pools(snapshot, members, uncertain_claims, now, memo)
-        failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
-        consents = agree(pools.values(), snapshot.consents)
+        pools, failed_nodes, consents = _pools(snapshot, members, uncertain_claims, now, memo)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     reserved = len(kept_claims)
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)
@@ -258,7 +253,7 @@ def _pools(
     uncertain_claims: Collection[str],
     now: datetime,
     memo: Memo,
-) -> dict[str, Pool]:
+) -> tuple[dict[str, Pool], dict[str, FailedNode], dict[str, Consent]]:
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
     joining = defaultdict[str, list[Member]](list)
     for member in members.values():
@@ -279,7 +274,8 @@ def _pools(
         one.name: (one, tuple(nodes[one.name]), claimed[one.name], failed[one.name], tuple(joining[one.name]))
         for one in snapshot.policies
     }
-    return {name: pool.with_hours(now) for name, pool in memo.each(Pool.of, rows.items()).items()}
+    pools = {name: pool.with_hours(now) for name, pool in memo.each(Pool.of, rows.items()).items()}
+    return with_records(pools, snapshot)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------

@@ -365,28 +365,18 @@ MOST_DIGESTS = 2500
 does not fit is not remembered: an approval of such a plan then lasts only until its next node is done."""
 
 
-def agree(pools: Iterable[Pool], recorded: Mapping[str, Consent]) -> dict[str, Consent]:
-    """Return what people have agreed to after this pass, by UID of the policy, and set `consent` of each pool."""
-    consents: dict[str, Consent] = {}
-    room = MOST_DIGESTS * DIGEST
-    for pool in pools:
-        uid = pool.policy.uid
-        pool.consent = recorded.get(uid)
-        if pool.policy.spec is not None and (uid in recorded or pool.policy.approved or pool.policy.resumed):
-            pool.consent = _renew(pool, room)
-        if pool.consent is not None:
-            consents[uid] = pool.consent
-            room -= _size(pool.consent)
-    return consents
+def agree(pool: Pool, room: int = MOST_DIGESTS * DIGEST) -> Consent | None:
+    """Return what people have agreed to after this pass. `pool.consent` is what they had agreed to before it.
 
-
-def _renew(pool: Pool, room: int) -> Consent | None:
-    policy, failed = pool.policy, find_failed(pool)
-    consent = consent_to(policy, pool.consent)
-    seen = digests_in(consent.seen)
-    consent = replace(consent, seen="".join(sorted(seen & {digest_of(uid) for uid in failed})))
-    new = consent
-    plan = propose(pool) if pool.spec.rollout.approval == "Manual" else None
+    What needs more characters than `room` is not remembered.
+    """
+    policy = pool.policy
+    if policy.spec is None or not (pool.consent is not None or policy.approved or policy.resumed):
+        return pool.consent
+    failed, consent = find_failed(pool), consent_to(policy, pool.consent)
+    seen = digests_in(consent.seen) & {digest_of(uid) for uid in failed}
+    new = consent = replace(consent, seen="".join(sorted(seen)))
+    plan = propose(pool) if policy.spec.rollout.approval == "Manual" else None
     if plan is not None and plan.approved and plan.changes:
         new = replace(new, approved=plan.hash, changes=plan.changes)
     if (halt := find_halt(pool)) is not None and policy.resumed == halt[0]:
@@ -476,26 +466,37 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
     }
 
 
-def count_failures(
-    pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
-) -> dict[str, FailedNode]:
-    """Return the failures on record after this pass, by UID of the Node, and set `failed_before` of each pool.
+def count_failures(pool: Pool, recorded: Mapping[str, FailedNode]) -> tuple[dict[str, FailedNode], dict[str, str]]:
+    """Return the failures of the policy after this pass, and `Pool.failed_before`; both by UID of the Node.
 
     A failure counts until its node is proven or the policy gets a new revision, even if the node is gone by then.
     """
-    recorded = {**gone, **recorded}
-    failures: dict[str, FailedNode] = {}
-    for pool in pools:
-        version = pool.policy.version
-        marked = (one for one in pool.members if one.marked)
-        shown = {one.node.uid: FailedNode(one.node.name, version) for one in marked if has_failed(one, pool.policy)}
-        lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in shown}
-        for member in pool.members if lost else ():
-            fence = member.node.fence
-            aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
-            if aside or member.verdict.phase is Phase.SYNCED:
-                lost.pop(member.node.uid, None)
-        gone_by = " (deleted in the middle of its change)"
-        pool.failed_before = {uid: one.node + (gone_by if one.gone else "") for uid, one in lost.items()}
-        failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
-    return failures
+    version, marked = pool.policy.version, (one for one in pool.members if one.marked)
+    shown = {one.node.uid: FailedNode(one.node.name, version) for one in marked if has_failed(one, pool.policy)}
+    lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in shown}
+    for member in pool.members if lost else ():
+        fence = member.node.fence
+        aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
+        if aside or member.verdict.phase is Phase.SYNCED:
+            lost.pop(member.node.uid, None)
+    gone = " (deleted in the middle of its change)"
+    return lost | shown, {uid: one.node + (gone if one.gone else "") for uid, one in lost.items()}
+
+
+def with_records(
+    pools: Mapping[str, Pool], snapshot: ClusterSnapshot
+) -> tuple[dict[str, Pool], dict[str, FailedNode], dict[str, Consent]]:
+    """Return the pools with what is on record about them, and the failures and consents to record after this pass."""
+    recorded = {**find_gone(snapshot.claims, snapshot.nodes), **snapshot.failed_nodes}
+    found, failures, consents = dict[str, Pool](), dict[str, FailedNode](), dict[str, Consent]()
+    room = MOST_DIGESTS * DIGEST
+    for name, bare in pools.items():
+        failed, earlier = count_failures(bare, recorded)
+        failures |= dict(sorted(failed.items())[: MOST - len(failures)])
+        uid = bare.policy.uid
+        pool = replace(bare, failed_before=earlier, consent=snapshot.consents.get(uid))
+        if (consent := agree(pool, room)) is not None:
+            consents[uid] = consent
+            room -= _size(consent)
+        found[name] = replace(pool, consent=consent)
+    return found, failures, consents
