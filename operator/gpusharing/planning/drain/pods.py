@@ -423,8 +423,8 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None) 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
     """Return `work` with the time since which the agent has kept NVML closed for the current request."""
-    observed = gpunode.observed if gpunode is not None else None
-    if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
+    answer = gpunode.answer if gpunode is not None else None
+    if gpunode is None or answer is None or not answer.quiet:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)
     if work.quiet_for == gpunode.request_id:
         return work

@@ -193,8 +193,7 @@ class Candidate:
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     """Return the sort key of a candidate that nothing blocks; its shuffle differs for each revision of the policy."""
-    observed = case.gpunode.observed if case.gpunode is not None else None
-    pods = observed.pods if observed is not None else None
+    pods = case.observed.pods if case.observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
     deferred = case.node.deferred
     if deferred is not None and deferred.version == policy.version:  # the others come before another attempt

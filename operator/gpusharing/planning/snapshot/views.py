@@ -258,6 +258,11 @@ class GPUNodeView:
     holders: bool = False
     """Whether that request asks which pods hold which GPUs."""
 
+    @property
+    def answer(self) -> ObservedView | None:
+        """The agent's report if it answers that request."""
+        return self.observed if self.observed is not None and self.observed.request_id == self.request_id else None
+
 
 @value(slots=False)  # no slots, because each node asks for its cached `version`
 class PolicyView:

@@ -181,11 +181,9 @@ def find_kept(observed: ObservedView, gpus: Collection[int]) -> tuple[tuple[str,
 
 def lacks_holders(case: NodeCase) -> bool:
     """Whether the agent answered a change of some GPUs without saying which pods hold which GPUs."""
-    observed, gpunode = case.observed, case.gpunode
-    if case.fence.disruption is not DisruptionClass.CHANGED_GPUS or observed is None or gpunode is None:
-        return False
-    answered = observed.request_id == gpunode.request_id and gpunode.holders
-    return answered and not names_holders(case)
+    partly = case.fence.disruption is DisruptionClass.CHANGED_GPUS
+    asked = case.answer is not None and case.gpunode is not None and case.gpunode.holders
+    return partly and asked and not names_holders(case)
 
 
 def names_holders(case: NodeCase) -> bool:

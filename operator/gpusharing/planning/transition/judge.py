@@ -103,7 +103,7 @@ def _find_silence(case: NodeCase) -> Trace | None:
         gone = case.no_agent("")
         text = f"its GPUs are shown as they were last read, because {gone.message}"
         return Trace(f"no agent reads {node.name}", case.settings.sign_grace, replace(gone, message=text))
-    answered = observed is not None and (observed.request_id, observed.quiet) == (gpunode.request_id, gpunode.quiet)
+    answered = case.answer is not None and case.answer.quiet == gpunode.quiet
     if answered or (observed is not None and observed.error):
         return None
     claim = tell_silence(case)

@@ -138,23 +138,18 @@ def prepares_next_step(case: NodeCase) -> bool:
 
 
 def answers_quiet(case: NodeCase) -> bool:
-    gpunode, observed = case.gpunode, case.observed
-    if gpunode is None or observed is None:
-        return False
-    return observed.quiet and observed.request_id == gpunode.request_id
+    return case.answer is not None and case.answer.quiet
 
 
 def pods_request(case: NodeCase) -> EnsureGPUNode | None:
     """Return the next request to report who holds what, or None while the last one may still be answered."""
-    gpunode, observed = case.gpunode, case.observed
-    kind = "quiet" if case.fence.stage == "actuating" or (gpunode is not None and gpunode.quiet) else "pods"
+    quiet = case.fence.stage == "actuating" or (case.gpunode is not None and case.gpunode.quiet)
+    kind = "quiet" if quiet else "pods"
     asked_at, now = _asked_at(case, kind, any_event=True), _stamp(case.now)
-    if asked_at is not None:
-        answered = observed is not None and observed.request_id == _request(case)
-        # An agent that starts anew while NVML is closed knows no GPUs, and reads them only for a new request.
-        if not answered or now < asked_at + case.settings.poll * 1000:
-            return None
-    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=kind == "quiet")
+    # An agent that starts anew while NVML is closed knows no GPUs, and reads them only for a new request.
+    if asked_at is not None and (case.answer is None or now < asked_at + case.settings.poll * 1000):
+        return None
+    return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=quiet)
 
 
 def last_busy(case: NodeCase) -> str:
@@ -229,11 +224,10 @@ def _asked_at(case: NodeCase, kind: str, *, any_event: bool = False) -> int | No
 
 def fresh_reading(case: NodeCase, kind: str) -> ObservedView | None:
     """Return the agent's answer to a request of this kind (`quiet` or `verify`) after the last event, as its proof."""
-    gpunode, observed = case.gpunode, case.observed
-    if gpunode is None or observed is None or _asked_at(case, kind) is None:
+    gpunode, answer = case.gpunode, case.answer
+    if gpunode is None or answer is None or answer.quiet != gpunode.quiet or _asked_at(case, kind) is None:
         return None
-    echoes = (observed.request_id, observed.quiet) == (gpunode.request_id, gpunode.quiet)
-    return observed if echoes else None
+    return answer
 
 
 def verify_request(case: NodeCase) -> EnsureGPUNode | None:

@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
+from gpusharing.planning.snapshot.views import GPUNodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.mps import find_mps_pod
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Blocker, Finding
@@ -138,6 +138,11 @@ class NodeCase(ActuatorCase):
         """The fence of a node that has one; `node.fence` is for any node."""
         assert self.node.fence is not None, f"{self.node.name} has no fence"
         return self.node.fence
+
+    @property
+    def answer(self) -> ObservedView | None:
+        """The agent's report if it answers our last request."""
+        return self.gpunode.answer if self.gpunode is not None else None
 
     @property
     def newcomer(self) -> bool:
