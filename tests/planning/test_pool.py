@@ -66,13 +66,17 @@ def chosen(
     rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
-    pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
+    compared = [
+        case if case.version == policy.version else replace(case, assessment=replace(assessed_of(case), policy=policy))
+        for case in cases
+    ]
+    pool = Pool(policy, names, used, compared, moving=moving, members=members or [])
     return with_waits(select(pool.with_hours(NOW), unlisted_of(pool), cap, state or PassState(OFFERED, NOW)))
 
 
 def unlisted_of(pool: Pool) -> tuple[str, ...]:
     """The candidates of a pool that have to be listed first."""
-    return find_unlisted(pool.policy, tuple(pool.candidates))
+    return find_unlisted(tuple(pool.candidates))
 
 
 def with_waits(selection: Selection) -> Selection:

@@ -214,7 +214,7 @@ def test_after_a_crash_before_the_first_fence_the_wave_keeps_its_name() -> None:
 def test_policies_whose_names_begin_alike_begin_different_changes() -> None:
     (case,) = sharing("a")
     names = ["x" * 40 + "-h100", "x" * 40 + "-a100", "pool-b"]
-    ops = [op_of(case, make_policy(name)) for name in names]
+    ops = [op_of(replace(case, owner=make_policy(name))) for name in names]
     assert len(set(ops)) == 3
     assert ops[2].startswith("pool-b."), "a short name stays as it is"
     assert max(map(len, ops)) <= 40 + len(ops[2]) - len("pool-b")

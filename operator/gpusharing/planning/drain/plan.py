@@ -443,12 +443,15 @@ def find_gang_blockers(work: NodeWork, options: Drain, now: datetime, scope: Sco
     return merge(blockers)
 
 
-def with_gangs(
-    blockers: tuple[Blocker, ...], work: NodeWork, options: Drain, *, now: datetime, scope: Scope
-) -> tuple[Blocker, ...]:
-    if not work.gangs:
-        return blockers
-    return merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))
+def examine(
+    work: NodeWork, options: Drain, now: datetime, *, scope: Scope, afterwards: Afterwards
+) -> tuple[Standings, tuple[Blocker, ...]]:
+    """Return how the pods of a node stand that is not drained yet, and what would make a drain fail."""
+    pods = find_standings(work, options, now, scope=scope, cordoned=False)
+    blockers = preflight(pods, options, afterwards, now)
+    if work.gangs:
+        blockers = merge((*name_gangs(blockers, work), *find_gang_blockers(work, options, now, scope)))
+    return pods, blockers
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:

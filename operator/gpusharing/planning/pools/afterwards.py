@@ -24,9 +24,9 @@ from gpusharing.api.names import (
 )
 from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.placement import Offer
-from gpusharing.planning.drain.plan import ending_gangs, preflight, with_gangs
+from gpusharing.planning.drain.plan import ending_gangs, examine
 from gpusharing.planning.drain.pods import count_staying, has_finished, scope_of
-from gpusharing.planning.drain.standing import describe_gang, find_standings
+from gpusharing.planning.drain.standing import describe_gang
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode, claimed
 from gpusharing.planning.pools.candidates import standing_look
 from gpusharing.planning.pools.holds import find_canary, find_capped, find_full, find_stop, wait_for_canaries
@@ -141,9 +141,9 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
         verdict.phase is Phase.BLOCKED
     ):  # a budget, for example, may wait for devices of the very pool that waits for this
         return found if verdict.reason.passes is Passes.BY_A_PERSON else None
-    if not verdict.candidate or case.owner is None:
+    if not verdict.candidate:
         return None
-    look = standing_look(case, case.owner, snapshot.memory.looks)
+    look = standing_look(case, snapshot.memory.looks)
     found_there = {blocker.reason for blocker in look.blockers} if look is not None else set()
     others = [one for one in sorted(found_there - {Reason.STRANDED_PODS}) if one.passes is Passes.BY_A_PERSON]
     return Finding(others[0], "") if others else None
@@ -289,8 +289,7 @@ def preview_of(
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
     drain, scope = policy.spec.drain, change_scope(verdict, snapshot)
-    pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
-    blockers = preflight(pods, drain, afterwards, work.listed_at)
+    pods, blockers = examine(work, drain, work.listed_at, scope=scope, afterwards=afterwards)
     return Preview(
         policy.version,
         work.listed_at,
@@ -298,7 +297,7 @@ def preview_of(
         tuple(sorted(one.pod.ref for one in pods.remaining if one.waits)),
         tuple(sorted({budget.ref for one in pods.remaining for budget in one.budgets})),
         tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
-        with_gangs(blockers, work, drain, now=work.listed_at, scope=scope),
+        blockers,
         count_staying(work.pods, scope),
     )
 

@@ -11,14 +11,15 @@ from typing import TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import parse_duration
-from gpusharing.planning.drain.plan import Crowd, crowding, due_under, preflight, with_gangs
+from gpusharing.planning.drain.plan import Crowd, crowding, due_under, examine
 from gpusharing.planning.drain.pods import REPORTED_WITHIN, has_finished, holds_gpu
-from gpusharing.planning.drain.standing import Standings, find_standings
+from gpusharing.planning.drain.standing import Standings
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.attempts import failed_before, owed_for, was_rolled_back
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.fencing import marks_for, may_taint
@@ -91,12 +92,10 @@ class PassState:
     """That no slot of the operator-wide cap is free (`find_capped`)."""
 
     @staticmethod
-    def of(
-        snapshot: ClusterSnapshot, now: datetime, afterwards: Afterwards, cases: Sequence[tuple[NodeCase, PolicyView]]
-    ) -> "PassState":
+    def of(snapshot: ClusterSnapshot, now: datetime, afterwards: Afterwards, cases: Iterable[NodeCase]) -> "PassState":
         """Return the state before any node starts; `cases` are candidates that were looked at before."""
         looks, poll = snapshot.memory.looks, snapshot.settings.poll
-        found = ((case.node.name, standing_look(case, policy, looks)) for case, policy in cases)
+        found = ((case.node.name, standing_look(case, looks)) for case in cases)
         last = [(name, look) for name, look in found if look is not None]
         return PassState(
             afterwards,
@@ -139,10 +138,10 @@ def find_mates(case: NodeCase) -> frozenset[str]:
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
-def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
+def standing_look(case: NodeCase, looks: Mapping[str, Look]) -> Look | None:
     """Return the last look at a candidate if it found blockers and counts for this policy version and retry value."""
     look = looks.get(case.node.name)
-    if look is None or not look.blockers or look.version != policy.version:
+    if look is None or not look.blockers or look.version != case.version:
         return None
     return look if look.retry == case.node.retry else None
 
@@ -160,7 +159,7 @@ class Candidate:
     """A node that every gate lets through, with what is known about its pods, which may still block it."""
 
     case: NodeCase
-    policy: PolicyView
+    assessed: Assessed
     look: Look | None
     """The last look at its pods if it found blockers."""
     pods: Standings | None = None
@@ -184,27 +183,27 @@ class Candidate:
 
     @property
     def order(self) -> Order:
-        unclaimed, cost, shuffle = find_place(self.case, self.policy)
+        unclaimed, cost, shuffle = find_place(self.case)
         # A look at a node whose gang has started reserves a slot and then shows a higher cost than was assumed. If such
         # nodes with unknown pods came first, one after another would be looked at, and none would ever start.
         unknown = self.follows and self.needs_list
         return (unclaimed, self.look is not None, not self.follows, unknown, cost, shuffle)
 
 
-def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
+def find_place(case: NodeCase) -> tuple[bool, int, str]:
     """Return the sort key of a candidate that nothing blocks; its shuffle differs for each revision of the policy."""
     pods = case.observed.pods if case.observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
     deferred = case.node.deferred
-    if deferred is not None and deferred.version == policy.version:  # the others come before another attempt
+    if deferred is not None and deferred.version == case.version:  # the others come before another attempt
         cost += UNKNOWN_PODS * deferred.count
-    return not case.claimed, cost, _shuffle(case.node.uid, policy.version)
+    return not case.claimed, cost, _shuffle(case.node.uid, case.version)
 
 
-def find_unlisted(policy: PolicyView, candidates: tuple[NodeCase, ...]) -> tuple[str, ...]:
+def find_unlisted(candidates: tuple[NodeCase, ...]) -> tuple[str, ...]:
     """Return the candidates that must be listed before they may start and were not, in the order of `find_place`."""
     unlisted = [case for case in candidates if case.work is None and case.disruption.cordons and not case.newcomer]
-    return tuple(case.node.name for case in sorted(unlisted, key=lambda case: find_place(case, policy)))
+    return tuple(case.node.name for case in sorted(unlisted, key=find_place))
 
 
 @dataclass(slots=True)
@@ -254,37 +253,33 @@ def find_cost(case: NodeCase, pods: int) -> int:
     return len(ended)
 
 
-def find_candidate(case: NodeCase, policy: PolicyView, state: PassState, *, follows: bool = False) -> Candidate:
+def find_candidate(case: NodeCase, state: PassState, *, follows: bool = False) -> Candidate:
     """Return the candidate with what the last LIST of its pods shows. `case` may come from an earlier pass."""
-    assessed, before = case.assessment, standing_look(case, policy, state.looks)
-    assert isinstance(assessed, Assessed), "candidates have a target"
+    assessed, before = case.assessed, standing_look(case, state.looks)
+    assert assessed is not None, "candidates have a target"
     if case.work is None and before is not None:
-        return Candidate(case, policy, before, follows=follows)
+        return Candidate(case, assessed, before, follows=follows)
     case = replace(case, now=state.now)
     if (work := case.work) is None:
-        return Candidate(case, policy, None, follows=follows)
+        return Candidate(case, assessed, None, follows=follows)
+    awaited = _await_report(case, work, before)
+    partly = case.disruption is DisruptionClass.CHANGED_GPUS and not work.error
+    if awaited is None and partly and (unreported := case.unreported):
+        case = replace(case, widened=unreported)
     drain = assessed.spec.drain
-    pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
-    if (unreported := _await_report(case, before, pods)) is not None:
-        return Candidate(case, policy, look_at(case, policy, before, pods, (unreported,)), pods, follows)
-    if case.disruption is DisruptionClass.CHANGED_GPUS and case.unreported and not pods.error:
-        case = replace(case, widened=case.unreported)
-        pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
-    blockers = preflight(pods, drain, state.afterwards, case.now)
-    blockers = with_gangs(blockers, work, drain, now=case.now, scope=case.scope)
-    look = look_at(case, policy, before, pods, blockers) if blockers else None
-    return Candidate(case, policy, look, pods, follows)
+    pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
+    blockers = blockers if awaited is None else (awaited,)
+    return Candidate(case, assessed, look_at(case, before, pods, blockers) if blockers else None, pods, follows)
 
 
-def _await_report(case: NodeCase, before: Look | None, pods: Standings) -> Blocker | None:
+def _await_report(case: NodeCase, work: NodeWork, before: Look | None) -> Blocker | None:
     """Return what a change of some GPUs waits for before all GPUs have to be emptied; None if that is over.
 
     A person who approved the change of some GPUs did not approve that of all.
     """
-    if case.disruption is not DisruptionClass.CHANGED_GPUS or pods.error or not (missing := case.unreported):
+    if case.disruption is not DisruptionClass.CHANGED_GPUS or work.error or not (missing := case.unreported):
         return None
-    spec = case.spec
-    if spec is not None and spec.rollout.approval == "Manual":
+    if case.spec is not None and case.spec.rollout.approval == "Manual":
         return Blocker(Reason.HOLDER_UNKNOWN, message=f"{missing}; to have all GPUs emptied, set drain.scope: Node")
     message = f"{missing}; if it does not, all GPUs will be emptied"
     ends = (one.until for one in before.blockers if one.message == message) if before is not None else ()
@@ -292,19 +287,17 @@ def _await_report(case: NodeCase, before: Look | None, pods: Standings) -> Block
     return Blocker(Reason.HOLDER_UNKNOWN, message=message, until=until) if case.now < until else None
 
 
-def look_at(
-    case: NodeCase, policy: PolicyView, before: Look | None, pods: Standings, blockers: tuple[Blocker, ...]
-) -> Look:
+def look_at(case: NodeCase, before: Look | None, pods: Standings, blockers: tuple[Blocker, ...]) -> Look:
     """Return the look to record; the next one waits the longer the more looks in a row have found blockers."""
     tries = 1
     if before is not None:
         tries = before.tries if before.at == pods.listed_at else before.tries + 1
-    return Look(policy.version, case.node.retry, pods.listed_at, tries, blockers, widened=case.unplaced)
+    return Look(case.version, case.node.retry, pods.listed_at, tries, blockers, widened=case.unplaced)
 
 
 def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | None]:
     """Start a candidate with a slot, or say what blocks it. Return its verdict, and the look to record or None."""
-    case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
+    case, look, pods = candidate.case, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
     if look is not None:
@@ -313,7 +306,7 @@ def try_start(candidate: Candidate, state: PassState) -> tuple[Verdict, Look | N
         return looking(case), None
     if crowded := crowding(pods, state.crowd):
         # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
-        look = look_at(case, policy, None, pods, crowded)
+        look = look_at(case, None, pods, crowded)
         return blocked(case, look, state.now), look
     return start(candidate, pods, state, state.claimed_waves.get(case.node.name, ""))
 
@@ -324,13 +317,12 @@ def start(
     """Start the change of a node with these pods and count its evictions. Return its verdict and the look to record."""
     node, needed = candidate.case.node, tuple(due_under(pods).items())
     state.add_evictions(node.name, needed)
-    look = Look(candidate.policy.version, node.retry, pods.listed_at, 1, (), needed)
+    look = Look(candidate.case.version, node.retry, pods.listed_at, 1, (), needed)
     return begin(candidate, wave, mates), look
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    case, policy, assessed = candidate.case, candidate.policy, candidate.case.assessment
-    assert isinstance(assessed, Assessed), "candidates have a target"
+    case, assessed, policy = candidate.case, candidate.assessed, candidate.assessed.policy
     node, drains = case.node, candidate.cordons
     labels, annotations = marks_for(node, case.settings.neighbor_labels)
     added = (*labels, *annotations)
@@ -338,7 +330,7 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
         labels[names.LABEL_MODE] = None
     settle = timedelta(seconds=case.settings.settle)
     fence = Fence(
-        op=op_of(case, policy),
+        op=op_of(case),
         policy=policy.name,
         version=policy.version,
         node_uid=node.uid,
@@ -389,9 +381,9 @@ def stand(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     return replace(verdict, blockers=look.blockers, deadline=ends_at(look.blockers))
 
 
-def op_of(case: NodeCase, policy: PolicyView) -> str:
+def op_of(case: NodeCase) -> str:
     """Return the id of a change that begins now: policy, and the time in milliseconds in hexadecimal."""
-    name = policy.name
+    name = case.owner_name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"
     return f"{name}.{int(case.now.timestamp() * 1000):x}"

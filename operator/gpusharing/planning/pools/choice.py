@@ -157,7 +157,7 @@ def _in_order(pool: Pool, unlisted: Sequence[str], state: PassState, left: Room,
     def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
         for name in names:
             try:
-                candidate = find_candidate(cases[name], policy, state, follows=name in following)
+                candidate = find_candidate(cases[name], state, follows=name in following)
                 yield candidate.order, candidate
             except Exception as error:  # noqa: BLE001 - one node must not stop the others
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
@@ -199,11 +199,11 @@ def choose(
         _find_waits(chosen, memo)
         return chosen, True
     failed: dict[str, Exception] = {}
-    rows = ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting)
+    rows = ((pool.policy.name, (tuple(pool.candidates),)) for pool in waiting)
     unlisted = memo.each(find_unlisted, rows, failed=failed)
     in_flight = {name for name, fence in snapshot.fences.items() if fence.stage != "yielded"}
     looked_at = [
-        (case, pool.policy)
+        case
         for pool in waiting
         for case in pool.candidates
         if case.node.name in snapshot.memory.looks and (pool.limit > pool.used or case.newcomer)

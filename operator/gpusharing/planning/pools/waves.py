@@ -126,7 +126,7 @@ def try_wave(
             chosen.put(case, wait_for(case, full, for_slot=True))
         elif crowded and listed is not None:
             # Such a wait takes seconds, so the pods of the wave are listed again at every poll.
-            look = look_at(case, candidate.policy, None, listed, crowded)
+            look = look_at(case, None, listed, crowded)
             chosen.put(case, blocked(case, look, state.now, again=True))
         elif waits and not unknown:
             gang = next((view.gang.ref for view in case.gangs), "a gang")
@@ -142,7 +142,7 @@ def try_wave(
         names = (candidate.case.node.name for candidate in wave)
         left = tuple(name for name in names if name not in going)[:MAX_MATES]
         resumed = (state.claimed_waves.get(candidate.case.node.name) for candidate in free)
-        anew = f"{op_of(free[0].case, free[0].policy)}.{free[0].case.node.name}" if len(free) > 1 else ""
+        anew = f"{op_of(free[0].case)}.{free[0].case.node.name}" if len(free) > 1 else ""
         wave_id = next(filter(None, resumed), anew)
         for candidate, found in zip(free, pods, strict=True):
             # Within a wave, the server decides which pod leaves first under a budget.

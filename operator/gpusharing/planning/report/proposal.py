@@ -289,7 +289,7 @@ def _steps(
 ) -> list[Step]:
     state = PassState(plan.afterwards, now, snapshot.memory.looks)
     order = {
-        case.node.name: find_candidate(case, policy, state).order
+        case.node.name: find_candidate(case, state).order
         for case in plan.pools[policy.name].candidates
         if policy.spec is not None
     }

@@ -14,7 +14,7 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action, FenceNode
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, Scope
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import UNRECORDED, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import GPUNodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.mps import find_mps_pod
 from gpusharing.planning.vocabulary.commands import Command
@@ -122,6 +122,11 @@ class NodeCase(ActuatorCase):
     def spec(self) -> GPUSharingPolicySpec | None:
         """The spec of `policy`; None also if it cannot be read."""
         return self.assessment.policy.spec if self.assessment is not None else None
+
+    @property
+    def version(self) -> SpecVersion:
+        """The version of the spec with which the node was compared."""
+        return self.policy.version if self.policy is not None else UNRECORDED
 
     @property
     def assessed(self) -> Assessed | None:
