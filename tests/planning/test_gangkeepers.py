@@ -255,7 +255,7 @@ def ruled(member: PodView, drain: Drain) -> NodeWork:
     """Rank 0 on c, and this member on d, whose policy is another one."""
     work = sharing(member)
     (view,) = work.gangs
-    members = tuple(replace(one, policy="pool-c", drain=drain) if one.node == "d" else one for one in view.members)
+    members = tuple(replace(one, policy="pool-c", rules=drain) if one.node == "d" else one for one in view.members)
     return replace(work, gangs=(replace(view, members=members),))
 
 

@@ -27,6 +27,7 @@ from gpusharing.planning.rollout import follow
 from gpusharing.planning.snapshot.podviews import GangMember
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.cases import with_rules
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
@@ -63,9 +64,8 @@ def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follow
     assert before != after
     found = members(after)
     assert OTHER.spec is not None
-    assert (found["gpu-08"].policy, found["gpu-08"].drain) == ("other", OTHER.spec.drain)
-    assert {found[name].drain for name in ("gpu-07", "cpu-1")} == {None}
-    assert {one.unruled for one in found.values()} == {None}
+    assert (found["gpu-08"].policy, found["gpu-08"].rules) == ("other", OTHER.spec.drain)
+    assert {found[name].rules for name in ("gpu-07", "cpu-1")} == {None}
 
 
 def test_where_both_policies_say_the_same_nothing_is_added() -> None:
@@ -76,18 +76,18 @@ def test_where_both_policies_say_the_same_nothing_is_added() -> None:
 def test_a_policy_that_cannot_be_read_may_forbid_anything() -> None:
     _, after = shared(UNREAD)
     found = members(after)
-    unruled = found["gpu-08"].unruled
-    assert unruled is not None
+    unruled = found["gpu-08"].rules
+    assert isinstance(unruled, Finding)
     assert unruled.reason is Reason.INVALID_SPEC
     assert not lacks(unruled.message, UNKNOWN, "policy other", "spec.drain.rules[0].behavior")
-    assert (found["gpu-08"].policy, found["gpu-08"].drain) == ("other", None)
-    assert {found[name].unruled for name in ("gpu-07", "cpu-1")} == {None}
+    assert found["gpu-08"].policy == "other"
+    assert {found[name].rules for name in ("gpu-07", "cpu-1")} == {None}
 
 
 def test_a_policy_that_nobody_can_judge_may_forbid_anything() -> None:
     _, after = shared(OTHER, unread=["other"])
-    why = members(after)["gpu-08"].unruled
-    assert why is not None
+    why = members(after)["gpu-08"].rules
+    assert isinstance(why, Finding)
     assert why.reason is Reason.POLICY_NOT_JUDGED
     assert not lacks(why.message, UNKNOWN, "policy other", "TypeError")
 
@@ -99,8 +99,8 @@ def test_a_node_in_a_change_has_the_rules_of_the_policy_that_changes_it() -> Non
 
 def test_a_node_whose_owner_nobody_can_find_may_forbid_anything() -> None:
     _, after = shared(OTHER, unowned=["gpu-08"])
-    why = members(after)["gpu-08"].unruled
-    assert why is not None
+    why = members(after)["gpu-08"].rules
+    assert isinstance(why, Finding)
     assert why.reason is Reason.NODE_NOT_JUDGED
 
 
@@ -110,7 +110,7 @@ def test_a_node_that_nobody_can_judge_still_has_the_rules_of_its_policy() -> Non
     assert before != after
     found = members(after)["gpu-08"]
     assert OTHER.spec is not None
-    assert (found.policy, found.drain, found.unruled) == ("other", OTHER.spec.drain, None)
+    assert (found.policy, found.rules) == ("other", OTHER.spec.drain)
 
 
 def spoil(world: World) -> None:

@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.podviews import (
     PodView,
     Scope,
 )
-from gpusharing.planning.vocabulary.findings import Blocker, merge
+from gpusharing.planning.vocabulary.findings import Blocker, Finding, merge
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
@@ -89,9 +89,10 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
         # The policy of a member's own node counts too, and may forbid to evict the member at last.
         spared = False
         for member in members:
-            if member.drain is not None and classify((member.pod,), member.drain, wide).waited:
-                spared = spared or member.drain.jobs.on_timeout == "Abort"
-                waits.append((patience(member.pod, member.drain), member))
+            rules = member.rules
+            if isinstance(rules, Drain) and classify((member.pod,), rules, wide).waited:
+                spared = spared or rules.jobs.on_timeout == "Abort"
+                waits.append((patience(member.pod, rules), member))
         if waits:
             # Unlimited waits come first, then longer waits before shorter ones, then the member's name decides.
             wait, first = min(waits, key=lambda one: (one[0] is not None, -(one[0] or timedelta(0)), one[1].pod.ref))
@@ -145,13 +146,12 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
     """Return the blockers of members that must stay according to the differing policy of their own node."""
     blockers: list[Blocker] = []
     for member in members:
-        if member.unruled is not None:  # a policy that cannot be read counts as one that blocks every pod
+        if isinstance(why := member.rules, Finding):  # a policy that cannot be read counts as one that blocks every pod
             for blocker in classify((member.pod,), _KEEPS_ALL, everywhere(scope)).blockers:
                 unread = blocker.reason is Reason.RULE_BLOCKS
-                said = replace(blocker, reason=member.unruled.reason, message=member.unruled.message)
-                blockers.append(said if unread else blocker)
-        elif member.drain is not None:
-            for blocker in classify((member.pod,), member.drain, everywhere(scope)).blockers:
+                blockers.append(replace(blocker, reason=why.reason, message=why.message) if unread else blocker)
+        elif member.rules is not None:
+            for blocker in classify((member.pod,), member.rules, everywhere(scope)).blockers:
                 message = f"Policy {member.policy} applies here. {blocker.message}".rstrip()
                 blockers.append(replace(blocker, message=message))
     return tuple(blockers)

@@ -160,10 +160,8 @@ class GangMember:
     pod: PodView
     policy: str = ""
     """The policy that its node follows, if the planner finds that its rules differ or cannot be read; else empty."""
-    drain: Drain | None = None
-    """spec.drain of that policy, or None if `policy` is empty or the policy cannot be read."""
-    unruled: Finding | None = None
-    """Why the spec.drain of that policy is unknown, so that the member has to stay. None if it is known."""
+    rules: Drain | Finding | None = None
+    """spec.drain of that policy, or why it is unknown, so that the member has to stay. None if `policy` is empty."""
 
 
 @value

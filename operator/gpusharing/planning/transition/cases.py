@@ -300,7 +300,7 @@ def explain_error(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]} ({place})"
 
 
-Rules: TypeAlias = tuple[str, Drain | None, Finding | None]
+Rules: TypeAlias = tuple[str, Drain | Finding]
 """A policy, and its spec.drain or why that is unknown."""
 
 
@@ -324,12 +324,12 @@ def with_rules(
         elif (terms := followed.get(node)) is not None:
             policy, spec = terms.policy.name, find_spec(terms.policy)
             if not isinstance(spec, Finding):
-                return policy, spec.drain, None
+                return policy, spec.drain
             why = replace(spec, message=f"policy {policy} cannot be read: {spec.message}")
         else:
             return None
         message = f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
-        return policy, None, replace(why, message=message)
+        return policy, replace(why, message=message)
 
     ruled = {}
     for name, work in snapshot.work.items():
@@ -340,21 +340,19 @@ def with_rules(
     return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
 
 
-def _with_rules(view: GangView, own_rules: Rules | None, find_rules: Callable[[str], Rules | None]) -> GangView:
-    own_drain = own_rules[1] if own_rules is not None else None
-    rules = {node: find_rules(node) for node in {member.node for member in view.members}}
+def _with_rules(view: GangView, own: Rules | None, find_rules: Callable[[str], Rules | None]) -> GangView:
+    found = {node: find_rules(node) for node in {member.node for member in view.members}}
     others = {
-        node: found
-        for node, found in rules.items()
-        if found is not None and found != own_rules and (found[2] is not None or found[1] != own_drain)
+        node: rules
+        for node, rules in found.items()
+        if rules is not None and rules != own
+        if isinstance(rules[1], Finding) or own is None or rules[1] != own[1]
     }
-    if not others:
-        return view
-    members = (
-        replace(one, policy=found[0], drain=found[1], unruled=found[2]) if found else one
-        for one, found in ((one, others.get(one.node)) for one in view.members)
-    )
-    return replace(view, members=tuple(members))
+    members = [
+        replace(one, policy=others[one.node][0], rules=others[one.node][1]) if one.node in others else one
+        for one in view.members
+    ]
+    return replace(view, members=tuple(members)) if others else view
 
 
 def is_moot(verdict: Verdict) -> bool:
