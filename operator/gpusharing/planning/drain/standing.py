@@ -146,12 +146,13 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
     """Return the blockers of members that must stay according to the differing policy of their own node."""
     blockers: list[Blocker] = []
     for member in members:
-        if isinstance(why := member.rules, Finding):  # a policy that cannot be read counts as one that blocks every pod
+        rules = member.rules
+        if isinstance(rules, Finding):  # a policy that cannot be read counts as one that blocks every pod
             for blocker in classify((member.pod,), _KEEPS_ALL, everywhere(scope)).blockers:
                 unread = blocker.reason is Reason.RULE_BLOCKS
-                blockers.append(replace(blocker, reason=why.reason, message=why.message) if unread else blocker)
-        elif member.rules is not None:
-            for blocker in classify((member.pod,), member.rules, everywhere(scope)).blockers:
+                blockers.append(replace(blocker, reason=rules.reason, message=rules.message) if unread else blocker)
+        elif rules is not None:
+            for blocker in classify((member.pod,), rules, everywhere(scope)).blockers:
                 message = f"Policy {member.policy} applies here. {blocker.message}".rstrip()
                 blockers.append(replace(blocker, message=message))
     return tuple(blockers)
