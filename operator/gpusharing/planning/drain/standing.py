@@ -246,7 +246,7 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
     """Return the standing of every pod that has to leave the node.
 
     `cordoned` says whether the drain has begun. Before that, a refused eviction is ignored once its wait is over,
-    because no further eviction would replace the refusal, and gangs are left to `with_gangs`.
+    because no further eviction would replace the refusal, and gangs are left to `examine`.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, islice
 
@@ -76,60 +76,11 @@ def select(
 
 
 def _choose(pool: Pool, unlisted: Sequence[str], cap: int, state: PassState) -> Selection:
-    left, chosen, listed = _find_room(pool, cap, state), Selection(), 0
-    candidates = _in_order(pool, unlisted, state, left, chosen)
-    waves = group(candidates) if left.room > 0 else {}
-    for candidate in candidates:
-        case, newcomer, look = candidate.case, candidate.newcomer, candidate.look
-        if case.node.name in chosen.verdicts:
-            continue  # its verdict was given together with its wave
-        if left.room > 0 and (wave := waves.get(case.node.name)):
-            taken = try_wave(wave, left.room, left.most, left.full, state=state, chosen=chosen)
-            left.room, left.cap = left.room - taken, left.cap - taken
-            continue
-        slots = left.cap if newcomer else left.room
-        beyond = left.lookahead is None or listed >= slots + left.lookahead
-        if slots <= 0 or (candidate.needs_list and beyond):
-            verdict = wait_for(case, left.capped if newcomer else left.full, for_slot=True)
-        elif look is not None and candidate.pods is None:
-            chosen.looks[case.node.name] = look
-            chosen.standing[case.node.name] = case, look, case.node.name in state.due
-            continue
-        else:
-            verdict, look = try_start(candidate, state)
-            listed += candidate.needs_list and verdict.wants_pods
-        if chosen.put(case, verdict, look):
-            left.cap -= 1
-            left.room = min(left.room - (not newcomer), left.cap)
-        elif candidate.follows and not newcomer and look is None:
-            left.room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
-    if state.places is not None:
-        state.places.difference_update(chosen.claims)
-    return chosen
-
-
-@dataclass(slots=True)
-class Room:
-    """How many candidates of a pool may still start or have their pods listed in this pass."""
-
-    room: int
-    """How many nodes may start now, newcomers excluded."""
-    most: int
-    """The most nodes that can ever start together, newcomers excluded."""
-    cap: int
-    """How many nodes may start now, newcomers included."""
-    full: Finding
-    capped: Finding
-    lookahead: int | None
-    """How many candidates beyond the room have their pods listed. None if no further pods are listed now."""
-
-
-def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
-    capped = full = state.capped
-    most = min(pool.limit - pool.used, cap)
-    if cap >= pool.limit - pool.used:
-        full = find_full(pool)
-    room, most, canaries = max(0, most), most + pool.moving, find_canary(pool)
+    chosen, listed = Selection(), 0
+    # So many may start now, and so many could ever start together. Newcomers take a slot of the cap alone.
+    free, canaries = min(pool.limit - pool.used, cap), find_canary(pool)
+    room, most = max(0, free), free + pool.moving
+    capped, full = state.capped, find_full(pool) if cap >= pool.limit - pool.used else state.capped
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
         # Only newcomers pass that hold, and one of them may have pods nevertheless, so it needs room.
         room, most, full = 0, 0, canaries
@@ -140,16 +91,49 @@ def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
         if canaries < room:
             # A larger gang does not wait for its canaries: it may consist of nothing else.
             room, most, full = canaries, canaries, waits
-    left = spare(state.places, pool.candidates)
-    if left is not None:
+    if (left := spare(state.places, pool.candidates)) is not None:
         most = min(most, max(1, left + pool.opening))
         if left < room:
             room, full = left, Finding(Reason.BUDGET_FULL, LAST_PLACE)
-    return Room(room, most, cap, full, capped, None if state.recent >= FIRST_LOOKS else LOOKAHEAD)
+    lists = state.recent < FIRST_LOOKS
+    candidates = _in_order(pool, unlisted, state, room + LOOKAHEAD if lists and room > 0 else 0, full, chosen)
+    waves = group(candidates) if room > 0 else {}
+    for candidate in candidates:
+        case, newcomer, look = candidate.case, candidate.newcomer, candidate.look
+        if case.node.name in chosen.verdicts:
+            continue  # its verdict was given together with its wave
+        if room > 0 and (wave := waves.get(case.node.name)):
+            taken = try_wave(wave, room, most, full, state=state, chosen=chosen)
+            room, cap = room - taken, cap - taken
+            continue
+        slots = cap if newcomer else room
+        beyond = not lists or listed >= slots + LOOKAHEAD
+        if slots <= 0 or (candidate.needs_list and beyond):
+            verdict = wait_for(case, capped if newcomer else full, for_slot=True)
+        elif look is not None and candidate.pods is None:
+            chosen.looks[case.node.name] = look
+            chosen.standing[case.node.name] = case, look, case.node.name in state.due
+            continue
+        else:
+            verdict, look = try_start(candidate, state)
+            listed += candidate.needs_list and verdict.wants_pods
+        if chosen.put(case, verdict, look):
+            cap -= 1
+            room = min(room - (not newcomer), cap)
+        elif candidate.follows and not newcomer and look is None:
+            room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
+    if state.places is not None:
+        state.places.difference_update(chosen.claims)
+    return chosen
 
 
-def _in_order(pool: Pool, unlisted: Sequence[str], state: PassState, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or have their pods listed, in order. The others wait in `chosen`."""
+def _in_order(
+    pool: Pool, unlisted: Sequence[str], state: PassState, looks: int, full: Finding, chosen: Selection
+) -> list[Candidate]:
+    """Return the candidates that may start or have their pods listed, in order. The others wait in `chosen`.
+
+    At most `looks` are new to a LIST.
+    """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))
     unknown = (cases.keys() & unlisted) - state.looks.keys() - following
@@ -165,11 +149,10 @@ def _in_order(pool: Pool, unlisted: Sequence[str], state: PassState, left: Room,
     ranked = list(find(name for name in cases if name not in unknown))
     listed = (candidate.case for _, candidate in ranked if candidate.pods is not None)
     looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
-    looks = 0 if left.lookahead is None or left.room <= 0 else left.room + left.lookahead
     looked_at.update(islice(filter(unknown.__contains__, unlisted), looks))
     ranked += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
-    chosen.waiting.append((left.full, True, rest))
+    chosen.waiting.append((full, True, rest))
     return [candidate for _, candidate in sorted(ranked, key=lambda row: row[0])]
 
 
