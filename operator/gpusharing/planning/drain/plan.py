@@ -77,10 +77,19 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> tuple[l
         moment = force_moment(standing, pods, end)
         if moment is None or moment > now:
             continue
-        stale = _is_stale(standing, pods, moment)
-        if _is_refused(standing, pods, now) and not stale:
+        memory, conflicts, marks = standing.memory, standing.conflicts, standing.marks
+        over = memory is None or memory.next_try <= now
+        seen = memory is None or is_seen(memory, pods.listed_at)  # else it may be leaving already
+        # Under several budgets, every eviction is refused (E8).
+        refused = Mark.FORCIBLE in marks or (conflicts and over)
+        if standing.answer is Reason.FORCE_DELETE_FAILED:
+            refused = over
+        # A refusal from before the pod could be deleted does not count if its budget would allow the eviction now.
+        old = memory is not None and seen and memory.asked_at < moment and not (conflicts or standing.is_full)
+        stale = old and standing.answer in (Reason.PDB, Reason.EVICTION_ERROR)
+        if seen and refused and not stale:
             forced.append(standing)
-        elif not standing.conflicts and (stale or _is_unasked(standing, now)):
+        elif not conflicts and (stale or (Mark.FORCIBLE not in marks and over)):
             unasked.append(standing)
     return forced, unasked
 
@@ -113,33 +122,6 @@ def force_moment(standing: Standing, pods: Standings, end: datetime | None) -> d
     # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
     cordoned_at = pods.scope.cordoned_at
     return moment if cordoned_at is None or moment > cordoned_at else None
-
-
-def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the eviction of the pod is refused, as always under several budgets (E8), so that it may be deleted."""
-    if standing.memory is None:
-        return standing.conflicts
-    if not is_seen(standing.memory, pods.listed_at):
-        return False  # it may be leaving already
-    over = standing.memory.next_try <= now
-    if standing.answer is Reason.FORCE_DELETE_FAILED:
-        return over
-    return Mark.FORCIBLE in standing.marks or (standing.conflicts and over)
-
-
-def _is_unasked(standing: Standing, now: datetime) -> bool:
-    if standing.memory is None:
-        return True
-    return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
-
-
-def _is_stale(standing: Standing, pods: Standings, moment: datetime) -> bool:
-    """Whether the last refusal came before the pod could be deleted, and its budget would allow the eviction now."""
-    if standing.memory is None or standing.conflicts or standing.is_full:
-        return False
-    if standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
-        return False
-    return is_seen(standing.memory, pods.listed_at) and standing.memory.asked_at < moment
 
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
