@@ -24,7 +24,7 @@ from gpusharing.planning.transition.attempts import (
     remembered,
     still_failed,
 )
-from gpusharing.planning.transition.fencing import routing_before, tell_foreign, unmarked
+from gpusharing.planning.transition.fencing import restore, tell_foreign, unmarked
 from gpusharing.planning.transition.gates import first_closed, propagation_gates, target_gates
 from gpusharing.planning.transition.idle import find_kept, next_poll, way_to_idle
 from gpusharing.planning.transition.requests import close_request, fresh_reading
@@ -335,6 +335,5 @@ def yielded(case: NodeCase) -> Verdict:
     if case.node.foreign_works:
         message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
     deferred = None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE)
-    labels = routing_before(case.fence, case.node)
-    release = Release(case.node, may_uncordon(case), labels, deferred=deferred)
+    release = restore(case, uncordon=may_uncordon(case), deferred=deferred)
     return case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message, release)

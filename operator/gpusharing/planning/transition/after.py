@@ -14,6 +14,7 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import (
     aside_fence,
@@ -142,7 +143,9 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
     if (kept := check_kept(case)) is not None and kept.reason is Reason.KEPT_GPUS_CHANGED:
-        return _fail_kept(case, assessed, kept)
+        if was_asked_again(case):
+            return _drain_whole(case, assessed)
+        return case.show(Phase.FAILED, add_retry(kept, case.node.name, fence.retry, _tell_whole(fence)))
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
     aim = assessed.stop if fence.step < fence.steps else assessed.target
@@ -196,11 +199,8 @@ def _drain_whole(case: NodeCase, assessed: Assessed) -> Verdict:
     return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, whole)
 
 
-def _fail_kept(case: NodeCase, assessed: Assessed, found: Finding) -> Verdict:
-    if was_asked_again(case):
-        return _drain_whole(case, assessed)
-    lead = f". The node stays {case.fence.closed}. To drain it and try again, run"
-    return case.show(Phase.FAILED, add_retry(found, case.node.name, case.fence.retry, lead))
+def _tell_whole(fence: Fence) -> str:
+    return f". The node stays {fence.closed}. To drain it and try again, run"
 
 
 def _needs_whole(case: NodeCase, failure: Finding) -> bool:
@@ -229,7 +229,7 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     found = replace(mismatch, message=message, commands=commands)
     lead = f". {kept} the cause is fixed, run"
     if _needs_whole(case, mismatch):
-        lead = f". The node stays {case.fence.closed}. To drain it and try again, run"
+        lead = _tell_whole(case.fence)
     found = add_retry(found, case.node.name, case.fence.retry, lead)
     # The programs of a failed actuator are idle, so read what they left behind.
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None

@@ -110,14 +110,10 @@ def is_new_value(retry: str, answered: str) -> bool:
     return retry not in ("", answered)
 
 
-def retry_command(node: str, answered: str) -> Command:
-    value = "once-more" if answered == "again" else "again"
-    return Command.of(f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={value}")
-
-
 def add_retry(found: Finding, node: str, answered: str, lead: str) -> Finding:
     """Return the finding with a sentence that leads to the command for another try."""
-    retry = retry_command(node, answered)
+    word = "once-more" if answered == "again" else "again"
+    retry = Command.of(f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={word}")
     return replace(found, message=f"{found.message}{lead}: {retry}", commands=(*found.commands, retry))
 
 
@@ -197,32 +193,25 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """Return the proof for a node that matches its target without a change by us, with what the earlier one records."""
-    target, policy, earlier = assessed.target, assessed.policy, case.node.verified
-    record = Verified(
+    target, policy = assessed.target, assessed.policy
+    earlier = case.node.verified or Verified("", "", "", layout="", gpus=0)
+    same = earlier.version.uid == policy.uid
+    ours = same and not earlier.rolled_back  # else its present layout is not the result of our change: it is no canary
+    return Verified(
         case.owner_name,
         target.mig_config,
         target.plugin_key,
+        corrected_revision=earlier.corrected_revision,
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        version=SpecVersion(policy.uid, ""),  # no change of this revision led there
-    )
-    if earlier is None:
-        return record
-    record = replace(
-        record, corrected_revision=earlier.corrected_revision, changed_at=earlier.changed_at, took=earlier.took
-    )
-    if earlier.version.uid != policy.uid:
-        return record
-    if earlier.rolled_back:  # its present layout is not the result of our change, so it is not a canary
-        return replace(record, failed_version=earlier.failed_version)
-    return replace(
-        record,
-        version=earlier.version,
-        planned=earlier.planned,
-        failed_version=earlier.failed_version,
-        apart=earlier.apart,
-        mates=earlier.mates,
+        version=earlier.version if ours else SpecVersion(policy.uid, ""),  # else no change of this revision led there
+        changed_at=earlier.changed_at,
+        took=earlier.took,
+        planned=earlier.planned if ours else DisruptionClass.NONE,
+        failed_version=earlier.failed_version if same else None,
+        apart=ours and earlier.apart,
+        mates=earlier.mates if ours else (),
     )
 
 

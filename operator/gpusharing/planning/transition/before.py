@@ -16,10 +16,10 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER, parse_duration
 from gpusharing.planning.drain.standing import STUCK_AFTER
-from gpusharing.planning.snapshot.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.transition.actuation import give_way, keeps_cordon, may_uncordon, run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
-from gpusharing.planning.transition.fencing import cordon_instead, restore_rule, routing_before, tell_foreign, unmarked
+from gpusharing.planning.transition.fencing import cordon_instead, restore, restore_rule, tell_foreign
 from gpusharing.planning.transition.gates import first_closed, target_gates, tell_pause
 from gpusharing.planning.transition.idle import (
     JOBS_PACE,
@@ -242,8 +242,5 @@ def _abort(case: NodeCase, why: Finding, *, defer: bool) -> Verdict:
         return cordon_instead(case, Phase.ABORTING, tell_foreign(case.node))
     if keeps_cordon(case):
         return give_way(case, why)
-    labels, annotations = unmarked(case.fence, case.node)
-    labels |= routing_before(case.fence, case.node)
     deferred = next_deferral(case, why.reason) if defer else remembered(case, why.reason)
-    release = Release(case.node, may_uncordon(case), labels, annotations=annotations, deferred=deferred)
-    return case.show(Phase.ABORTING, why, release)
+    return case.show(Phase.ABORTING, why, restore(case, uncordon=may_uncordon(case), deferred=deferred))

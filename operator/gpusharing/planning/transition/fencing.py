@@ -10,9 +10,9 @@ from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.snapshot.actions import UpdateFence
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import Deferred, Fence
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.effects import effects_of
 from gpusharing.planning.stack.requirements import (
@@ -77,6 +77,13 @@ def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     maintained = node.foreign.startswith(("medik8s NodeMaintenance", "medik8s node maintenance"))
     theirs = {names.LABEL_NO_REMEDIATION} if maintained else set()
     return {name: None for name in fence.added if name not in annotations and name not in theirs}, annotations
+
+
+def restore(case: NodeCase, *, uncordon: bool = False, deferred: Deferred | None = None) -> Release:
+    """Return the release of a node as it was before the change."""
+    labels, annotations = unmarked(case.fence, case.node)
+    labels |= routing_before(case.fence, case.node)
+    return Release(case.node, uncordon, labels, annotations=annotations, deferred=deferred)
 
 
 def may_taint(case: NodeCase) -> bool:

@@ -5,7 +5,7 @@ A node that waits for a gate is not touched, and in particular not cordoned.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import TypeAlias
 
@@ -121,10 +121,8 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     asked = proof is not None and is_new_value(node.retry, proof.retry)
     drift = None if asked else assessed.drift
     if drift is not None:  # it may pass: plugin restarts and reboots heal themselves
-        since, grace = case.seen_since.get(DRIFTS), timedelta(seconds=case.settings.drift_grace)
-        if since is None or case.now < since + grace:
+        if (until := _settles_until(case, DRIFTS)) is not None:
             message = f"{name} has drifted from its last proven state: {drift.message}"
-            until = (since or case.now) + grace
             yield Reason.DRIFTED, Finding(Reason.DRIFTED, message, until, commands=drift.commands)
         if was_corrected(case, assessed.policy):
             writers = node.label_rewriters.items()
@@ -134,12 +132,9 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
             found = Finding(Reason.DRIFT_RETURNED, message, commands=drift.commands)
             yield found.reason, add_retry(found, name, answered, ". To have it corrected once more, run")
     if withdrawn:  # a restart of the device plugin ends within the same grace
-        since, grace = case.seen_since.get(WITHDRAWN), timedelta(seconds=case.settings.drift_grace)
-        if since is None or case.now < since + grace:
-            waits = Finding(
-                Reason.OBSERVATION_PENDING, f"{withdrawn}. It may just restart", (since or case.now) + grace
-            )
-            yield Reason.OBSERVATION_PENDING, waits
+        if (until := _settles_until(case, WITHDRAWN)) is not None:
+            waits = Finding(Reason.OBSERVATION_PENDING, f"{withdrawn}. It may just restart", until)
+            yield waits.reason, waits
         yield Reason.GPU_UNHEALTHY, f"{withdrawn}. A change would not help, so none starts"
     yield Reason.BLOCKED, _find_futile(case, assessed, drift)
     yield from _rollback_gate(case, assessed)
@@ -153,6 +148,11 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     if assessed.spec.rollout.paused:
         yield Reason.PAUSED, f"{tell_pause(case.settings)}, so no more nodes start a change"
     yield from propagation_gates(case, assessed)
+
+
+def _settles_until(case: NodeCase, seen: tuple[str, str]) -> datetime | None:
+    since, grace = case.seen_since.get(seen), timedelta(seconds=case.settings.drift_grace)
+    return (since or case.now) + grace if since is None or case.now < since + grace else None
 
 
 def service_gates(case: NodeCase) -> Iterator[Gate]:

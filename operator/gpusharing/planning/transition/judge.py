@@ -9,7 +9,7 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import is_healthy
-from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import LabelNode, UpdateFence
 from gpusharing.planning.stack.mps import tell_lapses
 from gpusharing.planning.stack.offers import find_misfits
 from gpusharing.planning.transition.actuation import yielded
@@ -23,7 +23,7 @@ from gpusharing.planning.transition.attempts import (
     was_rolled_back,
 )
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.fencing import add_unseen, cordon_instead, find_closed, routing_before, unmarked
+from gpusharing.planning.transition.fencing import add_unseen, cordon_instead, find_closed, restore
 from gpusharing.planning.transition.gates import alone, find_gate, first_closed, service_gates
 from gpusharing.planning.transition.requests import tell_silence, with_gpunode
 from gpusharing.planning.transition.verdict import NodeCase, Verdict, find_health
@@ -125,11 +125,8 @@ def _judge_fenced(case: NodeCase) -> Verdict:
             f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run (with the right"
             f" to {uncordon.right}): {uncordon}"
         )
-        labels, annotations = unmarked(fence, node)
-        labels |= routing_before(fence, node)
-        release = Release(node, uncordon=False, labels=labels, annotations=annotations)
         kept = Finding(Reason.CORDON_KEPT, message, commands=(uncordon,))
-        return case.show(Phase.ABORTING, kept, release)
+        return case.show(Phase.ABORTING, kept, restore(case))
     if fence.stage == "fenced":
         return before_pnr(case)
     verdict = after_pnr(case)
