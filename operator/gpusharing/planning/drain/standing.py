@@ -273,7 +273,16 @@ def find_standings(work: NodeWork, options: Drain, now: datetime, *, scope: Scop
         waited = pod.uid in classified.waited
         if leaves or not (waited or gang is not None):
             return standing
-        return _wait(standing, options, scope, now, waited=waited, gang=gang)
+        wait, why, spared = patience(pod, options), "", options.jobs.on_timeout == "Abort"  # T9-T13
+        if gang is not None:
+            longest, waits_for, gang_spared = gang
+            wait, why = (wait, why) if waited and wait == longest else (longest, waits_for)
+            spared = spared or gang_spared
+        ends = None
+        if scope.cordoned_at is not None:
+            ends = NEVER if wait is None else scope.cordoned_at + wait
+        waits_now = spared or ends is None or now < ends
+        return replace(standing, waits=waits_now, ends=ends, spared=spared, due=due and not waits_now, waits_for=why)
 
     standings = [stand(pod) for pod in classified.holders]
     gangs = {one.pod.gang for one in standings if cordoned and not one.leaves and one.pod.gang is not None}
@@ -304,19 +313,3 @@ def stuck_from(pod: PodView) -> datetime | None:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:
         return None
-
-
-def _wait(
-    standing: Standing, options: Drain, scope: Scope, now: datetime, *, waited: bool, gang: GangWait | None
-) -> Standing:
-    """Return the standing of a pod that, or whose gang, should end by itself (T9-T13)."""
-    wait, waits_for = patience(standing.pod, options), ""
-    longest, why, gang_spared = gang or (wait, "", False)
-    if gang is not None and not (waited and longest == wait):
-        wait, waits_for = longest, why
-    ends = None
-    if scope.cordoned_at is not None:
-        ends = NEVER if wait is None else scope.cordoned_at + wait
-    spared = options.jobs.on_timeout == "Abort" or gang_spared
-    waits = spared or ends is None or now < ends
-    return replace(standing, waits=waits, ends=ends, spared=spared, due=standing.due and not waits, waits_for=waits_for)

@@ -54,17 +54,9 @@ class Approvable:
     """How the plan goes beyond what was approved last, for people. Empty if nothing was approved."""
 
 
-def consent_to(policy: PolicyView, recorded: Consent | None) -> Consent:
-    """Return what is still agreed to in the present revision of the policy."""
-    revision = policy.version.revision
-    if recorded is None:
-        return Consent(revision)
-    return recorded if recorded.revision == revision else Consent(revision, recorded.approved, (), recorded.resumed)
-
-
 def propose(pool: Pool) -> Approvable:
     """Return the approved plan as long as nothing goes beyond it, else the present one."""
-    policy, consent = pool.policy, consent_to(pool.policy, pool.consent)
+    policy, consent = pool.policy, pool.agreed
     if consent.changes and consent.approved:
         differs = tuple(_find_excess(consent, pool))
         if not differs:
@@ -301,24 +293,22 @@ def _find_holds(pool: Pool) -> Iterator[Finding]:
         yield Finding(Reason.FROZEN, message)
     if (halt := find_halt(pool)) is not None and policy.resumed != halt[0]:
         yield halt[1]
-    canary = find_canary(pool) if outnumbers(pool) else None
-    if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE:
+    canary = found if isinstance(found := find_canary(pool), Finding) else None
+    if canary is not None and canary.reason is Reason.CANARY_TOO_LARGE:
         yield canary
     if rollout.approval == "Manual" and not (plan := propose(pool)).approved:
-        approved = pool.consent.approved if pool.consent is not None else ""
         if plan.differs:
-            old = f", and the plan goes beyond {approved}, which was approved: {'; '.join(plan.differs[:MOST_SHOWN])}"
+            old = f", and the plan goes beyond {pool.agreed.approved}, which was approved: {'; '.join(plan.differs[:MOST_SHOWN])}"
         else:
             old = f"; {policy.approved[:_SHOWN]} is the hash of another plan" if policy.approved else ""
         approve = Command.of(f"kubectl annotate gsp {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan.hash}")
         message = f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan, run {approve}"
         yield Finding(Reason.APPROVAL_NEEDED, message, commands=(approve,))
-    canary = find_canary(pool)
-    if isinstance(canary, Finding) and canary.reason is Reason.CANARY_NOT_SERVING:
+    if canary is not None and canary.reason is Reason.CANARY_NOT_SERVING:
         yield canary
     if pool.hours.closed is not None:
         yield pool.hours.closed
-    if isinstance(canary, Finding) and canary.reason is Reason.CANARY_SOAK:
+    if canary is not None and canary.reason is Reason.CANARY_SOAK:
         yield canary
 
 
@@ -338,7 +328,7 @@ def find_halt(pool: Pool) -> tuple[str, Finding] | None:
 
     Before it comes the value of the annotation gpusharing.dev/resume that ends this halt and no other.
     """
-    policy, most, consent = pool.policy, pool.spec.rollout.max_failures, consent_to(pool.policy, pool.consent)
+    policy, most, consent = pool.policy, pool.spec.rollout.max_failures, pool.agreed
     failed, seen = find_failed(pool), digests_in(consent.seen)
     unseen = sorted(name for uid, name in failed.items() if digest_of(uid) not in seen)
     if len(unseen) < most:
@@ -373,7 +363,7 @@ def agree(pool: Pool, room: int = MOST_DIGESTS * DIGEST) -> Consent | None:
     policy = pool.policy
     if policy.spec is None or not (pool.consent is not None or policy.approved or policy.resumed):
         return pool.consent
-    failed, consent = find_failed(pool), consent_to(policy, pool.consent)
+    failed, consent = find_failed(pool), pool.agreed
     seen = digests_in(consent.seen) & {digest_of(uid) for uid in failed}
     new = consent = replace(consent, seen="".join(sorted(seen)))
     plan = propose(pool) if policy.spec.rollout.approval == "Manual" else None

@@ -174,6 +174,12 @@ class Pool:
         return self.policy.spec
 
     @property
+    def agreed(self) -> Consent:
+        """What is still agreed to in the present revision of the policy."""
+        revision, known = self.policy.version.revision, self.consent or Consent("")
+        return known if known.revision == revision else Consent(revision, known.approved, (), known.resumed)
+
+    @property
     def limit(self) -> int:
         if self.policy.spec is None:
             return 0
