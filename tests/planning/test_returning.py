@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import MIXED, SLICED, pool_of, run_until
+from tests.build import NOW, at, make_fence, make_node, make_policy, make_snapshot
+from tests.planning.cases import MIXED, SLICED, make_member, pool_of, run_until
 from tests.planning.changes import changing, fence_to, only
 from tests.wording import lacks
 
@@ -15,7 +15,7 @@ from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.memory import CallFailure
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.cases import show_failure
@@ -50,9 +50,9 @@ def aborted(node: NodeView) -> Verdict:
 
 def held(*verdicts: Verdict, nodes: tuple[NodeView, ...], now: datetime = NOW) -> dict[str, Verdict]:
     """Who waits."""
-    fences: dict[str, Fence] = {node.name: node.fence for node in nodes if node.fence is not None}
-    told = {verdict.node: verdict for verdict in verdicts}
-    return hold_together(told, fences, {node.name: node for node in nodes}, (POLICY,), now)
+    by_name = {node.name: node for node in nodes}
+    told = {verdict.node: make_member(by_name[verdict.node], verdict) for verdict in verdicts}
+    return {name: one.verdict for name, one in hold_together(told, make_snapshot(nodes, [POLICY]), now).items()}
 
 
 A, B = in_wave("a"), in_wave("b")

@@ -125,16 +125,13 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     models = memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed)))
     failures, uncertain_claims = snapshot.call_failures, find_uncertain_claims(snapshot, found, now)
     members = find_late(failures, found, now)
-    verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, snapshot.fences, snapshot.nodes, snapshot.policies, now)
-    members = members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
-    verdicts |= held
+    members = members | hold_together(members, snapshot, now)
     ended = find_ended(members)
     pools, failed_nodes, consents = _pools(snapshot, members | ended, uncertain_claims, now, memo)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
         members = members | let_start(ended, members, pools, settings)
-        verdicts |= {name: members[name].verdict for name in ended}
         pools, failed_nodes, consents = _pools(snapshot, members, uncertain_claims, now, memo)
+    verdicts = {name: member.verdict for name, member in members.items()}
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
     reserved = len(kept_claims)
     afterwards = find_afterwards(snapshot, members, pools, reserved=reserved)

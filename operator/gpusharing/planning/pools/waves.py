@@ -4,6 +4,7 @@ Otherwise another pod would take the GPUs of half a gang (docs/design/drain.md#w
 so the wave survives a restart.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -24,8 +25,7 @@ from gpusharing.planning.pools.candidates import (
 )
 from gpusharing.planning.pools.holds import wait_for
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
-from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding, merge
@@ -153,34 +153,27 @@ def try_wave(
 # --- how they return to service --------------------------------------------------------------------------------
 
 
-def hold_together(
-    verdicts: Mapping[str, Verdict],
-    fences: Mapping[str, Fence],
-    nodes: Mapping[str, NodeView],
-    policies: Iterable[PolicyView],
-    now: datetime,
-) -> dict[str, Verdict]:
-    """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
+def hold_together(members: Mapping[str, Member], snapshot: ClusterSnapshot, now: datetime) -> dict[str, Member]:
+    """Return the proven nodes that wait for the others of their wave, with their new verdicts, by name.
 
     They wait no longer than `timeouts.verification` after the first proof, and not for nodes that failed or are rolled
     back.
     """
-    waves: dict[str, list[str]] = {}
+    fences, waves = snapshot.fences, defaultdict[str, list[str]](list)
     for name, fence in fences.items():
-        in_wave = name in verdicts and fence.wave and fence.stage != "yielded"
-        if in_wave and fence.node_uid == nodes[name].uid:
-            waves.setdefault(fence.wave, []).append(name)
-    if not waves:
-        return {}
-    by_name = {policy.name: policy for policy in policies}
-    waiting: dict[str, Verdict] = {}
+        in_wave = name in members and fence.wave and fence.stage != "yielded"
+        if in_wave and fence.node_uid == snapshot.nodes[name].uid:
+            waves[fence.wave].append(name)
+    policies = {policy.name: policy for policy in snapshot.policies} if waves else {}
+    waiting: dict[str, Member] = {}
     for wave in waves.values():
+        verdicts = {name: members[name].verdict for name in wave}
         ends = {name: any(isinstance(one, Release) for one in verdicts[name].actions) for name in wave}
         others = sorted(name for name in wave if not ends[name])
         if not others or any(verdicts[name].phase is Phase.FAILED or fences[name].rolls_back for name in others):
             continue
         proven = [name for name in wave if returns_proven(verdicts[name])]
-        known = (policy for name in proven if (policy := by_name.get(fences[name].policy)) is not None)
+        known = (policy for name in proven if (policy := policies.get(fences[name].policy)) is not None)
         policy = next(known, None)
         if policy is None or policy.spec is None:
             continue
@@ -190,8 +183,8 @@ def hold_together(
             verdict, fence = verdicts[name], fences[name]
             actions = tuple(action for action in verdict.actions if not isinstance(action, Release))
             if fence.proven is None:
-                actions = (*actions, UpdateFence(nodes[name], replace(fence, proven=now)))
-            waiting[name] = replace(
+                actions = (*actions, UpdateFence(snapshot.nodes[name], replace(fence, proven=now)))
+            verdict = replace(
                 verdict,
                 reason=Reason.WAITS_FOR_WAVE,
                 message=f"{verdict.message}; the node returns to service together with {some(others)}, which ran the"
@@ -201,6 +194,7 @@ def hold_together(
                 deadline=until,
                 keeper=f"node/{others[0]}",
             )
+            waiting[name] = replace(members[name], verdict=verdict)
     return waiting
 
 
