@@ -29,7 +29,7 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.stack.effects import START_MIG_MANAGER
-from gpusharing.planning.stack.pointers import mig_change, plugin_change
+from gpusharing.planning.stack.pointers import mig_pointer, plugin_pointer
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -376,10 +376,10 @@ def make_effects(
     effects = defaultdict[Change, tuple[Effect, ...]](tuple)
     for default in ("", "kept"):
         policy = make_cluster_policy(plugin_default=default)
-        plugin, mig = plugin_change(policy, SETTINGS, ()), mig_change(SETTINGS)
+        plugin, mig = plugin_pointer(policy, SETTINGS, ()).change, mig_pointer(policy, SETTINGS).change
         effects[plugin] = found
         effects[Change(fields=plugin.fields + mig.fields)] = (*found, *lacking, *starts)
-    effects[mig_change(SETTINGS)] = (*lacking, *starts)
+    effects[mig] = (*lacking, *starts)
     effects[START_MIG_MANAGER] = effects[Change(fields=((MIG_MANAGER_SWITCH, True),))] = tuple(starts)
     return effects
 

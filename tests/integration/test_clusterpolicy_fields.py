@@ -136,7 +136,7 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: 
         view = cluster_policy_view(api.get(f"{path}/gpus"))
         settings = PlanSettings(plugin_config_map="our-plugin", mig_config_map="our-mig")
         for pointer in (plugin_pointer(view, settings, ()), mig_pointer(view, settings)):
-            command = kubectl_patch("gpus", pointer.patch, effects=())
+            command = kubectl_patch("gpus", pointer.change.fields, effects=())
             assert command is not None
             body = json.loads(command.options["-p"])
             api.request("PATCH", f"{path}/gpus", body, MERGE_PATCH, fieldValidation="Strict")

@@ -100,7 +100,7 @@ def test_the_shell_hands_every_argument_over_unchanged() -> None:
     plain = PlainStackView("nvdp", "nvdp", version="0.19.3")
     selector, tolerations = r"nodeSelector.nvidia\.com/gpu\.deploy\.client=true", 'tolerations=[{"key":"a b"}]'
     commands = [
-        kubectl_patch("gpus", {"devicePlugin": {"config": {"name": "it's ours"}}}, effects=()),
+        kubectl_patch("gpus", [("devicePlugin.config.name", "it's ours")], effects=()),
         plain_upgrade(plain, "gpu-operator", selector, effects=(), option="--set-string"),
         plain_upgrade(plain, "gpu-operator", tolerations, effects=(), option="--set-json"),
         upgrade("gpusharing", "gpusharing", "agent.runtimeClassName="),
@@ -113,8 +113,8 @@ def test_the_shell_hands_every_argument_over_unchanged() -> None:
 
 
 def test_what_is_set_in_one_block_is_set_by_one_patch() -> None:
-    name, switch = {"migManager": {"config": {"name": "ours"}}}, {"migManager": {"enabled": True}}
-    command = kubectl_patch("gpus", name, {"mig": {"strategy": None}}, switch, effects=())
+    fields = [("migManager.config.name", "ours"), ("mig.strategy", None), ("migManager.enabled", True)]
+    command = kubectl_patch("gpus", fields, effects=())
     assert str(command).endswith(
         """ -p '{"spec":{"migManager":{"config":{"name":"ours"},"enabled":true},"mig":{"strategy":null}}}'"""
     )

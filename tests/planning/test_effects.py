@@ -40,7 +40,7 @@ from gpusharing.planning.stack.effects import (
     find_effects,
     tell_effects,
 )
-from gpusharing.planning.stack.pointers import find_held, mig_change, plan_pointers, plugin_change
+from gpusharing.planning.stack.pointers import find_held, mig_pointer, plan_pointers, plugin_pointer
 from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss, is_safe, label_commands
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -71,7 +71,7 @@ SERVING = replace(WHOLE, compute_mode=EXCLUSIVE)
 BARE = make_cluster_policy("", mig_config_name="")
 DRIVER = next(row.change for row in REQUIREMENTS if row.label == "driver")
 PLUGIN_ON = next(row.change for row in REQUIREMENTS if row.label == "device-plugin")
-POINT = plugin_change(BARE, SETTINGS, OURS)
+POINT = plugin_pointer(BARE, SETTINGS, OURS).change
 TO_SHARED = Change(labels=((names.LABEL_PLUGIN_CONFIG, "shared"),), nodes=("gpu-9",))
 TO_NONE = Change(labels=((names.LABEL_PLUGIN_CONFIG, None),), nodes=("gpu-9",))
 TO_WHOLE = Change(labels=((names.LABEL_MIG_CONFIG, "all-disabled"),), nodes=("gpu-9",))
@@ -97,7 +97,7 @@ LOSSES: dict[str, tuple[Change, ClusterSnapshot, Loss, str]] = {
         POINT, cluster(node({"nvidia.com/gpu": 4}, device_plugin__config="theirs"), WHOLE, policy=BARE),
         Loss.DEVICES, "device-plugin.config is theirs"),
     "the default of the cluster goes with the pointer": (
-        plugin_change(replace(BARE, plugin_config_name="theirs", plugin_default="four"), SETTINGS, OURS),
+        plugin_pointer(replace(BARE, plugin_config_name="theirs", plugin_default="four"), SETTINGS, OURS).change,
         cluster(node({"nvidia.com/gpu": 4}, gpu__replicas="4"), WHOLE,
             policy=replace(BARE, plugin_config_name="theirs", plugin_default="four")),
         Loss.DEVICES, "4 nvidia.com/gpu"),
@@ -140,7 +140,7 @@ HARMLESS: dict[str, tuple[Change, ClusterSnapshot]] = {
         POINT, cluster(node({"nvidia.com/gpu": 1}), WHOLE, policy=BARE)),
     "a driver where no host has one": (DRIVER, cluster(node({}), policy=make_cluster_policy(switches=NO_MIG_MANAGER))),
     "mig-manager's file where mig-manager is off": (
-        mig_change(SETTINGS), cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-disabled"), SMALL,
+        mig_pointer(BARE, SETTINGS).change, cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-disabled"), SMALL,
             policy=make_cluster_policy(mig_config_name="", switches=NO_MIG_MANAGER))),
     "a deploy label of a node whose GPUs are whole": (
         switch_on("nvidia.com/gpu.deploy.mig-manager", ("gpu-9",)),
@@ -180,7 +180,7 @@ def test_a_device_plugin_beside_the_dra_driver_may_go_once_no_pod_holds_its_devi
 
 def test_nodes_that_cannot_be_read_may_lose_anything_that_the_change_touches() -> None:
     before = make_snapshot(stack=make_stack(cluster_policy=BARE))
-    effects = find_effects(mig_change(SETTINGS), before, unread=True)
+    effects = find_effects(mig_pointer(BARE, SETTINGS).change, before, unread=True)
     assert [(one.node, one.loss, one.known) for one in effects] == [("every GPU node", Loss.GPUS, False)]
 
 

@@ -41,7 +41,7 @@ from gpusharing.planning.stack.effects import (
     find_effects,
     is_unresolved,
 )
-from gpusharing.planning.stack.pointers import mig_change, plan_pointers, plugin_change
+from gpusharing.planning.stack.pointers import mig_pointer, plan_pointers, plugin_pointer
 from gpusharing.planning.vocabulary.commands import Effect
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -399,10 +399,10 @@ def test_nobody_is_told_to_point_the_device_plugin_at_a_configmap_without_entrie
     """config-manager exits there (docs/design/nvidia.md#b4)."""
     nodes = [make_node(resources={"nvidia.com/gpu": 8}), make_node("idle", resources={"nvidia.com/gpu": 0})]
     snapshot = make_snapshot(nodes, gpunodes=(), stack=stack(plugin_configs=entries))
-    effects = find_effects(plugin_change(BARE, SETTINGS, entries), snapshot)
+    effects = find_effects(plugin_pointer(BARE, SETTINGS, entries).change, snapshot)
     why = f"its device plugin could not start while {PLUGIN} has no entry"
     assert [(one.node, one.why) for one in effects] == ([] if entries else [(nodes[0].name, why)])
-    pointed = {plugin_change(BARE, SETTINGS, entries): effects, mig_change(SETTINGS): ()}
+    pointed = {plugin_pointer(BARE, SETTINGS, entries).change: effects, mig_pointer(BARE, SETTINGS).change: ()}
     found = stack(plugin_configs=entries, effects=pointed)
     objection = find_objection(make_policy(), found, SETTINGS)
     assert objection is not None
@@ -423,5 +423,5 @@ def test_a_node_whose_label_and_offers_contradict_each_other_is_unknown_until_an
     policy = make_cluster_policy("", mig_strategy="mixed")
     gpunode = make_gpunode(node.name, gpus=(make_gpu(0), make_gpu(1)))
     snapshot = make_snapshot([node], gpunodes=[gpunode], agents=agents, stack=stack(policy, plugin_configs=entries))
-    effects = find_effects(plugin_change(policy, SETTINGS, entries), snapshot)
+    effects = find_effects(plugin_pointer(policy, SETTINGS, entries).change, snapshot)
     assert [(one.node, one.known) for one in effects] == ([(node.name, False)] if lost else [])

@@ -1,5 +1,6 @@
 """What modes need of NVIDIA's installation, compared with every switch of NVIDIA's ClusterPolicy."""
 
+import json
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,7 @@ from gpusharing.api.names import Mode
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.installationviews import kubectl_patch
 from gpusharing.planning.stack.requirements import (
     OPERANDS,
     READ,
@@ -85,7 +87,9 @@ def test_who_leaves_gpus_to_another_device_plugin_on_purpose_is_not_told_to_star
 
 @pytest.mark.parametrize("row", REQUIREMENTS, ids=lambda row: row.operand)
 def test_the_command_turns_on_what_the_field_turned_off(row: NeededProgram) -> None:
-    assert not row.is_off(cluster_policy_view({"spec": row.patch}))
+    command = kubectl_patch("gpus", row.change.fields, effects=())
+    assert command is not None
+    assert not row.is_off(cluster_policy_view(json.loads(command.args[-1])))
     assert row.is_off(view_with(row.switch, False))
     assert not row.is_off(cluster_policy_view({"spec": {}})), "the GPU Operator runs it unless told otherwise"
 

@@ -35,9 +35,7 @@ from gpusharing.planning.stack.nodesymptoms import PluginEntries, find_node_symp
 from gpusharing.planning.stack.plugins import OTHERS, explain_plugin, has_system_plugin
 from gpusharing.planning.stack.pointers import (
     find_other_namespace,
-    mig_change,
     mig_pointer,
-    plugin_change,
     plugin_pointer,
 )
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects, Loss, is_safe, label_commands
@@ -270,9 +268,9 @@ def find_steps(
     now_read = snapshot.stack.cluster_policy
     assert now_read is not None, "_point has no command otherwise"
     unpointed = replace(later.stack, cluster_policy=now_read, serves_our_mig_file=snapshot.stack.serves_our_mig_file)
-    fields = plugin_change(now_read, snapshot.settings, later.stack.plugin_configs).fields
+    fields = plugin_pointer(now_read, snapshot.settings, later.stack.plugin_configs).change.fields
     if now_read.plain is None:
-        fields += mig_change(snapshot.settings).fields
+        fields += mig_pointer(now_read, snapshot.settings).change.fields
     effects = find_effects(Change(fields=fields), replace(later, stack=unpointed))
     changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
     lost = _lost(later)
@@ -374,8 +372,8 @@ def _point(
     plugin = plugin_pointer(policy, settings, entries)
     if policy.plain is None:
         pointers = [plugin, *([mig_pointer(policy, settings)] if with_mig else [])]
-        parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
-        return who, kubectl_patch(policy.name, *parts, effects=effects) if parts else None
+        fields = [field for pointer in pointers if pointer.now != pointer.ours for field in pointer.change.fields]
+        return who, kubectl_patch(policy.name, fields, effects=effects) if fields else None
     who, value = "NVIDIA's device plugin at the operator's ConfigMap", f"config.name={plugin.ours}"
     if plugin.now == plugin.ours:
         return who, None

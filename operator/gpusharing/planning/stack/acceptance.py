@@ -20,13 +20,14 @@ from gpusharing.planning.stack.effects import (
     RESTART_PLUGIN,
     SERVE_CLAIMS,
     START_MIG_MANAGER,
+    STRATEGY,
     UNPLUG,
     effects_of,
     find_effects,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import kubectl_patch
-from gpusharing.planning.stack.pointers import find_other_namespace, mig_change, plugin_change
+from gpusharing.planning.stack.pointers import find_other_namespace, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import OPERANDS, REQUIREMENTS, restart_of
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Loss, is_safe, label_commands
@@ -142,10 +143,10 @@ def _explain(wrong: Sequence[WrongField], cluster_policy: ClusterPolicyView, sta
         told += f"; {doctor} prints the commands"
         due = [row for row in due if not label_commands(row.effects)]
         effects = tuple(effect for effect in effects if not effect.label)
-    patches = [row.patch for row in due if row.patch]
-    command = kubectl_patch(cluster_policy.name, *patches, effects=effects) if patches else None
+    fields = join(due).fields
+    command = kubectl_patch(cluster_policy.name, fields, effects=effects) if fields else None
     command = command or next((row.command for row in due), None)
-    hint = " (helm: --set mig.strategy=)" if any("mig" in patch for patch in patches) else ""
+    hint = " (helm: --set mig.strategy=)" if STRATEGY in dict(fields) else ""
     run = f"; run: {command}{hint}" if command is not None else ""
     # People might paste a truncated command, or run one whose victims were cut, so the text before these is cut.
     if len(told) + len(run) > MAX_TEXT - LEAST_TEXT:
@@ -180,9 +181,9 @@ def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: Clus
     if not policy.tolerates_gate and any(node.gate is not None for node in snapshot.nodes.values()):
         yield restart_of(policy)
     if policy.plugin_config_name != settings.plugin_config_map:
-        yield plugin_change(policy, settings, stack.plugin_configs)
+        yield plugin_pointer(policy, settings, stack.plugin_configs).change
     if policy.plain is None and not stack.serves_our_mig_file:
-        yield mig_change(settings)
+        yield mig_pointer(policy, settings).change
     if policy.mig_strategy and {strategy for _, strategy in wanted} - {"", policy.mig_strategy}:
         yield FREE_STRATEGY
     mps = any(mode is Mode.MPS for mode, _ in wanted)

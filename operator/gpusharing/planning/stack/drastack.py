@@ -110,7 +110,7 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
         lost = effects_of(UNPLUG, stack)
         yield (
             f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack{tell_effects(lost)}",
-            kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}, effects=lost),
+            kubectl_patch(policy.name, UNPLUG.fields, effects=lost),
         )
     elif policy is not None and stack.gpu_cluster:
         yield (
@@ -135,12 +135,12 @@ def _find_missing_mig_manager(
     none, old = "so nothing would partition the GPUs", "which is older than v0.15"
     if policy is not None and policy.plain is None and not stack.gpu_cluster:
         if policy.is_off(MIG_MANAGER_SWITCH):
-            patch = kubectl_patch(policy.name, {"migManager": {"enabled": True}}, effects=changes)
+            patch = kubectl_patch(policy.name, START_MIG_MANAGER.fields, effects=changes)
             yield f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, {none}", patch
         if not pauses_clients(policy.mig_manager_version):
             yield (
                 f"ClusterPolicy {policy.name} runs mig-manager {policy.mig_manager_version}, {old}",
-                kubectl_patch(policy.name, {"migManager": {"version": NEW_MIG_MANAGER}}, effects=changes),
+                kubectl_patch(policy.name, [("migManager.version", NEW_MIG_MANAGER)], effects=changes),
             )
         return
     if not dra.mig_manager:

@@ -235,23 +235,24 @@ def _find_wrong_fields(view: Installation) -> Iterator[Symptom]:
     default = policy.plugin_default
     if pointed and stack.plugin_map_exists and default not in ("", *stack.plugin_configs):
         change = Change(fields=(("devicePlugin.config.default", None),))
-        effects, patch = view.effects(change), {"devicePlugin": {"config": {"default": None}}}
+        effects = view.effects(change)
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {default}, which {policy.plugin_config_name} does not"
             f" contain: device plugins of nodes without a policy cannot start{tell_effects(effects)}",
-            kubectl_patch(policy.name, patch, effects=effects) or _show(policy),
+            kubectl_patch(policy.name, change.fields, effects=effects) or _show(policy),
         )
 
 
 def _correct(view: Installation, policy: ClusterPolicyView, row: WrongField) -> Command:
     """Return the command that corrects the row, or the one that has to come before, or one that shows what is wrong."""
-    by_patch = bool(row.patch)
-    command = kubectl_patch(policy.name, row.patch, effects=row.effects) if by_patch else row.command
+    command = row.command
+    if row.change is not None:
+        command = kubectl_patch(policy.name, row.change.fields, effects=row.effects)
     if row.pointer is not None:
         return _point(view, policy, row.pointer, command)
-    if not view.installed and by_patch:
+    if not view.installed and row.change is not None:
         return start(view)
     if row.needed and not row.blocked and command is not None:
         return command
@@ -279,7 +280,7 @@ def find_deaf_mps(view: Installation) -> Iterator[Symptom]:
     _, command = find_remedy(daemon)
     by_itself = f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"
     if needs_newer_plugin(daemon):
-        command = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}}, effects=effects)
+        command = kubectl_patch(stack.name, [("devicePlugin.version", SKIPS_THREADS)], effects=effects)
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
@@ -378,7 +379,7 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
         absent = find_absent(troubled[first], policy) if first not in own else None
         if policy is not None and absent is not None:
             # If other hosts bring their own driver, the GPU Operator must not install the program on all nodes.
-            command = kubectl_patch(policy.name, absent.patch, effects=view.effects(absent.change))
+            command = kubectl_patch(policy.name, absent.change.fields, effects=view.effects(absent.change))
             message = f"{message}. {tell_off(absent, policy)}"
             yield error(Topic.AGENTS, str(absent.disabled), message, command or show)
         else:

@@ -5,11 +5,11 @@ compares both.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from enum import StrEnum
-from typing import Literal
+from functools import reduce
+from typing import Any, Literal
 
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
@@ -300,16 +300,12 @@ def join_unseen(*parts: Unseen) -> Unseen:
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}
 
 
-Fields = Mapping[str, Mapping[str, object]]
-"""Fields of ClusterPolicy's spec to set: their values by name, by block."""
-
-
-def kubectl_patch(cluster_policy: str, *parts: Fields, effects: Effects) -> Command | None:
-    """Return one merge patch of all fields, of which None removes one, after labels; None if it must not be run."""
-    spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
-    for part in parts:
-        for block, fields in part.items():
-            spec[block].update(fields)
+def kubectl_patch(cluster_policy: str, fields: Iterable[tuple[str, object]], *, effects: Effects) -> Command | None:
+    """Return one merge patch of all fields by path, None removing one, after labels; None if it must not be run."""
+    spec: dict[str, Any] = {}
+    for path, setting in fields:
+        *blocks, name = path.split(".")
+        reduce(lambda block, key: block.setdefault(key, {}), blocks, spec)[name] = setting
     body = json.dumps({"spec": spec}, separators=(",", ":"))
     return Command.if_safe(f"kubectl patch clusterpolicy {cluster_policy} --type merge -p", body, effects=effects)
 

@@ -229,9 +229,7 @@ def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], snapshot: ClusterSnap
         if label:
             command = Command.if_safe("kubectl label node", *nodes, "--overwrite", label, effects=effects)
         elif due is not None and policy is not None:
-            ((path, setting),) = due.fields
-            block, _, field = path.partition(".")
-            command = kubectl_patch(policy.name, {block: {field: setting}}, effects=effects)
+            command = kubectl_patch(policy.name, due.fields, effects=effects)
         first = f" (for example {nodes[0]})" if len({*texts.values()}) > 1 else ""
         report = error if reason in (Reason.MIG_INVALID, Reason.COMPUTE_INSTANCES) else warning
         yield report(

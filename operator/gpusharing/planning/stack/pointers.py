@@ -4,6 +4,7 @@ They are called pointers. Chart value gpuOperator.configure switches this on.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
@@ -11,7 +12,6 @@ from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.drastack import is_complete
 from gpusharing.planning.stack.effects import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, effects_of, tell_effects
-from gpusharing.planning.stack.installationviews import Fields
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
@@ -35,7 +35,7 @@ class Pointer:
     """ClusterPolicy's default entry for nodes without a label, if our ConfigMap lacks it."""
     effects: tuple[Effect, ...] = ()
     """What nodes would lose if it named our ConfigMap."""
-    named_keys: frozenset[str] | None = frozenset()
+    named_keys: frozenset[str] | None = None
     """The entries of the ConfigMap that it names now, or None if they are unknown."""
 
     @property
@@ -97,60 +97,20 @@ class Pointer:
         )
 
     @property
-    def patch(self) -> Fields:
-        block, _, _ = self.field.partition(".")
-        config = {"name": self.ours} | ({"default": None} if self.without_default else {})
-        return {block: {"config": config}}
+    def change(self) -> Change:
+        """The change that sets it, with a default that our ConfigMap lacks removed."""
+        removed = (("devicePlugin.config.default", None),) if self.without_default else ()
+        return Change(fields=((self.field, self.ours), *removed))
 
 
-def plugin_change(policy: ClusterPolicyView, settings: PlanSettings, our_keys: Collection[str]) -> Change:
-    """Return the change that the device plugin's pointer makes, with a default that our ConfigMap lacks removed."""
-    removed = () if policy.plugin_default in ("", *our_keys) else (("devicePlugin.config.default", None),)
-    return Change(fields=((PLUGIN_POINTER, settings.plugin_config_map), *removed))
+def plugin_pointer(policy: ClusterPolicyView, settings: PlanSettings, our_keys: Collection[str]) -> Pointer:
+    default = "" if policy.plugin_default in our_keys else policy.plugin_default
+    now = policy.plugin_config_name, policy.plugin_config_setter
+    return Pointer(PLUGIN_POINTER, settings.plugin_config_map, *now, without_default=default)
 
 
-def mig_change(settings: PlanSettings) -> Change:
-    return Change(fields=((MIG_POINTER, settings.mig_config_map),))
-
-
-def plugin_pointer(
-    policy: ClusterPolicyView,
-    settings: PlanSettings,
-    our_keys: Collection[str],
-    effects: tuple[Effect, ...] = (),
-    named_keys: Collection[str] | None = None,
-) -> Pointer:
-    """Return the device plugin's pointer.
-
-    `named_keys` are the keys of the ConfigMap that it names now, None if unknown.
-    """
-    default = policy.plugin_default
-    return Pointer(
-        PLUGIN_POINTER,
-        settings.plugin_config_map,
-        policy.plugin_config_name,
-        policy.plugin_config_setter,
-        default if default and default not in our_keys else "",
-        effects,
-        None if named_keys is None else frozenset(named_keys),
-    )
-
-
-def mig_pointer(
-    policy: ClusterPolicyView,
-    settings: PlanSettings,
-    effects: tuple[Effect, ...] = (),
-    *,
-    merged: bool = False,  # whether ours has the entries of the admin's ConfigMap already
-) -> Pointer:
-    return Pointer(
-        MIG_POINTER,
-        settings.mig_config_map,
-        policy.mig_config_name,
-        policy.mig_config_setter,
-        effects=effects,
-        named_keys=frozenset() if merged else None,
-    )
+def mig_pointer(policy: ClusterPolicyView, settings: PlanSettings) -> Pointer:
+    return Pointer(MIG_POINTER, settings.mig_config_map, policy.mig_config_name, policy.mig_config_setter)
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
@@ -170,7 +130,7 @@ def _are_written(stack: StackView) -> bool:
 def find_held(stack: StackView, settings: PlanSettings) -> tuple[Effect, ...]:
     """Return the harm for which the operator does not set pointers that it would set otherwise."""
     policy = stack.cluster_policy
-    if not settings.configure_gpu_operator or policy is None or not _are_written(stack):
+    if not settings.configure_gpu_operator or policy is None or policy.plain is not None or not _are_written(stack):
         return ()
     free = (one for one in find_pointers(stack, settings) if one.is_free and one.field not in policy.configured)
     return tuple(dict.fromkeys(effect for pointer in free for effect in pointer.victims if effect.known))
@@ -203,17 +163,17 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def find_pointers(stack: StackView, settings: PlanSettings) -> list[Pointer]:
-    """Return the pointers of ClusterPolicy that do not name our ConfigMaps and that concern this installation."""
+    """Return the pointers that do not name our ConfigMaps and that concern this installation, with their effects."""
     policy, pointers = stack.cluster_policy, list[Pointer]()
-    if policy is None or policy.plain is not None:
+    if policy is None:
         return []
     if policy.plugin_config_name != settings.plugin_config_map and not stack.by_dra:
-        effects = effects_of(plugin_change(policy, settings, stack.plugin_configs), stack)
-        pointers.append(plugin_pointer(policy, settings, stack.plugin_configs, effects, stack.named_keys))
-    if not stack.serves_our_mig_file:
-        effects = effects_of(mig_change(settings), stack)
-        pointers.append(mig_pointer(policy, settings, effects, merged=bool(stack.admin_mig_file)))
-    return pointers
+        pointer = plugin_pointer(policy, settings, stack.plugin_configs)
+        pointers.append(replace(pointer, named_keys=stack.named_keys))
+    if policy.plain is None and not stack.serves_our_mig_file:
+        merged = frozenset[str]() if stack.admin_mig_file else None  # ours has the entries of the admin's already
+        pointers.append(replace(mig_pointer(policy, settings), named_keys=merged))
+    return [replace(pointer, effects=effects_of(pointer.change, stack)) for pointer in pointers]
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:

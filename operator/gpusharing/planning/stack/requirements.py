@@ -12,25 +12,18 @@ from typing import Any, TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_UPGRADE_SKIP, LABEL_UPGRADE_STATE, UPGRADE_FAILED, UPGRADE_REQUIRED, Mode
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView, StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
-from gpusharing.planning.stack.drastack import renew_mig_manager
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import (
-    FREE_STRATEGY,
     PRE_INSTALLED,
-    REQUIRE_CLIENT,
     RESTART_ALL,
     RESTART_PLUGIN,
     SHOW_LABELS,
-    START_MIG_MANAGER,
     effects_of,
     find_effects,
     tell_effects,
-    tell_strategy_users,
 )
 from gpusharing.planning.stack.installationviews import (
-    Fields,
     Installation,
     Symptom,
     Topic,
@@ -83,11 +76,6 @@ class NeededProgram:
     @property
     def change(self) -> Change:
         return Change(fields=((self.switch, True),))
-
-    @property
-    def patch(self) -> Fields:
-        block, _, name = self.switch.partition(".")
-        return {block: {name: True}}
 
 
 REQUIREMENTS = (
@@ -223,7 +211,7 @@ def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | No
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
     effects = effects_of(row.change, stack)
-    command = kubectl_patch(policy.name, row.patch, effects=()) if not effects else None
+    command = kubectl_patch(policy.name, row.change.fields, effects=()) if not effects else None
     remedy = f", or, if no host provides its own, run: {command}" if command else ""
     message = (
         f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}:"
@@ -257,7 +245,7 @@ def find_untolerated(stack: StackView, namespace: str, effects: Effects) -> Iter
         else:
             yield (
                 f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}{told}",
-                kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}}, effects=effects),
+                kubectl_patch(policy.name, [("daemonsets.tolerations", tolerations)], effects=effects),
             )
     if stack.by_dra and driver is not None and driver.serves_gpus and not driver.tolerates_gate:
         yield (
@@ -403,49 +391,6 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
             f" change: the chart's nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
         )
     return None
-
-
-def find_mig_obstacle(
-    spec: GPUSharingPolicySpec, policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> tuple[Finding, Command | None, Effects] | None:
-    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart, the remedy, and its effects.
-
-    mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop
-    for it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of
-    their nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1). The remedy is a command,
-    None if it must not be run yet. None if nothing is in the way.
-    """
-    plain, namespace, ours = policy.plain, settings.gpu_operator_namespace, settings.mig_config_map
-    if plain is None or spec.mig is None:
-        return None
-    found = find_unusable_manager(plain, policy.mig_manager_version)
-    if found is not None and found.reason is Reason.PLUGIN_NOT_PAUSED:
-        selector, effects = r"nodeSelector.nvidia\.com/gpu\.deploy\.client=true", effects_of(REQUIRE_CLIENT, stack)
-        return found, plain_upgrade(plain, namespace, selector, option="--set-string", effects=effects), effects
-    effects = effects_of(START_MIG_MANAGER, stack)  # each of these commands starts mig-manager
-    if found is not None and found.reason is Reason.MIG_MANAGER_MISSING:
-        command = Command.if_safe("kubectl apply -k deploy/mig-manager", effects=effects)
-    elif found is not None:
-        command = renew_mig_manager(namespace, plain.mig_manager, effects)
-    elif policy.mig_strategy not in ("", spec.mig.strategy):
-        effects = effects_of(FREE_STRATEGY, stack)
-        users = tell_strategy_users(effects, policy.mig_strategy)
-        message = (
-            f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
-            f" {spec.mig.strategy} on every node{users}"
-        )
-        command = None if users else plain_upgrade(plain, namespace, "migStrategy=null", effects=effects)
-        return Finding(Reason.MIG_STRATEGY_SET, message), command, () if users else effects
-    elif policy.mig_config_name != ours:
-        message = (
-            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {ours} in"
-            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}"
-        )
-        found = Finding(Reason.LAYOUTS_NEED_CONFIG_MAP, message)
-        command = Command.if_safe(f"kubectl -n {namespace} edit daemonset {plain.mig_manager}", effects=effects)
-    else:
-        return None
-    return found, command, effects
 
 
 def find_mig_obstacles(view: Installation) -> Iterator[Symptom]:

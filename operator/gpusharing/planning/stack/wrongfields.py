@@ -4,28 +4,23 @@ The condition Accepted, `doctor` and `helm test` report the same rows.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import field
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.stack.drastack import renew_mig_manager
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
     MIG_POINTER,
     PLUGIN_POINTER,
+    REQUIRE_CLIENT,
+    START_MIG_MANAGER,
     effects_of,
     tell_strategy_users,
 )
-from gpusharing.planning.stack.installationviews import Fields, plain_upgrade
-from gpusharing.planning.stack.pointers import (
-    Pointer,
-    find_pointers,
-    mig_change,
-    plugin_change,
-    plugin_pointer,
-    why_not_set,
-)
-from gpusharing.planning.stack.requirements import EVERY_MODE, OPERANDS, find_mig_obstacle, tell_off
+from gpusharing.planning.stack.installationviews import plain_upgrade
+from gpusharing.planning.stack.pointers import Pointer, find_pointers, why_not_set
+from gpusharing.planning.stack.requirements import EVERY_MODE, OPERANDS, find_unusable_manager, tell_off
 from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -40,10 +35,8 @@ class WrongField:
 
     reason: Reason
     text: str
-    patch: Fields = field(default_factory=dict)
-    """The fields of ClusterPolicy to set. Empty beside NVIDIA's chart."""
     change: Change | None = None
-    """What the patch changes."""
+    """The fields of ClusterPolicy to set. None beside NVIDIA's chart."""
     command: Command | None = None
     """The command beside NVIDIA's chart. None also if it must not be run."""
     effects: Effects = ()
@@ -91,8 +84,7 @@ def _find_in_cluster_policy(
             yield WrongField(
                 Reason.PLUGIN_CONFIG_NOT_OURS,
                 text + _tell_entries(pointer, stack),
-                pointer.patch,
-                plugin_change(policy, settings, stack.plugin_configs),
+                pointer.change,
                 effects=pointer.victims,
                 blocked=bool(pointer.stops),
                 pointer=pointer,
@@ -100,7 +92,7 @@ def _find_in_cluster_policy(
         if row.is_off(policy) and row.label in needs:
             needed = row.modes == EVERY_MODE or not row.modes.isdisjoint(modes)
             effects, text = effects_of(row.change, stack), tell_off(row, policy)
-            yield WrongField(row.disabled, text, row.patch, row.change, effects=effects, needed=needed)
+            yield WrongField(row.disabled, text, row.change, effects=effects, needed=needed)
     if (fixed := policy.mig_strategy) and not stack.by_dra:
         others = sorted({mig.strategy for mig in migs} - {fixed})
         effects = effects_of(FREE_STRATEGY, stack) if others else ()
@@ -109,7 +101,6 @@ def _find_in_cluster_policy(
         yield WrongField(
             Reason.MIG_STRATEGY_SET,
             f"ClusterPolicy mig.strategy is {fixed} and overrides {whose}{users}",
-            {"mig": {"strategy": None}},
             FREE_STRATEGY,
             effects=() if users else effects,
             blocked=bool(users),
@@ -120,8 +111,7 @@ def _find_in_cluster_policy(
             Reason.LAYOUTS_NEED_CONFIG_MAP,
             f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
             f" {pointer.text}{why(pointer)}{pointer.merge_first}",
-            pointer.patch,
-            mig_change(settings),
+            pointer.change,
             effects=pointer.victims,
             blocked=bool(pointer.stops),
             needed=any(mig.layouts is not None for mig in migs),
@@ -135,9 +125,7 @@ def _find_in_chart(
     plain, ours, namespace = policy.plain, settings.plugin_config_map, settings.gpu_operator_namespace
     if plain is None:
         return
-    if policy.plugin_config_name != ours and not stack.by_dra:
-        effects = effects_of(plugin_change(policy, settings, stack.plugin_configs), stack)
-        pointer = plugin_pointer(policy, settings, stack.plugin_configs, effects, stack.named_keys)
+    for pointer in find_pointers(stack, settings):
         yield WrongField(
             Reason.PLUGIN_CONFIG_NOT_OURS,
             f"DaemonSet {plain.daemon_set}: config.name in NVIDIA's device-plugin chart is"
@@ -151,15 +139,52 @@ def _find_in_chart(
         # GPU Feature Discovery is a DaemonSet of its own, so no pod of the device plugin restarts.
         command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value, effects=())
         yield WrongField(Reason.FEATURE_DISCOVERY_MISSING, tell_off(_DISCOVERY, policy), command=command)
-    told: set[tuple[Reason, str]] = set()
-    for spec in specs:
-        if (found := find_mig_obstacle(spec, policy, stack, settings)) is None:
-            continue
-        obstacle, command, effects = found
-        if (obstacle.reason, obstacle.message) not in told:
-            told.add((obstacle.reason, obstacle.message))
-            blocked = command is None and is_safe(effects)
-            yield WrongField(obstacle.reason, obstacle.message, command=command, effects=effects, blocked=blocked)
+    strategies = [spec.mig.strategy for spec in specs if spec.mig is not None]
+    rows = (_find_mig_obstacle(strategy, policy, plain, stack, settings) for strategy in strategies)
+    yield from dict.fromkeys(row for row in rows if row is not None)
+
+
+def _find_mig_obstacle(
+    strategy: str, policy: ClusterPolicyView, plain: PlainStackView, stack: StackView, settings: PlanSettings
+) -> WrongField | None:
+    """Return why mode MIG cannot be carried out alongside NVIDIA's device-plugin chart.
+
+    mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop
+    for it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of
+    their nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
+    """
+    namespace, ours = settings.gpu_operator_namespace, settings.mig_config_map
+    starts = effects_of(START_MIG_MANAGER, stack)
+    if (found := find_unusable_manager(plain, policy.mig_manager_version)) is not None:
+        effects = starts
+        if found.reason is Reason.PLUGIN_NOT_PAUSED:
+            selector, effects = r"nodeSelector.nvidia\.com/gpu\.deploy\.client=true", effects_of(REQUIRE_CLIENT, stack)
+            command = plain_upgrade(plain, namespace, selector, option="--set-string", effects=effects)
+        elif found.reason is Reason.MIG_MANAGER_MISSING:
+            command = Command.if_safe("kubectl apply -k deploy/mig-manager", effects=starts)
+        else:
+            command = renew_mig_manager(namespace, plain.mig_manager, starts)
+        return WrongField(found.reason, found.message, command=command, effects=effects)
+    if policy.mig_strategy not in ("", strategy):
+        effects = effects_of(FREE_STRATEGY, stack)
+        users = tell_strategy_users(effects, policy.mig_strategy)
+        return WrongField(
+            Reason.MIG_STRATEGY_SET,
+            f"migStrategy in NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
+            f" {strategy} on every node{users}",
+            command=None if users else plain_upgrade(plain, namespace, "migStrategy=null", effects=effects),
+            effects=() if users else effects,
+            blocked=bool(users),
+        )
+    if policy.mig_config_name != ours:
+        return WrongField(
+            Reason.LAYOUTS_NEED_CONFIG_MAP,
+            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {ours} in"
+            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
+            command=Command.if_safe(f"kubectl -n {namespace} edit daemonset {plain.mig_manager}", effects=starts),
+            effects=starts,
+        )
+    return None
 
 
 def _tell_entries(pointer: Pointer, stack: StackView) -> str:
