@@ -25,6 +25,7 @@ HALF_SLICED = make_policy(
     mig={"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]},
     timeSlicing={"replicas": 2},
 )
+WITH_MEDIA = make_policy(mig={"layouts": [{"profiles": {"1g.10gb": 6, "1g.10gb+me": 1}}]})
 PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}dcgm": names.PAUSED_FOR_MIG}
 
 
@@ -164,8 +165,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         MIXED, lambda c: replace(c, node=replace(c.node, resources={})), Reason.ALLOCATABLE_MISMATCH,
         "advertises no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
     "the device plugin adds up the names of profiles": (
-        MIXED, lambda c: replace(c, target=replace(c.target, resources={
-            "nvidia.com/mig-3g.40gb": 1, "nvidia.com/mig-3g.40gb.me": 1})),
+        WITH_MEDIA, lambda c: replace(c, node=replace(c.node, resources={"nvidia.com/mig-1g.10gb": 7})),
         Reason.PLUGIN_TOO_OLD, "before v0.20"),
     "a resource of the old mode is still there": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu": 1})),

@@ -32,7 +32,6 @@ class Target:
     """What a node should become: settings of the changing components, and readings of the proving ones."""
 
     mode: Mode
-    routing: str
     layouts: tuple[Layout | None, ...]
     """The layout of each GPU, in the order of their indexes, or None for a GPU with MIG off."""
     mig_config: str
@@ -40,12 +39,21 @@ class Target:
     plugin_key: str
     """Value of nvidia.com/device-plugin.config. Empty if the label must be absent."""
     plugin: PluginConfig
-    resources: Mapping[str, int]
-    """The exact allocatable count of each resource of the device plugin. Any other resource must be absent or 0."""
-    text: str
-    """The layouts for people, such as `2x3g.40gb`, `4x shared` or `1x full`."""
     configured: datetime | None
     """Since when our ConfigMaps have contained exactly this configuration, or None if they do not."""
+    resources: Mapping[str, int] = field(init=False, compare=False)
+    """The exact allocatable count of each resource of the device plugin. Any other resource must be absent or 0."""
+
+    text: str = field(init=False, compare=False)
+    """The layouts for people, such as `2x3g.40gb`, `4x shared` or `1x full`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resources", predict_resources(self.layouts, self.plugin))
+        object.__setattr__(self, "text", describe_layouts(self.layouts, self.plugin.replicas))
+
+    @property
+    def routing(self) -> str:
+        return routing_label(self.mode, time_slicing=self.plugin.sharing is not None)
 
     @property
     def with_mig(self) -> bool:
@@ -169,29 +177,8 @@ class PolicyTargets:
         runs = runs or (self.policy.spec is not None and self.policy.spec.mode is Mode.MIG)
         if not runs or not any(gpu.mig_capable for gpu in gpus):
             mig_config = ""
-        return _make_target(mode, gpus, layouts, mig_config, plugin, (key, content), self.stack)
-
-
-def _make_target(
-    mode: Mode,
-    gpus: Sequence[CardView],
-    layouts: tuple[Layout | None, ...],
-    mig_config: str,
-    plugin: PluginConfig,
-    entry: tuple[str, str],
-    stack: StackView,
-) -> Target:
-    return Target(
-        mode=mode,
-        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
-        layouts=layouts,
-        mig_config=mig_config,
-        plugin_key=entry[0],
-        plugin=plugin,
-        resources=predict_resources(layouts, plugin),
-        text=describe_layouts(layouts, plugin.replicas),
-        configured=configured_since(entry, mig_config, layouts, gpus, stack),
-    )
+        since = configured_since((key, content), mig_config, layouts, gpus, self.stack)
+        return Target(mode, layouts, mig_config, key, plugin, since)
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
@@ -413,7 +400,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
         mode = Mode.MIG
     else:
         mode = Mode.TIME_SLICING if plugin.sharing is not None else Mode.FULL
-    return _make_target(mode, gpus, layouts, record.mig_config, plugin, (key, content), stack)
+    since = configured_since((key, content), record.mig_config, layouts, gpus, stack)
+    return Target(mode, layouts, record.mig_config, key, plugin, since)
 
 
 # --- what differs between versions of NVIDIA's programs -----------------------------------------------------
