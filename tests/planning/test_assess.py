@@ -26,7 +26,7 @@ from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, assess, find_disruption, has_gpu
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
-from gpusharing.planning.wanted.verify import EXCLUSIVE, needs_two_steps, uses_mps
+from gpusharing.planning.wanted.verify import EXCLUSIVE, Comparison, needs_two_steps, uses_mps
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)
@@ -119,8 +119,7 @@ STOPS: dict[str, tuple[NodeView, tuple[GpuView, ...], PolicyView, StackView, boo
 def test_the_way_stops_at_whole_gpus(
     node: NodeView, gpus: tuple[GpuView, ...], policy: PolicyView, stack: StackView, stops: bool
 ) -> None:
-    target = target_of(policy, *gpus)
-    assert needs_two_steps(node, seen(*gpus), target, stack) is stops
+    assert needs_two_steps(Comparison(node, seen(*gpus), target_of(policy, *gpus), stack)) is stops
 
 
 # --- a GPU at all, and one that somebody reads -----------------------------------------------------------------------
@@ -215,7 +214,7 @@ def disturbed(
     why: Finding = OTHER_PLUGIN,
 ) -> DisruptionClass:
     """What a change of gpu-07 with these GPUs disturbs."""
-    return find_disruption(node, seen(*gpus), target_of(policy, *gpus, stack=stack), why, stack)
+    return find_disruption(Comparison(node, seen(*gpus), target_of(policy, *gpus, stack=stack), stack), why)
 
 
 def test_a_plugin_that_only_has_to_tell_more_disturbs_nobody() -> None:

@@ -267,14 +267,13 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
 
 
 def _aim_at(case: NodeCase, assessment: Assessed, target: Target) -> Assessed:
-    node, observed, stack = case.node, assessment.observed, case.stack
-    mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
-    policy, spec = assessment.policy, assessment.spec
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=spec)
+    compared = Comparison(case.node, assessment.observed, target, case.stack)
+    mismatch = find_mismatch(compared, case.actuator.checks)
+    disruption, gpus, whole = find_extent(compared, mismatch, assessment.policy, assessment.spec)
     return replace(
         assessment,
         target=target,
-        two_steps=needs_two_steps(node, observed, target, stack),
+        two_steps=needs_two_steps(compared),
         mismatch=mismatch,
         disruption=disruption,
         gpus=gpus,

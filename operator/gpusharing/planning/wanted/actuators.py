@@ -371,7 +371,7 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
     started = node.fence is not None and node.fence.stage == "actuating"
     if observed is None or started or not is_told_mps(node, case.stack):
         return ""
-    stays = target.mode is Mode.MPS and not needs_two_steps(node, observed, target, case.stack)
+    stays = target.mode is Mode.MPS and not needs_two_steps(Comparison(node, observed, target, case.stack))
     exclusive = [gpu.index for gpu in observed.gpus if gpu.compute_mode == EXCLUSIVE]
     if stays or not exclusive:
         return ""

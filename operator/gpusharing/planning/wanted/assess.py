@@ -11,7 +11,6 @@ from gpusharing.api.gpunode import MAX_HOLDERS
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
@@ -28,7 +27,6 @@ from gpusharing.planning.wanted.verify import (
     needs_two_steps,
     paused_operands,
     served,
-    uses_mps,
 )
 
 
@@ -101,7 +99,8 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
     target, stop = (_spare_manager(each, node, observed) for each in (target, targets.stop(observed.hardware)))
     if policy.resetting:
         target = without_default_label(target, stack)
-    mismatch = find_mismatch(Comparison(node, observed, target, stack), actuator.checks)
+    compared = Comparison(node, observed, target, stack)
+    mismatch = find_mismatch(compared, actuator.checks)
     drift, record = None, node.verified
     if (
         record is not None
@@ -114,15 +113,15 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
     elif record is not None and record.rolled_back and record.version == policy.version:
         last = find_last_proven(node, observed, stack)
         if isinstance(last, Target):
-            drift = find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
-    disruption, gpus, whole = find_extent(node, observed, target, mismatch, stack, policy=policy, spec=request.spec)
+            drift = find_mismatch(replace(compared, target=last), actuator.checks)
+    disruption, gpus, whole = find_extent(compared, mismatch, policy, request.spec)
     return Assessed(
         policy=policy,
         spec=request.spec,
         observed=observed,
         target=target,
         stop=stop,
-        two_steps=needs_two_steps(node, observed, target, stack),
+        two_steps=needs_two_steps(compared),
         mismatch=mismatch,
         disruption=disruption,
         gpus=gpus,
@@ -162,63 +161,47 @@ def has_gpu(node: NodeView) -> bool:
     )
 
 
-def find_disruption(
-    node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
-) -> DisruptionClass:
+def find_disruption(compared: Comparison, mismatch: Finding | None) -> DisruptionClass:
     """Return the class of disruption of the change to the target (docs/design/transition.md#classes).
 
     Raises ValueError if there is a mismatch and the target does not have one layout for each GPU.
     """
+    target, stack = compared.target, compared.stack
     if mismatch is None:
         return DisruptionClass.NONE
-    for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
+    for gpu, layout in zip(compared.observed.gpus, target.layouts, strict=True):
         if gpu.mig_enabled != (layout is not None) or gpu.mig_pending:
             return DisruptionClass.REBOOT if stack.with_reboot else DisruptionClass.RESET
-    if stack.by_dra or not _serves_already(node, observed, target):
+    if stack.by_dra or not _serves_already(compared):
         return DisruptionClass.GPU_PODS
-    if Mark.ENDS_MPS in mismatch.reason.marks and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
+    if Mark.ENDS_MPS in mismatch.reason.marks and (target.mode is Mode.MPS or compared.uses_mps):
         return DisruptionClass.GPU_PODS
     return DisruptionClass.PLUGIN_RESTART
 
 
 def find_extent(
-    node: NodeView,
-    observed: ObservedView,
-    target: Target,
-    mismatch: Finding | None,
-    stack: StackView,
-    *,
-    policy: PolicyView,
-    spec: GPUSharingPolicySpec,
+    compared: Comparison, mismatch: Finding | None, policy: PolicyView, spec: GPUSharingPolicySpec
 ) -> tuple[DisruptionClass, tuple[int, ...], str]:
     """Return the class of disruption, the GPUs that alone must be emptied, and why the whole node must be, if so."""
-    disruption, fence, version = find_disruption(node, observed, target, mismatch, stack), node.fence, policy.version
-    partly = fence is not None and fence.disruption is DisruptionClass.CHANGED_GPUS
-    if disruption is not DisruptionClass.GPU_PODS or not (
-        partly if fence is not None else spec.drain.scope == "Changed"
-    ):
+    disruption, fence = find_disruption(compared, mismatch), compared.node.fence
+    partly = spec.drain.scope == "Changed" if fence is None else fence.disruption is DisruptionClass.CHANGED_GPUS
+    if disruption is not DisruptionClass.GPU_PODS or not partly:
         return disruption, (), ""
     if spec.drain.scope == "Node":
         return disruption, (), "drain.scope is Node now"
-    pairs = zip(observed.gpus, target.layouts, strict=True)
+    pairs = zip(compared.observed.gpus, compared.target.layouts, strict=True)
     changed = tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
-    if whole := next(_find_whole(node, observed, target, stack, changed, version), ""):
+    if whole := next(_find_whole(compared, changed, policy.version), ""):
         return disruption, (), whole
     return DisruptionClass.CHANGED_GPUS, fence.gpus if fence is not None else changed, ""
 
 
-def _find_whole(
-    node: NodeView,
-    observed: ObservedView,
-    target: Target,
-    stack: StackView,
-    changed: tuple[int, ...],
-    version: SpecVersion,
-) -> Iterator[str]:
+def _find_whole(compared: Comparison, changed: tuple[int, ...], version: SpecVersion) -> Iterator[str]:
     """Yield why a change of layouts may disturb pods on GPUs that keep theirs (docs/design/transition.md#changed-gpus).
 
     What is unknown only for a moment is waited for elsewhere, before the cordon (`find_unreported`) and after it.
     """
+    node, observed, target, stack = compared.node, compared.observed, compared.target, compared.stack
     fence, policy = node.fence, stack.cluster_policy
     if stack.by_dra:
         yield "NVIDIA's DRA driver serves the GPUs"
@@ -230,7 +213,7 @@ def _find_whole(
     on_host = node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed"
     if on_host or (policy is not None and (policy.stops_host_clients or policy.is_off("driver.enabled"))):
         yield "the driver is installed on the host, where mig-manager stops host services"
-    if target.mode is Mode.MPS or uses_mps(node, observed, stack):
+    if target.mode is Mode.MPS or compared.uses_mps:
         yield "MPS serves the GPUs"
     now = effective_plugin_config(node, stack)
     if now is None or not now.same_effect(target.plugin, with_mig=True):
@@ -258,15 +241,15 @@ def _find_whole(
         yield "the last attempt found a GPU in use after its pods had left"
 
 
-def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
+def _serves_already(compared: Comparison) -> bool:
     """Whether a restart of the device plugin can correct any difference that is left."""
-    if served(node) != target.resources or observed.hardware.layouts != target.layouts:
+    node, target = compared.node, compared.target
+    if served(node) != target.resources or compared.observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:
         return True
-    labels = node.labels
-    done = labels.get(names.LABEL_MIG_STATE) == "success" and not paused_operands(node)
-    return done and labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
+    done = node.labels.get(names.LABEL_MIG_STATE) == "success" and not paused_operands(node)
+    return done and node.labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
 
 
 # --- others who set the labels by which a node is changed ----------------------------------------------

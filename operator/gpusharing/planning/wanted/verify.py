@@ -142,6 +142,10 @@ class Comparison:
     """GFD's timestamp before the change, or empty if GFD need not restart. While the label still has this value, GFD
     has not restarted and proves nothing."""
 
+    @property
+    def uses_mps(self) -> bool:
+        return uses_mps(self.node, self.observed, self.stack)
+
 
 class Source(StrEnum):
     """A program that reports about a node, if it exists for the mode and card (docs/design/transition.md#proof)."""
@@ -388,27 +392,26 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
 
-def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
+def needs_two_steps(compared: Comparison) -> bool:
     """Whether the change leads from MPS to MIG or back: one program must finish first (docs/design/nvidia.md#b5, R11).
 
     Also for another MPS configuration under NVIDIA's chart without the GPU Operator, where the operator may not restart
     the daemon, which would keep its old number of clients.
     """
+    node, target, stack = compared.node, compared.target, compared.stack
     if target.with_mig:
-        return uses_mps(node, observed, stack)
+        return compared.uses_mps
     if target.mode is not Mode.MPS:
         return False
     # mig-manager may still be dividing the GPUs, so that the agent's last reading is soon outdated.
     labels = node.labels
     ended = labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
     divided = target.mig_config and labels.get(names.LABEL_MIG_CONFIG, "") not in ("", ALL_DISABLED) and not ended
-    if divided or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
+    if divided or any(gpu.mig_enabled for gpu in compared.observed.hardware.kinds):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
-    return (
-        config is not None and not config.same_effect(target.plugin, with_mig=False) and uses_mps(node, observed, stack)
-    )
+    return config is not None and not config.same_effect(target.plugin, with_mig=False) and compared.uses_mps
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
