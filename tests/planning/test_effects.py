@@ -41,7 +41,7 @@ from gpusharing.planning.stack.effects import (
     tell_effects,
 )
 from gpusharing.planning.stack.pointers import find_held, mig_pointer, plan_pointers, plugin_pointer
-from gpusharing.planning.stack.requirements import REQUIREMENTS, switch_on
+from gpusharing.planning.stack.requirements import REQUIREMENTS
 from gpusharing.planning.vocabulary.commands import Change, Effect, Loss, is_safe, label_commands
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import EXCLUSIVE
@@ -143,7 +143,7 @@ HARMLESS: dict[str, tuple[Change, ClusterSnapshot]] = {
         mig_pointer(BARE, SETTINGS).change, cluster(node({"nvidia.com/mig-1g.10gb": 7}, mig__config="all-disabled"), SMALL,
             policy=make_cluster_policy(mig_config_name="", switches=NO_MIG_MANAGER))),
     "a deploy label of a node whose GPUs are whole": (
-        switch_on("nvidia.com/gpu.deploy.mig-manager", ("gpu-9",)),
+        Change(labels=(("nvidia.com/gpu.deploy.mig-manager", "true"),), nodes=("gpu-9",)),
         cluster(node({"nvidia.com/gpu": 1}, gpu__deploy__mig_manager="false"), WHOLE)),
 }  # fmt: skip
 

@@ -28,7 +28,7 @@ from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.effects import find_layouts
 from gpusharing.planning.stack.nodesymptoms import find_all_misfits, find_node_symptoms
-from gpusharing.planning.stack.offers import Misfit, find_misfits
+from gpusharing.planning.stack.offers import find_misfits
 from gpusharing.planning.vocabulary.commands import Change
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -142,10 +142,11 @@ MISFITS: dict[str, tuple[tuple[NodeView, ClusterSnapshot], Reason, str, str]] = 
 
 @pytest.mark.parametrize(("found", "reason", "words", "config"), MISFITS.values(), ids=MISFITS.keys())
 def test_it_is_told(found: tuple[NodeView, ClusterSnapshot], reason: Reason, words: str, config: str) -> None:
-    one, *_ = find_misfits(*found)
-    assert (one.reason, one.label) == (reason, f"{CONFIG}={config}" if config else "")
-    assert words in one.text
-    assert found[0].name not in one.text
+    (one, change), *_ = find_misfits(*found)
+    assert one.reason is reason
+    assert (change.labels if change is not None else ()) == (((CONFIG, config),) if config else ())
+    assert words in one.message
+    assert found[0].name not in one.message
 
 
 @pytest.mark.parametrize(("found", "reason", "words", "config"), MISFITS.values(), ids=MISFITS.keys())
@@ -161,7 +162,7 @@ def test_the_verdict_on_a_node_without_a_policy_says_so_and_nothing_is_done(
 
 def test_a_report_that_may_be_old_is_not_compared() -> None:
     node, snapshot = world(DONE, {SMALL: 14}, (None, None))
-    assert [one.reason for one in find_misfits(node, snapshot)] != []
+    assert [one.reason for one, _ in find_misfits(node, snapshot)] != []
     assert [*find_misfits(node, replace(snapshot, agents=frozenset()))] == []
 
 
@@ -208,11 +209,11 @@ def test_mixed_is_the_way_out_of_mig_invalid_unless_it_would_take_devices_from_o
 
 def test_an_entry_of_the_device_plugin_is_changed_where_that_sets_the_strategy() -> None:
     node, snapshot = world(INVALID, {}, None, "", plugin="theirs")
-    (one,) = find_misfits(node, snapshot)
-    assert not lacks(one.text, "flags.migStrategy", "nvidia.com/device-plugin.config", "mixed")
-    assert one == Misfit(Reason.MIG_INVALID, one.text)
-    fixed, *_ = find_misfits(*MISFITS["GFD's MIG-INVALID"][0])
-    assert fixed.change == Change(fields=(("mig.strategy", "mixed"),))
+    ((one, change),) = find_misfits(node, snapshot)
+    assert not lacks(one.message, "flags.migStrategy", "nvidia.com/device-plugin.config", "mixed")
+    assert (one.reason, change) == (Reason.MIG_INVALID, None)
+    (_, fixed), *_ = find_misfits(*MISFITS["GFD's MIG-INVALID"][0])
+    assert fixed == Change(fields=(("mig.strategy", "mixed"),))
 
 
 def test_a_name_that_mig_manager_does_not_have_is_told_once_with_the_right_one() -> None:

@@ -23,10 +23,10 @@ from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, ObservedView
-from gpusharing.planning.stack.effects import find_effects, find_layouts, tell_effects
+from gpusharing.planning.stack.effects import find_layouts, label_nodes, tell_effects
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.offers import find_misfits
-from gpusharing.planning.vocabulary.commands import Change, Command, label_command
+from gpusharing.planning.vocabulary.commands import label_command
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
@@ -129,14 +129,12 @@ def find_unsettled(node: NodeView) -> str:
 
 def tell_misfit(node: NodeView, snapshot: ClusterSnapshot) -> str:
     """Return how the node contradicts itself; empty also if only devices differ, which the planner judges."""
-    for misfit in find_misfits(node, snapshot):
+    for misfit, change in find_misfits(node, snapshot):
         if misfit.reason not in (Reason.DEVICE_UNHEALTHY, Reason.ALLOCATABLE_MISMATCH):
-            if not misfit.label:
-                return misfit.text
-            key, _, value = misfit.label.partition("=")
-            effects = find_effects(Change(labels=((key, value),), nodes=(node.name,)), snapshot)
-            command = Command.if_safe("kubectl label node", node.name, "--overwrite", misfit.label, effects=effects)
-            return f"{misfit.text}{tell_effects(effects)}{f'. Run: {command}' if command else ''}"
+            if change is None or not change.labels:
+                return misfit.message
+            effects, command = label_nodes([node.name], *change.labels[0], snapshot)
+            return f"{misfit.message}{tell_effects(effects)}{f'. Run: {command}' if command else ''}"
     return ""
 
 

@@ -36,7 +36,7 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.stack.mps import find_serving
-from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Loss
+from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects, Loss
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, parse, parse_admin, resolve, well_known
@@ -637,6 +637,15 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
 def starts_mig_manager(change: Change) -> bool:
     """Whether the change starts mig-manager everywhere that it may run."""
     return MIG_MANAGER in change.restarts or not {MIG_POINTER, MIG_MANAGER_SWITCH}.isdisjoint(dict(change.fields))
+
+
+def label_nodes(
+    nodes: Sequence[str], label: str, value: str | None, snapshot: ClusterSnapshot
+) -> tuple[Effects, Command | None]:
+    """Return the effects of a label's value on these nodes, None removing it, and the command, unless it would harm."""
+    effects = find_effects(Change(labels=((label, value),), nodes=tuple(nodes)), snapshot)
+    words = (f"{label}-",) if value is None else ("--overwrite", f"{label}={value}")
+    return effects, Command.if_safe("kubectl label node", *nodes, *words, effects=effects)
 
 
 def effects_of(change: Change, stack: StackView) -> tuple[Effect, ...]:

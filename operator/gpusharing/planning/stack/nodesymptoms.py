@@ -11,7 +11,7 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PlanSettings
-from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, find_effects, tell_effects
+from gpusharing.planning.stack.effects import MIG_MANAGER, SHOW_LABELS, find_effects, label_nodes, tell_effects
 from gpusharing.planning.stack.installationviews import Installation, Symptom, Topic, error, kubectl_patch, warning
 from gpusharing.planning.stack.offers import Misfit, find_misfits
 from gpusharing.planning.stack.plugins import GKE, explain_plugin, has_gpu_label
@@ -21,7 +21,7 @@ from gpusharing.planning.stack.requirements import (
     explain_failed_upgrades,
     explain_workloads,
 )
-from gpusharing.planning.vocabulary.commands import Change, Command, label_command
+from gpusharing.planning.vocabulary.commands import Change, Command, Effects, label_command
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -54,7 +54,7 @@ def find_node_symptoms(
     # Where a policy selects the node, the operator writes the label, and reports a wrong name in the policy. Where the
     # agent has read the GPUs, it is known which name would be right.
     differing = {
-        name for name, found in misfits.items() if any(one.reason is Reason.MIG_CONFIG_DIFFERS for one in found)
+        name for name, rows in misfits.items() if any(one.reason is Reason.MIG_CONFIG_DIFFERS for one, _ in rows)
     }
     entryless = [
         node
@@ -216,20 +216,17 @@ def find_all_misfits(snapshot: ClusterSnapshot) -> dict[str, list[Misfit]]:
 
 def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], snapshot: ClusterSnapshot) -> Iterator[Symptom]:
     policy = snapshot.stack.cluster_policy
-    alike = defaultdict[tuple[Reason, str, Change | None], dict[str, str]](dict)
-    for name, found in sorted(misfits.items()):
-        for one in found:
-            alike[one.reason, one.label, one.change][name] = one.text
-    for (reason, label, change), texts in alike.items():
-        nodes, text, due, command = tuple(texts), next(iter(texts.values())), change, None
-        if label:
-            key, _, value = label.partition("=")
-            due = Change(labels=((key, value),), nodes=nodes)
-        effects = find_effects(due, snapshot) if due is not None else ()
-        if label:
-            command = Command.if_safe("kubectl label node", *nodes, "--overwrite", label, effects=effects)
-        elif due is not None and policy is not None:
-            command = kubectl_patch(policy.name, due.fields, effects=effects)
+    alike = defaultdict[tuple[Reason, Change | None], dict[str, str]](dict)
+    for name, rows in sorted(misfits.items()):
+        for found, change in rows:
+            alike[found.reason, change][name] = found.message
+    for (reason, change), texts in alike.items():
+        nodes, text, effects, command = tuple(texts), next(iter(texts.values())), Effects(), None
+        if change is not None and change.labels:
+            effects, command = label_nodes(nodes, *change.labels[0], snapshot)
+        elif change is not None and policy is not None:
+            effects = find_effects(change, snapshot)
+            command = kubectl_patch(policy.name, change.fields, effects=effects)
         first = f" (for example {nodes[0]})" if len({*texts.values()}) > 1 else ""
         report = error if reason in (Reason.MIG_INVALID, Reason.COMPUTE_INSTANCES) else warning
         yield report(

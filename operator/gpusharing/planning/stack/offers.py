@@ -6,6 +6,7 @@ docs/design/nvidia.md b6, b7, b9 and c.
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from gpusharing.api.names import (
     LABEL_GPU_COUNT,
@@ -33,9 +34,9 @@ from gpusharing.planning.stack.effects import (
     why_unread,
 )
 from gpusharing.planning.vocabulary.commands import Change
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import counts_without_suffixes, describe_layouts
@@ -52,17 +53,9 @@ _COMPUTE_INSTANCE = re.compile(r"\d+c\.")
 """Matches the profile of a compute instance that is smaller than its GPU instance, such as 1c.3g.40gb."""
 
 
-@value
-class Misfit:
-    """How one node contradicts itself, in words that do not name it."""
-
-    reason: Reason
-    text: str
-    """Clauses that begin in lower case: what is wrong, and what to do about it."""
-    label: str = ""
-    """A label of the node, as KEY=VALUE, that mends it. Empty if none does."""
-    change: Change | None = None
-    """A change of ClusterPolicy that mends it. None if there is none."""
+Misfit: TypeAlias = tuple[Finding, Change | None]
+"""How one node contradicts itself and what to do about it, in clauses that do not name it, and the change of a label of
+the node or of ClusterPolicy that mends it, if there is one."""
 
 
 def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
@@ -76,35 +69,35 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
         yield _tell_invalid(node, snapshot)
         return
     if (config is None or config.mig_strategy != "none") and (small := _find_compute_instances(node, snapshot)):
-        yield Misfit(
-            Reason.COMPUTE_INSTANCES,
+        text = (
             f"configuration {labels[LABEL_MIG_CONFIG]} has compute instances that are smaller than their GPU instances"
             f" ({some(small)}), at which the device plugin exits. Name only profiles of GPU instances in it, such as"
-            f" {_COMPUTE_INSTANCE.sub('', small[0])}",
+            f" {_COMPUTE_INSTANCE.sub('', small[0])}"
         )
+        yield Finding(Reason.COMPUTE_INSTANCES, text), None
         return
     if state != "failed":
         yield from _find_mislabeled(node, observed, snapshot)
     unserved = _find_unserved(node, observed, config, snapshot)
     if unserved:
-        yield Misfit(
-            Reason.MIG_NOT_SERVED,
+        text = (
             f"{unserved}, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does: a"
             " pod with such a GPU can use one instance of it. Drain the node, then either switch MIG off or set"
-            f" {_tell_strategy(snapshot)} to mixed",
+            f" {_tell_strategy(snapshot)} to mixed"
         )
+        yield Finding(Reason.MIG_NOT_SERVED, text), None
     offers = advertised(node)
     due = advertise(observed.hardware.layouts, config) if observed is not None and config is not None else offers
     short = find_unhealthy(node, due) or {name: n for name, n in node.unhealthy.items() if name in offers}
     if unhealthy := tell_unhealthy(node, short) if short else tell_withdrawn(node):
-        yield Misfit(Reason.DEVICE_UNHEALTHY, unhealthy)
+        yield Finding(Reason.DEVICE_UNHEALTHY, unhealthy), None
     elif offers and not unserved and offers not in (due, counts_without_suffixes(due)):
         wanted = tell_counts(due) if due else "nothing, because strategy single refuses GPUs that are divided unlike"
-        yield Misfit(
-            Reason.ALLOCATABLE_MISMATCH,
+        text = (
             f"it advertises {tell_counts(offers)}, but with its GPUs and its configuration the device plugin would"
-            f" advertise {wanted}. See the plugin's log",
+            f" advertise {wanted}. See the plugin's log"
         )
+        yield Finding(Reason.ALLOCATABLE_MISMATCH, text), None
 
 
 def _find_report(node: NodeView, snapshot: ClusterSnapshot) -> ObservedView | None:
@@ -125,13 +118,12 @@ def _tell_strategy(snapshot: ClusterSnapshot) -> str:
 def _tell_invalid(node: NodeView, snapshot: ClusterSnapshot) -> Misfit:
     policy = snapshot.stack.cluster_policy
     fixed = policy is not None and policy.plain is None and policy.mig_strategy == "single"
-    return Misfit(
-        Reason.MIG_INVALID,
+    text = (
         f"label {LABEL_GPU_PRODUCT} is {node.labels[LABEL_GPU_PRODUCT]}: strategy single needs one and the same MIG"
         " profile on every GPU, so the device plugin does not start, and the node advertises no GPU. Set"
-        f" {_tell_strategy(snapshot)} to mixed, or divide all GPUs of the node alike",
-        change=Change(fields=((STRATEGY, "mixed"),)) if fixed else None,
+        f" {_tell_strategy(snapshot)} to mixed, or divide all GPUs of the node alike"
     )
+    return Finding(Reason.MIG_INVALID, text), Change(fields=((STRATEGY, "mixed"),)) if fixed else None
 
 
 def _find_compute_instances(node: NodeView, snapshot: ClusterSnapshot) -> list[str]:
@@ -170,11 +162,11 @@ def _find_mislabeled(node: NodeView, observed: ObservedView | None, snapshot: Cl
         why, same = ("divided", _guess_config(node, layouts or ())) if divided else ("", "")
     if not why:
         return
-    label = f"{LABEL_MIG_CONFIG}={same}" if same else ""
+    mends = Change(labels=((LABEL_MIG_CONFIG, same),)) if same else None
     if config:
         off = _why_no_mig_manager(node, snapshot)
         start = f"once it may run there ({off})" if off else "at its next start"
-        yield Misfit(Reason.MIG_CONFIG_DIFFERS, f"{why}: mig-manager would change them {start}", label)
+        yield Finding(Reason.MIG_CONFIG_DIFFERS, f"{why}: mig-manager would change them {start}"), mends
         return
     text = f"its GPUs are divided into {describe_layouts(layouts or ())}"
     name = "" if same else " to an entry that has this layout"
@@ -189,7 +181,7 @@ def _find_mislabeled(node: NodeView, observed: ObservedView | None, snapshot: Cl
             f" GPU Operator sets the label to {ALL_DISABLED}, mig-manager removes them. Set it{name}; mig-manager then"
             " finds the instances in place"
         )
-    yield Misfit(Reason.MIG_CONFIG_UNSET, text, label)
+    yield Finding(Reason.MIG_CONFIG_UNSET, text), mends
 
 
 def _why_no_mig_manager(node: NodeView, snapshot: ClusterSnapshot) -> str:

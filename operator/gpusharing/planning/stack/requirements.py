@@ -20,7 +20,7 @@ from gpusharing.planning.stack.effects import (
     RESTART_PLUGIN,
     SHOW_LABELS,
     effects_of,
-    find_effects,
+    label_nodes,
     tell_effects,
 )
 from gpusharing.planning.stack.installationviews import (
@@ -154,13 +154,13 @@ def explain_workloads(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> I
             alike[f"{source} is {workload}"].append(node)
     for cause, group in alike.items():
         where, resources = tuple(node.name for node in group), {one for node in group for one in node.resources}
-        effects = find_effects(Change(labels=((label, container),), nodes=where), snapshot)
+        effects, command = label_nodes(where, label, container, snapshot)
         others = sorted(one for one in resources if one.startswith("nvidia.com/") and not is_plugin_resource(one))
         lost = f"{', '.join(others)} would go, so " if others else ""  # names without nvidia.com/gpu are not read
         yield (
             f"{cause}: the GPUs of {some(where)} are not available to containers; {lost}stop the virtual machines that use"
             f" the GPUs first{tell_effects(effects)}",
-            Command.if_safe("kubectl label node", *where, "--overwrite", f"{label}={container}", effects=effects),
+            command,
         )
 
 
@@ -179,27 +179,13 @@ def find_disabled(node: NodeView, needs: Collection[str], snapshot: ClusterSnaps
 
 def explain_disabled(operand: str, nodes: Sequence[NodeView], snapshot: ClusterSnapshot) -> tuple[str, Command | None]:
     """Return a message about labels that keep a program off nodes, and the command, unless it would harm."""
-    label, where = DEPLOY_NEEDED[operand], tuple(node.name for node in nodes)
-    effects = find_effects(switch_on(label, where), snapshot)
-    switch = f"{label}-" if label == DEPLOY_NEEDED["operands"] else f"--overwrite {label}=true"
-    return (
-        f"{label} is {nodes[0].labels[label]}, so {tell_kept_off(operand, f'on {some(where)}')}{tell_effects(effects)}",
-        Command.if_safe(f"kubectl label node {' '.join(where)} {switch}", effects=effects),
-    )
-
-
-def tell_kept_off(operand: str, where: str) -> str:
+    label, where = DEPLOY_NEEDED[operand], [node.name for node in nodes]
+    # Only the removal of the label of all operands wakes the GPU Operator (docs/design/nvidia.md#d2).
+    effects, command = label_nodes(where, label, None if operand == "operands" else "true", snapshot)
+    lost = f"components of the GPU Operator that every change needs do not run on {some(where)}"
     if operand == "mig-manager":
-        return f"mig-manager does not run {where}, and nothing changes MIG or restores it after a reboot"
-    return f"components of the GPU Operator that every change needs do not run {where}"
-
-
-def switch_on(label: str, nodes: tuple[str, ...]) -> Change:
-    """Return the change that lets a program run that its deploy label keeps off.
-
-    Only the removal of the label of all operands wakes the GPU Operator (docs/design/nvidia.md#d2).
-    """
-    return Change(labels=((label, None if label == DEPLOY_NEEDED["operands"] else "true"),), nodes=nodes)
+        lost = f"mig-manager does not run on {some(where)}, and nothing changes MIG or restores it after a reboot"
+    return f"{label} is {nodes[0].labels[label]}, so {lost}{tell_effects(effects)}", command
 
 
 def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | None:

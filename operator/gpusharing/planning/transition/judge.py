@@ -60,8 +60,9 @@ def _judge(case: NodeCase) -> Verdict | None:
         return None
     actions = [LabelNode(case.node, {names.LABEL_POLICY: None})] if marked else []
     reason, message = Reason.UNOWNED, "no policy selects this node"
-    if (misfit := next(find_misfits(case.node, alone(case)), None)) is not None:
-        reason, message = misfit.reason, f"{message}, and {misfit.text}"
+    misfit, _ = next(find_misfits(case.node, alone(case)), (None, None))
+    if misfit is not None:
+        reason, message = misfit.reason, f"{message}, and {misfit.message}"
     verdict = case.verdict(Phase.SKIPPED, reason, message, *actions)
     return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
 
