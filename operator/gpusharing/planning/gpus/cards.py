@@ -6,6 +6,7 @@ in `CARDS`, and one in tests/planning/mig-facts.yaml; only a card with a new way
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, field
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, TypeAlias
@@ -66,6 +67,10 @@ class Provenance:
     """How reliable its product name, PCI device ids, memory and support for MIG are."""
 
 
+_Shape: TypeAlias = tuple[int, int, str, tuple[int, ...], int, int, int | None]
+"""Compute slices, eighths of the card's memory, attribute, then `starts` to `profile_id` as in Profile."""
+
+
 @value
 class Card:
     """One card model of the table."""
@@ -74,26 +79,37 @@ class Card:
     """A short name of our own, unique in the table."""
     products: tuple[str, ...]
     """Product names exactly as NVML prints them."""
-    pci_device_ids: tuple[str, ...]
-    """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor). Empty if unknown."""
+    device_ids: InitVar[str]
+    """PCI device ids in hex, separated by spaces, without NVIDIA's own (10DE)."""
     compute_capability: tuple[int, int]
     memory_gb: int
     """The GB from which the names of the MIG profiles are computed. 0 if the memory is shared with the CPU."""
-    profiles: tuple[Profile, ...]
+    family: InitVar[tuple[_Shape, ...]]
+    """The shapes of its profiles, which cards of one family share."""
     source: Provenance
     memory_mib: int | None = None
     """Total memory as nvidia-smi shows it, or None if there is no capture."""
     nvml_counts_wrong: bool = False
     """Whether this table is right and NVML's counts are wrong. Seen on A30 (mig-parted v0.15.0 pkg/mig/discovery)."""
+    pci_device_ids: tuple[str, ...] = field(init=False)
+    """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor). Empty if unknown."""
+    profiles: tuple[Profile, ...] = field(init=False)
+
+    def __post_init__(self, device_ids: str, family: tuple[_Shape, ...]) -> None:
+        profiles = []
+        for slices, eighths, attribute, starts, size, max_count, profile_id in family:
+            # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
+            gb = (self.memory_gb * eighths + 4) // 8
+            name = f"{slices}g.{gb}gb{attribute}"
+            profiles.append(Profile(name, starts, size, max_count, slices, gb, profile_id))
+        object.__setattr__(self, "profiles", tuple(profiles))
+        object.__setattr__(self, "pci_device_ids", tuple(f"0x{device}10DE" for device in device_ids.split()))
 
     @property
     def mps_max_clients(self) -> int:
         """The most MPS replicas that the device plugin accepts on the card (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
-
-_Shape: TypeAlias = tuple[int, int, str, tuple[int, ...], int, int, int | None]
-"""Compute slices, eighths of the card's memory, attribute, then `starts` to `profile_id` as in Profile."""
 
 _SEVENTHS, _PAIRS, _QUARTERS = (0, 1, 2, 3, 4, 5, 6), (0, 2, 4, 6), (0, 3, 6, 9)
 
@@ -144,38 +160,6 @@ _THOR: tuple[_Shape, ...] = tuple(
 )
 
 
-def _card(
-    key: str,
-    products: tuple[str, ...],
-    device_ids: str,
-    compute_capability: tuple[int, int],
-    memory_gb: int,
-    family: tuple[_Shape, ...],
-    source: Provenance,
-    *,
-    memory_mib: int | None = None,
-    nvml_counts_wrong: bool = False,
-) -> Card:
-    """Return an entry; ``device_ids`` are PCI device ids in hex, separated by spaces, without NVIDIA's own (10DE)."""
-    profiles = []
-    for slices, eighths, attribute, starts, size, max_count, profile_id in family:
-        # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
-        gb = (memory_gb * eighths + 4) // 8
-        name = f"{slices}g.{gb}gb{attribute}"
-        profiles.append(Profile(name, starts, size, max_count, slices, gb, profile_id))
-    return Card(
-        key=key,
-        products=products,
-        pci_device_ids=tuple(f"0x{device}10DE" for device in device_ids.split()),
-        compute_capability=compute_capability,
-        memory_gb=memory_gb,
-        profiles=tuple(profiles),
-        source=source,
-        memory_mib=memory_mib,
-        nvml_counts_wrong=nvml_counts_wrong,
-    )
-
-
 _NO_MIG = Provenance("doc", "unknown", "unknown", "not in the guide's list of supported GPUs; device IDs from pci.ids")
 _CAPTURED = Provenance("real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real")
 _CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only", "cfg")
@@ -183,33 +167,33 @@ _SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "a report from a re
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
-    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),
-    _card(
+    Card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),
+    Card(
         "a100-40gb",
         ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
         "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED,
         memory_mib=40960,
     ),
-    _card(
+    Card(
         "a100-80gb",
         ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A800-SXM4-80GB", "NVIDIA A800 80GB PCIe"),
         "20B2 20B5 20F3 20F5", (8, 0), 80, _SEVEN_SLICE, _CAPTURED,
     ),
-    _card(
+    Card(
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
         Provenance("cfg", "family", "family", "mig-parted: an A100-class board whose product name is unknown", "cfg"),
     ),
-    _card(
+    Card(
         "h100-80gb",
         ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
         "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED,
         memory_mib=81559,
     ),
-    _card(
+    Card(
         "h100-nvl-94gb", ("NVIDIA H100 NVL", "NVIDIA H800 NVL"),
         "2321 233A", (9, 0), 94, _SEVEN_SLICE, _CAPTURED,
     ),
-    _card(
+    Card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
         Provenance(
@@ -217,34 +201,34 @@ CARDS: tuple[Card, ...] = (
             "-lgip output from a GH200; for the H20, the vGPU guide, which has no profile IDs", "real",
         ),
     ),
-    _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
-    _card(
+    Card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
+    Card(
         "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
         "2335 233B", (9, 0), 141, _SEVEN_SLICE,
         Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms IDs 19, 20, 14 and 0", "real"),
         memory_mib=143771,
     ),
-    _card(
+    Card(
         "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
         Provenance("doc", "family", "family", "guide; mig-parted; a report from a real node", "real"),
         memory_mib=183359,
     ),
-    _card(
+    Card(
         "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
         Provenance("cfg", "family", "family", "mig-parted; a report from a real node", "real"),
         memory_mib=189471,
     ),
-    _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
-    _card(
+    Card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
+    Card(
         "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
         Provenance("doc", "doc", "family", "playbook; mig-parted; a report from a real node", "real"),
         memory_mib=284208,
     ),
-    _card(
+    Card(
         "rtx-pro-6000-blackwell", ("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
         "2BB5", (12, 0), 96, _RTX_PRO_6000, _CAPTURED,
     ),
-    _card(
+    Card(
         "rtx-pro-6000-blackwell-workstation",
         (
             "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
@@ -255,39 +239,39 @@ CARDS: tuple[Card, ...] = (
             "doc", "family", "family", "guide (needs a minimum vBIOS version and compute display mode); pci.ids"
         ),
     ),
-    _card(
+    Card(
         "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
         Provenance("doc", "unknown", "unknown", "the September 2026 guide; the guide for driver 580 contradicts it"),
     ),
-    _card(
+    Card(
         "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,
         Provenance("doc", "unknown", "unknown", "the September 2026 guide"),
     ),
-    _card(
+    Card(
         "thor-igpu", ("NVIDIA Thor",), "", (11, 0), 0, _THOR,
         Provenance("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
     ),
     # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
-    _card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG, memory_mib=15360),
-    _card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG, memory_mib=46068),
-    _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
-    _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
-    _card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
-    _card("a16", ("NVIDIA A16", "NVIDIA A2"), "25B6", (8, 6), 16, (), _NO_MIG),
-    _card("a40", ("NVIDIA A40",), "2235", (8, 6), 48, (), _NO_MIG),
-    _card(
+    Card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG, memory_mib=15360),
+    Card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG, memory_mib=46068),
+    Card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
+    Card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
+    Card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
+    Card("a16", ("NVIDIA A16", "NVIDIA A2"), "25B6", (8, 6), 16, (), _NO_MIG),
+    Card("a40", ("NVIDIA A40",), "2235", (8, 6), 48, (), _NO_MIG),
+    Card(
         "v100-16gb", ("Tesla V100-SXM2-16GB", "Tesla V100-PCIE-16GB"), "1DB1 1DB4", (7, 0), 16, (), _NO_MIG
     ),
-    _card(
+    Card(
         "v100-32gb",
         ("Tesla V100-SXM2-32GB", "Tesla V100-PCIE-32GB", "Tesla V100-SXM3-32GB", "Tesla V100S-PCIE-32GB"),
         "1DB5 1DB6 1DB8 1DF6", (7, 0), 32, (), _NO_MIG,
     ),
-    _card(
+    Card(
         "p100-16gb", ("Tesla P100-PCIE-16GB", "Tesla P100-SXM2-16GB"), "15F8 15F9", (6, 0), 16, (), _NO_MIG
     ),
-    _card("rtx-4090", ("NVIDIA GeForce RTX 4090",), "2684", (8, 9), 24, (), _NO_MIG),
-    _card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
+    Card("rtx-4090", ("NVIDIA GeForce RTX 4090",), "2684", (8, 9), 24, (), _NO_MIG),
+    Card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
 )  # fmt: skip
 
 # What GFD appends to nvidia.com/gpu.product (k8s-device-plugin v0.19.3 internal/lm, mig-strategy.go and resource.go):
