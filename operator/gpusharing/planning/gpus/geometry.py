@@ -16,7 +16,7 @@ Layout: TypeAlias = tuple[tuple[str, int], ...]
 MIG is on without instances. A GPU with MIG off has no layout, for which None is used."""
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
-_NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
+_NAME = re.compile(r"(?:\d+c\.)?(\d+)g\.(\d+)gb((?:[+-][a-z.,]+)*)")
 
 
 def normalize(counts: Mapping[str, int]) -> Layout:
@@ -133,14 +133,10 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     return dict(sorted(layouts.items()))
 
 
-def is_profile(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
-
-
-def sizes_of(name: str) -> tuple[int, int] | None:
-    """Return the compute slices and the GB in the name of a profile, or None if it is not the name of one."""
+def parse_profile(name: str) -> tuple[int, int, str] | None:
+    """Return the compute slices, the GB and the attribute in the name of a profile, or None if it is not one."""
     match = _NAME.fullmatch(name)
-    return None if match is None else (int(match["slices"]), int(match["gb"]))
+    return None if match is None else (int(match[1]), int(match[2]), match[3])
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
@@ -149,13 +145,12 @@ def resource_name(profile: str, *, shared: bool = False) -> str:
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
-    match = _NAME.fullmatch(name)
-    return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
+    slices, gb, _ = parse_profile(name) or (0, 0, "")
+    return -slices, -gb, name
 
 
 def _attribute(name: str) -> str:
-    match = _NAME.fullmatch(name)
-    return match["attribute"] if match else ""
+    return (parse_profile(name) or (0, 0, ""))[2]
 
 
 @value
@@ -249,10 +244,9 @@ class _Offer:
     def closest(self, name: str) -> str | None:
         if name in self.by_name:
             return name
-        match = _NAME.fullmatch(name)
-        if not match:
+        if (parsed := parse_profile(name)) is None:
             return next(iter(nearest(name.lower(), self.by_name)), None)
-        slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
+        slices, gb, attribute = parsed
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
             far = abs(profile.slices - slices), abs(profile.memory_gb - gb)

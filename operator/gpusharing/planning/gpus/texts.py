@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from gpusharing.api.gpunode import HOLDERS, INDEXES, MIG, PROFILE, PROGRAM
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.geometry import Layout, describe, normalize, sizes_of
+from gpusharing.planning.gpus.geometry import Layout, describe, normalize, parse_profile
 
 _PROFILE, _MIG, _PROGRAM, _HOLDERS, _INDEXES = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDERS, INDEXES))
 _LONGEST_NAME = 512
@@ -39,9 +39,9 @@ def read_profiles(text: str) -> tuple[Profile, ...]:
 
 def read_profile(text: str) -> Profile | None:
     """Return the profile, or None if its name is not one that mig-parted can read, or no card can have it."""
-    if (match := _PROFILE.fullmatch(text)) is None or (sizes := sizes_of(match[1])) is None:
+    if (match := _PROFILE.fullmatch(text)) is None or (parsed := parse_profile(match[1])) is None:
         return None
-    (slices, memory_gb), number = sizes, match[2]
+    (slices, memory_gb, _), number = parsed, match[2]
     if not 0 < slices <= _MOST_SLICES:
         return None
     starts = tuple(dict.fromkeys(map(int, match[4].split(",")))) if match[4] else ()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from gpusharing.api import names
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
-from gpusharing.planning.gpus.geometry import Layout, is_profile, resource_name
+from gpusharing.planning.gpus.geometry import Layout, parse_profile, resource_name
 from gpusharing.planning.snapshot.actions import WriteClasses, WriteConfig, WriteRules
 from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView
@@ -193,7 +193,7 @@ def _resource_in(name: str) -> str:
 def profile_of(resource: str) -> str:
     """Return the MIG profile of an extended resource, such as `1g.10gb+me` for nvidia.com/mig-1g.10gb.me."""
     profile = resource.removeprefix(RESOURCE_MIG_PREFIX).replace("gb.", "gb+")
-    return profile if is_profile(profile) and resource_name(profile) == resource else ""
+    return profile if parse_profile(profile) and resource_name(profile) == resource else ""
 
 
 def _classes_of(nodes: Iterable[Iterable[Layout | None]]) -> dict[str, DeviceClassView]:
