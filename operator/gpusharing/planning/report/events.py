@@ -31,7 +31,10 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: str
     note: str
-    """What happened, with the names of the objects, for people; at most MAX_NOTE bytes."""
+    """What happened, with the names of the objects, for people; cut to MAX_NOTE bytes."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "note", cut_bytes(self.note, MAX_NOTE))
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
@@ -41,10 +44,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     """
     if before is None or before is after:
         return ()
-    return tuple(
-        Event(event.type, event.reason, cut_bytes(event.note, MAX_NOTE))
-        for event in _find_events(before, after, drained=drained)
-    )
+    return tuple(_find_events(before, after, drained=drained))
 
 
 def _find_events(before: Verdict, after: Verdict, *, drained: bool) -> Iterator[Event]:
@@ -146,14 +146,14 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
         if kind is ConditionType.STALLED and answer.get("reason") != Reason.CALL_FAILED:
             continue
         if answer != earlier and answer.get("status") == status:
-            return Event("Warning", answer["reason"], cut_bytes(answer["message"], MAX_NOTE))
+            return Event("Warning", answer["reason"], answer["message"])
     return None
 
 
 def unwritten_event(words: str) -> Event:
     """Return the Warning about a policy whose own status the API server does not take."""
     text = f"the policy's status cannot be written, so what it shows is out of date; the call is retried: {words}"
-    return Event("Warning", str(Reason.CALL_FAILED), cut_bytes(text, MAX_NOTE))
+    return Event("Warning", str(Reason.CALL_FAILED), text)
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
@@ -164,10 +164,10 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
             f" {daemon.namespace}/{daemon.name} ({count} under {daemon.plugin}); {mps.VALUE}."
             " This restarts all MPS daemons"
         )
-        return Event("Normal", "MPSDaemonRepaired", cut_bytes(text, MAX_NOTE))
+        return Event("Normal", "MPSDaemonRepaired", text)
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {pointers.VALUE}. The GPU Operator restarts its operands on every GPU node"
-    return Event("Normal", "PointersSet", cut_bytes(text, MAX_NOTE))
+    return Event("Normal", "PointersSet", text)
 
 
 POD_EVICTED, POD_DELETED = "PodEvicted", "PodForceDeleted"
