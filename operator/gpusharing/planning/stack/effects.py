@@ -43,7 +43,7 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, Entry, outcome, par
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import STRATEGIES, PluginConfig
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import advertised, effective_plugin_config, find_entry, served
+from gpusharing.planning.wanted.verify import advertised, effective_plugin_config, find_entry, served, tell_counts
 
 MIG_MANAGER, PLUGIN, OPERANDS, DRIVER = (
     f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("mig-manager", "device-plugin", "operands", "driver")
@@ -99,9 +99,7 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
             [
                 *_find_gpu_losses(change, snapshot, later),
                 *_find_device_losses(change, snapshot, later),
-                *_find_host_losses(change, snapshot),
-                *(_find_drained(snapshot) if DRIVER in change.restarts else ()),
-                *(_find_shared_twice(snapshot) if change == SERVE_CLAIMS else ()),
+                *_find_other_losses(change, snapshot),
             ],
             key=lambda effect: (effect.node, effect.loss),
         )
@@ -347,9 +345,9 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             client = node.labels.get(LABEL_DEPLOY_CLIENT, "")
             held = _why_held(node, owner, now) if owner and _waits_for(owner, change, policy) else None
             if change == REQUIRE_CLIENT and client != "true" and has_gpu(node) and not lost:
-                served_now = ", ".join(f"{count} {resource}" for resource, count in sorted(served(node).items()))
+                offers = tell_counts(served(node)) if served(node) else "its device plugin"
                 label = "" if "paused-for-" in client else f"{LABEL_DEPLOY_CLIENT}=true"
-                yield Effect(name, Loss.DEVICES, served_now or "its device plugin", label)
+                yield Effect(name, Loss.DEVICES, offers, label)
             elif lost and held == "":
                 yield Effect(name, Loss.REPLACED, lost, known=is_known)
             elif lost:
@@ -522,8 +520,7 @@ def _find_unplugged(node: NodeView, gpunode: GPUNodeView | None, stack: StackVie
     offers = {name: count for name, count in node.resources.items() if name in served(replace(node, devices=None))}
     moved = stack.by_dra and node.devices is not None and _is_idle(gpunode)
     if offers and not moved:
-        lost = ", ".join(f"{count} {name}" for name, count in sorted(offers.items()))
-        yield Effect(node.name, Loss.DEVICES, lost)
+        yield Effect(node.name, Loss.DEVICES, tell_counts(offers))
 
 
 def _is_idle(gpunode: GPUNodeView | None) -> bool:
@@ -532,36 +529,26 @@ def _is_idle(gpunode: GPUNodeView | None) -> bool:
     return held is not None and not any(held.values())
 
 
-def _find_shared_twice(now: ClusterSnapshot) -> Iterator[Effect]:
-    """Yield the nodes whose GPUs pods may hold through a device plugin, of which NVIDIA's DRA driver knows nothing."""
-    for name, node in sorted(now.nodes.items()):
-        offers = served(replace(node, devices=None))
-        if offers and not _is_idle(now.gpunodes.get(name)):
-            held = ", ".join(f"{count} {resource}" for resource, count in sorted(offers.items()))
-            yield Effect(name, Loss.DEVICES, f"pods may hold its {held}, and ResourceClaims would get the same GPUs")
-
-
 def has_driver(node: NodeView) -> bool:
     return bool(node.resources) or node.labels.get(DRIVER) == PRE_INSTALLED
 
 
-def _find_drained(now: ClusterSnapshot) -> Iterator[Effect]:
-    # The upgrade controller goes by the hash of the driver's DaemonSet (gpu-operator#2527).
+def _find_other_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
+    """Yield what a driver or toolkit of the GPU Operator's own and NVIDIA's DRA driver take from nodes."""
     policy = now.stack.cluster_policy
-    if policy is not None and policy.plain is None and not policy.is_off("driver.enabled"):
-        for name, node in sorted(now.nodes.items()):
-            if node.labels.get(DRIVER) == "true":
-                yield Effect(name, Loss.PODS, "the GPU Operator replaces its driver")
-
-
-def _find_host_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]:
-    """Yield the nodes whose hosts bring the driver or the toolkit that the GPU Operator would install, too."""
-    for path, value in change.fields:
-        if path in HOST_PROGRAMS and value is True:
-            what = path.partition(".")[0]
-            for name, node in sorted(now.nodes.items()):
-                if has_driver(node):
-                    yield Effect(name, Loss.DEVICES, f"its host brings its own {what}")
+    # The upgrade controller goes by the hash of the driver's DaemonSet (gpu-operator#2527).
+    drains = policy is not None and policy.plain is None and not policy.is_off("driver.enabled")
+    hosted = [path.partition(".")[0] for path, value in change.fields if path in HOST_PROGRAMS and value is True]
+    for name, node in sorted(now.nodes.items()):
+        for what in hosted if has_driver(node) else ():
+            yield Effect(name, Loss.DEVICES, f"its host brings its own {what}")
+        if drains and DRIVER in change.restarts and node.labels.get(DRIVER) == "true":
+            yield Effect(name, Loss.PODS, "the GPU Operator replaces its driver")
+        # NVIDIA's DRA driver knows nothing of pods that hold GPUs through a device plugin.
+        offers = served(replace(node, devices=None)) if change == SERVE_CLAIMS else {}
+        if offers and not _is_idle(now.gpunodes.get(name)):
+            held = tell_counts(offers)
+            yield Effect(name, Loss.DEVICES, f"pods may hold its {held}, and ResourceClaims would get the same GPUs")
 
 
 # --- the changes that messages ask for, and in words ------------------------------------------------------------------
