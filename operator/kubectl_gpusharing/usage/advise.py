@@ -440,7 +440,7 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
         advice = advise(answers)
     policy, _ = find_active(map(cluster_policy_view, await _readable(session, CLUSTER_POLICIES)))
     off = [] if policy is None else [row for row in OPERANDS if row.is_off(policy) and advice.mode in row.modes]
-    if missing := ", and ".join(f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off):
+    if missing := ", and ".join(row.off for row in off):
         but = f"{advice.but}; {missing} (kubectl gpusharing doctor has the command)"
         advice = replace(advice, but=but)
     return _show(advice, card, answers, demand.sentence, typed, terminal)

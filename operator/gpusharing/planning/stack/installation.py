@@ -47,7 +47,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.mps import VALUE
 from gpusharing.planning.stack.plugins import GKE, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import Pointer, find_other_namespace
-from gpusharing.planning.stack.requirements import find_absent, find_gate_symptoms, find_mig_obstacles, tell_off
+from gpusharing.planning.stack.requirements import find_absent, find_gate_symptoms, find_mig_obstacles
 from gpusharing.planning.stack.wrongfields import WrongField, find_due, find_wrong_fields, join
 from gpusharing.planning.vocabulary.commands import Change, Command, Loss, allow_privileged, is_safe
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -380,7 +380,7 @@ def _find_agent_symptoms(view: Installation) -> Iterator[Symptom]:
         if policy is not None and absent is not None:
             # If other hosts bring their own driver, the GPU Operator must not install the program on all nodes.
             command = kubectl_patch(policy.name, absent.change.fields, effects=view.effects(absent.change))
-            message = f"{message}. {tell_off(absent, policy)}"
+            message = f"{message}. {absent.off}"
             yield error(Topic.AGENTS, str(absent.disabled), message, command or show)
         else:
             yield error(Topic.AGENTS, "AgentCannotRead", message, show)

@@ -58,11 +58,6 @@ class NeededProgram:
     consequence: str
     """What follows if the program does not run, as a clause."""
     modes: frozenset[Mode] = EVERY_MODE
-    missing: Reason | None = None
-    """The reason if NVIDIA's device-plugin chart does not run it. None if that always does, or if the host brings
-    it."""
-    helm_value: str = ""
-    """The value of that chart that adds the program, as NAME=VALUE."""
     signs: tuple[str, ...] = ()
     """Parts of messages of the agent or of Kubernetes which show that a host lacks the program. Only a program that the
     host may bring has signs."""
@@ -77,6 +72,10 @@ class NeededProgram:
     def change(self) -> Change:
         return Change(fields=((self.switch, True),))
 
+    @property
+    def off(self) -> str:
+        return f"ClusterPolicy {self.switch} is false, so {self.consequence}"
+
 
 REQUIREMENTS = (
     NeededProgram(
@@ -85,10 +84,10 @@ REQUIREMENTS = (
         " purpose, leave the setting as it is)"),
     NeededProgram(
         "GPU Feature Discovery", "gpu-feature-discovery", "gfd.enabled", Reason.FEATURE_DISCOVERY_DISABLED,
-        "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),
+        "no change could be proven"),
     NeededProgram(
         "mig-manager", "mig-manager", MIG_MANAGER_SWITCH, Reason.MIG_MANAGER_DISABLED,
-        "nothing would partition the GPUs", frozenset({Mode.MIG}), missing=Reason.MIG_MANAGER_MISSING),
+        "nothing would partition the GPUs", frozenset({Mode.MIG})),
     NeededProgram(
         "the NVIDIA driver", "driver", "driver.enabled", Reason.DRIVER_DISABLED, "nothing could use the GPUs",
         signs=("the NVIDIA driver is not loaded on this node", "driver not loaded"),
@@ -103,6 +102,7 @@ libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci)."
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
 """The programs that are never installed on the host itself."""
+_DRIVER = next(row for row in REQUIREMENTS if row.label == "driver")
 DEPLOY_NEEDED = {
     operand: names.LABEL_DEPLOY_PREFIX + operand for operand in ("operands", *(row.label for row in OPERANDS))
 }
@@ -119,19 +119,6 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
     """
     off = (row for row in REQUIREMENTS if policy is not None and row.is_off(policy))
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
-
-
-def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """Return a sentence, without its period, about a program that the installation does not run.
-
-    For mig-manager alongside NVIDIA's chart, it says why mig-manager cannot be used, and is empty if it can.
-    """
-    if policy.plain is None:
-        return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
-    if row.missing is Reason.MIG_MANAGER_MISSING:
-        unusable = find_unusable_manager(policy.plain, policy.mig_manager_version)
-        return unusable.message if unusable is not None else ""
-    return f"{row.operand} does not run alongside the device plugin from NVIDIA's chart, so {row.consequence}"
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
@@ -201,7 +188,7 @@ def find_bare_host(node: NodeView, words: str, stack: StackView) -> Finding | No
     remedy = f", or, if no host provides its own, run: {command}" if command else ""
     message = (
         f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}:"
-        f" {tell_off(row, policy)}; install it on the host{remedy}"
+        f" {row.off}; install it on the host{remedy}"
     )
     return Finding(row.disabled, message, commands=(command,) if command else ())
 
@@ -320,13 +307,18 @@ def explain_failed_upgrades(
 ) -> Iterator[tuple[str, Command]]:
     """Yield a message, whose last clause leads to a command, and that command, for nodes that go on alike."""
     alike = defaultdict[str, list[str]](list)
+    # NVIDIA's upgrade controller follows only nodes with a driver pod, and starts none that is marked to be skipped
+    # (k8s-operator-libs pkg/upgrade/upgrade_state.go BuildState and upgrade_inplace.go at 11e747a).
+    driverless = policy is not None and (policy.plain is not None or _DRIVER.is_off(policy))
+    remove, start = f"{LABEL_UPGRADE_STATE}-", f"--overwrite {LABEL_UPGRADE_STATE}={UPGRADE_REQUIRED}"
     for node in nodes:
-        alike[_find_words(node, policy)].append(node.name)
+        skip = f" {LABEL_UPGRADE_SKIP}-" if node.labels.get(LABEL_UPGRADE_SKIP) == "true" else ""
+        alike[remove if driverless or node.keeps_off("driver") else f"{start}{skip}"].append(node.name)
     for words, where in alike.items():
         failed = f"NVIDIA's driver upgrade failed on {some(where)} ({LABEL_UPGRADE_STATE} is {UPGRADE_FAILED})"
         # What the upgrade takes from these nodes it was going to take when it failed; the text says so.
         command = Command.of(f"kubectl label node {' '.join(where)} {words}", effects=())
-        if words == _REMOVE:
+        if words == remove:
             yield f"{failed}, and no driver pod runs there that could end it; remove the label", command
             continue
         pods = Command.of(f"kubectl get pods -A -l {DRIVER_PODS} --field-selector spec.nodeName={where[0]}")
@@ -340,20 +332,6 @@ def explain_failed_upgrades(
 def explain_failed_upgrade(node: NodeView, policy: ClusterPolicyView | None) -> Finding:
     message, command = next(explain_failed_upgrades([node], policy))
     return Finding(Reason.DRIVER_UPGRADE_FAILED, f"{message}: {command}", commands=(command,))
-
-
-_DRIVER = next(row for row in REQUIREMENTS if row.label == "driver")
-_REMOVE = f"{LABEL_UPGRADE_STATE}-"
-
-
-def _find_words(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    # NVIDIA's upgrade controller follows only nodes with a driver pod, and starts none that is marked to be skipped
-    # (k8s-operator-libs pkg/upgrade/upgrade_state.go BuildState and upgrade_inplace.go at 11e747a).
-    unmanaged = policy is not None and (policy.plain is not None or _DRIVER.is_off(policy))
-    if unmanaged or node.keeps_off("driver"):
-        return _REMOVE
-    skip = f" {LABEL_UPGRADE_SKIP}-" if node.labels.get(LABEL_UPGRADE_SKIP) == "true" else ""
-    return f"--overwrite {LABEL_UPGRADE_STATE}={UPGRADE_REQUIRED}{skip}"
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:

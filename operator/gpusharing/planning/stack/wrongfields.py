@@ -20,7 +20,7 @@ from gpusharing.planning.stack.effects import (
 )
 from gpusharing.planning.stack.installationviews import plain_upgrade
 from gpusharing.planning.stack.pointers import Pointer, find_pointers, why_not_set
-from gpusharing.planning.stack.requirements import EVERY_MODE, OPERANDS, find_unusable_manager, tell_off
+from gpusharing.planning.stack.requirements import EVERY_MODE, OPERANDS, find_unusable_manager
 from gpusharing.planning.vocabulary.commands import Change, Command, Effects, is_safe
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -91,8 +91,8 @@ def _find_in_cluster_policy(
             )
         if row.is_off(policy) and row.label in needs:
             needed = row.modes == EVERY_MODE or not row.modes.isdisjoint(modes)
-            effects, text = effects_of(row.change, stack), tell_off(row, policy)
-            yield WrongField(row.disabled, text, row.change, effects=effects, needed=needed)
+            effects = effects_of(row.change, stack)
+            yield WrongField(row.disabled, row.off, row.change, effects=effects, needed=needed)
     if (fixed := policy.mig_strategy) and not stack.by_dra:
         others = sorted({mig.strategy for mig in migs} - {fixed})
         effects = effects_of(FREE_STRATEGY, stack) if others else ()
@@ -137,8 +137,9 @@ def _find_in_chart(
         )
     if _DISCOVERY.is_off(policy) and _DISCOVERY.label in find_actuator(stack).needs:
         # GPU Feature Discovery is a DaemonSet of its own, so no pod of the device plugin restarts.
-        command = plain_upgrade(plain, namespace, _DISCOVERY.helm_value, effects=())
-        yield WrongField(Reason.FEATURE_DISCOVERY_MISSING, tell_off(_DISCOVERY, policy), command=command)
+        command = plain_upgrade(plain, namespace, f"{_DISCOVERY.switch}=true", effects=())
+        text = f"{_DISCOVERY.operand} does not run alongside the device plugin from NVIDIA's chart"
+        yield WrongField(Reason.FEATURE_DISCOVERY_MISSING, f"{text}, so {_DISCOVERY.consequence}", command=command)
     strategies = [spec.mig.strategy for spec in specs if spec.mig is not None]
     rows = (_find_mig_obstacle(strategy, policy, plain, stack, settings) for strategy in strategies)
     yield from dict.fromkeys(row for row in rows if row is not None)
