@@ -270,14 +270,14 @@ def foresee(
 
 
 def _count_gpus(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Mapping[str, int] | None:
-    reports = [one.observed if (one := snapshot.gpunodes.get(node.name)) is not None else None for node in nodes]
+    reports = [snapshot.observed(node.name) for node in nodes]
     if any(seen is None or not seen.gpus for seen in reports):
         return None
     return Counter(gpu.product for seen in reports if seen is not None for gpu in seen.gpus)
 
 
 def _client_memory(replicas: int, nodes: Iterable[str], snapshot: ClusterSnapshot) -> dict[str, float]:
-    reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
+    reports = map(snapshot.observed, nodes)
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     cards = ((product, find_card(product)) for product in sorted(products))
     # A card without a memory of its own shares that of the CPU.

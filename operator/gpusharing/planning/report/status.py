@@ -9,15 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
-from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.plan import find_force_note
 from gpusharing.planning.pools.afterwards import find_obstacle
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import find_halt, find_note, propose
 from gpusharing.planning.report.counts import count_devices, count_pending, count_used
+from gpusharing.planning.report.transition import condition
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.memory import COMMON, CallFailure, policy_subject
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.cases import RETRIED, is_begun, of_policy
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import explain_blockers
@@ -245,22 +245,11 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
 def _conditions(
     policy: PolicyView, answers: Mapping[ConditionType, Answer], previous: Mapping[str, Any], now: datetime
 ) -> list[dict[str, Any]]:
-    earlier = {row.get("type"): row for row in previous.get("conditions") or ()}
-    conditions = []
-    for kind, (holds, reason, message) in answers.items():
-        status, before = "True" if holds else "False", earlier.get(str(kind), {})
-        since = before.get("lastTransitionTime") if before.get("status") == status else None
-        conditions.append(
-            {
-                "type": str(kind),
-                "status": status,
-                "reason": str(reason),
-                "message": cut(message, MAX_TEXT),
-                "observedGeneration": policy.generation,
-                "lastTransitionTime": since or to_rfc3339(now),
-            }
-        )
-    return conditions
+    earlier, generation = previous.get("conditions") or (), policy.generation
+    return [
+        {**condition(str(kind), *answer, earlier, now), "observedGeneration": generation}
+        for kind, answer in answers.items()
+    ]
 
 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Answer:
@@ -284,11 +273,11 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
         force = find_force_note(spec.drain, granted=granted, namespace=namespace)
         note = find_note(plan.pools[pool.policy.name])
     if spec is not None and spec.mode is Mode.MIG:
-        reports = (_seen(verdict, snapshot) for verdict in pool.verdicts)
+        reports = (snapshot.observed(verdict.node) for verdict in pool.verdicts)
         gpus = (gpu for seen in reports if seen for gpu in seen.gpus)
         doubt = next((gpu.doubt for gpu in gpus if gpu.doubt is not None), None)
     resets = (verdict for verdict in pool.verdicts if verdict.disruption is DisruptionClass.RESET)
-    guests = {one.node: why for one in resets if (why := tell_guest_reset(_seen(one, snapshot), stack))}
+    guests = {one.node: why for one in resets if (why := tell_guest_reset(snapshot.observed(one.node), stack))}
     pending = f"a MIG mode change on {some(sorted(guests))} may stay pending"
     doubts = [found for found in (force, doubt) if found is not None]
     untaintable = stack.dra.taint_error if stack.by_dra else ""
@@ -407,7 +396,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
     mode = str(spec.mode) if spec is not None else ""
     if spec is not None and spec.mode is Mode.MIG and spec.time_slicing:
         mode = "MIG+TS"
-    reports = (_seen(verdict, snapshot) for verdict in pool.verdicts)
+    reports = (snapshot.observed(verdict.node) for verdict in pool.verdicts)
     gpus = [gpu for seen in reports if seen for gpu in seen.gpus]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
     # A policy that is not accepted has no target, so only the present layout of the GPUs can be shown.
@@ -426,11 +415,6 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> dic
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "nextWindow": plan.pools[pool.policy.name].hours.next_window,
     }
-
-
-def _seen(verdict: Verdict, snapshot: ClusterSnapshot) -> ObservedView | None:
-    gpunode = snapshot.gpunodes.get(verdict.node)
-    return gpunode.observed if gpunode is not None else None
 
 
 def _plan(
@@ -464,7 +448,7 @@ def _plan(
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
-        "pods": sum(one.pods or (seen.pods if (seen := _seen(one, snapshot)) else 0) or 0 for one in changing),
+        "pods": sum(one.pods or (seen.pods if (seen := snapshot.observed(one.node)) else 0) or 0 for one in changing),
         "podNames": sorted({name for one in disturbed for name in one.pods})[:MAX_LISTED],
         "budgets": sorted({name for one in disturbed for name in one.budgets})[:MAX_LISTED],
         "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],

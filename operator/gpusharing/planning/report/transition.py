@@ -95,17 +95,18 @@ def health_conditions(
     health = verdict.health
     if health is None:
         return list(previous)
-    status = "True" if is_healthy(health) else "False"
-    earlier = next((row for row in previous if row.get("status") == status), {})
-    return [
-        {
-            "type": "Healthy",
-            "status": status,
-            "reason": str(health.reason),
-            "message": cut(health.message, MAX_TEXT),
-            "lastTransitionTime": earlier.get("lastTransitionTime") or to_rfc3339(now),
-        }
-    ]
+    return [condition("Healthy", is_healthy(health), health.reason, health.message, previous, now)]
+
+
+def condition(
+    kind: str, holds: bool, reason: Reason, message: str, previous: Sequence[Mapping[str, Any]], now: datetime
+) -> dict[str, Any]:
+    """Return a condition, whose time is that of the `previous` one of its type with the same status."""
+    status = "True" if holds else "False"
+    same = (row for row in previous if row.get("type") == kind and row.get("status") == status)
+    since = next(same, {}).get("lastTransitionTime") or to_rfc3339(now)
+    found = {"type": kind, "status": status, "reason": str(reason), "message": cut(message, MAX_TEXT)}
+    return {**found, "lastTransitionTime": since}
 
 
 def cordoned_by(node: NodeView) -> str | None:
