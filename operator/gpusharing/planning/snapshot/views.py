@@ -434,6 +434,10 @@ class ClusterSnapshot:
         """The fences that can be read, by node, including yielded ones."""
         return {name: node.fence for name, node in self.nodes.items() if node.fence is not None}
 
+    def observed(self, node: str) -> ObservedView | None:
+        gpunode = self.gpunodes.get(node)
+        return gpunode.observed if gpunode is not None else None
+
     @property
     def simulated(self) -> tuple[str, ...]:
         """The nodes whose agents report that their GPUs are simulated, sorted."""

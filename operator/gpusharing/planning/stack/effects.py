@@ -156,8 +156,7 @@ def _find_gpu_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapsho
     for name, node in sorted(later.nodes.items()):
         if not _starts(MIG_MANAGER, change, now, later, name):
             continue
-        gpunode, config = gpunodes.get(name), node.labels.get(LABEL_MIG_CONFIG, "")
-        observed = gpunode.observed if gpunode is not None else None
+        observed, config = later.observed(name), node.labels.get(LABEL_MIG_CONFIG, "")
         lacks = new_file and is_unresolved(node, later)
         why, label, is_known = "", "", True
         # Past the point of no return a node is drained, and its label asks for what its policy wants.
@@ -270,7 +269,7 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
 
     An entry must be for the node's GPUs, and have the meaning that its name has in NVIDIA's own.
     """
-    stack, gpunode, config = snapshot.stack, snapshot.gpunodes.get(node.name), node.labels.get(LABEL_MIG_CONFIG, "")
+    stack, observed, config = snapshot.stack, snapshot.observed(node.name), node.labels.get(LABEL_MIG_CONFIG, "")
     policy = stack.cluster_policy
     if (
         not config
@@ -281,9 +280,9 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
     entry = parse(stack.mig_file).get(config)
     if entry and config in {ALL_DISABLED, *parse_admin(stack.admin_mig_file)[0]}:
         return False
-    if gpunode is None or gpunode.observed is None:
+    if observed is None:
         return True
-    if not (gpus := [gpu for gpu in gpunode.observed.gpus if gpu.mig_capable]):
+    if not (gpus := [gpu for gpu in observed.gpus if gpu.mig_capable]):
         return False  # mig-parted applies an entry only to GPUs that its rows match (docs/design/nvidia.md#a8)
     meaning, usual = resolve(entry or [], gpus), well_known(gpus, config)
     return isinstance(meaning, str) or not (isinstance(usual, str) or meaning == usual)
@@ -323,7 +322,7 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
         if starts_plugin and node.other_plugin:
             yield Effect(name, Loss.DEVICES, f"{node.other_plugin} serves its GPUs, and two device plugins would")
         elif not will_run:
-            yield from _find_unplugged(node, now.gpunodes.get(name), later.stack)
+            yield from _find_unplugged(node, now.observed(name), later.stack)
         elif missing := find_missing(then, later):
             lost, is_known = _find_lost(node, now, then, later)
             yield Effect(
@@ -411,8 +410,8 @@ def read_config(node: NodeView, snapshot: ClusterSnapshot) -> PluginConfig | Non
 
 def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: ClusterSnapshot) -> tuple[str, bool]:
     """Return the devices that the node would no longer advertise, for people, and whether that is known."""
-    gpunode, config, coming = now.gpunodes.get(node.name), read_config(node, now), read_config(then, later)
-    layouts, offers = find_layouts(node, gpunode.observed if gpunode is not None else None), served(node)
+    observed, config, coming = now.observed(node.name), read_config(node, now), read_config(then, later)
+    layouts, offers = find_layouts(node, observed), served(node)
     before, after_ = now.stack.cluster_policy, later.stack.cluster_policy
     if before is None or after_ is None:
         return "", True
@@ -427,7 +426,7 @@ def _find_lost(node: NodeView, now: ClusterSnapshot, then: NodeView, later: Clus
         unlabeled = {key: value for key, value in then.labels.items() if key != LABEL_PLUGIN_CONFIG}
         fallback = PluginConfig(STRATEGIES.get(after_.mig_strategy) or "none")
         coming = read_config(replace(then, labels=unlabeled), later) or fallback
-    unread = gpunode is None or gpunode.observed is None or gpunode.observed.error or node.name not in now.agents
+    unread = observed is None or observed.error or node.name not in now.agents
     divides = coming.mig_strategy != "none" or (config is not None and config.mig_strategy == "single")
     if unread and divides and (why := _find_contradiction(node)):
         return why, False
@@ -515,17 +514,17 @@ def advertise(layouts: Sequence[Layout | None], config: PluginConfig) -> dict[st
     return predict_resources(layouts, config)
 
 
-def _find_unplugged(node: NodeView, gpunode: GPUNodeView | None, stack: StackView) -> Iterator[Effect]:
+def _find_unplugged(node: NodeView, observed: ObservedView | None, stack: StackView) -> Iterator[Effect]:
     """Yield what a node loses that has no device plugin any more; pods of one that the DRA driver serves, too."""
     offers = {name: count for name, count in node.resources.items() if name in served(replace(node, devices=None))}
-    moved = stack.by_dra and node.devices is not None and _is_idle(gpunode)
+    moved = stack.by_dra and node.devices is not None and _is_idle(observed)
     if offers and not moved:
         yield Effect(node.name, Loss.DEVICES, tell_counts(offers))
 
 
-def _is_idle(gpunode: GPUNodeView | None) -> bool:
+def _is_idle(observed: ObservedView | None) -> bool:
     """Whether no pod is known to hold a device of the device plugin."""
-    held = gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None
+    held = observed.allocated if observed is not None else None
     return held is not None and not any(held.values())
 
 
@@ -546,7 +545,7 @@ def _find_other_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]
             yield Effect(name, Loss.PODS, "the GPU Operator replaces its driver")
         # NVIDIA's DRA driver knows nothing of pods that hold GPUs through a device plugin.
         offers = served(replace(node, devices=None)) if change == SERVE_CLAIMS else {}
-        if offers and not _is_idle(now.gpunodes.get(name)):
+        if offers and not _is_idle(now.observed(name)):
             held = tell_counts(offers)
             yield Effect(name, Loss.DEVICES, f"pods may hold its {held}, and ResourceClaims would get the same GPUs")
 

@@ -143,8 +143,8 @@ def _find_waiting_for_mig(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) 
     specs = {policy.name: policy.spec for policy in snapshot.policies}
 
     def waits(node: NodeView) -> bool:
-        spec, gpunode = specs.get(owners.owner(node)), snapshot.gpunodes.get(node.name)
-        gpus = gpunode.observed.hardware.kinds if gpunode is not None and gpunode.observed is not None else ()
+        spec, observed = specs.get(owners.owner(node)), snapshot.observed(node.name)
+        gpus = observed.hardware.kinds if observed is not None else ()
         return spec is not None and (spec.mode is Mode.MIG or any(gpu.mig_enabled for gpu in gpus))
 
     return [node for node in nodes if waits(node)]

@@ -101,9 +101,7 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
 
 
 def _find_report(node: NodeView, snapshot: ClusterSnapshot) -> ObservedView | None:
-    gpunode = snapshot.gpunodes.get(node.name)
-    observed = gpunode.observed if gpunode is not None else None
-    fresh = node.name in snapshot.agents
+    observed, fresh = snapshot.observed(node.name), node.name in snapshot.agents
     return None if observed is None or not observed.gpus or why_unread(observed, fresh=fresh) else observed
 
 
