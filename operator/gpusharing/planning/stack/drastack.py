@@ -122,43 +122,35 @@ def find_missing_parts(stack: StackView, settings: PlanSettings) -> Iterator[tup
             f"a device plugin and NVIDIA's DRA driver both manage the GPUs on {some(dra.doubles)}",
             Command.of(f"kubectl get pods -A --field-selector spec.nodeName={dra.doubles[0]}"),
         )
-    changes = effects_of(START_MIG_MANAGER, stack)
-    for message, command in _find_missing_mig_manager(stack, settings, changes):
-        yield message + tell_effects(changes), command
-
-
-def _find_missing_mig_manager(
-    stack: StackView, settings: PlanSettings, changes: Effects
-) -> Iterator[tuple[str, Command | None]]:
-    """Yield what is wrong with mig-manager, each with a command that starts or restarts it, with these effects."""
-    policy, dra, namespace = stack.cluster_policy, stack.dra, settings.gpu_operator_namespace
-    none, old = "so nothing would partition the GPUs", "which is older than v0.15"
+    # Each of these commands starts or restarts mig-manager.
+    starts = effects_of(START_MIG_MANAGER, stack)
+    none, old, told = "so nothing would partition the GPUs", "which is older than v0.15", tell_effects(starts)
     if policy is not None and policy.plain is None and not stack.gpu_cluster:
         if policy.is_off(MIG_MANAGER_SWITCH):
-            patch = kubectl_patch(policy.name, START_MIG_MANAGER.fields, effects=changes)
-            yield f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, {none}", patch
+            patch = kubectl_patch(policy.name, START_MIG_MANAGER.fields, effects=starts)
+            yield f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, {none}{told}", patch
         if not pauses_clients(policy.mig_manager_version):
             yield (
-                f"ClusterPolicy {policy.name} runs mig-manager {policy.mig_manager_version}, {old}",
-                kubectl_patch(policy.name, [("migManager.version", NEW_MIG_MANAGER)], effects=changes),
+                f"ClusterPolicy {policy.name} runs mig-manager {policy.mig_manager_version}, {old}{told}",
+                kubectl_patch(policy.name, [("migManager.version", NEW_MIG_MANAGER)], effects=starts),
             )
         return
     if not dra.mig_manager:
         yield (
             f"mig-manager does not run in namespace {namespace}, {none}; set {namespace} and your registry in"
-            " deploy/mig-manager/kustomization.yaml first",
-            Command.if_safe("kubectl apply -k deploy/mig-manager", effects=changes),
+            f" deploy/mig-manager/kustomization.yaml first{told}",
+            Command.if_safe("kubectl apply -k deploy/mig-manager", effects=starts),
         )
     if not pauses_clients(dra.mig_manager_version):
         yield (
-            f"DaemonSet {dra.mig_manager} runs mig-manager {dra.mig_manager_version}, {old}",
-            renew_mig_manager(namespace, dra.mig_manager, changes),
+            f"DaemonSet {dra.mig_manager} runs mig-manager {dra.mig_manager_version}, {old}{told}",
+            renew_mig_manager(namespace, dra.mig_manager, starts),
         )
     if dra.mig_manager and dra.mig_config_map != settings.mig_config_map:
         yield (
             f"DaemonSet {dra.mig_manager} must mount ConfigMap {settings.mig_config_map} in the directory of its"
-            f" CONFIG_FILE; it mounts {dra.mig_config_map or 'none'}",
-            Command.if_safe(f"kubectl -n {namespace} edit daemonset {dra.mig_manager}", effects=changes),
+            f" CONFIG_FILE; it mounts {dra.mig_config_map or 'none'}{told}",
+            Command.if_safe(f"kubectl -n {namespace} edit daemonset {dra.mig_manager}", effects=starts),
         )
 
 
@@ -175,24 +167,23 @@ def is_complete(stack: StackView, settings: PlanSettings) -> bool:
 
 def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Finding | None:
     """Return why NVIDIA's DRA stack, if it serves the GPUs, cannot carry out a policy, within MAX_TEXT."""
-    message, commands = _refuse(spec, stack, settings) if stack.by_dra else ("", [])
-    return Finding(Reason.UNSUPPORTED_STACK, message, commands=tuple(commands)) if message else None
-
-
-def _refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> tuple[str, list[Command]]:
+    if not stack.by_dra:
+        return None
     serves = "NVIDIA's DRA stack manages the GPUs in this cluster"
     if spec.mig is not None and spec.mig.strategy == "single" and spec.time_slicing is None:
-        return (
+        return Finding(
+            Reason.UNSUPPORTED_STACK,
             f"{serves}, and that stack does not support spec.mig.strategy single, because pods request each profile by"
-            " its own name; use mixed"
-        ), []
+            " its own name; use mixed",
+        )
     if spec.mode in (Mode.TIME_SLICING, Mode.MPS) or spec.time_slicing is not None:
         mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"
-        return (
+        return Finding(
+            Reason.UNSUPPORTED_STACK,
             f"{serves}, and sharing a device among independent pods ({mode}) would require consumable capacity, an"
             " alpha feature of NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or select nodes whose GPUs"
-            " the device plugin manages"
-        ), []
+            " the device plugin manages",
+        )
     message, printed = "", list[Command]()
     for missing, command in find_missing_parts(stack, settings):
         begins = "; " if message else f"{serves}, but "
@@ -202,7 +193,7 @@ def _refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings
             printed += [command] if command else []
         elif not message:
             message = f"{begins}{missing}"
-    return message, printed
+    return Finding(Reason.UNSUPPORTED_STACK, message, commands=tuple(printed)) if message else None
 
 
 def find_dra_symptoms(view: Installation) -> Iterator[Symptom]:

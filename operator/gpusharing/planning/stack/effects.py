@@ -342,7 +342,10 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
         else:
             lost, is_known = _find_lost(node, now, then, later)
             client = node.labels.get(LABEL_DEPLOY_CLIENT, "")
-            held = _why_held(node, owner, now) if owner and _waits_for(owner, change, policy) else None
+            # The node's policy waits for the change if it wants what the change brings about.
+            mig = owner.spec.mig if owner is not None and owner.spec is not None else None
+            waits = STRATEGY in dict(change.fields) and mig is not None and mig.strategy != policy.mig_strategy
+            held = _why_held(node, owner, now) if owner is not None and waits else None
             if change == REQUIRE_CLIENT and client != "true" and has_gpu(node) and not lost:
                 offers = tell_counts(served(node)) if served(node) else "its device plugin"
                 label = "" if "paused-for-" in client else f"{LABEL_DEPLOY_CLIENT}=true"
@@ -354,12 +357,6 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
                 yield Effect(name, Loss.DEVICES, f"{lost}; {held}" if held and is_known else lost, label, is_known)
         if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
-
-
-def _waits_for(owner: PolicyView | None, change: Change, policy: ClusterPolicyView) -> bool:
-    """Whether the node's policy waits for the change, because it wants what the change brings about."""
-    mig = owner.spec.mig if owner is not None and owner.spec is not None else None
-    return STRATEGY in dict(change.fields) and mig is not None and mig.strategy != policy.mig_strategy
 
 
 def _why_held(node: NodeView, owner: PolicyView, snapshot: ClusterSnapshot) -> str:
@@ -483,24 +480,20 @@ def find_layouts(node: NodeView, observed: ObservedView | None) -> tuple[Layout 
     readable = observed is not None and observed.gpus and not observed.error
     if observed and readable and not any(gpu.instances_withheld for gpu in observed.hardware.kinds):
         return observed.hardware.layouts
-    counts = {name: count // _replicas(name, node) for name, count in advertised(node).items()}
-    if not counts:
+    if not (counts := advertised(node)):
         return None
     _, divided, profile = node.labels.get(LABEL_GPU_PRODUCT, "").removesuffix("-SHARED").partition("-MIG-")
     layouts: list[Layout | None] = []
-    for name, count in counts.items():
+    for resource, shares in counts.items():
+        name = resource.removesuffix(".shared")
+        replicas = node.labels.get(LABEL_GPU_REPLICAS if name == RESOURCE_GPU else f"{name}.replicas", "")
+        known = replicas.isascii() and replicas.isdecimal() and 0 < int(replicas) < 10**6
+        count = shares // int(replicas) if known else shares
         if name.startswith(RESOURCE_MIG_PREFIX):
-            layouts.append(((name.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared"), count),))
+            layouts.append(((name.removeprefix(RESOURCE_MIG_PREFIX), count),))
         else:
             layouts += [((profile, count),)] if divided else [None] * count
     return tuple(layouts)
-
-
-def _replicas(resource: str, node: NodeView) -> int:
-    name = resource.removesuffix(".shared")
-    label = LABEL_GPU_REPLICAS if name == RESOURCE_GPU else f"{name}.replicas"
-    value = node.labels.get(label, "")
-    return int(value) if value.isascii() and value.isdecimal() and 0 < int(value) < 10**6 else 1
 
 
 def advertise(layouts: Sequence[Layout | None], config: PluginConfig) -> dict[str, int]:
@@ -555,24 +548,19 @@ def _find_other_losses(change: Change, now: ClusterSnapshot) -> Iterator[Effect]
 
 def tell_effects(effects: Sequence[Effect]) -> str:
     """Return what nodes would lose and what to do about it, in clauses that begin with a semicolon."""
-    drained = [effect.node for effect in effects if effect.loss is Loss.PODS]
-    drains = (
-        f"; the GPU Operator then replaces the driver of {some(drained, 20)}, and drains one node after another, unless"
-        " driver.upgradePolicy.autoUpgrade is false"
-    )
-    return tell_changes(effects) + _tell_devices(effects) + tell_clients(effects) + drains * bool(drained)
-
-
-def tell_changes(effects: Sequence[Effect]) -> str:
     changes = [effect for effect in effects if effect.loss is Loss.GPUS and effect.why]
     read = [change for change in changes if change.known or change.label]
-    differing = [f"{change.node} ({change.why})" for change in read]
     unknown = [f"{change.node} ({change.why})" for change in changes if change not in read]
     unnamed = [change.node for change in changes if change.known and not change.label]
+    # Beside a command, every node that loses devices by it is named.
+    lost = [f"{one.node} ({one.why})" for one in effects if one.loss is Loss.DEVICES and not one.label]
+    replaced = [f"{one.node} ({one.why})" for one in effects if one.loss is Loss.REPLACED]
+    drained = [effect.node for effect in effects if effect.loss is Loss.PODS]
     text = ""
-    if differing:
+    if read:
         may = "would" if all(change.known for change in read) else "may"
-        text += f"; mig-manager {may} change GPUs at its start on {some(differing)}"
+        differing = some([f"{change.node} ({change.why})" for change in read])
+        text += f"; mig-manager {may} change GPUs at its start on {differing}"
     if unnamed:
         text += (
             f"; no configuration has the layout of {some(unnamed)}: put an entry with it into a ConfigMap of your own"
@@ -585,16 +573,16 @@ def tell_changes(effects: Sequence[Effect]) -> str:
             " to read the GPUs there first. Where it never can, keep mig-manager off the node (with the GPU Operator, by"
             f" its label {MIG_MANAGER}=false)"
         )
-    return text
-
-
-def _tell_devices(effects: Iterable[Effect]) -> str:
-    listed = [*effects]  # beside a command, every node that loses something by it is named
-    lost = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.DEVICES and not one.label]
-    replaced = [f"{one.node} ({one.why})" for one in listed if one.loss is Loss.REPLACED]
-    text = f"; devices would go on {', '.join(lost)}" if lost else ""
+    if lost:
+        text += f"; devices would go on {', '.join(lost)}"
     if replaced:
         text += f"; {', '.join(replaced)} lose these devices at once, and get those of their policy by its change"
+    text += tell_clients(effects)
+    if drained:
+        text += (
+            f"; the GPU Operator then replaces the driver of {some(drained, 20)}, and drains one node after another,"
+            " unless driver.upgradePolicy.autoUpgrade is false"
+        )
     return text
 
 

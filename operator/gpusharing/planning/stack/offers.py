@@ -64,9 +64,18 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
     changing = node.fence is not None or bool(node.fence_error) or state in ("pending", "rebooting")
     if changing or node.other_plugin or stack.by_dra:
         return
-    observed, config = _find_report(node, snapshot), read_config(node, snapshot)
+    observed, config = snapshot.observed(node.name), read_config(node, snapshot)
+    if observed is not None and (not observed.gpus or why_unread(observed, fresh=node.name in snapshot.agents)):
+        observed = None
     if labels.get(LABEL_GPU_PRODUCT, "").endswith(INVALID):
-        yield _tell_invalid(node, snapshot)
+        text = (
+            f"label {LABEL_GPU_PRODUCT} is {labels[LABEL_GPU_PRODUCT]}: strategy single needs one and the same MIG"
+            " profile on every GPU, so the device plugin does not start, and the node advertises no GPU. Set"
+            f" {_tell_strategy(snapshot)} to mixed, or divide all GPUs of the node alike"
+        )
+        policy = stack.cluster_policy
+        fixed = policy is not None and policy.plain is None and policy.mig_strategy == "single"
+        yield Finding(Reason.MIG_INVALID, text), Change(fields=((STRATEGY, "mixed"),)) if fixed else None
         return
     if (config is None or config.mig_strategy != "none") and (small := _find_compute_instances(node, snapshot)):
         text = (
@@ -100,28 +109,12 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
         yield Finding(Reason.ALLOCATABLE_MISMATCH, text), None
 
 
-def _find_report(node: NodeView, snapshot: ClusterSnapshot) -> ObservedView | None:
-    observed, fresh = snapshot.observed(node.name), node.name in snapshot.agents
-    return None if observed is None or not observed.gpus or why_unread(observed, fresh=fresh) else observed
-
-
 def _tell_strategy(snapshot: ClusterSnapshot) -> str:
     policy = snapshot.stack.cluster_policy
     if policy is None or policy.mig_strategy:
         plain = policy is not None and policy.plain is not None
         return "migStrategy in the values of NVIDIA's device-plugin chart" if plain else f"ClusterPolicy {STRATEGY}"
     return f"flags.migStrategy of the entry that {LABEL_PLUGIN_CONFIG} names"
-
-
-def _tell_invalid(node: NodeView, snapshot: ClusterSnapshot) -> Misfit:
-    policy = snapshot.stack.cluster_policy
-    fixed = policy is not None and policy.plain is None and policy.mig_strategy == "single"
-    text = (
-        f"label {LABEL_GPU_PRODUCT} is {node.labels[LABEL_GPU_PRODUCT]}: strategy single needs one and the same MIG"
-        " profile on every GPU, so the device plugin does not start, and the node advertises no GPU. Set"
-        f" {_tell_strategy(snapshot)} to mixed, or divide all GPUs of the node alike"
-    )
-    return Finding(Reason.MIG_INVALID, text), Change(fields=((STRATEGY, "mixed"),)) if fixed else None
 
 
 def _find_compute_instances(node: NodeView, snapshot: ClusterSnapshot) -> list[str]:
