@@ -95,7 +95,7 @@ def _find_unknown_configs(nodes: Sequence[NodeView], snapshot: ClusterSnapshot) 
             f" does not have ({odd[0].name}: {wrong}), so the device plugin silently keeps its previous"
             " configuration. Set the label to the entry that the device plugin is using now. Do not just remove the"
             " label: the plugin would then use its default entry, which may advertise fewer devices",
-            _mend(snapshot, label, label_command(_names(alike), f"{label}=NAME")),
+            _mend(snapshot, label, label_command([node.name for node in alike], f"{label}=NAME")),
         )
 
 
@@ -155,10 +155,6 @@ def _mend(snapshot: ClusterSnapshot, label: str, command: Command) -> Command:
     return Command.of("kubectl get nodes -L", label) if find_selectors(snapshot) is None else command
 
 
-def _names(nodes: Iterable[NodeView]) -> tuple[str, ...]:
-    return tuple(node.name for node in nodes)
-
-
 def _find_mig_symptoms(
     nodes: Sequence[NodeView],
     entryless: Sequence[NodeView],
@@ -178,7 +174,7 @@ def _find_mig_symptoms(
             " mig-manager will not recreate the MIG instances after a reboot. Set the label to the configuration that"
             " the GPUs have now. With any other configuration, mig-manager repartitions them; if the label is missing,"
             " the GPU Operator may set it to all-disabled",
-            label_command(_names(alike), f"{label}=NAME"),
+            label_command([node.name for node in alike], f"{label}=NAME"),
         )
     states = {node.name: node.labels.get(names.LABEL_MIG_STATE) for node in nodes}
     if failed := [node for node in nodes if states[node.name] == "failed" and node not in entryless]:
@@ -239,16 +235,11 @@ def _tell_misfits(misfits: Mapping[str, Sequence[Misfit]], snapshot: ClusterSnap
 
 def _find_unsafe_drivers(nodes: Sequence[NodeView], settings: PlanSettings) -> Iterator[Symptom]:
     allowed, refuse = settings.unsafe_drivers, settings.refuse_unsafe_drivers
-    drivers = {
-        node.name: node.labels.get(LABEL_DRIVER, "")
-        for node in nodes
-        if node.labels.get(names.LABEL_MIG_CAPABLE) == "true"
-    }
-    flaws = {
-        name: flaw
-        for name, driver in drivers.items()
-        if (flaw := find_driver_flaw(driver, allowed, refuse_affected=refuse))
-    }
+    flaws = {}
+    for node in nodes:
+        flaw = find_driver_flaw(node.labels.get(LABEL_DRIVER, ""), allowed, refuse_affected=refuse)
+        if flaw and node.labels.get(names.LABEL_MIG_CAPABLE) == "true":
+            flaws[node.name] = flaw
     if flaws:
         first = min(flaws)
         yield warning(

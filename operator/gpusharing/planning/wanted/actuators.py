@@ -147,7 +147,7 @@ class Actuator:
         if missing := Actuator.find_missing(self, case, target, again=False):
             paused = ", ".join(paused_operands(case.node))
             missing += f", which paused {paused} and would start that again" if paused else ""
-            yield doubt or Finding(Reason.ACTUATOR_MISSING, f"{missing}; {_where_pods_are(case)}")
+            yield doubt or Finding(Reason.ACTUATOR_MISSING, f"{missing}; {_check_pods(case, Program.MIG_MANAGER)}")
         if doubt is not None and target.mig_config and case.node.labels[names.LABEL_MIG_STATE] == "rebooting":
             repair = "Read the log of its pod, then drain the node and reboot it"
             yield replace(doubt, message=f"{doubt.message}. {repair}")
@@ -310,7 +310,7 @@ class Actuator:
         sign = tell_pod(pod)
         # After a boot its pod may wait long for the driver. Once there is one, it begins a run.
         if state == "pending" and node.ready and not (pod is not None and pod.ready):
-            text = f"{claim}, but {sign}; {_where_pods_are(case)}"
+            text = f"{claim}, but {sign}; {_check_pods(case, Program.MIG_MANAGER)}"
             missing = Finding(Reason.ACTUATOR_MISSING, text, stands=True)
             return Trace(f"{claim} without a pod", settings.sign_grace, missing)
         lasts = f"for more than {settings.wedge_pending:.0f} s; {sign}"
@@ -437,9 +437,8 @@ def tell_late(case: ActuatorCase, fence: Fence, pod: Operand | None) -> str:
     return "" if there or case.now < due else f"; {tell_pod(pod)}"
 
 
-def _where_pods_are(case: ActuatorCase) -> str:
-    where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
-    return f"check the pods with {where}"
+def _check_pods(case: ActuatorCase, program: Program) -> str:
+    return f"check the pods with label {program.label}={program} in namespace {case.settings.gpu_operator_namespace}"
 
 
 def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
@@ -474,9 +473,7 @@ class Dra(Actuator):
     def obstacles(self, case: ActuatorCase, target: Target) -> Iterator[Finding]:
         yield from super().obstacles(case, target)
         if self.needs_run(case, target) and (missing := _find_plugin_missing(case, again=False)):
-            where = f"label {Program.KUBELET_PLUGIN.label}={Program.KUBELET_PLUGIN}"
-            pods = f"check the pods with {where} in namespace {case.settings.gpu_operator_namespace}"
-            yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; {pods}")
+            yield Finding(Reason.ACTUATOR_MISSING, f"{missing}; {_check_pods(case, Program.KUBELET_PLUGIN)}")
         if not _is_published(case.node) and (text := find_slice_mismatch(case.node, target.layouts, None)):
             yield Finding(Reason.ACTUATOR_MISSING, text)
         if found := find_unrequestable(target.layouts, case.stack):
