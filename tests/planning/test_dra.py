@@ -311,7 +311,7 @@ def test_slices_prove_nothing_before_the_new_pod_is_ready(plugin: Operand | None
     trouble = DRA.find_trouble(case, case.fence)
     assert (trouble is not None) is works
     if trouble is not None:
-        assert (trouble.mismatch.reason, trouble.final) == (Reason.ACTUATION_IN_PROGRESS, False)
+        assert (trouble.reason, trouble.final) == (Reason.ACTUATION_IN_PROGRESS, False)
 
 
 def test_a_plugin_that_was_not_restarted_is_waited_for_by_nobody() -> None:

@@ -166,11 +166,11 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
         return _verify(case, aim, assessed)
     if on_course and trouble is not None:
         if not trouble.cure or fence.attempt > case.settings.max_cures:
-            return _fail(case, trouble.mismatch, known=True)
-        message = f"{trouble.mismatch.message}; {trouble.cure}"
+            return _fail(case, trouble, known=True)
+        message = f"{trouble.message}; {trouble.cure}"
         return _owe(case, assessed, message, fence.attempt + 1)
     if case.held is not None and not owed and has_ended(case) and not was_asked_again(case):
-        found = trouble.mismatch if trouble is not None else Finding(case.held.reason, "the change failed")
+        found = trouble if trouble is not None else Finding(case.held.reason, "the change failed")
         closed = f"The node stays {fence.closed}" if fence.disruption.cordons else "The node stays as it is"
         message = f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}"
         found = replace(found, message=message, commands=(*found.commands, *case.held.commands))
@@ -188,8 +188,7 @@ def _owe(case: NodeCase, assessed: Assessed, message: str, attempt: int, *, fail
 
 
 def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
-    found, wake = trouble.mismatch, case.actuator.next_look(case, case.fence)
-    return case.show(Phase.RECONFIGURING, found, wake=wake)
+    return case.show(Phase.RECONFIGURING, trouble, wake=case.actuator.next_look(case, case.fence))
 
 
 def _drain_whole(case: NodeCase, assessed: Assessed) -> Verdict:

@@ -93,11 +93,10 @@ Written: TypeAlias = tuple[Fence, Mapping[str, str | None]]
 
 
 @value
-class Unfinished:
+class Unfinished(Finding):
     """What the programs of an actuator show while a run is not done, or after it has failed."""
 
-    mismatch: Finding
-    final: bool
+    final: bool = True
     """Whether waiting longer changes nothing."""
     cure: str = ""
     """The first step of another run, as shown to people. Empty if another run would not help."""
@@ -228,12 +227,12 @@ class Actuator:
         if ended and case.now < _believed_from(case, fence):
             late = tell_late(case, fence, case.operands.get(Program.MIG_MANAGER))
             message = f"mig-manager is restarting; its state {state} dates from before the restart{late}"
-            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
+            return Unfinished(Reason.ACTUATION_IN_PROGRESS, message, final=False)
         if ended and label != wanted:
             # NVIDIA's GPU Operator writes all-disabled if it finds no label (docs/design/nvidia.md#d1).
             who = node.label_rewriters.get(names.LABEL_MIG_CONFIG, "someone")
             message = f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
-            return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure="setting it again")
+            return Unfinished(Reason.ACTUATOR_FAILED, message, cure="setting it again")
         paused = paused_operands(node)
         if state == "failed":
             why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
@@ -245,30 +244,26 @@ class Actuator:
             # (docs/design/nvidia.md#a7).
             cure = restart if paused or GAVE_UP in case.mig_failure else ""
             message = f"mig-manager failed to apply {wanted}{why}{reset}"
-            return Unfinished(Finding(Reason.ACTUATOR_FAILED, message), final=True, cure=cure)
+            return Unfinished(Reason.ACTUATOR_FAILED, message, cure=cure)
         if state == "success":
             if not paused:
                 return None
             message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
             final = waited >= case.settings.wedge_paused
-            return Unfinished(Finding(Reason.OPERANDS_PAUSED, message), final=final, cure=restart)
+            return Unfinished(Reason.OPERANDS_PAUSED, message, final=final, cure=restart)
         limit, doing = case.settings.wedge_pending, "has not started"
         doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(state, doing)
         doing = f"mig-manager {doing}"
         # A node that is away has until the deadline of the change.
         reboot = self.find_claim(case) if state == "rebooting" else None
         if reboot is not None and node.ready and waited >= limit and case.find_doubt(reboot) is not None:
-            return Unfinished(
-                replace(reboot.doubt, reason=Reason.ACTUATOR_STUCK, stands=False), final=True, cure=restart
-            )
+            return Unfinished(Reason.ACTUATOR_STUCK, reboot.doubt.message, cure=restart)
         if (late := tell_late(case, fence, case.operands.get(Program.MIG_MANAGER))) and state:
             late = f", says label {names.LABEL_MIG_STATE}={state}{late}"
         if waited < limit or reboot is not None:
-            finding = Finding(Reason.ACTUATION_IN_PROGRESS, f"{doing}{late}")
-            return Unfinished(finding, final=False, cure=restart)
+            return Unfinished(Reason.ACTUATION_IN_PROGRESS, f"{doing}{late}", final=False, cure=restart)
         # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
-        finding = Finding(Reason.ACTUATOR_STUCK, f"{doing}, for more than {limit:.0f} s now{late}")
-        return Unfinished(finding, final=True, cure=restart)
+        return Unfinished(Reason.ACTUATOR_STUCK, f"{doing}, for more than {limit:.0f} s now{late}", cure=restart)
 
     def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
         """Return the labels of a run under way that others changed, to write again at any time; None if there are none."""
@@ -508,19 +503,19 @@ class Dra(Actuator):
         # Only the operator replaces the pod, and only for a node that has a target.
         if pod is not None and pod.uid == fence.daemon_uid and not pod.deleting:
             old = f"has not been restarted since the change, so the ResourceSlices of {slices} are outdated"
-            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=True, cure=cure)
+            return Unfinished(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}", cure=cure)
         if due is None:
             old = (
                 f"is restarting; the ResourceSlices of {slices} are from before the change{tell_late(case, fence, pod)}"
             )
-            return Unfinished(Finding(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}"), final=False)
+            return Unfinished(Reason.ACTUATION_IN_PROGRESS, f"{PLUGIN} {old}", final=False)
         gpunode, observed = case.gpunode, case.observed
         if case.now < due or gpunode is None or observed is None or observed.quiet or observed.error:
             return None
         # The pod may have started before the GPUs were divided. Only the agent's answer for the proof of this change counts.
         asked = gpunode.request_id.startswith(f"{fence.op}:verify:") and observed.request_id == gpunode.request_id
         wrong = find_slice_mismatch(case.node, observed.hardware.layouts, observed) if asked else ""
-        return Unfinished(Finding(Reason.ALLOCATABLE_MISMATCH, wrong), final=True, cure=cure) if wrong else None
+        return Unfinished(Reason.ALLOCATABLE_MISMATCH, wrong, cure=cure) if wrong else None
 
     def find_lost(self, case: ActuatorCase, fence: Fence) -> Written | None:
         return None  # nothing reads the device plugin's label
