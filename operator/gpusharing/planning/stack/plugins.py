@@ -241,11 +241,13 @@ def find_rival_symptoms(
                 continue
             # The operator, which reads only `namespace`, refuses all policies for it.
             refused = _are_twins(main, other) and main.namespace == other.namespace == namespace
+            needed = found | {_release(one) for one in running if one is not other}
+            lost, command = _find_removal(main, other, nodes, restart, needed)
             yield (error if refused else warning)(
                 Topic.NODES,
                 "TwoMigManagers" if main.role is Role.MIG_MANAGER else "TwoDevicePlugins",
-                _tell(main, other, f"both select {some(both)}") + _tell_victims(main, other, nodes, restart),
-                _remedy(main, other, nodes, restart, found | {_release(one) for one in running if one is not other}),
+                _tell(main, other, f"both select {some(both)}") + lost,
+                command,
             )
     for driver in drivers if plugins else ():
         if both := _shared(plugins[0], driver, nodes):
@@ -279,19 +281,6 @@ def _release(server: Server) -> tuple[str, str]:
     return server.release, server.release_namespace
 
 
-def _tell_victims(main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects) -> str:
-    lone = _find_lone(main, other, nodes)
-    then = (
-        "and nothing would restore their MIG instances"
-        if main.role is Role.MIG_MANAGER
-        else "and their GPUs would be gone"
-    )
-    lost = f". Only {other.where} may serve {some(lone, 40)}: without it {then}" if lone else ""
-    if other.release and not lone:
-        lost = f". Everything goes that Helm release {other.release} installs, so look at that first"
-    return lost + (tell_effects(restart) if main.role is Role.PLUGIN else "")
-
-
 def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
     """Return the nodes that may have no program of this role without `other`."""
     tolerations = [
@@ -307,23 +296,28 @@ def _find_lone(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[s
     return sorted(node.name for node in served if other.selects(node) and not reaches(node))
 
 
-def _remedy(
+def _find_removal(
     main: Server, other: Server, nodes: Iterable[NodeView], restart: Effects, needed: Collection[tuple[str, str]]
-) -> Command:
-    """Return the command that removes `other`, or shows it if it would come back or nodes would lose by it.
+) -> tuple[str, Command]:
+    """Return what goes with `other`, and the command that removes it, or shows it if it would return or nodes lose by it.
 
     `needed` are the Helm releases, with their namespaces, that install something else that has to stay.
     """
-    if _find_lone(main, other, nodes) or (other.owned and not other.release):
-        return other.show
+    mig = main.role is Role.MIG_MANAGER
+    lost = "" if mig else tell_effects(restart)
+    if lone := _find_lone(main, other, nodes):
+        then = "and nothing would restore their MIG instances" if mig else "and their GPUs would be gone"
+        return f". Only {other.where} may serve {some(lone, 40)}: without it {then}{lost}", other.show
     remove = f"kubectl -n {other.namespace} delete daemonset {other.name}"
     if other.release:
+        lost = f". Everything goes that Helm release {other.release} installs, so look at that first{lost}"
         if _release(other) in needed:  # Node Feature Discovery takes its labels with it, for example
-            return Command.of(f"helm get manifest {other.release} -n {other.release_namespace}", effects=())
+            return lost, Command.of(f"helm get manifest {other.release} -n {other.release_namespace}", effects=())
         remove = f"helm uninstall {other.release} -n {other.release_namespace}"
+    elif other.owned:
+        return lost, other.show
     removal = Command.of(remove, effects=())  # `main` does the same on each of its nodes
-    if main.role is Role.MIG_MANAGER:
-        return removal
-    restarted = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
-    again = Command.if_safe(restarted, effects=restart)
-    return other.show if again is None else again.after(removal)
+    if mig:
+        return lost, removal
+    again = Command.if_safe(f"kubectl -n {main.namespace} rollout restart daemonset {main.name}", effects=restart)
+    return lost, other.show if again is None else again.after(removal)
