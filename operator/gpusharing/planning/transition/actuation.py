@@ -33,9 +33,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators import Written
-from gpusharing.planning.wanted.assess import Assessed, Untargeted, find_extent
+from gpusharing.planning.wanted.assess import Assessed, Untargeted, aim
 from gpusharing.planning.wanted.target import Target, find_last_proven
-from gpusharing.planning.wanted.verify import Comparison, find_mismatch, needs_two_steps
 
 
 def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven: bool = False) -> Verdict:
@@ -199,7 +198,7 @@ def find_begun(case: NodeCase) -> NodeCase | None:
     target = find_last_proven(replace(node, verified=record), assessed.observed, case.stack)
     if isinstance(target, str) or fence.owed not in ("", owed_for(target)) or target == assessed.target:
         return None
-    first, spec = _aim_at(case, assessed, target), assessed.spec
+    first, spec = aim(assessed, target, node, case.stack, case.actuator), assessed.spec
     if assessed.policy.version != fence.version:  # what a person has corrected since is tried, and not blamed
         spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"on_failure": "Hold"})})
     return replace(case, assessment=replace(first, spec=spec))
@@ -263,23 +262,7 @@ def _assess_back(case: NodeCase, assessment: Assessed) -> Assessed | Finding:
     if (objection := next(case.actuator.objections(case, target), None)) is not None:
         message = f"the last proven mode is {target.mode}, and {objection.message}"
         return replace(objection, reason=Reason.ROLLING_BACK, message=message)
-    return _aim_at(case, assessment, target)
-
-
-def _aim_at(case: NodeCase, assessment: Assessed, target: Target) -> Assessed:
-    compared = Comparison(case.node, assessment.observed, target, case.stack)
-    mismatch = find_mismatch(compared, case.actuator.checks)
-    disruption, gpus, whole = find_extent(compared, mismatch, assessment.policy, assessment.spec)
-    return replace(
-        assessment,
-        target=target,
-        two_steps=needs_two_steps(compared),
-        mismatch=mismatch,
-        disruption=disruption,
-        gpus=gpus,
-        whole=whole,
-        drift=None,
-    )
+    return aim(assessment, target, node, stack, case.actuator)
 
 
 def holds_our_cordon(case: NodeCase) -> bool:

@@ -11,6 +11,7 @@ from gpusharing.api.gpunode import MAX_HOLDERS
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.health import REACHABLE
+from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
@@ -56,19 +57,19 @@ class Assessed:
     """What the node should finally be."""
     stop: Target
     """The intermediate target: whole GPUs without sharing. It is used only if `two_steps`."""
-    two_steps: bool
-    """Whether the change involves both MPS and MIG. In a single step, mig-manager would race with the MPS daemon."""
-    mismatch: Finding | None
-    """The first disagreement between a source of proof and the target."""
-    disruption: DisruptionClass
-    """The class of disruption of the change from the present state to the target."""
-    gpus: tuple[int, ...]
-    """Indexes of the only GPUs that the change touches, sorted. Empty unless `disruption` is ChangedGPUs."""
-    whole: str
-    """Why the whole node must be emptied although drain.scope is Changed, or empty."""
-    drift: Finding | None
-    """How the node differs from what was last proven on it for this policy: its target, or what a rollback restored."""
     observed_text: str
+    two_steps: bool = False
+    """Whether the change involves both MPS and MIG. In a single step, mig-manager would race with the MPS daemon."""
+    mismatch: Finding | None = None
+    """The first disagreement between a source of proof and the target."""
+    disruption: DisruptionClass = DisruptionClass.NONE
+    """The class of disruption of the change from the present state to the target."""
+    gpus: tuple[int, ...] = ()
+    """Indexes of the only GPUs that the change touches, sorted. Empty unless `disruption` is ChangedGPUs."""
+    whole: str = ""
+    """Why the whole node must be emptied although drain.scope is Changed, or empty."""
+    drift: Finding | None = None
+    """How the node differs from what was last proven on it for this policy: its target, or what a rollback restored."""
 
     @property
     def goal(self) -> Target:
@@ -99,9 +100,8 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
     target, stop = (_spare_manager(each, node, observed) for each in (target, targets.stop(observed.hardware)))
     if policy.resetting:
         target = without_default_label(target, stack)
-    compared = Comparison(node, observed, target, stack)
-    mismatch = find_mismatch(compared, actuator.checks)
-    drift, record = None, node.verified
+    assessed = aim(Assessed(policy, request.spec, observed, target, stop, text), target, node, stack, actuator)
+    record = node.verified
     if (
         record is not None
         and record.policy == policy.name
@@ -109,25 +109,28 @@ def assess(node: NodeView, gpunode: GPUNodeView | None, targets: PolicyTargets, 
         and record.plugin_config == target.plugin_key
         and record.layout == target.text
     ):
-        drift = mismatch
-    elif record is not None and record.rolled_back and record.version == policy.version:
+        return replace(assessed, drift=assessed.mismatch)
+    if record is not None and record.rolled_back and record.version == policy.version:
         last = find_last_proven(node, observed, stack)
         if isinstance(last, Target):
-            drift = find_mismatch(replace(compared, target=last), actuator.checks)
-    disruption, gpus, whole = find_extent(compared, mismatch, policy, request.spec)
-    return Assessed(
-        policy=policy,
-        spec=request.spec,
-        observed=observed,
+            return replace(assessed, drift=find_mismatch(Comparison(node, observed, last, stack), actuator.checks))
+    return assessed
+
+
+def aim(assessed: Assessed, target: Target, node: NodeView, stack: StackView, actuator: Actuator) -> Assessed:
+    """Return the assessment of the same report with another target, and without drift."""
+    compared = Comparison(node, assessed.observed, target, stack)
+    mismatch = find_mismatch(compared, actuator.checks)
+    disruption, gpus, whole = find_extent(compared, mismatch, assessed.policy, assessed.spec)
+    return replace(
+        assessed,
         target=target,
-        stop=stop,
         two_steps=needs_two_steps(compared),
         mismatch=mismatch,
         disruption=disruption,
         gpus=gpus,
         whole=whole,
-        drift=drift,
-        observed_text=text,
+        drift=None,
     )
 
 
