@@ -26,6 +26,10 @@ class Complaints:
         else:
             self.ends(subject)
 
+    def follow(self, subject: str, event: str, error: BaseException | None) -> None:
+        """Log a call that fails, once for each type of error; with None it succeeds again."""
+        self.check(subject, error is not None, event, type(error).__name__, error=str(error) or repr(error))
+
     def ends(self, subject: str) -> None:
         """Log that the problem is over, if there was one, quoting its event up to the first semicolon."""
         if (known := self._open.pop(subject, None)) is not None:

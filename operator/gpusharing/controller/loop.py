@@ -50,6 +50,7 @@ FOLLOW_UPS = 30
 """The most passes that may follow one another without a rest and without an event."""
 RETRY = 2.0
 """Seconds until the next pass, after the API server or the Lease has ended one."""
+PASSES_FAIL = "passes fail; trying again"
 
 
 _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
@@ -215,9 +216,9 @@ class Loop:
         except* FATAL as group:
             self.sources.policies.touch()
             self.gatherer.pods.forget()
-            self._ended_by(group)
+            self._complaints.follow("pass", PASSES_FAIL, first_of(group))
         except* KubeError as group:
-            self._ended_by(group)
+            self._complaints.follow("pass", PASSES_FAIL, first_of(group))
         else:
             self._complaints.ends("pass")
             if self._on_first_pass is not None:
@@ -225,12 +226,6 @@ class Loop:
                 self._on_first_pass = None
             return due
         return self.now() + timedelta(seconds=RETRY)
-
-    def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
-        error = first_of(group)
-        self._complaints.begins(
-            "pass", "passes fail; trying again", type(error).__name__, error=str(error) or repr(error)
-        )
 
     def _may_run(self) -> bool:
         """Whether this process leads and all sources can be relied on. Logs what is wrong, also what stops no pass."""
@@ -337,8 +332,7 @@ class Loop:
                         self.wake.set()
                 except KubeError as error:
                     failed = error
-                event, kind = "Pending pods cannot be counted; trying again", type(failed).__name__
-                self._complaints.check("pending pods", failed, event, kind, error=str(failed))
+                self._complaints.follow("pending pods", "Pending pods cannot be counted; trying again", failed)
             await asyncio.sleep(self.settings.pending_period)
 
     async def test_taints(self) -> None:

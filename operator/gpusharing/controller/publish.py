@@ -311,7 +311,7 @@ class Publisher:
         refused, undone = isinstance(error, Forbidden | Invalid | Undone), isinstance(error, Undone)
         before, first = self._refused.get(key), max(self.period, 1.0)
         self._refused[key] = failed_again(before, words, now, 0.0, first=first, refused=refused, at_once=undone)
-        self._complaints.begins(key, event, type(error).__name__, error=words)
+        self._complaints.follow(key, event, error)
         return self._refused[key].next_try
 
     def _accepted(self, key: str) -> None:
@@ -346,12 +346,7 @@ class Publisher:
             except AlreadyExists:
                 pass  # it was created by an earlier attempt, whose answer was lost
             except (Invalid, NotFound) as error:
-                self._complaints.begins(
-                    _EVENTS,
-                    "the API server rejected an Event, so the operator drops it",
-                    type(error).__name__,
-                    error=str(error),
-                )
+                self._complaints.follow(_EVENTS, "the API server rejected an Event, so the operator drops it", error)
             except KubeError as error:
                 return self._refusal(_EVENTS, "Events cannot be posted; trying again", error, now)
             else:
@@ -378,7 +373,7 @@ class Publisher:
             except KubeError as error:
                 gone = isinstance(error, NotFound) or (isinstance(error, Forbidden) and error.namespace_terminating)
                 if not gone and not isinstance(error, AlreadyExists):
-                    self._complaints.begins(subject, event, type(error).__name__, error=str(error) or repr(error))
+                    self._complaints.follow(subject, event, error)
             else:
                 self._complaints.ends(subject)
         return self._due[_EVICTIONS] if self._pending_evictions else None

@@ -65,9 +65,8 @@ class Role:
         """Return as soon as this process leads; check the Lease every `seconds` for the log."""
         complaints, announced = Complaints(), ""
         while not self.lease.acquired.is_set():
-            error, event = self.lease.error, "this process is waiting to become the leader"
-            text = str(error) or repr(error)
-            complaints.check("lease", error is not None, event, type(error).__name__, error=text)
+            error = self.lease.error
+            complaints.follow("lease", "this process is waiting to become the leader", error)
             if error is None and self.lease.holder not in ("", announced):
                 announced = self.lease.holder
                 log.info("this process stands by; another one is the leader", leader=announced)
