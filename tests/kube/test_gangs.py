@@ -13,7 +13,6 @@ from tests.kube.test_gather_holders import REBOOTING
 from tests.wording import lacks
 
 from gpusharing.api import names
-from gpusharing.kube import nodepods
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
@@ -27,6 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.gangkeys import gang_of
+from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.pods import pod_view
 from gpusharing.planning.drain.standing import describe_gang
 from gpusharing.planning.snapshot.podviews import Gang, GangView, Scope
@@ -326,5 +326,5 @@ async def test_of_a_gang_5000_pods_are_read_and_20000_where_others_are_listed_wi
     client = Crowded(FakeCluster(), "operator")
     client.count = count
     holder = replace(pod_view(pod(), {}), gang=gang)
-    (view,) = await nodepods.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
+    (view,) = await Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
     assert (view.partial, view.error.partition(", because")[0]) == (partial and not error, error)

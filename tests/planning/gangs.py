@@ -37,7 +37,7 @@ def find(world: "World", pods: Iterable[PodView], *, reboot: bool) -> tuple[Gang
 
 
 def _as_read(member: GangMember) -> GangMember:
-    """A member as the operator reads it, which asks nobody for the claims of pods elsewhere (kube/nodepods.py)."""
+    """A member as the operator reads it, which asks nobody for the claims of pods elsewhere (kube/gangs.py)."""
     return GangMember(member.node, replace(member.pod, dra="none"))
 
 
