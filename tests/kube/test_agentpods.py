@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from gpusharing.kube.agentpods import agent_pod, agent_warning
 from gpusharing.kube.client import JSON
-from gpusharing.kube.daemonsets import agent_pod, agent_warning
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 AFFINITY = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from gpusharing.kube.agentpods import agent_pod, has_secure_metrics
 from gpusharing.kube.client import (
     ACCESS_REVIEWS,
     CLUSTER_POLICIES,
@@ -26,7 +27,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
-from gpusharing.kube.daemonsets import agent_pod, daemon_set_view, has_secure_metrics
+from gpusharing.kube.daemonsets import daemon_set_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.lease import leader_of
 from gpusharing.kube.lists import list_of, pages_of

@@ -10,6 +10,7 @@ from operator import is_
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
+from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning, unknown_agent_pod
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -30,15 +31,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, unknown_gpunode, unknown_node
-from gpusharing.kube.daemonsets import (
-    AGENT,
-    agent_pod,
-    agent_warning,
-    daemon_set_view,
-    operand_view,
-    unknown_agent_pod,
-    unknown_operand,
-)
+from gpusharing.kube.daemonsets import daemon_set_view, operand_view, unknown_operand
 from gpusharing.kube.dra import FIELD_SELECTOR, OUR_RULES, device_class_view, device_index, slice_view, taint_rule_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.lists import or_unknown

@@ -14,8 +14,8 @@ from math import inf
 from typing import Any
 
 from gpusharing.api.times import from_rfc3339
+from gpusharing.kube.agentpods import AGENT, has_secure_metrics
 from gpusharing.kube.client import GPUNODES, JSON, NAMESPACES, NODES, PODS, POLICIES
-from gpusharing.kube.daemonsets import AGENT, has_secure_metrics
 from gpusharing.kube.errors import Forbidden, KubeError
 from gpusharing.kube.raw import entries, part, section, text, whole
 from gpusharing.planning.vocabulary.lengths import some
