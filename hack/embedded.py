@@ -30,7 +30,6 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST
-from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
 from hack.sim.dra import DRA_SET, device_classes
@@ -51,7 +50,7 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 def fast_settings(factor: float = FACTOR) -> Settings:
     """Return the default settings with the planner's waits divided by `factor`, except for `eviction_wait`, which keeps
     its default."""
-    plan, shell = PlanSettings(), Settings()
+    settings = Settings()
     waits = (
         "settle",
         "idle",
@@ -63,8 +62,8 @@ def fast_settings(factor: float = FACTOR) -> Settings:
         "restart_grace",
         "drift_grace",
     )
-    plan = replace(plan, **{name: getattr(plan, name) / factor for name in waits})
-    return replace(shell, plan=plan, debounce=0.01, publish_period=0.05, pending_period=0.5)
+    fast = {name: getattr(settings, name) / factor for name in waits}
+    return replace(settings, **fast, debounce=0.01, publish_period=0.05, pending_period=0.5)
 
 
 CLUSTER_POLICY: JSON = {
@@ -101,7 +100,7 @@ class Embedded:
         client = self.client = MortalClient(client or self.cluster.client("operator"))
         lease = self.lease = LeaderLease(
             client,
-            self.settings.plan.namespace,
+            self.settings.namespace,
             self.settings.lease_name,
             identity,
             on_lost=client.die,
@@ -248,7 +247,7 @@ def _cluster(
     for device_class in device_classes() if sim.dra else ():
         cluster.add(DEVICE_CLASSES, device_class)
     if sim.dra:  # our chart creates it
-        test = {"name": TAINT_TEST, "namespace": PlanSettings().namespace}
+        test = {"name": TAINT_TEST, "namespace": Settings().namespace}
         cluster.add(REPLICA_SETS, {"metadata": test, "spec": {"replicas": 0}})
     for name, namespace in played_daemon_sets(sim):
         if name == MPS_DAEMON and cluster_policy is not None:

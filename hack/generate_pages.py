@@ -15,6 +15,8 @@ from gpusharing.agent import metrics as agent_metrics
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
+from gpusharing.kube import sourcesettings
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import describe, maximal_layouts
 from gpusharing.planning.snapshot import views
@@ -165,27 +167,21 @@ def _stricter() -> list[str]:
 
 
 def settings() -> str:
-    """Return the page about all environment variables of the operator, sorted by name: one for each field of `Settings`
-    except `plan`, and of `PlanSettings`, with its default and its docstring."""
-    rows = []
-    for module, kind in ((settings_module, Settings), (views, PlanSettings)):
-        docs = _field_docs(module.__file__ or "", kind.__name__)
-        defaults = kind()
-        rows += [
-            (
-                f"`{PREFIX}{item.name.upper()}`",
-                f"`{default_text(getattr(defaults, item.name))}`",
-                docs.get(item.name, ""),
-            )
-            for item in fields(kind)
-            if item.name != "plan"
-        ]
+    """Return the page about all environment variables of the operator, sorted by name: one for each field of
+    `Settings`, with its default and its docstring."""
+    defaults, docs = Settings(), dict[str, str]()
+    for module, kind in ((settings_module, Settings), (sourcesettings, SourceSettings), (views, PlanSettings)):
+        docs |= _field_docs(module.__file__ or "", kind.__name__)
+    rows = [
+        (f"`{PREFIX}{item.name.upper()}`", f"`{default_text(getattr(defaults, item.name))}`", docs.get(item.name, ""))
+        for item in fields(Settings)
+    ]
     text = (
         "Environment variables of `gpusharing-operator`. The chart sets those that differ from the default.\n"
         "Durations have hours, minutes and seconds, such as 90s or 1h30m; seconds may have decimals."
     )
     return _page(
-        "controller/settings.py and planning/snapshot/views.py",
+        "controller/settings.py, kube/sourcesettings.py and planning/snapshot/views.py",
         "Operator settings",
         text,
         _table(("Variable", "Default", "Meaning"), sorted(rows)),

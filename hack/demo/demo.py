@@ -96,7 +96,7 @@ class Demo:
 
     async def leader(self) -> str:
         """Return the holder of the operator's Lease, or an empty string if it has none."""
-        lease = await self.stage.client.get(LEASES, Settings().lease_name, namespace=Settings().plan.namespace)
+        lease = await self.stage.client.get(LEASES, Settings().lease_name, namespace=Settings().namespace)
         return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:

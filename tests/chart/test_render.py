@@ -178,7 +178,7 @@ def test_the_operator_knows_every_variable_that_the_chart_sets(helm: Helm, value
     deployment = find(helm.template("-f", str(values)), "Deployment", "gpusharing-operator")
     environ = {one["name"]: one.get("value", NAMESPACE) for one in pod_containers(deployment)[0]["env"]}
     settings = from_environment(environ)
-    assert settings.plan.namespace == NAMESPACE
+    assert settings.namespace == NAMESPACE
     assert settings.lease_name == USERS["operator"], "the Role names the Lease"
 
 

@@ -203,10 +203,7 @@ class CommandPlayer:
             e.settings,
             admin_plugin_config_map=self.values.get("gpuOperator.adminPluginConfigMap", ""),
             admin_mig_config_map=self.values.get("gpuOperator.adminMigConfigMap", ""),
-            plan=replace(
-                e.settings.plan,
-                gpu_operator_namespace=self.values.get("gpuOperator.namespace", "gpu-operator"),
-            ),
+            gpu_operator_namespace=self.values.get("gpuOperator.namespace", "gpu-operator"),
         )
         e.start_operator()
 

@@ -10,7 +10,7 @@ from tests.build import NOW, make_cluster_policy, make_gpu, make_gpunode, make_n
 from tests.recipes import MIG, PLUGIN
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.kube.sourcesettings import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView

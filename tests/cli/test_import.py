@@ -36,7 +36,7 @@ from gpusharing.kube.client import (
     POLICIES,
 )
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.sources import AdminMaps
+from gpusharing.kube.sourcesettings import AdminMaps
 from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.live.cluster import OPERATOR

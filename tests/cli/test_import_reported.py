@@ -23,7 +23,7 @@ from tests.recipes import MIG, PLUGIN
 from tests.wording import lacks
 
 from gpusharing.kube.client import CONFIG_MAPS
-from gpusharing.kube.sources import AdminMaps
+from gpusharing.kube.sourcesettings import AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView

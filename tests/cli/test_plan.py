@@ -363,7 +363,7 @@ async def test_of_two_pods_the_one_that_leads_is_the_operators_own(holder: str |
     metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
     cluster.add(LEASES, {"metadata": metadata, "spec": {"holderIdentity": holder}})
     installed = await read_installed(cluster.client("me"))
-    assert installed.settings.plan.pod_name == own
+    assert installed.settings.pod_name == own
 
 
 @virtually

@@ -185,7 +185,7 @@ async def test_with_the_charts_value_no_pool_starts_a_node_whatever_its_policy_s
 async def restarted(scene: Scene, paused: Any) -> None:
     """helm upgrade --set paused=...: another operator with the setting takes over."""
     await scene.e.kill_operator()
-    scene.e.settings = replace(scene.e.settings, plan=replace(scene.e.settings.plan, paused=paused))
+    scene.e.settings = replace(scene.e.settings, paused=paused)
     scene.e.start_operator()
 
 

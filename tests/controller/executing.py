@@ -14,7 +14,8 @@ from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.kube.client import NODES, PODS, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.memory import PassMemory

@@ -14,7 +14,8 @@ from gpusharing.controller.sharedwrites import SharedWrites
 from gpusharing.kube.client import DEVICE_CLASSES, JSON
 from gpusharing.kube.dra import device_class, device_class_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, Invalid
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.actions import WriteClasses
 from gpusharing.planning.snapshot.nvidia import DeviceClassView
 from gpusharing.planning.wanted.objects import wanted_class

@@ -26,7 +26,8 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete

@@ -6,7 +6,6 @@ import pytest
 from tests.wording import lacks
 
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, default_text, from_environment
-from gpusharing.planning.snapshot.views import PlanSettings
 
 
 def test_without_variables_the_defaults_hold() -> None:
@@ -14,14 +13,8 @@ def test_without_variables_the_defaults_hold() -> None:
 
 
 def test_every_setting_has_a_variable_and_takes_its_own_default() -> None:
-    kinds = (Settings(), PlanSettings())
-    values = {
-        PREFIX + item.name.upper(): default_text(getattr(kind, item.name))
-        for kind in kinds
-        for item in fields(kind)
-        if item.name != "plan"
-    }
-    assert len(values) == len(fields(Settings)) - 1 + len(fields(PlanSettings)), "no name means two things"
+    settings = Settings()
+    values = {PREFIX + item.name.upper(): default_text(getattr(settings, item.name)) for item in fields(settings)}
     assert from_environment(values) == Settings()
 
 
@@ -36,7 +29,7 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
             "GPUSHARING_METRICS_PORT": "0",
         }
     )
-    assert (found.plan.namespace, found.plan.settle, found.plan.max_in_flight) == ("gpus", 0.5, 7)
+    assert (found.namespace, found.settle, found.max_in_flight) == ("gpus", 0.5, 7)
     assert (found.parallel, found.log_level, found.metrics_port) == (3, "debug", 0)
 
 
@@ -126,7 +119,7 @@ def test_a_configmap_of_ours_is_not_merged_into_itself(name: str, ours: str) -> 
 
 def test_marks_for_neighbors_are_labels_with_a_value() -> None:
     given = {"GPUSHARING_NEIGHBOR_LABELS": "example.com/hands-off=true, repair=no"}
-    assert from_environment(given).plan.neighbor_labels == ("example.com/hands-off=true", "repair=no")
+    assert from_environment(given).neighbor_labels == ("example.com/hands-off=true", "repair=no")
 
 
 @pytest.mark.parametrize(
@@ -163,22 +156,22 @@ def test_a_mark_of_ours_that_would_keep_us_away_from_every_node_is_refused() -> 
 def test_lists_are_taken_with_commas_between_and_may_be_empty() -> None:
     found = from_environment(
         {"GPUSHARING_PROTECTED_NAMESPACES": "kube-system, a-1", "GPUSHARING_UNSAFE_DRIVERS": "570,580.95.05"}
-    ).plan
+    )
     assert found.protected_namespaces == ("kube-system", "a-1")
     assert found.unsafe_drivers == ("570", "580.95.05")
-    assert from_environment({"GPUSHARING_PROTECTED_NAMESPACES": ""}).plan.protected_namespaces == ()
+    assert from_environment({"GPUSHARING_PROTECTED_NAMESPACES": ""}).protected_namespaces == ()
 
 
 @pytest.mark.parametrize("word", ["on", "true"])
 def test_the_guard_is_one_of_its_words(word: str) -> None:
-    assert from_environment({PREFIX + "GUARD": "validating"}).plan.guard == "validating"
+    assert from_environment({PREFIX + "GUARD": "validating"}).guard == "validating"
     with pytest.raises(SettingsError, match="is not one of false, mutating, validating"):
         from_environment({PREFIX + "GUARD": word})
 
 
 def test_a_switch_is_true_or_false() -> None:
     for text, value in {"true": True, "false": False}.items():
-        assert from_environment({"GPUSHARING_REFUSE_UNSAFE_DRIVERS": text}).plan.refuse_unsafe_drivers is value
+        assert from_environment({"GPUSHARING_REFUSE_UNSAFE_DRIVERS": text}).refuse_unsafe_drivers is value
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hack.cluster.nodes import LABEL_POOL, node_manifest
@@ -25,7 +25,6 @@ from gpusharing.kube.errors import NotFound
 from gpusharing.kube.fence import parse_record
 from gpusharing.kube.lease import Timing
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import PlanSettings
 
 H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 HOUR = 3600.0
@@ -315,7 +314,7 @@ async def open_scene(
         factor=1.0,
         workloads=workloads,
         sim=sim,
-        settings=replace(Settings(), plan=replace(PlanSettings(), **settings), maintenance_keys=maintenance_keys),
+        settings=Settings(**settings, maintenance_keys=maintenance_keys),
         lease_timing=lease,
         now=virtual_now,
         cluster_policy=cluster_policy,

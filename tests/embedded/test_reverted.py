@@ -85,7 +85,7 @@ async def test_a_config_map_that_others_keep_undoing_is_written_ever_more_rarely
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.ready()
-        name = scene.e.settings.plan.plugin_config_map
+        name = scene.e.settings.plugin_config_map
         key = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG]
 
         def undo(body: JSON) -> bool:

@@ -180,7 +180,7 @@ async def test_the_value_may_be_switched_off_in_the_middle_of_a_change() -> None
         await scene.e.until(lambda: rules(scene) == [RULE], "the rule", 300)
         await scene.e.kill_operator()
         settings = scene.e.settings
-        scene.e.settings = replace(settings, plan=replace(settings.plan, device_taints=False))
+        scene.e.settings = replace(settings, device_taints=False)
         scene.e.start_operator()
         scene.e.cluster.patch(PDBS, "old", {"spec": {"minAvailable": 0}}, "default")
         await scene.ready(seconds=1800)

@@ -17,13 +17,14 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.memory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 WANTED = frozenset({"gpu-07"})
-SETTINGS = PlanSettings()
+SETTINGS = SourceSettings(agent_namespace="")
 
 
 @dataclass
@@ -56,8 +57,7 @@ class Gathering:
 @asynccontextmanager
 async def gathering(
     *objects: tuple[Resource, JSON],
-    admin: AdminMaps = NO_MAPS,
-    plan: PlanSettings = SETTINGS,
+    settings: SourceSettings = SETTINGS,
     client: Callable[[FakeCluster, str], KubeClient] = FakeClient,
 ) -> AsyncIterator[Gathering]:
     """A cluster with gpu-07 and these objects, its sources in step. `client` makes the one of the Gatherer."""
@@ -65,7 +65,7 @@ async def gathering(
     cluster.add(NODES, node())
     for resource, obj in objects:
         cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), SourceSettings(admin_maps=admin, plan=plan), lambda: None)
+    sources = Sources(cluster.client("sources"), settings, lambda: None)
     task = asyncio.create_task(sources.run())
     calls = CallMemory()
     try:

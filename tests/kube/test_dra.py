@@ -29,11 +29,11 @@ from gpusharing.kube.client import (
 from gpusharing.kube.daemonsets import by_node, daemon_set_view, find_dra, operand_view
 from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.nvidia import DaemonSetState, DraView, NodeDevices, Program
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.verify import served
 
 PUBLISHED = Path(__file__).parents[1] / "foreign" / "dra-slices.yaml"
@@ -293,7 +293,7 @@ async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() ->
     cluster = FakeCluster()
     cluster.add(DAEMON_SETS, driver())
     cluster.uninstalled.add(DEVICE_TAINT_RULES)
-    sources = Sources(cluster.client("operator"), SourceSettings(plan=PlanSettings(device_taints=True)), lambda: None)
+    sources = Sources(cluster.client("operator"), SourceSettings(device_taints=True), lambda: None)
     reader = StackReader(sources, CallMemory(), silent=True)
     task = asyncio.create_task(sources.run())
     try:

@@ -35,7 +35,8 @@ from gpusharing.kube.client import PODS, ApiRequest
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.raw import count
-from gpusharing.kube.sources import NO_MAPS, ConfigMapView
+from gpusharing.kube.sources import ConfigMapView
+from gpusharing.kube.sourcesettings import NO_MAPS
 from gpusharing.kube.stackreader import OurConfigMaps, parse_written
 from gpusharing.kube.wire import error_of, error_of_event
 from gpusharing.planning.rollout import plan_rollout

@@ -38,7 +38,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.sources import AdminMaps
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -250,7 +250,7 @@ async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
         config_map("site-mig", "theirs"),
         config_map("gpu-07-mig-config", "generated"),
         config_map("time-slicing-config", "theirs too", "any"),
-        admin=AdminMaps("time-slicing-config", "site-mig"),
+        settings=SourceSettings(admin_plugin_config_map="time-slicing-config", admin_mig_config_map="site-mig"),
     ) as stage:
         stack = (await stage.snapshot()).stack
         assert stack.plugin_configs == {"k": "plugin"}

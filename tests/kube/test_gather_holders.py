@@ -26,8 +26,8 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.nodepods import PodLookups
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.podviews import Scope
-from gpusharing.planning.snapshot.views import PlanSettings
 
 CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
     "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
@@ -162,7 +162,7 @@ async def test_with_the_guard_a_gpu_pod_gets_the_requirement_of_its_namespaces_l
     guard: Literal["mutating", "validating", "false"], modes: tuple[str, ...] | None
 ) -> None:
     bare = pod("bare", spec={"containers": []})
-    async with gathering((PODS, pod()), (PODS, bare), plan=PlanSettings(guard=guard)) as stage:
+    async with gathering((PODS, pod()), (PODS, bare), settings=SourceSettings(guard=guard)) as stage:
         labels = {names.LABEL_ISOLATION: "memory"}
         stage.cluster.add(NAMESPACES, {"metadata": {"name": "team-a", "labels": labels}})
         terms = {one.name: one.node_terms for one in (await stage.work(0)).pods}

@@ -8,12 +8,15 @@ from tests.kube.gathering import gathering
 from tests.kube.test_gather import config_map
 
 from gpusharing.kube.client import CONFIG_MAPS
-from gpusharing.kube.sources import AdminMaps
+from gpusharing.kube.sourcesettings import SourceSettings
+
+SITE = SourceSettings(admin_mig_config_map="site-mig")
+MISSPELT = SourceSettings(admin_plugin_config_map="misspelt", admin_mig_config_map="site-mig")
 
 
 @virtually
 async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
-    async with gathering(config_map("site-mig", "mig-configs: {}"), admin=AdminMaps("misspelt", "site-mig")) as stage:
+    async with gathering(config_map("site-mig", "mig-configs: {}"), settings=MISSPELT) as stage:
         with capture_logs() as logged:
             stacks = [(await stage.snapshot(second)).stack for second in (0, 1)]
     assert [one.missing_maps for one in stacks] == [("misspelt",)] * 2
@@ -24,7 +27,7 @@ async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
 
 @virtually
 async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_configmap_when_it_goes() -> None:
-    async with gathering(config_map("site-mig", "no YAML: ["), admin=AdminMaps("", "site-mig")) as stage:
+    async with gathering(config_map("site-mig", "no YAML: ["), settings=SITE) as stage:
         changes: list[Callable[[], object]] = [
             lambda: stage.cluster.add(*config_map("gpusharing-mig-parted", "mig-configs: {}")),
             lambda: stage.cluster.patch(
@@ -51,7 +54,7 @@ async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_confi
 @virtually
 async def test_a_program_whose_output_is_the_answer_is_told_nothing_in_passing() -> None:
     """Log lines of the plugin stood before the YAML that kubectl apply was to read."""
-    async with gathering(config_map("site-mig", "no YAML: ["), admin=AdminMaps("misspelt", "site-mig")) as stage:
+    async with gathering(config_map("site-mig", "no YAML: ["), settings=MISSPELT) as stage:
         stage.gatherer.stack.silent = True
         with capture_logs() as logged:
             stack = (await stage.snapshot()).stack

@@ -10,7 +10,8 @@ from gpusharing.kube.client import PODS
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import Budgets, NodePods
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.kube.stackreader import StackReader
 
 

@@ -29,7 +29,8 @@ from gpusharing.kube.client import (
 from gpusharing.kube.daemonsets import by_node
 from gpusharing.kube.dra import rule_for
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, Sources, SourceSettings
+from gpusharing.kube.sources import RESTORE_NOTE, Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.views import GPUNodeView
 
 
@@ -42,7 +43,7 @@ class Followed:
         self.restores = 0
         self.sources = Sources(
             cluster.client("operator"),
-            SourceSettings(admin_maps=AdminMaps(mig="site-mig")),
+            SourceSettings(admin_mig_config_map="site-mig", agent_namespace=""),
             self.wake,
             lambda: self.restores,
         )

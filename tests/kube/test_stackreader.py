@@ -4,7 +4,8 @@ from hack.sim.fakecluster import FakeCluster
 from tests.build import NOW, at
 
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.kube.stackreader import StackReader
 
 

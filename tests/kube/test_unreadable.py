@@ -28,7 +28,8 @@ from gpusharing.kube.fanout import Workers
 from gpusharing.kube.nodepods import Budgets
 from gpusharing.kube.policycache import PolicyCache
 from gpusharing.kube.reflector import Reflector
-from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 
 
 class Bug(dict[str, Any]):
@@ -189,7 +190,7 @@ READ: dict[str, str] = {
 
 
 def broken(kind: str, version: str) -> JSON:
-    name = SourceSettings().plan.plugin_config_map if kind == "config_maps" else "odd"
+    name = SourceSettings().plugin_config_map if kind == "config_maps" else "odd"
     labels = {"app": "nvidia-device-plugin-daemonset"}
     raw = named(name, version, **{READ[kind]: 5 if kind == "config_maps" else Bug({"a": 1})})
     raw["metadata"]["labels"] = labels
@@ -235,7 +236,7 @@ async def test_an_object_that_cannot_be_converted_is_unknown_and_the_others_are_
 
 @virtually
 async def test_an_object_that_was_read_before_keeps_its_view_until_it_goes() -> None:
-    plan = SourceSettings().plan
+    plan = SourceSettings()
     mine = named(plan.plugin_config_map, "5", data={"a": "b"})
     async with following("config_maps", mine) as (server, sources, reflector):
         server.events.put_nowait(WatchEvent("MODIFIED", broken("config_maps", "9")))

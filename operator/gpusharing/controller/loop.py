@@ -29,7 +29,7 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.sender import Sender, Writes
-from gpusharing.kube.sources import NOT_YET, AdminMaps, Sources, SourceSettings
+from gpusharing.kube.sources import NOT_YET, Sources
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
@@ -92,12 +92,9 @@ class Loop:
         wake, limit = self.wake.set, Limits().parallel
         self.calls = Fanout(client, parallel=min(settings.parallel, limit))
         """The client that every call of the loop goes through, except the calls about the Lease."""
-        admin_maps = AdminMaps(settings.admin_plugin_config_map, settings.admin_mig_config_map)
-        keys = frozenset(settings.maintenance_keys)
-        read = SourceSettings(settings.plan, admin_maps, settings.agent_namespace, keys)
         writes = Writes()
         sender = self.sender = Sender(self.calls, writes)
-        self.sources = Sources(sender, read, wake, lambda: leader.restores)
+        self.sources = Sources(sender, settings, wake, lambda: leader.restores)
         workers = Workers(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             Sender(PublishingClient(self.calls), writes),
@@ -113,7 +110,7 @@ class Loop:
             leader.set_claims,
             now,
             workers=Workers(settings.parallel, wake),
-            eviction_wait=settings.plan.eviction_wait,
+            eviction_wait=settings.eviction_wait,
             on_action=self._acted,
             event_of=lambda action: self.publisher.shared_event(action, now()),
         )
@@ -337,9 +334,9 @@ class Loop:
 
     async def test_taints(self) -> None:
         """Test whether the scheduler obeys DeviceTaintRules, every PERIOD seconds while a DRA stack is there."""
-        if not self.settings.plan.device_taints:
+        if not self.settings.device_taints:
             return
-        test = TaintTest(self.sender, self.settings.plan.namespace)
+        test = TaintTest(self.sender, self.settings.namespace)
         while True:
             ready = self.leader.is_leader and self.sources.of_dra and not self.sources.missing()
             if ready and (proof := await test.repeat()) != self.executor.calls.taint_proof:

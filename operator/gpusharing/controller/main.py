@@ -100,7 +100,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     # calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
         timing = Timing(settings.lease_duration, settings.renew_deadline, settings.retry_period)
-        where = settings.plan.namespace, settings.lease_name
+        where = settings.namespace, settings.lease_name
         role = Role(LeaderLease(own, *where, identity, on_lost=_lost, timing=timing, now=clock))
         metrics.leader.set_function(lambda: float(role.lease.is_leader))
 
@@ -116,7 +116,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
                 and await _listen(servers, metrics_application(metrics.registry), settings, "metrics_port")
             ):
                 return FAULT
-            log.info("started", identity=identity, namespace=settings.plan.namespace)
+            log.info("started", identity=identity, namespace=settings.namespace)
             await _until_signalled(role.lease, work())
     log.info("stopped")
     return 0

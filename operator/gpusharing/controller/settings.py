@@ -5,15 +5,15 @@ An invalid one prevents the start. `docs/reference/settings.md` is generated fro
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from gpusharing.api.settingtypes import Period, Port, Seconds, listed
+from gpusharing.api.settingtypes import Period, Port, Seconds
 from gpusharing.kube.fence import MOST_CLAIMS
-from gpusharing.kube.maintenance import find_problem
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.kube.sourcesettings import SourceSettings
+from gpusharing.planning.vocabulary.values import value
 
 PREFIX = "GPUSHARING_"
 EXAMPLES = {
@@ -30,30 +30,16 @@ WHY = {
     "less_than_equal": " is not a port",
 }
 """Our wording for pydantic's errors, after the name and the value of the variable."""
-MaintenanceKeys = Annotated[tuple[str, ...], listed(find_problem)]
 
 
 class SettingsError(Exception):
     """A setting cannot be used; the message names the variable and shows a valid example."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of the process itself, besides those of the planner. Durations are in seconds."""
+@value
+class Settings(SourceSettings):
+    """All settings of the operator: those of the process itself, and of what it reads and decides. Durations are in seconds."""
 
-    plan: PlanSettings = field(default_factory=PlanSettings)
-    """The settings that decisions depend on; each of them has a variable of its own, too."""
-    admin_mig_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if
-    there is none."""
-    admin_plugin_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if
-    there is none."""
-    agent_namespace: str = "gpusharing-agent"
-    """Namespace of the agent's pods; if empty, the operator's own namespace."""
-    maintenance_keys: MaintenanceKeys = ()
-    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains
-    the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in the operator's namespace that records the leader and the claims."""
     lease_duration: Period = 15.0
@@ -88,22 +74,19 @@ class Settings:
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Return the settings of the variables GPUSHARING_<NAME>, or raise SettingsError; an empty one is a value."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
-    plan, shell = _variables(PlanSettings), _variables(Settings)
-    known = plan.keys() | shell.keys()
+    known = {item.name.upper(): item.name for item in fields(Settings)}
     if unknown := sorted(texts.keys() - known):
         names = ", ".join(PREFIX + name for name in sorted(known))
         raise SettingsError(f"{PREFIX}{unknown[0]} is not a setting; the known ones are {names}")
     try:
-        planner = _PLAN.validate_python({plan[name]: texts[name] for name in texts if name in plan})
-        own = {shell[name]: texts[name] for name in texts if name in shell}
-        settings = _SHELL.validate_python({**own, "plan": planner})
+        settings = _SETTINGS.validate_python({known[name]: text for name, text in texts.items()})
     except ValidationError as errors:
         raise SettingsError(_explain(errors)) from None
     _check(settings)
     return settings
 
 
-_PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
+_SETTINGS = TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
@@ -114,10 +97,6 @@ def default_text(value: object) -> str:
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _variables(kind: type) -> dict[str, str]:
-    return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
-
-
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
@@ -126,8 +105,7 @@ def _explain(error: ValidationError) -> str:
         why = f" is not one of {', '.join(words)}"
     else:
         why = WHY.get(first["type"]) or str(context.get("error", first["msg"]))
-    defaults: object = PlanSettings() if hasattr(PlanSettings, name) else Settings()
-    example = EXAMPLES.get(name) or default_text(getattr(defaults, name))
+    example = EXAMPLES.get(name) or default_text(getattr(Settings(), name))
     variable = PREFIX + name.upper()
     return f"{variable}={text}{why}; for example {variable}={example}"
 
@@ -140,13 +118,13 @@ def _check(settings: Settings) -> None:
             f" {PREFIX}LEASE_DURATION={settings.lease_duration:g}s must each be larger than the one before;"
             " for example 2s, 10s and 15s"
         )
-    if settings.plan.max_in_flight > MOST_CLAIMS:
+    if settings.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
-            f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than {MOST_CLAIMS}, the number of nodes that"
+            f"{PREFIX}MAX_IN_FLIGHT={settings.max_in_flight} is more than {MOST_CLAIMS}, the number of nodes that"
             f" the leader's Lease can record; for example {PREFIX}MAX_IN_FLIGHT=100"
         )
     # Keys of the one list keep the operator away from nodes, and those of the other are set during its own change.
-    for key in (entry.partition("=")[0] for entry in settings.plan.neighbor_labels):
+    for key in (entry.partition("=")[0] for entry in settings.neighbor_labels):
         if key in settings.maintenance_keys:
             raise SettingsError(
                 f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOR_LABELS both name {key}: the operator would block"
@@ -155,7 +133,7 @@ def _check(settings: Settings) -> None:
     # An admin's ConfigMap that is ours, merged into itself, would keep every entry forever and never be corrected.
     for name in ("admin_plugin_config_map", "admin_mig_config_map"):
         value = getattr(settings, name)
-        if value in (settings.plan.plugin_config_map, settings.plan.mig_config_map):
+        if value in (settings.plugin_config_map, settings.mig_config_map):
             raise SettingsError(
                 f"{PREFIX}{name.upper()}={value} is the operator's own ConfigMap: name the one whose entries should be"
                 " merged into it, or none"

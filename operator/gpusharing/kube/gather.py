@@ -104,7 +104,7 @@ class Gatherer:
             call_failures={**self.calls.failures, **self._listing},
             view_ages=sources.ages(),
             memory=memory,
-            settings=sources.settings.plan,
+            settings=sources.settings,
         )
 
     async def _refresh_policies(self, now: datetime) -> str:

@@ -257,13 +257,13 @@ class NodePods:
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None and view.fence.tainted:
             view = self.sources.seen_node(node)  # with its DeviceTaintRule
-        scope = scope_of(view, self.sources.settings.plan, stack, gpunode=self.sources.gpunodes.items.get(node))
+        scope = scope_of(view, self.sources.settings, stack, gpunode=self.sources.gpunodes.items.get(node))
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs, scope=scope)
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        settings, work = self.sources.settings.plan, self.work.get(name)
+        settings, work = self.sources.settings, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
             return True
@@ -281,7 +281,7 @@ class NodePods:
         """Return the pods of the node, or why they cannot be listed; Throttled while the last LIST is valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
-            guard = self.sources.settings.plan.guard
+            guard = self.sources.settings.guard
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views

@@ -4,7 +4,7 @@ import asyncio
 import json
 import marshal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
 from typing import Any, TypeVar, Unpack
@@ -46,9 +46,10 @@ from gpusharing.kube.maintenance import (
 from gpusharing.kube.policycache import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.agents import find_troubles
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Program, TaintRuleView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.vocabulary.findings import Finding
 
 View = TypeVar("View")
@@ -66,29 +67,6 @@ NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes a ConfigMap <node>-mig-config from the hardware (docs/design/nvidia.md#a10)."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdminMaps:
-    """Names of the admin's ConfigMaps, beside ours, whose entries are merged into ours; empty if there is none."""
-
-    plugin: str = ""
-    mig: str = ""
-
-
-NO_MAPS = AdminMaps()
-
-
-@dataclass(frozen=True, slots=True)
-class SourceSettings:
-    """Which objects are read, and the planner's settings."""
-
-    plan: PlanSettings = field(default_factory=PlanSettings)
-    admin_maps: AdminMaps = NO_MAPS
-    agent_namespace: str = ""
-    """Namespace of the agents' pods; our own namespace if empty."""
-    maintenance_keys: frozenset[str] = frozenset()
-    """Additional keys of labels, annotations and taints which mean that somebody else maintains a Node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +115,17 @@ class Sources:
     ) -> None:
         """`wake` is called when the view of an object changes; `restores` is that of `Reflector`."""
         self._client, self._wake, self._restores = client, wake, restores
-        self.settings, plan, admin = settings, settings.plan, settings.admin_maps
-        self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
+        self.settings, admin = settings, settings.admin_maps
+        self._read_maps = {settings.plugin_config_map, settings.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
         """UIDs of ConfigMaps with a mark of ours, kept even if somebody removes the mark soon after."""
-        pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
+        pods, namespace = settings.agent_namespace or settings.namespace, settings.gpu_operator_namespace
         self._shown: dict[str, str] = {}
         """Transition and conditions of each GPUNode by name, as JSON, which takes a fifth of the memory."""
         self._reports: dict[str, int] = {}
         """A hash of the agent's report in each GPUNode, by name, because most versions repeat the report."""
-        self.policies = PolicyCache(client, restores, plan.paused)
-        node = partial(node_view, maintenance_keys=settings.maintenance_keys)
+        self.policies = PolicyCache(client, restores, settings.paused)
+        node = partial(node_view, maintenance_keys=frozenset(settings.maintenance_keys))
         self._node = or_unknown(NODES, node, unknown_node)
         self.nodes = self._follow(NODES, self._node)
         self.gpunodes = self._follow(

@@ -14,7 +14,8 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.daemonsets import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.dra import RULES_UNSERVED, tell_unread
 from gpusharing.kube.raw import from_json, section, text, whole
-from gpusharing.kube.sources import NO_MAPS, NODE_CONFIG_SUFFIX, AdminMaps, ConfigMapView, Sources
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, ConfigMapView, Sources
+from gpusharing.kube.sourcesettings import NO_MAPS, AdminMaps
 from gpusharing.planning.snapshot.memory import CLUSTER_POLICY, DEVICE_CLASS, MPS_DAEMON_SET, TAINT_RULE
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DraView, MpsRepairs, Program, StackView, find_active
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -137,12 +138,12 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """Return the present state of the stack, the same object as long as nothing changes."""
-        sources, settings, theirs = self.sources, self.sources.settings.plan, self.sources.settings.admin_maps
+        sources, settings = self.sources, self.sources.settings
         maps, ours = sources.config_maps.items, self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
         sets, agents = sources.daemon_sets.items.values(), sources.agents.items.values()
         policies, gpu_cluster = sources.cluster_policies.items.values(), bool(sources.gpu_clusters.items)
-        view = stack_view(policies, sets, maps, settings, theirs, gpu_cluster=gpu_cluster)
+        view = stack_view(policies, sets, maps, settings, settings.admin_maps, gpu_cluster=gpu_cluster)
         tolerant = any(pod.tolerates_gate for pod in agents)
         view = replace(
             view,
@@ -181,7 +182,7 @@ class StackReader:
             sources.taint_rules.error, "devicetaintrules", RULES_UNSERVED
         )
         taints_work, taint_error = (False, rule_error) if rule_error else self.calls.taint_proof
-        wanted = sources.settings.plan.device_taints
+        wanted = sources.settings.device_taints
         return replace(
             dra,
             unread=tell_unread(slices.error, "resourceslices") or tell_unread(classes.error, "deviceclasses"),
@@ -199,7 +200,7 @@ class StackReader:
                 log.warning("the admin's ConfigMap does not exist", configmap=name)
         problem = migfile.parse_admin(now.admin_mig_file)[1]
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
-            name = self.sources.settings.admin_maps.mig
+            name = self.sources.settings.admin_mig_config_map
             log.warning(
                 "mig-parted would reject entries in the admin's ConfigMap, so the operator does not merge them into"
                 " its own",

@@ -290,11 +290,11 @@ def _end(kind: Resource, changes: Changes, terminal: Terminal, message: str, *, 
 async def _find_absence(session: Session, typed: Arguments, *, lasts: bool) -> str:
     with explained(session.where):
         operator = await read_deployment(session.client)
-    paused = operator.settings.plan.paused
+    paused = operator.settings.paused
     if part(operator.deployment, "spec", "replicas") == 0:
         with explained(session.where):
             try:
-                lease = await session.client.get(LEASES, OPERATOR, namespace=operator.settings.plan.namespace)
+                lease = await session.client.get(LEASES, OPERATOR, namespace=operator.settings.namespace)
                 led = bool(leader_of(lease))  # perhaps outside of the cluster, as in `make run`
             except (NotFound, Forbidden) as error:
                 led = isinstance(error, Forbidden)

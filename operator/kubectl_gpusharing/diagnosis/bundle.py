@@ -201,9 +201,9 @@ async def gather(session: Session, at: datetime) -> Bundle:
         raise
     except KubeError as error:
         installed = InstalledOperator(notes=(error_text(error),))
-    plan = installed.settings.plan
-    ours = {plan.namespace, installed.settings.agent_namespace}
-    namespaces = sorted({*ours, plan.gpu_operator_namespace})
+    settings = installed.settings
+    ours = {settings.namespace, settings.agent_namespace}
+    namespaces = sorted({*ours, settings.gpu_operator_namespace})
     lists: list[tuple[str, Resource, str | None]] = [
         ("policies.json", kinds.POLICIES, None),
         ("gpunodes.json", kinds.GPUNODES, None),
@@ -224,8 +224,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
     for file, resource, space in lists:
         await bundle.read(file, read_all(resource, space))
-    for name in (plan.plugin_config_map, plan.mig_config_map):
-        where = plan.gpu_operator_namespace
+    for name in (settings.plugin_config_map, settings.mig_config_map):
+        where = settings.gpu_operator_namespace
         read = client.get(kinds.CONFIG_MAPS, name, namespace=where)
         await bundle.read(f"{where}/configmap-{name}.json", read, cleaned)
     if not bundle.files:

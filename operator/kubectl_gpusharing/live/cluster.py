@@ -38,13 +38,14 @@ from gpusharing.kube.lease import host_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
 from gpusharing.kube.raw import entries, section, text, texts, whole
-from gpusharing.kube.sources import AdminMaps, Sources, SourceSettings
+from gpusharing.kube.sources import Sources
+from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.drain.evictions import with_evicted
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memory import LASTING, CallFailure, Evicted, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.cases import RETRIED
 from gpusharing.planning.vocabulary.reasons import Reason
 from kubectl_gpusharing.shell.drawing import length
@@ -107,14 +108,12 @@ SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
 PREFIX = "GPUSHARING_"
 Value = TypeVar("Value")
 Other = TypeVar("Other")
-_PLAN = TypeAdapter(PlanSettings)
-DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
-"""The settings with the chart's default values."""
+_SETTINGS = TypeAdapter(SourceSettings)
 
 
 @dataclass(frozen=True, slots=True)
 class InstalledOperator:
-    settings: SourceSettings = DEFAULTS
+    settings: SourceSettings = field(default_factory=SourceSettings)
     claims: Mapping[str, Claim] = field(default_factory=dict)
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     consents: Mapping[str, Consent] = field(default_factory=dict)
@@ -155,12 +154,12 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     """
     found = await read_deployment(client)
     if found.missing:
-        where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
-        return replace(found, settings=replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where)))
+        where = await find_gpu_operator(client, found.settings.gpu_operator_namespace)
+        return replace(found, settings=SourceSettings(gpu_operator_namespace=where))
     if not found.deployment:
         return found
     settings, notes = found.settings, found.notes
-    namespace = settings.plan.namespace
+    namespace = settings.namespace
     lease, why = JSON(), ""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
@@ -181,7 +180,7 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
             "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
             f" failures on deleted nodes and approved plans are unknown: {why}",
         )
-    settings = replace(settings, plan=replace(settings.plan, pod_name=name))
+    settings = replace(settings, pod_name=name)
     return replace(found, settings=settings, claims=claims, failed_nodes=failed_nodes, consents=consents, notes=notes)
 
 
@@ -201,18 +200,13 @@ def _settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         for variable in entries(container, "env")
         if text(variable, "name").startswith(PREFIX) and "value" in variable
     } | {"namespace": text(deployment, "metadata", "namespace")}
+    values["agent_namespace"] = values.get("agent_namespace") or values["namespace"]
     bad: set[str] = set()
     try:
-        plan = _PLAN.validate_python(values)  # it ignores the settings of the process itself
+        settings = _SETTINGS.validate_python(values)  # it ignores the settings of the process itself
     except ValidationError as error:
         bad = {str(one["loc"][0]) for one in error.errors()}
-        plan = _PLAN.validate_python({name: value for name, value in values.items() if name not in bad})
-    settings = SourceSettings(
-        plan=plan,
-        admin_maps=AdminMaps(values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")),
-        agent_namespace=values.get("agent_namespace") or values["namespace"],
-        maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
-    )
+        settings = _SETTINGS.validate_python({name: value for name, value in values.items() if name not in bad})
     assumed = "this plugin cannot read these operator settings and assumes their defaults"
     return settings, (f"{assumed}: {', '.join(sorted(bad))}",) if bad else ()
 

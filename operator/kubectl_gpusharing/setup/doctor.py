@@ -160,10 +160,10 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     settings = operator.settings
     account = text(operator.deployment, "spec", "template", "spec", "serviceAccountName")
     place = Place(
-        **{one.name: getattr(settings.plan, one.name) for one in fields(PlanSettings)},
+        **{one.name: getattr(settings, one.name) for one in fields(PlanSettings)},
         release=text(operator.deployment, "metadata", "labels", "app.kubernetes.io/instance") or place.release,
         agent_namespace=settings.agent_namespace,
-        admin_mig_config_map=settings.admin_maps.mig,
+        admin_mig_config_map=settings.admin_mig_config_map,
         operator_account=account or place.operator_account,
     )
     return place, operator.notes

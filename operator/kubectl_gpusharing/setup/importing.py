@@ -23,7 +23,7 @@ from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.installation import read_entries
 from gpusharing.kube.raw import text
-from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.kube.sourcesettings import NO_MAPS, AdminMaps
 from gpusharing.planning.drain.pods import LABELS
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
