@@ -213,39 +213,30 @@ class Workers:
         """
         await self._raise()
         queue = deque(key for key in keys if key not in self.busy)
-        moved, running, left = asyncio.Event(), 0, False
+        moved = asyncio.Event()
 
         async def worker() -> None:
-            nonlocal running
-            try:
-                while queue:
-                    key = queue.popleft()
-                    self.busy.add(key)
-                    try:
-                        await work(key)
-                    finally:
-                        self.busy.discard(key)
-                        moved.set()
-                        if left:
-                            self.on_late()
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
-                self._errors.append(error)
-            finally:
-                running -= 1
-                moved.set()
+            while queue:
+                key = queue.popleft()
+                self.busy.add(key)
+                try:
+                    await work(key)
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
+                    self._errors.append(error)
+                    return
+                finally:
+                    self.busy.discard(key)
+                    moved.set()
 
-        # `_tasks` cannot be counted here: a worker that has just ended is removed from it only after `each` has
-        # returned.
-        for _ in range(min(self.parallel - len(self.busy), len(queue))):
-            task = asyncio.create_task(worker())
-            running += 1
+        workers = [asyncio.create_task(worker()) for _ in range(min(self.parallel - len(self.busy), len(queue)))]
+        for task in workers:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         end = loop_time() + LONGEST
         try:
-            while running and not self._errors:
+            while not all(task.done() for task in workers) and not self._errors:
                 moved.clear()
                 async with asyncio.timeout_at(min(loop_time() + patience, end)):
                     await moved.wait()
@@ -255,7 +246,9 @@ class Workers:
             await self.close()
             raise
         queue.clear()
-        left = True
+        for task in workers:
+            if not task.done():  # with the queue empty, it ends with its present piece of work
+                task.add_done_callback(lambda _: self.on_late())
         await self._raise()
 
     async def close(self) -> None:
