@@ -78,24 +78,16 @@ class WireRecord:
     }
 
 
-def to_wire(value: Any) -> Any:
+def to_wire(value: Any, *, item: bool = False) -> Any:
     """Return the JSON of a record, or of a tuple or list of records.
 
     Fields that are None are included, as null, because a merge patch keeps what it does not name. It replaces a list as
-    a whole, so there fields at their default are left out.
+    a whole, so in an `item` of one, fields at their default are left out.
     """
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
-        return {key: to_wire(getattr(value, name)) for name, key, _ in names}
-    if isinstance(value, tuple | list):
-        return [_item(item) for item in value]
-    return value
-
-
-def _item(value: Any) -> Any:
-    if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         found = ((key, getattr(value, name), default) for name, key, default in names)
-        return {key: to_wire(one) for key, one, default in found if one != default}
-    return to_wire(value)
+        return {key: to_wire(one) for key, one, default in found if not item or one != default}
+    return [to_wire(one, item=True) for one in value] if isinstance(value, tuple | list) else value
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
