@@ -8,8 +8,7 @@ write (docs/design/faults.md#d12).
 """
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -171,8 +170,7 @@ class Executor:
         }
 
         async def node(name: str) -> None:
-            with self._left_to_next_pass(outcome):
-                await self._node(name, due[name], snapshot, blocked, outcome)
+            await self._node(name, due[name], snapshot, blocked, outcome)
 
         # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
         # calls.
@@ -210,14 +208,13 @@ class Executor:
         accepted: set[str] = set()
 
         async def write(subject: str) -> None:
-            with self._left_to_next_pass(outcome):
-                error = await self._attempt(subject, actions[subject], snapshot, outcome)
-                if error is None:
-                    accepted.add(subject)
-                if isinstance(actions[subject], WriteConfig):
-                    failure = self.calls.failures.get(subject)
-                    lasts = isinstance(error, Forbidden | Invalid | Undone) or (failure is not None and failure.lasts)
-                    self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
+            error = await self._attempt(subject, actions[subject], snapshot, outcome)
+            if error is None:
+                accepted.add(subject)
+            if isinstance(actions[subject], WriteConfig) and not isinstance(error, PlanOutdated):
+                failure = self.calls.failures.get(subject)
+                lasts = isinstance(error, Forbidden | Invalid | Undone) or (failure is not None and failure.lasts)
+                self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.workers.busy & actions.keys()
         due = [subject for subject in actions if subject not in busy and not self._is_suspended(subject)]
@@ -234,7 +231,9 @@ class Executor:
                 return
             if isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy}):
                 return
-            self._must_be_valid(snapshot)
+            if not self._is_valid(snapshot):
+                outcome.again = self.now()
+                return
             # The cache may have moved on since the decision, and with it the version that a conditional write names:
             # a cordon that arrived in the meantime would be overridden without a 409.
             latest = self.sources.seen_node(node)
@@ -252,16 +251,8 @@ class Executor:
             if await self._attempt(node, action, snapshot, outcome) is not None:
                 return
 
-    @contextmanager
-    def _left_to_next_pass(self, outcome: Outcome) -> Iterator[None]:
-        try:
-            yield
-        except PlanOutdated:
-            outcome.again = self.now()
-
-    def _must_be_valid(self, snapshot: ClusterSnapshot) -> None:
-        if snapshot is not self._newest or loop_time() >= self._valid_until:
-            raise PlanOutdated
+    def _is_valid(self, snapshot: ClusterSnapshot) -> bool:
+        return snapshot is self._newest and loop_time() < self._valid_until
 
     def _before_send(self, subject: str, action: Action, snapshot: ClusterSnapshot) -> None:
         # A slow server makes calls wait for longer than a plan is the newest, so what harms nobody needs only be
@@ -270,17 +261,20 @@ class Executor:
         wanted = verdict.actions if verdict and isinstance(action, HARMLESS) else self._newest_plan.shared
         if isinstance(action, RepairMps) and any(isinstance(one, RepairMps) for one in wanted):
             return  # its first write makes the next plan want only the rest of it
-        if action not in wanted:
-            self._must_be_valid(snapshot)
+        if action not in wanted and not self._is_valid(snapshot):
+            raise PlanOutdated
 
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> KubeError | None:
+    ) -> KubeError | PlanOutdated | None:
         before_send.set(partial(self._before_send, subject, action, snapshot))
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:
             raise
+        except PlanOutdated as error:
+            outcome.again = self.now()
+            return error
         except KubeError as error:
             self.on_action(action, type(error).__name__)
             if not isinstance(error, HeldBack):  # else nothing was sent
