@@ -25,16 +25,7 @@ from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import (
-    Forbidden,
-    HeldBack,
-    Invalid,
-    KubeError,
-    ServerAway,
-    Unauthorized,
-    Unavailable,
-    Undone,
-)
+from gpusharing.kube.errors import REFUSALS, HeldBack, KubeError, ServerAway, Unauthorized, Unavailable, Undone
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import NodePatch
 from gpusharing.kube.lease import LeaseLost
@@ -213,7 +204,7 @@ class Executor:
                 accepted.add(subject)
             if isinstance(actions[subject], WriteConfig) and not isinstance(error, PlanOutdated):
                 failure = self.calls.failures.get(subject)
-                lasts = isinstance(error, Forbidden | Invalid | Undone) or (failure is not None and failure.lasts)
+                lasts = isinstance(error, REFUSALS) or (failure is not None and failure.lasts)
                 self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         busy = self.workers.busy & actions.keys()
@@ -299,7 +290,7 @@ class Executor:
             self.now(),
             self.jitter(),
             called(action),
-            refused=isinstance(error, Forbidden | Invalid | Undone),
+            refused=isinstance(error, REFUSALS),
             at_once=isinstance(error, Undone),
         )
         self._complaints.begins(

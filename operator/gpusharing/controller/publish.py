@@ -19,6 +19,7 @@ from gpusharing.api.times import to_micro_time
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POLICIES, KubeClient, Resource
 from gpusharing.kube.errors import (
+    REFUSALS,
     AlreadyExists,
     Forbidden,
     HeldBack,
@@ -308,7 +309,7 @@ class Publisher:
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
         words = str(error) or repr(error)
-        refused, undone = isinstance(error, Forbidden | Invalid | Undone), isinstance(error, Undone)
+        refused, undone = isinstance(error, REFUSALS), isinstance(error, Undone)
         before, first = self._refused.get(key), max(self.period, 1.0)
         self._refused[key] = failed_again(before, words, now, 0.0, first=first, refused=refused, at_once=undone)
         self._complaints.follow(key, event, error)

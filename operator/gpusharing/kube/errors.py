@@ -101,6 +101,10 @@ class EvictionFailed(KubeError):
     """500 on an eviction, as for two budgets on one pod (E8), or a 429 with a Status and no time to wait (E11)."""
 
 
+REFUSALS = (Forbidden, Invalid, Undone)
+"""Errors by which the call itself is refused, so that repeating it helps only when something else has changed."""
+
+
 def describe_bug(error: BaseException) -> str:
     """Return the type, the message and the place of an error that nothing expects, in one line for people."""
     places = extract_tb(error.__traceback__)

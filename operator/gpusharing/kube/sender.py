@@ -269,8 +269,7 @@ def _find_writer(raw: JSON, path: Path) -> str:
 
 
 def _tell(request: ApiRequest, path: Path, fight: _Fight) -> str:
-    what, where = request.resource.plural, f"{request.namespace}/" if request.namespace else ""
-    name = f"{what} {where}{request.name or text(request.body, 'metadata', 'name')}"
+    name = f"{request.resource.plural} {request.full_name}"
     wait = f"the operator writes it again after waits that grow to {LONGEST_WAIT / 60:.0f} minutes"
     if path == _WHOLE:
         return f"somebody keeps deleting {name}; {wait}. Find out who does, and stop it"
