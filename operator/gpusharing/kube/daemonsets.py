@@ -39,15 +39,15 @@ MIG_MANAGER = "nvidia-mig-manager"
 SIGNALLED = "PROCESS_TO_SIGNAL"
 """The environment variable of config-manager that names the process to notify."""
 
+_UNNAMED = DaemonSetState("")
+
 
 @dataclass(frozen=True, slots=True)
 class DaemonSetView:
     """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
 
-    name: str = ""
-    """Name of the DaemonSet; empty unless it is the chart's, or runs mig-manager without GPU Operator."""
-    release: str = ""
-    """The Helm release, from its label."""
+    state: DaemonSetState = _UNNAMED
+    """Its name and tolerations; set only if it is the chart's, or runs mig-manager without GPU Operator."""
     chart: str = ""
     """The version of NVIDIA's device-plugin chart, from the label helm.sh/chart."""
     plugin: bool = False
@@ -60,9 +60,6 @@ class DaemonSetView:
     """MIG_STRATEGY of the device plugin's container; empty if there is none."""
     version: str = ""
     """Tag of the device plugin's or mig-manager's image; empty if there is none, or only a digest."""
-    tolerates_gate: bool = True
-    """Whether its pods may start on a node with the start-up taint."""
-    tolerations: str = "[]"
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's MPS daemon, or None if it does not run here together with config-manager."""
     finder: DaemonSetState | None = None
@@ -99,7 +96,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         mounts = (row for row in entries(manager, "volumeMounts") if text(row, "mountPath") == folder)
         return replace(
             view,
-            name=text(raw, "metadata", "name"),
+            state=daemon_set_state(raw),
             config_map=_config_map(template, text(next(mounts, {}), "name")),
             version=_version(manager),
             mig_manager=True,
@@ -111,11 +108,10 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         # Node Feature Discovery's worker (templates/worker.yaml)
         finds = any("nfd-worker" in strings(container.get("command")) for container in containers.values())
         return replace(view, finder=daemon_set_state(raw) if finds else None)
-    main, state, init = containers.get(PLUGIN, {}), daemon_set_state(raw), entries(template, "initContainers")
+    main, init = containers.get(PLUGIN, {}), entries(template, "initContainers")
     return replace(
         view,
-        name=state.name,
-        release=state.release,
+        state=daemon_set_state(raw),
         chart=text(raw, "metadata", "labels", "helm.sh/chart").partition("nvidia-device-plugin-")[2].replace("_", "+"),
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
@@ -123,8 +119,6 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         default=next((name for container in init if (name := variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=variable(main, "MIG_STRATEGY"),
         version=_version(main),
-        tolerates_gate=state.tolerates_gate,
-        tolerations=state.tolerations,
         pausable=text(template, "nodeSelector", LABEL_DEPLOY_CLIENT) == "true",
     )
 
@@ -170,20 +164,20 @@ def _version(container: JSON) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """Return what a ClusterPolicy would say, from the DaemonSets of NVIDIA's chart; None without its device plugin."""
-    views = sorted(sets, key=lambda row: row.name)
+    views = sorted(sets, key=lambda row: row.state.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
     if plugin is None:
         return None
     manager = next((row for row in views if row.mig_manager), _OTHER)
     pausable = all(row.pausable for row in chart)
-    plain = PlainStackView(plugin.name, plugin.release, manager.name, pausable, plugin.chart)
+    plain = PlainStackView(plugin.state.name, plugin.state.release, manager.state.name, pausable, plugin.chart)
     switches = {}
     if find_unusable_manager(plain, manager.version) is not None:
         switches[MIG_MANAGER_SWITCH] = False
     if not any(row.discovery and row.config_map == plugin.config_map for row in chart):
         switches["gfd.enabled"] = False
-    narrow = next((row for row in chart if not row.tolerates_gate), plugin)
+    narrow = next((row.state for row in chart if not row.state.tolerates_gate), plugin.state)
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
@@ -209,10 +203,10 @@ def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
     views = list(sets)
     drivers = (row.dra for row in views if row.dra is not None)
     managers = (row for row in views if row.mig_manager)
-    manager = min(managers, key=lambda row: row.name, default=_OTHER)
+    manager = min(managers, key=lambda row: row.state.name, default=_OTHER)
     return DraView(
         driver=min(drivers, key=lambda row: (not row.serves_gpus, row.name), default=None),
-        mig_manager=manager.name,
+        mig_manager=manager.state.name,
         mig_manager_version=manager.version,
         mig_config_map=manager.config_map,
         with_reboot=manager.with_reboot,
