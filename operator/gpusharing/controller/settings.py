@@ -38,7 +38,7 @@ class SettingsError(Exception):
 
 @value
 class Settings(SourceSettings):
-    """All settings of the operator: those of the process itself, and of what it reads and decides. Durations are in seconds."""
+    """All settings of the operator; durations are in seconds."""
 
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in the operator's namespace that records the leader and the claims."""

@@ -22,7 +22,7 @@ class AdminMaps:
 NO_MAPS = AdminMaps()
 
 
-@value
+@value  # a frozen dataclass cannot inherit from one that only mypy freezes
 class SourceSettings(PlanSettings):
     """The planner's settings, and which objects are read."""
 
