@@ -17,10 +17,12 @@ from tests.wording import lacks
 from gpusharing.kube.client import ACCESS_REVIEWS, CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.snapshot.nvidia import Program
+from gpusharing.planning.stack.installation import report_topics
 from gpusharing.planning.stack.installationviews import Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 from gpusharing.planning.vocabulary.commands import Command
-from kubectl_gpusharing.setup.doctor import Examination, describe
+from kubectl_gpusharing.setup.doctor import describe
+from kubectl_gpusharing.shell.documents import DoctorReportData
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
@@ -108,7 +110,11 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, Command.of("kubectl describe node", *["gpu-1"] * 40))
-    lines = plain(describe(Examination(Seen(operator_replicas=1).installation, [long]), PrintOptions(60))).splitlines()
+    report: DoctorReportData = {
+        "context": "", "installed": True, "symptoms": [], "unknown": {}, "simulated": [], "notes": [],
+    }  # fmt: skip
+    rows = report_topics([long], {}, ())
+    lines = plain(describe(report, [*rows], PrintOptions(60))).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 

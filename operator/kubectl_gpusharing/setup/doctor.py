@@ -5,9 +5,9 @@ kubelets. Before the operator is installed, it leaves out the checks of the inst
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEVICE_CLASSES, GPUNODES, JSON, KubeClient
@@ -28,7 +28,6 @@ from gpusharing.planning.stack.installationviews import (
     ASKED_BY_PEOPLE,
     Installation,
     Place,
-    Symptom,
     Topic,
     Unseen,
     find_unread_topics,
@@ -72,27 +71,22 @@ NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.n
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
-    view: Installation
-    symptoms: Sequence[Symptom] = ()
-    notes: tuple[str, ...] = ()
-    unseen: Unseen = field(default_factory=dict)
-
-    @property
-    def status(self) -> int:
-        return FAILED if any(symptom.severity == "ERROR" for symptom in self.symptoms) else DONE
+Rows = Sequence[tuple[str, str, str]]
+"""The word, the text and the command of each row of the report (`report_topics`)."""
 
 
 async def run(session: Session, _: Arguments, terminal: Terminal) -> int:
     """Print what is wrong, and return FAILED if there is an error. Warnings and missing checks do not count."""
-    examined = await _examine(session)
-    data = as_data(examined, session.name)
-    terminal.answer(DoctorReportData, lambda: data, lambda options: describe(examined, options))
-    return examined.status
+    report, rows = await _examine(session)
+    terminal.answer(DoctorReportData, lambda: report, lambda options: describe(report, rows, options))
+    return _status(rows)
 
 
-async def _examine(session: Session) -> Examination:
+def _status(rows: Rows) -> int:
+    return FAILED if any(word == "ERROR" for word, _, _ in rows) else DONE
+
+
+async def _examine(session: Session) -> tuple[DoctorReportData, Rows]:
     client = session.client
     with explained(session.where):
         place, notes = await _place(client)
@@ -142,14 +136,23 @@ async def _examine(session: Session) -> Examination:
     if classes is None:
         why = "DeviceClasses cannot be read, so one that selects the wrong devices would go unnoticed"
         unknown.append({Topic.CLUSTER_POLICY: why})
-    examined = Examination(view, symptoms, notes, join_unseen(*unknown))
+    unseen = join_unseen(*unknown)
+    asked = frozenset(Topic) if view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
+    rows = [*report_topics(symptoms, unseen, asked)]
     blind = sorted(NEEDED & view.unread.keys())
-    if blind and examined.status == DONE:
+    if blind and _status(rows) == DONE:
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(
             f"doctor cannot check anything: you are not allowed to read {', '.join(blind)} in {session.where}: {why}"
         )
-    return examined
+    return {
+        "context": session.name,
+        "installed": view.installed,
+        "symptoms": [{of.name: str(getattr(one, of.name)) for of in fields(one)} for one in symptoms],
+        "unknown": {str(topic): why for topic, why in unseen.items()},
+        "simulated": list(view.snapshot.simulated),
+        "notes": list(notes),
+    }, rows
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
@@ -218,48 +221,31 @@ async def _mig_entries(client: KubeClient, view: Installation) -> dict[str, tupl
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(examined: Examination, options: PrintOptions) -> list[Line]:
+def describe(report: DoctorReportData, topics: Rows, options: PrintOptions) -> list[Line]:
     """Draw each problem with the command that fixes it, and a line for each topic in order or not checked."""
-    lines: list[Line] = describe_simulated(examined.view.snapshot.simulated, options)
-    if not examined.view.installed:
+    lines: list[Line] = describe_simulated(report["simulated"], options)
+    if not report["installed"]:
         lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]
-    for word, message, command in _topics(examined):
+    for word, message, command in topics:
         rows = prose(message, options, indent="         ")
         lines += [line(Span(f"{word:8} ", INKS.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
-    lines += prose_of_each((f"Note: {note}" for note in examined.notes), options, ink=Ink.FAINT)
-    count = Counter(one.severity for one in examined.symptoms)
+    lines += prose_of_each((f"Note: {note}" for note in report["notes"]), options, ink=Ink.FAINT)
+    count = Counter(word for word, _, _ in topics)
     errors, warnings = count["ERROR"], count["WARNING"]
-    what = "installation" if examined.view.installed else "cluster"
-    state = conclude(what, unseen=bool(examined.unseen), errors=errors)
+    what = "installation" if report["installed"] else "cluster"
+    state = conclude(what, unseen=bool(report["unknown"]), errors=errors)
     title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."
     return [*lines, BLANK, *prose(title, options, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
-    asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
-    return report_topics(examined.symptoms, examined.unseen, asked)
-
-
 async def ask(session: Session, _: Arguments) -> Answer:
-    examined = await _examine(session)
-    found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
-    rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
-    notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
-    if examined.symptoms:
+    report, found = await _examine(session)
+    rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(text)] for word, text, _ in found if word != "ok"]
+    notes = [*([] if report["installed"] else [NOT_INSTALLED.rstrip(".")]), *report["notes"]]
+    if report["symptoms"]:
         notes.append(f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}")
-    return Answer(examined.status, rows, as_data(examined, session.name), examined.view.snapshot.simulated, notes)
+    return Answer(_status(found), rows, report, report["simulated"], notes)
 
 
 FLEET = FleetVerb(columns(RESULT=0, FINDING=0), "nothing is wrong", DoctorReportData, ask)
-
-
-def as_data(examined: Examination, where: str) -> DoctorReportData:
-    return {
-        "context": where,
-        "installed": examined.view.installed,
-        "symptoms": [{of.name: str(getattr(one, of.name)) for of in fields(one)} for one in examined.symptoms],
-        "unknown": {str(topic): why for topic, why in examined.unseen.items()},
-        "simulated": list(examined.view.snapshot.simulated),
-        "notes": list(examined.notes),
-    }
