@@ -27,7 +27,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, Unavailable
-from kubectl_gpusharing.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
+from kubectl_gpusharing.diagnosis.bundle import AWAY, LINES, REMOVED, cleaned, pack, scrubbed
 from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
@@ -318,9 +318,8 @@ async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_only_the_owner_may_read_what_is_unpacked(tmp_path: Path) -> None:
-    bundle = Bundle({"a": b"x"})
     path = tmp_path / "b.tar.gz"
-    path.write_bytes(bundle.tar("folder", datetime(2026, 11, 20, tzinfo=UTC)))
+    path.write_bytes(pack({"a": b"x"}, "folder", datetime(2026, 11, 20, tzinfo=UTC)))
     with tarfile.open(path) as archive:
         assert [entry.mode for entry in archive.getmembers()] == [0o600]
 

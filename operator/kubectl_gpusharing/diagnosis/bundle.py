@@ -10,8 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -145,33 +144,14 @@ Operator: {operator}
 """
 
 
-@dataclass(slots=True)
-class Bundle:
-    files: dict[str, bytes] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
-    errors: list[KubeError] = field(default_factory=list)
-
-    async def read(
-        self, name: str, what: Awaitable[object], clean: Callable[[object], object] = lambda value: value
-    ) -> None:
-        """Add the result of `what` as a JSON file. An error becomes a gap; it is raised if nothing can be read."""
-        try:
-            self.files[name] = (json.dumps(clean(await what), indent=1, sort_keys=True) + "\n").encode()
-        except KubeError as error:
-            self.gaps.append(f"{name}: {error_text(error)}")
-            self.errors.append(error)
-            silent = [one for one in self.errors if isinstance(one, Unavailable)]
-            if isinstance(error, Unauthorized) or (not self.files and len(silent) >= AWAY):
-                raise
-
-    def tar(self, folder: str, at: datetime) -> bytes:
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
-            for name, content in sorted(self.files.items()):
-                entry = tarfile.TarInfo(f"{folder}/{name}")
-                entry.size, entry.mtime, entry.mode = len(content), int(at.timestamp()), 0o600
-                archive.addfile(entry, io.BytesIO(content))
-        return stream.getvalue()
+def pack(files: Mapping[str, bytes], folder: str, at: datetime) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size, entry.mtime, entry.mode = len(content), int(at.timestamp()), 0o600
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
 
 
 async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
@@ -179,22 +159,24 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
     with explained(session.where):
-        bundle = await gather(session, at)
+        files, gaps = await gather(session, at)
     try:
-        path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
+        path.write_bytes(pack(files, folder, at))  # noqa: ASYNC240 - nothing else goes on here
     except OSError as error:
         raise Trouble(f"{path} cannot be written: {error_text(error)}") from error
-    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.options)
-    gaps = (f"Not included: {gap}" for gap in bundle.gaps)
-    lines += prose_of_each(gaps, terminal.options, ink=Ink.WAITING)
-    data: SupportBundleData = {"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps}
+    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(files), 'file')}"), terminal.options)
+    lines += prose_of_each((f"Not included: {gap}" for gap in gaps), terminal.options, ink=Ink.WAITING)
+    data: SupportBundleData = {"file": str(path), "files": sorted(files), "gaps": gaps}
     terminal.answer(SupportBundleData, lambda: data, lambda _: lines)
     return DONE
 
 
-async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs in the archive, one call after the other, to spare a struggling server."""
-    bundle, client = Bundle(), session.client
+async def gather(session: Session, at: datetime) -> tuple[dict[str, bytes], list[str]]:
+    """Return the files of the archive, and what could not be read.
+
+    One call goes out after the other, to spare a struggling server. Raises KubeError if nothing can be read.
+    """
+    client, files, gaps, errors = session.client, dict[str, bytes](), list[str](), list[KubeError]()
     try:
         installed = await read_installed(client)
     except Unauthorized:
@@ -222,28 +204,41 @@ async def gather(session: Session, at: datetime) -> Bundle:
         pages = pages_of(client, resource, namespace=namespace)
         return [clean(raw) async for page in pages for raw in page.items]
 
+    async def read_one(resource: Resource, name: str, namespace: str) -> JSON:
+        found: JSON = cleaned(await client.get(resource, name, namespace=namespace))
+        return found
+
+    async def add(name: str, what: Awaitable[object]) -> None:
+        try:
+            files[name] = (json.dumps(await what, indent=1, sort_keys=True) + "\n").encode()
+        except KubeError as error:
+            gaps.append(f"{name}: {error_text(error)}")
+            errors.append(error)
+            silent = [one for one in errors if isinstance(one, Unavailable)]
+            if isinstance(error, Unauthorized) or (not files and len(silent) >= AWAY):
+                raise
+
     for file, resource, space in lists:
-        await bundle.read(file, read_all(resource, space))
+        await add(file, read_all(resource, space))
     for name in (settings.plugin_config_map, settings.mig_config_map):
         where = settings.gpu_operator_namespace
-        read = client.get(kinds.CONFIG_MAPS, name, namespace=where)
-        await bundle.read(f"{where}/configmap-{name}.json", read, cleaned)
-    if not bundle.files:
-        raise bundle.errors[0]
+        await add(f"{where}/configmap-{name}.json", read_one(kinds.CONFIG_MAPS, name, where))
+    if not files:
+        raise errors[0]
     for namespace in namespaces:
-        await _logs(session, bundle, namespace)
+        await _logs(session, files, gaps, namespace)
     read_me = READ_ME.format(
         at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=own_version() or "not known", operator=installed.version or "not known"
     )
-    reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
+    reports = map(read_node, json.loads(files.get("gpunodes.json", b"[]")))
     if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):
         read_me += f"{played}.\n\n"
-    gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
-    bundle.files["README.txt"] = (read_me + gaps).encode()
-    return bundle
+    read_me += "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *gaps))
+    files["README.txt"] = read_me.encode()
+    return files, gaps
 
 
-async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
+async def _logs(session: Session, files: dict[str, bytes], gaps: list[str], namespace: str) -> None:
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
@@ -255,12 +250,12 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
         )
         if len(matching) > MOST_LOGS:
             more = counted(len(matching) - MOST_LOGS, "more pod")
-            bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
+            gaps.append(f"{namespace}: the logs of {more} of {workload}")
         for raw in matching[:MOST_LOGS]:
             name = text(raw, "metadata", "name")
             try:
                 log = await session.client.log(namespace, name, LINES)
             except KubeError as error:
-                bundle.gaps.append(f"log of {namespace}/{name}: {error_text(error)}")
+                gaps.append(f"log of {namespace}/{name}: {error_text(error)}")
             else:
-                bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
+                files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
