@@ -50,14 +50,6 @@ def _meant(word: str, known: Iterable[str]) -> str:
     return "" if word.isdigit() else did_you_mean(word, known)
 
 
-class Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
-        from gpusharing.kube.ownversion import own_version
-
-        print(f"{PROG} {own_version() or '(unknown version)'}")
-        parser.exit(0)
-
-
 def flag(*names: str, default: Any = MISSING, **options: Any) -> Any:
     """Return a field with the names and options of argparse's `add_argument`; without names it is positional."""
     if default is MISSING:
@@ -350,17 +342,15 @@ def parse(words: Sequence[str]) -> Arguments:
 
 
 def parser() -> Parser:
+    from gpusharing.kube.ownversion import own_version
+
     raw: Any = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     text = "Query and steer the GPU sharing operator from a terminal."
     top = Parser(prog=PROG, description=text, epilog=_statuses({}), **raw)
     _add_flags(top, COMMON, outputs=(*OUTPUTS, NAMES, PAGE, CSV))
-    top.add_argument(
-        "--version",
-        action=Version,
-        nargs=0,
-        default=argparse.SUPPRESS,
-        help="print the version of this plugin; contacts no cluster",
-    )
+    version = f"{PROG} {own_version() or '(unknown version)'}"
+    about = "print the version of this plugin; contacts no cluster"
+    top.add_argument("--version", action="version", version=version, help=about)
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
     for name, text in HELPERS.items():
         helper = verbs.add_parser(name, help=text, description=text)
