@@ -26,7 +26,7 @@ from gpusharing.planning.wanted import migfile, pluginconfig
 from hack.agentfields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from hack.cards import mig_mode_needs_reset
 from hack.nvidia.differences import DIFFERENCES
-from kubectl_gpusharing.pools.statustext import NODE_COLUMNS, POOL_COLUMNS
+from kubectl_gpusharing.pools.status import NODE_COLUMNS, POOL_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ROOT / "tests" / "foreign"

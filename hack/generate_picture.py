@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 from gpusharing.kube.client import JSON
 from hack.demo.record import RECORD
 from kubectl_gpusharing.pools.fleet import read_node, read_pools
-from kubectl_gpusharing.pools.statustext import describe
+from kubectl_gpusharing.pools.status import describe
 from kubectl_gpusharing.setup.layouts import describe as describe_layouts
 from kubectl_gpusharing.setup.layouts import find_answer, pick, wanted_of
 from kubectl_gpusharing.shell.drawing import BLANK, Ink, Line, PrintOptions, Span, line

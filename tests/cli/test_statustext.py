@@ -1,4 +1,4 @@
-"""The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/statustext.py,
+"""The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/status.py,
 kubectl_gpusharing/shell/drawing.py)."""
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from tests.wording import lacks
 
 from gpusharing.kube.client import JSON
 from kubectl_gpusharing.pools.fleet import State, state_of
+from kubectl_gpusharing.pools.status import NODE_COLUMNS, POOL_COLUMNS, StatusColumn, describe
 from kubectl_gpusharing.pools.status import as_data as typed_data
-from kubectl_gpusharing.pools.statustext import NODE_COLUMNS, POOL_COLUMNS, StatusColumn, describe
 from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS

@@ -43,8 +43,7 @@ from kubectl_gpusharing.diagnosis.pod import (
 )
 from kubectl_gpusharing.live.cluster import LivePlan, gathered
 from kubectl_gpusharing.pools.fleet import NodeStatus, find_pool, read_node, read_pools
-from kubectl_gpusharing.pools.status import node_data, pool_data
-from kubectl_gpusharing.pools.statustext import describe_pool
+from kubectl_gpusharing.pools.status import describe_pool, node_data, pool_data
 from kubectl_gpusharing.pools.timeline import read_courses, tell_courses, tell_seconds
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import NodeExplanationData, PodExplanationData, PoolExplanationData

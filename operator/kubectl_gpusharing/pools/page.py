@@ -25,7 +25,7 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profiles
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
-from kubectl_gpusharing.pools.statustext import (
+from kubectl_gpusharing.pools.status import (
     NODE_COLUMNS,
     count_states,
     describe_events,
