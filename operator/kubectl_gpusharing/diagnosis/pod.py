@@ -28,7 +28,7 @@ from gpusharing.planning.drain.evictions import selecting
 from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import remaining
-from gpusharing.planning.pools.afterwards import find_present_offer, find_target_offer
+from gpusharing.planning.pools.afterwards import find_holdings, find_present_offer, find_target_offer
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.report.transition import cordoned_by
 from gpusharing.planning.snapshot.nvidia import StackView
@@ -185,9 +185,6 @@ def _room(
 
 
 def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
-    report, verdict = live.snapshot.gpunodes.get(node.name), live.plan.verdicts.get(node.name)
-    # Agents do not count what ResourceClaims hold.
-    observed = report.observed if report is not None and node.devices is None else None
     becomes, present = live.plan.afterwards.find_node(node.name), find_present_offer(node, live.snapshot.stack)
     future = present if becomes is None else becomes.planned or becomes.offer
     gated = node.gate is not None
@@ -197,7 +194,7 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
     why = f"{'fenced' if tainted else 'cordoned'}{', not proven yet' if gated else ''} or not Ready"
     if ours and node.ready:
         why = f"{'fenced' if tainted else 'cordoned'} by the operator"
-    held = None if observed is None else observed.allocated
+    held, verdict = find_holdings(node, live.snapshot), live.plan.verdicts.get(node.name)
     pool = "" if verdict is None else verdict.policy
     return _room(needs, node.name, pool, (present, future), why if shut else "", held, fenced=ours)
 
