@@ -23,7 +23,6 @@ from gpusharing.planning.drain.stranded import ADMITTED
 from gpusharing.planning.gpus.cards import describe_turns, find_memory
 from gpusharing.planning.pools.windows import RECENT, Course
 from gpusharing.planning.report.proposal import Proposal, Step, tell_proposal
-from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -564,20 +563,17 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
-    turns = tuple(_turns(policy) for policy in live.snapshot.policies if not only or policy.name in only)
-    notes = (*live.notes, *unread, *unlisted, *filter(None, turns))
+    notes = [*live.notes, *unread, *unlisted]
+    for policy in live.snapshot.policies:
+        slicing = policy.spec.time_slicing if policy.spec and (not only or policy.name in only) else None
+        if slicing and (turns := describe_turns(slicing.replicas)):
+            notes.append(f"policy {policy.name}: {turns}")
     return Planned(
         live.now,
         proposals,
-        notes,
+        tuple(notes),
         live.simulated(nodes),
         (*tenants, *dependents),
         estimate=cluster.installed.missing,
         bars_tenants=bool(tenants or unlisted),
     )
-
-
-def _turns(policy: PolicyView) -> str:
-    slicing = policy.spec and policy.spec.time_slicing
-    text = describe_turns(slicing.replicas) if slicing else ""
-    return text and f"policy {policy.name}: {text}"

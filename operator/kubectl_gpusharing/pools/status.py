@@ -59,7 +59,7 @@ from kubectl_gpusharing.shell.drawing import (
     table,
 )
 from kubectl_gpusharing.shell.running import Answer, FleetVerb
-from kubectl_gpusharing.shell.session import Session, object_name
+from kubectl_gpusharing.shell.session import Session, object_name, side_by_side
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import DONE, error_text, sentence
 
@@ -332,7 +332,7 @@ ENOUGH = 2
 
 
 async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
-    known = await session.lists(POLICIES, GPUNODES, policies=typed.selector)
+    known = await side_by_side(session.all(POLICIES, label_selector=typed.selector), session.all(GPUNODES))
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
     if not typed.watch:

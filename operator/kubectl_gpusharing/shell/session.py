@@ -123,11 +123,8 @@ class Session:
         objects = [raw async for page in self.each_page(resource, **where) for raw in page]
         return sorted(objects, key=lambda raw: [text(raw, "metadata", key) for key in ("namespace", "name")])
 
-    async def lists(self, *resources: Resource, policies: str = "") -> list[list[JSON]]:
-        """Read all objects of these kinds concurrently; `policies` is a label selector for policies."""
-        labels = {kinds.POLICIES: policies}
-        reads = [self.all(resource, label_selector=labels.get(resource, "")) for resource in resources]
-        return await side_by_side(*reads)
+    async def lists(self, *resources: Resource) -> list[list[JSON]]:
+        return await side_by_side(*map(self.all, resources))
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble, with similar names if there is no such object."""
