@@ -132,7 +132,6 @@ class NodeRoom:
     """Whether it is the operator that keeps new pods off the node, for its change."""
 
     def most(self, resource: str) -> int:
-        """Return how many devices of this resource the pod may use on the node, now or after, as far as is known."""
         return max((counts.get(resource, 0) for counts in (self.now, self.after) if counts is not None), default=0)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
@@ -156,7 +155,6 @@ def _room(
     *,
     fenced: bool = False,
 ) -> NodeRoom:
-    """Return the room of a node with these offers, now and after the changes; an offer and `held` are None if unknown."""
     present, future = offers
     known = [offer for offer in offers if offer is not None]
     now = None if present is None else {} if find_rule(needs, present) else present.devices
@@ -535,7 +533,6 @@ def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
 
 
 def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, excluded: bool) -> str:
-    """Return why waiting does not help a pod that no node can run, now or after the changes."""
     nowhere = "no node that this pod may use" if excluded else "no node"
     most = {name: max(room.most(name) for room in rooms) for name in asks}
     for name, wanted in asks.items():

@@ -234,7 +234,6 @@ class LivePlan:
     notes: tuple[str, ...]
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return which of `nodes`, or of all nodes if None, have SIMULATED GPUs."""
         only = None if nodes is None else frozenset(nodes)
         return tuple(name for name in self.snapshot.simulated if only is None or name in only)
 

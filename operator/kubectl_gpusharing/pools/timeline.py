@@ -207,7 +207,6 @@ def describe_timeline(pool: PoolStatus, now: datetime, options: PrintOptions) ->
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
-    """Return the letter of the phase, or the glyph of the node's state if the phase has none."""
     letter = LETTERS.get(stretch.phase)
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
 
@@ -228,7 +227,6 @@ def _cells(track: Track, begin: datetime, cell: timedelta, cells: int) -> list[G
 
 
 def glyphs_of(tracks: Iterable[Track]) -> list[Glyph]:
-    """Return each glyph that occurs in the tracks once, in the order of LETTERS and `State`."""
     glyphs = {glyph.drawn: glyph for track in tracks for glyph in map(glyph_of, track.stretches)}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
     return [glyphs[key] for key in order if key in glyphs]

@@ -222,7 +222,6 @@ async def _mig_entries(client: KubeClient, view: Installation) -> dict[str, tupl
 
 
 def describe(report: DoctorReportData, topics: Rows, options: PrintOptions) -> list[Line]:
-    """Draw each problem with the command that fixes it, and a line for each topic in order or not checked."""
     lines: list[Line] = describe_simulated(report["simulated"], options)
     if not report["installed"]:
         lines += [*prose(NOT_INSTALLED, options, ink=Ink.WAITING), BLANK]

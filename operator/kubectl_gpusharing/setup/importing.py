@@ -198,7 +198,6 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
-    """Return why the planner would not adopt nodes unchanged under these policies."""
     invalid = {
         node: f"no policy can express its configuration: {errors[0]}"
         for policy in proposed

@@ -213,7 +213,6 @@ class Verb:
 
 
 def patching(help: str, examples: tuple[str, str], *flags: str, **differs: Mapping[str, Any]) -> Verb:
-    """Return a verb that patches an object."""
     exits = {1: f"{ERROR}, or you did not confirm"}
     return Verb(help, "changing.steer", examples, (*PATCHED, *flags), differs, (*OUTPUTS, NAMES), exits=exits)
 

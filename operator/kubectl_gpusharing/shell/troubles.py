@@ -35,7 +35,6 @@ def worst(statuses: Collection[int]) -> int:
 
 
 def sentence(error: KubeError, where: str) -> str:
-    """Return a sentence for the user about an error of the API server."""
     what, server = error_text(error), f"the API server of {where}"
     sentences: dict[type[KubeError], str] = {
         Unauthorized: f"{what}. The credentials of {where} have expired or were rejected; log in again",
