@@ -373,7 +373,7 @@ def test_only_generated_pages_say_that_they_are_generated() -> None:
 
 def test_foreign_libraries_stay_behind_their_adapters() -> None:
     adapters = {
-        "pynvml": {f"operator/gpusharing/agent/{name}.py" for name in ("nvml", "nvml_devices", "nvml_mig")},
+        "pynvml": {f"operator/gpusharing/agent/{name}.py" for name in ("nvml", "nvml_devices", "nvml_mig", "nvml_use")},
         "kopf": {"operator/gpusharing/controller/policywatch.py"},
     }
     found: dict[str, set[str]] = {library: set() for library in adapters}

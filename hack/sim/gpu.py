@@ -31,7 +31,6 @@ from gpusharing.agent.library import (
     ProcessUse,
     Reading,
     Use,
-    unreachable,
 )
 from gpusharing.api.gpunode import Access, ComputeMode, RecoveryAction
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
@@ -391,7 +390,7 @@ def _observed(gpu: _GPU) -> GPU:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
     if gpu.access != "Ok":
-        return unreachable(gpu.index, gpu.access, gpu.error)
+        return GPU(gpu.index, access=gpu.access, error=gpu.error)
     return GPU(
         index=gpu.index,
         uuid=gpu.uuid,

@@ -13,7 +13,7 @@ from hack.crdschema import structural_schema
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
-from gpusharing.agent import nvml, nvml_devices, nvml_mig
+from gpusharing.agent import nvml, nvml_devices, nvml_mig, nvml_use
 from gpusharing.api.gpunode import Observed
 
 
@@ -54,7 +54,7 @@ OTHER_NAMES = {"nvmlEventTypeXidCriticalError", "nvmlReturn", "nvmlMemory_v2"}
 
 
 def test_the_calls_are_those_of_the_adapter() -> None:
-    modules = (nvml, nvml_devices, nvml_mig)
+    modules = (nvml, nvml_devices, nvml_mig, nvml_use)
     trees = [ast.parse(inspect.getsource(module)) for module in modules]
     made = {
         node.attr

@@ -21,7 +21,7 @@ from gpusharing.agent.allotment import (
     allotment_of,
     last_allocatable,
 )
-from gpusharing.agent.library import LibraryError, Reading, unreachable
+from gpusharing.agent.library import GPU, LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import LAG, Meter
 from gpusharing.agent.podresources import Holdings, PodDevices
@@ -198,7 +198,7 @@ HAPPENINGS = st.lists(
 )
 FOREIGN = PodDevices("team-d", "pod", SHARED, ("GPU-foreign::1", "GPU-other", ""))
 """Of devices that the node has no more, or has under no name."""
-LOST = unreachable(0, "Lost")
+LOST = GPU(0, access="Lost")
 READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
 
 

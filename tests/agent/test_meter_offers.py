@@ -10,7 +10,7 @@ from tests.agent.test_meter import H100, SHARED, devices, handed_out, machine, t
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.allotment import NONE_ALLOCATABLE, allotment_of, last_allocatable
-from gpusharing.agent.library import unreachable
+from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import Holdings
 
@@ -37,7 +37,7 @@ def test_a_gpu_that_could_not_be_read_once_has_as_many_parts_as_before() -> None
     """It has no UUID while it cannot be read, and whoever held one of four was billed for the whole GPU afterwards."""
     reading = machine((), ())
     healthy = handed_out(devices(reading, 4), ["team-a"])
-    lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
+    lost = replace(reading, gpus=(GPU(0, access="Lost"), reading.gpus[1]))
     unhealthy = replace(healthy, allocatable=healthy.allocatable[4:] if healthy.allocatable else None)
     known = last_allocatable(reading, healthy, NONE_ALLOCATABLE)
     for seen in (lost, reading):

@@ -11,7 +11,7 @@ from hack.sim.gpu import SimulatedGPUs
 from pydantic import TypeAdapter
 
 from gpusharing.agent.gpunode import Observation, gpu_status, request_of
-from gpusharing.agent.library import Reading, unreachable
+from gpusharing.agent.library import GPU, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.processes import MPS_SERVER
 from gpusharing.api.gpunode import MAX_PROGRAMS, GPUNodeSpec, GPUStatus, ModelStatus, Observed, Request
@@ -188,7 +188,7 @@ def test_a_count_of_errors_that_only_grows_is_not_written_anew(
 
 def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading: Reading) -> None:
     before = Observation.after(Request("r1"), reading, simulated=True)
-    gone = replace(reading, gpus=(unreachable(0, "Lost"), *reading.gpus[1:]), models=reading.models[1:])
+    gone = replace(reading, gpus=(GPU(0, access="Lost"), *reading.gpus[1:]), models=reading.models[1:])
     after = Observation.after(Request("r2"), gone, simulated=True, last=before)
     assert after.gpus[0] == replace(before.gpus[0], access="Lost")
     assert after.programs == before.programs
@@ -198,7 +198,7 @@ def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading:
 
 
 def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) -> None:
-    gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
+    gone = replace(reading, gpus=(GPU(0, access="ResetRequired"),), models=())
     report = REPORT.validate_python(to_wire(Observation.after(Request("r1"), gone, simulated=True)))
     assert report.models == ()
     assert report.gpus == (GPUStatus(access="ResetRequired", compute_mode="NotSupported"),)
@@ -216,7 +216,7 @@ def test_a_model_names_its_gpus_also_while_one_is_lost() -> None:
     reading = SimulatedGPUs("gpu-01", ["Tesla T4"] * 2).read()
     both = Observation.after(Request("r1"), reading, simulated=True)
     assert [(model.product, model.gpus) for model in both.models] == [("Tesla T4", "0-1")]
-    lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
+    lost = replace(reading, gpus=(GPU(0, access="Lost"), reading.gpus[1]))
     again = Observation.after(Request("r1"), lost, simulated=True, last=both)
     assert (again.models, again.gpus) == (both.models, (replace(both.gpus[0], access="Lost"), both.gpus[1]))
     known = Observation.after(Request("r1"), lost, simulated=True)
@@ -249,14 +249,14 @@ def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> 
     """GPU 0 is gone altogether, the next one is lost, and the last one shows that it moved."""
     before = Observation.after(Request("r1"), reading, simulated=True)
     last = replace(reading.gpus[2], index=1)
-    shifted = replace(reading, gpus=(unreachable(0, "Lost"), last))
+    shifted = replace(reading, gpus=(GPU(0, access="Lost"), last))
     after = Observation.after(Request("r2"), shifted, simulated=True, last=before)
     assert after.gpus[0] == GPUStatus(access="Lost", compute_mode="NotSupported")
     assert [(model.product, model.gpus) for model in after.models] == [(last.product, "1")]
-    fewer = replace(reading, gpus=(unreachable(0, "Lost"), unreachable(1, "Lost")))
+    fewer = replace(reading, gpus=(GPU(0, access="Lost"), GPU(1, access="Lost")))
     gone = Observation.after(Request("r2"), fewer, simulated=True, last=before).gpus
     assert [gpu.uuid for gpu in gone] == ["", ""]
-    moved = replace(reading, gpus=(replace(reading.gpus[1], index=0), unreachable(1, "Lost"), reading.gpus[2]))
+    moved = replace(reading, gpus=(replace(reading.gpus[1], index=0), GPU(1, access="Lost"), reading.gpus[2]))
     unknown = Observation.after(Request("r2"), moved, simulated=True, last=before).gpus[1]
     assert unknown.uuid == "", "GPU 0 or another one"
 

@@ -18,7 +18,7 @@ from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.wording import lacks
 
-from gpusharing.agent.library import DeviceUse, unreachable
+from gpusharing.agent.library import GPU, DeviceUse
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.main import JSONLines
 from gpusharing.agent.metrics import AgentCollector
@@ -148,7 +148,7 @@ async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_o
 
 
 def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:
-    assert not unreachable(0, "Lost").instances_withheld
+    assert not GPU(0, access="Lost").instances_withheld
     device = DeviceUse(0, "GPU-0", "GPU-0", memory_used=None, memory=None)
     assert (device.all_listed, device.reports_sm) == (True, False)
 

@@ -32,6 +32,8 @@ class Model:
     """MIG profiles that the driver offers; some drivers list none while MIG is off."""
     virtualization: Virtualization = "Unknown"
     """How the card is virtualized (nvmlDeviceGetVirtualizationMode), PassThrough in most virtual machines of clouds."""
+    placements_withheld: bool = False
+    """Whether NVML withholds the placements of the profiles from the agent's container."""
 
 
 @value
@@ -62,18 +64,18 @@ class Process:
 
 @value
 class GPU:
-    """One GPU of the node, as NVML reports it."""
+    """One GPU of the node, as NVML reports it. Of one that NVML cannot reach, only the index, `access` and `error`."""
 
     index: int
-    uuid: str
-    product: str
-    mig_mode: MigMode
-    mig_mode_pending: MigMode
+    uuid: str = ""
+    product: str = ""
+    mig_mode: MigMode = "NotSupported"
+    mig_mode_pending: MigMode = "NotSupported"
     """MIG mode that the next reset brings into force."""
-    compute_mode: ComputeMode
-    instances: tuple[Instance, ...]
+    compute_mode: ComputeMode = "NotSupported"
+    instances: tuple[Instance, ...] = ()
     """MIG instances that exist; there may be more if `instances_withheld` is true."""
-    processes: tuple[Process, ...]
+    processes: tuple[Process, ...] = ()
     ecc_uncorrected: int | None = None
     """Uncorrected volatile ECC errors; None when not supported."""
     remapped_rows: tuple[bool, bool] | None = None
@@ -97,22 +99,6 @@ def bug_text(bug: Exception) -> str:
     return (
         f"AgentFault: {describe_bug(bug)}; this is a bug in the agent or a driver that it does not know: please report"
         " it with the agent's log"
-    )
-
-
-def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """Return the record of a GPU that NVML cannot reach, of which nothing is known."""
-    return GPU(
-        index=index,
-        uuid="",
-        product="",
-        mig_mode="NotSupported",
-        mig_mode_pending="NotSupported",
-        compute_mode="NotSupported",
-        instances=(),
-        processes=(),
-        access=access,
-        error=error,
     )
 
 

@@ -4,9 +4,7 @@ Only this module and the others named `nvml_*` import pynvml. Calls and their tr
 nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -15,23 +13,16 @@ import pynvml
 
 from gpusharing.agent.library import (
     GPU,
-    UNKNOWN_PROCESS,
-    DeviceUse,
     Instance,
     LibraryError,
     MigMode,
     Model,
-    PodID,
-    ProcessUse,
     Reading,
-    Use,
     Virtualization,
     bug_text,
-    unreachable,
 )
 from gpusharing.agent.nvml_devices import (
     REFUSED,
-    ListedProcess,
     Xids,
     compute_mode,
     ecc_uncorrected,
@@ -44,6 +35,7 @@ from gpusharing.agent.nvml_devices import (
     supported,
 )
 from gpusharing.agent.nvml_mig import MigDevice, mig_devices, mig_instances, mig_profiles
+from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Access
 from gpusharing.planning.gpus.health import XIDS
@@ -94,8 +86,8 @@ class NVML:
         """First critical XID of each GPU, by index: NVML remembers none, and only the driver's recovery action lasts."""
         self._uuids: dict[int, str] = {}
         """UUID of the GPU at each index, as last read there."""
-        self._cards: dict[str, tuple[Model, bool]] = {}
-        """The models whose properties are all known, with whether NVML withholds their placements.
+        self._models: dict[str, Model] = {}
+        """The models whose properties are all known, by product.
 
         They do not change: once another driver is loaded, NVML opens only in a new process
         (docs/design/hardware.md#nvml)."""
@@ -114,7 +106,7 @@ class NVML:
             raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        cards = dict(self._cards)
+        models = dict(self._models)
         gpus: list[GPU] = []
         errors: list[Any] = []
         bugs: list[Exception] = []
@@ -123,16 +115,16 @@ class NVML:
         with Xids() as listening:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 try:
-                    gpus.append(self._gpu(index, cards, listening))
+                    gpus.append(self._gpu(index, models, listening))
                 except pynvml.NVMLError as error:
                     if error.value in _OF_THE_NODE:
                         raise
                     errors.append(error)
                     access = _UNREACHABLE.get(error.value, "Failed")
-                    gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
+                    gpus.append(GPU(index, access=access, error=str(error) if access == "Failed" else ""))
                 except Exception as bug:  # noqa: BLE001 -- a mistake about one GPU must not hide the others
                     bugs.append(bug)
-                    gpus.append(unreachable(index, "Failed", bug_text(bug)))
+                    gpus.append(GPU(index, access="Failed", error=bug_text(bug)))
             self._follow_indices(gpus)
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
@@ -142,14 +134,14 @@ class NVML:
             (code, *others) = {error.value for error in errors}
             if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
                 raise errors[0]
-        self._cards = {product: card for product, card in cards.items() if _is_complete(*card)}
+        self._models = {product: model for product, model in models.items() if _is_complete(model)}
         self._products = {gpu.uuid: gpu.product for gpu in gpus if gpu.product}
         xids = self._xids
         observed = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
-        models = tuple(cards[product][0] for product in present)
         version = maybe("", pynvml.nvmlSystemGetDriverVersion)
-        return Reading(version, models, observed, self._use.so_far(), tuple(bugs))
+        read = tuple(models[product] for product in present)
+        return Reading(version, read, observed, self._use.so_far(), tuple(bugs))
 
     def _follow_indices(self, gpus: Sequence[GPU]) -> None:
         """Keep each XID at its GPU when a GPU came or went and indices have shifted; without the GPU, drop it."""
@@ -163,8 +155,8 @@ class NVML:
             self._uuids = {}
         self._uuids |= read
 
-    def _gpu(self, index: int, cards: dict[str, tuple[Model, bool]], xids: Xids) -> GPU:
-        """Read one GPU, and its model into `cards` if it is new or was incomplete. Errors of NVML are raised."""
+    def _gpu(self, index: int, models: dict[str, Model], xids: Xids) -> GPU:
+        """Read one GPU, and its model into `models` if it is new or was incomplete. Errors of NVML are raised."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid: str = pynvml.nvmlDeviceGetUUID(handle)
@@ -176,9 +168,9 @@ class NVML:
         capable = current != "NotSupported"
         # Some drivers list no profiles while MIG is off, or deny for a moment that a card has MIG. Another GPU of this
         # model, or the next reading, may show them.
-        if product not in cards or (capable and not cards[product][0].profiles):
-            cards[product] = _card(handle, product, mig_capable=capable)
-        model, placements_withheld = cards[product]
+        if product not in models or (capable and not models[product].profiles):
+            models[product] = _model(handle, product, mig_capable=capable)
+        model = models[product]
         devices: tuple[MigDevice, ...] = ((handle, uuid),)
         owners: tuple[Instance | None, ...] = (None,)
         instances: tuple[Instance, ...] = ()
@@ -205,7 +197,7 @@ class NVML:
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
             # Listing instances needs the same right as listing placements.
-            instances_withheld=placements_withheld or withheld,
+            instances_withheld=model.placements_withheld or withheld,
         )
         self._use.take(gpu, devices, owners, lists)
         return gpu
@@ -226,100 +218,20 @@ def _library_error(error: Any) -> LibraryError:
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 
-def _card(handle: Any, product: str, *, mig_capable: bool) -> tuple[Model, bool]:
+def _model(handle: Any, product: str, *, mig_capable: bool) -> Model:
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
     profiles, withheld = mig_profiles(handle) if mig_capable else ((), False)
     virtualized = maybe(None, pynvml.nvmlDeviceGetVirtualizationMode, handle)
-    model = Model(
+    return Model(
         product=product,
         mig_capable=mig_capable,
         mig_mode_change="Unknown" if live is None else "Live" if live[0] else "Reset",
         profiles=profiles,
         virtualization=_VIRTUALIZATION.get(virtualized, "Unknown"),
+        placements_withheld=withheld,
     )
-    return model, withheld
 
 
-def _is_complete(model: Model, placements_withheld: bool) -> bool:
-    if placements_withheld:
-        return False
+def _is_complete(model: Model) -> bool:
     known = "Unknown" not in (model.mig_mode_change, model.virtualization)
-    return not model.mig_capable or bool(model.profiles and known)
-
-
-MOST_XIDS = 64
-"""XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
-
-
-class UseOfGPUs:
-    """Collects the use of the GPUs during one reading after another; what cannot be read is left out.
-
-    The memory of a MIG device needs no right, that of its GPU does, and SM time by process is not supported with MIG on
-    (docs/design/hardware.md#device-memory, #utilisation).
-    """
-
-    def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
-        self._pod_of = pod_of
-        self._sampled: dict[str, int | None] = {}
-        """When each GPU's SM shares were last sampled, in the driver's microseconds; None if it reports no shares."""
-        self._xids: Counter[tuple[int, int]] = Counter()
-        self._devices: list[DeviceUse] = []
-        self._processes: list[ProcessUse] = []
-
-    def begin(self) -> None:
-        """Begin a new reading. The counts of XIDs stay."""
-        self._devices, self._processes = [], []
-
-    def hear(self, index: int, xid: int) -> None:
-        distinct = sum(gpu == index for gpu, _ in self._xids)
-        if (index, xid) in self._xids or distinct < MOST_XIDS:
-            self._xids[index, xid] += 1
-
-    def take(
-        self,
-        gpu: GPU,
-        devices: Sequence[MigDevice],
-        instances: Sequence[Instance | None],
-        lists: Sequence[Sequence[ListedProcess]],
-    ) -> None:
-        mig = gpu.mig_mode == "Enabled"
-        complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
-        for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
-            known = [(process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid]
-            shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
-            used, total = _memory(handle, whole=not mig)
-            self._devices.append(
-                DeviceUse(gpu.index, gpu.uuid, uuid, used, total, instance, complete, reports_sm=shares is not None)
-            )
-            for pid, memory in known:
-                share = None if shares is None else shares.get(pid, 0)
-                self._processes.append(ProcessUse(pid, uuid, memory, share, self._pod_of(pid)))
-
-    def so_far(self) -> Use:
-        xids = tuple((gpu, xid, count) for (gpu, xid), count in sorted(self._xids.items()))
-        return Use(tuple(self._devices), tuple(self._processes), xids)
-
-    def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
-        """Return the percentage of SM time by pid of active processes, or None if the driver does not report it."""
-        if idle and uuid in self._sampled:
-            return None if self._sampled[uuid] is None else {}
-        since = self._sampled.get(uuid) or 0
-        try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
-        except pynvml.NVMLError as error:
-            # NOT_FOUND means that no process was active; pynvml raises SUCCESS for an empty list.
-            answered = error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
-            self._sampled[uuid] = since if answered else None
-            return {} if answered else None
-        samples = sorted(samples, key=lambda sample: sample.timeStamp)
-        self._sampled[uuid] = max([since, *(int(sample.timeStamp) for sample in samples)])
-        return {sample.pid: sample.smUtil for sample in samples}
-
-
-def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
-    """Return the bytes in use and in total; with `whole`, without the driver's reserve, except before R510."""
-    for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
-        with suppress(pynvml.NVMLError):
-            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)
-            return int(info.used), int(info.total)
-    return None, None
+    return not model.placements_withheld and (not model.mig_capable or bool(model.profiles and known))
