@@ -15,8 +15,9 @@ from kubectl_gpusharing.shell.drawing import simulated_sentence
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.bills import HOUR, Price, Prices, read_prices
 from kubectl_gpusharing.usage.cost import amount, hours_of, money, query_of
+from kubectl_gpusharing.usage.endpoints import endpoint_from_url
 from kubectl_gpusharing.usage.meter import find_growth, find_unsteady
-from kubectl_gpusharing.usage.prometheus import Series, endpoint_from_url
+from kubectl_gpusharing.usage.prometheus import Series
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
     INFO_OF_GPUS,

@@ -18,13 +18,8 @@ from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
-from kubectl_gpusharing.usage.prometheus import (
-    Endpoint,
-    endpoint_from_url,
-    find_service_endpoint,
-    prometheus_at,
-    unreachable,
-)
+from kubectl_gpusharing.usage.endpoints import endpoint_from_url, find_service_endpoint
+from kubectl_gpusharing.usage.prometheus import Endpoint, prometheus_at, unreachable
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"

@@ -18,8 +18,9 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 from kubectl_gpusharing.usage.bills import HOUR, Cell, Part, Sum
+from kubectl_gpusharing.usage.endpoints import find_endpoint
 from kubectl_gpusharing.usage.meter import CostReport, read_bill
-from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
+from kubectl_gpusharing.usage.prometheus import Prometheus, prometheus_at
 from kubectl_gpusharing.usage.queries import OF_PARTS, POLICY, MeterQuery, labels_of, selector_of
 from kubectl_gpusharing.usage.windows import duration, moment, span_of
 

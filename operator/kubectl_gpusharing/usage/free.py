@@ -37,10 +37,11 @@ from kubectl_gpusharing.shell.drawing import (
     prose_of_each,
     table,
 )
-from kubectl_gpusharing.shell.session import Session, object_name
+from kubectl_gpusharing.shell.session import Session, object_name, side_by_side
 from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Denied, Trouble, error_text
 from kubectl_gpusharing.usage.cost import describe_doubts
+from kubectl_gpusharing.usage.endpoints import find_service_endpoint
 from kubectl_gpusharing.usage.holdings import (
     ANY,
     ENDED,
@@ -54,7 +55,7 @@ from kubectl_gpusharing.usage.holdings import (
     read_stock,
     tell_counts,
 )
-from kubectl_gpusharing.usage.prometheus import Series, find_service_endpoint, nodes_of, prometheus_at, side_by_side
+from kubectl_gpusharing.usage.prometheus import Series, nodes_of, prometheus_at
 from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
 from kubectl_gpusharing.usage.workloads import Pod, pod_of
 

@@ -30,6 +30,7 @@ from kubectl_gpusharing.shell.terminal import Terminal
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble, error_text
 from kubectl_gpusharing.usage.bills import Price, price_of
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
+from kubectl_gpusharing.usage.endpoints import find_endpoint
 from kubectl_gpusharing.usage.histories import (
     NodeScope,
     ObservedPool,
@@ -56,7 +57,7 @@ from kubectl_gpusharing.usage.needs import (
     find_need,
 )
 from kubectl_gpusharing.usage.packing import Outcome, Placement
-from kubectl_gpusharing.usage.prometheus import Prometheus, find_endpoint, prometheus_at
+from kubectl_gpusharing.usage.prometheus import Prometheus, prometheus_at
 from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, selector_of
 from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, Recommendation, Shared, find_shared, recommend
 from kubectl_gpusharing.usage.windows import DAY, duration, moment, span_of
