@@ -1,4 +1,4 @@
-"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (kubectl_gpusharing/usage/histories.py,
+"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (kubectl_gpusharing/usage/scopes.py,
 kubectl_gpusharing/usage/prometheus.py)."""
 
 import json
@@ -14,7 +14,7 @@ from tests.wording import lacks
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
-from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
+from kubectl_gpusharing.usage.scopes import rows_of, scope_of, whole_fleet
 
 
 @pytest.fixture

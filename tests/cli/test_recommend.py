@@ -35,9 +35,9 @@ from kubectl_gpusharing.shell.drawing import PrintOptions, plain
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import API
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
-from kubectl_gpusharing.usage.histories import rows_of, scope_of, whole_fleet
 from kubectl_gpusharing.usage.needs import GIB
 from kubectl_gpusharing.usage.recommend import BETA, describe_effect, find_effect
+from kubectl_gpusharing.usage.scopes import rows_of, scope_of, whole_fleet
 
 
 @pytest.fixture

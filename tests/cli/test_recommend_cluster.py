@@ -7,10 +7,10 @@ from hack.cluster.controlplane import ControlPlane
 from tests.integration.product import POLICIES
 
 from gpusharing.planning.gpus.cards import find_card
-from kubectl_gpusharing.usage.histories import whole_fleet
 from kubectl_gpusharing.usage.needs import GIB, Goal, History, Holding, Workload, find_need
 from kubectl_gpusharing.usage.recommend import policy_of
 from kubectl_gpusharing.usage.recommendation import ModelPool, recommend
+from kubectl_gpusharing.usage.scopes import whole_fleet
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

@@ -31,16 +31,7 @@ from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble, error_text
 from kubectl_gpusharing.usage.bills import Price, price_of
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
 from kubectl_gpusharing.usage.endpoints import find_endpoint
-from kubectl_gpusharing.usage.histories import (
-    NodeScope,
-    ObservedPool,
-    find_in_cluster,
-    find_in_prometheus,
-    find_pool,
-    narrow,
-    read_usage,
-    rows_of,
-)
+from kubectl_gpusharing.usage.histories import ObservedPool, find_pool, read_usage
 from kubectl_gpusharing.usage.meter import read_price
 from kubectl_gpusharing.usage.needs import (
     GIB,
@@ -60,6 +51,7 @@ from kubectl_gpusharing.usage.packing import Outcome, Placement
 from kubectl_gpusharing.usage.prometheus import Prometheus, prometheus_at
 from kubectl_gpusharing.usage.queries import HOUR, MeterQuery, selector_of
 from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, Recommendation, Shared, find_shared, recommend
+from kubectl_gpusharing.usage.scopes import NodeScope, find_in_cluster, find_in_prometheus, narrow, rows_of
 from kubectl_gpusharing.usage.windows import DAY, duration, moment, span_of
 from kubectl_gpusharing.usage.workloads import Fold
 
@@ -551,8 +543,10 @@ async def find_answer(prometheus: Prometheus, typed: Arguments, session: Session
     # Hours are those of the clock, so that the answer does not depend on the minute at which it is asked for.
     start, end = start - end % HOUR, end - end % HOUR
     selector = selector_of(typed.match)
-    inside = None if session is None else await find_in_cluster(session, typed)
-    scope = inside or await find_in_prometheus(prometheus, typed, selector, end)
+    if session is not None:
+        scope = await find_in_cluster(session, typed)
+    else:
+        scope = await find_in_prometheus(prometheus, typed, selector, end)
     card = pick(typed.card) if typed.card else None
     fold = Fold(end, max(1, round((end - start) / HOUR)), scope.nodes, card)
     missing = await read_usage(prometheus, fold, start, selector)
