@@ -140,7 +140,7 @@ async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_wh
         await loop.cycle()
         await asyncio.sleep(10)
         await loop.cycle()
-        held = {namespace: seconds for (_, namespace, _), seconds in loop.meter.metered.allocated.items()}
+        held = {namespace: seconds for (_, namespace, _), seconds in loop.meter.metered["allocated"].items()}
         assert held == {"team-a": 20.0}, "a kubelet that is away changes nothing"
 
 
@@ -161,7 +161,7 @@ async def test_the_meter_follows_the_gpus_and_the_quiet_of_a_change_though_nothi
         await asyncio.sleep(20)
         await loop.cycle()
     told = loop.meter.metered
-    seconds = [*told.idle.values(), told.stranded[""], told.transition[""]]
+    seconds = [*told["idle"].values(), told["stranded"]["",], told["transition"]["",]]
     assert seconds == pytest.approx([5, 10, 20], abs=0.1)
 
 

@@ -35,9 +35,9 @@ def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
         for scraped, ended in pairwise(scrapes):
             while turns and turns[0][0] <= scraped:
                 meter.turn(*turns.pop(0))
-            if meter.metered.gpus and scraped > LAG + TURN:
-                tenant = meter.metered.allocated.get(("pool-b", "team-a", RESOURCE), 0.0)
-                yield ended - meter.metered.gpus["pool-b"], max(0.0, ended - since) - tenant
+            if meter.metered["gpus"] and scraped > LAG + TURN:
+                tenant = meter.metered["allocated"].get(("pool-b", "team-a", RESOURCE), 0.0)
+                yield ended - meter.metered["gpus"]["pool-b",], max(0.0, ended - since) - tenant
 
 
 def worst(comes: int) -> tuple[float, float]:

@@ -18,7 +18,7 @@ async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile()
     loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     def told() -> dict[tuple[str, str], float]:
-        return {key[:2]: seconds for key, seconds in loop.meter.metered.allocated.items()}
+        return {key[:2]: seconds for key, seconds in loop.meter.metered["allocated"].items()}
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())
@@ -49,7 +49,7 @@ async def test_an_agent_that_never_read_the_gpus_asks_the_kubelet_nothing_withou
     pods = CountedPods()
     loop = AgentLoop("gpu-01", OneNode().client, SimulatedGPUs("gpu-01", [H100]), pods)
     await loop.cycle()
-    assert (pods.asked, loop.meter.metered.gpus) == (0, {})
+    assert (pods.asked, loop.meter.metered["gpus"]) == (0, {})
 
 
 class CountedPods(FixedPods):

@@ -95,11 +95,11 @@ def used(part: Fraction) -> Allotment:
 def exported(metered: Metered) -> Iterator[Series]:
     """Yield what the query for the counters at one moment returns of a node with these counters."""
     rows: list[tuple[dict[str, str], float]] = [({"what": INFO_OF_GPUS}, 8.0)]
-    for (_, namespace, _), seconds in metered.allocated.items():
+    for (_, namespace, _), seconds in metered["allocated"].items():
         rows.append(({"what": "held", "namespace": namespace}, seconds))
-    rows += [({"what": "idle", "resource": resource}, seconds) for (_, resource), seconds in metered.idle.items()]
+    rows += [({"what": "idle", "resource": resource}, seconds) for (_, resource), seconds in metered["idle"].items()]
     for name in ("stranded", "transition", "gpus"):
-        rows += [({"what": name}, seconds) for seconds in getattr(metered, name).values()]
+        rows += [({"what": name}, seconds) for seconds in metered[name].values()]
     for labels, value in rows:
         yield Series({"node": "gpu-1", **labels}, ((0.0, value),))
 

@@ -3,7 +3,7 @@
 docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and what a restart costs.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Generic, TypeAlias, TypeVar
 
@@ -100,23 +100,10 @@ class Bounds:
 BOUNDS = Bounds()
 
 
-Account: TypeAlias = tuple[str, str, str]
-"""The tenant that the time of a slice is counted for: policy (empty if none owns the node), namespace and resource."""
-
-
-@value
-class Metered:
-    """The exported GPU-seconds since the first turn, by policy and the keys of Allotment."""
-
-    allocated: Mapping[Account, float]
-    idle: Mapping[tuple[str, str], float]
-    stranded: Mapping[str, float]
-    transition: Mapping[str, float]
-    gpus: Mapping[str, float]
-    """The sum of all of the above."""
-
-
-NOTHING_METERED = Metered({}, {}, {}, {}, {})
+Account: TypeAlias = tuple[str, ...]
+"""Whose time a counter counts: the policy (empty if none owns the node), and the keys of this part in Allotment."""
+Metered: TypeAlias = Mapping[str, Mapping[Account, float]]
+"""The exported GPU-seconds since the first turn, by the part of Allotment, and under `gpus` the sum of all parts."""
 
 
 class Meter:
@@ -127,15 +114,12 @@ class Meter:
     """
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
-        self.metered = NOTHING_METERED
-        """Replaced at each turn and never changed, so that a scrape sees the values of a single turn."""
         self._bounds = bounds
-        self._allocated: LaggingCounts[Account] = LaggingCounts(lag)
-        self._idle: LaggingCounts[tuple[str, str]] = LaggingCounts(lag)
-        self._stranded: LaggingCounts[str] = LaggingCounts(lag)
-        self._transition: LaggingCounts[str] = LaggingCounts(lag)
-        self._gpus: LaggingCounts[str] = LaggingCounts(0.0)
-        """The sum of the other counters. It grows by what they have grown in the export, and begins at 0 with them."""
+        self._parts = {part: LaggingCounts[Account](lag) for part in ("allocated", "idle", "stranded", "transition")}
+        self._gpus = LaggingCounts[Account](0.0)
+        """The sum of the parts. It grows by what they have grown in the export, and begins at 0 with them."""
+        self.metered: Metered = {part: {} for part in (*self._parts, "gpus")}
+        """Replaced at each turn and never changed, so that a scrape sees the values of a single turn."""
         self._now: Allotment | None = None
         self._since = 0.0
 
@@ -149,49 +133,44 @@ class Meter:
         if self._now is not before:  # announce the counters of the new state, at 0
             self._count(self._now, now, now)
         self._drop(now, self._bounds.forget_after)
-        allocated, idle = self._allocated.export(now), self._idle.export(now)
-        stranded, transition = self._stranded.export(now), self._transition.export(now)
-        for (policy, _, _), grown in self._allocated.growth.items():
-            self._gpus.add(policy, grown, now)
-        for (policy, _), grown in self._idle.growth.items():
-            self._gpus.add(policy, grown, now)
-        for each in (self._stranded, self._transition):
-            for policy, grown in each.growth.items():
-                self._gpus.add(policy, grown, now)
-        self.metered = Metered(allocated, idle, stranded, transition, self._gpus.export(now))
+        exported = {part: counts.export(now) for part, counts in self._parts.items()}
+        for counts in self._parts.values():
+            for account, grown in counts.growth.items():
+                self._gpus.add(account[:1], grown, now)
+        self.metered = {**exported, "gpus": self._gpus.export(now)}
 
     def _count(self, allotment: Allotment, since: float, until: float) -> None:
-        seconds = max(0.0, until - since)
-        policy = self._key(self._gpus, allotment.policy, self._bounds.policies, OTHERS, until)
-        self._gpus.add(policy, 0.0, until)
-        self._stranded.add(policy, float(allotment.stranded) * seconds, until)
-        self._transition.add(policy, float(allotment.transition) * seconds, until)
-        for (namespace, resource), part in allotment.allocated.items():
-            account, most = (policy, namespace, resource), self._bounds.accounts
-            if account not in self._allocated and not self._has_room(self._allocated, most, until):
-                account = policy, OTHERS, resource
-                most += self._bounds.others
-                if account not in self._allocated and len(self._allocated) >= most:
-                    account = policy, OTHERS, OTHERS
-            self._allocated.add(account, float(part) * seconds, until)
+        seconds, bounds = max(0.0, until - since), self._bounds
+        held, idle = self._parts["allocated"], self._parts["idle"]
+        owner = self._key(self._gpus, (allotment.policy,), bounds.policies, (OTHERS,), until)
+        self._gpus.add(owner, 0.0, until)
+        self._parts["stranded"].add(owner, float(allotment.stranded) * seconds, until)
+        self._parts["transition"].add(owner, float(allotment.transition) * seconds, until)
+        for tenant, part in allotment.allocated.items():
+            account, most = owner + tenant, bounds.accounts
+            if account not in held and not self._has_room(held, most, until):
+                account = *owner, OTHERS, tenant[1]
+                most += bounds.others
+                if account not in held and len(held) >= most:
+                    account = *owner, OTHERS, OTHERS
+            held.add(account, float(part) * seconds, until)
         for resource, part in allotment.idle.items():
-            pair = self._key(self._idle, (policy, resource), self._bounds.idle, (policy, OTHERS), until)
-            self._idle.add(pair, float(part) * seconds, until)
+            account = self._key(idle, (*owner, resource), bounds.idle, (*owner, OTHERS), until)
+            idle.add(account, float(part) * seconds, until)
 
-    def _key(self, counts: LaggingCounts[Key], key: Key, most: int, other: Key, now: float) -> Key:
+    def _key(self, counts: LaggingCounts[Account], key: Account, most: int, other: Account, now: float) -> Account:
         return key if key in counts or self._has_room(counts, most, now) else other
 
-    def _has_room(self, counts: Sized, most: int, now: float) -> bool:
+    def _has_room(self, counts: LaggingCounts[Account], most: int, now: float) -> bool:
         if len(counts) >= most:
             self._drop(now, self._bounds.room_after)
         return len(counts) < most
 
     def _drop(self, now: float, patience: float) -> None:
-        for each in (self._allocated, self._idle, self._stranded, self._transition):
-            each.drop(now, patience)
+        for counts in self._parts.values():
+            counts.drop(now, patience)
         # A policy's sum grows when its parts are exported, which may be later.
-        policies = {policy for policy, *_ in (*self._allocated, *self._idle)}
-        self._gpus.drop(now, patience, keep=policies.union(self._stranded, self._transition))
+        self._gpus.drop(now, patience, keep={account[:1] for counts in self._parts.values() for account in counts})
 
 
 HOUR = 3600

@@ -200,31 +200,31 @@ def of_meter(metered: Metered) -> Iterable[Metric]:
         "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
         " GPU. A replica of a shared GPU counts as long as it is allocated, whether or not its pod uses the GPU.",
         ("policy", "namespace", "resource"),
-        metered.allocated.items(),
+        metered["allocated"].items(),
     )
     yield _counter(
         "idle_slice_seconds",
         "GPU-seconds of slices that were not allocated to a pod.",
         ("policy", "resource"),
-        metered.idle.items(),
+        metered["idle"].items(),
     )
     yield _counter(
         "stranded_slice_seconds",
         "GPU-seconds of capacity that no slice of the layout covers.",
         ("policy",),
-        _labeled(metered.stranded),
+        metered["stranded"].items(),
     )
     yield _counter(
         "transition_slice_seconds",
         "GPU-seconds not allocated to a pod, on nodes in the middle of a change.",
         ("policy",),
-        _labeled(metered.transition),
+        metered["transition"].items(),
     )
     yield _counter(
         "gpu_seconds",
         "All metered GPU-seconds: the sum of allocated, idle, stranded and in transition.",
         ("policy",),
-        _labeled(metered.gpus),
+        metered["gpus"].items(),
     )
 
 
