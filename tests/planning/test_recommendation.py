@@ -2,6 +2,7 @@
 
 from array import array
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import combinations_with_replacement, product
@@ -229,19 +230,19 @@ def test_the_worst_neighbors_of_today_are_found() -> None:
     needs = [seen("llm-13b", 27.9), seen("llm-7b", 15.1)]
     big, small = (one.workload for one in needs)
     shared = {"GPU-1": {small: 4}, "GPU-2": {small: 1, big: 3}, "GPU-3": {}}
-    found = recommend(pool(), needs, shared, goal=Goal.COST)
+    found = recommend(replace(pool(), occupied=shared), needs, goal=Goal.COST)
     assert found.worst_bytes == pytest.approx(98.8 * GIB)
     assert found.worst == ((3, needs[0].highest), (1, needs[1].highest))
     stranger = {"GPU-4": {Workload("x", "deploy", "x"): 9}}
-    assert recommend(pool(), needs, stranger, goal=Goal.COST).worst == ()
+    assert recommend(replace(pool(), occupied=stranger), needs, goal=Goal.COST).worst == ()
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (ModelPool("p", H100, (), 0), "pool p has no GPU"),
-        (ModelPool("p", H100, (4, 0), 0), "pool p has no GPU"),
-        (ModelPool("p", BY_KEY["thor-igpu"], (1,), 0), "thor-igpu shares its memory with the CPU"),
+        (ModelPool("p", H100, (), 0), "the pool of p has no GPU"),
+        (ModelPool("p", H100, (4, 0), 0), "the pool of p has no GPU"),
+        (ModelPool("p", BY_KEY["thor-igpu"], (1,), 0), "what fits on p is not known"),
     ],
     ids=["no node", "a node without GPUs", "memory of the CPU"],
 )

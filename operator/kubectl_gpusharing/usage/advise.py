@@ -167,7 +167,7 @@ def _divided(answers: AdviceAnswers, why: str) -> Advice:
         for number, (count, gib) in enumerate(answers.needs)
     ]
     # A node for each workload is enough.
-    pool = ModelPool("needs", card, (answers.per_node,) * answers.pods, answers.pods)
+    pool = ModelPool(card.key, card, (answers.per_node,) * answers.pods, answers.pods)
     needs = [find_need(history, card, Goal.COST) for history in histories]
     found = recommend(pool, needs, goal=Goal.COST)
     sizes = {profile.name: profile for profile in card.profiles}

@@ -7,7 +7,6 @@ kube-state-metrics, if it is there.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from math import ceil, isnan
@@ -22,7 +21,7 @@ from kubectl_gpusharing.usage import queries
 from kubectl_gpusharing.usage.needs import History, Holding
 from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, braced
-from kubectl_gpusharing.usage.recommendation import Occupied
+from kubectl_gpusharing.usage.recommendation import ModelPool
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
 from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, exported_label, part_of_card, read_dcgm
 
@@ -141,24 +140,6 @@ GROWN = 3
 """The number of hours for which a higher number of pods has to last to count at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedPool:
-    """A pool of GPUs of one model, as Prometheus shows it."""
-
-    model: str
-    card: Card | None
-    nodes: tuple[int, ...]
-    """How many GPUs each node has, in the order of the nodes' names."""
-    used: int
-    """The most GPUs that were held at one time, in whole or in part, counted like the pods (`usual_peak`)."""
-    histories: tuple[History, ...]
-    occupied: Occupied
-    remarks: tuple[str, ...]
-    simulated: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    """The sorted names of the nodes; for a GPU whose node is unknown, its UUID."""
-
-
 def usual_peak(counts: Iterable[int]) -> int:
     """Return the most at one time, by hourly peaks, without the busiest hours unless the growth lasts; 1 without any."""
     known = [count for count in counts if count] or [1]
@@ -166,7 +147,7 @@ def usual_peak(counts: Iterable[int]) -> int:
     return max(sorted(known)[most - 1], min(known[-GROWN:]))
 
 
-def find_pool(fold: Fold, where: str) -> ObservedPool:
+def find_pool(fold: Fold, where: str) -> ModelPool:
     """Return the pool that `fold` shows; `where` names the chosen nodes in messages.
 
     Raises Trouble if no GPU was seen lately, or if the GPUs or their nodes have several models.
@@ -200,20 +181,20 @@ def find_pool(fold: Fold, where: str) -> ObservedPool:
     away = [gpu for uuid, gpu in known.items() if uuid not in gpus and gpu.last > latest - RECENT]
     unplaced = any(not gpu.node for gpu in gpus.values())
     remarks = (*fold.remarks, *_left_out(fold, latest, away, gone, unplaced=unplaced))
-    return ObservedPool(
+    return ModelPool(
         model,
         card,
         tuple(nodes[name] for name in sorted(nodes)),
         min(usual_peak(fold.held), len(gpus)) if any(fold.held) else 0,
+        tuple(sorted(nodes)),
         tuple(histories),
         {
             f"{gpu.node}/{uuid}": gpu.holders
             for uuid, gpu in gpus.items()
             if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
         },
-        remarks,
         tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
-        tuple(sorted(nodes)),
+        remarks,
     )
 
 

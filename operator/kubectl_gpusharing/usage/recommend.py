@@ -31,7 +31,7 @@ from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble, error_text
 from kubectl_gpusharing.usage.bills import Price, price_of
 from kubectl_gpusharing.usage.cost import amount, describe_doubts, money
 from kubectl_gpusharing.usage.endpoints import find_endpoint
-from kubectl_gpusharing.usage.histories import ObservedPool, find_pool, read_usage
+from kubectl_gpusharing.usage.histories import find_pool, read_usage
 from kubectl_gpusharing.usage.meter import read_price
 from kubectl_gpusharing.usage.needs import (
     GIB,
@@ -70,7 +70,7 @@ class RecommendReport:
     """The start of the window, in seconds since 1970, as is `end`."""
     end: float
     scope: NodeScope
-    observed: ObservedPool
+    pool: ModelPool
     recommendation: Recommendation | None
     """The recommended layout; None if the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
@@ -84,9 +84,9 @@ class RecommendReport:
     @property
     def span(self) -> str:
         """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`."""
-        card = self.observed.model or "GPUs without a name"
-        gpus = counted(sum(self.observed.nodes), "GPU")
-        nodes = counted(len(self.observed.nodes), "node")
+        card = self.pool.model or "GPUs without a name"
+        gpus = counted(self.pool.gpus, "GPU")
+        nodes = counted(len(self.pool.nodes), "node")
         time = f"{duration(self.end - self.start)} until {moment(self.end)}"
         return f"{time}, {self.scope.where}: {gpus} ({card}) on {nodes}"
 
@@ -125,7 +125,7 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
 def describe(answer: RecommendReport, options: PrintOptions, *, verbose: bool, written: str) -> list[Line]:
     """Draw the answer; `verbose` adds the samples of each workload. `written` is the file of the policy, or empty."""
     lines = prose(answer.span, options, ink=Ink.TITLE)
-    lines += drawing.describe_simulated(answer.observed.simulated, options)
+    lines += drawing.describe_simulated(answer.pool.simulated, options)
     lines += prose(f"{BETA}.", options, ink=Ink.FAINT)
     lines += _table(answer, options)
     if verbose:
@@ -159,7 +159,7 @@ def _table(answer: RecommendReport, options: PrintOptions) -> list[Line]:
     goal = Goal.COST if answer.recommendation is None else answer.recommendation.goal
     busy = f"{LEVELS[goal][1]:.0%} BUSY"
     rows: list[dict[str, str | Span]] = []
-    for history in answer.observed.histories:
+    for history in answer.pool.histories:
         place = places.get(history.workload)
         row = _workload(history, place)
         sure = Confidence(row["confidence"])
@@ -325,7 +325,7 @@ def packing_of(recommendation: Recommendation) -> str:
         clauses.append(f"unused: {unused}")
     if recommendation.worst:
         parts = " + ".join(f"{count} x {each / GIB:.1f}" for count, each in recommendation.worst)
-        used, memory = recommendation.worst_bytes, memory_of(pool.card) * GIB
+        used, memory = recommendation.worst_bytes, memory_of(recommendation.card) * GIB
         only = "" if used <= memory else "only "
         clauses.append(
             f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(used)}"
@@ -378,7 +378,7 @@ def as_file(answer: RecommendReport) -> str:
         "Proposed by kubectl gpusharing recommend from measured usage. Nothing changes until someone"
         " approves the plan.",
         answer.span if found is None else f"{answer.span}; {packing_of(found)}",
-        *filter(None, (drawing.simulated_sentence(answer.observed.simulated),)),
+        *filter(None, (drawing.simulated_sentence(answer.pool.simulated),)),
         f"{BETA}.",
         *(f"PARTIAL: {text}" for text in answer.missing),
         *_steps(answer),
@@ -402,16 +402,16 @@ def as_data(answer: RecommendReport) -> RecommendationData:
         "from": moment(answer.start),
         "until": moment(answer.end),
         "pool": answer.scope.name,
-        "card": answer.observed.model,
-        "nodes": len(answer.observed.nodes),
-        "gpus": sum(answer.observed.nodes),
-        "gpusInUse": answer.observed.used,
+        "card": answer.pool.model,
+        "nodes": len(answer.pool.nodes),
+        "gpus": answer.pool.gpus,
+        "gpusInUse": answer.pool.used,
         "partial": bool(answer.missing),
         "missing": list(answer.missing),
         "remarks": list(answer.remarks),
-        "simulated": list(answer.observed.simulated),
+        "simulated": list(answer.pool.simulated),
         "next": list(_steps(answer)),
-        "workloads": [_workload(each, places.get(each.workload)) for each in answer.observed.histories],
+        "workloads": [_workload(each, places.get(each.workload)) for each in answer.pool.histories],
         "recommendation": None if found is None else _recommendation_data(found, answer.price),
         "policy": answer.policy,
         "plan": plan.as_data(effect, answer.context) if isinstance(effect, plan.Planned) else None,
@@ -516,7 +516,7 @@ async def run(session: Session | None, typed: Arguments, terminal: Terminal) -> 
     )
     if typed.write and answer.policy is None:
         room = "no layout has room for any workload"
-        why = _unknown(answer.observed) if answer.recommendation is None else room
+        why = _unknown(answer.pool) if answer.recommendation is None else room
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
 
@@ -550,20 +550,20 @@ async def find_answer(prometheus: Prometheus, typed: Arguments, session: Session
     card = pick(typed.card) if typed.card else None
     fold = Fold(end, max(1, round((end - start) / HOUR)), scope.nodes, card)
     missing = await read_usage(prometheus, fold, start, selector)
-    observed = find_pool(fold, scope.where)
-    if not observed.histories:
+    pool = find_pool(fold, scope.where)
+    if not pool.histories:
         raise Trouble(
             f"no pod used a GPU of {scope.where} during this window, or dcgm-exporter does not report pods (set"
             " DCGM_EXPORTER_KUBERNETES=true)"
         )
-    scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
+    scope, unseen = narrow(scope, len(pool.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal or "cost")
-    remarks = [*filter(None, (prometheus.endpoint.remark,)), *scope.remarks, *unseen, *observed.remarks]
+    remarks = [*filter(None, (prometheus.endpoint.remark,)), *scope.remarks, *unseen, *pool.remarks]
     recommendation, policy = None, None
-    if observed.card is None or not observed.card.memory_gb:
-        missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
+    if pool.card is None or not pool.card.memory_gb:
+        missing.append(f"{_unknown(pool)}, so there is nothing to recommend")
     else:
-        needs = tuple(find_need(history, observed.card, goal) for history in observed.histories)
+        needs = tuple(find_need(history, pool.card, goal) for history in pool.histories)
         if all(need.confidence is Confidence.NONE and Doubt.TOO_LITTLE in need.doubts for need in needs):
             best = max(needs, key=lambda need: (need.samples, need.workload))
             hours, least = best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
@@ -572,14 +572,13 @@ async def find_answer(prometheus: Prometheus, typed: Arguments, session: Session
                 f" {counted(len(needs), 'workload')}, {best.workload.ref} has the most, with"
                 f" {best.samples} over {round(hours)} h. Try again later, or use a longer --window"
             )
-        pool = ModelPool(scope.name, observed.card, observed.nodes, observed.used)
-        recommendation = recommend(pool, needs, observed.occupied, goal=goal)
+        recommendation = recommend(pool, needs, goal=goal)
         # A layout that serves no workload is not worth applying.
         policy = policy_of(scope, recommendation) if recommendation.placed else None
     lately = MeterQuery(max(start, end - DAY), end, selector=selector)
-    price = price_of(typed.price) or await read_price(prometheus, lately, observed.names)
+    price = price_of(typed.price) or await read_price(prometheus, lately, pool.names)
     where = prometheus.endpoint.where
-    return RecommendReport(where, start, end, scope, observed, recommendation, policy, missing, remarks, price)
+    return RecommendReport(where, start, end, scope, pool, recommendation, policy, missing, remarks, price)
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
@@ -593,5 +592,5 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
         return str(trouble)
 
 
-def _unknown(observed: ObservedPool) -> str:
-    return f"the possible layouts of {observed.model or 'a GPU of unknown model'} are unknown"
+def _unknown(pool: ModelPool) -> str:
+    return f"the possible layouts of {pool.model or 'a GPU of unknown model'} are unknown"

@@ -8,18 +8,17 @@ resource names.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
 from math import ceil, inf
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.cards import TURNS, Card, client_memory, memory_of
 from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
-from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Need, Workload
+from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, History, Need, Workload
 from kubectl_gpusharing.usage.packing import (
     ROUNDING,
     Outcome,
@@ -34,19 +33,25 @@ from kubectl_gpusharing.usage.packing import (
 
 @value
 class ModelPool:
-    name: str
-    card: Card
+    """A pool of GPUs of one model, and what Prometheus shows of it."""
+
+    model: str
+    card: Card | None
     nodes: tuple[int, ...]
     """How many GPUs each node has; if the numbers differ, a policy can only have one layout for all GPUs."""
     used: int
+    """The most GPUs that were held at one time, in whole or in part."""
+    names: tuple[str, ...] = ()
+    """The names of the nodes, in the order of `nodes`; for a GPU whose node is unknown, its UUID."""
+    histories: tuple[History, ...] = ()
+    occupied: Mapping[str, Mapping[Workload, int]] = field(default_factory=dict)
+    """How many pods of which workload share each GPU now, by its name in messages."""
+    simulated: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> int:
         return sum(self.nodes)
-
-
-Occupied: TypeAlias = Mapping[str, Mapping[Workload, int]]
-"""How many pods of which workload share each GPU now, by its name in messages."""
 
 
 @value
@@ -64,6 +69,7 @@ class Portion:
 @value
 class Recommendation:
     pool: ModelPool
+    card: Card
     goal: Goal
     template: tuple[Layout | None, ...]
     """The layout of each GPU of a node, by index, or None for a whole one; a single element is for all GPUs."""
@@ -126,17 +132,15 @@ def layout_rows(portions: Sequence[Portion]) -> list[dict[str, Any]]:
     ]
 
 
-def recommend(
-    pool: ModelPool, needs: Sequence[Need], occupied: Occupied = MappingProxyType({}), *, goal: Goal
-) -> Recommendation:
+def recommend(pool: ModelPool, needs: Sequence[Need], *, goal: Goal) -> Recommendation:
     """Return the recommended layout of `pool`, which does not depend on the order of the workloads.
 
-    Raises ValueError if a node, or the pool, has no GPUs, or if they use the CPU's memory.
+    Raises ValueError if a node, or the pool, has no GPUs, or if their layouts or the size of their memory are unknown.
     """
     if not pool.nodes or min(pool.nodes) < 1:
-        raise ValueError(f"pool {pool.name} has no GPU")
-    if not pool.card.memory_gb:
-        raise ValueError(f"{pool.card.key} shares its memory with the CPU: what fits on it is not known")
+        raise ValueError(f"the pool of {pool.model} has no GPU")
+    if pool.card is None or not pool.card.memory_gb:
+        raise ValueError(f"what fits on {pool.model} is not known")
     packer = _packer(pool.card)
     alike = len(set(pool.nodes)) == 1
     sizes = tuple(sorted(pool.nodes, reverse=True))
@@ -175,6 +179,7 @@ def recommend(
         nodes = fewest_nodes(whole_pods(placed), sizes) or 0
     return Recommendation(
         pool=pool,
+        card=pool.card,
         goal=goal,
         template=template,
         placed=placed,
@@ -183,7 +188,7 @@ def recommend(
         gpus=chosen.gpus,
         stranded=(sum(slices for _, slices in lost) * chosen.nodes, sum(units for units, _ in lost) * chosen.nodes),
         idle=normalize(idle),
-        worst=_worst(needs, occupied),
+        worst=_worst(needs, pool.occupied),
     )
 
 
@@ -236,7 +241,7 @@ def _granted(packer: Packer, seat: Placement, chosen: TemplateChoice) -> Placeme
     return replace(seat, why=why, profile=packer.profiles[index].name)
 
 
-def _worst(needs: Sequence[Need], occupied: Occupied) -> tuple[tuple[int, float], ...]:
+def _worst(needs: Sequence[Need], occupied: Mapping[str, Mapping[Workload, int]]) -> tuple[tuple[int, float], ...]:
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for _, pods in sorted(occupied.items()):
@@ -277,7 +282,7 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
     """
     if recommendation.goal is not Goal.COST or any(place.why is Outcome.KEPT for place in recommendation.placed):
         return None
-    card, placed = recommendation.pool.card, recommendation.placed
+    card, placed = recommendation.card, recommendation.placed
     sharing = [place for place in placed if place.profile or (not card.profiles and place.gpus == 1)]
     needs = list(chain.from_iterable([place.need] * place.pods for place in sharing))
     memory = sorted((float(need.memory or 0) for need in needs), reverse=True)
