@@ -13,6 +13,7 @@ import pynvml
 
 from gpusharing.agent.library import (
     GPU,
+    UNKNOWN_PROCESS,
     Instance,
     LibraryError,
     MigMode,
@@ -28,7 +29,6 @@ from gpusharing.agent.nvml_devices import (
     ecc_uncorrected,
     fields,
     list_processes,
-    list_rest,
     maybe,
     recovery_action,
     remapped_rows,
@@ -180,7 +180,10 @@ class NVML:
             instances, withheld, hidden, owners = mig_instances(handle, model.profiles, devices)
             lists = [list_processes(self._processes, device, name) for device, name in devices]
             listed = list(chain.from_iterable(lists))
-            listed = list_rest(self._processes, handle, listed, hidden=hidden) + listed
+            known = {process.pid for process, _ in listed} - {UNKNOWN_PROCESS.pid}
+            # An empty list for the whole GPU does not contradict the lists of its MIG devices.
+            rest = list_processes(self._processes, handle, required=False, hidden=hidden)
+            listed = [each for each in rest if each[0].pid not in known] + listed
         else:
             listed = list_processes(self._processes, handle)
             lists = [listed]

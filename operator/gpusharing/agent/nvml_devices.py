@@ -4,7 +4,7 @@ Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVI
 """
 
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
@@ -155,22 +155,13 @@ _WHERE_SUPPORTED = (pynvml.nvmlDeviceGetMPSComputeRunningProcesses, pynvml.nvmlD
 """Cards or drivers without these lists have no such clients."""
 
 
-def list_processes(processes: Processes, handle: Any, device: str = "") -> list[ListedProcess]:
-    """Return the processes of a GPU or of the MIG device `device`, with UNKNOWN_PROCESS if there may be more."""
-    return _list(processes, handle, device, required=True, hidden=False)
-
-
-def list_rest(
-    processes: Processes, handle: Any, listed: Iterable[ListedProcess], *, hidden: bool
+def list_processes(
+    processes: Processes, handle: Any, device: str = "", *, required: bool = True, hidden: bool = False
 ) -> list[ListedProcess]:
-    """Return the processes of a GPU with MIG on that are not `listed` for its MIG devices, or UNKNOWN_PROCESS."""
-    known = {process.pid for process, _ in listed} - {UNKNOWN_PROCESS.pid}
-    # An empty list for the whole GPU does not contradict the lists of its MIG devices.
-    found = _list(processes, handle, "", required=False, hidden=hidden)
-    return [each for each in found if each[0].pid not in known]
+    """Return the processes of a GPU or of the MIG device `device`, with UNKNOWN_PROCESS if there may be more.
 
-
-def _list(processes: Processes, handle: Any, device: str, *, required: bool, hidden: bool) -> list[ListedProcess]:
+    There may be if some are `hidden`, or if the list of those that compute is `required` and not given.
+    """
     known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or processes.blind else {}
     for call in (_ALWAYS, *_WHERE_SUPPORTED):
         try:
