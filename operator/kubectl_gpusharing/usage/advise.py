@@ -54,16 +54,16 @@ from kubectl_gpusharing.usage.recommendation import ModelPool, Portion, layout_r
 
 @dataclass(frozen=True, slots=True)
 class AdviceAnswers:
+    """What is known about workloads. Until the questions are answered, which are None then, workloads are isolated."""
+
     card: Card
     needs: tuple[tuple[int, float], ...]
     """How many workloads need how much memory each, in GiB and with headroom; not empty."""
-    promise: bool = False
-    strangers: bool = False
-    bill: bool = False
-    bursts: bool = False
+    promise: bool | None = False
+    strangers: bool | None = False
+    bill: bool | None = False
+    bursts: bool | None = False
     """Whether workloads compute only now and then."""
-    unanswered: tuple[str, ...] = ()
-    """Those of the four fields above that nobody answered; until then, workloads are isolated."""
     isolation: str = ""
     """The level that the label of the pods' namespace demands: `hardware` or `memory`; empty if none."""
     no_mps: str = ""
@@ -72,6 +72,10 @@ class AdviceAnswers:
     """What a person can do so that a label can switch MPS on, in sentences; empty if one can."""
     per_node: int = 1
     """How many GPUs each node has; with 1, all GPUs get the same layout."""
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        return tuple(name for name in QUESTIONS if getattr(self, name) is None)
 
     @property
     def pods(self) -> int:
@@ -494,8 +498,7 @@ def _find_answers(typed: Arguments, card: Card, demand: Demand | None, isolation
         no_mps=no_mps,
         mps_remedy=target.find_remedy(target.RELEASED_DAEMON)[0] if no_mps else "",
         per_node=typed.gpus_per_node or 1,
-        unanswered=tuple(name for name, answer in answers.items() if answer is None),
-        **{name: bool(answer) for name, answer in answers.items()},
+        **answers,
     )
 
 
