@@ -180,7 +180,6 @@ class Prices:
     """Subjects that had several prices at once; the mean of these is not a real price."""
     faults: Mapping[str, Subject] = field(default_factory=dict)
     """The subject of each sentence about an impossible price that was left out."""
-    odd: frozenset[Subject] = frozenset()
 
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none.
@@ -193,8 +192,7 @@ class Prices:
             return self._only(("policy", policy), "policy")
         cards = [("product", card) for card in sorted(self.cards.get(node, ()))]
         if not cards or any(card not in self.amounts for card in cards):
-            subjects = {("node", node), ("policy", policy), *cards}
-            invalid = not subjects.isdisjoint(self.odd)
+            invalid = not {("node", node), ("policy", policy), *cards}.isdisjoint(self.faults.values())
             return "the price in Prometheus is invalid and is left out" if invalid else "Prometheus has none"
         prices = [self._only(card, "chart") for card in cards]
         if any(price != prices[0] for price in prices):
@@ -219,8 +217,8 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
     faults: dict[str, Subject] = {}
     for answer, (label, metric) in SOURCES.items():
         for series in answers[answer]:
-            name, price = series.labels.get(label, ""), series.value
-            unit = currency if label == "node" else series.labels.get("currency", "")
+            name, price = series.label(label), series.value
+            unit = currency if label == "node" else series.label("currency")
             flaws = {
                 "it names no currency": not unit,
                 NO_NUMBER: math.isnan(price),
@@ -244,7 +242,7 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
     for series in answers["cards"]:
         if product := series.labels.get("product"):  # a GPU that cannot be read has none
             cards[series.node].add(_dashed(product))
-    return Prices(amounts, cards, rivals, faults, frozenset(faults.values()))
+    return Prices(amounts, cards, rivals, faults)
 
 
 def _dashed(product: str) -> str:

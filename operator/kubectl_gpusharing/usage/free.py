@@ -160,11 +160,11 @@ async def _ask_agent(session: Session, agent: JSON) -> tuple[str, list[Series], 
 
 
 def _fold(found: Iterable[Series]) -> tuple[dict[Pod, dict[str, Row]], frozenset[str]]:
-    kept = [(series.labels.get("__name__", ""), series) for series in found if 0 <= series.value < inf]
-    sizes = {series.labels.get("uuid", ""): int(series.value) for name, series in kept if name == SIZE}
+    kept = [(series.label("__name__"), series) for series in found if 0 <= series.value < inf]
+    sizes = {series.label("uuid"): int(series.value) for name, series in kept if name == SIZE}
     by_pod: dict[Pod, dict[str, Row]] = {}
     for name, series in kept:
-        labels, uuid = series.labels, series.labels.get("uuid", "")
+        labels, uuid = series.labels, series.label("uuid")
         if name not in (SLICES, OWN, SM) or (pod := pod_of(labels)) is None:
             continue
         gpu, profile = labels.get("gpu", ""), labels.get("profile", "")

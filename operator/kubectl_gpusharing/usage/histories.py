@@ -23,7 +23,7 @@ from kubectl_gpusharing.usage.prometheus import Prometheus, Series
 from kubectl_gpusharing.usage.queries import ACTIVE, HOUR, OWN, USED, braced
 from kubectl_gpusharing.usage.recommendation import ModelPool
 from kubectl_gpusharing.usage.windows import DAY, MOST_POINTS, Answers, find_gaps
-from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, exported_label, part_of_card, read_dcgm
+from kubectl_gpusharing.usage.workloads import RECURS, Fold, Gpu, Record, part_of_card, read_dcgm
 
 MOST_SERIES = 100_000
 """The highest number of series at one time that is read; above it, the user has to select some."""
@@ -58,7 +58,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
     latest = (prometheus.instant(query, fold.end) for query in queries.latest(selector))
     allocatable, infos, slices = await side_by_side(*latest)
     add_gpus(fold, infos)
-    fold.slices = {(series.node, series.labels.get("resource", "")): series.value for series in slices}
+    fold.slices = {(series.node, series.label("resource")): series.value for series in slices}
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / most_series_at_once)))
     fine = most_series_at_once * at_once * HOUR / queries.POINT <= SAMPLES
     hourly = queries.hourly(selector, round(queries.POINT) if fine else queries.STEP)
@@ -89,7 +89,7 @@ async def read_usage(prometheus: Prometheus, fold: Fold, start: float, selector:
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
     """Add the GPUs of the chosen nodes that agents reported; the value of each series is the time of the report."""
     for series in sorted(infos, key=lambda series: series.value):
-        node, uuid, product = series.node, series.labels.get("uuid", ""), series.labels.get("product", "")
+        node, uuid, product = series.node, series.label("uuid"), series.label("product")
         like = fold.card is None or find_card(product) is fold.card
         if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
             last = fold.hours - 1 - max(0, int((fold.end - series.value) // HOUR))
@@ -103,7 +103,7 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
     gpus = Counter(node for node, _ in known)
     replicas: dict[str, int] = {}
     for series in allocatable:
-        node = exported_label(series, "node")
+        node = series.exported("node")
         times = int(series.value) // gpus[node] if gpus[node] else 0
         if times > 1:
             replicas[node] = max(times, replicas.get(node, 0))

@@ -41,7 +41,6 @@ from kubectl_gpusharing.usage.bills import (
 from kubectl_gpusharing.usage.prometheus import PARALLEL, Prometheus, Series, nodes_of
 from kubectl_gpusharing.usage.queries import (
     COUNTERS,
-    EXPORTED,
     GPUS,
     NAMESPACE,
     OF_PARTS,
@@ -56,7 +55,7 @@ from kubectl_gpusharing.usage.queries import (
     use_query,
 )
 from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
-from kubectl_gpusharing.usage.workloads import Pod, exported_label, pod_of
+from kubectl_gpusharing.usage.workloads import Pod, pod_of
 
 RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
 """The default namespaces of KAI-Scheduler's reservation pods. They are from kai-scheduler/KAI-Scheduler v0.17.0,
@@ -90,9 +89,9 @@ def read_teams(answers: Mapping[str, Iterable[Series]], by: str) -> tuple[dict[s
     A namespace may have been deleted since. The value that was seen last wins and, of several, the last by name.
     """
     label = label_of(by)
-    ordered = sorted(answers["labels"], key=lambda series: (series.value, series.labels.get(label, "")))
-    last = {exported_label(series, NAMESPACE): series.labels.get(label, "") for series in ordered}
-    rivals = frozenset(exported_label(series, NAMESPACE) for series in answers["rival labels"])
+    ordered = sorted(answers["labels"], key=lambda series: (series.value, series.label(label)))
+    last = {series.exported(NAMESPACE): series.label(label) for series in ordered}
+    rivals = frozenset(series.exported(NAMESPACE) for series in answers["rival labels"])
     return {name: "" if name in rivals else value for name, value in last.items()}, rivals
 
 
@@ -135,7 +134,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
     held: list[Series] = []
     stranded: list[Series] = []
     for series in answers[Part.HELD]:
-        namespace, resource = exported_label(series, NAMESPACE), series.labels.get("resource", "")
+        namespace, resource = series.exported(NAMESPACE), series.label("resource")
         if namespace in RESERVATIONS:
             weights = users.get((series.node,), {})
             used, estimate = sum(weights.values()), {"basis": Basis.ESTIMATE}
@@ -144,7 +143,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
             if not parts:
                 held.append(series)
             elif (rest := series.value * (1 - used / most)) > ROUNDING:
-                held.append(Series({**series.labels, **estimate}, ((series.points[-1][0], rest),)))
+                held.append(series.changed(rest, **estimate))
             continue
         among = slices.get((series.node, resource), {})
         weights = {pod: each for pod, each in among.items() if pod[0] == namespace}
@@ -154,8 +153,7 @@ def divide(answers: Mapping[str, Iterable[Series]]) -> dict[str, list[Series]]:
         most = max(sum(weights.values()), whole[series.node])
         parts = _split(series, weights, most, {"basis": Basis.RESERVED, "resource": RESOURCE_GPU})
         held += parts
-        rest = series.value - sum(part.value for part in parts)
-        stranded.append(Series(series.labels, ((series.points[-1][0], rest),)))
+        stranded.append(series.changed(series.value - sum(part.value for part in parts)))
     return {Part.HELD: held, Part.STRANDED: stranded}
 
 
@@ -165,15 +163,14 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
     for series in answer:
         pod = pod_of(series.labels)
         if pod is not None and 0 < series.value < inf:
-            key = tuple(exported_label(series, label) for label in ("node", *labels))
+            key = tuple(series.exported(label) for label in ("node", *labels))
             weights.setdefault(key, defaultdict(float))[pod] += series.value
     return weights
 
 
 def _split(series: Series, weights: Mapping[Pod, float], whole: float, more: Mapping[str, str]) -> list[Series]:
-    labels, (at, value) = {**series.labels, **more, EXPORTED: ""}, series.points[-1]
     return [
-        Series({**labels, NAMESPACE: namespace, "pod": name}, ((at, value * each / whole),))
+        series.changed(series.value * each / whole, **more, exported_namespace="", namespace=namespace, pod=name)
         for (namespace, name), each in weights.items()
     ]
 
@@ -190,9 +187,9 @@ async def read_used(
     for batch in batched([query.start + step * (look + 0.5) for look in range(looks)], PARALLEL):
         answers = await side_by_side(*(prometheus.instant(promql, at) for at in batch))
         for series in chain.from_iterable(answers):
-            pod = pod_of(series.labels) or (exported_label(series, NAMESPACE), "")
+            pod = pod_of(series.labels) or (series.exported(NAMESPACE), "")
             tenant = tenant_of(pod) or nodes.get(series.node, "")
-            sums[tenant, series.labels.get("resource", ""), series.labels.get("what", "")] += series.value
+            sums[tenant, series.label("resource"), series.label("what")] += series.value
     return {
         (tenant, resource, what): amount / held
         for (tenant, resource, what), amount in sums.items()
@@ -260,7 +257,7 @@ async def read_bill(prometheus: Prometheus, query: MeterQuery, progress: Callabl
             gpus[_node(series)] += series.value
         day.update(divide(day))
         _count(cells, day, prices, unpriced, tenant_of)
-        holders = {exported_label(series, NAMESPACE) for series in day[Part.HELD] if series.value > 0}
+        holders = {series.exported(NAMESPACE) for series in day[Part.HELD] if series.value > 0}
         rivals |= several & holders
         faults |= dict.fromkeys(prices.faults)
         simulated |= nodes_of(day["simulated"]) & seen.nodes
@@ -334,7 +331,7 @@ async def _read_days(prometheus: Prometheus, query: MeterQuery, group: Days) -> 
             if name in near:
                 day[name] = [series for series in far[name] if series.node not in others]
                 day[name] += [series for series in near[name] if series.node in others]
-        reserved = nodes_of(series for series in day["held"] if exported_label(series, NAMESPACE) in RESERVATIONS)
+        reserved = nodes_of(series for series in day["held"] if series.exported(NAMESPACE) in RESERVATIONS)
         if reserved:
             of_kai = queries.reservation_queries(query, group.seconds, matcher_of(reserved), sorted(RESERVATIONS))
             for name, promql in of_kai.items():
@@ -366,9 +363,9 @@ def find_growth(before: Iterable[Series], after: Iterable[Series]) -> Answers:
     old = {frozenset(series.labels.items()): series.value for series in before}
     growth: Answers = defaultdict(list)
     for series in after:
-        name, (at, value) = series.labels.get("what", ""), series.points[-1]
+        name = series.label("what")
         less = 0.0 if name == queries.INFO_OF_GPUS else old.get(frozenset(series.labels.items()), 0.0)
-        growth[name].append(Series(series.labels, ((at, value - less),)))
+        growth[name].append(series.changed(series.value - less))
     return growth
 
 
@@ -416,18 +413,18 @@ def _count(
     slices = defaultdict[tuple[str, str], float](float)
     for series in day["shared"]:
         if math.isfinite(series.value):
-            key = series.node, series.labels.get("resource", "")
+            key = series.node, series.label("resource")
             slices[key] = max(series.value, slices[key])
     for part in Part:
         for series in day[part]:
-            (node, policy), resource = _node(series), series.labels.get("resource", "")
+            (node, policy), resource = _node(series), series.label("resource")
             price: Price | str | None = prices.find(node, policy)
             if isinstance(price, str):
                 unpriced[policy, price] += series.value
                 price = None
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
-                tenant = tenant_of((exported_label(series, NAMESPACE), series.labels.get("pod", "")))
+                tenant = tenant_of((series.exported(NAMESPACE), series.label("pod")))
                 if how := series.labels.get("basis"):  # of `divide`
                     basis = Basis(how)
                 elif (most := slices.get((node, resource))) is not None:
@@ -462,7 +459,7 @@ def _lacking(parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], se
 
 
 def _node(series: Series) -> NodePool:
-    return series.node, series.labels.get(POLICY, "")
+    return series.node, series.label(POLICY)
 
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:

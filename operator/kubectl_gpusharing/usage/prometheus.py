@@ -181,7 +181,19 @@ class Series:
 
     @property
     def node(self) -> str:
-        return self.labels.get("node", "")
+        return self.label("node")
+
+    def label(self, name: str) -> str:
+        """Return the value of a label; empty if it is missing."""
+        return self.labels.get(name, "")
+
+    def exported(self, name: str) -> str:
+        """Return the value of a label, whether or not Prometheus renamed it to exported_...; empty if it is missing."""
+        return self.labels.get(f"exported_{name}") or self.label(name)
+
+    def changed(self, value: float, **labels: str) -> "Series":
+        """Return a series with this value at the time of the last one, and these labels besides or instead."""
+        return Series({**self.labels, **labels}, ((self.points[-1][0], value),))
 
 
 @dataclass(slots=True)

@@ -23,7 +23,6 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import Trouble
 from kubectl_gpusharing.usage.prometheus import Prometheus
 from kubectl_gpusharing.usage.queries import labels_of_nodes, state_label
-from kubectl_gpusharing.usage.workloads import exported_label
 
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
@@ -174,7 +173,7 @@ async def find_in_prometheus(prometheus: Prometheus, typed: Arguments, selector:
     query = labels_of_nodes(selector, sorted(set(named.values())))
     labels = [
         (
-            exported_label(series, "node"),
+            series.exported("node"),
             {key: series.labels[label] for key, label in named.items() if series.labels.get(label)},
         )
         for series in await prometheus.instant(query, end)

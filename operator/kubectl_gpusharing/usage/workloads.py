@@ -74,11 +74,6 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
     return None
 
 
-def exported_label(series: Series, label: str) -> str:
-    """Return the value of a label, whether or not Prometheus renamed it; empty if it is missing."""
-    return series.labels.get(f"exported_{label}") or series.labels.get(label, "")
-
-
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
     """Return the devices in the series of `gpusharing_device_info`, by the UUID in the agent's series."""
     return {
@@ -89,7 +84,7 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
-    uuid, profile, resource = (series.labels.get(label, "") for label in ("uuid", "profile", "resource"))
+    uuid, profile, resource = (series.label(label) for label in ("uuid", "profile", "resource"))
     device = devices.get(uuid, (uuid, ""))
     return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
 
@@ -108,7 +103,7 @@ def read_owners(
 ) -> dict[Pod, tuple[str, str]]:
     """Return the kind and name of each pod's workload, which is above its ReplicaSet or Job, if it has one."""
     above = {
-        (kind, exported_label(series, "namespace"), exported_label(series, label)): _owner(series)
+        (kind, series.exported("namespace"), series.exported(label)): _owner(series)
         for kind, label, answer in (("ReplicaSet", "replicaset", replicasets), ("Job", "job_name", jobs))
         for series in answer
     }
@@ -130,7 +125,7 @@ def owner_of(pod: Pod, owners: Mapping[Pod, tuple[str, str]]) -> tuple[str, str]
 
 def _owner(series: Series) -> tuple[str, str]:
     # Without an owner, kube-state-metrics exports "", and before v2.8.0 <none> (its internal/store/pod.go).
-    kind, name = series.labels.get("owner_kind", ""), series.labels.get("owner_name", "")
+    kind, name = series.label("owner_kind"), series.label("owner_name")
     return ("", "") if kind in ("", "<none>") else (kind, name)
 
 
@@ -257,13 +252,13 @@ class Fold:
         self.simulated |= nodes_of(part["simulated"])
         for series in part["annotated"]:
             if (pod := pod_of(series.labels)) is not None:
-                size, wrong = declared_memory("/".join(pod), series.labels.get(ANNOTATION, ""))
+                size, wrong = declared_memory("/".join(pod), series.label(ANNOTATION))
                 if wrong:
                     self.wrong[wrong] = None
                 else:
                     self._declared[pod] = size
         read_own = partial(read_agent, devices=devices_of(part["devices"]))
-        targets = ((exported_label(one, "namespace"), one.labels.get("pod", "")) for one in part["exporters"])
+        targets = ((one.exported("namespace"), one.label("pod")) for one in part["exporters"])
         read_exporter = partial(read_dcgm, exporters=frozenset(targets))
         scraped = [(read_exporter(series), series) for series in part["used"]]
         used = [(labels, series) for labels, series in scraped if self._is_ours(labels)]
