@@ -1,5 +1,5 @@
 """What is said where Prometheus gives no data, and what to do (kubectl_gpusharing/usage/prometheus.py,
-kubectl_gpusharing/usage/prometheus.py)."""
+kubectl_gpusharing/usage/endpoints.py)."""
 
 import asyncio
 import ssl

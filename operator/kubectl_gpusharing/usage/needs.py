@@ -263,7 +263,21 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
     doubts = _doubts(history, compute, card, span, coverage, measured)
     # The days that the samples span, or one for every 24 samples if that is fewer days.
     days = min(span / timedelta(days=1), samples / 24)
-    needed, reason = _memory(history, measured, span, days, doubts)
+    needed: int | None = None
+    if history.declared is not None:
+        needed, reason = history.declared, "its owner declared what it needs"
+    elif Doubt.TOO_LITTLE in doubts:
+        reason = (
+            f"{samples} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
+            f"{round(MIN_SPAN / _HOUR)} h are needed"
+        )
+    elif Doubt.PREALLOCATED in doubts:
+        reason = (
+            "memory usage is flat, so the program may merely be reserving memory, and it keeps the size that it has:"
+            " declare what it needs"
+        )
+    else:
+        needed, reason = measured, f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"
     enough = Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
     confidence = Confidence.NONE if needed is None else enough
     idle, full = None, None
@@ -298,21 +312,3 @@ def _doubts(
 
 def _ceiling(history: History) -> float:
     return FULL * float(history.holds.compute)
-
-
-def _memory(
-    history: History, measured: int, span: timedelta, days: float, doubts: tuple[Doubt, ...]
-) -> tuple[int | None, str]:
-    if history.declared is not None:
-        return history.declared, "its owner declared what it needs"
-    if Doubt.TOO_LITTLE in doubts:
-        return None, (
-            f"{len(history.memory)} hourly peaks over {round(span / _HOUR)} h, but at least {MIN_POINTS} over "
-            f"{round(MIN_SPAN / _HOUR)} h are needed"
-        )
-    if Doubt.PREALLOCATED in doubts:
-        return None, (
-            "memory usage is flat, so the program may merely be reserving memory, and it keeps the size that it has:"
-            " declare what it needs"
-        )
-    return measured, f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -6,7 +6,7 @@ only those n are tried at which one of these numbers changes.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -230,6 +230,11 @@ class TemplateChoice:
         return dict(self.assignment)[seat.size_class]
 
 
+def whole_pods(places: Iterable[Placement]) -> tuple[int, ...]:
+    """Return the number of whole GPUs of each pod, the largest first."""
+    return tuple(sorted((place.gpus for place in places for _ in range(place.pods)), reverse=True))
+
+
 def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int, goal: Goal) -> TemplateChoice:
     """Return the best template for `nodes` nodes with `per_node` GPUs each: few additional nodes, then as `goal` says.
 
@@ -239,9 +244,9 @@ def choose(packer: Packer, seats: Sequence[Placement], per_node: int, nodes: int
     for seat in seats:
         if not seat.gpus:
             pods[seat.size_class] += seat.pods
-    whole = sorted((seat.gpus for seat in seats if seat.gpus for _ in range(seat.pods)), reverse=True)
+    whole = whole_pods(seat for seat in seats if seat.gpus)
     if per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
-        whole = [1] * sum(whole)
+        whole = (1,) * sum(whole)
     # The workloads with the same smallest profile are a class. Each class gets that profile or, unless kept, a larger size.
     classes = sorted(pods)
     larger = [

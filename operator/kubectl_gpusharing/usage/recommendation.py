@@ -7,7 +7,7 @@ resource names.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from functools import lru_cache
 from itertools import accumulate, chain, repeat
@@ -28,6 +28,7 @@ from kubectl_gpusharing.usage.packing import (
     TemplateChoice,
     choose,
     fewest_nodes,
+    whole_pods,
 )
 
 
@@ -224,11 +225,6 @@ def _least(need: Need, packer: Packer, per_node: int) -> Placement:
         declared = need.history.declared is not None
         gpus = max(1, ceil(need.memory / sizes[-1].memory)) if declared else 1
     return Placement(need, Outcome.SEVERAL if gpus > per_node else Outcome.WHOLE, gpus=gpus)
-
-
-def whole_pods(places: Iterable[Placement]) -> tuple[int, ...]:
-    """Return the number of whole GPUs of each pod, the largest first."""
-    return tuple(sorted((place.gpus for place in places for _ in range(place.pods)), reverse=True))
 
 
 def _granted(packer: Packer, seat: Placement, chosen: TemplateChoice) -> Placement:
