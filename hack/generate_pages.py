@@ -2,16 +2,15 @@
 and the agent's fields; and the table of reasons on the page about blocked nodes."""
 
 import ast
-import inspect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
 import yaml
 
-from gpusharing.agent import metrics as agent_metrics
+from gpusharing.agent.metrics import FAMILIES
 from gpusharing.controller import settings as settings_module
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, default_text
@@ -201,10 +200,6 @@ def _field_docs(path: str, name: str) -> dict[str, str]:
     return docs
 
 
-_FAMILIES = {"CounterMetricFamily": "counter", "GaugeMetricFamily": "gauge"}
-"""The type of a metric by the class of prometheus_client that creates it."""
-
-
 def metrics() -> str:
     """Return the page about all metrics of the operator and the agent."""
     header = ("Metric", "Type", "Meaning")
@@ -224,43 +219,10 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
-    return rows_of_metrics(inspect.getsource(agent_metrics), vars(agent_metrics))
-
-
-def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each metric family that a module creates, by its source. Raises ValueError
-    where one is not a literal, because the page would silently lack it."""
-    prefix = values["PREFIX"]
-    tree = ast.parse(source)
-    kinds = _FAMILIES | _makers(tree)
-    makers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in kinds]
-    inside = {node for maker in makers for node in ast.walk(maker)}
-    rows = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or ast.unparse(node.func) not in kinds or node in inside:
-            continue
-        name, text = ([_text(argument, values) for argument in node.args[:2]] + ["", ""])[:2]
-        if not name or not text:
-            raise ValueError(f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call")
-        short = name if name.startswith("gpusharing_") else f"{prefix}_{name}"
-        rows.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
-    return rows
-
-
-def _makers(tree: ast.Module) -> dict[str, str]:
-    made = {node.name: node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    named = {name: ast.unparse(kind) for name, kind in made.items() if kind is not None}
-    return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}
-
-
-def _text(node: ast.expr, values: Mapping[str, object]) -> str:
-    if isinstance(node, ast.JoinedStr):
-        parts = [
-            values[ast.unparse(part.value)] if isinstance(part, ast.FormattedValue) else ast.literal_eval(part)
-            for part in node.values
-        ]
-        return "".join(map(str, parts))
-    return str(node.value) if isinstance(node, ast.Constant) else ""
+    return [
+        (f"`gpusharing_{name}`", "counter" if name.endswith("_total") else "gauge", text)
+        for name, (_, text) in FAMILIES.items()
+    ]
 
 
 def agent_fields() -> str:

@@ -8,11 +8,13 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
+from gpusharing.agent.gpunode import Observation
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metrics import UsageCollector, of_meter
+from gpusharing.agent.metrics import FAMILIES, AgentCollector, UsageCollector, of_meter
 from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
+from gpusharing.api.gpunode import Request
 
 GIB = 1024**3
 GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, reports_sm=True)
@@ -322,6 +324,19 @@ def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
     assert (len(known.devices), len(known.holders)) == (MOST_DEVICES, MOST_HOLDERS)
     assert registry.get_sample_value("gpusharing_usage_left_out") == known.left_out > 300 - MOST_DEVICES
     assert DeviceUsage().left_out == 0
+
+
+def test_an_agent_that_knows_all_tells_every_metric_that_there_is_in_their_order() -> None:
+    loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", ["Tesla T4"]), FixedPods())
+    loop.reading = SimulatedGPUs("n", ["Tesla T4"]).read()
+    observed, holdings = (
+        Observation.after(Request("r1"), loop.reading, simulated=True),
+        Holdings({"nvidia.com/gpu": 1}, 1),
+    )
+    loop.observed, loop.use = observed.held_by(holdings), (loop.reading.use, holdings)
+    told = [family for collector in (AgentCollector(loop), UsageCollector(loop)) for family in collector.collect()]
+    names = [f"{family.name}{'_total' * (family.type == 'counter')}" for family in told]
+    assert names == [f"gpusharing_{name}" for name in FAMILIES]
 
 
 def test_no_label_holds_the_uid_of_a_pod() -> None:

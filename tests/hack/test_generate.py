@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hack.generate_pages import rows_of_metrics
 from tests.wording import lacks
 
 from hack import generate
@@ -65,26 +64,3 @@ def test_the_reference_pages_name_every_field_of_mig() -> None:
         "| `strategy` | `single`, `mixed` |",
     ):
         assert words in page
-
-
-MAKER = """
-def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", text)
-"""
-
-
-def test_metrics_are_read_from_the_calls_that_make_them() -> None:
-    calls = (
-        '_gauge("ready", "1 if so.")\n'
-        'CounterMetricFamily(f"{PREFIX}_writes", f"At most {MOST} reports.", labels=["outcome"])'
-    )
-    assert rows_of_metrics(f"{MAKER}\n{calls}", {"PREFIX": "gpusharing_agent", "MOST": 128}) == [
-        ("`gpusharing_agent_ready`", "gauge", "1 if so."),
-        ("`gpusharing_agent_writes_total`", "counter", "At most 128 reports."),
-    ]
-
-
-@pytest.mark.parametrize("call", ['_gauge("ready", text)', '_gauge(name, "1 if so.")', "_gauge(name=1, text=2)"])
-def test_a_metric_whose_text_is_not_in_its_call_is_refused_and_not_left_out(call: str) -> None:
-    with pytest.raises(ValueError, match="write the name and the text of the metric into the call"):
-        rows_of_metrics(f"{MAKER}\n{call}", {"PREFIX": "gpusharing_agent"})
