@@ -135,25 +135,25 @@ def test_an_agent_that_stood_still_for_a_day_forgets_nothing_that_it_has_not_tol
 
 
 def test_a_counter_that_was_dropped_comes_back_as_0_for_as_long_as_a_new_one() -> None:
-    counts: LaggingCounts[str] = LaggingCounts(LAG)
+    counts = LaggingCounts(LAG)
     told = []
     for turn in range(120):
         now = 30.0 * turn
         if turn <= 20:
-            counts.add("a", 30.0 if turn else 0.0, now)
+            counts.add(("a",), 30.0 if turn else 0.0, now)
         if turn == 100:
             counts.drop(now, HOUR / 2)
         if turn > 100:
-            counts.add("a", 0.0 if turn == 101 else 30.0, now)
-        told.append(counts.export(now).get("a"))
+            counts.add(("a",), 0.0 if turn == 101 else 30.0, now)
+        told.append(counts.export(now).get(("a",)))
     assert told[:6] == [0, 0, 0, 90, 120, 150]
     assert told[99:108] == [600, None, 0, 0, 0, 90, 120, 150, 180]
 
 
 def test_a_counter_that_goes_on_counting_is_never_dropped() -> None:
-    counts: LaggingCounts[str] = LaggingCounts(LAG)
+    counts = LaggingCounts(LAG)
     for turn in range(1, 1000):
-        counts.add("named, and nothing to count", 0.0, 30.0 * turn)
+        counts.add(("named, and nothing to count",), 0.0, 30.0 * turn)
         counts.drop(30.0 * turn, 100.0)
         counts.export(30.0 * turn)
         assert len(counts) == 1

@@ -5,7 +5,7 @@ docs/adr/0043-the-meter.md says why the meter is here, why new counters begin wi
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
 from gpusharing.agent.allotment import Allotment
 from gpusharing.agent.library import Reading
@@ -13,10 +13,11 @@ from gpusharing.agent.podresources import Holdings, base
 from gpusharing.kube.clock import wall_time
 from gpusharing.planning.vocabulary.values import value
 
-Key = TypeVar("Key")
+Labels: TypeAlias = tuple[str, ...]
+"""The values of the labels of a counter. Those of the meter begin with the policy, empty if none owns the node."""
 
 
-class LaggingCounts(Generic[Key]):
+class LaggingCounts:
     """The counters of one metric by their labels, exported as Prometheus needs them.
 
     `increase` does not count the first value of a series. So a new one, or one that comes back, is exported as 0 for
@@ -24,32 +25,32 @@ class LaggingCounts(Generic[Key]):
     """
 
     def __init__(self, lag: float) -> None:
-        self.exported: Mapping[Key, float] = {}
+        self.exported: Mapping[Labels, float] = {}
         """The values since the last turn. The mapping is replaced, never changed."""
-        self.growth: Mapping[Key, float] = {}
+        self.growth: Mapping[Labels, float] = {}
         """By how much each exported value that grew in the last turn did so."""
         self._lag = lag
-        self._counts: dict[Key, float] = {}
-        self._first_added: dict[Key, float] = {}
-        self._last_changed: dict[Key, float] = {}
+        self._counts: dict[Labels, float] = {}
+        self._first_added: dict[Labels, float] = {}
+        self._last_changed: dict[Labels, float] = {}
         """When each counter was added to, or its exported value changed or still differed from its count."""
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: Labels) -> bool:
         return key in self._counts
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[Labels]:
         return iter(self._counts)
 
     def __len__(self) -> int:
         return len(self._counts)
 
-    def add(self, key: Key, amount: float, now: float) -> None:
+    def add(self, key: Labels, amount: float, now: float) -> None:
         """Add to a counter, new or not. An amount of 0 announces it before there is anything to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._first_added.setdefault(key, now)
         self._last_changed[key] = now
 
-    def export(self, now: float) -> Mapping[Key, float]:
+    def export(self, now: float) -> Mapping[Labels, float]:
         """End a turn: update `exported` and `growth`, and return the new `exported`."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
@@ -61,7 +62,7 @@ class LaggingCounts(Generic[Key]):
         self.exported, self.growth = exported, growth
         return exported
 
-    def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
+    def drop(self, now: float, patience: float, keep: Collection[Labels] = ()) -> None:
         """Drop the counters that were exported in full and have not changed for `patience` seconds."""
         gone = {
             key
@@ -86,9 +87,9 @@ class Bounds:
     """How many counters a node has apart, so that its series stay few, whatever happens over months."""
 
     accounts: int = 128
-    """Accounts with counters of their own; later ones share the namespace OTHERS."""
+    """Tenants (policy, namespace and resource) with counters of their own; later ones share the namespace OTHERS."""
     others: int = 32
-    """Accounts of the namespace OTHERS with own counters; later ones share the resource OTHERS too."""
+    """Resources of the namespace OTHERS, by policy, with counters of their own; later ones share the resource OTHERS too."""
     idle: int = 64
     policies: int = 16
     room_after: float = 3600.0
@@ -100,10 +101,9 @@ class Bounds:
 BOUNDS = Bounds()
 
 
-Account: TypeAlias = tuple[str, ...]
-"""Whose time a counter counts: the policy (empty if none owns the node), and the keys of this part in Allotment."""
-Metered: TypeAlias = Mapping[str, Mapping[Account, float]]
-"""The exported GPU-seconds since the first turn, by the part of Allotment, and under `gpus` the sum of all parts."""
+Metered: TypeAlias = Mapping[str, Mapping[Labels, float]]
+"""The exported GPU-seconds since the first turn, by the part of Allotment, whose keys follow the policy, and under `gpus`
+the sum of all parts."""
 
 
 class Meter:
@@ -115,8 +115,8 @@ class Meter:
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
         self._bounds = bounds
-        self._parts = {part: LaggingCounts[Account](lag) for part in ("allocated", "idle", "stranded", "transition")}
-        self._gpus = LaggingCounts[Account](0.0)
+        self._parts = {part: LaggingCounts(lag) for part in ("allocated", "idle", "stranded", "transition")}
+        self._gpus = LaggingCounts(0.0)
         """The sum of the parts. It grows by what they have grown in the export, and begins at 0 with them."""
         self.metered: Metered = {part: {} for part in (*self._parts, "gpus")}
         """Replaced at each turn and never changed, so that a scrape sees the values of a single turn."""
@@ -158,10 +158,10 @@ class Meter:
             account = self._key(idle, (*owner, resource), bounds.idle, (*owner, OTHERS), until)
             idle.add(account, float(part) * seconds, until)
 
-    def _key(self, counts: LaggingCounts[Account], key: Account, most: int, other: Account, now: float) -> Account:
+    def _key(self, counts: LaggingCounts, key: Labels, most: int, other: Labels, now: float) -> Labels:
         return key if key in counts or self._has_room(counts, most, now) else other
 
-    def _has_room(self, counts: LaggingCounts[Account], most: int, now: float) -> bool:
+    def _has_room(self, counts: LaggingCounts, most: int, now: float) -> bool:
         if len(counts) >= most:
             self._drop(now, self._bounds.room_after)
         return len(counts) < most

@@ -210,8 +210,8 @@ class UsageCollector(Collector):
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
         self._clock = clock
-        self._seen: dict[tuple[int, int], int] = {}
-        self._xids: LaggingCounts[tuple[int, int]] = LaggingCounts(loop.settings.meter_lag)
+        self._seen: dict[tuple[str, str], int] = {}
+        self._xids = LaggingCounts(loop.settings.meter_lag)
         self._alone = threading.Lock()  # each scrape runs in a thread of its own
 
     def collect(self) -> Iterable[Metric]:
@@ -240,10 +240,11 @@ class UsageCollector(Collector):
         with self._alone:
             now = self._clock()
             for gpu, xid, count in xids:
-                if grown := count - self._seen.get((gpu, xid), 0):
-                    self._seen[gpu, xid] = count
-                    self._xids.add((gpu, xid), grown, now)
-            return [((str(gpu), str(xid)), count) for (gpu, xid), count in self._xids.export(now).items()]
+                labels = str(gpu), str(xid)
+                if grown := count - self._seen.get(labels, 0):
+                    self._seen[labels] = count
+                    self._xids.add(labels, grown, now)
+            return self._xids.export(now).items()
 
 
 def of_meter(metered: Metered) -> Iterator[Metric]:
