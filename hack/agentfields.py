@@ -1,9 +1,7 @@
-"""The source of each observed field: the NVML call, the right that it needs, and what the agent shows without that
-right.
+"""The source of each observed field: the NVML call, its right, and what the agent shows without that right.
 
-This is data for docs/reference/agent-fields.md and for tests that compare it with the adapter, the wire type, the
-simulator's rights and the chart. The agent does not import it. The rights are those of docs/design/hardware.md#rights,
-after nvml.h of NVML 13.3.
+Data for docs/reference/agent-fields.md and for tests, not imported by the agent. The rights are those of
+docs/design/hardware.md#rights, after nvml.h of NVML 13.3.
 """
 
 from dataclasses import dataclass
@@ -53,8 +51,7 @@ class NeededRight(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FieldSource:
-    """The source of one or several fields: the NVML calls that read them together, and the rights that these calls
-    need."""
+    """The NVML calls that read one or several fields together, and the rights that these calls need."""
 
     fields: tuple[str, ...]
     """The names below `status.observed`, as on the wire."""

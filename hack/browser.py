@@ -1,8 +1,6 @@
-"""A headless browser that renders the plugin's page in tests: an installed one, or Debian's, which is unpacked into
-the user's cache without being installed.
+"""A headless browser that renders the plugin's page in tests: an installed one, or Debian's, unpacked into the cache.
 
-Unlike all other tools it is not pinned, because only the newest version of a browser gets security fixes and Debian
-keeps no other. apt checks what it downloads against Debian's signatures.
+It is not pinned: only the newest browser gets security fixes, and Debian keeps no other. apt checks the signatures.
 """
 
 import os
@@ -34,9 +32,7 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """Return the browser in the cache, with the folders of the libraries unpacked beside it (each multiarch folder in
-    usr/lib, and `pulseaudio` in it); otherwise the first of NAMES that is on PATH, without such folders; or None if
-    there is neither."""
+    """Return the browser in the cache with its libraries, or else the first of NAMES on PATH."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]

@@ -70,8 +70,7 @@ def _not_writable(root: Path, error: OSError) -> UnavailableError:
 
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
-    """Hold an exclusive lock between processes, once only. The file holds the holder's pid, and the system releases the
-    lock of a process that ends."""
+    """Hold an exclusive lock between processes, which the system releases when the holder ends."""
     with lock.open("a+") as file:
         _wait(file, doing, patience)
         file.truncate(0)
@@ -146,8 +145,6 @@ def state_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def private_directory(path: Path) -> Path:
-    """Create `path` with its parents if needed, set its mode to 0700 (parents are created with the usual mode), and
-    return it."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     return path

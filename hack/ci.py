@@ -1,19 +1,8 @@
-"""Run every part of the project's check for `.ci/run`, and at the end print a table with the status and the seconds of
-each.
+"""Run every part of the project's check for `.ci/run`, or those in CI_ONLY, and print a table.
 
-All parts are run, and the check fails if one of them fails or cannot run. LEAVE_OUT leaves a rung out on purpose
-(hack/required.py); CI never sets it. The last line counts the tests of all parts.
-
-Rungs 3 and 4 wait for programs most of the time, so they run one after the other in parallel to all other parts. Tests
-that compute have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix
-is the last of the other parts. It always runs the same sample, a fifth of that of `make test-faults`, so that no commit
-fails because of a fault that the commit before it would have met as well. The tests marked `thorough` are left to
-`make test-all`: each has one of the same kind that is played here (tests/README.md).
-
-CI_ONLY names the parts to run if not all; a hosted workflow runs each in a job of its own, and after all have passed
-`hack/ci.py --passed` writes PASSED.
-
-The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
+Rungs 3 and 4 wait for programs most of the time, so they run beside all other parts. The fault matrix always runs the
+same sample. Tests marked `thorough` are left to `make test-all`: each has one of its kind here (tests/README.md).
+The system's Python runs this file before .venv exists, so it imports nothing but the standard library.
 """
 
 import asyncio
@@ -33,8 +22,7 @@ from typing import IO
 PYTHON = ".venv/bin/python"
 BUILD = Path("build")
 PASSED = BUILD / "passed.txt"
-"""The file with the commit that passed every part, and the sha256 of each archive of the image that was there then, one
-a line; `python -m hack.release check` reads it."""
+"""The commit that passed every part, and the sha256 of each image that was there, for `hack.release check`."""
 TOOLS = [
     "controlplane",
     "kwok",
@@ -77,8 +65,7 @@ Parts = Callable[[IO[str]], Awaitable[int]]
 
 
 class Checks:
-    """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts, except for parts that
-    clean up."""
+    """One run of all parts. A signal ends the running parts, and only those that clean up start afterwards."""
 
     def __init__(self, chosen: Collection[str] = PARTS) -> None:
         self._chosen = chosen
@@ -121,8 +108,7 @@ class Checks:
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
-        """Run a command, add its row to the table, and return its status. After a signal only a `cleanup` is
-        started."""
+        """Run a command, add its row to the table, and return its status. After a signal only a `cleanup` starts."""
         if self._stopped and not cleanup:
             return STOPPED
         begin = self._seconds()
@@ -211,8 +197,7 @@ def record() -> int:
 
 
 def count_tests() -> Counter[str]:
-    """Return how many tests passed, failed and were skipped, with these three words as keys, summed over the files
-    build/report-*.txt."""
+    """Return how many tests passed, failed and were skipped, over all files build/report-*.txt."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]
@@ -222,14 +207,12 @@ def count_tests() -> Counter[str]:
 
 
 def hash_images() -> list[str]:
-    """Return the sha256 in hexadecimal of each .tar file in build/images, in the order of their names. These are the
-    images that the tests with real kubelets (rung 4) ran. Empty if there are none."""
+    """Return the sha256 of each image in build/images, which rung 4 ran."""
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))]
 
 
 def clean_commit() -> str:
-    """Return the full commit hash of the checkout, or an empty string if a tracked file has been changed, there is no
-    commit, or git fails."""
+    """Return the commit of the checkout; empty if a tracked file has changed, or git fails."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
     changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
     return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()

@@ -43,8 +43,7 @@ class SchemaError(ValueError):
 
 
 def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
-    """Return the structural schema of a type. `written_by_us` is for a status: null stays allowed, and no default is
-    set. Raises SchemaError."""
+    """Return a type's structural schema; `written_by_us`, for a status, allows null. Raises SchemaError."""
     source = TypeAdapter(model).json_schema(by_alias=True, schema_generator=_Generator)
     schema = _Rewrite(source.pop("$defs", {}), keep_null=written_by_us).node(source, model.__name__)
     _assert_structural(schema, model.__name__)
@@ -106,8 +105,7 @@ class _Rewrite:
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
 
     def _says_something(self, default: Any, schema: Schema) -> bool:
-        """Whether a default has to be in the schema: an empty one equals an absent field, except an `{}` that makes the
-        defaults below it apply."""
+        """Whether a default has an effect: an empty one has none, except `{}` above other defaults."""
         empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
         return not empty and not self.keep_null
 

@@ -49,8 +49,7 @@ class CustomResource:
     columns: Sequence[PrinterColumn]
     rules: Sequence[ApiRule] = ()
     selectable: Sequence[str] = ()
-    """The paths of the fields by which `kubectl get --field-selector` may select. Kubernetes 1.30 ignores them, because
-    its feature gate CustomResourceFieldSelectors is off by default."""
+    """The paths for `kubectl get --field-selector`, which Kubernetes 1.30 ignores (CustomResourceFieldSelectors)."""
 
 
 AGE = PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
@@ -182,11 +181,8 @@ KEEP = """\
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper that writes repeated values again, because anchors are hard to read and confuse helm's diff
-    tools."""
-
     def ignore_aliases(self, data: Any) -> bool:
-        """Return True for every value, so that no anchor is written."""
+        """Write no anchor: they are hard to read, and confuse helm's diff tools."""
         return True
 
 
@@ -196,9 +192,7 @@ def crds() -> dict[str, str]:
 
 
 def chart_crds() -> dict[str, str]:
-    """Return the content of each of the chart's CRD templates by its path. They are in templates/, so that an upgrade
-    of the chart upgrades them. Raises ValueError if a description contains template syntax, and SchemaError if a type
-    has no structural schema."""
+    """Return the chart's CRD templates by path: in templates/, so that an upgrade upgrades them."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 

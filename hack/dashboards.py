@@ -33,8 +33,7 @@ class Dashboard:
 
 
 def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
-    """Return the PromQL selector of a metric, without rate or sum, limited to the clusters that the user selects in the
-    dashboard."""
+    """Return the PromQL selector of a metric for the clusters that the user selects."""
     chosen = ['cluster=~"$cluster"']
     chosen += ['policy=~"$policy"'] if policy else []
     chosen += ['namespace=~"$namespace"'] if namespace else []
@@ -64,8 +63,7 @@ _METERS = {"held": "slice_", "idle": "idle_slice_", "stranded": "stranded_slice_
 
 
 def _by_part(query: str, *parts: str) -> str:
-    """Return `query` for each part, labeled `part`. Adding the parts with `+` would drop a policy that has no series
-    for one of them."""
+    """Return `query` labeled by part. A sum by `+` would drop a policy without a series for one part."""
     return " or ".join(
         f'label_replace({query.format(_meter(_METERS[part]))}, "part", "{part}", "", "")' for part in parts
     )

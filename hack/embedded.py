@@ -48,8 +48,7 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
-    """Return the default settings with the planner's waits divided by `factor`, except for `eviction_wait`, which keeps
-    its default."""
+    """Return the default settings with the planner's waits, except `eviction_wait`, divided by `factor`."""
     settings = Settings()
     waits = (
         "settle",
@@ -133,8 +132,7 @@ class Embedded:
             loop.wake.set()
 
     async def kill_operator(self) -> None:
-        """Kill the operator that was started last, as `kill -9` does: it stops at once, and its Lease stays until it
-        expires."""
+        """Kill the last operator as `kill -9` does: its Lease stays until it expires."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -151,8 +149,7 @@ class Embedded:
     # --- what a person does --------------------------------------------------------------------------------
 
     def apply(self, manifest: JSON) -> JSON:
-        """Create a policy, or replace the spec of an existing one as `kubectl apply` would, so that fields missing in
-        the manifest are removed; its metadata stay as they are."""
+        """Create a policy, or replace its spec as `kubectl apply` would."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
             return self.cluster.patch(POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])})
@@ -168,8 +165,7 @@ class Embedded:
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait until `condition` holds. Raises AssertionError with the cluster's state after `seconds`, or the error
-        with which the operator ended."""
+        """Wait until `condition` holds. Raises AssertionError with the state, or the operator's error."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:
@@ -204,8 +200,7 @@ class Embedded:
         await self.until(lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds)
 
     def describe(self) -> str:
-        """Return, for failure messages, a line with phase, reason and message of each GPUNode's transition, a line with
-        the conditions of each policy, and the last 20 lines of the log."""
+        """Return the state of GPUNodes and policies and the end of the log, for failure messages."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
             shown = (raw.get("status") or {}).get("transition") or {}
@@ -218,8 +213,7 @@ class Embedded:
 
 
 def is_ready(policy: Mapping[str, Any]) -> bool:
-    """Whether the Ready condition of a policy is True for the policy's present generation, which is what `kubectl
-    wait` checks."""
+    """Whether the present generation of a policy is Ready, as `kubectl wait` checks it."""
     return any(
         row["type"] == "Ready"
         and row["status"] == "True"
@@ -286,8 +280,7 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """Yield a FakeCluster with node software that runs `factor` times as fast, and no operator until `start_operator`.
-    The first failure of operator, software or workloads is raised at the end."""
+    """Yield a cluster without an operator. The first failure of anything in it is raised at the end."""
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)
     cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)

@@ -131,8 +131,6 @@ def _filled(path: str, name: str, text: str) -> str:
 
 
 def nvidia_differences() -> str:
-    """Return the page about the differences between what NVIDIA's pinned programs do and what we expected from their
-    documents and code."""
     rows = [
         (f"{row.program} {', '.join(row.versions)}", row.expected, row.observed, row.consequence) for row in DIFFERENCES
     ]
@@ -166,8 +164,6 @@ def _stricter() -> list[str]:
 
 
 def settings() -> str:
-    """Return the page about all environment variables of the operator, sorted by name: one for each field of
-    `Settings`, with its default and its docstring."""
     defaults, docs = Settings(), dict[str, str]()
     for module, kind in ((settings_module, Settings), (sourcesettings, SourceSettings), (views, PlanSettings)):
         docs |= _field_docs(module.__file__ or "", kind.__name__)
@@ -226,8 +222,6 @@ def _agent_metrics() -> list[tuple[str, str, str]]:
 
 
 def agent_fields() -> str:
-    """Return the page about the agent's rights, all observed fields, and the metrics of usage: the call that reads
-    each field, the right that the call needs, and what is shown without that right."""
     body = ["## Rights", ""]
     body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in NeededRight))
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")

@@ -1,9 +1,7 @@
 """Pictures of a terminal (SVG), for the docs and the chart's page on Artifact Hub.
 
-One shows the middle of `make demo`, and one is a recording of the rollout in it. Both are drawn by the plugin's own
-code from what hack/demo/record.py wrote. The fleet is SIMULATED, and runs 100 times as fast as a real one is assumed
-to. The third shows the output of `kubectl get`. Its text is that of tests/integration/golden, which a test compares
-with kubectl's output on a real API server.
+Two are drawn by the plugin's own code from hack/demo/record.json: a SIMULATED fleet, 100 times as fast as a real one
+is assumed to be. The text of the third, `kubectl get`, is that of tests/integration/golden.
 """
 
 import json
@@ -49,9 +47,7 @@ COLORS: Mapping[Ink, str] = {
 
 
 def picture() -> Mapping[str, str]:
-    """Return the pictures of the demo as SVG files, by their paths: its middle, where `status` shows the fleet and
-    `layouts` the ones of a card, without the two lines with which that output ends; and the recording of a rollout,
-    with the states of pool-b."""
+    """Return the pictures of the demo's middle and of a rollout in it, by path."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
     recorded = json.loads(RECORD.read_text())
     lines = [
@@ -70,8 +66,7 @@ def picture() -> Mapping[str, str]:
 
 
 def status(state: JSON) -> list[Line]:
-    """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of a recorded
-    state, as of the time when it was taken (hack/demo/record.py)."""
+    """Return what `kubectl gpusharing status` prints of a recorded state, at its time."""
     pools, unowned = read_pools(state["policies"], map(read_node, state["gpunodes"]))
     return describe(pools, unowned, datetime.fromisoformat(state["taken"]), OPTIONS)
 
@@ -98,8 +93,7 @@ def _command(text: str) -> Line:
 
 
 def svg(frames: Sequence[Sequence[Line]], title: str, source: str) -> str:
-    """Return an SVG that shows several frames in turn; a viewer without animations gets the frame with the most
-    lines."""
+    """Return an SVG of frames in turn; without animations a viewer gets the one with the most lines."""
     columns = max(sum(len(span.text) for span in text) for lines in frames for text in lines)
     most = max(map(len, frames))
     width, height = round(columns * CELL) + 2 * MARGIN, most * LINE + 3 * MARGIN

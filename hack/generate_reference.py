@@ -20,8 +20,6 @@ def api_reference() -> dict[str, str]:
 
 
 def reference(resource: CustomResource) -> str:
-    """Return the page about one resource: its description, its columns, every field with type, default and meaning,
-    and every rule."""
     version = custom_resource_definition(resource)["spec"]["versions"][0]
     schema: Schema = version["schema"]["openAPIV3Schema"]
     lines = [

@@ -69,8 +69,6 @@ TITLES = {
 
 
 def support() -> dict[str, str]:
-    """Return the content of the page about versions by its path: what the tests run, other minors of Kubernetes that
-    were tried, what is simulated, what was only read, and what is refused (REFUSED)."""
     body = [
         "## Run by the tests",
         "",

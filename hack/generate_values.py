@@ -86,8 +86,7 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """Yield a row for each value. A nested mapping is divided into its keys if the schema defines them and one has a
-    comment."""
+    """Yield a row for each value, or for each key of a mapping of which a key has a comment."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)

@@ -1,8 +1,6 @@
 """`python -m hack.inpod gpusharing.controller.main` runs one of our modules without packages that a pod does not have.
 
-Some libraries import optional packages if these are installed. In the development environment the operator under test
-would differ from the image's, which has the distributions of requirements.lock only: it would be larger and slower to
-start, and could use packages that the image lacks.
+Some libraries import optional packages if they are installed: the operator under test would differ from the image's.
 """
 
 import runpy

@@ -41,9 +41,7 @@ class TrialError(Exception):
 
 
 def main() -> int:
-    """Load the image that `make images` wrote into the kind cluster, run the trial (`trial`) on the cluster of
-    $KUBECONFIG, and return the exit status: 0 if every step succeeded, or 1 after printing an ApiError, a LaunchError,
-    a TrialError or one of the EXPECTED errors of hack.cluster.cli, such as TimeoutError."""
+    """Run the trial with the image of `make images` on the cluster of $KUBECONFIG."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()
@@ -66,8 +64,7 @@ def find_archive(folder: Path) -> Path:
 
 
 def read_reference(archive: Path) -> str:
-    """Return the first repository and tag of the first image that the archive's manifest.json (that of docker-archive)
-    lists, as `repository:tag`."""
+    """Return the `repository:tag` in a docker-archive."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile("manifest.json")
         assert member is not None

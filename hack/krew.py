@@ -1,12 +1,8 @@
-"""What krew installs: an archive for each platform, with the plugin and everything that it imports, and the manifest.
+"""What krew installs: an archive for each platform with the plugin and all that it imports, and the manifest.
 
 python -m hack.krew https://HOST/TEAM/NAME   writes build/krew; downloads wheels for other platforms from the index
 
-krew unpacks an archive and links one program of it. Everything is therefore in the archive: nothing is installed or
-downloaded at the first start. The archive has compiled modules for each Python version; the rest is shared.
-
-The committed manifest (https://krew.sigs.k8s.io/docs/developer-guide/plugin-manifest/) is a template, because
-the URLs and hashes of the archives are known only at a release.
+The committed manifest is a template: URLs and hashes of the archives are known only at a release.
 """
 
 import argparse
@@ -136,8 +132,7 @@ import_module(sys.argv.pop(1)).main()
 
 
 TRACES = frozenset({"RECORD", "direct_url.json", "uv_cache.json", "INSTALLER", "REQUESTED"})
-"""Records of the installer, which are left out: nothing can be uninstalled from the archive, and they have paths of
-this machine."""
+"""Records of the installer, which have paths of this machine; nothing can be uninstalled from the archive."""
 
 
 class KrewError(Exception):
@@ -220,8 +215,7 @@ def locked(names: Iterable[str]) -> str:
 
 
 def fetch(platform: str, python: str, source: Path, target: Path) -> Path:
-    """Install the plugin, from the sources in `source`, and what it needs, from locked wheels, into `target`, for one
-    Python version on one platform."""
+    """Install the plugin, and what it needs from locked wheels, into `target`."""
     target.mkdir(parents=True)
     pins = target.with_suffix(".txt")
     pins.write_text(locked(needed()))
@@ -242,8 +236,7 @@ def _uv(*arguments: str) -> None:
 
 
 def pack(libraries: Mapping[str, Path], path: Path) -> str:
-    """Write a platform's archive. Modules that are equal for all Python versions are in lib/any, the others in a folder
-    each."""
+    """Write a platform's archive. What is equal for all Python versions is in lib/any."""
     files: dict[str, tuple[bytes, int]] = {
         "LICENSE": ((ROOT / "LICENSE").read_bytes(), 0o644),
         "run.py": (RUN.encode(), 0o644),

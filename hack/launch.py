@@ -70,8 +70,7 @@ def runtime_class(api: Api) -> None:
 
 
 def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run the helm that we build, in exactly this environment, which must name the cluster, without a time limit, and
-    return its exit status and output."""
+    """Run the helm that we build, in exactly this environment, which must name the cluster."""
     command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -101,16 +100,14 @@ class Door:
 
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
-    """Write the files that a pod gets from the shipped ServiceAccount to a folder in `directory`, and return the
-    environment variables that the pod gets."""
+    """Write the files that a pod gets from the shipped ServiceAccount, and return its variables."""
     with open_api(kubeconfig) as api:
         token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
         return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
 
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
-    """Write the files `token` and `ca.crt`, as a pod gets them from its ServiceAccount, to `folder`, which is created
-    if needed."""
+    """Write `token` and `ca.crt` as a pod gets them, and return the variables that lead there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)
@@ -124,8 +121,7 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
 
 
 def operator_environment(factor: float) -> dict[str, str]:
-    """Return the operator's settings, as environment variables, for hardware that runs `factor` times as fast as we
-    assume real hardware to run."""
+    """Return the operator's settings for hardware `factor` times as fast as we assume real hardware to be."""
     waits = {f"GPUSHARING_{name}": f"{seconds / factor}s" for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
@@ -139,8 +135,7 @@ def operator_environment(factor: float) -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """Return our environment without the variables GPUSHARING_*, because the operator refuses those that are not its
-    settings."""
+    """Return our environment without GPUSHARING_*: the operator refuses what is not its setting."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GPUSHARING_")}
 
 
@@ -197,8 +192,7 @@ class LaunchedProcess:
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        """End the program with a signal. After STOP_SECONDS send SIGABRT, which makes Python log where it hangs, and
-        raise TimeoutExpired."""
+        """End the program. After STOP_SECONDS make Python log where it hangs, and raise TimeoutExpired."""
         if self._running is None:
             return
         try:
@@ -224,8 +218,7 @@ class LaunchedProcess:
 def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
-    """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
-    that is not started yet."""
+    """Return the shipped operator with the shipped rights, as a process that is not started yet."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
@@ -235,8 +228,7 @@ def operator(
 
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
-    """Return a process, not started yet, that plays mig-manager, device plugin, GFD and GPUs (SIMULATED) for every
-    node, `factor` times as fast as real ones, and runs the shipped agent loop."""
+    """Return a process, not started yet, that plays the SIMULATED node software and runs the agents."""
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
     return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 

@@ -1,8 +1,6 @@
-"""The static `install.yaml`: the chart with its default values, as one file for `kubectl apply --server-side -f`.
+"""The static `install.yaml`: the chart with its default values, without Helm's hooks (docs/how-to/install.md#without-helm).
 
 python -m hack.manifests REPOSITORY [sha256:...]   writes build/install.yaml
-
-Helm's hooks and tests are not in the file (docs/how-to/install.md#without-helm).
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""`make mutants`: cosmic-ray plants a seeded sample of mistakes, one at a time, and those that no test notices are printed.
+"""`make mutants`: cosmic-ray plants a seeded sample of mistakes, and those that no test notices are printed.
 
-A copy of the checkout is changed, never the checkout. cosmic-ray lives in an environment of its own, build/mutants-venv,
-because nothing of it is imported by the product or its tests. Before tests are removed, play the same sample with the
-tests of an earlier commit: `make mutants ONLY=planning/drain TESTS_OF=main`.
+A copy of the checkout is changed. Before tests are removed, play the sample with those of an earlier commit too:
+`make mutants ONLY=planning/drain TESTS_OF=main`.
 """
 
 import argparse

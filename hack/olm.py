@@ -1,11 +1,7 @@
-"""A bundle for the Operator Lifecycle Manager (OLM), and the file with the objects that OLM cannot create.
+"""`python -m hack.olm REPOSITORY [DIGEST] --source URL` writes a bundle for OLM, and the file of what OLM cannot create.
 
-python -m hack.olm REPOSITORY [sha256:...] --source https://HOST/TEAM/NAME   writes build/olm
-
-OLM carries a Deployment, CRDs, and objects of a few other kinds, among them no DaemonSet, Namespace or admission policy
-(operator-registry, pkg/lib/bundle/supported_resources.go). So the bundle has the operator's Deployment, the CRDs and
-the roles for people. All else is in a file for `kubectl apply`, also the service accounts and all rights of our pods:
-without that file no pod starts, so the operator never has rights that no admission policy narrows.
+OLM carries no DaemonSet, Namespace or admission policy (operator-registry, pkg/lib/bundle/supported_resources.go). The
+file also has all rights of our pods, so the operator never has rights that no admission policy narrows.
 """
 
 import base64
@@ -128,8 +124,7 @@ def build(repository: str, digest: str, source: str, target: Path) -> Path:
 
 
 def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object]]:
-    """Return the operator's Deployment, the other objects that the bundle carries, and all that are left, each in the
-    order of `objects`."""
+    """Return the operator's Deployment, the other objects of the bundle, and all that are left."""
     everything = list(objects)
     roles = [one["roleRef"] for one in everything if "roleRef" in one]
     granted = {role["name"] for role in roles if role["kind"] == "ClusterRole"}
@@ -145,8 +140,7 @@ def divide(objects: Iterable[Object]) -> tuple[Object, list[Object], list[Object
 def cluster_service_version(
     deployment: Object, bundled: Iterable[Object], others: Iterable[Object], source: str, beside: str
 ) -> Object:
-    """Return the ClusterServiceVersion. Its description names the kinds in `others` and `beside`, the URL of the file
-    with these."""
+    """Return the ClusterServiceVersion, which names the kinds in `others` and the URL of their file."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     notes = {key.partition("/")[2]: yaml.safe_load(text) for key, text in chart["annotations"].items()}
     described = {one["name"]: one for one in notes["crds"]}

@@ -1,12 +1,7 @@
 """A pytest plugin that selects the tests of a verb (`--verb`) and reports, in ten lines, what ran and what did not.
 
-The ten lines show the tests by rung, the skipped tests with the reason, the five slowest tests, the verbs to run next,
-and the name of a file. That file has everything else: the time by folder, the counts of the random world, and
-the log of each failed test, which the terminal does not show.
-
-With parallel workers (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is made
-in the first one. Each test's rung is sent with its report. The numbers of deselected tests are sent when the worker
-ends.
+The file that the last line names has the rest. With workers (pytest-xdist) the report is made in the first process: a
+test's rung is sent with its report, and the numbers of deselected tests when a worker ends.
 """
 
 import time
@@ -30,8 +25,7 @@ WIDTH = 110
 
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield the counts that tests left under the name PROPERTY, each as `COUNT x WHAT`, separated by semicolons, in
-    lines of about WIDTH characters, in which several tests may follow each other."""
+    """Yield the counts that tests left as PROPERTY, as `COUNT x WHAT`, in lines of about WIDTH characters."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
@@ -79,13 +73,11 @@ class Report:
 
     @staticmethod
     def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-        """Return True for a folder without a test of the verb, otherwise None, which lets other plugins decide."""
         return is_elsewhere(collection_path, config.getoption("verb", None)) or None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Mark the tests (`add_markers`), keep those of the verb, or all if none was named, remember each test's rung,
-        and sort the tests by rung, lowest first."""
+        """Keep the tests of the verb, marked (`add_markers`), the lowest rung first."""
         verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)
@@ -99,7 +91,6 @@ class Report:
         self._rungs = {item.nodeid: find_rung(item) for item in items}
 
     def pytest_collection_finish(self) -> None:
-        """Record how long it took to import and collect the tests."""
         self._collected = time.monotonic() - self._begin
 
     @pytest.hookimpl(wrapper=True)
@@ -130,23 +121,19 @@ class Report:
             self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """If this process is a worker of xdist, leave the numbers of deselected tests and the collection time in its
-        output, which the process that started the workers reads (`pytest_testnodedown`)."""
+        """Send our numbers to the process that started this worker (`pytest_testnodedown`)."""
         if (output := getattr(session.config, "workeroutput", None)) is not None:
             left_out = {str(verb): count for verb, count in self._left_out.items()}
             output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Replace our numbers with those that a worker sent when it ended; a worker that crashed has sent none."""
         output = getattr(node, "workeroutput", {}).get(FROM_WORKER)
         if output is not None:
             self._left_out = Counter(output["left out"])
             self._collected = output["collected"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the report's file, and print the lines of the summary and then the file's path. pytest's own closing
-        line follows."""
         config = terminalreporter.config
         if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
@@ -208,8 +195,7 @@ class Report:
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option --verb to pytest. A conftest must call this, because pytest has already parsed its options when
-    it registers the plugin `Report`."""
+    """Add --verb. A conftest must call this: options are parsed before the plugin `Report` is registered."""
     parser.addoption("--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only")
 
 
@@ -238,7 +224,6 @@ def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def skip_reason(report: pytest.TestReport) -> str:
-    """Return the first line of the reason why a test was skipped, without the prefix `Skipped: ` and the file and line
-    at which it was skipped."""
+    """Return the first line of the reason why a test was skipped."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ").splitlines()[0]

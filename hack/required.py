@@ -1,9 +1,6 @@
-"""A pytest plugin: a test that needs something that this machine lacks fails, unless LEAVE_OUT names the part to which
-it belongs.
+"""A pytest plugin: a test that needs something that this machine lacks fails, unless LEAVE_OUT names its part (`PARTS`).
 
-`LEAVE_OUT="rung4 browser"` skips all tests that belong to the named parts (`PARTS`), even if they could run here. Any
-other test that lacks something fails with a message that says what is missing and what to do. Later tests that would
-fail with the same message are skipped instead, so that a run (with `-n`, each worker) reports each missing thing once.
+Later tests that would fail with the same message are skipped, so that each missing thing is reported once a process.
 """
 
 import os
@@ -54,8 +51,7 @@ def require(part: str, why_not: str | None) -> None:
 
 
 def parts_of(item: pytest.Item) -> list[str]:
-    """Return the parts in PARTS to which a test belongs, as far as its fixtures and markers show: first the FIXTURES
-    that it uses, then its rung if that is 2 or higher, or `tools` if it has that marker instead."""
+    """Return the parts in PARTS of a test: FIXTURES first, then its rung from 2 on, or `tools`."""
     parts = [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
     if (rung := find_rung(item)) >= 2:
         parts.append(f"rung{rung}")
@@ -65,8 +61,7 @@ def parts_of(item: pytest.Item) -> list[str]:
 
 
 class Required:
-    """The plugin. It turns an UnavailableError of a test or fixture into a failure or a skip, so that tests need not
-    catch it."""
+    """Turns an UnavailableError of a test or fixture into a failure or a skip."""
 
     def __init__(self) -> None:
         try:
@@ -85,14 +80,10 @@ class Required:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Turn an UnavailableError of a test's fixtures into a failure of the test, or into a skip if an earlier test
-        has failed with the same message."""
         return (yield from self._report_once(item))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Turn an UnavailableError of the test itself into its failure, or into a skip if an earlier test has failed
-        with the same message."""
         return (yield from self._report_once(item))
 
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:

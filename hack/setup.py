@@ -20,8 +20,7 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 
 def main() -> int:
-    """Create or update .venv if needed: nothing is done if its stamp has our `fingerprint` and its interpreter works
-    (`runs`)."""
+    """Create or update .venv if it is not as its stamp says."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(*OLDEST, sys.executable, sys.version.split()[0])
         return refuse(need, "name a newer one: make PYTHON=python3.12 <verb>")
@@ -50,8 +49,7 @@ def main() -> int:
 
 
 def fingerprint() -> str:
-    """Return a hash, in hexadecimal, of our Python's version and of the files in INPUTS, which determine the content of
-    .venv."""
+    """Return a hash of what determines the content of .venv."""
     digest = hashlib.sha256(sys.version.encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -59,8 +57,7 @@ def fingerprint() -> str:
 
 
 def runs(python: Path) -> bool:
-    """Whether .venv's Python has our version. In a moved checkout it is a dead link, and after an interrupted set-up
-    pip is missing."""
+    """Whether .venv works: it has a dead link in a moved checkout, and no pip after an interrupted set-up."""
     ask = "import sys, pip; print(sys.version)"
     try:
         done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)

@@ -1,15 +1,8 @@
 """The distribution of tests over several workers (pytest-xdist, `-n`). Each worker has control planes of its own.
 
-The tests of a file stay together, because its fixtures are created once. Tests of the files in `APART` are distributed
-one by one, those of `BY_SCENARIO` by scenario, and the files in `LOOKED_BACK_AT` as one unit. Every other worker
-begins at the end of the list, where rung 2 waits for its control plane while the others compute.
-
-Each worker collects the tests itself, and xdist runs none of them if their lists differ. Names and order of tests must
-therefore be the same in every process. The order of a set differs in each Python process (PYTHONHASHSEED), and an
-object without a `repr` shows its address, so that some runs, or nearly all, succeed and another one does not start.
-
-xdist's own groups do not work with pytest 9.2 (pytest-dev/pytest-xdist#1386), and they would change the names of
-tests.
+The tests of a file stay together, except for `APART`, `BY_SCENARIO` and `LOOKED_BACK_AT`. Each worker collects the tests
+itself, and xdist runs none if their names or order differ between processes, as with a set or an object's address.
+xdist's own groups do not work with pytest 9.2 (pytest-dev/pytest-xdist#1386), and would change the names of tests.
 """
 
 import re
@@ -45,8 +38,7 @@ APART = frozenset(
 )
 """Files with a few long tests whose shared fixtures cost less than a worker that waits for the file's end."""
 LONGEST = ("tests/chart/test_kills.py", "tests/nvidia/test_effects.py")
-"""Units of few tests that take minutes. xdist puts units of few tests last, where such a one would be run when the
-other workers have nothing left to do, so it is assigned first."""
+"""Units of few tests that take minutes, which xdist would put last: they are assigned first."""
 BY_SCENARIO = "tests/integration/test_crash.py"
 """The file whose tests of one scenario stay together: their kills are compared with the same undisturbed runs."""
 _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
@@ -78,8 +70,7 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
 
 
 def scheduler(config: pytest.Config, log: object) -> SideBySide | None:
-    """Return our scheduler for the hook pytest_xdist_make_scheduler, or None if `--dist` names another mode than
-    `load`."""
+    """Return our scheduler for pytest_xdist_make_scheduler, unless `--dist` names another."""
     return SideBySide(config, log) if config.getvalue("dist") == "load" else None
 
 
@@ -87,8 +78,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 
 def check_parameters(definition: pytest.Function) -> None:
-    """Raise UsageError if one of the `parametrize` markers of a test has a set or frozenset as its list of values,
-    whose order is arbitrary."""
+    """Raise UsageError if the parameters of a test are a set, which has no order."""
     for mark in definition.iter_markers("parametrize"):
         values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
         if isinstance(values, set | frozenset):
@@ -96,8 +86,7 @@ def check_parameters(definition: pytest.Function) -> None:
 
 
 def check_names(items: Iterable[pytest.Item]) -> None:
-    """Raise UsageError for the first test whose parameters appear in its name as the address of an object or as a set
-    of several elements, because the name would differ in another process."""
+    """Raise UsageError for a test whose name shows an address or a set, and so differs between processes."""
     for item in items:
         call = getattr(item, "callspec", None)
         if call is None:

@@ -1,8 +1,6 @@
 """Time limits for tests: one that waits forever fails instead of stopping the whole run.
 
-pytest-timeout ends it with a signal in the test's own thread and shows where it was; later tests still run. The
-limits are far above what the slowest test of a rung needs on a slow machine, because they are meant for tests that
-hang.
+pytest-timeout ends it with a signal in its own thread. The limits are meant for tests that hang.
 """
 
 import signal
@@ -25,8 +23,7 @@ NEVER = 0.0, 0.0
 
 
 class TimeLimits:
-    """A plugin that repeats pytest-timeout's signal, and permits it only while a test or a fixture is running. A
-    signal that arrived while pytest records the outcome of a test would end pytest."""
+    """Repeats pytest-timeout's signal, but not while pytest records an outcome, which would end pytest."""
 
     def __init__(self) -> None:
         self._clock = NEVER
@@ -37,8 +34,7 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
-        """Replace pytest-timeout's timer, which fires once, with ours, which repeats, because a coroutine that swallows
-        the first signal would otherwise hang."""
+        """Replace pytest-timeout's timer by one that repeats: a coroutine may swallow the first signal."""
         done = yield
         signal.setitimer(signal.ITIMER_REAL, *NEVER)
         self._clock = settings.timeout, AGAIN
@@ -59,17 +55,14 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
-        """Run the timer while the fixtures are set up."""
         return (yield from self._limited())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """Run the timer during the test itself."""
         return (yield from self._limited())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
-        """Run the timer while the fixtures are torn down."""
         return (yield from self._limited())
 
 

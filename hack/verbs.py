@@ -55,8 +55,6 @@ MARKED = {
 
 
 def add_markers(item: pytest.Item) -> None:
-    """Add the marker `cluster` to a test that uses the fixture `control_plane`, the shared control plane, and `tools`
-    to a test that uses one of the fixtures in BUILDERS."""
     fixtures = set(getattr(item, "fixturenames", ()))
     if "control_plane" in fixtures:
         item.add_marker("cluster")
@@ -65,8 +63,7 @@ def add_markers(item: pytest.Item) -> None:
 
 
 def find_rung(item: pytest.Item) -> int:
-    """Return the number of a test's rung. A marker in MARKERS decides, of several the one with the highest rung.
-    Without one the rung is 1 for coroutines and for tests in a folder in EMBEDDED, otherwise 0."""
+    """Return the highest rung of a test's markers, or else 1 for what runs a loop, and 0."""
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung
@@ -75,8 +72,7 @@ def find_rung(item: pytest.Item) -> int:
 
 
 def find_verb(item: pytest.Item) -> MakeVerb:
-    """Return the verb that runs a test. The first marker in MARKED that the test has decides. Without one the verb is
-    `test-hack` for a test in a folder in ABOUT_HACK, otherwise `test`."""
+    """Return the verb that runs a test: that of its first marker in MARKED, or of its folder."""
     for marker, verb in MARKED.items():
         if item.get_closest_marker(marker) is not None:
             return verb
@@ -108,7 +104,6 @@ def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
 
 
 def folder_of(item: pytest.Item) -> str:
-    """Return the name of the folder below `tests` that contains a test, or the file's name if the file is directly in
-    `tests`."""
+    """Return the folder below `tests`, or the file directly in it, that contains a test."""
     parts = item.path.parts
     return parts[parts.index("tests") + 1] if "tests" in parts else ""

@@ -1,9 +1,6 @@
-"""`make verify`: every rule of the house that can refuse a change without playing the product, in about a minute of CPU.
+"""`make verify`: every rule of the house that can refuse a change without playing the product, in a minute of CPU.
 
-Every step runs, then a table shows the results. `--without-tests` leaves out the steps that are tests, since .ci/run
-runs all tests anyway. SIGTERM also ends the running step.
-
-A step is a program of .venv with its arguments, which are printed so that you can repeat it.
+Every step runs, then a table shows the results. .ci/run passes `--without-tests`, because it runs all tests anyway.
 """
 
 import shlex
@@ -53,8 +50,7 @@ STEPS = {
 
 @dataclass
 class Steps:
-    """Runs steps, one at a time, and ends the running step on SIGTERM. The signal handler must not raise: an exception
-    while a step is being started would leave that step running."""
+    """Runs steps. `end` must not raise: an exception while a step starts would leave it running."""
 
     process: subprocess.Popen[bytes] | None = None
     """The process of the step that is running or ran last, or None before the first step."""
@@ -67,8 +63,7 @@ class Steps:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
-        """Print the command of one step, run it in the root of the checkout, and return its exit status, which is
-        negative if a signal ended it, and its duration in seconds."""
+        """Run one step, and return its exit status (negative after a signal) and its seconds."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()

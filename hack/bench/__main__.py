@@ -104,8 +104,7 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Yield the results of all parts that measure one of the `wanted` metrics. A part that fails goes to `lost`, and
-    the others of its kind get a new testbed."""
+    """Yield the results of the parts that measure a `wanted` metric. The parts that fail go to `lost`."""
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
     if wanted & set(TYPED):
@@ -135,8 +134,7 @@ def on_one_testbed(
 
 
 def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Measured]:
-    """Yield each result with `pace_ms` set to the mean of the machine's pace just before and just after the
-    measurement."""
+    """Yield each result with the mean of the machine's pace before and after it."""
     before = pace()
     for result in results:
         after = pace()

@@ -1,10 +1,7 @@
-"""The cost of the shipped agent process on the SIMULATED libnvidia-ml.so.1, with eight whole GPUs and then with seven
-MIG instances on each.
+"""The cost of the shipped agent on the SIMULATED libnvidia-ml.so.1, with whole GPUs and then with seven instances on each.
 
-The agent is measured first on GPUs that nobody uses. Then, as on a busy node, a SIMULATED kubelet assigns each device
-to a pod, and a process uses the device. The processes are real ones that sleep, so that the agent finds them in
-procfs; their use of the GPU is SIMULATED. Where this machine permits it, each process is in a cgroup named as a
-kubelet names those of pods.
+First nobody uses them, then a SIMULATED kubelet assigns each device to a pod. Its process is real and sleeps, so that
+it is found in procfs, where possible in a cgroup named as a kubelet names those of pods; its use is SIMULATED.
 """
 
 import json
@@ -68,8 +65,7 @@ class SeenTenants:
     attributed: bool
 
     def expected(self) -> Mapping[str, int]:
-        """Return the values that the agent's metrics must have if it sees every tenant, by metric name without the
-        prefix `gpusharing_`: for a gauge the sum of its series, and for a counter the number of its series."""
+        """Return, by metric, the sum of its series (gauge) or their number (counter) if every tenant is seen."""
         return {
             "device_slices": len(self.tenants),
             "pod_slices": len(self.tenants),
@@ -107,8 +103,7 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
 
 @contextmanager
 def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
-    """Start a SIMULATED kubelet and a process for every device of the machine, yield the tenants, and end the kubelet
-    and the processes afterwards."""
+    """Run a SIMULATED kubelet and a process for every device of the machine, and yield the tenants."""
     tenants = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
     for tenant in tenants:
@@ -197,8 +192,7 @@ class _Used:
 
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
-        """Return what the agent has used since it started, and what the library has been used for since the machine was
-        created, by whatever program."""
+        """Return what the agent, and the library by whatever program, have used so far."""
         calls, driver_ms = machine.library_calls()
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 

@@ -1,8 +1,6 @@
-"""The operator as its image runs it: compiled, with the distributions of requirements.lock only, and logged in as a
-pod.
+"""The operator as its image runs it: compiled, with the distributions of requirements.lock only, and logged in as a pod.
 
-The development environment has more distributions, such as rich, and some libraries import optional ones if they are
-installed, so that the same program is larger there than in its image.
+Some libraries import optional ones that only the development environment has, so that the program is larger there.
 """
 
 import compileall
@@ -32,8 +30,7 @@ def glibc_settings() -> dict[str, str]:
 
 
 def make_site(folder: Path) -> None:
-    """Create `folder`, which must not exist, copy the locked distributions and our package into it, and compile every
-    module as the image does."""
+    """Copy the locked distributions and our package into the new `folder`, compiled as in the image."""
     folder.mkdir()
     for name in locked_names(LOCK.read_text()):
         package = distribution(name)

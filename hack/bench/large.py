@@ -80,8 +80,7 @@ def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
 
 
 def actuation_seconds(times: Times) -> float:
-    """Return the seconds from the point of no return, the operator's second write, to the node software's last write
-    before the release."""
+    """Return the seconds from the point of no return to the node software's last write before the release."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 

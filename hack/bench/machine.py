@@ -59,8 +59,7 @@ def read_metric(port: int, sample: str, token: str = "") -> float:
 
 
 def stolen_s() -> float:
-    """Return how many seconds the hypervisor has given to other guests since boot, summed over all cores (proc(5),
-    /proc/stat)."""
+    """Return the seconds that the hypervisor gave to other guests, over all cores (proc(5), /proc/stat)."""
     first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(first[8]) / os.sysconf("SC_CLK_TCK")
 

@@ -15,8 +15,7 @@ from hack.cluster.api import Object
 POOL = "plain"
 NODES, AT_ONCE, GPUS = 8, 4, 8
 SOFTWARE = ("--apply", "31")
-"""Arguments that make mig-manager apply for 31 s. With its other steps, new resources appear about 60 s after the
-label was written."""
+"""mig-manager applies for 31 s, so that new resources appear about 60 s after the label was written."""
 MIG_OFF = "all-disabled"
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFERENCE_PACE_MS = 70.0
-"""The pace (machine.pace_ms) at which the aims for CPU time apply: that of two cores that nothing else uses
-(docs/adr/0051-aims-at-a-pace.md)."""
+"""The pace of two cores that nothing else uses, at which the aims apply (docs/adr/0051-aims-at-a-pace.md)."""
 
 
 @dataclass(frozen=True, slots=True)

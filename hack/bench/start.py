@@ -47,8 +47,7 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def report(testbed: Testbed, count: int, seconds: float) -> None:
-    """Write the report of each node's agent to its GPUNode, unless it has one, as soon as the operator has created the
-    GPUNode, until there are `count` GPUNodes."""
+    """Write the report of each node's agent to its GPUNode, until there are `count` GPUNodes."""
     reported: set[str] = set()
 
     def all_reported() -> bool:

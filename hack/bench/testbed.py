@@ -44,8 +44,7 @@ class Counts:
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count the requests of one user; `claim_writes` replaces the writes to the Lease, because the others are
-    renewals."""
+    """Count the requests of one user. `claim_writes` replaces the writes to the Lease, most of which renew it."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
@@ -61,8 +60,7 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 
 def is_poll(request: AuditedRequest) -> bool:
-    """Whether a request lists PodDisruptionBudgets, or lists the pods of a single node without a selector for
-    `status.phase`."""
+    """Whether a request is one of a drain: a list of budgets, or of one node's pods whatever their phase."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
@@ -96,8 +94,7 @@ LARGE_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "
 
 @dataclass
 class Spent:
-    """The beginning of a span of time, from which requests are counted: the size of the audit log, the number of
-    claims so far, and the time."""
+    """The beginning of a span of time, from which requests are counted."""
 
     start_bytes: int
     start_claims: int
@@ -122,8 +119,7 @@ class Testbed:
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
-        """Replace the operator with a new process, whose caches are empty, and wait until the new one serves its
-        metrics."""
+        """Replace the operator with a new process, whose caches are empty."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -193,8 +189,7 @@ class Testbed:
         return Spent(size, claims, time.monotonic())
 
     def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
-        """Return the requests in the audit log since the span began: those of `user`, or of all users if that is
-        None."""
+        """Return the requests since the span began, of all users if `user` is None."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:

@@ -94,8 +94,7 @@ class Api:
         return Api(self.url, self.ca_pem, Credentials())
 
     def request(self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str) -> Any:
-        """Send a request once, and return the parsed answer. Raises ApiError for status 400 or above, and OSError
-        without a complete answer."""
+        """Send a request once. Raises ApiError for status 400 or above, and OSError without a complete answer."""
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers if data is None else {**self._headers, "Content-Type": content_type}
@@ -135,8 +134,7 @@ class Api:
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
-        """Create or change an object by server-side apply, with force; fields that only `manager` had applied are
-        removed."""
+        """Create or change an object by server-side apply, with force."""
         applied: Object = self.request("PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true")
         return applied
 
@@ -144,8 +142,7 @@ class Api:
         return self.request("DELETE", path, options)
 
     def changes(self, path: str, version: str, seconds: int = 5, **query: str) -> Generator[Object, None, None]:
-        """Watch one collection, and yield each object as a write after `version` left it. Unlike repeated GETs, this
-        misses no state."""
+        """Yield each object as a write after `version` left it. Unlike repeated GETs, this misses no state."""
         parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
         target = f"{path}?{urllib.parse.urlencode(parameters)}"
         with closing(self._new_connection()) as connection:
@@ -161,8 +158,7 @@ class Api:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
-        """Yield a connection for one request. After any error it is closed, because the rest of a response may still be
-        in it."""
+        """Yield a connection for one request. An error closes it: the rest of a response may be in it."""
         with self._lock:
             used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
         if time.monotonic() - used > IDLE_SECONDS:
@@ -182,9 +178,7 @@ class Api:
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `work` for every item, in eight threads, and return the results in the order of the items. If calls fail,
-    calls that have not begun are canceled, and once the running ones have ended, the error of the first item that
-    failed is raised."""
+    """Call `work` for every item in eight threads; raises the error of the first item that failed."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 

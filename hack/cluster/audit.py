@@ -54,8 +54,7 @@ def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[AuditedRequest]:
-    """Yield the requests of `user` (None: of all) since `start`, a size of the log. A watch is yielded for its
-    start."""
+    """Yield the requests of `user` (None: of all) since `start`, a size of the log; a watch when it starts."""
     mark = f'"username":"{user}"'.encode() if user is not None else b""
     for line in lines_since(log, start):
         if mark not in line:

@@ -67,9 +67,6 @@ class Pki:
 
 @dataclass(frozen=True)
 class _Authority:
-    """A certificate authority: its key, its name, and the moment that counts as now for the certificates that it
-    issues."""
-
     key: ec.EllipticCurvePrivateKey
     name: x509.Name
     now: dt.datetime

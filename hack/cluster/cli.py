@@ -61,8 +61,7 @@ def up(count: int, driver: str) -> None:
 
 
 def down() -> None:
-    """Stop the programs of the recorded cluster that still run, delete its kind cluster if it has one, and remove its
-    files."""
+    """Stop what still runs of the recorded cluster, and remove its files."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)

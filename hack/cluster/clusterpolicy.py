@@ -39,8 +39,7 @@ class CRDVersion:
 
     @property
     def crd(self) -> Object:
-        """The stand-in CRD as a manifest, with this version's fields and the blocks that `spec` requires; a required
-        block without a field of ours is an object without named fields."""
+        """The stand-in CRD, with this version's fields and the blocks that `spec` requires."""
         root: Object = {"type": "object", "properties": {}}
         for item in self.fields:
             if item.present:
@@ -72,8 +71,7 @@ class CRDVersion:
 
 
 def versions() -> tuple[CRDVersion, ...]:
-    """Return the CRDs of the versions that we know, each with `status.state` and all fields; `Field.present` says which
-    it has."""
+    """Return the CRDs of the versions that we know, each with all fields; `Field.present` says which it has."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(

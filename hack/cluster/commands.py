@@ -57,8 +57,7 @@ class Layout:
 
 
 def etcd(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of etcd. etcd does not sync its files to disk, because its data is discarded with the
-    cluster and laptop disks are slow."""
+    """Return the command line of etcd, which does not sync: its data is discarded with the cluster."""
     pki, peer = layout.pki, f"https://{HOST}:{layout.etcd_peer_port}"
     tls = [
         f"--{kind}{name}={file}"
@@ -85,8 +84,6 @@ def etcd(programs: Programs, layout: Layout) -> list[str]:
 
 
 def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
-    """Return the command line of kube-apiserver on the layout's address and port, with TLS, the Node and RBAC
-    authorizers, and default admission and feature gates."""
     pki = layout.pki
     auditing = [
         f"--audit-policy-file={layout.audit_policy}",
@@ -120,8 +117,7 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
 
 
 def kubelet_access(layout: Layout) -> list[str]:
-    """Return the flags with which kube-apiserver reaches real kubelets, as `kubectl logs` and `kubectl exec` require:
-    the client certificate, and the kind of address to use."""
+    """Return the flags with which kube-apiserver reaches real kubelets, for `kubectl logs` and `exec`."""
     pki = layout.pki
     return [
         f"--kubelet-client-certificate={pki.cert(KUBELET_CLIENT)}",
@@ -149,8 +145,6 @@ def controller_manager(programs: Programs, layout: Layout) -> list[str]:
 
 
 def scheduler(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of kube-scheduler with its default profile, without a port and leader election, and with
-    a limit of 500 calls a second, or 1,000 in a burst."""
     return [
         str(programs.kube_scheduler),
         f"--kubeconfig={layout.kubeconfig('scheduler')}",
@@ -163,8 +157,7 @@ def scheduler(programs: Programs, layout: Layout) -> list[str]:
 
 
 def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:
-    """Return the command line of kwok, which keeps the nodes Ready and plays their pods. A controller-manager with the
-    usual grace period needs `lease_seconds` above 0."""
+    """Return kwok's command line. A usual controller-manager needs `lease_seconds` above 0."""
     return [
         str(program),
         f"--kubeconfig={kubeconfig}",

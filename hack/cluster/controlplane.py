@@ -58,8 +58,7 @@ class Options:
 
 
 class ControlPlane:
-    """An API server, etcd, controller-manager, scheduler and kwok on loopback. Without `directory` its files are in a
-    temporary folder that `stop` removes."""
+    """etcd, API server, controller-manager, scheduler and kwok; without `directory` in a temporary folder."""
 
     def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
         self.options = options or Options()
@@ -141,8 +140,7 @@ class ControlPlane:
         return done.stdout
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
-        """Return the environment variables for kubectl and the like. kubectl caches discovery by host and port, so its
-        cache is this cluster's own."""
+        """Return the environment for kubectl, with a cache of discovery of this cluster's own."""
         own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
 
@@ -154,8 +152,7 @@ class ControlPlane:
     # --- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start all programs and wait until the control plane is ready; three times if a port was taken. Raises
-        UnavailableError or ComponentError."""
+        """Start all programs and wait until they are ready. Raises UnavailableError or ComponentError."""
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
         directory = self._make_directory()
@@ -181,8 +178,7 @@ class ControlPlane:
                 raise
 
     def stop(self) -> None:
-        """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if it
-        is a temporary one."""
+        """Stop every program and remove the record, or the whole temporary folder."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -204,8 +200,7 @@ class ControlPlane:
         self._record()
 
     def restart_component(self, name: str, *flags: str) -> None:
-        """Start a killed or running program anew with further flags, which later starts have too. Returns before it is
-        ready."""
+        """Start a program anew with further flags, which later starts have too. Returns before it is ready."""
         self.kill_component(name)
         self._commands[name] = [*self._commands[name], *flags]
         self.start_component(name)
@@ -217,8 +212,7 @@ class ControlPlane:
         self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
-        """Raise ComponentError, with its last log lines, for the first program in the order of their start that has
-        ended on its own."""
+        """Raise ComponentError for the first program that has ended on its own."""
         for component in self._components.values():
             component.check()
 

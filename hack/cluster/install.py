@@ -29,8 +29,7 @@ def install_all(api: Api) -> None:
 
 
 def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
-    """Install the namespaces, the CRDs ClusterPolicy and GPUCluster and, unless `cluster_policy` is False, a
-    ClusterPolicy whose status says ready."""
+    """Install the namespaces, the GPU Operator's CRDs and, by default, a ClusterPolicy that is ready."""
     apply_documents(api, documents(MANIFESTS / "namespaces.yaml"))
     install_crds(api, MANIFESTS / "gpu-operator-crds.yaml")
     if cluster_policy:

@@ -20,8 +20,7 @@ DRIVER = ROOT / "build" / "kind" / "driver"
 """The folder that hack/kind.yaml mounts into the node with SIMULATED GPUs."""
 GPUS = ("h100-80gb", "h100-80gb")
 LEASE_SECONDS = 40
-"""Seconds for which the simulated nodes' leases are valid. kwok renews them, because kind's controller-manager has
-the usual grace period."""
+"""The lease of simulated nodes, which kwok renews: kind's controller-manager has the usual grace period."""
 INSTEAD = "Or use our own control plane, which needs no Docker: make cluster"
 
 
@@ -46,14 +45,12 @@ def check() -> None:
 
 
 def program() -> str:
-    """Return the path of the `kind` program: the one on PATH, or else the pinned version, which is built if it is not
-    cached."""
+    """Return the `kind` on PATH, or else the pinned version, which is built if it is not cached."""
     return shutil.which("kind") or str(toolchain.program("kind"))
 
 
 def put_driver(folder: Path = DRIVER) -> None:
-    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine, which
-    overwrites an earlier one."""
+    """Write the SIMULATED library and a new machine's state to the folder that a node mounts."""
     library = build.library_directory() / build.LIBRARY
     (folder / "state").mkdir(parents=True, exist_ok=True)
     shutil.copy(library, folder / build.LIBRARY)
@@ -61,8 +58,7 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 
 def up(directory: Path, kubeconfig: Path) -> Api:
-    """Create the kind cluster unless it exists, wait up to 180 s until a new one is ready, start a new kwok for its
-    simulated nodes, and return a client."""
+    """Create the kind cluster unless it exists, and start kwok for its simulated nodes."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))

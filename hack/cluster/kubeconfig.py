@@ -1,8 +1,6 @@
-"""Kubeconfig files. They are written with all data inline and readable by the user only, and read as far as our tools
-need them.
+"""Kubeconfig files, with all data inline and readable by the user only, and tokens of service accounts.
 
-Service-account tokens come from the TokenRequest API, so that tools and tests act with the shipped RBAC and not as
-admin.
+The TokenRequest API gives the tokens, so that tools and tests act with the shipped RBAC and not as admin.
 """
 
 import base64
@@ -103,8 +101,7 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """Return a token bound to a Node or, where the API server cannot do that (Kubernetes 1.30), to a running pod of the
-    account there."""
+    """Return a token bound to a Node or, on Kubernetes 1.30, to a running pod of the account there."""
     uid = api.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
     bound_to = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
     try:
@@ -120,8 +117,7 @@ def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
 
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
-    """Request the token that a kubelet would request for this pod: for the pod's service account, and bound to the
-    pod."""
+    """Request the token that a kubelet would request for this pod."""
     existing = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
     bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": existing["metadata"]["uid"]}
     account = existing["spec"].get("serviceAccountName", "default")

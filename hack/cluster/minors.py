@@ -1,8 +1,7 @@
-"""`python -m hack.cluster.minors 1.30`: a control plane of another minor version of Kubernetes.
+"""`python -m hack.cluster.minors 1.30` builds the newest patch release of that minor, and prints the programs' folder.
 
-Prints the folder of its programs, for KUBEBUILDER_ASSETS, and builds them first if they are not cached. The newest
-patch release of the minor is taken. hack/controlplane pins one version only; the go.mod of another one is derived from
-what that release of Kubernetes requires itself, and Go checks the sums against its checksum database.
+hack/controlplane pins one version only. The go.mod of another one is derived from what that release requires itself,
+and Go checks the sums against its checksum database.
 """
 
 import hashlib
@@ -34,8 +33,7 @@ def control_plane(minor: str) -> Path:
 
 
 def go_mod(version: str, requirements: str) -> str:
-    """Return a go.mod that builds this version. The staging modules are those published with it, such as v0.30.14 for
-    v1.30.14."""
+    """Return a go.mod that builds this version, with the staging modules published with it."""
     staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", requirements, re.MULTILINE)
     published = f"v0.{version.removeprefix('v1.')}"
     direct = {
@@ -93,8 +91,6 @@ def _environment() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the folder of the control plane's programs for the minor version in the first argument; other arguments are
-    ignored."""
     try:
         print(control_plane(arguments[0] if arguments else ""))
     except UnavailableError as error:

@@ -51,8 +51,7 @@ def node_manifest(
     labels: Mapping[str, str] | None = None,
     plugin: bool = True,
 ) -> Object:
-    """Return a Node with GPUs as GFD labels it. Without `plugin` no device plugin advertises them, as under NVIDIA's
-    DRA driver."""
+    """Return a Node with GPUs; without `plugin` nothing advertises them, as under NVIDIA's DRA driver."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
@@ -76,9 +75,7 @@ def node_manifest(
 
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
-    """Return the `nvidia.com/` labels of a node with whole cards: GFD's labels, the labels with which the GPU Operator
-    marks the node and places its operands, and for a card with MIG the labels that a successful first run of
-    mig-manager leaves."""
+    """Return NVIDIA's labels of a node with whole cards, with MIG as after mig-manager's first run."""
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
     # The GPU Operator has labeled a fresh MIG-capable node, and mig-manager has applied the label once (d.1, a.2).
@@ -93,8 +90,7 @@ def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
 
 
 def fleet(count: int) -> list[Object]:
-    """Return the manifests of `count` nodes named `gpu-01`, `gpu-02` and so on (with as many digits as `count` has, at
-    least two), which belong to FLEET's pools in turn."""
+    """Return `count` nodes, gpu-01 and so on, of FLEET's pools in turn."""
     width = max(2, len(str(count)))
     return [
         node_manifest(f"gpu-{index + 1:0{width}}", pool=pool, product=product, gpus=gpus)

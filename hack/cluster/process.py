@@ -43,8 +43,7 @@ class Component:
         return pid_exists(self.pid)
 
     def check(self) -> None:
-        """Raise ComponentError, with the exit status if it is known and the last lines of the log, if the program has
-        ended."""
+        """Raise ComponentError, with the last lines of the log, if the program has ended."""
         if not self.alive():
             code = "" if self.process is None else f" with status {self.process.returncode}"
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
@@ -78,9 +77,7 @@ def start(name: str, command: Sequence[str], log: Path, environ: Mapping[str, st
 
 
 def is_ours(pid: int, mark: str) -> bool:
-    """Whether the process `pid` is running and has `mark` (our state folder) anywhere in its command line, which is
-    read from /proc, or with `ps` on a system without it. The system reuses pids, so a recorded pid alone does not
-    permit us to kill the process."""
+    """Whether the process runs with `mark` in its command line: pids are reused, so one alone proves nothing."""
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -120,8 +117,7 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return free ports, outside the range from which the system assigns ports if there are enough. Another call may
-    return the same: retry if one is taken."""
+    """Return free ports. Another call may return the same: retry if one is taken."""
     ports: dict[int, None] = {}
     while len(ports) < count:
         with socket.socket() as server, contextlib.suppress(OSError):  # the port is in use
@@ -163,7 +159,5 @@ def text_of(file: Path) -> str:
 
 
 def tail(log: Path) -> str:
-    """Return the last LOG_TAIL_LINES lines of a log file, indented, or an indented `(nothing)` if it is empty or
-    missing."""
     text = text_of(log)
     return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_TAIL_LINES:]) or "  (nothing)"

@@ -59,8 +59,7 @@ def stop_recorded(directory: Path) -> list[str]:
 
 
 def sweep(root: Path) -> None:
-    """Stop the control planes in folders directly below `root` whose owner, a process of this host, no longer runs, and
-    remove their folders."""
+    """Stop and remove the control planes below `root` whose owner, a process of this host, has ended."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

@@ -1,8 +1,6 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
-`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths. Rarely
-needed tools are built only if they are named: `kubelet` and `containerd` (tests with real kubelets), `kind`, `helm3`,
-`actionlint` (workflows), `charttools` (helm-unittest and chart-testing), `krewtools` (krew) and `olmtools` (OLM).
+`python -m hack.cluster.toolchain [TOOL...]` builds what is missing, by default WITHOUT_A_NAME, and prints the folders.
 """
 
 import hashlib
@@ -88,8 +86,7 @@ def version_flags(version: str) -> str:
 
 
 def controlplane_recipe() -> ToolRecipe:
-    """Return the recipe for etcd, the control plane and kubectl as one multi-call program, which takes one link
-    instead of five."""
+    """Return the recipe for etcd, control plane and kubectl as one multi-call program: one link, not five."""
     return _kubernetes_recipe("controlplane", 5, CONTROLPLANE_CALLS)
 
 
@@ -130,8 +127,7 @@ def containerd_recipe() -> ToolRecipe:
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Return the recipe of Helm 3. Without our minor of Kubernetes linked in, Helm assumes that every cluster is
-    1.20."""
+    """Return the recipe of Helm 3, with our minor of Kubernetes: it assumes 1.20 otherwise."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
@@ -184,8 +180,7 @@ def build_once(recipe: ToolRecipe, root: Path) -> Path:
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
-    """Return the programs of the control plane: those in $KUBEBUILDER_ASSETS, and ours for what setup-envtest does not
-    fetch."""
+    """Return the control plane's programs: those in $KUBEBUILDER_ASSETS, and ours for all others."""
     assets = environ.get("KUBEBUILDER_ASSETS")
     existing = find_assets(Path(assets)) if assets else {}
     missing = [name for name in CONTROLPLANE_CALLS if name not in existing]
@@ -195,8 +190,7 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
 
 
 def control_plane_minor() -> int:
-    """Return the minor version of the kube-apiserver among `control_plane_programs`, such as 36 for v1.36.3, as it says
-    itself."""
+    """Return the minor version, such as 36, that kube-apiserver itself names."""
     program = control_plane_programs().kube_apiserver
     said = subprocess.run([str(program), "--version"], capture_output=True, text=True, check=False).stdout
     match = re.search(r"\bv1\.(\d+)\.", said)
@@ -206,8 +200,7 @@ def control_plane_minor() -> int:
 
 
 def find_assets(directory: Path) -> dict[str, Path]:
-    """Return those of CONTROLPLANE_CALLS that are executables in a KUBEBUILDER_ASSETS folder, by name; setup-envtest
-    ships etcd, kube-apiserver and kubectl."""
+    """Return the CONTROLPLANE_CALLS in a folder of setup-envtest, which ships etcd, kube-apiserver and kubectl."""
     programs = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:
@@ -240,16 +233,13 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
-    """Return the environment for a build: the user's, without GOOS and GOARCH, with Go's workspaces off, and with cgo
-    on only if the recipe needs it."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own; for
-    `controlplane` this is $KUBEBUILDER_ASSETS if set."""
+    """Build the named tools, or WITHOUT_A_NAME, and print the folder of each."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")

@@ -74,8 +74,7 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 def main() -> int:
-    """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output has
-    closed the pipe, 2 if the stage could not be built, 130 if interrupted, also by SIGTERM."""
+    """Play the demo. The exit status is 1 after a failed check, 2 without a stage, and 130 if interrupted."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)

@@ -30,8 +30,7 @@ FACTOR = 50.0
 """Simulated seconds in one real second."""
 OPERATOR = f"system:serviceaccount:{product.NAMESPACE}:{product.SERVICE_ACCOUNT}"
 LEASE = {"lease_duration": "15s", "renew_deadline": "14s", "retry_period": "1s"}
-"""Settings of the Lease. Its duration is the shipped one, so that the second operator waits as long as in a real
-cluster. The renew deadline is long, because a busy machine may delay a renewal."""
+"""Settings of the Lease: the shipped duration, and a long deadline, because a busy machine renews late."""
 Result = TypeVar("Result")
 
 
@@ -87,8 +86,7 @@ class ClusterStage:
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """Raise ComponentError at once, with the end of the operator's log, if the operator has ended and was not
-        killed."""
+        """Raise ComponentError if the operator has ended and was not killed."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"
@@ -108,8 +106,6 @@ class ClusterStage:
 
 
 def deployment(workload: SimWorkload) -> JSON:
-    """Return the manifest of a Deployment whose pods have the labels and the spec of the workload's pods, but not
-    their annotations."""
     pod = workload.body("")
     labels = pod["metadata"]["labels"]
     return {
@@ -126,8 +122,7 @@ def deployment(workload: SimWorkload) -> JSON:
 
 @asynccontextmanager
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
-    """Empty LOG, start a control plane with everything on it except the operator, and yield the stage; stop everything
-    at the end."""
+    """Yield a control plane with everything but the operator."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:

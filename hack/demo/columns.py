@@ -37,8 +37,7 @@ class KubectlView:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of kubectl that print this view: `get`, the kind and the names, and, where they differ from
-        kubectl's defaults, the field selector, the order, and our own columns."""
+        """The arguments of kubectl that print this view."""
         words = ["get", self.kind, *self.names]
         if self.field:
             words += ["--field-selector", "=".join(self.field)]
@@ -56,8 +55,7 @@ class KubectlView:
 
 
 def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
-    """Return a view of all objects of `resource` with the column NAME and then the columns that the CRD `source`
-    defines for `kubectl get`, without those that only `-o wide` shows."""
+    """Return the view that `kubectl get` prints without `-o wide`, by the columns of a CRD."""
     shown = [column for column in source.columns if not column.wide]
     return KubectlView(
         resource,
@@ -84,16 +82,14 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 
 def places(*nodes: str) -> KubectlView:
-    """Return a view of these GPUNodes, or of all if none is named, with the columns NAME, OBSERVED, PHASE, REASON, PODS
-    and CULPRIT."""
+    """Return a view of these GPUNodes, or of all if none is named."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
 
 
 def events_about(policy: str) -> KubectlView:
-    """Return a view of the Events whose regarding object has the name `policy`, with type, reason and note, oldest
-    first."""
+    """Return a view of the Events about a policy, the oldest first."""
     columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
     return KubectlView(
         EVENTS, columns, "events.v1.events.k8s.io", field=("regarding.name", policy), sort_by=".eventTime"
@@ -101,8 +97,7 @@ def events_about(policy: str) -> KubectlView:
 
 
 def find(obj: JSON, path: str) -> Any:
-    """Return what a JSONPath finds: keys with escaped dots, and filters by one field's value. Raises ValueError for
-    other forms."""
+    """Return what a JSONPath finds. Raises ValueError for a form that our columns do not use."""
     value: Any = obj
     at = 0
     while at < len(path):
@@ -118,8 +113,7 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table that kubectl would print: the objects that the view selects, sorted by its `sort_by`, whose
-    values are compared as texts, or only the header if it selects none."""
+    """Return the table that kubectl would print."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]

@@ -30,8 +30,7 @@ class Demo:
     """The file for the states that pictures are drawn from (hack/demo/record.py), or None to record nothing."""
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
-        """Wait until `condition` holds. Raises DemoFailed, with the state of all pools and nodes, after `seconds` times
-        the stage's patience."""
+        """Wait until `condition` holds, `seconds` times the stage's patience at most. Raises DemoFailed."""
         limit = seconds * self.stage.patience
         try:
             async with asyncio.timeout(limit):
@@ -61,9 +60,6 @@ class Demo:
         return next((row for row in rows if row["type"] == kind), {})
 
     async def ready(self, *names: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of every named policy is Ready, like `kubectl wait
-        --for=condition=Ready`."""
-
         async def condition() -> bool:
             rows = [await self.condition(name, ConditionType.READY) for name in names]
             return all(row.get("status") == "True" for row in rows)
@@ -71,9 +67,6 @@ class Demo:
         await self.until(f"{', '.join(names)} Ready", condition, seconds)
 
     async def used(self, name: str, text: str) -> None:
-        """Wait until the policy `name` shows exactly `text` (such as `15/48`) as its used devices, which the agents
-        report."""
-
         async def shown() -> bool:
             return bool(find((await self.policy(name))[1], ".summary.used") == text)
 
@@ -107,8 +100,6 @@ class Demo:
         return record
 
     async def served(self, pool: str) -> Counter[str]:
-        """Return the allocatable resources that begin with `nvidia.com/` of a pool's nodes, summed over the nodes, by
-        resource name."""
         total: Counter[str] = Counter()
         for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:
@@ -117,13 +108,11 @@ class Demo:
         return +total
 
     async def writes(self, resource: str, since: int = 0) -> list[Written]:
-        """Return the operator's writes to one resource, except those that are among its first `since` writes to any
-        resource."""
+        """Return the operator's writes to one resource after its first `since` writes."""
         return [write for write in (await self.stage.writes())[since:] if write.resource == resource]
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:
-        """Return (number of nodes that are verified and schedulable, number of all nodes) from the summary of a
-        policy's status; (0, 0) if there is no summary for the present generation."""
+        """Return how many nodes of a policy are verified and schedulable, and how many it has."""
         done, _, total = (find((await self.policy(policy))[1], ".summary.nodes") or "0/0").partition("/")
         return int(done), int(total)
 
@@ -146,7 +135,6 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is bound to the node and its containers mention `nvidia.com/` anywhere, which is taken as a
-    request for a GPU."""
+    """Whether the pod is bound to the node and its containers mention a resource of NVIDIA."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

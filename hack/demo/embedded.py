@@ -37,8 +37,6 @@ class EmbeddedStage:
         self.client: KubeClient = environment.cluster.client("person")
 
     async def apply(self, manifest: JSON) -> str:
-        """Apply a policy and return what kubectl would print: that it was created, configured, or left unchanged, which
-        is told from its generation."""
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
@@ -63,13 +61,10 @@ class EmbeddedStage:
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:
-        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says so,
-        even if no operator was started."""
         await self._environment.kill_operator()
         return "every task of the operator was canceled at once; its Lease must expire"
 
     async def writes(self) -> list[Written]:
-        """Return the operator's successful writes, without those to Leases."""
         return [
             Written(
                 "/".join(filter(None, (write.call.resource.plural, write.call.subresource))),

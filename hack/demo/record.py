@@ -65,16 +65,14 @@ class Recorder:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _choose(self) -> None:
-        """Keep the state that was read most often, the earliest of several, unless the last one has the same
-        outline."""
+        """Keep the state that was read most often, unless the last one has the same outline."""
         state, _ = max(self._reads, key=lambda read: read[1])
         if _outline(state) != _outline(self.rollout[-1]):
             self.rollout.append(state)
         self._reads = []
 
     def write(self, path: Path) -> None:
-        """Write what was collected to a JSON file, in place of an earlier one: `fleet`, and the list `rollout`, with
-        one state in each line."""
+        """Write what was collected to a JSON file, with one state in each line."""
         states = [json.dumps(state, separators=(",", ":")) for state in (self.fleet, *self.rollout)]
         path.write_text(f'{{"fleet":\n{states[0]},\n"rollout":[\n' + ",\n".join(states[1:]) + "\n]}\n")
 

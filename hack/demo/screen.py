@@ -42,8 +42,7 @@ class Screen:
                 self._line(line)
 
     def command(self, text: str) -> None:
-        """Print a command as a person would type it, after a prompt, broken with backslashes at spaces if it does not
-        fit into WIDTH columns."""
+        """Print a command after a prompt, broken with backslashes if it is too long."""
         if self.quiet:
             return
         lines = textwrap.wrap(f"$ {text}", WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)

@@ -91,8 +91,6 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Create the PodDisruptionBudget, deploy the workloads of the teams, wait until all their pods run, and only then
-    deploy the ranker."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
@@ -191,8 +189,6 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
-    """Apply the change of pool-b without the pause, wait until the drain of the ranker's node is blocked and the state
-    has settled (`_settled`), and show it."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
@@ -241,8 +237,6 @@ async def _reported(demo: Demo) -> None:
 
 
 async def operator_dies(demo: Demo) -> None:
-    """Check that the ranker's node has a fence in the stage `fenced`, kill the operator, check that nothing is written
-    in the next half second and that the node stays cordoned, and start a new one."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
@@ -267,8 +261,6 @@ async def operator_dies(demo: Demo) -> None:
 
 
 async def owner_gives_way(demo: Demo) -> None:
-    """Change the budget so that the eviction is allowed, as its owner would, and wait until the policy of pool-b is
-    Ready."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -282,7 +274,6 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Wait until pool-b reports 15 of 120 devices as used, and show the pools and pool-b's events."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

@@ -56,19 +56,15 @@ class Incoming:
 
     @property
     def is_write(self) -> bool:
-        """Whether the method is one of WRITES, such as PATCH, even if the call does not count as a write, as renewals
-        of a Lease do not."""
         return self.method in WRITES
 
     @property
     def is_watch(self) -> bool:
-        """Whether the call requests a watch, which the query shows (`watch=true` or `watch=1`)."""
         return "watch=true" in self.query or "watch=1" in self.query
 
     @property
     def decoded(self) -> Any:
-        """The body parsed as JSON, or None if there is no body or if it is protobuf, in which helm writes its
-        Secrets."""
+        """The body as JSON, or None without one and for protobuf, in which helm writes its Secrets."""
         return json.loads(self.body) if self.body and not self.body.startswith(PROTOBUF) else None
 
 
@@ -93,8 +89,7 @@ class ProxiedAnswer:
 
     @property
     def version(self) -> int:
-        """The resourceVersion of the object or list in the body: the first one after the first `metadata`, even if that
-        belongs to an item."""
+        """The resourceVersion of the object or list in the body, or 0."""
         head = self.body.find(b'"metadata"')
         match = VERSION.search(self.body, head) if head >= 0 else None
         return int(match[1]) if match else 0
@@ -118,8 +113,7 @@ class ProxiedWrite:
 
     @property
     def what(self) -> str:
-        """The method and the object in readable form, without API group and namespace but with the subresource: `PATCH
-        nodes/gpu-1`."""
+        """The method and the object without API group and namespace: `PATCH nodes/gpu-1`."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]
@@ -142,8 +136,6 @@ class PlayedRefusal:
 
     @property
     def object(self) -> dict[str, Any]:
-        """The Status object in the body of the answer, with the causes and, unless `retry_after` is None, the seconds
-        to wait among its details."""
         details: dict[str, Any] = {
             "causes": [{"reason": reason, "message": message} for reason, message in self.causes.items()]
         }
@@ -161,8 +153,6 @@ class PlayedRefusal:
         }
 
     def answer(self) -> ProxiedAnswer:
-        """Return the complete answer: the status, the Status object as JSON, and the header Retry-After if
-        `retry_after` is not None."""
         headers = {"Content-Type": "application/json"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -171,8 +161,7 @@ class PlayedRefusal:
 
 @dataclass(slots=True)
 class Sick:
-    """A fault of one path: calls with exactly this method and path, and with `query` in their decoded query, are
-    refused, or get no answer, instead of being forwarded."""
+    """A fault of one path: calls that match are refused, or get no answer."""
 
     method: str
     path: str
@@ -184,12 +173,10 @@ class Sick:
     hits: int = 0
 
     def lift(self) -> None:
-        """End the fault by setting `times` to 0, so that all later calls are forwarded again."""
         self.times = 0
 
     def strikes(self, call: Incoming) -> bool:
-        """Whether this call is refused or left unanswered: it is not a watch, has this method and path, its query
-        contains `query`, and `times` is not used up."""
+        """Count and return whether this call is hit; watches never are."""
         if call.is_watch or self.times <= 0 or (call.method, call.path) != (self.method, self.path):
             return False
         if self.query not in unquote_plus(call.query):
@@ -200,8 +187,7 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """Whether a write only acquires, renews or releases a Lease: `path` contains `/leases`, and `body` has no
-    annotations."""
+    """Whether a write acquires, renews or releases a Lease: the body has no annotations."""
     if "/leases" not in path:
         return False
     content = json.loads(body) if body else {}
@@ -211,8 +197,7 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path without its last part if that is one of SUBRESOURCES and the rest has more than three slashes, as
-    the path of an object has."""
+    """Return the path of an object without its subresource."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

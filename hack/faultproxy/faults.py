@@ -1,10 +1,7 @@
-"""Faults F3 to F12 of docs/design/faults.md, a slow server, and a server whose clock is wrong. Each begins with one
-write (the last two can also begin at once), and hits calls or watches that concern the object of that write, or all.
+"""Faults F3 to F12 of docs/design/faults.md, a slow server, and one with a wrong clock. Each begins with one write.
 
-A fault begins when its write is sent or, if it concerns watches, when the write has been answered. F3 to F12 end by
-themselves. With the exception of `EventsSwallowed`, they show nothing that a real API server cannot show: a competing
-change is a write that the server accepted, a watch is late as a whole and never for single objects, and an old list is
-one that the server sent before. To kill the client, use `FaultProxy.arm`.
+Except for `EventsSwallowed` they show what a real API server can show: a competing change is a write that it accepted,
+a watch is late as a whole, and an old list is one that it sent before. `FaultProxy.arm` kills the client.
 """
 
 import asyncio
@@ -35,8 +32,7 @@ ARRIVES_SECONDS = 0.2
 
 @dataclass
 class Fault:
-    """Something that goes wrong once a write (`at`) is reached. With scope `one` it hits calls about that write's
-    object, with `all` all calls."""
+    """Something that goes wrong from write `at` on, for calls about its object (`one`) or for all."""
 
     at: int
     scope: Scope
@@ -53,8 +49,7 @@ class Fault:
     """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin the fault if this is its write, and return whether it begins. With `at=0` it never begins here; an
-        `early` one begins before the write is sent."""
+        """Begin the fault if this is its write, and return whether it begins."""
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
         self.began, self.target = asyncio.get_running_loop().time(), object_of(call.path)
@@ -65,8 +60,7 @@ class Fault:
         """Called when the fault begins."""
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether the fault hits a call: the fault has begun and has hits left, and the call is about the fault's
-        object or the scope is `all`."""
+        """Whether the fault has begun, has hits left, and hits this call."""
         if self.began is None or self.hits >= self.times:
             return False
         return self.scope == "all" or object_of(call.path) == self.target
@@ -76,7 +70,6 @@ class Fault:
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
-        """Count one more call as hit, and remember the present time as that of the last hit."""
         self.hits += 1
         self.last = asyncio.get_running_loop().time()
 
@@ -85,8 +78,7 @@ class Fault:
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers that the client gets instead of `headers`, which came with the server's answer or
-        watch."""
+        """Return the headers that the client gets."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
@@ -150,8 +142,7 @@ class RefusedCalls(Fault):
 
 @dataclass
 class RandomRefusals(RefusedCalls):
-    """Refuses a share of calls from the first one on, drawn at random, but equally in each run with the same order of
-    calls."""
+    """Refuses a random share of calls, the same in each run with the same order of calls."""
 
     share: float = 0.05
     _dice: random.Random = field(default_factory=lambda: random.Random(1))
@@ -166,8 +157,7 @@ class HeldWrite(Fault):
 
     act: Callable[[], None] = lambda: None
     then: Callable[[], None] = lambda: None
-    """Called when the answer has arrived. A process that was frozen and is woken here finds the answer before its
-    timers run."""
+    """Called when the answer has arrived: a frozen process that is woken here finds it before its timers."""
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
@@ -206,8 +196,7 @@ class Slow(Fault):
 
 @dataclass
 class DateShifted(Fault):
-    """The server's clock is wrong: the Date of every answer is shifted by `seconds`. With `at=0` that begins with the
-    first answer."""
+    """The Date of every answer is shifted by `seconds`. With `at=0` that begins with the first answer."""
 
     seconds: float = 3600.0
 
@@ -266,11 +255,7 @@ class WatchEnds(WatchFault):
 
 @dataclass
 class EventsSwallowed(WatchFault):
-    """F11: up to `times` events are lost. Then the watch ends, and the list that follows shows what was lost.
-
-    With scope `one` only events of the fault's object are lost. No server does that: it stands for a client whose
-    cache missed something.
-    """
+    """F11: up to `times` events are lost, and the list that follows shows them. No server does that."""
 
     _swallowed: set[OpenWatch] = field(default_factory=set)
 
@@ -326,8 +311,7 @@ class OldList(WatchFault):
         return answer
 
     def begin(self) -> None:
-        """Make the next list of each recorded collection an old one: the collections of the kind of the fault's
-        object, or all with scope `all`."""
+        """Make the next list of each recorded collection of the object's kind, or of all, an old one."""
         kind = collection_of(self.target)
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
@@ -336,6 +320,5 @@ class OldList(WatchFault):
 
 
 def error_line(status: PlayedRefusal) -> bytes:
-    """Return the line of the ERROR event, with this Status object, with which an API server ends a watch that it cannot
-    continue."""
+    """Return the line of an ERROR event, with which an API server ends a watch."""
     return json.dumps({"type": "ERROR", "object": status.object}).encode() + b"\n"

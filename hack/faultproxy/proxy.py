@@ -152,8 +152,7 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, `sprung`, the trap and all faults, of `disturb` and of `fail`, and count writes from 1
-        again."""
+        """Clear the log, the trap and all faults, and count writes from 1 again."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -227,8 +226,7 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with its numbers among the writes: 0 for reads and renewals; writes in flight at once share
-        one, except after `aim`."""
+        """Return the call with its numbers; writes in flight at once share one, except after `aim`."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)

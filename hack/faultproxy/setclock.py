@@ -1,8 +1,6 @@
-"""A program whose time of day is changed while it runs, forward or back, as a person or NTP sets a machine's clock.
+"""A program whose time of day is changed while it runs, as a person or NTP sets a machine's clock.
 
-The program is started with a library that shifts only its own CLOCK_REALTIME. That needs no rights and affects no
-other program. CLOCK_MONOTONIC and CLOCK_BOOTTIME are not shifted, because nobody can set them on a real machine
-either.
+It is started with a library that shifts only its own CLOCK_REALTIME: nobody can set the other clocks of a machine.
 """
 
 import mmap
@@ -35,6 +33,5 @@ class SetClock:
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative; this replaces
-        the offset that was set before, at once and in all programs."""
+        """Set the clock of all programs to this many seconds after the real time."""
         self._seconds[:8] = struct.pack("=q", seconds)

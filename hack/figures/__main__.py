@@ -66,8 +66,7 @@ def measure(name: str) -> Figures:
 
 
 def main(arguments: list[str] | None = None, measurement: Callable[[str], Figures] = measure) -> int:
-    """Take the measurements that --only names, all by default, in that order, save the figures of each in --file, and
-    at the end write the page if that is the page's own file, also after failures."""
+    """Take the measurements, save the figures of each in --file, and write the page even after failures."""
     parser = argparse.ArgumentParser(prog="python -m hack.figures", description=__doc__)
     parser.add_argument("--only", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
     parser.add_argument("--file", type=Path, default=page.MEASURED, help="the file with the figures")

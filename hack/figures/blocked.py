@@ -1,8 +1,6 @@
-"""What the operator spends in a minute on 20, 200 and 1,000 nodes that a PodDisruptionBudget blocks, on a real control
-plane.
+"""What the operator spends in a minute on 20, 200 and 1,000 nodes that a PodDisruptionBudget blocks.
 
-The nodes have no node software, because nothing changes on them: this module writes their agents' reports once. On each
-runs a pod that the budget never lets go. Only the wait for new configuration is shortened; polls are what is measured.
+No node software runs: agents' reports are written once. Only the wait for new configuration is shortened.
 """
 
 import time
@@ -32,8 +30,7 @@ TIME_SLICED: Object = {
 
 
 def measure() -> Figures:
-    """Return the figures `blocked`, with a row for each of SIZES. Raises TimeoutError if the nodes are not blocked
-    within PATIENCE."""
+    """Return a row for each of SIZES. Raises TimeoutError if the nodes are not blocked within PATIENCE."""
     rows: list[list[Cell]] = []
     with open_testbed(factor=1.0, node_software=False, config_propagation="1s") as testbed:
         budget = {
@@ -101,8 +98,7 @@ def _blocked(testbed: Testbed) -> int:
 
 
 def _spend(testbed: Testbed) -> list[Cell]:
-    """Return the operator's lists of a node's pods, lists of budgets, other reads, writes and CPU seconds in a minute,
-    and the CPU seconds at the reference pace."""
+    """Return a minute's calls of each kind, CPU seconds, and these at the reference pace."""
     before, used, span = pace_ms(), cpu_ms(testbed.operator.pid), testbed.span()
     time.sleep(60 * MINUTES)
     cpu = (cpu_ms(testbed.operator.pid) - used) / 1000

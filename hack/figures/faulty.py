@@ -40,8 +40,7 @@ def _proxied() -> Iterator[tuple[Testbed, FaultProxy]]:
 
 
 def measure() -> Figures:
-    """Roll the pool once with each of FAULTS, between two MIG layouts. After a rollout that does not end, no other is
-    tried."""
+    """Roll the pool once with each of FAULTS. After a rollout that does not end, no other is tried."""
     rows: list[list[Cell]] = []
     with _proxied() as (testbed, proxy):
         testbed.add_nodes(POOL, NODES)

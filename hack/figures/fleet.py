@@ -1,8 +1,6 @@
-"""5,000 nodes (or NODES=) and 50 policies on a real control plane: adoption, start, idleness and a rollout of a tenth
-of the nodes, beside a raw loop.
+"""5,000 nodes (or NODES=) and 50 policies: adoption, start, idleness and a rollout of a tenth, beside a raw loop.
 
-Node software is SIMULATED for the nodes that roll. Nothing changes on the others, so this module writes their agents'
-reports once. The created and the adopted cluster are stored, and each measurement begins on a copy of one of them.
+Only the nodes that roll have SIMULATED node software. Each measurement begins on a copy of a stored cluster.
 """
 
 import asyncio
@@ -45,8 +43,7 @@ DONE = "done"
 
 
 def pool_size(environ: Mapping[str, str] = os.environ) -> int:
-    """Return how many nodes each pool has, from $NODES or 5,000; as many may change at once. Raises ValueError for
-    people."""
+    """Return how many nodes each pool has, by $NODES or 5,000 in all. Raises ValueError for people."""
     text = environ.get("NODES") or "5000"
     if not (text.isascii() and text.isdecimal() and 1 <= int(text) // POOLS <= MOST_CLAIMS):
         most = POOLS * (MOST_CLAIMS + 1) - 1
@@ -63,8 +60,7 @@ def _state(name: str) -> Path:
 
 
 def measure(name: str) -> Figures:
-    """Create and adopt the nodes, as far as that was not done before or `name` is `adopt`, and return the figures
-    `name`."""
+    """Return the figures `name`, after creating and adopting the nodes as far as that is missing."""
     if not (_state(CREATED) / DONE).exists():
         _create()
     if name == "adopt" or not (_state(ADOPTED) / DONE).exists():
@@ -123,8 +119,7 @@ def _nodes_of(pools: Sequence[str]) -> list[str]:
 
 @contextmanager
 def spending(testbed: Testbed, *, stopped: bool = False) -> Iterator[list[Cell]]:
-    """Yield a list to which the costs of the block are added at its end. With `stopped` the block starts the
-    operator."""
+    """Yield a list that gets the costs of the block at its end. With `stopped` it starts the operator."""
     used = 0.0
     if not stopped:
         reset_peak(testbed.operator.pid)

@@ -79,8 +79,7 @@ def performance() -> dict[str, str]:
 
 
 def written(page: str, saved: Mapping[str, Figures]) -> str:
-    """Return the page with what is between the two markers of each table replaced by the table of the `saved` figures
-    and its conditions (`_lines`)."""
+    """Return the page with the tables of the `saved` figures between its markers."""
     if sorted(name for _, name in PLACE.findall(page)) != sorted(TABLES):
         raise ValueError(f"{PAGE} needs one place for each table: {', '.join(TABLES)}")
     return PLACE.sub(lambda place: place[1] + "\n".join(_lines(*TABLES[place[2]], saved)) + "\n\n", page)
@@ -99,8 +98,7 @@ def _lines(names: Sequence[str], columns: Sequence[str], saved: Mapping[str, Fig
 
 
 def shown(cell: Cell) -> str:
-    """Return a cell as the table shows it: the three leading digits of a float below 100, any other number as a whole
-    one with commas at the thousands, a text with `|` escaped, and a dash for None."""
+    """Return a cell as the table shows it: three digits of a small float, and a dash for None."""
     match cell:
         case None:
             return "–"

@@ -34,14 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def overall(statuses: Sequence[int]) -> int:
-    """Return the exit status for all images, from the status of each (`report`): TOO_BIG if an image is too big, else
-    FOUND if an advisory names a part of an image, otherwise 0."""
+    """Return the exit status for all images, from that of each."""
     return next((status for status in (TOO_BIG, FOUND) if status in statuses), 0)
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Print the facts of one image: names, sizes and files, and then each match of an advisory
-    in `known` with a part of it."""
+    """Print the facts of one image, and each match of an advisory with a part of it."""
     print(f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}")
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")

@@ -45,8 +45,7 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories in a file: one advisory or a list, also under `vulns`, or a zip archive of files with one
-    advisory each, as osv.dev exports an ecosystem."""
+    """Return the advisories of a file, as osv.dev, pip-audit and Debian write them."""
     try:
         content = _read_zip(path) if path.suffix == ".zip" else json.loads(path.read_text())
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -83,8 +82,7 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
-    """Whether an advisory is about a part. Debian's name source packages, of the release after a colon if there is
-    one."""
+    """Whether an advisory is about a part. Debian's name source packages, and perhaps a release."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False
@@ -95,8 +93,7 @@ def concerns(package: dict[str, Any], part: ImagePart) -> bool:
 
 
 def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
-    """Whether `affected`, one entry of an advisory, lists the version of the part's source package or has a range of
-    type ECOSYSTEM or SEMVER that contains it."""
+    """Whether `affected` lists the part's source version, or has a range that contains it."""
     if part.source_version in affected.get("versions", []):
         return True
     ranges = [row for row in affected.get("ranges", []) if row.get("type") in ("ECOSYSTEM", "SEMVER")]
@@ -125,8 +122,7 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
-    """Return the lowest fixed version that is above the version of the part's source package, or an empty string if
-    there is none."""
+    """Return the lowest fixed version above the part's, or an empty string."""
     order = ORDERS[part.ecosystem]
     versions = [
         version

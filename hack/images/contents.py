@@ -1,8 +1,6 @@
-"""What an image consists of, part by part, and its labels. The bill of materials and the comparison with advisories
-are derived from this.
+"""What an image consists of, part by part, its labels, and its bill of materials.
 
-OCI labels and annotations come from the checkout alone. The bill of materials is SPDX 2.3 as JSON
-(https://spdx.github.io/spdx-spec/v2.3/).
+The bill is SPDX 2.3 as JSON (https://spdx.github.io/spdx-spec/v2.3/). Labels come from the checkout alone.
 """
 
 import json
@@ -183,8 +181,7 @@ def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[I
 
 
 def license_of(headers: Message) -> str:
-    """Return the license of a distribution as an SPDX expression: the field License-Expression, or the field License
-    if it contains an expression, or UNKNOWN."""
+    """Return the license as an SPDX expression, or UNKNOWN."""
     for field in ("License-Expression", "License"):
         try:
             return str(canonicalize_license_expression(str(headers[field] or "")))
@@ -194,8 +191,7 @@ def license_of(headers: Message) -> str:
 
 
 def homepage_of(headers: Message) -> str:
-    """Return a URL from the Project-URL fields of a distribution: that of the field named `homepage`, otherwise
-    `repository`, `source`, `source code` or `github`, in this order and in any case of letters."""
+    """Return the first URL of the fields Project-URL that says where the project is, or UNKNOWN."""
     rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):
@@ -219,8 +215,7 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
-    """Return the SPDX document of one image as JSON: a package for the image itself, and one for each of its parts,
-    sorted, which the image contains."""
+    """Return the SPDX document: a package for the image, and one for each part."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -280,8 +275,7 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def read_parts(document: JSON) -> tuple[ImagePart, ...]:
-    """Return the parts of an image that its SPDX document lists; `document` is what the function of that name
-    returned."""
+    """Return the parts of an image that its SPDX document lists."""
     parts = []
     for row in document["packages"]:
         locator = str(row["externalRefs"][0]["referenceLocator"])
@@ -295,16 +289,12 @@ def read_parts(document: JSON) -> tuple[ImagePart, ...]:
 
 
 def identifier(part: ImagePart) -> str:
-    """Return a part's identifier in the document, in which each run of characters other than letters, digits and dots
-    has become a dash."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 
 
 def purl(locator: str) -> JSON:
-    """Return a package URL as an SPDX external reference."""
     return {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": locator}
 
 
 def relationship(element: str, kind: str, other: str) -> JSON:
-    """Return the relationship `kind` from one element of the document to another, both given by their identifiers."""
     return {"spdxElementId": element, "relationshipType": kind, "relatedSpdxElement": other}

@@ -1,11 +1,7 @@
-"""The Debian packages of the image: which packages these are, how they are downloaded, and how they are unpacked into
-a tree.
+"""The Debian packages of the image: which ones, their download, and how they are unpacked, without root, apt and dpkg.
 
-This needs no root, no apt and no dpkg. `hack.images.local` reads every ELF file of the finished tree and names a
-library that is missing. Dependencies that only maintainer scripts need (debconf, perl) are left out, because no script
-is run.
-
-`python -m hack.images.debian` regenerates deploy/debian.lock from Debian's signed index, which needs apt.
+Dependencies of maintainer scripts (debconf, perl) are left out: no script is run. `hack.images.local` names a library
+that is missing. `python -m hack.images.debian` writes deploy/debian.lock from Debian's signed index, with apt.
 """
 
 import hashlib
@@ -179,15 +175,13 @@ def render_lock(packages: Iterable[Package], stamp: str) -> str:
 
 
 def is_dropped(path: str) -> bool:
-    """Whether this path of a package (without a leading slash) is left out of the image: True if it matches one of the
-    patterns in DROPPED, in which `*` also stands for slashes."""
+    """Whether this path of a package, without a leading slash, is left out of the image."""
     return any(fnmatchcase(path, pattern) for pattern in DROPPED)
 
 
 LOCK = ROOT / "deploy" / "debian.lock"
 MIRROR = "http://deb.debian.org"
-"""The mirror unless $DEBIAN_MIRROR is set, with debian/ and debian-security/ below it. Hashes are checked, so HTTP is
-enough."""
+"""The mirror, unless $DEBIAN_MIRROR names one. Hashes are checked, so HTTP is enough."""
 SNAPSHOT = "http://snapshot.debian.org/archive"
 """The server that keeps all old versions, unless $DEBIAN_SNAPSHOT is set."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -209,8 +203,7 @@ class FetchError(UnavailableError):
 
 
 def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
-    """Return the paths of the packages' .deb files in the cache, in the order of `packages`, after downloading those
-    that are missing."""
+    """Return the packages' .deb files in the cache, downloading those that are missing."""
     folder = cache_root() / "debs"
     with writable(folder), ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda package: _fetch(package, stamp, folder), packages))
@@ -284,8 +277,7 @@ def control(deb: bytes) -> str:
 
 
 def unpack(debs: Sequence[Path], tree: Path) -> None:
-    """Unpack the packages into `tree`, except for the paths in DROPPED, and add the links, folders, users and control
-    files that maintainer scripts and dpkg would have created."""
+    """Unpack the packages into `tree`, with what maintainer scripts and dpkg would have added."""
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
     for name in MERGED:

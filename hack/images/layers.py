@@ -81,8 +81,6 @@ def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
 def configuration(
     architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
 ) -> JSON:
-    """Return the image's configuration for Linux on this architecture: how containers start, its labels sorted, and for
-    each layer its digest and an entry of the history."""
     return {
         "created": created,
         "architecture": architecture,
@@ -96,8 +94,7 @@ def configuration(
 def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
-    """Return (bytes of a tar that is both an OCI layout and a docker-archive, digest of the manifest). containerd,
-    podman, skopeo and buildah read the OCI layout; `docker load` reads the docker-archive."""
+    """Return a tar that is an OCI layout, and a docker-archive for `docker load`, and its manifest's digest."""
     settings = dump(config)
     manifest = dump(
         {

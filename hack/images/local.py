@@ -48,9 +48,7 @@ class TreeError(Exception):
 
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: Origin | None = None) -> Image:
-    """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
-    bill of materials into `out`, in place of earlier ones of the same version, and return the image, whose size is not
-    checked (`too_big`)."""
+    """Build the image for an architecture, by default this machine's, with archive and bill of materials."""
     native = wheels.native()
     architecture = architecture or native
     origin = origin or read_origin()
@@ -135,8 +133,7 @@ def needed(data: bytes) -> list[str]:
 
 
 def missing(trees: list[Path]) -> list[str]:
-    """Return a sorted list of messages "FILE needs LIBRARY", one for each file and each library that it needs and that
-    is in none of the trees."""
+    """Return "FILE needs LIBRARY" for each library that is in none of the trees."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)

@@ -1,8 +1,6 @@
-"""How long the operator takes in its image from its start until it is Ready.
+"""How long the operator takes in the root file system of its image from its start until it is Ready.
 
-The operator runs in the root file system of `make images`, as uid 65532 (which has no entry in
-/etc/passwd), with the files and variables of a pod and the shipped rights, against a control plane of its own. In a
-cluster, the time of the container runtime and the interval of the kubelet's probes are added.
+In a cluster, the time of the container runtime and the interval of the kubelet's probes are added.
 """
 
 import shutil
@@ -50,8 +48,7 @@ def lay(image: Image, root: Path) -> None:
 
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
-    """Write the files of the operator's ServiceAccount into ACCOUNT below `root`, and return the environment variables
-    of the image and of the operator's pod, with paths as they are inside `root`."""
+    """Write the account's files below `root`, and return the environment of image and pod."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
@@ -66,8 +63,7 @@ def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
 
 
 def measure(root: Path, plane: ControlPlane) -> Start:
-    """Start the operator once, with the folder `root` as its root file system (chroot), wait until it is Ready, and
-    stop it."""
+    """Start the operator with `root` as its root file system, wait until it is Ready, and stop it."""
     (port,) = free_ports(1)
     with tempfile.TemporaryFile() as log:
         begin = time.monotonic()
@@ -98,8 +94,7 @@ def _is_ready(port: int) -> bool:
 
 
 def measure_starts(image: Image) -> list[Start]:
-    """Start the operator STARTS times, one after another, in the image of this machine's architecture, which must have
-    been built locally."""
+    """Start the operator STARTS times in the image of this machine's architecture."""
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"
         lay(image, root)

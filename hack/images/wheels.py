@@ -44,8 +44,7 @@ def native() -> str:
 
 
 def download(architecture: str) -> list[Path]:
-    """Return the wheels in requirements.lock for this architecture, sorted by file name, from the cache or the package
-    index."""
+    """Return the locked wheels for this architecture, from the cache or the package index."""
     text = LOCK.read_bytes()
     folder = cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
     if not (folder / "complete").is_file():
@@ -98,8 +97,7 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
 
 
 def entry_points(tree: Path) -> None:
-    """Write the console scripts of the operator and the agent (`scripts`) into usr/local/bin of the tree, which is
-    created if needed, as executable files."""
+    """Write the console scripts of operator and agent into the tree."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():

@@ -1,9 +1,6 @@
-"""NVIDIA's own programs, built once from their pinned Go modules into the user's cache.
+"""NVIDIA's own programs, unmodified, built once from their pinned Go modules into the user's cache.
 
-`python -m hack.nvidia.build` builds what is missing and prints the folders. The programs are unmodified. Each release
-is a module of its own, so that it is linked with exactly the versions that its release names.
-
-The environment variable MIG_PARTED selects the release of mig-parted: one of MIG_PARTED_PINS, without it the newest.
+Each release is linked with exactly the versions that it names. $MIG_PARTED selects one of MIG_PARTED_PINS.
 """
 
 import json
@@ -47,9 +44,7 @@ class UpstreamRelease:
         return match[1]
 
     def inputs(self) -> list[Path]:
-        """Return the files that decide what is built, sorted by path: every file in our folder and its subfolders, such
-        as the sources of our own programs, but of the files with the suffix .mod or .sum only this release's pins and
-        sums."""
+        """Return the files that decide what is built: of .mod and .sum only this release's own."""
         own = {self.pins, str(Path(self.pins).with_suffix(".sum"))}
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
         return [path for path in files if path.suffix not in (".mod", ".sum") or path.name in own]
@@ -112,8 +107,7 @@ DRA_DRIVER = UpstreamRelease("dra-driver", "sigs.k8s.io/dra-driver-nvidia-gpu", 
 
 
 def missing() -> str | None:
-    """Return a sentence, with a remedy, about what this machine lacks to build the programs: a recent enough Go, or
-    else a C compiler."""
+    """Return what this machine lacks to build the programs, with a remedy, or None."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)
@@ -127,8 +121,7 @@ def ensure(release: UpstreamRelease) -> Path:
 
 
 def program(name: str) -> Path:
-    """Return the path of the program `name`: one of NVIDIA's, the DRA driver's included, or one of our own that is
-    built beside them."""
+    """Return the path of one of NVIDIA's programs, or of ours that are built beside them."""
     for release in (*RELEASES, DRA_DRIVER):
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -137,8 +130,7 @@ def program(name: str) -> Path:
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:
-    """Return the folder where Go keeps the source of `module`, a module path of those that this release is linked
-    with."""
+    """Return the folder where Go keeps the source of a module that this release is linked with."""
     result = subprocess.run(
         [find_go(WHAT), "mod", "download", f"-modfile={release.pins}", "-json", module],
         cwd=release.source,
@@ -154,8 +146,7 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
 
 
 def main() -> int:
-    """Build the release of the device plugin and the selected release of mig-parted, but not the DRA driver, unless
-    they are cached, and print the folder of each."""
+    """Build the device plugin and the selected mig-parted, and print the folder of each."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -1,8 +1,6 @@
-"""Behavior of the pinned programs that differs from what the product expects of newer ones, or from what we had
-assumed: data only.
+"""Behavior of the pinned programs that differs from what the product expects (docs/design/nvidia.md): data only.
 
-The product expects k8s-device-plugin v0.20 (docs/design/nvidia.md); rung 3 pins v0.19.3, and mig-parted v0.15.1 and
-v0.13.1. When a newer pin makes an entry untrue, the test that it names fails: take the version out of the entry then.
+When a newer pin makes an entry untrue, the test that it names fails: take the version out of the entry then.
 """
 
 from dataclasses import dataclass

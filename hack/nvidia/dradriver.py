@@ -14,8 +14,7 @@ from hack.sim.settings import SimSettings
 
 
 def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask:
-    """Return gpu-kubelet-plugin for the node of this name, not started yet; it reaches the API server by
-    `kubeconfig`."""
+    """Return gpu-kubelet-plugin for a node, not started yet."""
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"
@@ -40,8 +39,6 @@ def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask
 
 
 def daemon_set(annotations: dict[str, str]) -> Object:
-    """Return the manifest of the DaemonSet of the DRA driver's kubelet plugins, with the default settings of
-    SimSettings."""
     body: Object = dra_daemon_set(SimSettings())
     body["spec"]["template"]["metadata"]["annotations"] = annotations
     return body

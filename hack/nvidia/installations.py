@@ -27,8 +27,7 @@ class Installation:
 
     namespace: str
     kept: tuple[str, ...]
-    """The prefixes of those labels of NVIDIA that a new node has, because a person or an operator writes them; the
-    programs themselves write the others."""
+    """The prefixes of NVIDIA's labels that a person or an operator writes to a new node."""
     prepare: Callable[[ControlPlane], None]
     """Create what must exist before our chart is installed."""
     install: Callable[[ControlPlane], None]
@@ -87,8 +86,7 @@ def copy_plugin_chart(folder: Path) -> Path:
 
 
 def install_plugin_chart(plane: ControlPlane, *arguments: str) -> None:
-    """Install NVIDIA's device-plugin chart with the values that the how-to gives it, or upgrade the release RELEASE if
-    it exists."""
+    """Install NVIDIA's device-plugin chart with the how-to's values, or upgrade it."""
     copies = plane.directory / "charts"
     shutil.rmtree(copies, ignore_errors=True)
     chart = copy_plugin_chart(copies)
@@ -100,8 +98,7 @@ def install_plugin_chart(plane: ControlPlane, *arguments: str) -> None:
 
 
 def mig_manager_manifests(plane: ControlPlane) -> Iterable[Object]:
-    """Return the objects that `kubectl apply -k deploy/mig-manager` would create, in kubectl's order, without empty
-    documents; nothing is created."""
+    """Return the objects that `kubectl apply -k deploy/mig-manager` would create."""
     return [one for one in yaml.safe_load_all(plane.kubectl("kustomize", str(MIG_MANAGER_FOLDER))) if one]
 
 

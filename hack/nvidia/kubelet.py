@@ -1,9 +1,7 @@
 """SIMULATED: the work of a node's kubelet around NVIDIA's real programs. kwok runs the pods themselves.
 
-It writes the devices that the plugins stream into the Node's status, assigns devices to pods, reports them as
-podresources, and lets a process compute on each of them while the pod runs. It mounts ConfigMaps as folders whose
-files change all at once, by swapping one link. It answers `pods/log`: the API server connects to the address and port
-in the Node's status, by TLS without a check of the certificate (no --kubelet-certificate-authority here).
+Devices and podresources, mounted ConfigMaps, and `pods/log`, for which the API server connects to the address in the
+Node's status without checking the certificate (no --kubelet-certificate-authority here).
 """
 
 import json
@@ -81,8 +79,7 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Free the devices of pods that have ended, and assign devices to new ones. A terminating pod keeps its
-        devices."""
+        """Free the devices of pods that have ended, and assign some to new ones. A terminating pod keeps its own."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
@@ -181,8 +178,7 @@ class LabelFeeder:
         self._labels: dict[str, str] = {}
 
     def look(self) -> None:
-        """Copy changed labels to the Node. While GFD's file is missing the Node keeps them, as with the NodeFeature
-        API."""
+        """Copy changed labels to the Node, which keeps them while the file is missing, as with NodeFeature."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -192,8 +188,7 @@ class LabelFeeder:
 
 
 class Mount:
-    """A folder with a mounted ConfigMap: `folder/KEY -> ..data/KEY`, `..data -> ..N`, as the kubelet's atomic writer
-    creates it."""
+    """A mounted ConfigMap, with the links and folders of the kubelet's atomic writer."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -207,8 +202,7 @@ class Mount:
         return self._version > 0
 
     def take(self, data: Mapping[str, str]) -> bool:
-        """Write the content of the ConfigMap to the folder if it has changed, replacing all keys at once; keys that it
-        no longer has are removed."""
+        """Write the ConfigMap's content to the folder if it has changed, all keys at once."""
         if self.exists and data == self._data:
             return False
         old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))

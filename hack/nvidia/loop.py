@@ -21,8 +21,7 @@ NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
 SECONDS = 240.0
-"""The limit of every wait. A change of mode takes about 12 s on an idle machine, but CI does other things in the
-meantime."""
+"""The limit of every wait. A change of mode takes about 12 s on an idle machine."""
 WAITS = {
     "settle": "0.5s",
     "idle": "0.5s",
@@ -67,15 +66,12 @@ class NvidiaLoop:
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until the function `condition` returns true; `what` names it in the error."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def describe(self) -> str:
-        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace, in this order, as one
-        text."""
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
@@ -83,34 +79,28 @@ class NvidiaLoop:
         return labels
 
     def served(self, node: str) -> dict[str, int]:
-        """Return how many of each resource of a Node are allocatable, for the resources whose names begin with
-        `nvidia.com/`, without those that are 0."""
+        """Return the allocatable number of each of NVIDIA's resources of a Node, without those that are 0."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/") and count != "0"
         }
 
     def transition(self, node: str) -> Object:
-        """Return `status.transition` of a GPUNode, which describes the change of the node that is under way; empty if
-        it has none."""
         transition: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
         return transition
 
     def profiles(self, node: str) -> list[list[str]]:
-        """Return the profiles of the MIG instances on each GPU of a node, from the simulated driver: one list per GPU,
-        in the order of the GPUs, each sorted by the instances' start."""
+        """Return the profiles of the MIG instances on each GPU of a node, in the order of their starts."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.nodes[node].simulator.show()["gpus"]]
 
     def events(self, reason: str) -> list[str]:
-        """Return the notes of the Events about the policy that have this reason, one for each Event object, however
-        often it was repeated."""
+        """Return the note of each Event about the policy with this reason."""
         path = "/apis/events.k8s.io/v1/namespaces/default/events"
         events = self.api.list(path, fieldSelector="regarding.name=real")
         return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
-        """Return the names of the pods that the operator has evicted, from the audit log, in the order in which the
-        requests ended."""
+        """Return the names of the pods that the operator has evicted, from the audit log."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -119,8 +109,7 @@ class NvidiaLoop:
         ]
 
     def run_pod(self, node: str, resource: str) -> str:
-        """Create a pod in the default namespace that requests one device of this resource on a node, wait until the
-        node's simulated NVML shows its process, and return the pod's name, which the server generates."""
+        """Create a pod that requests one device on a node, wait until it computes, and return its name."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container], "restartPolicy": "Never"}
         manifest = {"metadata": {"generateName": f"{node}-work-"}, "spec": spec}
@@ -157,8 +146,7 @@ def running_loop(
     models: Mapping[str, str] | None = None,
     installation: Installation = GPU_OPERATOR,
 ) -> Iterator[NvidiaLoop]:
-    """Yield the operator, on a control plane with real nodes that run NVIDIA's programs in SIMULATED machines. The
-    operator runs here, where the chart has no replicas."""
+    """Yield the operator, which runs here, and nodes with NVIDIA's programs on SIMULATED machines."""
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         installation.prepare(plane)
@@ -174,7 +162,6 @@ def running_loop(
 
 
 def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
-    """Whether the node is unschedulable now, whoever cordoned it."""
     return bool(loop.api.get(f"{NODES}/{node}")["spec"].get("unschedulable"))
 
 

@@ -25,8 +25,7 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 
 
 class MigManagerProgram:
-    """NVIDIA's mig-manager with a D-Bus of its own. Its HOST_ROOT_MOUNT is an empty folder of ours, so that `chroot …
-    reboot` finds nothing to run."""
+    """NVIDIA's mig-manager with a D-Bus of its own. `chroot … reboot` finds nothing in its empty host root."""
 
     def __init__(self, sandbox: Sandbox, node: str, kubeconfig: Path, config_file: Path) -> None:
         self.sandbox, self.node, self.kubeconfig, self.config_file = sandbox, node, kubeconfig, config_file

@@ -1,15 +1,7 @@
-"""Nodes with NVIDIA's real node software, beside a real control plane.
+"""Nodes with NVIDIA's real node software and the shipped agent, beside a real control plane (hack/nvidia/README.md).
 
-Real, per node: nvidia-mig-manager with nvidia-mig-parted, nvidia-device-plugin, gpu-feature-discovery,
-mps-control-daemon and the config-manager of each, all unmodified, and the shipped agent on nvidia-ml-py with a token
-bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), the kubelet (kwok runs pods; `kubelet.py`
-with the registration stub handles devices, ConfigMaps and logs), Node Feature Discovery, and of the GPU Operator its
-DaemonSets and the labels that it writes once. NVIDIA's device-plugin chart is the real one (`installations.py`). The
-DaemonSet controller is the real one: a paused gpu.deploy label removes a pod, and its processes end with it.
-
-    operands.install(plane.api)
-    with real_nodes(plane.kubeconfig, {"gpu-1": ["h100-80gb"] * 2}, folder) as nodes:
-        nodes["gpu-1"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN")
+SIMULATED: the GPUs, the kubelet, Node Feature Discovery, and of the GPU Operator its DaemonSets and the labels that it
+writes once. The DaemonSet controller is real: a paused gpu.deploy label removes a pod, and its processes end with it.
 """
 
 import contextlib
@@ -50,8 +42,7 @@ class RealNode:
         folder: Path,
         installation: Installation = GPU_OPERATOR,
     ) -> None:
-        """Create the simulated machine and the sandbox. The path of `folder` must be short: a Unix socket lies deep
-        inside it."""
+        """The path of `folder` must be short: a Unix socket lies deep inside it."""
         self.name, self.models, self.folder, self.installation = name, models, folder, installation
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -77,8 +68,6 @@ class RealNode:
         ]
 
     def start(self) -> None:
-        """Write the address of the log server to the Node's status, start that server and the registration stub for
-        device plugins, and begin to follow the API server in two threads."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
@@ -106,8 +95,7 @@ class RealNode:
                 processes.kill()
 
     def manifest(self) -> Object:
-        """Return the manifest of a new Node in pool `real`, with those of NVIDIA's labels that the installation keeps,
-        and with the installation's further labels, which replace others of the same name."""
+        """Return a new Node with those labels of NVIDIA that the installation keeps, and its own."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
         labels, kept = manifest["metadata"]["labels"], self.installation.kept

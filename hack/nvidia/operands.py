@@ -92,8 +92,7 @@ class PodPrograms:
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return the processes of a pod, not started yet, or None if it is not one of NVIDIA's or ours. Labels count
-        before containers."""
+        """Return the processes of a pod, not started yet, or None if it is neither NVIDIA's nor ours."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -105,8 +104,7 @@ class PodPrograms:
         return next((makers[key](pod) for key in keys if key in makers), None)
 
     def log_of(self, pod: str) -> Path | None:
-        """Return the path of the log file of a mig-manager pod, given its name, even after the pod has gone; the file
-        may not exist yet."""
+        """Return the log file of a mig-manager pod, which may be gone."""
         return self._logs.get(pod)
 
     def _mig_manager(self, pod: Object) -> PodProcesses:
@@ -216,8 +214,6 @@ def command_around(pod: Object) -> tuple[str, ...]:
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
-    """Return the words that run a command without any capability if this securityContext drops ALL, or without
-    SYS_ADMIN."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):

@@ -1,9 +1,7 @@
-"""Run NVIDIA's unmodified programs on a simulated machine, each in a mount namespace of its own.
+"""Run NVIDIA's unmodified programs on a simulated machine, each in a mount namespace of its own, which needs root.
 
-In the namespace the program sees the simulated GPUs where it looks for real ones: `/proc/modules` names the driver,
-`/proc/driver/nvidia-caps/mig-minors` numbers the MIG devices, `/sys/bus/pci/devices` and `/usr/share/misc/pci.ids`
-have the GPUs, `libnvidia-ml.so.1` is the simulator, and `nvidia-smi` and `nvidia-cuda-mps-control` are SIMULATED
-stubs. Nothing outside the namespace changes. It needs root, because only root may mount.
+There they see simulated GPUs in /proc, /sys/bus/pci/devices and /usr/share/misc/pci.ids, the simulator as
+`libnvidia-ml.so.1`, and SIMULATED `nvidia-smi` and `nvidia-cuda-mps-control`. Nothing outside changes.
 """
 
 import os
@@ -19,8 +17,7 @@ from hack.nvmlsim.simulator import Simulator, cap_minors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
-"""The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
-capability. To NVML such a program is not an administrator."""
+"""Runs a program as root without SYS_ADMIN: to NVML it is then no administrator."""
 SUBSYSTEM = 0x16C1
 """The PCI subsystem id of every simulated GPU, which is that of an H100 in NVIDIA/k8s-test-infra."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
@@ -112,8 +109,6 @@ class Sandbox:
         self._write_stubs()
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment variables of a program in the sandbox: ours, those of the simulator, PATH with the
-        folder of the stubs in front, and `extra`."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -144,8 +139,7 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program in the sandbox, wait for its end, and return its output as text and its exit status, whatever
-        that is."""
+        """Run a program in the sandbox and wait for its end, whatever its exit status is."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -198,8 +192,7 @@ class Sandbox:
 
 
 class ProcessView:
-    """A folder to mount at /proc: links to the entries of the real /proc, the entries of a driver, and the processes
-    that are shown."""
+    """A folder to mount at /proc: links to the real entries, those of a driver, and the processes shown."""
 
     def __init__(self, folder: Path, real: Path, gpus: int) -> None:
         self.folder, self._real = folder, real
@@ -220,9 +213,7 @@ class ProcessView:
 
 
 def mig_minors(gpus: int) -> str:
-    """Return the content of `/proc/driver/nvidia-caps/mig-minors` on a machine with this many GPUs: a line for each MIG
-    capability that `cap_minors` numbers, in the order of the numbers, with its name, which has no `mig/`, and its minor
-    number."""
+    """Return the content of `/proc/driver/nvidia-caps/mig-minors` on a machine with this many GPUs."""
     return "".join(f"{name.replace('mig/', '')} {minor}\n" for name, minor in cap_minors(gpus).items())
 
 

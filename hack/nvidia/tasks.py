@@ -16,8 +16,7 @@ from hack.nvidia.sandbox import KUBELET_PLUGINS, ProcessView, Sandbox
 
 START_SECONDS, STOP_SECONDS = 20.0, 20.0
 FIRST_RESTART, LAST_RESTART = 1.0, 10.0
-"""The first and the longest pause in seconds between two restarts of a container. Each pause is twice the one before.
-A kubelet uses 10 s and 5 min."""
+"""The first and the longest pause between restarts, doubled each time; a kubelet uses 10 s and 5 min."""
 
 
 class Task(Protocol):
@@ -37,8 +36,7 @@ class Task(Protocol):
 
 
 class SandboxTask:
-    """One of NVIDIA's programs in the sandbox. Programs with the same `proc` see one another, as in a shared PID
-    namespace."""
+    """One of NVIDIA's programs. Those with the same `proc` see one another, as in a shared PID namespace."""
 
     def __init__(
         self,
@@ -56,8 +54,7 @@ class SandboxTask:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the program, wait until it has replaced the shell, but at most START_SECONDS, and show it to the
-        programs with the same `proc`, so that they find it by its name."""
+        """Start the program, wait until it has replaced the shell, and show it to those that share `proc`."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -72,17 +69,12 @@ class SandboxTask:
         self.proc.show(self._process.pid)
 
     def alive(self) -> bool:
-        """Whether the program has been started and is still running; False after it has ended on its own, and after
-        `stop` or `kill`."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the program, and what is left of its process group, with SIGKILL, and hide it from other programs."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, kill what is left of
-        its process group, and hide it from other programs."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:

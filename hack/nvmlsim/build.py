@@ -34,8 +34,7 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """Return the folder of the library, which is built if it is not cached; `sanitized` with AddressSanitizer and
-    UBSan."""
+    """Return the folder of the library, which is built if it is not cached."""
     program = need_compiler(WHAT)
     generated = {"state_layout.h": layout.c_header(), "rights_table.h": rights.c_table(), "stubs.c": stub_source()}
     flags = (*FLAGS, *SANITIZED) if sanitized else FLAGS

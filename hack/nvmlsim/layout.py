@@ -226,8 +226,7 @@ _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_ch
 
 
 def layout_hash() -> int:
-    """Return a number of 64 bits that changes with every name, type, order or bound of the file. Library and tool
-    refuse a file whose stored hash differs."""
+    """Return a hash of the layout. Library and tool refuse a file whose stored hash differs."""
     return int.from_bytes(hashlib.sha256("\n".join(declarations()).encode()).digest()[:8], "little")
 
 

@@ -1,15 +1,8 @@
 """The right that each NVML call needs, and the source that says so: data for the C library, the README and the tests.
 
-The driver knows three rights (MIG user guide, "Device Nodes and Capabilities"; NVIDIA's open kernel modules):
-
-    admin      CAP_SYS_ADMIN in effect, in the machine's own user namespace. The driver checks it at every call
-               (open-gpu-kernel-modules: osIsAdministrator is capable(CAP_SYS_ADMIN)); being root is not enough.
-    config     the capability mig/config can be opened (on a host 0400, root), or admin
-    monitor    the capability mig/monitor can be opened (on a host 0444), or admin
-
-A container has capability files only if the NVIDIA container toolkit put them there, and the toolkit refuses
-NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES to a container without CAP_SYS_ADMIN (nvidia-container-toolkit
-v1.19.1, cmd/nvidia-container-runtime-hook/container_config.go).
+admin is CAP_SYS_ADMIN in the machine's user namespace (open-gpu-kernel-modules: osIsAdministrator); config and monitor
+are admin, or mig/config (0400 on a host) or mig/monitor (0444) can be opened, which the container toolkit v1.19.1
+gives no container without CAP_SYS_ADMIN (cmd/nvidia-container-runtime-hook/container_config.go).
 """
 
 from dataclasses import dataclass

@@ -117,8 +117,7 @@ class ProcessFields(TypedDict, total=False):
     mps: bool
     graphics: bool
     pid_namespace: int
-    """Inode of the PID namespace that the process runs in and has its pid in; 0 for the machine's own, which sees
-    every process."""
+    """Inode of the PID namespace of the process; 0 for the machine's own, which sees every process."""
 
 
 ANY_PROCESS = ProcessFields(
@@ -141,8 +140,7 @@ class Simulator:
 
     @classmethod
     def create(cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None) -> "Simulator":
-        """Create a machine with one GPU for each model, or overwrite an existing one in place. `seed` determines the
-        UUIDs; without it they follow from the path."""
+        """Create a machine, or overwrite one in place. Without `seed` its UUIDs follow from the path."""
         if not 0 < len(models) <= layout.MAX_GPUS:
             raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
         cards = [find_model(model) for model in models]
@@ -168,8 +166,7 @@ class Simulator:
         return {**environ, "NVMLSIM_PRIVILEGE": privilege} if privilege else environ
 
     def upgrade_driver(self, version: str) -> None:
-        """Load another driver, with an NVML version of the same number after `13.`. Programs that began before can
-        never open NVML again (LIB_RM_VERSION_MISMATCH)."""
+        """Load another driver. Programs that began before get LIB_RM_VERSION_MISMATCH for ever."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
@@ -205,8 +202,7 @@ class Simulator:
                     set_field(slot, name, value)
 
     def add_process(self, gpu: int, pid: int, name: str = "", **fields: Unpack[ProcessFields]) -> None:
-        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none; `fields` replace
-        those of ANY_PROCESS."""
+        """Start a process on a GPU; NVML knows no name if it is empty. `fields` replace those of ANY_PROCESS."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
@@ -284,8 +280,7 @@ class Simulator:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """Change the machine as a reboot does. Ampere cards get the pending MIG mode; on later cards MIG is off.
-        Injected faults stay."""
+        """Reboot. Ampere cards get the pending MIG mode, others lose it; injected faults stay."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0
@@ -433,8 +428,7 @@ def cap_minors(gpus: int) -> dict[str, int]:
 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:
-    """Grant capabilities such as MONITOR to programs without CAP_SYS_ADMIN: create their files in `folder`, which
-    becomes the capability folder of the machine."""
+    """Grant capabilities to programs without CAP_SYS_ADMIN, by their files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -14,16 +14,14 @@ REMOVE_SECONDS = 120.0
 
 
 def hierarchies() -> list[Path]:
-    """Return the mounted hierarchies: below ROOT one per controller with cgroup v1, sorted by path, or ROOT alone with
-    cgroup v2."""
+    """Return the mounted hierarchies: one per controller with cgroup v1, or ROOT with v2."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
     return [folder for folder in sorted(ROOT.iterdir()) if (folder / "cgroup.procs").exists()]
 
 
 def make(node: str) -> str:
-    """Create the cgroup of a node in every hierarchy that does not have it yet, and return its path `/gso-PID/NODE`,
-    which is the same in every hierarchy."""
+    """Create the cgroup of a node in every hierarchy, and return its path, /gso-PID/NODE."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):
@@ -33,8 +31,7 @@ def make(node: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup of a node and everything below it, and then the cgroup of our process around it if that is
-    empty."""
+    """Remove the cgroup of a node, and that of our process around it if it is empty."""
     for hierarchy in hierarchies():
         folder = hierarchy / path.lstrip("/")
         wait_until(partial(_removed, folder), REMOVE_SECONDS, f"{folder} to be empty")
@@ -43,8 +40,7 @@ def remove(path: str) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove the cgroups in every hierarchy whose name is PREFIX and a pid that no running process has, with everything
-    in them."""
+    """Remove the cgroups of processes that have ended, and return those that are in use."""
     left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):

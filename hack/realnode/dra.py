@@ -1,8 +1,6 @@
 """NVIDIA's DRA driver on real nodes, from its own chart, after the how-to (docs/how-to/dra.md).
 
-SIMULATED: the driver's files on the node, which are those of the simulated machine, and /proc/devices. The chart's
-image is that of `nvidiaimage.py`. Neither the check of the driver before the plugin starts, nor its part for compute
-domains, nor the hooks of its CDI specifications run, which would update the linker's cache in the container.
+SIMULATED: the driver's files and /proc/devices. hack/realnode/README.md says what does not run.
 """
 
 import os
@@ -40,9 +38,7 @@ VALUES = {
 
 
 def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
-    """Install NVIDIA's chart with the how-to's values on the cluster of these nodes, of which there must be at least
-    one, and return the objects as applied: the chart's, with its DaemonSet changed so that it runs here
-    (`_on_this_machine`)."""
+    """Install NVIDIA's chart with the how-to's values, changed so that it runs here; return its objects."""
     for node in nodes:
         node.ctr("images", "tag", "--force", NVIDIA_IMAGE, f"{REPOSITORY}:{build.DRA_DRIVER.version}")
         write_driver(node)
@@ -52,8 +48,7 @@ def install_dra(nodes: Sequence[KubeletNode]) -> list[Object]:
 
 
 def write_driver(node: KubeletNode) -> None:
-    """Write the SIMULATED driver to DRIVER_ROOT of a running node that has GPUs: libnvidia-ml, nvidia-smi, and device
-    files, which are those of /dev/null."""
+    """Write the SIMULATED driver, with device files that are those of /dev/null, to DRIVER_ROOT of a node."""
     assert node.gpus is not None, "the node has GPUs"
     shown, root = node.gpus.simulator.show(), node.machine.path(DRIVER_ROOT)
     for folder in ("usr/lib64", "usr/bin", "dev"):

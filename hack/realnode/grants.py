@@ -38,8 +38,7 @@ class Grant:
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
-    """Return what NVIDIA's toolkit gives a container for NVIDIA_VISIBLE_DEVICES, NVIDIA_DRIVER_CAPABILITIES and the
-    like. With `all` or `none` it computes on no device. Raises GrantRefused."""
+    """Return what the toolkit gives a container. With `all` or `none` it computes on no device."""
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
     if named in WITHOUT_DRIVER:
@@ -57,8 +56,7 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
 
 
 def find_injected(spec: Object, devices: Sequence[MachineDevice]) -> tuple[MachineDevice, ...]:
-    """Return those of the machine's `devices` whose device files containerd has added to the container, as the CDI
-    devices of a ResourceClaim say."""
+    """Return the devices whose files containerd has added, as the CDI devices of a ResourceClaim say."""
     files = {entry["path"] for entry in spec["linux"].get("devices") or ()}
     minors = cap_minors(len({device.gpu for device in devices}))
     divided = {device.gpu for device in devices if device.instance}

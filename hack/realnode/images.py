@@ -65,8 +65,7 @@ def native() -> str:
 
 
 def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
-    """Return the image's configuration, as OCI's image specification defines it: for Linux, with the entry point and
-    the variables of `image`, and / as the working directory."""
+    """Return the image's configuration, as OCI's image specification defines it."""
     return {
         "architecture": architecture,
         "os": "linux",
@@ -81,8 +80,7 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 
 def pack_layer(image: OneLayerImage) -> bytes:
-    """Return a tar with the image's files and folders, and the folders that contain the files: first all folders and
-    then all files, each sorted by path."""
+    """Return a tar of the image's folders and then its files, each sorted by path."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:

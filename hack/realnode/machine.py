@@ -1,10 +1,7 @@
-"""The environment of one node on this computer: mount, PID and network namespaces that end at once, with everything in
-them.
+"""One node on this computer: mount, PID and network namespaces that end at once with their first process, or with ours.
 
-The kernel cleans up. When the first process of the PID namespace ends, every process in it is killed, and its mounts,
-interfaces, routes and iptables rules end with the namespaces. That process is killed when we end, too. Inside, /run is
-empty, /var/log and /var/lib/kubelet are folders of the node (their paths are fixed in the kubelet, the device plugins
-and containerd), and kernel settings that the kubelet would change are stand-ins.
+Inside, /run is empty, /var/log and /var/lib/kubelet are the node's (their paths are fixed in the kubelet, the device
+plugins and containerd), and kernel settings that a kubelet would change are stand-ins.
 """
 
 import os
@@ -136,8 +133,7 @@ class Machine:
 
 
 def wait_entered(keeper: Component, entered: Path) -> int:
-    """Wait until the child of `keeper`, the machine's first process, has created the file `entered`, and return the
-    child's pid."""
+    """Wait until the machine's first process has created `entered`, and return its pid."""
     children: list[int] = []
 
     def is_up() -> bool:

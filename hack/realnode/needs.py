@@ -61,8 +61,7 @@ def why_not() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """Return the Debian packages of the programs that are not on PATH, and the package of the CNI plugins if a plugin
-    is missing."""
+    """Return the Debian packages of the programs and CNI plugins that are missing."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)

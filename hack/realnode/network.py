@@ -37,8 +37,7 @@ class Bridge:
         return str(self.subnet[10 + number])
 
     def attach(self, pid: int, number: int) -> None:
-        """Create an interface eth0 in the network namespace of the process `pid`, connect it to the bridge, and give it
-        the address of node `number` and a default route through this machine."""
+        """Connect the network namespace of a process to the bridge, as node `number`."""
         port = f"{self.name}n{number}"
         inside = ("nsenter", "--target", str(pid), "--net")
         address = f"{self.node_address(number)}/{self.subnet.prefixlen}"
@@ -65,8 +64,7 @@ def bridge() -> Iterator[Bridge]:
 
 
 def sweep() -> None:
-    """Remove bridges whose owner was killed before it could remove them: those that are named PREFIX and a pid that no
-    running process has."""
+    """Remove the bridges of owners that were killed."""
     for link in json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]"):
         owner = str(link.get("ifname", "")).removeprefix(PREFIX)
         if link.get("ifname") == f"{PREFIX}{owner}" and owner.isdigit() and not pid_exists(int(owner)):
@@ -74,9 +72,7 @@ def sweep() -> None:
 
 
 def service_route(service: str, server: str) -> list[Sequence[str]]:
-    """Return two iptables commands, to be run inside a node, that redirect TCP port 443 of `service`, the address of
-    the Service `kubernetes`, to `server`, the `host:port` of the API server. They are needed because no kube-proxy
-    runs."""
+    """Return the commands that lead the Service `kubernetes` to `server`, because no kube-proxy runs."""
     rule = ("-d", service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", server)
     return [("iptables", "-t", "nat", "-A", chain, *rule) for chain in ("PREROUTING", "OUTPUT")]
 

@@ -145,8 +145,7 @@ class NodeGpus:
         self.runtime = runtime.write_runtime(folder)
 
     def enter(self, machine: Machine) -> None:
-        """Make the simulated driver check rights as on this machine: with the machine's PID namespace as its own, and
-        in the folders runtime.CAPABILITIES and runtime.DEV."""
+        """Make the simulated driver check rights as on this machine."""
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )

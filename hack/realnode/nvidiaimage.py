@@ -1,13 +1,8 @@
 """An image of NVIDIA's own programs, unmodified, as hack/nvidia builds them, with the C library that they need.
 
-The program `enter` is ours. mig-parted looks for the driver's name in /proc/modules, which some kernels do not have.
-`enter` mounts a folder of links to the real /proc over it, with a SIMULATED file of that name, and then executes the
-program.
-
-Two programs of the driver that NVIDIA's mps-control-daemon runs are SIMULATED, because they are closed and need a real
-GPU. `nvidia-cuda-mps-control -d` is a daemon that listens in its pipe folder and ends with its container; clients then
-get the same error as from the real one. It starts no nvidia-cuda-mps-server. `nvidia-smi` sets compute modes through
-the library that it finds, with the rights of its user.
+`enter` is ours: it mounts a SIMULATED /proc/modules with the driver's name, for which mig-parted looks. SIMULATED
+because closed: `nvidia-cuda-mps-control -d` listens in its pipe folder, and starts no nvidia-cuda-mps-server;
+`nvidia-smi` sets compute modes through the library that it finds, with the rights of its user.
 """
 
 import platform
@@ -35,9 +30,7 @@ TOOLS = ("mount", "umount", "tail")
 
 
 def nvidia_image() -> OneLayerImage:
-    """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted, mig-manager and the DRA
-    driver's kubelet plugin in /usr/bin, and what they run: TOOLS, the SIMULATED programs of the driver, and
-    libraries."""
+    """Return an image with NVIDIA's programs in /usr/bin, and what they run."""
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in (*build.RELEASES, build.DRA_DRIVER) for name in release.programs}
     driver = {
@@ -71,8 +64,7 @@ def _libraries(program: Path) -> list[Path]:
 
 
 def _place(library: Path) -> str:
-    """Return the path at which the loader looks for a library; the loader itself keeps its own, because programs name
-    it."""
+    """Return where the loader looks for a library; the loader keeps its path, which programs name."""
     if library.name.startswith("ld-linux"):
         return str(library).lstrip("/")
     return f"usr/lib/{platform.machine()}-linux-gnu/{library.name}"

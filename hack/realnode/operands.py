@@ -21,8 +21,7 @@ CONFIGS, CONFIG = "/available-configs", "/config/config.yaml"
 
 
 def manifests(*, plugin: bool = True) -> list[Object]:
-    """Return the manifests of a ServiceAccount, its ClusterRoleBinding, and the DaemonSets of mig-manager and GFD; with
-    `plugin`, also those of the device plugin and the MPS daemon."""
+    """Return NVIDIA's DaemonSets and their account; without `plugin` only mig-manager and GFD."""
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": GPU_OPERATOR_NAMESPACE}
     return [
         {

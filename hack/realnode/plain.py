@@ -23,8 +23,7 @@ GFD_DAEMON_SET = f"{RELEASE}-nvidia-device-plugin-{GFD}"
 
 
 def label_node(api: Api, node: str) -> None:
-    """Give a node the labels of the how-to's first step (the deploy labels of the client and of mig-manager) and the
-    label PCI of Node Feature Discovery, each with the value `true`."""
+    """Give a node the labels of the how-to's first step, and that of Node Feature Discovery."""
     labels = api.get(f"/api/v1/nodes/{node}")["metadata"]["labels"]
     others = [key for key in labels if key.startswith((names.LABEL_DEPLOY_PREFIX, names.LABEL_GPU_PRESENT))]
     wanted = {PCI, names.LABEL_DEPLOY_CLIENT, f"{names.LABEL_DEPLOY_PREFIX}mig-manager"}

@@ -52,15 +52,13 @@ class Registry:
             return False
 
     def admit(self, node: KubeletNode, name: str = "") -> None:
-        """Let the node's containerd pull from this registry without TLS, by a file hosts.toml that is written or
-        replaced."""
+        """Let the node's containerd pull from this registry without TLS."""
         settings = node.files.registries / (name or self.host) / "hosts.toml"
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(f'server = "http://{self.host}"\n')  # without it containerd insists on TLS
 
     def push(self, image: OneLayerImage, *, architecture: str) -> None:
-        """Push an image, as an index with one manifest, for this architecture only, whatever its programs are built
-        for."""
+        """Push an image as an index with one manifest for this architecture, whatever its programs are for."""
         layer = pack_layer(image)
         config = dump(configuration(image, layer, architecture))
         content = {

@@ -1,9 +1,7 @@
-"""A stand-in for NVIDIA's container runtime. It is called like runc, and adds the SIMULATED driver to the container.
+"""A stand-in for NVIDIA's container runtime, which adds the SIMULATED driver to the container and leaves the rest to runc.
 
-containerd calls the program that `write_runtime` wrote for the RuntimeClass `nvidia`. At `create` it edits the OCI
-configuration: libnvidia-ml.so.1 is mounted into the loader's own folder, with the state of the simulated machine,
-device nodes for GPUs (which are those of /dev/null) and capability files. A hook mounts what runc refuses to mount.
-runc does the rest. The simulated library checks the program's rights in the container itself (hack/nvmlsim, Rights).
+At `create` it edits the OCI configuration: library, state, capability files, and device nodes, which are those of
+/dev/null. A hook mounts what runc refuses to mount. The library checks the program's rights in the container itself.
 """
 
 import contextlib
@@ -34,8 +32,7 @@ POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
 BEGAN, MOUNT = ("createRuntime", "began"), ("createContainer", "mount")
 """The hooks: the stage at which runc calls each, and its verb."""
 COMPUTES_ON = "computes-on.json"
-"""The file in the bundle with the GPU and MIG instance of each device that the container names, and whether the
-container uses them through MPS."""
+"""In the bundle: the devices that the container names, and whether it uses them through MPS."""
 EXCLUSIVE_PROCESS = 3
 """The compute mode in which a GPU accepts one process, or the MPS server with its clients."""
 FOLLOWED = "followed"
@@ -103,8 +100,7 @@ def _loader_folder(spec: Object, bundle: Path) -> str:
 
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
-    """Give a container its grant, in the bundle that runc's `arguments` name. Without one, a container with devices by
-    CDI is only followed."""
+    """Give a container its grant. Without one, a container with devices by CDI is only followed."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     devices = machine_devices(Simulator(state_file(folder)).show())
@@ -167,8 +163,7 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register the process on its devices until it ends, except on an exclusive GPU that is taken, unless MPS shares
-    it."""
+    """Register the process on its devices until it ends, but on no exclusive GPU that is taken."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -201,8 +196,7 @@ def _mount(folder: Path, state: Object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `prepare FOLDER <runc's arguments>`, or a hook: `began FOLDER` or `mount FOLDER` with the state on standard
-    input."""
+    """Run `prepare FOLDER <runc's arguments>`, or a hook with the state on standard input."""
     verb, folder, *rest = arguments
     if verb == "prepare":
         return _prepare(Path(folder), rest)

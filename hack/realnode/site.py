@@ -39,8 +39,7 @@ class HostServices:
         self._feeder = threading.Thread(target=self._feed, name=f"nfd-{node.name}")
 
     def start(self) -> None:
-        """Start D-Bus, wait until its socket exists, and then start NFD. mig-manager needs the bus before anything
-        else, to reach systemd."""
+        """Start D-Bus, which mig-manager needs before anything else, and then NFD."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -61,8 +60,6 @@ class HostServices:
         self._api.close()
 
     def _feed(self) -> None:
-        """Play NFD (SIMULATED): copy the labels in GFD's file to the Node; while the file is missing the Node keeps
-        them."""
         feeder = LabelFeeder(self._api, self._node.name, self._node.machine.path(LABELS))
         while not self._ended.wait(LOOK_SECONDS):
             try:
@@ -92,8 +89,7 @@ class Site:
         return self.plane.api
 
     def helm_install(self, *arguments: str) -> str:
-        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's
-        notes."""
+        """Install the chart of this checkout with our image, wait, and return helm's notes."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
@@ -106,8 +102,7 @@ class Site:
         return done.stdout
 
     def try_helm(self, *arguments: str) -> tuple[int, str]:
-        """Run helm in the namespace of our release, and return its exit status and its output, standard output and
-        errors together."""
+        """Run helm in the namespace of our release, and return its exit status and all its output."""
         done = self._run_helm(arguments)
         return done.returncode, done.stdout + done.stderr
 
@@ -139,8 +134,7 @@ class Site:
         self.nodes[name].power_off()
 
     def restart(self, name: str) -> None:
-        """Boot the node `name` after `stop`, start its host services, and return when its new kubelet reports that it
-        is Ready."""
+        """Boot a node after `stop`, and return when its new kubelet reports that it is Ready."""
         node = self.nodes[name]
         node.boot()
         self.start_software(name)

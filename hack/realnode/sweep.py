@@ -13,8 +13,6 @@ SECONDS = 60.0
 
 
 def main() -> None:
-    """Stop the control planes whose owners were killed, and remove the bridges, cgroups and folders that killed owners
-    have left behind."""
     state.sweep(private_directory(state_root()))
     network.sweep()
     wait_until(lambda: not cgroups.sweep(), SECONDS, f"no cgroup {cgroups.PREFIX}* to be in use")

@@ -39,8 +39,7 @@ EXPECTED = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prepare, check or publish a release. `publish` does what `check` does first, and publishes nothing if there is an
-    obstacle."""
+    """Prepare, check or publish a release; `publish` checks first, and stops at an obstacle."""
     options = parser().parse_args(arguments)
     try:
         if options.step == "prepare":
@@ -65,8 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with a subcommand for each step: `prepare`, `login`, `check` and
-    `publish`."""
     top = argparse.ArgumentParser(prog="python -m hack.release", description="Prepare, check and publish a release.")
     steps = top.add_subparsers(dest="step", required=True)
     first = steps.add_parser("prepare", help="write everything that is published to build/release")
@@ -120,8 +117,7 @@ def run_prepare(options: argparse.Namespace) -> int:
 
 
 def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str]:
-    """Return a sentence for each reason not to publish the release prepared in `out`: about registry, repository,
-    commit, CI, notes and images (gate.find_obstacles), and about the advisories in `files` (gate.scan)."""
+    """Return a sentence for each reason not to publish the release prepared in `out`."""
     origin = read_origin()
     stem = f"{origin.name}-{prepared.version}"
     archives = [out / "files" / f"{stem}-{architecture}.tar" for architecture in ARCHITECTURES]

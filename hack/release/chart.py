@@ -27,8 +27,7 @@ def chart_version() -> Mapping[str, str]:
 def write_chart(
     target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
 ) -> Path:
-    """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
-    `target`."""
+    """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -48,8 +47,7 @@ def write_chart(
 
 
 def raw_url(source: str, path: str) -> str:
-    """Return the URL of the file `path` itself, not of a page that shows it, at the tag `v` with the project's
-    version."""
+    """Return the URL of a file itself, not of a page that shows it, at the version's tag."""
     return f"{source}/raw/v{version()}/{path}"
 
 

@@ -35,8 +35,7 @@ class Candidate:
     commit: str
     """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
     passed: Sequence[str]
-    """The lines that the last run of CI left (hack/ci.py, PASSED): the commit that passed every part, and the sha256 of
-    each archive that was run there."""
+    """What the last run of CI left (hack/ci.py, PASSED): commit, and sha256 of each image."""
     changelog: str
     registry: str
     source: str
@@ -44,8 +43,7 @@ class Candidate:
 
 
 def find_obstacles(candidate: Candidate) -> list[str]:
-    """Return a sentence for each reason why the candidate must not be published, except for the reasons that advisories
-    give (`scan`)."""
+    """Return a sentence for each reason not to publish, except for those of advisories (`scan`)."""
     checks = (_find_placeholder, _find_wrong_commit, _find_missing_ci, _find_missing_notes, _find_wrong_images)
     return [problem for check in checks for problem in check(candidate)]
 

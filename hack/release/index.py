@@ -53,8 +53,7 @@ def read_archive(path: Path) -> ArchivedImage:
 
 
 def write_layout(images: Sequence[ArchivedImage], target: Path) -> str:
-    """Write the images as an OCI layout with one index of all platforms into the folder `target`, which is replaced,
-    and return the digest of the index."""
+    """Write the images as an OCI layout with one index, and return the digest of the index."""
     shutil.rmtree(target, ignore_errors=True)
     first = images[0].labels
     shared = {key: first[key] for key in sorted(first) if all(each.labels.get(key) == first[key] for each in images)}

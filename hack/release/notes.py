@@ -10,8 +10,7 @@ MOST_LINES = 80
 
 
 def read_notes(text: str, version: str) -> str:
-    """Return the body of a changelog's section about a version, such as `## 0.1.0` or `## [0.1.0] - 2026-12-01`,
-    without its heading."""
+    """Return the body of a version's section, such as `## 0.1.0` or `## [0.1.0] - 2026-12-01`."""
     section = re.search(
         rf"^## \[?{re.escape(version)}\]?(?: [^\n]*)?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
     )
@@ -19,8 +18,7 @@ def read_notes(text: str, version: str) -> str:
 
 
 def find_flaw(text: str, version: str) -> str:
-    """Return why the section of the changelog `text` about this version cannot serve as its notes: it is missing, has
-    no entry below a heading, or is longer than MOST_LINES."""
+    """Return why a version's section cannot serve as its notes, or an empty string."""
     notes = read_notes(text, version)
     if not changes(notes):
         return f"CHANGELOG.md has no changes for {version}: add a section ## {version} with a heading and entries"
@@ -33,8 +31,7 @@ def find_flaw(text: str, version: str) -> str:
 
 
 def find_unreleased(text: str, version: str) -> str:
-    """Return which entries of the changelog `text` would be missing in the notes of this version, or an empty
-    string."""
+    """Return which entries would be missing in the notes of this version, or an empty string."""
     if not (left := len(re.findall("^- ", read_notes(text, "Unreleased"), re.MULTILINE))):
         return ""
     return (
@@ -44,8 +41,7 @@ def find_unreleased(text: str, version: str) -> str:
 
 
 def changes(notes: str) -> list[dict[str, str]]:
-    """Return the entries of a section, as Artifact Hub's annotation lists them: `kind` is the heading above an entry in
-    lower case, and `description` the entry's first sentence."""
+    """Return each entry of a section with its heading and first sentence, as Artifact Hub lists them."""
     entries: list[dict[str, str]] = []
     for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
         # An entry ends at an empty line, since the heading of the next group may follow.

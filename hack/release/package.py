@@ -25,8 +25,7 @@ class PackageError(Exception):
 
 
 def version() -> str:
-    """Return the project's version. pyproject.toml is its only source; `make gen` copies it to Chart.yaml and to krew's
-    manifest."""
+    """Return the project's version, of which pyproject.toml is the only source."""
     return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
 
 
@@ -60,8 +59,7 @@ def write_source(target: Path, source: str) -> Path:
 
 
 def build(source: Path, out: Path, epoch: int) -> tuple[Path, Path]:
-    """Build a wheel and an sdist of the sources that `write_source` wrote, in the folder `out`, and return the paths of
-    both, the wheel first."""
+    """Build wheel and sdist of the sources that `write_source` wrote, and return their paths."""
     # The backend runs in `source`, so a relative path would mean another folder there.
     folder = str(out.resolve())
     command = [sys.executable, "-m", "hatchling", "build", "-d", folder, "-t", "wheel", "-t", "sdist"]

@@ -1,12 +1,7 @@
-"""Everything that a release publishes, under build/release. Nothing is published here.
+"""Everything that a release publishes, under build/release: NOTES, and release.json for the steps that follow.
 
-- NOTES: the notes, from CHANGELOG.md
-- image/: an OCI layout, with one index of the archives for all architectures
-- chart/: the chart, which names the image by digest
-- olm/: the bundle for OLM
-- files/: what is attached to the release. These are the packed chart, OLM's bundle and the file beside it, wheel,
-  sdist, krew's archives and manifest, the image's archives and bills of materials, and SHA256SUMS
-- release.json: version, registry, repository and digest, for the steps that follow
+image/ is an OCI layout of all architectures, chart/ names that image by digest, olm/ has OLM's bundle, and files/ is
+what is attached: chart, bundle, wheel, sdist, krew's archives, images, bills of materials and SHA256SUMS.
 """
 
 import hashlib
@@ -30,8 +25,7 @@ from hack.release.package import ROOT, UNKNOWN_SOURCE, version
 OUT = ROOT / "build" / "release"
 SUMS = "SHA256SUMS"
 WRITTEN = frozenset({"NOTES", "image", "chart", "olm", "files", "source", "release.json"})
-"""The names of what `prepare` writes to a folder. NOTES is written first and removed last, so that an unfinished
-release can be told from a folder of something else."""
+"""What `prepare` writes. NOTES is written first and removed last, so it marks a release, also an unfinished one."""
 UNKNOWN_REGISTRY = "registry.invalid"
 """In place of a registry that was not named. The chart's schema accepts it, and no host has such a name (RFC 2606)."""
 
@@ -64,8 +58,7 @@ def prepare(
     platforms: Sequence[str] = krew.PLATFORMS,
     out: Path = OUT,
 ) -> Prepared:
-    """Write everything that a release publishes to `out`, built from one commit. An earlier release there is replaced,
-    anything else is never."""
+    """Write what a release publishes to `out`. An earlier release there is replaced, anything else never."""
     if wanted != version():
         raise PrepareError(
             f'pyproject.toml says version = "{version()}" and not {wanted}: change it there, and run make gen'
@@ -93,8 +86,7 @@ def prepare(
 
 
 def make_empty(out: Path) -> None:
-    """Make the folder `out` if it does not exist, and remove everything from it if that is an earlier release, also one
-    that was not finished."""
+    """Make the folder `out`, or empty it if it holds an earlier release, also an unfinished one."""
     if out.exists() and not out.is_dir():
         raise PrepareError(f"{out} is not a folder: name another one with --out, for example --out {OUT}")
     out.mkdir(parents=True, exist_ok=True)
@@ -124,8 +116,7 @@ def _find_image(architecture: str, origin: Origin, files: Path) -> ArchivedImage
 
 
 def read_usable(path: Path, origin: Origin) -> ArchivedImage | None:
-    """Return the image in an archive if it was built from the commit and names the repository of `origin`, and its bill
-    of materials is beside it."""
+    """Return the image in an archive if it was built from `origin` and has its bill of materials."""
     try:
         image = read_archive(path)
     except LayoutError:
@@ -136,8 +127,7 @@ def read_usable(path: Path, origin: Origin) -> ArchivedImage | None:
 
 
 def pack_chart(chart: Path, files: Path, epoch: int) -> None:
-    """Pack the chart. helm copies the times of files into the archive, so they get `epoch` first, and equal charts give
-    equal bytes."""
+    """Pack the chart, with times of `epoch`, so that equal charts give equal bytes."""
     for path in (chart, *chart.rglob("*")):
         os.utime(path, (epoch, epoch))
     _helm("package", str(chart), "--destination", str(files))

@@ -1,8 +1,6 @@
 """Publishing a prepared release in a registry: image, chart, signatures and bills of materials.
 
-crane pushes, cosign signs and helm packs; all three are built from pinned modules (hack/cluster/toolchain.py), and use
-the logins that `crane auth login` and `helm registry login` wrote. No other thing is built here. No existing tag is
-moved, neither an image's nor a chart's.
+crane pushes, cosign signs and helm packs, with the logins of `log_in`. Nothing is built, and no existing tag is moved.
 """
 
 import hashlib
@@ -25,8 +23,7 @@ IMAGE_LINE = re.compile(r'^\s*(?:- )?image: "?([^"\s]+)"?$', re.MULTILINE)
 
 
 class PublishError(Exception):
-    """A step failed, or would change what has been published; the message says which one. The effects of earlier steps
-    stay."""
+    """A step failed, or would change what is published. The effects of earlier steps stay."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ class Publisher:
     """Whether the registry is spoken to without TLS, as on loopback."""
 
     def publish(self, prepared: Prepared, out: Path) -> Published:
-        """Push and sign image, chart and bills of materials. What the registry has already must be equal; effects of
-        earlier steps stay after an error."""
+        """Push and sign everything. What the registry has must be equal; earlier steps stay after an error."""
         tags = [f"{prepared.image}:{tag}" for tag in (prepared.version, f"v{prepared.version}")]
         for tag in tags:
             if (there := self.find_digest(tag)) not in ("", prepared.digest):
@@ -70,16 +66,14 @@ class Publisher:
         return Published(prepared.digest, chart)
 
     def find_digest(self, name: str) -> str:
-        """Return the digest of an image in the registry, or an empty string if the registry answers that it has no such
-        image or no such name."""
+        """Return the digest of an image, empty if the registry answers that it has none."""
         done = _run("crane", *self._insecure(), "digest", name)
         if done.returncode and MISSING.search(done.stderr):
             return ""
         return _output(done, f"crane digest {name}").strip()
 
     def check_rendered(self, archive: Path, prepared: Prepared) -> None:
-        """Check that the packed chart names this image, as it is published and without the digest, as someone renders it
-        who mirrors the image by tag."""
+        """Check that the packed chart names this image, also without the digest, as who mirrors it by tag."""
         for options in ((), ("--set", "image.digest=")):
             rendered = _output(_run("helm", "template", "release", str(archive), *options), "helm template")
             named = sorted(set(IMAGE_LINE.findall(rendered)))
@@ -91,8 +85,7 @@ class Publisher:
                     raise PublishError(f"the chart names {name}, which {what}")
 
     def find_chart(self, archive: Path, tag: str) -> str:
-        """Return the digest of the chart in the registry, or none. The archive's own hash is compared: the chart's
-        digest also covers the time of the push."""
+        """Return the chart's digest, or none. The archive's hash is compared: the digest covers the push's time."""
         if not (there := self.find_digest(tag)):
             return ""
         done = _run("crane", *self._insecure(), "manifest", tag)
@@ -134,8 +127,7 @@ class Publisher:
 
 
 def log_in(environ: Mapping[str, str]) -> None:
-    """Log in with crane and then with helm to the host of $REGISTRY, as $REGISTRY_USER with the password
-    $REGISTRY_PASSWORD, which no command line shows. cosign uses crane's login."""
+    """Log in with crane and helm as $REGISTRY_USER; no command line shows the password."""
     names = ("REGISTRY", "REGISTRY_USER", "REGISTRY_PASSWORD")
     if lacking := [name for name in names if not environ.get(name)]:
         raise PublishError(f"set {' and '.join(lacking)} to log in to a registry")

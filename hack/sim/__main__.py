@@ -65,8 +65,7 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
 
 
 async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False) -> None:
-    """Print what is simulated, create the DaemonSets that are missing, and simulate until canceled by a signal or, with
-    `with_parent`, by the end of standard input."""
+    """Simulate until canceled by a signal or, with `with_parent`, by the end of standard input."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):

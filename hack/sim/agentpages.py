@@ -1,14 +1,8 @@
-"""The metrics of all agents of SIMULATED nodes on one port, and `Lapse`, a clock for agents that run through hours of
-simulated time.
+"""The metrics of all agents of SIMULATED nodes on one port, and `Lapse`, a clock for hours of simulated time.
 
-GET /NODE/metrics returns the metrics of a node's agent as long as that agent runs. GET /lapse returns the time of the
-agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever scrapes calls /NODE/seen after each
-scrape, because the clock waits for that. After a call to /NODE/lost the metrics of a node are refused with 503, so its
-scrapes are lost, until /NODE/found is called.
-
-The clock advances in steps. A step comes when every running agent has made a turn since the last step and its page has
-been reported as seen. So a simulated hour has as many turns and scrapes as a real one: it takes less time where the
-machine keeps up and more where it does not, and no count depends on the speed of the machine.
+GET /NODE/metrics, /NODE/lost (scrapes get 503 until /NODE/found), /NODE/seen (after each scrape), and /lapse, the time
+of the clock. It steps when every running agent has made a turn and its page was seen, so that a simulated hour has as
+many turns and scrapes as a real one whatever the speed of the machine.
 """
 
 import threading

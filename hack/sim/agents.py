@@ -29,8 +29,7 @@ class SharedGPUNodes:
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the newest version of one GPUNode, unless that is `since`, and then every event. Raises Expired if it
-        is gone, or if the store was restored from a backup."""
+        """Yield one GPUNode unless it is `since`, then every event. Raises Expired after a deletion or a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:

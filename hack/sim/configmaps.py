@@ -25,8 +25,7 @@ class MountedConfigMaps:
         return True
 
     def content(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
-        """Return the data of a ConfigMap as a pod on this node sees it now: the newest at its start, later ones after
-        40 to 100 % of the delay, by the node's name."""
+        """Return a ConfigMap as a pod sees it: changes since its start come after 40 to 100 % of the delay."""
         delay = self._delay * (0.4 + 0.6 * (zlib.crc32(node.encode()) % 1000) / 1000)
         content: Mapping[str, str] = {}
         for since, data in self._versions.get(name, ()):

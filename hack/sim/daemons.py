@@ -37,8 +37,7 @@ GPU_NODES = {"nvidia.com/gpu.present": "true"}
 
 
 class DaemonSetPlayer:
-    """Keeps one pod of a DaemonSet on every node that its selector matches, unless a ClusterPolicy turns `operand`
-    off."""
+    """Keeps a pod on every node that the selector matches, unless ClusterPolicy turns `operand` off."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
-"""SIMULATED dcgm-exporter: the metrics that it exports for a few devices, for each way to set it up and to scrape it.
+"""SIMULATED dcgm-exporter, which needs hardware: its metrics for a few devices, for each way to set it up and scrape it.
 
-DCGM needs a driver and hardware, so it cannot run here. Names and labels are those of NVIDIA/dcgm-exporter 4.5.3-4.8.2
-and its main branch (internal/pkg/rendermetrics/render_metrics.go, internal/pkg/transformation/kubernetes.go and
-const.go, internal/pkg/collector/gpu_collector.go): a MIG device has the UUID of its GPU, GPU_I_PROFILE and GPU_I_ID.
+Names and labels are those of NVIDIA/dcgm-exporter 4.5.3-4.8.2 and its main branch (internal/pkg: rendermetrics,
+transformation, collector): a MIG device has the UUID of its GPU, GPU_I_PROFILE and GPU_I_ID.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,8 +38,7 @@ class SetUp:
     """How one dcgm-exporter is set up, and how Prometheus scrapes it."""
 
     old_namespace: bool = False
-    """Whether --use-old-namespace is set: the labels are uuid, pod_name and pod_namespace instead of UUID, pod and
-    namespace."""
+    """Whether --use-old-namespace names the labels uuid, pod_name and pod_namespace."""
     hostname: str = "Hostname"
     """The name of the label with the host's name. Since dcgm-exporter's change 655 it is hostname."""
     honor_labels: bool = False

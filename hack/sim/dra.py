@@ -1,8 +1,7 @@
 """The SIMULATED kubelet plugin of NVIDIA's DRA driver on one node, and what the kubelet does with its ResourceSlice.
 
-The facts are those of dra-driver-nvidia-gpu v0.5.0, which tests/nvidia/test_dra.py shows with the real program. It
-looks for partitions only when it starts, publishes whole GPUs and MIG devices in one pool named after the node, and
-opens NVML only for that, so mig-manager need not pause it. The slice stays when the pod is gone, with its generation.
+After dra-driver-nvidia-gpu v0.5.0, which tests/nvidia/test_dra.py plays: it looks for partitions, with NVML, only when
+it starts, in one pool named after the node. The slice stays when the pod is gone, with its generation.
 """
 
 import asyncio
@@ -120,8 +119,7 @@ class KubeletPlugin:
         self._started = ""
 
     async def run(self) -> None:
-        """Publish the devices once for each new pod and after a reboot, until canceled. A failed start crash-loops. The
-        slice is deleted when there has been no pod for WIPED_AFTER."""
+        """Publish once for each new pod and after a reboot. Without a pod the slice goes after WIPED_AFTER."""
         crashes, clock, times = 0, self._cluster.clock, self._cluster.settings.times
         while True:
             self._wake.clear()

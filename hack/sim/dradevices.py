@@ -32,8 +32,7 @@ def matches(expression: str, driver: str, device: JSON) -> bool:
 
 
 class DraDevices:
-    """ResourceSlices, DeviceClasses, ResourceClaims and DeviceTaintRules, kept up to date by watches. Without `taints`
-    the rules are ignored, as without the feature gate."""
+    """What watches show of DRA. Without `taints` the rules are ignored, as without the feature gate."""
 
     def __init__(self, on_change: Callable[[], None], *, taints: bool = False) -> None:
         self._on_change = on_change
@@ -73,8 +72,7 @@ class DraDevices:
         )
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
-        """Return free devices of a node for these numbers by DeviceClass, as results of an allocation; None if there
-        are too few."""
+        """Return free devices of a node for these numbers by DeviceClass; None if there are too few."""
         taken = self._taken()
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):
@@ -117,8 +115,7 @@ class DraDevices:
 
 
 def claim_for(pod: JSON, results: list[JSON]) -> JSON:
-    """Return a pod's ResourceClaim with these devices. That of a pod without `resourceClaims` has the annotation
-    SPECIAL_CLAIM: the scheduler makes it for extended resources."""
+    """Return a pod's ResourceClaim; without `resourceClaims` it is one for extended resources."""
     metadata = pod["metadata"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": metadata["name"], "uid": metadata["uid"]}
     special = {} if pod["spec"].get("resourceClaims") else {"annotations": {SPECIAL_CLAIM: "true"}}

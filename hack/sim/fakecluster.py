@@ -1,17 +1,8 @@
-"""FakeCluster: the part of a Kubernetes API server that our code talks to, in memory, for tests and the demo.
+"""FakeCluster: the part of a Kubernetes API server that our code talks to, in memory and SIMULATED.
 
-SIMULATED. It keeps objects with resourceVersions, merge patches, status subresources, finalizers, uid preconditions,
-paged lists, watches with bookmarks and 410, label and field selectors, evictions with PodDisruptionBudgets and
-graceful deletion. `tests/kube/contract.py` checks it and a real API server against the same contract.
-
-It has no schemas, no CEL, no defaulting, no admission, no RBAC, no patch other than the merge patch, no managedFields,
-and no subresource other than status, eviction and log (whose text a test provides). Code that depends on these is
-tested on a real API server. Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate,
-not eventual.
-
-    cluster = FakeCluster()
-    cluster.add(NODES, {"metadata": {"name": "gpu-07"}})
-    client = cluster.client("operator")        # a KubeClient; its writes are logged under this name
+`tests/kube/contract.py` checks it and a real API server against the same contract. It has no schemas, CEL, defaulting,
+admission, RBAC or managedFields, no patch but the merge patch, and no subresource but status, scale, eviction and log.
+Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate, not eventual.
 """
 
 import asyncio
@@ -46,8 +37,7 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """Create an empty cluster. Deleted pods vanish after `grace` seconds, timed by `later`, or without it with
-        `finish_terminations()`."""
+        """Deleted pods vanish after `grace` seconds, timed by `later`, or with `finish_terminations()`."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
@@ -95,8 +85,7 @@ class FakeCluster:
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Merge a patch, as a person or another controller would, and return a copy of the result. The status of a kind
-        with that subresource changes only if `subresource` is `status`."""
+        """Merge a patch, as a person or another controller would, and return a copy of the result."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
@@ -124,8 +113,7 @@ class FakeCluster:
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
-        """Restore a backup and restart the API server. The next resourceVersions follow the backup's plus `bump` (as
-        with etcdutl --bump-revision)."""
+        """Restore a backup and restart; versions follow the backup's plus `bump` (etcdutl --bump-revision)."""
         self.store.restore(backup, bump)
         self.lists.compact()
         self.close_watches()
@@ -184,8 +172,7 @@ class FakeClient(KubeClient):
         return copied(result) if result is not None else {}
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch until the server closes all watches. A kind with bookmarks gets one every `bookmark_every` seconds; a
-        watch of another kind ends after that time."""
+        """Watch until the server ends it, at the latest after `bookmark_every` for a kind without bookmarks."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))

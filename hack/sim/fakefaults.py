@@ -1,9 +1,7 @@
 """Faults that hit calls to a FakeCluster, and the log of the writes that reached it.
 
-A fault may hit every call of a verb, of a kind, or of one single object, once or forever:
-
-    cluster.faults.fail("evict", PODS, Unavailable("502"), namespace="team", name="job-1", times=EVER)
-    cluster.faults.fail("list", PODS, SILENCE, selector="spec.nodeName=gpu-1", times=EVER)
+cluster.faults.fail("evict", PODS, Unavailable("502"), namespace="team", name="job-1", times=EVER)
+cluster.faults.fail("list", PODS, SILENCE, selector="spec.nodeName=gpu-1", times=EVER)
 """
 
 import asyncio

@@ -36,8 +36,7 @@ class Lists:
         self._moments.clear()
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
-        """Return one page of a list: at most `limit` objects (0 for all) and the token of the next page. `after` is the
-        token of this page. Raises Expired for a token that is too old, with a token for the rest if `gives_rest`."""
+        """Return a page of `limit` objects (0: all). Raises Expired for an old token, with one for the rest."""
         now = self._clock()
         self._moments = {number: moment for number, moment in self._moments.items() if now - moment.began < TOKEN_LIFE}
         number, name, start = json.loads(after) if after else (0, ["", ""], 0)

@@ -1,8 +1,7 @@
 """Pods of FakeCluster: graceful deletion, the status of PodDisruptionBudgets, the Eviction subresource.
 
-Follows pkg/registry/core/pod/storage/eviction.go and the disruption controller of Kubernetes v1.36.3 as far as
-docs/design/drain.md needs it (E1-E6, E8, E9, E12, P12, P14). `expectedPods` is the number of matching pods, not the
-scale of their controller.
+After Kubernetes v1.36.3 (pkg/registry/core/pod/storage/eviction.go, disruption controller) as far as
+docs/design/drain.md needs it. `expectedPods` is the number of matching pods, not the scale of their controller.
 """
 
 import math

@@ -148,8 +148,7 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge a patch as the API server does. One that changes nothing makes no new version, and one that removes a
-        deleted object's last finalizer removes the object, unless it is a pod."""
+        """Merge a patch. The last finalizer of a deleted object, unless it is a pod, removes the object."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":

@@ -1,11 +1,8 @@
 """SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (docs/design/nvidia.md#c).
 
-GFD counts per card model and writes the labels of one model over those of another, in an order that Go leaves open and
-that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go, newGPULabelers); models with a
-whole GPU come last. Here the models take turns.
-
-Not simulated: engine and multiprocessor counts, machine, clique and CUDA versions. The memory of a MIG instance is its
-share of the card without the few hundred MiB that the driver reserves.
+GFD writes one card model's labels over another's, in an order that Go leaves open (k8s-device-plugin v0.19.3,
+internal/lm/mig-strategy.go, newGPULabelers), models with a whole GPU last; here they take turns. Not simulated: engine
+and multiprocessor counts, machine, clique and CUDA versions, and the memory of an instance that the driver reserves.
 """
 
 import re

@@ -1,15 +1,9 @@
-"""SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces.
+"""SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces (docs/design/hardware.md#mig).
 
-Models come from `planning/gpus/cards.py`. The rules are those of NVIDIA's MIG user guide
-(docs/design/hardware.md#mig). A mode change needs every client gone. Ampere leaves it pending until a reset succeeds.
-Reset and reboot destroy the instances, and from Hopper on a reboot also switches MIG off. Where the driver puts an
-instance is a guess, the highest free start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g
-first. None of it is proven on silicon.
-
-NVML reports less to a container without rights. The facts, after nvml.h and the trackers of NVIDIA's container toolkit
-and device plugin: on a GPU with MIG on, such a container cannot read memory. Instances and placements need read access
-to mig/config. A MIG device is visible to a container that may open it, so not if it was created after the container.
-Processes of other PID namespaces are missing from the lists.
+A mode change needs every client gone, and on Ampere a reset. Resets destroy the instances; from Hopper on a reboot
+switches MIG off. Where the driver puts an instance is a guess: the highest free start. Without rights a container sees
+less, after nvml.h and NVIDIA's trackers: no memory with MIG on, no instances or placements without mig/config, no MIG
+device that it may not open, so none that is newer than it, and no process of another PID namespace.
 """
 
 import threading
@@ -215,8 +209,7 @@ class SimulatedGPUs:
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode). Hopper and newer cards apply a change at once, or raise
-        InUse. On Ampere it stays pending unless the GPU can be reset."""
+        """Switch the mode (nvmlDeviceSetMigMode): Hopper and later at once, or InUse; Ampere may leave it pending."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not on and gpu.instances:
@@ -249,8 +242,7 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
-        """Create a GPU instance with a full compute instance, at memory slice `start` or else at the highest free start
-        of its profile, so that the order of creation matters."""
+        """Create an instance with one compute instance, at `start` or else at the highest free start."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:

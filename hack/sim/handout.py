@@ -1,8 +1,6 @@
 """The SIMULATED devices that the kubelet assigned to each pod, and how much GPU memory the pod uses.
 
-The kubelet assigns devices once, when it admits the pod, and frees them when the pod ends. Of shared devices it
-assigns replicas of different ones first. The memory that a pod uses is stated by its own annotation; it is SIMULATED,
-and nothing runs.
+The kubelet assigns devices once, at admission, replicas of different ones first. The pod's annotation states its memory.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,12 +1,7 @@
 """SIMULATED KAI-Scheduler, for pods that name it and request a fraction of a GPU (annotation `gpu-fraction`).
 
-It acts as the real one does (kai-scheduler/KAI-Scheduler v0.17.0, pkg/binder/binding/resourcereservation). For the
-first pod of a GPU it creates a reservation pod on the node, labels both with their group, and binds the pod. It
-deletes the reservation pod without a grace period when no pod of the group is left, and the running pods of a group
-whose reservation pod is gone. No pod is bound to a cordoned node.
-
-It binds with a PATCH of spec.nodeName, as the SIMULATED scheduler of workloads.py does. A real API server allows that
-only through the subresource `binding`, so this runs on the FakeCluster alone.
+After kai-scheduler/KAI-Scheduler v0.17.0, pkg/binder/binding/resourcereservation: the first pod of a GPU gets a
+reservation pod and a group; the one goes without the other. It runs on FakeCluster alone, because it binds with a PATCH.
 """
 
 import asyncio

@@ -1,11 +1,8 @@
-"""SIMULATED: the podresources socket of a kubelet, `v1.PodResourcesLister` over gRPC on HTTP/2.
+"""SIMULATED: the podresources socket of a kubelet, `v1.PodResourcesLister` over gRPC; numbers of fields are api.proto's.
 
-It answers as a kubelet does (kubernetes v1.36.3 pkg/kubelet/apis/podresources/server_v1.go): all pods, also those
-without devices, and one ContainerDevices for each device, with its NUMA node (pkg/kubelet/cm/container_manager.go).
-The order differs each time, because they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It
-accepts any number of calls on a connection and pings a client that sends data, as grpc-go v1.79.3 does
-(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py`
-names them.
+As kubernetes v1.36.3 (pkg/kubelet/apis/podresources/server_v1.go) it lists all pods and one ContainerDevices for each
+device, in another order each time (maps of Go: podsMapToPods in pkg/kubelet/pod/pod_manager.go), and pings a client
+that sends data (grpc-go v1.79.3 internal/transport/bdp_estimator.go).
 """
 
 import asyncio
@@ -75,8 +72,7 @@ class Kubelet:
     def __init__(
         self, body: Body, trailers: Headers = OK, allocatable: Body | None = None, instead: bytes | None = None
     ) -> None:
-        """Answer List with `body` and `trailers`, and GetAllocatableResources with `allocatable`, if it is implemented,
-        or with the bytes `instead` in place of HTTP/2 frames."""
+        """GetAllocatableResources gets `allocatable`, or the bytes `instead` in place of HTTP/2 frames."""
         self._instead = instead
         self._open: set[asyncio.StreamWriter] = set()
         self._over = False

@@ -1,9 +1,7 @@
-"""SIMULATED nvidia-mig-manager: the process of its pod on one node, which makes one run for each new value of the
-label (docs/design/nvidia.md#a3).
+"""SIMULATED nvidia-mig-manager: one run for each new value of the label; numbers are the steps of docs/design/nvidia.md#a3.
 
-The numbers in the comments are the steps of a.3. Two bugs of the real program are reproduced (a.7): in 0.13.1 a run
-that times out while it waits for the operands writes no state, and after the first complete run a failure leaves the
-operands paused.
+Two bugs of the real program are reproduced (a.7): in 0.13.1 a run that times out while it waits for the operands
+writes no state, and after the first complete run a failure leaves the operands paused.
 """
 
 import asyncio
@@ -62,8 +60,7 @@ class Register:
             self._signal.set()
 
     async def get(self) -> str:
-        """Return the latest value. If it equals the one returned last, first wait for `set` with a value that is not
-        empty."""
+        """Return the latest value, after waiting for a new one that is not empty if it was returned already."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -83,8 +80,7 @@ class MigManagerFaults:
     failed: bool = False
     """The apply fails, and the operands are restored unless an earlier run was complete."""
     refuse: bool = False
-    """The apply fails halfway, and so does every later apply of this configuration, as if the card did not support
-    it."""
+    """The apply fails halfway, and so does every later one of this configuration."""
     refused: str = ""
     """The name of the configuration of which every apply fails; empty if there is none."""
     reboot: bool = False
@@ -213,8 +209,7 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early. If this process has ever completed a run, the operands stay paused, because mig-manager
-        never forgets that (the bug a.7, 2)."""
+        """End a run early. After the first complete run the operands stay paused (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

@@ -1,11 +1,4 @@
-"""SIMULATED nvidia-mig-parted: its configuration file, and how it asserts and applies an entry on the GPUs of a node.
-
-docs/design/nvidia.md#a10 says what a name in the file means for one node:
-
-version: v1
-mig-configs:
-  all-1g.10gb:
-  - {devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}
+"""SIMULATED nvidia-mig-parted: its configuration file (docs/design/nvidia.md#a10), and how an entry is asserted and applied.
 
 As in the real one, an apply is not atomic (docs/design/nvidia.md#a8): after a failure, earlier GPUs have the new
 layout, the one that failed has MIG on and no instances, and later ones have the old layout.
@@ -59,8 +52,7 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """Return the items of every configuration in the file, by name. One mistake makes the whole file invalid, as in
-    mig-parted's api/spec/v1/spec.go. Results are cached by `text`."""
+    """Return every configuration by name. One mistake makes the file invalid (api/spec/v1/spec.go)."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -219,8 +211,7 @@ def normal_id(text: str) -> str:
 
 
 _MOST_ORDERINGS = 200
-"""Number of orderings of profiles that are tried on one GPU. The real one tries all; no legal layout needs more than
-these here."""
+"""Orderings tried on one GPU. The real one tries all; no legal layout needs more here."""
 
 
 class ApplyError(Exception):
@@ -239,8 +230,7 @@ def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Set the MIG modes (`apply --mode-only`). If one changes, the instances of every selected GPU are destroyed first,
-    and lost even if ApplyError is raised."""
+    """Set the MIG modes. A change destroys the instances of every selected GPU, even if it fails."""
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all((target is not None) == _mig(gpu) == (gpu.mig_mode_pending == "Enabled") for gpu, target in wanted):
         return

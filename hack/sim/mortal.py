@@ -34,8 +34,7 @@ class MortalClient(PassingClient):
         self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
-        """Call `disturbance` before write number `write` reaches the server, or after it has, but before the answer
-        arrives. Writes are counted from 1; those to the Lease do not count."""
+        """Call `disturbance` before or after a write, counted from 1 without those to the Lease."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:

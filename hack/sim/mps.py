@@ -1,9 +1,7 @@
-"""SIMULATED MPS control daemon of one node, in a pod that the label nvidia.com/mps.capable creates and removes
-(docs/design/nvidia.md#b5).
+"""SIMULATED MPS control daemon of one node, in a pod that nvidia.com/mps.capable creates and removes (docs/design/nvidia.md#b5).
 
-Its sidecar tells it which configuration the label names only when the pod starts, and only if it finds the daemon
-(mpsset.py). So the daemon keeps the number of clients that it started with until its pod is replaced. It sets every
-GPU to ExclusiveProcess, and back to Default when it stops cleanly; if killed, it leaves them exclusive.
+It keeps the number of clients with which its pod started (mpsset.py). It sets every GPU to ExclusiveProcess, and back
+to Default when it stops cleanly; if killed, it leaves them exclusive.
 """
 
 import asyncio

@@ -33,9 +33,7 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 
 def is_notified(spec: JSON) -> bool:
-    """Whether the MPS daemon learns which configuration the label names. From FALLBACK_FIRST on, config-manager must
-    look for its process name, from SHORT_NAMES on without the path, and, before 0.20, the pod must not have
-    `hostPID`."""
+    """Whether the daemon learns of a configuration: config-manager must find it by name, and survive hostPID."""
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]
     numbers = re.search(r":v?(\d+)\.(\d+)\.(\d+)", daemon["image"])

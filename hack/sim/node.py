@@ -30,8 +30,7 @@ from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
 from hack.sim.readings import ChangedReading, Readings
 
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
-"""On a Node: the number of its GPUs. GFD's count label does not give it, because with strategy single that label counts
-MIG devices."""
+"""On a Node: the number of its GPUs, because GFD may count MIG devices."""
 
 ANNOTATION_PRODUCTS = "sim.gpusharing.dev/products"
 """On a Node with several card models: the product of each GPU, as GFD writes it, separated by commas."""
@@ -58,8 +57,7 @@ def _product(label: str) -> str:
 
 
 CALLS = 60.0
-"""The shortest patience in real seconds, far more than the API calls that remove a pod take. No time factor accelerates
-these calls, and without this limit the simulation would time out where NVIDIA's software would not."""
+"""The shortest patience in real seconds: no time factor accelerates the API calls that remove a pod."""
 
 
 class _MigPort:

@@ -81,8 +81,7 @@ class NodeObject:
         await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
 
     async def set_ready(self, ready: bool, *, boot: str = "") -> None:
-        """Set Ready to True as the kubelet does, or to Unknown as the node controller does when the kubelet is silent.
-        The kubelet of a node that has booted also writes the ID of that boot."""
+        """Set Ready as the kubelet does, with the ID of a boot, or to Unknown as the node controller does."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")

@@ -1,9 +1,6 @@
-"""The SIMULATED node software of a whole cluster in one process: one watch per kind, one `SimNode` per GPU node.
+"""The SIMULATED node software of a whole cluster: one watch per kind, one `SimNode` per GPU node, and no polling.
 
-    software = NodeSoftware(client, SimSettings(time_factor=10), log=print)
-    task = asyncio.create_task(software.run())     # until canceled
-
-Nothing polls: an idle node costs nothing but the turns of its agent.
+task = asyncio.create_task(NodeSoftware(client, SimSettings(time_factor=10), log=print).run())
 """
 
 import asyncio
@@ -160,8 +157,7 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node, and return it, or None if its cards are unknown or its name has another
-        prefix."""
+        """Simulate this Node, and return it; None if its cards are unknown or its name has another prefix."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None or not name.startswith(self.settings.node_prefix):
@@ -205,8 +201,7 @@ class NodeSoftware:
             self._spawn(self._inject_from_annotation(node))
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """Pass a pod on. With `dra` the record stays empty: a kubelet does not list DRA's devices with those of
-        plugins."""
+        """With `dra` the record stays empty: a kubelet does not list DRA's devices with those of plugins."""
         if not self.settings.dra:
             self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)

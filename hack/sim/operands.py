@@ -1,8 +1,7 @@
-"""Two SIMULATED operands that have a config-manager: the device plugin and GFD. Each is one pod of a DaemonSet.
+"""Two SIMULATED operands that have a config-manager: the device plugin and GFD (docs/design/nvidia.md#b4).
 
-Both work alike (docs/design/nvidia.md#b4). At the start an init container selects the configuration by a Node label,
-and crash-loops when the key is missing. A sidecar watches the label and sends SIGHUP when the key changes. If the new
-key is missing, only the sidecar crash-loops, and the main container keeps the old configuration.
+An init container selects the configuration by a Node label, and a sidecar follows the label. If the key is missing,
+the first crash-loops; only the sidecar does if that happens later, and the main container keeps its configuration.
 """
 
 import asyncio
@@ -49,8 +48,7 @@ class Configured:
         return self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the key that config-manager would load now, empty for the built-in configuration, or None if there is
-        no such key. A new pod sees the present ConfigMap from its start on."""
+        """Return the key that config-manager would load: empty for the built-in one, None if it is unknown."""
         policy = self.cluster.policy
         if new_pod:
             self._pod_started = self.cluster.clock.now()

@@ -1,12 +1,8 @@
 """SIMULATED config-manager and device plugin: which configuration applies, and which resources a node then advertises.
 
-Pure functions for docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served. `operands.py` and `node.py` add
-the time that things take.
-
-The parser returns what k8s-device-plugin v0.19.3, api/config/v1, makes of a file. It follows encoding/json step by
-step: structs match their fields case-insensitively and ignore unknown ones, types with an UnmarshalJSON of their own
-match keys exactly, and null leaves a plain field unchanged. tests/foreign/device-plugin.yaml holds the answers of the
-real plugin; the product has a reader of its own (planning/wanted/pluginconfig.py).
+Pure functions for docs/design/nvidia.md, b.1 to b.7 and #served. The parser follows k8s-device-plugin v0.19.3,
+api/config/v1, and encoding/json: structs match fields case-insensitively and ignore unknown ones, types with an
+UnmarshalJSON match keys exactly, and null leaves a plain field unchanged. tests/foreign has the real plugin's answers.
 """
 
 import re
@@ -63,8 +59,7 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Return the parsed configuration file. ClusterPolicy's `strategy` takes precedence over the file's (b.2). Raises
-    PluginError where the plugin would exit. Results are cached."""
+    """Return the parsed file; `strategy` takes precedence (b.2). Raises PluginError where the plugin exits."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -260,8 +255,7 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps). The daemon checks the limit of clients, not the
-    plugin."""
+    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps); the daemon checks the clients."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):

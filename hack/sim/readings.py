@@ -1,11 +1,7 @@
-"""How the SIMULATED programs of a node call NVML, and how a reading can be changed on its way to the agent.
+"""How the SIMULATED programs of a node call NVML, and how a reading can be changed on its way to the agent (ODDITIES).
 
-They call it without a thread, because a reading of simulated GPUs takes microseconds. A thread for each reading, as
-with a real library, would cost more than the reading, and its timing would depend on the machine. Only a reading that
-hangs on purpose gets a thread. While it hangs it counts as an open NVML client, so the driver refuses the changes that
-it refuses while any client is open.
-
-A reading is changed (ODDITIES) to simulate drivers and cards that differ from our table.
+They call it without a thread: a thread would cost more than the reading, and its timing would depend on the machine.
+Only a reading that hangs on purpose gets one, and it counts as an open NVML client meanwhile.
 """
 
 import asyncio
@@ -129,8 +125,7 @@ def _new_card(reading: Reading) -> Reading:
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Return other profiles: those of three slices fit only once per GPU and only at their first start, unlike in our
-    table."""
+    """Let profiles of three slices fit only once per GPU, at their first start, unlike in our table."""
 
     def changed(model: Model) -> Model:
         rows = (replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row for row in model.profiles)

@@ -59,8 +59,7 @@ class SimSettings:
     seed: int = 1
     times: Times = field(default_factory=Times)
     mig_manager: MigManagerVersion = "0.15.1"
-    """The version of mig-manager. If the operand pods do not stop in time, 0.15.1 reports `failed` and 0.13.1 writes no
-    state (a.7, 1)."""
+    """If operand pods do not stop in time, 0.15.1 reports `failed` and 0.13.1 writes no state (a.7, 1)."""
     plugin: PluginVersion = "0.20.0"
     """The version of device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6).
     With 0.19.3 the GPU Operator's MPS daemon gets no configuration (b.5)."""
@@ -82,8 +81,7 @@ class SimSettings:
     meter_lag: float = LAG
     """Real seconds for which a new counter of an agent's meter is reported as 0."""
     plain_config: str = ""
-    """The `config.name` of NVIDIA's device-plugin chart with GFD, which replaces the GPU Operator; empty with the GPU
-    Operator."""
+    """The `config.name` of NVIDIA's device-plugin chart, which then replaces the GPU Operator; else empty."""
     plain_mig: str = ""
     """The ConfigMap of a mig-manager without the GPU Operator, beside that chart or beside the DRA driver. The chart's
     DaemonSets then require nvidia.com/gpu.deploy.client=true. Empty if there is none."""
@@ -92,8 +90,7 @@ class SimSettings:
     device_taints: bool = False
     """Whether the scheduler has the feature gate DRADeviceTaintRules; without it, it ignores DeviceTaintRules."""
     play_daemon_sets: bool = False
-    """Whether to create the pods of mig-manager, the MPS daemon and the agent ourselves, as on FakeCluster, which has
-    no controllers."""
+    """Whether to create the pods of DaemonSets ourselves: FakeCluster has no controllers."""
 
 
 class Clock:

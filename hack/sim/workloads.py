@@ -293,8 +293,7 @@ async def start_pod(
     refuse: Callable[[JSON], str] = lambda pod: "",
     waits: Callable[[JSON], bool] = lambda pod: False,
 ) -> None:
-    """Wait START_SECONDS of simulated time, and again while the pod `waits`. Then make the bound pod Running and Ready, or
-    Failed if `refuse` says why."""
+    """Make the bound pod Running, or Failed if `refuse` says why, once it no longer `waits`."""
     await clock.sleep(START_SECONDS)
     while waits(pod):
         await clock.sleep(START_SECONDS)
