@@ -144,23 +144,16 @@ class DaemonSetPlayer:
         return {"phase": "Running", "startTime": moment, "conditions": conditions}
 
 
-def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
-    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
-
-
-def agent_pods(cluster: SimCluster) -> DaemonPods:
-    return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
-
-
-def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return a record of the MPS daemon's pods."""
-    if cluster.settings.plain_config:
-        return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
-    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
-
-
-def dra_pods(cluster: SimCluster) -> DaemonPods:
-    return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_DRA, KUBELET_PLUGIN)
+def daemon_pods(settings: SimSettings) -> dict[str, DaemonPods]:
+    """Return a record of the pods of each DaemonSet, by its name."""
+    operator = settings.gpu_operator_namespace
+    mps = (LABEL_AGENT, PLAIN_PLUGIN) if settings.plain_config else (LABEL_MPS_DAEMON, MPS_DAEMON)
+    return {
+        MIG_MANAGER_SET: DaemonPods(operator, LABEL_MIG_MANAGER, MIG_MANAGER),
+        MPS_DAEMON: DaemonPods(operator, *mps),
+        DRA_SET: DaemonPods(operator, LABEL_DRA, KUBELET_PLUGIN),
+        AGENT: DaemonPods(settings.agent_namespace, LABEL_AGENT, AGENT),
+    }
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
@@ -171,22 +164,23 @@ def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
     return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets
 
 
-def players(
-    cluster: SimCluster, spawn: Spawn, *, mig: DaemonPods, mps: DaemonPods, dra: DaemonPods, agents: DaemonPods
-) -> tuple[DaemonSetPlayer, ...]:
+def players(cluster: SimCluster, spawn: Spawn, pods: Mapping[str, DaemonPods]) -> tuple[DaemonSetPlayer, ...]:
     """Return the players of the simulated DaemonSets; none if real controllers create the pods."""
-    if not cluster.settings.play_daemon_sets:
+    settings = cluster.settings
+    if not settings.play_daemon_sets:
         return ()
-    plain = bool(cluster.settings.plain_config)
-    mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else dict(MPS_SELECTOR)
-    if cluster.settings.plain_mig:
+    mps_selector = {LABEL_MPS_CAPABLE: "true"} if settings.plain_config else dict(MPS_SELECTOR)
+    if settings.plain_mig:
         mps_selector[LABEL_DEPLOY_CLIENT] = "true"
-    played = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]
-    if not plain or cluster.settings.plain_mig:
-        selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
-        played.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
-    if cluster.settings.dra:
-        played.append(DaemonSetPlayer(cluster, dra, DRA_SET, GPU_NODES, spawn))
-    if cluster.settings.agents:
-        played.append(DaemonSetPlayer(cluster, agents, AGENT, GPU_NODES, spawn))
-    return tuple(played)
+    mig_is_here = bool(settings.plain_mig) or not settings.plain_config
+    rows = (
+        (MIG_MANAGER_SET, {LABEL_DEPLOY_MIG_MANAGER: "true"}, "mig-manager", mig_is_here),
+        (MPS_DAEMON, mps_selector, "mps-control-daemon", True),
+        (DRA_SET, GPU_NODES, "", settings.dra),
+        (AGENT, GPU_NODES, "", settings.agents),
+    )
+    return tuple(
+        DaemonSetPlayer(cluster, pods[name], name, selector, spawn, operand)
+        for name, selector, operand, is_here in rows
+        if is_here
+    )

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.podresources import PodResources
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -23,15 +22,8 @@ from gpusharing.kube.client import (
 from hack.sim.agentpages import ANNOTATION_LAPSE, LAPSING, AgentPages, Lapse, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
-from hack.sim.daemons import (
-    MPS_DAEMON,
-    DaemonSetPlayer,
-    agent_pods,
-    dra_pods,
-    mig_manager_pods,
-    mps_pods,
-    players,
-)
+from hack.sim.daemons import AGENT, MIG_MANAGER_SET, MPS_DAEMON, DaemonSetPlayer, daemon_pods, players
+from hack.sim.dra import DRA_SET
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, default_policy
@@ -48,6 +40,13 @@ BEFORE = float("-inf")
 STRAY_PID = 4242
 CRASH_BACKOFF = 10.0
 """Simulated seconds from a container's end to its restart: the kubelet's first back-off."""
+
+
+_SETTERS = {
+    MIG_MANAGER_SET: SimNode.set_mig_manager_pod,
+    MPS_DAEMON: SimNode.set_mps_pod,
+    DRA_SET: SimNode.set_kubelet_plugin_pod,
+}
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
@@ -86,13 +85,9 @@ class NodeSoftware:
         self._agent_client = agent_client or (lambda node: client)
         self._policies: dict[str, JSON] = {}
         self._configs_synced = asyncio.Event()
-        self._policy_synced = asyncio.Event()
         self._gpunodes = SharedGPUNodes()
         self._book = PodBook()
-        self._mig_pods = mig_manager_pods(self._cluster)
-        self._mps_pods = mps_pods(self._cluster)
-        self._dra_pods = dra_pods(self._cluster)
-        self._agent_pods = agent_pods(self._cluster)
+        self._pods = daemon_pods(self.settings)
         self._players: tuple[DaemonSetPlayer, ...] = ()
         self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._handouts: dict[str, Handout] = {}
@@ -126,29 +121,13 @@ class NodeSoftware:
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
-            self._players = players(
-                self._cluster,
-                self._spawn,
-                mig=self._mig_pods,
-                mps=self._mps_pods,
-                dra=self._dra_pods,
-                agents=self._agent_pods,
-            )
-            self._spawn(
-                follow(
-                    client,
-                    CONFIG_MAPS,
-                    self._take_config_map,
-                    namespace=namespace,
-                    log=log,
-                    synced=self._configs_synced,
-                )
-            )
-            self._spawn(
-                follow(client, CLUSTER_POLICIES, self._take_cluster_policy, log=log, synced=self._policy_synced)
-            )
-            await self._configs_synced.wait()
-            await self._policy_synced.wait()
+            self._players = players(self._cluster, self._spawn, self._pods)
+            configs, policy = self._configs_synced, asyncio.Event()
+            take = self._take_config_map
+            self._spawn(follow(client, CONFIG_MAPS, take, namespace=namespace, log=log, synced=configs))
+            self._spawn(follow(client, CLUSTER_POLICIES, self._take_cluster_policy, log=log, synced=policy))
+            await configs.wait()
+            await policy.wait()
             if self.settings.agents:
                 self._spawn(follow(client, GPUNODES, self._gpunodes.take, log=log))
             if not self._cluster.policy.plain:
@@ -165,10 +144,8 @@ class NodeSoftware:
         node = SimNode(self._cluster, raw, gpus, self._spawn)
         self.nodes[name] = node
         node.start()
-        node.set_mig_manager_pod(self._mig_pods.running(name))
-        node.set_mps_pod(self._mps_pods.running(name))
-        node.set_kubelet_plugin_pod(self._dra_pods.running(name))
-        self._look_at_agent(name)
+        for daemon_set in self._pods:
+            self._pass_on(daemon_set, name)
         return node
 
     def inject(self, node: str, fault: str) -> None:
@@ -204,22 +181,18 @@ class NodeSoftware:
         """With `dra` the record stays empty: a kubelet does not list DRA's devices with those of plugins."""
         if not self.settings.dra:
             self._book.take(pod, gone)
-        name = self._mig_pods.take(pod, gone)
-        if name is not None and name in self.nodes:
-            self.nodes[name].set_mig_manager_pod(self._mig_pods.running(name))
-        mps = self._mps_pods.take(pod, gone)
-        if mps is not None and mps in self.nodes:
-            self.nodes[mps].set_mps_pod(self._mps_pods.running(mps))
-        dra = self._dra_pods.take(pod, gone)
-        if dra is not None and dra in self.nodes:
-            self.nodes[dra].set_kubelet_plugin_pod(self._dra_pods.running(dra))
-        agent = self._agent_pods.take(pod, gone)
-        if agent is not None:
-            self._look_at_agent(agent)
-        changed = name or mps or dra or agent
-        if changed in self.nodes:
-            for player in self._players:
-                player.look(changed, self.nodes[changed].object.labels)
+        for daemon_set, pods in self._pods.items():
+            if (name := pods.take(pod, gone)) is not None:
+                self._pass_on(daemon_set, name)
+                for player in self._players if name in self.nodes else ():
+                    player.look(name, self.nodes[name].object.labels)
+
+    def _pass_on(self, daemon_set: str, name: str) -> None:
+        """Tell a node, or the agents, which pod of the DaemonSet runs there now."""
+        if daemon_set == AGENT:
+            self._look_at_agent(name)
+        elif name in self.nodes:
+            _SETTERS[daemon_set](self.nodes[name], self._pods[daemon_set].running(name))
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
         name = raw["metadata"]["name"]
@@ -267,7 +240,7 @@ class NodeSoftware:
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        node, pod = self.nodes.get(name), self._agent_pods.running(name)
+        node, pod = self.nodes.get(name), self._pods[AGENT].running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
         if uid == running or not self.settings.agents:
@@ -285,12 +258,14 @@ class NodeSoftware:
     def _agent(self, node: SimNode) -> AgentLoop:
         lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
         clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
+        own = self.settings
+        settings = LoopSettings(interval=own.agent_interval, hung_after=own.agent_hung_after, meter_lag=own.meter_lag)
         agent = AgentLoop(
             node.name,
             AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
             node.agent_library,
-            self._pod_resources(node),
-            LAPSING if lapsing else self._agent_settings(),
+            self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus)),
+            LAPSING if lapsing else settings,
             clock=clock,
             background=Readings(node.gpus),
             pod_uids=partial(self._book.uids, node.name),
@@ -298,17 +273,6 @@ class NodeSoftware:
         if self.pages is not None:
             self.pages.show(node.name, agent, self._lapse if lapsing else None)
         return agent
-
-    def _agent_settings(self) -> LoopSettings:
-        settings = self.settings
-        return LoopSettings(
-            interval=settings.agent_interval,
-            hung_after=settings.agent_hung_after,
-            meter_lag=settings.meter_lag,
-        )
-
-    def _pod_resources(self, node: SimNode) -> PodResources:
-        return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     def gpus_of(self, node: str, uid: str) -> set[int]:
         """Return the GPUs of the devices that the kubelet gave a pod; empty if it has none."""
