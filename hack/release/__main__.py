@@ -133,7 +133,7 @@ def find_obstacles(prepared: Prepared, out: Path, files: list[Path]) -> list[str
     )
     bills = [path.with_suffix(".spdx.json") for path in archives]
     accepted = gate.read_accepted(gate.ACCEPTED.read_text())
-    return gate.find_obstacles(candidate) + gate.scan(bills, files, accepted, datetime.now(UTC))
+    return [*gate.find_obstacles(candidate), *gate.scan(bills, files, accepted, datetime.now(UTC))]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def write_chart(
         rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(change)}" for change in changes)]
     if source:
         about_source = [f"home: {source}", f"sources: [{source}]", f"icon: {raw_url(source, ICON)}"]
-        rows = [*about_source, *rows, *_addresses(source)]
+        shown = [{"title": SCREENSHOT_TITLE, "url": raw_url(source, SCREENSHOT)}]
+        rows = [*about_source, *rows, f"  artifacthub.io/links: '{json.dumps(links(source))}'"]
+        rows.append(f"  artifacthub.io/screenshots: '{json.dumps(shown)}'")
     about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
     return target
 
@@ -57,14 +59,6 @@ def links(source: str) -> list[dict[str, str]]:
         {"name": "source", "url": source},
         {"name": "documentation", "url": f"{source}/tree/v{version()}/docs"},
         {"name": "support", "url": f"{source}/issues"},
-    ]
-
-
-def _addresses(source: str) -> list[str]:
-    shown = [{"title": SCREENSHOT_TITLE, "url": raw_url(source, SCREENSHOT)}]
-    return [
-        f"  artifacthub.io/links: '{json.dumps(links(source))}'",
-        f"  artifacthub.io/screenshots: '{json.dumps(shown)}'",
     ]
 
 

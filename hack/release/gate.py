@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpusharing.planning.vocabulary.lengths import counted
 from hack.images import advisories
-from hack.images.advisories import Advisory, AdvisoryError, AdvisoryHit
+from hack.images.advisories import Advisory, AdvisoryError
 from hack.images.contents import DEBIAN, DIRTY, PYPI, ImagePart, read_parts
 from hack.release import notes
 from hack.release.index import ArchivedImage
@@ -42,22 +42,28 @@ class Candidate:
     images: Sequence[ArchivedImage]
 
 
-def find_obstacles(candidate: Candidate) -> list[str]:
-    """Return a sentence for each reason not to publish, except for those of advisories (`scan`)."""
-    checks = (_find_placeholder, _find_wrong_commit, _find_missing_ci, _find_missing_notes, _find_wrong_images)
-    return [problem for check in checks for problem in check(candidate)]
-
-
-def _find_placeholder(candidate: Candidate) -> Iterator[str]:
+def find_obstacles(candidate: Candidate) -> Iterator[str]:
+    """Yield a sentence for each reason not to publish, except for those of advisories (`scan`)."""
     if not candidate.registry:
         yield "the chart names no registry: prepare it with REGISTRY=, for example REGISTRY=registry.example/team"
     if candidate.source == UNKNOWN_SOURCE:
         yield "the package names no repository: prepare it with SOURCE=, for example SOURCE=https://HOST/TEAM/NAME"
-
-
-def _find_wrong_commit(candidate: Candidate) -> Iterator[str]:
     if problem := describe_wrong_commit(candidate.commit):
         yield problem
+    if candidate.commit not in candidate.passed[:1]:
+        last = f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
+        yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
+    for find in (notes.find_flaw, notes.find_unreleased):
+        if problem := find(candidate.changelog, candidate.version):
+            yield problem
+    for image in candidate.images:
+        built = (image.label("version"), image.label("revision"))
+        if built != (candidate.version, candidate.commit):
+            name, at = f"the image for {image.architecture}", " at commit ".join(built)
+            yield f"{name} is {at}, and not {candidate.version} at commit {candidate.commit}: make images"
+        elif candidate.passed and image.sha256 not in candidate.passed[1:]:
+            remedy = f"run IMAGE_SOURCE={candidate.source} .ci/run, and prepare again"
+            yield f"the image for {image.architecture} is not the one that CI ran: {remedy}"
 
 
 def describe_wrong_commit(commit: str) -> str:
@@ -68,30 +74,6 @@ def describe_wrong_commit(commit: str) -> str:
         return f"the checkout at {commit.removesuffix(DIRTY)} has uncommitted changes: commit or undo them"
     remedy = "commit it with git, and unset IMAGE_REVISION"
     return f"the checkout's commit is {commit}, and not 40 hexadecimal digits: {remedy}"
-
-
-def _find_missing_ci(candidate: Candidate) -> Iterator[str]:
-    if candidate.commit not in candidate.passed[:1]:
-        last = f"the last run that passed was at {candidate.passed[0]}" if candidate.passed else "no run passed"
-        yield f"CI has not passed at {candidate.commit} ({last}): run .ci/run"
-
-
-def _find_missing_notes(candidate: Candidate) -> Iterator[str]:
-    if flaw := notes.find_flaw(candidate.changelog, candidate.version):
-        yield flaw
-    if left := notes.find_unreleased(candidate.changelog, candidate.version):
-        yield left
-
-
-def _find_wrong_images(candidate: Candidate) -> Iterator[str]:
-    for image in candidate.images:
-        built = (image.label("version"), image.label("revision"))
-        if built != (candidate.version, candidate.commit):
-            name, at = f"the image for {image.architecture}", " at commit ".join(built)
-            yield f"{name} is {at}, and not {candidate.version} at commit {candidate.commit}: make images"
-        elif candidate.passed and image.sha256 not in candidate.passed[1:]:
-            remedy = f"run IMAGE_SOURCE={candidate.source} .ci/run, and prepare again"
-            yield f"the image for {image.architecture} is not the one that CI ran: {remedy}"
 
 
 # --- advisories -------------------------------------------------------------------------------------------
@@ -109,7 +91,12 @@ def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str
         return problems
     parts = {part for path in documents for part in read_parts_of(path)}
     hits = advisories.find(sorted(parts), known)
-    return [_sentence(hit) for hit in hits if hit.advisory not in accepted]
+    sentences = []
+    for hit in (hit for hit in hits if hit.advisory not in accepted):
+        what = f"{hit.name} {hit.version} is affected by {hit.advisory} ({hit.summary})"
+        update = f"update it to {hit.fixed}" if hit.fixed else "no fixed version is named"
+        sentences.append(f"{what}: {update}, or accept it with a reason in {ACCEPTED.relative_to(ROOT)}")
+    return sentences
 
 
 def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
@@ -120,26 +107,19 @@ def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
 def _find_gaps(known: Sequence[Advisory], now: datetime) -> Iterator[str]:
     """Yield a sentence for each ecosystem whose advisories are missing or older than OLDEST."""
     for ecosystem in (DEBIAN, PYPI):
-        times = [
-            time for entry in known if RFC3339.match(time := str(entry.get("modified"))) and _is_about(entry, ecosystem)
+        about = [
+            str(entry.get("modified"))
+            for entry in known
+            for row in entry.get("affected", [])
+            if str(row.get("package", {}).get("ecosystem", "")).partition(":")[0] == ecosystem
         ]
+        times = filter(RFC3339.match, about)
         newest = max(times, default="")
         if not newest:
             yield f"the advisories have none about {ecosystem}: add {OSV}/{ecosystem}/all.zip"
         elif datetime.fromisoformat(newest) < now - OLDEST:
             days = counted(OLDEST.days, "day")
             yield f"the newest advisory about {ecosystem} is of {newest[:10]}, more than {days} ago: fetch them anew"
-
-
-def _is_about(entry: Advisory, ecosystem: str) -> bool:
-    packages = (row.get("package", {}) for row in entry.get("affected", []))
-    return any(str(package.get("ecosystem", "")).partition(":")[0] == ecosystem for package in packages)
-
-
-def _sentence(hit: AdvisoryHit) -> str:
-    what = f"{hit.name} {hit.version} is affected by {hit.advisory} ({hit.summary})"
-    update = f"update it to {hit.fixed}" if hit.fixed else "no fixed version is named"
-    return f"{what}: {update}, or accept it with a reason in {ACCEPTED.relative_to(ROOT)}"
 
 
 def read_accepted(text: str) -> dict[str, str]:

@@ -46,9 +46,6 @@ def changes(notes: str) -> list[dict[str, str]]:
     for kind, body in re.findall(r"^### (\w+)\n(.*?)(?=^### |\Z)", notes, re.MULTILINE | re.DOTALL):
         # An entry ends at an empty line, since the heading of the next group may follow.
         texts = [entry.split("\n\n")[0] for entry in re.split(r"^- ", body, flags=re.MULTILINE)[1:]]
-        entries += [{"kind": kind.lower(), "description": first_sentence(text)} for text in texts]
+        sentences = (re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0] for text in texts)
+        entries += [{"kind": kind.lower(), "description": sentence} for sentence in sentences]
     return entries
-
-
-def first_sentence(text: str) -> str:
-    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]

@@ -60,7 +60,10 @@ class Publisher:
         self._sign(image)
         for architecture, digest in read_platforms(out / "image", prepared.digest):
             bill = out / "files" / f"{CHART.name}-{prepared.version}-{architecture}.spdx.json"
-            self._attest(f"{prepared.image}@{digest}", bill)
+            reference = f"{prepared.image}@{digest}"
+            predicate = ("--type", "spdxjson", "--predicate", str(bill))
+            attested = _run("cosign", "attest", *self._signer(), *predicate, reference)
+            _output(attested, f"cosign attest {reference}")
         chart = chart or self.push_chart(archive, charts)
         self._sign(f"{charts}/{CHART.name}@{chart}")
         return Published(prepared.digest, chart)
@@ -107,10 +110,6 @@ class Publisher:
 
     def _sign(self, reference: str) -> None:
         _output(_run("cosign", "sign", *self._signer(), reference), f"cosign sign {reference}")
-
-    def _attest(self, reference: str, bill: Path) -> None:
-        predicate = ("--type", "spdxjson", "--predicate", str(bill))
-        _output(_run("cosign", "attest", *self._signer(), *predicate, reference), f"cosign attest {reference}")
 
     def _signer(self) -> Iterator[str]:
         yield "--yes"
