@@ -58,7 +58,8 @@ class DriverUpgrades:
                 self._move(name, UPGRADE_FAILED)
             case "pod-deletion-required":
                 for pod in self.cluster.objects(PODS):
-                    if pod["spec"].get("nodeName") == name and _uses_gpu(pod):
+                    uses_gpu = any(key.startswith("nvidia.com/") for key in pod_requests(pod))
+                    if pod["spec"].get("nodeName") == name and uses_gpu:
                         self.cluster.delete(PODS, pod["metadata"]["name"], pod["metadata"]["namespace"])
                 self._move(name, "pod-restart-required")
             case "pod-restart-required":
@@ -76,7 +77,3 @@ class DriverUpgrades:
     ) -> None:
         metadata = {"labels": {LABEL_UPGRADE_STATE: state}, "annotations": annotations or {}}
         self.cluster.patch(NODES, name, {"metadata": metadata, **({"spec": spec} if spec else {})})
-
-
-def _uses_gpu(pod: dict[str, Any]) -> bool:
-    return any(name.startswith("nvidia.com/") for name in pod_requests(pod))

@@ -200,7 +200,7 @@ class FakeClient(KubeClient):
                     alarm.cancel()
                     bookmark_at = loop.time() + cluster.bookmark_every
                     alarm = loop.call_at(bookmark_at, wake.set)
-                    yield _bookmark(version)
+                    yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})
                 await wake.wait()
         finally:
             alarm.cancel()
@@ -216,7 +216,9 @@ class FakeClient(KubeClient):
         if request.resource == kinds.VERSION:
             return {"gitVersion": cluster.version}
         if not request.resource.plural:
-            return {"resources": [] if self._is_uninstalled(request.resource, name) else [{"name": name}]}
+            group = request.resource
+            gone = {(kind.group, kind.version, kind.plural) for kind in cluster.uninstalled}
+            return {"resources": [] if (group.group, group.version, name) in gone else [{"name": name}]}
         obj = cluster.get(request.resource, name, namespace or "")
         if request.subresource != kinds.LOG:
             return obj
@@ -234,7 +236,11 @@ class FakeClient(KubeClient):
             at_once = body.get("gracePeriodSeconds") == 0
             cluster.delete_key(resource, key, body["preconditions"]["uid"], at_once=at_once)
             return None
-        self._refuse_terminating(resource, namespace)
+        if resource.namespaced and namespace in cluster.terminating_namespaces:
+            raise Forbidden(
+                f"unable to create new content in namespace {namespace} because it is being terminated",
+                namespace_terminating=True,
+            )
         if request.subresource == kinds.EVICTION:
             uid = body["deleteOptions"]["preconditions"]["uid"]
             cluster.pods.evict(namespace or "", request.name, uid)
@@ -246,20 +252,9 @@ class FakeClient(KubeClient):
         self._refuse_uninstalled(call.resource)
         await self.cluster.faults.read(call)
 
-    def _is_uninstalled(self, group: Resource, plural: str) -> bool:
-        name = (group.group, group.version, plural)
-        return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
-
     def _refuse_uninstalled(self, resource: Resource) -> None:
         if resource in self.cluster.uninstalled:
             raise NotFound(f"the API server does not serve {resource.full_name}: 404 page not found")
-
-    def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
-        if resource.namespaced and namespace in self.cluster.terminating_namespaces:
-            raise Forbidden(
-                f"unable to create new content in namespace {namespace} because it is being terminated",
-                namespace_terminating=True,
-            )
 
 
 def _call(identity: str, request: ApiRequest) -> Call:
@@ -299,7 +294,3 @@ def _event(change: StoredChange, namespace: str | None, match: Matcher) -> Watch
     if after:
         return WatchEvent("MODIFIED" if before else "ADDED", obj)
     return WatchEvent("DELETED", obj)
-
-
-def _bookmark(version: int) -> WatchEvent:
-    return WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})

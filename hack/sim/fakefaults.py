@@ -187,12 +187,8 @@ class Faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1
                 fault.hits += 1
-                if isinstance(fault.error, Silence):
-                    await self._say_nothing(call)
-                else:
+                if not isinstance(fault.error, Silence):
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
-
-    async def _say_nothing(self, call: Call) -> None:
-        seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
-        await asyncio.sleep(seconds)
-        raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")
+                seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
+                await asyncio.sleep(seconds)
+                raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

@@ -30,7 +30,8 @@ class Pods:
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
-        if not _ignores_budgets(pod):
+        ignored = _phase(pod) in (*FINISHED, "Pending") or pod["metadata"].get("deletionTimestamp")  # KK canIgnorePDB
+        if not ignored:
             self._ask_budgets(pod)
         self.delete(pod)
 
@@ -116,11 +117,6 @@ def _phase(pod: JSON) -> str:
 def _is_ready(pod: JSON) -> bool:
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(row.get("type") == "Ready" and row.get("status") == "True" for row in conditions)
-
-
-def _ignores_budgets(pod: JSON) -> bool:
-    """Whether a pod is evicted even if its budget allows no disruption (KK canIgnorePDB)."""
-    return _phase(pod) in (*FINISHED, "Pending") or bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _scaled(value: int | str, total: int) -> int:

@@ -197,8 +197,9 @@ class Store:
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
         for kind, objects in self._objects.items():
-            for owned in [k for k, obj in objects.items() if _owned_by(obj, uid)]:
-                self.delete(kind, owned, None)
+            for owned, obj in list(objects.items()):
+                if any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or ()):
+                    self.delete(kind, owned, None)
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
@@ -304,7 +305,3 @@ class Store:
 
 def _content(obj: JSON) -> JSON:
     return {key: value for key, value in obj.items() if key not in ("metadata", "status")}
-
-
-def _owned_by(obj: JSON, uid: str) -> bool:
-    return any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or ())

@@ -112,11 +112,6 @@ class _GPU:
     def mig_capable(self) -> bool:
         return bool(self.card.profiles)
 
-    @property
-    def keeps_mode_over_reboot(self) -> bool:
-        """Whether the MIG mode survives a reboot: Ampere stores it in the InfoROM; newer cards do not (guide)."""
-        return mig_mode_needs_reset(self.card)
-
 
 class SimulatedGPUs:
     """The GPUs of one SIMULATED node."""
@@ -137,7 +132,11 @@ class SimulatedGPUs:
         self._hang = Hang()
         self._failure: LibraryError | None = None
         self._container = ALL_RIGHTS
-        self._gpus = [self._new_gpu(index, product) for index, product in enumerate(products)]
+        self._gpus: list[_GPU] = []
+        for index, product in enumerate(products):
+            if (card := find_card(product)) is None:
+                raise ValueError(f"{product!r} is not in planning/gpus/cards.py")
+            self._gpus.append(_GPU(index, self._uuid("GPU", index), product, card))
 
     # --- the agent's side -------------------------------------------------------------------------------
 
@@ -158,7 +157,10 @@ class SimulatedGPUs:
                     raise self._failure
                 gpus = tuple(gpu_as_seen(_observed(gpu), container) for gpu in self._gpus)
                 use = use_of(gpus, [gpu.card for gpu in self._gpus], self.uses)
-                return Reading(self._driver_version, self._models(container), gpus, use)
+                virtual: Literal["PassThrough", "None"] = "PassThrough" if self.is_guest else "None"
+                models = {gpu.product: replace(_model(gpu), virtualization=virtual) for gpu in self._gpus}
+                seen = tuple(model_as_seen(model, container) for model in models.values())
+                return Reading(self._driver_version, seen, gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
         """Return the GPUs as an agent with all rights would report them, without using NVML."""
@@ -238,7 +240,8 @@ class SimulatedGPUs:
                 gpu.processes.clear()
                 gpu.compute_mode = "Default"
                 gpu.access = "Ok"
-                gpu.mig_pending = gpu.mig_pending and gpu.keeps_mode_over_reboot
+                # Ampere stores the mode in the InfoROM; newer cards do not (guide).
+                gpu.mig_pending = gpu.mig_pending and mig_mode_needs_reset(gpu.card)
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
@@ -301,12 +304,6 @@ class SimulatedGPUs:
 
     # --- inside -----------------------------------------------------------------------------------------
 
-    def _new_gpu(self, index: int, product: str) -> _GPU:
-        card = find_card(product)
-        if card is None:
-            raise ValueError(f"{product!r} is not in planning/gpus/cards.py")
-        return _GPU(index, self._uuid("GPU", index), product, card)
-
     def _uuid(self, kind: str, *numbers: int) -> str:
         return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_DNS, '/'.join(map(str, (self._node, *numbers))))}"
 
@@ -335,14 +332,6 @@ class SimulatedGPUs:
             return False
         _reset(gpu)
         return True
-
-    def _models(self, container: Container) -> tuple[Model, ...]:
-        models: dict[str, Model] = {}
-        for gpu in self._gpus:
-            if gpu.product not in models:
-                model = replace(_model(gpu), virtualization="PassThrough" if self.is_guest else "None")
-                models[gpu.product] = model_as_seen(model, container)
-        return tuple(models.values())
 
 
 def _reset(gpu: _GPU) -> None:

@@ -100,8 +100,9 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
         for body in device_classes():
             with suppress(AlreadyExists):
                 await client.create(DEVICE_CLASSES, body)
-    if settings.agents and not await _has_agents(client, agent_namespace):
-        labels = {LABEL_AGENT: AGENT}
+    present = await list_of(client, DAEMON_SETS, namespace=agent_namespace) if settings.agents else []
+    labels, templates = {LABEL_AGENT: AGENT}, [row["spec"]["template"]["metadata"] for row in present]
+    if settings.agents and not any((one.get("labels") or {}).items() >= labels.items() for one in templates):
         wanted.append(daemon_set("simulated-agent", agent_namespace, labels, GPU_NODES, TOLERATED))
     created = []
     for body in wanted:
@@ -111,9 +112,3 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
             continue
         created.append(f"{body['metadata']['namespace']}/{body['metadata']['name']}")
     return created
-
-
-async def _has_agents(client: KubeClient, namespace: str) -> bool:
-    daemon_sets = await list_of(client, DAEMON_SETS, namespace=namespace)
-    templates = [item["spec"]["template"]["metadata"] for item in daemon_sets]
-    return any((template.get("labels") or {}).get(LABEL_AGENT) == AGENT for template in templates)

@@ -123,8 +123,11 @@ class MigManager:
 
     async def _reconfigure(self, name: str) -> None:
         self._port.log(f"mig-manager: {name or '(empty)'}")
-        deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
-        before = self._port.labels.get(LABEL_MIG_STATE, "")
+        labels = self._port.labels
+        keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
+        # That of NVIDIA's client only if the Node has it (a.1).
+        deploy = {key: labels.get(key, "") for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)}  # 1
+        before = labels.get(LABEL_MIG_STATE, "")
         try:
             items = entries(self._port.mig_file(), name)  # 2
             gpus = await self._read()
@@ -225,9 +228,3 @@ class MigManager:
         await self._clock.sleep(self._times.parted)
         reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
-
-
-def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Return the deploy labels that a run pauses; that of NVIDIA's client only if the Node has it (a.1)."""
-    keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
-    return [key for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)]

@@ -68,7 +68,10 @@ def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
     configs = document["mig-configs"]
     if not isinstance(configs, dict) or not configs:
         raise ConfigError("mig-configs is not a map with at least one entry")
-    return {name: tuple(map(_entry, _items(name, rows))) for name, rows in configs.items()}
+    for name, rows in configs.items():
+        if not isinstance(rows, list) or not rows:
+            raise ConfigError(f"mig-config {name} is not a list with at least one entry")
+    return {name: tuple(map(_entry, rows)) for name, rows in configs.items()}
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
@@ -121,7 +124,8 @@ def _generated(products: tuple[str, ...]) -> str:
         layouts = generated_layouts(card.profiles) if card else {}
         filters = {"device-filter": [pci_device_id(product)]} if len(products) > 1 else {}
         for name, layout in layouts.items():
-            configs.setdefault(name, []).append({**filters, **_render(layout)})
+            divided = {"mig-enabled": layout is not None} | ({} if layout is None else {"mig-devices": dict(layout)})
+            configs.setdefault(name, []).append({**filters, "devices": "all", **divided})
     return yaml.safe_dump({"version": "v1", "mig-configs": configs}) if configs else ""
 
 
@@ -132,18 +136,6 @@ def pci_device_id(product: str) -> str:
         return ""
     same_length = len(card.pci_device_ids) == len(card.products) and product in card.products
     return card.pci_device_ids[card.products.index(product) if same_length else 0]
-
-
-def _render(layout: Target) -> dict[str, Any]:
-    if layout is None:
-        return {"devices": "all", "mig-enabled": False}
-    return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
-
-
-def _items(name: object, entries: object) -> list[Any]:
-    if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"mig-config {name} is not a list with at least one entry")
-    return entries
 
 
 def _entry(raw: Any) -> Entry:

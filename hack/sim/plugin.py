@@ -128,8 +128,10 @@ def _row(value: JSONValue) -> tuple[str, int]:
         if key not in row:
             raise PluginError(f"no {key} specified")
     name = _name(row["name"])
-    if "devices" in row:
-        _device_list(row["devices"])
+    devices = row.get("devices", "all")
+    is_count = type(devices) is int and 0 < devices < 2**63
+    if not (devices == "all" or is_count or (isinstance(devices, list) and all(map(_is_device, devices)))):
+        raise PluginError(f"unrecognized type for devices spec: {devices!r}")
     if (replicas := _whole(row["replicas"])) < 2:
         raise PluginError("number of replicas must be >= 2")
     if "rename" in row:
@@ -137,24 +139,17 @@ def _row(value: JSONValue) -> tuple[str, int]:
     return name, replicas
 
 
+def _is_device(value: JSONValue) -> bool:
+    if type(value) is int:
+        return 0 <= value < 2**64
+    return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))
+
+
 def _resource(value: JSONValue) -> None:
     if not isinstance(value, dict) or not {"pattern", "name"} <= value.keys():
         raise PluginError("resources must have a pattern and a name")
     _text(value["pattern"])
     _name(value["name"])
-
-
-def _device_list(value: JSONValue) -> None:
-    if value == "all" or (type(value) is int and 0 < value < 2**63):
-        return
-    if not isinstance(value, list) or not all(map(_is_device, value)):
-        raise PluginError(f"unrecognized type for devices spec: {value!r}")
-
-
-def _is_device(value: JSONValue) -> bool:
-    if type(value) is int:
-        return 0 <= value < 2**64
-    return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))
 
 
 def _name(value: JSONValue) -> str:
@@ -217,8 +212,11 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
     """Return the devices that the plugin registers by resource name."""
-    if config.sharing == "mps":
-        _refuse_mig(gpus, config)
+    if config.sharing == "mps":  # excludes MIG (docs/design/hardware.md#mig-mps); the daemon checks the clients
+        if config.mig_strategy == "mixed":
+            raise PluginError("using --mig-strategy=mixed is not supported with MPS")
+        if any(map(_mig, gpus)):
+            raise PluginError("sharing using MPS is not supported for MIG devices")
     counts = Counter(_devices(gpus, config.mig_strategy, version))
     replicas = config.replicas or {}
     resources: dict[str, int] = {}
@@ -254,14 +252,6 @@ def single_profile(gpus: Sequence[GPU]) -> str:
     return profiles[0]
 
 
-def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps); the daemon checks the clients."""
-    if config.mig_strategy == "mixed":
-        raise PluginError("using --mig-strategy=mixed is not supported with MPS")
-    if any(map(_mig, gpus)):
-        raise PluginError("sharing using MPS is not supported for MIG devices")
-
-
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
     """Return the resource name of each device. With strategy none every GPU counts as a whole one, even with MIG."""
     if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
@@ -270,20 +260,13 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
         if not single_profile(gpus):
             return [RESOURCE_GPU for _ in gpus]
         return [RESOURCE_GPU for gpu in gpus for _ in gpu.instances]
-    return [name for gpu in gpus for name in _mixed_devices(gpu, version)]
-
-
-def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
-    if not _mig(gpu):
-        return [RESOURCE_GPU]
-    return [_mig_resource(instance.profile, version) for instance in gpu.instances]
-
-
-def _mig_resource(profile: str, version: PluginVersion) -> str:
-    """Return the resource of a profile. 0.19.3 leaves out the profile's attributes, such as `+me`."""
-    if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
-        return resource_name(re.sub(r"[+-].*", "", profile))
-    return resource_name(profile)
+    names: list[str] = []
+    for gpu in gpus:
+        profiles = [instance.profile for instance in gpu.instances]
+        if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes such as `+me` (DP PR#1807)
+            profiles = [re.sub(r"[+-].*", "", profile) for profile in profiles]
+        names += [resource_name(profile) for profile in profiles] if _mig(gpu) else [RESOURCE_GPU]
+    return names
 
 
 def _mig(gpu: GPU) -> bool:

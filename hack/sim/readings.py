@@ -111,17 +111,9 @@ class ChangedReading:
         return self.change(self._gpus.read())
 
 
-def _renamed(reading: Reading, product: str) -> Reading:
-    models = tuple(replace(model, product=product) for model in reading.models)
-    return replace(reading, models=models, gpus=tuple(replace(gpu, product=product) for gpu in reading.gpus))
-
-
-def _unknown_card(reading: Reading) -> Reading:
-    return _silent(_renamed(reading, UNKNOWN))
-
-
 def _new_card(reading: Reading) -> Reading:
-    return _renamed(reading, UNKNOWN)
+    models = tuple(replace(model, product=UNKNOWN) for model in reading.models)
+    return replace(reading, models=models, gpus=tuple(replace(gpu, product=UNKNOWN) for gpu in reading.gpus))
 
 
 def _other_profiles(reading: Reading) -> Reading:
@@ -147,12 +139,7 @@ def _old_driver(reading: Reading) -> Reading:
 def _second_model(reading: Reading) -> Reading:
     *others, last = reading.gpus
     ada = replace(last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=())
-    model = Model(
-        product="NVIDIA L40S",
-        mig_capable=False,
-        mig_mode_change="Unknown",
-        profiles=(),
-    )
+    model = Model(product="NVIDIA L40S", mig_capable=False, mig_mode_change="Unknown", profiles=())
     return replace(reading, models=(*reading.models, model), gpus=(*others, ada))
 
 
@@ -160,17 +147,13 @@ def _no_nvml(reading: Reading) -> Reading:
     raise LibraryError(NO_NVML, "NVMLNotLoaded")
 
 
-def _gpu_gone(reading: Reading) -> Reading:
-    return replace(reading, gpus=reading.gpus[:-1])
-
-
 ODDITIES: Mapping[str, Change] = {
-    "unknown-card": _unknown_card,
+    "unknown-card": lambda reading: _silent(_new_card(reading)),
     "new-card": _new_card,
     "other-profiles": _other_profiles,
     "old-driver": _old_driver,
     "second-model": _second_model,
-    "gpu-gone": _gpu_gone,
+    "gpu-gone": lambda reading: replace(reading, gpus=reading.gpus[:-1]),
     "no-nvml": _no_nvml,
     "as-it-is": lambda reading: reading,
 }

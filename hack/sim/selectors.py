@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from gpusharing.api.names import GROUP
+from gpusharing.kube.raw import part
 from hack.customresources import RESOURCES
 
 JSON = dict[str, Any]
@@ -80,19 +82,18 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
         if not match or (match["not"] and (match["op"] or match["set"])):
             raise ValueError(f"bad label selector {selector!r}")
         position = match.end()
-        yield _label_check(match)
+        if match["op"]:
+            operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
+        elif match["set"]:
+            operator = "In" if match["set"] == "in" else "NotIn"
+            values = [value.strip() for value in match["values"].split(",")]
+        else:
+            operator, values = ("DoesNotExist" if match["not"] else "Exists"), []
+        yield partial(_has_label, match["key"], operator, values)
 
 
-def _label_check(match: re.Match[str]) -> Matcher:
-    key = match["key"]
-    if match["op"]:
-        operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
-    elif match["set"]:
-        operator = "In" if match["set"] == "in" else "NotIn"
-        values = [value.strip() for value in match["values"].split(",")]
-    else:
-        operator, values = ("DoesNotExist" if match["not"] else "Exists"), []
-    return lambda obj: _holds(operator, (obj["metadata"].get("labels") or {}).get(key), values)
+def _has_label(key: str, operator: str, values: list[str], obj: JSON) -> bool:
+    return _holds(operator, (obj["metadata"].get("labels") or {}).get(key), values)
 
 
 def _field_checks(selector: str) -> Iterator[Matcher]:
@@ -100,17 +101,12 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
             raise ValueError(f"bad field selector {selector!r}")
-        yield _field_check(path, value.removeprefix("="), sign == "=")
+        yield partial(_has_field, path, value.removeprefix("="), sign == "=")
 
 
-def _field_check(path: str, value: str, equal: bool) -> Matcher:
-    def check(obj: JSON) -> bool:
-        content: Any = obj
-        for step in path.split("."):
-            content = content.get(step) if isinstance(content, dict) else None
-        if content is None:
-            content = False if path in BOOLEANS else ""
-        text = str(content).lower() if isinstance(content, bool) else str(content)
-        return (text == value) is equal
-
-    return check
+def _has_field(path: str, wanted: str, equal: bool, obj: JSON) -> bool:
+    content = part(obj, *path.split("."))
+    if content is None:
+        content = False if path in BOOLEANS else ""
+    shown = str(content).lower() if isinstance(content, bool) else str(content)
+    return (shown == wanted) is equal
