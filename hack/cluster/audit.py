@@ -3,12 +3,12 @@ benchmark."""
 
 import json
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from gpusharing.kube.raw import part, strings, text, whole
 from hack.cluster.api import Api
 from hack.cluster.process import wait_until
 
@@ -80,33 +80,18 @@ def wait_logged(log: Path, api: Api) -> None:
     wait_until(logged, LOGGED_SECONDS, "the audit log to show a request", poll=0.002)
 
 
-def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, str]]:
-    """Return how often each (API group, resource, verb) was requested."""
-    return Counter((request.group, request.resource, request.verb) for request in requests)
-
-
-def _request(event: dict[str, object]) -> AuditedRequest:
-    user = _mapping(event.get("user"))
-    pods = _mapping(user.get("extra")).get(POD)
-    reference = _mapping(event.get("objectRef"))
-    resource = str(reference.get("resource", ""))
-    if sub := reference.get("subresource"):
-        resource = f"{resource}/{sub}"
-    code = _mapping(event.get("responseStatus")).get("code", 0)
+def _request(event: Mapping[str, object]) -> AuditedRequest:
+    subresource = text(event, "objectRef", "subresource")
     return AuditedRequest(
-        user=str(user.get("username", "")),
-        verb=str(event["verb"]),
-        group=str(reference.get("apiGroup", "")),
-        resource=resource,
-        namespace=str(reference.get("namespace", "")),
-        name=str(reference.get("name", "")),
-        status=code if isinstance(code, int) else 0,
-        at=datetime.fromisoformat(str(event["requestReceivedTimestamp"])),
-        user_agent=str(event.get("userAgent", "")),
-        path=str(event.get("requestURI", "")),
-        pod=str(pods[0]) if isinstance(pods, list) and pods else "",
+        user=text(event, "user", "username"),
+        verb=text(event, "verb"),
+        group=text(event, "objectRef", "apiGroup"),
+        resource="/".join(filter(None, (text(event, "objectRef", "resource"), subresource))),
+        namespace=text(event, "objectRef", "namespace"),
+        name=text(event, "objectRef", "name"),
+        status=whole(event, "responseStatus", "code"),
+        at=datetime.fromisoformat(text(event, "requestReceivedTimestamp")),
+        user_agent=text(event, "userAgent"),
+        path=text(event, "requestURI"),
+        pod=next(iter(strings(part(event, "user", "extra", POD))), ""),
     )
-
-
-def _mapping(value: object) -> dict[str, object]:
-    return value if isinstance(value, dict) else {}

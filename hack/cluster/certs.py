@@ -44,14 +44,6 @@ class Pki:
     def ca(self) -> Path:
         return self.directory / "ca.crt"
 
-    @property
-    def service_account_key(self) -> Path:
-        return self.directory / "service-account.key"
-
-    @property
-    def service_account_public_key(self) -> Path:
-        return self.directory / "service-account.pub"
-
     def cert(self, name: str) -> Path:
         return self.directory / f"{name}.crt"
 
@@ -63,29 +55,6 @@ class Pki:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.cert("serving"), self.key("serving"))
         return context
-
-
-@dataclass(frozen=True)
-class _Authority:
-    key: ec.EllipticCurvePrivateKey
-    name: x509.Name
-    now: dt.datetime
-
-    def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        """Return the builder of a certificate for `subject`, which `sign` turns into the certificate."""
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(public_key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(self.now - BACKDATED)
-            .not_valid_after(self.now + LIFETIME)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-        )
-
-    def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
-        return builder.sign(self.key, hashes.SHA256())
 
 
 def kubelet_user(node: str) -> str:
@@ -102,51 +71,62 @@ def create_pki(
 ) -> Pki:
     """Write new certificates and keys for the API server, the admin and these kubelets."""
     pki = Pki(private_directory(directory))
-    key = _new_key()
-    authority = _Authority(key, _name("gpusharing-dev-ca"), now or dt.datetime.now(dt.UTC))
-    write_private(pki.ca, _pem(_self_signed(authority)))
-    _write_leaf(pki, authority, "serving", _name("kube-apiserver"), addresses)
-    clients: dict[str, tuple[str, tuple[str, ...]]] = dict(CLIENTS)
-    if kubelets:
-        clients[KUBELET_CLIENT] = ("gpusharing-dev-kubelet-client", ("system:masters",))
-    clients |= {kubelet_user(node): (f"system:node:{node}", ("system:nodes",)) for node in kubelets}
-    for client, (common_name, groups) in clients.items():
-        _write_leaf(pki, authority, client, _name(common_name, groups))
-    tokens = _new_key()
-    write_private(pki.service_account_key, _key_pem(tokens))
-    public = tokens.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    write_private(pki.service_account_public_key, public)
-    return pki
+    key, name, now = _new_key(), _name("gpusharing-dev-ca"), now or dt.datetime.now(dt.UTC)
 
+    def issued(subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        """Return a certificate of our authority that is not signed yet."""
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(name)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + LIFETIME)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        )
 
-def _self_signed(authority: _Authority) -> x509.Certificate:
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-    public_key = authority.key.public_key()
-    builder = authority.issue(authority.name, public_key)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    return authority.sign(builder.add_extension(usage, critical=True))
+    own = (
+        issued(name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(usage, critical=True)
+    )
+    write_private(pki.ca, _pem(own, key))
+    clients: dict[str, tuple[str, tuple[str, ...]]] = dict(CLIENTS)
+    if kubelets:
+        clients[KUBELET_CLIENT] = ("gpusharing-dev-kubelet-client", ("system:masters",))
+    clients |= {kubelet_user(node): (f"system:node:{node}", ("system:nodes",)) for node in kubelets}
+    leaves = {"serving": (_name("kube-apiserver"), tuple(addresses))}
+    leaves |= {client: (_name(common_name, groups), ()) for client, (common_name, groups) in clients.items()}
+    for file, (subject, served) in leaves.items():
+        leaf = _new_key()
+        write_private(pki.cert(file), _pem(_for_use(issued(subject, leaf.public_key()), served), key))
+        write_private(pki.key(file), _key_pem(leaf))
+    tokens = _new_key()
+    write_private(pki.key("service-account"), _key_pem(tokens))
+    public = tokens.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    write_private(pki.directory / "service-account.pub", public)
+    return pki
 
 
-def _write_leaf(pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()) -> None:
-    key = _new_key()
+def _for_use(builder: x509.CertificateBuilder, addresses: Sequence[str]) -> x509.CertificateBuilder:
+    """Add what a client's certificate has, and with addresses a server's too."""
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
-    builder = authority.issue(subject, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     # etcd's gRPC gateway calls etcd with the serving certificate, which is therefore a client's as well.
     builder = builder.add_extension(x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-    if addresses:
-        names: list[x509.GeneralName] = [x509.DNSName(name) for name in SERVING_NAMES]
-        for address in dict.fromkeys((LOOPBACK, *addresses)):
-            names.append(x509.IPAddress(ipaddress.ip_address(address)))
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    write_private(pki.cert(file), _pem(authority.sign(builder)))
-    write_private(pki.key(file), _key_pem(key))
+    if not addresses:
+        return builder
+    names: list[x509.GeneralName] = [x509.DNSName(name) for name in SERVING_NAMES]
+    names += [x509.IPAddress(ipaddress.ip_address(each)) for each in dict.fromkeys((LOOPBACK, *addresses))]
+    return builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
 
 
 def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
@@ -158,8 +138,8 @@ def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
+def _pem(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> bytes:
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

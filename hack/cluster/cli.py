@@ -1,4 +1,4 @@
-"""The commands behind `make cluster` and `make cluster-down`, and one that writes a kubeconfig for a service account.
+"""The commands behind `make cluster` and `make cluster-down`.
 
 Progress goes to stderr. Stdout has one line, so that a shell can evaluate it: `eval "$(make -s cluster)"`.
 """
@@ -19,7 +19,7 @@ from hack.cache import UnavailableError, private_directory, state_root
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api, write_token_kubeconfig
+from hack.cluster.kubeconfig import KubeconfigError, open_api
 from hack.cluster.process import ComponentError
 
 EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
@@ -27,15 +27,12 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb `up`, `down` or `kubeconfig`; the last one prints the path of the kubeconfig."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
             up(options.nodes, options.driver)
-        elif options.verb == "down":
-            down()
         else:
-            print(account_kubeconfig(options.namespace, options.service_account, options.node))
+            down()
     except EXPECTED as error:
         _say(str(error))
         return 1
@@ -56,7 +53,9 @@ def up(count: int, driver: str) -> None:
             with running as api:
                 _say(f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}")
             _say("to replace it with a new one: make cluster-down, then make cluster")
-    _say_kubectl()
+    if shutil.which("kubectl") is None:
+        programs = shlex.quote(str(toolchain.control_plane_programs().kubectl.parent))
+        _say(f"there is no kubectl on PATH; to use the one built here: export PATH={programs}:$PATH")
     print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
 
 
@@ -71,25 +70,6 @@ def down() -> None:
             stopped.append("kind cluster")
         shutil.rmtree(directory, ignore_errors=True)
     _say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is running")
-
-
-def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """Write a kubeconfig that acts as a service account; with `node` its token is bound to that node."""
-    current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
-    # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.
-    folder = current.parent if current.is_relative_to(root) else root
-    with open_api(current) as api:
-        path = folder / f"{'-'.join(filter(None, (namespace, account, node)))}.kubeconfig"
-        try:
-            return write_token_kubeconfig(api, path, namespace, account, node=node)
-        except ApiError as error:
-            raise KubeconfigError(
-                f"there is no token for service account {namespace}/{account}: {error.message}\n"
-                "Install the chart first: helm install gpusharing deploy/helm/gpu-sharing-operator "
-                f"--namespace {namespace} --create-namespace"
-            ) from error
-        except OSError as error:
-            raise KubeconfigError(f"{api.url} does not answer: {error}\nStart a cluster: make cluster") from error
 
 
 def cluster_directory() -> Path:
@@ -143,12 +123,6 @@ def _step(what: str, work: Callable[[], object]) -> None:
     _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
-def _say_kubectl() -> None:
-    if shutil.which("kubectl") is None:
-        folder = toolchain.control_plane_programs().kubectl.parent
-        _say(f"there is no kubectl on PATH; to use the one built here: export PATH={shlex.quote(str(folder))}:$PATH")
-
-
 def _kubeconfig(directory: Path) -> Path:
     return directory / "admin.kubeconfig"
 
@@ -177,10 +151,6 @@ def _parser() -> argparse.ArgumentParser:
         help="cluster or kind; default $DRIVER or cluster",
     )
     verbs.add_parser("down", help="stop the cluster and remove its files")
-    account = verbs.add_parser("kubeconfig", help="print a kubeconfig that acts as a service account")
-    account.add_argument("--namespace", default=install.OPERATOR_NAMESPACE)
-    account.add_argument("--service-account", required=True)
-    account.add_argument("--node", help="bind the token to this Node, as the token of an agent is")
     return parser
 
 

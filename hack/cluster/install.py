@@ -13,7 +13,6 @@ from hack.cluster.process import wait_until
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
 CRDS = Path(__file__).resolve().parent.parent.parent / "crds"
 GPU_OPERATOR_NAMESPACE = "gpu-operator"
-OPERATOR_NAMESPACE = "gpusharing"
 ESTABLISHED_SECONDS = 120.0
 RETRY_SECONDS = 0.1
 NOT_SERVED_YET = (404, 429)

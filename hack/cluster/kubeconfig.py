@@ -124,11 +124,8 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
     return service_account_token(api, namespace, account, bound_to=bound_to)
 
 
-def write_token_kubeconfig(api: Api, path: Path, namespace: str, name: str, *, node: str | None = None) -> Path:
+def write_token_kubeconfig(api: Api, path: Path, namespace: str, name: str) -> Path:
     """Write a kubeconfig to `path` that acts as a service account, and return `path`."""
-    if node is None:
-        token = service_account_token(api, namespace, name)
-    else:
-        token = node_bound_token(api, namespace, name, node)
+    token = service_account_token(api, namespace, name)
     user = f"system:serviceaccount:{namespace}:{name}"
     return write_kubeconfig(path, api.url, api.ca_pem, user, Credentials(token=token), namespace=namespace)

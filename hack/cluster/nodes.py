@@ -70,7 +70,22 @@ def node_manifest(
             "annotations": {key: value},
         },
         # The API server stores the status of a new Node as it is sent, as it does when a kubelet registers.
-        "status": {"capacity": resources, "allocatable": dict(resources), "nodeInfo": _node_info(name)},
+        "status": {
+            "capacity": resources,
+            "allocatable": dict(resources),
+            "nodeInfo": {
+                "architecture": "amd64",
+                "operatingSystem": "linux",
+                "osImage": "SIMULATED",
+                "kernelVersion": "SIMULATED",
+                "kubeletVersion": kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()),
+                "kubeProxyVersion": "",
+                "containerRuntimeVersion": f"kwok://{KWOK_VERSION.removeprefix('v')}",
+                "machineID": name,
+                "systemUUID": name,
+                "bootID": name,
+            },
+        },
     }
 
 
@@ -133,18 +148,3 @@ def is_ready(node: Object) -> bool:
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in conditions)
     taints = {taint["key"] for taint in node["spec"].get("taints", [])}
     return ready and "node.kubernetes.io/not-ready" not in taints
-
-
-def _node_info(name: str) -> dict[str, str]:
-    return {
-        "architecture": "amd64",
-        "operatingSystem": "linux",
-        "osImage": "SIMULATED",
-        "kernelVersion": "SIMULATED",
-        "kubeletVersion": kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()),
-        "kubeProxyVersion": "",
-        "containerRuntimeVersion": f"kwok://{KWOK_VERSION.removeprefix('v')}",
-        "machineID": name,
-        "systemUUID": name,
-        "bootID": name,
-    }

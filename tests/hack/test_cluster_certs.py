@@ -53,8 +53,8 @@ def test_a_client_certificate_carries_user_and_groups(pki: Pki, client: str, use
 
 
 def test_token_keys_are_a_pair(pki: Pki) -> None:
-    private = serialization.load_pem_private_key(pki.service_account_key.read_bytes(), None)
-    public = serialization.load_pem_public_key(pki.service_account_public_key.read_bytes())
+    private = serialization.load_pem_private_key(pki.key("service-account").read_bytes(), None)
+    public = serialization.load_pem_public_key((pki.directory / "service-account.pub").read_bytes())
     assert private.public_key() == public
 
 

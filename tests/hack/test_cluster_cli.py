@@ -141,11 +141,6 @@ def test_up_ends_with_the_export_line_every_time_and_down_can_be_repeated(state_
     assert second.stdout == first.stdout
     assert "is already up" in second.stderr
     assert "2 nodes" in second.stderr
-    environ = {"KUBECONFIG": last.removeprefix("export KUBECONFIG=")}
-    asked = run_cli(state_folder, "kubeconfig", "--service-account", "absent", environ=environ)
-    assert asked.returncode == 1
-    assert 'serviceaccounts "absent" not found' in asked.stderr
-    assert "helm install" in asked.stderr
     assert "stopped etcd, kube-apiserver" in run_cli(state_folder, "down").stderr
     assert run_cli(state_folder, "down").stderr == "no cluster is running\n"
     assert not (state_folder / "cluster").exists()
