@@ -78,8 +78,11 @@ class _Rewrite:
         schema: Schema = {}
         for key in sorted(merged, key=_reading_order):
             schema |= self._entry(key, merged[key], at)
-        if "default" in merged and self._says_something(merged["default"], schema):
-            schema = {"default": merged["default"]} | schema
+        default = merged.get("default")
+        # An empty one equals an absent field, except an `{}` that makes the defaults below it apply.
+        empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
+        if not (empty or self.keep_null):
+            schema = {"default": default} | schema
         return {"nullable": True} | schema if nullable and self.keep_null else schema
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
@@ -103,11 +106,6 @@ class _Rewrite:
         if reference is None:
             return schema
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
-
-    def _says_something(self, default: Any, schema: Schema) -> bool:
-        """Whether a default has an effect: an empty one has none, except `{}` above other defaults."""
-        empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
-        return not empty and not self.keep_null
 
 
 def _reading_order(key: str) -> int:
@@ -138,7 +136,9 @@ def _assert_structural(schema: Schema, at: str) -> None:
         raise SchemaError(f"{at}: type {kind!r}")
     if "properties" in schema and "additionalProperties" in schema:
         raise SchemaError(f"{at}: properties and additionalProperties exclude each other")
-    _assert_bounded(schema, at)
+    bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
+    if bound and bound not in schema and not {"enum", "properties"} & set(schema):
+        raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")
     for name, child in schema.get("properties", {}).items():
         if "description" not in child:
             raise SchemaError(f"{at}.{name}: description is missing")
@@ -146,9 +146,3 @@ def _assert_structural(schema: Schema, at: str) -> None:
     for key in ("items", "additionalProperties"):
         if key in schema:
             _assert_structural(schema[key], f"{at}[]")
-
-
-def _assert_bounded(schema: Schema, at: str) -> None:
-    bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
-    if bound and bound not in schema and not {"enum", "properties"} & set(schema):
-        raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

@@ -193,7 +193,16 @@ def crds() -> dict[str, str]:
 
 def chart_crds() -> dict[str, str]:
     """Return the chart's CRD templates by path: in templates/, so that an upgrade upgrades them."""
-    return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
+    templates = {}
+    for name, text in _manifests().items():
+        if "{{" in text:
+            raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
+        before, line, after = text.partition("\nspec:\n")
+        spec = f"{line.lstrip()}{after}"
+        templates[f"{CHART}/{name}.yaml"] = (
+            f"{HEADER}{{{{- if .Values.crds.enabled }}}}\n{before}\n{LABELS}{KEEP}{spec}{{{{- end }}}}\n"
+        )
+    return templates
 
 
 def _manifests() -> dict[str, str]:
@@ -204,10 +213,3 @@ def _manifests() -> dict[str, str]:
         )
         for manifest in manifests
     }
-
-
-def _guarded(name: str, text: str) -> str:
-    if "{{" in text:
-        raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
-    before, line, after = text.partition("\nspec:\n")
-    return f"{HEADER}{{{{- if .Values.crds.enabled }}}}\n{before}\n{LABELS}{KEEP}{line.lstrip()}{after}{{{{- end }}}}\n"

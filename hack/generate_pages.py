@@ -52,7 +52,8 @@ def _page(source: str, title: str, text: str, body: Iterable[str]) -> str:
     return HEAD.format(source=source, title=title, text=text) + "\n" + "\n".join(body) + "\n"
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     header = list(header)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)]
@@ -85,7 +86,7 @@ def reasons() -> str:
             for reason in sorted(Reason)
             if reason.passes is passes
         ]
-        body += [f"## {title}", "", text, "", *_table(("Reason", "Seen in", "What it means", "What to do"), rows)]
+        body += [f"## {title}", "", text, "", *table(("Reason", "Seen in", "What it means", "What to do"), rows)]
         body += [""]
     text = (
         "Find here the word that you see in the column REASON or STATUS, or in a condition. The message beside it\n"
@@ -105,15 +106,15 @@ def blocked() -> str:
         for reason in Reason
         if reason.group == group and reason.passes <= Passes.LATER
     ]
-    table = "\n".join(f"   {line}" for line in _table(("REASON", "What it means", "What you do"), rows))
-    return _filled(BLOCKED_PAGE, "reasons", table)
+    lines = table(("REASON", "What it means", "What you do"), rows)
+    return _filled(BLOCKED_PAGE, "reasons", "\n".join(f"   {line}" for line in lines))
 
 
 def columns_of_status() -> str:
     """Return the page about the plugin, with the columns of `status`."""
     wide = {True: " (`-o wide`)", False: ""}
     tables = [
-        _table(
+        table(
             (head, "With `-o json`", "Meaning"),
             ((f"{one.title}{wide[one.wide]}", f"`{one.key}`", one.help) for one in columns),
         )
@@ -139,28 +140,25 @@ def nvidia_differences() -> str:
         "and fails when a newer version behaves as expected."
     )
     header = ("Program", "Expected", "Observed", "What follows")
-    body = [*_table(header, rows), "", *_stricter()]
-    source = "hack/nvidia/differences.py and tests/foreign"
-    return _page(source, "NVIDIA's programs: differences", text, body)
-
-
-def _stricter() -> list[str]:
-    """Return the section about files that NVIDIA's parsers accept and we refuse, from the answers in tests/foreign."""
     readers = {"mig-parted": migfile.find_flaws, "device-plugin": pluginconfig.find_flaws}
-    found = [
+    stricter = [
         (program, row["name"], row["ours"])
         for program, find_flaws in readers.items()
         for row in yaml.safe_load((FOREIGN / f"{program}.yaml").read_text(encoding="utf-8"))
         if "error" not in row and any(flaw.refused for flaw in find_flaws(row["text"]))
     ]
-    text = (
+    body = [
+        *table(header, rows),
+        "",
         "## Files that only we refuse",
         "",
         "NVIDIA's parsers accept these files; the operator leaves such an entry out, and [`lint`](cli.md#lint)",
         "refuses it. Every other file of `tests/foreign` is accepted or refused by both (`make test-nvidia`).",
         "",
-    )
-    return [*text, *_table(("Read by", "File with", "Why it is refused"), found)]
+        *table(("Read by", "File with", "Why it is refused"), stricter),
+    ]
+    source = "hack/nvidia/differences.py and tests/foreign"
+    return _page(source, "NVIDIA's programs: differences", text, body)
 
 
 def settings() -> str:
@@ -179,7 +177,7 @@ def settings() -> str:
         "controller/settings.py, kube/sourcesettings.py and planning/snapshot/views.py",
         "Operator settings",
         text,
-        _table(("Variable", "Default", "Meaning"), sorted(rows)),
+        table(("Variable", "Default", "Meaning"), sorted(rows)),
     )
 
 
@@ -200,8 +198,8 @@ def metrics() -> str:
     """Return the page about all metrics of the operator and the agent."""
     header = ("Metric", "Type", "Meaning")
     rows = [_metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()]
-    body = ["## Operator", "", *_table(header, sorted(rows)), "", "## Agent", ""]
-    body += _table(header, sorted(_agent_metrics()))
+    body = ["## Operator", "", *table(header, sorted(rows)), "", "## Agent", ""]
+    body += table(header, sorted(_agent_metrics()))
     text = (
         "Metrics are served at /metrics; see the chart's values for the ports and for PodMonitors. Agents give theirs"
         " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents). A standby of the"
@@ -223,11 +221,11 @@ def _agent_metrics() -> list[tuple[str, str, str]]:
 
 def agent_fields() -> str:
     body = ["## Rights", ""]
-    body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in NeededRight))
+    body += table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in NeededRight))
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")
-    body += ["", "## Fields", "", *_table(header, _source_rows(SOURCES))]
+    body += ["", "## Fields", "", *table(header, _source_rows(SOURCES))]
     header = ("Metrics `gpusharing_…` of usage", *header[1:])
-    body += ["", "## Usage", "", *_table(header, _source_rows(USAGE))]
+    body += ["", "## Usage", "", *table(header, _source_rows(USAGE))]
     text = (
         "The call with which the agent reads each field of `GPUNode.status.observed`, the right that it needs, and\n"
         "what is lost without it. docs/how-to/install.md says which rights the chart grants. The agent runs as user 0\n"
@@ -299,7 +297,7 @@ def _card(card: Card) -> list[str]:
         for profile in card.profiles
     ]
     header = ("Profile", "Compute slices", "Memory", "Most", "Starts", "Size", "Id")
-    lines = [*facts, "", *_table(header, rows)]
+    lines = [*facts, "", *table(header, rows)]
     plain = tuple(profile for profile in card.profiles if not any(sign in profile.name for sign in "+-"))
     if all(profile.starts for profile in plain):
         layouts = ", ".join(f"`{describe(layout)}`" for layout in maximal_layouts(plain))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from gpusharing.api.names import API_VERSION
 from hack.crdschema import Schema
@@ -31,18 +30,16 @@ def reference(resource: CustomResource) -> str:
         f"## Columns of `kubectl get {resource.short_name}`\n",
         "| Column | Shows |",
         "|---|---|",
-        *(_column(column) for column in version["additionalPrinterColumns"]),
+        *(
+            f"| {column['name'].upper()}{' (`-o wide`)' if column.get('priority') else ''} | {cell(column['description'])} |"
+            for column in version["additionalPrinterColumns"]
+        ),
         "",
         *_rules(schema),
     ]
     for part in ("spec", "status"):
         lines.extend(_sections(part, schema["properties"][part]))
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _column(column: dict[str, Any]) -> str:
-    wide = " (`-o wide`)" if column.get("priority") else ""
-    return f"| {column['name'].upper()}{wide} | {cell(column['description'])} |"
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
@@ -52,7 +49,9 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
     yield "|---|---|---|---|"
     required = schema.get("required", ())
     for name, child in schema["properties"].items():
-        default = "**required**" if name in required else _default(child)
+        value = child.get("default", {})
+        shown = "" if value == {} else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+        default = "**required**" if name in required else shown
         yield f"| `{name}` | {_type(child)} | {default} | {cell(child['description'])} |"
     yield ""
     yield from _rules(schema)
@@ -71,13 +70,6 @@ def _rules(schema: Schema, name: str = "") -> Iterator[str]:
         yield f"- {f'`{field}`: ' if field else ''}{rule['message']}"
     if rules:
         yield ""
-
-
-def _default(schema: Schema) -> str:
-    if "default" not in schema or schema["default"] == {}:
-        return ""
-    value = schema["default"]
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _type(schema: Schema) -> str:

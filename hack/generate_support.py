@@ -10,7 +10,7 @@ from typing import get_args
 
 from gpusharing.planning.vocabulary.reasons import Reason
 from hack.cluster import toolchain
-from hack.generate_pages import HEAD
+from hack.generate_pages import HEAD, table
 from hack.nvidia import build
 from hack.sim.settings import MigManagerVersion, PluginVersion
 
@@ -69,23 +69,29 @@ TITLES = {
 
 
 def support() -> dict[str, str]:
+    sentence = (ROOT / NVIDIA_PAGE).read_text().partition("Read in ")[2].partition("*Seen* means")[0]
+    run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
+    run.add(("k8s-device-plugin", build.DEVICE_PLUGIN.version))
+    only_read = [row for row in re.findall(r"([a-z0-9-]+)\s(v\d+\.\d+\.\d+)", sentence) if row not in run]
+    oldest = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
+    assert oldest is not None
     body = [
         "## Run by the tests",
         "",
-        *_table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *_nvidia()]),
+        *table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *_nvidia()]),
         "",
         "## Other minors of Kubernetes",
         "",
         "`make test-kubernetes VERSION=1.30` plays a few tests of rung 2 on the newest patch of another minor, with",
         "`ARGS=tests/integration` all of them. All programs but the control plane's are those of the table above.",
         "",
-        *_table(("Version", "Played", "Passed", "Did not pass"), OTHER_MINORS),
+        *table(("Version", "Played", "Passed", "Did not pass"), OTHER_MINORS),
         "",
         "## Simulated",
         "",
         "Rungs 1 and 2 have SIMULATED stand-ins for NVIDIA's programs, which behave as these versions do.",
         "",
-        *_table(
+        *table(
             ("Program", "Versions"),
             [
                 ("mig-manager", _versions(get_args(MigManagerVersion))),
@@ -98,25 +104,20 @@ def support() -> dict[str, str]:
         "",
         "Their source was read for [what NVIDIA's programs do](../design/nvidia.md). No test runs them.",
         "",
-        *_table(("Program", "Version"), _only_read()),
+        *table(("Program", "Version"), only_read),
         "",
         "## Refused",
         "",
-        f"Helm installs the chart on Kubernetes {_kube_version()} only. The operator refuses the rest before it drains",
+        f"Helm installs the chart on Kubernetes {oldest[1]} or newer only. The operator refuses the rest before it drains",
         "a node, and names the [reason](reasons.md):",
         "",
-        *_table(
+        *table(
             ("Reason", "What it means", "What to do"),
             [(f"`{reason}`", reason.when, reason.remedy or "") for reason in REFUSED],
         ),
     ]
     page = HEAD.format(source="hack/generate_support.py", title="Versions: run, read, refused", text=TEXT)
     return {"docs/reference/support.md": page + "\n" + "\n".join(body) + "\n"}
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    titles = list(header)
-    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
 
 
 def _versions(versions: Iterable[str]) -> str:
@@ -150,17 +151,3 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
         (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
         for release, rungs in releases
     ]
-
-
-def _only_read() -> list[tuple[str, str]]:
-    text = (ROOT / NVIDIA_PAGE).read_text()
-    sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
-    run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
-    run.add(("k8s-device-plugin", build.DEVICE_PLUGIN.version))
-    return [row for row in re.findall(r"([a-z0-9-]+)\s(v\d+\.\d+\.\d+)", sentence) if row not in run]
-
-
-def _kube_version() -> str:
-    match = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
-    assert match is not None
-    return f"{match[1]} or newer"

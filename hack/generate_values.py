@@ -73,41 +73,27 @@ def _table(rows: Iterable[str]) -> str:
 
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
+    """Yield a row for each value, or for each key of a mapping of which a key has a comment."""
+    definitions, lines = schema["definitions"], text.splitlines()
+
+    def below(node: yaml.Node, path: tuple[str, ...], kind: dict[str, Any]) -> Iterator[str]:
+        for key, value in node.value:
+            name, inside = (*path, str(key.value)), kind["properties"][key.value]
+            if reference := inside.get("$ref", "").removeprefix("#/definitions/"):
+                inside = definitions[reference]
+            divided = isinstance(value, yaml.MappingNode) and "properties" in inside
+            if divided and any(_comment(lines, each.start_mark.line) for each, _ in value.value):
+                yield from below(value, name, inside)
+                continue
+            if not (comment := _comment(lines, key.start_mark.line)):
+                raise ValueError(f"values.yaml: {'.'.join(name)} has no comment")
+            default = json.dumps(yaml.safe_load(yaml.serialize(value)))
+            yield f"| `{'.'.join(name)}` | `{default}` | {cell(comment)} |"
+
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("values.yaml is not a mapping")
-    yield from _mapping(root, (), schema, schema["definitions"], text.splitlines())
-
-
-def _mapping(
-    node: yaml.MappingNode,
-    path: tuple[str, ...],
-    schema: dict[str, Any],
-    definitions: dict[str, Any],
-    lines: Sequence[str],
-) -> Iterator[str]:
-    """Yield a row for each value, or for each key of a mapping of which a key has a comment."""
-    for key, value in node.value:
-        name = (*path, str(key.value))
-        below = _resolved(schema["properties"][key.value], definitions)
-        comment = _comment(lines, key.start_mark.line)
-        if isinstance(value, yaml.MappingNode) and "properties" in below and _is_explained(value, lines):
-            yield from _mapping(value, name, below, definitions, lines)
-            continue
-        if not comment:
-            raise ValueError(f"values.yaml: {'.'.join(name)} has no comment")
-        default = json.dumps(yaml.safe_load(yaml.serialize(value)))
-        yield f"| `{'.'.join(name)}` | `{default}` | {cell(comment)} |"
-
-
-def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    reference = schema.get("$ref", "").removeprefix("#/definitions/")
-    resolved: dict[str, Any] = definitions[reference] if reference else schema
-    return resolved
-
-
-def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
-    return any(_comment(lines, key.start_mark.line) for key, _ in node.value)
+    yield from below(root, (), schema)
 
 
 def _comment(lines: Sequence[str], line: int) -> str:
