@@ -187,24 +187,17 @@ def needed(name: str = PROJECT) -> set[str]:
             # A package of another platform, which is in the lock. It is assumed to require nothing more.
             continue
         for requirement in map(Requirement, requirements):
-            key = canonicalize_name(requirement.name)
-            if key not in names and _applies(requirement, extras):
+            key, marker = canonicalize_name(requirement.name), requirement.marker
+            places = [
+                {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": system, "extra": extra}
+                for python in PYTHONS
+                for system in ("linux", "darwin")
+                for extra in ("", *extras)
+            ]
+            if key not in names and (marker is None or any(marker.evaluate(place) for place in places)):
                 names.add(key)
                 todo.append((key, frozenset(requirement.extras)))
     return names - {canonicalize_name(name)}
-
-
-def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
-    """Whether a requirement applies on at least one of our platforms and Pythons."""
-    if requirement.marker is None:
-        return True
-    places = [
-        {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": system, "extra": extra}
-        for python in PYTHONS
-        for system in ("linux", "darwin")
-        for extra in ("", *extras)
-    ]
-    return any(requirement.marker.evaluate(place) for place in places)
 
 
 def locked(names: Iterable[str]) -> str:

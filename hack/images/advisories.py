@@ -47,7 +47,11 @@ class AdvisoryHit:
 def read(path: Path) -> list[Advisory]:
     """Return the advisories of a file, as osv.dev, pip-audit and Debian write them."""
     try:
-        content = _read_zip(path) if path.suffix == ".zip" else json.loads(path.read_text())
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as zipped:
+                content: Any = [json.loads(zipped.read(name)) for name in zipped.namelist()]
+        else:
+            content = json.loads(path.read_text())
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise AdvisoryError(f"{path}: {error}; a valid file: {EXAMPLE}") from error
     if isinstance(content, dict):
@@ -59,11 +63,6 @@ def read(path: Path) -> list[Advisory]:
         if not isinstance(entry.get("affected", []), list):
             raise AdvisoryError(f"{path}: affected of {entry['id']} is not a list; a valid file: {EXAMPLE}")
     return entries
-
-
-def _read_zip(path: Path) -> list[Any]:
-    with zipfile.ZipFile(path) as archive:
-        return [json.loads(archive.read(name)) for name in archive.namelist()]
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
@@ -158,25 +157,20 @@ def _split(version: str) -> tuple[int, str, str]:
 
 def _compare(left: str, right: str) -> int:
     while left or right:
-        for pattern, key in ((r"\D*", _letters), (r"\d*", _number)):
-            head, head2 = (re.match(pattern, text) for text in (left, right))
-            assert head is not None
-            assert head2 is not None
-            first, second = key(head[0]), key(head2[0])
-            if first != second:
-                return 1 if first > second else -1
-            left, right = left[head.end() :], right[head2.end() :]
+        (letters, number, left), (letters2, number2, right) = (
+            re.fullmatch(r"(?s)(\D*)(\d*)(.*)", text).groups()  # type: ignore[union-attr]  # it matches any text
+            for text in (left, right)
+        )
+        first, second = (_ranks(letters), int(number or "0")), (_ranks(letters2), int(number2 or "0"))
+        if first != second:
+            return 1 if first > second else -1
     return 0
 
 
-def _letters(text: str) -> tuple[int, ...]:
+def _ranks(text: str) -> tuple[int, ...]:
     """Return the sort key of non-digits in dpkg's order: a tilde, the end, letters, all else."""
     ranks = (-1 if char == "~" else ord(char) if char.isalpha() else ord(char) + 256 for char in text)
     return (*ranks, 0)
-
-
-def _number(text: str) -> tuple[int, ...]:
-    return (int(text or "0"),)
 
 
 ORDERS: dict[str, Order] = {PYPI: python_order, DEBIAN: cmp_to_key(compare_debian)}

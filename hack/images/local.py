@@ -6,7 +6,6 @@ headers, also those of another architecture), and that the image is not too big.
 
 import shutil
 import struct
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from hack.images.contents import (
     wheel_parts,
 )
 from hack.images.debian import DISTRO
-from hack.images.layers import JSON, Layer, archive, configuration, pack
+from hack.images.layers import JSON, archive, configuration, pack
 
 OUT = ROOT / "build" / "images"
 USER = "65532:65532"
@@ -62,8 +61,15 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: 
     wheels.install(files, architecture, site)
     wheels.install([wheels.own_wheel(work / "dist", origin.epoch, origin.source)], architecture, own)
     wheels.entry_points(own)
-    with_python = system if architecture == native else _native_python(native, work / "python")
-    compiled = _compile(with_python, (system, wheels.STDLIB), (site, wheels.SITE), (own, wheels.SITE))
+    with_python = system
+    if architecture != native:  # bytecode is equal on all architectures, so this machine's Python compiles it
+        with_python = work / "python"
+        debian.unpack(debian.fetch(*debian.locked(native)), with_python)
+    command, environ = wheels.interpreter(with_python)
+    compiled = sum(
+        wheels.compile_all(command, environ, tree / shown, shown)
+        for tree, shown in ((system, wheels.STDLIB), (site, wheels.SITE), (own, wheels.SITE))
+    )
     locked_at = int(datetime.strptime(f"{stamp}+0000", "%Y%m%dT%H%M%SZ%z").timestamp())
     layers = (
         pack("Debian packages and Python", system, locked_at),
@@ -77,32 +83,15 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: 
     )
     if lacking := missing([system, site, own]):
         raise TreeError(f"libraries are missing; add their packages to hack/images/debian.py: {'; '.join(lacking)}")
-    target, digest = _write(architecture, reference, origin, layers, out)
-    size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
-    image = Image(target, reference, architecture, digest, size, compiled, parts, RUN, trees, layers)
-    image.write_sbom(origin)
-    return image
-
-
-def _native_python(native: str, folder: Path) -> Path:
-    """Unpack this machine's Python. It compiles the tree of another architecture, because bytecode is equal on all."""
-    packages, stamp = debian.locked(native)
-    debian.unpack(debian.fetch(packages, stamp), folder)
-    return folder
-
-
-def _compile(python: Path, *parts: tuple[Path, str]) -> int:
-    command, environ = wheels.interpreter(python)
-    return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
-
-
-def _write(architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path) -> tuple[Path, str]:
     marks = labels(origin, DISTRO)
     config = configuration(architecture, layers, RUN, marks, origin.created)
     data, digest = archive(reference, config, layers, marks, origin.epoch)
     target = out / f"{origin.name}-{origin.version}-{architecture}.tar"
     target.write_bytes(data)
-    return target, digest
+    size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
+    image = Image(target, reference, architecture, digest, size, compiled, parts, RUN, trees, layers)
+    image.write_sbom(origin)
+    return image
 
 
 DYNAMIC, LOAD = 2, 1
@@ -136,15 +125,9 @@ def missing(trees: list[Path]) -> list[str]:
     """Return "FILE needs LIBRARY" for each library that is in none of the trees."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
-    return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)
-
-
-def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    for path in files:
-        if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
-            continue
-        for name in needed(path.read_bytes()):
-            yield path, name
+    linked = [path for path in files if not path.is_symlink() and (".so" in path.name or path.stat().st_mode & 0o100)]
+    wants = ((path, name) for path in linked for name in needed(path.read_bytes()))
+    return sorted(f"{path.name} needs {name}" for path, name in wants if name not in there)
 
 
 LIMIT = 70_000_000

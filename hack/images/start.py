@@ -8,8 +8,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from hack.bench.machine import cpu_ms
 from hack.cluster import install
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.kubeconfig import service_account_token
-from hack.cluster.process import free_ports
+from hack.cluster.process import free_ports, responds
 from hack.images import local
 from hack.images.contents import Image
 
@@ -75,7 +73,7 @@ def measure(root: Path, plane: ControlPlane) -> Start:
         )
         try:
             while process.poll() is None and time.monotonic() - begin < PATIENCE:
-                if _is_ready(port):
+                if responds(f"http://127.0.0.1:{port}/readyz"):
                     return Start(time.monotonic() - begin, cpu_ms(process.pid) / 1000)
                 time.sleep(0.01)
             log.seek(0)
@@ -83,14 +81,6 @@ def measure(root: Path, plane: ControlPlane) -> Start:
         finally:
             process.terminate()
             process.wait(PATIENCE)
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def measure_starts(image: Image) -> list[Start]:
