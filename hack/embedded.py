@@ -107,11 +107,16 @@ class Embedded:
             now=self.now,
         )
         loop = Loop(client, lease, self.settings, Metrics(), now=self.now)
+
+        def changed(name: str) -> None:
+            if loop.sources.policies.touch(name, policies.version(name)):
+                loop.wake.set()
+
         policies: Reflector[str] = Reflector(
             client,
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
-            on_change=lambda name: self._policy_changed(loop, name, policies.version(name)),
+            on_change=changed,
             restores=lambda: lease.restores,
         )
 
@@ -125,11 +130,6 @@ class Embedded:
         self.loop = loop
         self._operator = asyncio.create_task(process())
         return loop
-
-    @staticmethod
-    def _policy_changed(loop: Loop, name: str, version: str) -> None:
-        if loop.sources.policies.touch(name, version):
-            loop.wake.set()
 
     async def kill_operator(self) -> None:
         """Kill the last operator as `kill -9` does: its Lease stays until it expires."""

@@ -80,13 +80,22 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
         lambda: launch.install_chart(kubeconfig, *image, "-f", str(VALUES), "--wait", "--timeout", f"{SECONDS:.0f}s"),
     )
     _step("helm test", lambda: _helm_test(kubeconfig))
+
+    def reads_gpus() -> bool:
+        gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
+        return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
+
     try:
-        _step("the agent reads two SIMULATED GPUs", lambda: wait_until(partial(_reads_gpus, api), SECONDS, "GPUs"))
+        _step("the agent reads two SIMULATED GPUs", lambda: wait_until(reads_gpus, SECONDS, "GPUs"))
         api.create(POLICIES, POLICY)
         what = "the policy to be accepted"
         _step("a policy for its node is accepted", lambda: wait_until(partial(_accepted, api), SECONDS, what))
     finally:
-        _delete_policy(api)
+        try:
+            api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
+        except ApiError as error:
+            if error.status != 404:
+                raise
 
 
 def _helm_test(kubeconfig: Path) -> None:
@@ -96,23 +105,10 @@ def _helm_test(kubeconfig: Path) -> None:
         raise TrialError(f"helm test found that this installation cannot work:\n{done.stdout}{done.stderr}")
 
 
-def _reads_gpus(api: Api) -> bool:
-    gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
-    return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
-
-
 def _accepted(api: Api) -> bool:
     status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
     conditions = status.get("conditions") or ()
     return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)
-
-
-def _delete_policy(api: Api) -> None:
-    try:
-        api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
-    except ApiError as error:
-        if error.status != 404:
-            raise
 
 
 def _step(what: str, work: Callable[[], object]) -> None:

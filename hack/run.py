@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from hack.cache import UnavailableError, private_directory, state_root
+from hack.cache import UnavailableError, private_directory, say, state_root
 from hack.cluster.api import ApiError
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
 from hack.launch import (
@@ -56,11 +56,6 @@ def end_with_parent() -> None:
     """Make Linux send us SIGTERM when our parent, such as make, ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def say(text: str) -> None:
-    """Print a line for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

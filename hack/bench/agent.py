@@ -23,7 +23,7 @@ from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, read_metric, read_metrics, rss_mib
 from hack.bench.results import Measured
 from hack.bench.testbed import GPUNODES, Testbed
-from hack.cluster.api import Api, ApiError
+from hack.cluster.api import Api
 from hack.cluster.kubeconfig import node_bound_token
 from hack.cluster.process import wait_until
 from hack.nvmlsim.simulator import Simulator
@@ -119,7 +119,9 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
 @contextmanager
 def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
     running: list[subprocess.Popen[bytes]] = []
-    cgroup = _make_cgroup()
+    cgroup = ""
+    with suppress(OSError):
+        cgroup = cgroups.make("bench")
     try:
         for tenant in tenants:
             process = subprocess.Popen(COMMAND, stdin=subprocess.DEVNULL)
@@ -145,12 +147,6 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
             process.wait()
         if cgroup:
             cgroups.remove(cgroup)
-
-
-def _make_cgroup() -> str:
-    with suppress(OSError):
-        return cgroups.make("bench")
-    return ""
 
 
 NODE = "bench-agent"
@@ -246,20 +242,19 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
         library = {**machine.environment("root"), **tenants.environment}
         with _run(testbed, library, kind) as running:
             used = _over_cycles(running, machine)
-            _check_metrics(running.metrics(), tenants)
+            metrics = running.metrics()
+            for name, expected in tenants.expected().items():
+                rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
+                value = len(rows) if name.endswith("_total") else sum(map(float, rows))
+                if value != expected:
+                    raise RuntimeError(
+                        f"the agent reports {value:g} for gpusharing_{name} instead of {expected}: {rows}"
+                    )
             how = f"{which}, {tenants}"
             yield Measured(f"agent_rss{mig}_mib", rss_mib(running.pid), f"VmRSS of gpusharing-agent; {how}")
             yield Measured(f"agent_cpu_ms_per_cycle{mig}", used.own_ms, f"{how}; {used}")
             how = f"same; /metrics with the use of each pod and the meter, the mean of {SCRAPES}"
             yield Measured(f"agent_cpu_ms_per_scrape{mig}", _per_scrape(running, machine, used), how)
-
-
-def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    for name, expected in tenants.expected().items():
-        rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
-        value = len(rows) if name.endswith("_total") else sum(map(float, rows))
-        if value != expected:
-            raise RuntimeError(f"the agent reports {value:g} for gpusharing_{name} instead of {expected}: {rows}")
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
@@ -311,8 +306,4 @@ def _let_agent_read_metrics(api: Api) -> None:
         "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "gpusharing-metrics-reader"},
         "subjects": [{"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": launch.AGENT_NAMESPACE}],
     }
-    try:
-        api.create(f"/apis/{group}/v1/clusterrolebindings", binding)
-    except ApiError as error:
-        if error.status != 409:
-            raise
+    api.ensure(f"/apis/{group}/v1/clusterrolebindings", binding)

@@ -5,14 +5,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hack.bench.machine import cpu_ms
 from hack.bench.results import Measured
-from hack.cluster.process import free_ports, wait_until
+from hack.cluster.process import free_ports, responds, wait_until
 from hack.promtool import ensure
 
 DAYS, GPUS, POOLS, TENANTS = 30, 2, 4, 20
@@ -75,18 +74,10 @@ def _prometheus(folder: Path, count: int) -> Iterator[tuple[str, int]]:
     quiet = subprocess.DEVNULL
     with subprocess.Popen([ensure("prometheus"), *arguments], stdout=quiet, stderr=quiet) as process:
         try:
-            wait_until(lambda: _is_ready(url), SECONDS, "Prometheus to be ready")
+            wait_until(lambda: responds(f"{url}/-/ready"), SECONDS, "Prometheus to be ready")
             yield url, process.pid
         finally:
             process.terminate()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/-/ready"):
-            return True
-    except OSError:
-        return False
 
 
 def _metrics(count: int, times: list[int]) -> Iterator[str]:

@@ -38,7 +38,8 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
     yield Measured("api_drain_polls_per_transition", empty.polls / NODES, how)
     yield Measured("cpu_ms_per_transition_small_pool", cpu / NODES, "same; its CPU clock")
 
-    in_parallel(lambda row: _add_pod(testbed, *row), [(node, index) for node in added for index in range(PODS)])
+    pods = [(f"{node}-{index}", node) for node in added for index in range(PODS)]
+    in_parallel(lambda row: testbed.run_pod(*row), pods)
     testbed.wait_silent()
     busy, _ = _roll(testbed, SMALL_SLICES)
     how = f"MIG to MIG with {PODS} GPU pods on each node; {busy.by_resource}"
@@ -51,18 +52,6 @@ def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
     testbed.wait_ready([POOL], WAIT)
     testbed.wait_silent()
     return testbed.counts(span), cpu_ms(testbed.operator.pid) - used
-
-
-def _add_pod(testbed: Testbed, node: str, index: int) -> None:
-    gpu = {"nvidia.com/gpu": "1"}
-    container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"{node}-{index}"},
-        "spec": {"nodeName": node, "containers": [container]},
-    }
-    testbed.api.create("/api/v1/namespaces/default/pods", pod)
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:

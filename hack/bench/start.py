@@ -5,6 +5,7 @@ No node software runs, because nothing changes; this module writes the agents' r
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from gpusharing.agent.gpunode import Observation, request_of
 from gpusharing.agent.podresources import Holdings
@@ -50,31 +51,27 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
     """Write the report of each node's agent to its GPUNode, until there are `count` GPUNodes."""
     reported: set[str] = set()
 
+    def observe(raw: Object) -> None:
+        name = raw["metadata"]["name"]
+        gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
+        observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
+        testbed.api.merge_patch(f"{GPUNODES}/{name}/status", observation.patch(raw) or {})
+
     def all_reported() -> bool:
         missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
-        in_parallel(
-            lambda raw: _observe(testbed, raw), [raw for raw in missing if not raw.get("status", {}).get("observed")]
-        )
+        in_parallel(observe, [raw for raw in missing if not raw.get("status", {}).get("observed")])
         reported.update(raw["metadata"]["name"] for raw in missing)
         return len(reported) >= count
 
     wait_until(all_reported, seconds, f"the GPUNodes of {count} nodes", poll=1.0)
 
 
-def _observe(testbed: Testbed, raw: Object) -> None:
-    name = raw["metadata"]["name"]
-    gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
-    observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
-    testbed.api.merge_patch(f"{GPUNODES}/{name}/status", observation.patch(raw) or {})
-
-
 def wait_planned(testbed: Testbed, seconds: float) -> None:
     """Wait until the operator, which was just started, has planned once."""
-    wait_until(lambda: _planned(testbed.metrics_port), seconds, "the first plan")
 
+    def planned() -> bool:
+        with suppress(OSError):  # not listening yet
+            return read_metric(testbed.metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
+        return False
 
-def _planned(metrics_port: int) -> bool:
-    try:
-        return read_metric(metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
-    except OSError:
-        return False  # not listening yet
+    wait_until(planned, seconds, "the first plan")

@@ -18,7 +18,7 @@ from hack.cluster import install, nodes
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object, in_parallel
 from hack.cluster.audit import AuditedRequest, read_requests
 from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.process import free_ports, wait_until
+from hack.cluster.process import free_ports, responds, wait_until
 
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 NODE_SOFTWARE = "simulated-node-software"
@@ -116,7 +116,7 @@ class Testbed:
         return self.plane.api
 
     def wait_started(self) -> None:
-        wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
+        wait_until(lambda: responds(f"http://127.0.0.1:{self.metrics_port}/metrics"), 30, "the operator to start")
 
     def restart_operator(self) -> None:
         """Replace the operator with a new process, whose caches are empty."""
@@ -145,6 +145,15 @@ class Testbed:
 
         wait_until(all_observed, 60 + 0.6 * len(added), f"the agents of {len(added)} nodes to report")
         return added
+
+    def run_pod(self, name: str, node: str, labels: Mapping[str, str] | None = None) -> None:
+        """Create a pod with one GPU on a node."""
+        gpu = {"nvidia.com/gpu": "1"}
+        container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
+        metadata = {"name": name, "labels": dict(labels or {})}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+        spec = {"nodeName": node, "containers": [container]}
+        self.api.create("/api/v1/namespaces/default/pods", {**body, "spec": spec})
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
         """Create a policy that selects the nodes with the pool's label; fields of `spec` that are None are left out."""
@@ -252,12 +261,4 @@ def _changes_crd(api: Api) -> bool:
             return False
         if error.status != 404:
             raise
-    return True
-
-
-def _answers(port: int) -> bool:
-    try:
-        claim_writes(port)
-    except OSError:
-        return False
     return True

@@ -8,14 +8,13 @@ import fcntl
 import os
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from gpusharing.planning.vocabulary.lengths import counted
-from hack.cache import UnavailableError, private_directory, state_root
+from hack.cache import UnavailableError, private_directory, say, state_root
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             down()
     except EXPECTED as error:
-        _say(str(error))
+        say(str(error))
         return 1
     return 0
 
@@ -48,14 +47,14 @@ def up(count: int, driver: str) -> None:
             begin = time.monotonic()
             api = _create(directory, driver)
             _populate(api, count)
-            _say(f"the cluster is up after {time.monotonic() - begin:.1f} s: {api.url}; its files are in {directory}")
+            say(f"the cluster is up after {time.monotonic() - begin:.1f} s: {api.url}; its files are in {directory}")
         else:
             with running as api:
-                _say(f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}")
-            _say("to replace it with a new one: make cluster-down, then make cluster")
+                say(f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}")
+            say("to replace it with a new one: make cluster-down, then make cluster")
     if shutil.which("kubectl") is None:
         programs = shlex.quote(str(toolchain.control_plane_programs().kubectl.parent))
-        _say(f"there is no kubectl on PATH; to use the one built here: export PATH={programs}:$PATH")
+        say(f"there is no kubectl on PATH; to use the one built here: export PATH={programs}:$PATH")
     print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
 
 
@@ -69,7 +68,7 @@ def down() -> None:
             kind.down()
             stopped.append("kind cluster")
         shutil.rmtree(directory, ignore_errors=True)
-    _say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is running")
+    say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is running")
 
 
 def cluster_directory() -> Path:
@@ -89,9 +88,9 @@ def find_running(directory: Path) -> Api | None:
             api.get("/readyz")
             return api
         except (ApiError, OSError) as error:
-            _say(f"the recorded cluster does not answer ({error}); starting a new one")
+            say(f"the recorded cluster does not answer ({error}); starting a new one")
     else:
-        _say(f"the recorded cluster is broken ({', '.join(dead)} not running); starting a new one")
+        say(f"the recorded cluster is broken ({', '.join(dead)} not running); starting a new one")
     state.stop_recorded(directory)
     shutil.rmtree(directory, ignore_errors=True)
     return None
@@ -100,7 +99,7 @@ def find_running(directory: Path) -> Api | None:
 def _create(directory: Path, driver: str) -> Api:
     if driver == "kind":
         kind.check()
-        _say("creating a kind cluster ...")
+        say("creating a kind cluster ...")
         return kind.up(private_directory(directory), _kubeconfig(directory))
     shutil.rmtree(directory, ignore_errors=True)  # files of an interrupted start
     plane = ControlPlane(directory, Options(detached=True))
@@ -120,7 +119,7 @@ def _populate(api: Api, count: int) -> None:
 def _step(what: str, work: Callable[[], object]) -> None:
     begin = time.monotonic()
     work()
-    _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
+    say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
 def _kubeconfig(directory: Path) -> Path:
@@ -165,7 +164,3 @@ def _driver(text: str) -> str:
     if text not in ("cluster", "kind"):
         raise argparse.ArgumentTypeError(f"DRIVER must be cluster or kind, not {text!r}")
     return text
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,13 @@ def wait_until(
         if time.monotonic() > deadline:
             raise TimeoutError(f"timed out after {seconds:.0f} s waiting for {what}")
         time.sleep(poll)
+
+
+def responds(url: str) -> bool:
+    """Whether a GET of this URL succeeds within five seconds."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        return True
+    return False
 
 
 def text_of(file: Path) -> str:

@@ -48,15 +48,12 @@ TARGET = {"3g.40gb": 1, "1g.10gb": 4}
 
 def nodes() -> list[JSON]:
     """Return the manifests of the fleet's Nodes, pool by pool."""
-    return [
-        node_manifest(f"gpu-{pool}-{number}", product=card, gpus=gpus, pool=pool, labels=_zone(pool, number))
-        for pool, card, gpus, count in POOLS
-        for number in range(1, count + 1)
-    ]
-
-
-def _zone(pool: str, number: int) -> dict[str, str]:
-    return {ZONE: "zone-1" if f"gpu-{pool}-{number}" == RANKER_NODE else "zone-2"}
+    manifests = []
+    for pool, card, gpus, count in POOLS:
+        for name in (f"gpu-{pool}-{number}" for number in range(1, count + 1)):
+            zone = {ZONE: "zone-1" if name == RANKER_NODE else "zone-2"}
+            manifests.append(node_manifest(name, product=card, gpus=gpus, pool=pool, labels=zone))
+    return manifests
 
 
 def example(pool: str) -> JSON:

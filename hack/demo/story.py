@@ -170,7 +170,10 @@ async def plan_comes_first(demo: Demo) -> None:
     await demo.until("a plan for pool-b", planned)
     plan = (await demo.policy("pool-b"))[1]["plan"]
     screen.say("status.plan:")
-    screen.output(_plan_lines(plan))
+    shown = {
+        key: ", ".join(it) if isinstance(it, list) else json.dumps(it).replace('"', "") for key, it in plan.items()
+    }
+    screen.output("\n".join(f"{key}: {text}" for key, text in shown.items()))
     screen.check("the plan names the three nodes", plan["nodes"] == list(POOL_B))
     screen.check(
         "its class is GPUPods: pods with a GPU must leave, and no GPU is reset", plan["disruption"] == "GPUPods"
@@ -179,13 +182,6 @@ async def plan_comes_first(demo: Demo) -> None:
     screen.check("the pool has 48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})
     screen.check("it will have 24 of 3g.40gb and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96})
     screen.check("no Node has been written to yet", await demo.writes("nodes", before) == [])
-
-
-def _plan_lines(plan: JSON) -> str:
-    return "\n".join(
-        f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
-        for key, value in plan.items()
-    )
 
 
 async def budget_blocks(demo: Demo, recorder: Recorder) -> None:

@@ -56,10 +56,19 @@ def _add_blocked(testbed: Testbed, count: int, total: int) -> None:
     nodes.create_nodes(testbed.api, made)
     wait_until(lambda: _created(testbed), PATIENCE, "a GPUNode", poll=1.0)
     start.report(testbed, total, PATIENCE)
-    in_parallel(lambda name: testbed.api.create("/api/v1/namespaces/default/pods", _pod(name)), names)
-    wait_until(lambda: _running(testbed) == total, PATIENCE, f"{total} pods to run", poll=1.0)
+    in_parallel(lambda name: testbed.run_pod(name, name, {"app": "blocked"}), names)
+
+    def all_run() -> bool:
+        pods = testbed.api.list("/api/v1/namespaces/default/pods")
+        return len([pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]) == total
+
+    def all_blocked() -> bool:
+        transitions = (raw.get("status", {}).get("transition") or {} for raw in testbed.api.list(GPUNODES))
+        return len([one for one in transitions if one.get("reason") == "PDBNeverAllows"]) == total
+
+    wait_until(all_run, PATIENCE, f"{total} pods to run", poll=1.0)
     testbed.apply_policy(pool, pool, TIME_SLICED)
-    wait_until(lambda: _blocked(testbed) == total, PATIENCE, f"{total} nodes to be blocked", poll=5.0)
+    wait_until(all_blocked, PATIENCE, f"{total} nodes to be blocked", poll=5.0)
     time.sleep(SETTLED if total <= LOOKS_A_MINUTE else SETTLED / 6)
     testbed.wait_silent(seconds=10, at_most=PATIENCE)
 
@@ -72,29 +81,6 @@ def _created(testbed: Testbed) -> bool:
         if error.status != 429:
             raise
         return False
-
-
-def _pod(node: str) -> Object:
-    gpu = {"nvidia.com/gpu": "1"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": node, "labels": {"app": "blocked"}},
-        "spec": {
-            "nodeName": node,
-            "containers": [{"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}],
-        },
-    }
-
-
-def _running(testbed: Testbed) -> int:
-    pods = testbed.api.list("/api/v1/namespaces/default/pods")
-    return sum(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-
-
-def _blocked(testbed: Testbed) -> int:
-    transitions = (raw.get("status", {}).get("transition") or {} for raw in testbed.api.list(GPUNODES))
-    return sum(one.get("reason") == "PDBNeverAllows" for one in transitions)
 
 
 def _spend(testbed: Testbed) -> list[Cell]:

@@ -6,13 +6,11 @@ with Registry(address) as registry: registry.admit(node)
 import shutil
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Self
 
 from hack.cluster import toolchain
-from hack.cluster.process import Component, free_ports, start, wait_until
+from hack.cluster.process import Component, free_ports, responds, start, wait_until
 from hack.images.layers import CONFIG, MANIFEST, blob_name, descriptor, dump
 from hack.realnode.images import OneLayerImage, configuration, pack_layer
 from hack.realnode.node import KubeletNode
@@ -36,20 +34,13 @@ class Registry:
     def __enter__(self) -> Self:
         command = [str(self._crane), "registry", "serve", "--address", self.host]
         self._server = start("registry", [*command, "--disk", str(self._folder)], self._folder / "log")
-        wait_until(self._answers, SECONDS, "the registry", self._server.check)
+        wait_until(lambda: responds(f"http://{self.host}/v2/"), SECONDS, "the registry", self._server.check)
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.stop()
         shutil.rmtree(self._folder)
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
     def admit(self, node: KubeletNode, name: str = "") -> None:
         """Let the node's containerd pull from this registry without TLS."""
