@@ -5,14 +5,22 @@ device of the node's pool that every selector of the DeviceClass matches, and th
 are compared by `&&` and `==` only, and no claim has a toleration but that of the operator's test."""
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 
-from gpusharing.kube.client import JSON, RESOURCE_CLAIMS
+from gpusharing.kube.client import (
+    DEVICE_CLASSES,
+    DEVICE_TAINT_RULES,
+    JSON,
+    RESOURCE_CLAIMS,
+    RESOURCE_SLICES,
+    Resource,
+)
+from gpusharing.kube.raw import part
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 
 SPECIAL_CLAIM = "resource.kubernetes.io/extended-resource-claim"
 """The annotation of a claim that the scheduler makes for the extended resources of a pod."""
+WATCHED = (RESOURCE_SLICES, DEVICE_CLASSES, DEVICE_TAINT_RULES, RESOURCE_CLAIMS)
 _TERM = re.compile(r"device\.(?:driver|attributes\['([^']+)'\]\.(\w+)) == (?:'([^']*)'|(\d+))")
 
 
@@ -37,26 +45,23 @@ class DraDevices:
     def __init__(self, on_change: Callable[[], None], *, taints: bool = False) -> None:
         self._on_change = on_change
         self._obeys = taints
-        self._rules: dict[str, JSON] = {}
-        self._slices: dict[str, JSON] = {}
-        self._classes: dict[str, JSON] = {}
-        self._claims: dict[str, JSON] = {}
+        self._known: dict[Resource, dict[str, JSON]] = {kind: {} for kind in WATCHED}
 
-    def take_slice(self, raw: JSON, gone: bool) -> None:
-        self._take(self._slices, raw, gone)
-
-    def take_class(self, raw: JSON, gone: bool) -> None:
-        self._take(self._classes, raw, gone)
-
-    def take_claim(self, raw: JSON, gone: bool) -> None:
-        self._take(self._claims, raw, gone)
-
-    def take_rule(self, raw: JSON, gone: bool) -> None:
-        self._take(self._rules, raw, gone)
+    def take(self, resource: Resource, raw: JSON, gone: bool) -> None:
+        known, uid = self._known[resource], raw["metadata"]["uid"]
+        if gone:
+            known.pop(uid, None)
+        else:
+            known[uid] = raw
+        self._on_change()
 
     def is_tainted(self, driver: str, pool: str) -> bool:
         """Whether a rule with effect NoSchedule names exactly this driver and pool."""
-        specs = [raw["spec"] for raw in self._rules.values() if raw["spec"]["taint"]["effect"] == "NoSchedule"]
+        specs = [
+            raw["spec"]
+            for raw in self._known[DEVICE_TAINT_RULES].values()
+            if raw["spec"]["taint"]["effect"] == "NoSchedule"
+        ]
         return self._obeys and any(one["deviceSelector"] == {"driver": driver, "pool": pool} for one in specs)
 
     def grant_test(self) -> str:
@@ -65,7 +70,9 @@ class DraDevices:
 
     def class_for(self, resource: str) -> str:
         """Return the DeviceClass of an extended resource: the newest, then the first by name; else empty."""
-        rows = [raw for raw in self._classes.values() if raw["spec"].get("extendedResourceName") == resource]
+        rows = [
+            raw for raw in self._known[DEVICE_CLASSES].values() if raw["spec"].get("extendedResourceName") == resource
+        ]
         newest = max((raw["metadata"]["creationTimestamp"] for raw in rows), default="")
         return min(
             (raw["metadata"]["name"] for raw in rows if raw["metadata"]["creationTimestamp"] == newest), default=""
@@ -73,7 +80,11 @@ class DraDevices:
 
     def allocate(self, node: str, wanted: Mapping[str, int]) -> list[JSON] | None:
         """Return free devices of a node for these numbers by DeviceClass; None if there are too few."""
-        taken = self._taken()
+        taken = {
+            (one["driver"], one["pool"], one["device"])
+            for raw in self._known[RESOURCE_CLAIMS].values()
+            for one in part(raw, "status", "allocation", "devices", "results") or ()
+        }
         results: list[JSON] = []
         for name, number in sorted(wanted.items()):
             free = [one for one in self._devices(name, node) if one not in taken][:number]
@@ -85,33 +96,18 @@ class DraDevices:
             ]
         return results
 
-    def _take(self, known: dict[str, JSON], raw: JSON, gone: bool) -> None:
-        uid = raw["metadata"]["uid"]
-        if gone:
-            known.pop(uid, None)
-        else:
-            known[uid] = raw
-        self._on_change()
-
     def _devices(self, class_name: str, node: str) -> list[tuple[str, str, str]]:
-        found = [raw for raw in self._classes.values() if raw["metadata"]["name"] == class_name]
+        found = [raw for raw in self._known[DEVICE_CLASSES].values() if raw["metadata"]["name"] == class_name]
         if not found:
             return []
         selectors = [one["cel"]["expression"] for one in found[0]["spec"].get("selectors", ())]
         return [
             (spec["driver"], spec["pool"]["name"], device["name"])
-            for spec in (raw["spec"] for raw in self._slices.values())
+            for spec in (raw["spec"] for raw in self._known[RESOURCE_SLICES].values())
             if spec.get("nodeName") == node and not self.is_tainted(spec["driver"], spec["pool"]["name"])
             for device in spec.get("devices", ())
             if all(matches(expression, spec["driver"], device) for expression in selectors)
         ]
-
-    def _taken(self) -> Counter[tuple[str, str, str]]:
-        return Counter(
-            (one["driver"], one["pool"], one["device"])
-            for raw in self._claims.values()
-            for one in (((raw.get("status") or {}).get("allocation") or {}).get("devices") or {}).get("results", ())
-        )
 
 
 def claim_for(pod: JSON, results: list[JSON]) -> JSON:

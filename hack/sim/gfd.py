@@ -52,8 +52,13 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
     model = _shown(reading, turn)
     if config.sharing == "mps" and any(gpu.mig_mode == "Enabled" for gpu in gpus):
         raise PluginError("failed to check MPS-capable: MPS sharing is not supported for mig devices")
+    card = find_card(model.product)
+    major, minor = card.compute_capability if card else (0, 0)
     node_labels = {
-        **_constant(model),
+        "nvidia.com/gpu.family": _LATER_FAMILIES.get((major, minor)) or _FAMILIES.get(major, "undefined"),
+        "nvidia.com/gpu.compute.major": str(major),
+        "nvidia.com/gpu.compute.minor": str(minor),
+        "nvidia.com/gpu.mode": "compute",
         LABEL_MIG_CAPABLE: str(any(known.mig_capable for known in reading.models)).lower(),
         LABEL_MPS_CAPABLE: str(config.sharing == "mps").lower(),
         LABEL_GFD_TIMESTAMP: str(started),
@@ -63,7 +68,13 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
     node_labels[LABEL_MIG_STRATEGY] = config.mig_strategy
     if config.mig_strategy == "single":
         return {**node_labels, **_single(reading, model, config)}
-    return {**node_labels, **_mixed(reading, model, config)}
+    merged = {**node_labels, **_whole(gpus, model, config)}
+    owners = [(instance.profile, gpu.product) for gpu in gpus for instance in gpu.instances]
+    names = [name for name, _ in owners]
+    for name in sorted(set(names)):
+        resource, first = resource_name(name), next(product for owned, product in owners if owned == name)
+        merged |= _instances(resource, resource, name, names.count(name), _model(reading, first), config)
+    return merged
 
 
 def _shown(reading: Reading, turn: int) -> Model:
@@ -84,18 +95,6 @@ def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
     gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
     changed = {key: value for key, value in wanted.items() if present.get(key) != value}
     return {**dict.fromkeys(gone), **changed}
-
-
-def _constant(model: Model) -> dict[str, str]:
-    card = find_card(model.product)
-    major, minor = card.compute_capability if card else (0, 0)
-    family = _LATER_FAMILIES.get((major, minor)) or _FAMILIES.get(major, "undefined")
-    return {
-        "nvidia.com/gpu.family": family,
-        "nvidia.com/gpu.compute.major": str(major),
-        "nvidia.com/gpu.compute.minor": str(minor),
-        "nvidia.com/gpu.mode": "compute",
-    }
 
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
@@ -139,16 +138,6 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
         return _whole(gpus, model, config)
     count = sum(len(gpu.instances) for gpu in gpus)
     return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
-
-
-def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    merged = _whole(reading.gpus, model, config)
-    owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
-    names = [name for name, _ in owners]
-    for name in sorted(set(names)):
-        resource, first = resource_name(name), next(product for owned, product in owners if owned == name)
-        merged |= _instances(resource, resource, name, names.count(name), _model(reading, first), config)
-    return merged
 
 
 def _instances(

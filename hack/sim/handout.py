@@ -68,15 +68,12 @@ class Handout:
         self._assigned[uid] = assigned
         first = next((base(device) for ids in assigned.values() for device in ids), "")
         if pod.memory_gib and first:
-            self._compute(uid, pod, first)
-
-    def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
-        gpus = self._gpus.look()
-        index = next(gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances)))
-        pid = self._pids[uid] = next(self._next_pid)
-        owner = PodID(uid, pod.namespace, pod.name)
-        self._gpus.uses[pid] = ProcessUse(pid, device, pod.memory_gib * GIB, None, owner)
-        self._gpus.add_process(index, "python3", pid, device)
+            gpus = self._gpus.look()
+            index = next(gpu.index for gpu in gpus if first in (gpu.uuid, *(each.uuid for each in gpu.instances)))
+            pid = self._pids[uid] = next(self._next_pid)
+            owner = PodID(uid, pod.namespace, pod.name)
+            self._gpus.uses[pid] = ProcessUse(pid, first, pod.memory_gib * GIB, None, owner)
+            self._gpus.add_process(index, "python3", pid, first)
 
     def _end(self, uid: str) -> None:
         del self._assigned[uid]

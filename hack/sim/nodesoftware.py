@@ -195,11 +195,11 @@ class NodeSoftware:
             _SETTERS[daemon_set](self.nodes[name], self._pods[daemon_set].running(name))
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
-        name = raw["metadata"]["name"]
-        if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
-            return  # the simulated mig-manager generated it
-        now = self._cluster.clock.now() if self._configs_synced.is_set() else BEFORE
-        self._cluster.config_maps.put(name, None if gone else raw, now)
+        name, labels = raw["metadata"]["name"], raw["metadata"].get("labels") or {}
+        is_generated = name.endswith("-mig-config") and "nvidia.com/node-name" in labels  # by the simulated mig-manager
+        if not is_generated:
+            now = self._cluster.clock.now() if self._configs_synced.is_set() else BEFORE
+            self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
         if self._cluster.policy.plain:
@@ -339,19 +339,10 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }
-"""The faults that can be injected. Those of mig-manager happen at its next run that changes GPUs, the others at once:
+"""The faults that can be injected: those of mig-manager happen at its next run that changes GPUs, the others at once.
 
-- wedge-pending, wedge-paused: the two wedges of docs/design/nvidia.md#a7; failed: the apply fails;
-- unwedge: wedge-pending ends, or does not happen, and mig-manager restarts;
-- refuse: the apply fails, and every later one of that configuration; accept: it succeeds again;
-- reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
-- kill-mig-manager: its process dies at any point; lose-instances: every MIG instance is destroyed by hand;
-- the words of readings.py: what NVML reports to the agent from now on;
-- kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not restart;
-- default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
-- hang-nvml, unhang-nvml: NVML calls do not return, or do again;
-- stray-process, no-stray-process: a process without a pod computes on GPU 0, or ends;
-- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0, or no longer;
-- lose-gpu, find-gpu: NVML cannot reach GPU 0, or can again;
-- broken-row: a row of the memory of GPU 0 could not be remapped.
+The wedges are those of docs/design/nvidia.md#a7, and refuse lasts for its configuration until accept. reboot means that
+a mode change needs one (WITH_REBOOT), reboot-now that the node reboots. kill-mps-daemon leaves the GPUs exclusive, and
+default-compute-mode is a person's nvidia-smi -c 0. stray-process computes on GPU 0 without a pod, sick-gpu asks for its
+reset, and a broken-row of its memory could not be remapped. The words of readings.py change what the agent reads.
 """

@@ -235,7 +235,11 @@ class PlayedOperand:
             elif await self._take(step):
                 crashes = 0
             else:
-                await self._back_off(crashes)
+                # A CrashLoopBackOff, unless the operand is no longer deployed, which deletes the pod.
+                ends = self._clock.now() + min(self._times.crash_first * 2**crashes, self._times.crash_last)
+                while (left := ends - self._clock.now()) > 0 and self._port.deployed():
+                    await self._clock.wait_for(self._wake, left)
+                    self._wake.clear()
                 crashes += 1
 
     async def restart(self) -> None:
@@ -282,10 +286,3 @@ class PlayedOperand:
         self._pod = Pod()
         await self._port.gone(crashed=False)
         self.is_gone.set()
-
-    async def _back_off(self, crashes: int) -> None:
-        """Wait for the CrashLoopBackOff, unless the operand is no longer deployed, which deletes the pod."""
-        ends = self._clock.now() + min(self._times.crash_first * 2**crashes, self._times.crash_last)
-        while (left := ends - self._clock.now()) > 0 and self._port.deployed():
-            await self._clock.wait_for(self._wake, left)
-            self._wake.clear()

@@ -10,24 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
-from gpusharing.kube.client import (
-    DEVICE_CLASSES,
-    DEVICE_TAINT_RULES,
-    JSON,
-    NODES,
-    PODS,
-    REPLICA_SETS,
-    RESOURCE_CLAIMS,
-    RESOURCE_SLICES,
-    KubeClient,
-)
+from gpusharing.kube.client import JSON, NODES, PODS, REPLICA_SETS, RESOURCE_CLAIMS, KubeClient
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from gpusharing.kube.pods import pod_view
 from gpusharing.kube.raw import count
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST
 from gpusharing.planning.snapshot.podviews import PodView
-from hack.sim.dradevices import DraDevices, claim_for, claim_status
+from hack.sim.dradevices import WATCHED, DraDevices, claim_for, claim_status
 from hack.sim.feed import follow
 from hack.sim.nodeobject import NVIDIA
 from hack.sim.settings import Clock, SimSettings
@@ -127,11 +118,9 @@ class Workloads:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
             if (dra := self._devices) is not None:
-                kinds = {RESOURCE_SLICES: dra.take_slice, DEVICE_CLASSES: dra.take_class}
-                kinds[DEVICE_TAINT_RULES] = dra.take_rule
                 tasks.create_task(follow(self._client, REPLICA_SETS, self._take_test, log=self._log))
-                for kind, take in {**kinds, RESOURCE_CLAIMS: dra.take_claim}.items():
-                    tasks.create_task(follow(self._client, kind, take, log=self._log))
+                for kind in WATCHED:
+                    tasks.create_task(follow(self._client, kind, partial(dra.take, kind), log=self._log))
             while True:
                 await self._wake.wait()
                 await self._clock.sleep(0.2)
@@ -154,8 +143,8 @@ class Workloads:
 
     def _store(self, pod: JSON) -> None:
         """Store a version of a pod unless a newer one is known: our own writes come back later as events."""
-        known = self._pods.get(pod["metadata"]["uid"])
-        if known is None or _version(known) < _version(pod):
+        known = self._pods.setdefault(pod["metadata"]["uid"], pod)
+        if int(known["metadata"]["resourceVersion"]) < int(pod["metadata"]["resourceVersion"]):
             self._pods[pod["metadata"]["uid"]] = pod
 
     def _take_node(self, node: JSON, gone: bool) -> None:
@@ -256,7 +245,11 @@ class Workloads:
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
         # Other resources, affinity and the node's readiness are ignored.
-        if cordoned or _is_repelled(pod, node) or not _selected(pod, labels):
+        tolerations = pod["spec"].get("tolerations") or ()
+        taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
+        repelled = not all(any(_tolerates(one, taint) for one in tolerations) for taint in taints)
+        selected = (pod["spec"].get("nodeSelector") or {}).items() <= labels.items()
+        if cordoned or repelled or not selected:
             return False
         if self._devices is not None:
             return self._allocate(pod, request, name) is not None
@@ -281,7 +274,7 @@ class Workloads:
             return
         namespace = pod["metadata"]["namespace"]
         claim = await self._client.create(RESOURCE_CLAIMS, claim_for(pod, results), namespace=namespace)
-        self._devices.take_claim(claim, False)
+        self._devices.take(RESOURCE_CLAIMS, claim, False)
         status: JSON = {"status": claim_status(pod, claim)}
         await self._client.patch(PODS, pod["metadata"]["name"], status, namespace=namespace, subresource="status")
 
@@ -308,12 +301,6 @@ async def start_pod(
         await client.patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")
 
 
-def _is_repelled(pod: JSON, node: JSON) -> bool:
-    tolerations = pod["spec"].get("tolerations") or ()
-    taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
-    return not all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in taints)
-
-
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
@@ -321,10 +308,6 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
     if not key:
         return exists
     return bool(key == taint["key"]) and (exists or toleration.get("value", "") == taint.get("value", ""))
-
-
-def _version(pod: JSON) -> int:
-    return int(pod["metadata"]["resourceVersion"])
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:
@@ -335,8 +318,3 @@ def _belongs(pod: JSON, namespace: str, name: str) -> bool:
 def _alive(pod: JSON) -> bool:
     phase = (pod.get("status") or {}).get("phase")
     return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
-
-
-def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
-    wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}  # affinity is ignored
-    return wanted.items() <= labels.items()

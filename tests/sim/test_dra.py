@@ -204,10 +204,10 @@ def stored(raw: JSON, uid: str, created: str = "2026-11-27T00:00:00Z") -> JSON:
 def test_of_two_classes_with_an_extended_resource_the_newer_one_serves_it() -> None:
     devices = DraDevices(lambda: None)
     assert devices.class_for("nvidia.com/mig-1g.10gb") == ""
-    devices.take_class(stored(SMALL, "1"), False)
-    devices.take_class(stored({**SMALL, "metadata": {"name": "another"}}, "2"), False)
+    devices.take(DEVICE_CLASSES, stored(SMALL, "1"), False)
+    devices.take(DEVICE_CLASSES, stored({**SMALL, "metadata": {"name": "another"}}, "2"), False)
     assert devices.class_for("nvidia.com/mig-1g.10gb") == "another"
-    devices.take_class(stored({**SMALL, "metadata": {"name": "newer"}}, "3", "2026-11-28T00:00:00Z"), False)
+    devices.take(DEVICE_CLASSES, stored({**SMALL, "metadata": {"name": "newer"}}, "3", "2026-11-28T00:00:00Z"), False)
     assert devices.class_for("nvidia.com/mig-1g.10gb") == "newer"
     assert devices.allocate("n1", {"small": 1}) is None, "nothing is published"
     assert devices.allocate("n1", {}) == []
