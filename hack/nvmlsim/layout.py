@@ -245,12 +245,8 @@ def declarations() -> list[str]:
     lines += ["enum { SIM_FAULT_NONE, SIM_FAULT_RETURN, SIM_FAULT_HANG };", ""]
     for name, kind in STRUCTURES:
         lines += [f"struct {name} {{"]
-        lines += [f"    {_declare(types, field[0], field[1])};" for field in kind._fields_]
+        for field, of in ((row[0], row[1]) for row in kind._fields_):
+            length = f"[{of._length_}]" if hasattr(of, "_length_") else ""
+            lines.append(f"    {types[getattr(of, '_type_', of) if length else of]} {field}{length};")
         lines += ["};", f'_Static_assert(sizeof(struct {name}) == {ctypes.sizeof(kind)}, "{name}");', ""]
     return lines
-
-
-def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
-    if hasattr(kind, "_length_"):
-        return f"{types[kind._type_]} {name}[{kind._length_}]"
-    return f"{types[kind]} {name}"

@@ -100,7 +100,8 @@ def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
     gpu.minor = place.index
     gpu.cc_major, gpu.cc_minor = card.compute_capability
     gpu.architecture = _ARCHITECTURE.get(card.compute_capability, _BLACKWELL)
-    gpu.brand = _brand(card.products[0])
+    rtx = _BRAND_RTX if " RTX " in card.products[0] else _BRAND_NVIDIA
+    gpu.brand = _BRAND_TESLA if card.products[0].startswith("Tesla") else rtx
     gpu.memory_mib = total_memory_mib(card)
     gpu.reserved_mib = _RESERVED_MIB
     gpu.temperature, gpu.power_mw = 34, 68_000
@@ -135,12 +136,6 @@ def profile_index(profile: Profile, card: Card) -> int:
     return PROFILE_INDEX[profile.slices, suffix]
 
 
-def _brand(product: str) -> int:
-    if product.startswith("Tesla"):
-        return _BRAND_TESLA
-    return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
-
-
 def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
@@ -157,12 +152,7 @@ def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: 
     slot.size = profile.size
     slot.start_count = len(profile.starts)
     slot.starts[: len(profile.starts)] = profile.starts
-    slot.memory_mib = _usable_mib(card, profile.size, units)
+    usable = _USABLE_GIB.get(card.key, {}).get(profile.size)
+    share = total_memory_mib(card) * profile.size / units * _USABLE_SHARE
+    slot.memory_mib = int(share if usable is None else usable * 1024)
     slot.name = f"MIG {profile.name}".encode()
-
-
-def _usable_mib(card: Card, size: int, units: int) -> int:
-    known = _USABLE_GIB.get(card.key, {}).get(size)
-    if known is not None:
-        return int(known * 1024)
-    return int(total_memory_mib(card) * size / units * _USABLE_SHARE)

@@ -148,7 +148,7 @@ class Simulator:
         with path.open("ab") as file:
             file.truncate(ctypes.sizeof(layout.SimState))
         simulator = cls(path)
-        with simulator._edit(new=True) as state:
+        with simulator.edit(new=True) as state:
             _fill_state(state, cards, driver, seed or str(path.resolve()))
         return simulator
 
@@ -171,39 +171,36 @@ class Simulator:
 
     def take_devices_away(self) -> None:
         """Take the devices away as `systemctl daemon-reload` does in containers: nvmlInit returns UNKNOWN forever."""
-        with self._edit() as state:
+        with self.edit() as state:
             state.access_epoch += 1
-
-    @contextmanager
-    def edit(self) -> Iterator[layout.SimState]:
-        """Lock the machine and yield its state. Another method of a Simulator of this process deadlocks inside."""
-        with self._edit() as state:
-            yield state
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
         """Set fields such as `lost=1`, `busy=1`, `compute_mode=3` or `remap_pending=1` of one GPU, or of all."""
-        with self._edit() as state:
+        with self.edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():
                     set_field(state.gpus[index], name, value)
 
     def set_machine(self, **fields: int | str) -> None:
         """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`."""
-        with self._edit() as state:
+        with self.edit() as state:
             for name, value in fields.items():
                 set_field(state, name, value)
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
         """Make one GPU, or all, report other values for a profile: `set_profile(0, "1g.10gb", id=99)`."""
-        with self._edit() as state:
+        with self.edit() as state:
             for index in self._indexes(state, gpu):
-                slot = _find_profile(state.gpus[index], profile)
+                gpu_profiles = state.gpus[index].profiles[: state.gpus[index].profile_count]
+                slot = next((one for one in gpu_profiles if text(one.name).removeprefix("MIG ") == profile), None)
+                if slot is None:
+                    raise SimulatorError(f"{text(state.gpus[index].name)} has no profile {profile}")
                 for name, value in fields.items():
                     set_field(slot, name, value)
 
     def add_process(self, gpu: int, pid: int, name: str = "", **fields: Unpack[ProcessFields]) -> None:
         """Start a process on a GPU; NVML knows no name if it is empty. `fields` replace those of ANY_PROCESS."""
-        with self._edit() as state:
+        with self.edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
             if slot is None:
@@ -216,7 +213,7 @@ class Simulator:
 
     def remove_process(self, pid: int) -> None:
         """End the processes with this pid on all GPUs, if there are any."""
-        with self._edit() as state:
+        with self.edit() as state:
             for process in state.processes:
                 if process.pid == pid:
                     process.used = 0
@@ -230,7 +227,7 @@ class Simulator:
             raise SimulatorError(f"{function} is not simulated; simulated are {', '.join(sorted(known))}")
         if fault != "hang" and fault not in RESULTS:
             raise SimulatorError(f"there is no fault {fault!r}: choose hang, {', '.join(RESULTS)}")
-        with self._edit() as state:
+        with self.edit() as state:
             slot = next((entry for entry in state.faults if entry.kind == layout.FAULT_NONE), None)
             if slot is None:
                 raise SimulatorError(f"the machine has {layout.MAX_FAULTS} faults already: clear them first")
@@ -242,13 +239,13 @@ class Simulator:
 
     def clear_faults(self) -> None:
         """Remove all faults. Calls that hang are then carried out."""
-        with self._edit() as state:
+        with self.edit() as state:
             for entry in state.faults:
                 entry.kind = layout.FAULT_NONE
             state.fault_count = 0
 
     def post_event(self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE) -> None:
-        with self._edit() as state:
+        with self.edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
             slot.sequence, slot.type, slot.data = state.event_count, event_type, data
@@ -270,18 +267,24 @@ class Simulator:
     def reset(self, gpus: Sequence[int] | None = None) -> None:
         """Reset GPUs, or all if None, as `nvidia-smi -r` does. Cards that switch MIG without a reset (Hopper and later)
         lose their MIG mode. Raises SimulatorError, and resets none, if one is in use or belongs to a VM."""
-        with self._edit() as state:
+        with self.edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus
             holders = self._holders(state)
             for index in indexes:
                 self._indexes(state, index)
-                _check_reset(state, index, holders)
+                if state.gpus[index].passthrough:
+                    raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
+                used = any(process.used and process.gpu == index for process in state.processes)
+                if used or state.gpus[index].busy:
+                    raise SimulatorError(f"GPU {index} is in use by one or more processes")
+                if state.clients_block and holders:
+                    raise SimulatorError(f"GPU {index} is held by NVML clients: {', '.join(map(str, holders))}")
             for index in indexes:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
         """Reboot. Ampere cards get the pending MIG mode, others lose it; injected faults stay."""
-        with self._edit() as state:
+        with self.edit() as state:
             for process in state.processes:
                 process.used = 0
             for slot in range(layout.MAX_CLIENTS):
@@ -292,17 +295,17 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        with self._edit() as state:
+        with self.edit() as state:
             return machine(state)
 
     def library_calls(self) -> tuple[int, float]:
         """Return the number of NVML calls so far, and the milliseconds of CPU time that the library used for them."""
-        with self._edit() as state:
+        with self.edit() as state:
             return int(state.calls), state.call_ns / 1e6
 
     @contextmanager
-    def _edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
-        """Lock the file, also against other threads of this process, and yield its state; a nested call deadlocks."""
+    def edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
+        """Lock the file, also against other threads of this process, and yield its state. A nested call deadlocks."""
         with _threads, self.path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.SimState):
                 raise SimulatorError(f"{self.path} is not a state file of this version: create it again")
@@ -373,24 +376,6 @@ def _namespace(kind: str) -> int:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
         return 0
-
-
-def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
-    for profile in gpu.profiles[: gpu.profile_count]:
-        if text(profile.name).removeprefix("MIG ") == name:
-            match: layout.SimProfile = profile
-            return match
-    raise SimulatorError(f"{text(gpu.name)} has no profile {name}")
-
-
-def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
-    gpu = state.gpus[index]
-    if gpu.passthrough:
-        raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
-    if gpu.busy or any(process.used and process.gpu == index for process in state.processes):
-        raise SimulatorError(f"GPU {index} is in use by one or more processes")
-    if state.clients_block and holders:
-        raise SimulatorError(f"GPU {index} is held by NVML clients: {', '.join(map(str, holders))}")
 
 
 def _reset_gpu(gpu: layout.SimGpu) -> None:
