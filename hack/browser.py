@@ -47,8 +47,15 @@ def ensure() -> Browser:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UnavailableError(f"there is no browser on the PATH: install one of {', '.join(NAMES)}")
+
+    def unpack(out: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=out.parent) as debs:
+            _run(["apt-get", "download", *_missing()], Path(debs))
+            for deb in sorted(Path(debs).glob("*.deb")):
+                _run(["dpkg-deb", "--extract", str(deb), str(out)], Path(debs))
+
     with alone_with_apt():
-        make_once(_folder(), "browser", _unpack)
+        make_once(_folder(), "browser", unpack)
     browser = find()
     assert browser is not None, "it was unpacked just now"
     return browser
@@ -56,13 +63,6 @@ def ensure() -> Browser:
 
 def _folder() -> Path:
     return cache_root() / f"browser-{platform.machine()}"
-
-
-def _unpack(out: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=out.parent) as debs:
-        _run(["apt-get", "download", *_missing()], Path(debs))
-        for deb in sorted(Path(debs).glob("*.deb")):
-            _run(["dpkg-deb", "--extract", str(deb), str(out)], Path(debs))
 
 
 def _missing() -> list[str]:

@@ -191,9 +191,14 @@ class Checks:
 
 def record() -> int:
     """Write PASSED if the checkout has no changes."""
-    if commit := clean_commit():
-        PASSED.write_text("\n".join((commit, *hash_images())) + "\n")
-    return int(not commit)
+    commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
+    changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
+    if changed.stdout or changed.returncode or commit.returncode:
+        return 1
+    images = sorted((BUILD / "images").glob("*.tar"))  # those that rung 4 ran
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in images]
+    PASSED.write_text("\n".join((commit.stdout.strip(), *hashes)) + "\n")
+    return 0
 
 
 def count_tests() -> Counter[str]:
@@ -204,18 +209,6 @@ def count_tests() -> Counter[str]:
         for number, outcome in re.findall(r"(\d+) (passed|failed|skipped)", line):
             total[outcome] += int(number)
     return total
-
-
-def hash_images() -> list[str]:
-    """Return the sha256 of each image in build/images, which rung 4 ran."""
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((BUILD / "images").glob("*.tar"))]
-
-
-def clean_commit() -> str:
-    """Return the commit of the checkout; empty if a tracked file has changed, or git fails."""
-    commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
-    changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
-    return "" if changed.stdout or changed.returncode or commit.returncode else commit.stdout.strip()
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:

@@ -145,7 +145,12 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        yield "; ".join(self._by_rung()) or "no tests"
+        rungs = []
+        for rung, name in RUNGS.items():
+            counts = self._outcomes[rung]
+            if parts := [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]:
+                rungs.append(f"rung {rung} ({name}): {', '.join(parts)}")
+        yield "; ".join(rungs) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"
         for nodeid, seconds in largest(self._seconds)[:SLOWEST]:
@@ -155,13 +160,6 @@ class Report:
         elif verb in SOON:
             others = [f"make {other}" for other in SOON if other != verb]
             yield f"next: {', '.join(others)}; make test-all plays everything"
-
-    def _by_rung(self) -> Iterator[str]:
-        for rung, name in RUNGS.items():
-            counts = self._outcomes[rung]
-            parts = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
-            if parts:
-                yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
         verb = config.getoption("verb", None)

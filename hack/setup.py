@@ -25,7 +25,8 @@ def main() -> int:
         need = "Python >= {}.{} is needed, and {} is {}".format(*OLDEST, sys.executable, sys.version.split()[0])
         return refuse(need, "name a newer one: make PYTHON=python3.12 <verb>")
     (ROOT / "build").mkdir(exist_ok=True)
-    stamp, wanted = VENV / "set-up.sha256", fingerprint()
+    content = b"".join([sys.version.encode(), *((ROOT / name).read_bytes() for name in INPUTS)])
+    stamp, wanted = VENV / "set-up.sha256", hashlib.sha256(content).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted and runs(VENV / "bin" / "python"):
         return 0
     begin = time.monotonic()
@@ -46,14 +47,6 @@ def main() -> int:
     stamp.write_text(wanted)
     say(f".venv was set up in {time.monotonic() - begin:.0f} s")
     return 0
-
-
-def fingerprint() -> str:
-    """Return a hash of what determines the content of .venv."""
-    digest = hashlib.sha256(sys.version.encode())
-    for name in INPUTS:
-        digest.update((ROOT / name).read_bytes())
-    return digest.hexdigest()
 
 
 def runs(python: Path) -> bool:

@@ -126,34 +126,27 @@ def kubelet_access(layout: Layout) -> list[str]:
     ]
 
 
+QUIET = ("--leader-elect=false", "--secure-port=0", "--profiling=false")
+BUSY = ("--kube-api-qps=500", "--kube-api-burst=1000")
+"""With the default (20/s) a thousand new nodes would wait a minute until their first taint is removed."""
+
+
 def controller_manager(programs: Programs, layout: Layout) -> list[str]:
     """Return the command line of kube-controller-manager with all default controllers."""
     return [
         str(programs.kube_controller_manager),
         f"--kubeconfig={layout.kubeconfig('controller-manager')}",
-        "--leader-elect=false",
-        "--secure-port=0",
-        "--profiling=false",
+        *QUIET,
+        *BUSY,
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={layout.pki.key('service-account')}",
         f"--root-ca-file={layout.pki.ca}",
         f"--node-monitor-grace-period={NODE_GRACE}",
-        # With the default (20/s) a thousand new nodes would wait a minute until their first taint is removed.
-        "--kube-api-qps=500",
-        "--kube-api-burst=1000",
     ]
 
 
 def scheduler(programs: Programs, layout: Layout) -> list[str]:
-    return [
-        str(programs.kube_scheduler),
-        f"--kubeconfig={layout.kubeconfig('scheduler')}",
-        "--leader-elect=false",
-        "--secure-port=0",
-        "--profiling=false",
-        "--kube-api-qps=500",
-        "--kube-api-burst=1000",
-    ]
+    return [str(programs.kube_scheduler), f"--kubeconfig={layout.kubeconfig('scheduler')}", *QUIET, *BUSY]
 
 
 def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:

@@ -155,8 +155,12 @@ class ControlPlane:
         """Start all programs and wait until they are ready. Raises UnavailableError or ComponentError."""
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
-        directory = self._make_directory()
         options = self.options
+        if self._chosen_directory is not None:
+            directory = private_directory(self._chosen_directory.resolve())
+        else:
+            state.sweep(root := private_directory(state_root()))
+            directory = Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
         addresses = (options.address, SERVICE_ADDRESS) if options.kubelets else (options.address,)
         create_pki(directory / "pki", addresses=addresses, kubelets=options.kubelets)
         (directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
@@ -221,13 +225,6 @@ class ControlPlane:
     @cached_property
     def _programs(self) -> toolchain.Programs:
         return toolchain.control_plane_programs()
-
-    def _make_directory(self) -> Path:
-        if self._chosen_directory is not None:
-            return private_directory(self._chosen_directory.resolve())
-        root = private_directory(state_root())
-        state.sweep(root)
-        return Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
 
     def _prepare_clients(self) -> None:
         layout, pki = self.layout, self.layout.pki

@@ -119,20 +119,16 @@ def _is_taken(pid: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Return free ports. Another call may return the same: retry if one is taken."""
-    ports: dict[int, None] = {}
-    while len(ports) < count:
-        with socket.socket() as server, contextlib.suppress(OSError):  # the port is in use
-            server.bind(("127.0.0.1", _any_port()))
-            ports[int(server.getsockname()[1])] = None
-    return list(ports)
-
-
-def _any_port() -> int:
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
         first = LOCAL_PORTS_FROM
-    return random.randrange(PORTS_FROM, first) if first - PORTS_FROM >= ENOUGH_PORTS else 0
+    enough, ports = first - PORTS_FROM >= ENOUGH_PORTS, dict[int, None]()
+    while len(ports) < count:
+        with socket.socket() as server, contextlib.suppress(OSError):  # the port is in use
+            server.bind(("127.0.0.1", random.randrange(PORTS_FROM, first) if enough else 0))
+            ports[int(server.getsockname()[1])] = None
+    return list(ports)
 
 
 def wait_until(

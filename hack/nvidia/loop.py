@@ -141,7 +141,6 @@ def policy(**spec: Any) -> Object:
 def running_loop(
     folder: Path,
     *machines: str,
-    log: Path | None = None,
     chart: Sequence[str] = (),
     models: Mapping[str, str] | None = None,
     installation: Installation = GPU_OPERATOR,
@@ -155,9 +154,7 @@ def running_loop(
         wanted = {name: [(models or {}).get(name, MODEL)] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder, installation))
         settings = {**WAITS, "gpu_operator_namespace": installation.namespace}
-        operator = launch.operator(plane.kubeconfig, folder, 1.0, **settings)
-        operator.log = log or operator.log
-        stack.enter_context(operator)
+        operator = stack.enter_context(launch.operator(plane.kubeconfig, folder, 1.0, **settings))
         yield NvidiaLoop(plane, nodes, operator)
 
 

@@ -77,7 +77,11 @@ def prepare(
     chart = write_chart(out / "chart" / CHART.name, prepared.image, digest, notes.changes(text), origin.source)
     _helm("lint", "--strict", str(chart))
     pack_chart(chart, files, origin.epoch)
-    _write_bundle(prepared, out)
+    shutil.copy(olm.build(prepared.image, digest, source, out / "olm"), files)
+    folder = out / "olm" / "bundle"
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    packed = krew.tarball({name: (path.read_bytes(), 0o644) for name, path in paths.items()})
+    (files / f"{CHART.name}-{wanted}-olm-bundle.tar.gz").write_bytes(packed)
     package.build(package.write_source(out / "source", origin.source), files, origin.epoch)
     krew.build(source, platforms, files)
     (files / SUMS).write_text(sums(files))
@@ -131,15 +135,6 @@ def pack_chart(chart: Path, files: Path, epoch: int) -> None:
     for path in (chart, *chart.rglob("*")):
         os.utime(path, (epoch, epoch))
     _helm("package", str(chart), "--destination", str(files))
-
-
-def _write_bundle(prepared: Prepared, out: Path) -> None:
-    beside = olm.build(prepared.image, prepared.digest, prepared.source, out / "olm")
-    shutil.copy(beside, out / "files")
-    folder = out / "olm" / "bundle"
-    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    packed = krew.tarball({name: (path.read_bytes(), 0o644) for name, path in paths.items()})
-    (out / "files" / f"{CHART.name}-{prepared.version}-olm-bundle.tar.gz").write_bytes(packed)
 
 
 def _helm(*arguments: str) -> None:

@@ -28,7 +28,6 @@ HINT = (
 
 OPTIONS = {
     "time_factor": (float, "simulated seconds per second"),
-    "seed": (int, "seed of the random jitter"),
     "node_prefix": (str, "simulate only nodes whose names begin with this"),
     "agent_interval": (float, "seconds between an agent's readings"),
     "agent_hung_after": (float, "seconds after which an agent reports that a reading hangs"),
@@ -59,19 +58,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def settings_of(options: argparse.Namespace) -> SimSettings:
-    named = {name: getattr(options, name) for name in OPTIONS}
-    return SimSettings(agents=options.agents, dra=options.dra, times=Times(apply=options.apply), **named)
-
-
 async def play(kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False) -> None:
     """Simulate until canceled by a signal or, with `with_parent`, by the end of standard input."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
-    if with_parent:
-        end_with_input(loop, task)
+    if with_parent:  # a parent that is killed cannot stop its children, but its pipes close
+
+        def ended() -> None:
+            loop.remove_reader(sys.stdin.fileno())
+            task.cancel()
+
+        loop.add_reader(sys.stdin.fileno(), ended)
     kubeconfig = kubeconfig or kubeconfig_path()
     served = (
         "GFD and the kubelet plugin of DRA driver 0.5.0" if settings.dra else f"device plugin and GFD {settings.plugin}"
@@ -89,16 +88,6 @@ async def play(kubeconfig: Path | None, settings: SimSettings, account: str = ""
         await NodeSoftware(client, settings, log=say, agent_client=agents_as).run()
 
 
-def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Cancel `task` when standard input ends: a parent that is killed cannot stop its children, but its pipes close."""
-
-    def ended() -> None:
-        loop.remove_reader(sys.stdin.fileno())
-        task.cancel()
-
-    loop.add_reader(sys.stdin.fileno(), ended)
-
-
 def say(line: str) -> None:
     print(line, flush=True)
 
@@ -107,7 +96,8 @@ def main() -> int:
     """Run the simulator and return the exit status."""
     options = arguments()
     try:
-        settings = settings_of(options)
+        named = {name: getattr(options, name) for name in OPTIONS}
+        settings = SimSettings(agents=options.agents, dra=options.dra, times=Times(apply=options.apply), **named)
         asyncio.run(play(options.kubeconfig, settings, options.agent_account, with_parent=options.with_parent))
     except asyncio.CancelledError:
         say("stopped")
