@@ -16,6 +16,7 @@ from gpusharing.kube.convert import find_zones
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
 from gpusharing.planning.snapshot.records import UNRECORDED, Claim, Deferred, Fence, Verified
@@ -333,6 +334,10 @@ def wishes_of(policies: Iterable[PolicyView]) -> list[Request]:
     return [find_request(one.name, one.spec) for one in policies if one.spec is not None]
 
 
+_configs: dict[str, WriteConfig] = {}
+"""By its arguments, what `make_stack` has computed: to write its YAML takes milliseconds."""
+
+
 def make_stack(
     *policies: PolicyView,
     cluster_policy: ClusterPolicyView | None = DEFAULT_CLUSTER_POLICY,
@@ -351,11 +356,15 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(wishes_of(policies), cards, plugins_of(policies, cards.values(), empty), empty)
-    assert change is not None, "an empty stack lacks everything"
+    key = repr((policies, cards, cluster_policy))
+    change = _configs.get(key)
+    if change is None:
+        change, _ = plan_config(wishes_of(policies), cards, plugins_of(policies, cards.values(), empty), empty)
+        assert change is not None, "an empty stack lacks everything"
+        _configs[key] = change
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at or at(-86400))
-    known = {"plugin_configs": change.plugin_configs, "mig_file": change.mig_file, "written": written}
+    known = {"plugin_configs": dict(change.plugin_configs), "mig_file": change.mig_file, "written": written}
     return replace(empty, **{**known, **fields})
 
 
