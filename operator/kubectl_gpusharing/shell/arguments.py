@@ -7,6 +7,7 @@ is imported at the top, so that --help is fast.
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from textwrap import fill
 from types import MappingProxyType
 from typing import Any, Never
@@ -340,6 +341,7 @@ def parse(words: Sequence[str]) -> Arguments:
     return Arguments(**defaults | given | lists)
 
 
+@cache
 def parser() -> Parser:
     from gpusharing.kube.ownversion import own_version
 

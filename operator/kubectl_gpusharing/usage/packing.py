@@ -63,9 +63,8 @@ class Packer:
         self._fills = cache(self._find_fills)
         self._fits = cache(self._find_fit)
 
-    def fewest(self, wanted: Counts, most: int) -> int | None:
-        """Return the smallest number of GPUs that can hold the `wanted` instances; None if it is above `most`."""
-        return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
+    def fits(self, wanted: Counts, gpus: int) -> bool:
+        return self._fits(wanted, gpus)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
         """Return at most `gpus` layouts for exactly the `wanted` instances, where possible of one profile each.
@@ -294,23 +293,30 @@ def _cheapest(
     if not any(wanted) and not undivided:
         return way
     candidates = []
+    steps = _steps(way.wanted)
     for divided in range(per_node + 1):
         of_pods = fewest_nodes(undivided, (per_node - divided,))
-        of_instances = _nodes_for(packer, way.wanted, divided)
+        of_instances = _nodes_for(packer, way.wanted, divided, steps)
         if of_pods is not None and of_instances is not None:
             # Fewer nodes are better in every respect, as each has these divided GPUs.
-            candidates.append(replace(way, nodes=max(of_pods, of_instances), divided=divided))
-    return min(candidates, key=lambda each: (max(each.nodes - existing, 0), each.gpus, each.nodes), default=None)
+            nodes = max(of_pods, of_instances)
+            candidates.append((max(nodes - existing, 0), nodes * divided, nodes, divided))
+    if not candidates:
+        return None
+    *_, nodes, divided = min(candidates)
+    return replace(way, nodes=nodes, divided=divided)
 
 
 def _per_node(wanted: Counts, nodes: int) -> Counts:
     return tuple(-(-count // nodes) for count in wanted)
 
 
-def _nodes_for(packer: Packer, wanted: Counts, divided: int) -> int | None:
-    """Return the fewest nodes with so many divided GPUs each that hold the instances, or None if none do."""
-    steps = _steps(wanted)
-    first = bisect_left(steps, x=True, key=lambda nodes: packer.fewest(_per_node(wanted, nodes), divided) is not None)
+def _nodes_for(packer: Packer, wanted: Counts, divided: int, steps: Sequence[int]) -> int | None:
+    """Return which of the numbers of nodes with so many divided GPUs each is the first that holds the instances.
+
+    The numbers ascend. None if none of them is enough.
+    """
+    first = bisect_left(steps, x=True, key=lambda nodes: packer.fits(_per_node(wanted, nodes), divided))
     return steps[first] if first < len(steps) else None
 
 
