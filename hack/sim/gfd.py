@@ -7,6 +7,7 @@ and multiprocessor counts, machine, clique and CUDA versions, and the memory of 
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.api.names import (
@@ -38,6 +39,7 @@ _LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
 "undefined"."""
 
 
+@lru_cache(maxsize=4096)
 def owns(label: str) -> bool:
     """Whether GFD writes this label, and removes it when it is turned off or crash-loops (b.4)."""
     return _OWNED.fullmatch(label) is not None

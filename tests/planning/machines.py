@@ -225,19 +225,27 @@ class NodeMachine:
 
     def gpus(self, processes: tuple[str, ...] = ()) -> tuple[GpuView, ...]:
         """The GPUs as the agent reads them; processes compute on GPU 0."""
+        servers = (SERVER,) if self.clients else ()
         return tuple(
-            replace(
-                make_gpu(
-                    index,
-                    product=product,
-                    layout=self.layouts[index],
-                    compute_mode="ExclusiveProcess" if self.exclusive and self.layouts[index] is None else "Default",
-                    processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
-                ),
-                vitals=HEALTHY if index else self.vitals,
+            _view(
+                index,
+                product,
+                self.layouts[index],
+                self.exclusive and self.layouts[index] is None,
+                (*(() if index else processes), *servers),
+                HEALTHY if index else self.vitals,
             )
             for index, product in enumerate(self.products)
         )
+
+
+@lru_cache(maxsize=4096)
+def _view(
+    index: int, product: str, layout: Layout | None, exclusive: bool, processes: tuple[str, ...], vitals: Vitals
+) -> GpuView:
+    mode = "ExclusiveProcess" if exclusive else "Default"
+    gpu = make_gpu(index, product=product, layout=layout, compute_mode=mode, processes=processes)
+    return replace(gpu, vitals=vitals)
 
 
 def _operands(stack: StackView, value: str) -> dict[str, str]:
