@@ -128,7 +128,8 @@ REPLACED_WITHIN = timedelta(minutes=10)
 def with_evicted(snapshot: ClusterSnapshot, now: datetime) -> ClusterSnapshot:
     """Return the snapshot with `PassMemory.evicted` brought up to date and `PdbView.evicted_from` filled in."""
     evicted = _find_evicted(snapshot.work, snapshot.memory.evicted, now)
-    snapshot = replace(snapshot, memory=replace(snapshot.memory, evicted=evicted))
+    if evicted != snapshot.memory.evicted:
+        snapshot = replace(snapshot, memory=replace(snapshot.memory, evicted=evicted))
     if not evicted:
         return snapshot
     nodes: dict[str, list[str]] = {}

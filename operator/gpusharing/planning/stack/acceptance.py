@@ -200,12 +200,13 @@ def with_effects(
     """
     policies = {one.name: one for one in snapshot.policies if one.name not in unread}
     wanted = memo.each(find_wanted, ((name, (one,)) for name, one in policies.items()), failed=unread)
-    nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
-    readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in wanted))
-    unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
-    due = find_due_changes(wanted.values(), snapshot)
-    effects = {change: find_effects(change, readable) + unknown for change in due}
-    if effects:  # the patches of one policy may take more together than each alone
+    effects: dict[Change, tuple[Effect, ...]] = {}
+    if due := tuple(find_due_changes(wanted.values(), snapshot)):
+        nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
+        readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in wanted))
+        unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
+        effects = {change: find_effects(change, readable) + unknown for change in due}
+        # The patches of one policy may take more together than each alone.
         stack = replace(snapshot.stack, effects=effects)
         rows = ((one.name, (one, stack, snapshot.settings)) for one in readable.policies)
         joined = memo.each(_find_joined, rows, failed=unread)

@@ -13,7 +13,7 @@ import yaml
 
 from gpusharing.api.nearest import did_you_mean
 from gpusharing.api.policy import MigLayout
-from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.cards import Profile, find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.views import CardView, GpuView
@@ -278,12 +278,17 @@ def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, En
     """Return the entries for NVIDIA's well-known names on the card models that are present, each by its first GPU.
 
     A name that means the same on all models gets one row. So does one that means the same on those that have it, if the
-    PCI device ids of one of these are unknown. Otherwise each model with known ids gets a row, limited to its ids.
+    PCI device ids of one of these are unknown. Otherwise each model with known ids gets a row, limited to its ids. The
+    entries are cached and must not be changed.
     """
-    present = sorted(filter(None, models))
+    return {**_well_known_entries(tuple((name, models[name][0].profiles) for name in sorted(filter(None, models))))}
+
+
+@lru_cache(maxsize=64)
+def _well_known_entries(present: tuple[tuple[str, tuple[Profile, ...]], ...]) -> Mapping[str, Entry]:
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
-    for product in present:
-        for name, layout in _generated(models[product][0].profiles).items():
+    for product, profiles in present:
+        for name, layout in _generated(profiles).items():
             meanings.setdefault(name, []).append((product, layout))
     meanings.pop(ALL_DISABLED, None)
     entries: dict[str, Entry] = {ALL_DISABLED: [{"devices": "all", "mig-enabled": False}]}
