@@ -1,8 +1,5 @@
 """PodDisruptionBudgets as their controller keeps them, and what the API server answers to an eviction.
-
-Written after kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go` and the disruption controller; nothing is
-asked of pdb.py, which foresees the same answers.
-"""
+Written after kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go` and the disruption controller; nothing is asked of pdb.py, which foresees the same answers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,23 +18,18 @@ class Budget:
     app: str
     min_available: int
     replicas: int = 3
-    """What the app's controller asks for."""
     always_allow_unhealthy: bool = False
 
     def selects(self, pod: PodView) -> bool:
-        """Whether the pod is one of its."""
         return pod.namespace == NAMESPACE and pod.labels.get("app") == self.app
 
     def healthy(self, pods: Iterable[PodView]) -> int:
-        """Its pods that are Ready and stay."""
         return sum(self.selects(pod) and pod.ready and pod.deleted_at is None for pod in pods)
 
     def room(self, pods: Iterable[PodView]) -> int:
-        """How many pods may go now."""
         return max(0, self.healthy(pods) - self.min_available)
 
     def view(self, pods: Iterable[PodView]) -> PdbView:
-        """What the operator lists."""
         every = tuple(pods)
         return PdbView(
             NAMESPACE,
@@ -52,7 +44,6 @@ class Budget:
 
 
 def answer_to(pod: PodView, budgets: Iterable[Budget], pods: Iterable[PodView]) -> Reason:
-    """What the API server makes of an eviction."""
     if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
         return Reason.EVICTED
     guards = [budget for budget in budgets if budget.selects(pod)]

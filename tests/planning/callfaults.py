@@ -47,7 +47,6 @@ def shared_failing(how: How, times: int) -> Deed:
 
 
 def calls_work(world: World, name: str) -> bool:
-    """Nothing fails any more."""
     failed = bool(world.wires.faults or world.unlisted)
     world.wires.faults.clear()
     world.unlisted.clear()

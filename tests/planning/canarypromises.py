@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 
 def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    """No node starts beside canaries that are not proven, or have not served for long enough, or cannot all be, or do
-    not serve; a canary that drifted is put right all the same."""
+    """No node starts beside canaries that are not proven, or have not served for long enough, or cannot all be, or do not serve; a canary that drifted is put right all the same."""
     canary = spec.rollout.canary
     if canary is None:
         return

@@ -69,7 +69,6 @@ def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
 
 
 def copy_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
-    """The same world, to be changed."""
     return world_of(policy, products).copy()
 
 
@@ -110,8 +109,7 @@ def make_case(
     stack: StackView | None = None,
     now: datetime = NOW,
 ) -> NodeCase:
-    """gpu-07, at rest under `was`, now judged against `policy`, which owns it unless `owner` names another policy or
-    is empty; `node`, `labels`, `gpunode` change its views."""
+    """gpu-07, at rest under `was`, now judged against `policy`, which owns it unless `owner` names another policy or is empty; `node`, `labels`, `gpunode` change its views."""
     since = {DRIFTS: drifting_since, WITHDRAWN: withdrawn_since}
     others = {what: moment for what, moment in since.items() if moment is not None}
     world = world_of(was, products)
@@ -172,8 +170,7 @@ NO_SCOPE = make_work().scope
 
 
 def named_event(case: NodeCase) -> NodeCase:
-    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made for its
-    scope unless they name another."""
+    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made for its scope unless they name another."""
 
     def named(request: str) -> str:
         return request.replace(f":{EVENT}:", f":{last_event(case)}:")
@@ -192,7 +189,6 @@ def named_event(case: NodeCase) -> NodeCase:
 
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
-    """The assessment of one node under one policy."""
     targets = find_targets(policy, request_of(policy), stack, SETTINGS)
     return assess(view, report, targets, actuator=LABELS)
 
@@ -258,7 +254,6 @@ def wrote(world: World, *kinds: type) -> list[str]:
 
 
 def verdict_of(world: World, node: str = NODE) -> Verdict:
-    """What is decided about the node now."""
     return world.plan().verdicts[node]
 
 
@@ -288,7 +283,6 @@ def run_until(world: World, phase: Phase, rounds: int = 300, node: str = NODE) -
 
 
 def pool_of(size: int, policy: PolicyView = FULL) -> World:
-    """So many nodes of pool b, at rest."""
     world = World()
     for number in range(size):
         world.add_node(f"n{number}")

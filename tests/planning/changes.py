@@ -42,13 +42,11 @@ def changing(policy: PolicyView | None = MIXED, *, fence: Fence = FENCE, now: fl
 
 
 def only(verdict: Verdict) -> Any:
-    """The one action of a verdict."""
     (action,) = verdict.actions
     return action
 
 
 def asked_at(seconds: float, kind: str = "") -> str:
-    """The request for silence made then."""
     return f"op-1:quiet:{kind}{EVENT}:{int(at(seconds).timestamp() * 1000)}"
 
 

@@ -51,13 +51,11 @@ class Cluster(RuleBasedStateMachine):
     """Random events against the planner."""
 
     happened: ClassVar[Counter[str]] = Counter()
-    """Over all examples of a run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
         self.disturbed = ""
-        """The node whose change was disturbed last."""
 
     @initialize(
         modes=st.lists(st.integers(0, len(MODES) - 1), min_size=2, max_size=2, unique=True),
@@ -348,8 +346,7 @@ class Cluster(RuleBasedStateMachine):
     # --- the end ---
 
     def teardown(self) -> None:
-        """In a twin people do only what they are told (fairend.py). Then people clear up, everything comes to rest, and
-        what has a policy is Synced."""
+        """In a twin people do only what they are told (fairend.py). Then people clear up, everything comes to rest, and what has a policy is Synced."""
         if self.world.nodes:
             self._happens("a fair end")
             twin = self.world.copy()

@@ -1,7 +1,5 @@
 """What people, tools, pods and hardware do to the nodes of a World, one small deed at a time.
-
-A deed says whether it changed anything; only then it counts as done.
-"""
+A deed says whether it changed anything; only then it counts as done."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -41,7 +39,6 @@ FOREIGN_CONFIG = "all-disabled"
 
 
 def change(world: World, name: str, **fields: Any) -> bool:
-    """Replace fields of a node."""
     before = world.nodes[name]
     world.nodes[name] = replace(before, **fields)
     return world.nodes[name] != before
@@ -61,19 +58,16 @@ def cordon(world: World, name: str) -> bool:
 
 
 def uncordon(world: World, name: str) -> bool:
-    """Whoever cordoned."""
     world.human_cordons.discard(name)
     return change(world, name, unschedulable=False)
 
 
 def ask_for_retry(world: World, name: str) -> bool:
-    """Another value each time."""
     world.serial += 1
     return change(world, name, retry=f"try-{world.serial}")
 
 
 def clear_mig_manager(world: World, name: str) -> bool:
-    """kubectl delete pod."""
     machine = world.machines[name]
     machine.restart()
     return any(gpu.mig_capable for gpu in machine.gpus())
@@ -85,8 +79,6 @@ def hold_cordon(world: World, name: str) -> bool:
 
 
 def to_pool(pool: str | None) -> Deed:
-    """The label by which policies select."""
-
     def deed(world: World, name: str) -> bool:
         before = world.nodes[name]
         world.nodes[name] = patched(before, {"gpusharing.dev/pool": pool})
@@ -123,24 +115,20 @@ def protect(world: World, name: str) -> bool:
 
 
 def delete_node(world: World, name: str) -> bool:
-    """The Node is on its way out."""
     return change(world, name, deleting=True)
 
 
 def request_retry(world: World, name: str) -> bool:
-    """Another value each time."""
     world.serial += 1
     return request(world, name, retry=f"try-{world.serial}")
 
 
 def request_abort(world: World, name: str) -> bool:
-    """The GPUNode names the change in flight."""
     fence = world.nodes[name].fence
     return fence is not None and request(world, name, abort=fence.op)
 
 
 def request_skip(world: World, name: str) -> bool:
-    """The Node is to be skipped, or no more."""
     skipped = world.nodes[name].labels.get(names.LABEL_SKIP) == "true"
     return request(world, name, skip="false" if skipped else "true")
 
@@ -233,8 +221,6 @@ TOOLS: Mapping[str, Deed] = {
 
 
 def sick(vitals: Vitals) -> Deed:
-    """GPU 0 becomes unhealthy, or is healthy again."""
-
     def deed(world: World, name: str) -> bool:
         machine = world.machines[name]
         before, machine.vitals = machine.vitals, vitals
@@ -244,12 +230,10 @@ def sick(vitals: Vitals) -> Deed:
 
 
 def node_not_ready(world: World, name: str) -> bool:
-    """The kubelet goes, or comes back."""
     return change(world, name, ready=not world.nodes[name].ready)
 
 
 def agent_goes_or_comes(world: World, name: str) -> bool:
-    """The agent's pod."""
     world.agents_down ^= {name}
     return True
 
@@ -264,15 +248,12 @@ def instances_destroyed(world: World, name: str) -> bool:
 
 
 def mps_killed(world: World, name: str) -> bool:
-    """The MPS daemon dies, its pod stays."""
     alive = world.machines[name].clients is not None
     world.machines[name].kill_mps()
     return alive
 
 
 def tempered(temper: Temper) -> Deed:
-    """mig-manager's runs end so from now on."""
-
     def deed(world: World, name: str) -> bool:
         machine = world.machines[name]
         before, machine.temper = machine.temper, temper
@@ -334,7 +315,6 @@ def landing(kind: str) -> Deed:
 
 
 def pod_ends(world: World, name: str) -> bool:
-    """One pod ends by itself, whatever kept it."""
     pods = world.pods[name]
     if not pods:
         return False

@@ -62,7 +62,6 @@ def with_classes(world: "World", classes: tuple[DeviceClassView, ...]) -> bool:
 
 
 def classes_deleted(world: "World", name: str) -> bool:
-    """Somebody deletes all DeviceClasses of ours."""
     return with_classes(world, tuple(one for one in world.stack.dra.classes or () if not one.ours))
 
 

@@ -56,7 +56,6 @@ def drain_pass(
 
 
 def planned(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -> DrainPlan:
-    """The plan of one pass."""
     return drain_pass(work, options, now).plan
 
 

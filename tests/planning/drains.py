@@ -21,7 +21,6 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 
 
 def asked(seconds: float) -> str:
-    """The request for silence made then."""
     return f"op-1:quiet:{EVENT}:{int(at(seconds).timestamp() * 1000)}"
 
 
@@ -42,12 +41,10 @@ def fenced(policy: PolicyView | None = MIXED, fence: Fence = FENCE, **fields: An
 
 
 def silent(**fields: Any) -> GPUNodeView:
-    """The agent has closed NVML for this change."""
     return quiet_report(FULL, REQUEST, **fields)
 
 
 HELD = make_work(make_pod("stays", owner=None))
-"""A pod that nobody evicts."""
 
 
 def released(verdict: Verdict) -> Release:

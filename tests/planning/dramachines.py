@@ -16,9 +16,7 @@ class DraMachine(NodeMachine):
     """A node whose devices the kubelet plugin publishes when it starts, and only then."""
 
     plugins: int = 0
-    """Counts pods of the kubelet plugin."""
     published: int = -1
-    """The pod that published last."""
     divided: int = 0
     """How often the GPUs were divided: each time their devices get other UUIDs."""
     pauses: bool = False
@@ -34,7 +32,6 @@ class DraMachine(NodeMachine):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices as they are now."""
         return (f"{self.name}-{self.divided}",)
 
     def mig_manager(self, node: NodeView, stack: StackView) -> Labels:
@@ -56,7 +53,6 @@ class DraMachine(NodeMachine):
         self.plugins += 1
 
     def plugin(self, node: NodeView, stack: StackView, now: datetime) -> NodeView:
-        """One step: a new pod publishes what there is."""
         if self.published == self.plugins or (self.pauses and self.running):
             return node
         self.published = self.plugins
@@ -64,7 +60,6 @@ class DraMachine(NodeMachine):
 
     @property
     def due(self) -> NodeDevices:
-        """What a plugin that starts now publishes."""
         shown: list[Layout | None] = [layout for layout in self.layouts if layout is None or layout]
         layouts = tuple(sorted(shown, key=lambda layout: (layout is None, layout or ())))
         return NodeDevices(layouts, key=key_of(self.devices))

@@ -1,8 +1,5 @@
 """A fair end of the random world: faults are cured, and people do only what the messages tell them.
-
-Nobody empties the nodes and nobody edits a policy unless a message asks for that. After it everything is Synced or left
-out on purpose, and nothing of ours is left: no fence, no claim, no cordon and no mark.
-"""
+Nobody empties the nodes and nobody edits a policy unless a message asks for that. After it everything is Synced or left out on purpose, and nothing of ours is left: no fence, no claim, no cordon and no mark."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -110,7 +107,6 @@ def _uncordon(world: World, name: str) -> None:
 
 
 def _mark(world: World, node: NodeView, pairs: Mapping[str, str | None]) -> None:
-    """Set or remove labels and annotations."""
     if names.ANNOTATION_FENCE in pairs and node.unschedulable:
         world.human_cordons.add(node.name)  # whoever unfences it is answerable for its cordon
     fence = None if names.ANNOTATION_FENCE in pairs else node.fence
@@ -313,8 +309,7 @@ def _is_fine(verdict: Verdict) -> bool:
 
 
 LONGEST = timedelta(days=14)
-"""After so long without news nothing more is waited for: jobs that never end take five tries before somebody looks, one
-in each night where the policy has windows, and that for one node after the other."""
+"""After so long without news nothing more is waited for: jobs that never end take five tries before somebody looks, one in each night where the policy has windows, and that for one node after the other."""
 
 
 def end_fairly(world: World) -> RolloutPlan:

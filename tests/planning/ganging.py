@@ -6,11 +6,9 @@ from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, Po
 
 
 def make_gang(name: str = "train", *, kind: str = "JobSet", namespace: str = "team-a") -> Gang:
-    """A gang that a label tells."""
     return Gang(kind, namespace, name, f"jobset.sigs.k8s.io/jobset-name={name}")
 
 
 def make_gang_view(members: Mapping[str, Sequence[PodView]], gang: Gang | None = None) -> GangView:
-    """A gang with these pods, by node."""
     rows = tuple(GangMember(node, pod) for node, pods in sorted(members.items()) for pod in pods)
     return GangView(gang or make_gang(), rows)

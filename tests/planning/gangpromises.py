@@ -1,8 +1,5 @@
-"""What is promised of gangs, asked of every eviction and deletion by force, and of what is told of their members: a
-part of the invariants (c), (k) and (t).
-
-The tests' own opinion: nothing is asked of the modules about gangs in drain/.
-"""
+"""What is promised of gangs, asked of every eviction and deletion by force, and of what is told of their members: a part of the invariants (c), (k) and (t).
+The tests' own opinion: nothing is asked of the modules about gangs in drain/."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -45,8 +42,7 @@ def ended(world: "World", action: Evict | ForceDelete) -> None:
 
 
 def told(world: "World", plan: RolloutPlan) -> None:
-    """Nobody is told that labels of a namespace cannot be read while they can, of a node whose pods were listed in this
-    pass: not even of members of gangs that hold no GPU."""
+    """Nobody is told that labels of a namespace cannot be read while they can, of a node whose pods were listed in this pass: not even of members of gangs that hold no GPU."""
     listed = world.memory.passed.wants_pods - world.unlisted if world.namespace is not None else ()
     for verdict in plan.verdicts.values():
         undecided = any(one.reason is Reason.NAMESPACE_UNREADABLE for one in verdict.blockers)

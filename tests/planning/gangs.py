@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
 
 def is_alive(pod: PodView) -> bool:
-    """It has not finished."""
     return pod.phase not in ("Succeeded", "Failed")
 
 
 def members(world: "World", gang: Gang) -> tuple[GangMember, ...]:
-    """Its pods that are not finished, by node."""
     return tuple(
         GangMember(node, world.readable(pod))
         for node, pods in sorted(world.pods.items())
@@ -51,8 +49,7 @@ def end_broken(world: "World", node: str) -> None:
 
 
 def start_alone(world: "World") -> bool:
-    """Each node without a change gets a gang of its own: a worker with a GPU, and a driver without one. Returns whether
-    one came to two nodes at least."""
+    """Each node without a change gets a gang of its own: a worker with a GPU, and a driver without one. Returns whether one came to two nodes at least."""
     started = 0
     for node in [name for name, view in world.nodes.items() if view.fence is None]:
         came = [world.add_pod(node, kind, app="free") for kind in ("a rank of a JobSet", "a rank without a GPU")]

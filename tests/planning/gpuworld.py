@@ -1,9 +1,5 @@
 """A World in which each pod holds a MIG device of a certain GPU, so that a change may leave the pods of others alone.
-
-The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager
-makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode.
-What is made anew at the same place has the same UUID (docs/adr/0093-only-the-gpus-that-change.md).
-"""
+The kubelet's device manager gives a device to one pod until the pod is gone (docs/design/drain.md#p21); mig-manager makes the instances of a GPU anew only if their counts are wrong, or those of all GPUs if one has the wrong MIG mode. What is made anew at the same place has the same UUID (docs/adr/0093-only-the-gpus-that-change.md)."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -52,10 +48,8 @@ class GpuMachine(NodeMachine):
     names_of: dict[str, str] = field(default_factory=dict)
     """`namespace/name` of the pods that the kubelet knows, by UID."""
     computes: bool = True
-    """Whether pods have processes on their devices."""
     loses_mode: bool = False
-    """A GPU loses its MIG mode before the next run, which then makes all instances anew at their places. The driver
-    refuses that while a process is on one of them."""
+    """A GPU loses its MIG mode before the next run, which then makes all instances anew at their places. The driver refuses that while a process is on one of them."""
     silent: bool = False
     """The kubelet does not tell the agent who holds what."""
     serves: bool = True
@@ -63,7 +57,6 @@ class GpuMachine(NodeMachine):
     blind_for: str = ""
     """The request that an agent which has started since does not read the GPUs for, because it is answered."""
     unnamed: set[str] = field(default_factory=set)
-    """UIDs of pods that the agent cannot name."""
     elsewhere: dict[str, int] = field(default_factory=dict)
     """The GPU that a pod uses without having asked for it, by UID."""
 

@@ -65,16 +65,14 @@ ROLLOUTS: Mapping[str, dict[str, Any]] = {
 
 
 def combined(habits: Mapping[str, object]) -> list[tuple[str, ...]]:
-    """No habit, each by itself and each two together: a third of each, for a random choice. One choice instead of many
-    leaves hypothesis room for other things in an example."""
+    """No habit, each by itself and each two together: a third of each, for a random choice. One choice instead of many leaves hypothesis room for other things in an example."""
     both = list(permutations(sorted(habits), 2))
     alone = [(name,) for name in sorted(habits)]
     return [*[()] * len(both), *alone * (len(both) // len(alone)), *both]
 
 
 def with_habits(policy: PolicyView, drains: Sequence[str] = (), rollouts: Sequence[str] = ()) -> PolicyView:
-    """The policy with the fields of these habits besides those that it has. Rules of several habits come in this order;
-    of any other field the last habit decides."""
+    """The policy with the fields of these habits besides those that it has. Rules of several habits come in this order; of any other field the last habit decides."""
     assert policy.spec is not None, "made from a good spec"
     wire = policy.spec.model_dump(by_alias=True, exclude_unset=True)
     drain, rollout = dict(wire.get("drain", {})), dict(wire.get("rollout", {}))
@@ -109,8 +107,7 @@ def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
 
 
 def people_let_it_go_on(world: "World", plan: RolloutPlan) -> None:
-    """A person approves whatever waits for it, lets go on what failures have halted, and takes a canary away that is
-    larger than its pool."""
+    """A person approves whatever waits for it, lets go on what failures have halted, and takes a canary away that is larger than its pool."""
     for policy in world.policies:
         person_approves(world, policy.name, plan)
         told = {one.reason for one in plan.verdicts.values() if one.policy == policy.name}

@@ -54,5 +54,4 @@ def need(
 
 
 def pool(nodes: Sequence[int] = (8,), *, card: Card = H100, used: int = 0) -> ModelPool:
-    """With so many GPUs on each node."""
     return ModelPool("pool-a", card, tuple(nodes), used or sum(nodes))

@@ -1,5 +1,4 @@
-"""NVIDIA's installations of which the random world has one: what the operator sees of each, its machines, and which
-modes each of them can carry out."""
+"""NVIDIA's installations of which the random world has one: what the operator sees of each, its machines, and which modes each of them can carry out."""
 
 from collections.abc import Mapping
 from dataclasses import replace

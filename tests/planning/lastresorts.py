@@ -1,8 +1,5 @@
 """What is promised of the last means of a change, asked of every call: the invariants (t) and (u) of rollout.py.
-
-(t) is about pods that are deleted by force at the end of a drain (ADR 32), (u) about nodes that go back to what was
-proven on them last (ADR 36). The tests' own opinion: nothing is asked of force.py or wayback.py.
-"""
+(t) is about pods that are deleted by force at the end of a drain (ADR 32), (u) about nodes that go back to what was proven on them last (ADR 36). The tests' own opinion: nothing is asked of force.py or wayback.py."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -31,7 +28,6 @@ LATE = timedelta(seconds=60)
 
 
 def deleted(world: "World", action: ForceDelete) -> None:
-    """Whether this pod may be deleted now."""
     node, pod = world.nodes[action.node], world.pods[action.node].get(action.uid)
     fence, policy = node.fence, _policy_of(world, node.fence)
     hold(world.settings.force_delete, "(t) deletes a pod, and the chart does not allow it")

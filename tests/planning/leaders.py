@@ -1,10 +1,5 @@
-"""A second operator of a World that believes to lead, too: it plans on what it read a pass ago, and writes a moment
-after the first one.
-
-The server refuses what was decided from an old view (docs/design/drain.md#c11): a PATCH of a Node that has changed
-since, a claim on a Lease that has changed since, and whatever is about an object that is gone. What it accepts is held
-to the invariants by what the second operator had read: nobody can know what has happened since.
-"""
+"""A second operator of a World that believes to lead, too: it plans on what it read a pass ago, and writes a moment after the first one.
+The server refuses what was decided from an old view (docs/design/drain.md#c11): a PATCH of a Node that has changed since, a claim on a Lease that has changed since, and whatever is about an object that is gone. What it accepts is held to the invariants by what the second operator had read: nobody can know what has happened since."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,14 +26,12 @@ if TYPE_CHECKING:
 
 
 def second_leader(world: "World", name: str) -> bool:
-    """A second operator starts, or ends."""
     world.rival = Memory() if world.rival is None else None
     return True
 
 
 def plan_beside(world: "World") -> tuple[RolloutPlan, "World"] | None:
-    """What the second operator decides, and what it had read: the objects after the pass before. None: there is no
-    second operator, or it has read nothing yet."""
+    """What the second operator decides, and what it had read: the objects after the pass before. None: there is no second operator, or it has read nothing yet."""
     if world.rival is None:
         return None
     seen, world.rival.reading = world.rival.reading, _read(world)

@@ -1,8 +1,5 @@
 """SIMULATED node software, pure: mig-manager, device plugin with GFD, and agent of one node, one small step at a time.
-
-mig-manager steps as docs/design/nvidia.md#a3 has it and can fail or hang as in a.7. Resources and GFD labels come
-from the simulator's own model of the plugin (hack/sim), so a prediction of the planner is checked by other code.
-"""
+mig-manager steps as docs/design/nvidia.md#a3 has it and can fail or hang as in a.7. Resources and GFD labels come from the simulator's own model of the plugin (hack/sim), so a prediction of the planner is checked by other code."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,8 +22,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, O
 from gpusharing.planning.wanted import migfile
 
 Temper = Literal["works", "fails", "hangs", "forgets"]
-"""mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves
-the operands paused (a.7 bug 2)."""
+"""mig-manager's mood: it works; it ends in `failed`; it stays `pending` for ever (a.7 bug 1); it succeeds and leaves the operands paused (a.7 bug 2)."""
 SERVER = "nvidia-cuda-mps-server"
 Labels = Mapping[str, str | None]
 
@@ -44,7 +40,6 @@ class NodeMachine:
     seen: str | None = None
     """The last value of mig.config that made it run."""
     serial: int = 0
-    """Counts mig-manager pods."""
     loaded: tuple[str | None, str, tuple[Layout | None, ...]] | None = None
     """What the plugin serves: key (another one reloads it, whatever it says), configuration text and layouts."""
     started: int = 1000
@@ -54,9 +49,7 @@ class NodeMachine:
     exclusive: bool = False
     """The GPUs are in compute mode EXCLUSIVE_PROCESS."""
     mps_serial: int = 0
-    """Counts MPS daemon pods."""
     mps_pod: bool = False
-    """There is one."""
     mps_dead: bool = False
     """Its daemon was killed: nothing is cleaned up when the pod goes."""
     stray: bool = False
@@ -73,7 +66,6 @@ class NodeMachine:
 
     @property
     def operand(self) -> Operand:
-        """Its pod."""
         return Operand("gpu-operator", f"mig-manager-{self.name}", f"uid-mig-{self.name}-{self.serial}", True)
 
     @property
@@ -155,7 +147,6 @@ class NodeMachine:
 
     @property
     def mps_daemon(self) -> Operand | None:
-        """Its pod."""
         uid = f"uid-mps-{self.name}-{self.mps_serial}"
         return Operand("gpu-operator", f"mps-{self.name}", uid, True) if self.mps_pod else None
 

@@ -1,7 +1,5 @@
 """Every kind of pod that a drain meets, made from a manifest as the API server has it, and what is right for it.
-
-`must_leave` (by podrules.py) and `may_be_evicted` are the tests' own opinion; nothing is asked of holders.py.
-"""
+`must_leave` (by podrules.py) and `may_be_evicted` are the tests' own opinion; nothing is asked of holders.py."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,13 +39,10 @@ class Kind:
     """It is not started anew when it ends (restartPolicy Never)."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     files: bool = False
-    """It keeps files on the disk of the node."""
     sticks: bool = False
     """A finalizer keeps its object when it was evicted."""
     system: bool = False
-    """Of a priority class of the cluster's own."""
     gang: str = ""
-    """The JobSet that it is a rank of."""
     shares: bool = False
     """It has a fraction of a GPU through KAI-Scheduler."""
 
@@ -230,7 +225,6 @@ def turn_of(pod: PodView, drain: Drain) -> tuple[int, bool]:
 
 
 def may_end_first(pod: PodView, terms: Terms) -> bool:
-    """It ends by itself, and its time is not over."""
     rule = find_rule(pod, terms.drain)
     patience = terms.drain.jobs.timeout
     if isinstance(rule, DrainRule):

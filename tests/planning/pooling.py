@@ -29,8 +29,7 @@ def pool(world: "World", policy: str) -> list[NodeView]:
 
 
 def left_cordoned(world: "World", policy: str) -> list[NodeView]:
-    """The nodes that join the pool of this policy cordoned, because the policy whose change is in flight there is being
-    released by force."""
+    """The nodes that join the pool of this policy cordoned, because the policy whose change is in flight there is being released by force."""
     owners = Owners(find_contenders(world.policies))
     forced = {one.name for one in world.policies if one.deleting and one.force_release} - {policy}
     fenced = [node for node in world.nodes.values() if node.fence is not None and node.unschedulable]
@@ -49,8 +48,7 @@ def _is_meant(world: "World", node: NodeView, owner: PolicyView | None) -> bool:
 
 
 def is_newcomer(world: "World", node: NodeView) -> bool:
-    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there. With
-    the DRA driver nobody knows, because the agent does not see who holds a claim."""
+    """Nobody counts on it: it waits behind the start-up taint, was never proven, and nobody knows of a pod there. With the DRA driver nobody knows, because the agent does not see who holds a claim."""
     if node.fence is not None:
         return node.fence.newcomer
     if world.stack.by_dra:

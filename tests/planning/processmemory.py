@@ -17,7 +17,6 @@ class Memory:
 
     memo: Memo = field(default_factory=Memo)
     passed: PassMemory = field(default_factory=PassMemory)
-    """What the last pass left to the next one."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     failures: dict[str, CallFailure] = field(default_factory=dict)

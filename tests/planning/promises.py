@@ -1,7 +1,5 @@
 """What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (v) of rollout.py.
-
-The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/.
-"""
+The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -65,8 +63,7 @@ class Ledger:
     seen: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
     """By what a policy asks for and hash: UIDs of the nodes that had failed when a person let it go on."""
     failed: dict[SpecVersion, set[str]] = field(default_factory=dict)
-    """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since. A new
-    intent ends them, and nothing else that is edited does."""
+    """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since. A new intent ends them, and nothing else that is edited does."""
     retries: dict[str, str] = field(default_factory=dict)
     """By UID of a node the retry that it bore when it was Failed last: another one is a person's doing."""
     waves: dict[str, datetime] = field(default_factory=dict)
@@ -118,7 +115,6 @@ class Ledger:
         return self.asks_for(record.version, policy)
 
     def asks_for(self, then: SpecVersion, policy: PolicyView) -> bool:
-        """The policy asks for what it asked for then."""
         now, said = policy.version, self.specs.get(then)
         return then == now or (then.uid == now.uid and said is not None and said == self.specs.get(now))
 
@@ -148,7 +144,6 @@ def _failed(world: "World", policy: PolicyView) -> frozenset[str]:
 
 
 def check(world: "World", action: Action) -> None:
-    """Whether this call keeps what was promised."""
     for known in world.policies:
         world.ledger.write_down(known)
     match action:
@@ -335,8 +330,7 @@ def all_are_values(message: str, commands: Iterable[Command]) -> None:
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:
-    """What is about to be written down counts when it is: who is killed before that has told nobody. While an agent
-    that is up has not answered, nobody knows what the node has become (ADR 44)."""
+    """What is about to be written down counts when it is: who is killed before that has told nobody. While an agent that is up has not answered, nobody knows what the node has become (ADR 44)."""
     for name, verdict in plan.verdicts.items():
         node = world.nodes[name]
         fence = node.fence

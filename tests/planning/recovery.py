@@ -28,15 +28,13 @@ MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("MIG", {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3}}),
 )
 INSTEAD = {2: 3, 4: 5, 7: 0, 8: 5, 9: 3}
-"""Modes that people choose where NVIDIA's DRA driver serves the GPUs, instead of those that it lacks. Of 1 and 6 they
-do not know that; these are refused."""
+"""Modes that people choose where NVIDIA's DRA driver serves the GPUs, instead of those that it lacks. Of 1 and 6 they do not know that; these are refused."""
 BOTH_POOLS = {"matchExpressions": [{"key": "gpusharing.dev/pool", "operator": "In", "values": ["b", "c"]}]}
 
 
 def wanted(
     name: str, mode: int, budget: object, priority: int = 0, stranded: str = "Allow", unmanaged: str = "Evict"
 ) -> PolicyView:
-    """One of the modes, with a budget."""
     kind, fields = MODES[mode]
     selector: dict[str, Any] = {"nodeSelector": BOTH_POOLS} if name == "other" else {}
     return make_policy(
@@ -74,8 +72,7 @@ def chosen(stack: StackView, mode: int) -> int:
 
 
 def carried_out(world: World, policy: PolicyView) -> PolicyView:
-    """The policy, or one for whole GPUs where NVIDIA's installation cannot carry its mode out, as a person edits it who
-    reads why it was refused."""
+    """The policy, or one for whole GPUs where NVIDIA's installation cannot carry its mode out, as a person edits it who reads why it was refused."""
     if policy.spec is None or can_carry_out(world.stack, policy.spec):
         return policy
     full = {"mode": Mode.FULL, "mig": None, "mps": None, "time_slicing": None}

@@ -24,8 +24,7 @@ WAITS = PlanSettings(
 
 @lru_cache
 def at_rest(mode: int, budget: object, installation: Installation) -> World:
-    """A pool that was proven in this mode, or with whole GPUs where the installation cannot carry the mode out. One
-    pool serves many examples, each with a copy."""
+    """A pool that was proven in this mode, or with whole GPUs where the installation cannot carry the mode out. One pool serves many examples, each with a copy."""
     world = World(settings=WAITS, stack=stack_of(installation))
     for name in NODES:
         world.add_node(name)
@@ -35,11 +34,9 @@ def at_rest(mode: int, budget: object, installation: Installation) -> World:
 
 
 def in_flight(world: World) -> list[str]:
-    """Nodes that carry our fence."""
     return [name for name, node in sorted(world.nodes.items()) if node.fence is not None]
 
 
 def stage_of(world: World, name: str) -> str:
-    """Of the change of a node in flight."""
     fence = world.nodes[name].fence
     return fence.stage if fence is not None else ""

@@ -47,7 +47,6 @@ def emptied(fence: Fence | None) -> tuple[int, ...]:
 
 
 def is_settled(plan: RolloutPlan) -> bool:
-    """Nothing to write in this pass."""
     return not plan.shared and not any(verdict.actions for verdict in plan.verdicts.values())
 
 
@@ -172,8 +171,7 @@ def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:
 
 
 def _no_race(world: "World", action: Actuate) -> None:
-    """mig-manager does not wait for the MPS daemon, and plugin and GFD refuse MPS on MIG (docs/design/nvidia.md#b5):
-    never at once."""
+    """mig-manager does not wait for the MPS daemon, and plugin and GFD refuse MPS on MIG (docs/design/nvidia.md#b5): never at once."""
     machine, fence = world.machines[action.node.name], action.fence
     divided = world.resolves_to_mig(fence.target_mig_config)
     mps = parse_config(world.stack.plugin_configs.get(fence.target_plugin_config, "")).clients is not None

@@ -37,12 +37,10 @@ if TYPE_CHECKING:
     from tests.planning.world import World
 
 GRACE = timedelta(seconds=10)
-"""How long an evicted pod takes to end."""
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 
 
 def carry_out(world: "World", action: Action) -> None:
-    """The objects as they are after the call."""
     match action:
         case WriteConfig():
             _write_config(world, action)

@@ -22,8 +22,6 @@ T4 = "Tesla T4"
 
 
 def clock_set(seconds: float) -> Deed:
-    """The wall clock jumps."""
-
     def deed(world: World, name: str) -> bool:
         world.now += timedelta(seconds=seconds)
         return True
@@ -63,19 +61,16 @@ def rollout_edited(**fields: object) -> Deed:
 
 
 def priced(world: World, name: str) -> bool:
-    """It gets another price."""
     world.serial += 1
     price = Cost(gpu_hourly_price=f"{world.serial}.20")
     return edited(lambda old: replace(old, spec=old.spec and old.spec.model_copy(update={"cost": price})))(world, name)
 
 
 def paused_and_resumed(world: World, name: str) -> bool:
-    """It is paused for a moment."""
     return rollout_edited(paused=True)(world, name) and rollout_edited(paused=False)(world, name)
 
 
 def policy_deleted(world: World, name: str) -> bool:
-    """kubectl delete."""
     if (old := driving(world, name)) is None or old.going:
         return False
     world.delete_policy(old.name)
@@ -97,8 +92,6 @@ def policy_forced(world: World, name: str) -> bool:
 
 
 def other_policy(priority: int) -> Deed:
-    """Another policy selects the node, too."""
-
     def deed(world: World, name: str) -> bool:
         if any(known.name == "other" for known in world.policies):
             return False
@@ -109,6 +102,5 @@ def other_policy(priority: int) -> Deed:
 
 
 def guarded(world: World, name: str) -> bool:
-    """A PodDisruptionBudget that lets nobody go."""
     before, world.budgets = world.budgets, (Budget("all", "llm", 3), Budget("free", "free", 3))
     return before != world.budgets

@@ -14,7 +14,6 @@ SHARING = render(PluginConfig("none", Sharing((("nvidia.com/gpu", 4),), strategy
 
 
 def reboots(world: "World", name: str) -> bool:
-    """WITH_REBOOT of ClusterPolicy changes."""
     before = world.stack.cluster_policy
     assert before is not None, "each installation of the world has one, or its like"
     world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))

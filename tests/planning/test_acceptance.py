@@ -1,5 +1,4 @@
-"""Can a policy be carried out in this cluster at all? Every objection (stack/wrongfields.py), its order, and the command
-in its message."""
+"""Can a policy be carried out in this cluster at all? Every objection (stack/wrongfields.py), its order, and the command in its message."""
 
 import json
 import re

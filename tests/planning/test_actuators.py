@@ -1,5 +1,4 @@
-"""An actuator is a value (`planning/wanted/actuators.py`): an invented one carries a change from candidate to release, and
-nothing outside of its own functions knows what it writes."""
+"""An actuator is a value (`planning/wanted/actuators.py`): an invented one carries a change from candidate to release, and nothing outside of its own functions knows what it writes."""
 
 from collections.abc import Iterator
 from dataclasses import replace

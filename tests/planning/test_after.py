@@ -288,7 +288,6 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
 
 
 def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed() -> None:
-    """What halts the pool is not forgotten with the fence: the new one says it too."""
     fence = fence_to(
         SLICED, disruption=DisruptionClass.PLUGIN_RESTART, failed_version=MIXED.version, version=MIXED.version
     )

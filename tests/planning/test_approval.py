@@ -35,19 +35,16 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
 
 
 def planned(name: str, **node: Any) -> Member:
-    """A node that is to be changed, by its assessment."""
     case = make_case(make_policy())
     view = replace(case.node, **{"name": name, "uid": f"uid-{name}", **node})
     return make_member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case)
 
 
 def found_to_be(member: Member, assessment: Assessment) -> Member:
-    """The node with another assessment."""
     return replace(member, case=replace(member.case, assessment=assessment))
 
 
 def edited(rollout: Mapping[str, Any] | None = None, **spec: Any) -> PolicyView:
-    """MANUAL after an edit."""
     return make_policy(generation=4, rollout={"approval": "Manual", **(rollout or {})}, **spec)
 
 
@@ -255,7 +252,6 @@ def test_an_edit_that_changes_no_target_leaves_what_was_approved_in_flight(
 
 
 def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_no_return() -> None:
-    """What it was planned as is in every plan of this revision, before it is proven and after."""
     world = pool_of(3, FULL)
     rollout = {"approval": "Manual", "maxUnavailable": 1}
     world.set_policy(make_policy(mode="MIG", drain=LENIENT, rollout=rollout))
@@ -277,7 +273,6 @@ def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_
 
 
 def test_an_approval_is_not_for_another_policy_of_the_same_name() -> None:
-    """A policy that is deleted and created again begins at the same generation."""
     world = under_way()
     (policy,) = world.policies
     world.policies = (replace(policy, uid="uid-of-another", approved=""),)

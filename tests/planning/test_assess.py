@@ -38,7 +38,6 @@ STACK = make_stack(FULL, SLICED, MPS, EIGHT, MIXED)
 
 
 def target_of(policy: PolicyView, *gpus: GpuView, stack: StackView = STACK) -> Target:
-    """What gpu-07 becomes under a policy."""
     found = target_for(policy, gpus or (make_gpu(),), stack)
     assert isinstance(found, Target), found
     return found
@@ -50,7 +49,6 @@ def told(policy: PolicyView, **labels: str) -> NodeView:
 
 
 def seen(*gpus: GpuView) -> ObservedView:
-    """What the agent reports of these GPUs."""
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None, "make_gpunode reports unless told otherwise"
     return observed
@@ -142,7 +140,6 @@ def test_a_node_has_a_gpu_when(node: NodeView, found: bool) -> None:
 
 
 def assessed(node: NodeView, report: GPUNodeView | None, policy: PolicyView = FULL) -> Assessment:
-    """gpu-07 against a policy that is accepted."""
     assert policy.spec is not None, "make_policy gives every policy a spec"
     targets = PolicyTargets(policy, find_request(policy.name, policy.spec), STACK)
     return assess(node, report, targets, actuator=LABELS)
@@ -213,7 +210,6 @@ def disturbed(
     stack: StackView = STACK,
     why: Finding = OTHER_PLUGIN,
 ) -> DisruptionClass:
-    """What a change of gpu-07 with these GPUs disturbs."""
     return find_disruption(Comparison(node, seen(*gpus), target_of(policy, *gpus, stack=stack), stack), why)
 
 

@@ -1,8 +1,5 @@
-"""`recommend` on SIMULATED traces whose future is known: what it costs against hindsight, or how much room it gives,
-and whom it gives too little.
-
-What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md and docs/explanation/performance.md quote.
-"""
+"""`recommend` on SIMULATED traces whose future is known: what it costs against hindsight, or how much room it gives, and whom it gives too little.
+What a run with -s prints is what docs/adr/0047-a-layout-for-the-pool.md and docs/explanation/performance.md quote."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,7 +61,6 @@ def advise(
 
 
 def bare_of(trace: Trace, need: Need, begin: int) -> int:
-    """The highest peak of the fortnight, without headroom."""
     return ceil(trace.highest(H100, begin, begin + FUTURE))
 
 
@@ -81,18 +77,15 @@ def need_of(trace: Trace, begin: int, goal: Goal) -> Need:
 
 @pytest.fixture(scope="module")
 def played() -> list[Played]:
-    """As cheap as can be."""
     return [play(seed, Goal.COST) for seed in range(POOLS)]
 
 
 @pytest.fixture(scope="module")
 def roomy() -> list[Played]:
-    """With as much room as there is."""
     return [play(seed, Goal.PERFORMANCE) for seed in range(POOLS)]
 
 
 def granted(one: Placement) -> tuple[float, float]:
-    """Bytes and part of the compute of each pod."""
     if not one.profile:
         return one.gpus * memory_of(H100) * GIB, float(one.gpus)
     profile = next(each for each in plain_profiles(H100) if each.name == one.profile)
@@ -119,8 +112,6 @@ def test_all_pools_take_at_most_a_tenth_more_gpus_than_by_the_best_layouts_in_hi
 def test_a_single_pool_takes_more_than_a_tenth_more_only_for_peaks_that_were_seen_and_do_not_come_again(
     played: list[Played],
 ) -> None:
-    """The bound of each pool, where that of all of them together says nothing of one. Memory that was needed once is
-    given again, and for whoever knows both fortnights, and not the coming one alone, no pool takes so much more."""
     regrets = [Fraction(one.told.gpus, one.hindsight.gpus) - 1 for one in played]
     worst = max(range(POOLS), key=regrets.__getitem__)
     over = [seed for seed in range(POOLS) if regrets[seed] > Fraction(1, 10)]
@@ -137,8 +128,6 @@ def test_a_single_pool_takes_more_than_a_tenth_more_only_for_peaks_that_were_see
 def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_past(
     played: list[Played],
 ) -> None:
-    """Whoever knows the future and keeps the headroom all the same takes a tenth
-    more than without, so nobody who keeps it stays below that. The past by itself costs nothing."""
     told, hindsight, bare, daring, usual = (
         sum(getattr(one, name).gpus for one in played) for name in ("told", "hindsight", "bare", "daring", "usual")
     )
@@ -161,13 +150,11 @@ def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_p
 
 
 def test_who_plans_without_headroom_gives_some_too_little(played: list[Played]) -> None:
-    """What the headroom buys; 15 % buy as much, on these traces."""
     assert sum(len(short_of_memory(one.traces, one.daring)) for one in played) >= 2
     assert sum(len(short_of_memory(one.traces, one.usual)) for one in played) == 0
 
 
 def by_both(one: Played) -> Recommendation:
-    """The layout of whoever knows what was and what comes."""
     needs = []
     for trace in one.traces:
         seen, coming = (need_of(trace, begin, Goal.COST) for begin in (0, PAST))
@@ -180,8 +167,6 @@ def by_both(one: Played) -> Recommendation:
 def test_who_has_least_room_has_a_tenth_less_than_by_the_best_layout_in_hindsight_in_one_pool_of_ten_at_most(
     roomy: list[Played],
 ) -> None:
-    """What --goal performance is to be good at: how often the future need of the tightest workload fits into what it
-    was given, on no more GPUs than there are."""
     rooms = [(room(one, one.told), room(one, one.hindsight)) for one in roomy]
     worst = min(told / hindsight for told, hindsight in rooms)
     mean = sum(told for told, _ in rooms) / sum(hindsight for _, hindsight in rooms)
@@ -254,7 +239,6 @@ def test_no_workload_gets_less_compute_than_95_percent_of_its_future_needs(playe
 def test_with_performance_only_bursts_at_random_get_less_than_98_percent_of_their_future_needs(
     roomy: list[Played],
 ) -> None:
-    """They are 2 % of the hours, so the 98th percentile of the past falls on either side of them by chance."""
     below = short_of_compute(roomy, 0.98)
     print(f"\n{SIMULATED}, performance: {len(below)} of {POOLS * WORKLOADS} workloads get less compute than the 98th")
     assert {name.rpartition("-")[0] for name, *_ in below} <= {"bursts"}
@@ -275,7 +259,6 @@ def short_of_compute(played: list[Played], level: float) -> list[tuple[str, floa
 
 
 def by_name(told: Recommendation) -> dict[str, Placement]:
-    """The place of each workload: all have one."""
     return {one.need.workload.name: one for one in told.placed}
 
 
@@ -295,7 +278,6 @@ def test_the_same_seed_is_the_same_pool_and_has_every_kind() -> None:
 
 @pytest.mark.parametrize("days", [1, 3, 7])
 def test_with_less_history_nobody_is_guessed_at(days: int) -> None:
-    """Who ran for too few hours is left out and named, the others have a place."""
     traces = make_pool(0, workloads=WORKLOADS, hours=PAST)
     needs = [find_need(trace.history(H100, 0, days * DAY), H100, Goal.COST) for trace in traces]
     found = recommend(pool((8,) * 4), needs, goal=Goal.COST)

@@ -1,7 +1,5 @@
 """A fenced node before the point of no return: drain, prove idle, pass, or give up and restore.
-
-Through it `transition/idle.py`, `transition/actuation.py`, `transition/requests.py` and `transition/attempts.py`.
-"""
+Through it `transition/idle.py`, `transition/actuation.py`, `transition/requests.py` and `transition/attempts.py`."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -138,7 +136,6 @@ OUTLASTING: dict[str, tuple[NodeCase, Reason]] = {
 def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_says_who_ends_it(
     case: NodeCase, reason: Reason
 ) -> None:
-    """A wake in the past makes the next pass begin at once, over and over."""
     soon = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(60))))
     assert (soon.reason, soon.wake, soon.deadline) == (reason, at(60), at(60))
     assert "onTimeout" not in soon.message
@@ -182,7 +179,6 @@ def test_a_held_drain_that_is_past_its_time_shows_no_deadline_whatever_it_waits_
 
 
 def fenced_again(case: NodeCase, **fields: Any) -> NodeCase:
-    """The same case with another fence or other pods."""
     return replace(case, node=replace(case.node, fence=fields.pop("fence")), **fields)
 
 
@@ -204,7 +200,6 @@ def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_give
 
 @pytest.mark.parametrize("held", [False, True], ids=["as it goes", "held up"])
 def test_a_drain_whose_time_is_over_is_not_given_up_before_somebody_has_looked(held: bool) -> None:
-    """An operator that was away may find the pods gone."""
     over = replace(FENCE, deadline=at(-60))
     policy = make_policy(rollout={"paused": True, "whenPaused": "Hold"}) if held else MIXED
     unseen = before_pnr(fenced(policy, fence=over, work=None))
@@ -223,7 +218,6 @@ def test_the_next_look_is_not_after_the_deadline() -> None:
 
 
 def passed(case: NodeCase) -> Actuate:
-    """The action that passes the point of no return."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, Actuate)
     return action
@@ -391,7 +385,6 @@ IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
 
 
 def ended_by(*causes: dict[str, Any]) -> NodeCase:
-    """The case in which all of these apply."""
     fields: dict[str, Any] = {}
     for key, change in (item for cause in causes for item in cause.items()):
         fields[key] = {**fields.get(key, {}), **change} if isinstance(change, dict) else change
@@ -453,7 +446,6 @@ def test_another_policy_of_the_name_counts_its_aborts_anew() -> None:
 
 
 def test_the_time_for_pods_to_leave_is_none_for_the_proof_that_follows() -> None:
-    """`drain.timeout: 4s` is over before two LISTs and a reading can be made."""
     case = fenced(fence=replace(FENCE, deadline=at(-10)), gpunode=silent())
     assert before_pnr(case).phase is Phase.RECONFIGURING
     waiting = before_pnr(fenced(fence=replace(FENCE, deadline=at(-10))))

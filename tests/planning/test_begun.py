@@ -29,7 +29,6 @@ def sharing(replicas: int, products: tuple[str, ...] = (), **rollout: int) -> Wo
 
 
 def edit(world: World, replicas: int, products: tuple[str, ...] = (), **rollout: int) -> None:
-    """Another target for the products that are left."""
     world.set_policy(
         make_policy(
             mode="TimeSlicing",
@@ -42,8 +41,6 @@ def edit(world: World, replicas: int, products: tuple[str, ...] = (), **rollout:
 
 
 def changing(name: str) -> Callable[[World], bool]:
-    """Its change is past the point of no return."""
-
     def reached(world: World) -> bool:
         fence = world.nodes[name].fence
         return fence is not None and fence.stage == "actuating"

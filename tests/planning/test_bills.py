@@ -13,17 +13,14 @@ SLICE = "nvidia.com/mig-1g.20gb"
 
 
 def held(tenant: str, *, policy: str = "pool-a", price: Price | None = DOLLARS, resource: str = SLICE) -> Cell:
-    """What a tenant held."""
     return Cell(policy, tenant, Part.HELD, resource, Basis.MEASURED, price)
 
 
 def nobody(part: Part, *, policy: str = "pool-a", price: Price | None = DOLLARS) -> Cell:
-    """What nobody held."""
     return Cell(policy, "", part, SLICE if part is Part.IDLE else "", Basis.NONE, price)
 
 
 def told(bill: Bill) -> list[tuple[str, str, int | None]]:
-    """Who, what, cents."""
     return [(cell.tenant or f"({cell.part})", row.currency, row.cents) for cell, row in bill.rows]
 
 
@@ -122,7 +119,6 @@ CELLS = st.builds(
 
 
 def exact(counted: dict[Cell, int], currency: str, policy: str | None = None) -> Fraction:
-    """Cents, before any rounding."""
     return sum(
         (
             cell.price.amount * 100 * micros / HOUR

@@ -1,5 +1,4 @@
-"""Canaries that no longer serve what was proven on them, or are never proven, keep the others waiting
-(pools/holds.py)."""
+"""Canaries that no longer serve what was proven on them, or are never proven, keep the others waiting (pools/holds.py)."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -121,7 +120,6 @@ def test_a_canary_that_has_drifted_is_put_right_and_serves_anew_before_the_other
 
 
 def begun(phase: Phase, reason: Reason = Reason.PROGRESSING, *, deadline: datetime | None = None) -> Member:
-    """A canary whose change is under way."""
     node = make_node("n9", fence=ACTUATING, unschedulable=True)
     return make_member(node, Verdict("n9", "pool-b", phase, reason, "", deadline=deadline))
 

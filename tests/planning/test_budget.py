@@ -130,7 +130,6 @@ LABELS_OF_C = {"gpusharing.dev/pool": "c"}
 
 
 def shared_c(mode: str, limit: object) -> PolicyView:
-    """The policy of pool c."""
     return make_policy("pool-c", mode, nodeSelector={"matchLabels": LABELS_OF_C}, rollout={"maxUnavailable": limit})
 
 
@@ -213,7 +212,6 @@ AWAY: dict[str, dict[str, Any]] = {
 def test_it_is_part_of_the_whole_takes_one_slot_and_is_skipped_over_where(
     node: dict[str, Any], limit: object, starts: int
 ) -> None:
-    """Four nodes: half of them are two, and one of these is away."""
     policy = make_policy(mode="TimeSlicing", rollout={"maxUnavailable": limit, "maxFailures": 9})
     nodes = [make_node("n0", **node), *(make_node(f"n{number}") for number in (1, 2, 3))]
     plan = plan_rollout(make_snapshot(nodes, [policy], work={one.name: make_work() for one in nodes}), NOW)

@@ -140,7 +140,6 @@ def test_a_release_that_is_refused_for_ever_has_no_end_that_is_long_past() -> No
 
 @pytest.mark.parametrize(("tries", "reason"), [(5, Reason.SETTLING), (6, Reason.CALL_FAILED)])
 def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itself(tries: int, reason: Reason) -> None:
-    """Nodes that wait for its slot name it, and a gang does not wait for more room."""
     moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
     stuck = {"gpu-07": replace(LASTING, tries=tries)}
     found = find_late(stuck, {"gpu-07": make_member(RELEASE.node, moving)}, NOW)
@@ -260,18 +259,15 @@ def test_a_node_that_failed_because_of_its_calls_halts_the_others_in_the_same_pa
 
 
 def noted(actions: Sequence[Action]) -> list[datetime | None]:
-    """When each fence that is written says that the change failed."""
     return [action.fence.failed for action in actions if isinstance(action, UpdateFence | Actuate)]
 
 
 def member(*actions: Action, fence: Fence = LATE) -> Member:
-    """gpu-07 on its way, with a step to take and its time up."""
     moving = replace(PENDING, phase=Phase.RECONFIGURING, deadline=at(-1)).then(*actions)
     return make_member(make_node("gpu-07", fence=fence), moving)
 
 
 def late(one: Member) -> Member:
-    """The member as its pool counts it."""
     return find_late({"gpu-07": LASTING}, {"gpu-07": one}, NOW)["gpu-07"]
 
 

@@ -58,7 +58,6 @@ def test_a_card_that_shares_its_memory_with_the_cpu_has_none_that_anybody_could_
 
 @pytest.mark.parametrize("card", DIVIDED, ids=key)
 def test_of_plain_profiles_a_larger_one_has_nothing_less(card: Card) -> None:
-    """Who fits into one fits into all that follow: that is what lets a workload have a larger one."""
     found = plain_profiles(card)
     for small, large in pairwise(found):
         assert usable_memory(card, small) <= usable_memory(card, large)

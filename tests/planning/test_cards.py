@@ -1,5 +1,4 @@
-"""The card table finds a card by every name it goes by, and says what is known of it; test_mig_facts.py compares it with
-NVIDIA's documents."""
+"""The card table finds a card by every name it goes by, and says what is known of it; test_mig_facts.py compares it with NVIDIA's documents."""
 
 from pathlib import Path
 from typing import Any

@@ -27,7 +27,6 @@ AFTER = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS)
 
 
 def full_world(policy: PolicyView = BEFORE, first: str = "a pod of a ReplicaSet") -> GpuWorld:
-    """A node with a pod on each of its four GPUs."""
     world = gpu_world(policy, NODE)
     for gpu in range(4):
         assert world.add_pod(NODE, "a pod of a ReplicaSet" if gpu else first, gpu=gpu)
@@ -36,7 +35,6 @@ def full_world(policy: PolicyView = BEFORE, first: str = "a pod of a ReplicaSet"
 
 
 def go_on(world: GpuWorld, until: Callable[[], bool], most: int = 300, limit: int | None = None) -> RolloutPlan:
-    """Let everybody act, a second at a time, until then."""
     for _ in range(most):
         for name in world.nodes:
             world.act(name)
@@ -393,7 +391,6 @@ def test_an_init_container_with_a_gpu_makes_it_a_change_of_the_whole_node() -> N
 
 
 def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied() -> None:
-    """A pod on GPU 3 may compute on GPU 1, if it is privileged."""
     world = full_world()
     world.machine(NODE).elsewhere[uid_on(world, 3)] = 1
     done = len(world.done)

@@ -51,12 +51,10 @@ def plan_config(
     stack: StackView,
     gpunodes: Mapping[str, GPUNodeView] | None = None,
 ) -> tuple[WriteConfig | None, bool]:
-    """The plan for what these policies ask for."""
     return objects.plan_config(wishes_of(policies), models, plugins, stack, nodes=tuple(nodes), gpunodes=gpunodes or {})
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:
-    """The plugin key and the mig-parted entry of a policy."""
     entry, key = pair_of(policy)
     return key, entry
 
@@ -127,7 +125,6 @@ def test_the_admins_entries_are_merged_and_win_over_generated_names() -> None:
 
 
 def merged(admin: str, *nodes: NodeView) -> Mapping[str, migfile.Entry]:
-    """Entries of our file with this file of the admin's."""
     stack = make_stack(OLD, admin_mig_file=admin)
     change, _ = plan_config([OLD], nodes, MODELS, {}, stack)
     return migfile.parse(change.mig_file if change else stack.mig_file)
@@ -202,7 +199,6 @@ def test_a_merged_configuration_stays_while_a_node_names_it_and_its_own_configma
 
 
 def after(stack: StackView, *policies: PolicyView, nodes: Sequence[NodeView] = ()) -> Mapping[str, str]:
-    """The plugin's configurations as they will be."""
     change, _ = plan_config(policies, nodes, MODELS, {}, stack)
     return stack.plugin_configs if change is None else change.plugin_configs
 
@@ -291,7 +287,6 @@ def test_a_mig_file_that_somebody_edited_is_rendered_anew(damage: Callable[[str]
 
 
 def test_what_a_node_still_names_comes_back_when_somebody_edits_or_deletes_it() -> None:
-    """Nobody wants the old entries any more, so only what was read before can tell what they were."""
     key, entry = keys(OLD)
     old, node = make_stack(OLD), make_node(labels={PLUGIN: key, MIG: entry})
     seen: dict[str, Any] = {

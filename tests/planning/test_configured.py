@@ -19,7 +19,6 @@ FILE = STACK.mig_file
 
 
 def since(stack: StackView) -> datetime | None:
-    """For one H100 that is to become 2x3g.40gb."""
     return configured_since((KEY, TEXT), ENTRY, [(("3g.40gb", 2),)], [make_gpu()], stack)
 
 

@@ -59,7 +59,6 @@ ONE_HELD = {"nvidia.com/gpu.shared": 1}
     ids=["takes pods", "is cordoned", "is not Ready", "is behind the start-up taint", "tells no holdings"],
 )
 def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: bool, idle: int) -> None:
-    """The node of the row holds one slice of four."""
     given = make_node(resources=SHARED, **node)  # type: ignore[arg-type]  # flags only
     agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
     found = count_slices([given], make_snapshot([given], gpunodes=[agent]))

@@ -69,7 +69,6 @@ def test_a_drain_that_is_to_lead_to_mps_now_is_given_up_and_the_node_back() -> N
 
 
 def test_a_node_past_its_point_of_no_return_is_not_led_on_to_mps() -> None:
-    """It stays fenced and says so; it goes on by itself when the daemon is one that hears."""
     idle = {"was": SLICED, "fence": fence_to(SLICED), **proven_idle(60, SLICED)}
     led = after_pnr(changing(MPS, stack=under(HEARS, MPS, SLICED), **idle))
     assert any(isinstance(action, Actuate) for action in led.actions), led

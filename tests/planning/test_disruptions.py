@@ -40,7 +40,6 @@ def evicting(pdb: PdbView, reason: Reason = Reason.EVICTED, *, app: str = "llm")
 
 
 def known(*before: Evicted, **work: NodeWork) -> list[tuple[str, str]]:
-    """Node and budget of each eviction that counts."""
     memory = PassMemory(evicted={f"uid-{n}": one for n, one in enumerate(before)})
     after = with_evicted(make_snapshot([make_node("a")], work=work, memory=memory), NOW)
     return sorted((one.node, one.budget) for one in after.memory.evicted.values())
@@ -141,7 +140,6 @@ class Workloads:
         self._start(timedelta(0))
 
     def go_on(self, seconds: int) -> None:
-        """Let everybody act for so long, or until every node is Synced."""
         world = self.world
         until = world.now + timedelta(seconds=seconds)
         while world.now < until:

@@ -17,7 +17,6 @@ PROFILES = CARD.profiles
 
 
 def with_profile(name: str, **fields: object) -> tuple[Profile, ...]:
-    """What an H100 lists, one profile changed."""
     return tuple(replace(p, **fields) if p.name == name else p for p in PROFILES)  # type: ignore[arg-type]  # any field
 
 

@@ -1,5 +1,4 @@
-"""A program that does not run any more, or has done what it says, while what it left behind
-still looks as if it did."""
+"""A program that does not run any more, or has done what it says, while what it left behind still looks as if it did."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -31,7 +30,6 @@ LIMIT = 90
 
 
 def serving(daemon: Operand | None, since: float | None = None, **fields: Any) -> NodeCase:
-    """A node proven with MPS whose GPU is exclusive."""
     seen = None if since is None else at(since)
     return make_case(MPS, was=MPS, mps_daemon=daemon, seen_since=seen, **fields)
 

@@ -1,5 +1,4 @@
-"""The actuator of DRA with static partitions: one change from candidate to release, the restart of the kubelet plugin,
-and what is believed of the ResourceSlices."""
+"""The actuator of DRA with static partitions: one change from candidate to release, the restart of the kubelet plugin, and what is believed of the ResourceSlices."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -99,7 +98,6 @@ class Played:
         self.actuations: list[Actuate] = []
 
     def case(self, policy: PolicyView, now: datetime) -> NodeCase:
-        """The node under this policy. No pod holds a GPU."""
         empty = at(-8) + (now - NOW)
         work = make_work(listed_at=now, empty_since=empty, scope=scope_of(self.node, SETTINGS, self.stack))
         operands = {Program.MIG_MANAGER: self.mig_manager, Program.KUBELET_PLUGIN: self.plugin}
@@ -123,14 +121,12 @@ class Played:
         return compare(case, PolicyTargets(policy, find_request(policy.name, policy.spec), self.stack))
 
     def judge(self, policy: PolicyView, now: datetime) -> Verdict:
-        """What is decided about the node."""
         verdict = judge(self.case(policy, now))
         assert verdict is not None, "a policy owns the node"
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
         return verdict
 
     def answer(self, action: EnsureGPUNode) -> None:
-        """Let the agent read the GPU as it is."""
         observed = make_gpunode(gpus=[make_gpu(layout=self.layout)]).observed
         assert observed is not None
         observed = replace(observed, request_id=action.request_id, quiet=action.quiet)
@@ -159,7 +155,6 @@ class Played:
         return None
 
     def divide(self, action: Actuate) -> None:
-        """Write what a run writes, and let mig-manager finish at once."""
         kept = {key: text for key, text in {**self.node.labels, **action.labels}.items() if text is not None}
         self.layout = None if kept[LABEL_MIG_CONFIG] == "all-disabled" else HALVES
         self.node = replace(self.node, labels={**kept, LABEL_MIG_STATE: "success"}, fence=action.fence)
@@ -233,7 +228,6 @@ def test_slices_of_a_kubelet_plugin_that_does_not_keep_running_adopt_no_node(plu
 
 
 def test_slices_of_a_kubelet_plugin_whose_pods_carry_another_label_are_believed() -> None:
-    """As those of the chart with a nameOverride: the pods are not listed, so that none is there says nothing."""
     played = Played()
     played.plugin, driver = None, played.stack.dra.driver
     assert driver is not None
@@ -329,7 +323,6 @@ def test_it_looks_again_when_the_slices_should_be_right() -> None:
 
 
 def read(request: str, *, quiet: bool = False, error: str = "", answered: str | None = None) -> GPUNodeView:
-    """What the agent answers: the GPU is divided."""
     gpus = [make_gpu(layout=HALVES)]
     return make_gpunode(gpus=gpus, request_id=request, quiet=quiet, error=error, answered=answered)
 

@@ -1,5 +1,4 @@
-"""Changes in a World where NVIDIA's DRA driver serves the GPUs: every action is held to the invariants, also when the
-operator is killed before it."""
+"""Changes in a World where NVIDIA's DRA driver serves the GPUs: every action is held to the invariants, also when the operator is killed before it."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -42,7 +41,6 @@ SMALL = make_policy(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}, drain={"str
 
 
 def dra_world(*names: str) -> World:
-    """Nodes at rest with whole GPUs."""
     world = World(stack=stack_of(DRA))
     for name in names:
         world.add_node(name)
@@ -52,19 +50,16 @@ def dra_world(*names: str) -> World:
 
 
 def machine_of(world: World, name: str) -> DraMachine:
-    """The machine behind a node."""
     machine = world.machines[name]
     assert isinstance(machine, DraMachine)
     return machine
 
 
 def classes(world: World) -> set[str]:
-    """The extended resources of our DeviceClasses."""
     return {one.resource for one in world.stack.dra.classes or ()}
 
 
 def phases(plan: RolloutPlan) -> set[Phase]:
-    """The phases of all nodes."""
     return {verdict.phase for verdict in plan.verdicts.values()}
 
 
@@ -220,8 +215,7 @@ def test_a_device_that_no_run_can_turn_into_a_gpu_drains_nothing() -> None:
 
 
 def reached(kind: type, policy: PolicyView = MIG) -> tuple[World, Any]:
-    """The world in which the first call of this kind is sent on the way to MIG, or from there to another layout, and
-    that call. It is right."""
+    """The world in which the first call of this kind is sent on the way to MIG, or from there to another layout, and that call. It is right."""
     world = Watched(**vars(dra_world("gpu-1")))
     if policy is not MIG:
         world.set_policy(MIG)

@@ -82,7 +82,6 @@ def test_a_complete_stack_is_accepted() -> None:
 
 
 def with_policy(**changes: Any) -> StackView:
-    """The complete stack with another ClusterPolicy."""
     return replace(COMPLETE, cluster_policy=replace(POLICY, **changes))
 
 

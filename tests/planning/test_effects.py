@@ -245,7 +245,6 @@ SECOND = NOW.resolution * 1_000_000
 
 
 def test_messages_ask_for_no_change_whose_effects_were_not_found() -> None:
-    """Whatever is looked up in `StackView.effects` must have been due, or every node may lose anything."""
     policies = [make_policy(mode="Full"), make_policy("small", mig={"strategy": "single", "config": "all-1g.10gb"})]
     for policy in (BARE, replace(BARE, mig_strategy="mixed"), replace(BARE, switches=NO_MIG_MANAGER)):
         found = with_effects(replace(cluster(BY_HAND, SMALL, policy=policy), policies=tuple(policies)), Memo(), {}, {})
@@ -301,7 +300,6 @@ def test_a_node_whose_policy_cannot_replace_its_devices_soon_is_a_victim(
 
 
 def test_one_command_for_all_is_not_told_if_its_parts_take_more_together() -> None:
-    """ClusterPolicy's default entry serves MIG devices until the pointer moves, its strategy afterwards."""
     policy = make_cluster_policy("admin", mig_strategy="mixed", plugin_default="default")
     before = cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=policy, admin_plugin_configs={"default": MIXED})
     elsewhere = {"matchLabels": {"gpusharing.dev/pool": "elsewhere"}}

@@ -277,7 +277,6 @@ def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_s
 
 
 def answered(status: str, reason: str = "PluginConfigNotOurs", message: str = "it is x; run: y") -> dict[str, Any]:
-    """A policy's status that says so in its condition Accepted."""
     rows = [("Ready", "False", "NotAccepted", "no"), ("Accepted", status, reason, message)]
     keys = ("type", "status", "reason", "message")
     return {"conditions": [dict(zip(keys, row, strict=True)) for row in rows]}

@@ -119,7 +119,6 @@ def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
 
 @pytest.mark.parametrize("mode", ["TimeSlicing", "MIG"], ids=["another layout", "the same layout"])
 def test_a_node_that_failed_in_one_pool_halts_no_rollout_of_the_pool_that_gets_it(mode: str) -> None:
-    """Both policies ask for the same."""
     world = halted()
     label: dict[str, Any] = {"gpusharing.dev/pool": "c"}
     heir: dict[str, Any] = {"nodeSelector": {"matchLabels": label}}
@@ -153,7 +152,6 @@ def under_way(phase: Phase) -> tuple[World, str]:
 
 
 def test_a_node_that_goes_past_the_point_of_no_return_unproven_has_failed() -> None:
-    """A machine that the change broke may be replaced long before its deadline."""
     world, first = under_way(Phase.RECONFIGURING)
     world.remove_node(first)
     world.restart()  # whoever comes next knows it from the Lease
@@ -201,8 +199,7 @@ def before_actuation(world: World, node: str) -> None:
 
 
 def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
-    """Else a Node that goes a moment after it would be known to nobody. A successor that decides it again, after a
-    crash between the two writes, finds that record and writes the Lease no more."""
+    """Else a Node that goes a moment after it would be known to nobody. A successor that decides it again, after a crash between the two writes, finds that record and writes the Lease no more."""
     world, first = under_way(Phase.CORDONED)
     before_actuation(world, first)
     (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))
@@ -246,7 +243,6 @@ def test_a_node_that_had_failed_before_it_went_is_told_as_failed() -> None:
 
 
 def resume(world: World) -> None:
-    """A person has looked."""
     person_resumes(world, "pool-b", world.plan())
 
 
@@ -260,7 +256,6 @@ def test_what_is_on_record_is_written_only_when_it_changes() -> None:
 
 
 def test_what_is_turned_back_counts_for_the_revision_that_it_is_held_in() -> None:
-    """The edit wants the layout that failed, too: the node is held as RolledBack in it, so the others wait as well."""
     edit = ask_anew(BACK)
     earlier = replace(RUN, version=BACK.version)
     case = failing(edit, fence=earlier)

@@ -24,22 +24,18 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 OURS = replace(FENCE, version=MIXED.version)
 LATE = replace(OURS, failed=at(2400))
-"""The deadline was seen to pass."""
 REFUTED = replace(OURS, failed=at(60))
-"""mig-manager said so in time."""
 UNPROVEN: dict[str, Any] = {"node": {"resources": {}}}
 SAYS_FAILED: dict[str, Any] = {"labels": {MIG_STATE: "failed"}}
 
 
 def judged(case: NodeCase) -> Verdict:
-    """The verdict of a node that is somebody's business."""
     verdict = judge(case)
     assert verdict is not None
     return verdict
 
 
 def noted(verdict: Verdict) -> list[Fence]:
-    """The fences that the verdict writes."""
     return [action.fence for action in verdict.actions if isinstance(action, UpdateFence)]
 
 
@@ -75,7 +71,6 @@ UNANSWERED = replace(answering("older"), request_id=VERIFY)
 
 
 def test_an_operator_that_was_away_past_the_deadline_reads_the_node_before_it_calls_it_failed() -> None:
-    """The agent has two minutes for its answer; only then the clock counts, and the failure is recorded."""
     back = at(9000)
     first = changing(fence=OURS, now=9000, gpunode=answering("older"))
     asks = judged(first)
@@ -159,7 +154,6 @@ def test_a_run_that_begins_by_itself_keeps_the_record(policy: PolicyView, failed
 
 
 def test_a_cure_that_nobody_asked_for_keeps_the_record() -> None:
-    """A state that comes after the failure may be one that another run mends."""
     case = changing(fence=LATE, labels={MIG_STATE: "success", "nvidia.com/mig.config": "all-disabled"}, now=60)
     owed = only(judged(case)).fence
     assert (owed.attempt, owed.failed, owed.failed_version) == (2, at(60), None)
@@ -185,7 +179,6 @@ def halted() -> World:
 
 
 def passed(world: World) -> Mapping[str, Verdict]:
-    """Everybody acts for a second, and the operator makes a pass."""
     for name in world.nodes:
         world.act(name)
     world.now += timedelta(seconds=1)
@@ -193,7 +186,6 @@ def passed(world: World) -> Mapping[str, Verdict]:
 
 
 def started(world: World, node: str) -> bool:
-    """Whether the change of this node begins next."""
     for _ in range(60):
         passed(world)
         begun = [action.node.name for action in world.done if isinstance(action, FenceNode)]

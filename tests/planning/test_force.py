@@ -145,7 +145,6 @@ MISSED: dict[str, tuple[PodView, datetime, bool]] = {
 def test_a_pod_whose_moment_was_missed_is_not_deleted_when_the_drain_is_given_up_before_it_ends(
     pod: PodView, end: datetime, goes: bool
 ) -> None:
-    """Nobody ran, the node was silent, the policy was paused, or the deletion failed until now."""
     assert deleted(planned(pod, end=end)) == (["a"] if goes else [])
     assert bool(planned(pod, memories={}, end=end, pdbs=()).evict), "a pod may always be evicted"
     failed = replace(refused(Reason.FORCE_DELETE_FAILED), next_try=NOW)

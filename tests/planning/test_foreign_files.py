@@ -34,7 +34,6 @@ def test_the_operator_reads_a_configuration_as_the_device_plugin_does(file: Fore
 
 
 def _meaning(read: Any) -> PluginConfig:
-    """What the device plugin read, in our words."""
     strategy = read.get("flags", {}).get("migStrategy", "none")
     sharing = read.get("sharing", {})
     kind, block = ("mps", "mps") if "mps" in sharing else ("time-slicing", "timeSlicing")

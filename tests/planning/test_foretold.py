@@ -96,7 +96,6 @@ def at_rest(modes: tuple[int, ...]) -> World:
 
 
 def edited(random: Random) -> World:
-    """Pools at rest with pods, of which one or both are to change."""
     world = at_rest(tuple(random.choice([0, 0, 0, 1, 3, 4]) for _ in POOLS)).copy()
     for _ in range(random.randrange(9)):
         kind = random.choice(KINDS)
@@ -127,7 +126,6 @@ def foretell(world: World) -> dict[str, Proposal]:
 
 
 def end_jobs(world: World, name: str) -> None:
-    """Jobs end by themselves soon after their node was cordoned."""
     fence = world.nodes[name].fence
     if fence is not None and world.now > fence.since + timedelta(seconds=20):
         kept = {uid: pod for uid, pod in world.pods[name].items() if world.kinds[uid] != ENDS}

@@ -1,5 +1,4 @@
-"""A member that must stay keeps its whole gang to the end of a drain, not only before it: from being evicted, and from
-being deleted by force. What is told of it (drain/standing.py) names the gang and the member."""
+"""A member that must stay keeps its whole gang to the end of a drain, not only before it: from being evicted, and from being deleted by force. What is told of it (drain/standing.py) names the gang and the member."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,7 +39,6 @@ LEADS: dict[str, Any] = {"rules": [{"behavior": "Block", "podSelector": {"matchL
 
 
 def drained(work: NodeWork, seconds: float = 600, **options: Any) -> DrainPlan:
-    """What the drain of c, cordoned at 0, does then."""
     scope = make_scope(cordoned_at=at(0), node="c")
     found = find_standings(work, Drain.model_validate(options), at(seconds), scope=scope)
     return plan_drain(found, at(seconds))

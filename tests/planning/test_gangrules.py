@@ -1,5 +1,4 @@
-"""A member of a gang has the rules of the policy that its own node follows; where nobody can tell what those are, it
-must stay (planning/transition/cases.py)."""
+"""A member of a gang has the rules of the policy that its own node follows; where nobody can tell what those are, it must stay (planning/transition/cases.py)."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -40,8 +39,7 @@ RANK = "a rank of a JobSet"
 def shared(
     other: PolicyView, *, unread: Iterable[str] = (), unowned: Iterable[str] = (), **given: Any
 ) -> tuple[ClusterSnapshot, ClusterSnapshot]:
-    """A gang on two nodes, of which another policy has the second, and a member on a node that nobody knows: as it is
-    read, and with rules. Nobody can judge the policies `unread`, nor find the owners of the nodes `unowned`."""
+    """A gang on two nodes, of which another policy has the second, and a member on a node that nobody knows: as it is read, and with rules. Nobody can judge the policies `unread`, nor find the owners of the nodes `unowned`."""
     first, second = make_node("gpu-07"), make_node("gpu-08", **given)
     ranks = {name: [make_pod(f"rank-of-{name}", gang=make_gang())] for name in ("gpu-07", "gpu-08", "cpu-1")}
     work = make_work(*ranks["gpu-07"], gangs=(make_gang_view(ranks),))
@@ -59,7 +57,6 @@ def members(snapshot: ClusterSnapshot) -> dict[str, GangMember]:
 
 
 def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follows() -> None:
-    """So they are a part of what its mates' nodes are judged by, which the memo compares."""
     before, after = shared(OTHER)
     assert before != after
     found = members(after)
@@ -105,7 +102,6 @@ def test_a_node_whose_owner_nobody_can_find_may_forbid_anything() -> None:
 
 
 def test_a_node_that_nobody_can_judge_still_has_the_rules_of_its_policy() -> None:
-    """One bad node keeps no gang for good: its rules are known before it is judged."""
     before, after = shared(OTHER, labels=Poisoned())
     assert before != after
     found = members(after)["gpu-08"]
@@ -114,7 +110,6 @@ def test_a_node_that_nobody_can_judge_still_has_the_rules_of_its_policy() -> Non
 
 
 def spoil(world: World) -> None:
-    """Somebody edits pool-c so that it cannot be read."""
     world.policies = tuple(
         replace(one, generation=one.generation + 1, spec=None, problems=UNREAD.problems)
         if one.name == "pool-c"
@@ -125,7 +120,6 @@ def spoil(world: World) -> None:
 
 @pytest.mark.parametrize("begun", [False, True], ids=["before the drain", "in the drain"])
 def test_a_gang_over_two_pools_is_not_ended_while_nobody_can_read_the_policy_of_a_member(*, begun: bool) -> None:
-    """A bad edit of one policy does not give its pods to the other."""
     world = pool_of(1, FULL)
     label: dict[str, Any] = {"gpusharing.dev/pool": "c"}
     world.add_node("m0", **label)

@@ -1,7 +1,5 @@
 """A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is.
-
-How long a drain waits for its members is told by drain/standing.py.
-"""
+How long a drain waits for its members is told by drain/standing.py."""
 
 from dataclasses import replace
 from typing import Any
@@ -33,13 +31,11 @@ NEVER = make_pdb("lead", match_labels={"role": "lead"}, allowed=0, expected=1, d
 
 
 def sharing(*elsewhere: PodView, pdbs: tuple[PdbView, ...] = ()) -> NodeWork:
-    """The pods of c: rank 0 of a gang whose other pods are on d."""
     view = make_gang_view({"c": [HERE], "d": list(elsewhere)})
     return make_work(HERE, pdbs=pdbs, gangs=(view,))
 
 
 def blockers(work: NodeWork, options: Drain | None = None) -> tuple[Blocker, ...]:
-    """What the gangs of c say to its drain."""
     return find_gang_blockers(work, options or Drain(), NOW, SCOPE)
 
 
@@ -68,7 +64,6 @@ def test_a_member_on_another_node_that_must_stay_keeps_this_node_from_starting(
 
 
 def test_a_member_elsewhere_matters_to_a_rank_without_a_gpu_only_if_that_must_leave_too() -> None:
-    """Before a reboot every pod must. Where the change may have been one, its gang was looked up in vain."""
     launcher = make_pod("rank-0", resources={}, gang=GANG)
     bare = make_pod("rank-1", owner=None, gang=GANG)
     work = make_work(launcher, gangs=(make_gang_view({"c": [launcher], "d": [bare]}),))
@@ -165,7 +160,6 @@ LEADER_MAY_END: dict[str, Any] = {
 
 
 def drained_at(seconds: float, work: NodeWork, **options: Any) -> DrainPlan:
-    """What the drain of c, cordoned at 0, does then."""
     drain = Drain.model_validate({**LEADER_MAY_END, **options})
     scope = make_scope(cordoned_at=at(0), node="c")
     return plan_drain(find_standings(work, drain, at(seconds), scope=scope), at(seconds))

@@ -40,7 +40,6 @@ DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
 
 
 def observing(case: NodeCase, **fields: Any) -> NodeCase:
-    """The case with another report of the agent, judged anew."""
     assert case.gpunode is not None
     assert case.gpunode.observed is not None
     assert case.assessment is not None
@@ -49,7 +48,6 @@ def observing(case: NodeCase, **fields: Any) -> NodeCase:
 
 
 def verified(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
-    """The record of a proof of this policy."""
     return proof_of(policy, corrected, retry)
 
 
@@ -64,8 +62,7 @@ ALIAS = "site"
 
 
 def adopted(policy: PolicyView, label: str, name: str | None, **fields: Any) -> NodeCase:
-    """A node that was proven under this policy and has drifted for the whole grace, while the label has this value; the
-    configurations of an admin have an entry `site` that means the same as the policy's."""
+    """A node that was proven under this policy and has drifted for the whole grace, while the label has this value; the configurations of an admin have an entry `site` that means the same as the policy's."""
     config, key = pair_of(policy)
     stack = make_stack(policy, make_policy("pool-c", mode="TimeSlicing"))
     entries = dict(migfile.parse(stack.mig_file))
@@ -85,7 +82,6 @@ _, OTHER_KEY = pair_of(make_policy("pool-c", mode="TimeSlicing"))
 
 
 def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
-    """A node whose whole GPU only one process may use."""
     report = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
     return make_case(policy, gpunode=report, **fields)
 
@@ -309,7 +305,6 @@ IN_TURN: tuple[tuple[Reason, dict[str, Any]], ...] = (
 
 
 def closed_by(*causes: dict[str, Any]) -> NodeCase:
-    """The case in which all of these apply."""
     fields: dict[str, Any] = {}
     for key, change in (item for cause in causes for item in cause.items()):
         fields[key] = {**fields.get(key, {}), **change} if isinstance(change, dict) else change

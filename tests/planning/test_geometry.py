@@ -81,7 +81,6 @@ def test_room_in_sum_but_not_in_place_is_refused() -> None:
 
 
 def test_a_card_that_somebody_made_up_is_refused_without_trying_all_sets_of_its_places() -> None:
-    """There are 341 million sets of seven."""
     made_up = [Profile("1g.10gb", tuple(range(5, 64)), 10, 7, 1, 10), Profile("7g.80gb", (0,), 73, 1, 7, 80)]
     misfit = find_misfit(layout("7x1g.10gb"), made_up)
     assert "overlap in every placement" in misfit

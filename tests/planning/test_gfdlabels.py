@@ -68,7 +68,6 @@ def test_the_labels_that_are_foreseen_are_those_that_a_simulated_gfd_writes(was:
 
 
 def futures(node: NodeView, report: GPUNodeView, policy: PolicyView) -> tuple[Mapping[str, str], ...]:
-    """The label sets that the node may have under a policy."""
     assert report.observed is not None
     gpus = report.observed.gpus
     target = target_for(policy, gpus, make_stack(policy, models=gpus))
@@ -77,7 +76,6 @@ def futures(node: NodeView, report: GPUNodeView, policy: PolicyView) -> tuple[Ma
 
 
 def futures_of(was: PolicyView, policy: PolicyView) -> Mapping[str, str]:
-    """The labels of gpu-07 when it has changed."""
     (labels,) = futures(world_of(was).nodes["gpu-07"], world_of(was).gpunodes["gpu-07"], policy)
     return labels
 

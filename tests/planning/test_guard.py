@@ -1,5 +1,4 @@
-"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/cases.py). So
-are the others whatever one policy holds (planning/pools/choice.py)."""
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/cases.py). So are the others whatever one policy holds (planning/pools/choice.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -54,8 +53,6 @@ class Poisoned(dict[str, str]):
 
 
 class PoisonedPods(tuple[PodView, ...]):
-    """Pods that cannot be looked through."""
-
     __slots__ = ()
 
     def __iter__(self) -> Iterator[PodView]:
@@ -63,7 +60,6 @@ class PoisonedPods(tuple[PodView, ...]):
 
 
 def poison(node: NodeView) -> NodeView:
-    """The node with such labels."""
     return replace(node, labels=Poisoned(node.labels))
 
 
@@ -185,14 +181,12 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def broken(**fields: Any) -> PolicyView:
-    """Pool b with fields that make the planner fail."""
     policy = make_policy("pool-b")
     assert policy.spec is not None, "it was readable"
     return replace(policy, spec=policy.spec.model_copy(update=fields))
 
 
 def beside(policy: PolicyView, strategy: str = "", **node: Any) -> ClusterSnapshot:
-    """Two nodes of this policy and one of another."""
     nodes = [make_node("gpu-01"), make_node("gpu-02", **node)]
     nodes.append(make_node("gpu-03", labels={"gpusharing.dev/pool": "c"}))
     work = {"gpu-01": make_work(), "gpu-03": make_work()}

@@ -1,7 +1,5 @@
 """Whole GPUs beside MIG instances, and the drivers that hang pods there (docs/design/hardware.md#mixed-nodes).
-
-NVIDIA/gpu-operator#1361, and NVIDIA/cloud-native-docs#205, #219 and #221, which list the drivers.
-"""
+NVIDIA/gpu-operator#1361, and NVIDIA/cloud-native-docs#205, #219 and #221, which list the drivers."""
 
 from dataclasses import replace
 from typing import Any

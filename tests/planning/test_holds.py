@@ -235,7 +235,6 @@ SMALLER: dict[str, tuple[Member, Reason | None]] = {
 def test_a_pool_that_became_smaller_than_its_canary_goes_by_what_is_left_of_it_which(
     left: Member, reason: Reason | None
 ) -> None:
-    """The nodes that are gone took their proofs with them. Newcomers start whatever the canary is, and show nothing."""
     smaller = pooled(*MANY, left, canary=LARGE)
     hold = find_hold(smaller)
     assert (hold.reason if hold is not None else None) is reason
@@ -281,7 +280,6 @@ def rolling(size: int, **rollout: Any) -> World:
 
 
 def shared(world: World) -> list[str]:
-    """Nodes that are proven as wanted."""
     return [name for name, verdict in world.plan().verdicts.items() if verdict.phase is Phase.SYNCED]
 
 
@@ -315,7 +313,6 @@ def test_a_window_that_is_closed_during_a_roll_lets_those_in_flight_finish() -> 
 
 
 def first_of(world: World) -> str:
-    """The node that starts first."""
     for _ in range(60):
         if found := fences(world):
             return found[0].name
@@ -350,7 +347,6 @@ def test_a_canary_is_proven_and_soaks_before_the_others_start_and_a_restart_chan
 
 
 def rolled(world: World, **rollout: Any) -> None:
-    """Somebody edits fields of spec.rollout."""
     (policy,) = world.policies
     assert policy.spec is not None
     changed = policy.spec.rollout.model_copy(update=rollout)

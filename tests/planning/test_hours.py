@@ -84,7 +84,6 @@ def test_a_start_needs_the_drain_and_the_slowest_of_the_last_20_changes() -> Non
 
 
 def test_a_long_window_is_found_behind_however_many_that_are_too_short() -> None:
-    """Every hour for ten minutes comes 140 times before Sunday night, the only time in which a node can start."""
     hourly, weekly = (
         {"schedule": "0 * * * *", "duration": "10m"},
         {"schedule": "30 1 * * 0", "duration": "6h"},

@@ -1,5 +1,4 @@
-"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs
-(`planning/transition/idle.py`)."""
+"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs (`planning/transition/idle.py`)."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -99,7 +98,6 @@ def test_the_node_is_not_proven_idle(case: NodeCase, reason: Reason) -> None:
 
 
 def test_no_pod_is_asked_to_leave_while_what_is_known_of_the_nodes_is_old() -> None:
-    """Nobody knows whether somebody lifted the cordon to keep it."""
     leaving = make_pod("b", deleted_at=at(9))
     pods, gone = fenced(work=make_work(make_pod("a"), leaving)), fenced(work=make_work(leaving))
     assert [type(action) for action in before_pnr(pods).actions] == [Evict]
@@ -131,7 +129,6 @@ def test_a_young_proof_passes_however_long_the_node_is_empty(answered: datetime)
 
 
 def test_a_proven_node_is_looked_at_until_its_change_is_written() -> None:
-    """The write may have to wait: a proof that is kept up goes with it, and the agent is not asked again at once."""
     verdict = before_pnr(
         fenced(
             gpunode=silent(),
@@ -164,7 +161,6 @@ def test_the_agent_is_not_asked_for_silence_before_what_can_take_long_is_there(
 
 
 def test_a_question_that_the_agent_is_still_at_is_not_replaced_by_another() -> None:
-    """Reading may take longer than an answer stays young."""
     working = replace(silent(request_id="older"), request_id=asked(-100))
     work = make_work(listed_at=NOW, empty_since=at(-200))
     assert before_pnr(fenced(gpunode=working, work=work)).actions == ()
@@ -248,14 +244,12 @@ def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:
 def test_an_empty_node_whose_drain_has_run_out_is_judged_again_when_the_time_of_its_proof_is_over(
     deadline: datetime,
 ) -> None:
-    """A wake in the past makes the next pass begin at once, over and over."""
     late = before_pnr(fenced(fence=replace(FENCE, deadline=deadline), gpunode={"observed": None}))
     assert (late.phase, late.reason, late.actions) == (Phase.CORDONED, Reason.OBSERVATION_PENDING, ())
     assert late.wake == deadline + proof_time(fenced())
 
 
 def test_a_request_that_follows_another_one_of_the_same_moment_has_a_name_of_its_own() -> None:
-    """The operator was killed when it had asked, and the clock of the next one is behind by just as much."""
     stood = fenced(gpunode=quiet_report(FULL, asked(0)), work=replace(IDLE, stood=asked(0)))
     (request,) = before_pnr(stood).actions
     assert isinstance(request, EnsureGPUNode)

@@ -77,7 +77,6 @@ def agents(**change: Any) -> Seen:
 
 
 def reporting(**errors: str) -> Seen:
-    """The agents' errors by node, with _ for a hyphen."""
     found = {name.replace("_", "-"): error for name, error in errors.items()}
     return replace(GOOD, gpunodes={name: make_gpunode(name, error=error) for name, error in found.items()})
 
@@ -92,7 +91,6 @@ LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"profiles": {"3g.40gb": 2}}]
 
 
 def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> Seen:
-    """NVIDIA's device-plugin chart without the GPU Operator."""
     stack = replace(
         make_cluster_policy(
             config,
@@ -457,7 +455,6 @@ def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
 
 
 def test_the_worst_case_is_one_screen() -> None:
-    """80 columns and more are wrapped by the terminal; the lines are what is counted here."""
     policy = replace(POINTED, plugin_config_name="", mig_config_name="x", mig_strategy="single", plugin_default="gone")
     worst = replace(
         GOOD,

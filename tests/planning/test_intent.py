@@ -50,7 +50,6 @@ def as_member(node: NodeView) -> Member:
 
 
 def halted(policy: PolicyView) -> bool:
-    """By the failure of a node that a person has not seen."""
     return find_halt(Pool(lenient(policy, max_failures=1), members=[as_member(FAILED)])) is not None
 
 

@@ -1,7 +1,5 @@
 """A gang is interrupted once per change, and not once per node: counted while its controller starts it anew.
-
-Where budget or canary cannot hold all of its nodes at once, it is once for each part (docs/design/drain.md#waves).
-"""
+Where budget or canary cannot hold all of its nodes at once, it is once for each part (docs/design/drain.md#waves)."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,16 +18,13 @@ RANK = "a rank of a JobSet"
 
 @dataclass
 class Train:
-    """A JobSet with a rank on each of some nodes. When one rank is evicted all end; then all start anew where they were
-    before, as soon as there is room for all of them, as a scheduler has it that knows of gangs."""
+    """A JobSet with a rank on each of some nodes. When one rank is evicted all end; then all start anew where they were before, as soon as there is room for all of them, as a scheduler has it that knows of gangs."""
 
     world: World
     homes: tuple[str, ...]
     begun: int = 0
-    """How often it was started."""
 
     def turn(self) -> None:
-        """Its controller and the scheduler act."""
         ranks = {name: self.ranks(name) for name in self.homes}
         nodes = [self.world.nodes[name] for name in self.homes]
         if any(ranks.values()) or any(node.unschedulable or not node.ready for node in nodes):
@@ -42,13 +37,11 @@ class Train:
                 del self.world.pods[name][uid]
 
     def ranks(self, name: str) -> list[str]:
-        """UIDs of its pods on a node, those that are leaving included."""
         return [uid for uid in self.world.pods[name] if self.world.kinds[uid] == RANK]
 
 
 def changed(size: int, ranks: int, kills: Random | None, **rollout: Any) -> Train:
-    """A pool of whole GPUs is brought to time-slicing. The gang runs on its last nodes, and one pod on each other one,
-    so that all take as long: half a gang would be given back while nothing has begun on the other half.
+    """A pool of whole GPUs is brought to time-slicing. The gang runs on its last nodes, and one pod on each other one, so that all take as long: half a gang would be given back while nothing has begun on the other half.
 
     `kills`: the operator is killed now and then, after any number of its calls.
     """
@@ -74,7 +67,6 @@ def changed(size: int, ranks: int, kills: Random | None, **rollout: Any) -> Trai
 
 
 def interruptions(train: Train) -> int:
-    """How often it was ended."""
     return train.begun - 1
 
 

@@ -1,13 +1,5 @@
 """Whatever happens, in whatever order, however often the operator is killed: the invariants of rollout.py hold.
-
-`world.py` carries out every action under `rules.py` and `promises.py`. Two runs, the same every time: one does every
-deed of `deeds.py` in every moment of a change, the other one drives a machine of random events (`chaos.py`). Each
-example ends twice, and everything must come to Synced: eventually stable reconciliation (docs/design/faults.md#esr).
-In a twin of the world people do only what the messages tell them (`fairend.py`); then they clear up (cordons, markers,
-pods, wedges, calls that fail) and approve what is to be approved. The first
-run says how often each thing happened, and fails when one of `EXPECTED` never did: what never happens is held by
-nobody. `test_invariants_can_fail.py` shows that each invariant sees what it is there for.
-"""
+`world.py` carries out every action under `rules.py` and `promises.py`. Two runs, the same every time: one does every deed of `deeds.py` in every moment of a change, the other one drives a machine of random events (`chaos.py`). Each example ends twice, and everything must come to Synced: eventually stable reconciliation (docs/design/faults.md#esr). In a twin of the world people do only what the messages tell them (`fairend.py`); then they clear up (cordons, markers, pods, wedges, calls that fail) and approve what is to be approved. The first run says how often each thing happened, and fails when one of `EXPECTED` never did: what never happens is held by nobody. `test_invariants_can_fail.py` shows that each invariant sees what it is there for."""
 
 import os
 from collections.abc import Callable, Collection
@@ -53,7 +45,6 @@ NOTHING_NEW = (
     "the policy is paused and goes on",
     "the policy may change all nodes at once",
 )
-"""Deeds that end no halt."""
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""
 FOLLOWED = {
@@ -119,8 +110,7 @@ def play(what: str, stage: str, random: Random, installation: Installation = GPU
 
 
 def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
-    """A change by this habit where it matters: under a budget that keeps pods for good, with a mig-manager that fails
-    on one node until that goes back."""
+    """A change by this habit where it matters: under a budget that keeps pods for good, with a mig-manager that fails on one node until that goes back."""
     cluster, rest = Cluster(), random.sample(DIVIDED, 2)
     cluster.a_pool_at_rest_is_edited(
         modes=rest, budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
@@ -176,8 +166,7 @@ def play_certain(what: str) -> None:
 
 
 def play_halted() -> None:
-    """The first two nodes fail, which halts the third, for which the budget has room in the end. Nobody asks for
-    anything new, so it does not start: the invariant (o) sees to that."""
+    """The first two nodes fail, which halts the third, for which the budget has room in the end. Nobody asks for anything new, so it does not start: the invariant (o) sees to that."""
     cluster = Cluster()
     cluster.a_pool_at_rest_is_edited(
         modes=[0, DIVIDED[0]], budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
@@ -195,8 +184,7 @@ def play_halted() -> None:
 
 
 def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
-    """A gang runs on all nodes, which are drained as one, and somebody protects its ranks on one of them: before the
-    first is evicted, or while a budget that nobody sees refuses."""
+    """A gang runs on all nodes, which are drained as one, and somebody protects its ranks on one of them: before the first is evicted, or while a budget that nobody sees refuses."""
     cluster, rest = Cluster(), random.sample(DIVIDED, 2)
     cluster.a_pool_at_rest_is_edited(
         modes=rest, budget="100%", pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
@@ -221,8 +209,7 @@ def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
 
 
 def play_rest_of_a_gang(random: Random) -> None:
-    """A gang runs on all nodes, of which one may be away. While the first is changed, each other one gets a gang of its
-    own, which is known only once its pods are listed."""
+    """A gang runs on all nodes, of which one may be away. While the first is changed, each other one gets a gang of its own, which is known only once its pods are listed."""
     cluster, rest = Cluster(), random.sample(DIVIDED, 2)
     cluster.a_pool_at_rest_is_edited(
         modes=rest, budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
@@ -244,8 +231,7 @@ def play_rest_of_a_gang(random: Random) -> None:
 
 
 def play_left_cordoned() -> None:
-    """A policy is released by force while the calls about its node in flight fail. Another policy, of which one node
-    may be away, gets that node with its cordon, and has other nodes to change meanwhile."""
+    """A policy is released by force while the calls about its node in flight fail. Another policy, of which one node may be away, gets that node with its cordon, and has other nodes to change meanwhile."""
     cluster = Cluster()
     cluster.a_pool_at_rest_is_edited(
         modes=[0, DIVIDED[0]], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
@@ -322,7 +308,6 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
 
 
 def edited() -> Cluster:
-    """A pool of whole GPUs at rest that is to share them."""
     cluster = Cluster()
     cluster.a_pool_at_rest_is_edited(
         modes=[0, 1],

@@ -1,8 +1,4 @@
-"""Each invariant of the random world sees the fault that it is there for: a call is right, then it is spoilt.
-
-A world goes on until the planner sends a call of some kind, which passes. Then one thing is changed, about the call or
-about the world, and the same look must say which invariant is broken.
-"""
+"""Each invariant of the random world sees the fault that it is there for: a call is right, then it is spoilt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -40,18 +36,13 @@ Spoil: TypeAlias = Callable[[World, Any], Action | None]
 
 
 class ReachedError(Exception):
-    """The planner sends a call of the kind that is waited for."""
-
     def __init__(self, action: Action) -> None:
         super().__init__()
         self.action = action
 
 
 class Watched(World):
-    """Ends before the first call of one kind."""
-
     kind: type = ReachedError
-    """No call is of this kind."""
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, self.kind):
@@ -80,14 +71,11 @@ def reached(kind: type, *, pods: int = 0, rounds: int = 400) -> tuple[World, Any
 
 
 def look(world: World, action: Action) -> None:
-    """All that is asked of a call."""
     rules.check(world, action)
     promises.check(world, action)
 
 
 def policy(**rollout: object) -> Spoil:
-    """The policy says so in its rollout block."""
-
     def spoil(world: World, action: Any) -> None:
         world.policies = tuple(lenient(one, **rollout) for one in world.policies)
 
@@ -95,8 +83,6 @@ def policy(**rollout: object) -> Spoil:
 
 
 def habit(drain: str = "", rollout: str = "") -> Spoil:
-    """The policy has this habit."""
-
     def spoil(world: World, action: Any) -> None:
         drains, rollouts = [drain] if drain else [], [rollout] if rollout else []
         world.policies = tuple(with_habits(one, drains, rollouts) for one in world.policies)
@@ -117,18 +103,14 @@ def node(**fields: Any) -> Spoil:
 
 
 def call(**fields: Any) -> Spoil:
-    """The call says so."""
     return lambda world, action: replace(action, **fields)
 
 
 def fence(**fields: Any) -> Spoil:
-    """The fence of the call says so."""
     return lambda world, action: replace(action, fence=replace(action.fence, **fields))
 
 
 def pod(kind: str, habit_of_drain: str = "") -> Spoil:
-    """A pod of this kind comes, and the policy has this habit."""
-
     def spoil(world: World, action: Any) -> None:
         habit(habit_of_drain)(world, action)
         assert world.add_pod(NODE, kind, app="free", pinned=True), "there is room for it"
@@ -137,25 +119,21 @@ def pod(kind: str, habit_of_drain: str = "") -> Spoil:
 
 
 def changed(world: World, action: Any) -> None:
-    """Somebody has written to the node since."""
     world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
 
 
 def late(world: World, action: Any) -> None:
-    """A blackout comes before the change could be done."""
     habit(rollout="in the morning, less a blackout")(world, action)
     world.now += timedelta(minutes=12)
 
 
 def marked(world: World, action: Any) -> None:
-    """The pods of the node ask not to be disturbed."""
     pods = world.pods[NODE]
     for uid, one in pods.items():
         pods[uid] = replace(one, marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),))
 
 
 def ended(world: World, action: Any) -> None:
-    """The pods of the node were evicted before."""
     world.evicted |= world.pods[NODE].keys()
 
 
@@ -166,44 +144,36 @@ def another_node_away(world: World, action: Any) -> None:
 
 
 def cap_of_none(world: World, action: Any) -> None:
-    """No node at all may be in flight."""
     world.settings = replace(world.settings, max_in_flight=0)
 
 
 def without_claim(world: World, action: Any) -> None:
-    """The Lease says nothing of the node."""
     world.claims = {}
 
 
 def without_finalizer(world: World, action: Any) -> None:
-    """The policy may vanish at any moment."""
     world.policies = tuple(replace(one, finalizer=False) for one in world.policies)
 
 
 def stray(world: World, action: Any) -> None:
-    """A process of no pod computes."""
     world.machines[NODE].stray = True
 
 
 def loud(world: World, action: Any) -> None:
-    """The agent has NVML open."""
     known = world.gpunodes[NODE]
     assert known.observed is not None, "the agent has answered"
     world.gpunodes[NODE] = replace(known, observed=replace(known.observed, quiet=False))
 
 
 def failed_before(world: World, action: Any) -> None:
-    """A node of the pool failed in this generation."""
     world.ledger.failed[action.fence.version] = {world.nodes[NODE].uid}
 
 
 def human_cordon(world: World, action: Any) -> None:
-    """A person has cordoned the node as well."""
     world.human_cordons.add(NODE)
 
 
 def other_uid(world: World, action: Any) -> Action:
-    """A pod that is gone."""
     gone: Action = replace(action, uid="gone")
     return gone
 
@@ -296,7 +266,6 @@ def test_an_invariant_sees(what: str) -> None:
 
 
 def reached_adoption() -> tuple[World, Any]:
-    """A node that is as wanted and was never proven."""
     world = Watched(**vars(copy_of(FULL)))
     world.kind = LabelNode
     world.nodes[NODE] = replace(world.nodes[NODE], verified=None)
@@ -321,7 +290,6 @@ def a_gang_on_three_nodes() -> Watched:
 
 
 def started(world: World) -> Any:
-    """The plan in which the nodes of the gang start."""
     for _ in range(100):
         plan = world.plan()
         if any(isinstance(a, FenceNode) for verdict in plan.verdicts.values() for a in verdict.actions):

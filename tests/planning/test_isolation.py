@@ -32,7 +32,6 @@ def guarded(level: str, **fields: Any) -> PodView:
 
 
 def on_gpu_07(level: str) -> dict[str, NodeWork]:
-    """One guarded pod on gpu-07."""
     return {"gpu-07": make_work(guarded(level))}
 
 

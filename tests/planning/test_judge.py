@@ -69,7 +69,6 @@ def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> Non
 
 
 def judged(case: NodeCase) -> Verdict:
-    """What is decided about the node."""
     verdict = judge(case)
     assert verdict is not None, "the node is our business"
     return verdict
@@ -110,7 +109,6 @@ KEPT_IN_THE_FENCE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
 def test_which_routing_label_a_node_gets_that_force_release_lets_go_when(
     fields: dict[str, Any], labels: dict[str, str]
 ) -> None:
-    """Only the fence still has it, and the fence goes."""
     fence = replace(make_fence(), added=(), from_mode="mig", node_uid="uid-gpu-07")
     case = make_case(LEAVING, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True})
     (release,) = judged(case).actions
@@ -134,7 +132,6 @@ def failed(now: float = 2400, **fields: Any) -> NodeCase:
 
 
 def heirs(verdict: Verdict) -> list[Fence]:
-    """The fences that hand the node over to another policy."""
     written = [action.fence for action in verdict.actions if isinstance(action, UpdateFence)]
     return [fence for fence in written if fence.policy != "pool-b"]
 
@@ -196,7 +193,6 @@ BARE = {LABEL_GPU_PRESENT: None, LABEL_GPU_PRODUCT: None}
 
 
 def unowned(*, gpu: bool, marked: bool) -> Verdict | None:
-    """What is said of gpu-07, which no policy selects any more."""
     labels = {**({} if gpu else BARE), LABEL_POLICY: "pool-b" if marked else None}
     return judge(make_case(None, labels=labels, node={} if gpu else {"resources": {}}))
 
@@ -233,7 +229,6 @@ def test_a_node_that_nobody_reads_waits_or_is_blocked_and_says_why(
 
 
 def marks(case: NodeCase) -> list[Action]:
-    """The labels that are written to adopt the node."""
     return [action for action in judged(case).actions if isinstance(action, LabelNode)]
 
 

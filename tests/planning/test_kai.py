@@ -1,5 +1,4 @@
-"""planning/drain/pods.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation
-pod goes by itself. Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
+"""planning/drain/pods.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation pod goes by itself. Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +17,6 @@ CORDONED = at(-600)
 
 
 def fraction(name: str = "llm-1", group: str = "g1", **more: Any) -> PodView:
-    """A pod that shares the GPU of a group."""
     return make_pod(name, labels={"app": "llm", "runai-gpu-group": group}, resources={}, **more)
 
 
@@ -31,12 +29,10 @@ def reservation(group: str = "g1", **more: Any) -> PodView:
 
 
 def refs(pods: tuple[PodView, ...]) -> list[str]:
-    """Their names."""
     return [pod.name for pod in pods]
 
 
 def told(pods: list[PodView], options: Drain | None = None, cordoned: datetime | None = None) -> list[str]:
-    """What blocks."""
     found = drain_pass(make_work(*pods), options, cordoned=cordoned).found
     return [str(one.reason) for one in found.blockers]
 

@@ -31,19 +31,16 @@ def away(
     deadline: datetime | None = None,
     **fields: Any,
 ) -> Member:
-    """A node that takes a slot."""
     blockers = (Blocker(reason),) if reason is Reason.CALL_FAILED else ()
     told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline, blockers=blockers)
     return make_member(make_node(name, **fields), told)
 
 
 def full(members: Sequence[Member]) -> str:
-    """What a node says that waits beside these."""
     return waiting(members).message
 
 
 def waiting(members: Sequence[Member]) -> Verdict:
-    """The verdict of a node that waits beside these."""
     policy = make_policy(rollout={"maxUnavailable": len(members)})
     pool = Pool(policy)
     for member in members:

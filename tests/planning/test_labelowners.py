@@ -30,7 +30,6 @@ KYVERNO = "kyverno-background-controller"
 
 
 def gate_of(case: NodeCase) -> Finding | None:
-    """The first closed gate."""
     return find_gate(case, assessed_of(case))
 
 
@@ -113,7 +112,6 @@ def test_past_the_point_of_no_return_the_label_is_not_set_again_against_a_contro
 # --- a field manager that replaced our value --------------------------------------------------------------------
 
 SEVENTHS = make_policy(generation=2, mig={"strategy": "mixed", "layouts": [{"profiles": {"1g.10gb": 7}}]})
-"""The policy after an edit."""
 
 
 def rewritten(policy: PolicyView, manager: str = KYVERNO, *, corrected: str = "", **fields: Any) -> NodeCase:

@@ -1,7 +1,5 @@
 """The promises about last resorts see their faults: deletions by force, ways back, canaries larger than a pool.
-
-As in test_invariants_can_fail.py a call is right, then it is spoilt.
-"""
+As in test_invariants_can_fail.py a call is right, then it is spoilt."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,8 +31,7 @@ GOES_BACK = make_policy(drain={"strandedPods": "Allow"}, rollout={"onFailure": "
 def reached(policy: PolicyView, stop: Callable[[Action], bool]) -> tuple[World, Any]:
     """The world in which the first such call is sent on the way from whole GPUs to this policy, and that call.
 
-    A pod is under a budget that lets nobody go, and the operator may delete it. mig-manager fails until the node goes
-    back.
+    A pod is under a budget that lets nobody go, and the operator may delete it. mig-manager fails until the node goes back.
     """
 
     class Stopped(World):
@@ -88,13 +85,10 @@ def gives_back(action: Action) -> bool:
 
 
 def forbidden(world: World, action: Any) -> None:
-    """The chart's value is false."""
     world.settings = replace(world.settings, force_delete=False)
 
 
 def later(seconds: int) -> Spoil:
-    """At another time."""
-
     def spoil(world: World, action: Any) -> None:
         world.now += timedelta(seconds=seconds)
 
@@ -102,8 +96,6 @@ def later(seconds: int) -> Spoil:
 
 
 def pod(**fields: Any) -> Spoil:
-    """The pod is like that."""
-
     def spoil(world: World, action: Any) -> None:
         world.pods[NODE][action.uid] = replace(world.pods[NODE][action.uid], **fields)
 
@@ -111,7 +103,6 @@ def pod(**fields: Any) -> Spoil:
 
 
 def ruled(world: World, action: Any) -> None:
-    """A rule of the policy keeps the pod."""
     world.policies = tuple(
         with_habits(one, ["what stays is deleted, but for what a rule keeps"]) for one in world.policies
     )
@@ -120,7 +111,6 @@ def ruled(world: World, action: Any) -> None:
 
 
 def plain(world: World, action: Any) -> None:
-    """The policy aborts at the end of a drain."""
     drain = {"on_timeout": "Abort"}
     world.policies = tuple(
         replace(one, spec=one.spec.model_copy(update={"drain": one.spec.drain.model_copy(update=drain)}))
@@ -130,13 +120,11 @@ def plain(world: World, action: Any) -> None:
 
 
 def at_once(world: World, action: Any) -> None:
-    """A pod without a grace period, when its time has come."""
     pod(grace=0)(world, action)
     later(30)(world, action)
 
 
 def unasked(world: World, action: Any) -> None:
-    """Nobody asked for its eviction."""
     world.refused.clear()
 
 
@@ -147,8 +135,6 @@ def kept_beside(world: World, action: Any) -> None:
 
 
 def fenced(**fields: Any) -> Spoil:
-    """The fence on the node says so."""
-
     def spoil(world: World, action: Any) -> Action:
         before = world.nodes[NODE].fence
         assert before is not None, "it is in flight"
@@ -162,19 +148,16 @@ def fenced(**fields: Any) -> Spoil:
 
 
 def unproven(world: World, action: Any) -> Action:
-    """Nothing was ever proven there."""
     world.nodes[NODE] = replace(world.nodes[NODE], verified=None)
     on_it: Action = replace(action, node=world.nodes[NODE])
     return on_it
 
 
 def again(world: World, action: Any) -> None:
-    """It went back before, in this generation."""
     world.ledger.turns.add((action.node.uid, action.fence.version, action.node.retry))
 
 
 def recorded(**fields: Any) -> Spoil:
-    """The record of the release says so."""
     return lambda world, action: replace(action, verified=replace(action.verified, **fields))
 
 

@@ -33,7 +33,6 @@ OTHER = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": OTHER_
 
 
 def waiting(**fields: Any) -> ClusterSnapshot:
-    """gpu-07 is to be changed, and its policy is paused."""
     return make_snapshot(**{"nodes": [make_node()], "policies": [PAUSED], **fields})
 
 
@@ -154,7 +153,6 @@ class Question:
         self.asked: list[str] = []
 
     def length(self, text: str, limit: int) -> int:
-        """The question."""
         self.asked.append(text)
         if len(text) > limit:
             raise ValueError(text)

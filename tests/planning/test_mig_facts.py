@@ -1,8 +1,5 @@
 """The card table and the named layouts against mig-facts.yaml, the oracle; mig-differences.yaml lists what differs.
-
-The facts were compiled from NVIDIA's documents and from captures (sources at the top of the file); cards.py was
-written from them, so a value that was copied wrong, or changed later, shows here.
-"""
+The facts were compiled from NVIDIA's documents and from captures (sources at the top of the file); cards.py was written from them, so a value that was copied wrong, or changed later, shows here."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -39,7 +36,6 @@ def key(card: Card) -> str:
 
 
 def model_of(card: Card) -> str:
-    """The model of the facts that speaks about a card."""
     model = MODEL_OF.get(card.key, card.key)
     assert model in MODELS, f"tests/planning/mig-facts.yaml has no model {model}"
     return model
@@ -47,7 +43,6 @@ def model_of(card: Card) -> str:
 
 @cache
 def documented(model: str) -> tuple[Profile, ...]:
-    """The profiles of a model as the facts have them."""
     found = []
     for name, row in MODELS[model]["profiles"].items():
         placements = row.get("placements", {"starts": [], "size": 0})
@@ -218,7 +213,6 @@ def plain() -> dict[str, Layout]:
 
 
 def filtered() -> Iterator[tuple[str, list[str], Layout]]:
-    """Name, device ids and layout of each entry with a filter."""
     for name, entries in NAMED["filtered"].items():
         for entry in entries:
             yield name, entry["device_filter"], normalize(entry["mig_devices"])

@@ -13,7 +13,6 @@ HALVES: Layout = (("3g.40gb", 2),)
 
 
 def entry(*rows: dict[str, object]) -> migfile.Entry:
-    """One entry of a file."""
     return [dict(row) for row in rows]
 
 

@@ -48,7 +48,6 @@ ENTRIES = {
 def other(
     name: str = "gpu-9", *, offers: Mapping[str, int] | None = None, labels: Mapping[str, str] | None = None
 ) -> NodeView:
-    """A node with GPUs that pool b does not select."""
     return make_node(name, labels={**GPU, **(labels or {})}, resources=offers or {})
 
 

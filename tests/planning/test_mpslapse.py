@@ -1,5 +1,4 @@
-"""Restarts of config-manager alone: they end MPS clients, are said and counted, and drain nobody
-(docs/design/transition.md#lapse)."""
+"""Restarts of config-manager alone: they end MPS clients, are said and counted, and drain nobody (docs/design/transition.md#lapse)."""
 
 from dataclasses import replace
 from typing import Any

@@ -244,7 +244,6 @@ def test_a_repair_is_due_only_where_the_daemon_is_deaf_and_nothing_else_restrain
 
 
 def repairs(policy: ClusterPolicyView) -> list[type]:
-    """What is written to NVIDIA's objects in the first pass."""
     found = make_stack(MPS, cluster_policy=policy)
     settings = replace(ASKED, configure_gpu_operator=True)
     plan = plan_rollout(make_snapshot([make_node()], [MPS], stack=found, settings=settings), NOW)

@@ -45,7 +45,6 @@ def test_a_rare_peak_is_still_held_after_days_of_less() -> None:
 
 
 def test_compute_is_what_95_percent_of_the_time_did_not_exceed_or_98() -> None:
-    """Bursts in 4 % of the hours, spread evenly."""
     busy = each_hour(14 * 24, lambda hour: 0.9 if hour % 25 == 0 else 0.1)
     one = replace(history(), activity=busy)
     cost, performance = told(one), told(one, Goal.PERFORMANCE)

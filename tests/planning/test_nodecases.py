@@ -40,7 +40,6 @@ STACK = make_stack(PAUSED)
 
 
 def terms(policy: PolicyView) -> PolicyTargets:
-    """What a policy offers."""
     return find_targets(policy, request_of(policy), STACK, SETTINGS)
 
 
@@ -52,7 +51,6 @@ def judge_alone(
     seen: bool = True,
     **given: Any,
 ) -> Member | None:
-    """A node in a cluster where it is the only one."""
     policies = {one.policy.name: one for one in (owner, followed) if one is not None}
     gpunodes = [make_gpunode(node.name)] if seen else []
     snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
@@ -63,7 +61,6 @@ def judge_alone(
 
 
 def judged(member: Member | None) -> Member:
-    """A node that is our business."""
     assert member is not None
     return member
 
@@ -112,7 +109,6 @@ def test_a_case_is_equal_to_the_one_of_the_last_pass_if_only_the_time_is_another
 
 @pytest.mark.parametrize(("liars", "believed"), [(1, False), (3, True)], ids=["few", "most"])
 def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, believed: bool) -> None:
-    """That of a liar may be the first by name. Equal profiles are one, read twice or not."""
     truth = make_gpu()
     lie = tuple(replace(profile, max_count=1) for profile in truth.profiles)
     cards = [replace(truth, profiles=lie)] * liars + [
@@ -124,7 +120,6 @@ def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, bel
 
 
 def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() -> None:
-    """It became one meanwhile, and nobody has asked about the gang of a launcher without a GPU."""
     fence = make_fence(disruption=DisruptionClass.REBOOT)
     node = make_node("gpu-07", uid="uid-gpu-07", unschedulable=True, fence=fence)
     mine = terms(PAUSED)

@@ -1,5 +1,4 @@
-"""Why NVIDIA's programs do not run on a node: virtual machines have it, or its host lacks what ClusterPolicy leaves to
-the host (stack/nodeswitches.py, as a gate and for people)."""
+"""Why NVIDIA's programs do not run on a node: virtual machines have it, or its host lacks what ClusterPolicy leaves to the host (stack/nodeswitches.py, as a gate and for people)."""
 
 from dataclasses import replace
 from typing import Any

@@ -172,7 +172,6 @@ def test_an_unhealthy_instance_is_a_part_of_the_layout() -> None:
 
 
 def told(found: tuple[NodeView, ClusterSnapshot], *others: NodeView) -> dict[str, tuple[str, str, str]]:
-    """What doctor says: severity, message and command by reason."""
     node, snapshot = found
     policy = snapshot.stack.cluster_policy
     assert policy is not None

@@ -22,12 +22,10 @@ def owner(*policies: PolicyView, present: str = "", **labels: str) -> str:
 
 
 def owners(*policies: PolicyView) -> Owners:
-    """What finds the owner among these."""
     return Owners(find_contenders(policies))
 
 
 def policy(name: str, created: str = OLD, **fields: object) -> PolicyView:
-    """A policy over pool b."""
     return make_policy(name, created=created, **fields)  # type: ignore[arg-type]  # spec fields are free-form
 
 

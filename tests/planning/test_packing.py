@@ -29,7 +29,6 @@ def counts(packer: Packer, text: str) -> Counts:
 
 @cache
 def supplies(card: Card, gpus: int) -> frozenset[Counts]:
-    """What so many GPUs can hold, by placements alone."""
     names = [profile.name for profile in PACKERS[card.key].profiles]
     single = [dict(one) for one in brute_force(card.profiles) if {name for name, _ in one} <= set(names)]
     vectors = {tuple(one.get(name, 0) for name in names) for one in single}
@@ -95,7 +94,6 @@ def test_what_is_packed_is_what_was_wanted_on_legal_layouts(wanted: Counts, most
 
 
 def test_slices_that_add_up_do_not_make_a_layout() -> None:
-    """7 compute slices of 7, and no room: two 3g.40gb take all the memory."""
     packer = PACKERS[H100.key]
     wanted = counts(packer, "2x3g.40gb 1x1g.10gb")
     assert fewest(packer, wanted, 1) is None

@@ -1,7 +1,5 @@
 """Could a pod start on a node (planning/drain/placement.py)? Labels and taints: tests/cli/test_placement.py.
-
-Reports: NVIDIA/k8s-device-plugin#1695, #1762, #929, #1208; kai-scheduler/KAI-Scheduler#506, #1876.
-"""
+Reports: NVIDIA/k8s-device-plugin#1695, #1762, #929, #1208; kai-scheduler/KAI-Scheduler#506, #1876."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +33,6 @@ RENAMED = make_policy(mode="MPS", mps={"replicas": 4, "renameByDefault": True})
 
 
 def asking(*containers: Mapping[str, int], **fields: Any) -> PodView:
-    """A pod with a container for each of these requests."""
     total, largest = dict[str, int](), dict[str, int]()
     for one in containers:
         for name, count in one.items():

@@ -37,7 +37,6 @@ BEFORE: dict[str, tuple[Sequence[NodeView], int | None]] = {
 
 
 def spare_of(nodes: Sequence[NodeView]) -> int | None:
-    """How many may go, where the first of them waits for its turn."""
     return spare(find_places(nodes), [replace(make_case(MIXED), node=nodes[0])])
 
 

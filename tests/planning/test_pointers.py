@@ -140,7 +140,6 @@ def test_operands_are_not_restarted_under_a_change(fenced: bool) -> None:
 
 
 def test_operands_are_not_restarted_while_a_configmap_is_about_to_change() -> None:
-    """The file has the names of the cards that reported first, with their meaning."""
     found = make_stack(cluster_policy=make_cluster_policy(mig_config_name=""))
     gpunodes = [make_gpunode(), make_gpunode("late", gpus=[make_gpu(product=A100)])]
     snapshot = make_snapshot([make_node(), make_node("late")], gpunodes=gpunodes, stack=found, settings=ASKED)

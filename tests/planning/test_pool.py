@@ -75,7 +75,6 @@ def chosen(
 
 
 def unlisted_of(pool: Pool) -> tuple[str, ...]:
-    """The candidates of a pool that have to be listed first."""
     return find_unlisted(tuple(pool.candidates))
 
 
@@ -91,7 +90,6 @@ def with_waits(selection: Selection) -> Selection:
 
 
 def fenced(selection: Selection) -> list[str]:
-    """The nodes that start now."""
     return sorted(
         name
         for name, verdict in selection.verdicts.items()

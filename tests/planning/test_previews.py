@@ -43,7 +43,6 @@ NOTHING: frozenset[str] = frozenset()
 
 
 def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> dict[str, Pool]:
-    """A pool whose nodes all wait for the same."""
     pool = Pool(POLICY, candidates=[make_case()])
     for index in range(count):
         name = f"n{index:02}"
@@ -53,7 +52,6 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
 
 
 def look(pools: dict[str, Pool], previews: dict[str, Preview], work: dict[str, NodeWork], seconds: float = 0) -> Any:
-    """What is known and wanted."""
     verdicts = {one.node.name: one.verdict for one in pools["pool-b"].members}
     snapshot = replace(make_snapshot([], [POLICY]), memory=PassMemory(previews=previews), work=work)
     return find_previews(pools, verdicts, snapshot, roomy(), at(seconds))
@@ -97,7 +95,6 @@ WAITS = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
 
 @pytest.mark.parametrize("phase", Phase, ids=str)
 def test_only_what_waits_and_would_be_drained_is_looked_at(phase: Phase) -> None:
-    """Whatever it waits for: an approval, a slot of the budget, the end of its back-off."""
     pool = Pool(POLICY)
     told = verdict(phase, Reason.BUDGET_FULL, "n00", disruption=DisruptionClass.RESET)
     pool.count(make_member(make_node("n00"), told))
@@ -131,7 +128,6 @@ def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None
 
 
 def test_the_preview_of_a_node_that_is_not_ready_says_so() -> None:
-    """Its pods could not be seen to leave, as the drain itself says (one Scope for both)."""
     node, pool = make_node("n00", ready=False), Pool(POLICY)
     told = verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, "n00", disruption=DisruptionClass.RESET)
     pool.count(make_member(node, told))
@@ -180,7 +176,6 @@ def waiting(**rollout: Any) -> World:
 
 
 def plan_of(world: World) -> dict[str, Any]:
-    """status.plan."""
     plan = world.plan()
     told = policy_status(world.policies[0], plan, world.snapshot(), {}, world.now)["plan"]
     assert isinstance(told, dict)

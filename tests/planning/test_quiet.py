@@ -1,5 +1,4 @@
-"""When the agent of a node that we do not change keeps NVML closed (planning/transition/attempts.py), and what that
-decides."""
+"""When the agent of a node that we do not change keeps NVML closed (planning/transition/attempts.py), and what that decides."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,7 +67,6 @@ def test_nvml_stays_closed(labels: Mapping[str, str], reason: Reason) -> None:
 
 
 def test_nvml_may_be_opened_until_the_maintenance_that_an_upgrade_asked_for_begins() -> None:
-    """Every node of an upgrade has the label, perhaps for weeks."""
     queued = {"foreign": "NVIDIA NodeMaintenance a/b", "foreign_waits": True, "foreign_queued": True}
     asked = {UPGRADE: "node-maintenance-required"}
     assert find_quiet(make_case(MIXED, was=MIXED, labels=asked, node=queued)) is None
@@ -102,7 +100,6 @@ def decide(case: NodeCase) -> Verdict:
 
 
 def asked(case: NodeCase) -> tuple[str, bool] | None:
-    """What the agent is asked for now."""
     for action in decide(case).actions:
         if isinstance(action, EnsureGPUNode):
             return action.request_id, action.quiet
@@ -162,7 +159,6 @@ def label(world: World, **labels: str) -> None:
 
 
 def walk(world: World, seconds: int) -> list[tuple[str, str]]:
-    """Phase and reason of the node from now on, each change once."""
     seen: list[tuple[str, str]] = []
     for _ in range(seconds):
         plan = world.step()

@@ -29,12 +29,10 @@ FLEET = (
 
 
 def profiles(found: Recommendation) -> dict[str, str]:
-    """By workload; with whole GPUs their number."""
     return {one.need.workload.name: one.profile or f"{one.gpus} GPU" for one in found.placed}
 
 
 def supply(found: Recommendation) -> Counter[str]:
-    """Instances on all nodes that are needed."""
     there: Counter[str] = Counter()
     for portion in found.portions:
         for name, count in portion.layout or ():
@@ -175,7 +173,6 @@ def test_pods_of_all_gpus_of_a_node_need_a_pool_of_their_own_beside_instances() 
 def test_a_server_that_reserves_its_memory_keeps_its_size_however_busy_it_is(
     profile: str, busy: float, goal: Goal
 ) -> None:
-    """Beside pods whose size is known, and on a slice that it fills to nine tenths, like vLLM."""
     size = next((each for each in H100.profiles if each.name == profile), None)
     memory, part = (memory_of(H100), 1.0) if size is None else (usable_memory(H100, size), size.slices / 7)
     share = Fraction(1) if size is None else Fraction(size.memory_gb, 80)
@@ -336,8 +333,7 @@ def test_no_template_of_any_layouts_takes_fewer_gpus(needs: list[Need], per_node
 
 
 def by_force(needs: list[Need], per_node: int, nodes: int) -> tuple[int, int]:
-    """Nodes beyond those of the pool, and GPUs: the least over all templates, and all profiles or a whole GPU for each
-    class."""
+    """Nodes beyond those of the pool, and GPUs: the least over all templates, and all profiles or a whole GPU for each class."""
     classes: Counter[int] = Counter()
     for one in needs:
         classes[smallest_for(one)] += one.history.pods
@@ -422,7 +418,6 @@ def is_possible(pods: tuple[int, ...], free: tuple[int, ...]) -> bool:
 
 @given(st.lists(st.integers(1, 8), max_size=10), st.lists(st.integers(1, 8), min_size=1, max_size=6))
 def test_pods_of_several_gpus_take_as_few_nodes_as_there_can_be(pods: list[int], rooms: list[int]) -> None:
-    """Also where nodes differ; those that are missing are like the largest."""
     largest = tuple(sorted(rooms, reverse=True))
     asked = tuple(sorted(pods, reverse=True))
     if pods and max(pods) > largest[0]:
@@ -440,7 +435,6 @@ def test_first_fit_would_take_three_nodes() -> None:
 
 
 def test_nodes_of_a_pool_that_differ_hold_whole_pods() -> None:
-    """Of a pool with 14 GPUs, only one node has four for a pod, and it has them twice."""
     held = find_need(history("train", pods=3, holds=Holding("nvidia.com/gpu", 4)), H100, Goal.COST)
     found = recommend(pool((2, 2, 2, 8)), [held], goal=Goal.COST)
     assert (found.gpus, found.nodes) == (12, 4 + 1), "one more than there are"
@@ -449,7 +443,6 @@ def test_nodes_of_a_pool_that_differ_hold_whole_pods() -> None:
 
 
 def smallest_for(one: Need) -> int:
-    """The first profile with enough memory and compute."""
     fits = (
         at
         for at, profile in enumerate(PLAIN)

@@ -1,5 +1,4 @@
-"""What a person has requested on the GPUNode is moved to the Node before anything else is done there
-(planning/transition/requests.py, docs/adr/0082-requests-on-the-gpunode.md)."""
+"""What a person has requested on the GPUNode is moved to the Node before anything else is done there (planning/transition/requests.py, docs/adr/0082-requests-on-the-gpunode.md)."""
 
 from collections.abc import Mapping
 from dataclasses import replace

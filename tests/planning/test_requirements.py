@@ -31,7 +31,6 @@ SWITCHES: list[str] = TABLE["switches"]
 IRRELEVANT: dict[str, str] = TABLE["irrelevant"]
 HOSTED = [row for row in REQUIREMENTS if row.signs]
 VALUES = (True, False, "vm-passthrough")
-"""One of these is a change of any switch."""
 
 
 def view_with(path: str, value: object) -> ClusterPolicyView:
@@ -74,8 +73,7 @@ def test_a_program_that_is_off_refuses_the_modes_that_need_it_and_no_other(row: 
 
 
 def test_who_leaves_gpus_to_another_device_plugin_on_purpose_is_not_told_to_start_a_second_one() -> None:
-    """HAMi's guide for the GPU Operator, and GKE's default, set devicePlugin.enabled=false (Project-HAMi/website#874):
-    a second plugin there takes the GPUs from under the pods of the first."""
+    """HAMi's guide for the GPU Operator, and GKE's default, set devicePlugin.enabled=false (Project-HAMi/website#874): a second plugin there takes the GPUs from under the pods of the first."""
     off = make_cluster_policy(switches={"devicePlugin.enabled": False})
     objection = find_objection(make_policy(), make_stack(cluster_policy=off), SETTINGS)
     assert objection is not None

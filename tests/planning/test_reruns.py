@@ -1,8 +1,5 @@
 """Cures, retries and restarts after the point of no return: each on a node proven idle anew, each within its time.
-
-Through `planning/transition/after.py`: `planning/transition/actuation.py`, `planning/transition/idle.py`,
-`planning/transition/attempts.py`.
-"""
+Through `planning/transition/after.py`: `planning/transition/actuation.py`, `planning/transition/idle.py`, `planning/transition/attempts.py`."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -295,13 +292,11 @@ def test_a_retry_on_a_card_without_mig_writes_our_label_again() -> None:
 
 
 def verified(report: GPUNodeView) -> GPUNodeView:
-    """The answer to the request that proves."""
     assert report.observed is not None
     return replace(report, request_id=VERIFY, observed=replace(report.observed, request_id=VERIFY))
 
 
 def test_an_edit_that_leads_to_the_same_layout_is_no_retry() -> None:
-    """`rollout.paused: true` says: begin nothing."""
     for policy in (replace(MIXED, generation=2), replace(edited(MIXED), generation=2)):
         verdict = after_pnr(changing(policy, labels=FAILED))
         assert (verdict.phase, [type(action) for action in verdict.actions]) == (Phase.FAILED, [])
@@ -318,7 +313,6 @@ def test_a_retry_of_a_plugin_restart_never_touches_mig_manager() -> None:
 
 
 def test_a_retry_restarts_mig_manager_although_it_says_success() -> None:
-    """What it left is not offered: a fresh run may mend that."""
     action = only(after_pnr(changing(fence=OWED, node={"resources": {}}, **proven_idle(2500))))
     assert (action.labels, action.fence.restart_uid) == ({}, make_operand().uid)
 

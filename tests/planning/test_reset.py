@@ -27,12 +27,10 @@ RESET: dict[str, Any] = {"deletionPolicy": "Reset", "drain": {"strandedPods": "A
 
 
 def rested(size: int = 1, mode: str = "MIG", **fields: Any) -> World:
-    """A pool at rest under a policy that is to be reset."""
     return pool_of(size, make_policy(mode=mode, **{**RESET, **fields}))
 
 
 def shown(world: World) -> dict[str, Any]:
-    """The status of the policy that goes."""
     plan = world.plan()
     return policy_status(world.policies[0], plan, world.snapshot(), {}, world.now)
 
@@ -59,7 +57,6 @@ def test_every_node_becomes_whole_and_keeps_nothing_of_ours_and_then_the_policy_
 
 @pytest.mark.parametrize("stays", ["pool-a", "pool-c"])
 def test_a_policy_that_stays_keeps_no_other_from_going(stays: str) -> None:
-    """Wherever it stands in the order of the names."""
     world, theirs = rested(), dict.fromkeys(POOL_LABELS, "c")
     world.add_node("other")
     world.nodes["other"] = replace(world.nodes["other"], labels={**world.nodes["other"].labels, **theirs})
@@ -144,7 +141,6 @@ def test_while_a_node_is_kept_the_policy_stays_and_says_by_what() -> None:
 
 
 def test_a_failed_node_keeps_the_policy_until_somebody_gives_it_up() -> None:
-    """With Retain the policy goes, and the node waits for another one."""
     world = rested()
     world.machines["n0"].temper = "fails"
     world.delete_policy("pool-b")
@@ -214,7 +210,6 @@ def test_a_policy_is_reset_when(policy: PolicyView, resets: bool, expected: bool
 
 
 def test_what_cannot_be_read_keeps_its_finalizer_and_its_nodes() -> None:
-    """It may have said Reset."""
     world = rested()
     (policy,) = world.policies
     world.policies = (replace(policy, spec=None),)

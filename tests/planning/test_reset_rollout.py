@@ -22,7 +22,6 @@ from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, rende
 
 
 def going(size: int, mode: str = "MIG", **rollout: Any) -> World:
-    """A pool at rest whose policy with Reset has just been deleted."""
     world = pool_of(
         size,
         make_policy(mode=mode, deletionPolicy="Reset", drain={"strandedPods": "Allow"}, rollout=rollout),
@@ -46,7 +45,6 @@ def passes(world: World, most: int) -> Iterator[tuple[datetime, list[Action]]]:
 
 
 def starts(world: World, most: int) -> list[datetime]:
-    """When a node was fenced."""
     return [at for at, done in passes(world, most) for one in done if isinstance(one, FenceNode)]
 
 

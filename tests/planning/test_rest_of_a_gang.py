@@ -1,7 +1,5 @@
 """Nodes of a gang for which there was no room come directly after the others, in a whole roll.
-
-A roll without them would have another order: the rest of the gang is the node with the most pods.
-"""
+A roll without them would have another order: the rest of the gang is the node with the most pods."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,13 +44,11 @@ def busy(ranks: int, **more: int) -> World:
 
 
 def start_gang(world: World, ranks: int) -> None:
-    """Its controller starts it on its nodes."""
     for number in range(ranks):
         assert world.add_pod(f"n{number}", RANK)
 
 
 def begun(world: World) -> list[str]:
-    """The nodes that were started to share their GPUs, in order."""
     return [one.node.name for one in world.done if isinstance(one, FenceNode)]
 
 
@@ -63,8 +59,7 @@ def roll(
     between: Callable[[World], None] = lambda world: None,
     turns: int = 150,
 ) -> list[str]:
-    """The order of a roll in which the gang is started again as soon as the first of its nodes are given back.
-    `between`: what happens then."""
+    """The order of a roll in which the gang is started again as soon as the first of its nodes are given back. `between`: what happens then."""
     world = busy(ranks, **more)
     before = len(begun(world))
     world.set_policy(make_policy(**SHARED, rollout=rollout))
@@ -103,7 +98,6 @@ def unlabel(world: World) -> None:
 
 
 def pause(world: World) -> None:
-    """A pause and its end."""
     rolled(world, paused=True)
     pass_time(world, 30)
     rolled(world, paused=False)
@@ -122,7 +116,6 @@ def test_the_rest_of_a_gang_still_comes_next_when(between: Callable[[World], Non
 
 
 def protect(world: World) -> None:
-    """A pod comes to the rest of the gang that nobody may evict."""
     assert world.add_pod("n1", "a bare pod")
 
 
@@ -158,8 +151,7 @@ def worker_and_driver(node: str) -> NodeWork:
 
 
 def test_one_of_the_rest_of_a_gang_whose_pods_are_known_starts_before_the_others_are_looked_at() -> None:
-    """A gang counts as a whole only once its pods are listed, so each node that was looked at would come after those
-    that were not: they would take turns at the only slot for ever."""
+    """A gang counts as a whole only once its pods are listed, so each node that was looked at would come after those that were not: they would take turns at the only slot for ever."""
     fence = make_fence(version=MIXED.version, mates=("a", "b", "c"))
     mate = make_member(make_node("m", fence=fence), verdict(Phase.SYNCED, node="m"))
     listed: set[str] = set()
@@ -206,7 +198,6 @@ def test_a_proof_says_who_comes_next_where(proof: Verified, other: Verified | No
 
 
 def test_nobody_takes_the_slot_of_the_rest_of_a_gang_while_its_pods_are_looked_at() -> None:
-    """A preview may have listed the pods of another node in this very pass."""
     fence = make_fence(version=MIXED.version, mates=("a",))
     mate = make_member(make_node("m", unschedulable=True, fence=fence), verdict(Phase.DRAINING, node="m"))
     selection = chosen(candidate("a", None), candidate("z"), limit=1, members=[mate])

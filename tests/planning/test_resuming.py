@@ -18,7 +18,6 @@ FAILED = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in
 
 
 def resumed(*failed: Member, most: int = 1, consent: Consent | None = None) -> tuple[PolicyView, Consent]:
-    """A person runs the command in the message."""
     pool = pooled(*failed, maxFailures=most)
     pool.consent = consent
     halt = find_halt(pool)

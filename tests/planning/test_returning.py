@@ -27,29 +27,24 @@ POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})
 
 
 def in_wave(name: str, *, wave: str = "w", **fence: Any) -> NodeView:
-    """A node past the point of no return that started with others."""
     uid = f"uid-{name}"
     return make_node(name, uid=uid, unschedulable=True, fence=make_fence("actuating", node_uid=uid, wave=wave, **fence))
 
 
 def proven(node: NodeView) -> Verdict:
-    """The node is about to be given back."""
     verdict = Verdict(node.name, "pool-b", Phase.UNCORDONING, Reason.SYNCED, "2x3g.40gb proven")
     return verdict.then(Release(node, True, {}, verified=PROOF))
 
 
 def working(node: NodeView, phase: Phase = Phase.RECONFIGURING) -> Verdict:
-    """The node is not done."""
     return Verdict(node.name, "pool-b", phase, Reason.ACTUATION_IN_PROGRESS, "at work")
 
 
 def aborted(node: NodeView) -> Verdict:
-    """The change of the node is given up."""
     return working(node, Phase.ABORTING).then(Release(node, True, {}))
 
 
 def held(*verdicts: Verdict, nodes: tuple[NodeView, ...], now: datetime = NOW) -> dict[str, Verdict]:
-    """Who waits."""
     by_name = {node.name: node for node in nodes}
     told = {verdict.node: make_member(by_name[verdict.node], verdict) for verdict in verdicts}
     return {name: one.verdict for name, one in hold_together(told, make_snapshot(nodes, [POLICY]), now).items()}
@@ -87,7 +82,6 @@ OWN: list[tuple[float, Phase, float | None]] = [
 def test_a_node_that_waits_for_its_wave_may_have_its_plugin_restarted(
     now: float, phase: Phase, wake: float | None
 ) -> None:
-    """It was proven in time, so the deadline of its own change is no reason to fail, or to go back."""
     fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
     verdict = after_pnr(changing(POLICY, fence=fence, now=now, node={"resources": {}}))
     assert (verdict.phase, verdict.reason) == (phase, Reason.ALLOCATABLE_MISMATCH)
@@ -95,7 +89,6 @@ def test_a_node_that_waits_for_its_wave_may_have_its_plugin_restarted(
 
 
 def test_a_node_that_waits_for_its_wave_follows_a_new_spec_in_time() -> None:
-    """A change that was proven in time has not failed when its own deadline passes."""
     fence = fence_to(MIXED, at(-600), wave="w", proven=at(-100), deadline=at(-60))
     verdict = after_pnr(changing(SLICED, fence=fence, now=0))
     assert "after the deadline" not in verdict.message

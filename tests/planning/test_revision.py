@@ -81,7 +81,6 @@ def test_the_order_of_keys_and_the_spelling_of_never_do_not_count() -> None:
 
 
 def test_a_revision_is_the_same_after_a_restart_and_an_upgrade() -> None:
-    """Records on Nodes name it. If this fails, what operators remember is about another revision."""
     assert make_policy(mode="Full").version.revision == "f9647f880851"
     assert REVISION == "7ce1d696dbc8"
 
@@ -91,7 +90,6 @@ def test_a_spec_that_cannot_be_read_has_no_revision() -> None:
 
 
 def test_every_field_of_a_policy_is_known_to_ask_for_something_or_not() -> None:
-    """Whoever adds a field decides whether an edit of it is a new intent."""
     assert GPUSharingPolicySpec.model_fields.keys() == {*INTENT, "rollout", "deletion_policy", "cost"}
     known: dict[str, Any] = dict.fromkeys(
         ("max_unavailable", "paused", "when_paused", "windows", "blackouts", "canary", "approval",

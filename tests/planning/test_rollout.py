@@ -1,7 +1,5 @@
 """Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py.
-
-The verdicts of planning/transition/judge.py are what most of them are about.
-"""
+The verdicts of planning/transition/judge.py are what most of them are about."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -352,7 +350,6 @@ def test_the_configuration_of_a_policy_is_written_before_any_label_names_it_and_
 
 
 def test_the_pods_of_few_nodes_are_asked_for_at_once() -> None:
-    """Of those that may start, and of some that a plan names."""
     world = pool_of(20)
     world.set_policy(edited(SLICED))
     for name in world.nodes:

@@ -30,7 +30,6 @@ def rule(behavior: str = "Evict", **more: Any) -> dict[str, Any]:
 
 
 def plan(*pods: PodView, options: Drain, now: float = 10) -> DrainPlan:
-    """One pass of a drain that began with a cordon at 0."""
     work = make_work(*pods, listed_at=at(now))
     return plan_drain(find_standings(work, options, at(now), scope=CORDONED), at(now))
 

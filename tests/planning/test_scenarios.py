@@ -122,12 +122,10 @@ def test_a_policy_starts_nothing_while_a_forced_release_is_about_to_leave_it_a_c
 
 
 def fenced(world: World) -> list[str]:
-    """The nodes with our fence."""
     return [name for name, node in world.nodes.items() if node.fence is not None]
 
 
 def failed_world() -> World:
-    """gpu-07, whose mig-manager could not make it 2x3g.40gb."""
     world = copy_of(FULL)
     world.machines[NODE].temper = "fails"
     world.set_policy(MIXED)
@@ -249,7 +247,6 @@ def test_a_failed_node_is_repaired_by_a_new_generation() -> None:
 
 
 def drift(world: World) -> None:
-    """Somebody sets mig.config back by hand."""
     node = world.nodes[NODE]
     world.nodes[NODE] = replace(node, labels={**node.labels, names.LABEL_MIG_CONFIG: "all-disabled"})
     for _ in range(4):

@@ -18,12 +18,10 @@ L4 = BY_KEY["l4"]
 
 
 def shared(*needs: Need, card: Card = H100, goal: Goal = Goal.COST) -> Shared | None:
-    """On a node with eight GPUs."""
     return find_shared(recommend(pool((8,), card=card), needs, goal=goal))
 
 
 def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps() -> None:
-    """20 pods of 2 GiB: 3 GPUs with 7x1g.10gb, and one holds 20 clients of 4 GiB."""
     found = shared(need("tiny", 2.0, 0.02, pods=20))
     assert found is not None
     assert (found.mode, found.replicas, found.gpus, found.instead) == (Mode.MPS, 20, 1, 3)
@@ -43,7 +41,6 @@ def test_a_client_has_no_more_compute_than_its_part() -> None:
 
 
 def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_densely() -> None:
-    """One 3g.40gb and three 1g.20gb do not fit on a card; four replicas of it hold them."""
     found = shared(need("large", 36.0, 0.3), need("small", 13.0, 0.1, pods=3))
     assert found is not None
     assert (found.mode, found.replicas, found.gpus, found.instead) == (Mode.TIME_SLICING, 4, 1, 2)

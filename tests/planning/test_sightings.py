@@ -19,14 +19,12 @@ def test_lists_without_a_holder_add_up() -> None:
 
 
 def test_a_list_that_looked_for_gpu_pods_only_is_none_of_those_that_prove_a_node_empty_of_all_pods() -> None:
-    """The class rose to a reboot between the two: a pod without a GPU may have been there at the first."""
     first = looked(None, make_work(listed_at=at(0), scope=GPU_PODS), AGENT)
     second = looked(first, make_work(listed_at=at(5), scope=ALL_PODS), AGENT)
     assert (second.empty_lists, second.scope) == ((at(5),), ALL_PODS)
 
 
 def test_lists_of_another_cordon_do_not_count_whatever_the_clock_says() -> None:
-    """The clock of the operator that cordoned was an hour ahead of ours, which started after it."""
     cordoned = replace(GPU_PODS, cordoned_at=at(3600))
     before = looked(None, make_work(listed_at=at(0), scope=GPU_PODS), AGENT)
     first = looked(before, make_work(listed_at=at(5), scope=cordoned), AGENT)

@@ -51,7 +51,6 @@ def shared(plan: RolloutPlan) -> dict[type, Any]:
 
 
 def fenced(plan: RolloutPlan) -> list[str]:
-    """The nodes that start in this pass."""
     starts = [action for verdict in plan.verdicts.values() for action in verdict.actions]
     return [action.node.name for action in starts if isinstance(action, FenceNode)]
 
@@ -109,7 +108,6 @@ def test_the_claim_of_a_node_that_is_gone_does_not_stay() -> None:
 @pytest.mark.parametrize("stage", ["fenced", "actuating"])
 @pytest.mark.parametrize("age", [timedelta(hours=1), timedelta(days=400)], ids=["an hour", "a year"])
 def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any) -> None:
-    """Where a lock has an end of its own, node after node goes down behind one that is stuck."""
     fence = make_fence(stage, since=NOW - age, failed=NOW - age if stage == "actuating" else None)
     claimed = replace(make_claim(), version=fence.version)
     hold = make_policy(finalizer=True, drain={"onTimeout": "Hold"})
@@ -122,7 +120,6 @@ def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any
 
 
 def claims_after(plan: RolloutPlan, snapshot: ClusterSnapshot) -> Mapping[str, Claim]:
-    """What is on the Lease after this pass."""
     claims: Mapping[str, Claim] = shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
     return claims
 
@@ -148,7 +145,6 @@ def test_a_claim_that_stays_counts_in_the_operator_wide_cap(cap: int, starts: bo
 
 
 def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> None:
-    """Its fence is gone and its claim goes in this pass: the next node need not wait for one more."""
     world = pool_of(2)
     claims = {"n0": make_claim(world.nodes["n0"].uid)}
     before = replace(world.snapshot(), claims=claims)
@@ -161,12 +157,10 @@ def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> 
 
 
 def drifting(memory: PassMemory) -> dict[str, datetime]:
-    """Since when which nodes were seen to differ from their target."""
     return {name: seen[DRIFTS] for name, seen in memory.seen_since.items() if DRIFTS in seen}
 
 
 def unproven(node: NodeView) -> NodeView:
-    """The node without the note of its proof."""
     return replace(node, verified=None)
 
 
@@ -200,7 +194,6 @@ def test_the_grace_of_drift_does_not_begin_while_the_agent_cannot_read(gpus: tup
 
 
 def test_a_node_that_is_not_ready_does_not_drift() -> None:
-    """Nothing on it can be believed, and a reboot mends itself."""
     plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)
     assert drifting(plan.memory).keys() == {"gpu-07"}
 
@@ -262,7 +255,6 @@ FINALIZERS: dict[str, tuple[PolicyView, list[NodeView], Phase, bool, bool | None
 def test_a_policys_finalizer_is_set_while_one_of_its_nodes_is_in_flight(
     policy: PolicyView, nodes: list[NodeView], phase: Phase, claimed: bool, set_to: bool | None
 ) -> None:
-    """`set_to` None: it is as it should be, and nothing is written."""
     claims = [make_claim()] if claimed else []
     said = {node.name: verdict(phase, node=node.name) for node in nodes}
     written = plan_finalizers({"pool-b": Pool(policy)}, claims, nodes, said)

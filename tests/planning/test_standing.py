@@ -34,7 +34,6 @@ def stands(
     listed_at: datetime = NOW,
     cordoned: bool = True,
 ) -> Standing:
-    """How the one pod of a node stands."""
     work = make_work(pod, pdbs=pdbs, evictions={pod.uid: memory} if memory else {}, listed_at=listed_at)
     found = find_standings(work, Drain(), NOW, scope=SCOPE, cordoned=cordoned)
     (one,) = (*found.leaving, *found.remaining)

@@ -73,8 +73,6 @@ ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
 def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_not_in_vain(
     size: int, others: set[Phase]
 ) -> None:
-    """They may need the same budget, and nobody evicts or lists them before the node has settled. Of many other nodes
-    each pass looks at some for the first time."""
     world = pool_of(size, make_policy(mode="Full", rollout={"maxUnavailable": 2}))
     world.budgets = (Budget("keep", "llm", 0),)
     for name in world.nodes:

@@ -1,5 +1,4 @@
-"""Nodes that join behind the start-up taint (docs/design/transition.md#gate): what they are told, and what they
-cost."""
+"""Nodes that join behind the start-up taint (docs/design/transition.md#gate): what they are told, and what they cost."""
 
 from dataclasses import replace
 from typing import Any
@@ -53,7 +52,6 @@ INTOLERANT = make_cluster_policy(tolerates_gate=False, tolerations='[{"key":"nvi
 
 
 def judged(case: NodeCase) -> Verdict:
-    """What is decided about the node."""
     verdict = judge(case)
     assert verdict is not None, "the node is our business"
     return verdict

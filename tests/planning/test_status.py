@@ -1,7 +1,5 @@
 """A policy's conditions on every path, and the one word and sentence that stand for the pool.
-
-Through `report/status.py`: `report/status.py`, `report/status.py`.
-"""
+Through `report/status.py`: `report/status.py`, `report/status.py`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -326,7 +324,6 @@ BEARING = (
 
 
 def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it() -> None:
-    """That is wanted, so it is not stalled; but it is not true that nobody is needed."""
     waits = StatusInput([SYNCED, verdict(Phase.PENDING, Reason.APPROVAL_NEEDED, "gpu-08")])
     (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
     assert stalled["status"] == "False"
@@ -354,7 +351,6 @@ PROVEN: Row = (Phase.SYNCED, Reason.SYNCED, True, False)
 
 
 def of_rows(rows: Sequence[Row], policy: PolicyView, coming: tuple[str, ...]) -> StatusInput:
-    """A pool whose nodes stand so."""
     nodes = {f"gpu-{20 + index}": make_node(f"gpu-{20 + index}", ready=row[2]) for index, row in enumerate(rows)}
     told = [
         verdict(phase, reason, name).then(*([LabelNode(nodes[name], {})] if busy else ()))
@@ -364,7 +360,6 @@ def of_rows(rows: Sequence[Row], policy: PolicyView, coming: tuple[str, ...]) ->
 
 
 def bears(row: Row) -> tuple[bool, ...]:
-    """What such a node bears on the conditions."""
     alone = of_rows([row], POOL, ())
     (told,) = alone.verdicts
     return bearing(told, alone.nodes[told.node])
@@ -386,7 +381,6 @@ def pass_of(one: StatusInput) -> tuple[tuple[object, ...], list[str]]:
 @given(st.data())
 @settings(max_examples=60)
 def test_two_passes_on_equal_grounds_give_the_conditions_the_same_status(data: st.DataObject) -> None:
-    """The publisher looks at a status on the same grounds only when it is due."""
     rows = data.draw(st.lists(st.just(PROVEN) | st.sampled_from(ROWS), max_size=3))
     twins = [data.draw(st.sampled_from(TWINS[bears(row)])) for row in rows]
     twins += data.draw(st.lists(st.sampled_from(twins), max_size=2)) if twins else []

@@ -205,7 +205,6 @@ def test_five_thousand_nodes_with_endless_messages_fit_into_the_crd() -> None:
 
 
 def test_a_whole_change_is_told_without_flapping() -> None:
-    """From the edit to the end: valid at each step, equal a moment later, Ready False until all is proven."""
     world = World()
     for name in ("gpu-07", "gpu-08"):
         world.add_node(name, NodeMachine(name))
@@ -254,7 +253,6 @@ def test_a_failed_node_is_told_once_and_not_on_every_pass() -> None:
 
 
 def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nodes() -> None:
-    """Its other node is proven; what was begun on this one ends first, and it is changed after that."""
     world = World()
     world.add_node("gpu-07", NodeMachine("gpu-07"))
     world.add_node("gpu-08", NodeMachine("gpu-08", temper="hangs"))

@@ -1,5 +1,4 @@
-"""Whatever keeps a policy from starting nodes keeps everything back: pods that nothing else could run, Failed nodes, and
-nodes of other policies that wait for a slot."""
+"""Whatever keeps a policy from starting nodes keeps everything back: pods that nothing else could run, Failed nodes, and nodes of other policies that wait for a slot."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +43,6 @@ STOPS: dict[str, tuple[Callable[[PolicyView], PolicyView], Reason]] = {
 
 
 def policy(pool: str, mode: int) -> PolicyView:
-    """One that lets no pod be stranded."""
     made = wanted(f"pool-{pool}", mode, 1, 0, "Hold")
     assert made.spec is not None
     chosen = LabelSelector.model_validate({"matchLabels": {"gpusharing.dev/pool": pool}})
@@ -73,14 +71,12 @@ def turn(world: World, passes: int) -> RolloutPlan:
 
 
 def stalled(world: World, plan: RolloutPlan, name: str) -> dict[str, Any]:
-    """The condition of a policy."""
     one = next(known for known in world.policies if known.name == name)
     rows = policy_status(one, plan, world.snapshot(), {}, world.now)["conditions"]
     return next(row for row in rows if row["type"] == ConditionType.STALLED)
 
 
 def failed(world: World, name: str, mode: int) -> None:
-    """The node fails on its way to this mode."""
     world.machines[name].temper = "fails"
     world.set_policy(policy(name[0], mode))
     assert turn(world, 100).verdicts[name].phase is Phase.FAILED

@@ -47,7 +47,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 GPU = names.RESOURCE_GPU
 PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"
 ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}
-"""Labels of a node that no policy selects."""
 EIGHT = tuple(make_gpu(index) for index in range(8))
 POLICY, ALLOWING = make_policy(), make_policy(drain={"strandedPods": "Allow"})
 SHARING = make_policy(mode="TimeSlicing")
@@ -57,12 +56,10 @@ GAINS = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C
 
 
 def full_node(name: str = "gpu-07", devices: int = 8, **fields: Any) -> NodeView:
-    """A node of pool b that advertises so many whole GPUs."""
     return make_node(name, resources={GPU: devices}, **fields)
 
 
 def other(devices: int, **fields: Any) -> NodeView:
-    """gpu-09, which no policy selects, with so many whole GPUs."""
     return full_node("gpu-09", devices, labels=ELSEWHERE, **fields)
 
 
@@ -70,7 +67,6 @@ LITTLE = full_node("gpu-10", 4, labels=ELSEWHERE)
 
 
 def full_pods(count: int = 8, **fields: Any) -> NodeWork:
-    """The pods of a node: so many that hold a GPU each."""
     return make_work(*(make_pod(f"llm-{number}", **fields) for number in range(count)))
 
 
@@ -88,17 +84,14 @@ def snapshot_of(
 
 
 def verdict_of(snapshot: ClusterSnapshot) -> Verdict:
-    """What is decided about gpu-07."""
     return plan_rollout(snapshot, NOW).verdicts["gpu-07"]
 
 
 def begins(snapshot: ClusterSnapshot) -> bool:
-    """Whether the change of gpu-07 begins now."""
     return any(isinstance(action, FenceNode) for action in verdict_of(snapshot).actions)
 
 
 def held_by(snapshot: ClusterSnapshot) -> str:
-    """Why gpu-07 is held for pods that could not run afterwards."""
     verdict = verdict_of(snapshot)
     assert verdict.reason is Reason.STRANDED_PODS, verdict
     return verdict.message
@@ -331,7 +324,6 @@ def test_pods_that_nobody_can_look_through_on_one_node_do_not_keep_another_from_
 
 
 def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_place() -> None:
-    """With 5,000 nodes and 80 pods with different selectors a pass took five seconds."""
     asked: list[str] = []
 
     def labels(name: str) -> tuple[Mapping[str, str], ...]:
@@ -411,8 +403,7 @@ def test_what_another_plugin_serves_on_the_node_stays() -> None:
 
 
 def with_claims(*devices: str) -> tuple[str, ...]:
-    """Why a pod that holds these devices by ResourceClaims could not run: its node gets MIG instead of whole GPUs, and
-    one other node keeps a whole GPU."""
+    """Why a pod that holds these devices by ResourceClaims could not run: its node gets MIG instead of whole GPUs, and one other node keeps a whole GPU."""
     published = {"gpu-0": GPU, "gpu-1": GPU, "gpu-2-mig-9-0-4": f"{names.RESOURCE_MIG_PREFIX}3g.40gb"}
     before, after = Counter(published.values()), {f"{names.RESOURCE_MIG_PREFIX}3g.40gb": 6}
     places = [
@@ -491,7 +482,6 @@ def test_a_name_that_is_left_only_where_the_pod_may_not_run_is_no_place() -> Non
 
 
 def test_a_label_that_no_change_rewrites_holds_nothing() -> None:
-    """Somebody took it off the node while the pod ran; the change makes that neither better nor worse."""
     assert begins(labelled(make_pod(node_selector={"team": "a"})))
 
 

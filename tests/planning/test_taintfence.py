@@ -1,5 +1,4 @@
-"""Nodes fenced by DeviceTaintRules in a World where NVIDIA's DRA driver serves the GPUs: every action is held to the
-invariants, and a node whose rule does not hold is cordoned (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+"""Nodes fenced by DeviceTaintRules in a World where NVIDIA's DRA driver serves the GPUs: every action is held to the invariants, and a node whose rule does not hold is cordoned (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,7 +48,6 @@ def with_holder(world: World, name: str = "gpu-1", **more: object) -> str:
 
 
 def until(world: World, holds: Callable[[], bool]) -> None:
-    """Let everybody act until this holds."""
     for _ in range(200):
         if holds():
             return
@@ -61,14 +59,12 @@ def until(world: World, holds: Callable[[], bool]) -> None:
 
 
 def fence_of(world: World, name: str = "gpu-1") -> Fence:
-    """The fence of a node that has one."""
     fence = world.nodes[name].fence
     assert fence is not None
     return fence
 
 
 def count_of(world: World, kind: type) -> int:
-    """How many actions of a kind were carried out."""
     return sum(isinstance(one, kind) for one in world.done)
 
 
@@ -312,7 +308,6 @@ def test_rules_without_a_fence_or_with_another_spec_go_and_that_of_an_unreadable
 
 
 def tamper(world: World, random: Random) -> None:
-    """Something happens to a rule, or to what obeys it."""
     name = random.choice(sorted(world.nodes))
     node = world.nodes[name]
     match random.randrange(5):

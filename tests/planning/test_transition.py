@@ -34,7 +34,6 @@ BLOCKED = replace(
 def shown(
     after: Verdict, previous: dict[str, Any] | None = None, seconds: float = 0, node: NodeView = NODE
 ) -> dict[str, Any]:
-    """What is shown after a pass, which the CRD's types accept."""
     found = transition(after, node, previous or {}, at(seconds))
     TypeAdapter(Transition).validate_python(found)
     return found

@@ -1,5 +1,4 @@
-"""From MPS to MIG and back, through whole GPUs: two points of no return, each with its own proof
-(docs/design/nvidia.md#b5, R11)."""
+"""From MPS to MIG and back, through whole GPUs: two points of no return, each with its own proof (docs/design/nvidia.md#b5, R11)."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -35,7 +34,6 @@ EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 
 
 def fence_of(world: World) -> Fence:
-    """The fence on the node."""
     fence = world.nodes[NODE].fence
     assert fence is not None
     return fence

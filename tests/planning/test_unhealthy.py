@@ -1,5 +1,4 @@
-"""A device that the device plugin calls unhealthy is no difference: 7 of 8 is never answered by a change
-(docs/design/nvidia.md#b9)."""
+"""A device that the device plugin calls unhealthy is no difference: 7 of 8 is never answered by a change (docs/design/nvidia.md#b9)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -133,7 +132,6 @@ def test_a_node_whose_device_plugin_restarts_waits_and_is_synced_again_afterward
 
 
 def test_a_device_plugin_that_restarts_is_no_unhealthy_gpu() -> None:
-    """Not even on a node that has differed from its target for long, such as before a window opens."""
     plan = planned(offering({}, {GPU: 8}, SLICED, drifting_since=at(-3600)))
     verdict = plan.verdicts["gpu-07"]
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, Reason.OBSERVATION_PENDING, ())

@@ -9,23 +9,17 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Point:
-    """Equal by content."""
-
     x: int
     y: int = 0
 
 
 @value(eq=False)
 class Named:
-    """Equal by identity."""
-
     name: str
 
 
 @value(order=True)
 class Rank:
-    """In an order."""
-
     number: int
 
 

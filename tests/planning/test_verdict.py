@@ -11,7 +11,6 @@ FENCE = make_fence("actuating", policy="pool-a", attempt=3, step=2, steps=2, dis
 
 
 def said(case: NodeCase) -> Verdict:
-    """Any verdict about it."""
     return case.verdict(Phase.RECONFIGURING, Reason.PROGRESSING, "on its way")
 
 

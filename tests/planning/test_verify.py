@@ -47,7 +47,6 @@ def with_labels(case: Comparison, **labels: str | None) -> Comparison:
 
 
 def observing(case: Comparison, **fields: Any) -> Comparison:
-    """The case with another report of the agent."""
     return replace(case, observed=replace(case.observed, **fields))
 
 
@@ -275,7 +274,6 @@ TWO_MODELS = (H100, "NVIDIA A30", H100)
 
 
 def of_model(product: str, count: int) -> dict[str, str]:
-    """What GPU Feature Discovery says about one of the two models."""
     return {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_COUNT: str(count)}
 
 

@@ -1,7 +1,5 @@
 """Nodes that share a gang start in one pass, as far as the budget allows, and cost their gang once.
-
-What a gang costs is told by pools/candidates.py.
-"""
+What a gang costs is told by pools/candidates.py."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -48,13 +46,11 @@ GANG = make_gang()
 
 
 def ranks(*nodes: str) -> dict[str, list[PodView]]:
-    """One pod of the gang on each node."""
     pods = {node: make_pod(f"rank-{node}", gang=GANG) for node in nodes}
     return {node: [pod] for node, pod in pods.items()}
 
 
 def sharing(*nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1) -> list[NodeCase]:
-    """Candidates that run one gang."""
     view = make_gang_view(ranks(*nodes))
     return [
         candidate(
@@ -67,7 +63,6 @@ def sharing(*nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), po
 
 
 def fences(selection: Selection) -> dict[str, Fence]:
-    """The fences that are written now, by node."""
     return {
         name: action.fence
         for name, verdict in selection.verdicts.items()
@@ -164,7 +159,6 @@ def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> N
 
 
 def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:
-    """The same candidates, before the next process."""
     return [replace(case, now=case.now + timedelta(seconds=seconds)) for case in cases]
 
 
@@ -252,7 +246,6 @@ def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_names_the_re
 
 @pytest.mark.parametrize("listed", ["a", "b", "c", "d"])
 def test_where_not_all_of_a_gang_can_go_the_node_whose_pods_were_listed_goes_first(listed: str) -> None:
-    """The others seem to cost less, as nobody has seen their gang: with their pods asked for in turn none ever went."""
     seen, unseen = sharing("a", "b", "c", "d"), sharing("a", "b", "c", "d", listed=False, pods=1)
     pairs = zip(seen, unseen, strict=True)
     cases = [one if one.node.name == listed else other for one, other in pairs]
@@ -294,7 +287,6 @@ BESIDE: dict[str, tuple[NodeView, dict[str, CallFailure]]] = {
 def test_a_wave_waits_for_the_slot_of_a_node_that_is_claimed_and_not_yet_fenced(
     other: NodeView, failures: dict[str, CallFailure]
 ) -> None:
-    """It comes back as that of a fenced one does: with its change, or when the claim is given back."""
     view = make_gang_view(ranks("n1", "n2"))
     work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
     nodes = [other, make_node("n1"), make_node("n2")]
@@ -367,10 +359,8 @@ def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(o
 
 
 def begun(plan: RolloutPlan) -> list[str]:
-    """The nodes that start in this pass."""
     return [name for name, told in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in told.actions)]
 
 
 def without(snapshot: ClusterSnapshot, gone: str) -> dict[str, NodeView]:
-    """The nodes but for this one."""
     return {name: node for name, node in snapshot.nodes.items() if name != gone}

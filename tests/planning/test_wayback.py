@@ -89,7 +89,6 @@ def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(policy
 
 
 def without(key: str) -> Callable[[StackView], StackView]:
-    """The stack without a configuration of the device plugin."""
     return lambda stack: replace(
         stack, plugin_configs={name: text for name, text in stack.plugin_configs.items() if name != key}
     )
@@ -98,7 +97,6 @@ def without(key: str) -> Callable[[StackView], StackView]:
 def broken(
     change: Callable[[NodeView, ObservedView, StackView], tuple[NodeView, ObservedView, StackView]],
 ) -> str:
-    """What is told of a node at rest under MIXED after this change."""
     world = copy_of(MIXED)
     observed = world.gpunodes["gpu-07"].observed
     assert observed is not None
@@ -255,7 +253,6 @@ def test_a_change_that_fails_on_its_way_back_is_held() -> None:
 
 
 def fenced_as(case: NodeCase, **fence: Any) -> NodeCase:
-    """The same case with these fields of its fence."""
     return replace(case, node=replace(case.node, fence=replace(case.fence, **fence)))
 
 
@@ -301,7 +298,6 @@ def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
 @pytest.mark.parametrize("away", [{"node": {"ready": False}}, {"agent_ready": False}], ids=["kubelet", "agent"])
 @pytest.mark.parametrize("state", ["failed", "success"])
 def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(state: str, away: dict[str, Any]) -> None:
-    """What it offers is from before the change: it may be proven as soon as it is there again."""
     late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
     assert not lacks(held(late), "state of the node")
 

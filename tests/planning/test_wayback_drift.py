@@ -64,7 +64,6 @@ def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
 
 
 def kept_by_its_failure(case: NodeCase) -> Finding:
-    """What keeps the node from being changed."""
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.ROLLED_BACK, gate

@@ -1,7 +1,5 @@
 """A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
-
-`planning/transition/actuation.py`.
-"""
+`planning/transition/actuation.py`."""
 
 import json
 from dataclasses import replace
@@ -31,7 +29,6 @@ ASIDE = replace(OURS, stage="yielded", added=(), stage_since=at(-60))
 
 
 def given_way(case: NodeCase) -> UpdateFence:
-    """The one action of a node that we stand aside from."""
     (action,) = before_pnr(case).actions
     assert isinstance(action, UpdateFence)
     return action
@@ -165,7 +162,6 @@ def test_the_agent_reads_on_while_somebody_else_works() -> None:
 
 
 def test_the_agent_keeps_nvml_closed_while_the_driver_is_replaced() -> None:
-    """What we stand aside for is often just that."""
     labels = {names.LABEL_UPGRADE_STATE: "pod-restart-required"}
     case = aside(node={"foreign": "driver upgrade"}, labels=labels)
     assert case.gpunode is not None

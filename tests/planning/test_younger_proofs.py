@@ -20,7 +20,6 @@ STUCK = 1300.0
 
 
 def asked_by(verdict: Verdict) -> str:
-    """The request that a verdict sends to the agent."""
     (request,) = (action for action in verdict.actions if isinstance(action, EnsureGPUNode))
     return request.request_id
 
@@ -31,7 +30,6 @@ def answer(request: str, seen: PolicyView) -> GPUNodeView:
 
 
 def labels_of(actions: tuple[Action, ...]) -> dict[str, str | None]:
-    """The labels that the verdict writes at a point of no return."""
     (actuate,) = actions
     assert isinstance(actuate, Actuate)
     return dict(actuate.labels)
@@ -80,7 +78,6 @@ def test_a_step_that_somebody_undid_meanwhile_is_not_proven_any_more() -> None:
 
 @pytest.mark.parametrize("state", ["pending", None], ids=["at work", "not begun"])
 def test_while_mig_manager_may_still_divide_the_gpus_the_way_to_mps_has_two_steps(state: str | None) -> None:
-    """It only looked stuck: the agent reads whole GPUs, and a moment later they are divided."""
     older = asked_by(turned_to_mps(STUCK, state, answer("op-1:older", FULL)))
     labels = labels_of(turned_to_mps(STUCK + 4, state, answer(older, FULL)).actions)
     assert labels[MIG_CONFIG] == "all-disabled"
@@ -88,7 +85,6 @@ def test_while_mig_manager_may_still_divide_the_gpus_the_way_to_mps_has_two_step
 
 
 def test_a_clock_that_is_set_back_by_an_hour_costs_one_request() -> None:
-    """The operator that began the run was ahead of the one that follows it."""
     ahead = fence_to(MIXED, since=at(3600), deadline=at(6000), disruption=DisruptionClass.RESET)
 
     def seen(seconds: float, request: str) -> Verdict:

@@ -35,7 +35,6 @@ def verdict(
     message: str = "something is so",
     **fields: Any,
 ) -> Verdict:
-    """A node of the pool."""
     known: dict[str, Any] = {"wanted": LAYOUT} | fields
     if phase.in_flight:
         known.setdefault("disruption", DisruptionClass.RESET)
@@ -69,13 +68,11 @@ class StatusInput:
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
-        """The status, which the CRD's types accept."""
         status = policy_status(self.policy, *self.found(now), previous or {}, now)
         STATUS.validate_python(status)
         return status
 
     def found(self, now: datetime = NOW) -> tuple[RolloutPlan, ClusterSnapshot]:
-        """The plan and the snapshot that tell of it."""
         own = [one.node for one in self.verdicts if one.policy == self.policy.name]
         plan = RolloutPlan(
             verdicts={one.node: one for one in self.verdicts},
@@ -105,7 +102,6 @@ def answers(status: Mapping[str, Any]) -> dict[str, str]:
 
 
 def message(status: Mapping[str, Any], kind: str) -> str:
-    """The message of a condition."""
     (text,) = (row["message"] for row in status["conditions"] if row["type"] == kind)
     assert isinstance(text, str)
     return text

@@ -1,9 +1,5 @@
 """Calls of the operator that fail in a World, once or for ever, each about one object; the others go on.
-
-`lost` calls never reach the server; of `unanswered` ones the answer is lost, and what they ask for is done. What the
-operator makes of it is written after controller/execute.py: the subject waits, longer each time, and with it the
-fences that need a shared write.
-"""
+`lost` calls never reach the server; of `unanswered` ones the answer is lost, and what they ask for is done. What the operator makes of it is written after controller/execute.py: the subject waits, longer each time, and with it the fences that need a shared write."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -60,7 +56,6 @@ class Wires:
 
 
 def subject_of(action: Action) -> str:
-    """Which object a call is about."""
     match action:
         case SetClaims():
             return CLAIMS

@@ -1,10 +1,5 @@
 """A small pure model of the cluster: plan ∘ apply without I/O, with SIMULATED nodes (machines.py).
-
-`World.step()` is one pass of the operator: gather, plan, carry out; it may end after any number of actions, as if
-the operator was killed. Every action is carried out as the API server would, and held to the invariants of
-rollout.py at the moment it happens (`Broken` says which one). `plan()` now and then plans without the memo too, and
-compares.
-"""
+`World.step()` is one pass of the operator: gather, plan, carry out; it may end after any number of actions, as if the operator was killed. Every action is carried out as the API server would, and held to the invariants of rollout.py at the moment it happens (`Broken` says which one). `plan()` now and then plans without the memo too, and compares."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -63,12 +58,10 @@ class World:
     settings: PlanSettings = field(default_factory=lambda: PlanSettings(config_propagation=10.0))
     agents_down: set[str] = field(default_factory=set)
     obeys: bool = True
-    """Whether the scheduler keeps pods off devices that a DeviceTaintRule selects; without the feature gate it does
-    not."""
+    """Whether the scheduler keeps pods off devices that a DeviceTaintRule selects; without the feature gate it does not."""
     refusing: bool = False
     """A PodDisruptionBudget that nobody sees refuses every eviction."""
     budgets: tuple[Budget, ...] = ()
-    """The PodDisruptionBudgets that everybody sees."""
     kinds: dict[str, str] = field(default_factory=dict)
     """By pod UID, what `podkinds.py` calls it."""
     by_claim: dict[str, str] = field(default_factory=dict)
@@ -85,13 +78,11 @@ class World:
     human_cordons: set[str] = field(default_factory=set)
     wires: Wires = field(default_factory=Wires)
     unlisted: set[str] = field(default_factory=set)
-    """Nodes whose pods cannot be listed."""
     namespace: dict[str, str] | None = field(default_factory=lambda: {"team": "a"})
     """Labels of the namespace of the pods; None: they cannot be read."""
     ledger: promises.Ledger = field(default_factory=promises.Ledger)
     done: list[Action] = field(default_factory=list)
     uids: set[str] = field(default_factory=set)
-    """Of all policies that there ever were."""
     serial: int = 0
     passes: int = 0
 
@@ -189,7 +180,6 @@ class World:
         self.nodes[node] = replace(view, ready=False) if machine.away else view
 
     def plugin(self, node: str) -> None:
-        """Device plugin and GFD take a step."""
         self.nodes[node] = self.machines[node].plugin(self.nodes[node], self.stack, self.now)
 
     def kubelet(self, node: str) -> None:
@@ -246,7 +236,6 @@ class World:
         )
 
     def snapshot(self) -> ClusterSnapshot:
-        """What the operator reads."""
         return ClusterSnapshot(
             nodes=dict(self.nodes),
             gpunodes=dict(self.gpunodes),
@@ -305,7 +294,6 @@ class World:
         return replace(pod, namespace_labels=self.namespace)
 
     def everywhere(self) -> list[PodView]:
-        """The pods of all nodes."""
         return [pod for pods in self.pods.values() for pod in pods.values()]
 
     def _budgets(self) -> tuple[PdbView, ...]:
@@ -354,7 +342,6 @@ class World:
         memory.passed = plan.memory
 
     def carry_out(self, action: Action) -> None:
-        """What the API server makes of one action."""
         rules.check(self, action)
         promises.check(self, action)
         self.happened.update(tally.of_action(self, action))
@@ -362,7 +349,6 @@ class World:
         server.carry_out(self, action)
 
     def resolves_to_mig(self, config: str) -> bool:
-        """Whether this mig.config divides any GPU."""
         return any(row.get("mig-enabled") for row in parse_mig_file(self.stack.mig_file).get(config, ()))
 
     # --- time ---------------------------------------------------------------------------------------------
