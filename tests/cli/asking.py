@@ -35,7 +35,6 @@ class Answered:
 
     @property
     def data(self) -> Any:
-        """With -o json."""
         return json.loads(self.out)
 
 
@@ -52,9 +51,7 @@ async def ask(
     width: int | None = None,
     stream: io.StringIO | None = None,
 ) -> Answered:
-    """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own;
-    `width`: of the terminal, if it is one; `stream`: what is written on, for who reads it before the end.
-    """
+    """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own; `width`: of the terminal, if it is one; `stream`: what is written on, for who reads it before the end."""
     typed = _parsed(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, typed.output, width=width)
@@ -64,14 +61,12 @@ async def ask(
 
 
 def written(folder: Path, *manifests: Any) -> str:
-    """A file with these objects."""
     path = folder / "policies.yaml"
     path.write_text("\n---\n".join(json.dumps(one) for one in manifests))
     return str(path)
 
 
 def writes(cluster: FakeCluster) -> list[str]:
-    """What the person has written."""
     return [write.call.path for write in cluster.writes if write.call.identity == ME]
 
 
@@ -111,7 +106,6 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
 
 
 def _checked(terminal: Terminal) -> str:
-    """What was written; JSON as its schema says."""
     assert isinstance(terminal.stream, io.StringIO)
     if terminal.output == "json":
         check(terminal.stream.getvalue())

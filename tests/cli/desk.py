@@ -1,5 +1,4 @@
-"""Where a person types, and a stand-in for the API server that is reached from there: it serves lists and watches, and
-refuses as told."""
+"""Where a person types, and a stand-in for the API server that is reached from there: it serves lists and watches, and refuses as told."""
 
 import gc
 import io
@@ -51,9 +50,7 @@ class Served:
     over: bool = False
     """The day is over: watches end."""
     version: int = 1
-    """The newest resourceVersion."""
     hung_up: int = 0
-    """How often all watches were ended."""
     asked: list[str] = field(default_factory=list)
     """`VERB path` of every call."""
     queries: dict[str, str] = field(default_factory=dict)
@@ -95,7 +92,6 @@ class Served:
             self.news.notify_all()
 
     def end(self) -> None:
-        """The day is over."""
         with self.news:
             self.over = True
             self.news.notify_all()
@@ -146,7 +142,6 @@ class Desk:
     url: str = ""
 
     def __post_init__(self) -> None:
-        """Nobody has a kubeconfig of their own here."""
         self.kubeconfig = self.folder / "kubeconfig"
 
     def environment(self, **more: str) -> dict[str, str]:
@@ -230,8 +225,6 @@ def _read(pipe: io.TextIOWrapper) -> str:
 
 
 def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
-    """Answers for the server of this desk."""
-
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -249,7 +242,6 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
             self.send(*desk.server.answer("GET", url.path, url.query))
 
         def send(self, code: int, body: JSON | str) -> None:
-            """One answer."""
             data = (body if isinstance(body, str) else json.dumps(body)).encode()
             self.send_response(code)
             self.send_header("Content-Type", "text/plain" if isinstance(body, str) else "application/json")

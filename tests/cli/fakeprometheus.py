@@ -21,17 +21,14 @@ NOW = 1_789_948_800
 SECONDS = 60.0
 """Patience with a thread, on a machine that does other things too."""
 Answer = tuple[int, str, bytes]
-"""Status, content type, body."""
 
 
 def success(kind: str, result: Sequence[Any], **more: Any) -> Answer:
-    """As Prometheus has it."""
     body = {"status": "success", "data": {"resultType": kind, "result": result}, **more}
     return 200, "application/json", json.dumps(body).encode()
 
 
 def failure(status: int, kind: str, error: str) -> Answer:
-    """An error of Prometheus' own."""
     body = {"status": "error", "errorType": kind, "error": error}
     return status, "application/json", json.dumps(body).encode()
 
@@ -46,7 +43,6 @@ def refusal(status: int, message: str) -> Answer:
 
 
 def vector(*series: tuple[Mapping[str, str], str], **more: Any) -> Answer:
-    """An instant vector."""
     return success("vector", [{"metric": labels, "value": [NOW, value]} for labels, value in series], **more)
 
 
@@ -96,7 +92,6 @@ DAY: Mapping[str, Answer] = {
 """A GPU for a day, by what is in the query: half of it team-a's. Its agent may have been away for a moment."""
 
 HOURS = 30
-"""How long somebody has used a GPU."""
 LABELS = {
     "UUID": "GPU-1",
     "modelName": "NVIDIA H100 80GB HBM3",
@@ -104,7 +99,6 @@ LABELS = {
     "namespace": "team-a",
     "pod": "llm-6b8f9c7d5-x2k4p",
 }
-"""Of what dcgm-exporter tells of it."""
 
 
 def hourly(value: str, **labels: str) -> Answer:
@@ -133,11 +127,9 @@ class FakePrometheus:
 
     answers: dict[str, Answer] = field(default_factory=lambda: dict(DAY))
     ranges: dict[str, Answer] = field(default_factory=dict)
-    """Answers to queries of a range, by what is in the query, unless there is more of it in `answers`. Else it tells
-    1 of a count of agents, for each minute of a day."""
+    """Answers to queries of a range, by what is in the query, unless there is more of it in `answers`. Else it tells 1 of a count of agents, for each minute of a day."""
     marks: dict[int, Answer] = field(default_factory=dict)
-    """Answers to the query for the counters at one moment (`mark_query`), by that moment, in Unix seconds. They are
-    given as they are, whatever the query selects."""
+    """Answers to the query for the counters at one moment (`mark_query`), by that moment, in Unix seconds. They are given as they are, whatever the query selects."""
     instead: Callable[[str], Answer | None] = lambda path: None
     """An answer to every call, by its path; None: as ever."""
     tokens: list[str] = field(default_factory=list)
@@ -171,7 +163,6 @@ class FakePrometheus:
         return status, kind, json.dumps(told).encode()
 
     def answer(self, path: str, query: str) -> Answer:
-        """To one call."""
         self.paths.append(path)
         if (other := self.instead(path)) is not None:
             return other
@@ -188,7 +179,6 @@ class FakePrometheus:
         return self.at_a_moment(query)
 
     def at_a_moment(self, query: str) -> Answer:
-        """To a query of one time."""
         if query == "vector(time())":
             return vector(({}, str(NOW)))
         return next((matching(found, query) for text, found in self.answers.items() if text in query), vector())
@@ -239,7 +229,6 @@ class PrometheusServer(WebServer):
         self._came = threading.Condition()
 
     def get_request(self) -> tuple[Any, Any]:
-        """Accept a connection."""
         found = super().get_request()
         with self._came:
             self.answering[found[1]] = self.fake
@@ -247,8 +236,7 @@ class PrometheusServer(WebServer):
         return found
 
     def renew(self) -> FakePrometheus:
-        """Return one that answers from now on, and that no call of an earlier test reaches: all that came before the
-        connection that is made here are accepted before it."""
+        """Return one that answers from now on, and that no call of an earlier test reaches: all that came before the connection that is made here are accepted before it."""
         with socket.create_connection(("127.0.0.1", self.server_port)) as last, self._came:
             assert self._came.wait_for(lambda: last.getsockname() in self.answering, SECONDS)
             self.fake = FakePrometheus(url=self.url)

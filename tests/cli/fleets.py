@@ -65,20 +65,15 @@ class Machine:
     pool: str
     product: str
     labels: Mapping[str, str]
-    """Before NVIDIA's programs see the node."""
     divided: tuple[str, ...] = ()
     """Instances of each of its two GPUs that somebody makes, as nvidia-smi does."""
     when: str = "early"
-    """When somebody does that: `early`, as cloud-init does before NVIDIA's programs start, or `before us`, or
-    `after us`."""
+    """When somebody does that: `early`, as cloud-init does before NVIDIA's programs start, or `before us`, or `after us`."""
     restarted: bool = True
     """Whether the device plugin is restarted after that."""
     later: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels that somebody sets then."""
     agent: str = ""
-    """What is wrong with the operator's agent."""
     gated: bool = False
-    """Whether it joined with the start-up taint."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +82,10 @@ class RandomCluster:
 
     state: str
     spec: JSON
-    """Of ClusterPolicy."""
     config_maps: Mapping[str, Mapping[str, str]]
     machines: tuple[Machine, ...]
     policies: tuple[JSON, ...]
     values: Mapping[str, str]
-    """Of our chart."""
     dra: bool = False
     configures: bool = False
 
@@ -112,7 +105,6 @@ def _chance(random: Random, often: float) -> bool:
 
 
 def draw(random: Random) -> RandomCluster:
-    """Return the cluster of these random numbers."""
     pick, dra = random.choice, _chance(random, 0.1)
     keys = sorted(random.sample(sorted(ENTRIES), random.randint(1, len(ENTRIES))))
     plugin = pick(["", "", OURS, THEIRS, THEIRS, THEIRS, "gone"])
@@ -191,7 +183,6 @@ class Holdings:
     """The node of each GPU pod that runs, by its UID."""
 
     def lost(self, later: "Holdings") -> dict[str, list[str]]:
-        """What each node has no longer."""
         found: dict[str, list[str]] = {}
         for (name, resource), count in self.offers.items():
             if (now := later.offers.get((name, resource), 0)) < count:
@@ -308,7 +299,6 @@ def _refuse(reading: Reading) -> Reading:
 
 
 def _manifest(machine: Machine) -> JSON:
-    """Before NVIDIA's programs have seen it."""
     raw = node(machine.name, machine.product, machine.pool, 2, plugin=False)
     labels = {key: value for key, value in raw["metadata"]["labels"].items() if not key.startswith(GPU_OPERATORS)}
     raw["metadata"]["labels"] = labels | dict(machine.labels)

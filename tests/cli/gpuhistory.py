@@ -1,7 +1,5 @@
 """What dcgm-exporter, our agents and kube-state-metrics told a Prometheus in the past, SIMULATED, as OpenMetrics.
-
-Labels of dcgm-exporter are those that hack/sim/dcgmexporter.py gives it, which says from where.
-"""
+Labels of dcgm-exporter are those that hack/sim/dcgmexporter.py gives it, which says from where."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +22,10 @@ def steady(mib: float, active: float) -> Use:
 
 
 def daily(low: float, high: float, active: float) -> Use:
-    """By day more than by night."""
     return lambda hour: (low + (high - low) * abs(sin(pi * hour / 24)), active * abs(sin(pi * hour / 24)))
 
 
 def flat(mib: float, active: float) -> Use:
-    """All that it will ever take, from the start."""
     return lambda hour: (mib, active)
 
 
@@ -43,7 +39,6 @@ class PodRun:
     owner: tuple[str, str] = ("", "")
     """Kind and name; of a Deployment too. Empty: nobody tells."""
     memory: str = ""
-    """Its annotation."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +64,14 @@ class Fleet:
     cards: Sequence[Card]
     setup: SetUp = field(default_factory=SetUp)
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Further ones of all series."""
     unseen: Sequence[tuple[float, float]] = ()
     """Hours from and to, in which Prometheus did not scrape."""
     agent: bool = False
     """Our agent is there too, and tells the pods of shared GPUs apart."""
     exporter: bool = True
     owners: bool = True
-    """kube-state-metrics is there."""
     named: bool = True
-    """Without --no-hostname."""
     activity: bool = True
-    """Profiling metrics are on."""
 
 
 def openmetrics(fleets: Sequence[Fleet]) -> list[str]:

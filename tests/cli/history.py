@@ -8,8 +8,7 @@ from fractions import Fraction
 from kubectl_gpusharing.usage.bills import Part
 
 EVERY = 288
-"""Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value. Days are multiples of it,
-so that `increase` has nothing to extrapolate."""
+"""Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value. Days are multiples of it, so that `increase` has nothing to extrapolate."""
 NOBODY: Mapping[str, Fraction] = {}
 
 
@@ -42,7 +41,6 @@ class Node:
     unseen: Sequence[tuple[float, float]] = ()
     """Hours from and to, in which Prometheus did not scrape."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Further ones of all its series."""
     simulated: int = 0
     """1: its agent says that its GPUs are."""
 
@@ -122,7 +120,6 @@ def _gauges(node: Node) -> Iterator[Gauge]:
 
 
 def _counters(node: Node, start: int, history: History) -> Iterator[tuple[str, str, int]]:
-    """See _samples. A series begins with 0, as the agent's do."""
     seconds: dict[tuple[str, Account], Fraction] = {}
     before = Fraction(0)
     for at in range(0, int(history.hours * 3600) + 1, history.every):

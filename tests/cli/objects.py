@@ -81,7 +81,6 @@ def history(*steps: tuple[str, float]) -> list[str]:
 def pools_of(
     policies: Iterable[JSON], nodes: Iterable[JSON], events: Iterable[JSON] | None = None
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """The pools, and the nodes without a policy."""
     return read_pools(policies, map(read_node, nodes), events)
 
 
@@ -122,4 +121,3 @@ DECLARED = {
 }
 """Valid values of the annotation gpusharing.dev/gpu-memory, with their bytes."""
 UNDECLARED = ("15", "0", "much", "20GiB", "1.5Gi", "1048575")
-"""Values that are not valid."""

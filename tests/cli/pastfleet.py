@@ -74,7 +74,6 @@ def priced(cluster: str) -> Iterator[Gauge]:
 
 
 def whole(name: str, cluster: str, **more: Any) -> Node:
-    """A GPU of its own for a namespace."""
     held = {("team-a", WHOLE): Fraction(1)}
     labels = {"cluster": cluster, **more.pop("labels", {})}
     stands = more.pop("stretches", [Stretch((0, SHORT), held)])
@@ -82,7 +81,6 @@ def whole(name: str, cluster: str, **more: Any) -> Node:
 
 
 def rough() -> Iterator[Node]:
-    """Clusters in which something goes wrong."""
     yield whole("gpu-1", "restarts", restarts=(10.0, 30.02, 30.5))
     yield whole("gpu-1", "gaps", unseen=((10.0, 20.0), (30.0, 31.0)))
     yield whole("gpu-1", "young", unseen=((0.0, 20.0),))

@@ -1,9 +1,5 @@
 """Carry out the commands that messages print, on a SIMULATED cluster.
-
-helm installs and upgrades a simulated chart: our kinds, a Deployment with the real variables, and the shipped
-operator. kubectl changes objects, and `kubectl gpusharing` is our own plugin. Commands that only show something change
-nothing, and those with a word in capitals are left to a person.
-"""
+helm installs and upgrades a simulated chart: our kinds, a Deployment with the real variables, and the shipped operator. kubectl changes objects, and `kubectl gpusharing` is our own plugin. Commands that only show something change nothing, and those with a word in capitals are left to a person."""
 
 import asyncio
 import json
@@ -33,7 +29,6 @@ QUIET = 400.0
 """Seconds after which NVIDIA's programs, operator and agents have nothing more to do."""
 SPACE = "gpusharing"
 ASKS = frozenset({"advise", "doctor", "free", "import", "layouts", "plan", "recommend", "status", "why"})
-"""Verbs of our plugin that change nothing."""
 VARIABLES = {
     "gpuOperator.namespace": "GPUSHARING_GPU_OPERATOR_NAMESPACE",
     "gpuOperator.adminPluginConfigMap": "GPUSHARING_ADMIN_PLUGIN_CONFIG_MAP",
@@ -79,7 +74,6 @@ def commands_in(text: str) -> Iterator[str]:
 
 
 def is_open(command: str) -> bool:
-    """Whether a person has to fill something in."""
     words = (word.rpartition("=")[2].rstrip(".") for word in command.split(" -p ")[0].split())
     return any(_OPEN.fullmatch(word) for word in words if word != "CHART")
 
@@ -102,7 +96,6 @@ class CommandPlayer:
     values: dict[str, str] = field(default_factory=dict)
     """Values of our release that differ from the chart's."""
     released: bool = False
-    """Whether there is a release."""
 
     def allocatable(self) -> dict[tuple[str, str], int]:
         """How many devices each node offers, by node and resource name."""
@@ -182,8 +175,7 @@ class CommandPlayer:
         cluster.patch(DAEMON_SETS, name, body, namespace)
 
     async def roll_out(self) -> None:
-        """Make the cluster what the chart with these values makes of it; a new operator starts unless it is scaled to
-        0."""
+        """Make the cluster what the chart with these values makes of it; a new operator starts unless it is scaled to 0."""
         e, replicas = self.scene.e, int(self.values.get("operator.replicaCount", "1"))
         e.cluster.uninstalled -= {POLICIES, GPUNODES}
         await e.kill_operator()

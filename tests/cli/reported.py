@@ -1,8 +1,5 @@
 """Clusters that people reported in public, as objects for a FakeCluster.
-
-Each file in tests/cli/cases is a multi-document YAML file with Nodes, Pods, a ClusterPolicy, ConfigMaps and so on.
-Names are invented; the shape of each cluster is that of the report.
-"""
+Each file in tests/cli/cases is a multi-document YAML file with Nodes, Pods, a ClusterPolicy, ConfigMaps and so on. Names are invented; the shape of each cluster is that of the report."""
 
 from pathlib import Path
 

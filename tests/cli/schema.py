@@ -14,7 +14,6 @@ TYPES = {"string": str, "boolean": bool, "array": list, "object": dict, "null": 
 
 @cache
 def read_schema() -> JSON:
-    """The file as it is committed."""
     found: JSON = json.loads((ROOT / PATH).read_text())
     return found
 
@@ -29,8 +28,7 @@ def read_stream(text: str) -> Iterator[Any]:
 
 
 def check(text: str) -> list[str]:
-    """Return the kinds of the documents in the output of `-o json`. Manifests for kubectl apply count as List. Fails if
-    one does not match its schema."""
+    """Return the kinds of the documents in the output of `-o json`. Manifests for kubectl apply count as List. Fails if one does not match its schema."""
     kinds = []
     for document in read_stream(text):
         kinds.append(document["kind"])
@@ -40,7 +38,6 @@ def check(text: str) -> list[str]:
 
 
 def find_mistakes(document: JSON) -> list[str]:
-    """What is wrong with a document."""
     kinds = {one["title"]: one for one in read_schema()["oneOf"]}
     return list(_mistakes(document, kinds[document["kind"]], document["kind"]))
 

@@ -47,5 +47,4 @@ def read_until(screen: int, word: str) -> str:
 
 
 def answer(screen: int, text: str) -> None:
-    """Type a line."""
     os.write(screen, f"{text}\n".encode())

@@ -21,7 +21,6 @@ class Browsed:
     url: str
 
     def read(self, query: str = "") -> Read:
-        """A page."""
         with urlopen(urljoin(self.url, query), timeout=SECONDS) as answer:
             return Read(answer.read().decode())
 

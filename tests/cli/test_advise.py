@@ -82,7 +82,6 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
 
 
 NO = tuple(f"--no-{name}" for name in QUESTIONS)
-"""All questions answered."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -292,7 +291,6 @@ def test_the_reservations_are_comments_in_the_yaml(desk: Desk) -> None:
 
 
 FEW = ("0.05", "0.12", "0.2", "0.3", "0.45", "0.6", "0.95", "1.7")
-"""Sizes as parts of a card."""
 
 
 @given(st.data())
@@ -383,7 +381,6 @@ def test_other_answers_lead_elsewhere(desk: Desk) -> None:
 
 
 def test_after_a_wrong_answer_the_question_is_asked_again(desk: Desk) -> None:
-    """With what is wrong about it, and the rest of the answers is kept."""
     wrong = {
         "Which card (kubectl gpusharing layouts lists them)?": (
             "h1000",

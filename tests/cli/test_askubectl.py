@@ -1,5 +1,4 @@
-"""What people type because kubectl has it: names, several of them, selectors, tables without headings, help, mistakes
-(kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/terminal.py, hack/generate_schema.py)."""
+"""What people type because kubectl has it: names, several of them, selectors, tables without headings, help, mistakes (kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/terminal.py, hack/generate_schema.py)."""
 
 import ast
 import json
@@ -30,7 +29,6 @@ NAME = "gpusharingpolicy.gpusharing.dev"
 
 @pytest.fixture
 def stocked(desk: Desk) -> Desk:
-    """Two nodes with a pod each, of which one waits for a third."""
     desk.server.lists |= {
         NODES: [node("gpu-1", policy="pool-b"), node("gpu-2")],
         PODS: [pod("team-a/llm", "gpu-1", container(gpu=2)), pod("team-b/waits", "", container(gpu=9))],
@@ -70,7 +68,6 @@ def test_names_of_several_clusters_are_refused_because_they_would_not_say_which(
 
 
 def fleet() -> FakeCluster:
-    """Three policies, and an operator that does nothing."""
     cluster = FakeCluster()
     install(cluster)
     for name in "abc":
@@ -164,7 +161,6 @@ def test_the_help_of_a_verb_has_its_own_exit_statuses_and_examples_that_can_be_t
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_gets_its_flags_and_nothing_else_from_the_command_line(name: str) -> None:
-    """What stands before the verb counts too, and a flag that was not typed has the default of its field."""
     verb = VERBS[name]
     options = ({**FIELDS[one].metadata["options"], **verb.differs.get(one, {})} for one in verb.flags)
     words = ["x"] * any(one.get("nargs") in (1, "+") for one in options)

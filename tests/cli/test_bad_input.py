@@ -20,7 +20,6 @@ Wrong = Callable[..., str]
 
 @pytest.fixture
 def wrong(desk: Desk) -> Wrong:
-    """Types at the desk what fails."""
     return partial(desks.wrong, desk)
 
 
@@ -43,9 +42,7 @@ def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, wrong: Wron
 
 
 STEERED_NODE = ("retry", "abort", "skip")
-"""They write a Node, which every cluster has."""
 BEFOREHAND = ("doctor", "free", "import", "support-bundle")
-"""They are of use before the installation too."""
 
 
 @pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, *BEFOREHAND}))
@@ -90,7 +87,6 @@ def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: 
 
 @pytest.mark.parametrize("verb", STEERED_NODE)
 def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
-    """As who has the documented rights only: get and patch."""
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
     told = "error: there is no nodes/gpu-07 in context desk; you are not allowed to list the existing ones\n"
     assert wrong(verb, "gpu-07") == told
@@ -118,7 +114,6 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
 
 @pytest.mark.parametrize(("words", "right"), [("status", "list gpu"), ("skip gpu-07", "get nodes")])
 def test_the_right_that_is_missing_is_named_and_no_role(desk: Desk, wrong: Wrong, words: str, right: str) -> None:
-    """A person may have the role already."""
     desk.server.refuses_all = (403, 'User "me" cannot do that')
     said = wrong(*words.split())
     assert f"not allowed to {right}" in said
@@ -151,7 +146,6 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
 
 @pytest.mark.parametrize("verb", ["cost", "recommend"])
 def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: str) -> None:
-    """Whoever reads the whole bill as that of one namespace pays too much."""
     assert not lacks(wrong(verb, "-n", "team-a"), "-n", verb, "all namespaces")
 
 

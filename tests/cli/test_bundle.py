@@ -36,7 +36,6 @@ SECRETS = Resource("", "v1", "secrets", namespaced=True)
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The files of a bundle, by their names below its folder."""
     with tarfile.open(path) as archive:
         found = {}
         for entry in archive.getmembers():
@@ -65,7 +64,6 @@ APPLIED = {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/no
 
 
 def container(name: str) -> dict[str, Any]:
-    """One with a secret wherever a container may have one."""
     probe = {
         "exec": {"command": [PLANTED]},
         "httpGet": {
@@ -86,7 +84,6 @@ def container(name: str) -> dict[str, Any]:
 
 
 def pod_spec() -> dict[str, Any]:
-    """Of a pod or of a workload's template."""
     kinds = ("containers", "initContainers", "ephemeralContainers")
     volumes = [{"name": "v", "csi": {"volumeAttributes": {"key": PLANTED}}}]
     return {kind: [container(kind)] for kind in kinds} | {"volumes": volumes}
@@ -200,7 +197,6 @@ async def test_it_tells_the_versions_of_plugin_and_operator_and_that_they_differ
 
 
 async def read_me(scene: Scene, path: Path) -> str:
-    """The README.txt of a bundle of now."""
     await ask(scene.e.cluster, "support-bundle", str(path))
     return contents(path)["README.txt"].decode()
 

@@ -1,6 +1,4 @@
-"""Several clusters in one table: `status`, `doctor` and `cost` with --contexts and --all-contexts
-(kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kube/login.py). Those that hang are in
-test_clusters_hung.py."""
+"""Several clusters in one table: `status`, `doctor` and `cost` with --contexts and --all-contexts (kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kube/login.py). Those that hang are in test_clusters_hung.py."""
 
 import asyncio
 import json
@@ -50,7 +48,6 @@ def silent() -> Iterator[str]:
 
 
 def identify(desk: Desk, uid: str) -> None:
-    """Give the cluster of a desk its identity."""
     desk.server.objects[IDENTITY] = {"metadata": {"name": "kube-system", "uid": uid}}
 
 
@@ -65,7 +62,6 @@ def west(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 
 def asked(desk: Desk, *words: str, verb: FleetVerb = status.FLEET, first: float = SOON) -> list[Answer]:
-    """The replies of all contexts of the desk."""
     contexts = [one["name"] for one in json.loads(desk.kubeconfig.read_text())["contexts"]]
     typed = parse([*(words or ("status",)), "--kubeconfig", str(desk.kubeconfig)])
     return run_command(ask_clusters(verb, typed, contexts, first))
@@ -430,7 +426,6 @@ def test_a_doctor_that_may_read_nothing_is_a_row(desk: Desk) -> None:
 
 @pytest.fixture
 def billed(desk: Desk) -> Iterator[Desk]:
-    """Two clusters with a Prometheus each, and one that is dead."""
     with fake_prometheus() as east, fake_prometheus() as west:
         for fake in (east, west):
             behind(fake, service("prometheus", app="prometheus-server"))

@@ -1,5 +1,4 @@
-"""Clusters and login programs that hang delay no other cluster and not the end of the command
-(kubectl_gpusharing/shell/running.py, kube/background.py)."""
+"""Clusters and login programs that hang delay no other cluster and not the end of the command (kubectl_gpusharing/shell/running.py, kube/background.py)."""
 
 import asyncio
 import socket
@@ -68,7 +67,6 @@ def holding(until: threading.Event) -> Iterator[str]:
 
 
 def test_a_cluster_is_answered_while_any_number_of_others_hang(desk: Desk) -> None:
-    """Those hang until it is."""
     answered = threading.Event()
     with holding(answered) as url:
         desk.write_clusters(**{f"hung-{number}": url for number in range(MANY)}, well=desk.url)
@@ -94,21 +92,16 @@ def test_a_cluster_has_its_whole_time_while_the_cpu_works_for_the_others(desk: D
 
 
 class Names:
-    """SIMULATED: a resolver of the system that takes its time for names that begin with `hung`, and finds none of them.
-    Each other name is that of this machine."""
+    """SIMULATED: a resolver of the system that takes its time for names that begin with `hung`, and finds none of them. Each other name is that of this machine."""
 
     def __init__(self) -> None:
-        """Nothing was looked up yet."""
         self.looked = socket.getaddrinfo
         self.over = threading.Event()
-        """The end of the time for the names that hang."""
         self.ended = 0
-        """How many of those lookups have ended."""
         self.daemons: list[bool] = []
         """For each lookup, whether Python may end while it lasts."""
 
     def __call__(self, host: str, *arguments: Any, **options: Any) -> Any:
-        """What socket.getaddrinfo does."""
         self.daemons.append(threading.current_thread().daemon)
         if not host.startswith("hung"):
             return self.looked("127.0.0.1", *arguments, **options)
@@ -119,7 +112,6 @@ class Names:
 
 @pytest.fixture
 def names() -> Iterator[Names]:
-    """This resolver in the place of the system's."""
     names = Names()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "getaddrinfo", names)
@@ -128,7 +120,6 @@ def names() -> Iterator[Names]:
 
 
 def test_a_name_is_found_while_any_number_of_others_hang(desk: Desk, names: Names) -> None:
-    """Those hang until it is."""
     hung = {f"hung-{number}": f"http://hung-{number}.test" for number in range(MANY)}
     desk.write_clusters(**hung, well=desk.url.replace("127.0.0.1", "well.test"))
     *others, well = asked(desk, verb=sets(names.over), first=LATE)
@@ -181,7 +172,6 @@ def test_many_clusters_need_more_open_files_than_a_process_has_by_default(desk: 
 
 
 def test_login_programs_run_side_by_side(desk: Desk) -> None:
-    """Each waits until the other has begun."""
     desk.write_clusters(east=desk.url, west=desk.url)
     folder = desk.folder
     meet = "touch {0}/{1}; until [ -e {0}/{2} ]; do sleep 0.05; done; echo '{3}'"
@@ -194,7 +184,6 @@ def test_login_programs_run_side_by_side(desk: Desk) -> None:
 
 
 def test_no_more_login_programs_run_at_once_than_fit_into_memory(desk: Desk) -> None:
-    """Each waits until as many as may run have begun, and counts those that run before it ends."""
     contexts = {f"c{number}": desk.url for number in range(LOGINS + 12)}
     desk.write_clusters(**contexts)
     begun, running, counts = desk.folder / "begun", desk.folder / "running", desk.folder / "counts"

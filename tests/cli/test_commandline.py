@@ -1,6 +1,4 @@
-"""The program as a person starts it: flags, exit statuses, sentences (kubectl_gpusharing/main.py, kubectl_gpusharing/shell/running.py,
-kubectl_gpusharing/shell/session.py, kubectl_gpusharing/shell/terminal.py, kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/pools/status.py, kubectl_gpusharing/__main__.py).
-A watch: test_watch.py."""
+"""The program as a person starts it: flags, exit statuses, sentences (kubectl_gpusharing/main.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kubectl_gpusharing/shell/terminal.py, kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/pools/status.py, kubectl_gpusharing/__main__.py). A watch: test_watch.py."""
 
 import json
 import os
@@ -175,7 +173,6 @@ STARTED = {
 
 @pytest.mark.parametrize("name", STARTED)
 def test_the_program_that_a_person_starts_says_the_same(desk: Desk, name: str) -> None:
-    """As in this process, where all other tests have it."""
     said = desk.start(*STARTED[name])
     assert said == desk.type(*STARTED[name])
     assert said.out + said.err
@@ -197,7 +194,6 @@ PIPED: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", PIPED)
 def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk, name: str) -> None:
-    """As `| head -1` does."""
     reader, writer = os.pipe()
     os.close(reader)  # before the program starts: a watch writes once, and then only news
     with subprocess.Popen(

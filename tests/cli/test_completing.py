@@ -122,15 +122,13 @@ TYPED = {
 
 @pytest.fixture(scope="module")
 def kubectl() -> Path:
-    """The real one."""
     return toolchain.control_plane_programs().kubectl
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("typed", TYPED)
 def test_kubectls_own_completion_says_after(desk: Desk, kubectl: Path, typed: str) -> None:
-    """What the shell asks kubectl at each Tab (cobra, `__complete`), and how it finds ours: on the PATH. That of a
-    plugin's own name has what it is behind a tab."""
+    """What the shell asks kubectl at each Tab (cobra, `__complete`), and how it finds ours: on the PATH. That of a plugin's own name has what it is behind a tab."""
     desk.write_kubeconfig(desk.url, ("east", "west"))
     programs = os.pathsep.join((str(Path(sys.executable).parent), "/usr/bin", "/bin"))
 

@@ -1,5 +1,4 @@
-"""`cost` and what Prometheus answers instead of data (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus.py,
-kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/shell/drawing.py)."""
+"""`cost` and what Prometheus answers instead of data (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/shell/drawing.py)."""
 
 import csv
 import io
@@ -41,7 +40,6 @@ def wrong(desk: Desk, *words: str) -> str:
 
 
 def instead(fake: FakePrometheus, answer: Answer) -> None:
-    """It answers this to everything."""
     fake.instead = lambda path: answer
 
 
@@ -111,7 +109,6 @@ def test_a_person_sees_how_much_has_been_read_until_the_bill_is_there(desk: Desk
 
 
 def test_a_window_of_a_month_is_read_with_few_queries(desk: Desk, fake: FakePrometheus) -> None:
-    """Each day had about 20 queries of its own."""
     assert desk.type("cost", "--prometheus", fake.url, "--window", "30d").status == CHANGES
     days = 30
     assert len(fake.paths) < 10 * days
@@ -344,7 +341,6 @@ def test_values_that_are_no_numbers_are_left_out(desk: Desk, fake: FakePrometheu
 
 
 def service(name: str, **labels: str) -> JSON:
-    """A Service with two ports."""
     ports = [{"name": "reloader-web", "port": 8080}, {"name": "http-web", "port": 9090}]
     return {"metadata": {"namespace": "monitoring", "name": name, "labels": labels}, "spec": {"ports": ports}}
 

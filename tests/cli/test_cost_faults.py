@@ -1,5 +1,4 @@
-"""`cost` where Prometheus answers in part, or with numbers that cannot be (kubectl_gpusharing/usage/absences.py,
-kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py)."""
+"""`cost` where Prometheus answers in part, or with numbers that cannot be (kubectl_gpusharing/usage/absences.py, kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py)."""
 
 import json
 import re
@@ -13,7 +12,6 @@ from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 
 def heard_by(fake: FakePrometheus) -> list[str]:
-    """The queries that it hears from now on."""
     asked: list[str] = []
     answer = fake.answer
 

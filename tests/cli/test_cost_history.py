@@ -1,5 +1,4 @@
-"""`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/meter.py)."""
+"""`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/meter.py)."""
 
 import csv
 import io
@@ -40,7 +39,6 @@ def ask(desk: Desk, url: str, *more: str, cluster: str = "east") -> Said:
 
 
 def golden(name: str, said: Said) -> None:
-    """What was said is what the file has; GOLDEN=write writes it."""
     path = GOLDENS / name
     if os.environ.get("GOLDEN") == "write":
         path.write_text(said.out)
@@ -48,7 +46,6 @@ def golden(name: str, said: Said) -> None:
 
 
 def data(said: Said) -> Any:
-    """Of -o json."""
     return json.loads(said.out)
 
 
@@ -254,7 +251,6 @@ def test_a_price_counts_by_how_long_it_was_told_whoever_told_it(desk: Desk, prom
 def test_a_price_that_changes_at_midnight_counts_for_the_day_that_begins_to_the_cent(
     desk: Desk, prometheus: str, cluster: str, window: tuple[str, str]
 ) -> None:
-    """The price of the next day leaked into the day before, and that of the day before into the next one."""
     asked = ("--window", window[0], "--until", window[1], "-o", "json")
     found = data(ask(desk, prometheus, *asked, cluster=cluster))
     costs = (48.00, 96.00) if window[0] == "2d" else (44.00, 80.00)
@@ -276,7 +272,6 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
 
 
 def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, prometheus: str) -> None:
-    """One team was billed for what another did in another cluster, without a word."""
     said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="teams")
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 192.00}

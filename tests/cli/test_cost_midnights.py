@@ -1,5 +1,4 @@
-"""`cost` and counters that are only read at both midnights of a day (kubectl_gpusharing/usage/meter.py, `_read_growth`), with a
-stand-in for Prometheus, SIMULATED, and with the agent's own meter."""
+"""`cost` and counters that are only read at both midnights of a day (kubectl_gpusharing/usage/meter.py, `_read_growth`), with a stand-in for Prometheus, SIMULATED, and with the agent's own meter."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,9 +104,7 @@ def exported(metered: Metered) -> Iterator[Series]:
 
 
 def midnights(days: int, jobs: Mapping[int, int], part: Fraction) -> Iterator[list[Series]]:
-    """Yield what is known at the midnight before each of `days` days and after the last of them. `jobs` has the starts
-    and lengths, in seconds, of jobs of team-a, each of which holds `part` of a GPU. The agent started a day before the
-    first of the days, and reads every 20 s."""
+    """Yield what is known at the midnight before each of `days` days and after the last of them. `jobs` has the starts and lengths, in seconds, of jobs of team-a, each of which holds `part` of a GPU. The agent started a day before the first of the days, and reads every 20 s."""
     meter, nothing = Meter(), Fraction(0)
     for now in range(0, (days + 1) * DAY + 1, 20):
         running = any(at <= now < at + length for at, length in jobs.items())
@@ -122,7 +119,6 @@ def unsteady(before: Iterable[Series], after: Iterable[Series]) -> set[str]:
 
 
 def test_a_short_job_whose_counter_was_dropped_and_came_back_the_same_is_not_lost() -> None:
-    """At both midnights the counter of team-a is 400, though it grew by 400 in between."""
     first, second = midnights(1, {600: 400, DAY + 50_000: 400}, Fraction(1))
     held = [series.value for mark in (first, second) for series in mark if series.labels["what"] == "held"]
     assert held == [400, 400]
@@ -130,6 +126,5 @@ def test_a_short_job_whose_counter_was_dropped_and_came_back_the_same_is_not_los
 
 
 def test_rounding_makes_no_node_unsteady() -> None:
-    """Jobs of 7.77 h, one after another, whose counters have been growing for days."""
     marks = list(midnights(3, dict.fromkeys(range(90, 4 * DAY, 28_000), 27_960), Fraction(1, 7)))
     assert [unsteady(*pair) for pair in pairwise(marks)] == [set()] * 3

@@ -1,5 +1,4 @@
-"""`cost` by pod, with the fractions of KAI-Scheduler and HAMi, and with what was used, in a real Prometheus with a
-SIMULATED past (kubectl_gpusharing/usage/meter.py)."""
+"""`cost` by pod, with the fractions of KAI-Scheduler and HAMi, and with what was used, in a real Prometheus with a SIMULATED past (kubectl_gpusharing/usage/meter.py)."""
 
 import json
 from collections import defaultdict
@@ -29,17 +28,14 @@ EVERY = 240
 
 
 def node(cluster: str, gpus: int, **stands: Any) -> Node:
-    """All day the same."""
     return Node("gpu-1", "pool-x", gpus, [Stretch((0, HOURS), **stands)], labels={"cluster": cluster})
 
 
 def gauge(cluster: str, name: str, value: float, hours: tuple[float, float] = (0, HOURS), **labels: str) -> Gauge:
-    """Of the node."""
     return Gauge(name, {"cluster": cluster, "node": "gpu-1", **labels}, f"{value:g}", hours, EVERY)
 
 
 def device(cluster: str, uuid: str, resource: str, slices: int = 1) -> Iterator[Gauge]:
-    """A whole GPU of 80 GiB."""
     yield gauge(cluster, "gpusharing_device_slices", slices, uuid=uuid, resource=resource)
     yield gauge(cluster, "gpusharing_device_memory_bytes", 80 * GIB, uuid=uuid)
     yield Gauge("gpusharing_policy_gpu_hourly_price", {"cluster": cluster, "policy": "pool-x", "currency": "USD"}, "2")
@@ -128,13 +124,11 @@ def past() -> History:
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address."""
     with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics([past()])) as url:
         yield url
 
 
 def ask(desk: Desk, url: str, cluster: str, by: str) -> Any:
-    """The data of a complete bill of the day."""
     chosen = ("--match", f'cluster="{cluster}"', "--prometheus", url, "--by", by, "-o", "json")
     said = desk.type("cost", *chosen, "--window", "1d", "--until", UNTIL)
     assert (said.status, said.err) == (DONE, "")
@@ -147,7 +141,6 @@ def hours(bill: Any) -> dict[str, tuple[float, str]]:
 
 
 def check_sum(bill: Any, cost: float) -> None:
-    """The rows add up to the pool."""
     assert bill["totals"][0]["cost"] == cost
     cents = sum(round(float(row["cost"]) * 100) for row in bill["rows"])
     assert cents == round(float(cost) * 100)
@@ -189,7 +182,6 @@ def test_a_gpu_that_kai_divides_is_billed_to_the_pods_that_use_it(
 
 
 def test_nobody_pays_for_a_reserved_gpu_of_a_neighbor(desk: Desk, prometheus: str) -> None:
-    """On one node: a GPU that two pods use, an idle one, and one that a pod uses for six hours."""
     bill = ask(desk, prometheus, "kai-idle", "namespace")
     shares = {"team-a": 18, "team-b": 6, "team-c": 6, "kai-resource-reservation": 24 + 18}
     assert hours(bill) == {name: (number, "estimate") for name, number in shares.items()}
@@ -207,7 +199,6 @@ MOMENTS = st.lists(  # of each reserved GPU, the memory that each pod uses
 
 @given(MOMENTS)
 def test_each_moment_of_a_reserved_gpu_is_paid_by_its_users(moments: list[dict[int, dict[str, int]]]) -> None:
-    """Against a count of every GPU in every moment; a dictionary without users is an idle GPU."""
     paid: dict[str, float] = defaultdict(float)
     for gpus in moments:
         for shares in gpus.values():

@@ -1,6 +1,4 @@
-"""`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past
-(kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/absences.py): a restart is summed, a time that was metered twice is refused, and
-one that was not is told."""
+"""`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past (kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/absences.py): a restart is summed, a time that was metered twice is refused, and one that was not is told."""
 
 import json
 import random
@@ -26,7 +24,6 @@ BEGIN, UNTIL, HOURS, EVERY = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T08:0
 """When the stories begin and end, in hours, and the seconds between two scrapes."""
 STORIES = 20
 TARGETS = ("endpoint", "container", "instance", "pod", "uid", "job", "replica")
-"""What two scrapes of one agent may differ in."""
 LOOKBACK = 5 / 60
 """Hours for which a Prometheus without marks of staleness, as this one is, goes on seeing what is gone."""
 
@@ -62,7 +59,6 @@ class Story:
         return LOOKBACK * (len(list(self.nodes())) - 1)
 
     def nodes(self) -> Iterator[Node]:
-        """Each life is a pod of its own."""
         for number, (begin, end) in enumerate(self.lives):
             pod = {"pod": f"agent-{number}", "instance": f"10.0.0.{number}:8080", "uid": f"u-{number}"}
             yield self._scraped(begin, begin, end, pod)
@@ -80,7 +76,6 @@ class Story:
 
 
 def story(number: int) -> Story:
-    """One by chance; the first of them have each label once."""
     dice = random.Random(f"presence {number}")
     found, at = Story(f"s{number}"), 0.0
     while at < HOURS:
@@ -100,7 +95,6 @@ PLAYED = [story(number) for number in range(STORIES)]
 
 
 def replicated() -> Iterator[Node]:
-    """Another node is always there, and with it Prometheus."""
     for one in PLAYED:
         yield Node(
             "gpu-2",
@@ -160,7 +154,6 @@ def named(told: Story) -> str:
 
 
 def check_missing(missing: list[str], told: Story) -> None:
-    """What is said of the time in which there was no agent."""
     if told.away <= 0.2:
         assert missing == []
         return
@@ -197,7 +190,6 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(d
 
 @pytest.mark.tools
 def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(desk: Desk, tmp_path: Path) -> None:
-    """It goes on seeing the one that is gone for as long (--query.lookback-delta)."""
     told = Story("s", [(0.0, 3.0), (3.0, 8.0)])
     past = History(BEGIN, HOURS, list(told.nodes()), every=EVERY)
     with prometheus_with(tmp_path, openmetrics([past]), "--query.lookback-delta=15m") as url:
@@ -215,7 +207,6 @@ Day = tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float], Seque
 
 
 def absences(*days: Day) -> dict[str, float]:
-    """Of a window from 0 to two days."""
     found = Absences(0.0, 172_800.0)
     for firsts, lasts, counts, holes in days:
         found.add(firsts, lasts, counts, holes)
@@ -227,7 +218,6 @@ FULL: Day = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
 
 
 def later(first: float, last: float, count: float) -> Day:
-    """A day of which these are known."""
     return ({"n": first}, {"n": last}, {"n": count}, [])
 
 

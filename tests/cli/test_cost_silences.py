@@ -1,5 +1,4 @@
-"""`cost` where an agent is dead until the end of the window, or came late, in a real Prometheus with a SIMULATED past
-(kubectl_gpusharing/usage/absences.py)."""
+"""`cost` where an agent is dead until the end of the window, or came late, in a real Prometheus with a SIMULATED past (kubectl_gpusharing/usage/absences.py)."""
 
 import json
 from collections.abc import Iterator
@@ -30,12 +29,10 @@ def node(cluster: str, name: str, unseen: tuple[float, float] = ALWAYS) -> Node:
 
 
 def gauge(cluster: str, name: str, value: str, hours: tuple[float, float] = (0, HOURS), **labels: str) -> Gauge:
-    """Of a cluster."""
     return Gauge(name, {"cluster": cluster, **labels}, value, hours)
 
 
 def past() -> History:
-    """In each cluster gpu-1 is always seen."""
     clusters = ("dead", "unread", "late", "never", "blind", "bare", "scaled", "policies")
     dead, late = (6.0, 99.0), (-1.0, 6.0)
     return History(
@@ -83,7 +80,6 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def ask(desk: Desk, url: str, cluster: str, *more: str) -> tuple[int, Any]:
-    """Exit status and data."""
     chosen = ("--match", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
     said = desk.type("cost", *chosen, "--window", f"{HOURS:g}h", "--until", UNTIL)
     return said.status, json.loads(said.out)

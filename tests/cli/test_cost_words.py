@@ -1,6 +1,4 @@
-"""What may be typed for `cost`, which price counts, and how amounts are written (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/cost.py,
-kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/queries.py,
-kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/windows.py)."""
+"""What may be typed for `cost`, which price counts, and how amounts are written (kubectl_gpusharing/usage/cost.py, kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/usage/windows.py)."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -67,7 +65,6 @@ DAY = Days((86400.0,), 86400)
 
 
 def typed(*words: str) -> Arguments:
-    """A command line."""
     told = parse(("cost", *words))
     assert told.verb == "cost"
     return told
@@ -156,12 +153,10 @@ def test_a_window_is_cut_at_midnight_and_days_are_asked_for_together() -> None:
 
 
 def one(value: float, **labels: str) -> Series:
-    """A series with one value."""
     return Series(labels, ((0.0, value),))
 
 
 def found(node: str, policy: str, told: Mapping[str, list[Series]]) -> Price | str:
-    """The price of a node by these series."""
     return read_prices(defaultdict(list, told), "CHF").find(node, policy)
 
 
@@ -191,7 +186,6 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
 def test_a_gpu_that_could_not_be_read_for_a_moment_takes_no_price_from_its_node(
     nameless: dict[str, str],
 ) -> None:
-    """It has no product at that moment, and the price was missing for the whole day."""
     told = {
         "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
         "cards": [one(1, node="gpu-3", product="NVIDIA A100"), one(1, node="gpu-3", **nameless)],

@@ -267,7 +267,6 @@ def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
 
 
 def declaring(size: str, count: int) -> list[JSON]:
-    """Pods whose owner declares how much GPU memory each needs."""
     pods = some(count, {"gpu": 1})
     for number, raw in enumerate(pods):
         raw["metadata"] |= {"name": f"p-{size}-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}

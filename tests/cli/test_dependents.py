@@ -149,7 +149,6 @@ class RefusingFirst(FakeClient):
     """A client without rights to kinds that are not installed, on a server that asks RBAC first, as a real one does."""
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         if request.verb == "list" and request.resource in self.cluster.uninstalled:
             raise Forbidden(f'User "me" cannot list resource "{request.resource.plural}"')
         return await super().call(request)
@@ -170,7 +169,6 @@ async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refus
 
 
 def refuse(cluster: FakeCluster, resource: Resource) -> None:
-    """The person may not list this kind."""
     refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
     cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
 

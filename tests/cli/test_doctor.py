@@ -160,7 +160,6 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
 
 @virtually
 async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_show() -> None:
-    """It has no pods of the operator, and nobody who answers questions about rights."""
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -171,7 +170,6 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
 
 
 async def symptoms(cluster: FakeCluster) -> dict[str, dict[str, Any]]:
-    """What doctor finds, by reason."""
     cluster.uninstalled |= {ACCESS_REVIEWS}
     told = await ask(cluster, "doctor", "-o", "json")
     assert told.status == FAILED

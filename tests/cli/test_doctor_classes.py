@@ -31,7 +31,6 @@ def cluster_with(profile: str, *, plugin: bool = False) -> FakeCluster:
 
 
 async def told(cluster: FakeCluster) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What is said of classes, and what could not be seen."""
     answer = await ask(cluster, "doctor", "-o", "json")
     found = [one for one in answer.data["symptoms"] if one["reason"] == "DeviceClassDoubtful"]
     return found, answer.data["unknown"]

@@ -23,7 +23,6 @@ def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
 
 
 def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> Installation:
-    """Nodes with these labels, by the version of their kubelet."""
     nodes = tuple(replace(make_node(name), labels=labels) for name in versions)
     return Seen(nodes=nodes, kubelets=versions).installation
 

@@ -42,7 +42,6 @@ def found(labels: dict[str, str], *, policies: bool | None = None, **more: Any) 
 
 
 def labelled(name: str, labels: dict[str, str], **more: Any) -> NodeView:
-    """A Node with these labels and no others."""
     return replace(make_node(name), labels=labels, **more)
 
 
@@ -52,7 +51,6 @@ def told(
     entries: Mapping[str, tuple[str, frozenset[str]]] = MappingProxyType({}),
     **more: Any,
 ) -> list[Symptom]:
-    """What is wrong with the labels of these Nodes."""
     view = Seen(nodes=tuple(nodes), policies=policies, **more)
     return list(find_node_symptoms(view.snapshot, entries))
 
@@ -225,7 +223,6 @@ def bare(spec: dict[str, Any] | None = None) -> FakeCluster:
 
 
 def holding(cluster: FakeCluster, name: str, *entries: str) -> None:
-    """A mig-parted configuration in the GPU Operator's namespace."""
     off = [{"devices": "all", "mig-enabled": False}]
     text = yaml.safe_dump({"version": "v1", "mig-configs": dict.fromkeys(entries, off)})
     metadata = {"name": name, "namespace": "gpu-operator"}
@@ -233,7 +230,6 @@ def holding(cluster: FakeCluster, name: str, *entries: str) -> None:
 
 
 def nodes_of(told: Answered) -> dict[str, str]:
-    """What is said of Nodes and kubelets, with its severity."""
     topics = ("kubelets", "labels of Nodes")
     return {one["reason"]: one["severity"] for one in told.data["symptoms"] if one["topic"] in topics}
 
@@ -376,7 +372,6 @@ async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_no
 
 @virtually
 async def test_kinds_that_an_uninstalled_operator_left_behind_are_not_taken_for_none() -> None:
-    """The chart keeps its CRDs, and policies with them: who may not see those is told so."""
     cluster = bare()
     for resource in (POLICIES, GPUNODES):
         refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')

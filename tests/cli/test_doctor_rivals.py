@@ -23,7 +23,6 @@ DOMAINS: JSON = {"name": "compute-domains", "args": ["compute-domain-kubelet-plu
 
 
 def daemon_set(namespace: str, name: str, *containers: JSON, release: str = "", **more: Any) -> JSON:
-    """One that wants to run on two nodes."""
     spec = {
         "containers": list(containers),
         "nodeSelector": more.get("selector", {}),
@@ -54,7 +53,6 @@ AGAIN = "kubectl -n gpu-operator rollout restart daemonset nvidia-device-plugin-
 
 
 def cluster_with(*sets: JSON) -> FakeCluster:
-    """Two GPU nodes and one without, before the installation."""
     cluster = FakeCluster()
     cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}})
     for name, labels in {"gpu-1": GPU, "gpu-2": {**GPU, "pool": "b"}, "cpu-1": {}}.items():

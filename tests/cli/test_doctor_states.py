@@ -1,5 +1,4 @@
-"""What `doctor` tells people to do, done: on clusters as people have them, with any part of the operator
-installed (stack/installation.py)."""
+"""What `doctor` tells people to do, done: on clusters as people have them, with any part of the operator installed (stack/installation.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,5 +1,4 @@
-"""A failed driver upgrade of NVIDIA is a person's turn wherever the wait is shown, and the command that is printed ends
-it (stack/requirements.py, docs/design/nvidia.md#d4)."""
+"""A failed driver upgrade of NVIDIA is a person's turn wherever the wait is shown, and the command that is printed ends it (stack/requirements.py, docs/design/nvidia.md#d4)."""
 
 import asyncio
 from collections.abc import AsyncIterator

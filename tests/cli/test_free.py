@@ -1,5 +1,4 @@
-"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (kubectl_gpusharing/usage/free.py,
-kubectl_gpusharing/usage/holdings.py, kubectl_gpusharing/usage/free.py)."""
+"""`free`: who holds what and what is free, from Nodes and Pods, with whatever rights there are (kubectl_gpusharing/usage/free.py, kubectl_gpusharing/usage/holdings.py)."""
 
 import asyncio
 import csv
@@ -469,7 +468,6 @@ def test_of_many_that_wait_the_oldest_are_shown(desk: Desk) -> None:
 
 
 def own_pods_only(desk: Desk) -> None:
-    """The user may list the pods of team-a and no others."""
     held = desk.server.lists[PODS]
     desk.server.lists[TEAM_A] = [one for one in held if one["metadata"]["namespace"] == "team-a"]
     desk.server.refusals = {PODS: (403, DENIED)}
@@ -502,7 +500,6 @@ class Revoked:
             raise Denied(f"{kind.plural} is forbidden", [f"list {kind.plural}"])
 
     async def all(self, *_: Any) -> list[Any]:
-        """Return no GPUNodes."""
         return []
 
 

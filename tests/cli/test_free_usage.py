@@ -31,7 +31,6 @@ AGENT = "/api/v1/namespaces/gpusharing-agent/pods/agent-1:8080/proxy/metrics"
 
 
 def agent(name: str, on: str) -> JSON:
-    """The pod of the agent on a node."""
     raw = pod(
         f"gpusharing-agent/{name}",
         on,
@@ -204,7 +203,6 @@ def test_of_two_agents_the_one_that_answers_counts(shared: Desk) -> None:
 
 
 def second(desk: Desk) -> None:
-    """A second node with one pod, whose agent does not answer."""
     desk.server.lists[NODES].append(node("gpu-2"))
     desk.server.lists[PODS] += [agent("agent-2", "gpu-2"), pod("team-c/far", "gpu-2", container(gpu=1))]
 

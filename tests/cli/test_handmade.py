@@ -217,14 +217,12 @@ def test_what_a_policy_cannot_say_is_named_by_its_path() -> None:
 
 
 def labelled(**labels: dict[str, str]) -> dict[str, NodeView]:
-    """Nodes with these labels and no other."""
     return {
         name: replace(make_node(name), labels={"kubernetes.io/hostname": name, **own}) for name, own in labels.items()
     }
 
 
 def listed(*hosts: str, operator: str = "In") -> dict[str, Any]:
-    """A selector by host names."""
     row = {"key": "kubernetes.io/hostname", "operator": operator, "values": list(hosts)}
     return {"matchExpressions": [row]}
 
@@ -321,7 +319,6 @@ def test_pools_in_the_same_state_stay_apart() -> None:
 
 
 def test_the_odd_nodes_of_a_pool_are_excluded_by_name_and_listed_by_name() -> None:
-    """A node that joins the pool gets what most of them have."""
     slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     nodes = labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "x"}, broken={POOL: "x"})
     found, _ = propose([handmade("a"), handmade("b"), handmade("c", spec=slices)], nodes)

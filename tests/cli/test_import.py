@@ -1,5 +1,4 @@
-"""`import` on SIMULATED fleets that somebody configured by hand (kubectl_gpusharing/setup/importing.py,
-kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/live/files.py)."""
+"""`import` on SIMULATED fleets that somebody configured by hand (kubectl_gpusharing/setup/importing.py, kubectl_gpusharing/setup/handmade.py, kubectl_gpusharing/shell/drawing.py, kubectl_gpusharing/live/files.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -98,7 +97,6 @@ async def do_first(scene: Scene, maps: AdminMaps) -> None:
 
 
 def policies(text: str) -> dict[str, JSON]:
-    """The policies in what was printed, by name."""
     return {one["metadata"]["name"]: one for one in yaml.safe_load_all(text) if one}
 
 
@@ -167,7 +165,6 @@ async def test_after_the_first_steps_nothing_more_has_to_come_first_and_the_poli
 
 @virtually
 async def test_without_the_merge_the_nodes_whose_labels_name_entries_would_lose_their_gpus() -> None:
-    """What the first step is there for."""
     async with by_hand(DOCUMENTED) as scene:
         await do_first(scene, AdminMaps())
         assert scene.e.node("d-1")["status"]["allocatable"].get("nvidia.com/gpu", "0") == "0"
@@ -206,7 +203,6 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
 @pytest.mark.parametrize("name", BROKEN)
 @virtually
 async def test_a_node_is_left_out_and_the_selector_with_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of two nodes that carry the same pool label: no policy may select it."""
     labels, words = BROKEN[name]
     async with by_hand(HALF) as scene:
         scene.person("c-2", {"metadata": {"labels": dict(labels)}})
@@ -304,7 +300,6 @@ async def test_before_the_installation_the_same_policies_are_proposed_and_not_sa
 
 @virtually
 async def test_a_node_that_nobody_labeled_is_left_out_with_the_layout_that_it_advertises() -> None:
-    """Somebody divided one of two nodes, and no label says how."""
     async with untouched(HALF) as cluster:
         cluster.patch(NODES, "c-2", {"metadata": {"labels": {MIG: None}}})
         shown = {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "14"}

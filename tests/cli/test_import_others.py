@@ -1,5 +1,4 @@
-"""`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy
-selects (kubectl_gpusharing/setup/importing.py)."""
+"""`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy selects (kubectl_gpusharing/setup/importing.py)."""
 
 from typing import Any
 
@@ -67,7 +66,6 @@ async def test_what_several_nodes_have_in_common_is_said_once_and_hamis_shares_a
 
 
 def reserve(cluster: FakeCluster, node: str) -> None:
-    """KAI-Scheduler keeps a GPU of the node for a group of pods."""
     metadata = {"name": f"gpu-reservation-{node}", "namespace": "kai-resource-reservation", "uid": node}
     limits = {"nvidia.com/gpu": "1"}
     cluster.add(

@@ -1,5 +1,4 @@
-"""`import` where the GPU Operator is not in namespace gpu-operator, or our ConfigMaps are not there yet
-(kubectl_gpusharing/setup/importing.py)."""
+"""`import` where the GPU Operator is not in namespace gpu-operator, or our ConfigMaps are not there yet (kubectl_gpusharing/setup/importing.py)."""
 
 from tests.cli.asking import ask
 from tests.cli.reported import reported

@@ -1,5 +1,4 @@
-"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (kubectl_gpusharing/setup/importing.py,
-kubectl_gpusharing/setup/handmade.py)."""
+"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (kubectl_gpusharing/setup/importing.py, kubectl_gpusharing/setup/handmade.py)."""
 
 from dataclasses import replace
 
@@ -183,7 +182,6 @@ def test_a_field_of_the_device_plugin_alone_restarts_no_mig_manager() -> None:
 
 @pytest.mark.parametrize("later", [False, True], ids=["the file has the name", "another name is still to come"])
 def test_a_name_that_gets_another_meaning_cannot_be_awaited(later: bool) -> None:
-    """The file has all-balanced as an A30 knows it; the H100 has reported since."""
     a30, h100 = make_gpu(product=A30), make_gpu()
     stack = make_stack(cluster_policy=make_cluster_policy("", mig_config_name=""), models=[a30])
     layout = well_known((h100,), "all-balanced")[0]

@@ -1,6 +1,4 @@
-"""What must outlast a pod is in objects of the cluster or in Prometheus, never in a file of the pod; and without a
-Prometheus only what is asked of one is missing, and says so (docs/adr/0043-the-meter.md).
-"""
+"""What must outlast a pod is in objects of the cluster or in Prometheus, never in a file of the pod; and without a Prometheus only what is asked of one is missing, and says so (docs/adr/0043-the-meter.md)."""
 
 import ast
 from pathlib import Path
@@ -19,7 +17,6 @@ WRITES = frozenset({"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile"
 """Calls that make a file or fill it, whatever they are called on."""
 READ_ONLY = frozenset({"r", "rb", "rt"})
 QUERY = '{"query": query'
-"""How a question to a Prometheus is written."""
 
 
 def writes(source: str) -> list[int]:
@@ -63,7 +60,6 @@ def test_what_only_reads_is_not(source: str) -> None:
 
 @pytest.fixture(scope="module")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """The pinned helm."""
     return Helm(toolchain.program("helm"), tmp_path_factory.mktemp("helm"))
 
 

@@ -1,7 +1,5 @@
 """`lint`: what NVIDIA's programs and the operator would refuse in files (kubectl_gpusharing/setup/lint.py, kubectl_gpusharing/live/files.py).
-
-tests/nvidia/test_foreign_files.py compares its verdicts with those of NVIDIA's own parsers.
-"""
+tests/nvidia/test_foreign_files.py compares its verdicts with those of NVIDIA's own parsers."""
 
 import json
 import re
@@ -97,7 +95,6 @@ fleet.yaml:52: ignored: Service/web
 
 
 def lint(folder: Path, content: str) -> list[tuple[int, str, str]]:
-    """What is said about one file: line, severity, message."""
     path = folder / "file.yaml"
     path.write_text(content, encoding="utf-8")
     return [(one["line"], one["severity"], one["message"]) for one in judge(tuple(read_documents([str(path)], "")))]
@@ -119,7 +116,6 @@ def test_as_data_there_is_one_finding_for_each_line(desk: Desk) -> None:
 
 
 def test_without_a_cluster_and_its_libraries_files_are_judged_all_the_same(desk: Desk) -> None:
-    """As the hook of pre-commit does, which installs no extras."""
     desk.kubeconfig.unlink()
     (desk.folder / "fleet.yaml").write_text(FLEET)
     absent = "import sys; sys.modules |= {'kubernetes': None, 'rich': None}"

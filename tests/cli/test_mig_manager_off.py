@@ -1,5 +1,4 @@
-"""A deploy label that keeps mig-manager off a node is named before any drain where MIG has to change, with the command
-that corrects it, and does not matter anywhere else (docs/design/nvidia.md#d2)."""
+"""A deploy label that keeps mig-manager off a node is named before any drain where MIG has to change, with the command that corrects it, and does not matter anywhere else (docs/design/nvidia.md#d2)."""
 
 import asyncio
 
@@ -27,7 +26,6 @@ def switched_off(**labels: str) -> JSON:
 
 
 async def told(scene: Scene) -> str:
-    """The command in the node's message, which doctor prints too."""
     await scene.e.until(lambda: REMEDY in scene.transition("gpu-1").get("message", ""), "the command", HOUR)
     transition = await scene.reason("gpu-1", "OperandsDisabled")
     message, _, command = transition["message"].partition(REMEDY)

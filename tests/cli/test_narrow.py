@@ -86,7 +86,6 @@ FILES: Typed = {"import": ("import",)}
 
 
 def waiting(name: str, resource: str) -> JSON:
-    """A pod that asks for one of these and has no node."""
     container = {"name": "main", "resources": {"limits": {resource: "1"}}}
     return {
         "metadata": {"name": name, "namespace": "default"},
@@ -96,12 +95,10 @@ def waiting(name: str, resource: str) -> JSON:
 
 
 def too_long(text: str) -> list[str]:
-    """Lines that do not fit and could have been broken."""
     return [line for line in text.splitlines() if len(line) > WIDTH and " " in line.strip() and not WHOLE.match(line)]
 
 
 def check(told: Mapping[str, Answered]) -> None:
-    """Each says something, and nothing that does not fit."""
     assert [name for name, one in told.items() if not one.out] == []
     assert {name: lines for name, one in told.items() if (lines := too_long(one.out))} == {}
 
@@ -166,7 +163,6 @@ async def test_a_file_is_the_same_on_every_terminal() -> None:
 
 @virtually
 async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
-    """Both sides begin alike, and what differs is what was cut."""
     async with operated(1) as scene:
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Reconfiguring")

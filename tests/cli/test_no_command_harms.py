@@ -1,8 +1,5 @@
 """Whoever does what a message says takes nothing from a node that the message does not name: random clusters.
-
-Every command of doctor, import, plan, why, of Accepted and of the nodes' reasons is carried out on SIMULATED nodes, one
-after another. The first seeds are played every time, and PROPERTIES=long plays two thousand.
-"""
+Every command of doctor, import, plan, why, of Accepted and of the nodes' reasons is carried out on SIMULATED nodes, one after another. The first seeds are played every time, and PROPERTIES=long plays two thousand."""
 
 import asyncio
 import json
@@ -56,8 +53,6 @@ class Tale:
 
 @dataclass(frozen=True)
 class Told:
-    """Commands to run one after the other, and where they were read."""
-
     verb: str
     text: str
     commands: tuple[str, ...]
@@ -147,7 +142,6 @@ async def live(number: int, tale: Tale) -> None:
 
 
 def shape(command: str) -> str:
-    """The command without what differs from cluster to cluster."""
     words = [word for word in command.split(" -p ")[0].split() if not word.startswith("gpu-")]
     return " ".join(re.sub(r"=.*", "=", word) for word in words)
 

@@ -1,5 +1,4 @@
-"""The drain, `plan`, `why` (kubectl_gpusharing/diagnosis/pod.py) and `free` agree where a pod could start, on random
-pods and nodes (planning/drain/placement.py)."""
+"""The drain, `plan`, `why` (kubectl_gpusharing/diagnosis/pod.py) and `free` agree where a pod could start, on random pods and nodes (planning/drain/placement.py)."""
 
 from dataclasses import replace
 from typing import Any
@@ -57,7 +56,6 @@ TAINT = {"key": "team", "value": "b", "effect": "NoSchedule"}
 
 @st.composite
 def raw_nodes(draw: st.DrawFn, name: str, pool: dict[str, str] | None = None) -> JSON:
-    """A Ready Node with devices, as its labels say."""
     config = draw(st.sampled_from(sorted(CONFIGS)))
     labels = {"zone": draw(st.sampled_from(["east", "west"])), names.LABEL_PLUGIN_CONFIG: config, **(pool or {})}
     labels[names.LABEL_SHARING_STRATEGY] = STRATEGIES[config]

@@ -53,7 +53,6 @@ class Read(HTMLParser):
         self.text += data if self.depth[-1:] != ["style"] else ""
 
     def all(self, name: str) -> list[Mapping[str, str | None]]:
-        """The attributes of the elements of a name."""
         return [attributes for one, attributes in self.found if one == name]
 
 
@@ -61,7 +60,6 @@ PROFILES = "1g.10gb id=19 max=7 placements={0,1,2,3,4,5,6}:1; 3g.40gb id=9 max=2
 
 
 def divided(raw: JSON, layout: str) -> JSON:
-    """The node with H100 that are divided so."""
     observed = raw["status"]["observed"]
     observed["models"] = [{"product": "NVIDIA H100 80GB HBM3", "gpus": "0-7", "profiles": PROFILES}]
     for gpu in observed["gpus"]:
@@ -70,13 +68,11 @@ def divided(raw: JSON, layout: str) -> JSON:
 
 
 def shown(policies: list[JSON], nodes: list[JSON]) -> str:
-    """The page of these, at NOW."""
     session = Session(FakeCluster().client("a-person"), "context desk", now=lambda: NOW)
     return page(session, (policies, nodes), Arguments(verb="status"))
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:
-    """The fleet, with histories and with instances."""
     policies, nodes = fleet()
     divided(nodes[0], "2x3g.40gb")
     divided(nodes[1], "7x1g.10gb")
@@ -271,7 +267,6 @@ def test_what_several_nodes_share_is_one_paragraph_of_the_page() -> None:
 async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_that_is_too_long(
     browser: Window, tmp_path: Path
 ) -> None:
-    """`LOOK=FOLDER` keeps pictures of what is on the screen."""
     policies, nodes = fleet_in_pieces()
     nodes[1]["status"]["transition"]["message"] = "x" * 300 + HOSTILE
     path = tmp_path / "page.html"

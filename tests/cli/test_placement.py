@@ -22,7 +22,6 @@ AFFINITY, WANTS = "the pod's spec.affinity.nodeAffinity requires", "the pod's sp
 
 
 def find_obstacle(pod: JSON, node: JSON) -> str:
-    """The first rule that keeps a pod with a GPU from a Node."""
     containers = [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]
     needs = needs_of(pod_view({"spec": {**pod.get("spec", {}), "containers": containers}}, {}))
     found = find_rule(needs, find_present_offer(node_view(node), BARE))
@@ -30,7 +29,6 @@ def find_obstacle(pod: JSON, node: JSON) -> str:
 
 
 def affine(*terms: JSON) -> JSON:
-    """A pod with required node affinity."""
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}
     return {"spec": {"affinity": {"nodeAffinity": required}}}
 
@@ -40,12 +38,10 @@ def row(key: str, operator: str, *values: str) -> JSON:
 
 
 def labels(*rows: JSON) -> JSON:
-    """A term about labels."""
     return {"matchExpressions": list(rows)}
 
 
 def names(*rows: JSON) -> JSON:
-    """A term about the Node's name."""
     return {"matchFields": list(rows)}
 
 
@@ -228,7 +224,6 @@ def test_rules_that_go_by_other_pods_and_volumes_are_named_as_not_looked_at() ->
 
 
 def pending(name: str, **spec: Any) -> JSON:
-    """A pod that asks for a whole GPU and has no node."""
     container = {"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
     return {
         "metadata": {"name": name, "namespace": "default"},

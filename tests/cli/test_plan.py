@@ -1,5 +1,4 @@
-"""`plan` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py,
-kubectl_gpusharing/live/files.py, kubectl_gpusharing/live/cluster.py, kubectl_gpusharing/live/cluster.py, report/proposal.py)."""
+"""`plan` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py, kubectl_gpusharing/live/files.py, report/proposal.py)."""
 
 import json
 import re
@@ -368,7 +367,6 @@ async def test_of_two_pods_the_one_that_leads_is_the_operators_own(holder: str |
 
 @virtually
 async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Path) -> None:
-    """With a cap of none at all, no node starts."""
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
         scene.apply(FULL)
@@ -461,7 +459,6 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
 @pytest.mark.parametrize("spec", [SLICED, MIXED], ids=["time-slicing", "MIG"])
 @virtually
 async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """One pod to a node; those that leave one node may start on another that is to change."""
     edit = policy({**spec, "drain": {"strandedPods": "Allow"}})
     async with operated(4, workloads=[SimWorkload("llm", 4)]) as scene:
         scene.apply(FULL)

@@ -1,5 +1,4 @@
-"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (kubectl_gpusharing/changing/plan.py,
-kubectl_gpusharing/live/files.py, report/proposal.py, pools/windows.py)."""
+"""The verdict of `plan` in text, data and exit status, and what `-f` and `--fail-on` take (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/files.py, report/proposal.py, pools/windows.py)."""
 
 import asyncio
 import json
@@ -130,7 +129,6 @@ async def test_how_long_the_changes_take_is_a_range_from_those_that_were_made(tm
 
 @virtually
 async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> None:
-    """A window of an hour has room for one start with the default drain.timeout; four nodes take four days."""
     async with operated(4) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -288,7 +286,6 @@ BARE = {"metadata": {"name": "cluster-policy"}, "spec": {}, "status": {"state": 
 async def test_before_the_installation_the_plan_is_an_estimate(
     tmp_path: Path, spec: dict[str, Any], status: int, changing: int, pods: int
 ) -> None:
-    """By default, no pod is evicted that no node could run after a change to MIG."""
     workload = SimWorkload("llm", 1)
     async with open_scene(*nodes(2), start=False, cluster_policy=BARE, workloads=[workload]) as scene:
         await scene.running("nvidia-mig-manager", 2)

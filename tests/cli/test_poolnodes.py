@@ -25,14 +25,11 @@ def fake(fake: FakePrometheus) -> FakePrometheus:
 
 
 def node(name: str, **labels: str) -> JSON:
-    """A Node."""
     told = {"kubernetes.io/hostname": name, **labels}
     return {"metadata": {"name": name, "uid": name, "resourceVersion": "1", "labels": told}}
 
 
 def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
-    """The fake plays the API server too."""
-
     def instead(path: str) -> Answer | None:
         if path not in objects:
             return None
@@ -42,12 +39,10 @@ def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
 
 
 def listed(*items: JSON) -> JSON:
-    """A list of these."""
     return {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}
 
 
 def served(*policies: JSON) -> dict[str, Any]:
-    """These policies, each and all."""
     return {POLICIES: listed(*policies), **{f"{POLICIES}/{one['metadata']['name']}": one for one in policies}}
 
 
@@ -107,7 +102,6 @@ def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: 
 
 
 def pool(name: str, priority: int = 0) -> JSON:
-    """A policy for the zone a."""
     spec = {"nodeSelector": {"matchLabels": {"zone": "a"}}, "mode": "Full", "priority": priority}
     return {
         "metadata": {"name": name, "uid": name, "creationTimestamp": "2026-09-01T00:00:00Z"},
@@ -116,7 +110,6 @@ def pool(name: str, priority: int = 0) -> JSON:
 
 
 def test_nodes_of_another_policy_are_left_out_and_it_says_how_many(desk: Desk, fake: FakePrometheus) -> None:
-    """It counted the nodes of a policy of higher priority, too."""
     above = pool("pool-a", 10)
     above["spec"]["nodeSelector"]["matchLabels"]["rack"] = "1"
     nodes = [node("gpu-1", zone="a"), node("gpu-2", zone="a", rack="1")]

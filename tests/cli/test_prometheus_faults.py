@@ -26,13 +26,11 @@ SERVICE = "monitoring/p:9090"
 
 
 async def asked(endpoint: Endpoint, questions: int = 1) -> set[float]:
-    """What so many questions, side by side, are answered."""
     async with prometheus_at(endpoint) as prometheus:
         return set(await asyncio.gather(*(prometheus.now() for _ in range(questions))))
 
 
 def wrong(endpoint: Endpoint) -> str:
-    """Why there is no answer."""
     with pytest.raises(Trouble) as trouble:
         asyncio.run(asked(endpoint))
     return str(trouble.value)
@@ -45,15 +43,12 @@ class Renewable:
         self.server, self.tokens, self.renewed = server, list(tokens), 0
 
     async def access(self) -> Access:
-        """See Login."""
         return Access(self.server)
 
     async def token(self) -> str | None:
-        """See Login."""
         return self.tokens[0]
 
     async def renew(self) -> None:
-        """See Login."""
         self.renewed += 1
         if len(self.tokens) == 1:
             raise Unauthorized("no credentials from kubeconfig k: the login program failed")
@@ -61,7 +56,6 @@ class Renewable:
 
 
 async def through(login: Renewable, questions: int = 1) -> set[float]:
-    """What the Service is asked, with this login."""
     session = Session(FakeCluster().client("me"), "context test", login=login)
     return await asked(await find_service_endpoint(session, SERVICE), questions)
 
@@ -187,7 +181,6 @@ def test_expired_credentials_are_renewed_once_and_the_question_is_put_again(fake
 
 
 def test_several_questions_that_are_refused_at_once_renew_once(fake: FakePrometheus) -> None:
-    """The others may be refused too, or find the new token there."""
     fake.expired = frozenset({"Bearer old"})
     login = Renewable(fake.url, "Bearer old", "Bearer new", "Bearer newest")
     assert asyncio.run(through(login, 4)) == {NOW}

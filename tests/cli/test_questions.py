@@ -16,7 +16,6 @@ class Screen(StringIO):
         self.told: list[object] = []
 
     def write(self, text: str) -> int:
-        """See TextIO."""
         self.told.append(signal.getsignal(signal.SIGINT))
         return super().write(text)
 

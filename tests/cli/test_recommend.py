@@ -264,7 +264,6 @@ PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], float | None, str | 
 
 @pytest.mark.parametrize("name", PRICES)
 def test_what_is_saved_has_the_price_that(fake: FakePrometheus, name: str) -> None:
-    """Two GPUs are in use, and their pods fit on one."""
     answers, typed, month, currency = PRICES[name]
     for query, value in (("quantile_over_time(0.95, DCGM", "0.1"), ("DCGM_FI_DEV_FB_USED", "6144")):
         hours = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
@@ -290,7 +289,6 @@ def test_recommend_is_advise_from_prometheus(fake: FakePrometheus) -> None:
 
 
 def test_the_peak_is_shown_beside_what_99_of_100_hours_stay_at(fake: FakePrometheus) -> None:
-    """A day-old peak has half the weight, and the oldest hour of 30 is one of the highest percent no more."""
     hours = [[NOW - 3600 * hour, "60000" if hour == HOURS - 1 else "6144"] for hour in reversed(range(HOURS))]
     fake.ranges["DCGM_FI_DEV_FB_USED"] = success("matrix", [{"metric": LABELS, "values": hours}])
     out = told(fake).out
@@ -303,7 +301,6 @@ def test_the_peak_is_shown_beside_what_99_of_100_hours_stay_at(fake: FakePrometh
 
 @pytest.fixture
 def written(fake: FakePrometheus, tmp_path: Path) -> str:
-    """The file for the pool b."""
     name = str(tmp_path / "pool.yaml")
     assert told(fake, "-l", "gpusharing.dev/pool=b", "--write", name).status == DONE
     return name
@@ -311,7 +308,6 @@ def written(fake: FakePrometheus, tmp_path: Path) -> str:
 
 @pytest.fixture
 def proposed(written: str) -> JSON:
-    """What is in it."""
     found: JSON = yaml.safe_load(Path(written).read_text())
     return found
 

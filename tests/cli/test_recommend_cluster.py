@@ -17,7 +17,6 @@ BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
 
 
 def history(name: str, gib: float, pods: int) -> History:
-    """Two days of a workload that takes so much."""
     hours = [BEGIN + timedelta(hours=hour) for hour in range(48)]
     memory = tuple((at, gib * GIB * (0.8 + 0.2 * (at.hour % 2))) for at in hours)
     return History(Workload("team-a", "deployment", name), pods, Holding(), memory)

@@ -1,6 +1,4 @@
-"""`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
-and what goes wrong (kubectl_gpusharing/usage/recommend.py,
-kubectl_gpusharing/usage/histories.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/histories.py)."""
+"""`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped, and what goes wrong (kubectl_gpusharing/usage/recommend.py, kubectl_gpusharing/usage/histories.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/workloads.py)."""
 
 import csv
 import io
@@ -36,7 +34,6 @@ HASHES = ("x2k4p", "bcdfg", "7vzx9", "qwrt6")
 
 
 def deployed(namespace: str, name: str, count: int, use: Any, **more: Any) -> list[PodRun]:
-    """Pods of a Deployment."""
     return [
         PodRun((namespace, f"{name}-6b8f9c7d5-{HASHES[index]}"), use, owner=("Deployment", name), **more)
         for index in range(count)
@@ -56,12 +53,10 @@ def pool() -> Iterator[Card]:
 
 
 def one(cluster: str, *runs: PodRun, **more: Any) -> Card:
-    """A GPU on a node of its own."""
     return Card(f"GPU-{cluster}-{more.pop('index', 0)}", "gpu-1", runs, **more)
 
 
 def fleet(cluster: str, *cards: Card, hours: float = SHORT, **more: Any) -> Fleet:
-    """A cluster of cards that ends when all do."""
     labels = {"cluster": cluster, **more.pop("labels", {})}
     begin = datetime.fromtimestamp(BEGIN.timestamp() + DAYS * 86400 - hours * 3600, UTC)
     return Fleet(begin, hours, cards, labels=labels, **more)
@@ -132,8 +127,7 @@ def peaking(name: str) -> Fleet:
 
 
 def changed() -> History:
-    """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24; and of two
-    nodes, one of which got another pool label at hour 22."""
+    """Reports of a node whose GPU was shared by four until hour 25, by pods that were replaced at hour 24; and of two nodes, one of which got another pool label at hour 22."""
     agent = {"cluster": "replaced agent", "node": "gpu-1", "uuid": "GPU-x", "resource": "nvidia.com/gpu"}
     exporter = {"cluster": "replaced state metrics", "node": "gpu-1", "resource": "nvidia_com_gpu"}
     gauges = [
@@ -170,7 +164,6 @@ def ask(url: str, *more: str, cluster: str = "east", window: str = "", until: st
 
 
 def workloads(told: Answered) -> dict[str, Any]:
-    """Of -o json, by name."""
     return {row["name"]: row for row in told.data["workloads"]}
 
 

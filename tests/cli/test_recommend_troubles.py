@@ -1,6 +1,4 @@
-"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (kubectl_gpusharing/usage/recommend.py,
-kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/histories.py, kubectl_gpusharing/usage/prometheus.py): one sentence and an exit status,
-or an answer with PARTIAL."""
+"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (kubectl_gpusharing/usage/recommend.py, kubectl_gpusharing/usage/prometheus.py, kubectl_gpusharing/usage/histories.py): one sentence and an exit status, or an answer with PARTIAL."""
 
 import csv
 import io
@@ -37,7 +35,6 @@ def peaks(value: str, first: int = 0, last: int = HOURS, off: int = 0, /, **labe
 
 
 def matrix(*series: JSON, **more: Any) -> Answer:
-    """What is answered for a range."""
     return success("matrix", series, **more)
 
 
@@ -70,33 +67,27 @@ class Prompt:
     desk: Desk
 
     def type(self, *words: str) -> Said:
-        """One command line."""
         return self.desk.type("recommend", *words)
 
     def ask(self, fake: FakePrometheus, *more: str) -> Said:
-        """The whole of what the fake knows."""
         return self.type("--prometheus", fake.url, "--window", f"{HOURS}h", *more)
 
     def wrong(self, *words: str) -> str:
-        """The one sentence of a command that fails."""
         said = self.type(*words)
         assert (said.status, said.out) == (FAILED, "")
         assert said.err.count("\n") == 1
         return said.err
 
     def refused(self, fake: FakePrometheus, *more: str) -> str:
-        """The one sentence where the fake has the trouble."""
         return self.wrong("--prometheus", fake.url, "--window", f"{HOURS}h", *more)
 
 
 @pytest.fixture
 def prompt(desk: Desk) -> Prompt:
-    """At the desk."""
     return Prompt(desk)
 
 
 def workloads(said: Said) -> dict[str, JSON]:
-    """By their names."""
     return {row["name"]: row for row in json.loads(said.out)["workloads"]}
 
 
@@ -236,7 +227,6 @@ def test_a_prometheus_that_knows_nothing_of_gpus(prompt: Prompt, fake: FakeProme
 
 
 def test_two_prometheus_with_the_same_series_count_no_pod_twice(prompt: Prompt, fake: FakePrometheus) -> None:
-    """As a querier in front of both tells it that does not take one for the other."""
     for name, value in (("DCGM_FI_DEV_FB_USED", "6144"), ("quantile_over_time(0.95, DCGM", "0.1")):
         both = (peaks(value, Hostname="gpu-1", instance=one) for one in ("a:9400", "b:9400"))
         fake.ranges[name] = matrix(*both)
@@ -278,8 +268,6 @@ def test_a_clock_that_is_no_clock(prompt: Prompt, fake: FakePrometheus, clock: s
 def test_points_beside_the_times_that_were_asked_for_are_in_the_nearest_hour_or_left_out(
     prompt: Prompt, fake: FakePrometheus, off: int
 ) -> None:
-    """A front end moves them all by up to a step; the oldest is not taken for the newest, and where one part of the
-    window ends and the next one begins nothing is lost."""
     fake.moves = off
     old = {"namespace": "team-z", "pod": "old-0", "UUID": "GPU-2"}
     fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", 0, HOURS, off), peaks("6144", 0, 1, off, **old))

@@ -1,5 +1,4 @@
-"""Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/queries.py,
-kubectl_gpusharing/usage/recommend.py)."""
+"""Whose series they are, whose pods, and how a need is drawn (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/queries.py, kubectl_gpusharing/usage/recommend.py)."""
 
 import re
 from collections.abc import Mapping
@@ -32,7 +31,6 @@ SETUPS = [
 
 
 def series(labels: Mapping[str, str]) -> Series:
-    """One with a value."""
     return Series(labels, ((0.0, 1.0),))
 
 

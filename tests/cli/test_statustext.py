@@ -187,7 +187,6 @@ def test_the_worst_pool_comes_first_and_others_by_name() -> None:
 
 
 def event(minutes: float, reason: str, note: str, about: str = "pool-b", type_: str = "Normal") -> JSON:
-    """An Event about a policy, from so many minutes ago."""
     return {
         "metadata": {"name": f"{about}.{minutes}"},
         "eventTime": ago(minutes).replace("Z", ".000000Z"),
@@ -238,7 +237,6 @@ def test_events_that_were_not_read_are_no_empty_list() -> None:
 
 
 def test_table_and_columns_of_kubectl_use_the_same_words() -> None:
-    """PROGRESS is a drawing, and HEALTH is the condition Healthy."""
     columns = {resource.kind: {column.name.upper() for column in resource.columns} for resource in (POLICY, GPUNODE)}
     assert {column.title for column in NODE_COLUMNS} - {"NODE", "PROGRESS", "HEALTH", "MESSAGE"} <= columns["GPUNode"]
     assert {column.title for column in POOL_COLUMNS} - {"POOL"} <= columns["GPUSharingPolicy"]
@@ -273,7 +271,6 @@ def test_what_several_nodes_share_is_said_once_with_all_their_names(what: str, a
 
 
 def describe_page(policies: list[Any], nodes: list[Any]) -> list[Any]:
-    """The paragraphs as a browser gets them."""
     return describe(*pools_of(policies, nodes), NOW, HTML_OPTIONS)
 
 
@@ -319,7 +316,6 @@ def test_an_edit_that_the_operator_has_not_seen_is_told() -> None:
 
 
 def test_what_an_operator_of_another_version_says_is_shown_as_it_comes() -> None:
-    """A phase that is not known, and a status without the fields of this version."""
     raw = {"metadata": {"name": "new", "generation": 1}, "spec": {"mode": "Quantum"}, "status": {}}
     node = gpunode("n-0", "Teleporting", "Later", policy="new")
     text = shown([raw], [node])

@@ -1,5 +1,4 @@
-"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
-(kubectl_gpusharing/changing/steer.py, kubectl_gpusharing/changing/steer.py)."""
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (kubectl_gpusharing/changing/steer.py)."""
 
 import os
 import pty
@@ -26,7 +25,6 @@ MANUAL = at_once(1, approval="Manual")
 
 
 async def refused(scene: Scene, *words: str) -> str:
-    """The sentence of a command that writes nothing."""
     before = len(writes(scene.e.cluster))
     with pytest.raises(Trouble) as raised:
         await ask(scene.e.cluster, *words)
@@ -135,7 +133,6 @@ async def test_a_paused_policy_starts_no_node_until_it_is_resumed() -> None:
 
 @virtually
 async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> None:
-    """Also when the node that failed was brought to its end meanwhile, and the policy lists no failure any more."""
     async with operated(2) as scene:
         for name in ("gpu-1", "gpu-2"):
             scene.e.software.inject(name, "failed")
@@ -320,7 +317,6 @@ async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
 
 @pytest.mark.parametrize(("answer", "wanted"), [("y\n", True), ("YES\n", True), ("n\n", False), ("\x04", False)])
 def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
-    """The last answer is Ctrl-D."""
     person, theirs = pty.openpty()
     os.write(person, answer.encode())
     with open(theirs, encoding="utf-8") as answers:

@@ -1,5 +1,4 @@
-"""`pause --all` and `resume --all` stop the fleet and let it go on (kubectl_gpusharing/changing/steer.py), and the chart's value
-paused does so without the plugin (planning/snapshot/views.py, PolicyView.paused_by)."""
+"""`pause --all` and `resume --all` stop the fleet and let it go on (kubectl_gpusharing/changing/steer.py), and the chart's value paused does so without the plugin (planning/snapshot/views.py, PolicyView.paused_by)."""
 
 import asyncio
 import io
@@ -146,7 +145,6 @@ async def test_a_name_or_all_is_given_and_not_both(words: tuple[str, ...]) -> No
 
 
 async def drained(scene: Scene, **rollout: object) -> None:
-    """Two pools of one node each are at rest, and are to be changed."""
     for name in ("b", "c"):
         scene.apply(FULL, name=f"pool-{name}", pool=name)
     await scene.ready("pool-b", "pool-c")

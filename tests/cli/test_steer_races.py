@@ -29,8 +29,7 @@ class Meddler(FakeClient):
         self.gets, self.second_get, self.patches = 0, second_get, patches
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Before the second read of it the object changes: the person has thought about it. Before the first patches
-        the kubelet writes."""
+        """Before the second read of it the object changes: the person has thought about it. Before the first patches the kubelet writes."""
         if request.verb == "get":
             self.gets += request.resource != GPUNODES
             if self.gets == 2 and self.second_get is not None:

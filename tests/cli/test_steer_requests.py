@@ -1,5 +1,4 @@
-"""Whoever may not patch Nodes retries, aborts and skips all the same, by a request on the GPUNode
-(kubectl_gpusharing/changing/steer.py, docs/adr/0082-requests-on-the-gpunode.md)."""
+"""Whoever may not patch Nodes retries, aborts and skips all the same, by a request on the GPUNode (kubectl_gpusharing/changing/steer.py, docs/adr/0082-requests-on-the-gpunode.md)."""
 
 import pytest
 from hack.sim.fakefaults import EVER
@@ -17,7 +16,6 @@ ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the op
 
 
 def as_editor(scene: Scene) -> None:
-    """The person may not patch Nodes from now on."""
     scene.e.cluster.faults.fail("patch", NODES, NO_NODES, times=EVER, identity=ME)
 
 

@@ -45,7 +45,6 @@ SLICE = "nvidia.com/mig-3g.40gb"
 
 
 def node(name: str) -> dict[str, object]:
-    """A Node with four slices."""
     ready = [{"type": "Ready", "status": "True"}]
     return {
         "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
@@ -54,7 +53,6 @@ def node(name: str) -> dict[str, object]:
 
 
 def pod(name: str, at: str = "", namespace: str = "team-b") -> dict[str, object]:
-    """A pod that holds a slice there, or waits for one."""
     container = {"name": "main", "resources": {"limits": {SLICE: "1"}}}
     return {
         "metadata": {"name": name, "namespace": namespace, "uid": f"uid-of-{name}", "resourceVersion": "1"},
@@ -65,7 +63,6 @@ def pod(name: str, at: str = "", namespace: str = "team-b") -> dict[str, object]
 
 @pytest.fixture
 def owned(desk: Desk) -> Desk:
-    """The desk, with the Nodes of pool-b, and pods of two teams."""
     desk.server.lists[NODES_PATH] = [node(f"pool-b-{number}") for number in range(3)]
     desk.server.lists[PODS_PATH] = [
         pod("ranker-7c4", "pool-b-1"),
@@ -126,7 +123,6 @@ def test_what_a_person_or_a_cluster_says_is_text_and_no_markup(owned: Desk) -> N
 
 
 def test_a_large_fleet_lists_the_most_urgent_nodes_of_each_pool_and_leads_to_all(owned: Desk) -> None:
-    """A hundred pools, one of which has most of the 5,000 nodes."""
     owned.server.lists[POLICIES_PATH] = [policy(f"pool-{number:02}") for number in range(100)]
     large = [gpunode(f"n-{number:04}", policy="pool-00") for number in range(4900)]
     large[4321]["status"]["transition"]["phase"] = "Failed"
@@ -255,22 +251,18 @@ def test_on_a_terminal_of_40_columns_only_the_address_is_longer_and_ctrl_c_ends_
 
 @dataclass
 class Page:
-    """An open page that follows."""
-
     events: AsyncIterator[str]
     main: str = ""
     as_of: str = ""
     sent: list[str] = field(default_factory=list)
 
     async def until(self, words: str) -> str:
-        """The text of the page with these words."""
         async with asyncio.timeout(36_000):
             while words not in self.main:
                 await self.step()
         return self.main
 
     async def step(self) -> None:
-        """Take one event."""
         for event in (await anext(self.events)).strip().split("\n\n"):
             kind, _, data = event.partition("\ndata: ")
             if kind == "event: page":
@@ -282,7 +274,6 @@ class Page:
 
 @asynccontextmanager
 async def board(cluster: FakeCluster) -> AsyncIterator[tuple[Board, Followed]]:
-    """The pages of this cluster."""
     session = Session(cluster.client(ME), "context test", now=virtual_now)
     async with followed(session, await session.lists(POLICIES, GPUNODES)) as follows:
         yield Board(session, Arguments(verb="ui"), follows), follows

@@ -30,21 +30,18 @@ def series(pod: str, values: dict[int, float], **labels: str) -> Series:
 def part(
     used: Sequence[Series], live: Sequence[Series], own: Sequence[Series] = (), **others: Sequence[Series]
 ) -> Answers:
-    """What dcgm-exporter and the agents tell."""
     info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
     told = {"used": used, "live": live, "own": own, "devices": [info], **others}
     return Answers(list, {name: [*answer] for name, answer in told.items()})
 
 
 def folded(found: Answers) -> Fold:
-    """All of it in one stretch."""
     fold = Fold(3600.0 * (HOURS - 1), HOURS)
     fold.add(found)
     return fold
 
 
 def histories(fold: Fold) -> tuple[History, ...]:
-    """Of the workloads of the pool."""
     return find_pool(fold, "the pool").histories
 
 
@@ -173,7 +170,6 @@ RUNS = st.lists(
 
 @given(RUNS)
 def test_the_most_at_once_are_those_of_the_busiest_minute(runs: list[tuple[int, list[int]]]) -> None:
-    """By the times of first and last samples in each hour, against a count in every minute."""
     answers: dict[str, list[Series]] = {"first": [], "last": [], "used": [], "live": []}
     for number, (index, (begin, end)) in enumerate(runs):
         hours = range(begin // 60, end // 60 + 1)
@@ -195,7 +191,6 @@ def test_the_most_at_once_are_those_of_the_busiest_minute(runs: list[tuple[int, 
 
 
 def test_a_pod_that_nobody_scraped_held_a_gpu() -> None:
-    """The agent saw it between two scrapes."""
     used = [series("", dict.fromkeys(range(HOURS), 0.0))]
     peaks = [series("", {7: 1.0, 8: 0.0}, uuid="GPU-1", node="gpu-1")]
     fold = folded(part(used, [], peaks=peaks))
@@ -265,7 +260,6 @@ def beside(hours: int, **labels: str) -> Fold:
 
 
 def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
-    """A layout names GPUs by their index on the node, and only those of the card were counted."""
     with pytest.raises(Trouble, match=r"1 node of the pool \(gpu-1\) also has GPUs of another model \(NVIDIA"):
         find_pool(beside(HOURS), "the pool")
 

@@ -1,5 +1,4 @@
-"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (kubectl_gpusharing/pools/status.py,
-kubectl_gpusharing/shell/terminal.py)."""
+"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (kubectl_gpusharing/pools/status.py, kubectl_gpusharing/shell/terminal.py)."""
 
 import asyncio
 import io
@@ -83,7 +82,6 @@ def pictures(seen: str) -> list[list[str]]:
 def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_worst_first(
     desk: Desk,
 ) -> None:
-    """Of a hundred pools three are in trouble, and these are the last by name."""
     states = {f"pool-{number:02}": "Failed" if number > 96 else "Synced" for number in range(100)}
     desk.server.lists[POLICIES_PATH] = [policy(name, status=word) for name, word in states.items()]
     desk.server.lists[GPUNODES_PATH] = [gpunode(f"{name}-0", word, policy=name) for name, word in states.items()]
@@ -149,19 +147,15 @@ def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:
 
 
 class Screen(io.StringIO):
-    """What is written on, and who waits for a word there."""
-
     def __init__(self) -> None:
         super().__init__()
         self.written = asyncio.Event()
 
     def write(self, text: str) -> int:
-        """See TextIO."""
         self.written.set()
         return super().write(text)
 
     async def until(self, word: str) -> str:
-        """The picture with this word in it, the newest one."""
         async with asyncio.timeout(300):
             while word not in self.picture():
                 self.written.clear()
@@ -169,7 +163,6 @@ class Screen(io.StringIO):
         return self.picture()
 
     def picture(self) -> str:
-        """What can be read now."""
         return self.getvalue().rpartition(TOP)[2]
 
 
@@ -198,7 +191,6 @@ async def watching(cluster: FakeCluster, *words: str, width: int | None = WIDTH)
 
 
 def publish(cluster: FakeCluster, **summary: str) -> None:
-    """The operator has news of pool-b."""
     cluster.patch(POLICIES, "pool-b", {"status": {"summary": summary}}, subresource="status")
 
 

@@ -19,7 +19,6 @@ from kubectl_gpusharing.shell.troubles import INTERRUPTED
 
 @contextmanager
 def watching(desk: Desk, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A watch on pipes that are not buffered, ended at the end."""
     with subprocess.Popen(
         [*PROGRAM, "status", "--watch", *more],
         env=desk.environment(),
@@ -34,7 +33,6 @@ def watching(desk: Desk, *more: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def line(stream: IO[bytes] | None) -> str:
-    """The next line; silence is an error."""
     assert stream is not None
     ready, _, _ = select.select([stream], [], [], SECONDS)
     assert ready, f"nothing more for {SECONDS} s"
@@ -42,7 +40,6 @@ def line(stream: IO[bytes] | None) -> str:
 
 
 def everything(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """What is left on both pipes after Ctrl-C."""
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == INTERRUPTED
@@ -58,7 +55,6 @@ def shut_out(desk: Desk, answer: tuple[int, str]) -> None:
 
 
 def tries(desk: Desk, more: int) -> None:
-    """Wait until it was refused so often again."""
     before = len(desk.server.asked)
     wait_until(lambda: len(desk.server.asked) >= before + more, SECONDS, "further tries")
 

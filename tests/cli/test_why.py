@@ -1,5 +1,4 @@
-"""`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/why.py,
-kubectl_gpusharing/diagnosis/pod.py, report/proposal.py)."""
+"""`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/pod.py, report/proposal.py)."""
 
 import re
 from datetime import UTC, timedelta
@@ -242,7 +241,6 @@ async def test_a_pod_with_a_node_points_at_the_node() -> None:
 
 
 def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
-    """A pod that the scheduler found no node for."""
     raw = gpu_pod(name, "")
     raw["spec"] = {"containers": [{"name": "main", "resources": {"limits": {resource: "1"}}}]}
     said = f"0/1 nodes are available: 1 Insufficient {resource}."
@@ -332,7 +330,6 @@ async def test_a_policy_is_explained_by_its_most_urgent_node() -> None:
 
 @virtually
 async def test_waiting_and_work_are_told_apart_as_in_plan() -> None:
-    """Both nodes change together, in a window that opens in three hours."""
     async with operated(2) as scene:
         scene.apply(FULL)
         await scene.ready()

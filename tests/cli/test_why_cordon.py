@@ -1,7 +1,5 @@
 """`why` of a pod that fits only behind the operator's own cordon, and what it says to do (kubectl_gpusharing/diagnosis/pod.py).
-
-The nodes are SIMULATED and have two H100 each.
-"""
+The nodes are SIMULATED and have two H100 each."""
 
 import re
 from collections.abc import AsyncIterator

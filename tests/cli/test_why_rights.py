@@ -1,5 +1,4 @@
-"""`why` for a pod by somebody with few rights, and for the pods of a workload (kubectl_gpusharing/diagnosis/why.py,
-kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two H100 each."""
+"""`why` for a pod by somebody with few rights, and for the pods of a workload (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two H100 each."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -32,7 +31,6 @@ NAMED: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40g
 
 
 def forbid(scene: Scene, *kinds: Resource) -> None:
-    """The person may not list or get these kinds."""
     for kind in kinds:
         refusal = Forbidden(f'User "me" cannot list resource "{kind.plural}"')
         for verb in ("list", "get"):
@@ -40,7 +38,6 @@ def forbid(scene: Scene, *kinds: Resource) -> None:
 
 
 async def answer(scene: Scene, *raws: JSON, subject: str = "pod/llm") -> JSON:
-    """The answer for programs, once these pods are there."""
     for raw in raws:
         scene.e.cluster.add(PODS, raw)
     data: JSON = (await ask(scene.e.cluster, "why", subject, "-o", "json")).data
@@ -143,7 +140,6 @@ async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> Non
 
 @virtually
 async def test_what_a_node_offers_in_the_middle_of_its_change_is_unknown_and_never_0() -> None:
-    """A pod that asks for what the node has by its old layout may start there this very moment."""
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -261,7 +257,6 @@ async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(res
 
 
 def workload(name: str, **status: Any) -> JSON:
-    """A Deployment or a Job whose pods have the label app."""
     selector = {
         "matchLabels": {"app": name},
         "matchExpressions": [{"key": "canary", "operator": "DoesNotExist"}],
@@ -274,7 +269,6 @@ def workload(name: str, **status: Any) -> JSON:
 
 
 def of_workload(raws: Iterable[JSON], app: str = "llm", **labels: str) -> list[JSON]:
-    """The pods with names and labels, numbered."""
     pods = []
     for number, raw in enumerate(raws):
         metadata = {"name": f"{app}-{number}", "namespace": "default", "labels": {"app": app, **labels}}

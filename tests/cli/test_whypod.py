@@ -1,6 +1,4 @@
-"""What `why` answers about a pod that no single node can take, that a kubelet refused, or that the guard for tenants
-keeps out (kubectl_gpusharing/diagnosis/pod.py, kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two
-H100 each."""
+"""What `why` answers about a pod that no single node can take, that a kubelet refused, or that the guard for tenants keeps out (kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two H100 each."""
 
 from typing import Any
 
@@ -31,7 +29,6 @@ REFUSED: JSON = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "messa
 
 
 def asking(*limits: dict[str, int], status: JSON = WAITS, **spec: Any) -> JSON:
-    """A pod with one container for each of these limits."""
     containers = [
         {
             "name": f"c-{number}",
@@ -47,7 +44,6 @@ def asking(*limits: dict[str, int], status: JSON = WAITS, **spec: Any) -> JSON:
 
 
 async def told(scene: Scene, raw: JSON) -> JSON:
-    """The answer about this pod, for programs."""
     scene.e.cluster.add(PODS, raw)
     data: JSON = (await ask(scene.e.cluster, "why", "pod/llm", "-o", "json")).data
     return data
@@ -59,7 +55,6 @@ def held_pods(scene: Scene) -> list[int]:
 
 
 async def about(raw: JSON, spec: JSON = FULL, count: int = 2) -> JSON:
-    """The answer about this pod where all nodes follow this policy."""
     async with operated(count) as scene:
         scene.apply(spec)
         await scene.ready()
@@ -183,7 +178,6 @@ PRODUCT = "nvidia.com/gpu.product"
 
 @virtually
 async def test_a_pod_is_promised_a_node_only_if_the_label_that_it_requires_will_be_there() -> None:
-    """`plan` says of the same pod that the change strands it."""
     for value, after in (("NVIDIA-H100-80GB-HBM3", 0), ("NVIDIA-H100-80GB-HBM3-SHARED", 8)):
         async with operated(1) as scene:
             scene.apply(FULL)

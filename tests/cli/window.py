@@ -38,7 +38,6 @@ class Window:
     troubles: list[str] = field(default_factory=list)
     """What the page wrote into the console, and what went wrong in it."""
     requested: list[str] = field(default_factory=list)
-    """Addresses that were asked for."""
     loaded: bool = False
 
     async def ask(self, method: str, **parameters: Any) -> Any:
@@ -62,7 +61,6 @@ class Window:
             self.loaded = True
 
     async def open(self, place: Path | str) -> None:
-        """Show a file, or what is at an address."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.ask(f"{domain}.enable")
         self.loaded = False
@@ -79,7 +77,6 @@ class Window:
         await self.ask("Emulation.setEmulatedMedia", features=[scheme])
 
     async def value(self, expression: str) -> Any:
-        """What an expression of JavaScript is."""
         told = await self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
@@ -92,20 +89,17 @@ class Window:
         return found
 
     async def press(self, key: str, code: int) -> None:
-        """Press a key and let it go."""
         named = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         await self.ask("Input.dispatchKeyEvent", type="keyDown", text="\r" if key == "Enter" else "", **named)
         await self.ask("Input.dispatchKeyEvent", type="keyUp", **named)
 
     async def picture(self) -> bytes:
-        """The whole page as PNG."""
         told = await self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         return base64.b64decode(told["data"])
 
 
 @asynccontextmanager
 async def window(browser: Browser) -> AsyncIterator[Window]:
-    """A browser of its own, that ends with it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         process = await asyncio.create_subprocess_exec(
             str(browser.program),
@@ -141,7 +135,6 @@ async def _page(session: aiohttp.ClientSession, pages: str) -> str:
 
 
 async def _port(process: asyncio.subprocess.Process) -> int:
-    """Where it listens, which it says as it starts."""
     assert process.stderr is not None
     said = b""
     async with asyncio.timeout(PATIENCE):
