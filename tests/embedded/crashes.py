@@ -68,7 +68,6 @@ class CrashRun:
 
     @property
     def acting(self) -> int:
-        """Writes that do something, not only tell."""
         return sum(count for kind, count in self.writes.items() if not kind.startswith("tell "))
 
 
@@ -128,7 +127,6 @@ def play(golden: Golden, prepare: Prepare = nothing) -> CrashRun:
 
 
 def opened(golden: Golden) -> AbstractAsyncContextManager[Scene]:
-    """The cluster in which a scenario plays."""
     if golden.plain:
         return with_mig_manager(count=golden.nodes)
     return open_scene(
@@ -189,8 +187,7 @@ async def settled(scene: Scene) -> None:
 
 
 def kinds(scene: Scene) -> Counter[str]:
-    """Accepted writes by kind; of those to the Lease only the claims. The test of the scheduler is left out, because
-    every leader makes it."""
+    """Accepted writes by kind; of those to the Lease only the claims. The test of the scheduler is left out, because every leader makes it."""
     found: Counter[str] = Counter()
     for write in [*scene.writes(), *_claimings(scene)]:
         name = write.call.name or ((write.call.body or {}).get("metadata") or {}).get("name")
@@ -299,7 +296,6 @@ def _claims(scene: Scene) -> JSON:
 
 
 def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in expected.keys() | found.keys():
             yield from differences(expected.get(key), found.get(key), f"{path}.{key}")

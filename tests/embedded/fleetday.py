@@ -1,8 +1,5 @@
 """`python -m tests.embedded.fleetday`: 24 SIMULATED hours of 500 nodes, as figures for docs/explanation/performance.md.
-
-The last line printed is JSON (`hack/figures/page.py`, Figures). Every invariant of `guard.py` is watched; a broken one
-is an AssertionError, and nothing is printed then.
-"""
+The last line printed is JSON (`hack/figures/page.py`, Figures). Every invariant of `guard.py` is watched; a broken one is an AssertionError, and nothing is printed then."""
 
 import asyncio
 import gc
@@ -29,8 +26,7 @@ from gpusharing.kube.client import NODES, PODS, Resource
 POOLS, EACH, GPUS, PODS_EACH = 10, 50, 2, 40
 """Pools, nodes of a pool, GPUs of a node, and pods with one GPU in each pool."""
 INTERVAL = 600.0
-"""Seconds between two readings of an agent that nothing wakes, and between two rounds of NVIDIA's GPU Feature
-Discovery. The shipped 30 and 60 s would take hours to simulate."""
+"""Seconds between two readings of an agent that nothing wakes, and between two rounds of NVIDIA's GPU Feature Discovery. The shipped 30 and 60 s would take hours to simulate."""
 OUTSIDE = (
     type,
     ModuleType,
@@ -42,13 +38,11 @@ OUTSIDE = (
     asyncio.AbstractEventLoop,
     FakeClient,
 )
-"""Types of objects that belong to the interpreter or to the simulation, or that lead there, as a task leads to all that
-wait for the same event. What only a waiting coroutine of the operator holds is not counted either."""
+"""Types of objects that belong to the interpreter or to the simulation, or that lead there, as a task leads to all that wait for the same event. What only a waiting coroutine of the operator holds is not counted either."""
 
 
 def footprint(*roots: object) -> int:
-    """Return the bytes of all Python objects that can be reached from the roots, without those in OUTSIDE and what
-    only these lead to."""
+    """Return the bytes of all Python objects that can be reached from the roots, without those in OUTSIDE and what only these lead to."""
     counted, waiting, total = set[int](), list(roots), 0
     while waiting:
         item = waiting.pop()
@@ -61,7 +55,6 @@ def footprint(*roots: object) -> int:
 
 
 def pool_of(number: int) -> str:
-    """Return the name of a pool and of its policy."""
     return f"pool-{number}"
 
 
@@ -96,8 +89,7 @@ async def replace_node(scene: Scene, number: int, hour: int) -> None:
 
 
 def figures_of(scene: Scene, released: int, sizes: Sequence[float]) -> dict[str, object]:
-    """Return the figures of a day. `sizes` are the MiB of the operator's objects after each hour. Some of them may
-    include a list that is being read at that moment, so the least of three counts."""
+    """Return the figures of a day. `sizes` are the MiB of the operator's objects after each hour. Some of them may include a list that is being read at that moment, so the least of three counts."""
     events, writes, evicted = scene.events(), scene.writes(), len(scene.evicted())
     kinds = Counter(write.call.resource.plural for write in writes if write.error is None)
     by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
@@ -114,8 +106,7 @@ def figures_of(scene: Scene, released: int, sizes: Sequence[float]) -> dict[str,
 
 
 async def day(hours: int = 24) -> dict[str, object]:
-    """Play the day and return its figures. Raises AssertionError if an invariant breaks, or if a rollout takes longer
-    than 50 minutes."""
+    """Play the day and return its figures. Raises AssertionError if an invariant breaks, or if a rollout takes longer than 50 minutes."""
     manifests = [node(f"{pool_of(n)}-{i}", pool=pool_of(n), gpus=GPUS) for n in range(POOLS) for i in range(EACH)]
     sizes: list[float] = []
     released = 0

@@ -45,13 +45,11 @@ class Golden:
     repairs: bool = False
     """The operator may repair the MPS DaemonSet, which does not follow labels as it is released."""
     dra: bool = False
-    """NVIDIA's DRA driver serves the GPUs."""
     tainted: bool = False
     """Nodes are fenced by DeviceTaintRules, which the scheduler obeys."""
 
 
 async def create(scene: Scene) -> None:
-    """A policy on nodes without pods."""
     scene.apply(MIXED)
     await scene.ready(seconds=HOUR)
 
@@ -92,8 +90,7 @@ async def retarget(scene: Scene) -> None:
 
 
 async def node_deleted(scene: Scene) -> None:
-    """The node in flight vanishes, which is a failure of the change. A kill decides whether it was on record in time,
-    so here the policy takes one more than that."""
+    """The node in flight vanishes, which is a failure of the change. A kill decides whether it was on record in time, so here the policy takes one more than that."""
     scene.apply(MIXED, rollout={"maxFailures": 2})
     name = await scene.any_fenced("actuating")
     scene.e.cluster.delete(NODES, name)
@@ -102,7 +99,6 @@ async def node_deleted(scene: Scene) -> None:
 
 
 async def policy_deleted(scene: Scene) -> None:
-    """The policy is deleted while a node drains."""
     scene.apply(MIXED)
     await scene.any_fenced("fenced")
     scene.e.cluster.delete(POLICIES, "pool-b")
@@ -187,8 +183,7 @@ async def failed_and_retried(scene: Scene) -> None:
 
 
 async def requested(scene: Scene) -> None:
-    """Somebody who may not change Nodes gives a drain up, leaves the node out, takes it in again and has it tried, all
-    by annotations of the GPUNode."""
+    """Somebody who may not change Nodes gives a drain up, leaves the node out, takes it in again and has it tried, all by annotations of the GPUNode."""
     scene.apply(MIXED)
     fence = await scene.fenced("gpu-1")
     scene.request("gpu-1", abort=fence.op, skip="true")
@@ -276,8 +271,7 @@ JOB: JSON = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "j
 
 
 async def every_manner(scene: Scene) -> None:
-    """One node with a pod that is marked, one that a rule lets end, a job, one that goes last by its order, and two of
-    which a budget keeps one for ever, so that it is deleted by force."""
+    """One node with a pod that is marked, one that a rule lets end, a job, one that goes last by its order, and two of which a budget keeps one for ever, so that it is deleted by force."""
     await scene.running("kept", 2)
     for name, owner, labels, more in (
         ("marked", OWNED, {}, {"gpusharing.dev/do-not-disrupt": "2m"}),
@@ -315,19 +309,16 @@ def pointed_at(plugin: str, mig: str) -> JSON:
 
 
 def pointers(scene: Scene) -> tuple[str, str]:
-    """The two names in ClusterPolicy."""
     spec = scene.e.cluster.get(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])["spec"]
     return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
 
 
 def point_plugin(scene: Scene, name: str) -> None:
-    """A person writes the device plugin's."""
     body = {"spec": {"devicePlugin": {"config": {"name": name}}}}
     scene.e.cluster.patch(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"], body)
 
 
 async def pointers_set(scene: Scene) -> None:
-    """Both are free."""
     scene.apply(MIXED)
     await scene.ready(seconds=HOUR)
 
@@ -360,7 +351,6 @@ async def left_alone(scene: Scene, name: str) -> None:
 
 
 async def there_and_back(scene: Scene) -> None:
-    """Partitions, and whole GPUs again."""
     for spec in (MIXED, FULL):
         scene.apply(spec)
         await scene.ready(seconds=HOUR)

@@ -1,8 +1,5 @@
 """What must hold at every single write of a run, whoever writes (docs/design/transition.md).
-
-The guard sees every committed change of the FakeCluster and every write of the operator, and collects what is
-wrong. It knows the rules by itself and asks nothing of the planner.
-"""
+The guard sees every committed change of the FakeCluster and every write of the operator, and collects what is wrong. It knows the rules by itself and asks nothing of the planner."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -87,8 +84,7 @@ class PromiseGuard:
         repairs: bool = False,
         forces: bool = False,
     ) -> None:
-        """`configures`: the operator was asked to set ClusterPolicy's pointers. `repairs`: it was asked to repair the
-        MPS DaemonSet. `forces`: it may delete pods."""
+        """`configures`: the operator was asked to set ClusterPolicy's pointers. `repairs`: it was asked to repair the MPS DaemonSet. `forces`: it may delete pods."""
         self.cluster = cluster
         self.configures = configures
         self.repairs = repairs

@@ -23,7 +23,6 @@ PARTS = tuple(
 )
 GPUS = "gpusharing_gpu_seconds_total"
 Key = tuple[str, tuple[tuple[str, str], ...]]
-"""Name and labels."""
 
 
 @dataclass
@@ -48,28 +47,23 @@ class Scraped:
     now: Callable[[], float]
     lives: list[Life] = field(default_factory=list)
     grown: dict[Key, float] = field(default_factory=lambda: defaultdict(float))
-    """Increases, of all nodes."""
     _seen: dict[tuple[str, Key], float] = field(default_factory=dict)
     _running: dict[str, Life] = field(default_factory=dict)
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """See Pages."""
         self.hide(node)
         self._running[node] = Life(node, self.now(), agent.meter)
         self.lives.append(self._running[node])
 
     def hide(self, node: str) -> None:
-        """See Pages."""
         if (life := self._running.pop(node, None)) is not None:
             life.ended = self.now()
 
     def close(self) -> None:
-        """See Pages."""
         for node in list(self._running):
             self.hide(node)
 
     async def run(self) -> None:
-        """Scrape until cancelled."""
         while True:
             await asyncio.sleep(SCRAPE)
             for life in self._running.values():
@@ -124,7 +118,6 @@ class Journal:
     _running: dict[str, tuple[float, JSON]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """It begins with what is there."""
         for raw in self.cluster.objects(NODES):
             self.nodes[raw["metadata"]["name"]] = [self.now()]
         self.cluster.store.on_commit.append(self._take)
@@ -143,7 +136,6 @@ class Journal:
                 self._end(metadata["uid"])
 
     def close(self) -> None:
-        """The run is over: what is still there ends."""
         for uid in list(self._running):
             self._end(uid)
         for times in self.nodes.values():

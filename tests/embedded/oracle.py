@@ -41,7 +41,6 @@ def wanted_layouts(spec: JSON, products: Sequence[str], site: Named | None = Non
 
 
 def wanted_resources(spec: JSON, products: Sequence[str], site: Named | None = None) -> dict[str, int]:
-    """Allocatable of a node with these GPUs."""
     gpus = len(products)
     if spec["mode"] == "Full":
         return {"nvidia.com/gpu": gpus}
@@ -76,8 +75,7 @@ def difference(
     site: Named | None = None,
     published: Mapping[str, int] | None = None,
 ) -> str:
-    """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not. `published`: the
-    resources that the DRA driver's devices stand for, where it serves the GPUs and allocatable has none."""
+    """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not. `published`: the resources that the DRA driver's devices stand for, where it serves the GPUs and allocatable has none."""
     gpus = machine.gpus.look()
     products = [gpu.product for gpu in gpus]
     found: list[Mapping[str, int] | None] = [

@@ -20,7 +20,6 @@ GPU_OPERATORS = (LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_DEPLOY_PREFIX)
 
 
 def bare(raw: JSON) -> JSON:
-    """A node that no GPU Operator has labelled."""
     labels = raw["metadata"]["labels"]
     raw["metadata"]["labels"] = {k: v for k, v in labels.items() if not k.startswith(GPU_OPERATORS)}
     return raw
@@ -46,8 +45,7 @@ async def with_mig_manager(
     count: int = 2,
     sets: list[JSON] | None = None,
 ) -> AsyncIterator[Scene]:
-    """`count` nodes on the plain stack with mig-manager beside it, all with the labels that its how-to sets. `sets`
-    replaces all DaemonSets of that stack."""
+    """`count` nodes on the plain stack with mig-manager beside it, all with the labels that its how-to sets. `sets` replaces all DaemonSets of that stack."""
     labels = {LABEL_DEPLOY_CLIENT: "true", LABEL_DEPLOY_MIG_MANAGER: "true"}
     machines = [bare(raw) for raw in nodes(count, product)]
     for machine in machines:

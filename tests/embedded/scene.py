@@ -1,7 +1,5 @@
 """A SIMULATED cluster with the shipped operator and agents, in virtual time and with the default settings but SELDOM.
-
-`open_scene` watches the invariants of `guard.py` from the first write to the last; every test here runs in one.
-"""
+`open_scene` watches the invariants of `guard.py` from the first write to the last; every test here runs in one."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -29,8 +27,7 @@ from gpusharing.planning.snapshot.records import Fence
 H100, A100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S"
 HOUR = 3600.0
 SELDOM = Timing(retry=4.5)
-"""A Lease runs out as ever, but is not renewed every two seconds, which is a third of what an hour costs here. What is
-about leading, or a server that is too slow to renew it so seldom, takes the shipped times."""
+"""A Lease runs out as ever, but is not renewed every two seconds, which is a third of what an hour costs here. What is about leading, or a server that is too slow to renew it so seldom, takes the shipped times."""
 RARELY = Timing(duration=900, deadline=600, retry=290)
 """For days on which no operator dies."""
 BEFORE_LISTS = 590.0
@@ -71,7 +68,6 @@ def node(name: str, product: str = H100, pool: str = "b", gpus: int = 2, *, plug
 
 
 def nodes(count: int, product: str = H100, gpus: int = 2, *, plugin: bool = True) -> list[JSON]:
-    """gpu-1, gpu-2 ..."""
     return [node(f"gpu-{number + 1}", product, gpus=gpus, plugin=plugin) for number in range(count)]
 
 
@@ -87,7 +83,6 @@ def policy(spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> JS
 
 
 def at_once(limit: int | str, **more: Any) -> JSON:
-    """A rollout block with this maxUnavailable."""
     return {"maxUnavailable": limit, **more}
 
 
@@ -124,7 +119,6 @@ class Scene:
     guard: PromiseGuard
 
     def apply(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
-        """Create or change a policy."""
         self.e.apply(policy(spec, name, pool, **more))
 
     async def ready(self, *policies: str, seconds: float = BEFORE_LISTS) -> None:
@@ -165,7 +159,6 @@ class Scene:
         return found()[0]
 
     async def released(self, node_name: str, seconds: float = HOUR) -> None:
-        """Wait until a node has no fence."""
         await self.e.until(lambda: self.fence(node_name) is None, f"{node_name} released", seconds)
 
     def transition(self, node_name: str) -> JSON:
@@ -194,22 +187,18 @@ class Scene:
         return self.condition(kind, name)
 
     def labels(self, node_name: str) -> Mapping[str, str]:
-        """Labels of a Node."""
         labels: Mapping[str, str] = self.e.node(node_name)["metadata"]["labels"]
         return labels
 
     def annotations(self, node_name: str) -> Mapping[str, str]:
-        """Annotations of a Node."""
         annotations: Mapping[str, str] = self.e.node(node_name)["metadata"].get("annotations") or {}
         return annotations
 
     def cordoned(self, node_name: str) -> bool:
-        """Whether a Node is unschedulable."""
         spec: JSON = self.e.node(node_name).get("spec", {})
         return spec.get("unschedulable") is True
 
     def fence(self, node_name: str) -> Fence | None:
-        """Our fence on a Node."""
         text = self.annotations(node_name).get(names.ANNOTATION_FENCE)
         return parse_record(Fence, text)[0] if text else None
 
@@ -224,11 +213,9 @@ class Scene:
         ]
 
     def node_writes(self, since: int = 0) -> Counter[str]:
-        """Accepted Node writes of the operator by node."""
         return Counter(write.call.name for write in self.writes(since, "nodes") if write.error is None)
 
     def mark(self) -> int:
-        """The present position in the write log."""
         return len(self.e.cluster.writes)
 
     def evicted(self) -> list[str]:
@@ -253,12 +240,9 @@ class Scene:
         return Counter(str(event["reason"]) for event in told if event["regarding"]["kind"] != "GPUNode")
 
     def pods(self, app: str) -> list[JSON]:
-        """Pods of a Workload."""
         return self.e.cluster.objects(PODS, label_selector=f"app={app}")
 
     async def running(self, app: str, count: int) -> None:
-        """Wait until so many pods of a Workload run."""
-
         def there() -> bool:
             pods = [pod for pod in self.pods(app) if "deletionTimestamp" not in pod["metadata"]]
             phases = [str((pod.get("status") or {}).get("phase")) for pod in pods]
@@ -271,7 +255,6 @@ class Scene:
         self.e.cluster.patch(NODES, node_name, body)
 
     def cordon(self, node_name: str, on: bool = True) -> None:
-        """kubectl cordon, or uncordon."""
         self.person(node_name, {"spec": {"unschedulable": True if on else None}})
 
     def annotate(self, node_name: str, **annotations: str | None) -> None:

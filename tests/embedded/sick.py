@@ -1,7 +1,5 @@
 """Nodes with a pod each, and objects that fail for ever: how long the healthy nodes take, and what is said.
-
-In one scene every answer of the server has a sick node of its own, so that all answers to one call cost one scene.
-"""
+In one scene every answer of the server has a sick node of its own, so that all answers to one call cost one scene."""
 
 import asyncio
 import functools
@@ -41,8 +39,7 @@ WORDS = "the webhook example.com says no"
 
 @dataclass(frozen=True)
 class FailingCall:
-    """A kind of call, and the object whose calls fail. `{node}` and `{mig_manager}` stand for the names of a sick node
-    and of its mig-manager pod."""
+    """A kind of call, and the object whose calls fail. `{node}` and `{mig_manager}` stand for the names of a sick node and of its mig-manager pod."""
 
     verb: str
     resource: Resource
@@ -130,7 +127,6 @@ def pod_of(node_name: str, *, claims: bool) -> JSON:
 
 
 def apply(scene: Scene, spec: JSON, limit: int | str) -> None:
-    """Change all nodes, their pods included."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": DRAIN_TIMEOUT}
     timeouts = {"actuation": "5m", "verification": "5m"}
     scene.apply(spec, rollout=at_once(limit, timeouts=timeouts, maxFailures=10), drain=drain)
@@ -148,9 +144,7 @@ class Illness:
 
     transition: JSON
     done: bool
-    """Whether it got through all the same."""
     hits: int
-    """How many of its calls failed."""
 
 
 @dataclass
@@ -160,14 +154,12 @@ class Course:
     seconds: float
     """Until every healthy node was done; infinite if they were not in time."""
     status: JSON
-    """That of the policy."""
     log: list[str]
     writes: int
     """Node writes by the operator."""
     events: Counter[str]
     """By reason."""
     hits: int
-    """How many calls failed in all."""
     nodes: dict[str, Illness]
     """The sick nodes, by the answer that they got."""
     recovery: float = float("inf")
@@ -183,7 +175,6 @@ class Sickness:
     answers: tuple[str, ...] = ()
     """What the server answers: one answer to each sick node, or a single one to calls about a shared object."""
     limit: int | str = "100%"
-    """maxUnavailable."""
     linger: float = 60.0
     """Seconds for which it is watched after the healthy nodes are done."""
     since: str = ""
@@ -198,7 +189,6 @@ class Ward:
     """The sick nodes of a scene and their faults."""
 
     def __init__(self, scene: Scene, sickness: Sickness) -> None:
-        """Add a pod to every node. Nothing fails yet."""
         self.scene, self.sickness = scene, sickness
         self.faults: dict[str, CallFault] = {}
         for name in HEALTHY:
@@ -252,7 +242,6 @@ class Ward:
         return (virtual_now() - healed).total_seconds()
 
     def course(self, seconds: float) -> Course:
-        """Return what has come of it by now."""
         scene = self.scene
         nodes_of = {answer: sick_node(answer) for answer in self.sickness.answers}
         return Course(

@@ -1,5 +1,4 @@
-"""An admin's own mig-parted entries are merged into our file, and the admin edits them
-(docs/design/transition.md#configuration)."""
+"""An admin's own mig-parted entries are merged into our file, and the admin edits them (docs/design/transition.md#configuration)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +22,6 @@ SEVENTHS = "[{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}]"
 
 
 def site(scene: Scene, **entries_by_name: str) -> None:
-    """The admin's file as a whole."""
     lines = "".join(f"  {name.replace('_', '-')}: {text}\n" for name, text in entries_by_name.items())
     patch(scene.e.cluster, SITE, {"config.yaml": f"version: v1\nmig-configs:\n{lines}"})
 

@@ -26,7 +26,6 @@ def observed(scene: Scene, name: str = "gpu-1") -> JSON:
 
 
 def label(scene: Scene, **labels: str | None) -> None:
-    """What people and NVIDIA's software write on gpu-1."""
     scene.person("gpu-1", {"metadata": {"labels": labels}})
 
 

@@ -1,8 +1,5 @@
 """What people and NVIDIA's software do while no operator runs: the next one finds it, and goes by what is there.
-
-The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart;
-those in which it does not are the golden scenarios of the crash matrix.
-"""
+The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart; those in which it does not are the golden scenarios of the crash matrix."""
 
 import asyncio
 import json
@@ -120,7 +117,6 @@ def held() -> dict[str, Any]:
 
 
 def let_go(scene: Scene) -> None:
-    """A person relaxes the budget."""
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
 
 
@@ -191,7 +187,6 @@ async def test_the_policy_that_a_person_deletes_during_a_drain_gives_its_node_ba
 
 
 async def gone(scene: Scene) -> None:
-    """Until there is no policy any more, and no slot is held."""
     await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy gone", HOUR)
     await scene.e.until(lambda: not claims(scene), "the slot given back", 60)
 
@@ -244,7 +239,6 @@ DAMAGE: dict[str, Callable[[Scene], None]] = {
 
 
 def delete_all(scene: Scene, kind: Any) -> None:
-    """Every object of a kind, as after a restore from an old backup."""
     for raw in scene.e.cluster.objects(kind):
         metadata = raw["metadata"]
         scene.e.cluster.delete(kind, metadata["name"], metadata.get("namespace"))

@@ -1,7 +1,5 @@
 """Bad hardware and drivers get a named reason with what to do, and nothing is touched.
-
-docs/reference/bad-input.md tells people of each of them.
-"""
+docs/reference/bad-input.md tells people of each of them."""
 
 from dataclasses import dataclass
 

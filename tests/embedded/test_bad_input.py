@@ -20,7 +20,6 @@ class Wrong:
 
     reason: str
     said: tuple[str, ...]
-    """Object and value, as the message names them."""
     spec: JSON
     arrange: Callable[[Scene], None] = lambda scene: None
 
@@ -97,7 +96,6 @@ async def told_of(scene: Scene, reason: str) -> str:
 async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_until_it_is_corrected(
     case: str,
 ) -> None:
-    """As a spec that never was read it owns no node, so nothing could happen to one."""
     llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
     async with open_scene(node("gpu-1"), workloads=[llm], lease=RARELY) as scene:
         scene.apply({**FULL, **CALM}, "wrong")

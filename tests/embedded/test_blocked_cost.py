@@ -1,5 +1,4 @@
-"""What nodes cost that a PodDisruptionBudget blocks: calls, and verdicts whose status has to be computed (docs/adr/0018-looks-at-blocked-nodes.md,
-docs/explanation/performance.md#blocked-nodes)."""
+"""What nodes cost that a PodDisruptionBudget blocks: calls, and verdicts whose status has to be computed (docs/adr/0018-looks-at-blocked-nodes.md, docs/explanation/performance.md#blocked-nodes)."""
 
 import asyncio
 from collections import Counter
@@ -27,7 +26,6 @@ class Counting(FakeClient):
     counted: Counter[str]
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         if request.resource != LEASES:
             one = " of a node" * request.query.get("fieldSelector", "").startswith("spec.nodeName=gpu-")
             self.counted[f"{request.verb} {request.resource.plural}{one}"] += 1

@@ -33,7 +33,6 @@ CHANGES = list(itertools.permutations(MODES, 2))
 
 
 def assert_as_wanted(scene: Scene, spec: JSON, *node_names: str, owner: str = "pool-b") -> None:
-    """The hardware itself, the Node and our marks."""
     routing = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}[spec["mode"]]
     if spec["mode"] == "MIG" and "timeSlicing" in spec:
         routing = "mig-time-slicing"

@@ -1,5 +1,4 @@
-"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back
-(docs/design/transition.md#configuration)."""
+"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back (docs/design/transition.md#configuration)."""
 
 import asyncio
 import json
@@ -63,13 +62,11 @@ def config_map(scene: Scene, name: str) -> JSON:
 
 
 def data(scene: Scene) -> Mapping[str, Mapping[str, str]]:
-    """What both of our ConfigMaps hold."""
     found = {raw["metadata"]["name"]: raw["data"] for raw in scene.e.cluster.objects(CONFIG_MAPS, namespace=SPACE)}
     return {name: dict(found.get(name, {})) for name in (PLUGIN, MIG)}
 
 
 def entries(scene: Scene) -> Mapping[str, Any]:
-    """Entries of the mig-parted file."""
     found: Mapping[str, Any] = yaml.safe_load(data(scene)[MIG]["config.yaml"])["mig-configs"]
     return found
 
@@ -164,7 +161,6 @@ cases = pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND.keys())
 
 
 def marks(scene: Scene) -> list[tuple[str, set[str]]]:
-    """Label and stamped entries of both ConfigMaps."""
     found = []
     for name in (PLUGIN, MIG):
         metadata = config_map(scene, name)["metadata"]
@@ -272,7 +268,6 @@ def foreign(scene: Scene, name: str) -> None:
 
 
 def hand_over(scene: Scene, name: str) -> None:
-    """The command in the message."""
     patch(scene.e.cluster, name, {}, labels={"app.kubernetes.io/managed-by": "gpusharing-operator"})
 
 
@@ -363,7 +358,6 @@ async def test_between_actuation_and_proof_only_the_last_proof_keeps_the_old_ent
 
 @virtually
 async def test_a_time_of_writing_that_is_yet_to_come_blocks_for_no_day() -> None:
-    """A clock that was ahead, or somebody's hand: the entry is stamped anew."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await asyncio.sleep(2)

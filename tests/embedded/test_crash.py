@@ -1,9 +1,5 @@
 """kill -9 at every single write of the golden scenarios: another operator reaches the same end.
-
-After the k-th write: the server has it, and its answer is lost. Before it: it is lost. Every point of every scenario
-is played both ways. `guard.py` watches every run as well: no pod is evicted twice, no budget exceeded, no point of no
-return passed beside the rules.
-"""
+`guard.py` watches every run as well: no pod is evicted twice, no budget exceeded, no point of no return passed beside the rules."""
 
 from collections.abc import Iterable
 
@@ -31,10 +27,7 @@ WIDEST = (
     "mig-manager fails and the node goes back to what it was",
     "pods that leave in every manner",
 )
-"""The two scenarios that `make test` kills after every write. Of all pairs this one runs most of the operator's code, 88 %
-of the lines that all scenarios together reach: MIG nodes pass the point of no return and are rolled back while both
-ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the other kills, and CI a
-sixth of those of the other scenarios."""
+"""The two scenarios that `make test` kills after every write. Of all pairs this one runs most of the operator's code, 88 % of the lines that all scenarios together reach: MIG nodes pass the point of no return and are rolled back while both ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the other kills, and CI a sixth of those of the other scenarios."""
 
 
 def kills(names: Iterable[str], *short: str) -> list[ParameterSet]:
@@ -56,7 +49,6 @@ def kills(names: Iterable[str], *short: str) -> list[ParameterSet]:
 
 
 def complaints(base: CrashRun, run: CrashRun | str) -> list[str]:
-    """What is wrong with a run whose operator died once."""
     if isinstance(run, str):
         return [run]
     found = list(differences(base.end, run.end))

@@ -1,5 +1,4 @@
-"""DRA with static partitions: ClusterPolicy without a device plugin, mig-manager, and NVIDIA's DRA driver
-(planning/stack/drastack.py, docs/adr/0078-dra-with-static-partitions.md)."""
+"""DRA with static partitions: ClusterPolicy without a device plugin, mig-manager, and NVIDIA's DRA driver (planning/stack/drastack.py, docs/adr/0078-dra-with-static-partitions.md)."""
 
 import asyncio
 from collections import Counter
@@ -41,13 +40,11 @@ from gpusharing.kube.errors import Forbidden, Unavailable
 
 
 def bare(name: str, **more: Any) -> JSON:
-    """A node whose GPUs no device plugin serves."""
     return node(name, plugin=False, **more)
 
 
 @asynccontextmanager
 async def dra(*machines: JSON, **more: Any) -> AsyncIterator[Scene]:
-    """These nodes on the DRA stack, which is complete."""
     async with open_scene(*machines, cluster_policy=DRA_POLICY, sim={"dra": True}, **more) as scene:
         yield scene
 
@@ -63,7 +60,6 @@ def published(scene: Scene, name: str) -> Counter[str]:
 
 
 def classes(scene: Scene) -> dict[str, str]:
-    """Extended resource by name of each DeviceClass that is ours."""
     ours = scene.e.cluster.objects(DEVICE_CLASSES, label_selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}")
     return {raw["metadata"]["name"]: raw["spec"]["extendedResourceName"] for raw in ours}
 
@@ -76,7 +72,6 @@ def stalled(scene: Scene, mark: int) -> list[str]:
 
 
 def plugin(scene: Scene, name: str) -> str:
-    """UID of the kubelet plugin's pod on a node."""
     pods = scene.e.cluster.objects(PODS, label_selector=f"{LABEL_DRA}=kubelet-plugin")
     (pod,) = [raw for raw in pods if raw["spec"]["nodeName"] == name]
     return str(pod["metadata"]["uid"])

@@ -298,7 +298,6 @@ async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_
 
 @virtually
 async def test_used_follows_a_drain_within_seconds() -> None:
-    """The agent tells it twice a minute; the pods of a node in work are listed every few seconds."""
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         stuck = gpu_pod("stuck", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
         stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "stuck"}]
@@ -311,12 +310,10 @@ async def test_used_follows_a_drain_within_seconds() -> None:
 
 
 def on_node(scene: Scene, name: str) -> list[JSON]:
-    """Pods of workloads that are bound to a node."""
     return scene.e.cluster.objects(PODS, namespace="default", field_selector=f"spec.nodeName={name}")
 
 
 def summary(scene: Scene) -> JSON:
-    """What the columns show of pool-b."""
     found: JSON = scene.e.cluster.get(POLICIES, "pool-b")["status"]["summary"]
     return found
 

@@ -23,7 +23,6 @@ async def drift_again(scene: Scene) -> None:
 
 
 async def put_right(scene: Scene) -> None:
-    """Drift is put right by a change of its own."""
     await drift_again(scene)
     assert (await scene.fenced("gpu-1")).drift
     await scene.ready()
@@ -125,8 +124,7 @@ FOUR = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, 
 
 @asynccontextmanager
 async def adopted(setter: str = "") -> AsyncIterator[Scene]:
-    """One node with two pods, adopted under the name that an admin gave the device plugin's configuration; `setter` is
-    the field manager that set the label."""
+    """One node with two pods, adopted under the name that an admin gave the device plugin's configuration; `setter` is the field manager that set the label."""
     async with open_scene(*nodes(1), start=False, workloads=(SimWorkload("serve", 2),)) as scene:
         scene.e.settings = replace(scene.e.settings, admin_plugin_config_map="site")
         entries = {"metadata": {"name": "site", "namespace": SPACE}, "data": {"four": FOUR}}

@@ -95,15 +95,12 @@ def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(when: When
 @pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_repair_of_the_mps_daemonset_bears_it_as_well(fault: str) -> None:
-    """Each fault strikes at every eighth write, and each at others."""
     when, happening = FAULTS[fault]
     found = wrong_after_one_fault(REPAIRED, Writes(when, list(FAULTS).index(fault) + 1, len(FAULTS)), happening)
     assert not found, "\n".join(found)
 
 
 def every_third(when: When, fault: Happening) -> Prepare:
-    """Faults all along: at every third write of the first hundred."""
-
     def prepare(scene: Scene, client: MortalClient) -> None:
         for write in range(3, 100, 3):
             client.disturb(write, when, fault(scene, client))
@@ -113,7 +110,6 @@ def every_third(when: When, fault: Happening) -> Prepare:
 
 @functools.cache
 def undisturbed() -> CrashRun:
-    """Play the drain without a fault, once for all tests."""
     return play(PODFUL)
 
 

@@ -24,7 +24,6 @@ REBOOTING: JSON = {
 
 
 def pod(namespace: str, name: str, *, gpu: bool) -> JSON:
-    """A pod of a ReplicaSet on gpu-1."""
     metadata: dict[str, Any] = {"name": name, "namespace": namespace, "ownerReferences": [OWNER]}
     return gpu_pod(name, "gpu-1", metadata=metadata, spec={} if gpu else {"containers": [{"name": "main"}]})
 

@@ -16,8 +16,7 @@ PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be e
 def facts(run: CrashRun | str) -> tuple[object, ...]:
     """What a run comes to and what was done in it.
 
-    Tasks that end with a killed operator do so in an order by chance: two evictions that are sent at the same time may
-    change places, and people are told once more or less.
+    Tasks that end with a killed operator do so in an order by chance: two evictions that are sent at the same time may change places, and people are told once more or less.
     """
     assert isinstance(run, CrashRun), run
     acting = {kind: count for kind, count in run.writes.items() if not kind.startswith("tell ")}

@@ -18,20 +18,17 @@ STRANDED_OK: JSON = {"strandedPods": "Allow"}
 
 
 def rank(number: int, node_name: str, *, managed: bool = True, **more: Any) -> JSON:
-    """A pod of the JobSet train."""
     owners = [JOB] if managed else []
     metadata = {"labels": {LABEL: "train"}, "ownerReferences": owners}
     return gpu_pod(f"rank-{number}", node_name, metadata=metadata, **more)
 
 
 def plain(name: str, node_name: str, **metadata: Any) -> JSON:
-    """A pod without a GPU."""
     spec = {"nodeName": node_name, "containers": [{"name": "main"}]}
     return gpu_pod(name, node_name, metadata=metadata, spec=spec)
 
 
 def shared(scene: Scene, *pods: JSON) -> None:
-    """These pods run."""
     for pod in pods:
         scene.e.cluster.add(PODS, pod)
 
@@ -84,7 +81,6 @@ BESIDE: dict[str, tuple[JSON, ...]] = {
 async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_it(
     beside: tuple[JSON, ...],
 ) -> None:
-    """Both ranks are evicted at once, and nobody is told that the labels of their namespace cannot be read."""
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": {"team": "a"}}})
         scene.apply(FULL)
@@ -176,7 +172,6 @@ async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps
 
 
 def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
-    """The nodes that were fenced, and the wave of each."""
     found: dict[str, str] = {}
     for write in scene.writes(since, "nodes"):
         body = write.call.body or {}
@@ -188,7 +183,6 @@ def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
 
 
 def releases(scene: Scene, since: int) -> list[str]:
-    """The nodes in the order in which their fence was taken away."""
     found = []
     for write in scene.writes(since, "nodes"):
         annotations = ((write.call.body or {}).get("metadata", {}).get("annotations")) or {}

@@ -28,7 +28,6 @@ def pod(**more: Any) -> JSON:
 
 
 def finished() -> JSON:
-    """A pod that has succeeded."""
     return pod() | {"status": {"phase": "Succeeded"}}
 
 
@@ -120,7 +119,6 @@ CLUSTER_POLICY = "cluster-policy"
 
 
 def pointing(version: str, **blocks: str) -> JSON:
-    """The operator's patch of ClusterPolicy."""
     return {
         "metadata": {"resourceVersion": version, "annotations": {"gpusharing.dev/configured": "x"}},
         "spec": {block: {"config": {"name": name}} for block, name in blocks.items()},

@@ -10,20 +10,17 @@ from gpusharing.kube.client import GPUNODES, JSON
 
 
 def healthy(scene: Scene, name: str = "gpu-1") -> JSON:
-    """The condition Healthy of a node."""
     (row,) = scene.e.cluster.get(GPUNODES, name)["status"]["conditions"]
     found: JSON = row
     return found
 
 
 def observed_gpus(scene: Scene) -> list[JSON]:
-    """The GPUs of gpu-1 as its agent reported them last."""
     found: list[JSON] = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["observed"]["gpus"]
     return found
 
 
 async def until_healthy(scene: Scene, status: str) -> None:
-    """Wait for the condition."""
     await scene.e.until(lambda: healthy(scene)["status"] == status, f"Healthy={status}", 120)
 
 

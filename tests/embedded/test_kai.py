@@ -1,8 +1,5 @@
-"""Pods that share GPUs through KAI-Scheduler are drained like others, and KAI's reservation pods go by themselves;
-`why` reads the fraction (kubectl_gpusharing/diagnosis/pod.py).
-
-Reports: NVIDIA/KAI-Scheduler#848, #464, #65.
-"""
+"""Pods that share GPUs through KAI-Scheduler are drained like others, and KAI's reservation pods go by themselves; `why` reads the fraction (kubectl_gpusharing/diagnosis/pod.py).
+Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +19,6 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube.client import JSON, NODES, PDBS, PODS, ApiRequest
 
 HALVES = SimWorkload("llm", 2, resource="", annotations={FRACTION: "0.5"}, scheduler=SCHEDULER)
-"""Two pods that share one GPU."""
 STRANDED_OK: JSON = {"strandedPods": "Allow"}
 
 
@@ -44,7 +40,6 @@ async def shared(count: int, **more: Any) -> AsyncIterator[Scene]:
 
 
 def reservations(scene: Scene) -> list[str]:
-    """The nodes on which KAI keeps a GPU."""
     return [pod["spec"]["nodeName"] for pod in scene.pods(NAMESPACE)]
 
 
@@ -180,11 +175,9 @@ async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_wi
 
 
 class HastyClient(FakeClient):
-    """KAI's client, on a cluster in which a pod is gone, and seen to be gone, before the answer to its binding
-    arrives."""
+    """KAI's client, on a cluster in which a pod is gone, and seen to be gone, before the answer to its binding arrives."""
 
     async def call(self, request: ApiRequest) -> JSON:
-        """The answer, late."""
         answer = await super().call(request)
         if (request.verb, request.name, request.subresource) == ("patch", "llm", None):
             self.cluster.delete_key(PODS, ("default", "llm"), None, at_once=True)
@@ -213,7 +206,6 @@ async def test_the_simulated_kai_keeps_no_gpu_for_a_pod_that_is_gone_before_its_
 
 
 def sharing(*groups: str) -> JSON:
-    """A pod of a ReplicaSet with half of the GPU of each group."""
     labels = {f"{GROUP}/{group}": group for group in groups}
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "llm", "uid": "rs", "controller": True}
     return {
@@ -232,7 +224,6 @@ def sharing(*groups: str) -> JSON:
 
 
 def kept(group: str) -> JSON:
-    """The pod with which KAI keeps the GPU of a group."""
     container = {"name": "keep", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
     return {
         "apiVersion": "v1",

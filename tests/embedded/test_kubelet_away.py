@@ -13,7 +13,6 @@ from gpusharing.kube.client import NODES, PODS
 
 
 def kubelet(scene: Scene, name: str, *, there: bool) -> None:
-    """The node is Ready, or not any more."""
     rows = [{"type": "Ready", "status": "True" if there else "Unknown"}]
     scene.e.cluster.patch(NODES, name, {"status": {"conditions": rows}}, subresource="status")
 

@@ -29,7 +29,6 @@ def rule(scene: Scene, value: str | None) -> None:
 async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_the_rule_is_gone(
     tmp_path: Path,
 ) -> None:
-    """open-forest-observatory/ofo-argo sets mig.config so. The GPUs were repartitioned back and forth three times."""
     async with operated(1) as scene:
         cluster = scene.e.cluster
         rule(scene, "all-1g.10gb")

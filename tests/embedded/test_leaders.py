@@ -18,7 +18,6 @@ from gpusharing.kube.lease import Timing
 
 @asynccontextmanager
 async def second_operator(scene: Scene) -> AsyncIterator[Embedded]:
-    """Another operator process on the same cluster."""
     other = replace(scene.e, operators=100, loop=None, client=None, lease=None, _operator=None)
     other.start_operator()
     try:
@@ -28,7 +27,6 @@ async def second_operator(scene: Scene) -> AsyncIterator[Embedded]:
 
 
 def acting(scene: Embedded) -> int:
-    """Writes of an operator, the Lease apart."""
     assert scene.client is not None
     return scene.client.writes
 

@@ -1,5 +1,4 @@
-"""When the pods of a node are looked at: by LIST, at every look, and when (docs/design/drain.md#p1, T2;
-docs/design/transition.md#idle)."""
+"""When the pods of a node are looked at: by LIST, at every look, and when (docs/design/drain.md#p1, T2; docs/design/transition.md#idle)."""
 
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -19,12 +18,9 @@ A_MOMENT = timedelta(seconds=1)
 
 
 class Looking(FakeClient):
-    """Notes when the pods of which node were listed."""
-
     looks: list[tuple[str, datetime]]
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         if (request.verb, request.resource) == ("list", PODS):
             self.looks.append((request.query.get("fieldSelector", ""), virtual_now()))
         return await super().call(request)

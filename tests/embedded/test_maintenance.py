@@ -40,7 +40,6 @@ kinds = pytest.mark.parametrize(("resource", "obj", "who"), KINDS.values(), ids=
 
 
 def begin(scene: Scene, resource: Resource, obj: JSON) -> None:
-    """Somebody creates it."""
     scene.e.cluster.add(resource, obj)
 
 
@@ -160,7 +159,6 @@ async def test_one_for_another_node_holds_nobody_up() -> None:
 
 @virtually
 async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_write_is_tried_again() -> None:
-    """Our PATCH loses against another one; what was decided without the NodeMaintenance does not hold any more."""
     async with open_scene(*nodes(1)) as scene:
         resource, obj, _ = KINDS["medik8s"]
 

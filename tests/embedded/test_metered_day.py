@@ -1,7 +1,4 @@
-"""A day of a pool, SIMULATED: pods that come and go, layouts that change in mid-hour, restarts of agents and operator,
-nodes that vanish. Every second of every GPU is somebody's, idle, stranded or in transition, or lies in one of the gaps
-of docs/adr/0043-the-meter.md.
-"""
+"""A day of a pool, SIMULATED: pods that come and go, layouts that change in mid-hour, restarts of agents and operator, nodes that vanish. Every second of every GPU is somebody's, idle, stranded or in transition, or lies in one of the gaps of docs/adr/0043-the-meter.md."""
 
 import asyncio
 import random
@@ -18,7 +15,6 @@ from gpusharing.agent.meter import LAG
 from gpusharing.kube.client import JSON, NODES, PODS
 
 EACH = 2
-"""GPUs of a node."""
 TURN = 33.0
 """Seconds between two turns of an agent, at most."""
 BEGINS = 60.0
@@ -48,8 +44,6 @@ BRIEF = [SimWorkload(f"brief-{number}", 1, name, namespace="team-e") for number,
 
 @dataclass
 class Day:
-    """What people and machines do to the pool."""
-
     scene: Scene
     dice: random.Random = field(default_factory=lambda: random.Random("day"))
 
@@ -64,26 +58,22 @@ class Day:
         self.scale(tenant, TENANTS[tenant].replicas)
 
     def restart_agent(self, name: str) -> None:
-        """Its pod is deleted; the DaemonSet makes another."""
         for pod in self.scene.e.cluster.objects(PODS, namespace="gpusharing-agent"):
             if pod["spec"].get("nodeName") == name:
                 self.end(pod)
 
     async def restart_operator(self) -> None:
-        """kill -9, and a new one after two minutes."""
         await self.scene.e.kill_operator()
         await asyncio.sleep(120)
         self.scene.e.start_operator()
 
     def vanish(self, name: str) -> None:
-        """The machine is gone, and so are its pods."""
         self.scene.e.cluster.delete(NODES, name)
         for pod in self.scene.e.cluster.objects(PODS):
             if pod["spec"].get("nodeName") == name:
                 self.end(pod)
 
     def join(self, name: str) -> None:
-        """Another machine."""
         self.scene.e.cluster.add(NODES, node(name, gpus=EACH))
 
     def scale(self, tenant: int, wanted: int) -> None:
@@ -108,7 +98,6 @@ class Day:
                 self.end(pod)
 
     def end(self, pod: JSON) -> None:
-        """Without a grace period."""
         metadata = pod["metadata"]
         if "deletionTimestamp" not in metadata:
             self.scene.e.cluster.delete(PODS, metadata["name"], metadata["namespace"])
@@ -161,7 +150,6 @@ async def test_a_day_adds_up_to_the_second() -> None:
 
 
 def check_sum(seen: Scraped) -> None:
-    """What was told adds up, and each of the four happened."""
     told = seen.sums()
     assert min(told[part] for part in PARTS) > 60, "GPU-seconds"
     assert sum(told[part] for part in PARTS) == pytest.approx(told[GPUS], abs=1e-3)

@@ -1,5 +1,4 @@
-"""Others who disrupt nodes work beside us on a SIMULATED cluster: one budget, and each keeps off the other's nodes
-(docs/design/drain.md#c5, C6). How they mark nodes is written here as their own code does it."""
+"""Others who disrupt nodes work beside us on a SIMULATED cluster: one budget, and each keeps off the other's nodes (docs/design/drain.md#c5, C6). How they mark nodes is written here as their own code does it."""
 
 import asyncio
 from typing import Any
@@ -45,12 +44,10 @@ everybody = pytest.mark.parametrize(("who", "mark", "unmark"), NEIGHBORS.values(
 
 
 def begin(scene: Scene, name: str, mark: JSON) -> None:
-    """Somebody marks and cordons a node."""
     scene.person(name, {**mark, "spec": {**mark.get("spec", {}), "unschedulable": True}})
 
 
 def end(scene: Scene, name: str, unmark: JSON) -> None:
-    """And gives it back."""
     scene.person(name, {**unmark, "spec": {**unmark.get("spec", {}), "unschedulable": None}})
 
 
@@ -136,12 +133,10 @@ async def test_one_that_comes_after_the_point_of_no_return_keeps_our_cordon_unti
 
 
 def upgrade(state: str | None) -> JSON:
-    """The label of NVIDIA's driver upgrade."""
     return {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: state}}}
 
 
 def sriov(state: str) -> JSON:
-    """What SR-IOV's daemon asks for."""
     return {"metadata": {"annotations": {"sriovnetwork.openshift.io/state": state}}}
 
 
@@ -243,7 +238,6 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
 
 @virtually
 async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays_where_somebody_had_set_it() -> None:
-    """The chart's value operator.neighborLabels."""
     async with open_scene(*nodes(2), neighbor_labels=(f"{CONFIGURED_LABEL}=true",)) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})
         seen: dict[str, set[tuple[bool, str]]] = {"gpu-1": set(), "gpu-2": set()}
@@ -281,7 +275,6 @@ KEY = "example.com/maintenance"
 async def test_a_node_that_carries_a_key_of_the_admins_is_left_alone_until_it_goes(
     kind: str, mark: JSON, lift: JSON
 ) -> None:
-    """The chart's value operator.maintenanceKeys."""
     async with open_scene(*nodes(1), maintenance_keys=(KEY,)) as scene:
         scene.person("gpu-1", mark)
         scene.apply(SLICED)

@@ -24,7 +24,6 @@ ACTUATING = {**FENCED, "stage": "actuating", "targetMigConfig": "b", "targetPlug
 
 
 def node(fence: JSON | None = None, *, cordoned: bool = False, **labels: str) -> JSON:
-    """A Node with mig.config a, done, and these labels."""
     written = {MIG: "a", STATE: "success"} | {key.replace("state", STATE): text for key, text in labels.items()}
     raw: JSON = {"metadata": {"labels": written, "annotations": {}}, "spec": {"unschedulable": cordoned}}
     if fence is None:
@@ -37,7 +36,6 @@ def node(fence: JSON | None = None, *, cordoned: bool = False, **labels: str) ->
 def patch(
     fence: JSON | None = None, labels: JSON | None = None, *, unschedulable: Any = ..., released: bool = False
 ) -> JSON:
-    """A conditional write."""
     metadata: JSON = {"uid": "u", "resourceVersion": "7", "labels": labels or {}, "annotations": {}}
     if fence is not None or released:
         metadata["annotations"][FENCE] = None if released else json.dumps(fence)
@@ -45,7 +43,6 @@ def patch(
 
 
 def unconditional(body: JSON) -> JSON:
-    """The same without a resourceVersion."""
     return {
         **body,
         "metadata": {key: value for key, value in body["metadata"].items() if key != "resourceVersion"},
@@ -62,7 +59,6 @@ VERIFIED, POLICY = "gpusharing.dev/verified", "gpusharing.dev/policy"
 
 
 def tainted(raw: JSON, *taints: JSON) -> JSON:
-    """The Node with these taints."""
     return {**raw, "spec": {**raw["spec"], "taints": list(taints)}}
 
 

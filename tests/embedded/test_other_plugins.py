@@ -1,5 +1,4 @@
-"""A node that the device plugin of somebody else serves is left alone. Status, plan and doctor name that plugin
-(its reason: vocabulary/reasons.py)."""
+"""A node that the device plugin of somebody else serves is left alone. Status, plan and doctor name that plugin (its reason: vocabulary/reasons.py)."""
 
 from pathlib import Path
 
@@ -21,7 +20,6 @@ MARKS: dict[str, tuple[JSON, str]] = {
 
 
 def mark(scene: Scene, metadata: JSON) -> None:
-    """What the other plugin, or its cloud, writes on gpu-1."""
     scene.person("gpu-1", {"metadata": metadata})
 
 

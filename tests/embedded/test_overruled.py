@@ -18,19 +18,16 @@ OWNER = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "w",
 
 
 def add_pods(scene: Scene) -> None:
-    """Eight pods of one workload, each with a GPU of gpu-1."""
     for number in range(8):
         about = {"labels": {"app": "w"}, "ownerReferences": [OWNER]}
         scene.e.cluster.add(PODS, gpu_pod(f"w{number}", "gpu-1", metadata=about))
 
 
 async def first_of(pods: Callable[[], list[str]], scene: Scene) -> None:
-    """Wait until the first pod has been evicted or deleted."""
     await scene.e.until(lambda: len(pods()) == 1, "the first pod leaves", 600)
 
 
 def change(scene: Scene, drain: JSON, **rollout: Any) -> None:
-    """Edit the policy as it is: add to its drain and rollout."""
     spec = scene.e.policy("pool-b")["spec"]
     rollout = {**spec.get("rollout", {}), **rollout}
     scene.apply(SLICED, drain={**spec["drain"], **drain}, rollout=rollout)
@@ -131,7 +128,6 @@ async def test_no_further_pod_is_deleted_by_force_once_the_policy_gives_up_inste
 
 @virtually
 async def test_a_proof_that_a_node_is_idle_does_not_grow_old_behind_writes_of_policies_that_hang() -> None:
-    """Ten finalizers are due in the pass that takes the node past its point of no return, 12 s after its fence."""
     async with open_scene(*nodes(1), lease=Timing()) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1")

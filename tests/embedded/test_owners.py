@@ -14,12 +14,10 @@ from gpusharing.planning.snapshot.records import Deferred
 
 
 def policies(scene: Scene) -> set[str]:
-    """The names of all policies."""
     return {raw["metadata"]["name"] for raw in scene.e.cluster.objects(POLICIES)}
 
 
 def relabel(scene: Scene, name: str, pool: str) -> None:
-    """A person moves a node into another pool."""
     scene.person(name, {"metadata": {"labels": {LABEL_POOL: pool}}})
 
 

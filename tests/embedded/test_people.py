@@ -16,7 +16,6 @@ from gpusharing.planning.snapshot.records import Claim, Fence
 
 
 def claimed(scene: Scene) -> dict[str, Claim]:
-    """The claims on the Lease, by node."""
     lease = scene.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
     found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
     assert not error
@@ -24,7 +23,6 @@ def claimed(scene: Scene) -> dict[str, Claim]:
 
 
 def claims(scene: Scene) -> set[str]:
-    """Nodes claimed on the Lease."""
     return set(claimed(scene))
 
 

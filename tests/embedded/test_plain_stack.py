@@ -1,5 +1,4 @@
-"""NVIDIA's device-plugin chart without the GPU Operator and none of its labels, without and with mig-manager
-(stack/requirements.py), and two stacks at once (stack/plugins.py)."""
+"""NVIDIA's device-plugin chart without the GPU Operator and none of its labels, without and with mig-manager (stack/requirements.py), and two stacks at once (stack/plugins.py)."""
 
 import asyncio
 import itertools
@@ -97,7 +96,6 @@ async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained
 
 
 def daemons(scene: Scene) -> list[JSON]:
-    """The pods of the chart's MPS daemon."""
     return scene.e.cluster.objects(PODS, label_selector="app.kubernetes.io/name=nvidia-device-plugin")
 
 

@@ -132,12 +132,10 @@ async def test_a_selected_node_without_a_gpu_is_named() -> None:
 
 
 def without(*path: str) -> JSON:
-    """The ClusterPolicy with one field removed."""
     return changed(None, *path)
 
 
 def changed(value: object, *path: str) -> JSON:
-    """The patch of the ClusterPolicy that sets one field."""
     body: JSON = {path[-1]: value}
     for step in reversed(path[:-1]):
         body = {step: body}
@@ -278,7 +276,6 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
         scene.apply(MIXED)
 
         def names(*words: str) -> Callable[[], bool]:
-            """Whether the message has all these words."""
             return lambda: all(word in scene.condition("Accepted")["message"] for word in words)
 
         twice = "a device plugin and NVIDIA's DRA driver both manage the GPUs on gpu-1"

@@ -81,7 +81,6 @@ async def test_a_plugin_that_is_too_old_is_left_to_a_person() -> None:
 
 @virtually
 async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> None:
-    """The overwrite ended the clients and restarted the daemons, which now serve nobody."""
     async with open_scene(*nodes(2, product=L40S), repair_mps=True) as scene:
         scene.apply(MPS)
         await scene.ready()

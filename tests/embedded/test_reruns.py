@@ -77,7 +77,6 @@ async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_
 
 
 def at_work(scene: Scene, attempt: int) -> bool:
-    """The run of this attempt has begun."""
     fence = scene.fence("gpu-1")
     return fence is not None and (fence.stage, fence.attempt, fence.owed) == ("actuating", attempt, "")
 

@@ -21,7 +21,6 @@ GPUS = "gpu-1", "gpu-2", "gpu-3"
 async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_watch_is_silent(
     pods: list[str],
 ) -> None:
-    """A change that had begun waits on its cordoned node; no other one begins."""
     async with open_scene(*nodes(2)) as scene:
         for name, node in zip(pods, GPUS, strict=False):
             scene.e.cluster.add(PODS, gpu_pod(name, node))
@@ -47,7 +46,6 @@ async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_w
 @pytest.mark.parametrize("done", [False, True], ids=["of its first node", "after its first node"])
 @virtually
 async def test_a_rollout_goes_on_from_what_a_restored_store_says(done: bool) -> None:
-    """The fences and claims of the backup are the truth: what happened since is done again, and nothing is left."""
     async with open_scene(*nodes(3), lease=Timing()) as scene:
         scene.apply(SLICED, rollout=at_once(1))
         first = await scene.any_fenced()

@@ -154,7 +154,6 @@ async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
 async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_node_forward_again(
     deed: str,
 ) -> None:
-    """Nobody asks for the layout that failed."""
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.e.until(lambda: runs_back(scene), "the run that leads back", HOUR)
@@ -229,7 +228,6 @@ async def test_the_entries_of_the_old_layout_stay_while_a_node_may_go_back_to_th
 
 @virtually
 async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_proven_is_given_back() -> None:
-    """Nobody knows what it has become: a result counts more than the clock."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(OTHER_MIXED)
         await scene.ready()
@@ -245,7 +243,6 @@ async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_pr
 
 
 def ready(scene: Scene, status: str) -> None:
-    """The kubelet comes or goes."""
     scene.e.cluster.patch(
         NODES,
         "gpu-1",

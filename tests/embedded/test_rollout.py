@@ -36,13 +36,11 @@ DAY = 24 * HOUR
 
 
 def note(scene: Scene, **annotations: str) -> None:
-    """A person annotates the policy."""
     body = {names.PREFIX + key: value for key, value in annotations.items()}
     scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"annotations": body}})
 
 
 def begun(scene: Scene, since: int = 0) -> list[Write]:
-    """Writes that fenced a node."""
     return [write for write in scene.writes(since, "nodes") if '"stage":"fenced"' in str(write.call.body)]
 
 
@@ -208,13 +206,11 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_halt()
 
 
 def halted(scene: Scene) -> list[str]:
-    """What the nodes say that failures keep from starting."""
     shown = [scene.transition(f"gpu-{number}") for number in range(1, 5)]
     return [one["message"] for one in shown if one.get("reason") == "Halted"]
 
 
 def are_halted(scene: Scene, count: int) -> bool:
-    """So many are."""
     return len(halted(scene)) == count
 
 
@@ -331,7 +327,6 @@ async def test_five_attempts_that_were_given_up_ask_for_a_person_and_stop_nobody
 
 
 def lift(scene: Scene, write: Write, when: str) -> None:
-    """Somebody lifts every cordon of gpu-1 as soon as it is there."""
     fenced = write.call.name == "gpu-1" and '"stage":"fenced"' in str(write.call.body)
     if fenced and when == "after" and scene.cordoned("gpu-1"):
         scene.cordon("gpu-1", on=False)

@@ -37,18 +37,15 @@ EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
 
 
 def modes(scene: Scene, name: str = "gpu-1") -> list[str]:
-    """Compute modes of a node's GPUs."""
     return [gpu.compute_mode for gpu in scene.e.software.nodes[name].gpus.look()]
 
 
 def deleted(scene: Scene, prefix: str) -> list[str]:
-    """Pods of this name that the operator deleted."""
     writes = scene.writes(plural="pods")
     return [w.call.name for w in writes if w.call.verb == "delete" and w.call.name.startswith(prefix)]
 
 
 async def mend_by_hand(scene: Scene, name: str = "gpu-1") -> None:
-    """nvidia-smi -c 0 on every GPU."""
     gpus = scene.e.software.nodes[name].gpus
     for index in range(gpus.count):
         gpus.set_compute_mode(index, "Default")
@@ -146,7 +143,6 @@ def crash(scene: Scene, name: str, *, up: bool) -> None:
 
 @virtually
 async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drained_node() -> None:
-    """Its GPUs stay in the compute mode that it set, and the node goes on offering its clients."""
     async with open_scene(*nodes(1), workloads=[SimWorkload("client", 1)]) as scene:
         scene.apply(MPS)
         await scene.ready()
@@ -336,7 +332,6 @@ async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) ->
 
 
 def two_models() -> JSON:
-    """gpu-1 with two H100 and an A30."""
     machine = node("gpu-1", H100, gpus=3)
     products = ("NVIDIA-H100-80GB-HBM3", "NVIDIA-A30", "NVIDIA-H100-80GB-HBM3")
     machine["metadata"].setdefault("annotations", {})[ANNOTATION_PRODUCTS] = ",".join(products)
@@ -345,7 +340,6 @@ def two_models() -> JSON:
 
 @virtually
 async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus() -> None:
-    """GFD labels one model or the other, as it likes."""
     async with open_scene(two_models()) as scene:
         shown = set()
         for spec in (FULL, SLICED, FULL, MPS, FULL):

@@ -1,8 +1,5 @@
 """One object fails for ever: its node alone waits, named, and nothing unsafe happens (the guard of every scene).
-
-Each kind of call about a node meets every answer of the server, each at a node of its own beside five healthy ones.
-Calls about shared objects meet one answer of each class in `shared_calls`. Virtual time.
-"""
+Each kind of call about a node meets every answer of the server, each at a node of its own beside five healthy ones. Calls about shared objects meet one answer of each class in `shared_calls`. Virtual time."""
 
 import json
 
@@ -36,7 +33,6 @@ NAMED = {"ListFailed", "EvictionError", "Forbidden", "Throttled", "CallFailed", 
 
 
 def words(answer: str) -> set[str]:
-    """What a message may quote of an answer."""
     return {"no answer" if answer == "no answer" else WORDS, "cannot be read", "each of 3 attempts"}
 
 
@@ -71,7 +67,6 @@ def test_nodes_that_cannot_start_leave_the_only_slot_to_the_others(door: str) ->
 
 @pytest.mark.parametrize("answer", ["403", "no answer"])
 def test_with_two_slots_a_drain_whose_evictions_fail_takes_one_of_them_once(answer: str) -> None:
-    """Whichever node comes first by chance: the two slots share the time of its drain."""
     run = course(Sickness(OF_ONE_NODE["the eviction of its pod"], (answer,), limit=2))
     timeout = parse_duration(DRAIN_TIMEOUT).total_seconds()
     assert run.seconds <= alone(2) + timeout / 2 + 15.0
@@ -139,7 +134,6 @@ OBJECTS = {
 
 
 def told(run: Course) -> str:
-    """What the policy's status and the log say."""
     return json.dumps(run.status) + "".join(run.log)
 
 

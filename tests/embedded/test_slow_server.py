@@ -123,7 +123,6 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
 
 @virtually
 async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_call_takes_three_seconds() -> None:
-    """The next plan is made before the fences of the last one have been written."""
     async with open_scene(*nodes(12), start=False, lease=Timing()) as scene:
         start(scene, 3.0)
         scene.apply(OTHER_MIXED, rollout=at_once(4))
@@ -142,7 +141,6 @@ async def test_a_repair_of_the_mps_daemonset_is_reported_once_where_each_call_ta
 
 @virtually
 async def test_thirty_nodes_are_proven_a_few_at_a_time_where_the_server_is_too_slow_for_all_at_once() -> None:
-    """Six seconds a call: while all thirty proofs are made side by side, each grows old before it is whole."""
     async with open_scene(*nodes(30), start=False, lease=Timing()) as scene:
         await roll(scene, 30, pods=30, seconds=6.0)
         await scene.ready(seconds=HOUR)
@@ -169,7 +167,6 @@ async def test_first_passes_that_create_for_minutes_are_no_reason_to_restart() -
 
 
 def stepped(step: timedelta) -> tuple[Callable[[], datetime], Callable[[], None]]:
-    """This machine's wall clock, and somebody who sets it."""
     moved = [timedelta(0)]
 
     def set_it() -> None:

@@ -1,7 +1,5 @@
 """With `drain.scope: Changed`, the pods of the seven GPUs that keep their layout stay, and the node is away as long.
-
-SIMULATED: nodes with eight GPUs, NVIDIA's software, kubelets that hand out devices. Operator and agents are real.
-"""
+SIMULATED: nodes with eight GPUs, NVIDIA's software, kubelets that hand out devices."""
 
 import pytest
 from hack.sim.workloads import SimWorkload
@@ -14,7 +12,6 @@ HALF, SEVENTH = "nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb"
 
 
 def divided(last: dict[str, int], scope: str) -> JSON:
-    """Seven GPUs in halves, and the last one as given."""
     layouts = [{"devices": [*range(7)], "profiles": {"3g.40gb": 2}}, {"devices": [7], "profiles": last}]
     drain = {"scope": scope, "strandedPods": "Allow"}
     return {"mode": "MIG", "mig": {"layouts": layouts}, "drain": drain, "rollout": {"maxUnavailable": 1}}

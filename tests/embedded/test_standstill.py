@@ -13,15 +13,13 @@ from gpusharing.planning.pools.choice import MOST_VAIN
 
 
 class Lookout(FakeClient):
-    """When the pods of gpu-1 are listed, gpu-2 becomes a candidate, and 59 passes were in vain; the first list of its
-    pods is slow. `missing` are nodes whose pods were wanted, too, and have not come."""
+    """When the pods of gpu-1 are listed, gpu-2 becomes a candidate, and 59 passes were in vain; the first list of its pods is slow. `missing` are nodes whose pods were wanted, too, and have not come."""
 
     scene: Scene
     missing = frozenset[str]()
     armed = False
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         listed = (request.verb, request.resource) == ("list", PODS)
         node = request.query.get("fieldSelector", "").removeprefix("spec.nodeName=") if listed else ""
         if node == "gpu-2":

@@ -31,12 +31,10 @@ def gated(name: str, *more: JSON) -> JSON:
 
 
 def waits(scene: Scene, name: str) -> bool:
-    """The start-up taint is on the node."""
     return is_gated(scene.e.node(name))
 
 
 async def opened(scene: Scene, name: str, seconds: float = HOUR) -> None:
-    """Wait until the taint is gone."""
     await scene.e.until(lambda: not waits(scene, name), f"{name} to lose the taint", seconds)
 
 
@@ -188,8 +186,7 @@ async def test_a_policy_that_goes_in_the_middle_leaves_the_taint() -> None:
 
 
 def is_initialized(raw: JSON, startup_taints: list[JSON]) -> bool:
-    """Karpenter's judgement of a node that it made (v1.14.1 pkg/controllers/nodeclaim/lifecycle/initialization.go):
-    Ready, none of the NodePool's startupTaints left (key and effect), and no taint of a node that is only starting."""
+    """Karpenter's judgement of a node that it made (v1.14.1 pkg/controllers/nodeclaim/lifecycle/initialization.go): Ready, none of the NodePool's startupTaints left (key and effect), and no taint of a node that is only starting."""
     starting = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable", UNREGISTERED["key"])
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in raw["status"]["conditions"])
     there = {(taint["key"], taint["effect"]) for taint in taints_of(raw)}
@@ -213,8 +210,7 @@ async def test_karpenter_counts_the_node_as_started_when_it_is_proven_and_not_be
 
 
 def is_counted_ready(raw: JSON, startup_taints: frozenset[str]) -> bool:
-    """The cluster autoscaler's judgement with --startup-taint (1.36.1, utils/taints/taints.go):
-    while one of these keys is there the node counts as one that is still starting."""
+    """The cluster autoscaler's judgement with --startup-taint (1.36.1, utils/taints/taints.go): while one of these keys is there the node counts as one that is still starting."""
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in raw["status"]["conditions"])
     return ready and not any(taint["key"] in startup_taints for taint in taints_of(raw))
 

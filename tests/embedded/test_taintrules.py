@@ -1,5 +1,4 @@
-"""Nodes fenced by DeviceTaintRules in place of cordons, with a SIMULATED scheduler that obeys them only with its
-feature gate (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
+"""Nodes fenced by DeviceTaintRules in place of cordons, with a SIMULATED scheduler that obeys them only with its feature gate (docs/adr/0079-a-device-taint-rule-for-a-cordon.md)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +28,6 @@ async def tainted(*machines: JSON, gate: bool = True, **more: Any) -> AsyncItera
 
 
 def rules(scene: Scene) -> list[str]:
-    """The names of all DeviceTaintRules."""
     return [raw["metadata"]["name"] for raw in scene.e.cluster.objects(DEVICE_TAINT_RULES)]
 
 
@@ -46,7 +44,6 @@ async def find_tested(scene: Scene, *, works: bool) -> None:
 
 
 def cpu(name: str = "cpu") -> SimWorkload:
-    """One pod without a GPU that has to run on gpu-1."""
     return SimWorkload(name, 1, resource="", node_selector={"kubernetes.io/hostname": "gpu-1"})
 
 

@@ -24,18 +24,14 @@ SLOWER = 1.5
 
 @dataclass(frozen=True)
 class Roll:
-    """What came of a roll."""
-
     seconds: float
     """Until every node was done."""
     events: Counter[str]
     """By reason."""
     complaints: list[str]
-    """The warnings in the log."""
 
 
 def begin(scene: Scene, count: int) -> None:
-    """Change every node at once. Each has a pod that must leave."""
     for name in names_of(count):
         scene.e.cluster.add(PODS, gpu_pod(f"job-{name}", name))
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
@@ -43,12 +39,10 @@ def begin(scene: Scene, count: int) -> None:
 
 
 def names_of(count: int) -> list[str]:
-    """Return the names of the nodes."""
     return [f"gpu-{number + 1}" for number in range(count)]
 
 
 async def finished(scene: Scene, count: int) -> None:
-    """Wait until every node says that it is done."""
     await scene.e.until(lambda: all(is_done(scene, name) for name in names_of(count)), "all nodes", HOUR)
 
 

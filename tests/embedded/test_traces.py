@@ -42,7 +42,6 @@ async def test_a_run_whose_mig_manager_died_is_told_with_its_pod_and_goes_on_whe
 
 @virtually
 async def test_a_run_at_rest_whose_mig_manager_died_needs_a_person_after_two_minutes_and_drains_nothing() -> None:
-    """Its pod dies in the run that it begins after a reboot, and its label goes on saying `pending`."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.ready()

@@ -13,16 +13,13 @@ from gpusharing.kube.client import GPUNODES, JSON, PODS
 
 
 def restarts(scene: Scene) -> int:
-    """How often the operator deleted a mig-manager pod."""
     return sum(write.call.verb == "delete" for write in scene.writes(plural="pods"))
 
 
 AGENTS = "gpusharing-agent"
-"""Namespace of the agents."""
 
 
 def agent_pod(scene: Scene, name: str) -> JSON:
-    """The agent's pod of a node."""
     pods = scene.e.cluster.objects(PODS, namespace=AGENTS, field_selector=f"spec.nodeName={name}")
     return pods[0]
 
@@ -71,7 +68,6 @@ async def test_a_node_that_two_restarts_did_not_cure_stalls_the_policy_and_gives
 
 
 async def failed(scene: Scene) -> None:
-    """A node on which mig-manager failed."""
     await asyncio.sleep(10)
     scene.e.software.inject("gpu-1", "failed")
     scene.apply(MIXED)
@@ -319,7 +315,6 @@ async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_
 
 @virtually
 async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
-    """The agent's last reading happens to show the wanted layout; only one that echoes the new request counts."""
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")

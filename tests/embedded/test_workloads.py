@@ -15,12 +15,10 @@ JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "job", "
 
 
 def trainer(name: str = "train-0", **metadata: Any) -> JSON:
-    """A pod of a Job on gpu-1."""
     return gpu_pod(name, "gpu-1", metadata={"ownerReferences": [JOB], **metadata}, spec={"restartPolicy": "Never"})
 
 
 def end(scene: Scene, name: str = "train-0") -> None:
-    """Its containers have ended well."""
     scene.e.cluster.patch(PODS, name, {"status": {"phase": "Succeeded"}}, "default", subresource="status")
 
 
