@@ -1,8 +1,5 @@
 """What our code relies on from an API server, as one suite for FakeCluster and for a real one.
-
-A subclass gives the fixture `server`. Each test works in its own namespace and with its own object names, so that
-the real server can be shared.
-"""
+A subclass gives the fixture `server`. Each test works in its own namespace and with its own object names, so that the real server can be shared."""
 
 import asyncio
 import re
@@ -38,11 +35,9 @@ class Server(Protocol):
     """A server and what a test must be able to arrange on it."""
 
     client: KubeClient
-    """The client under test."""
     name: str
     """A name nobody else uses: namespace, and prefix of cluster-scoped objects."""
     missing: Resource
-    """A kind that this server does not have."""
 
     async def forget_history(self) -> None:
         """Make resourceVersion 1 too old to watch GPUNodes from."""

@@ -38,11 +38,9 @@ class Gathering:
     async def snapshot(
         self, seconds: float = 0.0, wanted: frozenset[str] = WANTED, proving: frozenset[str] = frozenset()
     ) -> ClusterSnapshot:
-        """What is there, with the pods of gpu-07."""
         return await self.gatherer.snapshot(wanted, PassMemory(proving=proving), {}, {}, at(seconds))
 
     async def work(self, seconds: float = 0.0) -> NodeWork:
-        """The pods of gpu-07."""
         return (await self.snapshot(seconds)).work["gpu-07"]
 
     def lists(self, plural: str) -> int:
@@ -50,7 +48,6 @@ class Gathering:
         return self.cluster.calls["operator", "list", plural]
 
     async def seen(self) -> None:
-        """Watches bring what was changed."""
         await asyncio.sleep(0.1)
 
 

@@ -105,7 +105,6 @@ def pdb(name: str = "llm", selector: JSON | None = None, **changes: Any) -> JSON
 
 
 def observed_gpu(index: int = 0, **changes: Any) -> JSON:
-    """One H100 as the agent reports it."""
     raw: JSON = {
         "uuid": f"GPU-{index}",
         "mig": "Disabled",
@@ -114,7 +113,6 @@ def observed_gpu(index: int = 0, **changes: Any) -> JSON:
 
 
 def observed(*gpus: JSON, profiles: list[str] | None = None, **changes: Any) -> JSON:
-    """What the agent of a node with H100s reports."""
     raw: JSON = {
         "requestID": "r1",
         "quiet": False,

@@ -64,8 +64,6 @@ def status(code: int, reason: str = "", message: str = "", **details: Any) -> An
 
 
 def found(body: Any) -> Answer:
-    """A success."""
-
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.json_response(body)
 
@@ -103,7 +101,6 @@ async def scripted(
     on_call: OnCall = lambda _request, _status: None,
     login: Callable[[str], Login] = AnonymousLogin,
 ) -> AsyncIterator[tuple[Scripted, HttpClient]]:
-    """The server and a client of it."""
     script = Scripted(answers=list(answers))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", script.handle)

@@ -23,7 +23,6 @@ from gpusharing.planning.snapshot.podviews import PdbView
 
 @asynccontextmanager
 async def budgets(seconds: float = 0.0) -> AsyncIterator[tuple[Budgets, FakeCluster]]:
-    """One budget on a server that takes so long for each call."""
     cluster, workers = FakeCluster(), Workers(2)
     cluster.add(PDBS, pdb())
     yield Budgets(SlowClient(cluster.client("operator"), seconds), workers), cluster
@@ -31,7 +30,6 @@ async def budgets(seconds: float = 0.0) -> AsyncIterator[tuple[Budgets, FakeClus
 
 
 async def each_second(stage: Budgets, count: int) -> list[tuple[PdbView, ...] | str | None]:
-    """What is found in so many rounds."""
     found = []
     for _ in range(count):
         found.append(await stage.find())

@@ -33,7 +33,6 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
 
 
 def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
-    """It says whose failure it is if the Node goes; what a newer operator added to it stays."""
     claim = Claim("u7", "pool-b", "op-1")
     record = json.loads(records.claims_text({"gpu-07": claim}))
     record["claims"]["gpu-07"] |= NEWER
@@ -129,7 +128,6 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
 
 
 def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:
-    """An operator that knows no waves in claims keeps the key, and one that does reads claims without it."""
     claims = {"gpu-07": Claim("u7", "pool-b", "op-1", "op-1.gpu-07"), "gpu-08": Claim("u8", "pool-b", "op-1")}
     text = records.claims_text(claims)
     assert records.parse_claims(text) == (claims, "")

@@ -11,8 +11,6 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
 class Machines:
-    """Our clocks and the API server's, each of which a test may set."""
-
     def __init__(self, wall: datetime = NOON) -> None:
         self.steady = 5000.0
         self.wall = wall
@@ -20,13 +18,11 @@ class Machines:
         self.clock = SteadyClock(lambda: self.steady, lambda: self.wall)
 
     def passes(self, seconds: float) -> None:
-        """Time goes on everywhere."""
         self.steady += seconds
         self.wall += timedelta(seconds=seconds)
         self.server += timedelta(seconds=seconds)
 
     def ask(self, latency: float = 0.0) -> None:
-        """One call, answered by the server at its end."""
         asked_at = self.clock.steady()
         self.passes(latency)
         self.clock.note_date(format_datetime(self.server, usegmt=True), asked_at)

@@ -37,8 +37,6 @@ NUMBERS = itertools.count()
 
 @dataclass
 class RealServer:
-    """A namespace and a node name on the shared control plane."""
-
     client: KubeClient
     name: str
     missing: Resource = UNICORNS
@@ -47,7 +45,6 @@ class RealServer:
         """The watch cache of a custom resource begins when its CRD is installed, long after version 1."""
 
     async def terminate_namespace(self) -> None:
-        """See Server."""
         await self.client.create(CONFIG_MAPS, config_map("holds", finalizers=["a.b/c"]), namespace=self.name)
         namespace = await self.client.get(NAMESPACES, self.name)
         await self.client.delete(NAMESPACES, self.name, uid=namespace["metadata"]["uid"])

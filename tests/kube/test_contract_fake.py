@@ -11,19 +11,15 @@ from gpusharing.kube.client import MEDIK8S_MAINTENANCES, KubeClient, Resource
 
 @dataclass
 class InMemoryServer:
-    """A FakeCluster of one test."""
-
     cluster: FakeCluster
     client: KubeClient
     name: str = "team-a"
     missing: Resource = MEDIK8S_MAINTENANCES
 
     async def forget_history(self) -> None:
-        """See Server."""
         self.cluster.expire()
 
     async def terminate_namespace(self) -> None:
-        """See Server."""
         self.cluster.terminating_namespaces.add(self.name)
 
 

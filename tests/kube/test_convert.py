@@ -1,7 +1,5 @@
 """Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value.
-
-kube/raw.py is tested through them; kube/maintenance.py: test_foreign.py.
-"""
+kube/raw.py is tested through them; kube/maintenance.py: test_foreign.py."""
 
 import copy
 from datetime import UTC, datetime

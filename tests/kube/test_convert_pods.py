@@ -217,7 +217,6 @@ def test_a_pod_tells_since_when_it_is() -> None:
 
 
 def test_a_pod_without_a_phase_counts_as_unknown() -> None:
-    """Such a pod has not finished, and no eviction of it passes by a budget."""
     raw = pod()
     del raw["status"]["phase"]
     view = pod_view(raw, {})

@@ -42,13 +42,11 @@ FOUND = DaemonSetState(NAME, "dra", tolerates_gate=False)
 
 
 def tolerant(raw: JSON) -> JSON:
-    """The DaemonSet with the toleration of the start-up taint."""
     raw["spec"]["template"]["spec"]["tolerations"] = [{"key": "gpusharing.dev/unproven", "operator": "Exists"}]
     return raw
 
 
 def renamed(raw: JSON) -> JSON:
-    """The DaemonSet as the chart makes it with nameOverride: gpus."""
     raw["spec"]["template"]["metadata"]["labels"] = {"gpus-component": "kubelet-plugin"}
     return raw
 
@@ -180,7 +178,6 @@ def test_devices_count_as_the_resources_by_which_pods_request_them() -> None:
 
 
 def kubelet_plugin(name: str, *containers: str) -> JSON:
-    """A pod of the DRA driver on node gpu-a."""
     labels = {"dra-driver-nvidia-gpu-component": "kubelet-plugin"}
     return {
         "metadata": {"name": name, "namespace": "gpu-operator", "labels": labels},

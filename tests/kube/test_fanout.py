@@ -24,7 +24,6 @@ from gpusharing.kube.lists import pages_of
 
 
 def stage(**options: int) -> tuple[FakeCluster, Fanout]:
-    """A cluster with three nodes and a pod, and the door to it."""
     cluster = FakeCluster()
     for name in ("gpu-1", "gpu-2", "gpu-3"):
         cluster.add(NODES, node(name))
@@ -34,7 +33,6 @@ def stage(**options: int) -> tuple[FakeCluster, Fanout]:
 
 
 async def refused(fanout: KubeClient, verb: str, name: str) -> KubeError:
-    """The error of a call about one node."""
     with pytest.raises(KubeError) as caught:
         await (fanout.get(NODES, name) if verb == "get" else fanout.patch(GPUNODES, name, {}))
     return caught.value
@@ -147,7 +145,6 @@ async def test_no_more_calls_are_under_way_than_there_are_slots(options: dict[st
 
 
 async def refuse_all(fanout: KubeClient, verb: str) -> list[type[KubeError]]:
-    """The kinds of error of a call about each of the three nodes."""
     return [type(await refused(fanout, verb, name)) for name in ("gpu-1", "gpu-2", "gpu-3")]
 
 
@@ -321,7 +318,6 @@ async def test_a_list_whose_last_page_has_come_is_whole_although_a_hold_begins()
 
 
 async def test_an_object_without_metadata_is_passed_on_as_it_is() -> None:
-    """A SubjectAccessReview has none."""
     cluster, fanout = stage()
     cluster.faults.fail("create", ACCESS_REVIEWS, Forbidden("no right"))
     with pytest.raises(Forbidden, match="no right"):

@@ -1,8 +1,4 @@
-"""What other people write never ends the process: every reader of it gives an answer, whatever the text is.
-
-Each reader is fed valid objects with one to three places replaced by something odd. Exceptions fail the test; what
-each answer is stands in the tests of its module.
-"""
+"""What other people write never ends the process: every reader of it gives an answer, whatever the text is."""
 
 import json
 from dataclasses import replace

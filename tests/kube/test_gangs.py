@@ -37,17 +37,14 @@ QUEUED: JSON = {"annotations": {"kueue.x-k8s.io/workload": "job-train-3fa2b"}}
 
 
 def rank(number: int, node_name: str, **more: Any) -> JSON:
-    """A pod of the JobSet train."""
     return pod(f"rank-{number}", node_name, metadata={"labels": {LABEL: "train"}}, **more)
 
 
 def plain(name: str, **metadata: Any) -> JSON:
-    """A pod of gpu-07 without a GPU."""
     return pod(name, metadata=metadata, spec={"containers": [{"name": "main"}]})
 
 
 async def seen(stage: Gathering, seconds: float = 0.0) -> GangView:
-    """The one gang of gpu-07."""
     (view,) = (await stage.work(seconds)).gangs
     return view
 
@@ -94,7 +91,6 @@ async def test_pods_that_belong_to_no_gang_or_hold_no_gpu_cost_no_call() -> None
 
 @virtually
 async def test_where_a_change_may_reboot_the_node_the_gangs_of_pods_without_a_gpu_are_looked_up_too() -> None:
-    """Every pod leaves before a reboot, and what ends a coordinator ends its ranks elsewhere."""
     launcher = plain("rank-0", labels={LABEL: "train"})
     monitor = plain("monitor", labels={LABEL: "tune"})
     monitor["metadata"]["ownerReferences"] = [
@@ -199,7 +195,6 @@ async def test_an_old_list_does_not_stand_in_for_a_failed_one_for_a_new_gang() -
 
 @virtually
 async def test_a_node_that_is_being_drained_seldom_asks_where_its_gangs_are() -> None:
-    """It only waits for members that may end by themselves; what was known remains where nobody answers."""
     async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:
         before = await seen(stage)
         fence = {names.ANNOTATION_FENCE: record_text(make_fence())}
@@ -270,7 +265,6 @@ async def test_all_gangs_of_a_node_are_looked_up_however_many_by_few_lists() -> 
 
 @virtually
 async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() -> None:
-    """A member that nobody read may be one that must stay."""
     crowd = [
         pod(f"p-{number}", "gpu-08", metadata={"labels": {"kueue.x-k8s.io/podset": "main"}}) for number in range(5)
     ]

@@ -1,7 +1,5 @@
 """One frozen snapshot from many reads: what did not change keeps its identity, what cannot be read is said.
-
-The pods that wait for a GPU are counted by kube/gather.py.
-"""
+The pods that wait for a GPU are counted by kube/gather.py."""
 
 import asyncio
 from collections.abc import Mapping
@@ -48,7 +46,6 @@ MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manage
 
 
 def config_map(name: str, text: str = "x", key: str = "config.yaml", **annotations: str) -> tuple[Resource, JSON]:
-    """A ConfigMap in the GPU Operator's namespace."""
     metadata = {"name": name, "namespace": "gpu-operator", "annotations": annotations}
     return CONFIG_MAPS, {"metadata": metadata, "data": {key: text}}
 
@@ -312,7 +309,6 @@ def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
 
 
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
-    """A ClusterPolicy whose mig-manager reads that ConfigMap."""
     return CLUSTER_POLICIES, {
         "metadata": {"name": name},
         "spec": {"migManager": {"config": {"name": config}}},
@@ -332,13 +328,11 @@ async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(conf
 
 
 def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
-    """A mig-manager pod of gpu-07."""
     conditions = [{"type": "Ready", "status": str(ready)}]
     return PODS, pod(name, metadata=MIG_MANAGER, status={"conditions": conditions})
 
 
 def manager_of(snapshot: ClusterSnapshot) -> Operand:
-    """The mig-manager pod of gpu-07 in a snapshot."""
     return snapshot.operands[Program.MIG_MANAGER]["gpu-07"]
 
 
@@ -408,7 +402,6 @@ async def test_a_daemon_whose_config_manager_crashes_has_not_just_started() -> N
 
 
 def daemon_of(snapshot: ClusterSnapshot) -> Operand:
-    """The pod of the MPS daemon of gpu-07 in a snapshot."""
     return snapshot.operands[Program.MPS_DAEMON]["gpu-07"]
 
 
@@ -421,8 +414,6 @@ async def test_beside_a_cluster_policy_the_pods_of_nvidias_chart_do_not_count() 
 
 
 class Noting(FakeClient):
-    """Notes the LISTs of pods, each of which takes 0.8 s."""
-
     order: ClassVar[list[str]] = []
 
     async def call(self, request: ApiRequest) -> JSON:

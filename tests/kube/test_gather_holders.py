@@ -53,7 +53,6 @@ async def test_a_claim_counts_as_a_gpu_unless_it_is_read_and_is_none(found: JSON
 
 
 def owned_by_daemon_set() -> JSON:
-    """A GPU pod of a DaemonSet."""
     owner = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
     return pod(metadata={"ownerReferences": [owner]})
 

@@ -19,7 +19,6 @@ ANSWER = observed(requestID="op-1:quiet:1", quiet=True)
 
 @virtually
 async def test_the_first_of_the_lists_that_prove_a_node_idle_is_made_when_its_agent_has_answered() -> None:
-    """The time between the two is all that is waited for."""
     async with gathering((GPUNODES, ASKED)) as stage:
         assert (await stage.work(0)).listed_at == at(0)
         assert (await stage.work(1)).listed_at == at(0), "nothing was answered"

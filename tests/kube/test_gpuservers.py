@@ -11,7 +11,6 @@ from gpusharing.planning.stack.plugins import Role, tell_twins
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:
-    """A DaemonSet with one container."""
     containers = [{"name": name, "image": image, "command": list(command)}]
     return {
         "metadata": {"namespace": "gpus", "name": "server"},
@@ -47,7 +46,6 @@ def test_what_a_daemon_set_does_with_gpus_is_known_by_its_containers(raw: JSON, 
 def test_a_daemon_set_whose_status_is_older_than_its_spec_is_no_twin(
     generation: int, observed: int, refused: bool
 ) -> None:
-    """It was just given a selector that no node has, and its status still has the old number of pods."""
     one, other = daemon_set("nvidia-device-plugin"), daemon_set("nvidia-device-plugin-ctr")
     one["status"] = other["status"] = {"desiredNumberScheduled": 2, "observedGeneration": 1}
     other["metadata"] |= {"name": "other", "generation": generation}

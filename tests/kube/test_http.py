@@ -371,8 +371,6 @@ async def test_every_request_is_reported_with_its_status() -> None:
 
 @dataclass
 class Tokens:
-    """A login whose token changes with each renewal."""
-
     server: str
     renewals: int = 0
     log: list[str] = field(default_factory=list)

@@ -46,7 +46,6 @@ def pod(name: str, app: str, namespace: str, node: str, status: Any = READY) -> 
 
 @pytest.fixture
 def cluster() -> FakeCluster:
-    """A good installation; nobody answers questions about rights."""
     fake = FakeCluster()
     fake.uninstalled.add(ACCESS_REVIEWS)
     fake.add(NODES, {"metadata": {"name": "gpu-01", "labels": {"nvidia.com/gpu.present": "true"}}, "status": READY})
@@ -177,19 +176,16 @@ async def test_where_all_pods_are_ready_nobody_reads_the_lease(cluster: FakeClus
 
 
 def two_pods(cluster: FakeCluster) -> None:
-    """A second pod of the operator, operator-1, which is not Ready."""
     cluster.add(PODS, pod("operator-1", "gpusharing-operator", "gpusharing", "gpu-01", {}))
 
 
 def lease(cluster: FakeCluster, holder: str, renewed: str | None) -> None:
-    """The operator's Lease, for 15 s from its last renewal."""
     spec = {"holderIdentity": holder, "renewTime": renewed, "leaseDurationSeconds": 15}
     metadata = {"name": "gpusharing-operator", "namespace": "gpusharing"}
     cluster.add(LEASES, {"metadata": metadata, "spec": spec})
 
 
 def severity_of(view: Installation) -> Severity:
-    """Of what is wrong with the operator's pods."""
     (severity,) = [one.severity for one in find_symptoms(view) if one.reason == "OperatorNotReady"]
     return severity
 
@@ -213,7 +209,6 @@ async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster
 
 
 async def test_reports_of_agents_and_our_entries_are_read(cluster: FakeCluster) -> None:
-    """Whether a node lives by ClusterPolicy's mig.strategy depends on them."""
     entry = "version: v1\nflags: {migStrategy: mixed}\n"
     cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", {"data": {"own": entry}}, namespace="gpu-operator")
     cluster.add(GPUNODES, {"metadata": {"name": "gpu-9"}, "status": {"observed": observed(observed_gpu())}})

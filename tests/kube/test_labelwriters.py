@@ -75,7 +75,6 @@ LATER, EARLIER = "2026-11-20T11:00:00Z", "2026-11-20T10:00:00Z"
 
 
 def managed(manager: str, *labels: str, time: str = LATER) -> dict[str, Any]:
-    """A row of managedFields."""
     fields: dict[str, Any] = {"f:metadata": {"f:labels": {f"f:{label}": {} for label in labels}}}
     return {"manager": manager, "operation": "Update", "time": time, "fieldsV1": fields}
 

@@ -40,7 +40,6 @@ class Contender:
         self.task = asyncio.create_task(self.lease.run())
 
     async def stop(self) -> None:
-        """A clean stop."""
         self.task.cancel()
         with suppress(asyncio.CancelledError):
             await self.task
@@ -67,7 +66,6 @@ def lease_of(cluster: FakeCluster) -> dict[str, Any]:
 
 
 def holder(cluster: FakeCluster) -> str:
-    """Who has the Lease, as far as there is one."""
     try:
         return str(lease_of(cluster)["spec"].get("holderIdentity", ""))
     except NotFound:
@@ -118,8 +116,6 @@ def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_
 
 
 class Unheard(FakeClient):
-    """Its writes arrive, and the answers do not."""
-
     async def call(self, request: ApiRequest) -> JSON:
         done = await super().call(request)
         taken = request.body is not None and request.body["spec"].get("holderIdentity")

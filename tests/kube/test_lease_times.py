@@ -21,8 +21,6 @@ from gpusharing.kube.lease import Timing
     ids=["60 s", "none", "no number"],
 )
 def test_another_holder_has_as_long_as_its_own_lease_says(stated: JSON, patience: float) -> None:
-    """An operator of another version, or with other settings, may renew more seldom than we do."""
-
     async def main() -> None:
         cluster = FakeCluster()
         metadata = {"name": "leader", "namespace": "gpusharing"}
@@ -99,8 +97,6 @@ def test_a_lease_that_others_touch_all_the_time_is_taken_over_from_a_dead_leader
 
 
 def test_a_leader_that_only_writes_claims_is_alive() -> None:
-    """Its renewals may be lost, and another version may not renew when it writes claims."""
-
     async def main() -> None:
         cluster = FakeCluster()
         metadata = {"name": "leader", "namespace": "gpusharing"}

@@ -21,8 +21,6 @@ FLEET = 5000
 
 
 class Slow(FakeClient):
-    """A client whose pages take their time, and some of them fail."""
-
     def __init__(
         self,
         cluster: FakeCluster,
@@ -45,7 +43,6 @@ class Slow(FakeClient):
 
 
 def fleet(count: int = FLEET) -> FakeCluster:
-    """A cluster of so many nodes."""
     cluster = FakeCluster()
     for number in range(count):
         cluster.add(NODES, node(f"gpu-{number:04}"))
@@ -66,7 +63,6 @@ async def seconds_to_start(cache: Reflector[Any]) -> float:
 
 
 def assert_equal(cache: Reflector[Any], cluster: FakeCluster) -> None:
-    """The cache is what the cluster is."""
     assert dict(cache.items) == {raw["metadata"]["name"]: project(raw) for raw in cluster.objects(NODES)}
 
 
@@ -132,7 +128,6 @@ async def test_after_a_page_that_failed_they_are_small_again() -> None:
 @pytest.mark.parametrize("gives_rest", [True, False], ids=["with a token for the rest", "without one"])
 @virtually
 async def test_a_list_that_takes_longer_than_its_tokens_live_is_complete_in_the_end(gives_rest: bool) -> None:
-    """Objects come, change and go meanwhile, on pages that were read and on others."""
     cluster = fleet(1000)
     cluster.lists.gives_rest = gives_rest
     client = Slow(cluster, lambda size: min(size, 100) * 0.4)
@@ -269,7 +264,6 @@ async def test_a_cache_is_as_old_as_the_last_sign_that_it_is_up_to_date() -> Non
 
 @virtually
 async def test_a_cache_that_hears_nothing_is_listed_again_after_two_minutes() -> None:
-    """Where the store went back, a watch from the future is silent, and nothing fails."""
     cluster = fleet(10)
     async with watched(cluster, client=Slow(cluster)):
         cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
@@ -281,8 +275,7 @@ async def test_a_cache_that_hears_nothing_is_listed_again_after_two_minutes() ->
 
 
 class Future(FakeClient):
-    """The store was restored from a backup after the first page: its token names a version that is yet to come, which
-    etcd refuses as a future revision and kube-apiserver then answers with 500."""
+    """The store was restored from a backup after the first page: its token names a version that is yet to come, which etcd refuses as a future revision and kube-apiserver then answers with 500."""
 
     firsts = 0
 
@@ -305,8 +298,7 @@ async def test_a_list_begins_anew_when_its_token_has_been_refused_for_longer_tha
 
 
 class Uninformed(FakeClient):
-    """An API server that etcd tells nothing but changes of the kind, as where no
-    --experimental-watch-progress-notify-interval is set: bookmarks of a quiet kind stay behind its lists."""
+    """An API server that etcd tells nothing but changes of the kind, as where no --experimental-watch-progress-notify-interval is set: bookmarks of a quiet kind stay behind its lists."""
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         async for event in super().stream(request):
@@ -368,7 +360,6 @@ async def test_where_the_right_to_watch_is_missing_lists_bring_what_changed() ->
 
 @virtually
 async def test_the_right_to_watch_that_is_missing_stays_known_while_lists_go_on() -> None:
-    """Whoever looks at any moment sees that the cache may be old, until the right is granted."""
     cluster = fleet(60)
     fault = cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
     async with watched(cluster, client=Slow(cluster)) as seen:

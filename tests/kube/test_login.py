@@ -184,7 +184,6 @@ print([name for name in loaded if not name.startswith("kubernetes.aio")])
 
 
 def test_a_kubeconfig_is_read_without_the_blocking_half_of_the_official_client(tmp_path: Path) -> None:
-    """Which is a fifth of what a command takes."""
     kubeconfig = a_kubeconfig(tmp_path / "east", "east", "https://127.0.0.1:1")
     program = [sys.executable, "-c", LOADED, str(kubeconfig)]
     done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
@@ -247,8 +246,6 @@ async def test_the_address_of_the_server_comes_from_the_environment(
 
 @asynccontextmanager
 async def serving(identity: Identity, port: int = 0) -> AsyncIterator[int]:
-    """An API server with this certificate; its port."""
-
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(NODE)
 

@@ -18,12 +18,10 @@ from gpusharing.planning.snapshot.views import NodeView
 
 
 def medik8s(name: str = "nm-07", **parts: JSON) -> JSON:
-    """A NodeMaintenance of medik8s for gpu-07."""
     return {"metadata": {"name": name}, "spec": {"nodeName": "gpu-07", "reason": "new fan"}, **parts}
 
 
 def nvidia(*conditions: JSON, **metadata: object) -> JSON:
-    """A NodeMaintenance of NVIDIA's maintenance-operator for gpu-07."""
     return {
         "metadata": {"name": "nm", "namespace": "ops", **metadata},
         "spec": {"nodeName": "gpu-07", "requestorID": "nvidia.gpu.operator"},

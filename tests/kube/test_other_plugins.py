@@ -24,7 +24,6 @@ def raw_node(
     offered: dict[str, str] | None = None,
     os_image: str = "",
 ) -> dict[str, Any]:
-    """A Node with these besides what every GPU node shows."""
     raw: dict[str, Any] = node()
     raw["metadata"]["labels"] |= labels or {}
     raw["metadata"]["annotations"] = annotations or {}

@@ -31,7 +31,6 @@ class Shaky(FakeClient):
         self.begun: Counter[str] = Counter()
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         if request.verb != "list":
             return await super().call(request)
         first = "continue" not in request.query
@@ -44,7 +43,6 @@ class Shaky(FakeClient):
 
 
 def pods(count: int) -> FakeCluster:
-    """A cluster with so many pods."""
     cluster = FakeCluster()
     for number in range(count):
         cluster.add(PODS, pod(f"job-{number:03}"))

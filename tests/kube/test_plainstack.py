@@ -74,8 +74,7 @@ REBOOTS = {
     ("false", "true"): True,
     ("true", "false"): False,
 }
-"""Whether mig-manager may reboot the node, by the values of WITH_REBOOT in the order of the list. It reads the flag
-with Go's strconv.ParseBool, and ends at a value such as `yes`."""
+"""Whether mig-manager may reboot the node, by the values of WITH_REBOOT in the order of the list. It reads the flag with Go's strconv.ParseBool, and ends at a value such as `yes`."""
 
 
 @pytest.mark.parametrize(("values", "reboots"), REBOOTS.items(), ids=[" then ".join(each) for each in REBOOTS])

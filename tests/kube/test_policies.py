@@ -16,7 +16,6 @@ FULL: JSON = {"mode": "Full", "nodeSelector": SELECTOR}
 
 
 def cluster_with(*policies: str) -> tuple[FakeCluster, PolicyCache]:
-    """Policies of mode Full, and a cache that has not looked yet."""
     cluster = FakeCluster()
     for name in policies:
         cluster.add(POLICIES, {"metadata": {"name": name}, "spec": FULL})
@@ -24,7 +23,6 @@ def cluster_with(*policies: str) -> tuple[FakeCluster, PolicyCache]:
 
 
 def lists(cluster: FakeCluster) -> int:
-    """How often the policies were listed."""
     return cluster.calls["operator", "list", "gpusharingpolicies"]
 
 

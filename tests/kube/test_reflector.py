@@ -1,5 +1,4 @@
-"""The cache (kube/reflector.py, kube/reflector.py) follows the server through gaps, restarts and stale news
-(docs/design/faults.md#esr, F9-F12)."""
+"""The cache (kube/reflector.py) follows the server through gaps, restarts and stale news (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,8 +29,6 @@ def project(raw: JSON) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 @dataclass
 class Watched:
-    """A reflector of nodes and what it told."""
-
     cluster: FakeCluster
     reflector: Reflector[Any]
     changes: list[str] = field(default_factory=list)
@@ -40,14 +37,12 @@ class Watched:
     """Called with the name after each change, before the next one is made."""
 
     async def until(self, *names: str) -> None:
-        """Wait until exactly these objects are in the cache."""
         async with asyncio.timeout(60):
             while set(self.reflector.items) != set(names):
                 self.changed.clear()
                 await self.changed.wait()
 
     async def until_labels(self, name: str, **labels: str) -> None:
-        """Wait until an object has exactly these labels."""
         async with asyncio.timeout(60):
             while dict(self.reflector.items[name][1]) != labels:
                 self.changed.clear()
@@ -58,8 +53,6 @@ class Watched:
 async def watched(
     cluster: FakeCluster, resource: Resource = NODES, *, client: FakeClient | None = None, **options: Any
 ) -> AsyncIterator[Watched]:
-    """A running reflector whose first list is done."""
-
     def on_change(name: str) -> None:
         seen.changes.append(name)
         seen.changed.set()
@@ -85,7 +78,6 @@ def kind_of_error(reflector: Reflector[Any]) -> type[object]:
 
 
 async def turns(count: int = 20) -> None:
-    """Let the other tasks run until they wait for something."""
     for _ in range(count):
         await asyncio.sleep(0)
 
@@ -222,7 +214,6 @@ def test_late_answers_are_told_by_the_last_1024_objects_that_were_deleted(cluste
 
 
 async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(cluster: FakeCluster) -> None:
-    """The answer to a create may overtake the pages of a list that began before it."""
     cluster.add(NODES, node("a"))
     cluster.add(NODES, node("b"))
     reflector = Reflector(cluster.client("operator"), NODES, project, page_size=1)

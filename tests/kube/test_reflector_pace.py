@@ -63,7 +63,6 @@ async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_sl
 
 @virtually
 async def test_a_server_that_is_away_is_asked_after_half_a_second_and_then_at_least_every_half_minute() -> None:
-    """Give or take half of it, so that not all caches come at once."""
     cluster = FakeCluster()
     cluster.faults.fail("list", NODES, errors.Unavailable("502"), times=EVER)
     asked: list[list[float]] = []

@@ -1,5 +1,4 @@
-"""etcd is restored from a backup: what was shown since never happened, and every cache goes back. A server that only
-lags never makes a cache go back. In virtual time."""
+"""etcd is restored from a backup: what was shown since never happened, and every cache goes back. A server that only lags never makes a cache go back. In virtual time."""
 
 import asyncio
 import math
@@ -26,10 +25,8 @@ class Lagging(FakeClient):
     past: FakeCluster | None = None
     """What that API server shows; None: it is not asked."""
     lists = math.inf
-    """How many lists it still answers."""
 
     watches = False
-    """It answers watches, too."""
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         lags = self.past if self.watches else None
@@ -67,13 +64,11 @@ async def followed(cluster: FakeCluster, client: FakeClient | None = None) -> As
 
 
 def labels(seen: Watched) -> dict[str, dict[str, str]]:
-    """What the cache knows: labels by node."""
     return {name: dict(view[1]) for name, view in seen.reflector.items.items()}
 
 
 def change(cluster: FakeCluster) -> None:
-    """What happens after the backup: one node goes, one comes, one changes, one is created anew; and a lot elsewhere,
-    so that the versions do not come back to where they were."""
+    """What happens after the backup: one node goes, one comes, one changes, one is created anew; and a lot elsewhere, so that the versions do not come back to where they were."""
     cluster.store.version += 10_000
     cluster.delete(NODES, "goes")
     cluster.add(NODES, node("comes"))
@@ -272,9 +267,7 @@ async def test_policies_are_listed_anew_after_a_restore_though_nobody_told_of_a_
 
 @virtually
 async def test_who_takes_over_after_a_restore_goes_back_although_it_had_written_nothing_before() -> None:
-    """A restore takes longer than a leader lives without the API server, so mostly another process is the leader"
-    " after it,
-    with what it read while it stood by."""
+    """A restore takes longer than a leader lives without the API server, so mostly another process is the leader" " after it, with what it read while it stood by."""
     cluster = a_cluster()
     leader = Contender(cluster, "a")
     await leader.lease.acquired.wait()

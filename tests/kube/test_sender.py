@@ -17,8 +17,6 @@ FENCE, PROOF, CONFIG = names.ANNOTATION_FENCE, names.ANNOTATION_VERIFIED, names.
 
 
 class Server:
-    """One Node, and what the operator's senders know of it."""
-
     def __init__(self) -> None:
         self.writes, self.version = Writes(), 1
         self.labels: dict[str, str] = {}

@@ -35,8 +35,6 @@ from gpusharing.planning.snapshot.views import GPUNodeView
 
 
 class Followed:
-    """Sources on a FakeCluster, and how often they woke us."""
-
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.wakes = 0
@@ -54,7 +52,6 @@ class Followed:
 
 @asynccontextmanager
 async def following(cluster: FakeCluster, seconds: float = 1.0) -> AsyncIterator[Followed]:
-    """Sources that had so much time to list."""
     followed = Followed(cluster)
     task = asyncio.create_task(followed.sources.run())
     try:
@@ -67,7 +64,6 @@ async def following(cluster: FakeCluster, seconds: float = 1.0) -> AsyncIterator
 
 
 def operand(name: str, namespace: str, labels: dict[str, str], **changes: JSON) -> JSON:
-    """A Ready pod of the agent or of mig-manager on gpu-07."""
     return pod(name, metadata={"namespace": namespace, "labels": labels, **changes.get("metadata", {})})
 
 
@@ -409,7 +405,6 @@ WHOSE: dict[str, tuple[JSON, bool]] = {
 
 
 def plugin_map(metadata: JSON) -> JSON:
-    """The device-plugin ConfigMap with one key."""
     where = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
     return {"metadata": {**where, **metadata}, "data": {"a": "x"}}
 

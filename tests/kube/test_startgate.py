@@ -21,7 +21,6 @@ PROVEN = Verified("pool-b", "", "key", layout="1x full", gpus=1)
 
 
 def node(*taints: JSON) -> JSON:
-    """A Node with these taints."""
     return {"metadata": {"name": "gpu-07", "uid": "u"}, "spec": {"taints": list(taints)}}
 
 
@@ -78,7 +77,6 @@ def test_the_list_of_cluster_policy_is_the_whole_list() -> None:
 
 
 def daemon_set(container: str, *tolerations: JSON) -> JSON:
-    """One of NVIDIA's device-plugin chart."""
     template = {"containers": [{"name": container}], "tolerations": list(tolerations)}
     return {"metadata": {"name": container}, "spec": {"template": {"spec": template}}}
 

@@ -14,7 +14,6 @@ WHEN = "2026-11-20T10:00:00Z"
 
 
 def stored(node: str = "gpu-07", **metadata: Any) -> dict[str, Any]:
-    """Our rule for a node, as the API server stores it."""
     raw = rule_for(node)
     raw["metadata"] |= {"uid": "u1", "creationTimestamp": WHEN, **metadata}
     raw["spec"]["taint"]["timeAdded"] = WHEN

@@ -33,8 +33,6 @@ from gpusharing.kube.sourcesettings import SourceSettings
 
 
 class Bug(dict[str, Any]):
-    """A part of an object that nothing can be made of."""
-
     def get(self, key: str, default: Any = None) -> Any:
         if key == "deletionPolicy":
             return default
@@ -45,8 +43,6 @@ class Bug(dict[str, Any]):
 
 
 class Server(KubeClient):
-    """Serves one kind as it was told, whatever it was told."""
-
     def __init__(self) -> None:
         self.items: list[Any] = []
         self.events: asyncio.Queue[WatchEvent] = asyncio.Queue()
@@ -81,7 +77,6 @@ KINDS = (
 
 @asynccontextmanager
 async def following(kind: str, *items: Any) -> AsyncIterator[tuple[Server, Sources, Reflector[Any]]]:
-    """The reflector of one kind, after its first list."""
     server = Server()
     server.items = list(items)
     sources = Sources(server, SourceSettings(), lambda: None)
@@ -250,7 +245,6 @@ async def test_an_object_that_was_read_before_keeps_its_view_until_it_goes() -> 
 
 @virtually
 async def test_a_report_that_can_be_read_again_is_read_again() -> None:
-    """The same report in another version of the GPUNode is not converted twice."""
     report = {"requestID": "r1"}
     odd = named("gpu-1", "9", status={"observed": report})
     odd["metadata"]["annotations"] = Bug({"a": 1})

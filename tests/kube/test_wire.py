@@ -98,7 +98,6 @@ def test_json_that_is_nested_without_end_is_none() -> None:
 
 
 def test_a_path_that_the_server_does_not_know_names_the_kind() -> None:
-    """kube-apiserver answers `404 page not found` where no CRD is installed, and with a Status where no object is."""
     request = ApiRequest("list", GPUNODES)
     absent = error_of_response(request, 404, b"404 page not found\n", None)
     assert not lacks(str(absent), "gpunodes.gpusharing.dev", "404 page not found")
