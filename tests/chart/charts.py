@@ -21,9 +21,7 @@ NAMESPACE = "gpusharing"
 VERSION = version()
 _MAJOR, _MINOR, _ = VERSION.split(".")
 NEXT = f"{_MAJOR}.{int(_MINOR) + 1}.0"
-"""The next minor version."""
 IMAGE = ("--set", "image.repository=example.test/gpu-sharing-operator")
-"""The one value that is required."""
 HOOK = "helm.sh/hook"
 LOOK_UP = 'lookup "v1" "Namespace" "" "kube-system"'
 LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -41,7 +39,6 @@ class Helm:
 
     @property
     def own(self) -> dict[str, str]:
-        """The variables that name its folders."""
         return {f"HELM_{kind}_HOME": str(self.home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
 
     def run(self, *arguments: str, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -59,8 +56,7 @@ class Helm:
     def template(self, *arguments: str) -> list[Manifest]:
         """Render the chart for other programs, and return its objects in helm's order; the caller may change them.
 
-        Raises:
-            AssertionError: helm refused; the text is what it said.
+        Raises: AssertionError: helm refused; the text is what it said.
         """
         objects: list[Manifest] = json.loads(_rendered(self, CHART, arguments))
         return objects
@@ -71,7 +67,6 @@ class Helm:
         return objects
 
     def hooks(self, *arguments: str) -> list[Manifest]:
-        """Render what helm itself applies as hooks."""
         return [one for one in self.applied(*arguments) if HOOK in one["metadata"].get("annotations", {})]
 
     def refusal(self, *arguments: str) -> str:
@@ -101,7 +96,6 @@ def _rendered(helm: Helm, chart: Path, arguments: tuple[str, ...]) -> str:
 
 
 def find(objects: list[Manifest], kind: str, name: str) -> Manifest:
-    """The one object of this kind and name."""
     found = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
     assert len(found) == 1, f"{len(found)} objects {kind} {name}"
     return found[0]

@@ -56,11 +56,9 @@ class Installed:
 
     @property
     def admin(self) -> Api:
-        """Everything is allowed."""
         return self.plane.api
 
     def operator(self) -> Api:
-        """The operator's service account."""
         token = service_account_token(self.admin, NAMESPACE, "gpusharing-operator")
         return self.admin.as_token(token)
 
@@ -158,7 +156,6 @@ def dry(api: Api, path: str, patch: dict[str, Any]) -> int:
 
 
 def is_there(installed: Installed, path: str) -> bool:
-    """Whether the server has an object at the path."""
     try:
         installed.admin.get(path)
     except ApiError as error:

@@ -1,5 +1,4 @@
-"""What a stolen token of the operator or of an agent may not bring about, and each request that would: one row for each
-effect, from which the requests of all verbs are made."""
+"""What a stolen token of the operator or of an agent may not bring about, and each request that would: one row for each effect, from which the requests of all verbs are made."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,6 @@ EVENTS = f"/apis/events.k8s.io/v1/namespaces/{TENANT}/events"
 PLAIN, GATED, THEIRS = "effects-plain", "effects-gated", "effects-theirs"
 """A Node without a label of GPU nodes, one with the start-up taint, and the name of objects of other people."""
 MANAGER = "app=nvidia-mig-manager"
-"""Selects the pods of mig-manager."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,6 @@ class Request:
     kind: str = JSON
 
     def send(self, api: Api) -> Any:
-        """Ask for it without its being done."""
         apply = {"fieldManager": "thief", "force": "true"} if self.kind == APPLY_PATCH else {}
         return api.request(self.method, self.path, self.body, self.kind, dryRun="All", **apply)
 
@@ -92,7 +89,6 @@ class Ended:
     by_rbac: tuple[str, ...] = ()
 
     def requests(self, admin: Api) -> Iterator[Request]:
-        """Each request, for the pod as it is now."""
         metadata = find(admin, self.collection, self.name)["metadata"]
         path, options = f"{self.collection}/{metadata['name']}", self.options(metadata["uid"])
         whole = {"apiVersion": "v1", "kind": "DeleteOptions", **options, "dryRun": ["All"]}
@@ -123,7 +119,6 @@ def fresh(raw: Object) -> Object:
 
 
 def merged(raw: Object, patch: Object) -> Object:
-    """The object after a JSON merge patch."""
     found = copy.deepcopy(raw)
     for key, value in patch.items():
         if value is None:
@@ -145,7 +140,6 @@ def without_nulls(patch: Object) -> Object:
 
 
 def record(policy: str = "pool-d", mig: str = "all-disabled", plugin: str = "pool-d-1") -> str:
-    """A proof, as the operator writes it."""
     return f'{{"v":1,"policy":"{policy}","migConfig":"{mig}","pluginConfig":"{plugin}"}}'
 
 
@@ -201,7 +195,6 @@ def told(name: str) -> Written:
 
 
 def fenced(*keys: str, **labels: str | None) -> Object:
-    """A fence that records these keys."""
     quoted = ",".join(f'"{key}"' for key in keys)
     return {
         "metadata": {
@@ -290,5 +283,4 @@ EFFECTS: dict[str, Written | Ended] = {
         "agent", GPUNODES, "gpu-01", {"spec": {"request": {"id": "9"}}}, removed=True
     ),
 }
-"""What each account may not bring about. The operator's Lease, its ConfigMaps and its classes may be written, and are
-judged field by field in tests of their own."""
+"""What each account may not bring about. The operator's Lease, its ConfigMaps and its classes may be written, and are judged field by field in tests of their own."""

@@ -35,8 +35,7 @@ class RoleGrant:
 def golden(*values: str) -> frozenset[RoleGrant]:
     """The grants of rbac.yaml, with those that stand there for one of these values being true.
 
-    Raises:
-        ValueError: a row says something twice or does not say why.
+    Raises: ValueError: a row says something twice or does not say why.
     """
     grants: set[RoleGrant] = set()
     for row in yaml.safe_load(TABLE.read_text()):

@@ -32,7 +32,6 @@ class RunningPrometheus:
         return found
 
     def firing(self) -> list[dict[str, str]]:
-        """Labels of the alerts that fire now."""
         found = self._get("alerts").get("alerts", [])
         return [one["labels"] for one in found if one["state"] == "firing"]
 
@@ -98,7 +97,6 @@ def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str
 
 
 def dcgm_exporter(port: int) -> dict[str, Any]:
-    """How its chart has it scraped."""
     other = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}
     return {
         "job_name": "dcgm-exporter",

@@ -35,5 +35,4 @@ def crd(group: str, version: str, kind: str, scope: str) -> Object:
 
 
 def crds() -> list[Manifest]:
-    """All of them."""
     return [crd(group, version, kind, scope) for group, (version, kinds, scope) in KINDS.items() for kind in kinds]

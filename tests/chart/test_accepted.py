@@ -1,7 +1,5 @@
 """Every value set rendered and taken by a real API server: each object by a dry run with strict fields.
-
-Of kinds that other projects bring, the server has stand-ins (standins.py, SIMULATED).
-"""
+Of kinds that other projects bring, the server has stand-ins (standins.py, SIMULATED)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +16,11 @@ pytestmark = pytest.mark.cluster
 
 SPACES = "/api/v1/namespaces"
 MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator", "nvidia-device-plugin")
-"""Namespaces that a value set expects."""
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def neighbors(installed: Installed) -> Iterator[None]:
-    """Stand-ins and namespaces, taken away again."""
     admin = installed.admin
     install.apply_documents(admin, crds())
     spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in MADE_BY_OTHERS]

@@ -43,7 +43,6 @@ def operator(installed: Installed) -> Iterator[Api]:
 
 @pytest.fixture(scope="module")
 def agent(installed: Installed) -> Iterator[Api]:
-    """The agent on node A."""
     with installed.agent(installed.node_a) as api:
         yield api
 
@@ -375,7 +374,6 @@ def test_the_guard_is_rendered_in_the_form_that_this_server_serves_by_default(in
 
 
 def send(api: Api, method: str, path: str, body: dict[str, Any] | None) -> object:
-    """One request with the content type that fits the method."""
     calls: dict[str, Callable[[], object]] = {
         "GET": lambda: api.get(path),
         "DELETE": lambda: api.delete(path),

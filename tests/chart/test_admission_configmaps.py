@@ -1,5 +1,4 @@
-"""What a stolen token of the operator cannot write into our two ConfigMaps, on a real API server. NVIDIA's privileged
-programs read them."""
+"""What a stolen token of the operator cannot write into our two ConfigMaps, on a real API server. NVIDIA's privileged programs read them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,13 +28,11 @@ def operator(installed: Installed) -> Iterator[Api]:
 
 
 def written(api: Api, name: str, data: dict[str, str], **rest: Any) -> Any:
-    """Ask for a ConfigMap of this name without its being created."""
     body: Object = {"metadata": {"name": name}, "data": data, **rest}
     return api.request("POST", MAPS, body, dryRun="All", fieldValidation="Strict")
 
 
 def not_admitted(api: Api, name: str, data: dict[str, str]) -> bool:
-    """Whether the server refuses to create this ConfigMap."""
     try:
         written(api, name, data)
     except ApiError as error:

@@ -1,5 +1,4 @@
-"""Which Nodes a stolen token of the operator reaches, on a real API server: those with a label that it cannot write,
-and those in the middle of a change."""
+"""Which Nodes a stolen token of the operator reaches, on a real API server: those with a label that it cannot write, and those in the middle of a change."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +31,6 @@ RELEASE: Object = {
 
 @pytest.fixture(scope="module")
 def operator(installed: Installed) -> Iterator[Api]:
-    """The operator's token."""
     with installed.operator() as api:
         yield api
 
@@ -101,7 +99,6 @@ def test_the_operator_may_not_write_the_label_itself(plain: Api, operator: Api) 
 def test_on_a_node_that_lost_the_label_a_change_is_brought_to_its_end_and_no_other_begins(
     plain: Api, operator: Api
 ) -> None:
-    """As while Node Feature Discovery restarts."""
     plain.merge_patch(PATH, {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
     neighbors: Object = {"metadata": {"labels": {names.LABEL_UPGRADE_SKIP: "true"}}}
     patched(operator, {**FENCE, "metadata": {**FENCE["metadata"], **neighbors["metadata"]}})

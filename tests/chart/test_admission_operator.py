@@ -93,7 +93,6 @@ def enforced(installed: Installed, operator: Api) -> None:
 
 @pytest.fixture(scope="module")
 def operands(installed: Installed) -> dict[str, str]:
-    """Name of a running pod of each DaemonSet of NVIDIA's."""
     found = {}
     for operand, labels in {**OPERANDS, PLUGIN: {"app": "nvidia-device-plugin-daemonset"}}.items():
         name = next(iter(labels.values()))
@@ -111,23 +110,19 @@ def operands(installed: Installed) -> dict[str, str]:
 
 
 def bare(name: str, **labels: str) -> Object:
-    """A pod that nobody owns and no scheduler starts."""
     spec: Object = {"schedulerName": "nobody", "containers": [{"name": "main", "image": "x"}]}
     return {"metadata": {"name": name, "labels": labels}, "spec": spec}
 
 
 def create(api: Api, path: str, manifest: Object) -> Any:
-    """Ask for it without its being done."""
     return api.request("POST", path, manifest, dryRun="All")
 
 
 def delete(api: Api, path: str) -> Any:
-    """Ask for it without its being done."""
     return api.request("DELETE", path, dryRun="All")
 
 
 def evict(api: Api, namespace: str, name: str, options: Object | None = None) -> Any:
-    """Ask for it without its being done."""
     eviction: Object = {
         "apiVersion": "policy/v1",
         "kind": "Eviction",

@@ -8,7 +8,6 @@ from tests.chart.charts import Helm, find
 
 
 def pod_of(helm: Helm, *values: str) -> dict[str, Any]:
-    """The agent's pod."""
     arguments = [word for value in values for word in ("--set", value)]
     pod: dict[str, Any] = find(helm.template(*arguments), "DaemonSet", "gpusharing-agent")["spec"]["template"]["spec"]
     return pod

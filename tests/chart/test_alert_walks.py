@@ -1,5 +1,4 @@
-"""The shipped alerts, by what the operator's metrics say minute by minute: silent in a healthy rollout and in a rolling
-reboot, and each of ten sick nodes fires the one that is about it."""
+"""The shipped alerts, by what the operator's metrics say minute by minute: silent in a healthy rollout and in a rolling reboot, and each of ten sick nodes fires the one that is about it."""
 
 import re
 import subprocess
@@ -32,8 +31,6 @@ MINUTES = TURN * len(NODES)
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a node in a minute."""
-
     phase: Phase = Phase.SYNCED
     reason: Reason = Reason.SYNCED
     blocked_by: tuple[tuple[Reason, str], ...] = ()
@@ -47,8 +44,7 @@ Walk = Callable[[int, int], Seen]
 
 
 def healthy(minute: int, number: int) -> Seen:
-    """Two nodes ahead, a person's cordon or maintenance ends before their turn; a drained pod waits for its budget, and
-    then another does."""
+    """Two nodes ahead, a person's cordon or maintenance ends before their turn; a drained pod waits for its budget, and then another does."""
     since = minute - TURN * number
     if -2 * TURN <= since < 0:
         return Seen(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE if since < -TURN else Reason.ALREADY_CORDONED)
@@ -77,12 +73,10 @@ def sick(seen: Callable[[int], Seen]) -> Walk:
 
 
 def always(seen: Seen) -> Callable[[int], Seen]:
-    """The same in each minute."""
     return lambda _: seen
 
 
 def held_by(reason: Reason) -> Seen:
-    """A drain in which a pod stays."""
     return Seen(Phase.DRAINING, Reason.PODS_LEAVING, ((reason, "a/stays"),))
 
 
@@ -112,7 +106,6 @@ SICK = {
     ),
     "a change that failed": (always(Seen(Phase.FAILED, Reason.ACTUATOR_FAILED)), "GPUSharingNodeFailed"),
 }
-"""Ten sick nodes, and the alerts that fire."""
 FORMER = {
     "GPUSharingDrainBlocked": (
         'sum by (cluster, policy, reason) (gpusharing_drain_blocked_pods{reason!="JobsRunning"}) > 0',
@@ -125,7 +118,6 @@ FORMER = {
 
 
 def series_of(walk: Walk, cluster: str) -> dict[str, list[str]]:
-    """What a Prometheus scrapes each minute."""
     now = [0.0]
     metrics, world = Metrics(clock=lambda: now[0]), World()
     for node in NODES:
@@ -174,7 +166,6 @@ def series_of(walk: Walk, cluster: str) -> dict[str, list[str]]:
 
 
 def fired(folder: Path, walks: Mapping[str, Walk], rules: Path = RULES) -> dict[str, dict[str, int]]:
-    """For how many minutes each alert fired, by walk."""
     series = [
         {"series": name, "values": " ".join(values)}
         for cluster, walk in walks.items()
@@ -191,7 +182,6 @@ def fired(folder: Path, walks: Mapping[str, Walk], rules: Path = RULES) -> dict[
 
 
 def read_samples(text: str) -> dict[str, dict[str, int]]:
-    """The samples that promtool got instead of the impossible one."""
     found: dict[str, dict[str, int]] = {}
     (got,) = re.findall(r"^ *got: ?(.*)$", text, re.MULTILINE)
     for alert, cluster, value in re.findall(r'alertname="(\w+)", cluster="([^"]+)"\} (\S+?),?(?= \{|$|,)', got):

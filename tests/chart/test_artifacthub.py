@@ -1,8 +1,5 @@
 """What the chart tells Artifact Hub, held to the facts: its CRDs, its image, its licence, the changelog.
-
-The keys are those of https://artifacthub.io/docs/topics/annotations/helm. `artifacthub.io/signKey` is not among ours:
-it is for keys of PGP, and a release is signed without a key (Sigstore), which Artifact Hub finds by itself.
-"""
+The keys are those of https://artifacthub.io/docs/topics/annotations/helm. `artifacthub.io/signKey` is not among ours: it is for keys of PGP, and a release is signed without a key (Sigstore), which Artifact Hub finds by itself."""
 
 import re
 import tomllib
@@ -44,14 +41,12 @@ SOURCE = "https://example.test/team/x"
 
 
 def annotations(chart: Path = CHART) -> dict[str, Any]:
-    """By name without the prefix; what is YAML in a text is read."""
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
     return {key.removeprefix(PREFIX): yaml.safe_load(text) for key, text in about["annotations"].items()}
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """The chart as a release writes it."""
     changes = [{"kind": "added", "description": "a"}]
     return write_chart(tmp_path / CHART.name, "registry.test/x", DIGEST, changes, SOURCE)
 
@@ -82,7 +77,6 @@ def test_the_crds_are_those_in_the_chart() -> None:
 
 
 def _plain(path: Path) -> str:
-    """Without the chart's own lines."""
     return "\n".join(line for line in path.read_text().splitlines() if "{{" not in line)
 
 
@@ -96,7 +90,6 @@ def test_every_example_is_a_policy_that_may_be_applied() -> None:
 
 @pytest.mark.cluster
 def test_the_api_server_takes_every_example(installed: Installed) -> None:
-    """Under names of their own: that of an example may be taken by a policy of another test."""
     examples = [
         {**example, "metadata": {"name": f"example-{number}"}}
         for number, example in enumerate(annotations()["crdsExamples"])

@@ -1,7 +1,4 @@
-"""`helm test` (checks/__main__.py) on a real API server: under its own account, on good and on broken installations.
-
-The pod of the hook runs on no kubelet here: its program does, with the token, roles and variables that it has.
-"""
+"""`helm test` (checks/__main__.py) on a real API server: under its own account, on good and on broken installations."""
 
 import os
 import subprocess
@@ -37,7 +34,6 @@ def installed(installed: Installed, helm: Helm) -> Iterator[Installed]:
 
 @pytest.fixture(scope="module")
 def hooks(installed: Installed) -> list[Manifest]:
-    """What helm creates for the test."""
     return installed.helm.hooks("--set", "image.tag=trial")
 
 
@@ -80,7 +76,6 @@ def ready(installed: Installed, namespace: str) -> bool:
 
 
 def told(environment: dict[str, str]) -> tuple[int, str]:
-    """Exit status and screen of the program that the pod runs."""
     root = Path(__file__).resolve().parent.parent.parent
     own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root / "operator"), **environment}
     done = subprocess.run(
@@ -96,7 +91,6 @@ def told(environment: dict[str, str]) -> tuple[int, str]:
 
 @contextmanager
 def without(installed: Installed, path: str) -> Iterator[None]:
-    """An object is deleted, and created again at the end."""
     found = installed.admin.get(path)
     installed.admin.delete(path)
     try:
@@ -109,7 +103,6 @@ def without(installed: Installed, path: str) -> Iterator[None]:
 
 @contextmanager
 def patched(installed: Installed, path: str, change: Object, back: Object) -> Iterator[None]:
-    """A merge patch, and the one that undoes it."""
     installed.admin.merge_patch(path, change)
     try:
         yield

@@ -34,7 +34,6 @@ def stored() -> list[dict[str, str]]:
 
 def test_every_panel_shows_the_chosen_cluster_and_no_other(tmp_path: Path) -> None:
     def shows(query: str, cluster: str) -> str:
-        """One value if the panel shows something other than 0."""
         return f"count(({filled_in(query, {**FOR_NOW, '$cluster': cluster})}) != 0) > bool 0"
 
     tests = [

@@ -15,7 +15,6 @@ PATH = f"{POLICIES}/goes"
 
 @pytest.fixture
 def goes(installed: Installed) -> Iterator[None]:
-    """Whatever a test leaves of its policy goes."""
     yield
     try:
         installed.admin.merge_patch(PATH, {"spec": {"deletionPolicy": "Retain"}, "metadata": {"finalizers": None}})

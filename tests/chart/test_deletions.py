@@ -72,7 +72,6 @@ def leaves(node: Any, *path: str) -> Iterator[tuple[str, Any]]:
 
 
 def alternatives(key: str, value: Any) -> list[Any]:
-    """Other values that may decide which objects there are."""
     if key == "guard.kind":
         return ["validating", "mutating"]
     if isinstance(value, bool):
@@ -146,11 +145,9 @@ LEAST: Values = {
 
 
 COME_AND_GO = ("ComponentStatus", "Event", "Lease")
-"""Kinds whose objects nobody keeps."""
 
 
 def snapshot(api: Api) -> dict[str, Object]:
-    """All objects that can be listed, by their UID."""
     found: dict[str, Object] = {}
     for group in ["/api/v1", *(f"/apis/{version}" for version in versions(api))]:
         for row in api.get(group)["resources"]:
@@ -169,7 +166,6 @@ def versions(api: Api) -> list[str]:
 
 
 def is_ours(one: Object, objects: dict[str, Object]) -> bool:
-    """Whether the release made it, or one of its owners."""
     metadata = one["metadata"]
     if metadata.get("annotations", {}).get("meta.helm.sh/release-name") or HOOK in str(metadata):
         return True
@@ -197,7 +193,6 @@ def test_no_value_deletes_an_object_of_other_people(installed: Installed) -> Non
     assert done.returncode == 0, done.stderr
 
     def settled() -> bool:
-        """The pods of the revision before are gone."""
         return all("deletionTimestamp" not in one["metadata"] for one in snapshot(api).values())
 
     wait_until(settled, SECONDS, "what is being deleted to be gone")

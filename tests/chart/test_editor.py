@@ -119,7 +119,6 @@ def test_an_editor_may_not(installed: Installed, editor: Api, what: str) -> None
 
 
 def test_who_may_write_the_status_is_trusted_with_the_rest(installed: Installed) -> None:
-    """The operator does, and so do cluster admins and the garbage collector, which takes an orphan's owner away."""
     path = f"{GPUNODES}/{installed.node_b}"
     with installed.operator() as operator:
         operator.merge_patch(path, {"spec": {"request": {"id": "op:verify:1"}}})

@@ -1,5 +1,4 @@
-"""Each effect of effects.py, by each verb, on a real API server: with a token of the account as the chart makes it, and
-after the account was granted every right. That a cluster admin may do the same shows that the request is a valid one."""
+"""Each effect of effects.py, by each verb, on a real API server: with a token of the account as the chart makes it, and after the account was granted every right. That a cluster admin may do the same shows that the request is a valid one."""
 
 import re
 from collections.abc import Iterator
@@ -40,7 +39,6 @@ GATE = {"key": names.TAINT_UNPROVEN, "effect": "NoSchedule"}
 
 @pytest.fixture(scope="module")
 def targets(installed: Installed) -> Iterator[None]:
-    """The objects of the effects."""
     admin = installed.admin
     labels = {
         names.LABEL_GPU_PRESENT: "true",
@@ -74,14 +72,12 @@ def targets(installed: Installed) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def thieves(installed: Installed, targets: None) -> Iterator[dict[str, Api]]:
-    """A token of each account."""
     with installed.operator() as operator, installed.agent(installed.node_a) as agent:
         yield {"operator": operator, "agent": agent}
 
 
 @pytest.fixture(scope="module")
 def mighty_thieves(installed: Installed, thieves: dict[str, Api]) -> Iterator[dict[str, Api]]:
-    """The same, after somebody granted the accounts everything."""
     with (
         mighty(installed, thieves["operator"], "gpusharing-operator", NAMESPACE),
         mighty(installed, thieves["agent"], "gpusharing-agent", AGENT_NAMESPACE),

@@ -1,7 +1,4 @@
-"""The manifests that let Argo CD and Flux install the chart.
-
-They were checked once against the schemas of the two programs' CRDs, which are not part of this repository.
-"""
+"""The manifests that let Argo CD and Flux install the chart."""
 
 import json
 from pathlib import Path
@@ -19,12 +16,10 @@ REGISTRY = "REGISTRY/charts"
 
 
 def manifests(name: str) -> dict[str, Any]:
-    """Return the objects of a file by their kind."""
     return {one["kind"]: one for one in yaml.safe_load_all((FOLDER / name).read_text())}
 
 
 def values(name: str) -> dict[str, Any]:
-    """Return the values that a file gives to the chart."""
     objects = manifests(name)
     found: dict[str, Any] = (
         objects["Application"]["spec"]["source"]["helm"]["valuesObject"]

@@ -35,19 +35,16 @@ REMOVED = (
     f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator",
     f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent",
 )
-"""Some of what helm uninstall takes away."""
 RUNNING = {"gpusharing-operator": (NAMESPACE, 2), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def policy(installed: Installed) -> Object:
-    """A policy that outlives every test of this file."""
     return installed.admin.create(POLICIES, POLICY)
 
 
 @pytest.fixture
 def pointers(installed: Installed) -> Iterator[None]:
-    """What ClusterPolicy says is as before at the end."""
     yield
     say(installed, *OURS, None)
 
@@ -180,7 +177,6 @@ OWN = ("--set", "agent.createNamespace=false")
 
 @pytest.fixture
 def secret(installed: Installed) -> Iterator[str]:
-    """Something that others keep in the agents' namespace; its path."""
     body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "of-others"}}
     installed.admin.create(f"{AGENTS}/secrets", body)
     yield f"{AGENTS}/secrets/of-others"
@@ -399,7 +395,6 @@ NAMES = ("cluster-policy", "gpu-cluster-policy")
 
 @pytest.fixture
 def second(installed: Installed) -> Iterator[str]:
-    """Another ClusterPolicy, with OpenShift's name."""
     first = installed.admin.get(f"{CLUSTER_POLICIES}/{NAMES[0]}")
     installed.admin.create(CLUSTER_POLICIES, {**first, "metadata": {"name": NAMES[1]}})
     state = first["status"]["state"]

@@ -1,10 +1,5 @@
-"""helm, killed after a write of `install`, `upgrade`, `rollback` or `uninstall`, leaves a release that the commands of
-docs/how-to/upgrade.md repair.
-
-`.ci/run` kills `install` and `upgrade` only, after half of those writes. A proxy in front of the API server kills helm -9 as soon as the server has
-accepted write number N, so helm never sees the answer. By default a few writes of each verb are taken; FULL=1 takes all
-of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major.
-"""
+"""helm, killed after a write of `install`, `upgrade`, `rollback` or `uninstall`, leaves a release that the commands of docs/how-to/upgrade.md repair.
+A proxy in front of the API server kills helm -9 as soon as the server has accepted write number N, so helm never sees the answer. By default a few writes of each verb are taken; FULL=1 takes all of them, FULL=49 those from the 49th on. HELM=helm3 runs the other major."""
 
 import json
 import os
@@ -56,18 +51,13 @@ State = dict[str, Any]
 
 @dataclass
 class Bench:
-    """A release, and helm with or without the proxy in between."""
-
     installed: Installed
     proxy: FaultProxy
     kubeconfig: Path
-    """Leads through the proxy."""
     paths: set[str] = field(default_factory=set)
-    """All objects of either revision."""
 
     def through(self, kill_at: int, *arguments: str) -> list[ProxiedWrite]:
-        """Run helm through the proxy, and kill it as soon as write `kill_at` is accepted, or never for 0. Returns the
-        writes that were accepted. Raises AssertionError if helm fails or ends before that write."""
+        """Run helm through the proxy, and kill it as soon as write `kill_at` is accepted, or never for 0. Returns the writes that were accepted. Raises AssertionError if helm fails or ends before that write."""
         helm, running = self.installed.helm, list[subprocess.Popen[str]]()
         self.proxy.reset()
 
@@ -130,15 +120,13 @@ class Bench:
         return {key: value for key, value in found.items() if key != "status"} | {"metadata": metadata}
 
     def note(self, writes: list[ProxiedWrite]) -> None:
-        """Remember which objects these writes are about."""
         for write in writes:
             if kind_of(write) != "secrets" and write.method != "DELETE":
                 name = f"/{write.body['metadata']['name']}" if write.method == "POST" else ""
                 self.paths.add(write.path + name)
 
     def expect(self, state: State, what: str) -> None:
-        """Wait until the objects are these. The release must then be `deployed`, so that nothing is locked, or
-        gone if the state has no operator."""
+        """Wait until the objects are these. The release must then be `deployed`, so that nothing is locked, or gone if the state has no operator."""
         try:
             wait_until(lambda: not self._differences(state), SECONDS, what)
         except TimeoutError as error:
@@ -146,8 +134,7 @@ class Bench:
         assert [status for _, status in self.history()[-1:]] == (["deployed"] if state[OPERATOR] else []), what
 
     def _differences(self, state: State) -> list[str]:
-        """The paths of the objects that are not as in this state. Of a release that is gone only their presence
-        counts: the CRDs stay as its last revision had them."""
+        """The paths of the objects that are not as in this state. Of a release that is gone only their presence counts: the CRDs stay as its last revision had them."""
         now = self.state()
         if state[OPERATOR]:
             return [path for path, wanted in state.items() if now[path] != wanted]
@@ -182,8 +169,6 @@ def bench(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
 
 @dataclass(frozen=True)
 class Reference:
-    """What an undisturbed life of the release does and leaves."""
-
     writes: dict[str, list[ProxiedWrite]]
     """By verb."""
     first: State
@@ -226,8 +211,7 @@ def command(verb: str, revision: int) -> tuple[str, ...]:
 
 
 def points(verb: str, writes: list[ProxiedWrite]) -> list[int]:
-    """The numbers of the writes after which helm is killed: all from number FULL on if that is set, otherwise the
-    first, the last, those of hooks, and the first of each kind of object, of which each verb takes a fourth."""
+    """The numbers of the writes after which helm is killed: all from number FULL on if that is set, otherwise the first, the last, those of hooks, and the first of each kind of object, of which each verb takes a fourth."""
     if first := os.environ.get("FULL"):
         return list(range(int(first), len(writes) + 1))
     kinds = [kind_of(write) for write in writes]
@@ -237,7 +221,6 @@ def points(verb: str, writes: list[ProxiedWrite]) -> list[int]:
 
 
 def kind_of(write: ProxiedWrite) -> str:
-    """The plural of the object's kind."""
     parts = write.path.split("/")
     return parts[-1] if write.method == "POST" else parts[-2]
 
@@ -314,7 +297,6 @@ def test_after_a_killed_uninstall_it_is_finished_or_taken_back(bench: Bench, ref
 
 
 def clear(bench: Bench, reference: Reference) -> None:
-    """Remove the release, undisturbed."""
     if bench.history():
         bench.run("uninstall", "--wait")
     bench.expect(reference.none, "no release")

@@ -1,8 +1,5 @@
 """Helm 3 and Helm 4 alike: the same objects from every value set, and a release that changes hands.
-
-Helm 4 applies on the server what Helm 3 sent as a patch of three sides. Elsewhere the tests run with one of them, which
-HELM chooses.
-"""
+Helm 4 applies on the server what Helm 3 sent as a patch of three sides. Elsewhere the tests run with one of them, which HELM chooses."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,7 +38,6 @@ def test_both_render_the_same_objects(majors: dict[str, Helm], values: Path) -> 
 
 @pytest.fixture(scope="module")
 def released(majors: dict[str, Helm]) -> Iterator[Installed]:
-    """The chart installed by Helm 3, on a control plane of its own."""
     with ControlPlane(options=Options(audit=True)) as plane:
         yield set_up(plane, majors["helm3"])
 
@@ -70,7 +66,6 @@ EXTRA = 'operator.extraEnv=[{"name":"HTTPS_PROXY","value":"http://proxy.test"}]'
 
 
 def told(installed: Installed) -> dict[str, str | None]:
-    """What the values became in the workloads on the server."""
     environ: dict[str, dict[str, str | None]] = {}
     for path in (DEPLOYMENT, AGENT):
         (container,) = installed.admin.get(path)["spec"]["template"]["spec"]["containers"]

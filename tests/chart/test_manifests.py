@@ -16,8 +16,7 @@ from hack import olm
 REPOSITORY = IMAGE[1].partition("=")[2]
 DIGEST = "sha256:" + "a" * 64
 TAKE_OVER = {"3": ("--take-ownership",), "4": ("--take-ownership", "--force-conflicts")}
-"""The flags with which each major of helm takes over what kubectl applied. Helm 4 applies on the server, where kubectl
-owns the fields."""
+"""The flags with which each major of helm takes over what kubectl applied. Helm 4 applies on the server, where kubectl owns the fields."""
 OF_THE_SERVER = ("uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
 """Fields of an object's metadata that the API server sets."""
 OF_OTHERS = ("meta.helm.sh/", "deployment.kubernetes.io/", "deprecated.daemonset.template.generation")
@@ -106,7 +105,6 @@ def uninstall(installed: Installed) -> None:
 
 
 def disown(api: Api, path: str) -> None:
-    """Remove kubectl from the field managers of an object."""
     managers = api.get(path)["metadata"]["managedFields"]
     others = [row for row in managers if not row["manager"].startswith("kubectl")]
     api.merge_patch(path, {"metadata": {"managedFields": others}})
@@ -120,7 +118,6 @@ def test_the_page_and_the_refusal_give_the_flags_that_take_the_objects_over() ->
 
 
 def major(installed: Installed) -> str:
-    """Return the major version of the helm under test."""
     return installed.helm.run("version", "--short").stdout.removeprefix("v").partition(".")[0]
 
 

@@ -1,5 +1,4 @@
-"""Values of the chart that are set, changed and rolled back in the middle of a change: what the operator has set on a
-Node it may take away again, and each change comes to its end."""
+"""Values of the chart that are set, changed and rolled back in the middle of a change: what the operator has set on a Node it may take away again, and each change comes to its end."""
 
 import itertools
 import json
@@ -49,7 +48,6 @@ class Changing:
 
     @property
     def raw(self) -> Object:
-        """The Node as it is now."""
         found: Object = self.admin.get(f"{NODES}/{self.name}")
         return found
 
@@ -76,7 +74,6 @@ class Changing:
         return fence
 
     def end(self, fence: Fence) -> Object:
-        """Record a last step, release the Node, and return it."""
         raw = self.raw
         view = make_node(self.name, uid=raw["metadata"]["uid"], labels=raw["metadata"]["labels"])
         fence = replace(fence, attempt=2)
@@ -88,8 +85,7 @@ class Changing:
         return self.raw
 
     def patch(self, action: NodePatch) -> None:
-        """Write it as the operator; once more if somebody else wrote in between, as the controller does that taints
-        a cordoned Node."""
+        """Write it as the operator; once more if somebody else wrote in between, as the controller does that taints a cordoned Node."""
 
         def written() -> bool:
             body = patch_for(action, self.raw["metadata"]["resourceVersion"])
@@ -162,7 +158,6 @@ def configures(operator: Api) -> bool:
 
 
 def may(operator: Api, group: str, resource: str, verb: str, name: str) -> bool:
-    """Whether RBAC allows it."""
     attributes = {
         "group": group,
         "resource": resource,
@@ -204,8 +199,7 @@ VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
     "gpuOperator.configure": (("--set", "gpuOperator.configure=true"), configures, True),
     "gpuOperator.repairMps": (("--set", "gpuOperator.repairMps=true"), repairs_mps, True),
 }
-"""Each value with which a rule about the operator changes: helm's arguments, what the operator may do under one of the
-two settings only, and whether that is the one of the arguments."""
+"""Each value with which a rule about the operator changes: helm's arguments, what the operator may do under one of the two settings only, and whether that is the one of the arguments."""
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +228,6 @@ Begun = list[tuple[Changing, Fence]]
 
 
 def begin_in_each_phase(site: Installed, operator: Api, *marks: str, label: str = names.LABEL_GPU_PRESENT) -> Begun:
-    """A new Node for each of PHASES."""
     labels = {label: "true", names.LABEL_MODE: "full", names.LABEL_MIG_STATE: "success"}
     begun = []
     for phase in PHASES:
@@ -245,8 +238,7 @@ def begin_in_each_phase(site: Installed, operator: Api, *marks: str, label: str 
 
 
 def end(begun: Begun) -> None:
-    """Bring each change to its end, after which nothing of it is left on its Node, and delete the Node: it has no
-    kubelet, so a later `helm upgrade --wait` would wait for the agent's pod there until the Node counts as lost."""
+    """Bring each change to its end, after which nothing of it is left on its Node, and delete the Node: it has no kubelet, so a later `helm upgrade --wait` would wait for the agent's pod there until the Node counts as lost."""
     for node, fence in begun:
         raw = node.end(fence)
         assert not raw["spec"].get("unschedulable")
@@ -256,7 +248,6 @@ def end(begun: Begun) -> None:
 
 
 def last_revision(site: Installed) -> tuple[str, str]:
-    """Number and status of the newest revision."""
     done = site.run_helm("history", "--max", "1", "--output", "json")
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(done.stdout)
@@ -316,8 +307,7 @@ def test_a_change_ends_although_its_fence_is_written_with_other_spaces(site: Ins
 
 
 def test_a_change_comes_to_its_end_when_helm_itself_rolls_an_upgrade_back(site: Installed, operator: Api) -> None:
-    """`--rollback-on-failure`, which Helm 3 calls `--atomic`: each change begins under the values of the revision that
-    fails, because no node takes its pods."""
+    """`--rollback-on-failure`, which Helm 3 calls `--atomic`: each change begins under the values of the revision that fails, because no node takes its pods."""
     refused = {TAINTS} if lacks(DEVICE_CLASSES) else set()
     every = [word for value in VALUES if value not in refused for word in VALUES[value][0]]
     before, _ = last_revision(site)
@@ -385,8 +375,6 @@ NO_RULE = {"rbac.create", "image.pullPolicy", "gpuOperator.namespace"}
 
 
 def test_an_installation_that_helm_takes_back_is_repaired_as_the_refusal_says(site: Installed, operator: Api) -> None:
-    """The operator was uninstalled by force in the middle of a change, and cannot run as it is installed again. Taking
-    that back is an uninstall, too. Last here: the accounts are new ones."""
     begun = begin_in_each_phase(site, operator)
     done = site.run_helm("uninstall", "--no-hooks", "--wait")
     assert done.returncode == 0, done.stderr

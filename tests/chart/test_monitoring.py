@@ -102,38 +102,32 @@ AGENT = {
 }
 """Every metric and its labels, on which people's own alerts and dashboards stand: more may come, none may go."""
 TARGET = {"node", "namespace", "pod", "job", "le"}
-"""Labels that the scrape or Prometheus adds."""
 MADE = {"cluster", "is", "part"}
 """Labels that somebody else's Prometheus adds, and those that panels make themselves."""
 WORDS = {"by", "sum", "count", "rate", "increase", "or", "unless", "on", "vector", "histogram_quantile"}
 
 
 def promtool(*arguments: str) -> str:
-    """Run promtool."""
     done = subprocess.run([ensure("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def alerts() -> list[dict[str, Any]]:
-    """The alerts of the chart."""
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 
 
 def drawn() -> list[dict[str, Any]]:
-    """Every panel of every dashboard."""
     return [panel for file in DASHBOARDS for panel in json.loads(file.read_text())["panels"]]
 
 
 def filled_in(query: str, words: Mapping[str, str] = FOR_NOW) -> str:
-    """A query as Grafana sends it, with All chosen."""
     for word, value in words.items():
         query = query.replace(word, value)
     return re.sub(r"\$\w+", ".*", query)
 
 
 def queries() -> list[str]:
-    """Every expression of the dashboards."""
     return [target["expr"] for panel in drawn() for target in panel["targets"]]
 
 
@@ -197,7 +191,6 @@ def test_every_alert_is_tested_and_says_how_bad_and_what_it_is() -> None:
 
 
 def test_every_alert_is_explained_and_every_explanation_is_of_an_alert() -> None:
-    """Each by a heading, whose anchor is the one of runbook_url, and always with the same four questions."""
     found = re.split(r"^## (GPUSharing\w+)$", RUNBOOK.read_text(), flags=re.MULTILINE)[1:]
     sections = dict(zip(found[::2], found[1::2], strict=True))
     assert list(sections) == [rule["alert"] for rule in alerts()], "docs/how-to/alerts.md, in the order of rules.yaml"

@@ -72,7 +72,6 @@ def refusals(plane: ControlPlane, helm: Helm) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def notes(plane: ControlPlane, helm: Helm, refusals: dict[str, str]) -> str:
-    """What helm prints when it then installs the chart."""
     done, said = installs(plane, helm)
     assert done, said
     return said
@@ -98,7 +97,6 @@ def test_the_notes_do_not_ask_to_shut_out_the_gpu_operators_pods(notes: str) -> 
 def test_an_upgrade_is_not_refused_because_the_level_was_changed_since(
     plane: ControlPlane, helm: Helm, notes: str
 ) -> None:
-    """It may be the one that stops everything."""
     plane.api.merge_patch(f"/api/v1/namespaces/{AGENTS}", {"metadata": {"labels": {LEVEL: "baseline"}}})
     done, said = run(plane, helm, "upgrade", "gpusharing", str(CHART), *IMAGE, *CHOSEN, "--set", "paused=true")
     assert done, said

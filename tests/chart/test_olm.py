@@ -1,7 +1,5 @@
 """The bundle for OLM and the file beside it: together they are the chart, and OLM's own validator accepts the bundle.
-
-No OLM runs here (docs/reference/not-tried.md).
-"""
+No OLM runs here (docs/reference/not-tried.md)."""
 
 import base64
 import json
@@ -44,8 +42,7 @@ CARRIED = {
     "ServiceAccount",
     "ServiceMonitor",
 }
-"""The kinds that operator-registry v1.64.0 lets a bundle have (pkg/lib/bundle/supported_resources.go), without those of
-consoles and autoscalers."""
+"""The kinds that operator-registry v1.64.0 lets a bundle have (pkg/lib/bundle/supported_resources.go), without those of consoles and autoscalers."""
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +55,15 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def manifests(bundle: Path) -> list[Manifest]:
-    """The objects of a bundle, the ClusterServiceVersion first."""
     found = [yaml.load(path.read_text(), LOADER) for path in sorted((bundle / "manifests").iterdir())]
     return sorted(found, key=lambda one: one["kind"] != "ClusterServiceVersion")
 
 
 def in_file(beside: Path) -> list[Manifest]:
-    """The objects of the file beside a bundle."""
     return list(yaml.load_all(beside.read_text(), LOADER))
 
 
 def installed_by(csv: Manifest) -> dict[str, Any]:
-    """The one Deployment that a ClusterServiceVersion installs."""
     install = csv["spec"]["install"]
     assert install["strategy"] == "deployment"
     assert set(install["spec"]) == {"deployments"}, "no rights: OLM would grant them without our admission policies"

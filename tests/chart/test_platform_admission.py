@@ -1,8 +1,5 @@
 """Each platform's values meet its admission on a real API server: PodSecurity is the server's own, the rest SIMULATED.
-
-Namespaces with labels say which platform they are on: there count the stand-ins for what OpenShift and GKE refuse
-(platform-admission.yaml).
-"""
+Namespaces with labels say which platform they are on: there count the stand-ins for what OpenShift and GKE refuse (platform-admission.yaml)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,7 +61,6 @@ def _enforced(api: Api, platform: str) -> bool:
 
 
 def namespace(api: Api, name: str, **labels: str) -> None:
-    """With the account that the service account controller makes."""
     metadata = {"name": name, "labels": labels, "annotations": UIDS}
     install.apply_documents(api, [{"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}])
     account = {

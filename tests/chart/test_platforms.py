@@ -14,7 +14,6 @@ def rendered(helm: Helm, platform: str) -> list[Manifest]:
 
 
 def agent(objects: list[Manifest]) -> dict[str, Any]:
-    """The template of the agent's pods."""
     template: dict[str, Any] = find(objects, "DaemonSet", "gpusharing-agent")["spec"]["template"]
     return template
 

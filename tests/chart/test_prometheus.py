@@ -35,14 +35,12 @@ PATIENCE = 120.0
 
 
 def increases(seen: RunningPrometheus) -> dict[str, float]:
-    """All increases of COUNTERS."""
     names = {one: f"gpusharing_{one}_seconds_total" for one in COUNTERS}
     grown = seen.increases(names.values())
     return {one: grown[name] for one, name in names.items()}
 
 
 def samples(seen: RunningPrometheus, node: str) -> int:
-    """How often it has scraped the meter of a node."""
     found = seen.ask(f'count_over_time(gpusharing_gpu_seconds_total{{node="{node}"}}[10m])')
     return sum(int(float(series["value"][1])) for series in found)
 
@@ -69,14 +67,11 @@ class Scrapes(Collector):
         self.seconds = 0.0
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing to tell; time goes on."""
         self.seconds += 1
         return ()
 
 
 class Node:
-    """A node whose agent can be restarted."""
-
     def __init__(self, name: str, *products: str) -> None:
         self.server, self.pods = OneNode(name), FixedPods()
         self.gpus = SimulatedGPUs(name, products)
@@ -104,7 +99,6 @@ class Node:
 
 
 async def until_scraped(seen: RunningPrometheus, *nodes: Node) -> None:
-    """Some more samples of each."""
     wanted = {node.server.name: samples(seen, node.server.name) + SCRAPES for node in nodes}
 
     def enough() -> bool:

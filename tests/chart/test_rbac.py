@@ -55,7 +55,6 @@ def test_no_grant_is_wide(helm: Helm) -> None:
 
 @pytest.mark.parametrize("secure", [True, False])
 def test_the_agent_reaches_nothing_but_gpunodes_and_asks_who_reads_its_metrics(helm: Helm, secure: bool) -> None:
-    """Neither review stores anything."""
     reviews = {("tokenreviews", "create"), ("subjectaccessreviews", "create")} if secure else set()
     grants = rendered(helm, "--set", f"agent.secureMetrics={str(secure).lower()}")
     found = {(one.resource, one.verb) for one in grants if one.subject == "agent"}
@@ -83,9 +82,7 @@ def test_nobody_may_read_the_agents_metrics_but_who_is_named_and_the_account_of_
 
 
 def test_the_number_of_grants_stays_small(helm: Helm) -> None:
-    """The aim of docs/design/faults.md#rbac, two more for the DaemonSets of the plain stack, two for agents'
-    Warnings, one for the labels of namespaces, two for what NVIDIA's DRA driver publishes, five for DeviceClasses, and
-    four for DeviceTaintRules."""
+    """The aim of docs/design/faults.md#rbac, two more for the DaemonSets of the plain stack, two for agents' Warnings, one for the labels of namespaces, two for what NVIDIA's DRA driver publishes, five for DeviceClasses, and four for DeviceTaintRules."""
     count = {subject: sum(grant.subject == subject for grant in rendered(helm)) for subject in USERS}
     assert count["operator"] <= 56
     assert count["agent"] <= 6
@@ -104,7 +101,6 @@ def test_without_rbac_no_role_is_left(helm: Helm) -> None:
 
 
 def test_the_account_of_helm_test_only_reads(helm: Helm) -> None:
-    """A SubjectAccessReview is a question; nothing is stored."""
     writes = {
         (grant.resource, grant.verb)
         for grant in rendered(helm)

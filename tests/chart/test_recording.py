@@ -50,7 +50,6 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def agent(*, honor: bool) -> Series:
-    """What Prometheus stores of the agent's metrics of usage."""
     loop = AgentLoop("gpu-01", OneNode().client, SimulatedGPUs("gpu-01", []), FixedPods())
     loop.use = USE, HOLDINGS
     registry = CollectorRegistry()
@@ -64,7 +63,6 @@ def agent(*, honor: bool) -> Series:
 
 
 def exporter(setup: SetUp) -> Series:
-    """What Prometheus stores of dcgm-exporter's."""
     return {(name, _frozen(labels)): value for name, labels, value in samples(METERED, setup)}
 
 
@@ -78,8 +76,7 @@ def _selector(name: str, labels: Iterable[tuple[str, str]]) -> str:
 
 
 def play(tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]], growth: str = "") -> None:
-    """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a
-    counter in a minute."""
+    """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a counter in a minute."""
     series = {
         _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5" for key, value in stored.items()
     }
@@ -168,7 +165,6 @@ WAYS = [
 
 
 def way(setup: SetUp) -> str:
-    """How a test is called."""
     namespace = "the old labels" if setup.old_namespace else "the labels of today"
     return f"{namespace}, {setup.hostname}, {'with' if setup.honor_labels else 'without'} honorLabels"
 
@@ -193,12 +189,10 @@ def test_dcgm_on_gpus_of_which_no_agent_tells_records_nothing_of_slices(tmp_path
 
 
 def in_cluster(cluster: str, told: str) -> str:
-    """The UUIDs of a text, which no two clusters share."""
     return re.sub(r"(GPU|MIG)-(?=\w)", rf"\1-{cluster}-", told)
 
 
 def labelled(cluster: str, stored: Series) -> Series:
-    """The same of a cluster that has its name on all series."""
     return {
         (
             name,
@@ -244,7 +238,6 @@ def test_memory_that_pods_of_a_cluster_demand_is_compared_with_that_clusters_gpu
 
 
 def panel(dashboard: Dashboard, title: str) -> str:
-    """The query of a panel, as Grafana sends it."""
     (found,) = {one.expression for one in dashboard.panels if one.title == title and one.kind == "timeseries"}
     return filled_in(found, {"$__rate_interval": "3m", "$__range": "3m", "$price": "2"})
 
@@ -275,7 +268,6 @@ def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(t
 
 
 def records() -> set[str]:
-    """The names of the rules."""
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
     return {rule["record"] for rule in group["rules"]}
 

@@ -29,7 +29,6 @@ def test_the_packaged_chart_needs_no_value_and_runs_the_image_by_digest(helm: He
 def test_a_chart_that_is_prepared_again_has_the_same_bytes_whenever_its_files_were_written(
     helm: Helm, tmp_path: Path
 ) -> None:
-    """Publishing compares the bytes with those of a chart in the registry, for example after a signature failed."""
     packed = []
     for written in (1_700_000_000, 1_763_000_000):
         chart = write_chart(tmp_path / str(written) / "gpu-sharing-operator", "registry.test/team/x", DIGEST)

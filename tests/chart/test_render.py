@@ -34,7 +34,6 @@ CLUSTER_SCOPED = {
 
 @pytest.fixture(params=VALUE_SETS, ids=lambda path: path.stem)
 def values(request: pytest.FixtureRequest) -> Path:
-    """One of the value sets in ci/."""
     path: Path = request.param
     return path
 
@@ -49,8 +48,6 @@ def test_helm_lint_finds_nothing(helm: Helm, values: Path) -> None:
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """Refuses a map that has a key twice, as kustomize does."""
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value)
         assert keys.total() == len(keys), keys
@@ -218,7 +215,6 @@ def test_the_schema_and_the_operator_call_the_same_a_key_and_a_duration() -> Non
 
 
 def test_the_schema_knows_exactly_the_values() -> None:
-    """A value without a schema entry is not checked, an entry without a value is not documented."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     assert set(schema["properties"]) == set(values)

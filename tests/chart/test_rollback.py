@@ -1,6 +1,4 @@
-"""CRDs that grow over stored objects, and `helm rollback`, which puts the older ones back: an admission policy of the
-chart refuses that while a stored policy would lose a field.
-"""
+"""CRDs that grow over stored objects, and `helm rollback`, which puts the older ones back: an admission policy of the chart refuses that while a stored policy would lose a field."""
 
 import copy
 import itertools
@@ -80,7 +78,6 @@ def older(helm: Helm) -> Iterator[tuple[Installed, Object]]:
 
 @pytest.fixture(scope="module")
 def upgraded(older: tuple[Installed, Object], tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The same release, upgraded to the copy."""
     installed, _ = older
     done = installed.run_helm("upgrade", str(newer_chart(tmp_path_factory.mktemp("chart"))))
     assert done.returncode == 0, done.stderr
@@ -146,8 +143,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_
     touches = itertools.count()
 
     def known() -> bool:
-        """What was written right after the CRD changed, the server's cache has without the new fields until it is
-        written again, as the operator does with every status."""
+        """What was written right after the CRD changed, the server's cache has without the new fields until it is written again, as the operator does with every status."""
         note = {"metadata": {"annotations": {"tests/touched": str(next(touches))}}}
         admin.merge_patch(f"{POLICIES}/nightly", note)
         return refusal_of(upgraded, older_crd(upgraded)) != ""
@@ -178,7 +174,6 @@ def test_without_such_a_field_the_rollback_goes_on(upgraded: Installed) -> None:
 def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_from_the_crd(
     upgraded: Installed,
 ) -> None:
-    """Each field of the examples, at any depth, is taken out of the CRD in turn, and out of no other."""
     admin, specs = upgraded.admin, []
     for path in sorted((ROOT / "examples").glob("pool-*.yaml")):
         name = {"metadata": {"name": f"fields-{path.stem}"}}
@@ -191,8 +186,7 @@ def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_fr
     touches = itertools.count()
 
     def is_kept(steps: list[str]) -> bool:
-        """Whether the server does not let this field go. It hears of each policy at a time of its own, and of some only
-        when they are written again (see above)."""
+        """Whether the server does not let this field go. It hears of each policy at a time of its own, and of some only when they are written again (see above)."""
         if f"(spec.{'.'.join(steps)}" in refusal_of(upgraded, without(crd, steps)):
             return True
         for name in names:
@@ -240,19 +234,16 @@ def bare(schema: Any) -> Any:
 
 
 def below(schema: Any) -> Any:
-    """The schema of the objects in a list, or the schema itself."""
     return schema.get("items", schema)
 
 
 def properties(schema: Any) -> Iterator[list[str]]:
-    """The path of each property, at any depth."""
     for name, child in below(schema).get("properties", {}).items():
         yield [name]
         yield from ([name, *rest] for rest in properties(child))
 
 
 def without(crd: Object, steps: list[str]) -> Object:
-    """The CRD without the property at this path of a spec."""
     smaller = copy.deepcopy(crd)
     schema = smaller["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     for step in steps[:-1]:

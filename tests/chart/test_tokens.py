@@ -1,5 +1,4 @@
-"""What a real API server refuses to the tokens of Helm's hooks, and to that of somebody who runs the kubectl plugin
-with read-only roles."""
+"""What a real API server refuses to the tokens of Helm's hooks, and to that of somebody who runs the kubectl plugin with read-only roles."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -103,8 +102,7 @@ def test_with_the_token_of_a_hook_nobody_may(installed: Installed, hooks: dict[s
 
 @pytest.fixture(scope="module")
 def reader(installed: Installed) -> Iterator[Api]:
-    """A client with the token of an account that is bound to the built-in role `view` and to gpusharing-planner, as
-    docs/how-to/install.md says for people who run the plugin, once both count."""
+    """A client with the token of an account that is bound to the built-in role `view` and to gpusharing-planner, as docs/how-to/install.md says for people who run the plugin, once both count."""
     api, name = installed.admin, "plugin-reader"
     who = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
     account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
@@ -121,7 +119,6 @@ def reader(installed: Installed) -> Iterator[Api]:
 
 
 def reads(api: Api) -> bool:
-    """Whether the account may list pods, Nodes and policies now."""
     reviews = [
         {"group": group, "resource": resource, "verb": "list"}
         for group, resource in (("", "pods"), ("", "nodes"), ("gpusharing.dev", "gpusharingpolicies"))

@@ -18,12 +18,10 @@ CONFIG = CHART.parent / "ct.yaml"
 
 @pytest.fixture(scope="module")
 def tools() -> Path:
-    """The folder of both."""
     return toolchain.ensure("charttools")
 
 
 def judge_suites(tools: Path, chart: Path, suites: str = "tests/*_test.yaml") -> tuple[int, str]:
-    """Exit status and words of helm-unittest."""
     command = [str(tools / "helm-unittest"), "--strict", "--color=false", "--file", suites, str(chart)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr

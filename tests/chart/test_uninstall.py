@@ -51,8 +51,6 @@ def answer(
 
 @pytest.fixture
 def fenced(installed: Installed, helm: Helm) -> Iterator[str]:
-    """A node in the middle of a change."""
-
     def annotate(text: str | None) -> None:
         patch = {"metadata": {"annotations": {ANNOTATION_FENCE: text}}}
         installed.admin.merge_patch(f"{NODES}/{installed.node_a}", patch)
@@ -122,7 +120,6 @@ def test_what_helm_template_renders_has_no_hook_and_is_taken_in_the_middle_of_a_
 
 @pytest.fixture
 def resetting(installed: Installed, helm: Helm) -> Iterator[str]:
-    """A policy at rest that holds our finalizer."""
     metadata = {"name": "uninstall-resets", "finalizers": [FINALIZER]}
     spec = {**POLICY["spec"], "deletionPolicy": "Reset"}
     installed.admin.create(POLICIES, {**POLICY, "metadata": metadata, "spec": spec})

@@ -11,7 +11,6 @@ from tests.chart.test_recording import PAGE, play_series
 pytestmark = pytest.mark.tools
 
 HOUR = {"[30d]": "[1h]", "[1d]": "[1h]", "86400": "3600"}
-"""In place of its windows."""
 ON = 'node="n", gpu="0", uuid="GPU-0"'
 SHARED = 'resource="nvidia.com/gpu.shared"'
 BUSY, LAZY = f'{ON}, namespace="a", pod="busy"', f'{ON}, namespace="b", pod="lazy"'

@@ -1,7 +1,4 @@
-"""Values whose names and defaults our programs must agree with, and a chart that has ours as a dependency.
-
-What each value changes in an object is in the suites of the chart's tests/ (helm-unittest).
-"""
+"""Values whose names and defaults our programs must agree with, and a chart that has ours as a dependency."""
 
 import shutil
 from pathlib import Path
@@ -24,13 +21,11 @@ PARTS = {
 
 
 def pod(objects: list[Manifest], part: str) -> dict[str, Any]:
-    """The pod's spec of a part."""
     spec: dict[str, Any] = find(objects, *PARTS[part])["spec"]["template"]["spec"]
     return spec
 
 
 def container(objects: list[Manifest], part: str) -> dict[str, Any]:
-    """The one container of a part."""
     (found,) = pod(objects, part)["containers"]
     return dict(found)
 
@@ -101,7 +96,6 @@ def test_by_default_a_reading_is_hung_when_the_agent_itself_would_say_so(helm: H
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Path:
-    """A chart that has ours as a dependency with a condition."""
     chart = tmp_path / "parent"
     shutil.copytree(CHART, chart / "charts" / "gpu-sharing-operator")
     dependency = {

@@ -76,7 +76,6 @@ ALONE: dict[str, Rows] = {
 
 
 def asked() -> dict[str, str]:
-    """By title what Grafana asks, with All chosen."""
     model = json.loads((CHART / "files" / "dashboards" / "waste.json").read_text())
     return {panel["title"]: filled_in(panel["targets"][0]["expr"], HOUR) for panel in model["panels"]}
 
