@@ -13,8 +13,7 @@ from tests.integration.product import AGENT, FACTOR, Product
 from hack import launch
 
 SELDOM_COLLECTED = {"GOGC": "400"}
-"""Go's programs let their heap grow to five times what is in use, instead of twice (https://go.dev/doc/gc-guide): that
-takes CPU off the API server, which is what most tests here wait for, and a few hundred MB of memory."""
+"""Go's programs let their heap grow to five times what is in use, instead of twice (https://go.dev/doc/gc-guide): that takes CPU off the API server, which is what most tests here wait for, and a few hundred MB of memory."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

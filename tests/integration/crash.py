@@ -74,7 +74,6 @@ class Scenario:
     cards: tuple[str, ...]
     """Empty: without nodes."""
     prepare: Callable[[Pool], None] = lambda pool: None
-    """Before the operator starts."""
     gpus: int = 2
     """Of each node."""
     midway: bool = False
@@ -82,7 +81,6 @@ class Scenario:
     joins: int = 0
     """Nodes that come while others change: whether those have ended by then is chance."""
     stage: Stage = "usual"
-    """NVIDIA's software in the cluster."""
     publish_period: float = 5.0
     """Short: phases are shown though they pass within a second, which makes more points to die at."""
 
@@ -94,7 +92,6 @@ class CrashOutcome:
     state: Object
     """Everything that lasts, with names and times masked."""
     log: tuple[ProxiedWrite, ...]
-    """Writes that count, in order."""
     restarts: int
 
     @property
@@ -104,7 +101,6 @@ class CrashOutcome:
 
     @property
     def evicted(self) -> Counter[str]:
-        """Accepted evictions by pod UID."""
         return Counter(
             str(write.body["deleteOptions"]["preconditions"]["uid"])
             for write in self.log
@@ -123,10 +119,8 @@ class Theatre:
     """PEM of who signed the proxy's certificate."""
     directory: Path
     more: Mapping[str, str] = field(default_factory=dict)
-    """Further settings of the operator."""
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_ports(1)[0])
-    """Of the operator's probes."""
 
     def __post_init__(self) -> None:
         """The operator logs in as its pod does, and takes the proxy for the API server."""
@@ -256,8 +250,7 @@ def kind_of(path: str) -> str:
 
 
 def wait_for_pods(pool: Pool) -> None:
-    """Until agent and mig-manager run on every node, and a DRA driver has published its devices: whether they do is not
-    what a run is about."""
+    """Until agent and mig-manager run on every node, and a DRA driver has published its devices: whether they do is not what a run is about."""
 
     def ready() -> bool:
         for name in pool.nodes:
@@ -276,8 +269,7 @@ def wait_for_pods(pool: Pool) -> None:
 
 
 def end_state(pool: Pool, *, midway: bool = False) -> Object:
-    """What is left on the server, without what differs from run to run. `midway`: of a scenario that is so, in which it
-    is chance as well whether people came before or after the end of a node's change."""
+    """What is left on the server, without what differs from run to run. `midway`: of a scenario that is so, in which it is chance as well whether people came before or after the end of a node's change."""
     api = pool.api
     state = {
         "policy": _policy(_maybe(pool, pool.path)),

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from tests.integration.crash import CrashOutcome, Scenario, Theatre
 
 EXTRA_WRITES = 3
-"""More than in the undisturbed run that a crash may cost. A successor that gives a slot back before it knows enough to
-begin with the next node writes the claims once more, and the policy's finalizer goes and comes."""
+"""More than in the undisturbed run that a crash may cost. A successor that gives a slot back before it knows enough to begin with the next node writes the claims once more, and the policy's finalizer goes and comes."""
 TELLING = ("/status", " events")
 MOST_TOLD = 8
 """As on rung 1: statuses and Events follow the pace of a run, and nothing is decided from them."""
 ASKING = "PATCH gpunodes"
 MOST_ASKED = 8
-"""On a busy machine a reading is soon too old to prove anything, and the agent is asked anew. Rung 1 counts these
-requests among the writes that act: in virtual time a reading is as old as the operator lets it become."""
+"""On a busy machine a reading is soon too old to prove anything, and the agent is asked anew. Rung 1 counts these requests among the writes that act: in virtual time a reading is as old as the operator lets it become."""
 ONCE, REPAIR = "PATCH clusterpolicies", "PATCH daemonsets"
 """Set once and never again: not one more is allowed for a crash."""
 LIMIT = 80
@@ -42,7 +40,6 @@ class Kills:
     """The lowest number of a write, by scenario, that a run did not come to."""
 
     def undisturbed(self, scenario: Scenario) -> list[CrashOutcome]:
-        """Two runs without a kill; they end alike."""
         if scenario.name not in self._undisturbed:
             one, two = self.theatre.run(scenario), self.theatre.run(scenario)
             assert one.state == two.state, difference(one.state, two.state)
@@ -101,7 +98,6 @@ def too_many(scenario: Scenario, reference: list[CrashOutcome], outcome: CrashOu
 
 
 def difference(wanted: object, found: object, path: str = "") -> str:
-    """The places where two JSON trees differ."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         keys = sorted({*wanted, *found})
         parts = (difference(wanted.get(key), found.get(key), f"{path}.{key}") for key in keys)

@@ -1,8 +1,5 @@
 """The golden scenarios of the crash matrix on a real control plane: those of tests/embedded/goldens.py, in short.
-
-An `act` waits only for what stays until the operator goes on or people act: a state that passes within a moment is
-missed on a slow machine.
-"""
+An `act` waits only for what stays until the operator goes on or people act: a state that passes within a moment is missed on a slow machine."""
 
 from collections.abc import Callable
 
@@ -17,7 +14,6 @@ from tests.integration.workloads import PDBS, Workload, claiming, guard
 from gpusharing.api import names
 
 ELSEWHERE = "crash-elsewhere"
-"""A node without GPUs."""
 
 
 def ready(pool: Pool) -> bool:
@@ -143,7 +139,6 @@ def go_back(pool: Pool) -> None:
 
 
 def guarded_node(pool: Pool) -> None:
-    """Two pods under a budget that lets one go."""
     guarded = Workload(pool, pool.nodes[0], 2)
     guarded.wait_running(2)
     guard(pool, guarded.app, 1, minAvailable=1)
@@ -213,8 +208,7 @@ def there_and_back(pool: Pool) -> None:
 
 
 def holders(pool: Pool) -> None:
-    """Two pods on the first node, each with a GPU of NVIDIA's DRA driver: one asks for an extended resource, as for a
-    device plugin, and one by a claim."""
+    """Two pods on the first node, each with a GPU of NVIDIA's DRA driver: one asks for an extended resource, as for a device plugin, and one by a claim."""
     Workload(pool, pool.nodes[0], 1).wait_running(1)
     Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-claim", resource="", more=claiming(pool)).wait_running(1)
 

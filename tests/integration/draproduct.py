@@ -14,8 +14,7 @@ from hack import launch
 
 @contextmanager
 def dra_product(directory: Path) -> Iterator[Product]:
-    """The GPU Operator without its device plugin, NVIDIA's DRA driver (SIMULATED) and our chart; no operator runs yet.
-    In the end nothing was refused to operator or agents."""
+    """The GPU Operator without its device plugin, NVIDIA's DRA driver (SIMULATED) and our chart; no operator runs yet. In the end nothing was refused to operator or agents."""
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
         spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}

@@ -23,19 +23,15 @@ class Lives:
     proxy: FaultProxy
     nursery: Nursery
     api: Api
-    """As admin."""
     environment: Mapping[str, str]
     log: Path
     names: Iterator[str]
-    """Of the doors to come."""
     forget: Callable[[], None] = lambda: None
     """Called when one has died: takes it off the Lease, as if that had run out."""
     pids: list[int] = field(default_factory=list)
-    """Of those that run, the newest one last."""
     doors: dict[int, str] = field(default_factory=dict)
     """By pid, also of those that are gone."""
     asleep: int = 0
-    """It is frozen."""
     frozen: int = 0
     """It has lost the Lease in its sleep, and must end when it wakes; one that never held it waits on."""
     interrupted: set[str] = field(default_factory=set)
@@ -46,7 +42,6 @@ class Lives:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
-        """One more, behind a door of its own."""
         door = next(self.names)
         port = urlsplit(self.proxy.open_door(door)).port
         pid = self.nursery.start({**self.environment, "KUBERNETES_SERVICE_PORT": str(port)}, self.log)
@@ -54,7 +49,6 @@ class Lives:
         self.pids.append(pid)
 
     def strike(self) -> None:
-        """kill -9 of the newest one."""
         self.strikes += 1
         self.nursery.strike(self.pids[-1])
 
@@ -104,7 +98,6 @@ class Lives:
 
     @contextlib.contextmanager
     def running(self, count: int = 1) -> Iterator[None]:
-        """So many side by side, until the end."""
         replacing = threading.Thread(target=self.replace, daemon=True)
         for _ in range(count):
             self.start()

@@ -32,7 +32,6 @@ class Recorder:
     """Records from `with` on, in a thread of its own."""
 
     def __init__(self, plane: ControlPlane) -> None:
-        """Nothing is asked yet."""
         self._plane = plane
         self._states: list[State] = []
         self._live: dict[tuple[str, str], State] = {}
@@ -45,20 +44,17 @@ class Recorder:
         self._stop: asyncio.Event | None = None
 
     def __enter__(self) -> Self:
-        """Start, and wait until every kind was listed."""
         self._thread.start()
         wait_until(lambda: len(self._versions) == len(PATHS), 60, "the recorder to have listed everything")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop."""
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
 
     @property
     def newest(self) -> int:
-        """The newest version that was recorded."""
         return max((state.version for state in list(self._live.values())), default=0)
 
     @property
@@ -67,7 +63,6 @@ class Recorder:
         return self._gaps
 
     def forget(self) -> None:
-        """Begin anew with what is there now."""
         self._states = [state for state in list(self._live.values()) if state.after is not None]
 
     def states(self) -> tuple[State, ...]:
@@ -76,7 +71,6 @@ class Recorder:
         return tuple(sorted(self._states, key=lambda state: state.version))
 
     def _catch_up(self) -> None:
-        """Until what the server has now was seen."""
         for kind, path in PATHS.items():
             wanted = {_key(kind, raw): int(raw["metadata"]["resourceVersion"]) for raw in self._plane.api.list(path)}
 

@@ -58,11 +58,9 @@ class Around:
     operators: int = 1
     """Side by side."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """More of the operators'."""
     then: Callable[[Pool, Lives], None] = lambda pool, lives: None
     """What happens when people have done their part and the operator is at work; blocks."""
     fault: Callable[[], faults.Fault] | None = None
-    """In the proxy, from the start on."""
     forget: bool = True
     """Whoever has died is taken off the Lease at once, as if that had run out."""
     gaps: bool = False
@@ -88,7 +86,6 @@ class FaultTheatre(Theatre):
     _references: dict[str, Reference] = field(default_factory=dict)
 
     def reference(self, scenario: Scenario) -> Reference:
-        """Two runs that nothing disturbs."""
         if scenario.name not in self._references:
             one, two = self.watch(scenario), self.watch(scenario)
             for run in (one, two):
@@ -147,8 +144,7 @@ class FaultTheatre(Theatre):
     ) -> None:
         """Until it is done, nothing more comes of the fault, nothing is written any more, and it has ended as `wanted`.
 
-        What was lost is tried again, but not at once: a status that nobody took is written a publish period later.
-        Another end than wanted is waited for no longer than LATE: then the oracle says what differs.
+        What was lost is tried again, but not at once: a status that nobody took is written a publish period later. Another end than wanted is waited for no longer than LATE: then the oracle says what differs.
         """
         began = time.monotonic()
         writes, since, calm_at, ended, looks = -1, began, 0.0, False, 0
@@ -222,7 +218,6 @@ class FaultTheatre(Theatre):
             yield lives, fault
 
     def _fault(self, case: FaultCase, at: int, lives: Lives) -> faults.Fault | None:
-        """The fault of a case; a kill is armed at once."""
         if case.kind in ("kill-before", "kill-after"):
             self.proxy.arm(at, lives.strike, before=case.kind == "kill-before")
             return None
@@ -314,7 +309,6 @@ def _twice(log: WriteLog) -> tuple[str, ...]:
 
 
 def call_of(write: ProxiedWrite) -> LoggedCall:
-    """As the fold reads it."""
     parts = write.path.split("/")[3 if write.path.startswith("/api/") else 4 :]
     namespace = ""
     if parts[0] == "namespaces" and len(parts) > 2:

@@ -1,7 +1,5 @@
 """The 16 scenarios of the fault matrix, three nodes each (docs/design/faults.md#matrix).
-
-As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act.
-"""
+As in crashscenarios.py an `act` waits only for what stays until the operator goes on or people act."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +27,6 @@ def create(pool: Pool) -> None:
 
 
 def ready(pool: Pool) -> bool:
-    """Ready, and every node that is left is done."""
     return crash.ready(pool) and not any(pool.fence(name) for name in pool.nodes if lives(pool, name))
 
 
@@ -75,7 +72,6 @@ def lose_policy(pool: Pool) -> None:
 
 
 def begun(pool: Pool, name: str) -> bool:
-    """Past its point of no return, or done."""
     labels = pool.labels(name)
     return pool.fence(name).get("stage") == "actuating" or names.LABEL_MODE in labels
 

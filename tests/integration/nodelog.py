@@ -1,7 +1,5 @@
 """What the API server's audit log says of every write to a Node: the PATCH as it came, and the Node before and after.
-
-The control plane of this folder logs writes to Nodes with their bodies, everything else without (`audit_policy`).
-"""
+The control plane of this folder logs writes to Nodes with their bodies, everything else without (`audit_policy`)."""
 
 import json
 from bisect import bisect_left

@@ -1,11 +1,5 @@
 """Starts operators in a few milliseconds: a process that has imported everything forks them.
-
-A start costs 0.9 s of imports; the crash matrix needs hundreds. What is forked is the shipped `main`, a process of
-its own that can be killed.
-
-The process that forked them waits for one only when it is told to. Until then the system gives the pid to nobody else,
-so that what is killed is always an operator of ours.
-"""
+A start costs 0.9 s of imports; the crash matrix needs hundreds. What is forked is the shipped `main`, a process of its own that can be killed. The process that forked them waits for one only when it is told to. Until then the system gives the pid to nobody else, so that what is killed is always an operator of ours."""
 
 import json
 import os
@@ -75,7 +69,6 @@ class Nursery:
         self._talk = threading.Lock()
 
     def __enter__(self) -> Self:
-        """Import everything once."""
         self._mother = subprocess.Popen(
             [sys.executable, "-c", MOTHER],
             stdin=subprocess.PIPE,
@@ -88,7 +81,6 @@ class Nursery:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all of them."""
         for pid in list(self._pids):
             self.kill(pid)
         assert self._mother is not None, "entered before"
@@ -103,8 +95,7 @@ class Nursery:
     def strike(self, pid: int) -> None:
         """SIGKILL, without waiting; harmless when it has ended.
 
-        Raises:
-            ValueError: it was waited for, so that the pid may be somebody else's.
+        Raises: ValueError: it was waited for, so that the pid may be somebody else's.
         """
         self._check(pid)
         os.kill(pid, signal.SIGKILL)
@@ -112,8 +103,7 @@ class Nursery:
     def freeze(self, pid: int) -> bool:
         """See `freeze` above.
 
-        Raises:
-            ValueError: as `strike`.
+        Raises: ValueError: as `strike`.
         """
         self._check(pid)
         return freeze(pid)
@@ -121,8 +111,7 @@ class Nursery:
     def wake(self, pid: int) -> None:
         """SIGCONT.
 
-        Raises:
-            ValueError: as `strike`.
+        Raises: ValueError: as `strike`.
         """
         self._check(pid)
         os.kill(pid, signal.SIGCONT)
@@ -134,7 +123,6 @@ class Nursery:
         return pid not in self._pids
 
     def wait(self, pid: int) -> None:
-        """Wait until it has ended."""
         wait_until(lambda: self._ask({"reap": pid}) == pid, 60, f"process {pid} to end")
         self._pids.discard(pid)
 

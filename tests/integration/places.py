@@ -1,7 +1,5 @@
 """Whether every pod that waits has a place, at every instant: from watches of all nodes and pods, event by event.
-
-The events of both watches are put in order by resourceVersion, which in one etcd is one counter for all kinds.
-"""
+The events of both watches are put in order by resourceVersion, which in one etcd is one counter for all kinds."""
 
 import json
 import subprocess
@@ -61,7 +59,6 @@ class Places:
         return found
 
     def ready(self) -> int:
-        """Pods that serve."""
         return sum(
             1
             for pod in self.pods.values()
@@ -85,7 +82,6 @@ def asked_of(pod: Object) -> str:
 
 
 def holds(pod: Object) -> bool:
-    """Whether it has its devices still."""
     return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
 
 
@@ -95,12 +91,10 @@ class WatchFile:
 
     path: str
     version: str
-    """The list that it begins after."""
     first: Sequence[Object]
     file: Path
 
     def events(self) -> list[dict[str, Any]]:
-        """All that are whole."""
         lines = self.file.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
@@ -143,7 +137,6 @@ class Watched:
 
 
 def is_of(pod: Object, app: str) -> bool:
-    """Whether a pod belongs to an app."""
     return bool((pod["metadata"].get("labels") or {}).get("app") == app)
 
 

@@ -35,8 +35,7 @@ def deployable(raw: Object) -> Object:
 
 @contextmanager
 def plain_product(directory: Path) -> Iterator[Product]:
-    """NVIDIA's chart with the selector, mig-manager, and our chart with the platform's values; no operator runs yet.
-    In the end nothing was refused to operator or agents."""
+    """NVIDIA's chart with the selector, mig-manager, and our chart with the platform's values; no operator runs yet. In the end nothing was refused to operator or agents."""
     with ControlPlane(options=Options(audit=True)) as plane:
         plane.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
         launch.install_chart(plane.kubeconfig, "-f", str(PLATFORM), "--set", "operator.replicaCount=0")

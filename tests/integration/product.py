@@ -95,7 +95,6 @@ class Product:
 
     @property
     def api(self) -> Api:
-        """As admin."""
         return self.plane.api
 
     def operator(
@@ -107,7 +106,6 @@ class Product:
         return launch.operator(self.plane.kubeconfig, folder, FACTOR, door, **(WAITS | STEADY | settings))
 
     def mark(self) -> int:
-        """A moment in the audit log."""
         return self.plane.audit_log.stat().st_size
 
     def requests(self, since: int = 0, user: str = OPERATOR) -> list[AuditedRequest]:
@@ -140,7 +138,6 @@ class Product:
         ]
 
     def exists(self, path: str) -> bool:
-        """Whether there is such an object."""
         try:
             self.api.get(path)
         except ApiError as error:
@@ -150,12 +147,10 @@ class Product:
         return True
 
     def our_classes(self) -> list[Object]:
-        """The DeviceClasses of the operator."""
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
         return list(self.api.list(DEVICE_CLASSES, labelSelector=ours))
 
     def remove(self, *paths: str) -> None:
-        """Delete what is there."""
         for path in paths:
             with contextlib.suppress(ApiError):
                 self.api.delete(path)
@@ -183,12 +178,10 @@ class Pool:
 
     @property
     def api(self) -> Api:
-        """As admin."""
         return self.product.api
 
     @property
     def path(self) -> str:
-        """Of the policy."""
         return f"{POLICIES}/{self.name}"
 
     def add_node(
@@ -217,7 +210,6 @@ class Pool:
         return name
 
     def create(self, path: str, manifest: Object) -> Object:
-        """Create an object that goes with the pool."""
         created = self.api.create(path, manifest)
         self._paths.append(f"{path}/{created['metadata']['name']}")
         return created
@@ -286,7 +278,6 @@ class Pool:
         return found
 
     def labels(self, name: str = "") -> Mapping[str, str]:
-        """Labels of a Node."""
         found: Mapping[str, str] = self.node(name)["metadata"]["labels"]
         return found
 
@@ -313,7 +304,6 @@ class Pool:
         assert self.fence(name)["stage"] == "actuating"
 
     def let_go(self, name: str = "") -> None:
-        """The change goes on."""
         self.inject("unwedge", name)
 
     def offered(self, name: str = "") -> dict[str, int]:

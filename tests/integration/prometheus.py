@@ -19,7 +19,6 @@ class AskedPrometheus(RunningPrometheus):
     def __init__(self, port: int) -> None:
         super().__init__(port)
         self.address = f"http://127.0.0.1:{port}"
-        """For people."""
 
     def then(self, query: str, at: float) -> list[dict[str, Any]]:
         """What it answers to an instant query of that time, in seconds since 1970; nothing while it starts."""

@@ -36,5 +36,4 @@ OTHERS: Mapping[str, OwnStage] = {
     "dra": OwnStage(dra_product),
     "repairing": OwnStage(repairing_product, ASKED),
 }
-"""NVIDIA's device-plugin chart and mig-manager instead of the GPU Operator; NVIDIA's DRA driver instead of the device
-plugin; and the GPU Operator whose MPS DaemonSet the operator may repair."""
+"""NVIDIA's device-plugin chart and mig-manager instead of the GPU Operator; NVIDIA's DRA driver instead of the device plugin; and the GPU Operator whose MPS DaemonSet the operator may repair."""

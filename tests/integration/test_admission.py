@@ -1,7 +1,4 @@
-"""What people see when the chart's admission policies refuse the operator, and that a change which has begun goes on.
-
-NVIDIA's device-plugin chart without the GPU Operator, whose controller would set its label again.
-"""
+"""What people see when the chart's admission policies refuse the operator, and that a change which has begun goes on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

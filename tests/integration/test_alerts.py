@@ -1,8 +1,4 @@
-"""The chart's alerts fire in a real Prometheus, which scrapes operator and agents while SIMULATED nodes have trouble.
-The panels of its dashboards have data there; DCGM's numbers are SIMULATED too.
-
-Several things go wrong at once, each in a pool of its own, beside a pool in which all is well.
-"""
+"""The chart's alerts fire in a real Prometheus, which scrapes operator and agents while SIMULATED nodes have trouble. The panels of its dashboards have data there; DCGM's numbers are SIMULATED too."""
 
 import contextlib
 import math
@@ -43,13 +39,11 @@ from hack import launch
 NOWHERE = "nvidia.com/mig-7g.80gb"
 KEEP = "example.com/keep"
 AWAY = {"key": "example.com/away", "effect": "NoExecute"}
-"""A taint that nothing of ours tolerates."""
 CLUSTER_WIDE = "cluster"
 
 
 def hurried(rules: str) -> str:
-    """The rules with a second for every `for:` and every age, ten for every range, and one abandoned change. Nothing else
-    differs from the chart's."""
+    """The rules with a second for every `for:` and every age, ten for every range, and one abandoned change. Nothing else differs from the chart's."""
     sooner = re.sub(r"> 1500$", "> 1", rules, flags=re.MULTILINE).replace(
         "_abandoned_changes) >= 3", "_abandoned_changes) >= 1"
     )
@@ -65,11 +59,9 @@ class Trouble:
     operator: launch.LaunchedProcess
 
     def name(self, pool: str) -> str:
-        """Of the policy of the pool."""
         return self.pools[pool].name
 
     def node(self, pool: str) -> str:
-        """The first node of the pool."""
         return self.pools[pool].nodes[0]
 
 
@@ -140,7 +132,6 @@ def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> lis
 
 @pytest.fixture(scope="module")
 def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trouble]:
-    """All of it, from the first policy on."""
     folder, api = tmp_path_factory.mktemp("prometheus"), product.api
     (port,) = free_ports(1)
     rules = {name: hurried((CHART / "files" / name).read_text()) for name in ("rules.yaml", "recording.yaml")}
@@ -167,7 +158,6 @@ def busy(pool: Pool) -> DCGMValues:
 
 
 def prepare(product: Product, pools: dict[str, Pool]) -> None:
-    """Bring every pool to where its trouble begins."""
     for word in LINGER:
         metadata: Object = {"name": f"{pools[word].name}-kept", "finalizers": [KEEP]}
         pools[word].create(PODS, {"metadata": metadata, "spec": pod_spec(pools[word].nodes[0])})
@@ -197,7 +187,6 @@ def prepare(product: Product, pools: dict[str, Pool]) -> None:
 
 
 def begin(product: Product, pools: dict[str, Pool], proxy: FaultProxy) -> None:
-    """Let it go wrong in each."""
     well, drifted, crowded = pools["well"], pools["drifted"], pools["crowded"]
     metadata = {"name": f"{well.name}-starves"}
     well.create(PODS, {"metadata": metadata, "spec": pod_spec(well.nodes[0], NOWHERE)})
@@ -229,7 +218,6 @@ def let_go(product: Product, pools: dict[str, Pool]) -> None:
 
 
 def about(labels: dict[str, str]) -> tuple[str, str]:
-    """An alert and what it is about."""
     keys = ("policy", "node", "resource")
     return labels["alertname"], next((labels[key] for key in keys if key in labels), CLUSTER_WIDE)
 
@@ -269,7 +257,6 @@ HASTE = {"$__rate_interval": "10s", "$__range": "2m", "$price": "2"}
 
 
 def has_data(found: list[dict[str, Any]], above: float) -> bool:
-    """Whether a series had a number above that at some time."""
     return any(above < float(value) < math.inf for series in found for _, value in series["values"])
 
 
@@ -288,8 +275,6 @@ def test_no_number_and_a_constant_0_are_no_data() -> None:
 
 
 def test_every_panel_of_the_dashboards_has_had_data(trouble: Trouble) -> None:
-    """As it is asked, and without the 0 that a stat shows where there is nothing. NaN, of 0 by 0, is no data; nor is
-    a 0 where something moves here."""
     for query in queries():
         assert trouble.seen.ask(filled_in(query, HASTE)) is not None, "Prometheus would have refused it"
     waiting = {(name, panel.title): filled_in(panel.expression, HASTE) for name, panel in panels()}
@@ -308,8 +293,7 @@ def test_every_panel_of_the_dashboards_has_had_data(trouble: Trouble) -> None:
 
 
 def test_every_variable_of_the_dashboards_has_values(trouble: Trouble) -> None:
-    """As Grafana asks for them: the values of a label, and the series themselves where it does not know that the data
-    source has these. Nothing here has a label `cluster`: its variable offers All, and no more."""
+    """As Grafana asks for them: the values of a label, and the series themselves where it does not know that the data source has these. Nothing here has a label `cluster`: its variable offers All, and no more."""
     policies = {pool.name for word, pool in trouble.pools.items() if word != "orphan"}
     offered: dict[str, set[str]] = {"cluster": set(), "policy": policies, "namespace": {"default"}}
     told: dict[str, tuple[set[str], set[str]]] = {}

@@ -1,8 +1,5 @@
 """An agent whose pod a real API server does not create, and NVIDIA's DRA stack: both are refused by name.
-
-What else can be wrong about a policy or a node: tests/embedded/test_bad_input.py, test_refused.py, test_troubles.py,
-and of what the CRD refuses tests/api/test_policy_table.py.
-"""
+What else can be wrong about a policy or a node: tests/embedded/test_bad_input.py, test_refused.py, test_troubles.py, and of what the CRD refuses tests/api/test_policy_table.py."""
 
 import uuid
 from collections.abc import Iterator
@@ -24,7 +21,6 @@ RUNTIME_CLASS = "/apis/node.k8s.io/v1/runtimeclasses/nvidia"
 
 @contextmanager
 def restricted(product: Product) -> Iterator[None]:
-    """The agents' namespace enforces it; pods that run already stay."""
     path = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}"
     before = product.api.get(path)["metadata"]["labels"][ENFORCE]
     product.api.merge_patch(path, {"metadata": {"labels": {ENFORCE: "restricted"}}})
@@ -36,7 +32,6 @@ def restricted(product: Product) -> Iterator[None]:
 
 @contextmanager
 def no_runtime_class(product: Product) -> Iterator[None]:
-    """Nobody brings the RuntimeClass of the agent's pods."""
     product.api.delete(RUNTIME_CLASS)
     try:
         yield
@@ -95,8 +90,7 @@ def dra_instead_of_the_plugin(product: Product) -> Iterator[None]:
 
 
 def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Product) -> None:
-    """The ResourceSlice is a real one. Its GPUs are also served by a device plugin that ClusterPolicy does not run: the
-    simulated one stops, and the test advertises in its place."""
+    """The ResourceSlice is a real one. Its GPUs are also served by a device plugin that ClusterPolicy does not run: the simulated one stops, and the test advertises in its place."""
     slices = "/apis/resource.k8s.io/v1/resourceslices"
     with product.pool(empty=True) as pool:
         manifest = node_manifest(f"{pool.name}-0", product=L40S, gpus=2, pool=pool.name, plugin=False)

@@ -151,7 +151,6 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: 
 
 
 def cell(one: Field) -> str:
-    """How the page writes it."""
     if not one.present:
         return "–"
     return "yes" if one.default is None else f"`{json.dumps(one.default).strip(chr(34))}`"

@@ -1,5 +1,4 @@
-"""`kubectl gpusharing` asks several contexts at once: two lead to the real API server, with the rights of two people,
-one to a port that accepts connections and never answers, and one to a port where nothing listens."""
+"""`kubectl gpusharing` asks several contexts at once: two lead to the real API server, with the rights of two people, one to a port that accepts connections and never answers, and one to a port where nothing listens."""
 
 import json
 import socket
@@ -23,7 +22,6 @@ GENEROUS = 110.0
 
 @pytest.fixture(scope="module")
 def pool(product: Product, operator: object) -> Iterator[Pool]:
-    """A pool that is done, and looked at by the plugin."""
     with product.pool(H100, name="pool-many") as pool:
         pool.apply(FULL)
         pool.wait_synced()
@@ -32,7 +30,6 @@ def pool(product: Product, operator: object) -> Iterator[Pool]:
 
 @pytest.fixture(scope="module")
 def kubeconfig(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One with the contexts admin, hung, refused and viewer."""
     configs = {
         "admin": account(product, "fleet-admin", "view", PLANNER),
         "viewer": account(product, "fleet-viewer", "view"),

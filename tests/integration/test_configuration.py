@@ -1,7 +1,5 @@
 """Our ConfigMaps on a real API server, under the shipped rights: taken by somebody else, handed over, deleted.
-
-tests/embedded/test_configuration.py plays what else people do to them.
-"""
+tests/embedded/test_configuration.py plays what else people do to them."""
 
 from collections.abc import Iterator
 

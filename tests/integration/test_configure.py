@@ -1,7 +1,4 @@
-"""ClusterPolicy on a real API server: what gpuOperator.configure writes and may not write, and two of them.
-
-A control plane of its own: another chart, and a ClusterPolicy that is pointed at nothing.
-"""
+"""ClusterPolicy on a real API server: what gpuOperator.configure writes and may not write, and two of them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +25,6 @@ MARK = "gpusharing.dev/configured"
 
 
 def bare(name: str = "cluster-policy") -> Object:
-    """As NVIDIA's chart leaves it."""
     return {
         "apiVersion": "nvidia.com/v1",
         "kind": "ClusterPolicy",
@@ -43,7 +39,6 @@ def bare(name: str = "cluster-policy") -> Object:
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The chart with the value on; no operator, no node software."""
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api, cluster_policy=False)
         launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,gpuOperator.configure=true")
@@ -52,7 +47,6 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def token(product: Product) -> Iterator[Api]:
-    """The operator's service account; what it may patch is enforced."""
     with product.api.as_token(service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")) as api:
         product.api.create(CLUSTER_POLICIES, bare("probe"))
 
@@ -76,7 +70,6 @@ def refusal(api: Api, body: Object, name: str = "cluster-policy", subresource: s
 
 
 def pointed(**names: Any) -> Object:
-    """A patch of the two names."""
     return {"spec": {block: {"config": {"name": name}} for block, name in names.items()}}
 
 
@@ -182,7 +175,6 @@ def create(pool: Pool) -> None:
 
 
 def set_back(pool: Pool) -> None:
-    """A person takes the device plugin's back once both are set."""
     create(pool)
     pool.wait(lambda: names(pool.product) == (PLUGIN, MIG), "both pointers")
     pool.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=""))

@@ -1,9 +1,5 @@
 """kill -9 after each API write of the golden scenarios: the restart reaches the same end state (issue point 10).
-
-Taking, renewing and releasing the Lease are no writes here. `make test-crash` plays every point of SCENARIOS, and
-`.ci/run` those of the scenarios and parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py), and
-`make test-crash FULL=1` plays it here as well (MORE).
-"""
+`make test-crash` plays every point of SCENARIOS, and `.ci/run` those of the scenarios and parts IN_CI. The whole matrix is played on rung 1 (tests/embedded/test_crash.py), and `make test-crash FULL=1` plays it here as well (MORE)."""
 
 import os
 import time
@@ -81,7 +77,6 @@ def kills(request: pytest.FixtureRequest, scenario: Scenario) -> Kills:
 
 
 def marks(one: str | int) -> tuple[pytest.MarkDecorator, ...]:
-    """What marks the tests of a scenario or of a part."""
     return () if one in IN_CI else (pytest.mark.thorough,)
 
 
@@ -90,7 +85,6 @@ SCENES = [pytest.param(one, id=one.name, marks=marks(one.name)) for one in PLAYE
 
 @pytest.mark.parametrize("scenario", SCENES)
 def test_without_a_kill_two_runs_end_alike(kills: Kills, scenario: Scenario) -> None:
-    """What the kills are measured at."""
     assert len(kills.undisturbed(scenario)) == 2
 
 

@@ -1,5 +1,4 @@
-"""DRA with static partitions on a real API server: real scheduler, DaemonSet controller and RBAC, and the chart's
-admission policies. mig-manager and NVIDIA's DRA driver are SIMULATED (planning/stack/drastack.py)."""
+"""DRA with static partitions on a real API server: real scheduler, DaemonSet controller and RBAC, and the chart's admission policies. mig-manager and NVIDIA's DRA driver are SIMULATED (planning/stack/drastack.py)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -38,7 +37,6 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
-    """One node with two H100, which no device plugin serves."""
     with product.pool() as pool:
         yield pool
 
@@ -49,7 +47,6 @@ def published(pool: Pool) -> Counter[str]:
 
 
 def classes(pool: Pool) -> dict[str, str]:
-    """Extended resource by name of each DeviceClass that is ours."""
     ours = pool.product.our_classes()
     return {one["metadata"]["name"]: one["spec"]["extendedResourceName"] for one in ours}
 

@@ -1,7 +1,5 @@
 """Draining on a real API server: its LISTs of pods, its evictions, its budgets and what it is asked about owners.
-
-tests/embedded/test_drain.py plays what the operator makes of every answer (docs/design/drain.md).
-"""
+tests/embedded/test_drain.py plays what the operator makes of every answer (docs/design/drain.md)."""
 
 from collections import Counter
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +14,6 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 
 def evicted(product: Product, since: int) -> Counter[str]:
-    """Accepted evictions by pod."""
     return Counter(f"{request.namespace}/{request.name}" for request in product.writes("pods/eviction", since=since))
 
 
@@ -113,7 +110,6 @@ def test_an_evicted_pod_leaves_an_event_that_its_tenant_finds_and_why_shows(prod
 
 
 def resource_claim(pool: Pool) -> Object:
-    """A claim of a GPU of NVIDIA's DRA driver."""
     device = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
     return {"metadata": {"name": f"{pool.name}-claim"}, "spec": {"devices": {"requests": [device]}}}
 

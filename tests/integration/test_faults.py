@@ -1,11 +1,5 @@
 """The fault matrix: F1 to F12 in 16 scenarios, at one object and at everything (docs/design/faults.md#matrix).
-
-`make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults
-FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays
-every fault once for each sort of write. `FULL=2` plays every fault at each point. Each scenario is a part with a file
-in build/faults that begins with the cases of both depths. A full run that was ended goes on there, also with FULL=2
-after FULL=1, and on another commit that changes nothing of what is PLAYED.
-"""
+`make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays every fault once for each sort of write. `FULL=2` plays every fault at each point. Each scenario is a part with a file in build/faults that begins with the cases of both depths. A full run that was ended goes on there, also with FULL=2 after FULL=1, and on another commit that changes nothing of what is PLAYED."""
 
 import hashlib
 import os
@@ -43,7 +37,6 @@ def git(*arguments: str) -> str:
 
 
 def played() -> str:
-    """A name for what is played, with what is not committed yet."""
     name = hashlib.sha256(git("rev-parse", *(f"HEAD:{folder}" for folder in PLAYED)).encode())
     name.update(git("diff", "HEAD", "--", *PLAYED).encode())
     for path in git("ls-files", "--others", "--exclude-standard", "--", *PLAYED).splitlines():

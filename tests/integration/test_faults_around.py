@@ -1,7 +1,5 @@
 """What goes wrong around the operator for longer than one write: other operators, clocks, an API server that is ill.
-
-While it lasts and after it, S1 to S9 hold in the log of the run (docs/design/faults.md#around), as in the fault matrix.
-"""
+While it lasts and after it, S1 to S9 hold in the log of the run (docs/design/faults.md#around), as in the fault matrix."""
 
 import contextlib
 import json
@@ -59,7 +57,6 @@ ROLL = Scenario("roll", roll, ready, THREE, prepare=pods_on_three)
 
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SetClock]:
-    """That of all operators of this file."""
     with SetClock(tmp_path_factory.mktemp("clock")) as found:
         yield found
 
@@ -204,7 +201,6 @@ def test_the_api_server_may_lose_its_history(theatre: FaultTheatre, product: Pro
 
 
 def compact(plane: ControlPlane) -> None:
-    """Let etcd forget every version but the newest one."""
     layout = plane.layout
     context = ssl.create_default_context(cafile=str(layout.pki.ca))
     context.load_cert_chain(layout.pki.cert("etcd-client"), layout.pki.key("etcd-client"))

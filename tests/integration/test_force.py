@@ -1,7 +1,4 @@
-"""drain.onTimeout ForceDelete on a real API server: what the value forceDelete allows, and what is done with it.
-
-A control plane of its own, because the right is one that nobody has by default.
-"""
+"""drain.onTimeout ForceDelete on a real API server: what the value forceDelete allows, and what is done with it."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,7 +20,6 @@ FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    """The chart with the value on, and the node software."""
     directory = tmp_path_factory.mktemp("force")
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
@@ -41,7 +37,6 @@ def deletions(product: Product, since: int) -> list[AuditedRequest]:
 
 
 def busy(pool: Pool) -> tuple[Workload, list[str]]:
-    """Two pods on the first node under a budget that never allows."""
     work = Workload(pool, pool.nodes[0], 2)
     names = work.wait_running(2)
     guard(pool, work.app, 0, minAvailable=2)

@@ -1,5 +1,4 @@
-"""`kubectl gpusharing free` against a real API server and scheduler: with all rights, with the token of a user of one
-namespace, and with none. No operator runs: `free` needs none."""
+"""`kubectl gpusharing free` against a real API server and scheduler: with all rights, with the token of a user of one namespace, and with none. No operator runs: `free` needs none."""
 
 import json
 import re
@@ -20,8 +19,7 @@ SELECTOR = "gpusharing.dev/pool=stock"
 
 @pytest.fixture(scope="module")
 def stock(product: Product) -> Iterator[Pool]:
-    """Three nodes with two GPUs each: one pod holds a GPU, one node is cordoned, one is tainted, one pod waits. Without
-    NVIDIA's labels no SIMULATED device plugin serves them, so that what is allocatable stays as it was written."""
+    """Three nodes with two GPUs each: one pod holds a GPU, one node is cordoned, one is tainted, one pod waits. Without NVIDIA's labels no SIMULATED device plugin serves them, so that what is allocatable stays as it was written."""
     with product.pool(name="stock", empty=True) as pool:
         for number in range(3):
             manifest = node_manifest(f"stock-{number}", gpus=2, pool="stock")
@@ -41,18 +39,15 @@ def stock(product: Product) -> Iterator[Pool]:
 
 
 def wanting(count: int) -> Object:
-    """A container that requests so many GPUs."""
     return {"name": "main", "image": "simulated", "resources": {"limits": {GPU: str(count)}}}
 
 
 def unplaced(workload: Workload) -> list[str]:
-    """What the scheduler says about pods that it cannot place."""
     conditions = [row for pod in workload.pods() for row in pod.get("status", {}).get("conditions", [])]
     return [row["message"] for row in conditions if row["type"] == "PodScheduled" and row["status"] == "False"]
 
 
 def words(said: str) -> str:
-    """Without line breaks."""
     return " ".join(said.split())
 
 

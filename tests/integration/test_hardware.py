@@ -1,8 +1,5 @@
 """What hardware and NVIDIA's software do wrong, on a real API server and under the shipped rights.
-
-One test for each thing that can go wrong; tests/embedded plays the others (test_troubles.py, test_health.py,
-test_rollback.py, test_bad_hardware.py).
-"""
+One test for each thing that can go wrong; tests/embedded plays the others (test_troubles.py, test_health.py, test_rollback.py, test_bad_hardware.py)."""
 
 import json
 

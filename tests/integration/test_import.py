@@ -1,8 +1,5 @@
 """A fleet that somebody configured by hand, taken over by `kubectl gpusharing import | kubectl apply -f -`.
-
-A control plane of its own: the fleet has its own ClusterPolicy. What has to be done first is done with the commands
-that were printed. The other fleets: tests/cli/test_import.py.
-"""
+The other fleets: tests/cli/test_import.py."""
 
 import shlex
 from collections.abc import Iterator
@@ -56,8 +53,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def beforehand(bare: Product) -> dict[str, str]:
-    """What `import`, `doctor` and `plan` say of two pools in the same state before anything of ours is there, to a user
-    who may look at Nodes and at NVIDIA's kinds."""
+    """What `import`, `doctor` and `plan` say of two pools in the same state before anything of ours is there, to a user who may look at Nodes and at NVIDIA's kinds."""
     policy = {"metadata": {"name": "cluster-policy"}, "spec": DOCUMENTED.cluster_policy}
     bare.api.create(CLUSTER_POLICIES, {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **policy})
     for name, data in DOCUMENTED.config_maps.items():
@@ -78,7 +74,6 @@ def beforehand(bare: Product) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
-    """Chart and node software; no ClusterPolicy and no operator yet."""
     plane = bare.plane
     launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
     account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
@@ -88,8 +83,6 @@ def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
 
 
 class Fleet:
-    """One recipe on the cluster."""
-
     def __init__(self, product: Product, recipe: Recipe) -> None:
         self.product, self.recipe = product, recipe
         self.began = product.mark()
@@ -125,12 +118,10 @@ class Fleet:
         return self.of_node(node).get(f"{MIG}.state", "success") == "success"
 
     def of_node(self, node: str) -> dict[str, str]:
-        """Labels of a Node."""
         found: dict[str, str] = self.product.api.get(f"{NODES}/{node}")["metadata"]["labels"]
         return found
 
     def starts(self) -> dict[str, str]:
-        """When GFD was started last, by node."""
         return {name: self.of_node(name).get(GFD_STARTED, "") for name in self.pools}
 
     def wait_anew(self, before: dict[str, str]) -> None:
@@ -147,7 +138,6 @@ class Fleet:
         return wanted == {key: int(n) for key, n in found.items() if key.startswith("nvidia.com/") and n != "0"}
 
     def wait_seen(self) -> None:
-        """Until every agent has told what it sees."""
         for name in self.pools:
             wait_until(partial(self._is_seen, f"{GPUNODES}/{name}"), SECONDS, f"the agent of {name}")
 
@@ -155,7 +145,6 @@ class Fleet:
         return self.product.exists(path) and "observed" in self.product.api.get(path).get("status", {})
 
     def labels(self) -> dict[str, dict[str, str]]:
-        """What is not ours, by node; GFD's time stamp goes on."""
         return {
             name: {
                 key: value for key, value in self.of_node(name).items() if key not in OUR_LABELS and key != GFD_STARTED
@@ -164,7 +153,6 @@ class Fleet:
         }
 
     def remove(self) -> None:
-        """Policies, nodes and what is about them."""
         api = self.product.api
         for path in (POLICIES, GPUNODES, NODES):
             self.product.remove(*(f"{path}/{one['metadata']['name']}" for one in api.list(path)))
@@ -208,8 +196,7 @@ def test_the_commands_that_import_prints_take_a_fleet_over(product: Product, per
 
 
 def take_over(product: Product, fleet: Fleet, person: Path) -> None:
-    """`import | plan` has nothing to change. `import | apply`: all Synced, one PATCH for each Node with labels of ours
-    alone, and nobody is disturbed."""
+    """`import | plan` has nothing to change. `import | apply`: all Synced, one PATCH for each Node with labels of ours alone, and nobody is disturbed."""
     said = output.plugin(person, "import", errors=False)
     assert said.endswith("exit status 0\n"), said
     proposed = said.removesuffix("exit status 0\n")
@@ -256,8 +243,6 @@ def merged(product: Product, recipe: Recipe, values: str) -> bool:
 
 
 def wait_labelled(product: Product, node: str) -> None:
-    """Until mig-manager has found the instances in place."""
-
     def done() -> bool:
         found = product.api.get(f"{NODES}/{node}")["metadata"]["labels"].get(f"{MIG}.state")
         return bool(found == "success")

@@ -1,9 +1,5 @@
-"""The guard for tenants on a real API server with the real controllers and scheduler: which pods it changes or refuses,
-and what the operator makes of them.
-
-A control plane of its own, because its namespaces and nodes would be in the way of others. JobSet's controller is not
-here: a Job with JobSet's labels stands in for the Jobs that it creates, and says so.
-"""
+"""The guard for tenants on a real API server with the real controllers and scheduler: which pods it changes or refuses, and what the operator makes of them.
+A control plane of its own, because its namespaces and nodes would be in the way of others. JobSet's controller is not here: a Job with JobSet's labels stands in for the Jobs that it creates, and says so."""
 
 import json
 import re
@@ -91,7 +87,6 @@ def mutating() -> None:
 
 
 def spec(resource: str = "nvidia.com/gpu", count: str = "1", **more: Any) -> Object:
-    """A pod with one container that requests a resource."""
     return {
         "containers": [{"name": "main", "image": "x", "resources": {"limits": {resource: count}}}],
         **more,
@@ -99,7 +94,6 @@ def spec(resource: str = "nvidia.com/gpu", count: str = "1", **more: Any) -> Obj
 
 
 def required(*alternatives: Object) -> Object:
-    """Affinity to nodes that match one of these terms."""
     return {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": list(alternatives)}}}
 
 
@@ -136,7 +130,6 @@ def refusal(api: Api, level: str, pod: Object) -> str:
 
 
 def row(level: str) -> Object:
-    """The requirement that the guard adds."""
     return {"key": MODE, "operator": "In", "values": LEVELS[level]}
 
 
@@ -259,7 +252,6 @@ def test_the_pods_run_on_admitted_nodes_only_and_one_too_many_waits(api: Api, ki
 
 
 def pods(api: Api) -> list[Object]:
-    """All pods of the guarded namespace."""
     return api.list("/api/v1/namespaces/team-hardware/pods")
 
 
@@ -299,8 +291,7 @@ def simulated(product: Product) -> Iterator[None]:
 
 @pytest.mark.usefixtures("mutating", "simulated")
 def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(api: Api, product: Product) -> None:
-    """The pod was created before the namespace had the label, so that it has no requirement itself: its successor
-    would have it."""
+    """The pod was created before the namespace had the label, so that it has no requirement itself: its successor would have it."""
     namespace = "/api/v1/namespaces/team-late"
     api.create("/api/v1/namespaces", {"metadata": {"name": "team-late"}})
     wait_until(lambda: accounts(api, "team-late"), SECONDS, "the account")
@@ -390,7 +381,6 @@ def test_a_selected_mode_and_a_pod_without_gpus_are_admitted_and_a_wrong_level_i
 
 
 def test_a_job_shows_the_lines_in_its_events(validating: Api) -> None:
-    """No pod exists that could be asked about; the controller's Event has the message."""
     _, manifest = workload("Job", 1)
     path = "/apis/batch/v1/namespaces/team-memory/jobs"
     validating.create(path, {**manifest, "metadata": {"name": "refused"}})

@@ -1,10 +1,5 @@
 """An hour of the meter in a real Prometheus, which scrapes the agents of SIMULATED nodes; `cost` adds it up.
-
-The hour is SIMULATED too, and no second of it is left out: the agents' clock goes on by 30 s when each of them has made
-a turn and Prometheus has what it told (hack/sim/agentpages.py), and each sample has the time of that clock. So
-Prometheus holds an hour of samples with 30 s between them, as of any other hour, whether that took half a minute or
-five.
-"""
+The hour is SIMULATED too, and no second of it is left out: the agents' clock goes on by 30 s when each of them has made a turn and Prometheus has what it told (hack/sim/agentpages.py), and each sample has the time of that clock. So Prometheus holds an hour of samples with 30 s between them, as of any other hour, whether that took half a minute or five."""
 
 import contextlib
 import json
@@ -34,7 +29,6 @@ from hack import launch
 from kubectl_gpusharing.shell.troubles import CHANGES
 
 EACH = 2
-"""GPUs of a node."""
 HOUR = 3600.0
 SCRAPE = "200ms"
 """In life. At best 30 s of the hour go by with each: as fast as the SIMULATED hardware here, about."""
@@ -51,8 +45,7 @@ PARTS = tuple(
 )
 GPUS = "gpusharing_gpu_seconds_total"
 ENDS = LAG + 4 * STEP
-"""Seconds of an agent's process of which Prometheus is not told, at most: a turn and a scrape at its end, and what was
-new then."""
+"""Seconds of an agent's process of which Prometheus is not told, at most: a turn and a scrape at its end, and what was new then."""
 LOST = 3.0
 """Minutes in which Prometheus asks an agent in vain."""
 BEFORE = 2 * STEP
@@ -67,13 +60,11 @@ class Played:
     seen: AskedPrometheus
     began: float = 0.0
     spaces: list[str] = field(default_factory=list)
-    """Namespaces of the tenants."""
     lost: set[str] = field(default_factory=set)
     """Nodes of which Prometheus is not told: nobody waits until it was."""
 
     @property
     def product(self) -> Product:
-        """Where it is."""
         return self.pool.product
 
     def at(self) -> float:
@@ -112,11 +103,9 @@ class Played:
         self.wait(lambda: self.minutes() >= minute, f"minute {minute}")
 
     def wait(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for it."""
         wait_until(holds, PATIENCE, what)
 
     def space(self, word: str) -> str:
-        """A new namespace for a tenant."""
         name = f"{self.pool.name}-{word}"
         self.pool.create("/api/v1/namespaces", {"metadata": {"name": name}})
         self.wait(
@@ -127,7 +116,6 @@ class Played:
         return name
 
     def run(self, space: str, name: str, node: str, resource: str) -> None:
-        """A pod of a tenant, running."""
         path = f"/api/v1/namespaces/{space}/pods"
         self.pool.create(path, {"metadata": {"name": name}, "spec": pod_spec(node, resource)})
         self.wait(
@@ -136,7 +124,6 @@ class Played:
         )
 
     def end(self, space: str, name: str) -> None:
-        """It goes without a grace period."""
         self.product.api.delete(f"/api/v1/namespaces/{space}/pods/{name}", {"gracePeriodSeconds": 0})
 
     def agent(self, node: str) -> str:
@@ -148,7 +135,6 @@ class Played:
         return next((pod["metadata"]["uid"] for pod in alive if pod["status"].get("phase") == "Running"), "")
 
     def restart_agent(self, node: str) -> None:
-        """Its pod is deleted; the DaemonSet makes another."""
         before = self.agent(node)
         path = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}/pods"
         (name,) = (pod["metadata"]["name"] for pod in self.product.api.list(path) if pod["metadata"]["uid"] == before)
@@ -156,7 +142,6 @@ class Played:
         self.wait(lambda: self.agent(node) not in ("", before), "another agent")
 
     def vanish(self, node: str) -> None:
-        """The machine is gone."""
         self.product.remove(f"{GPUNODES}/{node}", f"{NODES}/{node}")
 
     def samples(self, node: str, until: float) -> list[tuple[float, float]]:

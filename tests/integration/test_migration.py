@@ -1,9 +1,5 @@
 """docs/how-to/migrate-from-time-slicing-to-mig.md, played on SIMULATED nodes with the real scheduler and controllers.
-
-What is proven, from watches of all nodes and pods, event by event: open nodes always have as many free places of a
-resource name as pods wait for that name, and the budget of the pods is kept. So a pod whose node is drained waits only
-for its controller, the scheduler and its start, and never for a change of a node.
-"""
+What is proven, from watches of all nodes and pods, event by event: open nodes always have as many free places of a resource name as pods wait for that name, and the budget of the pods is kept. So a pod whose node is drained waits only for its controller, the scheduler and its start, and never for a change of a node."""
 
 import json
 import os
@@ -50,7 +46,6 @@ PLAYED = [block for block in page(MIGRATION) if block.where == "migration"]
 
 
 def manifest() -> Object:
-    """The tenants' Deployment: another pod begins before one ends."""
     spec = pod_spec("", GPU) | {"nodeSelector": {"example.com/tenant": APP}}
     template = {"metadata": {"labels": {"app": APP}}, "spec": spec}
     return {
@@ -67,7 +62,6 @@ def manifest() -> Object:
 
 
 def job(product: Product) -> list[dict[str, object]]:
-    """How the agents of these nodes are scraped."""
     targets = [
         {
             "targets": [f"127.0.0.1:{product.agent_port}"],
@@ -84,7 +78,6 @@ def job(product: Product) -> list[dict[str, object]]:
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
-    """The nodes as the page takes them for given, and an operator."""
     with product.operator("migration"), product.pool(name=APP, empty=True) as found:
         labels: Any = {"example.com/tenant": APP}
         for name in NAMES:
@@ -98,14 +91,12 @@ def pool(product: Product) -> Iterator[Pool]:
 
 
 def begin(pool: Pool) -> None:
-    """The tenants come: their Deployment, and its budget."""
     pool.create("/apis/apps/v1/namespaces/default/deployments", manifest())
     spec = {"minAvailable": GUARDED, "selector": {"matchLabels": {"app": APP}}}
     pool.create(PDBS, {"metadata": {"name": APP}, "spec": spec})
 
 
 def shell(product: Product, folder: Path) -> Shell:
-    """Where the page is typed: with kubectl and its plugin."""
     programs = folder / "bin"
     programs.mkdir()
     plugin = programs / "kubectl-gpusharing"
@@ -117,7 +108,6 @@ def shell(product: Product, folder: Path) -> Shell:
 
 
 def test_every_block_of_the_page_has_its_place_in_the_steps() -> None:
-    """In this order; whatever is between them belongs to the step after it, or only looks."""
     at = [next(i for i, block in enumerate(PLAYED) if text in f"{block.text}\n") for text, _, _ in STEPS]
     assert at == sorted(set(at))
     assert at[-1] == len(PLAYED) - 1
@@ -145,7 +135,6 @@ def test_no_pod_loses_its_place_on_the_way_from_time_slicing_to_mig(
 
 
 def a_pod(product: Product) -> str:
-    """The name of one of the pods."""
     return str(product.api.list(PODS, labelSelector=f"app={APP}")[0]["metadata"]["name"])
 
 
@@ -174,19 +163,16 @@ def after(product: Product, block: str, places: dict[str, int], moved: bool) -> 
 
 
 def policy_of(product: Product, node: str) -> str:
-    """Whose node it is, as the operator shows people."""
     transition = product.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
     return str(transition.get("policy", ""))
 
 
 def running(product: Product) -> list[Object]:
-    """The pods that run and stay."""
     pods = product.api.list(PODS, labelSelector=f"app={APP}")
     return [pod for pod in pods if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]]
 
 
 def limits(product: Product) -> Counter[str]:
-    """What the pods that run ask for."""
     return Counter(name for pod in running(product) for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
@@ -214,7 +200,6 @@ def measured(prometheus: AskedPrometheus) -> None:
 
 
 def check(seen: Watched) -> None:
-    """Every instant of it."""
     looked = waited = 0
     for version, now in seen.instants(NAMES, APP):
         looked, waited = looked + 1, waited + bool(now.waiting())
@@ -225,7 +210,6 @@ def check(seen: Watched) -> None:
 
 
 def test_a_pod_without_a_place_is_noticed() -> None:
-    """What the test above looks for can be found."""
     node = {"metadata": {"name": "n"}, "spec": {}, "status": {"allocatable": {GPU: "2", "cpu": "8"}}}
     limits = {"limits": {GPU: "1"}}
 

@@ -1,7 +1,5 @@
 """A node goes through all modes on a real API server: its adoption, the PATCHes of each change, fields and their owner.
-
-tests/embedded/test_changes.py plays every ordered change.
-"""
+tests/embedded/test_changes.py plays every ordered change."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +78,6 @@ def disruption(before: str, after: str) -> str:
 
 
 def steps_of(before: str, after: str) -> int:
-    """Between MPS and MIG the way leads through whole GPUs."""
     return 2 if "MPS" in (before, after) and {before, after} & WITH_MIG else 1
 
 
@@ -136,14 +133,11 @@ def label(node: JSON, key: str) -> object:
 
 @dataclass
 class Walker:
-    """A pool of one node that goes from mode to mode."""
-
     pool: Pool
     begun: int
     """Mark in the audit log from before there was the node."""
 
     def stand(self, number: int) -> None:
-        """Bring the node to this step of the walk."""
         self.pool.apply(MODES[WALK[number]])
         self.pool.wait_synced()
 
@@ -156,7 +150,6 @@ class Walker:
 
 @pytest.fixture(scope="module")
 def walker(product: Product, operator: launch.LaunchedProcess) -> Iterator[Walker]:
-    """It stands at the beginning, adopted."""
     begun = product.mark()
     with product.pool(H100) as pool:
         walker = Walker(pool, begun)

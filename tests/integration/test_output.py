@@ -1,7 +1,5 @@
 """What people see: kubectl's own output of a running scenario, compared with golden files.
-
-GOLDEN=write writes them anew; read the difference before you commit it. Ages and times are masked.
-"""
+GOLDEN=write writes them anew; read the difference before you commit it."""
 
 import json
 import os
@@ -102,7 +100,6 @@ def wait_last_words(pool: Pool, blocked: str) -> None:
 
 
 def scheduler_says(pool: Pool) -> str:
-    """Of the pod that waits for another place."""
     waiting = pool.api.list(PODS, labelSelector=f"app={pool.name}", fieldSelector="status.phase=Pending")
     return " ".join(row.get("message", "") for pod in waiting for row in pod["status"].get("conditions", []))
 
@@ -220,12 +217,9 @@ def plugin(kubeconfig: Path, *arguments: str, stdin: str | None = None, errors: 
 
 @dataclass(frozen=True)
 class Typed:
-    """Every verb of PLUGIN, typed once by the person."""
-
     answers: Mapping[str, str]
     """What was said, by the name in PLUGIN."""
     requests: Sequence[AuditedRequest]
-    """What the API server was asked for it."""
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +235,6 @@ def test_the_plugin_says_what_the_golden_file_says(typed: Typed, name: str) -> N
 
 
 def same_as_golden(name: str, seen: str) -> None:
-    """What differs from run to run is masked."""
     for pattern, mask in (*MASKS, *PLUGIN_MASKS):
         seen = pattern.sub(mask, seen)
     path = GOLDEN / f"{name}.txt"
@@ -343,7 +336,6 @@ def test_the_plugin_shows_the_events_of_a_policy_inline(scenario: Pool, person: 
 
 
 def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> None:
-    """How long each phase lasted is masked, and who began first: two nodes begin at once."""
     said = plugin(person, "status", scenario.name, "--timeline")
     drawn = said[said.rindex("\n", 0, said.index("; each cell stands for")) + 1 :]
     for pattern, mask in (
@@ -371,7 +363,6 @@ def test_the_plugin_says_what_an_edit_in_a_file_would_do(
 
 
 def manifest(name: str, pool: str, spec: Mapping[str, object]) -> str:
-    """A policy for the nodes with this pool label, as a file has it."""
     selector = {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}}
     api, kind = "gpusharing.dev/v1alpha1", "GPUSharingPolicy"
     return json.dumps({"apiVersion": api, "kind": kind, "metadata": {"name": name}, "spec": {**selector, **spec}})
@@ -402,7 +393,6 @@ def dark(product: Product) -> Iterator[None]:
 def test_the_plugin_concludes_with_an_exit_status(
     scenario: Pool, person: Path, dark: None, name: str, tmp_path: Path
 ) -> None:
-    """In a folder with another object, as kustomize writes it."""
     policy, pool, spec, status, begins = VERDICTS[name]
     assert scenario.name == "pool-b"
     (tmp_path / "policy.yaml").write_text(manifest(policy, pool, spec))
@@ -434,7 +424,6 @@ def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
 
 
 def test_the_plugin_asks_for_no_right_that_the_page_does_not_name(typed: Typed) -> None:
-    """What doctor asks besides is in its row of the page; what an editor needs is tried below."""
     refused = {(one.verb, one.resource) for one in typed.requests if one.status == 403}
     assert refused == {("create", "subjectaccessreviews"), ("get", "runtimeclasses")}, "doctor says so"
 
@@ -470,7 +459,6 @@ def test_without_the_planners_role_plan_says_which_rights_are_missing_and_status
 
 
 def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, scenario: Pool) -> None:
-    """Paused, resumed and approved; then the operator carries it out."""
     editor = account(product, "steerer", "view", "gpusharing-editor")
     with product.pool(H100, name="pool-e") as pool:
         pool.apply(FULL)
@@ -486,7 +474,6 @@ def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, s
 
 
 def test_the_plugin_steers_a_node_with_the_rights_that_the_page_names(product: Product, scenario: Pool) -> None:
-    """A drain that its budget blocks is given up, the node left out, taken back and tried again: each carried out."""
     rule = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
     role = {"metadata": {"name": "node-steerer"}, "rules": [rule]}
     product.api.create("/apis/rbac.authorization.k8s.io/v1/clusterroles", role)

@@ -1,7 +1,5 @@
 """MIG without the GPU Operator on a real API server, with the how-to's files (deploy/mig-manager; stack/requirements.py).
-
-The DaemonSet controller, the scheduler and RBAC are real; the pods' programs are SIMULATED.
-"""
+The DaemonSet controller, the scheduler and RBAC are real; the pods' programs are SIMULATED."""
 
 from collections.abc import Iterator
 
@@ -30,7 +28,6 @@ def pool(product: Product) -> Iterator[Pool]:
 
 
 def plugin_pods(pool: Pool) -> list[str]:
-    """UIDs of the device plugin's pods on the node."""
     where = {
         "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
         "labelSelector": "name=nvdp-nvidia-device-plugin",

@@ -26,15 +26,12 @@ LEASE_TIMES = {"lease_duration": "15s", "renew_deadline": "14s", "retry_period":
 
 
 class Watched:
-    """An operator with probes and metrics."""
-
     def __init__(self, product: Product, name: str, **settings: str) -> None:
         self.probes, self.metrics = free_ports(2)
         ports = {"probe_port": str(self.probes), "metrics_port": str(self.metrics)}
         self.process = product.operator(name, **ports, **settings)
 
     def get(self, path: str) -> tuple[int, str]:
-        """Status and text; (0, "") while nobody listens."""
         port = self.metrics if path == "/metrics" else self.probes
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=SECONDS) as answer:
@@ -46,8 +43,6 @@ class Watched:
             return 0, ""
 
     def wait(self, path: str, status: int, *texts: str) -> str:
-        """Until it answers so."""
-
         said = ""
 
         def holds() -> bool:
@@ -62,7 +57,6 @@ class Watched:
         return said
 
     def log(self) -> str:
-        """What it wrote so far."""
         return self.process.log.read_text()
 
     def wait_for_log(self, part: str) -> None:
@@ -191,7 +185,6 @@ def test_an_operator_outside_a_pod_logs_in_with_a_kubeconfig(product: Product, t
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: signal.Signals) -> None:
-    """One that was only frozen wakes when the other has long been the leader, and writes nothing any more."""
     first, second = (Watched(product, name, **LEASE_TIMES, **HELD) for name in ("first", "second"))
     with first.process as leader, product.pool() as pool:
         first.wait("/readyz", 200)

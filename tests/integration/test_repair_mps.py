@@ -1,7 +1,4 @@
-"""The MPS DaemonSet on a real API server: what gpuOperator.repairMps writes and may not write, and when it gives up.
-
-A control plane of its own: another chart, and the GPU Operator's DaemonSet as it is released.
-"""
+"""The MPS DaemonSet on a real API server: what gpuOperator.repairMps writes and may not write, and when it gives up."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -41,7 +38,6 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def token(product: Product) -> Iterator[Api]:
-    """The operator's service account; what it may patch is enforced."""
     with product.api.as_token(service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")) as api:
         wait_until(
             lambda: "may only change containers" in refusal(api, {"spec": {"minReadySeconds": 1}}),
@@ -63,7 +59,6 @@ def refusal(api: Api, body: Object, path: str = DAEMON_SET) -> str:
 
 
 def forget(product: Product) -> None:
-    """A person lets the operator count anew, as its message says."""
     if product.exists(CONFIG_MAP):
         mark: Object = {"metadata": {"annotations": {"gpusharing.dev/mps-repairs": None}}}
         product.api.merge_patch(CONFIG_MAP, mark)

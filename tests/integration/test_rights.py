@@ -19,8 +19,7 @@ Used = tuple[str, str, str, str]
 """Subject, group, resource with subresource, verb."""
 SELF = {"selfsubjectreviews", "selfsubjectaccessreviews"}
 ELSEWHERE = {"deviceclasses", "devicetaintrules"}
-"""What the operator uses only with NVIDIA's DRA driver, most of it on the control planes of test_dra.py and
-test_taintrules.py alone, which compare it with the rights."""
+"""What the operator uses only with NVIDIA's DRA driver, most of it on the control planes of test_dra.py and test_taintrules.py alone, which compare it with the rights."""
 
 
 def granted(subject: str) -> set[Used]:
@@ -52,8 +51,7 @@ def test_the_agents_use_what_they_were_granted_and_nothing_else(product: Product
 
 
 def report_once(product: Product, directory: Path) -> None:
-    """Run the shipped agent as a process on one more node, and send it a token: of the simulated ones only the writes
-    are their own."""
+    """Run the shipped agent as a process on one more node, and send it a token: of the simulated ones only the writes are their own."""
     with product.pool() as pool:
         node = pool.nodes[0]
         # Not the pool's agent: the process speaks for this node alone, and the simulated one is told nothing.

@@ -1,7 +1,5 @@
 """When nodes may start and how they are left, on a real API server: start-up taint, windows, a canary, Reset.
-
-A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin.
-"""
+A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin."""
 
 import re
 import shlex
@@ -130,14 +128,12 @@ def helm_notes(product: Product) -> str:
 
 @pytest.fixture
 def tolerant(product: Product) -> Iterator[None]:
-    """NVIDIA's operands tolerate the start-up taint."""
     product.api.merge_patch(CLUSTER_POLICY, {"spec": {"daemonsets": {"tolerations": TOLERATIONS}}})
     yield
     product.api.merge_patch(CLUSTER_POLICY, {"spec": {"daemonsets": None}})
 
 
 def taints(pool: Pool, name: str) -> set[str]:
-    """Keys of the taints of a node."""
     return {taint["key"] for taint in pool.node(name)["spec"].get("taints", [])}
 
 

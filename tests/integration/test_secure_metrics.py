@@ -26,11 +26,9 @@ class Secured:
     port: int
 
     def token(self, account: str) -> str:
-        """A token of this account."""
         return service_account_token(self.product.api, "default", account)
 
     def get(self, path: str, token: str = "") -> tuple[int, str]:
-        """Status and body."""
         url = f"https://127.0.0.1:{self.port}{path}"
         return get(url, f"Bearer {token}" if token else "")[:2]
 

@@ -1,8 +1,5 @@
 """One object fails for ever on a real API server: its node alone waits, named, and goes on when it is well again.
-
-Three rows of tests/embedded/test_sick.py, one of each sort of answer, through the real client and a proxy that answers
-for the sick object.
-"""
+Three rows of tests/embedded/test_sick.py, one of each sort of answer, through the real client and a proxy that answers for the sick object."""
 
 from collections.abc import Iterator
 
@@ -50,7 +47,6 @@ ROWS: dict[str, tuple[str, str, PlayedRefusal | None]] = {
 
 
 def fall_ill(proxy: FaultProxy, pool: Pool, method: str, what: str, answer: PlayedRefusal | None) -> None:
-    """From now on calls about the first node of the pool fail."""
     node = pool.nodes[0]
     paths = {
         "pods": "/api/v1/pods",

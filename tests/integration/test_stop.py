@@ -1,7 +1,5 @@
 """The fleet is stopped and goes on, and somebody who may edit policies, and nothing else, does what messages say.
-
-On a real API server with the chart's roles and admission policies: kubectl and plugin under the account of an editor.
-"""
+On a real API server with the chart's roles and admission policies: kubectl and plugin under the account of an editor."""
 
 import re
 import shlex
@@ -18,7 +16,6 @@ from tests.integration.workloads import PDBS, Workload, guard
 PATIENT = {"abort_backoff": "3600s"}
 """What was given up waits until it is told otherwise."""
 COMMAND = re.compile(r"run:? (kubectl annotate .*)$")
-"""The command at the end of a message."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +25,6 @@ def editor(product: Product) -> Path:
 
 
 def can(editor: Path, *words: str) -> bool:
-    """Run kubectl as the editor; whether it succeeded."""
     program = toolchain.control_plane_programs().kubectl
     done = subprocess.run([program, "--kubeconfig", editor, *words], capture_output=True, text=True, check=False)
     return done.returncode == 0
@@ -46,7 +42,6 @@ def obey(editor: Path, message: str) -> str:
 
 
 def moved(product: Product, node: str) -> None:
-    """Until the operator has taken the request from the GPUNode."""
     path = f"{GPUNODES}/{node}"
     wait_until(
         lambda: not any("gpusharing.dev/" in key for key in product.api.get(path)["metadata"].get("annotations", {})),
@@ -56,7 +51,6 @@ def moved(product: Product, node: str) -> None:
 
 
 def test_an_editor_can_do_what_each_message_says(product: Product, editor: Path) -> None:
-    """Skipped, held in a drain, given up, failed, approved and halted: the message of each has a command."""
     with product.operator("steered", **PATIENT), product.pool(H100, H100, name="pool-s") as pool:
         first, second = pool.nodes
         pool.apply(FULL)
@@ -115,7 +109,6 @@ def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Produc
 
 
 def evictions(product: Product) -> int:
-    """How often the operators have asked for an eviction."""
     return sum(one.resource == "pods/eviction" for one in product.requests())
 
 

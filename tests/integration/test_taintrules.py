@@ -1,5 +1,4 @@
-"""DeviceTaintRules in place of cordons, with the real scheduler, with its feature gate and without. mig-manager and
-NVIDIA's DRA driver are SIMULATED."""
+"""DeviceTaintRules in place of cordons, with the real scheduler, with its feature gate and without. mig-manager and NVIDIA's DRA driver are SIMULATED."""
 
 import uuid
 from collections.abc import Iterator
@@ -43,7 +42,6 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
-    """One node with four H100, which no device plugin serves."""
     with product.pool(empty=True) as pool:
         manifest = node_manifest(f"{pool.name}-0", gpus=4, pool=pool.name, plugin=False)
         pool.nodes += create_nodes(pool.api, [manifest])
@@ -52,12 +50,10 @@ def pool(product: Product) -> Iterator[Pool]:
 
 
 def rules(pool: Pool) -> list[str]:
-    """The names of all DeviceTaintRules."""
     return [one["metadata"]["name"] for one in pool.api.list(RULES)]
 
 
 def is_cordoned(pool: Pool) -> bool:
-    """Whether the node is unschedulable."""
     return pool.node().get("spec", {}).get("unschedulable") is True
 
 

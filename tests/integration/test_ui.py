@@ -1,5 +1,4 @@
-"""`kubectl gpusharing ui` against a real API server and the operator: with the rights of a planner, with those of a
-viewer, and with none."""
+"""`kubectl gpusharing ui` against a real API server and the operator: with the rights of a planner, with those of a viewer, and with none."""
 
 import os
 from pathlib import Path
@@ -15,7 +14,6 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 
 def environment(kubeconfig: Path) -> dict[str, str]:
-    """Of the program, for somebody with this kubeconfig."""
     return {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONUTF8": "1"}
 
 

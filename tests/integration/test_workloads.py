@@ -26,7 +26,6 @@ def job(pool: Pool) -> Object:
 
 
 def pods_of_job(pool: Pool) -> list[Object]:
-    """Its pods that run."""
     found = pool.api.list(PODS, labelSelector=f"job-name={pool.name}-train")
     return [pod for pod in found if pod["status"]["phase"] == "Running"]
 

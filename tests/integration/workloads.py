@@ -69,13 +69,11 @@ class Workload:
         self._labels = labels
 
     def pods(self) -> list[Object]:
-        """Pods that are not on their way out."""
         selector = ",".join(f"{key}={value}" for key, value in self._labels.items())
         found = self.pool.api.list(PODS, labelSelector=selector)
         return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def running(self) -> list[str]:
-        """Names of those that run."""
         return sorted(pod["metadata"]["name"] for pod in self.pods() if pod["status"]["phase"] == "Running")
 
     def wait_running(self, count: int) -> list[str]:
