@@ -8,5 +8,4 @@ from hack.nvmlsim.simulator import Simulator
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Simulator:
-    """Two H100."""
     return Simulator.create(tmp_path / "state", ["h100-80gb", "h100-80gb"], seed="test")

@@ -49,7 +49,6 @@ class Library(NVML):
     stuck: threading.Thread | None = None
 
     def read(self) -> Reading:
-        """See NVML."""
         if self.hanging:
             self.stuck = threading.current_thread()
             HANGING.add(self.stuck)
@@ -74,7 +73,6 @@ class Hands:
         assert self._process.stdout.readline() == "done\n", f"{method} failed"
 
     def close(self) -> None:
-        """End the process."""
         self._process.communicate(timeout=PATIENCE)
 
 
@@ -192,7 +190,6 @@ def held() -> dict[str, int]:
 
 
 async def live() -> dict[str, Any]:
-    """The day."""
     hands = Hands()
     day = Day(hands)
     task = asyncio.create_task(day.loop.run())
@@ -211,7 +208,6 @@ async def live() -> dict[str, Any]:
 
 
 def serve() -> None:
-    """Be the hands."""
     simulator = Simulator(Path(os.environ["NVMLSIM_STATE"]))
     for line in sys.stdin:
         method, arguments, fields = json.loads(line)

@@ -43,7 +43,6 @@ def start(
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = SECONDS) -> Any:
-    """Wait for its end; its output as data."""
     out, errors = process.communicate(timeout=seconds)
     assert process.returncode == 0, errors
     return json.loads(out)
@@ -55,7 +54,6 @@ def in_process(simulator: Simulator, *arguments: str, privilege: str | None = RO
 
 
 def read(simulator: Simulator, privilege: str | None = ROOT_RIGHTS) -> Any:
-    """The adapter's reading."""
     return in_process(simulator, "read", privilege=privilege)
 
 
@@ -80,17 +78,14 @@ class Agent:
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """The answer to the oldest open command."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, self._process.communicate(timeout=SECONDS)[1]
         return json.loads(line)
 
     def ask(self, *command: str) -> Any:
-        """Send a command and wait for the answer."""
         self.tell(*command)
         return self.answer()
 
     def gpus(self) -> Any:
-        """The GPUs of a reading."""
         return self.ask("read")["gpus"]

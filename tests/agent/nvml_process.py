@@ -32,7 +32,6 @@ LIBRARY = NVML()
 
 
 def partition(index: int, profiles: list[str]) -> None:
-    """Divide a GPU, in that order."""
     pynvml.nvmlInit()
     gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
     pynvml.nvmlDeviceSetMigMode(gpu, 1)
@@ -80,14 +79,12 @@ def read(library: NVML = LIBRARY) -> object:
 
 
 async def hang() -> object:
-    """Ask twice while NVML hangs."""
     read = in_background(LIBRARY, 0.2, time.monotonic, lambda: None, new_worker())
     answers = [await read(Request(id="r1")), await read(Request(id="r2"))]
     return [f"{error.reason}: {error}" for _, error, _ in answers if isinstance(error, LibraryError)]
 
 
 def do(arguments: list[str]) -> object:
-    """One command."""
     match arguments:
         case ["partition", gpu, *wanted]:
             partition(int(gpu), wanted)

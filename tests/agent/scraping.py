@@ -18,10 +18,8 @@ class CountingPrometheus:
     increase: dict[tuple[str, str], float] = field(default_factory=dict)
     """By metric and policy."""
     present: int = 0
-    """Series in the last scrape."""
 
     def scrape(self, meter: Meter) -> None:
-        """One scrape."""
         self.present = 0
         for family in of_meter(meter.metered):
             for sample in family.samples:
@@ -34,7 +32,6 @@ class CountingPrometheus:
                 self.present += 1
 
     def policies(self) -> set[str]:
-        """Of all that was ever seen."""
         return {policy for _, policy in self.increase}
 
     def grown(self, *parts: str, policy: str | None = None) -> float:

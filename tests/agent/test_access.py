@@ -43,7 +43,6 @@ class Authority(KubeClient):
     """Kind and spec of each review."""
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Answer a review."""
         assert request.verb == "create"
         assert request.body is not None
         spec = request.body["spec"]
@@ -58,23 +57,19 @@ class Authority(KubeClient):
         return {"status": {"authenticated": user is not None, **({"user": user} if user else {})}}
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Nobody watches a review."""
         raise AssertionError(request.what)
 
     @property
     def tokens(self) -> list[str]:
-        """The tokens that were reviewed, in order."""
         return [spec["token"] for kind, spec in self.specs if kind == "tokenreviews"]
 
 
 @pytest.fixture
 async def authority() -> Authority:
-    """An API server that knows two tokens."""
     return Authority()
 
 
 async def decide(gate: MetricsAccess, authorization: str) -> access.Decision:
-    """Ask as the thread of a connection does."""
     return await asyncio.to_thread(gate.decide, authorization)
 
 
@@ -183,7 +178,6 @@ def test_the_limits_are_those_that_the_pages_and_the_servers_deadline_allow() ->
 
 
 def test_what_openssl_reports_as_a_failure_makes_no_certificate() -> None:
-    """NULL, 0 and what is negative; atoi stands for a function that answers so."""
     with pytest.raises(ssl.SSLError, match="OpenSSL failed in X509_get_pubkey"):
         certificate._call(certificate._Pointer, "X509_get_pubkey", None)
     for answer in (b"0", b"-1"):
@@ -229,7 +223,6 @@ def unverified() -> ssl.SSLContext:
 
 
 def get(url: str, authorization: str = "") -> tuple[int, str, str | None]:
-    """Status, body and the header that names the accepted scheme."""
     request = urllib.request.Request(url, headers={"Authorization": authorization} if authorization else {})
     try:
         with urllib.request.urlopen(request, context=unverified()) as answer:
@@ -283,7 +276,6 @@ async def test_each_process_has_a_self_signed_certificate_of_its_own_for_ten_yea
 
 
 def _another() -> bytes:
-    """The certificate of another process, as a client receives it."""
     server, client = ssl.MemoryBIO(), ssl.MemoryBIO()
     theirs = self_signed("gpusharing-agent").wrap_bio(client, server, server_side=True)
     ours = unverified().wrap_bio(server, client)

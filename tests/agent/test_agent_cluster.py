@@ -41,21 +41,17 @@ RULES = [
 
 
 class Agent:
-    """A running agent and its GPUNode."""
-
     def __init__(self, plane: ControlPlane, process: subprocess.Popen[str], port: int) -> None:
         self.plane = plane
         self.process = process
         self._port = port
 
     def ask(self, request_id: str, *, quiet: bool = False) -> Observed:
-        """Ask, and wait for the echo."""
         spec = {"request": {"id": request_id, "quiet": quiet}}
         self.plane.api.merge_patch(f"{GPUNODES}/{NODE}", {"spec": spec})
         return self.until(lambda observed: observed.request_id == request_id)
 
     def until(self, holds: Any) -> Observed:
-        """Wait until the report on the server makes the condition true."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             found = self.gpunode().get("status", {}).get("observed")
@@ -65,17 +61,14 @@ class Agent:
         raise AssertionError(f"not within {SECONDS:.0f} s; last: {json.dumps(found)}")
 
     def gpunode(self) -> Any:
-        """The GPUNode as the server holds it."""
         return self.plane.api.get(f"{GPUNODES}/{NODE}")
 
     def get(self, path: str) -> str:
-        """A probe or the metrics."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}") as answer:
             body: str = answer.read().decode()
             return body
 
     def rss_mib(self) -> float:
-        """Resident memory of the process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         match = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert match
@@ -84,7 +77,6 @@ class Agent:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Simulator:
-    """Eight GPUs."""
     return Simulator.create(tmp_path / "nvml.state", ["h100-80gb"] * 8, seed="test")
 
 

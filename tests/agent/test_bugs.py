@@ -25,7 +25,6 @@ OFTEN = replace(PROMPT, interval=0.001)
 
 
 def counted(loop: AgentLoop, part: str) -> float:
-    """The metric of unexpected errors."""
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     return registry.get_sample_value("gpusharing_agent_faults_total", {"part": part}) or 0.0
@@ -59,8 +58,6 @@ async def test_an_unexpected_error_of_the_library_is_reported_and_the_next_readi
 
 
 class Kubelet:
-    """Answers with whatever it was given, or raises it."""
-
     def __init__(self, answer: Any) -> None:
         self.answer = answer
 
@@ -146,8 +143,6 @@ async def test_an_unexpected_error_of_a_write_is_retried_with_a_growing_wait() -
 
 
 class Ending:
-    """A library whose reading ends the process."""
-
     simulated = True
 
     def read(self) -> Reading:

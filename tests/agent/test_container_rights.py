@@ -14,7 +14,6 @@ UNKNOWN_PROCESS = {"pid": 0, "name": "", "device": ""}
 
 
 def seen(machine: Simulator, inside: Sequence[str]) -> Any:
-    """One reading with the rights that the process really has."""
     return finish(start(machine, "read", privilege=None, inside=inside))
 
 

@@ -17,8 +17,7 @@ SETTLED = 3
 PER_HOUR = 2 * 1024
 """Bytes that Python may hold more after each hour. 100 readings an hour: 20 bytes each, less than any object."""
 HEAP_PER_HOUR = 3 * 1024
-"""Bytes that malloc may hold more. 1.2 to 2.0 KB are seen, most of it tracemalloc's own tables (without it none after
-half a day); malloc's smallest block is 32 bytes, so one left behind by each reading would be 3.2 KB more."""
+"""Bytes that malloc may hold more. 1.2 to 2.0 KB are seen, most of it tracemalloc's own tables (without it none after half a day); malloc's smallest block is 32 bytes, so one left behind by each reading would be 3.2 KB more."""
 RSS = 1024 * 1024
 """Bytes that the allocator may lose in a day to fragmentation, with tracemalloc's own tables."""
 
@@ -46,9 +45,7 @@ def test_a_day_of_changes_and_faults_leaves_nothing_behind(tmp_path: Path) -> No
 
 
 def growth(day: dict[str, Any], what: str) -> float:
-    """Bytes an hour: the median over pairs of hours that are CYCLE apart. A table that doubles its size once, or a
-    buffer of 64 KiB that comes and stays, is in few of these pairs, and something left behind by each reading in all.
-    """
+    """Bytes an hour: the median over pairs of hours that are CYCLE apart. A table that doubles its size once, or a buffer of 64 KiB that comes and stays, is in few of these pairs, and something left behind by each reading in all."""
     values = [hour[what] for hour in day["hours"][SETTLED:]]
     per_hour = [(after - before) / CYCLE for before, after in zip(values, values[CYCLE:], strict=False)]
     found = float(median(per_hour))

@@ -18,7 +18,6 @@ from gpusharing.api.gpunode import Observed
 
 
 def leaves(schema: dict[str, Any], at: str = "") -> Iterator[str]:
-    """Paths of the fields that hold a value."""
     if "properties" in schema:
         for name, child in schema["properties"].items():
             yield from leaves(child, f"{at}.{name}".lstrip("."))
@@ -29,7 +28,6 @@ def leaves(schema: dict[str, Any], at: str = "") -> Iterator[str]:
 
 
 def source_of(leaf: str) -> FieldSource:
-    """The source that names the longest part of a path."""
     found = [
         (len(name), source)
         for source in SOURCES
@@ -50,7 +48,6 @@ def test_every_field_has_a_source_and_every_source_a_field() -> None:
 
 
 OTHER_NAMES = {"nvmlEventTypeXidCriticalError", "nvmlReturn", "nvmlMemory_v2"}
-"""Constants, and a field of an answer."""
 
 
 def test_the_calls_are_those_of_the_adapter() -> None:

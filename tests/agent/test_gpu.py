@@ -20,7 +20,6 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def reading() -> Reading:
-    """One reading of this machine's GPUs."""
     try:
         return NVML().read()
     except LibraryError as error:
@@ -30,7 +29,6 @@ def reading() -> Reading:
 
 
 def smi(query: str) -> list[str]:
-    """A column of nvidia-smi, one line per GPU."""
     if shutil.which("nvidia-smi") is None:
         raise UnavailableError("there is no nvidia-smi on PATH to compare with: install the driver's utilities")
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]

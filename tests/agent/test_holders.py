@@ -20,7 +20,6 @@ def gpu(index: int) -> GPU:
 
 
 def holders(*rows: PodDevices) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Pod, UID and GPUs of each pod of the report."""
     found = find_holders(Holdings(by_pod=rows), [gpu(0), gpu(1)], UIDS)
     assert found is not None
     return sorted(one[:3] for one in read_holders(found))

@@ -21,14 +21,12 @@ def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
 
 
 def asked() -> tuple[Conversation, list[Stream]]:
-    """A conversation in which both calls were made."""
     conversation = Conversation()
     _, streams = conversation.call(PATHS)
     return conversation, streams
 
 
 def headers(*rows: tuple[str, str]) -> bytes:
-    """A block of headers."""
     return Encoder().encode(rows)
 
 

@@ -55,8 +55,6 @@ OFFERED = b"".join(
 
 
 class Kubelet(kubeletsocket.Kubelet):
-    """One that keeps what it was asked, and its connections."""
-
     def __init__(
         self,
         body: kubeletsocket.Body,
@@ -82,7 +80,6 @@ class Kubelet(kubeletsocket.Kubelet):
 async def serving(
     tmp_path: Path, kubelet: Kubelet, allocatable_timeout: float = 60.0
 ) -> AsyncIterator[KubeletPodResources]:
-    """A client of a running server."""
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
         client = KubeletPodResources(path, timeout=60.0, allocatable_timeout=allocatable_timeout)

@@ -19,18 +19,14 @@ PATIENCE = 60.0
 
 
 def holding(*pods: str) -> bytes:
-    """The kubelet's answer: each of these holds a GPU."""
     return framed(listed(PodDevices("default", pod, "nvidia.com/gpu", (f"GPU-{pod}",)) for pod in pods))
 
 
 def offering(*devices: str) -> bytes:
-    """The kubelet's other answer."""
     return framed(allocatable(("nvidia.com/gpu", device) for device in devices))
 
 
 class Node:
-    """A kubelet on its socket, and the agent's client."""
-
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "kubelet.sock"
         self.client = KubeletPodResources(self.socket, timeout=PATIENCE, allocatable_timeout=PATIENCE)
@@ -43,7 +39,6 @@ class Node:
         return Kubelet(lambda: holding(*self.pods), allocatable=lambda: offering(*self.devices))
 
     async def start(self) -> None:
-        """A kubelet that begins makes its socket anew."""
         self.socket.unlink(missing_ok=True)
         self.kubelet = self._new()
         self._server = await asyncio.start_unix_server(self.kubelet.serve, self.socket)
@@ -55,24 +50,20 @@ class Node:
         self.forsake()
 
     def forsake(self) -> None:
-        """It listens no more, and its open connections stay."""
         assert self._server is not None
         self._server.close()
 
     async def told(self) -> tuple[list[str], int]:
-        """Pods that hold something, and how much there is to hold."""
         found = await self.client.read()
         return [held.pod for held in found.by_pod], len(found.allocatable or ())
 
     @property
     def connections(self) -> int:
-        """That the kubelet of now has seen."""
         return len(self.kubelet.connections)
 
 
 @asynccontextmanager
 async def running(folder: Path) -> AsyncIterator[Node]:
-    """A node whose kubelet runs."""
     node = Node(folder)
     await node.start()
     with closing(node.client):
@@ -150,8 +141,6 @@ PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
 
 
 class Talkative(Kubelet):
-    """Lets a test write to the agent between two turns."""
-
     agent: asyncio.StreamWriter
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -261,7 +250,6 @@ async def test_hundreds_of_turns_leave_nothing_behind(tmp_path: Path) -> None:
 
 
 async def turns(node: Node, count: int) -> None:
-    """Each finds other pods and devices than the one before."""
     for number in range(count):
         node.pods = [f"pod-{number % 50}", f"pod-{number % 7}x"]
         node.devices = [f"GPU-{number % 30}"]

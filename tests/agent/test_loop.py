@@ -27,7 +27,6 @@ NEVER = 3600.0
 PROMPT = LoopSettings(interval=NEVER, hung_after=NEVER, retry_first=0.001, retry_last=0.001)
 """Turns come from events only; a retry comes at once; a thread that starts late on a busy machine is no hang."""
 HASTY = replace(PROMPT, hung_after=0.05)
-"""A deadline passes at once, too."""
 
 
 class Bench:

@@ -22,8 +22,6 @@ METERED = replace(PROMPT, meter_lag=0.0)
 
 
 class Timed(FixedPods):
-    """The kubelet, which notes when it is asked: once in each turn."""
-
     def __init__(self) -> None:
         super().__init__()
         self.turns: list[float] = []
@@ -106,8 +104,6 @@ async def test_a_report_that_was_lost_with_its_gpunode_is_sent_to_the_new_one() 
 
 
 class Clumsy(PassingClient):
-    """A client whose watch fails by a bug of ours when it is ended."""
-
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         try:
             async for event in self.client.stream(request):
@@ -183,7 +179,6 @@ def test_late_answers_about_the_last_eight_deleted_gpunodes_are_ignored_and_earl
 
 @virtually
 async def test_a_request_in_a_store_that_was_restored_from_a_backup_is_answered() -> None:
-    """Its versions are below those that the agent knows; the watch from before is silent, and nothing fails."""
     bench = Bench()
     bench.node.ask("r1")
     async with bench.running(LoopSettings()):

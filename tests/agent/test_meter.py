@@ -50,7 +50,6 @@ def machine(*layouts: Sequence[str]) -> Reading:
 
 
 def devices(reading: Reading, replicas: int = 1) -> list[tuple[str, str]]:
-    """What the device plugin offers: resource and id."""
     found = []
     for gpu in reading.gpus:
         slices = [(f"nvidia.com/mig-{i.profile}", i.uuid) for i in gpu.instances] or [("nvidia.com/gpu", gpu.uuid)]
@@ -73,12 +72,10 @@ def handed_out(offered: Sequence[tuple[str, str]], tenants: Sequence[str]) -> Ho
 
 
 def now(reading: Reading, holdings: Holdings, *, changing: bool = False) -> Allotment:
-    """How things stand on a node of pool-b."""
     return allotment_of(reading, holdings, "pool-b", changing=changing)
 
 
 def total(stands: Allotment) -> Fraction:
-    """The four parts together."""
     return sum(stands.allocated.values(), sum(stands.idle.values(), stands.stranded + stands.transition))
 
 
@@ -159,7 +156,6 @@ def test_what_is_new_is_told_as_0_first_so_that_prometheus_counts_it_from_its_st
 
 
 def test_the_sum_of_a_policy_is_dropped_after_its_last_part() -> None:
-    """A tenant that came just before the agent stood still for a day is told after that, and so is the sum."""
     meter = Meter(lag=90)
     one = Allotment("p", {}, {}, Fraction(1), NOTHING)
     other = replace(one, policy="q")
@@ -204,21 +200,17 @@ READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS
 
 @dataclass
 class Changing:
-    """A node of two GPUs, and what its agent knows of it."""
-
     reading: Reading
     holdings: Holdings = field(default_factory=Holdings)
     policy: str = "pool-b"
     changing: bool = False
     lost: bool = False
-    """The first GPU cannot be read."""
     gone: bool = False
     """The GPUNode is missing: the agent reads no GPU, and nobody shows it anything."""
     offers: AllocatableSlices = field(default_factory=dict)
     shown: tuple[Reading, str, bool] | None = None
 
     def happen(self, kind: str, layout: int, tenants: Sequence[str], replicas: int) -> None:
-        """Of HAPPENINGS."""
         match kind:
             case "layout":
                 self.reading, self.changing = READINGS[LAYOUTS[layout], LAYOUTS[2 * (layout % 2)]], False
@@ -240,7 +232,6 @@ class Changing:
                 self.offers, self.gone = NONE_ALLOCATABLE, False
 
     def stands(self) -> Allotment:
-        """As the agent has it, to the last fraction."""
         if not self.gone or self.shown is None:
             gpus = (LOST, self.reading.gpus[1]) if self.lost else self.reading.gpus
             self.shown = replace(self.reading, gpus=gpus), self.policy, self.changing
@@ -257,8 +248,6 @@ class Changing:
 def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
     happenings: list[Any],
 ) -> None:
-    """A node of two GPUs whose agent is restarted, whose layout and pods change, whose GPUNode is missing at times, and
-    which vanishes at the end. Turns come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
     meter, prometheus, clock, known = Meter(), CountingPrometheus(), 0.0, 0.0
     node = Changing(READINGS[(), ()])
     scraped = newest = 0.0
@@ -297,7 +286,6 @@ def lived(begun: float | None, scraped: float) -> float:
 
 
 def keys_of(meter: Meter) -> set[object]:
-    """What is told separately."""
     told = meter.metered
     return {*told["allocated"], *told["idle"], *told["stranded"]}
 
@@ -311,7 +299,6 @@ def sum_of(meter: Meter) -> float:
 def test_a_tenant_is_billed_what_it_held_but_for_one_turn_at_each_coming_and_going(
     turns: list[tuple[int, str]],
 ) -> None:
-    """Pods come and go halfway between two turns."""
     reading, meter, clock = machine(("3g.40gb", "3g.40gb")), Meter(lag=0), 0.0
     offered = devices(reading)
     truth, allowed, before = 0.0, 0.0, ""
@@ -343,7 +330,6 @@ async def test_the_loop_meters_for_the_policy_and_the_phase_that_the_operator_sh
     loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     async def turn(number: int, at: float, holdings: Holdings, **transition: str) -> None:
-        """One turn at this time; the operator shows this of the node."""
         clock[0], pods.holdings = at, holdings
         if transition:
             node.show(transition)

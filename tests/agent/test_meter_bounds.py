@@ -23,14 +23,12 @@ def held(policy: str, *tenants: str, resource: str = RESOURCE) -> Allotment:
 
 
 def most(bounds: Bounds) -> int:
-    """No node ever has more series at a time."""
     policies = bounds.policies + 1
     held, idle = bounds.accounts + bounds.others + policies, bounds.idle + policies
     return held + idle + 3 * policies
 
 
 def series(metered: Metered) -> int:
-    """How many there are."""
     return sum(map(len, metered.values()))
 
 
@@ -96,14 +94,12 @@ def test_what_is_told_apart_no_more_is_of_the_policy_still_and_of_others_if_that
 
 
 def turns(meter: Meter, prometheus: CountingPrometheus, stands: Allotment, times: Iterable[float]) -> None:
-    """Turns, each with a scrape."""
     for now in times:
         meter.turn(now, stands)
         prometheus.scrape(meter)
 
 
 def every_minute(first: float, last: float) -> Iterable[float]:
-    """From the first to the last."""
     return (first + 60 * number for number in range(round((last - first) / 60) + 1))
 
 
@@ -180,7 +176,6 @@ MOMENTS = st.lists(
 def test_every_second_is_billed_once_to_a_policy_though_series_are_dropped_and_shared(
     moments: list[tuple[int, str, list[tuple[str, str]], set[str], bool, int]],
 ) -> None:
-    """Each state lasts some turns, with a scrape at least every 90 s."""
     meter, prometheus, clock, scraped = Meter(LAG, FEW), CountingPrometheus(), 0.0, -LAG
     last = Allotment("p", {}, {}, Fraction(1), Fraction(0))
     for seconds, policy, tenants, idle, often, times in [*moments, (30, "p", [], set(), True, 12)]:

@@ -25,8 +25,7 @@ HELD = Allotment("pool-b", {("team-a", RESOURCE): Fraction(1)}, {}, Fraction(0),
 
 
 def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
-    """GPU-seconds that Prometheus has not when an agent ends just before its next scrape: of the GPU, and of a tenant
-    that has it from the turn `comes` on. Scrapes and turns fall on each other in all ways."""
+    """GPU-seconds that Prometheus has not when an agent ends just before its next scrape: of the GPU, and of a tenant that has it from the turn `comes` on. Scrapes and turns fall on each other in all ways."""
     for phase in range(round(SCRAPE)):
         meter, since = Meter(LAG), sum([every] * comes)
         times = accumulate([0.0, *[every] * (comes + 3), *[TURN] * 60])
@@ -41,7 +40,6 @@ def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
 
 
 def worst(comes: int) -> tuple[float, float]:
-    """Whatever the pace of the turns."""
     found = [loss for tenths in (270, 285, 299, 300, 315, 330) for loss in losses(tenths / 10, comes)]
     return max(whole for whole, _ in found), max(tenant for _, tenant in found)
 

@@ -11,7 +11,6 @@ from gpusharing.agent.podresources import Holdings
 
 
 async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile() -> None:
-    """It went to the last tenant that was known before."""
     node, pods, gpus, clock = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100]), [0.0]
     offered = devices(gpus.read())
     settings = LoopSettings(interval=0.001, meter_lag=0, jitter=0)
@@ -53,11 +52,8 @@ async def test_an_agent_that_never_read_the_gpus_asks_the_kubelet_nothing_withou
 
 
 class CountedPods(FixedPods):
-    """Counts how often it is asked."""
-
     asked = 0
 
     async def read(self) -> Holdings:
-        """The same."""
         self.asked += 1
         return await super().read()

@@ -34,7 +34,6 @@ def test_who_holds_a_replica_of_a_device_that_became_unhealthy_holds_as_much_as_
 
 
 def test_a_gpu_that_could_not_be_read_once_has_as_many_parts_as_before() -> None:
-    """It has no UUID while it cannot be read, and whoever held one of four was billed for the whole GPU afterwards."""
     reading = machine((), ())
     healthy = handed_out(devices(reading, 4), ["team-a"])
     lost = replace(reading, gpus=(GPU(0, access="Lost"), reading.gpus[1]))
@@ -102,7 +101,6 @@ async def test_a_kubelet_that_told_what_there_is_and_does_not_once_changes_no_bi
 def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replicas_that_others_hold(
     layout: tuple[str, ...], others: int
 ) -> None:
-    """It was a fifth of it once it had four replicas, although they took nothing from him."""
     reading = machine(layout)
     before, after = devices(reading), devices(reading, 4)
     held = (*handed_out(before, ["team-a"]).by_pod, *handed_out(after, ["team-b"] * others).by_pod)
@@ -123,7 +121,6 @@ def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replica
 def test_who_holds_a_gpu_that_is_divided_since_holds_all_of_it_but_for_instances_that_others_hold(
     others: int,
 ) -> None:
-    """It was nothing, and the instances were idle."""
     whole, divided = machine(()), machine(("3g.40gb", "3g.40gb"))
     instances = devices(divided)
     held = (

@@ -146,7 +146,6 @@ def test_what_is_refused_of_a_model_is_asked_again_until_it_is_known_and_then_no
 
 
 def test_the_right_to_see_placements_is_asked_for_until_it_is_there(machine: Simulator) -> None:
-    """It is the right to see instances, which nobody lists while MIG is off."""
     with Agent(machine) as agent:
         machine.inject("nvmlDeviceGetGpuInstancePossiblePlacements", "NO_PERMISSION")
         assert [gpu["instances_withheld"] for gpu in agent.gpus()] == [True, True]
@@ -223,7 +222,6 @@ def test_a_mig_device_of_an_instance_that_is_not_listed_leaves_the_layout_unknow
 
 
 def test_no_combination_of_errors_makes_a_busy_gpu_look_idle(busy: Simulator) -> None:
-    """As long as one call lists the process, or says that it may not list processes."""
     dice = random.Random(33)
     errors = (
         "NOT_SUPPORTED",

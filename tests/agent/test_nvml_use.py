@@ -14,7 +14,6 @@ FIRST, SECOND = 4_000_001, 4_000_002
 
 
 def use(machine: Simulator, privilege: str = "root") -> Any:
-    """One reading of an agent that has just begun."""
     return read(machine, privilege)["use"]
 
 

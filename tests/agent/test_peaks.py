@@ -22,12 +22,10 @@ SHARES = st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, GPUS - 1), st.
 
 
 def read() -> Reading:
-    """Two GPUs, as they are read."""
     return SimulatedGPUs("gpu-01", [H100] * GPUS).read()
 
 
 def held(reading: Reading, shares: set[tuple[str, int, int]]) -> Holdings:
-    """What the kubelet says then."""
     devices: dict[str, list[str]] = {}
     for pod, gpu, replica in sorted(shares):
         devices.setdefault(pod, []).append(f"{reading.gpus[gpu].uuid}::{replica}")
@@ -58,7 +56,6 @@ def test_the_most_of_an_hour_are_those_of_its_turns(turns: Sequence[tuple[int, s
 
 
 def test_what_did_not_change_is_not_counted_again() -> None:
-    """A cycle of the agent, in which mostly nothing changes, costs no more for it."""
     reading = read()
     holdings = held(reading, {("a", 0, 0), ("b", 0, 1), ("a", 1, 0)})
     peaks = HourPeaks(lambda: datetime.fromtimestamp(0, UTC))

@@ -27,14 +27,11 @@ from gpusharing.agent.probes import ProbeServer
 
 
 class Health:
-    """What the probes are to say."""
-
     alive = ready = ""
 
 
 @pytest.fixture
 def health() -> Health:
-    """All is well."""
     return Health()
 
 
@@ -48,7 +45,6 @@ def port(health: Health) -> Iterator[int]:
 
 
 def get(port: int, path: str) -> tuple[int, str]:
-    """Status and body."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
             return answer.status, answer.read().decode()
@@ -71,7 +67,6 @@ def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
 
 
 def answering() -> int:
-    """Threads that answer a connection now."""
     return sum("process_request_thread" in thread.name for thread in threading.enumerate())
 
 

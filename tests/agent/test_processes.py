@@ -16,8 +16,6 @@ SERVER, CONTROL, SHELL = 42, 41, 40
 
 
 class Proc:
-    """A procfs of our own."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
 
@@ -31,8 +29,7 @@ class Proc:
         comm: str = "",
         began: int | None = None,
     ) -> None:
-        """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since, `began`
-        when that was, in clock ticks; None: procfs does not tell."""
+        """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since, `began` when that was, in clock ticks; None: procfs does not tell."""
         folder = self.root / str(pid)
         if folder.exists():
             self.end(pid)
@@ -45,17 +42,14 @@ class Proc:
         (folder / "stat").write_text(f"{pid} ({name}) ) S {parent} {rest}\n")
 
     def end(self, pid: int) -> None:
-        """The process ends. An open file of procfs says nothing any more then, which a plain one does when it is
-        emptied."""
+        """The process ends. An open file of procfs says nothing any more then, which a plain one does when it is emptied."""
         (self.root / str(pid) / "stat").write_text("")
         rmtree(self.root / str(pid))
 
     def place(self, pid: int, uid: str) -> None:
-        """In the cgroup of a pod."""
         (self.root / str(pid) / "cgroup").write_text(f"0::/kubepods/pod{uid}/{CONTAINER}\n")
 
     def name(self, pid: int, reported: str) -> str:
-        """What the agent calls it."""
         return Processes(self.root).of(pid, ask=lambda _: reported).name
 
 
@@ -203,13 +197,10 @@ def test_a_process_that_has_ended_is_in_no_pod(proc: Proc) -> None:
 
 
 class Readings:
-    """One reading after the other by the same agent."""
-
     def __init__(self, proc: Proc) -> None:
         self._processes = Processes(proc.root)
 
     def tell(self, pid: int, reported: str = "") -> tuple[str, str]:
-        """Name and pod's uid of a process."""
         self._processes.begin()
         name, pod = self._processes.of(pid, ask=lambda _: reported).name, self._processes.pod_of(pid)
         return name, pod.uid if pod else ""

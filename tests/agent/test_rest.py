@@ -33,8 +33,6 @@ MINE = "metadata.name=gpu-01"
 
 
 class Server:
-    """Records requests and gives the answers that were prepared."""
-
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, dict[str, list[str]], dict[str, str], Any]] = []
         self.answers: list[tuple[int, Any]] = []
@@ -45,7 +43,6 @@ class Server:
         self.watching = 0
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
-        """A handler class that speaks for this server."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -97,13 +94,11 @@ class Server:
 
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Certificates for loopback."""
     return create_pki(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture
 def server(pki: Any) -> Iterator[tuple[Server, int]]:
-    """A running server and its port."""
     answers = Server()
     listening = WebServer(("127.0.0.1", 0), answers.handler())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -119,7 +114,6 @@ def server(pki: Any) -> Iterator[tuple[Server, int]]:
 
 
 def login(port: int, folder: Path, authority: str) -> ServiceAccountLogin:
-    """A pod's service account in this folder."""
     (folder / "token").write_text("first\n")
     (folder / "ca.crt").write_text(authority)
     environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(port)}
@@ -128,22 +122,18 @@ def login(port: int, folder: Path, authority: str) -> ServiceAccountLogin:
 
 @pytest.fixture
 def client(server: tuple[Server, int], pki: Any, tmp_path: Path) -> RestClient:
-    """A client with a token file."""
     return RestClient(login(server[1], tmp_path, pki.ca.read_text()))
 
 
 def status(code: int, message: str) -> tuple[int, Any]:
-    """An answer as the API server refuses."""
     return code, {"kind": "Status", "code": code, "message": message}
 
 
 async def watched(client: RestClient) -> list[WatchEvent]:
-    """Everything that one watch sends."""
     return [event async for event in client.watch(GPUNODES, "7", field_selector=MINE)]
 
 
 def node(number: int) -> dict[str, Any]:
-    """An object."""
     return {"metadata": {"name": f"gpu-{number}", "resourceVersion": str(number)}}
 
 
@@ -257,8 +247,6 @@ async def test_a_server_that_is_away_or_another_one_is_unavailable(
 
 
 class Deaf(ssl.SSLContext):
-    """TLS to a server that ends the connection without a word."""
-
     seconds: float | None = None
     """How long the server would have been waited for."""
 
@@ -278,8 +266,6 @@ async def test_a_fault_without_a_text_is_told_by_its_kind_and_a_server_has_15_se
 
 
 class Unencrypting(socket.socket):
-    """A connection on which no handshake is needed."""
-
     def do_handshake(self) -> None:
         """At once."""
 
@@ -333,14 +319,11 @@ async def test_after_a_rotation_of_the_clusters_authority_the_agent_connects_aga
 
 
 class NamedLogin(AnonymousLogin):
-    """A kubeconfig with tls-server-name, and maybe a proxy."""
-
     def __init__(self, server: str, tls: ssl.SSLContext, proxy: str | None = None) -> None:
         super().__init__(server)
         self.tls, self.proxy = tls, proxy
 
     async def access(self) -> Access:
-        """By its address, under the name of its certificate."""
         return Access(self.server, self.tls, self.proxy, tls_server_name="kubernetes")
 
 

@@ -1,7 +1,5 @@
 """The agent's client keeps its part of the contract, as the operator's does, over the same SIMULATED server.
-
-The operator's client keeps all of it over a real server, too: tests/kube/test_contract_cluster.py.
-"""
+The operator's client keeps all of it over a real server, too: tests/kube/test_contract_cluster.py."""
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -26,11 +24,9 @@ class ServerOnLoopback:
     missing: Resource = MEDIK8S_MAINTENANCES
 
     async def forget_history(self) -> None:
-        """See Server."""
         self.fake.cluster.expire()
 
     async def terminate_namespace(self) -> None:
-        """See Server."""
         self.fake.cluster.terminating_namespaces.add(self.name)
 
 

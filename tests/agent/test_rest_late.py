@@ -1,5 +1,4 @@
-"""A call of the agent that was given up before its request was sent: while its thread waited for a name server, which
-nothing can interrupt, or for the server's part of the TLS handshake."""
+"""A call of the agent that was given up before its request was sent: while its thread waited for a name server, which nothing can interrupt, or for the server's part of the TLS handshake."""
 
 import socket
 import ssl
@@ -18,7 +17,6 @@ SECONDS = 5.0
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent(scheme: str) -> None:
-    """A newer one may have been made meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         tls = ssl.create_default_context() if scheme == "https" else None

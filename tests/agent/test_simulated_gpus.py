@@ -11,7 +11,6 @@ WITH_PLACEMENTS = [card for card in CARDS if card.products and any(p.starts for 
 
 
 def divided(product: str = H100) -> SimulatedGPUs:
-    """One GPU with MIG on and no instances."""
     gpus = SimulatedGPUs("gpu-01", [product])
     gpus.set_mig_mode(0, on=True)
     return gpus

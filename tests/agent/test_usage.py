@@ -26,17 +26,14 @@ MIG = "nvidia.com/mig-3g.40gb"
 
 
 def held(pod: tuple[str, str], resource: str, *devices: str) -> PodDevices:
-    """Devices in the hands of a pod."""
     return PodDevices(*pod, resource, devices)
 
 
 def offered(resource: str, *devices: str) -> tuple[tuple[str, str], ...]:
-    """Healthy devices."""
     return tuple((resource, device) for device in devices)
 
 
 def told(use: Use, holdings: Holdings | None) -> CollectorRegistry:
-    """What Prometheus is told."""
     loop = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods())
     loop.use = use, holdings
     registry = CollectorRegistry()
@@ -294,8 +291,7 @@ def test_of_the_names_of_a_device_those_that_nobody_holds_are_cut_off_first() ->
 
 
 def monstrous() -> tuple[Use, Holdings]:
-    """More devices than any machine has, each in the hands of more pods than a kubelet runs, under many names of which
-    none is offered."""
+    """More devices than any machine has, each in the hands of more pods than a kubelet runs, under many names of which none is offered."""
     devices = tuple(replace(GPU, gpu=number, uuid=f"GPU-{number}") for number in range(300))
     names = [(f"ns-{number}", f"pod-{number}") for number in range(1000)]
     ids = [(f"nvidia.com/r{number // 300}", f"GPU-{number % 300}::{number}") for number in range(3000)]

@@ -1,10 +1,5 @@
 """From a process by its cgroup to its pod, and what Prometheus is told of that pod, in each of five ways to share GPUs.
-
-The agent's loop, its NVML adapter, its way through procfs and log folders and its client of the kubelet are those that
-are shipped. NVML, the processes and the kubelet are SIMULATED; tests/e2e/test_modes.py and test_uninstall.py walk all
-five on real cgroups and a real kubelet, time-slicing on a whole GPU beside MIG. That a client of MPS is listed under
-its own pid, and the server beside it, is what NVIDIA says (docs/design/hardware.md#usage); it was not seen here.
-"""
+The agent's loop, its NVML adapter, its way through procfs and log folders and its client of the kubelet are those that are shipped. NVML, the processes and the kubelet are SIMULATED; tests/e2e/test_modes.py and test_uninstall.py walk all five on real cgroups and a real kubelet, time-slicing on a whole GPU beside MIG. That a client of MPS is listed under its own pid, and the server beside it, is what NVIDIA says (docs/design/hardware.md#usage); it was not seen here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +23,6 @@ BY = ("namespace", "pod", "uuid")
 
 @dataclass(frozen=True)
 class Pod:
-    """One that runs on the node."""
-
     namespace: str
     name: str
     uid: str
@@ -42,8 +35,6 @@ DAEMON = Pod("gpu-operator", "mps-control-daemon-q2x4z", "99999999-2222-3333-444
 
 @dataclass(frozen=True)
 class Way:
-    """One way to share."""
-
     parts: tuple[str, ...] = ()
     """Profiles of the instances of GPU 0; none: MIG is off."""
     resource: str = GPU
@@ -63,8 +54,6 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Device:
-    """What a pod computes on."""
-
     uuid: str
     gpu: int
     instance: int = -1
@@ -86,7 +75,6 @@ class Node:
         self.devices = divided or whole
 
     def of(self, pod: Pod) -> Device:
-        """The device of one of the two tenants."""
         return self.devices[0 if self.way.replicas > 1 or pod is TRAIN else 1]
 
     def run(self, pid: int, device: Device, memory: int, sm: int = 0, *, pod: Pod | None = None) -> None:
@@ -119,7 +107,6 @@ class Node:
         return Told(page)
 
     def _id(self, pod: Pod) -> str:
-        """The id of what a tenant holds, as the device plugin writes it."""
         ids = self._ids(self.of(pod))
         return ids[-1] if pod is SERVE else ids[0]
 
@@ -130,12 +117,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Told:
-    """A page of metrics."""
-
     page: str
 
     def of(self, metric: str) -> Mapping[tuple[str, ...], float]:
-        """By pod and device, as far as the metric has them."""
         return {
             tuple(sample.labels[key] for key in BY if key in sample.labels): sample.value
             for family in text_string_to_metric_families(self.page)
