@@ -29,8 +29,7 @@ class ConfiguredNode:
     def start(self, *flags: str, fallback: str = "empty", kubeconfig: Path | None = None) -> Program:
         """Start config-manager; `fallback`: the GPU Operator's, or `named,single` as NVIDIA's own chart gives.
 
-        What it links first is a race between two of its own threads: it takes the fallback unless the API server has
-        answered by then, which is rare. A `kubeconfig` of a server that is held decides it.
+        What it links first is a race between two of its own threads: it takes the fallback unless the API server has answered by then, which is rare. A `kubeconfig` of a server that is held decides it.
         """
         return Program(
             self.sandbox, "config-manager", "--node-name", self.name,
@@ -40,11 +39,9 @@ class ConfiguredNode:
         )  # fmt: skip
 
     def label(self, value: str) -> None:
-        """Point the node at a configuration."""
         self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": {LABEL_PLUGIN_CONFIG: value}}})
 
     def wait_for(self, key: str) -> None:
-        """Wait until this configuration is linked."""
         self.program.wait(lambda: self.linked() == key)
 
     def linked(self) -> str:

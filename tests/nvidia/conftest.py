@@ -25,14 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def nvidia_programs() -> None:
-    """Build the pinned programs once."""
     require("rung3", why_not())
     for release in build.RELEASES:
         build.ensure(release)
 
 
 def build_control_plane() -> None:
-    """Build it once."""
     toolchain.control_plane_programs()
     for name in ("kwok", "helm"):
         toolchain.program(name)

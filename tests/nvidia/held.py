@@ -61,7 +61,6 @@ def held_server(plane: ControlPlane, folder: Path) -> Iterator[HeldServer]:
 
 
 def pass_on(source: socket.socket, target: socket.socket) -> None:
-    """Until one of both is closed."""
     with contextlib.suppress(OSError):
         while chunk := source.recv(65536):
             target.sendall(chunk)

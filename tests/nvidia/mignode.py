@@ -25,7 +25,6 @@ SAYS_FAILED = build.MIG_PARTED.version != "v0.13.1"
 GIVEN_UP = ["pending", "failed"] if SAYS_FAILED else ["pending"]
 """The states of a first run that gives up waiting for a pod."""
 OPERANDS_WHEN_GIVEN_UP = {"true"} if SAYS_FAILED else {"paused-for-mig-change"}
-"""The deploy labels that such a run leaves."""
 ENTRIES = {
     "all-disabled": entry_for(None),
     "seven": entry_for((("1g.10gb", 7),)),
@@ -60,12 +59,10 @@ class MigNode:
         self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": labels}})
 
     def labels(self) -> dict[str, str]:
-        """All labels of the Node."""
         found: dict[str, str] = self.api.get(f"{NODES}/{self.name}")["metadata"].get("labels", {})
         return found
 
     def state(self) -> str:
-        """What mig-manager says now."""
         return self.labels().get(LABEL_MIG_STATE, "")
 
     def operands(self) -> set[str]:
@@ -114,7 +111,6 @@ class MigNode:
             time.sleep(0.02)
 
     def profiles(self) -> list[list[str]]:
-        """The profiles of the instances per GPU."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.simulator.show()["gpus"]]
 
 

@@ -45,11 +45,9 @@ class MigParted:
         self.file.write_text(migfile.render(entries))
 
     def apply(self, name: str) -> Done:
-        """Apply a configuration."""
         return self._run("apply", "-f", str(self.file), "-c", name)
 
     def check(self, name: str) -> Done:
-        """Assert that a configuration is applied."""
         return self._run("assert", "-f", str(self.file), "-c", name)
 
     def export(self) -> migfile.Entry:
@@ -66,13 +64,11 @@ class MigParted:
 
 
 def entry_for(layout: Layout | None) -> migfile.Entry:
-    """The entry that puts this layout on all GPUs."""
     devices = {} if layout is None else {"mig-devices": dict(layout)}
     return [{"devices": "all", "mig-enabled": layout is not None, **devices}]
 
 
 def set_layouts(sandbox: Sandbox, *layouts: Layout | None) -> None:
-    """Put one layout on each GPU, by mig-parted."""
     rows = [{**entry_for(layout)[0], "devices": [index]} for index, layout in enumerate(layouts)]
     done = MigParted(sandbox, {"wanted": rows}).apply("wanted")
     assert done.status == 0, done.last_line
@@ -81,8 +77,7 @@ def set_layouts(sandbox: Sandbox, *layouts: Layout | None) -> None:
 def gfd_labels(sandbox: Sandbox, config: str, limits: Sequence[str] = ()) -> dict[str, str]:
     """The labels that GPU feature discovery writes once, with this configuration of the device plugin.
 
-    Raises:
-        ProgramEnded: it gave up.
+    Raises: ProgramEnded: it gave up.
     """
     output, file = sandbox.folder / "labels", sandbox.folder / "plugin.yaml"
     file.write_text(config)
@@ -119,9 +114,7 @@ class Program:
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds.
 
-        Raises:
-            ProgramEnded: it ended first.
-            TimeoutError: it took too long.
+        Raises: ProgramEnded: it ended first. TimeoutError: it took too long.
         """
         deadline = time.monotonic() + SECONDS
         while not condition():
@@ -133,7 +126,6 @@ class Program:
             time.sleep(0.02)
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until the log has this text."""
         self.wait(lambda: text in self.log.read_text())
 
     def stop(self, sign: signal.Signals = signal.SIGTERM) -> None:
@@ -193,7 +185,6 @@ class DevicePluginProgram:
         self.plugin.wait(lambda: self.counts().get(resource) == healthy)
 
     def stop(self) -> None:
-        """End both programs."""
         self.plugin.stop()
         self.stub.stop()
 

@@ -39,17 +39,14 @@ def mig(strategy: str, *layouts: dict[str, int]) -> dict[str, Any]:
 
 
 def slices(replicas: int, *, rename: bool = False) -> dict[str, Any]:
-    """Shares of each GPU or instance."""
     return {"timeSlicing": {"replicas": replicas, "renameByDefault": rename}}
 
 
 def mps(replicas: int, *, rename: bool = False) -> dict[str, Any]:
-    """An MPS policy."""
     return {"mode": "MPS", "mps": {"replicas": replicas, "renameByDefault": rename}}
 
 
 def slicing(replicas: int, *, rename: bool = False) -> dict[str, Any]:
-    """A time-slicing policy."""
     return {"mode": "TimeSlicing", **slices(replicas, rename=rename)}
 
 
@@ -64,14 +61,12 @@ def plan(setting: Setting) -> tuple[Target, str, Comparison]:
 
 
 def refusal(setting: Setting) -> Finding:
-    """Why the planner does not touch the node."""
     refused, _ = _judge(setting)
     assert isinstance(refused, Finding), refused
     return refused
 
 
 def plan_for(models: Sequence[str], spec: dict[str, Any]) -> tuple[Target, str, Comparison]:
-    """The same for a node with these cards."""
     setting = Setting("", "", spec, models=tuple(models))
     return plan(setting)
 

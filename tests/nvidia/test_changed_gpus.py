@@ -1,7 +1,5 @@
 """Only the GPU whose layout changes is emptied, with NVIDIA's mig-manager, mig-parted, device plugin and GFD.
-
-SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery.
-"""
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +33,6 @@ def spec(*profiles: dict[str, int]) -> dict[str, Any]:
 
 
 def devices(loop: NvidiaLoop, gpu: int) -> set[str]:
-    """The UUIDs of the MIG devices of a GPU."""
     return {place.uuid for place in machine_devices(loop.nodes["one"].simulator.show()) if place.gpu == gpu}
 
 

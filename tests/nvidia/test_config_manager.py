@@ -44,7 +44,6 @@ def node(plane: ControlPlane, make_sandbox: MakeSandbox, request: pytest.Fixture
 
 @pytest.fixture
 def held(plane: ControlPlane, tmp_path: Path) -> Iterator[HeldServer]:
-    """The API server, which says nothing until it may."""
     with held_server(plane, tmp_path) as made:
         yield made
 
@@ -122,7 +121,6 @@ def test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_t
 def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
     plane: ControlPlane, make_sandbox: MakeSandbox, tmp_path: Path
 ) -> None:
-    """It reads the command lines of all processes that it sees, and ends at one that is over: of its own pod only."""
     node, key = f"{NODES}/two-pods", LABEL_PLUGIN_CONFIG
     plane.api.create(NODES, {"metadata": {"name": "two-pods", "labels": {key: KEY_FULL}}})
     programs = PodPrograms(
@@ -154,8 +152,7 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
 def test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_does_on_every_host(
     node: ConfiguredNode,
 ) -> None:
-    """NVIDIA/k8s-device-plugin#1726: of a host it sees the kernel's threads, too; here a process that nobody has waited
-    for stands for them."""
+    """NVIDIA/k8s-device-plugin#1726: of a host it sees the kernel's threads, too; here a process that nobody has waited for stands for them."""
     node.wait_for(KEY_FULL)
     node.program.stop()
     with subprocess.Popen(["true"]) as over:

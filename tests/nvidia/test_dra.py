@@ -27,7 +27,6 @@ MIXED: Layout = (("1g.10gb", 4), ("3g.40gb", 1))
 
 
 def configuration(*layouts: Layout | None) -> list[object]:
-    """mig-parted's entry for GPUs with these layouts."""
     return [
         {"devices": [index], "mig-enabled": layout is not None, "mig-devices": dict(layout or ())}
         for index, layout in enumerate(layouts)
@@ -53,13 +52,11 @@ class DraNode:
         self.api.create("/api/v1/nodes", {"metadata": {"name": self.name}})
 
     def divide(self, name: str) -> None:
-        """Apply one of CONFIGURATIONS with the real mig-parted."""
         ended = self._sandbox.run("nvidia-mig-parted", "apply", "-f", str(self._folder / "mig.yaml"), "-c", name)
         assert ended.returncode == 0, ended.stderr
 
     @contextmanager
     def kubelet_plugin(self) -> Iterator[None]:
-        """The kubelet plugin runs."""
         self._plugin.start()
         try:
             yield
@@ -67,7 +64,6 @@ class DraNode:
             self._plugin.stop()
 
     def slices(self) -> list[Object]:
-        """The ResourceSlices of this node's GPUs."""
         found = self.api.list(SLICES, fieldSelector="spec.driver=gpu.nvidia.com")
         return [one for one in found if one["spec"].get("nodeName") == self.name]
 
@@ -84,7 +80,6 @@ class DraNode:
         return [None] * whole + sorted(tuple(sorted(counts.items())) for counts in divided.values())
 
     def wait_published(self, *layouts: Layout | None) -> None:
-        """Wait until these layouts are published."""
         try:
             wait_until(lambda: self.published() == list(layouts), SECONDS, "the layouts to be published")
         except TimeoutError:
@@ -93,8 +88,7 @@ class DraNode:
 
 @pytest.fixture
 def node(plane: ControlPlane) -> Iterator[DraNode]:
-    """A node whose kubelet plugin does not run yet. Its folder has a short name, because the path of a Unix socket has
-    at most 107 bytes."""
+    """A node whose kubelet plugin does not run yet. Its folder has a short name, because the path of a Unix socket has at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="gpusharing-") as folder:
         yield DraNode(plane, Path(folder))
 

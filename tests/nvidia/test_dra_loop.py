@@ -1,8 +1,5 @@
-"""Changes where NVIDIA's real DRA driver v0.5.0 serves the GPUs: the shipped operator and agent, mig-manager, the
-kubelet plugin, and the real scheduler.
-
-SIMULATED: the GPUs, the kubelets (kwok) and Node Feature Discovery. Nobody prepares claims.
-"""
+"""Changes where NVIDIA's real DRA driver v0.5.0 serves the GPUs: the shipped operator and agent, mig-manager, the kubelet plugin, and the real scheduler.
+SIMULATED: the GPUs, the kubelets (kwok) and Node Feature Discovery."""
 
 import tempfile
 from collections import Counter
@@ -37,7 +34,6 @@ def published(loop: NvidiaLoop) -> Counter[str]:
 
 
 def plugin(loop: NvidiaLoop) -> str:
-    """UID of the kubelet plugin's pod."""
     where = {"labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}"}
     (pod,) = loop.api.list("/api/v1/namespaces/gpu-operator/pods", **where)
     return str(pod["metadata"]["uid"])

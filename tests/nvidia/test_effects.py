@@ -1,15 +1,5 @@
 """What a change of the installation takes from nodes: NVIDIA's own programs against `find_effects`.
-
-Each play begins with one ClusterPolicy and some nodes, makes one change, and compares what each node lost with what was
-predicted from the state before, with a report of the node's GPUs and without one.
-
-SIMULATED: the GPUs, the kubelets, and of the GPU Operator which DaemonSets a field of ClusterPolicy concerns (its
-controllers/object_controls.go), and the label all-disabled on nodes without one (nodelabeling_controller.go).
-
-Not played, because only the GPU Operator's controllers do it: a version of an operand, `driver.enabled` and
-`toolkit.enabled`, the deploy labels that it writes or removes, the workload label and GPUCluster. Neither is the file
-that mig-manager generates where `migManager.config.name` is empty: these nodes mount our ConfigMap then.
-"""
+Each play begins with one ClusterPolicy and some nodes, makes one change, and compares what each node lost with what was predicted from the state before, with a report of the node's GPUs and without one. SIMULATED: the GPUs, the kubelets, and of the GPU Operator which DaemonSets a field of ClusterPolicy concerns (its controllers/object_controls.go), and the label all-disabled on nodes without one (nodelabeling_controller.go). Not played, because only the GPU Operator's controllers do it: a version of an operand, `driver.enabled` and `toolkit.enabled`, the deploy labels that it writes or removes, the workload label and GPUCluster. Neither is the file that mig-manager generates where `migManager.config.name` is empty: these nodes mount our ConfigMap then."""
 
 import tempfile
 import time
@@ -116,7 +106,6 @@ class Row:
     serves: Mapping[str, int]
     then: Mapping[str, int]
     layout: Layout | None = None
-    """Of both of its GPUs."""
     later: tuple[Layout | None, ...] | None = None
     """The layouts after the change, if they are others."""
     config: str | None = None
@@ -124,9 +113,7 @@ class Row:
     mig: str | None = "all-disabled"
     """The value of nvidia.com/mig.config."""
     first: Mapping[str, str] = field(default_factory=dict)
-    """Further labels before the change."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """The labels that are the change of this node."""
 
     @property
     def layouts(self) -> tuple[Layout | None, ...]:
@@ -138,15 +125,11 @@ LABELS_ONLY = Change()
 
 @dataclass(frozen=True)
 class Play:
-    """A change of a cluster with these nodes, by name."""
-
     rows: Mapping[str, Row]
     change: Change = LABELS_ONLY
-    """Without the labels of the rows."""
     policy: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ClusterPolicy, by path below `spec`, that differ from our defaults."""
     manager: bool = False
-    """Whether mig-manager runs before the change."""
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +143,6 @@ def cluster(nvidia_programs: None) -> Iterator[ControlPlane]:
 
 
 class Stage:
-    """The cluster of one play."""
-
     def __init__(self, plane: ControlPlane, play: Play, folder: Path) -> None:
         self.plane, self.api, self.play, self.folder = plane, plane.api, play, folder
         self.nodes: dict[str, RealNode] = {}
@@ -237,7 +218,6 @@ class Stage:
         return whole | {(gpu["uuid"], ci["uuid"]) for gpu in gpus for one in gpu["instances"] for ci in one["compute"]}
 
     def pods(self, *apps: str) -> list[Object]:
-        """The pods of these operands on the play's nodes."""
         found = self.api.list(f"{NAMESPACE}/pods")
         return [pod for pod in found if _app(pod) in apps and pod["spec"].get("nodeName") in self.nodes]
 
@@ -246,7 +226,6 @@ class Stage:
         return {pod["metadata"]["uid"] for pod in self.pods(operands.MPS) if pod["spec"]["nodeName"] == node}
 
     def due(self, app: str) -> list[str]:
-        """The nodes that a DaemonSet selects."""
         return [name for name in self.nodes if self.labels(name).items() >= operands.SELECTORS[app].items()]
 
     def runs(self, node: str) -> int:
@@ -320,7 +299,6 @@ class Stage:
         return all({key: text_of(folder / mount / key) for key in MAPS[of]} == MAPS[of] for mount, of in wanted.items())
 
     def wait_for(self, *, after: bool) -> None:
-        """Wait until all nodes are as the table says, and stay so."""
         rows = self.play.rows
         wanted: dict[str, Any] = {name: (row.serves, row.layouts) for name, row in rows.items()}
         if after:

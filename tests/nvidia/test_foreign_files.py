@@ -49,7 +49,6 @@ def test_lint_refuses_what_nvidias_parser_refuses_and_besides_only_what_the_corp
 
 
 def _entries(path: Path) -> list[str]:
-    """The texts of all ConfigMaps in a file."""
     objects = yaml.safe_load_all(path.read_text(encoding="utf-8"))
     return [text for one in objects if one["kind"] == "ConfigMap" for text in one["data"].values()]
 

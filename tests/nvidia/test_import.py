@@ -1,9 +1,5 @@
 """Fleets that somebody configured by hand, on NVIDIA's own programs: they are the judges of `import | apply`.
-
-The recipes are those of rung 1 (tests/cli/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature
-Discovery, and the GPU Operator, which makes its operands' pods anew when ClusterPolicy changes and ships mig-parted
-entries of its own.
-"""
+The recipes are those of rung 1 (tests/cli/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature Discovery, and the GPU Operator, which makes its operands' pods anew when ClusterPolicy changes and ships mig-parted entries of its own."""
 
 import tempfile
 from collections import Counter
@@ -45,20 +41,16 @@ WELL = "exit status 0\n"
 
 @dataclass
 class Fleet:
-    """One recipe on nodes with NVIDIA's programs."""
-
     loop: NvidiaLoop
     recipe: Recipe
     pools: dict[str, RecipePool] = field(init=False)
     """By node."""
 
     def __post_init__(self) -> None:
-        """As rung 2 names them."""
         self.pools = machines(self.recipe)
 
     @property
     def with_mig(self) -> list[str]:
-        """Nodes on which mig-manager runs."""
         return [name for name, pool in self.pools.items() if pool.product == H100]
 
     def build(self) -> None:
@@ -126,7 +118,6 @@ class Fleet:
         return {name: [gpu["instances"] for gpu in nodes[name].simulator.show()["gpus"]] for name in nodes}
 
     def computing(self) -> set[str]:
-        """Names of the processes that use a GPU."""
         return {
             one["name"]
             for node in self.loop.nodes.values()
@@ -135,9 +126,7 @@ class Fleet:
         }
 
     def ask(self) -> str:
-        """What `import` says as soon as it leaves no node out, but those of which nobody knows any more what
-        mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have
-        looked since: until then it says to run import again."""
+        """What `import` says as soon as it leaves no node out, but those of which nobody knows any more what mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have looked since: until then it says to run import again."""
         forgotten = sum(pool.forgotten for pool in self.pools.values())
         said = [""]
 
@@ -154,7 +143,6 @@ class Fleet:
         return said[-1]
 
     def proposed(self) -> str:
-        """The policies for all nodes, as a pipe has them."""
         for name, pool in self.pools.items():
             assert not pool.forgotten or MIG in self.loop.labels(name)
         said = [""]
@@ -167,7 +155,6 @@ class Fleet:
         return said[-1].removesuffix(WELL)
 
     def merged(self, values: str) -> bool:
-        """Our ConfigMaps have the entries of the admin's."""
         held = [
             self.loop.api.get(f"{OPERANDS}/configmaps/gpusharing-{name}").get("data", {})
             for name in ("device-plugin", "mig-parted")
@@ -199,7 +186,6 @@ class Fleet:
 
 
 def machines(recipe: Recipe) -> dict[str, RecipePool]:
-    """Pools by node."""
     return {f"{group}-{n}": pool for group, pool in recipe.pools.items() for n in range(pool.count)}
 
 

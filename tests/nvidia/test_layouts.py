@@ -37,7 +37,6 @@ WITHOUT_MIG = ("v100-16gb", "t4", "l40s")
 
 
 def is_refused(misfit: str, why: str) -> bool:
-    """Whether the layout was refused, with these words."""
     return why in misfit
 
 

@@ -68,7 +68,6 @@ def test_what_it_fixes_for_all_nodes_is_seen(render: Render) -> None:
 
 
 def test_our_stand_in_of_the_chart_says_the_same(render: Render) -> None:
-    """Apart from the chart's affinity, which is only compared with that of other DaemonSets."""
     real = views(render(OURS, "gfd.enabled=true"))
     assert real["nvdp-nvidia-device-plugin"].server is not None
     for stand_in in map(daemon_set_view, (plugin(), discovery())):

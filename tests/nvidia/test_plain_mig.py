@@ -38,7 +38,6 @@ def plugin(name: str) -> Object:
 
 
 def pods(api: Api, name: str) -> list[Object]:
-    """The DaemonSet's pods on the node."""
     return api.list(PODS, labelSelector=f"plugin-of={name}", fieldSelector=f"spec.nodeName={name}")
 
 

@@ -27,7 +27,6 @@ class Stub:
         self._process: subprocess.Popen[bytes] | None = None
 
     def tell(self, devices: Sequence[str]) -> None:
-        """One pod holds these."""
         row = {"namespace": "a", "name": "train", "resource": "nvidia.com/gpu", "ids": list(devices)}
         swap = self._file.with_suffix(".new")
         swap.write_text(json.dumps([row]))
@@ -54,7 +53,6 @@ class Stub:
 
     @property
     def files(self) -> int:
-        """That it has open."""
         assert self._process is not None
         return len(os.listdir(f"/proc/{self._process.pid}/fd"))
 

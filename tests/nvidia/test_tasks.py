@@ -14,20 +14,16 @@ class Ending:
     seen: bool = False
 
     def start(self) -> None:
-        """See Task."""
         self.starts += 1
         self.running = self.seen = True
 
     def alive(self) -> bool:
-        """See Task."""
         return self.running
 
     def end(self) -> None:
-        """By itself."""
         self.running = False
 
     def stop(self) -> None:
-        """See Task."""
         self.running = self.seen = False
 
     kill = stop

@@ -16,12 +16,10 @@ pytestmark = pytest.mark.nvidia
 
 MODELS = ("h100-80gb", "a30", "h100-80gb")
 RUNS = 300
-"""Go walks a small map from any of its eight slots on (1.24, internal/runtime/maps/table.go, Iter.Init), so the second
-of two models comes first once in eight times: both have come up after so many, but for once in 10^17."""
+"""Go walks a small map from any of its eight slots on (1.24, internal/runtime/maps/table.go, Iter.Init), so the second of two models comes first once in eight times: both have come up after so many, but for once in 10^17."""
 
 
 def all_answers(sandbox: Sandbox, config: str, kinds: int) -> list[Mapping[str, str]]:
-    """Different label sets of GFD, run until it has given so many."""
     found: dict[str, Mapping[str, str]] = {}
     for _ in range(RUNS):
         labels = gfd_labels(sandbox, config)

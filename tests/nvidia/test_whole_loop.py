@@ -1,7 +1,5 @@
 """Every change on real parts: the shipped operator and agent, NVIDIA's mig-manager, device plugin, GFD, MPS daemon.
-
-SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery.
-"""
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
 import tempfile
 from collections.abc import Iterator

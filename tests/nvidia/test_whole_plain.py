@@ -1,8 +1,5 @@
 """MIG without the GPU Operator on real parts: the how-to's installation (deploy/mig-manager), every program unmodified.
-
-NVIDIA's chart is installed by helm with the how-to's values, and mig-manager and config-manager act as the service
-accounts of their manifests. SIMULATED: the GPUs, the kubelets (kwok and the registration stub), Node Feature Discovery.
-"""
+SIMULATED: the GPUs, the kubelets (kwok and the registration stub), Node Feature Discovery."""
 
 import tempfile
 from collections.abc import Iterator
@@ -60,7 +57,6 @@ def test_a_node_goes_to_mig_to_another_layout_and_back_with_the_rights_of_the_ma
 def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_without_our_labels(
     loop: NvidiaLoop,
 ) -> None:
-    """The last one of the file: its policy is gone then."""
     loop.bring(**HALVES, deletionPolicy="Reset")
     loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
     loop.api.delete(POLICY)

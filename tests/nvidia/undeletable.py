@@ -28,7 +28,6 @@ def create_pod(api: Api, node: str, app: str) -> str:
 
 @contextmanager
 def undeletable(api: Api, pod: str) -> Iterator[None]:
-    """While it lasts nobody can delete this pod."""
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["pods"]}
     policy = {
         "matchConstraints": {"resourceRules": [rule]},
