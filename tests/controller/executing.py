@@ -73,7 +73,6 @@ class Executing:
         )
 
     def add_node(self, name: str, annotations: Mapping[str, str] | None = None) -> None:
-        """A Node that the sources know."""
         marks = {"annotations": dict(annotations or {})}
         self.sources.nodes.accept(self.cluster.add(NODES, node(name, metadata=marks)))
 
@@ -87,30 +86,24 @@ class Executing:
         return node_view(self.cluster.get(NODES, name))
 
     def fence(self, name: str = "gpu-07", policy: str = "pool-b") -> FenceNode:
-        """Cordon and fence the node as it is now."""
         view = self.view(name)
         return FenceNode(view, make_fence(node_uid=view.uid, policy=policy), cordon=True, labels={})
 
     async def run(self, *actions: Action, shared: tuple[Action, ...] = ()) -> Outcome:
-        """Carry out actions of gpu-07."""
         return await self.run_all({"gpu-07": actions}, shared)
 
     async def run_all(self, actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...] = ()) -> Outcome:
-        """Carry out actions of several nodes."""
         snapshot = make_snapshot(self.sources.node_views().values(), stack=self.stack)
         return await self.executor.execute(plan_of(actions, shared), snapshot)
 
     def failures(self) -> dict[str, str]:
-        """What did not work lately, by node or subject."""
         return {subject: failure.message for subject, failure in self.executor.calls.failures.items()}
 
     def patches(self) -> int:
-        """Node patches sent."""
         return sum(write.call.resource == NODES for write in self.cluster.writes)
 
 
 def plan_of(actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...] = ()) -> RolloutPlan:
-    """A plan with nothing but actions."""
     verdicts = {
         name: Verdict(name, "pool-b", Phase.DRAINING, Reason.PODS_LEAVING, "", actions=row)
         for name, row in actions.items()

@@ -22,7 +22,6 @@ WHOLE = [{"devices": "all", "mig-enabled": False}]
 
 
 def stamps(body: JSON | None) -> dict[str, datetime]:
-    """The annotation that tells when each entry was written."""
     assert body is not None
     written: dict[str, str] = json.loads(body["metadata"]["annotations"][ANNOTATION_WRITTEN])
     return {key: datetime.fromisoformat(stamp) for key, stamp in written.items()}

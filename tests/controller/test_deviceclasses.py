@@ -25,12 +25,10 @@ SMALL = wanted_class("1g.10gb")
 
 
 def present(cluster: FakeCluster) -> dict[str, DeviceClassView]:
-    """All classes by name."""
     return {one["metadata"]["name"]: device_class_view(one) for one in cluster.objects(DEVICE_CLASSES)}
 
 
 def writer(cluster: FakeCluster) -> SharedWrites:
-    """The writer of the operator."""
     client = cluster.client("operator")
     return SharedWrites(client, Sources(client, SourceSettings(), lambda: None), lambda: NOW)
 

@@ -1,7 +1,5 @@
 """What the API server answers to an eviction, and what is remembered of it (docs/design/drain.md, rows E).
-
-Tested through the executor: controller/evict.py.
-"""
+Tested through the executor: controller/evict.py."""
 
 import pytest
 from structlog.testing import capture_logs

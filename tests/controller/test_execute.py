@@ -1,8 +1,5 @@
 """One API call per action; what fails is left to a later pass, and never to another node.
-
-Shared writes (controller/sharedwrites.py) and those of nodes (controller/nodewrites.py) are reached through the
-executor.
-"""
+Shared writes (controller/sharedwrites.py) and those of nodes (controller/nodewrites.py) are reached through the executor."""
 
 from dataclasses import replace
 from typing import get_args
@@ -187,7 +184,6 @@ async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_el
 
 
 async def test_a_refused_write_of_the_configuration_holds_up_no_node_that_has_its_own() -> None:
-    """The planner starts none that has not."""
     stage = Executing()
     stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
     await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
@@ -247,7 +243,6 @@ async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours(
 
 
 async def test_our_finalizer_is_not_taken_off_a_policy_that_was_edited_since_it_was_decided() -> None:
-    """The edit may be deletionPolicy Reset, which needs it; the next pass sees it at once."""
     stage = Executing()
     await add_policy(stage, names.FINALIZER)
     stage.cluster.patch(POLICIES, "pool-b", {"spec": {"deletionPolicy": "Reset"}})
@@ -414,7 +409,6 @@ async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() ->
 
 
 async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -> None:
-    """What was there a moment ago is not in the difference, and nodes name it."""
     stage = Executing()
     stage.stack = make_stack(plugin_configs={"old": "version: v1"}, mig_file="x")
     for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):

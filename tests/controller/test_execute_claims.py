@@ -31,19 +31,16 @@ class SlowPolicies(KubeClient):
     inner: KubeClient
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Carry out the call, late if it writes a policy."""
         if request.resource == POLICIES and request.verb == "patch":
             await asyncio.sleep(SHARED_PATIENCE + 1)
         return await self.inner.call(request)
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as the other client does."""
         return self.inner.stream(request)
 
 
 @virtually
 async def test_a_slow_shared_write_that_ends_meanwhile_does_not_stand_for_refused_claims() -> None:
-    """The finalizer takes longer than a pass waits for it, and is written while the claims are refused."""
     stage = Executing(through=SlowPolicies, claims=Claims(Conflict("changed too often"), seconds=2))
     stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
     await stage.read_policies()

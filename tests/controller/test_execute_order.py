@@ -131,7 +131,6 @@ class SlowNode(PassingClient):
     """A client that takes two seconds to read a Node."""
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Carry out the call, late if it reads a Node."""
         if (request.verb, request.resource) == ("get", NODES):
             await asyncio.sleep(2)
         return await self.client.call(request)
@@ -151,7 +150,6 @@ async def test_a_node_is_not_actuated_after_a_409_once_there_is_a_newer_plan() -
 
 
 async def hanging_policies(stage: Executing) -> tuple[SetFinalizer, ...]:
-    """The finalizers of ten policies, whose writes get no answer."""
     for number in range(10):
         stage.cluster.add(POLICIES, {"metadata": {"name": f"pool-{number}"}, "spec": {}})
     await stage.read_policies()

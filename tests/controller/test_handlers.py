@@ -1,7 +1,5 @@
 """kopf as we run it, against an API server on loopback: it follows the policies and leaves everything else alone.
-
-The handler (controller/policywatch.py) is tested through its containment.
-"""
+The handler (controller/policywatch.py) is tested through its containment."""
 
 import asyncio
 import gc
@@ -33,8 +31,6 @@ AGAIN = ("", "")
 
 @dataclass
 class Watching:
-    """A PolicyWatch that runs, and what it touched."""
-
     server: FakeServer
     client: HttpClient
     watch: PolicyWatch
@@ -42,7 +38,6 @@ class Watching:
     touched: asyncio.Queue[tuple[str, str]] = field(default_factory=asyncio.Queue)
 
     async def told(self, name: str) -> str:
-        """Wait until this policy is touched; its resourceVersion."""
         while (seen := await self.touched.get())[0] != name:
             assert seen == AGAIN, "nothing else happens"
         return seen[1]
@@ -54,14 +49,12 @@ class Watching:
             missing.discard((await self.touched.get())[0])
 
     async def stop(self) -> None:
-        """Cancel it and wait."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
 
 @asynccontextmanager
 async def watching(server: FakeServer, login: Login | None = None) -> AsyncIterator[Watching]:
-    """A PolicyWatch on this server."""
     login = login or AnonymousLogin(server.url)
     queue: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
     async with asyncio.timeout(PATIENCE), HttpClient(login) as client:
@@ -82,7 +75,6 @@ async def server() -> AsyncIterator[FakeServer]:
 
 
 def policy(name: str) -> JSON:
-    """Enough of a policy to be followed."""
     return {"metadata": {"name": name}, "spec": {"mode": "Full"}}
 
 
@@ -189,17 +181,13 @@ async def test_it_waits_for_the_crd_and_says_what_is_missing(server: FakeServer)
 
 @dataclass
 class RefusedOnce(AnonymousLogin):
-    """Credentials that fail the first time that kopf asks."""
-
     refused: int = 0
 
     async def token(self) -> str | None:
-        """Asked for by kopf in the main thread, like every credential."""
         assert threading.current_thread() is threading.main_thread()
         return await super().token()
 
     async def access(self) -> Access:
-        """The second call is kopf's: the first one lists the policies."""
         self.refused += 1
         if self.refused == 2:
             raise Unauthorized("no credentials from kubeconfig")
@@ -230,12 +218,9 @@ async def test_what_cannot_be_followed_is_tried_again_at_a_slower_and_slower_pac
 
 @dataclass
 class NamedLogin(AnonymousLogin):
-    """A kubeconfig with tls-server-name."""
-
     tls: ssl.SSLContext | None = None
 
     async def access(self) -> Access:
-        """By its address, under the name of its certificate."""
         return Access(self.server, self.tls, tls_server_name="kubernetes")
 
 

@@ -36,7 +36,6 @@ class Probed:
     tasks: list[asyncio.Task[None]]
 
     async def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
         async with ClientSession() as session, session.get(self.url + path) as answer:
             return answer.status, await answer.text()
 

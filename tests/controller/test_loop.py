@@ -1,7 +1,5 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
-
-Its parts and clocks and what it tells its metrics (controller/metrics.py) are tested through it.
-"""
+Its parts and clocks and what it tells its metrics (controller/metrics.py) are tested through it."""
 
 import asyncio
 from collections import Counter
@@ -38,8 +36,6 @@ POLICY: JSON = {
 
 @dataclass
 class Leader:
-    """The Lease of a test."""
-
     identity: str = "operator"
     is_leader: bool = True
     claims: Mapping[str, Claim] = field(default_factory=dict)
@@ -56,8 +52,6 @@ class Leader:
 
 
 class Passes(Metrics):
-    """Counts passes by the second in which they were."""
-
     def __init__(self) -> None:
         super().__init__()
         self.passes: list[float] = []
@@ -65,7 +59,6 @@ class Passes(Metrics):
         self.first_passes = 0
 
     def first_pass(self) -> None:
-        """The whole cluster was read."""
         self.first_passes += 1
 
     def passed(self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot) -> None:
@@ -75,8 +68,6 @@ class Passes(Metrics):
 
 @dataclass
 class Running:
-    """A loop on a FakeCluster with one node."""
-
     cluster: FakeCluster
     loop: Loop
     leader: Leader
@@ -84,11 +75,9 @@ class Running:
     task: asyncio.Task[None]
 
     def writes(self) -> int:
-        """Writes so far."""
         return len(self.cluster.writes)
 
     def calls(self, verb: str, plural: str) -> int:
-        """Calls of a kind so far."""
         return self.cluster.calls["operator", verb, plural]
 
 
@@ -250,7 +239,6 @@ async def test_a_count_of_waiting_pods_that_failed_stops_nothing() -> None:
 
 @virtually
 async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_the_next_pass() -> None:
-    """What they came to is not in the snapshot, so what was decided on it may be done already."""
     async with running() as stage:
         before, told = stage.loop.executor, list[Set[str]]()
 

@@ -1,7 +1,5 @@
 """The operator as a process against an API server on loopback: how it starts, what it logs, and how it ends.
-
-What it does while it leads (controller/leading.py) is tested through it.
-"""
+What it does while it leads (controller/leading.py) is tested through it."""
 
 import asyncio
 import json
@@ -56,7 +54,6 @@ def uniform(low, high):
 
 random.uniform = uniform
 """
-"""The caches choose with it when to list again."""
 
 
 @asynccontextmanager
@@ -88,7 +85,6 @@ async def end_of(environment: Mapping[str, str]) -> tuple[int | None, str, str]:
 
 
 def log_lines(text: str) -> list[dict[str, Any]]:
-    """Every line is a JSON object."""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -134,7 +130,6 @@ async def until(server: FakeServer, holds: Callable[[], bool]) -> None:
 
 
 async def ready(environment: Mapping[str, str]) -> str:
-    """Wait until /readyz says 200; what /healthz says then."""
     base = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}"
     async with ClientSession() as session:
         while True:
@@ -241,7 +236,6 @@ async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environme
 
 
 async def test_it_becomes_ready_as_a_user_without_a_name(environment: dict[str, str], tmp_path: Path) -> None:
-    """In a pod the uid has no entry in /etc/passwd, and nothing in the environment names a user either."""
     (tmp_path / "sitecustomize.py").write_text(NAMELESS)
     path = os.pathsep.join((str(tmp_path), str(ROOT / "operator")))
     no_names = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
@@ -276,7 +270,6 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
 async def test_a_process_that_was_frozen_beyond_its_lease_wakes_to_answers_and_writes_nothing_more(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
-    """Its own timers run only after what was in its sockets, so each write has to ask."""
     for node in fleet(12):
         server.cluster.add(NODES, node)
     gate = server.gates["POST", GPUNODES] = Gate()
@@ -385,7 +378,6 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
 async def test_the_lease_has_a_connection_that_carries_nothing_else(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
-    """So no other call can be in its way, however many of them wait."""
     async with operator(environment) as process:
         await ready(environment)
         renewed = ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator")

@@ -31,7 +31,6 @@ NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """Nothing counted yet."""
     return Metrics()
 
 
@@ -247,7 +246,6 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
 
 
 def settled(metrics: Metrics, *nodes: str) -> World:
-    """A pool at rest, which was told to the metrics."""
     world = World()
     for name in nodes:
         world.add_node(name, NodeMachine(name))
@@ -258,7 +256,6 @@ def settled(metrics: Metrics, *nodes: str) -> World:
 
 
 def tell(metrics: Metrics, world: World) -> None:
-    """One pass."""
     metrics.passed({}, world.plan(), world.snapshot())
 
 

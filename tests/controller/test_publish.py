@@ -65,7 +65,6 @@ class Publishing:
         )
 
     async def read(self) -> None:
-        """Let the sources know what is on the server."""
         self.sources.policies.touch()
         await self.sources.policies.refresh()
         for raw in self.cluster.objects(GPUNODES):
@@ -76,7 +75,6 @@ class Publishing:
         return [one for one in self.cluster.objects(EVENTS) if one["regarding"]["kind"] != "GPUNode"]
 
     def status(self) -> JSON:
-        """The status of pool-b on the server."""
         status: JSON = self.cluster.get(POLICIES, "pool-b").get("status") or {}
         return status
 
@@ -112,15 +110,12 @@ class Publishing:
         return None if due is None else (due - NOW).total_seconds()
 
     def written(self, resource: Resource = GPUNODES) -> list[JSON]:
-        """Bodies of the writes to a kind so far."""
         return [write.call.body or {} for write in self.cluster.writes if write.call.resource == resource]
 
     def phases(self) -> list[str]:
-        """Phases of the transitions written."""
         return [body["status"]["transition"]["phase"] for body in self.written()]
 
     def words(self) -> list[str]:
-        """STATUS of the policy's statuses written."""
         return [body["status"]["summary"]["status"] for body in self.written(POLICIES)]
 
 

@@ -27,7 +27,6 @@ OF_A_LEADER = ("kopf", "gpusharing.controller.loop", "gpusharing.kube.reflector"
 
 @asynccontextmanager
 async def standing_by(cluster: FakeCluster) -> AsyncIterator[Role]:
-    """A process that contends for the Lease and waits to lead."""
     lease = LeaderLease(
         cluster.client("operator"),
         "gpusharing",

@@ -20,7 +20,6 @@ async def played(*, gate: bool = True) -> AsyncIterator[tuple[Embedded, TaintTes
 
 
 def count_tests(environment: Embedded) -> int:
-    """How often a pod was started for the test."""
     scaled = (write.call.body for write in environment.cluster.writes if write.call.subresource == "scale")
     return sum(body == {"spec": {"replicas": 1}} for body in scaled)
 
