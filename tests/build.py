@@ -1,5 +1,4 @@
-"""Test objects: plain functions with keyword defaults, so that a test states only what it is about.
-The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`."""
+"""Test objects: plain functions with keyword defaults, so that a test states only what it is about. The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -399,7 +398,6 @@ def make_operand(node: str = "gpu-07", *, serial: int = 0, ready: bool = True) -
 
 
 def make_claim(node_uid: str = "uid-gpu-07", *, policy: str = "pool-b", op: str = "op-1") -> Claim:
-    """A slot of the disruption budget."""
     return Claim(node_uid, policy, op)
 
 

@@ -24,15 +24,13 @@ MOST_WORKERS = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of our plugins."""
     add_option(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Count rungs and seconds, and hear Ctrl-C.
 
-    A shell script that starts us with `&` makes us and all that we start ignore it: what a test ends by
-    Ctrl-C would end by kill -9 only, half a minute later.
+    A shell script that starts us with `&` makes us and all that we start ignore it: what a test ends by Ctrl-C would end by kill -9 only, half a minute later.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,12 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every worker has to collect the same."""
     check_parameters(metafunc.definition)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every worker has to collect the same."""
     check_names(items)
 
 
@@ -59,15 +55,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: one more than cores, because rung 2 waits for a third of its time; `-n logical`: as many as cores, for
-    whoever runs something beside it. Each worker collects all tests first, so more than four gain little."""
+    """`-n auto`: one more than cores, because rung 2 waits for a third of its time; `-n logical`: as many as cores, for whoever runs something beside it. Each worker collects all tests first, so more than four gain little."""
     beside = config.option.numprocesses == "logical"
     return min((os.cpu_count() or 1) + (not beside), MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SideBySide | None:
-    """Who plays what."""
     return scheduler(config, log)
 
 
@@ -75,8 +69,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SideBySid
 def control_plane() -> Iterator[ControlPlane]:
     """The worker's one real control plane, with kwok, our CRDs and the GPU Operator's stand-ins.
 
-    It is shared: a test names its objects uniquely or removes them. One that stops components, counts requests
-    or uninstalls the CRDs starts a ControlPlane of its own.
+    It is shared: a test names its objects uniquely or removes them. One that stops components, counts requests or uninstalls the CRDs starts a ControlPlane of its own.
     """
     with ControlPlane() as plane:
         install.install_all(plane.api)

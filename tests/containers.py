@@ -15,7 +15,6 @@ _SYS_ADMIN = 21
 
 
 def is_admin() -> bool:
-    """Whether we have CAP_SYS_ADMIN in effect."""
     effective = re.search(r"CapEff:\s*(\w+)", Path("/proc/self/status").read_text())
     return effective is not None and bool(int(effective[1], 16) >> _SYS_ADMIN & 1)
 

@@ -1,5 +1,4 @@
-"""NVIDIA's DRA driver as its chart renders it and as it publishes devices, as far as the operator reads it
-(dra-driver-nvidia-gpu v0.5.0, deployments/helm and cmd/gpu-kubelet-plugin)."""
+"""NVIDIA's DRA driver as its chart renders it and as it publishes devices, as far as the operator reads it (dra-driver-nvidia-gpu v0.5.0, deployments/helm and cmd/gpu-kubelet-plugin)."""
 
 from collections.abc import Sequence
 
@@ -9,8 +8,7 @@ NAMESPACE = "gpu-operator"
 
 
 def driver(*programs: str, gates: str = "", release: str = "dra") -> JSON:
-    """The DaemonSet of the kubelet plugin with the containers `gpus` and `compute-domains`, or only those named. Its
-    node selector matches no node, so that no pod is created."""
+    """The DaemonSet of the kubelet plugin with the containers `gpus` and `compute-domains`, or only those named. Its node selector matches no node, so that no pod is created."""
     containers = [
         {
             "name": name,
@@ -45,19 +43,16 @@ def driver(*programs: str, gates: str = "", release: str = "dra") -> JSON:
 
 
 def whole_gpu(index: int) -> JSON:
-    """A GPU with MIG off."""
     return _device(f"gpu-{index}", {"type": "gpu", "uuid": f"GPU-{index}"})
 
 
 def mig_device(index: int, profile: str, number: int) -> JSON:
-    """A MIG device of the GPU with this index."""
     gpu, short = f"GPU-{index}", profile.replace(".", "").replace("+", "-")
     attributes = {"type": "mig", "profile": profile, "parentUUID": gpu, "uuid": f"MIG-{index}-{number}"}
     return _device(f"gpu-{index}-mig-{short}-{number}", attributes)
 
 
 def _device(name: str, attributes: dict[str, str]) -> JSON:
-    """A device with string attributes."""
     return {"name": name, "attributes": {key: {"string": value} for key, value in attributes.items()}}
 
 

@@ -1,19 +1,14 @@
 """What a kubelet 1.36 and containerd 2.2 say of a container that does not start.
-
-tests/e2e/test_bad_input.py holds it to them; tests of the lower rungs, whose kubelet is SIMULATED, say the same.
-"""
+tests/e2e/test_bad_input.py holds it to them; tests of the lower rungs, whose kubelet is SIMULATED, say the same."""
 
 DIGEST = "ab" * 32
-"""In place of an image's own."""
 
 
 def back_off(image: str, why: str) -> str:
-    """Between two tries to pull an image."""
     return f'Back-off pulling image "{image}": ErrImagePull: {why}'
 
 
 def not_in_registry(image: str) -> str:
-    """The registry answers, and does not have it."""
     return (
         f'rpc error: code = NotFound desc = failed to pull and unpack image "{image}": '
         f"failed to resolve image: {image}: not found"

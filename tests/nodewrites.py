@@ -1,9 +1,5 @@
-"""What one PATCH of the operator may do to a Node: the rules of docs/design/transition.md, for every rung that sees
-the body.
-
-The guard of rung 1 asks them at every write to the FakeCluster, rung 2 of every write in the API server's audit log.
-They know the rules by themselves and ask nothing of the planner.
-"""
+"""What one PATCH of the operator may do to a Node: the rules of docs/design/transition.md, for every rung that sees the body.
+The guard of rung 1 asks them at every write to the FakeCluster, rung 2 of every write in the API server's audit log. They know the rules by themselves and ask nothing of the planner."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -39,7 +35,6 @@ OUR_ANNOTATIONS = {
 MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 """Labels of an unconditional write: nobody else owns them."""
 ACTUATING = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG}
-"""Labels that NVIDIA's software acts on."""
 
 MCO = "machineconfiguration.openshift.io/"
 FOREIGN_PREFIXES = (
@@ -66,7 +61,6 @@ FOREIGN_CONDITIONS = {"MaintenanceInProgress", "DrainInProgress"}
 
 
 def step_of(before: JSON, body: JSON) -> Step:
-    """Which step of a change a write is."""
     written = body["metadata"].get("annotations", {})
     if names.ANNOTATION_FENCE not in written:
         return "marks"
@@ -186,12 +180,10 @@ def _agrees(proof: JSON, before: JSON, body: JSON) -> bool:
 
 
 def taints_of(node: JSON) -> list[JSON]:
-    """Taints of a Node."""
     return list(node.get("spec", {}).get("taints") or ())
 
 
 def is_gated(node: JSON) -> bool:
-    """The start-up taint is on the Node."""
     return any(_is_gate(taint) for taint in taints_of(node))
 
 
@@ -284,28 +276,23 @@ def wrong_in_change(before: JSON, after: JSON) -> Iterator[str]:
 
 
 def labels_of(node: JSON) -> Mapping[str, str]:
-    """Labels of a Node."""
     return node["metadata"].get("labels") or {}
 
 
 def annotations_of(node: JSON) -> Mapping[str, str]:
-    """Annotations of a Node."""
     return node["metadata"].get("annotations") or {}
 
 
 def is_cordoned(node: JSON) -> bool:
-    """Whether a Node is unschedulable."""
     return node.get("spec", {}).get("unschedulable") is True
 
 
 def fence_of(node: JSON) -> JSON | None:
-    """Our fence on a Node, as it is written there."""
     text = annotations_of(node).get(names.ANNOTATION_FENCE)
     return _record(text) if text else None
 
 
 def aim_of(fence: JSON | None) -> tuple[Any, ...]:
-    """What differs after a point of no return."""
     return () if fence is None else (fence["stage"], fence["targetMigConfig"], fence["targetPluginConfig"])
 
 

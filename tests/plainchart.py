@@ -16,8 +16,7 @@ TOLERATIONS = [
 def daemon_set(
     name: str, container: str, config_map: str, *, default: str = "", mig_strategy: str = "", client: str = ""
 ) -> JSON:
-    """One DaemonSet of the chart; without a ConfigMap it has no config-manager. `client` is the value of
-    nvidia.com/gpu.deploy.client in the chart's nodeSelector."""
+    """One DaemonSet of the chart; without a ConfigMap it has no config-manager. `client` is the value of nvidia.com/gpu.deploy.client in the chart's nodeSelector."""
     volumes = [
         {"name": "available-configs", "configMap": {"name": config_map}},
         {"name": "config", "emptyDir": {}},
@@ -47,8 +46,7 @@ def daemon_set(
 
 
 def running(raw: JSON, name: str = "", *, selector: JSON | None = None, wanted: int = 2) -> JSON:
-    """The DaemonSet with a status by which its pods should run on so many nodes; `name` and `selector` replace its name
-    and its nodeSelector."""
+    """The DaemonSet with a status by which its pods should run on so many nodes; `name` and `selector` replace its name and its nodeSelector."""
     metadata = {**raw["metadata"], **({"name": name} if name else {})}
     template = {**raw["spec"]["template"]["spec"], **({} if selector is None else {"nodeSelector": selector})}
     status = {"desiredNumberScheduled": wanted}
@@ -77,12 +75,10 @@ def gpu_operators(name: str, container: str, operand: str) -> JSON:
 
 
 def plugin(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
-    """The device plugin's DaemonSet."""
     return daemon_set("nvidia-device-plugin", "nvidia-device-plugin-ctr", config_map, **more)
 
 
 def discovery(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
-    """GPU Feature Discovery's."""
     name = "nvidia-device-plugin-gpu-feature-discovery"
     return daemon_set(name, "gpu-feature-discovery-ctr", config_map, **more)
 
@@ -105,8 +101,7 @@ def mps(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
 
 
 def mig_manager(config_map: str = "gpusharing-mig-parted", version: str = "v0.15.1") -> JSON:
-    """mig-manager's DaemonSet beside the chart, as far as the operator reads mig-parted v0.15.1's
-    deployments/container/nvidia-mig-manager-example.yaml."""
+    """mig-manager's DaemonSet beside the chart, as far as the operator reads mig-parted v0.15.1's deployments/container/nvidia-mig-manager-example.yaml."""
     container = {
         "name": "nvidia-mig-manager",
         "image": f"k8s-mig-manager:{version}",

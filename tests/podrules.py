@@ -1,6 +1,4 @@
-"""What a pod is to a drain (docs/design/drain.md, rows P and G): `leaves` for what is known of a pod, the others for the
-object as the API server has it. The tests' own opinion: nothing is asked of the planner or of kube/pods.py.
-"""
+"""What a pod is to a drain (docs/design/drain.md, rows P and G): `leaves` for what is known of a pod, the others for the object as the API server has it. The tests' own opinion: nothing is asked of the planner or of kube/pods.py."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +41,6 @@ def leaves(pod: Facts, *, reboot: bool) -> bool:
 
 
 def asks_gpu(resources: Iterable[str]) -> bool:
-    """Whether a GPU or a part of one is among them."""
     return any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in resources)
 
 
@@ -101,12 +98,10 @@ def keeps_for(pod: JSON, others: Iterable[JSON]) -> list[str]:
 
 
 def is_finished(pod: JSON) -> bool:
-    """Succeeded or Failed."""
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def is_mirror(pod: JSON) -> bool:
-    """The picture of a static pod."""
     annotations = pod["metadata"].get("annotations") or {}
     return "kubernetes.io/config.mirror" in annotations or "Node" in _owners(pod)
 

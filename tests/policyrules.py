@@ -1,8 +1,5 @@
 """What a policy asks of its pool, read from the objects as the API server has them.
-
-For the guard of rung 1 (tests/embedded/guard.py) and the invariants of rung 2 (tests/faults/invariants.py): their own
-opinion, nothing is asked of the planner.
-"""
+For the guard of rung 1 (tests/embedded/guard.py) and the invariants of rung 2 (tests/faults/invariants.py): their own opinion, nothing is asked of the planner."""
 
 from tests.nodewrites import labels_of
 

@@ -1,9 +1,5 @@
 """GPU fleets that somebody configured by hand, each by a recipe that people follow, and the policies that they are.
-
-Sources: NVIDIA GPU Operator, pages "Time-Slicing GPUs in Kubernetes" (several configurations, chosen by a label) and
-"GPU Operator with MIG" (custom-mig-config); articles on mixed fleets (one configuration as the default of the cluster,
-all-1g.20gb and all-3g.40gb by label).
-"""
+Sources: NVIDIA GPU Operator, pages "Time-Slicing GPUs in Kubernetes" (several configurations, chosen by a label) and "GPU Operator with MIG" (custom-mig-config); articles on mixed fleets (one configuration as the default of the cluster, all-1g.20gb and all-3g.40gb by label)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +28,6 @@ class Recipe:
     """What somebody applied."""
 
     cluster_policy: JSON
-    """Its spec."""
     config_maps: Mapping[str, Mapping[str, str]]
     pools: Mapping[str, RecipePool] = field(default_factory=dict)
 
@@ -44,7 +39,6 @@ def time_slicing(replicas: Mapping[str, int], flags: str = "") -> str:
 
 
 def parted(entries: Mapping[str, Mapping[str, int]]) -> str:
-    """A file for mig-parted."""
     text = "version: v1\nmig-configs:\n  all-disabled:\n    - devices: all\n      mig-enabled: false\n"
     for name, profiles in entries.items():
         rows = "".join(f'        "{profile}": {count}\n' for profile, count in profiles.items())

@@ -1,10 +1,5 @@
-"""What is cited is there: every page by its path, every anchor in it, every row of docs/design that is named by its id.
-Every row and bullet of docs/design has an id.
-
-A page is cited by its path below the root or from the file that cites it. `owner/repository path.md` is a page of
-somebody else's. Where a file names rows alone, such as (E18), `# E2, E3: gone` or b.4, it cites their page too, and
-all rows that it names are there.
-"""
+"""What is cited is there: every page by its path, every anchor in it, every row of docs/design that is named by its id. Every row and bullet of docs/design has an id.
+A page is cited by its path below the root or from the file that cites it. `owner/repository path.md` is a page of somebody else's. Where a file names rows alone, such as (E18), `# E2, E3: gone` or b.4, it cites their page too, and all rows that it names are there."""
 
 import ast
 import os
@@ -28,7 +23,6 @@ ROW = r"(?:[PGETCXRSFD]\d{1,2}|[abd]\.\d{1,2})"
 ROWS = re.compile(rf'(?:\(|^"""|^# )({ROW}(?:(?:, | and | to | ?[-–] ?){ROW})*)(?=[),:; ])', re.MULTILINE)
 """In brackets, or where a docstring or a comment begins: rows, whether the file cites a page or not."""
 DOTTED = re.compile(r"(?<![\w./#-])[abd]\.\d{1,2}(?![\w.-]*\w)")
-"""Nothing but a row looks like this."""
 ANYWHERE = re.compile(rf"(?<![\w./#-]){ROW}(?![\w.-]*\w)")
 """Rows in the prose of a module that cites their page; in another one, T4 may be a card."""
 ROW_PAGES = {
@@ -68,7 +62,6 @@ def rules_without_id(page: str, text: str) -> list[str]:
 
 
 def comments(text: str) -> Iterator[str]:
-    """The comments of a module."""
     for token in tokenize.generate_tokens(StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.string
@@ -93,12 +86,10 @@ def said(name: str) -> str:
 
 
 def below_root(name: str, path: str) -> str:
-    """A path that a file gives relative to itself."""
     return Path(os.path.normpath(Path(name).parent / path)).as_posix()
 
 
 def lost_citations(name: str, text: str) -> list[str]:
-    """Pages and anchors that a file names and that are not there."""
     lost = []
     for path, anchor in CITATION.findall(ELSEWHERE.sub("", text)):
         page = path if path in PAGES else below_root(name, path)
@@ -120,7 +111,6 @@ def lost_links(name: str, text: str) -> list[str]:
 
 
 def rows_named(name: str, text: str) -> set[str]:
-    """The rows that a file names by their ids alone."""
     cited = {page for page in ROW_PAGES.values() if page in text and name.endswith(".py")}
     found = {row for group in ROWS.findall(text) for row in re.findall(ROW, group)}
     prose = {row for row in ANYWHERE.findall(text) if ROW_PAGES[row[0]] in cited}
@@ -168,7 +158,6 @@ UNREAD = (".lock", ".sum", ".svg", "LICENSE")
 HISTORY = "docs/adr/history/"
 CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD) and not name.startswith(HISTORY)]
 ROW_CITING = [name for name in CITING if name not in PAGES]
-"""Pages link to their rows."""
 
 
 def test_every_page_and_anchor_that_is_cited_is_there() -> None:
@@ -187,7 +176,6 @@ def test_every_row_that_code_names_by_its_id_is_on_the_page_that_it_cites() -> N
 
 
 def test_every_source_file_of_others_is_cited_with_its_version() -> None:
-    """A file without a version is a claim that nobody can check a year later."""
     found = {name: files for name in SHIPPED if (files := unversioned(PYTHON[name]))}
     assert found == {}
 

@@ -31,7 +31,6 @@ def asked_then_read(text: str) -> list[int]:
 
 
 def test_no_file_is_asked_for_and_then_read() -> None:
-    """hack.cluster.process.text_of: empty where there is none."""
     assert {name: lines for name, text in TESTS.items() if (lines := asked_then_read(text))} == {}
 
 
@@ -42,7 +41,6 @@ def test_the_rule_sees_what_it_is_for() -> None:
 
 
 def test_no_server_of_a_test_prints_who_hung_up() -> None:
-    """tests.fakes.web.WebServer: what the program under test says on standard error is compared."""
     assert [name for name, text in TESTS.items() if re.search(r"\bHTTPServer\(\(|ThreadingHTTPServer\(\(", text)] == []
 
 

@@ -19,12 +19,10 @@ from gpusharing.api.validation import validate_policy
 MAX_POSITIONAL = 5
 """Parameters of a public function that a caller may give without their names."""
 MAX_WORDS = 600
-"""Words of a decision."""
 MAX_POINTER = 100
 """Words of a decision that another one replaced."""
 MAX_SUBJECT = 72
 MESSAGES_SINCE = "2026-11-25T00:00:00Z"
-"""Older commits are as they are."""
 HERE = "tests/test_repo.py"
 
 
@@ -61,7 +59,6 @@ def test_git_has_plain_files_only() -> None:
 
 
 def faults_of(message: str) -> list[str]:
-    """What a commit message lacks (CONTRIBUTING.md)."""
     subject, _, body = message.strip().partition("\n")
     faults = [f"{len(subject)} characters: {subject}"] if len(subject) > MAX_SUBJECT else []
     return faults if body.strip() else [*faults, f"no body says why: {subject}"]
@@ -74,7 +71,6 @@ def test_a_message_that_is_too_long_or_says_no_reason_is_found(message: str) -> 
 
 
 def test_commits_say_in_short_what_they_do_and_then_why() -> None:
-    """Of those since the rule is checked, as far as this clone goes back: a shallow one has fewer, and none is fine."""
     told = ["git", "log", "-30", "--no-merges", f"--since={MESSAGES_SINCE}", "--format=%B%x00"]
     messages = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     assert [fault for message in messages[:-1] for fault in faults_of(message)] == []
@@ -112,8 +108,7 @@ def test_calls_side_by_side_end_together() -> None:
 
 
 def lost_updates(text: str) -> list[int]:
-    """Return the lines that add what they await to an attribute (`self.failed |= await ask()`). Python reads the
-    attribute before it waits, so what another task has written to it meanwhile is overwritten."""
+    """Return the lines that add what they await to an attribute (`self.failed |= await ask()`). Python reads the attribute before it waits, so what another task has written to it meanwhile is overwritten."""
     if not re.search(r"\w [|&+*/^-]= ", text) or "await" not in text:
         return []
     return [
@@ -178,7 +173,6 @@ def test_every_suppression_says_why() -> None:
 
 
 def test_nothing_of_ours_is_patched_in_a_test() -> None:
-    """Where a patch seems needed, a Protocol is missing."""
     patching = re.compile(r"monkeypatch\.setattr|mock\.patch|import mock|from unittest")
     assert [name for name, text in PYTHON.items() if name != HERE and patching.search(text)] == []
 
@@ -243,7 +237,6 @@ def test_no_file_knows_the_machine_it_was_written_on() -> None:
 
 
 def test_no_file_names_a_registry() -> None:
-    """Where packages and images come from is the user's configuration."""
     hosts = r"pypi\.org|pythonhosted\.org|proxy\.golang\.org|(?:nvcr|ghcr|quay|docker|gcr)\.io|registry\.k8s\.io"
     host = re.compile(rf"\b(?:{hosts})\b")
     found = {name: hit[0] for name, path in FILES.items() if (hit := host.search(path.read_text()))}
@@ -271,7 +264,6 @@ def test_every_example_is_a_valid_policy() -> None:
 
 
 def refused(text: str) -> list[object]:
-    """What is wrong with the policies among some YAML documents."""
     documents = [one for one in yaml.safe_load_all(text) if isinstance(one, dict)]
     policies = [one for one in documents if one.get("kind") == "GPUSharingPolicy"]
     verdicts = [validate_policy(policy) for policy in policies]
@@ -300,7 +292,6 @@ def is_runnable(module: str) -> bool:
 
 
 def blocks(text: str, languages: str) -> list[str]:
-    """Code blocks of a page."""
     return re.findall(rf"^ *```(?:{languages})\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
 
 
@@ -352,7 +343,6 @@ def decisions() -> Iterator[tuple[str, str]]:
 
 
 def test_decisions_are_short_and_of_one_form() -> None:
-    """A decision that was replaced only points at its successor."""
     form = ["Context", "Decision", "Consequences"]
     live = [(name, text) for name, text in decisions() if "Replaced by [ADR" not in text]
     odd = [name for name, text in live if re.findall(r"^## (.+)", text, re.MULTILINE) != form]

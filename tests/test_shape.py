@@ -23,14 +23,11 @@ CACHED = {
     "snapshot/views.py", "wanted/verify.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
-"""Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
-snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. Answers in
-`drain/stranded.py` and `pools/afterwards.py` are part of one plan, and end with it."""
+"""Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. Answers in `drain/stranded.py` and `pools/afterwards.py` are part of one plan, and end with it."""
 
 
 @cache
 def sources() -> dict[str, ast.Module]:
-    """Every module of the planner, by its path in it."""
     return {str(path.relative_to(PLANNING)): ast.parse(path.read_text()) for path in sorted(PLANNING.rglob("*.py"))}
 
 
@@ -38,8 +35,7 @@ PURE = {
     "base64", "collections", "contextlib", "cronsim", "dataclasses", "datetime", "difflib", "enum", "fractions", "functools",
     "hashlib", "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "shlex", "types", "typing", "yaml",
 }  # fmt: skip
-"""What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or
-environment. Time zones, for example, come with the policy."""
+"""What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or environment. Time zones, for example, come with the policy."""
 READERS = {
     "open",
     "read_text",
@@ -182,7 +178,6 @@ def test_a_narrowing_is_known_by_what_it_says() -> None:
 
 @pytest.mark.parametrize("package", ["gpusharing.planning", "kubectl_gpusharing", "kubectl_gpusharing.usage"])
 def test_each_room_of_a_package_stands_on_the_map_in_its_order(package: str) -> None:
-    """The order is the contract's, which import-linter holds."""
     folder = package.replace(".", "/")
     root = ROOT / "operator" / folder
     rooms = {path.stem for path in root.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))} - {"__init__"}

@@ -13,13 +13,11 @@ HEADS = {"Added", "Changed", "Fixed", "Removed"}
 
 
 def public_classes(text: str) -> Iterator[str]:
-    """Names of the classes of a module that other modules may use."""
     yield from re.findall(r"^class ([A-Za-z]\w*)", text, re.MULTILINE)
 
 
 def package_of(module: str) -> str:
-    """The package that a module's classes share: a room of the operator such as `gpusharing/planning`, the plugin, its
-    `usage`, or a folder of the tools or tests such as `hack/sim`."""
+    """The package that a module's classes share: a room of the operator such as `gpusharing/planning`, the plugin, its `usage`, or a folder of the tools or tests such as `hack/sim`."""
     folders = module.removeprefix("operator/").split("/")[:-1]
     if folders[0] == "kubectl_gpusharing":
         return "/".join(folders[: 1 + (folders[1:2] == ["usage"])])
@@ -36,7 +34,6 @@ def shared_names(modules: Mapping[str, str]) -> dict[tuple[str, str], list[str]]
 
 
 def test_no_two_classes_of_a_package_have_one_name() -> None:
-    """`Pool` was once four things, `Request` and `Source` three each: whoever read one file had to know the others."""
     shared = {name: text for name, text in PYTHON.items() if is_shared(name)}
     assert set(SHIPPED) <= set(shared)
     assert shared_names(shared) == {}

@@ -14,7 +14,6 @@ class Row:
     """A policy and the answer that every one of them must give."""
 
     sentence: str
-    """What the case says; the test's id."""
     spec: Spec
     refused: str = ""
     """The field that the refusal names; empty when the policy is accepted."""
@@ -24,7 +23,6 @@ class Row:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The whole object."""
         return {
             "apiVersion": "gpusharing.dev/v1alpha1",
             "kind": "GPUSharingPolicy",
@@ -34,52 +32,42 @@ class Row:
 
 
 def full(**more: Any) -> Spec:
-    """Mode Full with more fields."""
     return {"nodeSelector": POOL, "mode": "Full", **more}
 
 
 def mig(**block: Any) -> Spec:
-    """Mode MIG with this block."""
     return {"nodeSelector": POOL, "mode": "MIG", "mig": block}
 
 
 def mps(**block: Any) -> Spec:
-    """Mode MPS with this block."""
     return {"nodeSelector": POOL, "mode": "MPS", "mps": block}
 
 
 def layouts(*entries: Spec, **block: Any) -> Spec:
-    """Mode MIG with these layouts."""
     return mig(layouts=list(entries), **block)
 
 
 def profile(name: str, count: Any = 1) -> Spec:
-    """Mode MIG with one profile on all GPUs."""
     return layouts({"profiles": {name: count}})
 
 
 def shared(**block: Any) -> Spec:
-    """Mode TimeSlicing with this block."""
     return {"nodeSelector": POOL, "mode": "TimeSlicing", "timeSlicing": block}
 
 
 def select(**selector: Any) -> Spec:
-    """Mode Full on this selector."""
     return {"nodeSelector": selector, "mode": "Full"}
 
 
 def expression(**row: Any) -> Spec:
-    """Mode Full on this one matchExpressions row."""
     return select(matchExpressions=[row])
 
 
 def unavailable(value: Any) -> Spec:
-    """Mode Full with this maxUnavailable."""
     return full(rollout={"maxUnavailable": value})
 
 
 def drain_timeout(value: Any) -> Spec:
-    """Mode Full with this drain time-out."""
     return full(drain={"timeout": value})
 
 

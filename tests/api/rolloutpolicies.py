@@ -6,7 +6,6 @@ from tests.api.policies import Row, full
 
 
 def windowed(**fields: str) -> dict[str, Any]:
-    """A window that is right but for these fields."""
     return full(rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h", **fields}]})
 
 

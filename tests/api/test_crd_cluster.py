@@ -52,7 +52,6 @@ TRANSITION = {
 
 @pytest.fixture
 def gpu_node(server: Api) -> Iterator[str]:
-    """Path of a GPUNode on the server."""
     name = f"gpu-{uuid.uuid4().hex[:8]}"
     spec = {"request": {"id": "r1"}}
     manifest = {

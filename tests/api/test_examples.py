@@ -30,7 +30,6 @@ SERVED: dict[str, tuple[str, dict[str, int]]] = {
 
 
 def target_of(path: Path) -> Target:
-    """What an example makes of a node with two H100."""
     spec = validate_policy(yaml.safe_load(path.read_text()))
     assert isinstance(spec, GPUSharingPolicySpec), spec
     policy = replace(make_policy(path.stem), spec=spec)
@@ -40,7 +39,6 @@ def target_of(path: Path) -> Target:
 
 
 def pod_of(document: Any) -> Any:
-    """The pod spec of a Deployment or of a Pod."""
     return document["spec"].get("template", document)["spec"]
 
 

@@ -1,7 +1,5 @@
 """Every field of a status has a reader: a column, code that decides or shows something, or a page that tells people to.
-
-A new field needs a row in READERS. A row is checked against the code or the page that it names.
-"""
+A new field needs a row in READERS."""
 
 import ast
 from collections.abc import Iterator
@@ -82,7 +80,6 @@ READERS: dict[str, str] = {
 
 
 def records(hint: Any) -> Iterator[type[Any]]:
-    """The dataclasses that a field's type holds."""
     if is_dataclass(hint):
         yield hint  # type: ignore[misc]  # a class, as an annotation
     for argument in get_args(hint):
@@ -111,7 +108,6 @@ FIELDS = {path: name for resource in RESOURCES for path, name in unlisted(resour
 
 @cache
 def read_in(where: str) -> frozenset[str]:
-    """The attributes and keys that a function reads."""
     file, _, function = where.partition(":")
     tree = ast.parse((ROOT / "operator" / file).read_text())
     found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]

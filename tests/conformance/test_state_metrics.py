@@ -1,8 +1,5 @@
 """examples/monitoring/kube-state-metrics.yaml is held to the schemas that the API server gets: kinds, fields and words.
-
-The form is that of kubernetes/kube-state-metrics docs/metrics/extend/customresourcestate-metrics.md. The program itself
-does not run here.
-"""
+The form is that of kubernetes/kube-state-metrics docs/metrics/extend/customresourcestate-metrics.md."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +16,6 @@ CONFIGURATION: Any = yaml.safe_load((ROOT / "examples" / "monitoring" / "kube-st
 CRDS: list[Any] = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
 RESOURCES: list[Any] = CONFIGURATION["spec"]["resources"]
 METADATA = {"type": "object", "properties": {"name": {"type": "string"}}}
-"""Of ObjectMeta what an object always has."""
 FAMILIES = {"Info": "info", "StateSet": "stateSet"}
 """By type of a metric: the field in which the rest is said."""
 
@@ -46,7 +42,6 @@ def follow(schema: Any, path: list[str]) -> Any:
 
 
 def metrics() -> Iterator[tuple[Any, Any]]:
-    """Each metric, and the schema of its kind."""
     for resource in RESOURCES:
         for metric in resource["metrics"]:
             yield metric, served(resource["groupVersionKind"])
@@ -69,7 +64,6 @@ def wrong(metric: Any, schema: Any) -> list[str]:
 
 
 def named(name: str) -> Any:
-    """The metric of a name, and the schema of its kind."""
     return next((metric, schema) for metric, schema in metrics() if metric["name"] == name)
 
 

@@ -110,7 +110,6 @@ def test_quiet_leaves_headings_and_checks() -> None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("view", [POOLS, FLEET, places("demo-1"), places()], ids=lambda view: view.command)
 def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: KubectlView) -> None:
-    """Age is left to the tests above: the two look at different moments."""
     api, group = control_plane.api, "/apis/gpusharing.dev/v1alpha1"
     policy = fleet.example("b") | {"metadata": {"name": "demo"}}
     paths = {
@@ -138,7 +137,6 @@ def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: Kubec
 
 
 def without_age(view: KubectlView, line: str) -> str:
-    """A line without its last cell where that is an age."""
     return (line.rstrip().rpartition(" ")[0] if view.dates else line).rstrip()
 
 

@@ -37,7 +37,6 @@ TABLE = [
 ]
 
 [README] = [one.output for one in fences("README.md", (ROOT / "README.md").read_text()) if one.is_output]
-"""What README shows of this."""
 
 
 def run_demo(driver: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -82,14 +81,12 @@ def test_the_story_on_the_embedded_cluster_holds_and_the_picture_is_of_it(tmp_pa
 
 
 def phases(record: JSON, node: str) -> set[str]:
-    """The phases through which the node was seen to go."""
     moves = (one for state in record["rollout"] for one in state["gpunodes"] if one["metadata"]["name"] == node)
     return {one["status"]["transition"]["phase"] for one in moves}
 
 
 def said(state: JSON) -> str:
-    """What the picture shows of a recorded state, in words, without what is of one run: the server's answer comes
-    later."""
+    """What the picture shows of a recorded state, in words, without what is of one run: the server's answer comes later."""
     rows = ("".join(span.text for span in row) for row in status(state))
     text = re.sub(r' Server: "[^"]*"\.', "", " ".join(" ".join(rows).split()))
     text = re.sub(r"ranker-\w{5}", "ranker-POD", re.sub(r"plan \w{7}", "plan HASH", text))

@@ -52,7 +52,6 @@ class Fence:
 
     @property
     def id(self) -> str:
-        """The place of the opening fence, as page:line."""
         return f"{self.page}:{self.line}"
 
     @property
@@ -90,7 +89,6 @@ class Block:
 
     @property
     def id(self) -> str:
-        """The place of the opening fence, as page:line."""
         return f"{self.page}:{self.line}"
 
 
@@ -112,8 +110,7 @@ def blocks(page: str, text: str) -> list[Block]:
 
     A block without a valid marker has neither `where` nor `why`.
 
-    Raises:
-        ValueError: an output with the marker `prints` stands above all blocks, or is the second one of its block.
+    Raises: ValueError: an output with the marker `prints` stands above all blocks, or is the second one of its block.
     """
     found: list[Block] = []
     for fence in fences(page, text):
@@ -147,12 +144,9 @@ class Shell:
     """The lines of the page at which the blocks of `beside` stand, in the same order."""
 
     def run(self, block: Block, seconds: float = 300.0) -> None:
-        """Run a block as its marker says. One that runs `beside` is only started: neither its status nor its output is
-        checked.
+        """Run a block as its marker says. One that runs `beside` is only started: neither its status nor its output is checked.
 
-        Raises:
-            AssertionError: the block ended with a status other than 0, did not end or print its word within `seconds`,
-                or did not print what the page shows.
+        Raises: AssertionError: the block ended with a status other than 0, did not end or print its word within `seconds`, or did not print what the page shows.
         """
         variables = self.folder / "variables"
         text = block.text.replace("REGISTRY/", f"{OWN_REGISTRY}/")
@@ -193,8 +187,7 @@ class Shell:
 def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: float) -> int:
     """Wait until the process of a block ends, and return its exit status.
 
-    With a marker `until`, it is stopped when its word appears in `log`, and the status is 0. If neither happens within
-    `seconds`, it is stopped, and the status is -1. So it is if the process ends with 0 and without the word.
+    With a marker `until`, it is stopped when its word appears in `log`, and the status is 0. If neither happens within `seconds`, it is stopped, and the status is -1. So it is if the process ends with 0 and without the word.
     """
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
     try:

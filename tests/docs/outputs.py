@@ -34,7 +34,6 @@ class Output:
 
     page: str
     line: int
-    """The line of the opening fence."""
     text: str
 
     @property
@@ -45,9 +44,7 @@ class Output:
     def assert_printed(self, printed: str) -> None:
         """Check that a command printed this output.
 
-        Raises:
-            AssertionError: it printed something else. The message names the line of the page and what was printed in
-                its place.
+        Raises: AssertionError: it printed something else. The message names the line of the page and what was printed in its place.
         """
         shown = self.text.splitlines()
         difference = find_difference(shown, printed.splitlines())
@@ -61,8 +58,7 @@ class Output:
 def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, str] | None:
     """Return where the output shown first differs from the one printed, or None if they agree.
 
-    The first part is an index into `shown`, or its length if lines were printed after its end. The second part is the
-    line that was printed in that place, or "(nothing more)".
+    The first part is an index into `shown`, or its length if lines were printed after its end. The second part is the line that was printed in that place, or "(nothing more)".
     """
     lines = [line for line in map(_squeeze, printed) if line]
     segments = _split(shown)

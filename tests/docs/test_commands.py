@@ -29,7 +29,6 @@ def test_every_block_runs_in_a_test_or_says_why_not() -> None:
 
 
 def test_commands_stand_without_a_prompt() -> None:
-    """So that they can be copied and run as they are."""
     assert [block.id for block in ALL if block.language != "sh" or block.text.startswith("$ ")] == []
 
 

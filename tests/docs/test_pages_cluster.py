@@ -47,14 +47,12 @@ def plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def environment(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of somebody who reads the pages there."""
     home = {"HOME": str(tmp_path_factory.mktemp("home")), "PATH": own_path()}
     return {**os.environ, **home, "KUBECONFIG": str(plane.kubeconfig)}
 
 
 def make_gpunodes(api: Api) -> None:
-    """Create the GPUNodes of the nodes, as the operator would, which does not run here. Where the CRD is not installed
-    yet, there are none."""
+    """Create the GPUNodes of the nodes, as the operator would, which does not run here. Where the CRD is not installed yet, there are none."""
     with contextlib.suppress(ApiError):
         known = {raw["metadata"]["name"] for raw in api.list(GPUNODES)}
         for raw in api.list("/api/v1/nodes"):
@@ -87,7 +85,6 @@ def find_marks(api: Api) -> set[str]:
 def test_the_commands_of_the_page_work(
     plane: ControlPlane, environment: dict[str, str], name: str, tmp_path: Path
 ) -> None:
-    """In this order: the last page uninstalls what the first installed."""
     make_gpunodes(plane.api)
     if name == GIVES_UP:
         fence_node(plane.api)

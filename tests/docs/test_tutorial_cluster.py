@@ -28,5 +28,4 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 @pytest.mark.parametrize("block", PLAYED, ids=lambda block: f"line {block.line}")
 def test_the_tutorial_can_be_played_to_its_end(tutorial: Shell, block: Block) -> None:
-    """Blocks are played in the order of the page; the last one ends the cluster, whatever has failed before."""
     tutorial.run(block, 240)

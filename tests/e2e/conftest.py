@@ -39,7 +39,6 @@ def end_in_order(number: int, frame: FrameType | None) -> None:
 
 @pytest.fixture(scope="session")
 def image() -> Image:
-    """Our image for this machine."""
     return local.build()
 
 

@@ -49,7 +49,6 @@ class Incident:
 
     walk: Walk
     began: int
-    """The mark of that moment."""
     bystanders: dict[str, Object] = field(default_factory=dict)
     """A pod without a GPU on each node, as it was before."""
 
@@ -62,7 +61,6 @@ class Incident:
         return node
 
     def let_go(self) -> None:
-        """End the keeper, wherever it is."""
         with contextlib.suppress(ApiError):  # let go before
             self.walk.site.api.delete(KEEPER, {"propagationPolicy": "Foreground"})
         self.walk.wait(self._keeper_is_gone, "the keeper to be gone")
@@ -110,25 +108,21 @@ class Incident:
         return [pod for pod in stay if phase in ("", pod["status"]["phase"])]
 
     def leading_pod(self) -> Object:
-        """The pod of the operator that leads."""
         name = self.leader().rpartition("-")[0]
         pod: Object = self.walk.site.api.get(f"{OPERATOR_PODS}/{name}")
         return pod
 
     def pods_on(self, node: str) -> set[str]:
-        """Names of all pods on a node."""
         found = self.walk.site.api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={node}")
         return {pod["metadata"]["name"] for pod in found}
 
     def leader(self) -> str:
-        """Who leads."""
         return str(self.walk.site.api.get(LEASE)["spec"].get("holderIdentity") or "")
 
     def _keepers(self) -> list[Object]:
         return self.walk.site.api.list(PODS, labelSelector="app=keeper")
 
     def _leaving(self) -> list[str]:
-        """The nodes of keepers that were told to end."""
         return [pod["spec"]["nodeName"] for pod in self._keepers() if "deletionTimestamp" in pod["metadata"]]
 
     def _keeper_is_gone(self) -> bool:
@@ -188,7 +182,6 @@ def versions(file: Path) -> list[Object]:
 
 
 def container_ids(pod: Object) -> list[str]:
-    """Of its containers as they run now."""
     return [one["containerID"] for one in pod["status"]["containerStatuses"]]
 
 
@@ -200,7 +193,6 @@ def keeper(image: str) -> Object:
 
 
 def bystander(node: str) -> Object:
-    """A pod that no change of a GPU need disturb."""
     container = {"name": "main", "image": PAUSE_IMAGE}
     spec = {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [container]}
     return {"metadata": {"name": f"bystander-{node}"}, "spec": spec}

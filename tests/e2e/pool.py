@@ -30,8 +30,7 @@ FASTER = (
     "operator.configPropagation=5s,agent.interval=10s,"
     "operator.extraEnv[0].name=GPUSHARING_POLL,operator.extraEnv[0].value=2s"
 )
-"""The kubelets here look at mounted ConfigMaps every 2 to 3 s, nobody waits for an agent's next reading, and evicted
-pods are gone after a second."""
+"""The kubelets here look at mounted ConfigMaps every 2 to 3 s, nobody waits for an agent's next reading, and evicted pods are gone after a second."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Walk:
 
     site: Site
     moved: set[tuple[str, str]] = field(default_factory=set)
-    """A node that was cordoned, and one that a pod of the Deployment was bound to meanwhile. Whether it ran there in
-    time goes by how fast its container starts, which is nothing of ours."""
+    """A node that was cordoned, and one that a pod of the Deployment was bound to meanwhile. Whether it ran there in time goes by how fast its container starts, which is nothing of ours."""
 
     def bring(self, stop: PoolMode) -> None:
         """Apply the mode and wait until it is Ready and all pods run."""
@@ -89,8 +87,7 @@ class Walk:
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Until it comes true.
 
-        Raises:
-            TimeoutError: in vain; the text says where everything stands.
+        Raises: TimeoutError: in vain; the text says where everything stands.
         """
         try:
             wait_until(condition, SECONDS, what, poll=POLL)
@@ -119,7 +116,6 @@ class Walk:
         return self.site.plane.audit_log.stat().st_size
 
     def evictions(self, since: int = 0) -> list[AuditedRequest]:
-        """All attempts since then."""
         wait_logged(self.site.plane.audit_log, self.site.api)
         requests = read_requests(self.site.plane.audit_log, OPERATOR, start=since)
         return [one for one in requests if one.is_write and one.resource == "pods/eviction"]
@@ -145,7 +141,6 @@ class Walk:
         return True
 
     def describe(self) -> str:
-        """Where everything stands."""
         kinds = ("gsp", "gpun", "nodes", "pods")
         tables = [self.site.kubectl("get", kind, "-A", "-o", "wide") for kind in kinds]
         log = subprocess.run(
@@ -182,8 +177,7 @@ class Walk:
 
 
 def clear(walk: Walk) -> None:
-    """The policy and the pods on its GPUs end, the GPU Operator's pods go, and the GPUs are whole again as by
-    `nvidia-smi -r`."""
+    """The policy and the pods on its GPUs end, the GPU Operator's pods go, and the GPUs are whole again as by `nvidia-smi -r`."""
     for path in (POLICY, f"{DEPLOYMENTS}/holder"):
         with contextlib.suppress(ApiError):  # where the file that asks for it runs alone
             walk.site.api.delete(path, {"propagationPolicy": "Foreground"})

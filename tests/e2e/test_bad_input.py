@@ -1,7 +1,5 @@
 """Installations that cannot run: what the user is told, in the words of a real kubelet, containerd and helm.
-
-What the API server itself refuses: tests/integration/test_bad_input.py.
-"""
+What the API server itself refuses: tests/integration/test_bad_input.py."""
 
 import contextlib
 import json
@@ -68,7 +66,6 @@ def offered(site: Site) -> Iterator[None]:
 
 
 def other_architecture() -> str:
-    """One that this machine has not."""
     return next(name for name in sorted(images.ARCHITECTURES.values()) if name != images.native())
 
 
@@ -81,8 +78,6 @@ def foreign_program() -> bytes:
 
 @dataclass(frozen=True)
 class UnusableImage:
-    """One image that the agent cannot run with."""
-
     image: str
     words: tuple[str, ...]
     """What the user must be told."""
@@ -92,7 +87,6 @@ class UnusableImage:
 
 
 def pulling(image: str, why: str) -> tuple[str, str]:
-    """What the kubelet says at a try, and between two."""
     return why, kubeletwords.back_off(image, why)
 
 
@@ -217,7 +211,6 @@ def try_again(pool: Walk) -> None:
 
 @contextlib.contextmanager
 def untouched(pool: Walk) -> Iterator[None]:
-    """The operator writes to no Node meanwhile."""
     since = pool.mark()
     yield
     written = [one for one in read_requests(pool.site.plane.audit_log, OPERATOR, start=since) if one.is_write]

@@ -10,7 +10,6 @@ CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 
 
 def helm_test(site: Site) -> tuple[int, str]:
-    """Exit status, and what helm and the pod said."""
     return site.try_helm("test", "gpusharing", "--logs", "--timeout", "300s")
 
 

@@ -1,7 +1,5 @@
 """The image that runs on the real kubelets: how big it is, what is in it and comes beside it, how soon it is Ready.
-
-What asks for no `site` needs no kubelet: `make e2e ARGS="tests/e2e/test_image.py -k 'not materials'"`.
-"""
+What asks for no `site` needs no kubelet: `make e2e ARGS="tests/e2e/test_image.py -k 'not materials'"`."""
 
 import io
 import json
@@ -26,7 +24,6 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def each_image(request: pytest.FixtureRequest, image: Image) -> Image:
-    """Our image for one architecture after the other."""
     return image if request.param == image.architecture else local.build(request.param)
 
 
@@ -43,7 +40,6 @@ def files(image: Image) -> set[str]:
 
 
 def name_of(distribution: str) -> str:
-    """As indexes compare names (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -95,7 +91,6 @@ def test_spdx_accepts_its_bill_of_materials_and_everything_locked_stands_in_it(s
 
 
 def sums(package: dict[str, Any]) -> list[str]:
-    """The sha256 of a package's file, where it has one."""
     return [one["checksumValue"] for one in package.get("checksums", [])]
 
 

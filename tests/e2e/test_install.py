@@ -162,7 +162,6 @@ def phase(site: Site, name: str) -> str:
 
 
 def run_to_end(site: Site, name: str, environ: dict[str, str], script: str) -> str:
-    """What a pod of our image printed."""
     create(site, name, environ, script)
 
     wait_until(lambda: phase(site, name) in ("Succeeded", "Failed"), SECONDS, f"pod {name} to end")

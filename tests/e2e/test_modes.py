@@ -1,7 +1,5 @@
 """A pool goes through the modes while Deployments hold its GPUs: on real kubelets, with NVIDIA's programs in pods.
-
-MIG alone, with strategy single, is what tests/e2e/test_uninstall.py looks at.
-"""
+MIG alone, with strategy single, is what tests/e2e/test_uninstall.py looks at."""
 
 from dataclasses import replace
 

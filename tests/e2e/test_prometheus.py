@@ -1,7 +1,4 @@
-"""A real Prometheus scrapes the shipped agents and operator in their pods, on real kubelets. SIMULATED: the GPUs.
-
-It runs on the first node, beside the pods' networks: no kube-proxy and no routes between nodes are here.
-"""
+"""A real Prometheus scrapes the shipped agents and operator in their pods, on real kubelets. SIMULATED: the GPUs."""
 
 import json
 import subprocess
@@ -23,7 +20,6 @@ from tests.e2e.usage import reader_token
 
 pytestmark = pytest.mark.e2e
 PORT = 9090
-"""On the loopback of the node."""
 ASK = """
 import sys, urllib.parse as p, urllib.request as r
 print(r.urlopen(f"http://127.0.0.1:{sys.argv[1]}/api/v1/query?" + p.urlencode({"query": sys.argv[2]})).read().decode())
@@ -35,39 +31,31 @@ WHOLE = "sum by (node) (gpusharing_gpu_seconds_total)"
 
 @dataclass(frozen=True)
 class Seen:
-    """What Prometheus holds."""
-
     walk: Walk
     machine: Machine
     pods: frozenset[str]
-    """What it scrapes."""
 
     def ask(self, query: str) -> list[Any]:
-        """What it answers to an instant query."""
         said = self.machine.run(sys.executable, "-c", ASK, str(PORT), query)
         found: list[Any] = json.loads(said)["data"]["result"]
         return found
 
     def is_up(self) -> bool:
-        """Whether it answers at all."""
         try:
             return self.ask("vector(1)") != []
         except subprocess.CalledProcessError:
             return False
 
     def values(self, query: str, label: str) -> dict[str, float]:
-        """The answer by one of its labels."""
         return {one["metric"].get(label, ""): float(one["value"][1]) for one in self.ask(query)}
 
 
 def listening(walk: Walk, namespace: str) -> list[Object]:
-    """Pods of ours there that run."""
     pods = walk.site.api.list(f"/api/v1/namespaces/{namespace}/pods")
     return [pod for pod in pods if pod["status"].get("phase") == "Running"]
 
 
 def address(pod: Object) -> str:
-    """Of the port that its container calls metrics."""
     ports = [port for one in pod["spec"]["containers"] for port in one.get("ports", [])]
     (port,) = [port["containerPort"] for port in ports if port["name"] == "metrics"]
     return f"{pod['status']['podIP']}:{port}"
@@ -125,7 +113,6 @@ def test_it_holds_what_each_pod_uses_and_what_the_operator_counts(seen: Seen) ->
 
 
 def test_the_meters_of_both_nodes_add_up(seen: Seen) -> None:
-    """As long as each agent has lived: tenants, idle, stranded and transition are its GPUs' seconds."""
     seen.walk.wait(lambda: min(seen.values(f"{WHOLE} > 0", "node").get(node, 0.0) for node in NODES) > 0, "the meters")
     # One query, so that both sides are of one scrape.
     apart = seen.values(f"abs({METERED} - {WHOLE})", "node")

@@ -24,19 +24,16 @@ PATIENCE = "--timeout=300s"
 FUTURE = {"ofANewerVersion": {"kept": True}}
 """Records grow by optional keys: what a newer version would have written."""
 OF_EVERY_OPERATOR = ("leases", "selfsubjectaccessreviews")
-"""What one that waits writes, too."""
 
 
 @pytest.fixture(scope="module")
 def revision(walk: Walk) -> str:
-    """Of the release as it is before these tests."""
     (release,) = json.loads(walk.site.helm("list", "--output", "json"))
     return str(release["revision"])
 
 
 @pytest.fixture
 def one(walk: Walk, revision: str) -> Iterator[Incident]:
-    """A change that has not begun."""
     with incident(walk) as made:
         yield made
 
@@ -64,7 +61,6 @@ def images(site: Site) -> set[str]:
 
 
 def boot_id(site: Site, node: str) -> str:
-    """As the kubelet tells it."""
     return str(site.api.get(f"/api/v1/nodes/{node}")["status"]["nodeInfo"]["bootID"])
 
 
@@ -97,7 +93,6 @@ def acts(site: Site, since: int) -> list[AuditedRequest]:
 
 
 def test_an_upgrade_in_the_middle_of_a_change_which_the_new_operator_finishes(one: Incident) -> None:
-    """Both old pods end before a new one starts, so for some seconds nobody leads."""
     node = one.begin(next(CHANGES))
     change, older = one.fence(node)["op"], one.leader()
     name = upgrade(one.walk.site)
@@ -135,7 +130,6 @@ def test_a_rollback_in_the_middle_of_a_change_keeps_what_only_the_newer_version_
 
 
 def test_the_operators_pod_is_killed_in_the_middle_of_a_change(one: Incident) -> None:
-    """Both nodes may change at once, but the operator keeps a place for its pod."""
     node = one.begin(next(CHANGES), at_once=2)
     change, killed = one.fence(node)["op"], one.leader()
     pod = one.leading_pod()

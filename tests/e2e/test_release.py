@@ -1,9 +1,5 @@
 """The rehearsal of a release, on this machine alone: prepared, pushed, signed, verified, installed, upgraded, rolled back.
-
-The first version is the checkout's, with the archives that the other tests of this rung run. The next one is made as
-CONTRIBUTING.md says, and published by the command line from a clean clone of its tag. Not played: a public registry
-with TLS and passwords, and signing without a key (docs/reference/not-tried.md).
-"""
+The first version is the checkout's, with the archives that the other tests of this rung run. The next one is made as CONTRIBUTING.md says, and published by the command line from a clean clone of its tag. Not played: a public registry with TLS and passwords, and signing without a key (docs/reference/not-tried.md)."""
 
 import json
 import os
@@ -45,8 +41,6 @@ HTTP = ("--allow-http-registry", "--insecure-ignore-tlog")
 
 @dataclass(frozen=True)
 class Release:
-    """What was prepared and published, and the keys that signed it."""
-
     prepared: Prepared
     published: Published
     publisher: Publisher
@@ -55,11 +49,9 @@ class Release:
 
     @property
     def files(self) -> Path:
-        """The folder of what is attached to the release."""
         return self.out / "files"
 
     def file(self, pattern: str) -> Path:
-        """The only attached file that matches this pattern."""
         (path,) = self.files.glob(pattern)
         return path
 
@@ -238,8 +230,7 @@ def revision(site: Site) -> str:
 
 
 def wait_runs(site: Site, release: Release) -> None:
-    """Wait until each pod of ours that runs or will run has the image of this release by its digest. Pods that are
-    being deleted, or whose node was restarted by another test (phase Failed), still have the previous one."""
+    """Wait until each pod of ours that runs or will run has the image of this release by its digest. Pods that are being deleted, or whose node was restarted by another test (phase Failed), still have the previous one."""
     name = f"{release.prepared.image}@{release.prepared.digest}"
 
     def images() -> set[str]:
@@ -255,7 +246,6 @@ def wait_runs(site: Site, release: Release) -> None:
 
 
 def pulled_by(site: Site, release: Release) -> set[str]:
-    """The nodes that pulled the release's image from the registry."""
     said = f'Successfully pulled image "{release.prepared.image}@{release.prepared.digest}"'
     events = [one for each in NAMESPACES for one in site.api.list(f"{each}/events", fieldSelector="reason=Pulled")]
     return {one["source"]["host"] for one in events if said in one["message"]}

@@ -21,7 +21,6 @@ LOOK = 0.1
 
 @pytest.fixture
 def one(walk: Walk) -> Iterator[Incident]:
-    """A change that has not begun."""
     with incident(walk) as made:
         yield made
 

@@ -31,7 +31,6 @@ STAY = (
 
 
 def uninstall(site: Site, *options: str) -> tuple[int, str]:
-    """Exit status, and what helm said."""
     return site.try_helm("uninstall", "gpusharing", "--wait", "--timeout", "300s", *options)
 
 

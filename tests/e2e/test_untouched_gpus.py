@@ -1,9 +1,5 @@
 """Only the GPU whose layout changes is emptied, on a real kubelet: a pod on the other one keeps running and its device.
-
-Meanwhile the kubelet is killed, NVIDIA's device plugin starts anew (mig-manager pauses it), and the pod's container does.
-
-In the order of the files it is the last one with the GPU Operator's device plugin: the next one clears the pool.
-"""
+Meanwhile the kubelet is killed, NVIDIA's device plugin starts anew (mig-manager pauses it), and the pod's container does. In the order of the files it is the last one with the GPU Operator's device plugin: the next one clears the pool."""
 
 from collections.abc import Iterator
 
@@ -40,7 +36,6 @@ def empty(walk: Walk) -> Iterator[Walk]:
 
 
 def run(walk: Walk, name: str, resource: str) -> Object:
-    """A pod of this name on NODE that holds one of the resource."""
     spec = {**holding(resource), "nodeSelector": {"kubernetes.io/hostname": NODE}, "restartPolicy": "Always"}
     walk.site.api.create(PODS, {"metadata": {"name": name}, "spec": spec})
     walk.wait(lambda: name in walk.computing(NODE), f"{name} to compute")
@@ -49,13 +44,11 @@ def run(walk: Walk, name: str, resource: str) -> Object:
 
 
 def place(walk: Walk, name: str) -> list[tuple[int, int]]:
-    """GPU and GPU instance of each process of a pod."""
     rows = walk.shown(NODE)["processes"]
     return [(row["gpu"], row["gpu_instance"]) for row in rows if row["name"] == f"SIMULATED-{name}"]
 
 
 def kill_container(walk: Walk, pod: Object) -> None:
-    """As if its program crashed: the kubelet starts it again."""
     (status,) = walk.site.api.get(f"{PODS}/{pod['metadata']['name']}")["status"]["containerStatuses"]
     identifier = status["containerID"].rpartition("/")[2]
     walk.site.nodes[NODE].ctr("task", "kill", "--signal", "SIGKILL", identifier)

@@ -1,9 +1,5 @@
-"""NVIDIA's DRA driver in place of the device plugin, on real kubelets: NVIDIA's chart, its kubelet plugin, and
-containerd with CDI.
-
-SIMULATED as in the other files: GPUs, driver, Node Feature Discovery, and the processes on the GPUs. The scheduler, the
-claims, the kubelet's calls of the plugin and the CDI devices in the containers are real.
-"""
+"""NVIDIA's DRA driver in place of the device plugin, on real kubelets: NVIDIA's chart, its kubelet plugin, and containerd with CDI.
+SIMULATED as in the other files: GPUs, driver, Node Feature Discovery, and the processes on the GPUs. The scheduler, the claims, the kubelet's calls of the plugin and the CDI devices in the containers are real."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -77,7 +73,6 @@ def dra(site: Site, notes: str) -> Iterator[Walk]:
 
 
 def published(walk: Walk, node: str) -> Counter[str]:
-    """What the driver publishes for the node."""
     return devices_in(walk.site.api.list(SLICES, fieldSelector=f"spec.nodeName={node}"))
 
 
@@ -88,14 +83,12 @@ def devices_in(slices: list[Object]) -> Counter[str]:
 
 
 def by_plugin(walk: Walk, node: str) -> list[str]:
-    """The GPU resources of a device plugin that the kubelet counts. It notices late that the plugin is gone, and as
-    long as it does not, two programs seem to manage the GPUs."""
+    """The GPU resources of a device plugin that the kubelet counts. It notices late that the plugin is gone, and as long as it does not, two programs seem to manage the GPUs."""
     counts = walk.site.api.get(f"/api/v1/nodes/{node}")["status"]["allocatable"]
     return [name for name, count in counts.items() if is_plugin_resource(name) and count != "0"]
 
 
 def plugins(walk: Walk) -> dict[str, str]:
-    """UID of the driver's pod by node."""
     where = {"labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}"}
     pods = walk.site.api.list(f"/api/v1/namespaces/{DRIVER_NAMESPACE}/pods", **where)
     return {pod["spec"]["nodeName"]: pod["metadata"]["uid"] for pod in pods}
@@ -119,7 +112,6 @@ def rather_on(node: str) -> Object:
 
 
 def allocated(walk: Walk, pod: str) -> str:
-    """UUID of the device that the scheduler has allocated to a pod."""
     status = walk.site.api.get(f"{PODS}/{pod}")["status"]
     (claim,) = status.get("resourceClaimStatuses") or [status["extendedResourceClaimStatus"]]
     allocation = walk.site.api.get(f"{IN_DEFAULT}/resourceclaims/{claim['resourceClaimName']}")["status"]["allocation"]
@@ -130,8 +122,7 @@ def allocated(walk: Walk, pod: str) -> str:
 
 
 def used(walk: Walk, node: str) -> dict[str, str]:
-    """UUID of the device on which each pod's process computes, by the pod's name. The process is SIMULATED, on the
-    device of which its container has the files."""
+    """UUID of the device on which each pod's process computes, by the pod's name. The process is SIMULATED, on the device of which its container has the files."""
     shown = walk.shown(node)
     uuids = {(one.gpu, *(one.instance or (-1, -1))): one.uuid for one in machine_devices(shown)}
     return {
@@ -160,7 +151,6 @@ def told(walk: Walk, since: str) -> list[str]:
 
 
 def is_synced(policy: Object) -> bool:
-    """Whether the policy says that it is Ready."""
     rows = policy.get("status", {}).get("conditions", ())
     return any((row["type"], row["status"]) == ("Ready", "True") for row in rows)
 

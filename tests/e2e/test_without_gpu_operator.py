@@ -1,8 +1,5 @@
 """MIG without the GPU Operator, as the how-to installs it, on a real kubelet with NVIDIA's programs in pods.
-
-The last file of the run: it takes the GPU Operator away. SIMULATED as in the other files: GPUs, driver and container
-runtime, Node Feature Discovery.
-"""
+The last file of the run: it takes the GPU Operator away. SIMULATED as in the other files: GPUs, driver and container runtime, Node Feature Discovery."""
 
 from dataclasses import replace
 
@@ -58,7 +55,6 @@ def bring(walk: Walk, stop: PoolMode) -> None:
 
 
 def offered(walk: Walk) -> dict[str, int]:
-    """The GPU resources of the node, as its kubelet tells them."""
     allocatable = walk.site.api.get(f"/api/v1/nodes/{NODE}")["status"]["allocatable"]
     gpus = {name: int(count) for name, count in allocatable.items() if name.startswith("nvidia.com/")}
     return {name: count for name, count in gpus.items() if count}

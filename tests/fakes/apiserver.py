@@ -43,9 +43,7 @@ class Gate:
     """Requests wait here before the server takes them up."""
 
     came: asyncio.Event = field(default_factory=asyncio.Event)
-    """One waits."""
     opened: asyncio.Event = field(default_factory=asyncio.Event)
-    """They go on."""
 
 
 @dataclass
@@ -56,7 +54,6 @@ class FakeServer:
     url: str = ""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     absent: set[Resource] = field(default_factory=set)
-    """Kinds whose CRD is not installed."""
     garbled: set[Resource] = field(default_factory=set)
     """Kinds whose lists hold what no API server sends, an object without metadata, and whose watches do not begin."""
     gates: dict[tuple[str, Resource], Gate] = field(default_factory=dict)
@@ -70,11 +67,9 @@ class FakeServer:
 
     @property
     def writes(self) -> list[tuple[str, str, str]]:
-        """Every request that could change something."""
         return [asked for asked in self.asked if asked[0] != "GET"]
 
     async def watched(self, resource: Resource) -> list[web.StreamResponse]:
-        """Wait until somebody watches a kind."""
         while not (found := [response for response, kind in self._watches.items() if kind == resource]):
             self._opened.clear()
             await self._opened.wait()
@@ -91,7 +86,6 @@ class FakeServer:
         return len(broken)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """One request, discovery included."""
         agent = request.headers.get("User-Agent", "")
         self.asked.append((request.method, request.path, agent))
         served = [kind for kind in KINDS if kind not in self.absent]
@@ -200,7 +194,6 @@ def _line(event: JSON) -> bytes:
 
 @asynccontextmanager
 async def fake_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeServer]:
-    """A server on a free port of loopback."""
     fake = FakeServer()
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", fake.handle)

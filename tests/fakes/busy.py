@@ -18,12 +18,10 @@ class BusyClient(PassingClient):
             raise Throttled("too many requests", self._retry_after)
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         self._ask(request)
         return await self.client.call(request)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
         self._ask(request)
         async for event in self.client.stream(request):
             yield event

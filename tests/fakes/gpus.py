@@ -15,7 +15,6 @@ REPORT = TypeAdapter(Observed)
 
 
 def programs_on(observed: Observed, index: int) -> list[str]:
-    """Names of the programs that use this GPU."""
     return [name for name, gpus in map(read_program, observed.programs) if index in gpus]
 
 
@@ -52,12 +51,10 @@ class OneNode:
         self.cluster.patch(GPUNODES, self.name, {"status": {"transition": transition}}, subresource="status")
 
     def delete(self) -> None:
-        """Delete the GPUNode."""
         self.cluster.delete(GPUNODES, self.name)
 
     @property
     def observed(self) -> Observed | None:
-        """What the agent reported."""
         found = ((self._node or {}).get("status") or {}).get("observed")
         return None if found is None else REPORT.validate_python(found)
 
@@ -68,17 +65,14 @@ class OneNode:
 
     @property
     def lists(self) -> int:
-        """Lists that the agent asked for."""
         return self.cluster.calls[AGENT, "list", GPUNODES.plural]
 
     async def until(self, holds: Callable[[Observed], bool]) -> Observed:
-        """Wait until a report makes the condition true."""
         await eventually(lambda: self.observed is not None and holds(self.observed))
         assert self.observed is not None
         return self.observed
 
     async def answered(self, request_id: str) -> Observed:
-        """The report that echoes this request."""
         return await self.until(lambda observed: observed.request_id == request_id)
 
     @property

@@ -12,11 +12,9 @@ class AnonymousLogin:
     server: str
 
     async def access(self) -> Access:
-        """The server as given."""
         return Access(self.server)
 
     async def token(self) -> str | None:
-        """No token."""
         return None
 
     async def renew(self) -> None:

@@ -32,7 +32,6 @@ class SlowClient(PassingClient):
         self._own = asyncio.Semaphore(Limits().parallel)
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
         resource, clock = request.resource, asyncio.get_running_loop().time
         begun, status = clock(), 200
         own = resource == self._apart

@@ -18,11 +18,9 @@ class Identity:
 
     @property
     def authority(self) -> str:
-        """The authority's certificate, PEM."""
         return self.pki.ca.read_text()
 
     def context(self) -> ssl.SSLContext:
-        """For a server."""
         context = self.pki.server_context()
         context.sni_callback = lambda _, name, __: self.called.append(name)
         return context

@@ -1,8 +1,5 @@
 """An event loop whose time runs only when everybody waits: minutes pass in milliseconds, without races.
-
-For code that sleeps and talks to fakes in the same process. Nothing in such a loop may wait for the network; work
-in threads is waited for, but for a SIMULATED reading of GPUs that hangs on purpose.
-"""
+For code that sleeps and talks to fakes in the same process. Nothing in such a loop may wait for the network; work in threads is waited for, but for a SIMULATED reading of GPUs that hangs on purpose."""
 
 import asyncio
 import functools
@@ -40,7 +37,6 @@ class _Selector(selectors.PollSelector):
         self._before = set(threading.enumerate())
 
     def select(self, timeout: float | None = None) -> Ready:
-        """Ready files, without waiting for them."""
         if timeout is not None and timeout <= 0:
             return [] if self._is_alone() else super().select(0)
         if ready := self._wait_for_threads():
@@ -51,9 +47,7 @@ class _Selector(selectors.PollSelector):
         return super().select(0)
 
     def _is_alone(self) -> bool:
-        """No file is open but the loop's own pipe. A byte in it says that a thread has put a call into the loop, and
-        the loop makes that call in this very round, whether or not it knows of the byte.
-        """
+        """No file is open but the loop's own pipe. A byte in it says that a thread has put a call into the loop, and the loop makes that call in this very round, whether or not it knows of the byte."""
         return len(self.get_map()) <= 1
 
     def _wait_for_threads(self) -> Ready:
@@ -81,7 +75,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._virtual)
 
     def time(self) -> float:
-        """The loop's own time."""
         return self.now
 
     def finish_threads(self) -> None:
@@ -110,5 +103,4 @@ def virtually(test: Callable[Args, Coroutine[Any, Any, Result]]) -> Callable[Arg
 
 
 def virtual_now() -> datetime:
-    """A wall clock that goes with the loop's time."""
     return BEGIN + timedelta(seconds=asyncio.get_running_loop().time() - _FIRST)

@@ -1,12 +1,5 @@
 """Which faults are played where: every kind, at one object and at everything, in every scenario, at chosen writes.
-
-With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is a sample that is the same for the same
-seed, and holds every kind and every scenario.
-
-`python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1
-by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix. With
-`--figures FOLDER` the last line is JSON for `make report` (hack/figures/page.py).
-"""
+With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is a sample that is the same for the same seed, and holds every kind and every scenario. `python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1 by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix. With `--figures FOLDER` the last line is JSON for `make report` (hack/figures/page.py)."""
 
 import json
 import os
@@ -46,7 +39,6 @@ WORKERS = min(4, 2 + (os.cpu_count() or 1))
 FULL_WORKERS = min(8, 1 + 3 * (os.cpu_count() or 1))
 """Those of the full matrix, with 1.3 GB of memory each."""
 FULL = "full"
-"""Name of the folder of its results."""
 WATCHED = 0.6
 """In a sample, what befalls watches begins in this share of a run: later there is little left to tell."""
 
@@ -63,8 +55,7 @@ class FaultCase:
     number: int = 0
     """In the full matrix the number of the write in the recorded run, from 1; 0: the write is the one at `place`."""
     aim: str = ""
-    """With a number: what the write asks for (points.py). The order of writes differs from run to run, so the fault
-    waits for a write that asks for this, whatever its number is."""
+    """With a number: what the write asks for (points.py). The order of writes differs from run to run, so the fault waits for a write that asks for this, whatever its number is."""
     turn: int = 0
     """Which of the writes that ask for it the fault waits for, from 1."""
     depth: int = 1
@@ -79,7 +70,6 @@ class FaultCase:
 
     @property
     def title(self) -> str:
-        """For people."""
         where = f"write {self.number} ({shorten(self.aim)}, no. {self.turn})" if self.number else f"{self.place:.3f}"
         return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {where}"
 
@@ -90,7 +80,6 @@ def within(cases: Iterable[FaultCase], depth: int) -> tuple[FaultCase, ...]:
 
 
 def shorten(text: str) -> str:
-    """For people: keys of labels and annotations without their domains."""
     return DOMAIN.sub("", text)
 
 
@@ -126,7 +115,6 @@ class Result:
     complaints: tuple[str, ...]
     """Empty: it did what it should, if it was reached."""
     hits: int
-    """Calls, events or streams that the fault took."""
     extra_writes: int
     """Writes that act, more than in an undisturbed run; below 0 there were fewer."""
     extra_evictions: int
@@ -147,13 +135,11 @@ REACHED = 0.8
 class CaseResults:
     """The results of one part of the cases, in a file that is added to after each run.
 
-    Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and
-    a deeper play goes on from a shallower one.
+    Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and a deeper play goes on from a shallower one.
     """
 
     def __init__(self, path: Path, stamp: str, depth: int = 1, commit: str = "") -> None:
-        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=. `commit`: that
-        of the operator (hack/figures/page.py, operator_commit), which a new file keeps for `figures`."""
+        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=. `commit`: that of the operator (hack/figures/page.py, operator_commit), which a new file keeps for `figures`."""
         self._path, self._stamp, self._depth, self._commit = path, stamp, depth, commit
         self._cases: tuple[FaultCase, ...] = ()
         self._results: list[Result] = []
@@ -170,7 +156,6 @@ class CaseResults:
 
     @property
     def done(self) -> list[Result]:
-        """The results at this depth."""
         return [one for one in self._results if one.case.depth <= self._depth]
 
     def expect(self, cases: Sequence[FaultCase]) -> None:
@@ -200,7 +185,6 @@ def load(folder: Path, depth: int = 1) -> list[Result]:
 
 
 def expected_in(folder: Path, depth: int = 1) -> Mapping[str, Sequence[FaultCase]]:
-    """The cases to play at this depth, by part."""
     return {path.stem: within(_expected(_head(path)), depth) for path in _parts(folder)}
 
 
@@ -216,7 +200,6 @@ def missing(results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase
 
 
 def summary(results: Sequence[Result]) -> str:
-    """The numbers that are asked for, in one line."""
     reached = [result for result in results if result.reached]
     failed = sum(bool(result.complaints) for result in results)
     extra = max((result.extra_writes for result in reached), default=0)
@@ -230,9 +213,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def figures(folder: Path, commit: str) -> dict[str, object]:
-    """Return the counts of the results in a folder as one row of a table, with the day of the last one and what is
-    missing. Exits with a message if there are no results, or if they are those of another operator than that of
-    `commit`."""
+    """Return the counts of the results in a folder as one row of a table, with the day of the last one and what is missing. Exits with a message if there are no results, or if they are those of another operator than that of `commit`."""
     found = load(folder)
     if not found:
         sys.exit(f"{folder} has no results: run make test-faults, or make test-faults FULL=1 for the full matrix")
@@ -290,7 +271,6 @@ def _read(line: str) -> Result:
 
 
 def tell(folder: Path, depth: int = 1) -> None:
-    """Sum up the results in a folder at this depth."""
     found = load(folder, depth)
     print(summary(found))
     for result in found:

@@ -1,8 +1,5 @@
 """S1 to S9 of docs/design/faults.md as one fold over the log of a run: what is wrong, at which resourceVersion.
-
-Each check knows its rule by itself and asks nothing of the planner. S8, the number of writes, is a comparison with runs
-that nothing disturbed (tests/faults/oracle.py); here is what one run wrote.
-"""
+Each check knows its rule by itself and asks nothing of the planner. S8, the number of writes, is a comparison with runs that nothing disturbed (tests/faults/oracle.py); here is what one run wrote."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +48,6 @@ MPS_SET = "nvidia-device-plugin-mps-control-daemon"
 RESTARTED = ("nvidia-mig-manager", MPS_SET, "dra-driver-nvidia-gpu-kubelet-plugin")
 """Pods that we may delete: the actuators' own."""
 OUR_CLASS = "gpusharing-mig-"
-"""How the names of our DeviceClasses begin."""
 FLOOR = 3
 """Node writes of a transition in one step (docs/design/faults.md#floor)."""
 
@@ -62,7 +58,6 @@ class RunFacts:
 
     leaders: Leaders
     cap: int = 100
-    """Most nodes in flight over all policies."""
     began: int = 0
     """Up to this version everything is the world before: whoever leads has read it."""
 
@@ -130,7 +125,6 @@ def _busy_at_pnr(world: Objects, step: Step, _: RunFacts) -> Iterator[str]:
 
 
 def _foreign_cordon(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
-    """S3: we lifted a cordon that is not ours."""
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
     if not is_cordoned(step.before) or is_cordoned(step.after):
@@ -225,8 +219,7 @@ def not_as_promised(policy: JSON, world: Objects, began: int | None = None) -> d
 def is_known(world: Objects, name: str) -> bool:
     """The operator has published something about this very Node, or has marked it.
 
-    How long a watch takes to tell of a new one is no matter of the product. What it has published of a Node was written
-    in the round in which the policy was, or in an earlier one; so that round knew the Node.
+    How long a watch takes to tell of a new one is no matter of the product. What it has published of a Node was written in the round in which the policy was, or in an earlier one; so that round knew the Node.
     """
     node = world.objects["nodes"][name]
     if names.LABEL_POLICY in labels_of(node) or fence_of(node) is not None:
@@ -237,8 +230,7 @@ def is_known(world: Objects, name: str) -> bool:
 
 
 def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int], published: Mapping[str, int]) -> str:
-    """How what a Node offers differs from what the spec makes of it; empty when it does not. `published`: what a DRA
-    driver offers there besides a device plugin, which leaves none of the two alone with the GPUs."""
+    """How what a Node offers differs from what the spec makes of it; empty when it does not. `published`: what a DRA driver offers there besides a device plugin, which leaves none of the two alone with the GPUs."""
     if not machine[1] or not machine[2]:
         return ""  # nobody knows what it has
     wanted = wanted_resources(spec, [machine[1]] * machine[2])
@@ -266,8 +258,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 def _written_without_lease(log: WriteLog, told: RunFacts) -> Iterator[str]:
     """S5: sent by a process that did not hold the Lease then. Asking for the Lease is everybody's right.
 
-    One write of a process that was frozen between its last look at the clock and the system call leaves when it wakes,
-    whatever a client does; it must be one that does no harm: a status, an Event, or one that the server may refuse.
+    One write of a process that was frozen between its last look at the clock and the system call leaves when it wakes, whatever a client does; it must be one that does no harm: a status, an Event, or one that the server may refuse.
     """
     excused = set(log.interrupted)
     for call in log.calls:

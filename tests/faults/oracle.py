@@ -1,7 +1,5 @@
 """What a disturbed run is compared with: two runs that nothing disturbed.
-
-Where these two end differently is chance, and is masked; everything else must be the same. Their writes are the floor.
-"""
+Where these two end differently is chance, and is masked; everything else must be the same. Their writes are the floor."""
 
 import json
 from collections import Counter
@@ -20,8 +18,7 @@ FINALIZING = "PATCH gpusharingpolicies"
 MOST_ASKED = 8
 """On a busy machine a reading is soon too old to prove anything, and the agent is asked anew."""
 AGAIN = 2
-"""Writes of a node that had ended a change before people wanted another one: its release, and the next fence. Of a
-policy that had come to rest before a node joined: without its finalizer, and with it again."""
+"""Writes of a node that had ended a change before people wanted another one: its release, and the next fence. Of a policy that had come to rest before a node joined: without its finalizer, and with it again."""
 CHANCE = "(differs between two runs that nothing disturbed)"
 
 
@@ -33,12 +30,10 @@ class FaultOutcome:
     """Everything that lasts, with names and times masked."""
     cost: Cost
     wrong: tuple[str, ...] = ()
-    """Invariants that it broke."""
     twice: tuple[str, ...] = ()
     """UIDs of pods that were evicted more than once."""
     restarts: int = 0
     hits: int = 0
-    """Calls, events or streams that its fault took."""
     reached: bool = True
     """It came to the write at which its fault begins; True without one."""
 
@@ -53,41 +48,34 @@ class Reference:
     state: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        """Learn the masks."""
         one, two = self.runs
         self.state = common(one.state, two.state)
 
     @property
     def floor(self) -> Counter[str]:
-        """Writes by kind, of the run that wrote more."""
         return max((acting(run.cost) for run in self.runs), key=Counter.total)
 
     def extra(self, run: FaultOutcome) -> int:
-        """Writes that act beyond the floor."""
         return acting(run.cost).total() - self.floor.total()
 
     def extra_evictions(self, run: FaultOutcome) -> int:
-        """Evictions beyond those of an undisturbed run."""
         return run.cost.evictions - max(one.cost.evictions for one in self.runs)
 
     def again(self, run: FaultOutcome, nodes: int) -> int:
-        """Writes of nodes that were quicker than people: they ended the first change, and began anew, or gave back the
-        labels of a policy that had gone. `nodes`: how many may have been."""
+        """Writes of nodes that were quicker than people: they ended the first change, and began anew, or gave back the labels of a policy that had gone. `nodes`: how many may have been."""
         changes = len(run.cost.transitions) - max(len(one.cost.transitions) for one in self.runs)
         labels = label_writes(run.cost) - max(label_writes(one.cost) for one in self.runs)
         return AGAIN * min(nodes, max(0, changes)) + min(nodes, max(0, labels))
 
     def rested(self, run: FaultOutcome, joins: int) -> int:
-        """Writes of policies that had nothing left to do before a node joined: the finalizer goes, and comes again.
-        `joins`: how many nodes did."""
+        """Writes of policies that had nothing left to do before a node joined: the finalizer goes, and comes again. `joins`: how many nodes did."""
         more = run.cost.acting[FINALIZING] - max(one.cost.acting[FINALIZING] for one in self.runs)
         return AGAIN * min(joins, max(0, more) // AGAIN)
 
     def complaints(
         self, run: FaultOutcome, *, faults: int, restarts: int, nodes: int = 0, joins: int = 0
     ) -> Iterator[str]:
-        """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be; `nodes`: how
-        many were on their way when people wanted something else; `joins`: how many joined while others changed."""
+        """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be; `nodes`: how many were on their way when people wanted something else; `joins`: how many joined while others changed."""
         yield from run.wrong
         if run.restarts != restarts:
             yield f"{run.restarts} restarts instead of {restarts}"
@@ -106,20 +94,17 @@ class Reference:
 
 
 def acting(cost: Cost) -> Counter[str]:
-    """Writes that act; asking the agent apart."""
     return Counter({kind: count for kind, count in cost.acting.items() if kind != ASKING})
 
 
 def label_writes(cost: Cost) -> int:
-    """Writes to Nodes that are part of no change."""
     return cost.acting["PATCH nodes"] - cost.transitions.total()
 
 
 def without_way(state: Any) -> Any:
     """An end state without what tells how the nodes came there, which a fault may change.
 
-    Who sees the next layout late lets the change to the one before end. Then that is what the next change was planned
-    from, and a kubelet goes on to tell 0 of a resource that was offered once.
+    Who sees the next layout late lets the change to the one before end. Then that is what the next change was planned from, and a kubelet goes on to tell 0 of a resource that was offered once.
     """
     nodes = {name: node and _without_way(node) for name, node in state["nodes"].items()}
     return {**state, "nodes": nodes}
@@ -142,7 +127,6 @@ def common(one: Any, two: Any) -> Any:
 
 
 def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
-    """Where a tree differs from what was learnt."""
     if wanted == CHANCE:
         return
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):

@@ -1,13 +1,5 @@
 """The points of the full fault matrix: the first and the last write of each sort that a scenario makes.
-
-Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random
-parts in them. A fault is played at the first or the last write of each sort (FULL=1), or at both (FULL=2): what lies
-between differs from them in the node only. The order of writes differs from run to run, so a case names the sort that
-its fault waits for.
-
-`python -m tests.faults.points FOLDER [DEPTH]` prints how many runs the full matrix has at that depth (1 by default), by
-scenario and in all.
-"""
+Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random parts in them. A fault is played at the first or the last write of each sort (FULL=1), or at both (FULL=2): what lies between differs from them in the node only. The order of writes differs from run to run, so a case names the sort that its fault waits for. `python -m tests.faults.points FOLDER [DEPTH]` prints how many runs the full matrix has at that depth (1 by default), by scenario and in all."""
 
 import json
 import sys
@@ -40,9 +32,7 @@ class Sort:
     subresource: str
     """`status`, `eviction`; empty without one."""
     change: tuple[str, ...]
-    """What it sets and removes, in order."""
     refused: bool
-    """The server did not do it."""
 
     @property
     def asked(self) -> str:
@@ -51,7 +41,6 @@ class Sort:
         return f"{where}{(self.change and ': ') or ''}{', '.join(self.change)}"
 
     def __str__(self) -> str:
-        """For people."""
         return shorten(self.asked) + (" (refused)" if self.refused else "")
 
 
@@ -63,18 +52,15 @@ class Point:
     """Of the write within its scenario, from 1."""
     sort: Sort
     which: Literal["first", "last", "only"]
-    """Which write of its sort."""
     turn: int
     """Which of the writes that ask for the same, from 1; those that the server refused count as well."""
 
     @property
     def text(self) -> str:
-        """For people."""
         return f"{self.which} {self.sort}"
 
 
 def sort_of(write: ProxiedWrite) -> Sort:
-    """The sort of a write."""
     return _sort_of(write.method, write.path, write.body, refused=write.status >= REFUSED)
 
 
@@ -106,8 +92,7 @@ def find_points(writes: Iterable[ProxiedWrite]) -> tuple[Point, ...]:
 
 
 def in_both(one: Iterable[ProxiedWrite], two: Iterable[ProxiedWrite]) -> tuple[ProxiedWrite, ...]:
-    """The writes of one run that another one of the scenario made, too: of those that ask for the same, as many as both
-    had. Which writes come is partly chance, and a fault at one that seldom comes never strikes."""
+    """The writes of one run that another one of the scenario made, too: of those that ask for the same, as many as both had. Which writes come is partly chance, and a fault at one that seldom comes never strikes."""
     left = Counter(sort_of(write).asked for write in two if write.number)
     found = []
     for write in sorted(one, key=lambda each: each.number):
@@ -134,8 +119,7 @@ def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[F
 def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
     """1 for one case of each sort and fault: at the first write on one object, or at the last on everything.
 
-    Where the number of the sort and that of the fault add up to an even number it is the first. Where a fault has one
-    scope only, the write alone alternates.
+    Where the number of the sort and that of the fault add up to an even number it is the first. Where a fault has one scope only, the write alone alternates.
     """
     early = (number + FAULTS.index(kind)) % 2 == 0
     write, reach = ("first", "one") if early else ("last", "all")
@@ -144,8 +128,7 @@ def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
 
 
 def _has_object(kind: str, sort: Sort) -> bool:
-    """Whether a fault finds the object of such a write. What is only now created has no competitor, and nobody knows
-    whose events are meant by a POST to a collection."""
+    """Whether a fault finds the object of such a write. What is only now created has no competitor, and nobody knows whose events are meant by a POST to a collection."""
     if sort.verb != "POST":
         return True
     return kind != "competitor" and (kind != "events-swallowed" or bool(sort.subresource))

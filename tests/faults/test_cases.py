@@ -87,7 +87,6 @@ def test_the_title_of_a_case_says_where_it_is() -> None:
 
 
 def begun(path: Path, stamp: str, cases: Sequence[FaultCase]) -> CaseResults:
-    """A part with these cases."""
     results = CaseResults(path, stamp)
     results.expect(results.expected or cases)
     return results

@@ -17,7 +17,6 @@ GPU = {
 
 
 def node(name: str, **changes: Any) -> JSON:
-    """A Node with two GPUs in pool b."""
     labels = {**GPU, "gpusharing.dev/pool": "b", **changes.pop("labels", {})}
     metadata = {
         "name": name,
@@ -33,7 +32,6 @@ def node(name: str, **changes: Any) -> JSON:
 
 
 def fence(name: str, stage: str = "fenced", **more: Any) -> str:
-    """The record on a Node."""
     record = {
         "op": "op",
         "policy": "pool-b",
@@ -50,13 +48,11 @@ def fence(name: str, stage: str = "fenced", **more: Any) -> str:
 
 
 def fenced(name: str, stage: str = "fenced", /, labels: JSON | None = None, **more: Any) -> JSON:
-    """A Node with our fence and cordon."""
     annotations = {"gpusharing.dev/fence": fence(name, stage, **more)}
     return node(name, spec={"unschedulable": True}, annotations=annotations, labels=labels or {})
 
 
 def policy(**status: Any) -> JSON:
-    """Of pool b: two replicas, one node at a time."""
     return {
         "metadata": {"name": "pool-b", "uid": "uid-p", "generation": 3},
         "spec": {
@@ -69,13 +65,11 @@ def policy(**status: Any) -> JSON:
 
 
 def ready(generation: int = 3) -> JSON:
-    """A status that says so."""
     row = {"type": "Ready", "status": "True", "observedGeneration": generation}
     return {"observedGeneration": generation, "conditions": [row]}
 
 
 def pod(name: str, where: str) -> JSON:
-    """A pod that holds a GPU."""
     return {
         "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
         "spec": {"nodeName": where, "containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]},
@@ -84,7 +78,6 @@ def pod(name: str, where: str) -> JSON:
 
 
 def lease(holder: str) -> JSON:
-    """The leader's Lease."""
     return {"metadata": {"name": "gpusharing-operator", "uid": "uid-l"}, "spec": {"holderIdentity": holder}}
 
 
@@ -107,7 +100,6 @@ class Story:
         self.states.append(State(self.version, kind, name, after))
 
     def leads(self, who: str) -> None:
-        """A process takes the Lease."""
         self.operator("leases", "gpusharing-operator", lease(f"host-{who}"), who=who)
 
     def operator(self, kind: str, name: str, after: JSON | None, body: JSON | None = None, who: str = "a") -> None:
@@ -119,40 +111,33 @@ class Story:
         self.calls.append(LoggedCall(who, method, kind, name, 200, sent, since, self.version))
 
     def node_write(self, name: str, after: JSON, **body: Any) -> None:
-        """A PATCH of a Node with all that the rules of a write ask for."""
         metadata = {"uid": f"uid-{name}", "resourceVersion": str(self.version), **body.pop("metadata", {})}
         self.operator("nodes", name, after, {"metadata": metadata, **body})
 
     def take(self, name: str, **more: Any) -> None:
-        """Fence and cordon it."""
         metadata = {"annotations": {"gpusharing.dev/fence": fence(name, **more)}}
         self.node_write(name, fenced(name, **more), metadata=metadata, spec={"unschedulable": True})
 
     def pass_pnr(self, name: str) -> None:
-        """Point of no return."""
         labels = {"nvidia.com/device-plugin.config": "sliced"}
         metadata = {"annotations": {"gpusharing.dev/fence": fence(name, "actuating")}, "labels": labels}
         self.node_write(name, fenced(name, "actuating", labels=labels), metadata=metadata)
 
     def release(self, name: str, **more: Any) -> None:
-        """Fence and cordon go, the routing label comes."""
         labels = {"gpusharing.dev/mode": "time-slicing", "gpusharing.dev/policy": "pool-b"}
         after = node(name, labels=labels, offers={"nvidia.com/gpu": "4"}, **more)
         metadata = {"annotations": {"gpusharing.dev/fence": None}, "labels": labels}
         self.node_write(name, after, metadata=metadata, spec={"unschedulable": None})
 
     def evict(self, name: str, uid: str | None = None, who: str = "a") -> None:
-        """An eviction that the server accepts."""
         preconditions = {"uid": uid} if uid else {}
         body = {"deleteOptions": {"preconditions": preconditions}}
         self.calls.append(LoggedCall(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version))
 
     def wrong(self, cap: int = 100) -> list[str]:
-        """What the fold says."""
         return find_wrong(self.log(), cap=cap)
 
     def log(self) -> WriteLog:
-        """As it was."""
         return WriteLog(tuple(self.states), tuple(self.calls), self.began)
 
 
@@ -193,14 +178,12 @@ def busy(story: Story) -> None:
 
 
 def claiming_pod(name: str, where: str) -> JSON:
-    """A pod that holds a GPU by a ResourceClaim only."""
     claims = [{"name": "gpu", "resourceClaimName": f"{name}-gpu"}]
     spec = {"nodeName": where, "containers": [{"resources": {}}], "resourceClaims": claims}
     return {**pod(name, where), "spec": spec}
 
 
 def claim(driver: str) -> JSON:
-    """A ResourceClaim with a device of this driver."""
     device = {"request": "gpu", "driver": driver, "pool": "gpu-1", "device": "gpu-0"}
     return {
         "metadata": {"name": "job-gpu", "namespace": "default", "uid": "uid-claim"},
@@ -209,7 +192,6 @@ def claim(driver: str) -> JSON:
 
 
 def devices(name: str, *profiles: str) -> JSON:
-    """The ResourceSlice of a node with a MIG device of each profile."""
     rows = [{"name": f"mig-{n}", "attributes": {"profile": {"string": p}}} for n, p in enumerate(profiles)]
     return {
         "metadata": {"name": f"slice-{name}", "uid": f"uid-slice-{name}"},

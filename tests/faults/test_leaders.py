@@ -11,24 +11,20 @@ TOO_LATE = "by a, who is host-a there, while host-b held the Lease"
 
 
 def status(story: Story) -> None:
-    """The one that led tells of the policy."""
     told = {"observedGeneration": 3}
     story.operator("gpusharingpolicies/status", "pool-b", policy(**told), {"status": told})
 
 
 def taken(story: Story) -> None:
-    """It takes a node, if that is the one that it read."""
     story.take("gpu-1")
 
 
 def finalizer(story: Story) -> None:
-    """It writes a policy, whatever has become of it."""
     metadata = {"metadata": {"finalizers": ["gpusharing.dev/in-flight"]}}
     story.operator("gpusharingpolicies", "pool-b", policy(), metadata)
 
 
 def told(*writes: Callable[[Story], None], interrupted: bool) -> list[str]:
-    """S5 of a log in which another one leads when these are sent."""
     story = Story()
     story.leads("b")
     for write in writes:

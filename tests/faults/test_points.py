@@ -82,7 +82,6 @@ def numbered(writes: Sequence[ProxiedWrite]) -> list[ProxiedWrite]:
 
 
 def recorded(*, pool: str, pod: str, since: str) -> list[ProxiedWrite]:
-    """One run; what is random in it is given."""
     one, two = f"{pool}-0", f"{pool}-1"
     return numbered(
         [
@@ -251,7 +250,6 @@ def cases_of(writes: Sequence[ProxiedWrite], scenario: str = "pods") -> list[Fau
 
 
 def many_sorts(count: int = 15) -> list[ProxiedWrite]:
-    """Two writes of each sort, all first ones before all last ones."""
     return numbered([shown(node, "Draining", f"Reason{sort}") for node in "ab" for sort in range(count)])
 
 

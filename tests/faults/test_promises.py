@@ -14,12 +14,10 @@ SLICED = {"nvidia.com/gpu": "4"}
 
 
 def say_ready(story: Story) -> None:
-    """The operator turns the policy Ready."""
     story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
 
 
 def change(story: Story, *names: str) -> None:
-    """These are taken there, one after the other."""
     for name in names:
         story.take(name)
         story.pass_pnr(name)
@@ -36,7 +34,6 @@ def gpunode(name: str, uid: str) -> JSON:
 
 
 def publish(story: Story, name: str, uid: str) -> None:
-    """The operator shows what it thinks of a node."""
     after = gpunode(name, uid)
     story.operator("gpunodes/status", name, after, {"status": after["status"]})
 

@@ -1,9 +1,5 @@
 """The log of a run: every state that the API server committed, and every write of an operator with its answer.
-
-The states come from watches that go past the fault proxy: the API server delivers every version of an object, in the
-order of its resourceVersions, which are one counter for all kinds in one etcd. The writes come from the proxy, which
-knows from which process each came. Nothing here asks a server: a fold over the log is pure.
-"""
+The states come from watches that go past the fault proxy: the API server delivers every version of an object, in the order of its resourceVersions, which are one counter for all kinds in one etcd. The writes come from the proxy, which knows from which process each came. Nothing here asks a server: a fold over the log is pure."""
 
 import json
 from bisect import bisect_right
@@ -23,7 +19,6 @@ WATCHED = (
     "gpunodes",
     "leases",
 )
-"""Kinds whose every state is in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +47,6 @@ class LoggedCall:
     name: str
     """As in State. Of a POST to a collection the name in its body, empty where the server makes one."""
     status: int
-    """HTTP status."""
     body: JSON
     since: int
     """The newest resourceVersion that the server had told to anybody when the write was sent."""
@@ -61,7 +55,6 @@ class LoggedCall:
 
     @property
     def accepted(self) -> bool:
-        """The server did it."""
         return self.status < 300
 
     @property
@@ -72,7 +65,6 @@ class LoggedCall:
 
     @property
     def what(self) -> str:
-        """For people."""
         return f"{self.method} {self.kind} {self.name} by {self.identity}"
 
 
@@ -115,7 +107,6 @@ class Objects:
         return before
 
     def pods_on(self, node: str) -> Iterator[JSON]:
-        """Pods bound to a node."""
         return (pod for pod in self.objects["pods"].values() if pod["spec"].get("nodeName") == node)
 
     def slices_of(self, node: str) -> Iterator[JSON]:
@@ -150,7 +141,6 @@ class WriteLog:
     states: tuple[State, ...]
     """By version, those from before the run first: they are the world that it began in."""
     calls: tuple[LoggedCall, ...]
-    """In the order of the answers."""
     began: int = 0
     """Up to this version everything is the world before."""
     interrupted: frozenset[str] = frozenset()

@@ -1,8 +1,5 @@
 """Files that NVIDIA's programs read, good and bad, with the recorded answers of their own parsers.
-
-Both readers of ours are held against them: the product's (tests/planning/test_foreign_files.py) and that of the
-stand-ins (tests/sim/test_foreign_files.py). tests/nvidia/test_foreign_files.py asks the parsers again.
-"""
+Both readers of ours are held against them: the product's (tests/planning/test_foreign_files.py) and that of the stand-ins (tests/sim/test_foreign_files.py). tests/nvidia/test_foreign_files.py asks the parsers again."""
 
 import json
 import subprocess
@@ -33,7 +30,6 @@ class ForeignFile:
 
 
 def load(corpus: str) -> dict[str, ForeignFile]:
-    """The files of a corpus by name."""
     rows = yaml.safe_load(path_of(corpus).read_text(encoding="utf-8"))
     found = [
         ForeignFile(row["name"], row["text"], row.get("read"), row.get("error", ""), row.get("ours", ""))
@@ -44,7 +40,6 @@ def load(corpus: str) -> dict[str, ForeignFile]:
 
 
 def path_of(corpus: str) -> Path:
-    """Where the corpus is."""
     return HERE / f"{corpus}.yaml"
 
 
@@ -66,7 +61,6 @@ def ask(program: Path, texts: Sequence[str], folder: Path) -> list[tuple[Any, st
 
 
 def set_only(found: Any) -> Any:
-    """The same without fields that are not set."""
     if isinstance(found, Mapping):
         return {key: set_only(item) for key, item in found.items() if item not in (None, {}, [], "", False)}
     return [set_only(item) for item in found] if isinstance(found, list) else found

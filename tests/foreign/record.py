@@ -10,7 +10,6 @@ from tests.foreign.corpus import READERS, ForeignFile, ask, load, path_of
 
 
 def main() -> None:
-    """Rewrite each corpus."""
     for corpus, reader in READERS.items():
         path, files = path_of(corpus), load(corpus).values()
         head = "".join(re.findall(r"^#.*\n", path.read_text(encoding="utf-8").partition("- name:")[0], re.MULTILINE))

@@ -48,8 +48,7 @@ def _table(lua: LuaRuntime, value: Any) -> Any:
 def flux(kind: str, obj: JSON) -> str:
     """InProgress, Failed or Current. An expression that cannot be evaluated means: wait.
 
-    Raises:
-        AssertionError: two expressions hold at once, so that the answer depends on the order in which they are asked.
+    Raises: AssertionError: two expressions hold at once, so that the answer depends on the order in which they are asked.
     """
     words = {"inProgress": "InProgress", "failed": "Failed", "current": "Current"}
     holds = [word for key, word in words.items() if _holds(FLUX[kind][key], json.dumps(obj))]

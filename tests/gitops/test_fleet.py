@@ -1,5 +1,4 @@
-"""The examples for many clusters: what they refer to is there, and both programs would find one overlay for each
-cluster. kustomize itself builds them on rung 2 (tests/docs/test_pages_cluster.py)."""
+"""The examples for many clusters: what they refer to is there, and both programs would find one overlay for each cluster. kustomize itself builds them on rung 2 (tests/docs/test_pages_cluster.py)."""
 
 from typing import Any
 
@@ -35,7 +34,6 @@ def test_there_are_clusters_and_they_differ() -> None:
 
 
 def names() -> list[str]:
-    """The files of the base."""
     found: list[str] = read("base/kustomization.yaml")["resources"]
     return found
 

@@ -14,7 +14,6 @@ Shown = dict[str, tuple[str, str]]
 
 
 def shown(scene: Scene) -> Shown:
-    """By name: what Argo CD and Flux say of every object of ours."""
     kinds = (("GPUSharingPolicy", POLICIES), ("GPUNode", GPUNODES))
     return {
         raw["metadata"]["name"]: (argo_cd(kind, raw)[0], flux(kind, raw))

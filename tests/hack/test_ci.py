@@ -51,8 +51,6 @@ exit "$(cat "$NOTES/$call.status" 2>/dev/null || echo 0)"
 
 @dataclass(frozen=True)
 class Run:
-    """One run, at its end."""
-
     status: int
     said: str
     calls: list[str]

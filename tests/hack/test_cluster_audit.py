@@ -10,7 +10,6 @@ WHO = "system:serviceaccount:gpusharing:gpusharing-operator"
 
 
 def line(number: int) -> bytes:
-    """One finished request."""
     event = {
         "verb": "patch",
         "stage": "ResponseComplete",

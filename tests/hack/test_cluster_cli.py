@@ -21,7 +21,6 @@ from tests.fakes.web import WebServer
 
 
 def put_programs(folder: Path, scripts: Mapping[str, str]) -> None:
-    """Write shell scripts that play programs."""
     for name, script in scripts.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
@@ -121,7 +120,6 @@ def run_cli(
 
 @pytest.fixture
 def programs() -> toolchain.Programs:
-    """The control plane's programs."""
     return toolchain.control_plane_programs()
 
 

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.cluster
 PODS = "/api/v1/namespaces/default/pods"
 SECONDS = 60.0
 PROC = Path("/proc")
-"""Linux tells there what a process was given."""
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ STUBBORN = (sys.executable, "-c", f"import signal; signal.signal(signal.SIGTERM,
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The folder of one control plane in a root of its own."""
     made = tmp_path / "run-1"
     made.mkdir()
     return made

@@ -38,7 +38,6 @@ def fake_go(folder: Path, *, version: str = "go1.26.8", build: str = BUILD) -> P
 
 
 def refusal(cache: Path) -> str:
-    """What is said of a tool that cannot be built."""
     with pytest.raises(UnavailableError) as raised:
         toolchain.build_once(RECIPE, cache)
     return str(raised.value)
@@ -86,7 +85,6 @@ def test_a_go_mod_without_kubernetes_is_refused_with_the_command_that_restores_i
 
 
 def folders(cache: Path) -> list[str]:
-    """Names of the folders in the cache, without their hashes."""
     return [path.name.rpartition("-")[0] for path in cache.iterdir() if path.is_dir()]
 
 

@@ -16,8 +16,6 @@ from gpusharing.kube.wire import error_of
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[str]:
-    """A server that says yes to everything."""
-
     async def yes(_: web.Request) -> web.Response:
         return web.json_response({})
 

@@ -33,7 +33,6 @@ class Server:
         self._streams: list[tuple[str, asyncio.Queue[str]]] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Any call."""
         if request.query.get("watch"):
             return await self._watch(request)
         if self.away and request.transport is not None:
@@ -52,7 +51,6 @@ class Server:
             await response.write((await lines.get()).encode() + b"\n")
 
     def tell(self, path: str, name: str, number: int) -> None:
-        """An event to all watches of that path."""
         self.version += 1
         metadata = {"name": name, "resourceVersion": str(self.version), "number": number}
         for where, lines in self._streams:
@@ -86,7 +84,6 @@ async def client(proxy: FaultProxy) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def patch(client: aiohttp.ClientSession, path: str) -> int:
-    """Status of the answer; 0 without one."""
     try:
         async with client.patch(path, json={}) as answer:
             return answer.status
@@ -171,7 +168,6 @@ async def test_a_held_write_is_done_when_the_act_is_over(
 
 
 def stop(came: threading.Event, go: threading.Event) -> None:
-    """Say that a write came, and hold it until it may go on."""
     came.set()
     assert go.wait(30)
 

@@ -41,7 +41,6 @@ esac
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The pinned kind."""
     return toolchain.program("kind")
 
 

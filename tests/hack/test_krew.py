@@ -154,7 +154,6 @@ def test_without_a_python_that_is_new_enough_one_sentence_says_so(packed: tuple[
 
 @pytest.fixture(scope="module")
 def krewtools() -> Path:
-    """krew and its validator of manifests."""
     return toolchain.ensure("krewtools")
 
 

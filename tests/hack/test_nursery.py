@@ -62,7 +62,6 @@ asyncio.run(main())
 
 
 def told(process: subprocess.Popen[str]) -> bool:
-    """Freeze it, and let it go on."""
     found = freeze(process.pid)
     process.send_signal(signal.SIGCONT)
     return found

@@ -11,8 +11,6 @@ HALF = "nvidia.com/mig-3g.40gb"
 
 
 class Api:
-    """Takes patches."""
-
     def __init__(self) -> None:
         self.patches: dict[str, dict[str, Any]] = {}
 

@@ -24,14 +24,12 @@ def simulator(tmp_path: Path) -> Simulator:
 
 @pytest.fixture
 def process() -> Iterator["subprocess.Popen[bytes]"]:
-    """The first one of a container."""
     with subprocess.Popen(["sleep", "600"]) as started:
         yield started
         started.kill()
 
 
 def begin(tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]], *, mps: bool = False) -> int:
-    """What runc does with the hook; its exit status."""
     (tmp_path / "bundle" / runtime.COMPUTES_ON).write_text(json.dumps({"on": computes_on, "mps": mps}))
     state = {"pid": pid, "bundle": str(tmp_path / "bundle"), "annotations": {runtime.POD_ANNOTATION: "pod"}}
     hook = [sys.executable, "-m", "hack.realnode.runtime", "began", str(tmp_path)]
@@ -39,7 +37,6 @@ def begin(tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int]
 
 
 def pids(simulator: Simulator) -> list[int]:
-    """Of the processes that the driver knows."""
     return [int(one["pid"]) for one in simulator.show()["processes"]]
 
 

@@ -1,7 +1,5 @@
 """A release before it is published (hack/release): what it consists of, and what forbids it.
-
-Pushing, signing and installing are played on real nodes: tests/e2e/test_release.py.
-"""
+Pushing, signing and installing are played on real nodes: tests/e2e/test_release.py."""
 
 import io
 import json
@@ -154,13 +152,11 @@ def test_a_wrong_time_of_the_commit_is_a_sentence(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Wheel and sdist as a release attaches them."""
     folder = tmp_path_factory.mktemp("package")
     return package.build(package.write_source(folder / "source", SOURCE), folder / "out", 1_763_676_000)
 
 
 def metadata(wheel: Path) -> Message:
-    """What an index of packages reads of a wheel."""
     with zipfile.ZipFile(wheel) as opened:
         (name,) = [name for name in opened.namelist() if name.endswith(".dist-info/METADATA")]
         return message_from_string(opened.read(name).decode())
@@ -272,7 +268,6 @@ def write_archive(folder: Path, architecture: str, **labels: str) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> list[ArchivedImage]:
-    """An image for each platform, of one commit."""
     paths = [write_archive(tmp_path, name, version="0.1.0", revision=COMMIT, title=name) for name in ("arm64", "amd64")]
     return [read_archive(path) for path in paths]
 
@@ -328,7 +323,6 @@ def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(tmp_pat
 
 @pytest.fixture
 def candidate(images: list[ArchivedImage]) -> Candidate:
-    """A release that may be published."""
     passed = [COMMIT, *(image.sha256 for image in images)]
     return Candidate("0.1.0", COMMIT, passed, LOG, "registry.test/team", SOURCE, images)
 
@@ -382,7 +376,6 @@ COVERED = [advisory("PyPI", "other", **RECENT), advisory("Debian:13", "other", *
 
 @pytest.fixture
 def bill(tmp_path: Path) -> Path:
-    """A bill of materials with one part of each ecosystem."""
     origin = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", COMMIT, 0)
     path = tmp_path / "x.spdx.json"
     path.write_text(json.dumps(document(origin, "amd64", f"sha256:{'1' * 64}", [H2, SSL])))
@@ -455,7 +448,6 @@ def test_an_accepted_advisory_has_a_reason() -> None:
 
 
 def prepared_in(out: Path) -> Prepared:
-    """A prepared release with one attached file."""
     made = Prepared("0.1.0", "registry.test/team", SOURCE, f"sha256:{'1' * 64}")
     (out / "files").mkdir(parents=True)
     (out / "files" / "x.tgz").write_text("x")
@@ -475,7 +467,6 @@ def test_what_was_prepared_is_read_back_and_a_changed_file_is_noticed(tmp_path: 
 
 
 def test_nothing_is_published_while_something_forbids_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither the registry nor a tool is reached: there is no registry of that name."""
     out = tmp_path / "out"
     prepared_in(out)
     for name in ("amd64", "arm64"):

@@ -61,7 +61,6 @@ SKIPPED_FOR_ANOTHER_REASON = {
 
 
 def play(folder: Path, *arguments: str, leave_out: str = "") -> subprocess.CompletedProcess[str]:
-    """A run of the small suite above."""
     for name, text in (("conftest.py", CONFTEST), ("test_some.py", TESTS), ("pytest.ini", INI)):
         (folder / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", *arguments]

@@ -102,7 +102,6 @@ def child_of(pid: int) -> int:
 
 
 def policy() -> dict[str, object]:
-    """Full GPUs: the node is adopted as it is."""
     selector = {"matchLabels": {"gpusharing.dev/pool": "d"}}
     return {
         "apiVersion": "gpusharing.dev/v1alpha1",

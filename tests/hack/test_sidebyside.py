@@ -55,7 +55,6 @@ def test_a_file_is_played_by_one_worker_in_its_order(lines: list[str]) -> None:
 
 
 def test_one_worker_begins_in_front_and_the_other_one_at_the_end(lines: list[str]) -> None:
-    """Which of the two is which goes by who is there first."""
     first = [next(line for line in lines if line.startswith(f"[{worker}]")) for worker in ("gw0", "gw1")]
     begun = [name for line in first for name in FILES if name in line]
     assert sorted(begun) == [FILES[0], FILES[-1]]

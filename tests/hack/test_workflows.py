@@ -78,7 +78,6 @@ def test_what_they_run_of_ours_is_there(path: Path) -> None:
 
 
 def jobs(path: Path) -> dict[str, Any]:
-    """The jobs of a workflow by name."""
     found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
     return found
 
@@ -116,5 +115,4 @@ def test_the_release_workflow_leaves_every_decision_to_our_program() -> None:
 
 @pytest.fixture(scope="module")
 def actionlint() -> Path:
-    """The pinned actionlint."""
     return toolchain.program("actionlint")

@@ -15,7 +15,6 @@ PARTS = [H2, SSL]
 
 
 def advisory(ecosystem: str, name: str, *events: dict[str, str], **more: Any) -> dict[str, Any]:
-    """One advisory with one range."""
     ranges = [{"type": "ECOSYSTEM", "events": list(events)}]
     return {
         "id": "A-1",

@@ -73,7 +73,6 @@ def test_an_image_that_is_too_big_is_refused() -> None:
 
 
 def elf(*libraries: str) -> bytes:
-    """The smallest ELF file of 64 bits that needs these libraries."""
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in libraries)
     at, entries = 1, []
     for name in libraries:

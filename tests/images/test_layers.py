@@ -26,13 +26,11 @@ def tree(folder: Path, *, late: bool = False) -> Path:
 
 
 def read(data: bytes) -> dict[str, bytes]:
-    """The files of an archive."""
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {entry.name: file.read() for entry in tar if (file := tar.extractfile(entry))}
 
 
 def image(layer: Layer, reference: str = "localhost/x:1") -> tuple[bytes, str]:
-    """One layer as an image."""
     config = configuration("arm64", [layer], {"User": "65532:65532"}, {"b": "2", "a": "1"}, "2025-11-20T22:00:00Z")
     return archive(reference, config, [layer], {"a": "1"}, EPOCH)
 

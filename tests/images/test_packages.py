@@ -89,7 +89,6 @@ def test_what_runs_and_what_licences_ask_for_stays(path: str) -> None:
 
 
 def tar(files: dict[str, str], links: dict[str, str]) -> bytes:
-    """A tar as dpkg-deb writes it: every name begins with a dot."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as packed:
         for name, text in files.items():

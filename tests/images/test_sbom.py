@@ -28,12 +28,10 @@ PARTS = [
 
 
 def told() -> dict[str, Any]:
-    """The document of a small image."""
     return document(ORIGIN, "amd64", DIGEST, PARTS)
 
 
 def by_name(name: str) -> dict[str, Any]:
-    """One package of it."""
     (found,) = (one for one in told()["packages"] if one["name"] == name)
     return dict(found)
 

@@ -21,7 +21,6 @@ def modules(folder: Path, moment: int) -> Path:
 
 
 def compiled(folder: Path) -> dict[str, bytes]:
-    """The bytecode below a folder."""
     assert compile_all([sys.executable], dict(os.environ), folder, "usr/lib/x") == 2
     return {path.name: path.read_bytes() for path in folder.rglob("*.pyc")}
 

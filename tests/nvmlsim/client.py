@@ -1,8 +1,5 @@
 """A program that uses nvidia-ml-py on the simulated machine; each test calls one of its functions in a process.
-
-`python client.py <function> <json arguments>` prints the function's result as JSON. An NVML error is
-`{"error": <code>}`.
-"""
+`python client.py <function> <json arguments>` prints the function's result as JSON. An NVML error is `{"error": <code>}`."""
 
 import ctypes
 import itertools
@@ -244,17 +241,14 @@ def _or_error(ask: Callable[[], Any]) -> Any:
 
 
 def uuids() -> list[str]:
-    """The GPUs that are there, by index."""
     return [nvml.nvmlDeviceGetUUID(gpu_handle(index)) for index in range(nvml.nvmlDeviceGetCount())]
 
 
 def by_uuid(uuid: str) -> int:
-    """The index of a device."""
     return int(nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetHandleByUUID(uuid)))
 
 
 def drawing(gpu: int) -> list[int]:
-    """The processes that draw."""
     return [process.pid for process in nvml.nvmlDeviceGetGraphicsRunningProcesses(gpu_handle(gpu))]
 
 

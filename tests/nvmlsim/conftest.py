@@ -22,7 +22,6 @@ def make_machine(tmp_path: Path) -> MakeMachine:
 
 @pytest.fixture
 def h100(make_machine: MakeMachine) -> SimMachine:
-    """One H100 80 GB with MIG on."""
     machine = make_machine("h100-80gb")
     machine.simulator.set_gpu(0, mig_current=1, mig_pending=1)
     return machine

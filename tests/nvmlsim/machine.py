@@ -51,14 +51,12 @@ class Client:
         self.process = process
 
     def wait_ready(self) -> None:
-        """Wait until the program has said READY."""
         stdout: IO[str] | None = self.process.stdout
         assert stdout is not None
         line = stdout.readline()
         assert line.strip() == "READY", line + self.process.communicate(timeout=SECONDS)[1]
 
     def go_on(self) -> None:
-        """Send the line that the program waits for."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()

@@ -96,7 +96,6 @@ def test_a_killed_client_holds_nothing(make_machine: MakeMachine) -> None:
 def test_a_client_of_another_pid_namespace_holds_the_gpu_and_when_killed_no_more(
     make_machine: MakeMachine,
 ) -> None:
-    """Its pid is 1 there, and a process with that number lives here as long as we do."""
     machine = make_machine("h100-80gb")
     inside = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
     holder = machine.start("hold", gpu=0, inside=inside)

@@ -21,7 +21,6 @@ def make_gpus(*layouts: tuple[str, ...] | None, product: str = H100, node: str =
 
 
 def make_reading(*layouts: tuple[str, ...] | None, product: str = H100) -> Reading:
-    """The same as one reading."""
     return make_gpus(*layouts, product=product).read()
 
 

@@ -42,17 +42,14 @@ class SimulatedCluster:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def labels(self, name: str = "n1") -> dict[str, str]:
-        """Labels of a node."""
         found: dict[str, str] = self.cluster.get(NODES, name)["metadata"]["labels"]
         return found
 
     def offered(self, name: str = "n1") -> dict[str, str]:
-        """Allocatable GPU resources of a node."""
         allocatable = self.cluster.get(NODES, name)["status"]["allocatable"]
         return {key: value for key, value in allocatable.items() if key.startswith("nvidia.com/")}
 
     def patch(self, name: str = "n1", **metadata: Any) -> None:
-        """A person changes labels or annotations."""
         self.cluster.patch(NODES, name, {"metadata": metadata})
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -63,7 +60,6 @@ class SimulatedCluster:
                 await self.changed.wait()
 
     def said(self, text: str) -> bool:
-        """Whether a log line holds this text."""
         return any(text in line for line in self.lines)
 
 

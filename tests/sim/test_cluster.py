@@ -27,7 +27,6 @@ PLUGIN_MAP = "/api/v1/namespaces/gpu-operator/configmaps/gpusharing-device-plugi
 
 @asynccontextmanager
 async def simulator(plane: ControlPlane) -> AsyncIterator[Process]:
-    """The program, stopped by SIGTERM."""
     command = ("-m", "hack.sim", "--kubeconfig", str(plane.kubeconfig), "--time-factor", "50", "--agents")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT}"}
     process = await asyncio.create_subprocess_exec(
@@ -42,7 +41,6 @@ async def simulator(plane: ControlPlane) -> AsyncIterator[Process]:
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
-    """Poll the API server until the condition holds."""
     for _ in range(1200):
         if condition():
             return
@@ -51,19 +49,16 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 
 def offered(api: Api, name: str) -> Object:
-    """Allocatable GPU resources of a node."""
     allocatable = api.get(f"/api/v1/nodes/{name}")["status"]["allocatable"]
     return {key: value for key, value in allocatable.items() if key.startswith("nvidia.com/")}
 
 
 def labels_of(api: Api, name: str) -> Object:
-    """Labels of a node."""
     found: Object = api.get(f"/api/v1/nodes/{name}")["metadata"]["labels"]
     return found
 
 
 def create_gpunode(api: Api, name: str) -> None:
-    """As the operator creates it."""
     gpunode = {
         "apiVersion": "gpusharing.dev/v1alpha1",
         "kind": "GPUNode",
@@ -74,7 +69,6 @@ def create_gpunode(api: Api, name: str) -> None:
 
 
 def remove(api: Api, *paths: str) -> None:
-    """Delete what is there."""
     for path in paths:
         try:
             api.delete(path)

@@ -34,18 +34,15 @@ SMALL: JSON = {
 
 
 def published(stage: SimulatedCluster) -> list[str]:
-    """Names of the devices in the ResourceSlices."""
     return [one["name"] for raw in stage.cluster.objects(RESOURCE_SLICES) for one in raw["spec"]["devices"]]
 
 
 def plugin_pods(stage: SimulatedCluster) -> list[JSON]:
-    """Pods of the kubelet plugin that are not terminating."""
     pods = stage.cluster.objects(PODS, label_selector=PLUGIN)
     return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
 
 async def divided(stage: SimulatedCluster) -> None:
-    """Let mig-manager divide both GPUs into two instances each."""
     stage.patch(labels={MIG_CONFIG: "all-3g.40gb"})
     gpus = stage.software.nodes["n1"].gpus
     await stage.until(lambda: sum(len(gpu.instances) for gpu in gpus.look()) == 4)
@@ -197,7 +194,6 @@ def placed(stage: SimulatedCluster) -> list[tuple[str, str]]:
 
 
 def stored(raw: JSON, uid: str, created: str = "2026-11-27T00:00:00Z") -> JSON:
-    """The object as a server stores it."""
     return {**raw, "metadata": {**raw["metadata"], "uid": uid, "creationTimestamp": created}}
 
 

@@ -11,14 +11,11 @@ from gpusharing.kube.client import JSON, ApiRequest
 
 
 class BrokenClient(FakeClient):
-    """A client whose every call has a bug."""
-
     async def call(self, request: ApiRequest) -> JSON:
         raise ZeroDivisionError
 
 
 async def fail() -> None:
-    """Run an operator until it has failed, and leave the cluster."""
     async with embedded([node_manifest("gpu-1")]) as environment:
         environment.start_operator(BrokenClient(environment.cluster, "operator"))
         with pytest.raises(ExceptionGroup):

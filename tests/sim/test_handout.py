@@ -20,7 +20,6 @@ SHARED = "nvidia.com/gpu.shared"
 
 
 def pod(name: str, resource: str = SHARED, memory: str = "", phase: str = "Running") -> dict[str, Any]:
-    """A pod on gpu-01 that asks for one of the resource."""
     annotations = {ANNOTATION_MEMORY: memory} if memory else {}
     limits = {"limits": {resource: "1"}}
     return {
@@ -31,7 +30,6 @@ def pod(name: str, resource: str = SHARED, memory: str = "", phase: str = "Runni
 
 
 def kubelet(gpus: SimulatedGPUs, allocatable: dict[str, str]) -> tuple[PodBook, Handout]:
-    """The kubelet of gpu-01, and the book of its pods."""
     book, raw = PodBook(), {"metadata": {"name": "gpu-01"}, "status": {"allocatable": allocatable}}
     return book, Handout(book, NodeObject(SimpleNamespace(), raw, lambda *_: None), gpus)  # type: ignore[arg-type]  # the cluster is asked for writes only
 

@@ -31,8 +31,6 @@ mig-configs:
 
 
 class Node:
-    """A NodePort in memory; it records each write."""
-
     def __init__(self, gpus: SimulatedGPUs, text: str = "") -> None:
         self.labels: dict[str, str] = dict.fromkeys(DEPLOY, "true")
         self.writes: list[dict[str, str | None]] = []
@@ -81,7 +79,6 @@ class Node:
             await self._told.wait()
 
     async def ended(self, count: int) -> None:
-        """Wait until so many states were written."""
         await self.until(lambda: len(self.states) >= count)
 
 

@@ -1,5 +1,4 @@
-"""The MPS control daemon on FakeCluster: what it does to the GPUs, and what the plugin serves meanwhile
-(docs/design/nvidia.md#b5)."""
+"""The MPS control daemon on FakeCluster: what it does to the GPUs, and what the plugin serves meanwhile (docs/design/nvidia.md#b5)."""
 
 import pytest
 from hack.cluster.nodes import node_manifest
@@ -32,17 +31,14 @@ PRODUCT = "nvidia.com/gpu.product"
 
 
 def daemons(stage: SimulatedCluster) -> list[JSON]:
-    """Pods of the MPS control daemon."""
     return stage.cluster.objects(PODS, label_selector="app=nvidia-device-plugin-mps-control-daemon")
 
 
 def modes(stage: SimulatedCluster) -> list[str]:
-    """Compute modes of the one node's GPUs."""
     return [gpu.compute_mode for gpu in stage.software.nodes["n1"].gpus.look()]
 
 
 def processes(stage: SimulatedCluster) -> list[list[str]]:
-    """Names of what computes on each GPU."""
     return [[process.name for process in gpu.processes] for gpu in stage.software.nodes["n1"].gpus.look()]
 
 
@@ -54,7 +50,6 @@ async def configured(stage: SimulatedCluster, key: str) -> None:
 
 
 async def to_mps(stage: SimulatedCluster, key: str = "mps4", devices: str = "8") -> None:
-    """Bring the node to MPS."""
     await configured(stage, key)
     await stage.until(lambda: stage.offered() == {GPU: devices})
 

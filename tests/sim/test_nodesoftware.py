@@ -44,7 +44,6 @@ def mig_pod(stage: SimulatedCluster) -> JSON | None:
 
 
 async def started(stage: SimulatedCluster) -> None:
-    """Wait for the mig-manager pod of the one node."""
     await stage.until(lambda: mig_pod(stage))
 
 

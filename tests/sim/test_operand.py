@@ -39,8 +39,6 @@ def test_a_plugin_that_waited_for_the_mps_daemon_starts_to_serve_again() -> None
 
 
 class Port:
-    """An OperandPort that notes what happens."""
-
     def __init__(self) -> None:
         self.is_deployed = True
         self.wanted: str | None = "a"

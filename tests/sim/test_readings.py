@@ -14,7 +14,6 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 def simulated() -> tuple[SimulatedGPUs, Readings]:
-    """One GPU."""
     gpus = SimulatedGPUs("gpu-1", [H100])
     return gpus, Readings(gpus)
 

@@ -25,7 +25,6 @@ def node(name: str, gpus: int, pool: str = "a") -> JSON:
 
 
 def placed(cluster: FakeCluster) -> list[tuple[str | None, str | None]]:
-    """(node, phase) of every pod that is not being deleted, sorted."""
     pods = (pod for pod in cluster.objects(PODS) if "deletionTimestamp" not in pod["metadata"])
     where = [(pod["spec"].get("nodeName"), pod.get("status", {}).get("phase")) for pod in pods]
     return sorted(where, key=str)
