@@ -70,8 +70,8 @@ def test_what_it_fixes_for_all_nodes_is_seen(render: Render) -> None:
 def test_our_stand_in_of_the_chart_says_the_same(render: Render) -> None:
     real = views(render(OURS, "gfd.enabled=true"))
     assert real["nvdp-nvidia-device-plugin"].server is not None
-    for stand_in in map(daemon_set_view, (plugin(), discovery())):
-        found = real[stand_in.name]
+    for raw in (plugin(), discovery()):
+        stand_in, found = daemon_set_view(raw), real[raw["metadata"]["name"]]
         server = None if found.server is None else replace(found.server, affinity="")
         assert replace(found, server=server) == stand_in
 
