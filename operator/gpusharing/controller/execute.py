@@ -25,7 +25,7 @@ from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, PassingClient
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import REFUSALS, HeldBack, KubeError, ServerAway, Unauthorized, Unavailable, Undone
+from gpusharing.kube.errors import REFUSALS, CallFailed, HeldBack, ServerAway, Unauthorized, Unavailable, Undone
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import NodePatch
 from gpusharing.kube.lease import LeaseLost
@@ -257,16 +257,14 @@ class Executor:
 
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> KubeError | PlanOutdated | None:
+    ) -> CallFailed | PlanOutdated | None:
         before_send.set(partial(self._before_send, subject, action, snapshot))
         try:
             changed = await self._perform(action, snapshot)
-        except FATAL:
-            raise
         except PlanOutdated as error:
             outcome.again = self.now()
             return error
-        except KubeError as error:
+        except CallFailed as error:
             self.on_action(action, type(error).__name__)
             if not isinstance(error, HeldBack):  # else nothing was sent
                 self._note_failure(subject, action, error)
@@ -277,7 +275,7 @@ class Executor:
         self._note_success(subject, called(action))
         return None
 
-    def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
+    def _note_failure(self, subject: str, action: Action, error: CallFailed) -> None:
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"

@@ -21,10 +21,10 @@ from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPUNODES, JSON, POL
 from gpusharing.kube.errors import (
     REFUSALS,
     AlreadyExists,
+    CallFailed,
     Forbidden,
     HeldBack,
     Invalid,
-    KubeError,
     NotFound,
     ServerAway,
     Unauthorized,
@@ -297,15 +297,13 @@ class Publisher:
             accept(await self.client.patch(resource, name, body, subresource="status"))
         except NotFound:
             pass
-        except KubeError as error:
+        except CallFailed as error:
             return self._refusal(key, "the status cannot be written; trying again", error, now)
         self._due.pop(key, None)
         self._accepted(key)
         return None
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
-        if isinstance(error, ServerAway | Unauthorized):
-            raise error
         if isinstance(error, HeldBack):
             return now + timedelta(seconds=error.retry_after or 1.0)
         words = str(error) or repr(error)
@@ -348,7 +346,7 @@ class Publisher:
                 pass  # it was created by an earlier attempt, whose answer was lost
             except (Invalid, NotFound) as error:
                 self._complaints.follow(_EVENTS, "the API server rejected an Event, so the operator drops it", error)
-            except KubeError as error:
+            except CallFailed as error:
                 return self._refusal(_EVENTS, "Events cannot be posted; trying again", error, now)
             else:
                 self._accepted(_EVENTS)
@@ -369,9 +367,7 @@ class Publisher:
             except HeldBack:
                 self._pending_evictions.appendleft(body)  # it was not sent
                 break
-            except (ServerAway, Unauthorized):
-                raise
-            except KubeError as error:
+            except CallFailed as error:
                 gone = isinstance(error, NotFound) or (isinstance(error, Forbidden) and error.namespace_terminating)
                 if not gone and not isinstance(error, AlreadyExists):
                     self._complaints.follow(subject, event, error)

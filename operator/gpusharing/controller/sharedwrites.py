@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.daemonsets import daemon_set_view, signal
 from gpusharing.kube.dra import class_spec, device_class, rule_for
-from gpusharing.kube.errors import Conflict, Invalid, KubeError, NotFound, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.errors import CallFailed, Conflict, Invalid, NotFound, Unavailable
 from gpusharing.kube.lists import check_identity
 from gpusharing.kube.raw import strings
 from gpusharing.kube.sources import Sources
@@ -90,7 +90,7 @@ class SharedWrites:
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
         """Write both ConfigMaps, each also if the other cannot be written. The first error is raised at the end."""
-        settings, stack, errors = snapshot.settings, snapshot.stack, list[KubeError]()
+        settings, stack, errors = snapshot.settings, snapshot.stack, list[CallFailed]()
         namespace = settings.gpu_operator_namespace
         with _kept_for_later(errors):
             if (body := plugin_patch(action, stack, self.now())) is not None:
@@ -151,9 +151,9 @@ class SharedWrites:
             body = signal(raw, daemon.program)
             try:
                 stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=daemon.namespace)
-            except (Unauthorized, ServerAway, Unavailable):
+            except Unavailable:
                 raise  # the value may have been set
-            except KubeError:
+            except CallFailed:
                 await self._record(snapshot.stack.mps_repairs, ours, daemon.namespace)
                 raise
             self.sources.daemon_sets.accept(stored)
@@ -177,7 +177,7 @@ class SharedWrites:
 
     async def write_classes(self, action: WriteClasses) -> None:
         """Create, correct and remove DeviceClasses of ours. The first error is raised at the end."""
-        classes, errors = self.sources.device_classes, list[KubeError]()
+        classes, errors = self.sources.device_classes, list[CallFailed]()
         for wanted in action.create:
             with _kept_for_later(errors):
                 classes.accept(await self.client.create(DEVICE_CLASSES, device_class(wanted)))
@@ -199,7 +199,7 @@ class SharedWrites:
 
     async def write_rules(self, action: WriteRules) -> None:
         """Create and remove DeviceTaintRules of ours. The first error, such as AlreadyExists, is raised at the end."""
-        rules, errors = self.sources.taint_rules, list[KubeError]()
+        rules, errors = self.sources.taint_rules, list[CallFailed]()
         for node in action.create:
             with _kept_for_later(errors):
                 rules.accept(await self.client.create(DEVICE_TAINT_RULES, rule_for(node)))
@@ -256,13 +256,11 @@ class SharedWrites:
 
 
 @contextmanager
-def _kept_for_later(errors: list[KubeError]) -> Iterator[None]:
+def _kept_for_later(errors: list[CallFailed]) -> Iterator[None]:
     """Append an error to `errors` instead of raising it, unless it concerns all calls."""
     try:
         yield
-    except (Unauthorized, ServerAway):
-        raise
-    except KubeError as error:
+    except CallFailed as error:
         errors.append(error)
 
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import Backoff
-from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized
+from gpusharing.kube.errors import CallFailed
 from gpusharing.kube.fanout import Workers
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import NodeView
@@ -89,9 +89,7 @@ class ActuatorLogs:
         try:
             async with asyncio.timeout(PATIENCE):
                 return failure_in(await self.client.log(pod.namespace, pod.name, LINES))
-        except (Unauthorized, ServerAway):
-            raise
-        except (KubeError, TimeoutError):
+        except (CallFailed, TimeoutError):
             return ""
 
 

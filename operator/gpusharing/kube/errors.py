@@ -1,6 +1,6 @@
 """The errors of calls to the API server, named by what the caller does next (not by HTTP code).
 
-The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only
+The class of an error says how far it reaches. A `CallFailed` concerns one call: this object, in this pass. Only
 `ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
@@ -21,27 +21,31 @@ class KubeError(Exception):
         return self.message
 
 
-class NotFound(KubeError):
+class CallFailed(KubeError):
+    """One call failed, and others may succeed."""
+
+
+class NotFound(CallFailed):
     """404: the object is gone, or its kind is not served; go on without it."""
 
 
-class Conflict(KubeError):
+class Conflict(CallFailed):
     """409: the object changed or is not the one that we expected; read again and decide again."""
 
 
-class AlreadyExists(KubeError):
+class AlreadyExists(CallFailed):
     """409 on create: the object exists already; read it."""
 
 
 @dataclass
-class Expired(KubeError):
+class Expired(CallFailed):
     """410: the resourceVersion is too old to watch or list from; list again."""
 
     rest: str = ""
     """The token for the rest of an expired list as it is now; empty when the server gave none."""
 
 
-class Invalid(KubeError):
+class Invalid(CallFailed):
     """400, 422, and any other 4xx without an error of its own: the server refuses this; never repeat it unchanged."""
 
 
@@ -50,7 +54,7 @@ class Unauthorized(KubeError):
 
 
 @dataclass
-class Forbidden(KubeError):
+class Forbidden(CallFailed):
     """403: we lack a right; the message names verb and resource."""
 
     namespace_terminating: bool = False
@@ -65,7 +69,7 @@ class Forbidden(KubeError):
 
 
 @dataclass
-class EvictionBlocked(KubeError):
+class EvictionBlocked(CallFailed):
     """A budget refuses for now: 429 with cause DisruptionBudget (E5, E6), or a lost race with a time to wait (E14)."""
 
     retry_after: float | None = None
@@ -73,7 +77,7 @@ class EvictionBlocked(KubeError):
 
 
 @dataclass
-class Throttled(KubeError):
+class Throttled(CallFailed):
     """429 for any other reason, usually API Priority and Fairness: slow down (docs/design/drain.md#e7)."""
 
     retry_after: float | None = None
@@ -85,11 +89,11 @@ class HeldBack(Throttled):
     """A call that was not sent at all, because the server asked us to wait; `retry_after` is never None."""
 
 
-class Undone(KubeError):
+class Undone(CallFailed):
     """A write that was not sent, because others keep undoing what it writes (kube/sender.py)."""
 
 
-class Unavailable(KubeError):
+class Unavailable(CallFailed):
     """5xx, 408, time-outs, broken connections: the call may have been carried out, and other calls may succeed."""
 
 
@@ -97,7 +101,7 @@ class ServerAway(KubeError):
     """Calls about different objects failed in a row (kube/fanout.py), and none succeeded in between: end the pass."""
 
 
-class EvictionFailed(KubeError):
+class EvictionFailed(CallFailed):
     """500 on an eviction, as for two budgets on one pod (E8), or a 429 with a Status and no time to wait (E11)."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from gpusharing.kube.client import JSON, PODS, KubeClient
-from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
+from gpusharing.kube.errors import CallFailed, HeldBack
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.lists import converted, pages_of
 from gpusharing.kube.pods import pod_view
@@ -124,9 +124,9 @@ class Gangs:
                 read += len(page.items)
                 if read >= most:
                     break
-        except (Unauthorized, ServerAway, HeldBack):
+        except HeldBack:
             raise
-        except KubeError as error:
+        except CallFailed as error:
             return _Known({}, False, str(error), now, now)
         too_many = (
             f"finding the gang would require reading {most:,} or more pods in namespace {namespace}, because its"

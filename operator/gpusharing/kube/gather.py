@@ -13,7 +13,7 @@ from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import GPUNODES, PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.daemonsets import by_node
-from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.errors import CallFailed, Unavailable
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.lists import converted, pages_of
 from gpusharing.kube.nodepods import Budgets, NodePods
@@ -117,9 +117,7 @@ class Gatherer:
             try:
                 await cache.refresh()
                 error, self._listing = "", {}
-            except (Unauthorized, ServerAway):
-                raise
-            except KubeError as failure:
+            except CallFailed as failure:
                 error = str(failure)
                 words = f"the policies cannot be listed: {error}"
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}

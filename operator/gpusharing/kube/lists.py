@@ -15,6 +15,7 @@ from typing import TypeVar, Unpack
 from gpusharing.kube.client import JSON, PODS, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import Backoff, loop_time
 from gpusharing.kube.errors import (
+    CallFailed,
     Expired,
     Forbidden,
     Invalid,
@@ -34,7 +35,7 @@ _LOGGED: deque[str] = deque(maxlen=256)
 """The messages that were logged last, because most objects are read again and again."""
 
 
-class Unreadable(KubeError):
+class Unreadable(CallFailed):
     """The server returned an object that we cannot convert, so nothing is known about what it says."""
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, ServerAway, Throttled, Unauthorized
+from gpusharing.kube.errors import CallFailed, Forbidden, HeldBack, NotFound, ServerAway, Throttled, Unauthorized
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.lists import converted, list_of
@@ -78,7 +78,7 @@ class Budgets:
         except (Unauthorized, ServerAway):
             self._waits_since = None
             raise
-        except KubeError as error:
+        except CallFailed as error:
             self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else BUDGETS_VALID
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
@@ -290,9 +290,9 @@ class NodePods:
             if guard == "false":
                 return pods, ""
             return tuple(with_guard(pod, adds=guard == "mutating") for pod in pods), ""
-        except (Unauthorized, ServerAway, HeldBack):
+        except HeldBack:
             raise
-        except KubeError as error:
+        except CallFailed as error:
             before = self.work.get(node)
             if isinstance(error, Throttled) and before and now - before.listed_at < LIST_VALID_THROTTLED:
                 raise
