@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from operator import ge
 
@@ -96,90 +97,83 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots, because of the cached properties
 class NodeRoom:
-    """What one node has for a pod. All counts are by resource name."""
+    """What one node has for a pod, now and after the changes. All counts are by resource name."""
 
+    needs: Needs
     node: str
     pool: str
     """The policy that selects the node; empty if none does."""
-    now: Mapping[str, int] | None
-    """The devices that are allocatable now; empty if a rule excludes the pod from the node, None if unknown."""
-    free: Mapping[str, int] | None
-    """The part of `now` that no pod holds, according to the agent. It is empty while the node accepts no pods, and None
-    if it is unknown."""
-    after: Mapping[str, int] | None
-    """The devices that will be allocatable once all changes are done. It is empty if a rule will exclude the pod then,
-    and None if unknown."""
-    closed: str
+    present: Offer | None
+    future: Offer | None
+    """What the node has for new pods now, and once all changes are done; None if unknown."""
+    closed: str = ""
     """Why the node accepts no pods now, as a clause; empty if it does."""
-    later: Obstacle | None
-    """The rule that excludes the pod from the node after the changes, or None."""
-    refusal: str
-    """Why the device plugin of the node refuses the pod, now or after the changes; empty if it does not."""
-    planned: Mapping[str, int]
-    """The devices that will be allocatable once all changes are done, even if a rule excludes the pod."""
-    names: frozenset[str]
-    """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
-
-    starts_free: bool
-    """Whether the pod could start on the devices that are free, as far as is known."""
-    starts_now: bool
-    """Whether it could start now if no other pod held a device."""
-    lasts: bool
-    """Whether it could start once all changes are done."""
+    held: Mapping[str, int] | None = None
+    """The devices that pods hold now; None if unknown."""
     fenced: bool = False
     """Whether it is the operator that keeps new pods off the node, for its change."""
+
+    @cached_property
+    def now(self) -> Mapping[str, int] | None:
+        """The devices that are allocatable now; empty if a rule excludes the pod from the node, None if unknown."""
+        return self._usable(self.present)
+
+    @cached_property
+    def after(self) -> Mapping[str, int] | None:
+        """Likewise once all changes are done."""
+        return self._usable(self.future)
+
+    def _usable(self, offer: Offer | None) -> Mapping[str, int] | None:
+        return None if offer is None else {} if find_rule(self.needs, offer) else offer.devices
+
+    @property
+    def free(self) -> Mapping[str, int] | None:
+        """The part of `now` that no pod holds; empty while the node accepts no pods, None if unknown."""
+        if self.closed or self.now == {}:
+            return {}
+        return None if self.held is None or self.now is None else remaining(self.now, self.held)
+
+    @cached_property
+    def later(self) -> Obstacle | None:
+        """The rule that excludes the pod from the node after the changes."""
+        return None if self.future is None else find_rule(self.needs, self.future)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
+        return frozenset(name for offer in (self.present, self.future) if offer for name in offer.devices)
+
+    @property
+    def starts_free(self) -> bool:
+        """Whether the pod could start on the devices that are free, as far as is known."""
+        if self.present is None or self.free is None:
+            return self.starts_now
+        return could_start(self.needs, replace(self.present, devices=self.free))
+
+    @cached_property
+    def starts_now(self) -> bool:
+        """Whether it could start now if no other pod held a device."""
+        return self.present is not None and could_start(self.needs, self.present)
+
+    @cached_property
+    def lasts(self) -> bool:
+        """Whether it could start once all changes are done."""
+        return self.future is not None and could_start(self.needs, self.future)
 
     def most(self, resource: str) -> int:
         return max((counts.get(resource, 0) for counts in (self.now, self.after) if counts is not None), default=0)
 
-    def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
+    def rank(self) -> tuple[bool, bool, bool, bool, int]:
         """Return a sort key: the node with the greatest comes nearest to what is requested."""
-        most = sum(min(n, self.most(name)) for name, n in requests.items())
+        most = sum(min(n, self.most(name)) for name, n in self.needs.devices)
         return self.starts_free, self.lasts, self.starts_now, not self.closed, most
 
 
 def find_rule(needs: Needs, offer: Offer) -> Obstacle | None:
     """Return the first rule that excludes the pod from the node, however many devices the node has."""
     return next((one for one in find_obstacles(needs, offer) if one.kind is not Kind.COUNT), None)
-
-
-def _room(
-    needs: Needs,
-    node: str,
-    pool: str,
-    offers: tuple[Offer | None, Offer | None],
-    closed: str,
-    held: Mapping[str, int] | None,
-    *,
-    fenced: bool = False,
-) -> NodeRoom:
-    present, future = offers
-    known = [offer for offer in offers if offer is not None]
-    now = None if present is None else {} if find_rule(needs, present) else present.devices
-    later = None if future is None else find_rule(needs, future)
-    free = {} if closed or now == {} else None if held is None or now is None else remaining(now, held)
-    refused = (one.text for offer in known for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
-    starts = present is not None and could_start(needs, present)
-    return NodeRoom(
-        node=node,
-        pool=pool,
-        now=now,
-        free=free,
-        after=None if future is None else {} if later else future.devices,
-        closed=closed,
-        later=later,
-        refusal=next(refused, ""),
-        planned={} if future is None else future.devices,
-        names=frozenset(name for offer in known for name in offer.devices),
-        starts_free=present is not None and could_start(needs, replace(present, devices=free or {}))
-        if free is not None
-        else starts,
-        starts_now=starts,
-        lasts=future is not None and could_start(needs, future),
-        fenced=fenced,
-    )
 
 
 def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
@@ -194,7 +188,7 @@ def find_room(needs: Needs, node: NodeView, live: LivePlan) -> NodeRoom:
         why = f"{'fenced' if tainted else 'cordoned'} by the operator"
     held, verdict = find_holdings(node, live.snapshot), live.plan.verdicts.get(node.name)
     pool = "" if verdict is None else verdict.policy
-    return _room(needs, node.name, pool, (present, future), why if shut else "", held, fenced=ours)
+    return NodeRoom(needs, node.name, pool, present, future, why if shut else "", held, fenced=ours)
 
 
 def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> NodeRoom:
@@ -207,7 +201,7 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
     held = None if observed is None else observed.allocated
     ours = node.cordoned_by == CordonedBy.OPERATOR
     closed = "cordoned by the operator" if ours else "cordoned" if node.cordoned_by else ""
-    return _room(needs, node.name, node.policy, (present, future), closed, held, fenced=ours)
+    return NodeRoom(needs, node.name, node.policy, present, future, closed, held, fenced=ours)
 
 
 # --- behind the operator's own cordon ------------------------------------------------------------------------
@@ -393,7 +387,8 @@ def _answer(
     raw: JSON, found: Mapping[str, NodeRoom], statuses: Mapping[str, str], phases: Mapping[str, str]
 ) -> PodAnswer:
     pod = pod_view(raw, {})
-    asks = dict(needs_of(pod).devices)
+    needs = needs_of(pod)
+    asks = dict(needs.devices)
     share, count = gpu_fractions(raw)
     whole = "a GPU" if count == 1 else f"each of {counted(count, 'GPU')}"
     fraction = f"{share} of {whole} from KAI-Scheduler" if count else ""
@@ -419,7 +414,7 @@ def _answer(
         services=services,
         others=() if lasting else tuple(sorted(later - asks.keys())),
         guard="",
-        conclusion=_conclude(raw, asks, services, rooms, phases.get(node, "")),
+        conclusion=_conclude(raw, needs, services, rooms, phases.get(node, "")),
         notes=(*((NOTE,) if fraction else ()), *((note,) if unchecked else ())),
         fraction=fraction,
     )
@@ -428,8 +423,8 @@ def _answer(
 def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
     """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now != {} or room.after != {})
-    none = _room(Needs(()), "", pool, (Offer("", {}), Offer("", {})), "", {})
-    best = max(reached, key=lambda room: room.rank(asks), default=none)  # once for the whole request
+    none = NodeRoom(Needs(()), "", pool, Offer("", {}), Offer("", {}), held={})
+    best = max(reached, key=NodeRoom.rank, default=none)  # once for the whole request
 
     def rule(room: NodeRoom) -> str:
         return room.later.text if room.later else ""
@@ -437,7 +432,8 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
     for resource, wanted in asks.items():
         if not any(resource in room.names for room in members):
             continue
-        excluded = sorted((room for room in members if room.later and room.planned.get(resource)), key=rule)
+        planned = (room for room in members if room.future and room.future.devices.get(resource))
+        excluded = sorted((room for room in planned if room.later), key=rule)
         alike = groupby(excluded, rule)
         rules = tuple(f"{some([room.node for room in rooms])}: {why}" for why, rooms in alike)
         now, free, after = (
@@ -467,15 +463,15 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
         yield Service(best.pool, best.node, resource, now, free, after, but, rules)
 
 
-def _conclude(
-    raw: JSON, asks: Mapping[str, int], services: Sequence[Service], rooms: Sequence[NodeRoom], phase: str
-) -> str:
+def _conclude(raw: JSON, needs: Needs, services: Sequence[Service], rooms: Sequence[NodeRoom], phase: str) -> str:
     """Return the answer as a clause. `phase` is that of the pod's node; empty if the operator does not manage it."""
-    node, ended = text(raw, "spec", "nodeName"), text(raw, "status", "phase")
+    node, ended, asks = text(raw, "spec", "nodeName"), text(raw, "status", "phase"), dict(needs.devices)
     if ended in ("Succeeded", "Failed"):
-        refusal = next((room.refusal for room in rooms if room.node == node), "")
+        offers = (offer for room in rooms if room.node == node for offer in (room.present, room.future) if offer)
+        obstacles = (one for offer in offers for one in find_obstacles(needs, offer) if one.kind is Kind.SHARES)
+        refusal = next(obstacles, None)
         if refusal and text(raw, "status", "reason") == "UnexpectedAdmissionError":
-            return f"the kubelet on {node} rejected this pod: {refusal}"
+            return f"the kubelet on {node} rejected this pod: {refusal.text}"
         return f"this pod has {ended.lower()}, so it uses no GPU and will not start again"
     if not asks:
         # A request by the name of a DeviceClass becomes a ResourceClaim only when the pod gets a node.
