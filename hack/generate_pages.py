@@ -199,7 +199,8 @@ def metrics() -> str:
     header = ("Metric", "Type", "Meaning")
     rows = [_metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()]
     body = ["## Operator", "", *table(header, sorted(rows)), "", "## Agent", ""]
-    body += table(header, sorted(_agent_metrics()))
+    kinds = ((name, "counter" if name.endswith("_total") else "gauge", text) for name, (_, text) in FAMILIES.items())
+    body += table(header, sorted((f"`gpusharing_{name}`", kind, text) for name, kind, text in kinds))
     text = (
         "Metrics are served at /metrics; see the chart's values for the ports and for PodMonitors. Agents give theirs"
         " only to [accounts that may read them](../how-to/usage.md#let-prometheus-read-the-agents). A standby of the"
@@ -210,13 +211,6 @@ def metrics() -> str:
 
 def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
     return f"`{name}{'_total' if kind == 'counter' else ''}`", kind, text
-
-
-def _agent_metrics() -> list[tuple[str, str, str]]:
-    return [
-        (f"`gpusharing_{name}`", "counter" if name.endswith("_total") else "gauge", text)
-        for name, (_, text) in FAMILIES.items()
-    ]
 
 
 def agent_fields() -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from hack.generate import ROOT
-from hack.generate_pages import _agent_metrics
 from hack.promtool import ensure
 from prometheus_client import Counter, Gauge, Histogram
 from tests.chart.charts import CHART, IMAGE, Helm, find
 
+from gpusharing.agent.metrics import FAMILIES
 from gpusharing.controller.gauges import GAUGES
 from gpusharing.controller.metrics import Metrics
 
@@ -219,8 +219,8 @@ def test_the_names_of_the_metrics_are_final() -> None:
         if labels:
             assert own[name].labels(**dict.fromkeys(labels, "x")), "another label would raise ValueError"
         assert next(iter(own[name].collect())).samples, f"{name} has labels that OPERATOR does not name"
-    agent = {name.strip("`") for name, *_ in _agent_metrics()}
-    assert AGENT.keys() == agent, "a new metric of the agent goes into AGENT of this file"
+    agent = {f"gpusharing_{name}": {*labels} for name, (labels, _) in FAMILIES.items()}
+    assert agent == AGENT, "a new metric of the agent goes into AGENT of this file"
 
 
 @pytest.mark.parametrize("query", [*queries(), *(rule["expr"] for rule in alerts())])
