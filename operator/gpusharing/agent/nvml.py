@@ -34,7 +34,7 @@ from gpusharing.agent.nvml_devices import (
     remapped_rows,
     supported,
 )
-from gpusharing.agent.nvml_mig import MigDevice, mig_devices, mig_instances, mig_profiles
+from gpusharing.agent.nvml_mig import Device, mig_instances, mig_profiles
 from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import Access
@@ -171,14 +171,12 @@ class NVML:
         if product not in models or (capable and not models[product].profiles):
             models[product] = _model(handle, product, mig_capable=capable)
         model = models[product]
-        devices: tuple[MigDevice, ...] = ((handle, uuid),)
-        owners: tuple[Instance | None, ...] = (None,)
+        devices: Sequence[Device] = [(handle, uuid, None)]
         instances: tuple[Instance, ...] = ()
         withheld = False
         if current == "Enabled":
-            devices = tuple(mig_devices(handle))
-            instances, withheld, hidden, owners = mig_instances(handle, model.profiles, devices)
-            lists = [list_processes(self._processes, device, name) for device, name in devices]
+            instances, devices, withheld, hidden = mig_instances(handle, model.profiles)
+            lists = [list_processes(self._processes, device, name) for device, name, _ in devices]
             listed = list(chain.from_iterable(lists))
             known = {process.pid for process, _ in listed} - {UNKNOWN_PROCESS.pid}
             # An empty list for the whole GPU does not contradict the lists of its MIG devices.
@@ -202,7 +200,7 @@ class NVML:
             # Listing instances needs the same right as listing placements.
             instances_withheld=model.placements_withheld or withheld,
         )
-        self._use.take(gpu, devices, owners, lists)
+        self._use.take(gpu, devices, lists)
         return gpu
 
 

@@ -17,8 +17,8 @@ _COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)
 _SHARED_ENGINES = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
 _CAPACITY = 64  # more placements or instances of one profile than any card has
 
-MigDevice: TypeAlias = tuple[Any, str]
-"""Handle and UUID of a MIG device."""
+Device: TypeAlias = tuple[Any, str, Instance | None]
+"""Handle and UUID of a device, and its instance if it is a MIG device."""
 
 
 def mig_profiles(handle: Any) -> tuple[tuple[Profile, ...], bool]:
@@ -64,8 +64,8 @@ def _infos(ask: Callable[[int], Any], enum: range) -> Iterator[Any]:
             yield info
 
 
-def mig_devices(handle: Any) -> Iterator[MigDevice]:
-    """Yield the visible MIG devices; their indices have gaps and no order (docs/design/hardware.md#nvml-devices)."""
+def _mig_devices(handle: Any) -> Iterator[tuple[Any, str]]:
+    """Yield handle and UUID of each visible MIG device; indices have gaps (docs/design/hardware.md#nvml-devices)."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -76,18 +76,19 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(
-    handle: Any, profiles: Sequence[Profile], migs: Sequence[MigDevice]
-) -> tuple[tuple[Instance, ...], bool, bool, tuple[Instance, ...]]:
-    """Return the instances of a GPU with MIG on: those that NVML lists, and those of the visible MIG devices `migs`.
+    handle: Any, profiles: Sequence[Profile]
+) -> tuple[tuple[Instance, ...], Sequence[Device], bool, bool]:
+    """Return the instances of a GPU with MIG on: those that NVML lists, and those of the visible MIG devices.
 
-    Also whether NVML withholds some, whether processes may run on one without a visible MIG device, and the instance of
-    each of `migs`.
+    Also these devices, whether NVML withholds some instances, and whether processes may run on one without a visible
+    MIG device.
 
     Listing instances and placements needs read access to mig/config, and a MIG device is visible to a process that may
     open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list
     is unknown. An instance without a compute instance, which a creation that failed midway leaves behind, hides no
     process.
     """
+    migs = tuple(_mig_devices(handle))
     listed = _list_all(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
     # A GPU instance may have several compute instances; the first one represents it.
@@ -96,12 +97,14 @@ def mig_instances(
     for profile, _, info in listed or ():
         uuid, place = first[info.id][1] if info.id in first else "", info.placement
         known[info.id] = Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
-    unlisted = {n: _instance_of_device(mig, profiles) for n, mig in first.items() if n not in known}
+    others = ((number, device) for number, device in first.items() if number not in known)
+    unlisted = {number: _instance_of_device(mig, uuid, profiles) for number, (mig, uuid) in others}
     known |= unlisted
     withheld = listed is None or bool(unlisted)
     hidden = withheld or any(info.id not in first and _may_compute(each) for _, each, info in listed or ())
     ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
-    return tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers)
+    devices = [(mig, uuid, known[number]) for (mig, uuid), number in zip(migs, numbers, strict=True)]
+    return tuple(ordered), devices, withheld, hidden
 
 
 def _list_all(handle: Any, profiles: Sequence[Profile]) -> list[tuple[Profile, Any, Any]] | None:
@@ -137,8 +140,7 @@ def _may_compute(instance: Any) -> bool:
     return not infos
 
 
-def _instance_of_device(device: MigDevice, profiles: Sequence[Profile]) -> Instance:
-    mig, uuid = device
+def _instance_of_device(mig: Any, uuid: str, profiles: Sequence[Profile]) -> Instance:
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]  # "... MIG 1c.3g.40gb"
     name = re.sub(r"^\d+c\.", "", name)
     profile = next((profile for profile in profiles if profile.name == name), None)

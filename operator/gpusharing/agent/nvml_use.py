@@ -7,9 +7,9 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import GPU, UNKNOWN_PROCESS, DeviceUse, Instance, PodID, ProcessUse, Use
+from gpusharing.agent.library import GPU, UNKNOWN_PROCESS, DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.nvml_devices import ListedProcess
-from gpusharing.agent.nvml_mig import MigDevice
+from gpusharing.agent.nvml_mig import Device
 
 MOST_XIDS = 64
 """XID numbers that are counted per GPU. NVIDIA's catalog has fewer than 200, and a broken GPU raises a handful."""
@@ -39,16 +39,10 @@ class UseOfGPUs:
         if (index, xid) in self._xids or distinct < MOST_XIDS:
             self._xids[index, xid] += 1
 
-    def take(
-        self,
-        gpu: GPU,
-        devices: Sequence[MigDevice],
-        instances: Sequence[Instance | None],
-        lists: Sequence[Sequence[ListedProcess]],
-    ) -> None:
+    def take(self, gpu: GPU, devices: Sequence[Device], lists: Sequence[Sequence[ListedProcess]]) -> None:
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
-        for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
+        for (handle, uuid, instance), listed in zip(devices, lists, strict=True):
             known = [(process.pid, memory) for process, memory in listed if process.pid != UNKNOWN_PROCESS.pid]
             shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
             used, total = _memory(handle, whole=not mig)
