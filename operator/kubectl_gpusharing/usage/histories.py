@@ -184,17 +184,17 @@ def find_pool(fold: Fold, where: str) -> ModelPool:
     return ModelPool(
         model,
         card,
-        tuple(nodes[name] for name in sorted(nodes)),
-        min(usual_peak(fold.held), len(gpus)) if any(fold.held) else 0,
-        tuple(sorted(nodes)),
-        tuple(histories),
-        {
+        nodes=tuple(nodes[name] for name in sorted(nodes)),
+        used=min(usual_peak(fold.held), len(gpus)) if any(fold.held) else 0,
+        names=tuple(sorted(nodes)),
+        histories=tuple(histories),
+        occupied={
             f"{gpu.node}/{uuid}": gpu.holders
             for uuid, gpu in gpus.items()
             if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1
         },
-        tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
-        remarks,
+        simulated=tuple(sorted(fold.simulated & {gpu.node for gpu in gpus.values()})),
+        remarks=remarks,
     )
 
 
