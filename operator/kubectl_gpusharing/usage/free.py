@@ -57,7 +57,7 @@ from kubectl_gpusharing.usage.holdings import (
 )
 from kubectl_gpusharing.usage.prometheus import Series, nodes_of, prometheus_at
 from kubectl_gpusharing.usage.queries import OWN, SIMULATED, SLICES, SM
-from kubectl_gpusharing.usage.workloads import Pod, pod_of
+from kubectl_gpusharing.usage.workloads import Pod
 
 PORT = 8080
 """The port with the metrics of an agent whose pod names none."""
@@ -102,7 +102,7 @@ async def read_usage(session: Session, inventory: Inventory, service: str) -> No
     about = []
     for one in answer:
         # A series that names no node may be about any; one that names another node than the pod's is not.
-        pod = pod_of(one.labels)
+        pod = one.pod
         home = one.node if pod is None else bound.get(pod, "")
         if (home in silent and one.node in ("", home)) or (pod is None and not home):
             about.append(one)
@@ -165,7 +165,7 @@ def _fold(found: Iterable[Series]) -> tuple[dict[Pod, dict[str, Row]], frozenset
     by_pod: dict[Pod, dict[str, Row]] = {}
     for name, series in kept:
         labels, uuid = series.labels, series.label("uuid")
-        if name not in (SLICES, OWN, SM) or (pod := pod_of(labels)) is None:
+        if name not in (SLICES, OWN, SM) or (pod := series.pod) is None:
             continue
         gpu, profile = labels.get("gpu", ""), labels.get("profile", "")
         device = {"gpu": int(gpu) if gpu.isdecimal() else None, "profile": profile}

@@ -55,7 +55,7 @@ from kubectl_gpusharing.usage.queries import (
     use_query,
 )
 from kubectl_gpusharing.usage.windows import DAY, LOOKBACK, Answers, Days, batched, days, find_gaps
-from kubectl_gpusharing.usage.workloads import Pod, pod_of
+from kubectl_gpusharing.usage.workloads import Pod
 
 RESERVATIONS = frozenset(("kai-resource-reservation", "runai-reservation"))
 """The default namespaces of KAI-Scheduler's reservation pods. They are from kai-scheduler/KAI-Scheduler v0.17.0,
@@ -161,7 +161,7 @@ def weigh(answer: Iterable[Series], *labels: str) -> dict[tuple[str, ...], dict[
     """Return the values of an answer, summed by the node and these labels, and then by the pod."""
     weights: dict[tuple[str, ...], dict[Pod, float]] = {}
     for series in answer:
-        pod = pod_of(series.labels)
+        pod = series.pod
         if pod is not None and 0 < series.value < inf:
             key = tuple(series.exported(label) for label in ("node", *labels))
             weights.setdefault(key, defaultdict(float))[pod] += series.value
@@ -187,7 +187,7 @@ async def read_used(
     for batch in batched([query.start + step * (look + 0.5) for look in range(looks)], PARALLEL):
         answers = await side_by_side(*(prometheus.instant(promql, at) for at in batch))
         for series in chain.from_iterable(answers):
-            pod = pod_of(series.labels) or (series.exported(NAMESPACE), "")
+            pod = series.pod or (series.exported(NAMESPACE), "")
             tenant = tenant_of(pod) or nodes.get(series.node, "")
             sums[tenant, series.label("resource"), series.label("what")] += series.value
     return {

@@ -183,6 +183,17 @@ class Series:
     def node(self) -> str:
         return self.label("node")
 
+    @property
+    def pod(self) -> tuple[str, str] | None:
+        """The namespace and name of the pod that the labels name, or None.
+
+        Without honorLabels (scrape_config, honor_labels), Prometheus renames an exporter's labels to exported_...
+        """
+        for prefix in ("exported_", ""):
+            if name := self.label(f"{prefix}pod"):
+                return self.label(f"{prefix}namespace"), name
+        return None
+
     def label(self, name: str) -> str:
         """Return the value of a label; empty if it is missing."""
         return self.labels.get(name, "")

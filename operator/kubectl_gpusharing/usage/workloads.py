@@ -53,25 +53,13 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
     labels = series.labels
     device = labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", "")
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
-    pod = pod_of(labels)
+    pod = series.pod
     if "pod_name" in labels:
         pod = (labels.get("pod_namespace", ""), labels["pod_name"])
     if pod is not None and (pod in exporters or (not exporters and EXPORTER in pod[1])):
         pod = None
     profile = labels.get("GPU_I_PROFILE", "").removeprefix("MIG ")
     return DeviceLabels(device, pod, profile, node, labels.get("modelName", ""))
-
-
-def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """Return the namespace and name of the pod that the labels name, or None.
-
-    Without honorLabels (scrape_config, honor_labels), Prometheus renames an exporter's labels to exported_...
-    """
-    if labels.get("exported_pod"):
-        return labels.get("exported_namespace", ""), labels["exported_pod"]
-    if labels.get("pod"):
-        return labels.get("namespace", ""), labels["pod"]
-    return None
 
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
@@ -86,7 +74,7 @@ def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     """Parse the labels of a series of the agent. A UUID that is not in `devices` is taken for that of a whole GPU."""
     uuid, profile, resource = (series.label(label) for label in ("uuid", "profile", "resource"))
     device = devices.get(uuid, (uuid, ""))
-    return DeviceLabels(device, pod_of(series.labels), profile, series.node, resource=resource)
+    return DeviceLabels(device, series.pod, profile, series.node, resource=resource)
 
 
 RECURS = "cronjob"
@@ -109,7 +97,7 @@ def read_owners(
     }
     owners: dict[Pod, tuple[str, str]] = {}
     for series in pods:
-        if (pod := pod_of(series.labels)) is not None:
+        if (pod := series.pod) is not None:
             kind, name = _owner(series)
             direct = (kind, name) if kind else ("pod", pod[1])
             owner = above.get((kind, pod[0], name), direct)
@@ -251,7 +239,7 @@ class Fold:
         self._workloads.clear()
         self.simulated |= nodes_of(part["simulated"])
         for series in part["annotated"]:
-            if (pod := pod_of(series.labels)) is not None:
+            if (pod := series.pod) is not None:
                 size, wrong = declared_memory("/".join(pod), series.label(ANNOTATION))
                 if wrong:
                     self.wrong[wrong] = None
