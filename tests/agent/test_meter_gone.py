@@ -17,7 +17,7 @@ async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile()
     loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     def told() -> dict[tuple[str, str], float]:
-        return {(node, pod): seconds for (node, pod, *_), seconds in loop.meter.metered["allocated"].items()}
+        return {(policy, tenant): seconds for (policy, tenant, _), seconds in loop.meter.metered["allocated"].items()}
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())
