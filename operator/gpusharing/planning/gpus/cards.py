@@ -100,8 +100,7 @@ class Card:
         for slices, eighths, attribute, starts, size, max_count, profile_id in family:
             # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
             gb = (self.memory_gb * eighths + 4) // 8
-            name = f"{slices}g.{gb}gb{attribute}"
-            profiles.append(Profile(name, starts, size, max_count, slices, gb, profile_id))
+            profiles.append(Profile(f"{slices}g.{gb}gb{attribute}", starts, size, max_count, slices, gb, profile_id))
         object.__setattr__(self, "profiles", tuple(profiles))
         object.__setattr__(self, "pci_device_ids", tuple(f"0x{device}10DE" for device in device_ids.split()))
 

@@ -25,8 +25,7 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
-    known = _VERSION.fullmatch(entry)
-    return "" if known else f"{entry!r} is neither a driver version nor the beginning of one"
+    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is neither a driver version nor the beginning of one"
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]

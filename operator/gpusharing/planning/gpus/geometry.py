@@ -99,8 +99,7 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    offer = _Offer.of(profiles)
-    return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
+    return tuple(_Offer.of(profiles).legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:

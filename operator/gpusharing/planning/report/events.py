@@ -96,8 +96,7 @@ def _find_begun(before: Verdict, after: Verdict) -> Verdict | None:
     # The pass that wrote the point of no return got no response to its PATCH. Each run sets the deadline anew, so a
     # node with the same deadline was only proven idle again, before a pod is restarted.
     begun = before.phase.part not in ("changing", "after") and not after.actions
-    begun = begun and after.phase is Phase.RECONFIGURING and after.deadline != before.deadline
-    return after if begun else None
+    return after if begun and after.phase is Phase.RECONFIGURING and after.deadline != before.deadline else None
 
 
 def _plans_return(verdict: Verdict) -> bool:

@@ -45,8 +45,7 @@ LEAST_TEXT = 200
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
     if policy.spec is not None:
         return policy.spec
-    text = "; ".join(map(str, policy.problems[:3]))
-    return Finding(Reason.INVALID_SPEC, text or "the spec cannot be read")
+    return Finding(Reason.INVALID_SPEC, "; ".join(map(str, policy.problems[:3])) or "the spec cannot be read")
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:

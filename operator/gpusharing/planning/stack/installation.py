@@ -212,8 +212,7 @@ def _find_wrong_fields(view: Installation) -> Iterator[Symptom]:
             kept = tuple(one for one in found if one.missing or not pointed)
             known[change] = () if starts_mig_manager(change) else kept
     stack = replace(stack, effects=known)
-    specs = [one.spec for one in snapshot.policies if one.spec is not None]
-    rows = [*find_wrong_fields(specs, stack, place)]
+    rows = [*find_wrong_fields([one.spec for one in snapshot.policies if one.spec is not None], stack, place)]
     ready = [row for row in find_due(rows) if row.change is not None]
     first = ready[:1] if len(ready) > 1 and not is_safe(view.effects(join(ready))) else ready
     for row in rows:

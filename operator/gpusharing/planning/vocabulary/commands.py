@@ -109,8 +109,7 @@ class Command:
     @property
     def options(self) -> Mapping[str, str]:
         """The values of options that have one, by name."""
-        pairs = zip(self.args, self.args[1:], strict=False)
-        return {name: value for name, value in pairs if name in _VALUED}
+        return {name: value for name, value in zip(self.args, self.args[1:], strict=False) if name in _VALUED}
 
     @property
     def verb(self) -> str:

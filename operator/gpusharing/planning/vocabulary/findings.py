@@ -54,8 +54,7 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
     """Return the blockers in a fixed order. Those that differ only in their pods are merged into one."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
-        alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
-        pods.setdefault(alike, set()).update(blocker.pods)
+        pods.setdefault((blocker.reason, blocker.pdb, blocker.message, blocker.until), set()).update(blocker.pods)
     merged = (
         Blocker(reason, tuple(sorted(names)), pdb, message, until)
         for (reason, pdb, message, until), names in pods.items()

@@ -243,8 +243,7 @@ class Actuator:
             # so another run helps once the pods are gone. Before 0.15.1 its state stays `pending` instead
             # (docs/design/nvidia.md#a7).
             cure = restart if paused or GAVE_UP in case.mig_failure else ""
-            message = f"mig-manager failed to apply {wanted}{why}{reset}"
-            return Unfinished(Reason.ACTUATOR_FAILED, message, cure=cure)
+            return Unfinished(Reason.ACTUATOR_FAILED, f"mig-manager failed to apply {wanted}{why}{reset}", cure=cure)
         if state == "success":
             if not paused:
                 return None
@@ -475,8 +474,7 @@ class Dra(Actuator):
             yield Finding.of(found, Reason.ACTUATOR_MISSING)
 
     def needs_run(self, case: ActuatorCase, target: Target) -> bool:
-        observed = case.observed
-        differs = bool(find_slice_mismatch(case.node, target.layouts, observed))
+        differs = bool(find_slice_mismatch(case.node, target.layouts, case.observed))
         return super().needs_run(case, target) or (_is_published(case.node) and differs)
 
     def find_missing(self, case: ActuatorCase, goal: Target, again: bool) -> str:

@@ -62,8 +62,7 @@ def entry_text(entry: Entry) -> str:
 
 
 def render(entries: Mapping[str, Entry]) -> str:
-    configs = {name: entries[name] for name in sorted(entries)}
-    return dump_yaml({"version": "v1", "mig-configs": configs})
+    return dump_yaml({"version": "v1", "mig-configs": {name: entries[name] for name in sorted(entries)}})
 
 
 @lru_cache(maxsize=256)

@@ -197,8 +197,7 @@ def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) 
     slicing = spec.time_slicing
     if slicing is None:
         return PluginConfig(strategy)
-    resources = sorted(predict_resources(layouts, PluginConfig(strategy)))
-    rows = tuple((name, slicing.replicas) for name in resources)
+    rows = tuple((name, slicing.replicas) for name in sorted(predict_resources(layouts, PluginConfig(strategy))))
     sharing = Sharing(rows, slicing.rename_by_default, slicing.fail_requests_greater_than_one)
     return PluginConfig(strategy, sharing)
 
@@ -215,8 +214,7 @@ def _find_layouts(
     if (name := spec.mig.config) is not None:
         meaning = migfile.resolve_name(name, node, gpus, stack)
         if isinstance(meaning, str):
-            text = f"{node}: spec.mig.config {name} is not usable: {meaning}"
-            return Finding(Reason.CONFIG_UNKNOWN, text)
+            return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
     else:
         rows, here = spec.mig.layouts or (), {gpu.index for gpu in gpus}
         named = {index for row in rows for index in row.devices or ()}

@@ -44,8 +44,7 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
     an order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go). Raises ValueError
     unless the target has one layout for each observed GPU.
     """
-    products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
-    return _expect(target.layouts, target.plugin, products)
+    return _expect(target.layouts, target.plugin, tuple(bare_product(gpu.product) for gpu in observed.gpus))
 
 
 @lru_cache(maxsize=1024)
@@ -182,8 +181,7 @@ def agent_checks(compared: Comparison) -> Checked:
     observed, target = compared.observed, compared.target
     kinds, layouts = observed.hardware.kinds, observed.hardware.layouts
     if observed.error:
-        text = f"the agent cannot read the GPUs: {observed.error}"
-        yield Source.AGENT, Finding(Reason.AGENT_ERROR, text)
+        yield Source.AGENT, Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
     if observed.quiet:
         text = "the agent has closed NVML for the change, so its last reading may be out of date"
         yield Source.AGENT, Finding(Reason.OBSERVATION_PENDING, text)
