@@ -14,7 +14,6 @@ from gpusharing.planning.stack.installationviews import (
     AgentsState,
     Installation,
     Place,
-    PodState,
     RightState,
     Symptom,
 )
@@ -54,7 +53,7 @@ class Seen:
     rights: tuple[RightState, ...] = ()
     operator_replicas: int | None = None
     leader: str | None = None
-    operator_pods: tuple[PodState, ...] = ()
+    operator_pods: Mapping[str, str] = field(default_factory=dict)
     kubelets: Mapping[str, str] = field(default_factory=dict)
     system_plugins: frozenset[str] = frozenset()
 

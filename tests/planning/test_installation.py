@@ -32,7 +32,6 @@ from gpusharing.planning.stack.installationviews import (
     OPERATOR,
     AgentsState,
     Place,
-    PodState,
     Right,
     RightState,
     Severity,
@@ -56,7 +55,7 @@ PATCH_NODES = Right("patch", "", "nodes")
 GOOD = Seen(
     rights=(RightState(OPERATOR, PATCH_NODES, True), RightState(AGENT, PATCH_NODES, True)),
     operator_replicas=1,
-    operator_pods=(PodState("o", True),),
+    operator_pods={"o": ""},
     cluster_policies=(POINTED,),
     config_maps={PLUGIN: OURS, MIG: OURS},
     agents=AGENTS,
@@ -103,16 +102,12 @@ def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, 
 
 
 UNREADY = (make_agent_pod("gpu-01"), make_agent_pod("gpu-02", ready=False, waiting="ImagePullBackOff"))
-FAILING = PodState("b", False, "ImagePullBackOff: no such image")
+FAILING = {"b": "ImagePullBackOff: no such image"}
 PARTLY_READY = {
     leader: replace(
         GOOD,
         operator_replicas=3,
-        operator_pods=(
-            PodState("0", False),
-            PodState("a", False, "no rights"),
-            PodState("b", True),
-        ),
+        operator_pods={"0": "not Ready", "a": "no rights", "b": ""},
         leader=leader,
     )
     for leader in ("a", "b", "")
@@ -168,19 +163,19 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         "helm install gpusharing CHART -n gpusharing",
     ),
     "the operator is scaled to 0": (
-        replace(GOOD, operator_replicas=0, operator_pods=()),
+        replace(GOOD, operator_replicas=0, operator_pods={}),
         "OperatorStopped",
         "ERROR",
         "operator.replicaCount=2",
     ),
     "the operator's image cannot be pulled": (
-        replace(GOOD, operator_pods=(FAILING,)),
+        replace(GOOD, operator_pods=FAILING),
         "OperatorNotReady",
         "ERROR",
         "describe pods",
     ),
     "the standby's image cannot be pulled": (
-        replace(GOOD, operator_replicas=2, operator_pods=(*GOOD.operator_pods, FAILING)),
+        replace(GOOD, operator_replicas=2, operator_pods={**GOOD.operator_pods, **FAILING}),
         "OperatorNotReady",
         "WARNING",
         "describe pods",
@@ -460,7 +455,7 @@ def test_the_worst_case_is_one_screen() -> None:
         GOOD,
         not_served=frozenset({"gpunodes.gpusharing.dev"}),
         rights=(RightState(OPERATOR, PATCH_NODES, False), RightState(AGENT, PATCH_NODES, False)),
-        operator_pods=(),
+        operator_pods={},
         cluster_policies=(replace(policy, name="gpus"),),
         config_maps={},
         agent_pods=(),
@@ -480,7 +475,7 @@ def test_many_nodes_are_counted_and_not_listed() -> None:
 
 def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
     seen = replace(GOOD, agent_pods=(), nodes=())
-    blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods=())
+    blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods={})
     assert {one.reason for one in blind.symptoms} == {"NotReadable"}
 
 

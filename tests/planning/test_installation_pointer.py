@@ -50,7 +50,7 @@ def test_entries_that_ours_holds_keep_nobody() -> None:
 
 
 VOID = make_map({}, ours=False)
-STOPPED = {"operator_replicas": 0, "operator_pods": ()}
+STOPPED = {"operator_replicas": 0, "operator_pods": {}}
 POINT = "kubectl patch clusterpolicy gpus "
 STAGES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": (
@@ -64,7 +64,7 @@ STAGES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an operator that is scaled to 0": ({**STOPPED, "config_maps": {}}, "helm upgrade "),
     "an operator that does not start": (
-        {"operator_pods": (), "config_maps": {}},
+        {"operator_pods": {}, "config_maps": {}},
         "kubectl -n gpusharing describe pods ",
     ),
     "an operator that has written nothing": (

@@ -43,7 +43,6 @@ from gpusharing.planning.stack.installationviews import (
     AgentsState,
     Installation,
     Place,
-    PodState,
     Right,
     RightState,
 )
@@ -193,9 +192,9 @@ async def gather_installation(client: KubeClient, place: Place) -> Installation:
     gpunodes = {view.name: view for view in map(gpunode_view, await reader.items(GPUNODES))}
     agents = await reader.agents()
     agent_pods = [*map(agent_pod, await reader.pods(place.agent_namespace, AGENT))] if agents is not None else []
-    operator_pods = tuple(map(_pod, await reader.pods(place.namespace, OPERATOR)))
+    operator_pods = dict(map(_pod, await reader.pods(place.namespace, OPERATOR)))
     replicas = None if deployment is None else whole(deployment, "spec", "replicas")
-    partly_ready = len({pod.ready for pod in operator_pods}) > 1
+    partly_ready = len(set(map(bool, operator_pods.values()))) > 1
     rights_held = await reader.rights(secure_metrics=agents is not None and agents.secure_metrics)
     rows = await reader.nodes()
     nodes = {name: node for name, (node, _, _) in rows.items()}
@@ -227,9 +226,9 @@ async def gather_installation(client: KubeClient, place: Place) -> Installation:
     )
 
 
-def _pod(raw: JSON) -> PodState:
+def _pod(raw: JSON) -> tuple[str, str]:
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
-    return PodState(text(raw, "metadata", "name"), ready, "" if ready else next(_problems(raw), ""))
+    return text(raw, "metadata", "name"), "" if ready else next(_problems(raw), "") or "not Ready"
 
 
 def _problems(raw: JSON) -> Iterator[str]:

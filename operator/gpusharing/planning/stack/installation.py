@@ -145,7 +145,7 @@ def _find_api_symptoms(view: Installation) -> Iterator[Symptom]:
 
 
 def _find_operator_symptoms(view: Installation) -> Iterator[Symptom]:
-    replicas, unready = view.operator_replicas, [pod for pod in view.operator_pods if not pod.ready]
+    replicas, unready = view.operator_replicas, {name: why for name, why in view.operator_pods.items() if why}
     if not view.installed and not view.not_served:
         message = f"there is no Deployment gpusharing-operator in namespace {view.place.namespace}"
         yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
@@ -157,12 +157,12 @@ def _find_operator_symptoms(view: Installation) -> Iterator[Symptom]:
         if len(unready) < len(view.operator_pods):
             if view.leader == "":
                 state = "by this machine's clock no operator pod leads, so policies have no effect"
-            elif view.leader in {pod.name for pod in unready}:
+            elif view.leader in unready:
                 state = "the operator pod that leads is not Ready, so policies may have no effect"
             else:
                 report, state = warning, "not every operator pod is Ready"
-        unready.sort(key=lambda pod: (pod.name != view.leader, pod.name))
-        troubles = "; ".join(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in unready[:2])
+        shown = sorted(unready, key=lambda name: (name != view.leader, name))[:2]
+        troubles = "; ".join(f"{name}: {unready[name]}" for name in shown)
         yield report(Topic.OPERATOR, "OperatorNotReady", f"{state}: {troubles or 'none was created'}", start(view))
 
 

@@ -134,14 +134,6 @@ class Place(PlanSettings):
 
 
 @value
-class PodState:
-    name: str
-    ready: bool
-    problem: str = ""
-    """Why a container is waiting or the pod cannot be placed, such as `ImagePullBackOff: ...`."""
-
-
-@value
 class RightState:
     subject: str
     """OPERATOR or AGENT."""
@@ -189,7 +181,8 @@ class Installation:
     """The pod that leads, or the machine outside of the cluster whose process does, as in `make run`. Empty if no
     process leads. None if the Lease was not read: it could not be, or all pods are Ready, or none is and there should
     be some."""
-    operator_pods: tuple[PodState, ...] = ()
+    operator_pods: Mapping[str, str] = field(default_factory=dict)
+    """Why each pod of the operator is not Ready, such as `ImagePullBackOff: ...`, by name; empty for one that is."""
     agents: AgentsState | None = None
     kubelets: Mapping[str, str] = field(default_factory=dict)
     """The version of the kubelet, such as `v1.36.3`, by node. Empty if it is unknown."""
@@ -213,7 +206,7 @@ class Installation:
     @property
     def operator_ready(self) -> bool:
         """Whether the operator has pods, all of which are Ready. True if pods could not be read."""
-        return "pods" in self.unread or min((pod.ready for pod in self.operator_pods), default=False)
+        return "pods" in self.unread or (bool(self.operator_pods) and not any(self.operator_pods.values()))
 
     @property
     def installed(self) -> bool:
