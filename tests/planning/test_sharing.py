@@ -109,6 +109,6 @@ def test_whoever_shares_fits_in_the_worst_case_and_takes_fewer_gpus(
 
 
 def test_old_cards_take_fewer_clients() -> None:
-    old = replace(L4, device_ids="", family=(), compute_capability=(7, 0))
+    old = replace(L4, compute_capability=(7, 0), device_ids="27B8", family=())
     found = shared(need("tiny", 0.5, 0.01, pods=40, card=old), card=old)
     assert found is None or found.replicas <= old.mps_max_clients
