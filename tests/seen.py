@@ -14,7 +14,7 @@ from gpusharing.planning.stack.installationviews import (
     AgentsState,
     Installation,
     Place,
-    RightState,
+    Right,
     Symptom,
 )
 from gpusharing.planning.wanted.migfile import MIG_KEY
@@ -50,7 +50,7 @@ class Seen:
     agent_pods: tuple[AgentPod, ...] = ()
     unread: Mapping[str, str] = field(default_factory=dict)
     not_served: frozenset[str] = frozenset()
-    rights: tuple[RightState, ...] = ()
+    rights: Mapping[str, Mapping[Right, bool | str]] = field(default_factory=dict)
     operator_replicas: int | None = None
     leader: str | None = None
     operator_pods: Mapping[str, str] = field(default_factory=dict)

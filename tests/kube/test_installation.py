@@ -226,7 +226,7 @@ async def test_the_reviews_of_an_agent_are_checked_where_it_makes_them(cluster: 
     view = await gathered(cluster)
     assert view.agents is not None
     assert view.agents.secure_metrics is secure
-    checked = {one.right.resource for one in view.rights if one.subject == "gpusharing-agent"}
+    checked = {right.resource for right in view.rights["gpusharing-agent"]}
     assert checked == {"gpunodes", *(("tokenreviews", "subjectaccessreviews") if secure else ())}
 
 

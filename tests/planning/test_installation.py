@@ -33,7 +33,6 @@ from gpusharing.planning.stack.installationviews import (
     AgentsState,
     Place,
     Right,
-    RightState,
     Severity,
     Topic,
 )
@@ -53,7 +52,7 @@ AGENTS = AgentsState(
 )
 PATCH_NODES = Right("patch", "", "nodes")
 GOOD = Seen(
-    rights=(RightState(OPERATOR, PATCH_NODES, True), RightState(AGENT, PATCH_NODES, True)),
+    rights={OPERATOR: {PATCH_NODES: True}, AGENT: {PATCH_NODES: True}},
     operator_replicas=1,
     operator_pods={"o": ""},
     cluster_policies=(POINTED,),
@@ -139,19 +138,19 @@ BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
         "kubectl auth can-i list nodes",
     ),
     "the operator lacks a right": (
-        replace(GOOD, rights=(RightState(OPERATOR, PATCH_NODES, False),)),
+        replace(GOOD, rights={OPERATOR: {PATCH_NODES: False}}),
         "RightsMissing",
         "ERROR",
         "rbac.create=true",
     ),
     "the agent lacks a right": (
-        replace(GOOD, rights=(RightState(AGENT, PATCH_NODES, False),)),
+        replace(GOOD, rights={AGENT: {PATCH_NODES: False}}),
         "RightsMissing",
         "ERROR",
         "rbac.create=true",
     ),
     "nobody may ask for rights": (
-        replace(GOOD, rights=(RightState(OPERATOR, PATCH_NODES, None, "forbidden"),)),
+        replace(GOOD, rights={OPERATOR: {PATCH_NODES: "forbidden"}}),
         "RightsUnknown",
         "WARNING",
         "subjectaccessreviews",
@@ -454,7 +453,7 @@ def test_the_worst_case_is_one_screen() -> None:
     worst = replace(
         GOOD,
         not_served=frozenset({"gpunodes.gpusharing.dev"}),
-        rights=(RightState(OPERATOR, PATCH_NODES, False), RightState(AGENT, PATCH_NODES, False)),
+        rights={OPERATOR: {PATCH_NODES: False}, AGENT: {PATCH_NODES: False}},
         operator_pods={},
         cluster_policies=(replace(policy, name="gpus"),),
         config_maps={},

@@ -4,7 +4,7 @@ Nothing in the cluster is changed, and what cannot be read becomes part of the a
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -44,7 +44,6 @@ from gpusharing.planning.stack.installationviews import (
     Installation,
     Place,
     Right,
-    RightState,
 )
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.plugins import has_system_plugin
@@ -133,7 +132,7 @@ class _Reader:
             secure_metrics=has_secure_metrics(template),
         )
 
-    async def rights(self, *, secure_metrics: bool) -> tuple[RightState, ...]:
+    async def rights(self, *, secure_metrics: bool) -> Mapping[str, Mapping[Right, bool | str]]:
         """Return whether operator and agent have each right that they need, also for features that are on."""
         place = self.place
         optional = (
@@ -144,12 +143,15 @@ class _Reader:
         )
         operators = [*installationviews.OPERATOR_RIGHTS, *(right for rows, on in optional if on for right in rows)]
         agents = installationviews.AGENT_RIGHTS + (installationviews.SECURE_METRICS if secure_metrics else ())
-        questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in agents]
+        needed = {OPERATOR: operators, AGENT: agents}
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]
-        return tuple(task.result() for task in tasks)
+            tasks = {
+                subject: {right: group.create_task(self._right(subject, right)) for right in rights}
+                for subject, rights in needed.items()
+            }
+        return {who: {right: task.result() for right, task in asked.items()} for who, asked in tasks.items()}
 
-    async def _right(self, subject: str, right: Right) -> RightState:
+    async def _right(self, subject: str, right: Right) -> bool | str:
         place = self.place
         spaces = {"own": place.namespace, "agent": place.agent_namespace, "gpu-operator": place.gpu_operator_namespace}
         attributes = {
@@ -172,8 +174,8 @@ class _Reader:
         try:
             answer = await self.client.create(ACCESS_REVIEWS, body)
         except KubeError as error:
-            return RightState(subject, right, None, str(error))
-        return RightState(subject, right, part(answer, "status", "allowed") is True)
+            return str(error)
+        return part(answer, "status", "allowed") is True
 
 
 async def gather_installation(client: KubeClient, place: Place) -> Installation:

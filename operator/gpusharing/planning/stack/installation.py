@@ -133,13 +133,13 @@ def _find_api_symptoms(view: Installation) -> Iterator[Symptom]:
         message = f"{what} could not be read, so they were not checked: {why}"
         yield warning(Topic.RIGHTS, "NotReadable", message, Command.of("kubectl auth can-i list", what))
     for subject in (OPERATOR, AGENT) if view.installed else ():
-        rights = [state for state in view.rights if state.subject == subject]
+        rights = view.rights.get(subject, {})
         account = f"service account {view.place.account(subject)}"
-        if missing := sorted(state.text for state in rights if state.allowed is False):
+        if missing := sorted(f"{right.text}{right.place}" for right, held in rights.items() if held is False):
             message = f"{account} is not allowed to {some(missing, 4)}"
             yield error(Topic.RIGHTS, "RightsMissing", message, view.upgrade("rbac.create=true"))
-        if unknown := [state for state in rights if state.allowed is None]:
-            message = f"could not check the rights of {account}: {unknown[0].why}"
+        if unknown := [held for held in rights.values() if isinstance(held, str)]:
+            message = f"could not check the rights of {account}: {unknown[0]}"
             command = Command.of("kubectl auth can-i create subjectaccessreviews.authorization.k8s.io")
             yield warning(Topic.RIGHTS, "RightsUnknown", message, command)
 

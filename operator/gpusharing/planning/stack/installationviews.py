@@ -41,6 +41,10 @@ class Right:
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 
+    @property
+    def place(self) -> str:
+        return "" if self.scope == "cluster" else f" (namespace: {self.scope})"
+
 
 def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
     return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
@@ -134,22 +138,6 @@ class Place(PlanSettings):
 
 
 @value
-class RightState:
-    subject: str
-    """OPERATOR or AGENT."""
-    right: Right
-    allowed: bool | None
-    """Whether the account has the right. None if that is unknown."""
-    why: str = ""
-    """Why it is unknown whether the account has the right."""
-
-    @property
-    def text(self) -> str:
-        scope = self.right.scope
-        return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
-
-
-@value
 class AgentsState:
     """The agent's DaemonSet and its prerequisites."""
 
@@ -174,7 +162,8 @@ class Installation:
     """Why a kind of object could not be read, by the name of the kind as kubectl uses it."""
     not_served: frozenset[str] = frozenset()
     """Our own kinds that the API server does not serve."""
-    rights: tuple[RightState, ...] = ()
+    rights: Mapping[str, Mapping[Right, bool | str]] = field(default_factory=dict)
+    """Whether OPERATOR and AGENT have each right that they need, or, as a text, why that is unknown."""
     operator_replicas: int | None = None
     """Replicas according to the Deployment's spec. None if there is no Deployment, or if it could not be read."""
     leader: str | None = None
