@@ -247,7 +247,7 @@ def _conditions(
 ) -> list[dict[str, Any]]:
     earlier, generation = previous.get("conditions") or (), policy.generation
     return [
-        {**condition(str(kind), *answer, earlier, now), "observedGeneration": generation}
+        {**condition(str(kind), *answer, previous=earlier, now=now), "observedGeneration": generation}
         for kind, answer in answers.items()
     ]
 

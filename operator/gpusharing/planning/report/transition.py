@@ -95,11 +95,11 @@ def health_conditions(
     health = verdict.health
     if health is None:
         return list(previous)
-    return [condition("Healthy", is_healthy(health), health.reason, health.message, previous, now)]
+    return [condition("Healthy", is_healthy(health), health.reason, health.message, previous=previous, now=now)]
 
 
 def condition(
-    kind: str, holds: bool, reason: Reason, message: str, previous: Sequence[Mapping[str, Any]], now: datetime
+    kind: str, holds: bool, reason: Reason, message: str, *, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> dict[str, Any]:
     """Return a condition, whose time is that of the `previous` one of its type with the same status."""
     status = "True" if holds else "False"
