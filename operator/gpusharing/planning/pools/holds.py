@@ -391,10 +391,11 @@ def find_stop(pool: Pool, settings: PlanSettings) -> Finding | None:
 _HELD = Finding(Reason.PAUSED, "not counted yet")
 
 
-def find_ended(members: Mapping[str, Member]) -> dict[str, Member]:
+def find_ended(members: Mapping[str, Member], fences: Iterable[str]) -> dict[str, Member]:
     """Return, as held, the nodes whose run has ended and that are about to start another because of an edit."""
-    over = (one for one in members.values() if one.node.fence is not None and has_ended(one.case))
-    held = {one.node.name: judge_held(one, _HELD) for one in over if one.verdict.reason is not Reason.WAITS_FOR_WAVE}
+    over = {name: members[name] for name in fences if name in members and has_ended(members[name].case)}
+    waits = Reason.WAITS_FOR_WAVE
+    held = {name: judge_held(one, _HELD) for name, one in over.items() if one.verdict.reason is not waits}
     return {name: one for name, one in held.items() if one.verdict != judge(replace(one.case, held=None))}
 
 
