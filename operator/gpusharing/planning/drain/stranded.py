@@ -4,10 +4,9 @@ A node counts with its target even while its change is under way, and with the f
 change waits for somebody else (docs/design/drain.md#stranded). Which pod could start on which node, `placement.py` says.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import field, replace
-from datetime import datetime
 from functools import cached_property
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
@@ -16,7 +15,7 @@ from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.drain.placement import Kind, Needs, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.pods import is_reservation
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.vocabulary.findings import Blocker
+from gpusharing.planning.vocabulary.findings import Blocker, Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -92,10 +91,8 @@ class FutureNode:
     """`offer` with the labels that the node has without its change; None if nothing is in the way of the change."""
     planned: Offer | None = None
     """What it will have once its change takes place after all; None if nothing is in the way of the change."""
-    wait: str = ""
-    """What is in the way of the change, as a clause that names the node."""
-    until: datetime | None = None
-    """When the clock ends that, or None if it does not."""
+    wait: Finding | None = None
+    """What is in the way of the change; its message is a clause that names the node."""
     held: str = ""
     """The policy whose hold, such as a missing approval, is in the way; empty if it is none."""
 
@@ -195,36 +192,36 @@ class Afterwards:
             held = claimed(devices, pod.devices)
             wants = replace(pod, resources=Counter(pod.resources) + held) if held else pod
             if not is_reservation(pod) and (why := self._explain(wants, own)):
-                text, first = why
-                before = f" before {first.wait}" if first is not None else ""
-                until = first.until if first is not None else None
-                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=text + before, until=until))
+                text, wait = why
+                text, until = (text, None) if wait is None else (f"{text} before {wait.message}", wait.until)
+                blockers.append(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=text, until=until))
         return tuple(blockers)
 
-    def _find_waiting(self, pod: PodView) -> FutureNode | None:
-        """Return the last node whose change, which waits, has to come until there are the devices that lack."""
+    def _find_waiting(self, pod: PodView) -> Finding | None:
+        """Return what the last change waits for that has to come until there are the devices that lack."""
         for name, _ in needs_of(pod).devices:
             demand = self.find_demand(name)
             missing = min(demand.requested, demand.before) - demand.remain
             missing = missing if demand.remain else max(1, missing)
-            for count, node in self._waiting.get(name, ()) if missing > 0 else ():
+            for count, wait in self._waiting.get(name, ()) if missing > 0 else ():
                 missing -= count
                 if missing <= 0:
-                    return node
+                    return wait
         return None
 
     @cached_property
-    def _waiting(self) -> Mapping[str, Sequence[tuple[int, FutureNode]]]:
+    def _waiting(self) -> Mapping[str, Sequence[tuple[int, Finding]]]:
         """By resource name: how many more devices each change that waits brings, those first that the clock lets go."""
-        found: dict[str, list[tuple[int, FutureNode]]] = {}
-        for one in sorted(self._places.values(), key=lambda one: (one.until is None, one.until or NEVER, one.node)):
-            for name, count in one.planned.devices.items() if one.planned is not None and one.wait else ():
+        found = defaultdict[str, list[tuple[int, Finding]]](list)
+        waits = ((one.wait, one) for one in self._places.values() if one.wait is not None)
+        for wait, one in sorted(waits, key=lambda row: (row[0].until or NEVER, row[1].node)):
+            for name, count in one.planned.devices.items() if one.planned is not None else ():
                 if (more := count - one.after.get(name, 0)) > 0:
-                    found.setdefault(name, []).append((more, one))
+                    found[name].append((more, wait))
         return found
 
-    def _explain(self, pod: PodView, own: FutureNode | None) -> tuple[str, FutureNode | None] | None:
-        """Return why the pod could not run after the changes, and the node whose change, which waits, would end that.
+    def _explain(self, pod: PodView, own: FutureNode | None) -> tuple[str, Finding | None] | None:
+        """Return why the pod could not run after the changes, and what the change waits for that would end that.
 
         If `own` is unknown (None), only a resource that no node would advertise is found.
         """

@@ -83,8 +83,8 @@ def find_afterwards(
                     wait = find_hold_of(member.policy) or (canaries if name in behind else None)
                     held = member.policy
                 if wait is not None:
-                    why = f"{name} has changed, which waits ({wait.reason})"
-                    future = replace(_as_sure(node, now, future), wait=why, until=wait.until, held=held)
+                    wait = replace(wait, message=f"{name} has changed, which waits ({wait.reason})")
+                    future = replace(_as_sure(node, now, future), wait=wait, held=held)
                 elif tell_withdrawn(node):
                     future = _as_sure(node, now, future)
                 yield future
@@ -137,9 +137,8 @@ def _find_wait(member: Member, snapshot: ClusterSnapshot) -> Finding | None:
         goes = verdict.phase.in_flight and verdict.phase not in (Phase.FAILED, Phase.ABORTING)
         stays = verdict.reason in (Reason.PAUSED, Reason.DRAIN_HELD)
         return None if goes and not (leaves or stays or fence.rolls_back) else found
-    if (
-        verdict.phase is Phase.BLOCKED
-    ):  # a budget, for example, may wait for devices of the very pool that waits for this
+    # A budget, for example, may wait for devices of the very pool that waits for this.
+    if verdict.phase is Phase.BLOCKED:
         return found if verdict.reason.passes is Passes.BY_A_PERSON else None
     if not verdict.candidate:
         return None
