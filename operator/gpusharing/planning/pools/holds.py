@@ -441,7 +441,7 @@ def wait_for(case: NodeCase, why: Finding, *, for_slot: bool) -> Verdict:
     """Return the verdict of a candidate that waits for a slot or a hold. It depends only on the arguments."""
     phase, until = (Phase.PENDING, None) if for_slot else (why.reason.waiting_phase, why.until)
     found = case.show(phase, why, wake=until, candidate=for_slot)
-    return replace(found, deadline=until, keeper=why.keeper, stands=why.stands)
+    return replace(found, deadline=until, keeper=why.keeper)
 
 
 MOST = 150

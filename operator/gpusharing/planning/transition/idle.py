@@ -159,8 +159,11 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
         message = busy or "waiting for the agent to read the GPUs once more and close NVML"
         return wait(reason, message, *([request] if request else []))
-    if _listed_twice(case, work):
-        return None
+    # Two LISTs after the agent's answer and in the present scope were empty.
+    if work.quiet_since is not None and work.scope == case.scope:
+        first, last = max(work.quiet_since, case.now - LIST_AGE), work.listed_at - timedelta(seconds=case.settings.idle)
+        if any(first < moment <= last for moment in work.empty_lists):
+            return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
     held = "a GPU" if case.scope.part is None else "one of the GPUs that change"
     return wait(Reason.SETTLING, f"no pod has {held}; listing the pods once more to be sure", wake=wake)
@@ -234,12 +237,3 @@ def check_kept(case: NodeCase) -> Finding | None:
         message = f"the agent does not report which devices {some(unseen)} holds now"
         return Finding(Reason.OBSERVATION_PENDING, message)
     return None
-
-
-def _listed_twice(case: NodeCase, work: NodeWork) -> bool:
-    """Whether two LISTs after the agent's answer and in the present scope were empty."""
-    if work.quiet_since is None or work.scope != case.scope:
-        return False
-    first = max(work.quiet_since, case.now - LIST_AGE)
-    last = work.listed_at - timedelta(seconds=case.settings.idle)
-    return any(first < moment <= last for moment in work.empty_lists)
