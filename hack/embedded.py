@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
@@ -30,6 +30,7 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST
+from hack.cluster.api import is_true
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
 from hack.sim.dra import DRA_SET, device_classes
@@ -197,7 +198,9 @@ class Embedded:
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
         """Wait until the present generation of each policy is Ready, as `kubectl wait` does."""
-        await self.until(lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds)
+        await self.until(
+            lambda: all(is_true(self.policy(name), "Ready") for name in policies), f"Ready {policies}", seconds
+        )
 
     def describe(self) -> str:
         """Return the state of GPUNodes and policies and the end of the log, for failure messages."""
@@ -210,16 +213,6 @@ class Embedded:
         for raw in self.cluster.objects(POLICIES):
             lines.append(f"{raw['metadata']['name']}: {(raw.get('status') or {}).get('conditions')}")
         return "\n".join([*lines, *self.log[-20:]])
-
-
-def is_ready(policy: Mapping[str, Any]) -> bool:
-    """Whether the present generation of a policy is Ready, as `kubectl wait` checks it."""
-    return any(
-        row["type"] == "Ready"
-        and row["status"] == "True"
-        and row["observedGeneration"] == policy["metadata"]["generation"]
-        for row in (policy.get("status") or {}).get("conditions") or ()
-    )
 
 
 def _replacing(old: JSON, new: JSON) -> JSON:
@@ -254,23 +247,6 @@ def _cluster(
     return cluster
 
 
-class EmbeddedOptions(TypedDict, total=False):
-    """Options of an embedded cluster; each has a default."""
-
-    settings: Settings | None
-    """The operator's settings, or None for `fast_settings` at the speed of the simulation."""
-    lease_timing: Timing
-    now: Callable[[], datetime]
-    """The wall clock; it must run with the event loop's time."""
-    cluster_policy: JSON | None
-    """The ClusterPolicy of the GPU Operator, or None if there is none."""
-    hardware: dict[str, SimulatedGPUs] | None
-    """The GPUs of nodes whose labels cannot describe them, such as mixed cards, by node name."""
-    played: bool
-    pages: Pages | None
-    """An object that is notified when agents start and end, or None (see NodeSoftware)."""
-
-
 @asynccontextmanager
 async def embedded(
     nodes: Iterable[JSON],
@@ -278,26 +254,34 @@ async def embedded(
     factor: float = FACTOR,
     workloads: Iterable[SimWorkload] = (),
     sim: Mapping[str, Any] | None = None,
-    **setup: Unpack[EmbeddedOptions],
+    settings: Settings | None = None,
+    lease_timing: Timing = FAST_LEASE,
+    now: Callable[[], datetime] = wall_time,
+    cluster_policy: JSON | None = CLUSTER_POLICY,
+    hardware: dict[str, SimulatedGPUs] | None = None,
+    played: bool = True,
+    pages: Pages | None = None,
 ) -> AsyncIterator[Embedded]:
-    """Yield a cluster without an operator. The first failure of anything in it is raised at the end."""
+    """Yield a cluster without an operator. The first failure of anything in it is raised at the end.
+
+    `now`, the wall clock, must run with the event loop's time, and `hardware` has what labels of nodes cannot describe.
+    """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
-    now, played = setup.get("now", wall_time), setup.get("played", True)
-    cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)
+    cluster = _cluster(nodes, cluster_policy, sim_settings, now)
     log: list[str] = []
     software = NodeSoftware(
         cluster.client("node"),
         sim_settings,
         log=log.append,
         agent_client=lambda node: cluster.client(f"agent-{node}"),
-        hardware=setup.get("hardware"),
-        pages=setup.get("pages"),
+        hardware=hardware,
+        pages=pages,
     )
     players = Workloads(cluster.client("workloads"), sim_settings, refuse=software.refuse, waits=software.keeps_waiting)
     for workload in workloads:
         players.apply(workload)
-    settings, lease = setup.get("settings") or fast_settings(factor), setup.get("lease_timing", FAST_LEASE)
-    environment = Embedded(cluster, software, players, settings, lease, now, log=log)
+    shell = settings or fast_settings(factor)
+    environment = Embedded(cluster, software, players, shell, lease_timing, now, log=log)
     tasks = [asyncio.create_task(software.run()), asyncio.create_task(players.run())] if played else []
     try:
         yield environment

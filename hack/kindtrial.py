@@ -9,12 +9,11 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from hack import launch
 from hack.cluster import kind
-from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.api import Api, ApiError, Object, is_true
 from hack.cluster.cli import EXPECTED
 from hack.cluster.kubeconfig import kubeconfig_path, open_api
 from hack.cluster.process import wait_until
@@ -88,8 +87,11 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     try:
         _step("the agent reads two SIMULATED GPUs", lambda: wait_until(reads_gpus, SECONDS, "GPUs"))
         api.create(POLICIES, POLICY)
-        what = "the policy to be accepted"
-        _step("a policy for its node is accepted", lambda: wait_until(partial(_accepted, api), SECONDS, what))
+        what, path = "the policy to be accepted", f"{POLICIES}/{POLICY['metadata']['name']}"
+        _step(
+            "a policy for its node is accepted",
+            lambda: wait_until(lambda: is_true(api.get(path), "Accepted"), SECONDS, what),
+        )
     finally:
         try:
             api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
@@ -103,12 +105,6 @@ def _helm_test(kubeconfig: Path) -> None:
     done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
         raise TrialError(f"helm test found that this installation cannot work:\n{done.stdout}{done.stderr}")
-
-
-def _accepted(api: Api) -> bool:
-    status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
-    conditions = status.get("conditions") or ()
-    return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)
 
 
 def _step(what: str, work: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hack.cluster.api import Api
+from hack.cluster.api import Api, is_true
 from hack.cluster.kubeconfig import open_api, service_account_token, write_token_kubeconfig
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import program
@@ -235,14 +235,6 @@ def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
     """Wait until the present generation of a policy is Ready."""
-
-    def ready() -> bool:
-        raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
-        return any(
-            row["type"] == "Ready"
-            and row["status"] == "True"
-            and row["observedGeneration"] == raw["metadata"]["generation"]
-            for row in raw.get("status", {}).get("conditions", ())
-        )
-
-    wait_until(ready, seconds, f"policy {policy} to be Ready", poll=READY_POLL)
+    path = f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}"
+    what = f"policy {policy} to be Ready"
+    wait_until(lambda: is_true(api.get(path), "Ready"), seconds, what, poll=READY_POLL)

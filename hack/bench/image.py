@@ -6,12 +6,11 @@ Some libraries import optional ones that only the development environment has, s
 import compileall
 import re
 import shutil
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from hack import launch
-from hack.cluster.api import Api
-from hack.cluster.kubeconfig import service_account_token
 from hack.images import local
 
 LOCK = launch.ROOT / "requirements.lock"
@@ -49,16 +48,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
+def operator(kubeconfig: Path, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """Return the shipped operator, not started, with only the packages of its image (`make_site`)."""
-    site = directory / "site"
-    make_site(site)
-    token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
-    environment = {
-        **launch.operator_environment(factor),
-        **glibc_settings(),
-        **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
-        **launch.write_account(directory / "account", launch.Door(api.url, api.ca_pem), token),
-        "PYTHONPATH": str(site),
-    }
-    return launch.LaunchedProcess(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")
+    make_site(site := directory / "site")
+    shipped = launch.operator(kubeconfig, directory, factor, **settings)
+    environment = {**shipped.environment, **glibc_settings(), "PYTHONPATH": str(site)}
+    return replace(shipped, arguments=("-S", "-m", "gpusharing.controller.main"), environment=environment)

@@ -243,7 +243,7 @@ def open_testbed(
         settings = {**SHELL_DEFAULTS, **settings, "metrics_port": str(port)}
         with (
             launch.node_software(plane.kubeconfig, files, factor, *arguments) if node_software else nullcontext(),
-            image.operator(plane.api, files, factor, **settings) as operator,
+            image.operator(plane.kubeconfig, files, factor, **settings) as operator,
         ):
             testbed = Testbed(plane, files, operator, port, factor)
             testbed.wait_started()

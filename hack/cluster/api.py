@@ -186,3 +186,10 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 def selector(labels: Mapping[str, str]) -> str:
     """Return labels, sorted by key, as the value of a labelSelector query parameter; empty without labels."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def is_true(obj: Object, condition: str) -> bool:
+    """Whether a condition is True, and for the present generation if it names one, as `kubectl wait` checks it."""
+    present = obj.get("metadata", {}).get("generation")
+    rows = [row for row in (obj.get("status") or {}).get("conditions") or () if row["type"] == condition]
+    return any(row["status"] == "True" and row.get("observedGeneration", present) == present for row in rows)

@@ -11,7 +11,7 @@ from functools import cache
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.vocabulary.lengths import counted
-from hack.cluster.api import Api, Object, in_parallel
+from hack.cluster.api import Api, Object, in_parallel, is_true
 from hack.cluster.commands import MANAGED_BY_KWOK
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import CONTROLPLANE_SOURCE, KWOK_VERSION, kubernetes_version
@@ -144,7 +144,5 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
 
 def is_ready(node: Object) -> bool:
     """Whether the node's Ready condition is True and it does not have the taint `node.kubernetes.io/not-ready`."""
-    conditions = node.get("status", {}).get("conditions", [])
-    ready = any(row["type"] == "Ready" and row["status"] == "True" for row in conditions)
     taints = {taint["key"] for taint in node["spec"].get("taints", [])}
-    return ready and "node.kubernetes.io/not-ready" not in taints
+    return is_true(node, "Ready") and "node.kubernetes.io/not-ready" not in taints

@@ -125,15 +125,23 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
     """Yield a control plane with everything but the operator."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
+
+    def prepare() -> None:
+        install.install_gpu_operator(plane.api)
+        for name in fleet.NAMESPACES:
+            plane.api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+
+    def populate() -> None:
+        nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))
+
+    def install_chart() -> None:
+        product.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
+
     try:
         _step(screen, "etcd, API server, controller-manager, scheduler, kwok", plane.start)
-        _step(screen, "stand-ins for the GPU Operator's CRDs and ClusterPolicy", partial(_prepare, plane))
-        _step(
-            screen,
-            "our chart, by helm install",
-            partial(product.install_chart, plane.kubeconfig, "--set", "operator.replicaCount=0"),
-        )
-        _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", partial(_populate, plane))
+        _step(screen, "stand-ins for the GPU Operator's CRDs and ClusterPolicy", prepare)
+        _step(screen, "our chart, by helm install", install_chart)
+        _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", populate)
         software = product.node_software(plane.kubeconfig, plane.directory, FACTOR, "--agent-interval", "1")
         with software:
             async with HttpClient(OfficialLogin(plane.kubeconfig), name="demo") as client:
@@ -150,14 +158,3 @@ def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")
-
-
-def _prepare(plane: ControlPlane) -> None:
-    install.install_gpu_operator(plane.api)
-    for name in fleet.NAMESPACES:
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
-        plane.api.create("/api/v1/namespaces", namespace)
-
-
-def _populate(plane: ControlPlane) -> None:
-    nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))

@@ -70,13 +70,15 @@ Hook = Callable[[Write, Literal["before", "after"]], None]
 
 
 class CallMatch(TypedDict, total=False):
-    """Conditions, in addition to verb and kind, for the calls that a fault hits; see CallFault."""
+    """Conditions, in addition to verb and kind, for the calls that a fault hits; None matches everything."""
 
     identity: str | None
     namespace: str | None
     name: str | None
     subresource: str | None
+    """Empty for the object itself."""
     selector: str | None
+    """A string that the selector of the list or watch must contain."""
 
 
 @dataclass
@@ -87,14 +89,8 @@ class CallFault:
     resource: Resource | None
     error: BaseException | Silence
     times: float
-    after: bool = False
-    identity: str | None = None
-    namespace: str | None = None
-    name: str | None = None
-    subresource: str | None = None
-    """The subresource; empty for the object itself. Here, as in the other conditions, None matches everything."""
-    selector: str | None = None
-    """A string that the selector of the list or watch must contain."""
+    after: bool
+    match: CallMatch
     hits: int = 0
 
     def lift(self) -> None:
@@ -105,11 +101,11 @@ class CallFault:
             self.times > 0
             and call.verb == self.verb
             and self.resource in (None, call.resource)
-            and self.identity in (None, call.identity)
-            and self.namespace in (None, call.namespace or "")
-            and self.name in (None, call.name)
-            and self.subresource in (None, call.subresource or "")
-            and (self.selector is None or self.selector in call.selector)
+            and self.match.get("identity") in (None, call.identity)
+            and self.match.get("namespace") in (None, call.namespace or "")
+            and self.match.get("name") in (None, call.name)
+            and self.match.get("subresource") in (None, call.subresource or "")
+            and (self.match.get("selector") or "") in call.selector
         )
 
 
@@ -141,7 +137,7 @@ class Faults:
         """Make the next `times` matching calls raise `error`, or get no answer if it is SILENCE. With `after` a write
         is applied first. A list has no name, so use `selector` for the lists of one node; a list of all namespaces has
         the `namespace` ""."""
-        fault = CallFault(verb, resource, error, times, after, **match)
+        fault = CallFault(verb, resource, error, times, after, match)
         self._faults.append(fault)
         return fault
 

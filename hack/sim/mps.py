@@ -78,8 +78,11 @@ class MpsDaemon(Configured):
                 raise PluginError("unknown configuration key")
             config = self.config(key)
             models = (await self.read()).models
-            for model in models:
-                _refuse_too_many(config.clients, model.product)
+            for card in (find_card(model.product) for model in models):
+                most = most_clients(card.compute_capability if card else (0, 0))
+                if (config.clients or 0) > most:
+                    what = "invalid MPS configuration: maximum allowed replicas exceeded"
+                    raise PluginError(f"{what}: {config.clients} > {most}")
         except (PluginError, LibraryError) as error:
             self.cluster.log(f"{self.node.name}: {self.operand}: crash-loops: {error}")
             return False
@@ -121,10 +124,3 @@ class MpsDaemon(Configured):
 def most_clients(compute_capability: tuple[int, int]) -> int:
     """Return how many clients per GPU the daemon allows (docs/design/nvidia.md#b5)."""
     return 48 if compute_capability >= (7, 5) else 16
-
-
-def _refuse_too_many(clients: int | None, product: str) -> None:
-    card = find_card(product)
-    most = most_clients(card.compute_capability if card else (0, 0))
-    if clients is not None and clients > most:
-        raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")
