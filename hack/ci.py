@@ -175,7 +175,6 @@ class Checks:
         return status or swept
 
     def _report(self) -> int:
-        """Print the table, and write PASSED if everything was run and passed on a checkout without changes."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if left_out := os.environ.get("LEAVE_OUT"):
             print(f"!! LEFT OUT ON PURPOSE, so this is no full check: {left_out}")
@@ -190,7 +189,6 @@ class Checks:
 
 
 def record() -> int:
-    """Write PASSED if the checkout has no changes."""
     commands = (["git", "status", "--porcelain", "--untracked-files=no"], ["git", "rev-parse", "HEAD"])
     changed, commit = (subprocess.run(each, capture_output=True, text=True, check=False) for each in commands)
     if changed.stdout or changed.returncode or commit.returncode:

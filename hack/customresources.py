@@ -21,8 +21,6 @@ from hack.crdschema import Schema, structural_schema
 
 @dataclass(frozen=True, slots=True)
 class PrinterColumn:
-    """A column of `kubectl get` for one of our resources."""
-
     name: str
     """The heading, which kubectl shows in upper case."""
     path: str
@@ -38,8 +36,6 @@ class PrinterColumn:
 
 @dataclass(frozen=True, slots=True)
 class CustomResource:
-    """One of our custom resources, which are cluster-scoped."""
-
     kind: str
     plural: str
     short_name: str
@@ -187,7 +183,6 @@ class _Dumper(yaml.SafeDumper):
 
 
 def crds() -> dict[str, str]:
-    """Return the content of each file in crds/ by its path."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 

@@ -41,7 +41,6 @@ def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = Fal
 
 
 def increase(metric: str, over: str) -> str:
-    """Return a query for the increase of a counter within the range `over`."""
     return f"increase({metric}[{over}])"
 
 
@@ -324,7 +323,6 @@ DASHBOARDS = (FLEET, ROLLOUT, TENANT, WASTE)
 
 
 def panels() -> Iterator[tuple[str, Panel]]:
-    """Yield (name of the dashboard, panel) for every panel of all dashboards."""
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
             yield dashboard.name, panel
@@ -344,7 +342,6 @@ VALUES: dict[str, str] = {
 
 
 def dashboard() -> dict[str, str]:
-    """Return the JSON of each dashboard, by the path of its file."""
     return {f"{FOLDER}/{board.name}.json": json.dumps(_model(board), indent=1) + "\n" for board in DASHBOARDS}
 
 

@@ -63,7 +63,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
-    """Return the content of all generated files, by their path below the root."""
     files: dict[str, str] = {}
     for generator in generators:
         for path, content in generator().items():

@@ -72,7 +72,6 @@ def status(state: JSON) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return one item: the path of the picture and its content, an SVG file."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())

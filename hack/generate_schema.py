@@ -59,7 +59,6 @@ Schema = dict[str, Any]
 
 
 def schema() -> dict[str, str]:
-    """Return the text of the JSON schema, by its path."""
     definitions: dict[str, Schema] = {}
     documents_of = []
     for kind in DOCUMENTS:

@@ -59,7 +59,6 @@ COMMON = (
 
 
 def values() -> dict[str, str]:
-    """Return the content of the page and of the chart's README, by path."""
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = {row.split("`")[1]: row for row in _rows(text, schema)}

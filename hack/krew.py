@@ -80,7 +80,6 @@ def manifest(source: str, hashes: Mapping[str, str]) -> str:
 
 
 def archive(platform: str) -> str:
-    """Return the file name of the archive for a platform such as `linux/amd64`."""
     return f"{PROGRAM}_v{version()}_{platform.replace('/', '_')}.tar.gz"
 
 

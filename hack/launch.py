@@ -168,7 +168,6 @@ class LaunchedProcess:
 
     @property
     def pid(self) -> int:
-        """The pid of the program, which must have been started."""
         assert self._running is not None, "not started"
         return self._running.pid
 
@@ -181,7 +180,6 @@ class LaunchedProcess:
         return self._running is not None and self._running.poll() is None
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the program, which must have been started."""
         assert self._running is not None, "not started"
         self._running.send_signal(number)
 
@@ -234,7 +232,6 @@ def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: 
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
-    """Wait until the present generation of a policy is Ready."""
     path = f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}"
     what = f"policy {policy} to be Ready"
     wait_until(lambda: is_true(api.get(path), "Ready"), seconds, what, poll=READY_POLL)

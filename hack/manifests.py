@@ -38,7 +38,6 @@ class RenderError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the file and print its path."""
     options = parser("hack.manifests", __doc__, TARGET, "default: build/install.yaml").parse_args(arguments)
     try:
         text = install_manifest(options.repository, options.digest)

@@ -87,7 +87,6 @@ class BundleError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write bundle and file, and print the paths of both."""
     replaced = "its folder `bundle` is replaced, and the file beside it of the same version"
     command = parser("hack.olm", __doc__, TARGET, f"default: build/olm; {replaced}")
     command.add_argument("--source", default=UNKNOWN_SOURCE, help="address of the repository, for the links")

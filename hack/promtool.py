@@ -67,7 +67,6 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of promtool and Prometheus."""
     try:
         for program in PROGRAMS:
             try:

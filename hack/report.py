@@ -95,7 +95,6 @@ class Report:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Add the test's rung to its report, as `rung`."""
         report = yield
         vars(report)["rung"] = find_rung(item)
         if report.failed:
@@ -217,7 +216,6 @@ def shorten(report: pytest.TestReport) -> None:
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return all (name, seconds) entries, the largest number of seconds first."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 

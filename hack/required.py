@@ -87,7 +87,6 @@ class Required:
         return (yield from self._report_once(item))
 
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Turn an UnavailableError into a failure, and each later one with the same message into a skip."""
         try:
             return (yield)
         except UnavailableError as caught:

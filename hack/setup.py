@@ -60,7 +60,6 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> str:
-    """Run `pip install` in .venv with these arguments."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}
@@ -78,7 +77,6 @@ def say(text: str) -> None:
 
 
 def refuse(why: str, remedy: str) -> int:
-    """Print what is wrong and what to do about it, and return exit status 1."""
     say(f"{why}: {remedy}")
     return 1
 

@@ -93,7 +93,6 @@ def main(arguments: list[str], steps: Steps) -> int:
 
 
 def without_tests() -> list[str]:
-    """Return the names of the steps that do not run pytest."""
     return [name for name, command in STEPS.items() if not command.startswith("pytest ")]
 
 

@@ -143,7 +143,6 @@ def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Me
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of `python -m hack.bench` and return its options."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
     parser.add_argument("--only", default=",".join(AIMS), help="metrics, separated by commas")
     parser.add_argument("--quick", action="store_true", help="small sizes: a first impression, not a result")

@@ -161,8 +161,6 @@ SERVICE_ACCOUNT = "gpusharing-agent"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An agent process, with its port for probes and metrics."""
-
     pid: int
     port: int
     token: str

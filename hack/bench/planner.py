@@ -70,7 +70,6 @@ def fleet(count: int, **spec: object) -> ClusterSnapshot:
 
 
 def card() -> Card:
-    """Return the row of our card table for the GPUs of the fleet."""
     card = find_card(PRODUCT)
     assert card is not None, "in the table"
     return card
@@ -94,7 +93,6 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """Return a node that a policy of mode Full has adopted, with its configuration proven."""
     assert owner.spec is not None, "valid"
     request = find_request(owner.name, owner.spec)
     (plugin_key,) = request.plugins
@@ -146,7 +144,6 @@ def _gpunode(name: str) -> GPUNodeView:
 
 
 def _stack(policies: list[PolicyView]) -> StackView:
-    """Return NVIDIA's stack with the configurations that the planner would write for `policies`."""
     cluster_policy = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
     empty = StackView(
         cluster_policy=cluster_policy,

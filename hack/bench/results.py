@@ -12,8 +12,6 @@ REFERENCE_PACE_MS = 70.0
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """The limit that a metric should stay within."""
-
     limit: float
     at_least: bool = False
     """Whether the value should be `limit` or more, instead of `limit` or less."""
@@ -80,8 +78,6 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Metrics that could not be measured, and why."""
-
     metrics: tuple[str, ...]
     """All metrics of the part that failed, including those that it yielded before it failed."""
     why: str
@@ -122,7 +118,6 @@ def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
 def write(
     path: Path, results: Sequence[Measured], machine: Mapping[str, str | int | float], lost: Sequence[Lost] = ()
 ) -> None:
-    """Write the results to `path` as one flat JSON object."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None}
     flat |= {f"{name}.failed": why for name, why in failures(results, lost).items()}

@@ -67,8 +67,6 @@ def report(testbed: Testbed, count: int, seconds: float) -> None:
 
 
 def wait_planned(testbed: Testbed, seconds: float) -> None:
-    """Wait until the operator, which was just started, has planned once."""
-
     def planned() -> bool:
         with suppress(OSError):  # not listening yet
             return read_metric(testbed.metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1

@@ -86,8 +86,6 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
     }
 
     class Handler(BaseHTTPRequestHandler):
-        """Answers GET requests with the lists."""
-
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:

@@ -202,7 +202,6 @@ class Testbed:
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
-        """Count the operator's requests since the span began."""
         claims = claim_writes(self.metrics_port) - span.start_claims
         return count(self.requests(span), claims)
 

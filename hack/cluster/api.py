@@ -31,8 +31,6 @@ R = TypeVar("R")
 
 
 class ApiError(Exception):
-    """The API server refused a request."""
-
     def __init__(self, method: str, path: str, status: int, body: str) -> None:
         self.status = status
         self.body = body
@@ -79,7 +77,6 @@ class Api:
         self.close()
 
     def close(self) -> None:
-        """Close the idle connections."""
         with self._lock:
             for _, connection in self._idle:
                 connection.close()

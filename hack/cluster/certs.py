@@ -36,8 +36,6 @@ SERVICE_ADDRESS = "10.96.0.1"
 
 @dataclass(frozen=True)
 class Pki:
-    """The paths of the PEM files of one control plane."""
-
     directory: Path
 
     @property
@@ -58,7 +56,6 @@ class Pki:
 
 
 def kubelet_user(node: str) -> str:
-    """Return the client name of the real kubelet of `node`."""
     return f"kubelet-{node}"
 
 

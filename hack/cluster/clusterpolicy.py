@@ -14,8 +14,6 @@ FIELDS = Path(__file__).resolve().parent / "manifests" / "cluster-policy-fields.
 
 @dataclass(frozen=True)
 class Field:
-    """One field of ClusterPolicy, in one version of its CRD."""
-
     path: tuple[str, ...]
     schema: Object
     present: bool

@@ -22,8 +22,6 @@ STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
 
 @dataclass(frozen=True)
 class Layout:
-    """The folder and the ports of one control plane."""
-
     directory: Path
     etcd_port: int
     etcd_peer_port: int

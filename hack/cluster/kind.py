@@ -75,12 +75,10 @@ def up(directory: Path, kubeconfig: Path) -> Api:
 
 
 def down() -> None:
-    """Delete the kind cluster, if there is one."""
     _must(program(), "delete", "cluster", "--name", CLUSTER_NAME)
 
 
 def load(archive: Path) -> None:
-    """Load the image in `archive`, which `make images` wrote, into every node."""
     _must(program(), "load", "image-archive", str(archive), "--name", CLUSTER_NAME)
 
 

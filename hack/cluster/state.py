@@ -31,7 +31,6 @@ class ClusterState:
 
 
 def read(directory: Path) -> ClusterState | None:
-    """Return the record in `directory`, or None if there is none."""
     try:
         return ClusterState(**json.loads((directory / FILE).read_text()))
     except FileNotFoundError:

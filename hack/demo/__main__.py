@@ -30,7 +30,6 @@ TRY_NEXT = {
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of the demo and return its options."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
         "--driver",

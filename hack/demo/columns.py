@@ -37,7 +37,6 @@ class KubectlView:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of kubectl that print this view."""
         words = ["get", self.kind, *self.names]
         if self.field:
             words += ["--field-selector", "=".join(self.field)]
@@ -82,7 +81,6 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 
 def places(*nodes: str) -> KubectlView:
-    """Return a view of these GPUNodes, or of all if none is named."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
@@ -113,7 +111,6 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table that kubectl would print."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]

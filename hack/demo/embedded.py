@@ -75,7 +75,6 @@ class EmbeddedStage:
         ]
 
     async def changed(self) -> None:
-        """Wait for the next write to the cluster, but no longer than 0.2 s."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._environment.cluster.changed()

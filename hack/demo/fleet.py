@@ -47,7 +47,6 @@ TARGET = {"3g.40gb": 1, "1g.10gb": 4}
 
 
 def nodes() -> list[JSON]:
-    """Return the manifests of the fleet's Nodes, pool by pool."""
     manifests = []
     for pool, card, gpus, count in POOLS:
         for name in (f"gpu-{pool}-{number}" for number in range(1, count + 1)):

@@ -37,7 +37,6 @@ class Recorder:
         """The states since the last one of `rollout`, which have all the same outline, and how often each was read."""
 
     async def keep_fleet(self) -> None:
-        """Read all policies and GPUNodes into `fleet`."""
         self.fleet = await _read(self.stage)
 
     @asynccontextmanager

@@ -13,8 +13,6 @@ class DemoFailed(Exception):
 
 
 class Screen:
-    """The terminal, or the file, to which the demo prints."""
-
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
         self.out = out or sys.stdout
         self.color = color and self.out.isatty()

@@ -153,7 +153,6 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Apply a change of pool-b that is paused, wait for its plan and show it."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(

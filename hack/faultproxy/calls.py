@@ -34,8 +34,6 @@ class Aimed:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A call as it arrived at the proxy."""
-
     method: str
     path: str
     query: str
@@ -70,8 +68,6 @@ class Incoming:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OpenWatch:
-    """A watch that a client has open through the proxy."""
-
     path: str
     opened: float
 
@@ -197,7 +193,6 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path of an object without its subresource."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

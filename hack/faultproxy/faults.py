@@ -78,7 +78,6 @@ class Fault:
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers that the client gets."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
@@ -209,8 +208,6 @@ class DateShifted(Fault):
 
 
 class WatchFault(Fault):
-    """A fault of watches."""
-
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:

@@ -38,8 +38,6 @@ Lines = asyncio.Queue[tuple[float, bytes]]
 
 
 class Relay:
-    """All watches that are open through the proxy."""
-
     def __init__(self) -> None:
         self._open: set[Lines] = set()
 

@@ -74,7 +74,6 @@ def merge(name: str, figures: Figures, path: Path = MEASURED) -> None:
 
 
 def performance() -> dict[str, str]:
-    """Return the page with the tables of the saved figures, by its path."""
     return {PAGE: written((ROOT / PAGE).read_text(), load())}
 
 

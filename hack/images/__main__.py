@@ -34,7 +34,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def overall(statuses: Sequence[int]) -> int:
-    """Return the exit status for all images, from that of each."""
     return next((status for status in (TOO_BIG, FOUND) if status in statuses), 0)
 
 

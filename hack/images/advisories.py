@@ -34,8 +34,6 @@ class AdvisoryError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class AdvisoryHit:
-    """A part of the image that an advisory names."""
-
     name: str
     version: str
     advisory: str

@@ -53,7 +53,6 @@ class Origin:
 
     @property
     def created(self) -> str:
-        """The time of the commit as RFC 3339."""
         return f"{datetime.fromtimestamp(self.epoch, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -140,7 +139,6 @@ class Image:
 
     @property
     def sbom(self) -> Path:
-        """The path of the bill of materials (SPDX 2.3), which is next to the archive."""
         return self.archive.with_suffix(".spdx.json")
 
     def write_sbom(self, origin: Origin) -> None:
@@ -215,7 +213,6 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
-    """Return the SPDX document: a package for the image, and one for each part."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -275,7 +272,6 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def read_parts(document: JSON) -> tuple[ImagePart, ...]:
-    """Return the parts of an image that its SPDX document lists."""
     parts = []
     for row in document["packages"]:
         locator = str(row["externalRefs"][0]["referenceLocator"])

@@ -134,7 +134,6 @@ class LockError(ValueError):
 
 
 def parse_lock(text: str) -> list[Package]:
-    """Return the packages in the content of a lock, sorted."""
     packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):

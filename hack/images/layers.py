@@ -23,8 +23,6 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """A folder, packed as a layer of an image."""
-
     name: str
     data: bytes
     diff_id: str
@@ -128,12 +126,10 @@ def archive(
 
 
 def descriptor(media_type: str, data: bytes) -> JSON:
-    """Return the OCI descriptor of a blob: its media type, digest and size."""
     return {"mediaType": media_type, "digest": sha256(data), "size": len(data)}
 
 
 def blob_name(data: bytes) -> str:
-    """Return the path of a blob inside an OCI layout."""
     return f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
 
 

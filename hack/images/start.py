@@ -96,7 +96,6 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts is at most LIMIT."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 

@@ -36,7 +36,6 @@ class WheelError(UnavailableError):
 
 
 def native() -> str:
-    """Return Debian's name of this machine's architecture."""
     for name, machine in MACHINES.items():
         if platform.machine() == machine:
             return name
@@ -55,7 +54,6 @@ def download(architecture: str) -> list[Path]:
 
 
 def hashes(files: Sequence[Path]) -> dict[str, str]:
-    """Return the sha256 of each file, by file name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -76,7 +74,6 @@ def own_wheel(folder: Path, epoch: int, source: str) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Install wheels into the tree's folder of packages."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(
@@ -97,7 +94,6 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
 
 
 def entry_points(tree: Path) -> None:
-    """Write the console scripts of operator and agent into the tree."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():

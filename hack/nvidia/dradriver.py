@@ -14,7 +14,6 @@ from hack.sim.settings import SimSettings
 
 
 def kubelet_plugin(sandbox: Sandbox, node: str, kubeconfig: Path) -> SandboxTask:
-    """Return gpu-kubelet-plugin for a node, not started yet."""
     folder = sandbox.folder / "dra"
     root = folder / "root"
     libraries, programs = root / "usr" / "lib64", root / "usr" / "bin"

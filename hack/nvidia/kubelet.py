@@ -240,8 +240,6 @@ class LogServer:
         context = create_pki(folder).server_context()
 
         class Handler(BaseHTTPRequestHandler):
-            """Answers requests for the logs of pods."""
-
             def do_GET(self) -> None:
                 _answer(self, find)
 
@@ -259,11 +257,9 @@ class LogServer:
         return {"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
 
     def start(self) -> None:
-        """Begin to answer requests, in a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, wait for the thread, and close the port."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()

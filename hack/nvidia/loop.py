@@ -61,7 +61,6 @@ class NvidiaLoop:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec with `apply` and wait until the policy is Ready."""
         self.apply(**spec)
         self.wait_ready()
 
@@ -178,8 +177,6 @@ SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g
 
 @dataclass(frozen=True)
 class Stop:
-    """One mode of the walk."""
-
     text: str
     spec: Object
     """The fields of the policy's spec that set the mode."""

@@ -32,8 +32,6 @@ PLUGIN_MAP, MIG_MAP = "gpusharing-device-plugin", "gpusharing-mig-parted"
 
 
 class RealNode:
-    """One node with NVIDIA's programs."""
-
     def __init__(
         self,
         kubeconfig: Path,

@@ -96,8 +96,6 @@ def why_not() -> str | None:
 
 
 class Sandbox:
-    """NVIDIA's programs on one simulated machine."""
-
     def __init__(self, simulator: Simulator, folder: Path) -> None:
         self.simulator = simulator
         self.folder = folder.resolve()

@@ -78,7 +78,6 @@ class SandboxTask:
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run the program and wait for its end, as for an init container."""
         self.start()
         assert self._process is not None, "just started"
         try:

@@ -182,8 +182,6 @@ class SimEvent(Structure):
 
 
 class SimState(Structure):
-    """The content of the whole file."""
-
     _fields_ = (
         ("magic", c_uint64),
         ("size", c_uint64),

@@ -27,7 +27,6 @@ RESULTS = {
 
 
 def text(raw: bytes) -> str:
-    """Return the content of a character field as a string, decoded as UTF-8."""
     return raw.decode()
 
 
@@ -212,7 +211,6 @@ class Simulator:
             slot.used = 1
 
     def remove_process(self, pid: int) -> None:
-        """End the processes with this pid on all GPUs, if there are any."""
         with self.edit() as state:
             for process in state.processes:
                 if process.pid == pid:

@@ -60,7 +60,6 @@ def write_archive(image: OneLayerImage, path: Path) -> None:
 
 
 def native() -> str:
-    """Return this machine's architecture, as images name it."""
     return ARCHITECTURES[platform.machine()]
 
 

@@ -52,8 +52,6 @@ _FOLDERS = ("log", "lib/upper", "lib/work", "kubelet")
 
 
 class Machine:
-    """The namespaces and the cgroup of one node."""
-
     def __init__(self, name: str, folder: Path, bridge: Bridge, number: int) -> None:
         self.name, self.folder, self.number = name, folder.resolve(), number
         self.bridge = bridge

@@ -24,8 +24,6 @@ class NetworkError(Exception):
 
 @dataclass(frozen=True)
 class Bridge:
-    """The bridge between this machine and the nodes."""
-
     name: str
     subnet: ipaddress.IPv4Network
 

@@ -53,7 +53,6 @@ class NodeFiles:
 
 
 def containerd_settings(files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]) -> str:
-    """Return the configuration file of containerd 2.x."""
     quoted = json.dumps  # TOML's basic strings are JSON's
     cri = '[plugins."io.containerd.cri.v1.'
     runtime = f'{cri}runtime"'
@@ -102,7 +101,6 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """Return the content of the kubelet's configuration file, as YAML."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",

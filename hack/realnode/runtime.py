@@ -61,7 +61,6 @@ def write_runtime(folder: Path) -> Path:
 
 
 def state_file(folder: Path) -> Path:
-    """Return the path of the simulated machine's state file."""
     return folder / "state" / "nvml.state"
 
 
@@ -86,7 +85,6 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def add_hooks(spec: Object, folder: Path, *hooks: tuple[str, str]) -> None:
-    """Append `hooks` to those of the OCI configuration `spec`, in place."""
     for stage, verb in hooks:
         stages = spec.setdefault("hooks", {})
         stages.setdefault(stage, []).append({"path": str(folder / "hook"), "args": ["hook", verb]})

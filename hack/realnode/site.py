@@ -51,7 +51,6 @@ class HostServices:
         self._feeder.start()
 
     def stop(self) -> None:
-        """Stop both services and close the connection to the API server."""
         self._ended.set()
         if self._bus is not None:
             self._bus.stop()
@@ -124,12 +123,10 @@ class Site:
         self.software.clear()
 
     def reboot(self, name: str) -> None:
-        """Kill all processes of the node, and start it again."""
         self.stop(name)
         self.restart(name)
 
     def stop(self, name: str) -> None:
-        """Kill all processes of the node `name`, its host services included."""
         self.software.pop(name).stop()
         self.nodes[name].power_off()
 

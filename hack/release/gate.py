@@ -29,8 +29,6 @@ OSV = "https://osv-vulnerabilities.storage.googleapis.com"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prepared release and the state of the checkout it comes from."""
-
     version: str
     commit: str
     """The commit of the checkout, with `-dirty` at its end if a tracked file has been changed."""
@@ -100,7 +98,6 @@ def scan(documents: Sequence[Path], files: Sequence[Path], accepted: Mapping[str
 
 
 def read_parts_of(path: Path) -> tuple[ImagePart, ...]:
-    """Return the parts that a bill of materials lists."""
     return read_parts(json.loads(path.read_text()))
 
 

@@ -36,8 +36,6 @@ class PrepareError(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared release, as release.json describes it."""
-
     version: str
     registry: str
     """The registry and team in front of the names of image and chart, or empty if none was named."""
@@ -47,7 +45,6 @@ class Prepared:
 
     @property
     def image(self) -> str:
-        """The image's name without tag and digest."""
         return f"{self.registry or UNKNOWN_REGISTRY}/{CHART.name}"
 
 
@@ -150,7 +147,6 @@ def sums(folder: Path) -> str:
 
 
 def read_prepared(out: Path) -> Prepared:
-    """Return the description of the release that `prepare` wrote to `out`."""
     try:
         prepared = Prepared(**json.loads((out / "release.json").read_text()))
         listed = (out / "files" / SUMS).read_text()

@@ -93,7 +93,6 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Run the simulator and return the exit status."""
     options = arguments()
     try:
         named = {name: getattr(options, name) for name in OPTIONS}

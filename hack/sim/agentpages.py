@@ -120,15 +120,12 @@ class AgentPages:
         self._lapses.pop(node, None)
 
     def close(self) -> None:
-        """Stop the server, wait for its thread, and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Timed(Collector):
-    """A collector whose samples carry the time of a SIMULATED clock."""
-
     def __init__(self, collector: Collector, lapse: Lapse) -> None:
         self._collector, self._lapse = collector, lapse
 

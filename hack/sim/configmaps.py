@@ -15,7 +15,6 @@ class MountedConfigMaps:
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Store a version of a ConfigMap, None if it was deleted."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:

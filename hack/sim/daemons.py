@@ -145,7 +145,6 @@ class DaemonSetPlayer:
 
 
 def daemon_pods(settings: SimSettings) -> dict[str, DaemonPods]:
-    """Return a record of the pods of each DaemonSet, by its name."""
     operator = settings.gpu_operator_namespace
     mps = (LABEL_AGENT, PLAIN_PLUGIN) if settings.plain_config else (LABEL_MPS_DAEMON, MPS_DAEMON)
     return {

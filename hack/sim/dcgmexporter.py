@@ -17,8 +17,6 @@ HELP = {ACTIVE: "Ratio of time the graphics engine is active.", USED: "Framebuff
 
 @dataclass(frozen=True, slots=True)
 class DCGMValues:
-    """The values that DCGM measures for a whole GPU or a MIG device."""
-
     gpu: int
     gpu_uuid: str
     active: float
@@ -35,8 +33,6 @@ class DCGMValues:
 
 @dataclass(frozen=True, slots=True)
 class SetUp:
-    """How one dcgm-exporter is set up, and how Prometheus scrapes it."""
-
     old_namespace: bool = False
     """Whether --use-old-namespace names the labels uuid, pod_name and pod_namespace."""
     hostname: str = "Hostname"

@@ -115,7 +115,6 @@ class KubeletPlugin:
             self._wake.set()
 
     def reboot(self) -> None:
-        """End the plugin, because the node goes down."""
         self._started = ""
 
     async def run(self) -> None:

@@ -129,7 +129,6 @@ def claim_for(pod: JSON, results: list[JSON]) -> JSON:
 
 
 def claim_status(pod: JSON, claim: JSON) -> JSON:
-    """Return the part of a pod's status that names its ResourceClaim."""
     name = claim["metadata"]["name"]
     if entries := pod["spec"].get("resourceClaims"):
         return {"resourceClaimStatuses": [{"name": row["name"], "resourceClaimName": name} for row in entries]}

@@ -133,7 +133,6 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind with its objects."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]

@@ -21,8 +21,6 @@ EVER: Final = math.inf
 
 
 class Silence(Enum):
-    """The type of SILENCE."""
-
     SILENCE = "no answer"
 
 
@@ -111,8 +109,6 @@ class CallFault:
 
 @dataclass
 class Faults:
-    """Scripted faults and the write log of one FakeCluster."""
-
     on_write: Hook | None = None
     """Called before and after each write, or None."""
     writes: list[Write] = field(default_factory=list)

@@ -22,8 +22,6 @@ class _Moment:
 
 
 class Lists:
-    """The lists that clients are reading page by page."""
-
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._moments: dict[int, _Moment] = {}

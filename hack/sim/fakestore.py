@@ -83,8 +83,6 @@ class StoredChange:
 
 @dataclass(frozen=True)
 class Backup:
-    """The objects and the version of a Store at one moment."""
-
     objects: dict[Resource, dict[Key, JSON]]
     version: int
 

@@ -48,7 +48,6 @@ ALL_RIGHTS = Container()
 
 
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
-    """Return the GPU as an agent in such a container reports it."""
     if gpu.access != "Ok":
         return gpu
     if not container.mig and gpu.mig_mode != "NotSupported":
@@ -64,7 +63,6 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
 
 
 def model_as_seen(model: Model, container: Container) -> Model:
-    """Return the model as an agent in such a container reports it."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
@@ -114,8 +112,6 @@ class _GPU:
 
 
 class SimulatedGPUs:
-    """The GPUs of one SIMULATED node."""
-
     simulated = True
 
     def __init__(self, node: str, products: Sequence[str], *, driver_version: str = DRIVER_VERSION) -> None:

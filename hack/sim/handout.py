@@ -52,7 +52,6 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def gpus_of(self, uid: str) -> set[int]:
-        """Return the indexes of the GPUs on which the devices of a pod are."""
         ids = {base(device) for devices in self._assigned.get(uid, {}).values() for device in devices}
         gpus = self._gpus.look()
         return {gpu.index for gpu in gpus if ids & {gpu.uuid, *(one.uuid for one in gpu.instances)}}

@@ -33,7 +33,6 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Watch pods and nodes, and schedule until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -156,7 +155,6 @@ def fraction_of(pod: JSON) -> float:
 
 
 def phase_of(pod: JSON) -> str:
-    """Return the phase of the pod; a pod without a status is Pending."""
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 

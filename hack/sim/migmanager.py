@@ -109,7 +109,6 @@ class MigManager:
         self._no_restart_on_exit = False
 
     def note(self, value: str) -> None:
-        """Pass on the Node's mig.config label."""
         if value != self._last_value:
             self._last_value = value
             self._register.set(value)

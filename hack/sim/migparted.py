@@ -75,7 +75,6 @@ def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
-    """Return the items of the configuration `name` in the YAML file."""
     items = parse(text).get(name)
     if items is None:
         raise ConfigError(f"no mig-config named {name!r}")

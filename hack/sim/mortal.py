@@ -55,7 +55,6 @@ class MortalClient(PassingClient):
         self._cut = resource, error
 
     def die(self) -> None:
-        """Kill the process: every further call raises Crash."""
         self.dead = True
         self.died.set()
 

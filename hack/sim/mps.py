@@ -50,7 +50,6 @@ class MpsDaemon(Configured):
         self._serve(None)
 
     def reboot(self) -> None:
-        """Kill the daemon because the node goes down."""
         self.kill()
         self._started = ""
 

@@ -101,7 +101,6 @@ class _MigPort:
         await asyncio.get_running_loop().create_future()  # until the reboot kills this process
 
     def log(self, line: str) -> None:
-        """Log a line that begins with the node's name."""
         self._node.log(line)
 
 
@@ -201,7 +200,6 @@ class SimNode:
         return next(filter(None, (self._plugin.refuse(container_requests(one)) for one in containers)), "")
 
     def log(self, line: str) -> None:
-        """Log a line that begins with the node's name."""
         self.cluster.log(f"{self.name}: {line}")
 
     def keeps_waiting(self, pod: JSON) -> bool:

@@ -39,7 +39,6 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet runs the operand on the node."""
         policy = self.cluster.policy
         if self.operand in policy.off:
             return False
@@ -109,8 +108,6 @@ class DevicePlugin(Configured):
 
 
 class FeatureDiscovery(Configured):
-    """GFD, which labels the node according to its configuration and the GPUs."""
-
     operand = "gpu-feature-discovery"
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
@@ -126,7 +123,6 @@ class FeatureDiscovery(Configured):
         await self.label()
 
     async def label(self) -> None:
-        """Update the node's labels, as one run of GFD's loop does."""
         if self._config is None:
             return
         self._turns += 1
@@ -150,8 +146,6 @@ class FeatureDiscovery(Configured):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The state of an operand's pod on the node."""
-
     exists: bool = False
     running: bool = False
     """Whether the main container is running, with the configuration `loaded`."""
@@ -160,8 +154,6 @@ class Pod:
 
 
 class OperandStep(Enum):
-    """A step that an operand's pod can take."""
-
     REST = auto()
     STOP = auto()
     START = auto()
@@ -200,8 +192,6 @@ class OperandPort(Protocol):
 
 
 class PlayedOperand:
-    """Simulates the pod of one operand of one node."""
-
     def __init__(self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]) -> None:
         self.name = name
         self._port = port

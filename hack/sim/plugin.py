@@ -211,7 +211,6 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0") -> dict[str, int]:
-    """Return the devices that the plugin registers by resource name."""
     if config.sharing == "mps":  # excludes MIG (docs/design/hardware.md#mig-mps); the daemon checks the clients
         if config.mig_strategy == "mixed":
             raise PluginError("using --mig-strategy=mixed is not supported with MPS")

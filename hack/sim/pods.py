@@ -14,8 +14,6 @@ ANNOTATION_MEMORY = "sim.gpusharing.dev/memory-gib"
 
 @dataclass(frozen=True, slots=True)
 class DeviceHolder:
-    """A running pod that holds GPU devices."""
-
     namespace: str
     name: str
     resources: Mapping[str, int]

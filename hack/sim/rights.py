@@ -18,7 +18,6 @@ class NodeLogin:
         self._token = ""
 
     async def access(self) -> Access:
-        """Return the address and the TLS settings of `api`'s server."""
         return Access(self._api.url, self._tls)
 
     async def token(self) -> str | None:

@@ -48,7 +48,6 @@ class SimWorkload:
     """The name of the scheduler that binds its pods; empty if Workloads binds them."""
 
     def body(self, suffix: str) -> JSON:
-        """Return the manifest of one pod, NAME-`suffix`, that has no node yet."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
