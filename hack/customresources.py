@@ -113,6 +113,20 @@ RESOURCES = (POLICY, GPUNODE)
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
     singular = resource.kind.lower()
+    schema: Schema = {
+        "type": "object",
+        "description": resource.description,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"Version of this schema: {GROUP}/{VERSION}."},
+            "kind": {"type": "string", "description": f"{resource.kind}."},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
+            "spec": structural_schema(resource.spec),
+            "status": structural_schema(resource.status, written_by_us=True),
+        },
+    }
+    if resource.rules:
+        schema |= cel(*resource.rules)
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -136,27 +150,11 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [column.manifest() for column in resource.columns],
                     "selectableFields": [{"jsonPath": path} for path in resource.selectable],
-                    "schema": {"openAPIV3Schema": _root(resource)},
+                    "schema": {"openAPIV3Schema": schema},
                 }
             ],
         },
     }
-
-
-def _root(resource: CustomResource) -> Schema:
-    schema: Schema = {
-        "type": "object",
-        "description": resource.description,
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string", "description": f"Version of this schema: {GROUP}/{VERSION}."},
-            "kind": {"type": "string", "description": f"{resource.kind}."},
-            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
-            "spec": structural_schema(resource.spec),
-            "status": structural_schema(resource.status, written_by_us=True),
-        },
-    }
-    return schema | cel(*resource.rules) if resource.rules else schema
 
 
 HEADER = (

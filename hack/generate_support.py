@@ -69,6 +69,13 @@ TITLES = {
 
 
 def support() -> dict[str, str]:
+    newest, *older = build.MIG_PARTED_PINS
+    releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
+    releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
+    nvidia = [
+        (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
+        for release, rungs in (*releases, (build.DRA_DRIVER, "3, 4"))
+    ]
     sentence = (ROOT / NVIDIA_PAGE).read_text().partition("Read in ")[2].partition("*Seen* means")[0]
     run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
     run.add(("k8s-device-plugin", build.DEVICE_PLUGIN.version))
@@ -78,7 +85,7 @@ def support() -> dict[str, str]:
     body = [
         "## Run by the tests",
         "",
-        *table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *_nvidia()]),
+        *table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *nvidia]),
         "",
         "## Other minors of Kubernetes",
         "",
@@ -140,14 +147,3 @@ def _kubernetes() -> list[tuple[str, str, str, str]]:
         ("kwok, as SIMULATED kubelets", toolchain.KWOK_VERSION, "2, 3", tools),
         ("Helm", f"{toolchain.HELM_VERSION}, {toolchain.HELM3_VERSION}", "2", tools),
     ]  # fmt: skip
-
-
-def _nvidia() -> list[tuple[str, str, str, str]]:
-    newest, *older = build.MIG_PARTED_PINS
-    releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
-    releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
-    releases.append((build.DRA_DRIVER, "3, 4"))
-    return [
-        (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
-        for release, rungs in releases
-    ]

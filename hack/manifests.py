@@ -71,12 +71,8 @@ def install_manifest(repository: str, digest: str = "", *options: str) -> str:
         raise RenderError(done.stderr.strip())
     documents = [RELEASE_NAMESPACE, *re.split(r"^---\n", done.stdout, flags=re.MULTILINE)]
     kinds = {text: parsed["kind"] for text in documents if (parsed := yaml.safe_load(text))}
-    ordered = sorted(kinds, key=lambda text: _place(kinds[text]))
+    ordered = sorted(kinds, key=lambda text: (*FIRST, kinds[text]).index(kinds[text]))
     return HEADER + "".join(f"---\n{text.strip()}\n" for text in ordered)
-
-
-def _place(kind: str) -> int:
-    return FIRST.index(kind) if kind in FIRST else len(FIRST)
 
 
 if __name__ == "__main__":

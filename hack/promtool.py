@@ -39,10 +39,21 @@ PACKAGES = {
 def ensure(program: Program = "promtool") -> Path:
     """Return the path of Debian's promtool or prometheus, or else of the program on PATH."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
+
+    def unpack(out: Path) -> None:
+        assert package is not None
+        (deb,) = debian.fetch([package], debian.locked(package.architecture)[1])
+        with debian.open_part(deb.read_bytes(), "data") as tar:
+            file = tar.extractfile(f"./usr/bin/{program}")
+            assert file is not None
+            (out / program).write_bytes(file.read())
+        (out / program).chmod(0o755)
+
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:
         try:
-            return _unpacked(package)
+            folder = cache_root() / f"{program}-{package.sha256[:12]}-{VERSION}"
+            return make_once(folder, program, unpack) / program
         except debian.FetchError as error:
             problem = str(error).partition(": check the network")[0]
     if own := shutil.which(program):
@@ -50,20 +61,6 @@ def ensure(program: Program = "promtool") -> Path:
     raise debian.FetchError(
         f"{problem}; install it (apt-get install --yes prometheus), or lock another version in hack/promtool.py"
     )
-
-
-def _unpacked(package: Package) -> Path:
-    def make(out: Path) -> None:
-        _, stamp = debian.locked(package.architecture)
-        (deb,) = debian.fetch([package], stamp)
-        with debian.open_part(deb.read_bytes(), "data") as tar:
-            file = tar.extractfile(f"./usr/bin/{package.name}")
-            assert file is not None
-            (out / package.name).write_bytes(file.read())
-        (out / package.name).chmod(0o755)
-
-    folder = cache_root() / f"{package.name}-{package.sha256[:12]}-{VERSION}"
-    return make_once(folder, package.name, make) / package.name
 
 
 def main(arguments: Sequence[str]) -> int:

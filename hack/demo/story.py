@@ -194,12 +194,24 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
     await demo.until("the drain of gpu-b-1 is blocked", blocked, 30.0)
-    await _settled(demo)
+
+    async def alone() -> bool:
+        place = await demo.place(fleet.RANKER_NODE)
+        pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
+        observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
+        return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDBInUse")
+
+    async def up_to_date() -> bool:
+        summary = (await demo.policy("pool-b"))[1].get("summary", {})
+        words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
+        return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
+
+    await demo.until("only the ranker's two pods left on gpu-b-1", alone)
     await demo.used("pool-b", "14/96")
     await demo.show(POOLS)
     await demo.show(places(*POOL_B))
     if demo.record_to is not None:
-        await _reported(demo)
+        await demo.until("pool-b to report what blocks it", up_to_date)
         await recorder.keep_fleet()
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
@@ -210,25 +222,6 @@ async def budget_blocks(demo: Demo, recorder: Recorder) -> None:
     ranker = await demo.pods("ranker")
     ready = sum(is_ready(pod) for pod in ranker)
     screen.check("2 of the 3 ranker pods are still ready, as their budget demands", ready == 2)
-
-
-async def _settled(demo: Demo) -> None:
-    async def alone() -> bool:
-        place = await demo.place(fleet.RANKER_NODE)
-        pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
-        observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
-        return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDBInUse")
-
-    await demo.until("only the ranker's two pods left on gpu-b-1", alone)
-
-
-async def _reported(demo: Demo) -> None:
-    async def up_to_date() -> bool:
-        summary = (await demo.policy("pool-b"))[1].get("summary", {})
-        words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
-        return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
-
-    await demo.until("pool-b to report what blocks it", up_to_date)
 
 
 async def operator_dies(demo: Demo) -> None:

@@ -3,7 +3,6 @@
 The bill is SPDX 2.3 as JSON (https://spdx.github.io/spdx-spec/v2.3/). Labels come from the checkout alone.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -140,10 +139,6 @@ class Image:
     @property
     def sbom(self) -> Path:
         return self.archive.with_suffix(".spdx.json")
-
-    def write_sbom(self, origin: Origin) -> None:
-        spdx = document(origin, self.architecture, self.digest, self.parts)
-        self.sbom.write_text(json.dumps(spdx, indent=1) + "\n")
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:

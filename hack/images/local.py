@@ -4,6 +4,7 @@ Two checks follow: that every shared library that the image's programs need is i
 headers, also those of another architecture), and that the image is not too big.
 """
 
+import json
 import shutil
 import struct
 from datetime import datetime
@@ -15,6 +16,7 @@ from hack.images.contents import (
     Image,
     Origin,
     debian_parts,
+    document,
     labels,
     read_metadata,
     read_origin,
@@ -90,7 +92,7 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT, origin: 
     target.write_bytes(data)
     size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
     image = Image(target, reference, architecture, digest, size, compiled, parts, RUN, trees, layers)
-    image.write_sbom(origin)
+    image.sbom.write_text(json.dumps(document(origin, architecture, digest, parts), indent=1) + "\n")
     return image
 
 

@@ -214,7 +214,12 @@ class SimulatedGPUs:
                 raise InUse(f"GPU {index}: destroy its {counted(len(gpu.instances), 'instance')} first")
             if mig_mode_needs_reset(gpu.card):
                 gpu.mig_pending = on
-                return "Applied" if gpu.mig == on or self._try_reset(gpu) else "Pending"
+                if gpu.mig != on:
+                    try:
+                        self.reset(index)
+                    except DriverRefusal:
+                        return "Pending"
+                return "Applied"
             if gpu.mig != on:
                 self._refuse_clients(gpu)
             gpu.mig = gpu.mig_pending = on
@@ -250,7 +255,11 @@ class SimulatedGPUs:
             if wanted is None:
                 raise NotSupported(f"GPU {index}: {gpu.product} has no profile {profile}")
             _refuse_too_many(gpu, wanted)
-            place = _free_start(gpu, wanted, start)
+            taken = {unit for one in gpu.instances for unit in range(one.start, one.start + one.size)}
+            starts = sorted(wanted.starts, reverse=True) if start is None else {start} & {*wanted.starts}
+            free = (first for first in starts if taken.isdisjoint(range(first, first + wanted.size)))
+            if (place := next(free, None)) is None:
+                raise NoFreePlace(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
             number = next(i for i in range(1, 100) if all(i != known.id for known in gpu.instances))
             created = Instance(
                 profile=profile,
@@ -321,14 +330,6 @@ class SimulatedGPUs:
             raise NotSupported(f"GPU {gpu.index}: a virtual machine cannot reset it")
         self._refuse_clients(gpu)
 
-    def _try_reset(self, gpu: _GPU) -> bool:
-        try:
-            self._refuse_reset(gpu)
-        except DriverRefusal:
-            return False
-        _reset(gpu)
-        return True
-
 
 def _reset(gpu: _GPU) -> None:
     gpu.mig = gpu.mig_pending
@@ -352,14 +353,6 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
     slices = max(profile.slices for profile in by_name.values())
     if sum(profile.slices for profile in present) + wanted.slices > slices:
         raise NoFreePlace(f"GPU {gpu.index}: only {slices} compute slices")
-
-
-def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
-    taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
-    for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
-        if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
-            return candidate
-    raise NoFreePlace(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
 
 
 def _observed(gpu: _GPU) -> GPU:

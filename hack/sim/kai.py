@@ -99,7 +99,16 @@ class Kai:
         if not group:
             self._groups += 1
             group = f"group-{self._groups}"
-            reservation = await self._client.create(PODS, _reservation(node, group), namespace=NAMESPACE)
+            container = {"name": "resource-reservation", "image": "simulated", "resources": {"limits": {GPU: "1"}}}
+            about = {
+                "name": f"gpu-reservation-{node}-{group}",
+                "namespace": NAMESPACE,
+                "labels": {"app": NAMESPACE, GROUP: group},
+                "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+            }
+            manifest: JSON = {"apiVersion": "v1", "kind": "Pod", "metadata": about}
+            manifest["spec"] = {"nodeName": node, "containers": [container]}
+            reservation = await self._client.create(PODS, manifest, namespace=NAMESPACE)
             begun.append(reservation)
             self._pods[reservation["metadata"]["uid"]] = reservation
         body: JSON = {"metadata": {"labels": {GROUP: group}}, "spec": {"nodeName": node}}
@@ -156,20 +165,3 @@ def fraction_of(pod: JSON) -> float:
 
 def phase_of(pod: JSON) -> str:
     return str((pod.get("status") or {}).get("phase", "Pending"))
-
-
-def _reservation(node: str, group: str) -> JSON:
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"gpu-reservation-{node}-{group}",
-            "namespace": NAMESPACE,
-            "labels": {"app": NAMESPACE, GROUP: group},
-            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
-        },
-        "spec": {
-            "nodeName": node,
-            "containers": [{"name": "resource-reservation", "image": "simulated", "resources": {"limits": {GPU: "1"}}}],
-        },
-    }
