@@ -79,16 +79,18 @@ class Report:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Keep the tests of the verb, marked (`add_markers`), the lowest rung first."""
         verb: MakeVerb | None = config.getoption("verb", None)
+        verbs: dict[pytest.Item, MakeVerb] = {}
         for item in items:
             add_markers(item)
-            if is_elsewhere(config.rootpath / "tests" / folder_of(item), find_verb(item)):
+            verbs[item] = find_verb(item)
+            if is_elsewhere(config.rootpath / "tests" / folder_of(item), verbs[item]):
                 raise pytest.UsageError(f"no verb plays {item.nodeid}: give it a marker (hack/verbs.py)")
-        others = [item for item in items if verb not in (None, find_verb(item))]
-        self._left_out = Counter(find_verb(item) for item in others)
+        others = [item for item in items if verb not in (None, verbs[item])]
+        self._left_out = Counter(verbs[item] for item in others)
         config.hook.pytest_deselected(items=others)
-        left_out = set(others)
-        items[:] = sorted((item for item in items if item not in left_out), key=find_rung)
-        self._rungs = {item.nodeid: find_rung(item) for item in items}
+        rungs = {item: find_rung(item) for item in items if verb in (None, verbs[item])}
+        items[:] = sorted(rungs, key=rungs.__getitem__)
+        self._rungs = {item.nodeid: rung for item, rung in rungs.items()}
 
     def pytest_collection_finish(self) -> None:
         self._collected = time.monotonic() - self._begin

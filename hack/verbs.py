@@ -64,8 +64,9 @@ def add_markers(item: pytest.Item) -> None:
 
 def find_rung(item: pytest.Item) -> int:
     """Return the highest rung of a test's markers, or else 1 for what runs a loop, and 0."""
+    marks = _find_marks(item)
     for marker, rung in MARKERS.items():
-        if item.get_closest_marker(marker) is not None:
+        if marker in marks:
             return rung
     embedded = folder_of(item) in EMBEDDED or inspect.iscoroutinefunction(getattr(item, "function", None))
     return 1 if embedded else 0
@@ -73,10 +74,15 @@ def find_rung(item: pytest.Item) -> int:
 
 def find_verb(item: pytest.Item) -> MakeVerb:
     """Return the verb that runs a test: that of its first marker in MARKED, or of its folder."""
+    marks = _find_marks(item)
     for marker, verb in MARKED.items():
-        if item.get_closest_marker(marker) is not None:
+        if marker in marks:
             return verb
     return MakeVerb.HACK if folder_of(item) in ABOUT_HACK else MakeVerb.TEST
+
+
+def _find_marks(item: pytest.Item) -> set[str]:
+    return {mark.name for mark in item.iter_markers()}
 
 
 ONLY_IN = {

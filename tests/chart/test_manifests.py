@@ -8,8 +8,9 @@ import yaml
 from hack.cluster.api import Api, Object
 from hack.cluster.install import object_path
 from hack.manifests import FIRST, RELEASE_NAMESPACE, install_manifest, main
-from tests.chart.charts import CHART, IMAGE, LOADER, ROOT, Helm
+from tests.chart.charts import CHART, IMAGE, ROOT, Helm
 from tests.chart.cluster import Installed, is_there
+from tests.yamlfiles import LOADER
 
 from hack import olm
 

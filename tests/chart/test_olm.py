@@ -15,7 +15,8 @@ from hack.manifests import install_manifest
 from hack.olm import BUNDLED, METADATA, OPENSHIFT, BundleError, build, main, validate
 from hack.release.chart import ICON
 from pydantic import TypeAdapter
-from tests.chart.charts import LOADER, ROOT, Manifest
+from tests.chart.charts import ROOT, Manifest
+from tests.yamlfiles import LOADER
 
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec

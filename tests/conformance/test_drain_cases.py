@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.build import at, make_pdb, make_pod, make_work
 from tests.conformance.test_drain_rows import missing, no_decision
 from tests.planning.drainpass import OPERATOR, DrainPass, roomy
+from tests.yamlfiles import read_yaml
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import remember
@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owne
 from gpusharing.planning.vocabulary.findings import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.reasons import BY_WORD
 
-TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
+TABLE: dict[str, Any] = read_yaml(Path(__file__).with_name("drain_cases.yaml"))
 PLACES = ("same_as", "elsewhere", "proven", "refused")
 THEN = {"evict", "delete", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
 GIVEN = {

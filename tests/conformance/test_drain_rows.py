@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tests.yamlfiles import read_yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TABLES = ("drain_rows.yaml", "rollout_rows.yaml")
-DRAIN, ROLLOUT = (yaml.safe_load((HERE / name).read_text())["rows"] for name in TABLES)
+DRAIN, ROLLOUT = (read_yaml(HERE / name)["rows"] for name in TABLES)
 ROWS: dict[str, dict[str, Any]] = DRAIN | ROLLOUT
-CASES = {row["id"] for row in yaml.safe_load((HERE / "drain_cases.yaml").read_text())["cases"]}
+CASES = {row["id"] for row in read_yaml(HERE / "drain_cases.yaml")["cases"]}
 NAMED = "P1–P21, G1–G12, E1–E21, T1–T17, C1–C13"
 """The rows that drain_rows.yaml must have: tables 1.1 to 1.5."""
 TOPICS = {
@@ -179,7 +179,7 @@ def test_a_row_that_says_too_little_is_found_out(entry: dict[str, Any], said: st
 
 
 PAGE = (ROOT / "docs" / "design" / "drain.md").read_text()
-MAPPED: dict[str, list[str]] = yaml.safe_load((HERE / "rollout_rows.yaml").read_text())["page"]
+MAPPED: dict[str, list[str]] = read_yaml(HERE / "rollout_rows.yaml")["page"]
 
 
 def unmapped(page: str, mapped: Mapping[str, list[str]]) -> list[str]:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.build import NOW, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.conformance.test_drain_rows import missing, no_decision
+from tests.yamlfiles import read_yaml
 
 from gpusharing.planning.pools.windows import find_hours
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 
-TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rollout_cases.yaml").read_text())
+TABLE: dict[str, Any] = read_yaml(Path(__file__).with_name("rollout_cases.yaml"))
 AWAY: dict[str, Any] = {
     "silent": lambda name: make_node(name, ready=False),
     "cordoned": lambda name: make_node(name, unschedulable=True),

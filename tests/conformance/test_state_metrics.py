@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tests.yamlfiles import read_yaml
 
 from gpusharing.api.names import Phase
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGURATION: Any = yaml.safe_load((ROOT / "examples" / "monitoring" / "kube-state-metrics.yaml").read_text())
-CRDS: list[Any] = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
+CONFIGURATION: Any = read_yaml(ROOT / "examples" / "monitoring" / "kube-state-metrics.yaml")
+CRDS: list[Any] = [read_yaml(path) for path in sorted((ROOT / "crds").glob("*.yaml"))]
 RESOURCES: list[Any] = CONFIGURATION["spec"]["resources"]
 METADATA = {"type": "object", "properties": {"name": {"type": "string"}}}
 FAMILIES = {"Info": "info", "StateSet": "stateSet"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tests.yamlfiles import read_yaml
 
 HERE = Path(__file__).parent
 READERS = {"mig-parted": "migfilereader", "device-plugin": "pluginfilereader"}
@@ -30,7 +30,7 @@ class ForeignFile:
 
 
 def load(corpus: str) -> dict[str, ForeignFile]:
-    rows = yaml.safe_load(path_of(corpus).read_text(encoding="utf-8"))
+    rows = read_yaml(path_of(corpus))
     found = [
         ForeignFile(row["name"], row["text"], row.get("read"), row.get("error", ""), row.get("ours", ""))
         for row in rows

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.planning.histories import BY_KEY
+from tests.yamlfiles import read_yaml
 
 from gpusharing.planning.gpus.cards import CARDS, Card, memory_of, plain_profiles, usable_memory
 
-MODELS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())["models"]
+MODELS: dict[str, Any] = read_yaml(Path(__file__).with_name("mig-facts.yaml"))["models"]
 DIVIDED = [card for card in CARDS if card.profiles and card.memory_gb]
 CAPTURED = [card for card in DIVIDED if "usable_gib" in str(MODELS.get(card.key))]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.planning.placing import brute_force, every_multiset
+from tests.yamlfiles import read_yaml
 
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
 from gpusharing.planning.gpus.geometry import (
@@ -21,8 +21,8 @@ from gpusharing.planning.gpus.geometry import (
     normalize,
 )
 
-FACTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())
-DIFFERENCES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-differences.yaml").read_text())
+FACTS: dict[str, Any] = read_yaml(Path(__file__).with_name("mig-facts.yaml"))
+DIFFERENCES: dict[str, Any] = read_yaml(Path(__file__).with_name("mig-differences.yaml"))
 MODELS: dict[str, Any] = FACTS["models"]
 MODEL_OF: dict[str, str] = DIFFERENCES["model_of"]
 NAMED: dict[str, Any] = FACTS["named_layouts"]
