@@ -83,10 +83,10 @@ class Checks:
             return status
         built = [] if BUILT_FIRST.isdisjoint(self._chosen) else [self._logged("programs", self._programs)]
         programs = asyncio.gather(*built)
-        await self._verb("verify", PYTHON, "-m", "hack.verify", "--without-tests")
-        await self._verb("docs", "make", "docs")
+        waiting = asyncio.create_task(self._rungs_3_and_4(programs))
+        await self._verb("verify", *YIELDING, PYTHON, "-m", "hack.verify", "--without-tests")
+        await self._verb("docs", *YIELDING, "make", "docs")
         await programs  # A program that could not be built fails the tests that need it, which say so.
-        waiting = asyncio.create_task(self._rungs_3_and_4())
         await self._verb("test", *YIELDING, "make", "test", "WORKERS=logical")
         await self._verb("test-long", *YIELDING, "make", "test-long", "WORKERS=logical", NOT_THOROUGH)
         await self._verb("test-hack", *YIELDING, "make", "test-hack", "WORKERS=logical")
@@ -156,7 +156,8 @@ class Checks:
             or await self._part("browser", PYTHON, "-m", "hack.browser", out=out)
         )
 
-    async def _rungs_3_and_4(self) -> None:
+    async def _rungs_3_and_4(self, programs: Awaitable[object]) -> None:
+        await programs
         for name, parts in (("test-nvidia", self._rung3), ("e2e", self._rung4)):
             if name in self._chosen and await self._logged(name, parts):
                 self._failed = True

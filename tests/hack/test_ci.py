@@ -100,6 +100,17 @@ def test_rung_4_follows_rung_3_beside_all_others_and_what_it_leaves_is_swept(not
     assert [call for call in calls(notes) if call in in_turn] == in_turn
 
 
+def test_rungs_3_and_4_wait_for_the_programs_and_for_nothing_else(notes: Path) -> None:
+    (notes / f"{VERIFY}.stays").touch()
+    with start(notes) as script:
+        wait_until(lambda: SWEEP in calls(notes), SECONDS, "rung 4")
+        script.terminate()
+        script.communicate(timeout=SECONDS)
+    called = calls(notes)
+    assert "make docs" not in called, "verify has not ended"
+    assert called.index("hack.browser") < called.index(RUNG3)
+
+
 @pytest.mark.parametrize("failed", [RUNG3, NEEDS])
 def test_rung_4_is_tried_although_rung_3_failed_and_not_without_its_needs(notes: Path, failed: str) -> None:
     (notes / f"{failed}.status").write_text("3")
