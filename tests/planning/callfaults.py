@@ -34,12 +34,7 @@ def shared_failing(how: How, times: int) -> Deed:
 
     def deed(world: World, name: str) -> bool:
         policy = driving(world, name)
-        subjects = [
-            CLAIMS,
-            CONFIG_MAPS,
-            DEVICE_CLASS,
-            *([policy_subject(policy.name)] if policy is not None else []),
-        ]
+        subjects = [CLAIMS, CONFIG_MAPS, DEVICE_CLASS, *([policy_subject(policy.name)] if policy is not None else [])]
         world.wires.faults |= dict.fromkeys(subjects, (how, times))
         return True
 

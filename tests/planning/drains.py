@@ -2,14 +2,7 @@
 
 from typing import Any
 
-from tests.build import (
-    NOW,
-    at,
-    make_fence,
-    make_pod,
-    make_policy,
-    make_work,
-)
+from tests.build import NOW, at, make_fence, make_pod, make_policy, make_work
 from tests.planning.cases import EVENT, FULL, MIXED, make_case, quiet_report
 
 from gpusharing.api import names

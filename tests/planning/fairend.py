@@ -10,13 +10,7 @@ from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
 from tests.planning.promises import approve, resume
-from tests.planning.recovery import (
-    carried_out,
-    lenient,
-    mend_machines,
-    mend_software,
-    request,
-)
+from tests.planning.recovery import carried_out, lenient, mend_machines, mend_software, request
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -52,11 +46,7 @@ def cure(world: World) -> None:
         node, theirs = unmaintained(known), name in world.human_cordons
         labels = {**node.labels, names.LABEL_GPU_PRESENT: "true"}
         world.nodes[name] = replace(
-            node,
-            ready=True,
-            hold_cordon=False,
-            unschedulable=node.unschedulable and not theirs,
-            labels=labels,
+            node, ready=True, hold_cordon=False, unschedulable=node.unschedulable and not theirs, labels=labels
         )
     world.human_cordons.clear()
 

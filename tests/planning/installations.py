@@ -11,13 +11,7 @@ from tests.planning.machines import NodeMachine
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.nvidia import (
-    PLUGIN_SWITCH,
-    DaemonSetState,
-    DraView,
-    PlainStackView,
-    StackView,
-)
+from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, DraView, PlainStackView, StackView
 
 Installation = Literal["the GPU Operator", "the device-plugin chart", "the DRA driver"]
 GPU_OPERATOR: Installation = "the GPU Operator"

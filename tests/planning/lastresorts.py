@@ -34,8 +34,7 @@ def deleted(world: "World", action: ForceDelete) -> None:
     hold(pod is not None and pod.deleted_at is None, "(t) deletes a pod that is gone, or is leaving already")
     hold(fence is not None and fence.stage == "fenced", "(t) deletes on a node that is not being drained")
     hold(
-        node.unschedulable and node.ready and not node.foreign_works,
-        "(t) deletes on a node that is not ours to drain",
+        node.unschedulable and node.ready and not node.foreign_works, "(t) deletes on a node that is not ours to drain"
     )
     hold(policy is not None and policy.spec is not None, "(t) deletes for a policy that is gone")
     assert pod is not None, "just held"

@@ -131,10 +131,7 @@ def _manifest(kind: Kind, name: str, app: str, resource: str, now: datetime) -> 
                 **({JOBSET: kind.gang} if kind.gang else {}),
                 **({KAI_GROUP: f"gpu-of-{name}"} if kind.shares else {}),
             },
-            "annotations": {
-                **kind.annotations,
-                **({"kubernetes.io/config.mirror": "yes"} if kind.mirror else {}),
-            },
+            "annotations": {**kind.annotations, **({"kubernetes.io/config.mirror": "yes"} if kind.mirror else {})},
             "ownerReferences": [owner] if kind.owner else [],
             "finalizers": ["example.com/keep"] if kind.leaving or kind.sticks else [],
         },

@@ -207,10 +207,7 @@ def _reboots(world: "World", fence: Fence, node: str) -> bool:
 def _restart(world: "World", action: RestartOperand) -> None:
     """A fresh mig-manager runs at once, and a fresh MPS daemon ends its clients: as grave as the PNR."""
     node = world.nodes[action.node]
-    hold(
-        node.fence is not None and node.fence.stage == "actuating",
-        "restarts a pod on a node that is not ours",
-    )
+    hold(node.fence is not None and node.fence.stage == "actuating", "restarts a pod on a node that is not ours")
     assert node.fence is not None, "just held"
     machine = world.machines[node.name]
     early = isinstance(machine, DraMachine) and machine.running and action.uid != machine.operand.uid
@@ -311,10 +308,7 @@ def _eviction(world: "World", action: Evict) -> None:
     fence = node.fence
     hold(fence is not None and is_closed(node), "evicts from a node that is not ours")
     assert fence is not None, "just held"
-    hold(
-        fence.stage == "actuating" or not node.foreign_works,
-        "evicts from a node that somebody else maintains",
-    )
+    hold(fence.stage == "actuating" or not node.foreign_works, "evicts from a node that somebody else maintains")
     policy = next((policy for policy in world.policies if policy.name == fence.policy), None)
     spec = policy.spec if policy is not None else None
     hold(spec is not None, "(c) evicts for a policy that is gone")

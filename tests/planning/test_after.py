@@ -25,12 +25,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.attempts import (
-    failed_before,
-    is_tried_again,
-    next_deferral,
-    standing_deferral,
-)
+from gpusharing.planning.transition.attempts import failed_before, is_tried_again, next_deferral, standing_deferral
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -210,9 +205,7 @@ def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
     verdict = after_pnr(changing(node={"unschedulable": False}))
     assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.CORDON_RESTORED)
     assert only(verdict) == UpdateFence(
-        changing(node={"unschedulable": False}).node,
-        replace(FENCE, since=at(60), version=MIXED.version),
-        cordon=True,
+        changing(node={"unschedulable": False}).node, replace(FENCE, since=at(60), version=MIXED.version), cordon=True
     )
 
 
@@ -279,7 +272,7 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
     case = changing(
         was=SLICED, fence=fence, labels=labels, node={"unschedulable": False},
-        gpunode=answering("x", SLICED), stack=make_stack(MIXED, SLICED),
+        gpunode=answering("x", SLICED), stack=make_stack(MIXED, SLICED)
     )  # fmt: skip
     verdict = after_pnr(case)
     assert verdict.phase is Phase.ABORTING
@@ -294,7 +287,7 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
     case = changing(
         was=SLICED, fence=fence, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"},
         node={"unschedulable": False, "retry": "again"}, gpunode=answering("x", SLICED),
-        stack=make_stack(MIXED, SLICED),
+        stack=make_stack(MIXED, SLICED)
     )  # fmt: skip
     given = only(after_pnr(case)).deferred
     assert (given.count, given.until, given.failed_version) == (0, case.now, MIXED.version), "nobody waits"

@@ -6,13 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests import kubeletwords
 
-from gpusharing.planning.snapshot.agents import (
-    ALL_OTHERS,
-    AgentPod,
-    AgentWarning,
-    find_troubles,
-    steady,
-)
+from gpusharing.planning.snapshot.agents import ALL_OTHERS, AgentPod, AgentWarning, find_troubles, steady
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 

@@ -92,9 +92,7 @@ def granted(one: Placement) -> tuple[float, float]:
     return usable_memory(H100, profile) * GIB, profile.slices / 7
 
 
-def test_all_pools_take_at_most_a_tenth_more_gpus_than_by_the_best_layouts_in_hindsight(
-    played: list[Played],
-) -> None:
+def test_all_pools_take_at_most_a_tenth_more_gpus_than_by_the_best_layouts_in_hindsight(played: list[Played]) -> None:
     told = sum(one.told.gpus for one in played)
     hindsight = sum(one.hindsight.gpus for one in played)
     bare = sum(one.bare.gpus for one in played)
@@ -125,9 +123,7 @@ def test_a_single_pool_takes_more_than_a_tenth_more_only_for_peaks_that_were_see
         assert played[seed].told.gpus <= 1.1 * by_both(played[seed]).gpus, f"seed {seed}"
 
 
-def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_past(
-    played: list[Played],
-) -> None:
+def test_against_the_luckiest_layout_it_is_the_headroom_that_costs_and_not_the_past(played: list[Played]) -> None:
     told, hindsight, bare, daring, usual = (
         sum(getattr(one, name).gpus for one in played) for name in ("told", "hindsight", "bare", "daring", "usual")
     )

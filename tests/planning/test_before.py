@@ -7,18 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from tests.build import (
-    JOB,
-    NOW,
-    SETTINGS,
-    ask_anew,
-    at,
-    make_gpu,
-    make_pod,
-    make_policy,
-    make_stack,
-    make_work,
-)
+from tests.build import JOB, NOW, SETTINGS, ask_anew, at, make_gpu, make_pod, make_policy, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, SLICED, SeenSince, make_case, pair_of, quiet_report
 from tests.planning.drains import (
     EARLIER,
@@ -228,11 +217,7 @@ def test_the_pnr_writes_stage_labels_and_target_in_one_patch() -> None:
     fence = action.fence
     assert (fence.stage, fence.stage_since, fence.attempt) == ("actuating", NOW, 1)
     assert fence.deadline == NOW + timedelta(minutes=40)
-    assert action.labels == {
-        MIG_CONFIG: fence.target_mig_config,
-        MIG_STATE: None,
-        PLUGIN: fence.target_plugin_config,
-    }
+    assert action.labels == {MIG_CONFIG: fence.target_mig_config, MIG_STATE: None, PLUGIN: fence.target_plugin_config}
     assert fence.to_layout == "2x3g.40gb"
     assert fence.gfd_timestamp == action.node.labels[names.LABEL_GFD_TIMESTAMP]
     assert fence.restart_uid == ""

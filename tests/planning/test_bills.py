@@ -25,17 +25,9 @@ def told(bill: Bill) -> list[tuple[str, str, int | None]]:
 
 
 def test_a_pool_of_32_gpus_for_a_week_costs_its_gpu_hours_times_the_price() -> None:
-    counted = {
-        held("team-a"): 2520 * HOUR,
-        held("team-b"): 1554 * HOUR,
-        nobody(Part.IDLE): 1302 * HOUR,
-    }
+    counted = {held("team-a"): 2520 * HOUR, held("team-b"): 1554 * HOUR, nobody(Part.IDLE): 1302 * HOUR}
     bill = make_bill(counted)
-    assert told(bill) == [
-        ("team-a", "USD", 806_400),
-        ("team-b", "USD", 497_280),
-        ("(idle)", "USD", 416_640),
-    ]
+    assert told(bill) == [("team-a", "USD", 806_400), ("team-b", "USD", 497_280), ("(idle)", "USD", 416_640)]
     ((_, _, pool),), ((total, _),) = bill.pools, bill.totals
     assert (pool.micros, pool.cents) == (32 * 168 * HOUR, 1_720_320) == (total.micros, total.cents)
 

@@ -1,13 +1,6 @@
 from tests.wording import lacks
 
-from gpusharing.planning.vocabulary.findings import (
-    MAX_LINES,
-    Blocker,
-    culprit,
-    explain_blockers,
-    main_reason,
-    merge,
-)
+from gpusharing.planning.vocabulary.findings import MAX_LINES, Blocker, culprit, explain_blockers, main_reason, merge
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
@@ -51,12 +44,7 @@ def test_five_lines_at_most_sorted_by_reason_then_pod_in_any_order_of_input() ->
     ]
     lines = explain_blockers(blockers)
     assert len(lines) == MAX_LINES
-    assert [line.split(":")[0] for line in lines[:-1]] == [
-        "DRAClaim",
-        "PDB a/pdb-0",
-        "PDB a/pdb-1",
-        "PDB a/pdb-2",
-    ]
+    assert [line.split(":")[0] for line in lines[:-1]] == ["DRAClaim", "PDB a/pdb-0", "PDB a/pdb-1", "PDB a/pdb-2"]
     assert lines[-1] == "... (3 more)"
     assert explain_blockers(reversed(blockers)) == lines
     assert len(explain_blockers(blockers[:5])) == 5

@@ -8,18 +8,7 @@ import pytest
 from tests.build import NOW, at, make_node, make_policy
 from tests.planning.cases import FULL, make_member, pass_time, pool_of
 from tests.planning.machines import patched
-from tests.planning.test_holds import (
-    ACTUATING,
-    MANY,
-    POOL,
-    PROVEN,
-    first_of,
-    member,
-    pooled,
-    proven,
-    rolling,
-    shared,
-)
+from tests.planning.test_holds import ACTUATING, MANY, POOL, PROVEN, first_of, member, pooled, proven, rolling, shared
 from tests.wording import lacks
 
 from gpusharing.api import names

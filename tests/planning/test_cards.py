@@ -7,12 +7,7 @@ import pytest
 import yaml
 from hack.cards import mig_mode_needs_reset
 
-from gpusharing.planning.gpus.cards import (
-    CARDS,
-    Card,
-    bare_product,
-    find_card,
-)
+from gpusharing.planning.gpus.cards import CARDS, Card, bare_product, find_card
 
 BY_KEY = {card.key: card for card in CARDS}
 REAL_NODES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("real-nodes.yaml").read_text())

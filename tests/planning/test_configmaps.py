@@ -27,15 +27,7 @@ from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.wanted import migfile, objects
 from gpusharing.planning.wanted.objects import referenced_entries
-from gpusharing.planning.wanted.pluginconfig import (
-    NEUTRAL,
-    NEUTRAL_KEY,
-    PluginConfig,
-    Sharing,
-    key_for,
-    parse,
-    render,
-)
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, Sharing, key_for, parse, render
 
 MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)

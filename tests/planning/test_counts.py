@@ -34,10 +34,7 @@ def test_pods_that_no_node_can_run_count_where_the_policy_may_strand_them(strand
     given = StatusInput(
         [SYNCED, replace(SYNCED, node="gpu-08", policy="another")],
         make_policy(drain={"strandedPods": stranded}),
-        nodes={
-            "gpu-07": make_node(resources=HALVES),
-            "gpu-08": make_node("gpu-08", resources={"nvidia.com/gpu": 1}),
-        },
+        nodes={"gpu-07": make_node(resources=HALVES), "gpu-08": make_node("gpu-08", resources={"nvidia.com/gpu": 1})},
         pending={"nvidia.com/mig-3g.40gb": 3, "nvidia.com/gpu": 5, "nvidia.com/mig-1g.10gb": 4},
     )
     assert given.status()["summary"]["pendingPods"] == counted

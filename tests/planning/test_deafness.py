@@ -102,11 +102,7 @@ def test_a_way_back_from_mps_is_gone_though_the_policy_wants_mps() -> None:
 def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(version: str, goes: bool) -> None:
     wants = edited(MIXED, rollout=BACK)
     fence = fence_to(wants, version=wants.version)
-    labels = {
-        MIG_CONFIG: fence.target_mig_config,
-        PLUGIN: fence.target_plugin_config,
-        MIG_STATE: "failed",
-    }
+    labels = {MIG_CONFIG: fence.target_mig_config, PLUGIN: fence.target_plugin_config, MIG_STATE: "failed"}
     stack = under(version, MIXED, MPS)
     verdict = after_pnr(
         changing(wants, was=MPS, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, MPS))

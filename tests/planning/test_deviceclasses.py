@@ -78,10 +78,7 @@ def plan(wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Lay
     ],
 )
 def test_there_is_one_class_for_each_profile_that_is_wanted(
-    wanted: list[str],
-    present: list[DeviceClassView] | None,
-    on_nodes: Layout,
-    writes: WriteClasses | None,
+    wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout, writes: WriteClasses | None
 ) -> None:
     assert plan(wanted, present, on_nodes) == writes
 

@@ -19,14 +19,7 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    Evict,
-    FenceNode,
-    Release,
-    RestartOperand,
-    WriteClasses,
-)
+from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, RestartOperand, WriteClasses
 from gpusharing.planning.snapshot.nvidia import NodeDevices, Program
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -177,9 +170,7 @@ def test_no_disturbance_of_changes_in_quick_succession_breaks_an_invariant(seed:
 
 
 @pytest.mark.parametrize("pauses", [False, True], ids=["runs on", "is paused by mig-manager"])
-def test_a_plugin_that_mig_manager_pauses_is_replaced_by_nobody_else_and_heals_after_a_reboot(
-    pauses: bool,
-) -> None:
+def test_a_plugin_that_mig_manager_pauses_is_replaced_by_nobody_else_and_heals_after_a_reboot(pauses: bool) -> None:
     world = dra_world("gpu-1")
     machine = machine_of(world, "gpu-1")
     machine.pauses = pauses

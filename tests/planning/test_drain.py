@@ -98,12 +98,7 @@ def test_refused_pods_do_not_crowd_out_those_not_tried_yet() -> None:
 
 
 def test_one_full_budget_does_not_hold_up_another() -> None:
-    pods = [
-        make_pod("a"),
-        make_pod("b"),
-        make_pod("c", labels={"app": "web"}),
-        make_pod("d", labels={"app": "web"}),
-    ]
+    pods = [make_pod("a"), make_pod("b"), make_pod("c", labels={"app": "web"}), make_pod("d", labels={"app": "web"})]
     pdbs = [make_pdb(allowed=0, current=2), make_pdb("web", match_labels={"app": "web"}, allowed=5)]
     plan = planned(make_work(*pods, pdbs=pdbs))
     assert [pod.name for pod in plan.evict] == ["a", "c", "d"]
@@ -216,8 +211,7 @@ def drains(draw: st.DrawFn) -> tuple[list[PodView], DrainPass, DrainPass]:
     some_pdbs = draw(st.lists(budgets, max_size=3, unique_by=lambda pdb: (pdb.namespace, pdb.name)))
     remembered = {pod.uid: m for pod in some if (m := draw(st.none() | memories())) is not None}
     options = Drain(
-        unmanaged_pods=draw(st.sampled_from(["Block", "Evict"])),
-        stranded_pods=draw(st.sampled_from(["Hold", "Allow"])),
+        unmanaged_pods=draw(st.sampled_from(["Block", "Evict"])), stranded_pods=draw(st.sampled_from(["Hold", "Allow"]))
     )
     passes = [
         drain_pass(make_work(*order, pdbs=pdbs, evictions=remembered), options)

@@ -18,12 +18,7 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.drastack import (
-    find_doubles,
-    find_missing_parts,
-    is_complete,
-    refuse,
-)
+from gpusharing.planning.stack.drastack import find_doubles, find_missing_parts, is_complete, refuse
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason

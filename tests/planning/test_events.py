@@ -17,14 +17,7 @@ from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
-from gpusharing.planning.report.events import (
-    MAX_NOTE,
-    Event,
-    cordon_event,
-    node_events,
-    refusal_event,
-    shared_event,
-)
+from gpusharing.planning.report.events import MAX_NOTE, Event, cordon_event, node_events, refusal_event, shared_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers
 from gpusharing.planning.transition.verdict import Verdict

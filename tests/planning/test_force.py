@@ -123,9 +123,7 @@ def test_a_refusal_of_before_its_time_is_asked_once_more_when_the_budget(
 
 
 @pytest.mark.parametrize("reason", [Reason.THROTTLED, Reason.PODS_LEAVING])
-def test_an_answer_that_said_nothing_of_the_pod_is_no_reason_not_to_ask_again_out_of_turn(
-    reason: Reason,
-) -> None:
+def test_an_answer_that_said_nothing_of_the_pod_is_no_reason_not_to_ask_again_out_of_turn(reason: Reason) -> None:
     rules = [{"behavior": "Evict", "podSelector": {"matchLabels": {"late": "yes"}}, "order": 5}]
     late = make_pod("late", labels={"app": "llm", "late": "yes"})
     memories = {A.uid: refused(), late.uid: replace(refused(reason), next_try=NOW)}

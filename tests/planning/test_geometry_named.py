@@ -7,13 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
-from gpusharing.planning.gpus.geometry import (
-    describe,
-    find_misfit,
-    generated_layouts,
-    maximal_layouts,
-    nearest_layout,
-)
+from gpusharing.planning.gpus.geometry import describe, find_misfit, generated_layouts, maximal_layouts, nearest_layout
 
 BY_KEY = {card.key: card for card in CARDS}
 MIG_CARDS = [card for card in CARDS if card.profiles]

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
-from tests.build import (
-    H100,
-    make_stack,
-)
+from tests.build import H100, make_stack
 from tests.configs import target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, copy_of, world_of
 

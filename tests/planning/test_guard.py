@@ -141,15 +141,7 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
     """Readers keep such a time out (test_fence.py); whatever else a pool meets, the others go on."""
     end = datetime.max.replace(tzinfo=UTC)
     broken = make_policy("pool-b", rollout={"canary": {"nodes": 1, "soak": "10m"}})
-    proof = Verified(
-        "pool-b",
-        "x",
-        "y",
-        layout="1x full",
-        gpus=1,
-        changed_at=end,
-        version=broken.version,
-    )
+    proof = Verified("pool-b", "x", "y", layout="1x full", gpus=1, changed_at=end, version=broken.version)
     sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
     nodes = [make_node("gpu-01", verified=proof), make_node("gpu-02")]
     nodes.append(make_node("gpu-03", labels={"gpusharing.dev/pool": "c"}))

@@ -49,9 +49,7 @@ def reason_of(case: NodeCase) -> Reason | None:
 
 
 @pytest.mark.parametrize("driver", ["570.124.06", "570.133.20", "570.148.08", "570.158.01"])
-def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_hangs_pods_there(
-    driver: str,
-) -> None:
+def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_hangs_pods_there(driver: str) -> None:
     case = driven(driver)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
@@ -141,12 +139,7 @@ def test_a_node_that_an_edit_leads_there_too_late_goes_back_where_the_policy_say
     """No driver is replaced on a node in flight: it would stay cordoned, although what it serves is known."""
     back = edited(BESIDE, rollout=Rollout(on_failure="Rollback"))
     fence = fence_to(FULL, disruption=DisruptionClass.RESET, owed=owed_for(assessed_of(driven(BAD)).target))
-    more: dict[str, Any] = {
-        "was": SLICED,
-        "stack": make_stack(BESIDE, SLICED),
-        "work": emptied(2400),
-        "now": at(2400),
-    }
+    more: dict[str, Any] = {"was": SLICED, "stack": make_stack(BESIDE, SLICED), "work": emptied(2400), "now": at(2400)}
     turned = after_pnr(driven(BAD, back, fence=fence, node={"unschedulable": True}, **more))
     assert (turned.phase, turned.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK), turned.message
     assert only(turned).fence.rolls_back

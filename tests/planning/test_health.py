@@ -175,9 +175,7 @@ def test_a_readable_gpu_that_asks_for_a_reset_does_not_keep_the_node_from_its_pr
     [{}, {"product": "", "profiles": ()}],
     ids=["seen before", "never seen"],
 )
-def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(
-    known: dict[str, Any],
-) -> None:
+def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(known: dict[str, Any]) -> None:
     report = with_first_gpu(answering(), vitals=Vitals(access="Lost"), **known)
     waiting, late = after_pnr(changing(gpunode=report)), after_pnr(changing(gpunode=report, now=2400))
     assert (waiting.phase, waiting.reason, waiting.wake) == (
@@ -193,10 +191,7 @@ def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_
 def test_nobody_takes_a_lost_gpu_for_idle_when_the_target_changes_midway() -> None:
     silent = with_first_gpu(quiet_report(MIXED, "op-1:quiet:after-1:9999999999"), vitals=Vitals(access="Lost"))
     case = changing(
-        SINGLE,
-        stack=make_stack(MIXED, SINGLE),
-        gpunode=silent,
-        work=make_work(listed_at=at(60), empty_since=at(50)),
+        SINGLE, stack=make_stack(MIXED, SINGLE), gpunode=silent, work=make_work(listed_at=at(60), empty_since=at(50))
     )
     verdict = after_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.GPU_STILL_BUSY)

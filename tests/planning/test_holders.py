@@ -123,12 +123,7 @@ def test_however_soon_a_drain_may_begin_a_pod_from_before_the_cordon_has_not_com
 
 
 def test_only_gpu_names_above_zero_count_as_gpus() -> None:
-    mixed = {
-        "nvidia.com/mig-1g.10gb": 2,
-        "nvidia.com/gpu": 0,
-        "nvidia.com/hostdev": 1,
-        "nvidia.com/gpu.shared": 1,
-    }
+    mixed = {"nvidia.com/mig-1g.10gb": 2, "nvidia.com/gpu": 0, "nvidia.com/hostdev": 1, "nvidia.com/gpu.shared": 1}
     assert gpu_resources(make_pod(resources=mixed)) == ("nvidia.com/gpu.shared", "nvidia.com/mig-1g.10gb")
     assert not holds_gpu(make_pod(resources={"nvidia.com/hostdev": 1}))
     assert holds_gpu(make_pod(resources={}, dra="unresolved"))

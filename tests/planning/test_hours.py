@@ -33,13 +33,7 @@ def reason(found: Hours) -> Reason | None:
 def changed(minutes: int, day: int) -> NodeView:
     """A node whose last change took so long, and was proven on that day of November."""
     proof = Verified(
-        "pool-b",
-        "x",
-        "y",
-        layout="1x full",
-        gpus=1,
-        changed_at=datetime(2026, 11, day, tzinfo=UTC),
-        took=minutes * 60,
+        "pool-b", "x", "y", layout="1x full", gpus=1, changed_at=datetime(2026, 11, day, tzinfo=UTC), took=minutes * 60
     )
     return make_node(f"n{minutes}", verified=proof)
 
@@ -62,11 +56,7 @@ def test_outside_a_window_no_node_starts_and_the_message_says_until_when() -> No
 
 def test_within_a_window_nodes_start_while_enough_of_it_is_left() -> None:
     begins, last, late = at(22), at(23, 30), at(23, 30, 1)
-    assert [reason(hours(now, windows=[NIGHTLY])) for now in (begins, last, late)] == [
-        None,
-        None,
-        Reason.WINDOW_CLOSED,
-    ]
+    assert [reason(hours(now, windows=[NIGHTLY])) for now in (begins, last, late)] == [None, None, Reason.WINDOW_CLOSED]
     found = hours(begins, windows=[NIGHTLY])
     assert found.next_window == "open until 2026-11-21T00:00:00Z"
     assert found.listed[0] == "now to 2026-11-21T00:00:00Z"

@@ -5,27 +5,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from tests.build import (
-    NOW,
-    at,
-    make_cluster_policy,
-    make_gpu,
-    make_operand,
-    make_pod,
-    make_stack,
-    make_work,
-)
+from tests.build import NOW, at, make_cluster_policy, make_gpu, make_operand, make_pod, make_stack, make_work
 from tests.planning.cases import EVENT, FULL, MIXED, SLICED, quiet_report
-from tests.planning.drains import (
-    FENCE,
-    IDLE,
-    MIG_CONFIG,
-    MIG_STATE,
-    REQUEST,
-    asked,
-    fenced,
-    silent,
-)
+from tests.planning.drains import FENCE, IDLE, MIG_CONFIG, MIG_STATE, REQUEST, asked, fenced, silent
 from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
@@ -153,9 +135,7 @@ WAITED_FOR: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("missing", WAITED_FOR.values(), ids=WAITED_FOR.keys())
-def test_the_agent_is_not_asked_for_silence_before_what_can_take_long_is_there(
-    missing: dict[str, Any],
-) -> None:
+def test_the_agent_is_not_asked_for_silence_before_what_can_take_long_is_there(missing: dict[str, Any]) -> None:
     verdict = before_pnr(fenced(**missing))
     assert (verdict.phase, verdict.actions) == (Phase.VERIFYING_IDLE, ())
 

@@ -310,12 +310,7 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
 def edited() -> Cluster:
     cluster = Cluster()
     cluster.a_pool_at_rest_is_edited(
-        modes=[0, 1],
-        budget=1,
-        pods=[],
-        tempers=["works"] * len(NODES),
-        guards=(),
-        with_reboot=False,
+        modes=[0, 1], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
     )
     return cluster
 

@@ -4,14 +4,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_pod, make_policy, make_work
-from tests.planning.test_stranded import (
-    ELSEWHERE,
-    SHARING,
-    begins,
-    full_node,
-    held_by,
-    snapshot_of,
-)
+from tests.planning.test_stranded import ELSEWHERE, SHARING, begins, full_node, held_by, snapshot_of
 from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Mode
@@ -66,9 +59,7 @@ REQUIRES: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("what", REQUIRES)
-def test_where_the_guard_only_refuses_the_replacement_of_a_pod_needs_the_requirement_itself(
-    what: str,
-) -> None:
+def test_where_the_guard_only_refuses_the_replacement_of_a_pod_needs_the_requirement_itself(what: str) -> None:
     fields, admitted = REQUIRES[what]
     pod = make_pod(namespace_labels={LABEL_ISOLATION: "hardware"}, **fields)
     modes = ("full", "mig") if admitted else ()

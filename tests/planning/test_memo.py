@@ -6,16 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.build import (
-    NOW,
-    SETTINGS,
-    at,
-    make_gpunode,
-    make_node,
-    make_policy,
-    make_snapshot,
-    make_stack,
-)
+from tests.build import NOW, SETTINGS, at, make_gpunode, make_node, make_policy, make_snapshot, make_stack
 from tests.planning.cases import SeenSince, proof_of
 
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
@@ -130,9 +121,7 @@ def test_a_policy_that_nobody_can_read_says_so_on_its_node_and_keeps_no_other_wa
     unread = replace(PAUSED, spec=None, problems=(Problem("spec.mode", "is missing"),))
     mine = make_node(labels={LABEL_POLICY: "pool-b"})
     snapshot = waiting(
-        nodes=[mine, make_node("gpu-08", labels=OTHER_POOL)],
-        policies=[unread, OTHER],
-        stack=make_stack(OTHER),
+        nodes=[mine, make_node("gpu-08", labels=OTHER_POOL)], policies=[unread, OTHER], stack=make_stack(OTHER)
     )
     memo = Memo()
     for _ in range(2):

@@ -28,10 +28,7 @@ def test_our_layouts_become_rows_and_a_gpu_without_profiles_has_mig_off() -> Non
 
 
 def test_a_rendered_file_reads_back_in_the_order_of_names() -> None:
-    entries = {
-        "b": entry({"devices": "all", "mig-enabled": False}),
-        "a": entry({"devices": [0], "mig-enabled": False}),
-    }
+    entries = {"b": entry({"devices": "all", "mig-enabled": False}), "a": entry({"devices": [0], "mig-enabled": False})}
     text = migfile.render(entries)
     assert migfile.parse(text) == entries
     assert yaml.safe_load(text)["version"] == "v1"

@@ -24,11 +24,7 @@ from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, D
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView
 from gpusharing.planning.stack.acceptance import find_due_changes, find_objection
 from gpusharing.planning.stack.drastack import find_missing_parts
-from gpusharing.planning.stack.effects import (
-    START_MIG_MANAGER,
-    find_effects,
-    tell_effects,
-)
+from gpusharing.planning.stack.effects import START_MIG_MANAGER, find_effects, tell_effects
 from gpusharing.planning.vocabulary.commands import Command, Effect, Loss, label_commands
 
 MANAGED = "nvidia.com/gpu.deploy.mig-manager"

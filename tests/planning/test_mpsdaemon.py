@@ -41,7 +41,5 @@ def test_an_mps_daemon_that_follows_no_label_is_told_with_the_first_step_that_me
     ],
     ids=["no policy wants MPS", "the GPU Operator is right by itself", "no daemon was seen"],
 )
-def test_nothing_is_told_of_an_mps_daemon_that_nobody_needs_or_that_follows_labels(
-    view: Seen,
-) -> None:
+def test_nothing_is_told_of_an_mps_daemon_that_nobody_needs_or_that_follows_labels(view: Seen) -> None:
     assert list(find_deaf_mps(view.installation)) == []

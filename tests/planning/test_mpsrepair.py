@@ -25,14 +25,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
 from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView, PlanSettings
-from gpusharing.planning.stack.mps import (
-    MOST_REPAIRS,
-    add_repair,
-    count_repair,
-    find_due,
-    find_serving,
-    plan_repair,
-)
+from gpusharing.planning.stack.mps import MOST_REPAIRS, add_repair, count_repair, find_due, find_serving, plan_repair
 from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -11,18 +11,7 @@ from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 from tests.wording import lacks
 
-from kubectl_gpusharing.usage.needs import (
-    GIB,
-    LEVELS,
-    RARE,
-    Confidence,
-    Doubt,
-    Goal,
-    History,
-    Holding,
-    Need,
-    find_need,
-)
+from kubectl_gpusharing.usage.needs import GIB, LEVELS, RARE, Confidence, Doubt, Goal, History, Holding, Need, find_need
 
 
 def told(asked: History, goal: Goal = Goal.COST) -> Need:

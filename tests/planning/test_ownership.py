@@ -70,9 +70,7 @@ def test_the_owner_is(policies: list[PolicyView], present: str, expected: str) -
 
 
 @pytest.mark.parametrize("stage", ["fenced", "actuating"])
-def test_between_equals_the_policy_of_the_fence_counts_as_owner(
-    stage: Literal["fenced", "actuating"],
-) -> None:
+def test_between_equals_the_policy_of_the_fence_counts_as_owner(stage: Literal["fenced", "actuating"]) -> None:
     old, young = policy("a"), policy("b", YOUNG)
     fenced = make_node(fence=make_fence(stage, policy="b"))
     assert owners(old, young).owner(make_node()) == "a"

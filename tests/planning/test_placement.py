@@ -11,15 +11,7 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, w
 from tests.wording import lacks
 
 from gpusharing.api import names
-from gpusharing.planning.drain.placement import (
-    LABEL_KAI_MIG,
-    Kind,
-    Needs,
-    Offer,
-    could_start,
-    find_obstacles,
-    needs_of,
-)
+from gpusharing.planning.drain.placement import LABEL_KAI_MIG, Kind, Needs, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import FutureNode
 from gpusharing.planning.pools.afterwards import find_present_offer
 from gpusharing.planning.rollout import plan_rollout

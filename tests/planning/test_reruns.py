@@ -6,16 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import (
-    ask_anew,
-    at,
-    make_cluster_policy,
-    make_gpu,
-    make_gpunode,
-    make_operand,
-    make_pod,
-    make_stack,
-)
+from tests.build import ask_anew, at, make_cluster_policy, make_gpu, make_gpunode, make_operand, make_pod, make_stack
 from tests.planning.cases import (
     FULL,
     MIXED,
@@ -48,14 +39,7 @@ from tests.planning.changes import (
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    EnsureGPUNode,
-    Evict,
-    Release,
-    RestartOperand,
-    UpdateFence,
-)
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView
@@ -254,11 +238,7 @@ def test_a_retry_writes_our_labels_again_when_somebody_overwrote_them() -> None:
     fence = replace(OWED, retry="again")
     action = only(after_pnr(changing(labels=theirs, fence=fence, node=AGAIN, **proven_idle(2500))))
     assert isinstance(action, Actuate)
-    assert action.labels == {
-        MIG_CONFIG: FENCE.target_mig_config,
-        MIG_STATE: None,
-        PLUGIN: FENCE.target_plugin_config,
-    }
+    assert action.labels == {MIG_CONFIG: FENCE.target_mig_config, MIG_STATE: None, PLUGIN: FENCE.target_plugin_config}
     assert action.fence.restart_uid == "", "a mig-manager that rests takes up the value by itself"
 
 

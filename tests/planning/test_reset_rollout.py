@@ -23,8 +23,7 @@ from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, rende
 
 def going(size: int, mode: str = "MIG", **rollout: Any) -> World:
     world = pool_of(
-        size,
-        make_policy(mode=mode, deletionPolicy="Reset", drain={"strandedPods": "Allow"}, rollout=rollout),
+        size, make_policy(mode=mode, deletionPolicy="Reset", drain={"strandedPods": "Allow"}, rollout=rollout)
     )
     world.done.clear()
     world.delete_policy("pool-b")

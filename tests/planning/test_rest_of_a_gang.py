@@ -143,10 +143,7 @@ def test_after_an_edit_of_what_is_asked_for_the_order_begins_anew_as_the_canary_
 def worker_and_driver(node: str) -> NodeWork:
     """A pod with a GPU and one without, which are a gang of their own."""
     gang = make_gang(f"run-{node}")
-    pods = [
-        make_pod(f"worker-{node}", gang=gang),
-        make_pod(f"driver-{node}", gang=gang, resources={}),
-    ]
+    pods = [make_pod(f"worker-{node}", gang=gang), make_pod(f"driver-{node}", gang=gang, resources={})]
     return make_work(*pods, gangs=(make_gang_view({node: pods}, gang),))
 
 
@@ -203,8 +200,5 @@ def test_nobody_takes_the_slot_of_the_rest_of_a_gang_while_its_pods_are_looked_a
     selection = chosen(candidate("a", None), candidate("z"), limit=1, members=[mate])
     assert fenced(selection) == []
     told = {name: (verdict.phase, verdict.reason) for name, verdict in selection.verdicts.items()}
-    assert told == {
-        "a": (Phase.PREFLIGHT, Reason.PROGRESSING),
-        "z": (Phase.PENDING, Reason.BUDGET_FULL),
-    }
+    assert told == {"a": (Phase.PREFLIGHT, Reason.PROGRESSING), "z": (Phase.PENDING, Reason.BUDGET_FULL)}
     assert fenced(chosen(candidate("a", make_work()), candidate("z"), limit=1, members=[mate])) == ["a"]

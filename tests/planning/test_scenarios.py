@@ -5,18 +5,7 @@ from datetime import timedelta
 
 import pytest
 from tests.build import ask_anew, make_policy
-from tests.planning.cases import (
-    FULL,
-    MIXED,
-    NODE,
-    SLICED,
-    copy_of,
-    edited,
-    pool_of,
-    run_until,
-    verdict_of,
-    wrote,
-)
+from tests.planning.cases import FULL, MIXED, NODE, SLICED, copy_of, edited, pool_of, run_until, verdict_of, wrote
 from tests.planning.deeds import DEEDS
 from tests.planning.deletions import force_release
 from tests.planning.test_failures import resume
@@ -26,13 +15,7 @@ from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    FenceNode,
-    Release,
-    RestartOperand,
-    UpdateFence,
-)
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- giving up and coming back ------------------------------------------------------------------------------------
@@ -211,9 +194,7 @@ def test_all_gpunodes_deleted_in_the_middle_make_no_difference_to_the_end(phase:
 
 
 @pytest.mark.parametrize("temper", ["hangs", "forgets"])
-def test_a_wedged_mig_manager_is_restarted_twice_and_then_the_node_is_failed_and_keeps_its_slot(
-    temper: str,
-) -> None:
+def test_a_wedged_mig_manager_is_restarted_twice_and_then_the_node_is_failed_and_keeps_its_slot(temper: str) -> None:
     world = copy_of(FULL)
     world.machines[NODE].temper = temper  # type: ignore[assignment]  # one of the tempers
     world.set_policy(MIXED)

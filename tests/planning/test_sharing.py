@@ -86,9 +86,7 @@ def test_a_card_without_mig_can_still_be_shared() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(0.5, 78.0), st.floats(0.01, 1.0), st.integers(1, 9)), min_size=1, max_size=4))
-def test_whoever_shares_fits_in_the_worst_case_and_takes_fewer_gpus(
-    wanted: list[tuple[float, float, int]],
-) -> None:
+def test_whoever_shares_fits_in_the_worst_case_and_takes_fewer_gpus(wanted: list[tuple[float, float, int]]) -> None:
     needs = [need(f"w{index}", gib, active, pods=pods) for index, (gib, active, pods) in enumerate(wanted)]
     result = recommend(pool((8,) * 4), needs, goal=Goal.COST)
     found = find_shared(result)

@@ -43,12 +43,7 @@ def stands(
 
 @pytest.mark.parametrize(("pod", "memory", "pdbs", "budgets", "leaves", "due"), STANDS.values(), ids=STANDS.keys())
 def test_a_pod_stands(
-    pod: PodView,
-    memory: EvictionMemory | None,
-    pdbs: list[PdbView],
-    budgets: list[str],
-    leaves: bool,
-    due: bool,
+    pod: PodView, memory: EvictionMemory | None, pdbs: list[PdbView], budgets: list[str], leaves: bool, due: bool
 ) -> None:
     one = stands(pod, memory, pdbs)
     assert ([budget.name for budget in one.budgets], one.leaves, one.due) == (budgets, leaves, due)

@@ -189,8 +189,7 @@ def test_every_condition_is_told_on_every_path(path: str) -> None:
 @pytest.mark.parametrize("subject", [policy_subject("pool-b"), *COMMON])
 @pytest.mark.parametrize("refused", [True, False], ids=["refused", "failing for a minute"])
 def test_a_call_that_keeps_failing_stalls_the_policies_that_need_it_with_the_words_of_the_server(
-    subject: str,
-    refused: bool,
+    subject: str, refused: bool
 ) -> None:
     failure = replace(LASTING, message="403: not for you", tries=2 if refused else 6, refused=refused)
     stalled = StatusInput([SYNCED], call_failures={subject: failure}).status()["conditions"][-1]

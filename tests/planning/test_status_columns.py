@@ -78,10 +78,7 @@ def test_a_pool_whose_policy_is_refused_shows_what_is_there() -> None:
     refused = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="", observed="4x shared")
     given = StatusInput(
         [refused, replace(refused, node="gpu-08")],
-        nodes={
-            "gpu-07": make_node(resources={"nvidia.com/gpu": 4}),
-            "gpu-08": make_node("gpu-08", resources={}),
-        },
+        nodes={"gpu-07": make_node(resources={"nvidia.com/gpu": 4}), "gpu-08": make_node("gpu-08", resources={})},
         reports={
             "gpu-07": {"allocated": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 1}},
             "gpu-08": {"allocated": {"nvidia.com/gpu": 2, "example.com/nic": 1}},
@@ -90,13 +87,7 @@ def test_a_pool_whose_policy_is_refused_shows_what_is_there() -> None:
     )
     summary = given.status()["summary"]
     shown = {key: summary[key] for key in ("layout", "nodes", "gpus", "used", "status")}
-    assert shown == {
-        "layout": "4x shared",
-        "nodes": "0/2",
-        "gpus": 2,
-        "used": "5/4",
-        "status": "PluginConfigNotOurs",
-    }
+    assert shown == {"layout": "4x shared", "nodes": "0/2", "gpus": 2, "used": "5/4", "status": "PluginConfigNotOurs"}
 
 
 def test_what_is_wanted_is_shown_before_what_is_there() -> None:

@@ -117,9 +117,7 @@ def test_the_status_of_the_policy_tells_how_many_will_wait_whether_or_not_that_i
 
 
 @pytest.mark.parametrize("skip", ["true", "True"])
-def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the_shortages_do(
-    skip: str,
-) -> None:
+def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the_shortages_do(skip: str) -> None:
     skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: skip})
     for policy, after in ((ALLOWING, {GPU: 8, "nvidia.com/mig-3g.40gb": 16}), (POLICY, {GPU: 16})):
         snapshot = snapshot_of(full_node(), skipped, policies=(policy,), held={"gpu-08": 8})
@@ -267,7 +265,7 @@ def test_a_node_that_offers_none_of_its_devices_is_no_place(seconds: float) -> N
 def test_a_failed_node_that_waits_for_a_person_is_no_place() -> None:
     fence = make_fence(
         "actuating", policy="pool-c", node_uid="uid-gpu-08", since=at(-9000), attempt=9, to_layout=WHOLE,
-        target_mig_config=CONFIG, target_plugin_config=KEY, failed=at(-8000),
+        target_mig_config=CONFIG, target_plugin_config=KEY, failed=at(-8000)
     )  # fmt: skip
     state = {names.LABEL_MIG_CONFIG: CONFIG, names.LABEL_MIG_STATE: "failed"}
     node = replace(RESTING, labels={**RESTING.labels, **state}, resources={}, unschedulable=True, fence=fence)

@@ -14,14 +14,7 @@ from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    Evict,
-    FenceNode,
-    Release,
-    UpdateFence,
-    WriteRules,
-)
+from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, UpdateFence, WriteRules
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TaintRuleView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.transition.fencing import may_taint
@@ -104,9 +97,7 @@ def test_nothing_is_evicted_before_the_rule_is_in_place_and_the_scheduler_had_ti
 
 
 @pytest.mark.parametrize("stage", ["fenced", "actuating"])
-def test_a_rule_that_somebody_deletes_is_written_again_and_nothing_is_evicted_or_run_meanwhile(
-    stage: str,
-) -> None:
+def test_a_rule_that_somebody_deletes_is_written_again_and_nothing_is_evicted_or_run_meanwhile(stage: str) -> None:
     world = taint_world("gpu-1")
     with_holder(world)
     world.refusing = stage == "fenced"
@@ -189,9 +180,7 @@ def ignored(world: World) -> None:
 
 
 @pytest.mark.parametrize("case", [evading, rebooting, held, ignored], ids=lambda one: one.__name__)
-def test_a_node_is_cordoned_from_the_start_where_a_rule_would_not_be_enough(
-    case: Callable[[World], None],
-) -> None:
+def test_a_node_is_cordoned_from_the_start_where_a_rule_would_not_be_enough(case: Callable[[World], None]) -> None:
     world = taint_world("gpu-1")
     case(world)
     world.set_policy(MIG)

@@ -41,12 +41,7 @@ def shown(
 
 def test_a_transition_tells_everything_about_the_change_in_flight() -> None:
     after = replace(
-        BLOCKED,
-        deadline=at(900),
-        attempt=2,
-        step="1/2",
-        observed="7x1g.10gb",
-        disruption=DisruptionClass.GPU_PODS,
+        BLOCKED, deadline=at(900), attempt=2, step="1/2", observed="7x1g.10gb", disruption=DisruptionClass.GPU_PODS
     )
     assert shown(after, node=FENCED) == {
         "policy": "pool-b",

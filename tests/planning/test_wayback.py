@@ -19,17 +19,7 @@ from tests.planning.cases import (
     edited,
     make_case,
 )
-from tests.planning.changes import (
-    MIG_CONFIG,
-    MIG_STATE,
-    PLUGIN,
-    VERIFY,
-    answering,
-    changing,
-    emptied,
-    fence_to,
-    only,
-)
+from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, emptied, fence_to, only
 from tests.wording import lacks
 
 from gpusharing.api import names
@@ -94,9 +84,7 @@ def without(key: str) -> Callable[[StackView], StackView]:
     )
 
 
-def broken(
-    change: Callable[[NodeView, ObservedView, StackView], tuple[NodeView, ObservedView, StackView]],
-) -> str:
+def broken(change: Callable[[NodeView, ObservedView, StackView], tuple[NodeView, ObservedView, StackView]]) -> str:
     world = copy_of(MIXED)
     observed = world.gpunodes["gpu-07"].observed
     assert observed is not None
@@ -326,9 +314,7 @@ TURNS: dict[str, Callable[[NodeCase], NodeCase]] = {
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
-def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
-    turn: Callable[[NodeCase], NodeCase],
-) -> None:
+def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(turn: Callable[[NodeCase], NodeCase]) -> None:
     verdict = after_pnr(turn(going_back()))
     assert verdict.wants_pods, "it is proven idle, for a run to the other layout"
     assert "rolling back" not in verdict.message

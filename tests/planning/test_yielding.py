@@ -50,9 +50,7 @@ def test_a_foreign_marker_takes_our_marks_away_and_leaves_fence_and_cordon() -> 
 
 
 @pytest.mark.parametrize("fields", [{"owner": "other"}, {"policy": None}, {"fence": replace(OURS, deadline=at(-900))}])
-def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_only(
-    fields: dict[str, Any],
-) -> None:
+def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_only(fields: dict[str, Any]) -> None:
     policy = fields.get("policy", MIXED)
     known = {"fence": OURS, "node": {"foreign": "kured"}, **fields}
     known.pop("policy", None)

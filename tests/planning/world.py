@@ -23,13 +23,7 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, Program, StackView, TaintRuleView
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
-from gpusharing.planning.snapshot.views import (
-    ClusterSnapshot,
-    GPUNodeView,
-    NodeView,
-    PlanSettings,
-    PolicyView,
-)
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PlanSettings, PolicyView
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.target import known_times, under_deletion
 from gpusharing.planning.wanted.verify import served
