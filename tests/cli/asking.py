@@ -74,10 +74,7 @@ def install(cluster: FakeCluster, **variables: str) -> None:
     """The operator's Deployment, as the chart makes it; `variables` are its settings."""
     given = {"GPUSHARING_AGENT_NAMESPACE": "gpusharing-agent", **variables}
     container = {"name": "operator", "env": [{"name": key, "value": value} for key, value in given.items()]}
-    labels = {
-        "app.kubernetes.io/name": OPERATOR,
-        "app.kubernetes.io/version": version("gpu-sharing-operator"),
-    }
+    labels = {"app.kubernetes.io/name": OPERATOR, "app.kubernetes.io/version": version("gpu-sharing-operator")}
     cluster.add(
         DEPLOYMENTS,
         {

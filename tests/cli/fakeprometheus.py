@@ -151,10 +151,7 @@ class FakePrometheus:
                 if "value" in one:  # an answer for the end of a day
                     one["values"] = [[end, one.pop("value")[1]]]
             inside = [
-                {
-                    **one,
-                    "values": [point for point in one["values"] if start - 1 <= float(point[0]) <= end + 1],
-                }
+                {**one, "values": [point for point in one["values"] if start - 1 <= float(point[0]) <= end + 1]}
                 for one in result
             ]
         except (ValueError, RecursionError, TypeError, KeyError):

@@ -19,15 +19,7 @@ from tests.recipes import MIG, MIXED_FLAG, PLUGIN, parted, time_slicing
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.api import names
-from gpusharing.kube.client import (
-    ACCESS_REVIEWS,
-    CONFIG_MAPS,
-    GPUNODES,
-    JSON,
-    PODS,
-    POLICIES,
-    RESOURCE_SLICES,
-)
+from gpusharing.kube.client import ACCESS_REVIEWS, CONFIG_MAPS, GPUNODES, JSON, PODS, POLICIES, RESOURCE_SLICES
 from gpusharing.kube.errors import Forbidden
 
 STATES = ("nothing", "CRDs only", "a chart without operator", "everything", "everything")

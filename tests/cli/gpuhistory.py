@@ -133,11 +133,7 @@ def _exported(fleet: Fleet, card: Card, there: Sequence[PodRun], hour: float, at
         target = {"job": "dcgm", "instance": card.node}
         for name, labels, value in samples([device], fleet.setup):
             if name == USED or fleet.activity:
-                named = {
-                    **labels,
-                    "modelName": card.model,
-                    fleet.setup.hostname: card.node if fleet.named else "",
-                }
+                named = {**labels, "modelName": card.model, fleet.setup.hostname: card.node if fleet.named else ""}
                 yield name, {**named, **target, **fleet.labels}, value, at
 
 
@@ -177,9 +173,8 @@ def _owned(fleet: Fleet, run: PodRun, at: int) -> Iterator[Sample]:
     labels = {"namespace": namespace, "pod": name, "owner_kind": above, "owner_name": between}
     yield "kube_pod_owner", {**labels, **fleet.labels}, 1, at
     if above != kind:
-        metric, label = {
-            "ReplicaSet": ("kube_replicaset_owner", "replicaset"),
-            "Job": ("kube_job_owner", "job_name"),
-        }[above]
+        metric, label = {"ReplicaSet": ("kube_replicaset_owner", "replicaset"), "Job": ("kube_job_owner", "job_name")}[
+            above
+        ]
         owned = {"namespace": namespace, label: between, "owner_kind": kind, "owner_name": owner}
         yield metric, {**owned, **fleet.labels}, 1, at

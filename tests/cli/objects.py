@@ -66,10 +66,7 @@ def gpunode(name: str, phase: str = "Synced", reason: str = "Synced", **told: An
         "apiVersion": "gpusharing.dev/v1alpha1",
         "kind": "GPUNode",
         "metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": "1"},
-        "status": {
-            "transition": transition,
-            "observed": {"gpus": [{"index": index} for index in range(8)], "pods": 2},
-        },
+        "status": {"transition": transition, "observed": {"gpus": [{"index": index} for index in range(8)], "pods": 2}},
     }
 
 
@@ -100,16 +97,7 @@ def fleet() -> tuple[list[JSON], list[JSON]]:
     quiet = gpunode("pool-c-0", policy="pool-c", wanted="1x full", observed="1x full")
     policies = [
         policy("pool-b", message="pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave"),
-        policy(
-            "pool-c",
-            mode="Full",
-            layout="1x full",
-            nodes="1/1",
-            gpus=8,
-            used="8/8",
-            status="Synced",
-            message="",
-        ),
+        policy("pool-c", mode="Full", layout="1x full", nodes="1/1", gpus=8, used="8/8", status="Synced", message=""),
     ]
     return policies, [done, draining, cordoned, quiet]
 

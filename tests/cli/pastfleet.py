@@ -89,11 +89,7 @@ def rough() -> Iterator[Node]:
     yield whole("gpu-1", "negative")
     yield whole("gpu-1", "mixed")
     yield Node(
-        "gpu-2",
-        "pool-y",
-        1,
-        [Stretch((0, SHORT), {("team-a", WHOLE): Fraction(1)})],
-        labels={"cluster": "mixed"},
+        "gpu-2", "pool-y", 1, [Stretch((0, SHORT), {("team-a", WHOLE): Fraction(1)})], labels={"cluster": "mixed"}
     )
     for replica in ("a", "b"):
         yield whole("gpu-1", "double", labels={"replica": replica})

@@ -33,10 +33,7 @@ def prometheus_with(folder: Path, texts: Sequence[str], *flags: str) -> Iterator
         *flags,
     ]
     url = f"http://127.0.0.1:{port}"
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen(started, stderr=log, stdout=log) as running,
-    ):
+    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(started, stderr=log, stdout=log) as running:
         try:
             wait_until(lambda: _ready(url), SECONDS, "Prometheus to be ready")
             yield url

@@ -37,21 +37,11 @@ from kubectl_gpusharing.usage.advise import (
 
 
 def told(
-    card: str = "h100-80gb",
-    memory: float = 15,
-    *,
-    no_mps: str = "",
-    isolation: str = "",
-    **answers: Any,
+    card: str = "h100-80gb", memory: float = 15, *, no_mps: str = "", isolation: str = "", **answers: Any
 ) -> Advice:
     return advise(
         AdviceAnswers(
-            pick(card),
-            ((1, memory * HEADROOM),),
-            no_mps=no_mps,
-            mps_remedy="",
-            isolation=isolation,
-            **answers,
+            pick(card), ((1, memory * HEADROOM),), no_mps=no_mps, mps_remedy="", isolation=isolation, **answers
         )
     )
 

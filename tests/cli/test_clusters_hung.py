@@ -176,9 +176,7 @@ def test_login_programs_run_side_by_side(desk: Desk) -> None:
     folder = desk.folder
     meet = "touch {0}/{1}; until [ -e {0}/{2} ]; do sleep 0.05; done; echo '{3}'"
     with_programs(
-        desk,
-        east=meet.format(folder, "east", "west", CREDENTIAL),
-        west=meet.format(folder, "west", "east", CREDENTIAL),
+        desk, east=meet.format(folder, "east", "west", CREDENTIAL), west=meet.format(folder, "west", "east", CREDENTIAL)
     )
     assert [reply.error for reply in asked(desk, first=SECONDS)] == ["", ""]
 

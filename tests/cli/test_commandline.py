@@ -197,11 +197,7 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(desk: Desk, name: str) -> N
     reader, writer = os.pipe()
     os.close(reader)  # before the program starts: a watch writes once, and then only news
     with subprocess.Popen(
-        [*PROGRAM, *PIPED[name]],
-        env=desk.environment(),
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
+        [*PROGRAM, *PIPED[name]], env=desk.environment(), stdout=writer, stderr=subprocess.PIPE, text=True
     ) as process:
         os.close(writer)
         assert process.stderr is not None

@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 from tests.cli import desk as desks
 from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import (
-    DAY,
-    GPU,
-    HELD,
-    NOW,
-    Answer,
-    FakePrometheus,
-    failure,
-    fake_prometheus,
-    vector,
-)
+from tests.cli.fakeprometheus import DAY, GPU, HELD, NOW, Answer, FakePrometheus, failure, fake_prometheus, vector
 from tests.cli.screen import END, read_until, terminal
 from tests.fakes.tls import Identity
 from tests.wording import lacks
@@ -352,11 +342,7 @@ def behind(fake: FakePrometheus, *services: JSON) -> None:
 
 
 def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake: FakePrometheus) -> None:
-    behind(
-        fake,
-        service("kps-prometheus", app="kube-prometheus-stack-prometheus"),
-        service("grafana", app="grafana"),
-    )
+    behind(fake, service("kps-prometheus", app="kube-prometheus-stack-prometheus"), service("grafana", app="grafana"))
     desk.write_kubeconfig(fake.url)
     said = desk.type("cost", "--window", "1d", "-o", "json")
     assert said.status == DONE

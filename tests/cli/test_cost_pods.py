@@ -61,22 +61,12 @@ def pod(
 
 def hami() -> Iterator[Gauge]:
     """What HAMi's scheduler tells, which is scraped without honorLabels."""
-    scheduler = {
-        "cluster": "hami",
-        "node": "control-plane-1",
-        "namespace": "kube-system",
-        "pod": "hami-scheduler",
-    }
+    scheduler = {"cluster": "hami", "node": "control-plane-1", "namespace": "kube-system", "pod": "hami-scheduler"}
     for uuid in ("u1", "u2"):
         labels = {**scheduler, "exported_node": "gpu-1", "device_uuid": uuid}
         yield Gauge("hami_gpu_memory_limit_bytes", labels, str(80 * GIB), every=EVERY)
     for namespace, uuid, size, hours in (("team-a", "u1", 40, (0, HOURS)), ("team-b", "u2", 20, (6, 18))):
-        job = {
-            "exported_node": "gpu-1",
-            "exported_namespace": namespace,
-            "exported_pod": "job",
-            "device_uuid": uuid,
-        }
+        job = {"exported_node": "gpu-1", "exported_namespace": namespace, "exported_pod": "job", "device_uuid": uuid}
         labels = {**scheduler, **job, "container_index": "0"}
         yield Gauge("hami_vgpu_memory_allocated_bytes", labels, str(size * GIB), hours, EVERY)
 
@@ -247,15 +237,7 @@ def test_a_replica_that_does_more_than_its_part_used_more_than_all_of_it(desk: D
     ), "of a quarter"
     assert (idle["memoryUsed"], idle["smUsed"]) == (None, None)
     said = desk.type(
-        "cost",
-        "--match",
-        'cluster="shared"',
-        "--prometheus",
-        prometheus,
-        "--window",
-        "1d",
-        "--until",
-        UNTIL,
+        "cost", "--match", 'cluster="shared"', "--prometheus", prometheus, "--window", "1d", "--until", UNTIL
     )
     assert "MEM USED  SM USED" in said.out
     assert "50%       200%" in said.out

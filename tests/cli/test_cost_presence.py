@@ -97,11 +97,7 @@ PLAYED = [story(number) for number in range(STORIES)]
 def replicated() -> Iterator[Node]:
     for one in PLAYED:
         yield Node(
-            "gpu-2",
-            "pool-x",
-            1,
-            [Standing((0, HOURS), {("team-b", WHOLE): Fraction(1)})],
-            labels={"cluster": one.name},
+            "gpu-2", "pool-x", 1, [Standing((0, HOURS), {("team-b", WHOLE): Fraction(1)})], labels={"cluster": one.name}
         )
         yield from one.nodes()
 
@@ -110,11 +106,7 @@ def replicated() -> Iterator[Node]:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the stories are told apart by the label `cluster`."""
     prices = [
-        Gauge(
-            "gpusharing_policy_gpu_hourly_price",
-            {"cluster": one.name, "policy": "pool-x", "currency": "USD"},
-            "2",
-        )
+        Gauge("gpusharing_policy_gpu_hourly_price", {"cluster": one.name, "policy": "pool-x", "currency": "USD"}, "2")
         for one in PLAYED
     ]
     past = History(BEGIN, HOURS, list(replicated()), prices, EVERY)

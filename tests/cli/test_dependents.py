@@ -129,9 +129,7 @@ async def test_nothing_is_told_of(tmp_path: Path, kind: str, fields: dict[str, A
 
 
 @virtually
-async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_others_are_read(
-    tmp_path: Path,
-) -> None:
+async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_others_are_read(tmp_path: Path) -> None:
     async with operated(1) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -155,9 +153,7 @@ class RefusingFirst(FakeClient):
 
 
 @virtually
-async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refuses_to_list_it(
-    tmp_path: Path,
-) -> None:
+async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refuses_to_list_it(tmp_path: Path) -> None:
     """RBAC comes before the 404: who has no right to a kind is refused also where it is not served."""
     async with operated(1) as scene:
         scene.apply(FULL)

@@ -294,10 +294,7 @@ def test_odd_pods_and_nodes_do_no_harm_in_any_view(fleet: Desk, by: str, output:
         {"metadata": {"namespace": "team-a", "name": "bare"}, "spec": None, "status": None},
         {"metadata": {"namespace": "team-a", "name": "new"}, "spec": {"containers": [container(gpu=1)]}},
     ]
-    fleet.server.lists[NODES] += [
-        {"metadata": {"name": "bare"}},
-        node("odd", allocatable={GPU: "x", MIG: "-1"}),
-    ]
+    fleet.server.lists[NODES] += [{"metadata": {"name": "bare"}}, node("odd", allocatable={GPU: "x", MIG: "-1"})]
     narrow = {"COLUMNS": "40"}
     said = fleet.type("free", "--by", by, "-n", "team-a", "-o", output, environment=narrow)
     assert (said.status, said.err) == (DONE, "")

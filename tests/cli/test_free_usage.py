@@ -31,11 +31,7 @@ AGENT = "/api/v1/namespaces/gpusharing-agent/pods/agent-1:8080/proxy/metrics"
 
 
 def agent(name: str, on: str) -> JSON:
-    raw = pod(
-        f"gpusharing-agent/{name}",
-        on,
-        {"name": "agent", "ports": [{"name": "metrics", "containerPort": 8080}]},
-    )
+    raw = pod(f"gpusharing-agent/{name}", on, {"name": "agent", "ports": [{"name": "metrics", "containerPort": 8080}]})
     raw["metadata"]["labels"] = {"app.kubernetes.io/name": "gpusharing-agent"}
     return raw
 
@@ -142,13 +138,7 @@ PROMETHEUS = "/api/v1/namespaces/monitoring/services/prometheus:9090/proxy/api/v
 
 def known(desk: Desk, **values: str) -> None:
     """The agent may not be asked, and Prometheus has these metrics of team-a/llm-0, with the labels that it renames."""
-    labels = {
-        "exported_namespace": "team-a",
-        "exported_pod": "llm-0",
-        "node": "gpu-1",
-        "gpu": "0",
-        "uuid": "GPU-1",
-    }
+    labels = {"exported_namespace": "team-a", "exported_pod": "llm-0", "node": "gpu-1", "gpu": "0", "uuid": "GPU-1"}
     series: list[JSON] = [
         {"metric": {"__name__": f"gpusharing_{name}", **labels}, "value": [1_790_000_000, value]}
         for name, value in values.items()

@@ -46,11 +46,7 @@ async def test_a_policy_exported_while_it_was_deleted_is_shown_as_the_server_wou
         "finalizers": ["gpusharing.dev/in-flight"],
         "generation": 7,
     }
-    exported = {
-        "metadata": {"name": "p", "annotations": {"a": "b"}, **served},
-        "spec": spec,
-        "status": {"nodes": 1},
-    }
+    exported = {"metadata": {"name": "p", "annotations": {"a": "b"}, **served}, "spec": spec, "status": {"nodes": 1}}
     listed = await list_of(Onlooker(FakeCluster().client("person"), [exported]), POLICIES)
     metadata = {"name": "p", "annotations": {"a": "b"}, "generation": 1, "resourceVersion": "0"}
     assert listed == [{"metadata": metadata, "spec": spec}]

@@ -39,7 +39,4 @@ def test_a_recording_shows_its_frames_one_after_the_other_and_the_longest_where_
 def test_a_piece_of_text_stands_where_a_terminal_has_it() -> None:
     text = svg([[line(Span("ab", Ink.GOOD), "   ", Span("<c>", Ink.BAD))]], "", "")
     places = re.findall(r'x="([\d.]+)" y="60"[^>]*textLength="([\d.]+)"[^>]*fill="(#\w+)">([^<]*)<', text)
-    assert places == [
-        ("20.0", "16.8", COLORS[Ink.GOOD], "ab"),
-        ("62.0", "25.2", COLORS[Ink.BAD], "&lt;c&gt;"),
-    ]
+    assert places == [("20.0", "16.8", COLORS[Ink.GOOD], "ab"), ("62.0", "25.2", COLORS[Ink.BAD], "&lt;c&gt;")]

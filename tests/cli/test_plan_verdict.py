@@ -75,9 +75,7 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
 
 
 @virtually
-async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_are_told_too(
-    tmp_path: Path,
-) -> None:
+async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_are_told_too(tmp_path: Path) -> None:
     bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, "bad", "nowhere")
     async with operated(1) as scene:
         scene.apply(FULL)
@@ -248,9 +246,7 @@ async def test_a_guarded_namespace_without_a_node_is_a_shortfall_also_without_a_
 
 
 @virtually
-async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_word_is_named(
-    tmp_path: Path,
-) -> None:
+async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_word_is_named(tmp_path: Path) -> None:
     bad = written(tmp_path, policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}))
     async with operated(1) as scene:
         told, _ = await both(scene, "--fail-on", "evictions", "-f", bad)

@@ -69,9 +69,7 @@ def rough() -> Iterator[Fleet]:
     yield fleet("honoured", one("honoured", runs[0]), idle, setup=SetUp(honor_labels=True))
     yield fleet("old", one("old", runs[0]), setup=SetUp(old_namespace=True, hostname="hostname"))
     yield fleet(
-        "mig",
-        one("mig", runs[0], profile="2g.20gb", instance="3"),
-        one("mig", profile="1g.10gb", instance="9"),
+        "mig", one("mig", runs[0], profile="2g.20gb", instance="3"), one("mig", profile="1g.10gb", instance="9")
     )
     shared = one("shared", *runs, total=True)
     yield fleet("shared", shared, one("shared", *deployed("team-b", "own", 1, steady(9 * GIB, 0.1)), index=1))
@@ -332,8 +330,7 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
 
 def test_too_little_history_is_refused_with_what_there_is_and_what_it_takes(prometheus: str) -> None:
     with pytest.raises(
-        Trouble,
-        match=r"24 hourly peaks over 24 h are needed; of .* team-a/llm has the most, with \d over \d h",
+        Trouble, match=r"24 hourly peaks over 24 h are needed; of .* team-a/llm has the most, with \d over \d h"
     ):
         ask(prometheus, cluster="young")
 

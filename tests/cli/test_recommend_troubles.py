@@ -9,16 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import (
-    HOURS,
-    LABELS,
-    NOW,
-    Answer,
-    FakePrometheus,
-    failure,
-    success,
-    vector,
-)
+from tests.cli.fakeprometheus import HOURS, LABELS, NOW, Answer, FakePrometheus, failure, success, vector
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED

@@ -150,10 +150,7 @@ async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> N
 
 
 def test_a_resume_sets_the_hash_of_the_halt() -> None:
-    policy = {
-        "metadata": {"name": "p", "generation": 3},
-        "status": {"observedGeneration": 3, "halt": "4a38df3"},
-    }
+    policy = {"metadata": {"name": "p", "generation": 3}, "status": {"observedGeneration": 3, "halt": "4a38df3"}}
     halted = gpunode("gpu-1", "Pending", "Halted")
     patch = find_change(Arguments(verb="resume"), policy, [read_node(halted)], NOW).body
     assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: "4a38df3"}}}

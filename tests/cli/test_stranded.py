@@ -30,9 +30,7 @@ async def planned(scene: Scene, tmp_path: Path, spec: dict[str, Any]) -> Answere
 
 
 @virtually
-async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_plan_says_why(
-    tmp_path: Path,
-) -> None:
+async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_plan_says_why(tmp_path: Path) -> None:
     async with open_scene(*nodes(1, L40S)) as scene:
         install(scene.e.cluster)
         scene.apply(FULL)
@@ -53,9 +51,7 @@ async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_p
 
 
 @virtually
-async def test_plan_and_status_say_how_many_pods_will_wait_and_nobody_is_evicted_for_that(
-    tmp_path: Path,
-) -> None:
+async def test_plan_and_status_say_how_many_pods_will_wait_and_nobody_is_evicted_for_that(tmp_path: Path) -> None:
     async with open_scene(*nodes(2), node("gpu-9", pool="c"), workloads=[SimWorkload("llm", 7)]) as scene:
         install(scene.e.cluster)
         scene.apply(FULL)
@@ -122,9 +118,7 @@ async def test_a_pod_that_is_evicted_nonetheless_is_refused_by_the_simulated_kub
 
 
 @virtually
-async def test_plan_says_that_other_nodes_have_a_resource_only_if_a_node_outside_the_pool_does(
-    tmp_path: Path,
-) -> None:
+async def test_plan_says_that_other_nodes_have_a_resource_only_if_a_node_outside_the_pool_does(tmp_path: Path) -> None:
     half = {
         "mode": "MIG",
         "mig": {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]},

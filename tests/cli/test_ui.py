@@ -64,11 +64,7 @@ def pod(name: str, at: str = "", namespace: str = "team-b") -> dict[str, object]
 @pytest.fixture
 def owned(desk: Desk) -> Desk:
     desk.server.lists[NODES_PATH] = [node(f"pool-b-{number}") for number in range(3)]
-    desk.server.lists[PODS_PATH] = [
-        pod("ranker-7c4", "pool-b-1"),
-        pod("late"),
-        pod("one", "pool-b-0", "team-a"),
-    ]
+    desk.server.lists[PODS_PATH] = [pod("ranker-7c4", "pool-b-1"), pod("late"), pod("one", "pool-b-0", "team-a")]
     for raw in desk.server.lists[GPUNODES_PATH]:
         desk.server.objects[f"{GPUNODES_PATH}/{raw['metadata']['name']}"] = raw
     return desk
@@ -417,10 +413,7 @@ async def test_a_keyboard_suffices_and_400_pixels_and_no_color(owned: Desk, brow
                 await browser.resize(width)
                 assert await browser.value("document.documentElement.scrollWidth") <= width
         await browser.open(served.url)
-        forced = [
-            {"name": "forced-colors", "value": "active"},
-            {"name": "prefers-color-scheme", "value": "dark"},
-        ]
+        forced = [{"name": "forced-colors", "value": "active"}, {"name": "prefers-color-scheme", "value": "dark"}]
         await browser.ask("Emulation.setEmulatedMedia", features=forced)
         text = await browser.value("document.body.innerText")
         for word in ("1 done", "1 under way", "1 blocked", "Draining", "Blocked"):

@@ -340,9 +340,7 @@ def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None
 
 
 @pytest.mark.parametrize("chosen", [frozenset({"new"}), frozenset({"new", "old"}), None])
-def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
-    chosen: frozenset[str] | None,
-) -> None:
+def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(chosen: frozenset[str] | None) -> None:
     rows = [
         series(name, dict.fromkeys(hours, mib), UUID=f"GPU-{node}", Hostname=node)
         for name, node, hours, mib in (

@@ -79,9 +79,7 @@ def pictures(seen: str) -> list[list[str]]:
     return [[re.sub(r"\x1b\[[0-9;?]*[a-z]", "", row).rstrip() for row in one.split("\n")] for one in drawn]
 
 
-def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_worst_first(
-    desk: Desk,
-) -> None:
+def test_where_the_screen_has_no_room_for_all_it_draws_a_row_for_each_pool_the_worst_first(desk: Desk) -> None:
     states = {f"pool-{number:02}": "Failed" if number > 96 else "Synced" for number in range(100)}
     desk.server.lists[POLICIES_PATH] = [policy(name, status=word) for name, word in states.items()]
     desk.server.lists[GPUNODES_PATH] = [gpunode(f"{name}-0", word, policy=name) for name, word in states.items()]

@@ -244,10 +244,7 @@ def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
     raw = gpu_pod(name, "")
     raw["spec"] = {"containers": [{"name": "main", "resources": {"limits": {resource: "1"}}}]}
     said = f"0/1 nodes are available: 1 Insufficient {resource}."
-    raw["status"] = {
-        "phase": "Pending",
-        "conditions": [{"type": "PodScheduled", "status": "False", "message": said}],
-    }
+    raw["status"] = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "message": said}]}
     return raw
 
 

@@ -11,16 +11,7 @@ from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
-from gpusharing.kube.client import (
-    CORE_EVENTS,
-    DEPLOYMENTS,
-    EVENTS,
-    GPUNODES,
-    NODES,
-    PODS,
-    POLICIES,
-    Resource,
-)
+from gpusharing.kube.client import CORE_EVENTS, DEPLOYMENTS, EVENTS, GPUNODES, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.shell.session import SPELLINGS
 from kubectl_gpusharing.shell.troubles import Trouble
@@ -257,15 +248,8 @@ async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(res
 
 
 def workload(name: str, **status: Any) -> JSON:
-    selector = {
-        "matchLabels": {"app": name},
-        "matchExpressions": [{"key": "canary", "operator": "DoesNotExist"}],
-    }
-    return {
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"selector": selector},
-        "status": status,
-    }
+    selector = {"matchLabels": {"app": name}, "matchExpressions": [{"key": "canary", "operator": "DoesNotExist"}]}
+    return {"metadata": {"name": name, "namespace": "default"}, "spec": {"selector": selector}, "status": status}
 
 
 def of_workload(raws: Iterable[JSON], app: str = "llm", **labels: str) -> list[JSON]:

@@ -30,10 +30,7 @@ REFUSED: JSON = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "messa
 
 def asking(*limits: dict[str, int], status: JSON = WAITS, **spec: Any) -> JSON:
     containers = [
-        {
-            "name": f"c-{number}",
-            "resources": {"limits": {name: str(count) for name, count in one.items()}},
-        }
+        {"name": f"c-{number}", "resources": {"limits": {name: str(count) for name, count in one.items()}}}
         for number, one in enumerate(limits)
     ]
     return {
@@ -234,9 +231,7 @@ GUARDS: dict[str, tuple[str, JSON, JSON, str]] = {
 
 @pytest.mark.parametrize("case", GUARDS)
 @virtually
-async def test_a_pod_that_waits_behind_the_guard_learns_where_it_may_run_and_what_lacks_there_when(
-    case: str,
-) -> None:
+async def test_a_pod_that_waits_behind_the_guard_learns_where_it_may_run_and_what_lacks_there_when(case: str) -> None:
     level, spec, affinity, said = GUARDS[case]
     async with operated(2) as scene:
         scene.apply(spec)

@@ -77,12 +77,7 @@ async def take(events: AsyncGenerator[WatchEvent, None], count: int) -> list[tup
 
 
 def config_map(name: str, **metadata: Any) -> JSON:
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, **metadata},
-        "data": {"a": "1"},
-    }
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, **metadata}, "data": {"a": "1"}}
 
 
 class ObjectContract:
@@ -319,12 +314,7 @@ class PodContract:
         spec: JSON = {"containers": [{"name": "c", "image": "none.invalid/none"}]}
         if bound:
             spec["nodeName"] = server.name
-        body = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": name, "labels": {"app": "llm"}},
-            "spec": spec,
-        }
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "llm"}}, "spec": spec}
         created = await client.create(PODS, body, namespace=ns)
         if not bound:
             return created

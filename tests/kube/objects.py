@@ -62,22 +62,13 @@ def pod(name: str = "llm-0", node_name: str = "gpu-07", **changes: Any) -> JSON:
             "uid": f"uid-of-{name}",
             "labels": {"app": "llm"},
             "ownerReferences": [
-                {
-                    "apiVersion": "apps/v1",
-                    "kind": "ReplicaSet",
-                    "name": "llm",
-                    "uid": "rs",
-                    "controller": True,
-                }
+                {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "llm", "uid": "rs", "controller": True}
             ],
         },
         "spec": {
             "nodeName": node_name,
             "containers": [
-                {
-                    "name": "main",
-                    "resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1"}},
-                }
+                {"name": "main", "resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"nvidia.com/gpu": "1"}}}
             ],
         },
         "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
@@ -94,10 +85,7 @@ def pdb(name: str = "llm", selector: JSON | None = None, **changes: Any) -> JSON
         "kind": "PodDisruptionBudget",
         "apiVersion": "policy/v1",
         "metadata": {"namespace": "team-a", "name": name},
-        "spec": {
-            "minAvailable": 2,
-            "selector": {"matchLabels": {"app": "llm"}} if selector is None else selector,
-        },
+        "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "llm"}} if selector is None else selector},
         "status": {"disruptionsAllowed": 0, "expectedPods": 2, "desiredHealthy": 2, "currentHealthy": 2},
     }
     raw.update(changes)
@@ -105,10 +93,7 @@ def pdb(name: str = "llm", selector: JSON | None = None, **changes: Any) -> JSON
 
 
 def observed_gpu(index: int = 0, **changes: Any) -> JSON:
-    raw: JSON = {
-        "uuid": f"GPU-{index}",
-        "mig": "Disabled",
-    }
+    raw: JSON = {"uuid": f"GPU-{index}", "mig": "Disabled"}
     return {**raw, **changes}
 
 

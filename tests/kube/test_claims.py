@@ -21,11 +21,7 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
     record["waves"] = [["gpu-07"], ["gpu-08"]]
     read, error = records.parse_claims(json.dumps(record))
     assert (read, error) == (claims, "")
-    other = {
-        "gpu-07": claims["gpu-07"],
-        "gpu-08": replace(claims["gpu-08"], op="op-9"),
-        "gpu-09": claims["gpu-07"],
-    }
+    other = {"gpu-07": claims["gpu-07"], "gpu-08": replace(claims["gpu-08"], op="op-9"), "gpu-09": claims["gpu-07"]}
     after = json.loads(records.claims_text(other, json.dumps(record)))
     assert after["waves"] == record["waves"]
     assert after["claims"]["gpu-07"] == record["claims"]["gpu-07"]

@@ -14,16 +14,7 @@ from hack.cluster.controlplane import ControlPlane
 from tests.integration.test_faults_around import compact
 from tests.kube.contract import ObjectContract, PodContract, config_map
 
-from gpusharing.kube.client import (
-    CONFIG_MAPS,
-    EVENTS,
-    GPUNODES,
-    JSON,
-    NAMESPACES,
-    NODES,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, JSON, NAMESPACES, NODES, KubeClient, Resource
 from gpusharing.kube.errors import AlreadyExists, Expired, NotFound
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import OfficialLogin

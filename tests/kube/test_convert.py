@@ -285,18 +285,9 @@ def test_a_policy_is_read_with_its_marks() -> None:
 
 @pytest.mark.parametrize(("field", "resets"), [("Reset", True), ("Retain", False), (None, False), (7, False)])
 def test_a_policy_under_deletion_asks_for_whole_gpus_where_it_says_reset(field: object, resets: bool) -> None:
-    metadata = {
-        "name": "x",
-        "deletionTimestamp": "2026-11-20T08:00:00Z",
-        "finalizers": ["gpusharing.dev/in-flight"],
-    }
+    metadata = {"name": "x", "deletionTimestamp": "2026-11-20T08:00:00Z", "finalizers": ["gpusharing.dev/in-flight"]}
     selector = {"matchLabels": {"gpusharing.dev/pool": "b"}}
-    spec = {
-        "nodeSelector": selector,
-        "mode": "TimeSlicing",
-        "timeSlicing": {"replicas": 4},
-        "deletionPolicy": field,
-    }
+    spec = {"nodeSelector": selector, "mode": "TimeSlicing", "timeSlicing": {"replicas": 4}, "deletionPolicy": field}
     view = convert.policy_view({"metadata": metadata, "spec": spec})
     assert (view.resetting, view.deleting) == (resets, not resets)
 

@@ -107,11 +107,7 @@ def test_a_static_pod_is_recognised(metadata: JSON) -> None:
 
 def test_marks_that_ask_not_to_disturb_are_kept_and_no_other_annotation() -> None:
     written = {
-        "annotations": {
-            "karpenter.sh/do-not-disrupt": "5m",
-            "team-a/secret": "x",
-            "cluster.x-k8s.io/drain": "skip",
-        },
+        "annotations": {"karpenter.sh/do-not-disrupt": "5m", "team-a/secret": "x", "cluster.x-k8s.io/drain": "skip"},
         "labels": {"cluster.x-k8s.io/drain": "wait-completed", "karpenter.sh/do-not-disrupt": "true"},
     }
     view = pod_view(pod(metadata={**pod()["metadata"], **written}), {})
@@ -136,11 +132,7 @@ def test_files_that_a_pod_would_lose(volume: JSON, expected: bool) -> None:
 def test_the_required_node_affinity_of_a_pod_that_asks_for_a_gpu_is_kept() -> None:
     row = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L40S"]}
     named = {"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}
-    terms = [
-        {"matchExpressions": [row], "matchFields": [named]},
-        {},
-        {"matchExpressions": [{**row, "values": None}]},
-    ]
+    terms = [{"matchExpressions": [row], "matchFields": [named]}, {}, {"matchExpressions": [{**row, "values": None}]}]
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
     product = ("nvidia.com/gpu.product", "In", ("NVIDIA-L40S",))
@@ -181,9 +173,7 @@ def test_an_unreadable_deletion_time_still_means_terminating() -> None:
 @pytest.mark.parametrize(
     "written", ["soon", 7, "9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+01:00"]
 )
-def test_a_pod_that_is_going_at_a_time_beyond_every_clock_is_waited_for_and_never_evicted(
-    written: object,
-) -> None:
+def test_a_pod_that_is_going_at_a_time_beyond_every_clock_is_waited_for_and_never_evicted(written: object) -> None:
     going = pod_view(pod(metadata={"name": "p", "deletionTimestamp": written}), {})
     work = make_work(replace(going, resources={"nvidia.com/gpu": 1}))
     assert foreseen(work) is not None

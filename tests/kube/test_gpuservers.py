@@ -91,9 +91,7 @@ async def test_the_gpu_operator_is_where_its_objects_say(
 
 
 @pytest.mark.parametrize("kind", [CLUSTER_POLICIES, DAEMON_SETS], ids=["ClusterPolicies", "DaemonSets"])
-async def test_where_its_objects_may_not_be_read_nobody_knows_where_the_gpu_operator_is(
-    kind: Resource,
-) -> None:
+async def test_where_its_objects_may_not_be_read_nobody_knows_where_the_gpu_operator_is(kind: Resource) -> None:
     cluster = FakeCluster()
     cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}})
     cluster.add(DAEMON_SETS, OWNED)

@@ -202,10 +202,7 @@ async def test_a_read_asks_for_the_newest_state() -> None:
 
 
 async def test_the_version_is_the_servers_own() -> None:
-    async with scripted(found({"major": "1", "minor": "33+", "gitVersion": "v1.33.1-eks-1-33-5"})) as (
-        script,
-        client,
-    ):
+    async with scripted(found({"major": "1", "minor": "33+", "gitVersion": "v1.33.1-eks-1-33-5"})) as (script, client):
         assert await client.version() == "v1.33.1-eks-1-33-5"
     (asked,) = script.asked
     assert (asked.method, asked.path) == ("GET", "/version")

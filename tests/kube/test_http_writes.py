@@ -130,10 +130,7 @@ async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it(wh
         await answered.wait()
         return await found(NODE)(request)
 
-    async with (
-        scripted(slow) as (script, _),
-        asking(who, script.url, must_lead, Limits(parallel=1)) as client,
-    ):
+    async with scripted(slow) as (script, _), asking(who, script.url, must_lead, Limits(parallel=1)) as client:
         first = asyncio.create_task(client.patch(NODES, "n", {}))
         second = asyncio.create_task(client.patch(NODES, "n", {}))
         await came.wait()
@@ -157,10 +154,7 @@ async def test_a_write_is_asked_about_again_before_it_is_sent_with_renewed_crede
         if asked > 1:
             raise NotAllowed
 
-    async with (
-        scripted(status(401, "Unauthorized")) as (script, _),
-        asking(who, script.url, once, Limits()) as client,
-    ):
+    async with scripted(status(401, "Unauthorized")) as (script, _), asking(who, script.url, once, Limits()) as client:
         with pytest.raises(NotAllowed):
             await client.patch(NODES, "n", {})
     assert len(script.asked) == 1
@@ -174,10 +168,7 @@ async def test_a_write_that_waited_for_a_connection_is_asked_about_when_it_has_o
         if not leads:
             raise NotAllowed
 
-    async with (
-        scripted(found(NODE)) as (script, _),
-        asking(who, script.url, must_lead, Limits(parallel=1)) as client,
-    ):
+    async with scripted(found(NODE)) as (script, _), asking(who, script.url, must_lead, Limits(parallel=1)) as client:
         write = asyncio.create_task(client.patch(NODES, "n", {}))
         await asyncio.sleep(0)  # it is connecting
         leads = False

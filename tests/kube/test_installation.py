@@ -51,8 +51,7 @@ def cluster() -> FakeCluster:
     fake.add(NODES, {"metadata": {"name": "gpu-01", "labels": {"nvidia.com/gpu.present": "true"}}, "status": READY})
     fake.add(NODES, {"metadata": {"name": "cpu-01"}, "status": READY})
     fake.add(
-        DEPLOYMENTS,
-        {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": {"replicas": 1}},
+        DEPLOYMENTS, {"metadata": {"name": "gpusharing-operator", "namespace": "gpusharing"}, "spec": {"replicas": 1}}
     )
     fake.add(PODS, pod("operator-0", "gpusharing-operator", "gpusharing", "cpu-01"))
     template = {"nodeSelector": {"nvidia.com/gpu.present": "true"}, "runtimeClassName": "nvidia"}
@@ -245,9 +244,7 @@ async def test_an_empty_cluster_is_told_and_not_stumbled_over() -> None:
     assert reasons(view) == {"ClusterPolicyMissing"}, "an installation brings the rest"
 
 
-async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_says_no(
-    cluster: FakeCluster,
-) -> None:
+async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_says_no(cluster: FakeCluster) -> None:
     labels = {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}
     cluster.patch(NODES, "gpu-01", {"metadata": {"labels": labels}})
     assert reasons(await gathered(cluster)) == {"RightsUnknown", "TwoDevicePlugins"}
@@ -255,9 +252,7 @@ async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_
     assert reasons(await gathered(cluster)) == {"RightsUnknown"}
 
 
-async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_node(
-    cluster: FakeCluster,
-) -> None:
+async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_node(cluster: FakeCluster) -> None:
     """HAMi's installation has admins set devicePlugin.enabled to false; both serve nvidia.com/gpu."""
     (policy,) = cluster.objects(CLUSTER_POLICIES)
     name = policy["metadata"]["name"]

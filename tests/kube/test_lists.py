@@ -22,10 +22,7 @@ FLEET = 5000
 
 class Slow(FakeClient):
     def __init__(
-        self,
-        cluster: FakeCluster,
-        seconds: Callable[[int], float] = lambda _: 0.05,
-        fails: float = 0.0,
+        self, cluster: FakeCluster, seconds: Callable[[int], float] = lambda _: 0.05, fails: float = 0.0
     ) -> None:
         """`seconds`: for a page of so many objects. `fails`: the share of pages that fail."""
         super().__init__(cluster, "operator")

@@ -85,9 +85,7 @@ async def test_a_login_program_that_fails_is_told_and_nothing_is_asked_as_nobody
     assert caplog.text == "", "it is told once"
 
 
-async def test_a_login_program_that_fails_does_no_harm_beside_a_token_or_a_certificate(
-    tmp_path: Path,
-) -> None:
+async def test_a_login_program_that_fails_does_no_harm_beside_a_token_or_a_certificate(tmp_path: Path) -> None:
     broken = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-login"}
     async with scripted(found(NODE)) as (script, _):
         path = kubeconfig(tmp_path / "config", script.url, exec=broken, token="spare")
@@ -146,9 +144,7 @@ async def test_of_several_kubeconfigs_the_context_that_is_named_counts(tmp_path:
     assert (await login.access()).server == f"http://127.0.0.1:{port}"
 
 
-async def test_a_kubeconfig_is_read_once_for_all_its_contexts_and_again_when_it_has_changed(
-    tmp_path: Path,
-) -> None:
+async def test_a_kubeconfig_is_read_once_for_all_its_contexts_and_again_when_it_has_changed(tmp_path: Path) -> None:
     """The official client takes 0.1 s to read 100 contexts, so that a command in all of them took 10 s."""
     path = a_kubeconfig(tmp_path / "config", "east", "http://127.0.0.1:1")
     load, read = yaml.safe_load, list[Any]()
@@ -280,9 +276,7 @@ async def test_a_file_that_did_not_change_is_not_parsed_again(tmp_path: Path) ->
     assert await login.access() is await login.access(), "and connections are used again"
 
 
-async def test_a_new_token_comes_with_a_new_file_of_the_same_authority_and_connections_stay(
-    tmp_path: Path,
-) -> None:
+async def test_a_new_token_comes_with_a_new_file_of_the_same_authority_and_connections_stay(tmp_path: Path) -> None:
     account = mounted(tmp_path, "t")
     login = ServiceAccountLogin({"KUBERNETES_SERVICE_HOST": "h"}, account)
     before = await login.access()

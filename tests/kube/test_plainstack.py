@@ -7,12 +7,7 @@ from tests.plainchart import TOLERATIONS, VERSION, daemon_set, discovery, mig_ma
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import cluster_policy_view, rows_text
 from gpusharing.kube.daemonsets import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
-from gpusharing.planning.snapshot.nvidia import (
-    ClusterPolicyView,
-    DaemonSetState,
-    MpsDaemonView,
-    PlainStackView,
-)
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState, MpsDaemonView, PlainStackView
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:

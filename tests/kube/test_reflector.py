@@ -375,11 +375,7 @@ async def test_a_quiet_kind_without_bookmarks_is_followed_without_an_error_and_w
     cluster = FakeCluster()
     errors_told: list[str] = []
     reflector = Reflector(
-        cluster.client("operator"),
-        EVENTS,
-        project,
-        on_error=errors_told.append,
-        relist_after=86_400.0,
+        cluster.client("operator"), EVENTS, project, on_error=errors_told.append, relist_after=86_400.0
     )
     task = asyncio.create_task(reflector.run())
     await asyncio.sleep(3600)

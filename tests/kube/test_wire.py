@@ -8,15 +8,7 @@ from tests.wording import lacks
 
 from gpusharing.kube.client import GPUNODES, JSON, ApiRequest, PassingClient, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
-from gpusharing.kube.wire import (
-    INACTIVITY,
-    MOST_SECONDS,
-    error_of,
-    error_of_response,
-    event_of,
-    lasting,
-    parse_object,
-)
+from gpusharing.kube.wire import INACTIVITY, MOST_SECONDS, error_of, error_of_response, event_of, lasting, parse_object
 
 WATCH = ApiRequest("watch", GPUNODES)
 
