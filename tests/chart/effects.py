@@ -112,10 +112,7 @@ def fresh(raw: Object) -> Object:
     kept = {key: raw["metadata"][key] for key in ("labels", "annotations") if key in raw["metadata"]}
     name = raw["metadata"]["name"]
     other = {key: value for key, value in copy.deepcopy(raw).items() if key not in ("metadata", "status")}
-    return {
-        **other,
-        "metadata": {**kept, "name": f"{name}-2" if raw["kind"] != "DeviceClass" else name + ".me"},
-    }
+    return {**other, "metadata": {**kept, "name": f"{name}-2" if raw["kind"] != "DeviceClass" else name + ".me"}}
 
 
 def merged(raw: Object, patch: Object) -> Object:
@@ -196,12 +193,7 @@ def told(name: str) -> Written:
 
 def fenced(*keys: str, **labels: str | None) -> Object:
     quoted = ",".join(f'"{key}"' for key in keys)
-    return {
-        "metadata": {
-            "labels": labels,
-            "annotations": {names.ANNOTATION_FENCE: f'{{"v":1,"added":[{quoted}]}}'},
-        }
-    }
+    return {"metadata": {"labels": labels, "annotations": {names.ANNOTATION_FENCE: f'{{"v":1,"added":[{quoted}]}}'}}}
 
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "none", "uid": "1-2-3"}

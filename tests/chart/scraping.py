@@ -86,10 +86,7 @@ def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen(command, stderr=log, stdout=log) as running,
-    ):
+    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as running:
         try:
             yield RunningPrometheus(port)
         finally:
@@ -98,10 +95,7 @@ def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str
 
 def dcgm_exporter(port: int) -> dict[str, Any]:
     other = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}
-    return {
-        "job_name": "dcgm-exporter",
-        "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": other}],
-    }
+    return {"job_name": "dcgm-exporter", "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": other}]}
 
 
 @contextmanager

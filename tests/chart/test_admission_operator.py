@@ -8,16 +8,7 @@ from hack.cluster.api import Api, ApiError, Object, selector
 from hack.cluster.process import wait_until
 from hack.sim.manifests import daemon_set
 from tests.chart.charts import NAMESPACE
-from tests.chart.cluster import (
-    AGENT_NAMESPACE,
-    NODES,
-    POLICIES,
-    POLICY,
-    SECONDS,
-    Installed,
-    denied,
-    dry,
-)
+from tests.chart.cluster import AGENT_NAMESPACE, NODES, POLICIES, POLICY, SECONDS, Installed, denied, dry
 from tests.chart.cluster import mighty as granted_everything
 from tests.chart.effects import event
 from tests.minors import EXTENDED_NAMES, need

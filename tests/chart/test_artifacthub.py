@@ -54,13 +54,7 @@ def published(tmp_path: Path) -> Path:
 def test_every_annotation_is_one_that_artifact_hub_reads(published: Path) -> None:
     found = set(annotations(published))
     assert found <= KNOWN
-    assert found >= KNOWN - {
-        "alternativeName",
-        "containsSecurityUpdates",
-        "maintainers",
-        "recommendations",
-        "signKey",
-    }
+    assert found >= KNOWN - {"alternativeName", "containsSecurityUpdates", "maintainers", "recommendations", "signKey"}
 
 
 def test_the_crds_are_those_in_the_chart() -> None:

@@ -153,11 +153,7 @@ def snapshot(api: Api) -> dict[str, Object]:
         for row in api.get(group)["resources"]:
             if "list" in row["verbs"] and "/" not in row["name"] and row["kind"] not in COME_AND_GO:
                 for one in api.list(f"{group}/{row['name']}"):
-                    found[one["metadata"]["uid"]] = {
-                        **one,
-                        "apiVersion": group.split("/", 2)[2],
-                        "kind": row["kind"],
-                    }
+                    found[one["metadata"]["uid"]] = {**one, "apiVersion": group.split("/", 2)[2], "kind": row["kind"]}
     return found
 
 

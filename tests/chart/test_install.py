@@ -9,17 +9,7 @@ from hack.cluster.api import Api, Object, selector
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.charts import CHART, IMAGE, NAMESPACE, ROOT
-from tests.chart.cluster import (
-    AGENT_NAMESPACE,
-    GPUNODES,
-    NODES,
-    POLICIES,
-    POLICY,
-    SECONDS,
-    Installed,
-    denied,
-    is_there,
-)
+from tests.chart.cluster import AGENT_NAMESPACE, GPUNODES, NODES, POLICIES, POLICY, SECONDS, Installed, denied, is_there
 
 from gpusharing.api import names
 
@@ -80,9 +70,7 @@ def test_what_was_installed_is_what_the_values_say(installed: Installed) -> None
     assert environ["GPUSHARING_GPU_OPERATOR_NAMESPACE"] == "gpu-operator"
 
 
-def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_level(
-    installed: Installed,
-) -> None:
+def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_level(installed: Installed) -> None:
     flows = "/apis/flowcontrol.apiserver.k8s.io/v1"
     uid = installed.admin.get(f"{flows}/flowschemas/gpusharing-operator-lease")["metadata"]["uid"]
     level = installed.admin.get(f"{flows}/prioritylevelconfigurations/leader-election")["metadata"]["uid"]

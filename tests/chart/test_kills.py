@@ -152,11 +152,7 @@ def bench(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
         api.create(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", account)
         binding = {
             **account,
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "cluster-admin",
-            },
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
             "subjects": [{"kind": "ServiceAccount", "name": "helm", "namespace": NAMESPACE}],
         }
         api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)

@@ -131,12 +131,7 @@ def deletes_pods(operator: Api) -> bool:
 def evicts(operator: Api) -> bool:
     uid = operator.list(PODS, fieldSelector="metadata.name=probe")[0]["metadata"]["uid"]
     options = {"preconditions": {"uid": uid}}
-    body = {
-        "apiVersion": "policy/v1",
-        "kind": "Eviction",
-        "metadata": {"name": "probe"},
-        "deleteOptions": options,
-    }
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "probe"}, "deleteOptions": options}
     return try_out(operator, "POST", f"{PODS}/probe/eviction", body)
 
 
@@ -158,13 +153,7 @@ def configures(operator: Api) -> bool:
 
 
 def may(operator: Api, group: str, resource: str, verb: str, name: str) -> bool:
-    attributes = {
-        "group": group,
-        "resource": resource,
-        "verb": verb,
-        "name": name,
-        "namespace": "gpu-operator",
-    }
+    attributes = {"group": group, "resource": resource, "verb": verb, "name": name, "namespace": "gpu-operator"}
     review = {"spec": {"resourceAttributes": attributes}}
     answer = operator.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
     return bool(answer["status"]["allowed"])

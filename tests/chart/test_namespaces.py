@@ -31,11 +31,7 @@ def plane() -> Iterator[ControlPlane]:
         install.install_gpu_operator(api)
         api.merge_patch(f"/api/v1/namespaces/{SHARED}", {"metadata": {"labels": {LEVEL: "privileged"}}})
         api.create("/api/v1/namespaces", {"metadata": {"name": AGENTS, "labels": {LEVEL: "baseline"}}})
-        runtime: Manifest = {
-            "apiVersion": "node.k8s.io/v1",
-            "kind": "RuntimeClass",
-            "metadata": {"name": "nvidia"},
-        }
+        runtime: Manifest = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}}
         api.create("/apis/node.k8s.io/v1/runtimeclasses", runtime | {"handler": "nvidia"})
         nodes.wait_nodes_ready(api, nodes.create_nodes(api, nodes.fleet(2)))
         yield plane

@@ -63,11 +63,7 @@ def _enforced(api: Api, platform: str) -> bool:
 def namespace(api: Api, name: str, **labels: str) -> None:
     metadata = {"name": name, "labels": labels, "annotations": UIDS}
     install.apply_documents(api, [{"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}])
-    account = {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": "default", "namespace": name},
-    }
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
     install.apply_documents(api, [account])
 
 

@@ -39,10 +39,9 @@ def test_on_openshift_the_agent_may_use_its_scc_and_the_operator_needs_none(helm
     assert role["rules"][0]["verbs"] == ["use"]
     assert binding["subjects"][0]["name"] == pod["serviceAccountName"]
     operator = find(objects, "Deployment", "gpusharing-operator")["spec"]["template"]["spec"]
-    assert operator["securityContext"] == {
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }, "the user is of the namespace's range"
+    assert operator["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}, (
+        "the user is of the namespace's range"
+    )
 
 
 def test_without_openshift_there_is_no_scc(helm: Helm) -> None:
@@ -84,9 +83,7 @@ def test_without_the_gpu_operators_label_other_labels_find_the_nodes(helm: Helm)
     assert len(required["nodeSelectorTerms"]) == 3
 
 
-def test_with_the_device_plugin_chart_alone_the_label_of_the_gpu_operator_is_not_asked_for(
-    helm: Helm,
-) -> None:
+def test_with_the_device_plugin_chart_alone_the_label_of_the_gpu_operator_is_not_asked_for(helm: Helm) -> None:
     objects = rendered(helm, "device-plugin-chart")
     assert agent(objects)["spec"]["nodeSelector"] == {"feature.node.kubernetes.io/pci-10de.present": "true"}
     operator = find(objects, "Deployment", "gpusharing-operator")["spec"]["template"]["spec"]

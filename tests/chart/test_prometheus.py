@@ -49,10 +49,7 @@ def samples(seen: RunningPrometheus, node: str) -> int:
 def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator[RunningPrometheus]:
     """A Prometheus that scrapes the agents of these nodes every second, and dcgm-exporter as its chart has it."""
     agents = [
-        {
-            "targets": [f"127.0.0.1:{at}"],
-            "labels": {"node": node, "namespace": "gpusharing-agent", "pod": "agent"},
-        }
+        {"targets": [f"127.0.0.1:{at}"], "labels": {"node": node, "namespace": "gpusharing-agent", "pod": "agent"}}
         for node, at in targets.items()
     ]
     jobs = [{"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents}]

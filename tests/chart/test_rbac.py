@@ -69,9 +69,7 @@ def readers(helm: Helm, *arguments: str) -> list[str]:
     return [f"{who['namespace']}/{who['name']}" for who in subjects]
 
 
-def test_nobody_may_read_the_agents_metrics_but_who_is_named_and_the_account_of_the_monitors(
-    helm: Helm,
-) -> None:
+def test_nobody_may_read_the_agents_metrics_but_who_is_named_and_the_account_of_the_monitors(helm: Helm) -> None:
     assert readers(helm) == []
     named = "monitoring.readers={monitoring/prometheus-k8s,other/scraper.v1}"
     assert readers(helm, "--set", named) == ["monitoring/prometheus-k8s", "other/scraper.v1"]

@@ -131,14 +131,9 @@ def test_a_stored_object_outlives_crds_with_new_optional_and_defaulted_fields(
     assert refusal(admin, POLICY | {"metadata": {"name": "next"}}) == ""
 
 
-def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_usable(
-    upgraded: Installed,
-) -> None:
+def test_a_rollback_that_would_cut_a_field_off_is_refused_and_the_release_stays_usable(upgraded: Installed) -> None:
     admin = upgraded.admin
-    nightly = POLICY | {
-        "metadata": {"name": "nightly"},
-        "spec": POLICY["spec"] | {"rollout": {"hours": HOURS}},
-    }
+    nightly = POLICY | {"metadata": {"name": "nightly"}, "spec": POLICY["spec"] | {"rollout": {"hours": HOURS}}}
     admin.create(POLICIES, nightly)
     touches = itertools.count()
 
@@ -171,9 +166,7 @@ def test_without_such_a_field_the_rollback_goes_on(upgraded: Installed) -> None:
     assert upgraded.admin.get(f"{POLICIES}/nightly")["spec"]["mode"] == "TimeSlicing"
 
 
-def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_from_the_crd(
-    upgraded: Installed,
-) -> None:
+def test_of_all_fields_of_a_policy_those_that_somebody_set_may_not_be_removed_from_the_crd(upgraded: Installed) -> None:
     admin, specs = upgraded.admin, []
     for path in sorted((ROOT / "examples").glob("pool-*.yaml")):
         name = {"metadata": {"name": f"fields-{path.stem}"}}

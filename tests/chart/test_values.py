@@ -98,11 +98,7 @@ def test_by_default_a_reading_is_hung_when_the_agent_itself_would_say_so(helm: H
 def parent(tmp_path: Path) -> Path:
     chart = tmp_path / "parent"
     shutil.copytree(CHART, chart / "charts" / "gpu-sharing-operator")
-    dependency = {
-        "name": "gpu-sharing-operator",
-        "version": VERSION,
-        "condition": "gpu-sharing-operator.enabled",
-    }
+    dependency = {"name": "gpu-sharing-operator", "version": VERSION, "condition": "gpu-sharing-operator.enabled"}
     about = {"apiVersion": "v2", "name": "parent", "version": "1.0.0", "dependencies": [dependency]}
     (chart / "Chart.yaml").write_text(yaml.safe_dump(about))
     return chart
@@ -110,13 +106,7 @@ def parent(tmp_path: Path) -> Path:
 
 def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: Helm, parent: Path) -> None:
     on = helm.run(
-        "template",
-        "big",
-        str(parent),
-        "-n",
-        NAMESPACE,
-        "--set",
-        "global.imageRegistry=mirror.test,global.other=1",
+        "template", "big", str(parent), "-n", NAMESPACE, "--set", "global.imageRegistry=mirror.test,global.other=1"
     )
     assert on.returncode == 0, on.stderr
     assert f"image: mirror.test/gpu-sharing-operator:{VERSION}" in on.stdout

@@ -68,11 +68,7 @@ def change(scene: Scene, number: int, *, divided: bool) -> None:
     """Create or edit the policy of a pool: whole GPUs or, if `divided`, seven MIG instances on each."""
     spec = SINGLE if divided else FULL
     scene.apply(
-        spec,
-        pool_of(number),
-        pool_of(number),
-        rollout={"maxUnavailable": "20%"},
-        drain={"strandedPods": "Allow"},
+        spec, pool_of(number), pool_of(number), rollout={"maxUnavailable": "20%"}, drain={"strandedPods": "Allow"}
     )
 
 

@@ -12,16 +12,7 @@ from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
-from gpusharing.kube.client import (
-    CLUSTER_POLICIES,
-    DEVICE_TAINT_RULES,
-    GPUNODES,
-    JSON,
-    NODES,
-    PDBS,
-    PODS,
-    POLICIES,
-)
+from gpusharing.kube.client import CLUSTER_POLICIES, DEVICE_TAINT_RULES, GPUNODES, JSON, NODES, PDBS, PODS, POLICIES
 
 SOFTWARE_UP = 10.0
 """Seconds until NVIDIA's pods run and can be disturbed."""

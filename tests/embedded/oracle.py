@@ -69,11 +69,7 @@ def published_resources(slices: Iterable[JSON]) -> dict[str, int]:
 
 
 def difference(
-    spec: JSON,
-    node: JSON,
-    machine: SimNode,
-    site: Named | None = None,
-    published: Mapping[str, int] | None = None,
+    spec: JSON, node: JSON, machine: SimNode, site: Named | None = None, published: Mapping[str, int] | None = None
 ) -> str:
     """How the SIMULATED machine and the Node differ from what the spec wants; empty when they do not. `published`: the resources that the DRA driver's devices stand for, where it serves the GPUs and allocatable has none."""
     gpus = machine.gpus.look()

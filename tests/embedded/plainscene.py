@@ -8,12 +8,7 @@ from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.embedded.scene import H100, Scene, nodes, open_scene
 
-from gpusharing.api.names import (
-    LABEL_DEPLOY_CLIENT,
-    LABEL_DEPLOY_PREFIX,
-    LABEL_MIG_CONFIG,
-    LABEL_MIG_STATE,
-)
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE
 from gpusharing.kube.client import DAEMON_SETS, JSON
 
 GPU_OPERATORS = (LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_DEPLOY_PREFIX)
@@ -39,11 +34,7 @@ async def plain(
 
 @asynccontextmanager
 async def with_mig_manager(
-    product: str = H100,
-    version: str = "v0.15.1",
-    client: str = "true",
-    count: int = 2,
-    sets: list[JSON] | None = None,
+    product: str = H100, version: str = "v0.15.1", client: str = "true", count: int = 2, sets: list[JSON] | None = None
 ) -> AsyncIterator[Scene]:
     """`count` nodes on the plain stack with mig-manager beside it, all with the labels that its how-to sets. `sets` replaces all DaemonSets of that stack."""
     labels = {LABEL_DEPLOY_CLIENT: "true", LABEL_DEPLOY_MIG_MANAGER: "true"}

@@ -274,9 +274,7 @@ async def _course(sickness: Sickness) -> Course:
                 await ward.fall_ill()
             try:
                 await scene.e.until(
-                    lambda: all(is_done(scene, name) for name in HEALTHY),
-                    "five nodes",
-                    SHORT if shared else HOUR,
+                    lambda: all(is_done(scene, name) for name in HEALTHY), "five nodes", SHORT if shared else HOUR
                 )
                 seconds = (virtual_now() - begun).total_seconds()
             except AssertionError:

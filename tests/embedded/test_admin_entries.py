@@ -133,9 +133,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @virtually
-async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_and_is_named(
-    name: str,
-) -> None:
+async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_and_is_named(name: str) -> None:
     """mig-parted reads the file as a whole (api/spec/v1), so one such entry used to stop every node."""
     rows, why = REFUSED[name]
     with capture_logs() as lines:

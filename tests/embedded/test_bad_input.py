@@ -93,9 +93,7 @@ async def told_of(scene: Scene, reason: str) -> str:
 
 @pytest.mark.parametrize("case", [case for case, wrong in WRONG.items() if wrong.reason == "InvalidSpec"])
 @virtually
-async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_until_it_is_corrected(
-    case: str,
-) -> None:
+async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_until_it_is_corrected(case: str) -> None:
     llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
     async with open_scene(node("gpu-1"), workloads=[llm], lease=RARELY) as scene:
         scene.apply({**FULL, **CALM}, "wrong")

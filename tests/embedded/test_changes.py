@@ -156,10 +156,7 @@ async def test_own_layouts_may_differ_from_gpu_to_gpu_and_leave_one_whole() -> N
     spec: JSON = {
         "mode": "MIG",
         "mig": {
-            "layouts": [
-                {"devices": [0], "profiles": {"1g.10gb": 4, "3g.40gb": 1}},
-                {"devices": [1], "profiles": {}},
-            ]
+            "layouts": [{"devices": [0], "profiles": {"1g.10gb": 4, "3g.40gb": 1}}, {"devices": [1], "profiles": {}}]
         },
     }
     async with open_scene(*nodes(1)) as scene:
@@ -177,10 +174,7 @@ async def test_an_entry_of_the_admins_own_config_map_can_be_named() -> None:
     spec: JSON = {"mode": "MIG", "mig": {"config": "whole-or-halves"}}
     async with open_scene(*nodes(1), start=False) as scene:
         scene.e.settings = replace(scene.e.settings, admin_mig_config_map="site-mig")
-        manifest = {
-            "metadata": {"name": "site-mig", "namespace": "gpu-operator"},
-            "data": {"config.yaml": text},
-        }
+        manifest = {"metadata": {"name": "site-mig", "namespace": "gpu-operator"}, "data": {"config.yaml": text}}
         scene.e.cluster.add(CONFIG_MAPS, manifest)
         scene.e.start_operator()
         scene.apply(spec)

@@ -273,9 +273,7 @@ def hand_over(scene: Scene, name: str) -> None:
 
 @pytest.mark.parametrize("name", THEIRS)
 @virtually
-async def test_a_config_map_that_was_there_before_us_is_not_touched_until_it_is_handed_over(
-    name: str,
-) -> None:
+async def test_a_config_map_that_was_there_before_us_is_not_touched_until_it_is_handed_over(name: str) -> None:
     async with open_scene(*nodes(1), start=False) as scene:
         foreign(scene, name)
         scene.e.start_operator()
@@ -293,9 +291,7 @@ async def test_a_config_map_that_was_there_before_us_is_not_touched_until_it_is_
 
 @pytest.mark.parametrize("moment", ["fenced", "actuating"])
 @virtually
-async def test_somebody_who_puts_theirs_in_the_place_of_ours_stops_a_change_and_takes_no_label(
-    moment: str,
-) -> None:
+async def test_somebody_who_puts_theirs_in_the_place_of_ours_stops_a_change_and_takes_no_label(moment: str) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL)
         await scene.ready()

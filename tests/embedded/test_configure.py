@@ -63,11 +63,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
     """NVIDIA/k8s-device-plugin#767: under the default label all-disabled, its start would remove the instances."""
     pods = SimWorkload("serve", 4, resource="nvidia.com/mig-1g.10gb")
     async with open_scene(
-        *nodes(1),
-        cluster_policy=cluster_policy(),
-        configure_gpu_operator=True,
-        workloads=(pods,),
-        start=False,
+        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, workloads=(pods,), start=False
     ) as scene:
         await asyncio.sleep(HOUR)  # mig-manager has done its first run
         gpus = scene.e.software.nodes["gpu-1"].gpus
@@ -82,9 +78,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
             await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
         label = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb"
         await scene.e.until(
-            lambda: f"run: {label} && kubectl patch" in scene.condition("Accepted")["message"],
-            "the command",
-            HOUR,
+            lambda: f"run: {label} && kubectl patch" in scene.condition("Accepted")["message"], "the command", HOUR
         )
         await asyncio.sleep(HOUR)
         assert [label] in [one["run"] for one in logged if one.get("subject") == "pointers" and "run" in one]
@@ -113,9 +107,7 @@ async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_
         await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
         off = "nvidia.com/gpu.deploy.mig-manager"
         await scene.e.until(
-            lambda: f"by its label {off}=false" in scene.condition("Accepted")["message"],
-            "the way on",
-            HOUR,
+            lambda: f"by its label {off}=false" in scene.condition("Accepted")["message"], "the way on", HOUR
         )
         await asyncio.sleep(HOUR)
         assert pointers(scene) == (PLUGIN, "")
@@ -201,9 +193,7 @@ async def test_where_it_cannot_be_written_the_condition_says_why_and_other_write
         await scene.ready()
         scene.apply(MIXED)
         await scene.e.until(
-            lambda: words in scene.condition("Accepted").get("message", ""),
-            "the condition to say why",
-            HOUR,
+            lambda: words in scene.condition("Accepted").get("message", ""), "the condition to say why", HOUR
         )
         message = scene.condition("Accepted")["message"]
         assert "could not set it" in message

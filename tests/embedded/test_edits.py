@@ -23,9 +23,7 @@ def policy_exists(scene: Scene, name: str = "pool-b") -> bool:
 
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
 @virtually
-async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_drains(
-    stage_name: str,
-) -> None:
+async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_drains(stage_name: str) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", stage_name)
@@ -117,9 +115,7 @@ async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all
 
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
 @virtually
-async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(
-    stage_name: str,
-) -> None:
+async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(stage_name: str) -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.apply(MIXED, rollout={"maxFailures": 2})
         first = await scene.any_fenced(stage_name)

@@ -69,9 +69,7 @@ async def test_without_the_right_the_node_is_not_cordoned_and_the_policy_says_so
     "error", [Forbidden("not allowed to delete pods"), Unavailable("timed out")], ids=["refused", "no answer"]
 )
 @virtually
-async def test_a_deletion_that_fails_for_ever_is_named_and_its_node_alone_is_given_back(
-    error: Exception,
-) -> None:
+async def test_a_deletion_that_fails_for_ever_is_named_and_its_node_alone_is_given_back(error: Exception) -> None:
     async with open_scene(*nodes(2), workloads=[LLM], budgets=[NEVER], force_delete=True) as scene:
         node = await busy(scene)
         scene.e.cluster.faults.fail("delete", PODS, error, times=1000, identity="operator")
@@ -109,9 +107,7 @@ async def test_a_pod_that_never_ends_is_named_and_holds_its_node_to_the_end_and_
 
 @pytest.mark.parametrize("down", [5, 600], ids=["for a moment", "past the end"])
 @virtually
-async def test_an_operator_that_died_after_the_deletion_deletes_nobody_twice_and_no_successor(
-    down: int,
-) -> None:
+async def test_an_operator_that_died_after_the_deletion_deletes_nobody_twice_and_no_successor(down: int) -> None:
     async with open_scene(*nodes(1), workloads=[LLM], budgets=[NEVER], force_delete=True) as scene:
         node = await busy(scene)
         scene.apply(SLICED, drain=FORCED)

@@ -78,9 +78,7 @@ BESIDE: dict[str, tuple[JSON, ...]] = {
 
 @pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE.keys())
 @virtually
-async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_it(
-    beside: tuple[JSON, ...],
-) -> None:
+async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_it(beside: tuple[JSON, ...]) -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": {"team": "a"}}})
         scene.apply(FULL)
@@ -124,11 +122,7 @@ async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_e
         leader = rank(0, "gpu-1")
         leader["metadata"]["labels"]["role"] = "lead"
         shared(scene, leader, rank(1, "gpu-2"))
-        waits = {
-            "behavior": "WaitCompleted",
-            "timeout": "8h",
-            "podSelector": {"matchLabels": {"role": "lead"}},
-        }
+        waits = {"behavior": "WaitCompleted", "timeout": "8h", "podSelector": {"matchLabels": {"role": "lead"}}}
         rules = [waits, {"behavior": "Evict"}]
         scene.apply(SLICED, drain={**STRANDED_OK, "rules": rules, "timeout": "10m"}, rollout=at_once(2))
         for name in ("gpu-1", "gpu-2"):

@@ -40,9 +40,7 @@ async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_n
 
 
 @virtually
-async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_mode_is_switched(
-    tmp_path: Path,
-) -> None:
+async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_mode_is_switched(tmp_path: Path) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100), cluster_policy=WITH_REBOOT) as scene:
         install(scene.e.cluster)
         scene.apply(FULL)

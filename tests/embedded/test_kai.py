@@ -83,9 +83,7 @@ async def test_a_reservation_pod_that_kai_has_forgotten_does_not_hold_up_the_dra
 
 
 @virtually
-async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_keeps_it(
-    tmp_path: Path,
-) -> None:
+async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_keeps_it(tmp_path: Path) -> None:
     async with shared(1) as scene:
         name = scene.pods("llm")[0]["metadata"]["name"]
         cluster = scene.e.cluster

@@ -95,9 +95,7 @@ async def test_a_node_that_is_away_past_its_drain_is_restored_and_tried_again_wh
 
 @pytest.mark.parametrize("limit", [1, 2])
 @virtually
-async def test_a_node_that_is_away_before_its_change_takes_its_slot_and_stops_nobody_with_room(
-    limit: int,
-) -> None:
+async def test_a_node_that_is_away_before_its_change_takes_its_slot_and_stops_nobody_with_room(limit: int) -> None:
     async with open_scene(*nodes(3)) as scene:
         kubelet(scene, "gpu-2", there=False)
         scene.apply(SLICED, rollout={"maxUnavailable": limit})

@@ -26,9 +26,7 @@ def rule(scene: Scene, value: str | None) -> None:
 
 
 @virtually
-async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_the_rule_is_gone(
-    tmp_path: Path,
-) -> None:
+async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_the_rule_is_gone(tmp_path: Path) -> None:
     async with operated(1) as scene:
         cluster = scene.e.cluster
         rule(scene, "all-1g.10gb")

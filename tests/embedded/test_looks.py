@@ -47,9 +47,7 @@ async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the
         evicted = virtual_now()
         running = scene.e.cluster.objects
         await scene.e.until(
-            lambda: not running(PODS, label_selector="app=llm", field_selector=f"spec.nodeName={name}"),
-            "idle",
-            600,
+            lambda: not running(PODS, label_selector="app=llm", field_selector=f"spec.nodeName={name}"), "idle", 600
         )
         gone = virtual_now()
         actuated = (await scene.fenced(name, "actuating")).stage_since

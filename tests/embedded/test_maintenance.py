@@ -10,14 +10,7 @@ from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, node
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import (
-    CLUSTER_POLICIES,
-    JSON,
-    MEDIK8S_MAINTENANCES,
-    NVIDIA_MAINTENANCES,
-    PDBS,
-    Resource,
-)
+from gpusharing.kube.client import CLUSTER_POLICIES, JSON, MEDIK8S_MAINTENANCES, NVIDIA_MAINTENANCES, PDBS, Resource
 
 KINDS: dict[str, tuple[Resource, JSON, str]] = {
     "medik8s": (

@@ -176,9 +176,7 @@ async def test_one_that_is_announced_in_the_middle_of_a_change_waits_for_it_and_
 
 @announced
 @virtually
-async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_keep_our_cordon(
-    state: str,
-) -> None:
+async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_keep_our_cordon(state: str) -> None:
     _, mark, unmark = NEIGHBORS["kured reboots"]
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)

@@ -43,10 +43,7 @@ def patch(
 
 
 def unconditional(body: JSON) -> JSON:
-    return {
-        **body,
-        "metadata": {key: value for key, value in body["metadata"].items() if key != "resourceVersion"},
-    }
+    return {**body, "metadata": {key: value for key, value in body["metadata"].items() if key != "resourceVersion"}}
 
 
 HELD = node(FENCED, cordoned=True)

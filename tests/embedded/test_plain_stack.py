@@ -13,10 +13,7 @@ from tests.embedded.plainscene import GPU_OPERATORS, bare, plain, with_mig_manag
 from tests.embedded.scene import FULL, H100, HOUR, L40S, MIXED, MPS, SLICED, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.api.names import (
-    LABEL_DEPLOY_CLIENT,
-    LABEL_PLUGIN_CONFIG,
-)
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.client import DAEMON_SETS, JSON, NODES, PODS
 
 MODES = {"Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
@@ -64,9 +61,7 @@ LEAVING = {"whole GPUs": FULL, "time-slicing": SLICED, "another number of client
 
 @pytest.mark.parametrize("spec", LEAVING.values(), ids=LEAVING)
 @virtually
-async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained_to_leave_mps(
-    spec: JSON,
-) -> None:
+async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained_to_leave_mps(spec: JSON) -> None:
     async with plain(workloads=[SimWorkload("client", 1)]) as scene:
         scene.apply(MPS)
         await scene.ready()
@@ -75,10 +70,7 @@ async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained
         for name, pod in pods.items():
             scene.e.software.inject(name, "kill-mps-daemon")
             crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
-            not_ready = {
-                "conditions": [{"type": "Ready", "status": "False"}],
-                "containerStatuses": [crashing],
-            }
+            not_ready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [crashing]}
             scene.e.cluster.patch(PODS, pod, {"status": not_ready}, plainchart.NAMESPACE, subresource="status")
         mark, evicted = scene.mark(), scene.evicted()
         scene.apply(spec)

@@ -14,15 +14,7 @@ from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import (
-    CLUSTER_POLICIES,
-    DAEMON_SETS,
-    EVENTS,
-    GPU_CLUSTERS,
-    JSON,
-    NODES,
-    RESOURCE_SLICES,
-)
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, EVENTS, GPU_CLUSTERS, JSON, NODES, RESOURCE_SLICES
 
 REFUSED: dict[str, tuple[JSON, str, str]] = {
     "an unknown profile": (

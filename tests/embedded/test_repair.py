@@ -4,17 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER
-from tests.embedded.mpsset import (
-    DAEMON,
-    DEAF,
-    NAMESPACE,
-    RIGHT,
-    containers,
-    counted,
-    overwrite,
-    reported,
-    signalled,
-)
+from tests.embedded.mpsset import DAEMON, DEAF, NAMESPACE, RIGHT, containers, counted, overwrite, reported, signalled
 from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 

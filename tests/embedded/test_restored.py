@@ -18,9 +18,7 @@ GPUS = "gpu-1", "gpu-2", "gpu-3"
 
 @pytest.mark.parametrize("pods", [[], ["job-1", "job-2"]], ids=["an idle node", "a node with a pod"])
 @virtually
-async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_watch_is_silent(
-    pods: list[str],
-) -> None:
+async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_watch_is_silent(pods: list[str]) -> None:
     async with open_scene(*nodes(2)) as scene:
         for name, node in zip(pods, GPUS, strict=False):
             scene.e.cluster.add(PODS, gpu_pod(name, node))

@@ -5,19 +5,7 @@ import asyncio
 import pytest
 from hack.sim.workloads import SimWorkload
 from tests.embedded.oracle import difference
-from tests.embedded.scene import (
-    FULL,
-    HOUR,
-    MIXED,
-    MPS,
-    OTHER_MIXED,
-    SINGLE,
-    SLICED,
-    Scene,
-    at_once,
-    nodes,
-    open_scene,
-)
+from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SINGLE, SLICED, Scene, at_once, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
@@ -151,9 +139,7 @@ async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
 
 @pytest.mark.parametrize("deed", ["deleted", "paused"])
 @virtually
-async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_node_forward_again(
-    deed: str,
-) -> None:
+async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_node_forward_again(deed: str) -> None:
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.e.until(lambda: runs_back(scene), "the run that leads back", HOUR)
@@ -244,8 +230,5 @@ async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_pr
 
 def ready(scene: Scene, status: str) -> None:
     scene.e.cluster.patch(
-        NODES,
-        "gpu-1",
-        {"status": {"conditions": [{"type": "Ready", "status": status}]}},
-        subresource="status",
+        NODES, "gpu-1", {"status": {"conditions": [{"type": "Ready", "status": status}]}}, subresource="status"
     )

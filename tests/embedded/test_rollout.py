@@ -9,18 +9,7 @@ import pytest
 from hack.sim.fakefaults import Write
 from hack.sim.gpu import SimulatedGPUs
 from tests.build import H100
-from tests.embedded.scene import (
-    FULL,
-    HOUR,
-    MIXED,
-    RARELY,
-    SLICED,
-    Scene,
-    at_once,
-    gpu_pod,
-    nodes,
-    open_scene,
-)
+from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.embedded.test_people import claimed, claims
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 

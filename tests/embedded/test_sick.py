@@ -37,9 +37,7 @@ def words(answer: str) -> set[str]:
 
 
 @pytest.mark.parametrize("door", OF_ONE_NODE.keys())
-def test_the_healthy_nodes_are_as_fast_as_without_it_status_tells_the_truth_and_a_cured_node_goes_on(
-    door: str,
-) -> None:
+def test_the_healthy_nodes_are_as_fast_as_without_it_status_tells_the_truth_and_a_cured_node_goes_on(door: str) -> None:
     run = course(Sickness(OF_ONE_NODE[door], ANSWERS, ends=True))
     assert run.seconds <= SLOWER * alone()
     assert run.recovery <= RECOVERY
@@ -73,9 +71,7 @@ def test_with_two_slots_a_drain_whose_evictions_fail_takes_one_of_them_once(answ
 
 
 @pytest.mark.parametrize("answer", ["500", "429"])
-def test_a_drain_whose_evictions_fail_holds_the_only_slot_until_drain_timeout_and_no_longer(
-    answer: str,
-) -> None:
+def test_a_drain_whose_evictions_fail_holds_the_only_slot_until_drain_timeout_and_no_longer(answer: str) -> None:
     """Not 1.25 times, but later by drain.timeout at most: docs/adr/0027-a-failing-eviction-keeps-its-slot.md."""
     run = course(Sickness(OF_ONE_NODE["the eviction of its pod"], (answer,), limit=1, linger=1800.0))
     timeout = parse_duration(DRAIN_TIMEOUT).total_seconds()

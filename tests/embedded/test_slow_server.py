@@ -7,19 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from tests.embedded.mpsset import DEAF, counted
-from tests.embedded.scene import (
-    FULL,
-    HOUR,
-    L40S,
-    MPS,
-    OTHER_MIXED,
-    SLICED,
-    Scene,
-    at_once,
-    gpu_pod,
-    nodes,
-    open_scene,
-)
+from tests.embedded.scene import FULL, HOUR, L40S, MPS, OTHER_MIXED, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -40,11 +28,7 @@ def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:
         loop.called(request, status)
 
     client = SlowClient(
-        scene.e.cluster.client("operator"),
-        seconds,
-        apart=LEASES,
-        apart_seconds=min(seconds, 3.0),
-        on_call=called,
+        scene.e.cluster.client("operator"), seconds, apart=LEASES, apart_seconds=min(seconds, 3.0), on_call=called
     )
     loop = scene.e.start_operator(client)
     return loop, client
@@ -177,9 +161,7 @@ def stepped(step: timedelta) -> tuple[Callable[[], datetime], Callable[[], None]
 
 @pytest.mark.parametrize("step", [-3600, 3600], ids=["back", "forward"])
 @virtually
-async def test_a_wall_clock_that_is_set_by_an_hour_in_the_middle_of_a_drain_changes_nothing(
-    step: int,
-) -> None:
+async def test_a_wall_clock_that_is_set_by_an_hour_in_the_middle_of_a_drain_changes_nothing(step: int) -> None:
     wall, set_it = stepped(timedelta(seconds=step))
     async with open_scene(*nodes(1), start=False, lease=Timing()) as scene:
         scene.e.now = SteadyClock(loop_time, wall)

@@ -217,9 +217,7 @@ def is_counted_ready(raw: JSON, startup_taints: frozenset[str]) -> bool:
 
 @pytest.mark.parametrize("spec", [FULL, SLICED], ids=["as it is", "with a change"])
 @virtually
-async def test_the_cluster_autoscaler_counts_it_as_ready_only_when_it_is_proven(
-    spec: JSON,
-) -> None:
+async def test_the_cluster_autoscaler_counts_it_as_ready_only_when_it_is_proven(spec: JSON) -> None:
     keys = frozenset({GATE["key"]})
     async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
         assert not is_counted_ready(scene.e.node("gpu-1"), keys)

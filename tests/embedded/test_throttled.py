@@ -65,13 +65,7 @@ def refusing(count: int, refusals: tuple[Refusal, ...]) -> Roll:
                 for verb, resource, subresource, many in refusals:
                     for name in names_of(many) if many else [None]:
                         scene.e.cluster.faults.fail(
-                            verb,
-                            resource,
-                            BUSY,
-                            times=EVER,
-                            identity="operator",
-                            name=name,
-                            subresource=subresource,
+                            verb, resource, BUSY, times=EVER, identity="operator", name=name, subresource=subresource
                         )
                 begun = virtual_now()
                 begin(scene, count)

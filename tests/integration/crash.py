@@ -228,9 +228,7 @@ class Theatre:
         maps = our_maps(self.product)
         classes = (one["metadata"]["name"] for one in self.product.our_classes())
         self.product.remove(
-            LEASE,
-            *(f"{maps}/{name}" for name in CONFIG_MAPS),
-            *(f"{DEVICE_CLASSES}/{name}" for name in classes),
+            LEASE, *(f"{maps}/{name}" for name in CONFIG_MAPS), *(f"{DEVICE_CLASSES}/{name}" for name in classes)
         )
         metadata = {"name": CONFIG_MAPS[0], "labels": {LABEL_MANAGED_BY: MANAGED_BY}}
         self.product.api.create(maps, {"metadata": metadata, "data": {NEUTRAL_KEY: NEUTRAL}})

@@ -171,10 +171,7 @@ class FaultTheatre(Theatre):
 
     def _ends(self, pool: Pool, scenario: Scenario, fault: faults.Fault | None) -> dict[str, bool]:
         """What an end takes; what it asks last costs most, and is asked only where the others hold."""
-        ends = {
-            "the fault is over": fault is None or fault.over_at() <= time.monotonic(),
-            "one leads": self._leads(),
-        }
+        ends = {"the fault is over": fault is None or fault.over_at() <= time.monotonic(), "one leads": self._leads()}
         return ends | {"done": all(ends.values()) and scenario.done(pool)}
 
     def _log(self, began: int, lives: Lives) -> WriteLog:

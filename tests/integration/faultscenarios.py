@@ -154,13 +154,7 @@ def there_and_back(pool: Pool) -> None:
 
 def old_marks(pool: Pool) -> None:
     """What an operator of an older version has left, and a newer one that was rolled back: fewer keys, and one more."""
-    verified = {
-        "v": 1,
-        "policy": pool.name,
-        "migConfig": "all-disabled",
-        "pluginConfig": "",
-        "later": {"a": 1},
-    }
+    verified = {"v": 1, "policy": pool.name, "migConfig": "all-disabled", "pluginConfig": "", "later": {"a": 1}}
     version = {"uid": "", "revision": ""}
     deferred = {"v": 1, "count": 2, "until": "2026-01-01T00:00:00Z", "reason": "old", "version": version}
     pool.annotate(pool.nodes[0], {names.ANNOTATION_VERIFIED: json.dumps(verified)})

@@ -297,9 +297,7 @@ class Pool:
     def wait_held(self, name: str = "") -> None:
         """Until it has stopped there: what is done now is done in the middle of the change."""
         self.wait(
-            lambda: names.PAUSED_FOR_MIG in self.labels(name).values(),
-            "mig-manager to pause the operands",
-            self.node,
+            lambda: names.PAUSED_FOR_MIG in self.labels(name).values(), "mig-manager to pause the operands", self.node
         )
         assert self.fence(name)["stage"] == "actuating"
 

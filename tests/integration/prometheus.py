@@ -48,10 +48,7 @@ def asked(folder: Path, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> I
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    with (
-        (folder / "prometheus.log").open("w") as log,
-        subprocess.Popen(command, stderr=log, stdout=log) as running,
-    ):
+    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as running:
         try:
             yield AskedPrometheus(port)
         finally:

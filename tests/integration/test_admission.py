@@ -78,9 +78,7 @@ def test_a_node_without_the_label_says_so_and_one_that_loses_it_is_brought_to_th
 THEIRS = "version: v1\nflags:\n  migStrategy: none\n  nvidiaDriverRoot: /\n"
 
 
-def test_an_entry_of_an_admin_with_a_path_of_the_node_is_named_until_the_line_is_gone(
-    product: Product,
-) -> None:
+def test_an_entry_of_an_admin_with_a_path_of_the_node_is_named_until_the_line_is_gone(product: Product) -> None:
     settings = {"gpu_operator_namespace": PLAIN_NAMESPACE, "admin_plugin_config_map": "theirs"}
     product.api.create(MAPS, {"metadata": {"name": "theirs"}, "data": {"old": THEIRS}})
     with refusals(product), product.pool(H100) as pool, product.operator("merge", **settings):

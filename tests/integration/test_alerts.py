@@ -20,18 +20,7 @@ from tests.chart.charts import CHART
 from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scraping
 from tests.chart.test_monitoring import alerts, filled_in, queries, variables
 from tests.fakes.tls import Identity
-from tests.integration.product import (
-    FULL,
-    H100,
-    HELD,
-    L40S,
-    MIXED,
-    NODES,
-    SECONDS,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import FULL, H100, HELD, L40S, MIXED, NODES, SECONDS, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
 from hack import launch
@@ -222,9 +211,7 @@ def about(labels: dict[str, str]) -> tuple[str, str]:
     return labels["alertname"], next((labels[key] for key in keys if key in labels), CLUSTER_WIDE)
 
 
-def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_that_is_well(
-    trouble: Trouble,
-) -> None:
+def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_that_is_well(trouble: Trouble) -> None:
     expected = {(alert, whose(trouble)) for alert, whose in FIRES.items()}
     calm = (trouble.name("well"), trouble.node("well"), CLUSTER_WIDE)
     firing: set[tuple[str, str]] = set()
@@ -262,10 +249,7 @@ def has_data(found: list[dict[str, Any]], above: float) -> bool:
 
 def test_no_number_and_a_constant_0_are_no_data() -> None:
     def told(*values: str) -> list[dict[str, Any]]:
-        return [
-            {"values": [[1, "NaN"]]},
-            {"values": [[second, value] for second, value in enumerate(values)]},
-        ]
+        return [{"values": [[1, "NaN"]]}, {"values": [[second, value] for second, value in enumerate(values)]}]
 
     assert not has_data([], -math.inf)
     assert not has_data(told("NaN", "+Inf", "-Inf"), -math.inf)

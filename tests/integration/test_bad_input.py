@@ -107,11 +107,7 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
             assert words in pool.wait_condition("Accepted", "False", "UnsupportedStack")
             pool.apply(SLICED)
             consumable = "would require consumable capacity"
-            pool.wait(
-                lambda: consumable in pool.condition("Accepted").get("message", ""),
-                consumable,
-                pool.transition,
-            )
+            pool.wait(lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition)
             assert product.writes("nodes", node) == []
     with product.pool(L40S) as pool:
         pool.apply(SLICED)

@@ -8,16 +8,7 @@ from hack.cluster.api import Object
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
 from tests.chart.rbac import golden
 from tests.integration.draproduct import dra_product
-from tests.integration.product import (
-    DEVICE_CLASSES,
-    FULL,
-    HELD,
-    MIXED,
-    RESOURCES,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import DEVICE_CLASSES, FULL, HELD, MIXED, RESOURCES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload
 
 CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"
@@ -28,10 +19,7 @@ BY_CLASS = "deviceclass.resource.kubernetes.io/gpusharing"
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    with (
-        dra_product(tmp_path_factory.mktemp("dra")) as product,
-        product.operator("dra", **HELD),
-    ):
+    with dra_product(tmp_path_factory.mktemp("dra")) as product, product.operator("dra", **HELD):
         yield product
 
 
@@ -53,10 +41,7 @@ def classes(pool: Pool) -> dict[str, str]:
 
 def plugin(pool: Pool) -> str:
     """UID of the kubelet plugin's pod on the node; empty while there is none."""
-    where = {
-        "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
-        "labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}",
-    }
+    where = {"fieldSelector": f"spec.nodeName={pool.nodes[0]}", "labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}"}
     pods = pool.api.list("/api/v1/namespaces/gpu-operator/pods", **where)
     return str(pods[0]["metadata"]["uid"]) if pods else ""
 

@@ -48,9 +48,7 @@ def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
         assert record["correctedRevision"] == product.api.get(pool.path)["status"]["revision"]
 
 
-def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wrote_the_label(
-    product: Product,
-) -> None:
+def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wrote_the_label(product: Product) -> None:
     """FakeCluster has no managedFields (docs/adr/0005-limits-of-fakecluster.md)."""
     theirs = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
     manager = "kyverno-background-controller"
@@ -74,9 +72,7 @@ def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wro
         pool.wait_synced()
 
 
-def test_a_failed_node_serves_again_what_was_proven_there_last_and_a_retry_tries_again(
-    product: Product,
-) -> None:
+def test_a_failed_node_serves_again_what_was_proven_there_last_and_a_retry_tries_again(product: Product) -> None:
     with product.pool() as pool:
         pool.apply(SINGLE)
         pool.wait_synced()
@@ -103,9 +99,7 @@ def healthy(pool: Pool) -> Object:
     return found
 
 
-def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is_healthy(
-    product: Product,
-) -> None:
+def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is_healthy(product: Product) -> None:
     with product.pool() as pool:
         node = pool.nodes[0]
         pool.apply(FULL)

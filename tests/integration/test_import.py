@@ -16,17 +16,7 @@ from hack.cluster.process import wait_until
 from tests.embedded.oracle import wanted_resources
 from tests.integration import test_output as output
 from tests.integration.nodelog import audit_policy, read_node_writes
-from tests.integration.product import (
-    AGENT,
-    CLUSTER_POLICY,
-    FACTOR,
-    GPUNODES,
-    NODES,
-    POLICIES,
-    SECONDS,
-    SLICED,
-    Product,
-)
+from tests.integration.product import AGENT, CLUSTER_POLICY, FACTOR, GPUNODES, NODES, POLICIES, SECONDS, SLICED, Product
 from tests.recipes import DOCUMENTED, H100, MIG, Recipe
 
 from gpusharing.planning.wanted.migfile import MIG_KEY
@@ -127,9 +117,7 @@ class Fleet:
     def wait_anew(self, before: dict[str, str]) -> None:
         """Until NVIDIA's operands, GFD the last of them, were started anew on every node, and serve again."""
         wait_until(
-            lambda: all(before[name] != now for name, now in self.starts().items()),
-            SECONDS,
-            "GFD to start anew",
+            lambda: all(before[name] != now for name, now in self.starts().items()), SECONDS, "GFD to start anew"
         )
         self.wait_settled()
 

@@ -87,10 +87,7 @@ def mutating() -> None:
 
 
 def spec(resource: str = "nvidia.com/gpu", count: str = "1", **more: Any) -> Object:
-    return {
-        "containers": [{"name": "main", "image": "x", "resources": {"limits": {resource: count}}}],
-        **more,
-    }
+    return {"containers": [{"name": "main", "image": "x", "resources": {"limits": {resource: count}}}], **more}
 
 
 def required(*alternatives: Object) -> Object:
@@ -162,7 +159,7 @@ def test_each_of_several_terms_gets_it_because_they_are_alternatives(api: Api) -
     """An empty term matches no node; with a requirement it would match some."""
     given = required(
         {"matchExpressions": [ZONE]}, {"matchFields": [NAMED]}, {}, {"matchExpressions": [ONLY_MIG]},
-        {"matchExpressions": [WIDER, ZONE]},
+        {"matchExpressions": [WIDER, ZONE]}
     )  # fmt: skip
     assert terms(api, "hardware", affinity=given) == [
         {"matchExpressions": [ZONE, row("hardware")]},
@@ -176,10 +173,7 @@ def test_each_of_several_terms_gets_it_because_they_are_alternatives(api: Api) -
 @pytest.mark.usefixtures("mutating")
 def test_what_a_pod_only_prefers_stays_beside_it(api: Api) -> None:
     preferred = [{"weight": 1, "preference": {"matchExpressions": [ZONE]}}]
-    given = {
-        "podAffinity": {},
-        "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred},
-    }
+    given = {"podAffinity": {}, "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
     stored = asked(api, "hardware", spec(affinity=given))["affinity"]
     assert stored["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"] == preferred
     assert stored["nodeAffinity"][REQUIRED]["nodeSelectorTerms"] == [{"matchExpressions": [row("hardware")]}]
@@ -370,9 +364,7 @@ def test_it_is_not_enough_to_require(validating: Api, what: str) -> None:
     assert "must require a node whose" in refusal(validating, "hardware", spec(affinity=REFUSED[what]))
 
 
-def test_a_selected_mode_and_a_pod_without_gpus_are_admitted_and_a_wrong_level_is_not(
-    validating: Api,
-) -> None:
+def test_a_selected_mode_and_a_pod_without_gpus_are_admitted_and_a_wrong_level_is_not(validating: Api) -> None:
     assert refusal(validating, "hardware", spec(nodeSelector={MODE: "full"})) == ""
     assert "must require" in refusal(validating, "hardware", spec(nodeSelector={MODE: "mps"}))
     assert refusal(validating, "memory", spec(nodeSelector={MODE: "mps"})) == ""

@@ -109,8 +109,7 @@ class Played:
         name = f"{self.pool.name}-{word}"
         self.pool.create("/api/v1/namespaces", {"metadata": {"name": name}})
         self.wait(
-            lambda: self.product.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"),
-            f"{name} to be ready",
+            lambda: self.product.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"), f"{name} to be ready"
         )
         self.spaces.append(name)
         return name
@@ -118,10 +117,7 @@ class Played:
     def run(self, space: str, name: str, node: str, resource: str) -> None:
         path = f"/api/v1/namespaces/{space}/pods"
         self.pool.create(path, {"metadata": {"name": name}, "spec": pod_spec(node, resource)})
-        self.wait(
-            lambda: self.product.api.get(f"{path}/{name}")["status"].get("phase") == "Running",
-            f"{name} to run",
-        )
+        self.wait(lambda: self.product.api.get(f"{path}/{name}")["status"].get("phase") == "Running", f"{name} to run")
 
     def end(self, space: str, name: str) -> None:
         self.product.api.delete(f"/api/v1/namespaces/{space}/pods/{name}", {"gracePeriodSeconds": 0})
@@ -159,11 +155,7 @@ def job(product: Product, nodes: list[str]) -> list[dict[str, Any]]:
     targets = [
         {
             "targets": [f"127.0.0.1:{product.agent_port}"],
-            "labels": {
-                "__metrics_path__": f"/{node}/metrics",
-                "node": node,
-                "namespace": launch.AGENT_NAMESPACE,
-            },
+            "labels": {"__metrics_path__": f"/{node}/metrics", "node": node, "namespace": launch.AGENT_NAMESPACE},
         }
         for node in nodes
     ]
@@ -204,10 +196,7 @@ def play(hour: Played) -> float:
             hour.end(brief, f"brief-{number}")
         hour.run(steady, "whole", other, WHOLE)
         hour.until(12)
-        more = {
-            "drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"},
-            "rollout": {"maxUnavailable": 2},
-        }
+        more = {"drain": {"unmanagedPods": "Evict", "strandedPods": "Allow"}, "rollout": {"maxUnavailable": 2}}
         hour.pool.apply({**QUARTERS, **more})
         hour.pool.wait_synced()
         for number in range(3):

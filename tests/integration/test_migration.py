@@ -65,11 +65,7 @@ def job(product: Product) -> list[dict[str, object]]:
     targets = [
         {
             "targets": [f"127.0.0.1:{product.agent_port}"],
-            "labels": {
-                "__metrics_path__": f"/{node}/metrics",
-                "node": node,
-                "namespace": launch.AGENT_NAMESPACE,
-            },
+            "labels": {"__metrics_path__": f"/{node}/metrics", "node": node, "namespace": launch.AGENT_NAMESPACE},
         }
         for node in NAMES
     ]

@@ -7,18 +7,7 @@ from dataclasses import dataclass
 import pytest
 from hack.cluster.api import Object
 from tests.integration.nodelog import NodeWrite, read_node_writes
-from tests.integration.product import (
-    FULL,
-    H100,
-    MIG_SLICED,
-    MIXED,
-    MPS,
-    OPERATOR,
-    SINGLE,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import FULL, H100, MIG_SLICED, MIXED, MPS, OPERATOR, SINGLE, SLICED, Pool, Product
 from tests.nodewrites import step_of, wrong_in_change, wrong_in_write
 
 from gpusharing.kube.client import JSON
@@ -167,11 +156,7 @@ def test_an_adopted_node_is_written_once_and_of_it_the_server_counts_only_our_ow
     ours = managers["gpusharing-operator"]["fieldsV1"]
     assert ours.keys() == {"f:metadata"}, ours
     fields = {key for part in ours["f:metadata"].values() for key in part if key != "."}
-    assert fields == {
-        "f:gpusharing.dev/mode",
-        "f:gpusharing.dev/policy",
-        "f:gpusharing.dev/verified",
-    }
+    assert fields == {"f:gpusharing.dev/mode", "f:gpusharing.dev/policy", "f:gpusharing.dev/verified"}
 
 
 @pytest.mark.parametrize("number", range(1, len(WALK)), ids=lambda number: f"to {WALK[number]}, step {number}")

@@ -13,18 +13,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.nodes import LABEL_POOL, create_nodes, node_manifest
-from tests.integration.product import (
-    FULL,
-    GPUNODES,
-    H100,
-    L40S,
-    MIXED,
-    NODES,
-    POLICIES,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, NODES, POLICIES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard
 
 # What was given up waits until it is told otherwise.
@@ -77,10 +66,7 @@ def scenario(product: Product, operator: object) -> Iterator[Pool]:
         shared.wait_synced()
         pool.wait(lambda: pool.summary().get("used") == "1/8", "the count of used devices")
         report = f"{GPUNODES}/{blocked}"
-        pool.wait(
-            lambda: product.api.get(report)["status"]["observed"]["pods"] == 1,
-            "the agent to see one pod less",
-        )
+        pool.wait(lambda: product.api.get(report)["status"]["observed"]["pods"] == 1, "the agent to see one pod less")
         for one in (pool, whole, shared):
             one.wait(lambda one=one: one.summary().get("pendingPods") == 1, "the count of waiting pods")
         wait_last_words(pool, blocked)
@@ -267,10 +253,7 @@ def lodger(product: Product, name: str, *roles: str) -> Path:
 @pytest.fixture(scope="module")
 def lodgers(product: Product) -> Mapping[str, Path]:
     """With the rights of a namespace, and with those to what the operator publishes too."""
-    return {
-        "namespace": lodger(product, "lodger"),
-        "viewer": lodger(product, "lodger-who-looks", "gpusharing-viewer"),
-    }
+    return {"namespace": lodger(product, "lodger"), "viewer": lodger(product, "lodger-who-looks", "gpusharing-viewer")}
 
 
 @pytest.mark.parametrize("who", ["namespace", "viewer"])
@@ -301,12 +284,7 @@ def test_kubectl_selects_policies_by_mode_and_nodes_by_policy_and_phase(product:
         return {line.partition("/")[2] for line in shown.split()}
 
     modes = ("MIG", "Full", "TimeSlicing", "MPS")
-    assert [names("gsp", f"spec.mode={mode}") for mode in modes] == [
-        {"pool-b"},
-        {"pool-c"},
-        {"pool-d"},
-        set(),
-    ]
+    assert [names("gsp", f"spec.mode={mode}") for mode in modes] == [{"pool-b"}, {"pool-c"}, {"pool-d"}, set()]
     mine = "status.transition.policy=pool-b"
     assert names("gpun", mine) == set(scenario.nodes)
     assert names("gpun", f"{mine},status.transition.phase=Blocked") == {scenario.nodes[2]}
@@ -512,10 +490,7 @@ def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
     container = {"name": "main", "image": "registry.example/main", "resources": resources}
     labels = {"matchLabels": {"app": "slip"}}
     restarts = {"restartPolicy": "Always" if kind == "Deployment" else "Never"}
-    template = {
-        "metadata": {"labels": labels["matchLabels"]},
-        "spec": {"containers": [container], **restarts},
-    }
+    template = {"metadata": {"labels": labels["matchLabels"]}, "spec": {"containers": [container], **restarts}}
     group = "apps" if kind == "Deployment" else "batch"
     spec = {"template": template, **({"selector": labels} if kind == "Deployment" else {})}
     manifest = {"apiVersion": f"{group}/v1", "kind": kind, "metadata": {"name": "slip"}, "spec": spec}

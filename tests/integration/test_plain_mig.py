@@ -28,10 +28,7 @@ def pool(product: Product) -> Iterator[Pool]:
 
 
 def plugin_pods(pool: Pool) -> list[str]:
-    where = {
-        "fieldSelector": f"spec.nodeName={pool.nodes[0]}",
-        "labelSelector": "name=nvdp-nvidia-device-plugin",
-    }
+    where = {"fieldSelector": f"spec.nodeName={pool.nodes[0]}", "labelSelector": "name=nvdp-nvidia-device-plugin"}
     return [pod["metadata"]["uid"] for pod in pool.api.list(f"/api/v1/namespaces/{PLAIN_NAMESPACE}/pods", **where)]
 
 

@@ -232,8 +232,7 @@ def undone(product: Product) -> Iterator[None]:
     api = product.api
     api.create(f"{ADMISSION}/mutatingadmissionpolicies", policy)
     api.create(
-        f"{ADMISSION}/mutatingadmissionpolicybindings",
-        {"metadata": {"name": UNDOING}, "spec": {"policyName": UNDOING}},
+        f"{ADMISSION}/mutatingadmissionpolicybindings", {"metadata": {"name": UNDOING}, "spec": {"policyName": UNDOING}}
     )
 
     def in_force() -> bool:

@@ -63,11 +63,7 @@ def report_once(product: Product, directory: Path) -> None:
             status = get(f"https://127.0.0.1:{port}/metrics", f"Bearer {token}")[0]
             assert status == 403, "an agent may not read the metrics of another one"
             verbs = {"list", "watch", "patch"}
-            wait_until(
-                lambda: verbs <= {r.verb for r in product.requests(since, AGENT)},
-                SECONDS,
-                "the agent's report",
-            )
+            wait_until(lambda: verbs <= {r.verb for r in product.requests(since, AGENT)}, SECONDS, "the agent's report")
 
 
 def test_the_operator_uses_every_right_that_it_was_granted(product: Product, request: pytest.FixtureRequest) -> None:

@@ -13,18 +13,7 @@ import pytest
 from hack.cluster.api import Object
 from hack.cluster.nodes import create_nodes, node_manifest
 from tests.docs.commands import Shell, page
-from tests.integration.product import (
-    CLUSTER_POLICY,
-    H100,
-    L40S,
-    MIXED,
-    NODES,
-    POLICIES,
-    SECONDS,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import CLUSTER_POLICY, H100, L40S, MIXED, NODES, POLICIES, SECONDS, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, pod_spec
 
 from hack import launch
@@ -67,11 +56,7 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
 def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Product) -> None:
     with product.pool(L40S, L40S) as pool:
         pool.apply(rolled(canary={"nodes": 1, "soak": "1h"}))
-        pool.wait(
-            lambda: reasons(pool) == {"Synced", "CanarySoak"},
-            "one proven, one waiting",
-            lambda: reasons(pool),
-        )
+        pool.wait(lambda: reasons(pool) == {"Synced", "CanarySoak"}, "one proven, one waiting", lambda: reasons(pool))
         pool.apply(rolled(canary={"nodes": 2, "soak": "1h"}))
         pool.wait_synced()
         assert "the whole pool is the canary" in str(pool.condition("Accepted")["message"])

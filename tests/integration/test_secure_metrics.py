@@ -40,11 +40,7 @@ def secured(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name in (READER, OTHER):
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
         api.create(ACCOUNTS, account)
-    role = {
-        "apiGroup": "rbac.authorization.k8s.io",
-        "kind": "ClusterRole",
-        "name": "gpusharing-metrics-reader",
-    }
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "gpusharing-metrics-reader"}
     binding = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
         "kind": "ClusterRoleBinding",
@@ -54,10 +50,7 @@ def secured(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     }
     api.create(BINDINGS, binding)
     folder = tmp_path_factory.mktemp("secured")
-    with (
-        product.pool() as pool,
-        agent_process(product, pool.nodes[0], folder, METRICS_SECURE="true") as port,
-    ):
+    with product.pool() as pool, agent_process(product, pool.nodes[0], folder, METRICS_SECURE="true") as port:
         yield Secured(product, port)
     product.remove(f"{BINDINGS}/reads-metrics")
 

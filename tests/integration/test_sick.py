@@ -7,17 +7,7 @@ import pytest
 from hack.cluster.api import Object
 from hack.faultproxy import FaultProxy, PlayedRefusal
 from tests.fakes.tls import Identity
-from tests.integration.product import (
-    FACTOR,
-    H100,
-    LEASE,
-    NODES,
-    SLICED,
-    STEADY,
-    WAITS,
-    Pool,
-    Product,
-)
+from tests.integration.product import FACTOR, H100, LEASE, NODES, SLICED, STEADY, WAITS, Pool, Product
 from tests.integration.workloads import PODS, pod_spec
 
 from hack import launch
@@ -48,11 +38,7 @@ ROWS: dict[str, tuple[str, str, PlayedRefusal | None]] = {
 
 def fall_ill(proxy: FaultProxy, pool: Pool, method: str, what: str, answer: PlayedRefusal | None) -> None:
     node = pool.nodes[0]
-    paths = {
-        "pods": "/api/v1/pods",
-        "eviction": f"{PODS}/{pool.name}-job/eviction",
-        "node": f"{NODES}/{node}",
-    }
+    paths = {"pods": "/api/v1/pods", "eviction": f"{PODS}/{pool.name}-job/eviction", "node": f"{NODES}/{node}"}
     proxy.fail(method, paths[what], answer, query=f"spec.nodeName={node}" if what == "pods" else "")
 
 

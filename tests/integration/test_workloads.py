@@ -69,10 +69,7 @@ def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) ->
         node = pool.nodes[0]
         product.api.merge_patch(NAMESPACE, {"metadata": {"labels": {"gpusharing-test/team": pool.name}}})
         run(pool, node, labels={"tier": "prod"})
-        team = {
-            "namespaceSelector": {"matchLabels": {"gpusharing-test/team": "another"}},
-            "behavior": "Evict",
-        }
+        team = {"namespaceSelector": {"matchLabels": {"gpusharing-test/team": "another"}}, "behavior": "Evict"}
         keep = {"podSelector": {"matchLabels": {"tier": "prod"}}, "behavior": "Block"}
         since = product.mark()
         pool.apply({**SLICED, "drain": {"rules": [team, keep]}})

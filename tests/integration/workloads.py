@@ -23,10 +23,7 @@ def pod_spec(node: str, resource: str = "nvidia.com/gpu") -> Object:
 def claiming(pool: Pool) -> Object:
     """What a pod says besides to get a whole GPU by a ResourceClaim of its own: further fields of a Workload's pods."""
     request = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
-    manifest = {
-        "metadata": {"name": f"{pool.name}-gpu"},
-        "spec": {"spec": {"devices": {"requests": [request]}}},
-    }
+    manifest = {"metadata": {"name": f"{pool.name}-gpu"}, "spec": {"spec": {"devices": {"requests": [request]}}}}
     made = pool.create(CLAIM_TEMPLATES, manifest)
     claim = {"name": "gpu", "resourceClaimTemplateName": made["metadata"]["name"]}
     return {"spec": {"resourceClaims": [claim]}}
@@ -93,10 +90,7 @@ class Workload:
 
 def guard(pool: Pool, app: str, allowed: int, **spec: object) -> str:
     """A PodDisruptionBudget over an app; returns when its controller has worked it out."""
-    manifest = {
-        "metadata": {"name": f"{app}-guard"},
-        "spec": {"selector": {"matchLabels": {"app": app}}, **spec},
-    }
+    manifest = {"metadata": {"name": f"{app}-guard"}, "spec": {"selector": {"matchLabels": {"app": app}}, **spec}}
     name = str(pool.create(PDBS, manifest)["metadata"]["name"])
 
     def known() -> bool:
