@@ -17,10 +17,7 @@ def daemon_set(
     name: str, container: str, config_map: str, *, default: str = "", mig_strategy: str = "", client: str = ""
 ) -> JSON:
     """One DaemonSet of the chart; without a ConfigMap it has no config-manager. `client` is the value of nvidia.com/gpu.deploy.client in the chart's nodeSelector."""
-    volumes = [
-        {"name": "available-configs", "configMap": {"name": config_map}},
-        {"name": "config", "emptyDir": {}},
-    ]
+    volumes = [{"name": "available-configs", "configMap": {"name": config_map}}, {"name": "config", "emptyDir": {}}]
     init = [{"name": f"{container}-init", "env": [{"name": "DEFAULT_CONFIG", "value": default}]}]
     env = [{"name": "MIG_STRATEGY", "value": mig_strategy}] if mig_strategy else []
     return {

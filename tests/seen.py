@@ -10,13 +10,7 @@ from gpusharing.planning.snapshot.agents import AgentPod, find_troubles
 from gpusharing.planning.snapshot.nvidia import NO_DRA, ClusterPolicyView, DaemonSetState, DraView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import (
-    AgentsState,
-    Installation,
-    Place,
-    Right,
-    Symptom,
-)
+from gpusharing.planning.stack.installationviews import AgentsState, Installation, Place, Right, Symptom
 from gpusharing.planning.wanted.migfile import MIG_KEY
 
 DEFAULT = Place()

@@ -167,12 +167,7 @@ def test_the_planners_types_carry_their_proof() -> None:
 
 
 def test_a_narrowing_is_known_by_what_it_says() -> None:
-    texts = {
-        "assert x is not None": True,
-        "assert isinstance(x, int)": True,
-        "assert x, y": False,
-        "x = 1": False,
-    }
+    texts = {"assert x is not None": True, "assert isinstance(x, int)": True, "assert x, y": False, "x = 1": False}
     assert {text: is_narrowing(ast.parse(text).body[0]) for text in texts} == texts
 
 

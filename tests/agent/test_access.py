@@ -145,9 +145,7 @@ async def test_while_the_api_server_refuses_nobody_reads_and_the_log_says_why_on
     assert await decide(gate, "Bearer good") is ALLOWED, "what could not be decided is not cached"
 
 
-async def test_a_flood_of_tokens_waits_in_few_places_and_keeps_no_known_reader_out(
-    authority: Authority,
-) -> None:
+async def test_a_flood_of_tokens_waits_in_few_places_and_keeps_no_known_reader_out(authority: Authority) -> None:
     gate = MetricsAccess(authority)
     assert await decide(gate, "Bearer good") is ALLOWED
     waiting = [asyncio.create_task(decide(gate, "Bearer slow")) for _ in range(access.MOST_WAITING + 1)]

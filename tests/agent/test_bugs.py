@@ -91,9 +91,7 @@ async def test_a_mistake_in_the_meter_does_not_hold_up_the_report() -> None:
         assert loop.why_not_ready() == ""
 
 
-async def test_a_turn_that_fails_midway_is_not_taken_for_fresh_by_the_next(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_turn_that_fails_midway_is_not_taken_for_fresh_by_the_next(caplog: pytest.LogCaptureFixture) -> None:
     bench, odd = Bench(), object()
     kubelet = Kubelet(Holdings())
     bench.pods = kubelet  # type: ignore[assignment]  # a double with the same methods

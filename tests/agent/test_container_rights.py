@@ -32,9 +32,7 @@ def test_with_the_charts_default_rights_nothing_is_hidden(divided: Simulator) ->
     assert ([p["pid"] for p in gpu["processes"]], gpu["instances_withheld"]) == ([4_000_001], False)
 
 
-def test_an_agent_that_is_not_privileged_reads_the_rest_and_calls_no_divided_gpu_idle(
-    divided: Simulator,
-) -> None:
+def test_an_agent_that_is_not_privileged_reads_the_rest_and_calls_no_divided_gpu_idle(divided: Simulator) -> None:
     divided.remove_process(4_000_001)
     reading = seen(divided, without_capabilities())
     gpu, whole = reading["gpus"]

@@ -17,10 +17,7 @@ from gpusharing.agent.podresources import Holdings, HoldingsDecoder, PodDevices,
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
     """PodResources of one pod with one container; with a CPU id and a topology, which are to be skipped."""
     held = b"".join(
-        field(
-            2,
-            field(1, resource) + b"".join(field(2, i) for i in ids) + field(3, field(1, varint(8) + b"\x01")),
-        )
+        field(2, field(1, resource) + b"".join(field(2, i) for i in ids) + field(3, field(1, varint(8) + b"\x01")))
         for resource, ids in devices
     )
     container = field(1, "main") + held + b"\x18\x07"  # cpu_ids: a varint field
@@ -169,9 +166,7 @@ async def test_an_absent_socket_says_what_to_mount(tmp_path: Path) -> None:
 
 
 @virtually
-async def test_a_turn_waits_two_seconds_for_what_there_is_to_hold_and_five_for_who_holds_what(
-    tmp_path: Path,
-) -> None:
+async def test_a_turn_waits_two_seconds_for_what_there_is_to_hold_and_five_for_who_holds_what(tmp_path: Path) -> None:
     kubelet, path = Kubelet(framed(RESPONSE), instead=b""), tmp_path / "kubelet.sock"
     clock = asyncio.get_running_loop().time
     async with await asyncio.start_unix_server(kubelet.serve, path):

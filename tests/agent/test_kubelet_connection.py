@@ -101,9 +101,7 @@ async def test_a_kubelet_that_was_restarted_between_two_turns_answers_the_next_o
         assert await node.told() == (["b"], 2)
 
 
-async def test_a_socket_that_was_replaced_is_followed_although_the_old_one_still_answers(
-    tmp_path: Path,
-) -> None:
+async def test_a_socket_that_was_replaced_is_followed_although_the_old_one_still_answers(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
         assert await node.told() == (["a"], 2)
         old = node.kubelet
@@ -149,9 +147,7 @@ class Talkative(Kubelet):
 
 
 @virtually
-async def test_a_ping_between_two_turns_is_answered_over_the_connection_that_stays_open(
-    tmp_path: Path,
-) -> None:
+async def test_a_ping_between_two_turns_is_answered_over_the_connection_that_stays_open(tmp_path: Path) -> None:
     kubelet, path = Talkative(holding("a"), allocatable=offering("GPU-a")), tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
         with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=PATIENCE)) as client:

@@ -53,10 +53,7 @@ def test_a_card_without_mig_is_a_value_and_not_an_error(tmp_path: Path) -> None:
     t4, h100 = reading["gpus"]
     assert (t4["product"], t4["mig_mode"], t4["mig_mode_pending"]) == (T4, "NotSupported", "NotSupported")
     assert (t4["instances"], t4["remapped_rows"], t4["compute_mode"]) == ([], None, "Default")
-    assert [(m["mig_capable"], bool(m["profiles"])) for m in reading["models"]] == [
-        (False, False),
-        (True, True),
-    ]
+    assert [(m["mig_capable"], bool(m["profiles"])) for m in reading["models"]] == [(False, False), (True, True)]
     assert h100["remapped_rows"] == [False, False]
 
 

@@ -198,9 +198,7 @@ MIG_CALLS = (
 )
 
 
-def test_a_card_with_mig_on_that_lists_no_profiles_is_busy_and_its_instances_are_unknown(
-    busy: Simulator,
-) -> None:
+def test_a_card_with_mig_on_that_lists_no_profiles_is_busy_and_its_instances_are_unknown(busy: Simulator) -> None:
     """NVIDIA's own mock of NVML answers so: it has MIG devices of no kind, and lists processes of the whole GPU."""
     for function in MIG_CALLS:
         busy.inject(function, "NOT_SUPPORTED")
@@ -388,9 +386,7 @@ def test_an_xid_stays_with_its_gpu_when_indices_shift(machine: Simulator) -> Non
         assert [gpu["xid"] for gpu in agent.gpus()] == [None, None]
 
 
-def test_a_card_whose_mig_mode_is_not_supported_for_a_moment_has_mig_in_the_next_reading(
-    machine: Simulator,
-) -> None:
+def test_a_card_whose_mig_mode_is_not_supported_for_a_moment_has_mig_in_the_next_reading(machine: Simulator) -> None:
     with Agent(machine) as agent:
         machine.inject("nvmlDeviceGetMigMode", "NOT_SUPPORTED")
         (model,) = agent.ask("read")["models"]

@@ -74,9 +74,7 @@ def test_what_cannot_be_told_of_the_use_is_left_out_and_fails_no_reading(machine
     assert {(d["memory"], d["memory_used"], d["reports_sm"]) for d in told["use"]["devices"]} == {(None, None, False)}
 
 
-def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_whole(
-    machine: Simulator,
-) -> None:
+def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_whole(machine: Simulator) -> None:
     in_process(machine, "partition", "0", "3g.40gb")
     divided, whole = use(machine, "none")["devices"]
     assert (divided["all_listed"], whole["all_listed"]) == (False, True)

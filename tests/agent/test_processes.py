@@ -20,14 +20,7 @@ class Proc:
         self.root = root
 
     def start(
-        self,
-        pid: int,
-        program: str,
-        parent: int = 1,
-        *,
-        exe: bool = True,
-        comm: str = "",
-        began: int | None = None,
+        self, pid: int, program: str, parent: int = 1, *, exe: bool = True, comm: str = "", began: int | None = None
     ) -> None:
         """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since, `began` when that was, in clock ticks; None: procfs does not tell."""
         folder = self.root / str(pid)

@@ -54,12 +54,7 @@ TRANSITION = {
 def gpu_node(server: Api) -> Iterator[str]:
     name = f"gpu-{uuid.uuid4().hex[:8]}"
     spec = {"request": {"id": "r1"}}
-    manifest = {
-        "apiVersion": "gpusharing.dev/v1alpha1",
-        "kind": "GPUNode",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
+    manifest = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": name}, "spec": spec}
     server.create(GPUNODES, manifest)
     yield f"{GPUNODES}/{name}"
     server.delete(f"{GPUNODES}/{name}")

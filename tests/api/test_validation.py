@@ -10,13 +10,7 @@ from tests.wording import lacks
 from gpusharing.api.names import REWRITTEN_LABELS
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import parse_duration
-from gpusharing.api.validation import (
-    NEWER,
-    Problem,
-    allowance,
-    is_rewritten,
-    validate_policy,
-)
+from gpusharing.api.validation import NEWER, Problem, allowance, is_rewritten, validate_policy
 
 
 @pytest.mark.parametrize(
@@ -182,14 +176,7 @@ def test_an_object_without_a_spec_is_refused(raw: dict[str, object]) -> None:
 
 def test_all_problems_are_told_at_once() -> None:
     verdict = validate_policy(
-        {
-            "spec": {
-                "nodeSelector": {},
-                "mode": "MIG",
-                "mps": {"replicas": 2},
-                "drain": {"timeout": "0s"},
-            }
-        }
+        {"spec": {"nodeSelector": {}, "mode": "MIG", "mps": {"replicas": 2}, "drain": {"timeout": "0s"}}}
     )
     assert not isinstance(verdict, GPUSharingPolicySpec)
     fields = [problem.field for problem in verdict]

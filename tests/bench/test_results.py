@@ -94,10 +94,7 @@ def test_a_part_that_fails_is_told_and_costs_no_other_number(tmp_path: Path) -> 
     def measures(testbed: beds.Testbed, sizes: Sizes) -> Iterator[Measured]:
         yield Measured("idle_writes_60s", 0, "after it")
 
-    waiting = [
-        BenchPart(("rss_idle_mib", "rss_1000_nodes_mib"), fails),
-        BenchPart(("idle_writes_60s",), measures),
-    ]
+    waiting = [BenchPart(("rss_idle_mib", "rss_1000_nodes_mib"), fails), BenchPart(("idle_writes_60s",), measures)]
     lost: list[Lost] = []
     found = []
     while waiting:
@@ -119,11 +116,7 @@ def test_a_part_that_fails_is_told_and_costs_no_other_number(tmp_path: Path) -> 
 def test_the_file_is_flat(tmp_path: Path) -> None:
     path = tmp_path / "build" / "bench.json"
     results.write(path, [Measured("rss_idle_mib", 64.123456789, "b", 81.4)], {"cores": 2})
-    assert json.loads(path.read_text()) == {
-        "rss_idle_mib": 64.12346,
-        "rss_idle_mib.pace_ms": 81,
-        "machine.cores": 2,
-    }
+    assert json.loads(path.read_text()) == {"rss_idle_mib": 64.12346, "rss_idle_mib.pace_ms": 81, "machine.cores": 2}
 
 
 def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() -> None:
@@ -137,11 +130,7 @@ def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() ->
         request("get", "leases"),
         request("watch", "nodes"),
     ]
-    writes = [
-        request("patch", "nodes"),
-        request("create", "pods/eviction"),
-        *[request("patch", "leases")] * 5,
-    ]
+    writes = [request("patch", "nodes"), request("create", "pods/eviction"), *[request("patch", "leases")] * 5]
     counts = count([*polls, *others, *writes], claim_writes=2)
     assert (counts.polls, counts.reads, counts.node_writes, counts.writes) == (2, 2, 1, 4)
     assert counts.by_resource == "2 leases, 1 nodes, 1 pods/eviction"

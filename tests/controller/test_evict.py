@@ -118,9 +118,7 @@ async def test_the_pod_that_took_the_name_is_not_deleted_and_a_grace_period_is_p
 
 
 @pytest.mark.parametrize("error", [NotFound("gone"), Conflict("another uid")], ids=["E2: 404", "E3: 409"])
-async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_the_next_list(
-    error: KubeError,
-) -> None:
+async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_the_next_list(error: KubeError) -> None:
     stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)

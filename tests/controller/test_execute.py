@@ -109,10 +109,7 @@ async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_nex
     action = stage.fence()
     stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
     plan, snapshot = plan_of({"gpu-07": (action,)}), make_snapshot([])
-    maintenance = {
-        "metadata": {"name": "nm", "uid": "nm", "resourceVersion": "1"},
-        "spec": {"nodeName": "gpu-07"},
-    }
+    maintenance = {"metadata": {"name": "nm", "uid": "nm", "resourceVersion": "1"}, "spec": {"nodeName": "gpu-07"}}
     stage.sources.optional["medik8s nodemaintenances"].accept(maintenance)
     outcome = await stage.executor.execute(plan, snapshot)
     assert (outcome.done, stage.failures()) == (0, {})
@@ -144,10 +141,7 @@ async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
     view = stage.view()
     stage.cluster.faults.fail("patch", NODES, Forbidden("may not patch nodes"))
     outcome = await stage.run_all(
-        {
-            "gpu-07": (Release(view, uncordon=False, labels={}), stage.eviction),
-            "gpu-08": (stage.fence("gpu-08"),),
-        }
+        {"gpu-07": (Release(view, uncordon=False, labels={}), stage.eviction), "gpu-08": (stage.fence("gpu-08"),)}
     )
     assert list(stage.failures()) == ["gpu-07"]
     assert stage.executor.calls.failures["gpu-07"].refused
@@ -165,8 +159,7 @@ async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(e
     stage.add_node("gpu-08")
     stage.claims.error = error
     await stage.run_all(
-        {"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)},
-        shared=(SetClaims({"gpu-08": make_claim()}),),
+        {"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)}, shared=(SetClaims({"gpu-08": make_claim()}),)
     )
     assert list(stage.failures()) == ["claims on the Lease"]
     assert stage.view("gpu-08").fence is None
@@ -313,9 +306,7 @@ async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: boo
 
 
 @pytest.mark.parametrize("made_again", [False, True])
-async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was_not_heard_of(
-    made_again: bool,
-) -> None:
+async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was_not_heard_of(made_again: bool) -> None:
     """It belongs to that Node, so the server takes it away as soon as it is there."""
     stage = Executing()
     uid = stage.cluster.get(NODES, "gpu-07")["metadata"]["uid"]

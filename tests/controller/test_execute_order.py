@@ -26,14 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    EnsureGPUNode,
-    Evict,
-    SetClaims,
-    SetFinalizer,
-    WriteConfig,
-)
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, SetClaims, SetFinalizer, WriteConfig
 
 
 async def test_nodes_in_flight_are_written_to_before_others() -> None:
@@ -100,9 +93,7 @@ async def test_an_eviction_that_waited_for_its_slot_is_not_sent_once_there_is_a_
 
 @pytest.mark.parametrize("wanted", [True, False])
 @virtually
-async def test_what_takes_nothing_away_may_wait_for_its_slot_as_long_as_the_newest_plan_wants_it(
-    wanted: bool,
-) -> None:
+async def test_what_takes_nothing_away_may_wait_for_its_slot_as_long_as_the_newest_plan_wants_it(wanted: bool) -> None:
     stage = Executing(through=one_slot)
     stage.add_node("gpu-08")
     first, _ = slow_evictions(stage)

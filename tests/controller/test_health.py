@@ -88,9 +88,7 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
     assert await probed.get("/healthz") == OK
 
 
-async def test_a_pass_that_takes_long_and_gets_answers_is_alive_and_other_calls_do_not_count(
-    probed: Probed,
-) -> None:
+async def test_a_pass_that_takes_long_and_gets_answers_is_alive_and_other_calls_do_not_count(probed: Probed) -> None:
     loop = probed.health.loop
     loop.last_progress = loop_time() - STUCK - 1
     loop.called(ApiRequest("watch", NODES), 200)

@@ -34,10 +34,7 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
                 fault.lift()
             await asyncio.sleep(120)
     ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][2:]
-    over = [
-        "resolved: some objects cannot be read",
-        "resolved: Warning events about the agent's pods cannot be read",
-    ]
+    over = ["resolved: some objects cannot be read", "resolved: Warning events about the agent's pods cannot be read"]
     assert sorted(ended) == sorted(over)
 
 

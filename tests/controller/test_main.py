@@ -186,10 +186,7 @@ async def test_on_sigterm_it_releases_the_lease_and_ends_with_0(
         assert process.returncode == 0, errors.decode()
     assert holder(server) == ""
     lines = log_lines(errors.decode())
-    assert [line["event"] for line in lines if line["event"] in ("started", "stopped")] == [
-        "started",
-        "stopped",
-    ]
+    assert [line["event"] for line in lines if line["event"] in ("started", "stopped")] == ["started", "stopped"]
     assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
     assert all(line["level"] in ("info", "warning") for line in lines), errors.decode()
     assert {agent for _, _, agent in server.writes} == {"gpusharing-operator"}, "kopf writes nothing"

@@ -149,10 +149,9 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
     assert samples(metrics, "gpusharing_policy_gpu_hourly_price") == {("pool-b", "EUR"): 3.2}
     assert samples(metrics, "gpusharing_orphan_nodes") == {(): 1}
-    assert samples(metrics, "gpusharing_drain_blocked_pods") == {
-        ("pool-b", "PDB"): 2,
-        ("pool-b", "Unmanaged"): 1,
-    }, "a pod counts once for each reason, and one that is leaving blocks nothing"
+    assert samples(metrics, "gpusharing_drain_blocked_pods") == {("pool-b", "PDB"): 2, ("pool-b", "Unmanaged"): 1}, (
+        "a pod counts once for each reason, and one that is leaving blocks nothing"
+    )
     world.settle()
     metrics.passed({}, world.plan(), world.snapshot())
     assert samples(metrics, "gpusharing_drain_blocked_pods") == {}

@@ -28,12 +28,7 @@ OF_A_LEADER = ("kopf", "gpusharing.controller.loop", "gpusharing.kube.reflector"
 @asynccontextmanager
 async def standing_by(cluster: FakeCluster) -> AsyncIterator[Role]:
     lease = LeaderLease(
-        cluster.client("operator"),
-        "gpusharing",
-        "gpusharing-operator",
-        "us",
-        on_lost=lambda: None,
-        now=virtual_now,
+        cluster.client("operator"), "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None, now=virtual_now
     )
     role = Role(lease)
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(role.wait_to_lead(1.0))]

@@ -153,15 +153,7 @@ Not a list.
 def test_what_belongs_to_an_item_stays_with_it_on_the_site() -> None:
     """Python-Markdown ends a list where less than 4 spaces stand, and every step would be number 1."""
     lines = on_page_markdown(LISTS).splitlines()
-    assert lines[1:8] == [
-        "    goes on:",
-        "",
-        "    <!-- runs: cluster -->",
-        "    ```sh",
-        "    a",
-        "      b",
-        "    ```",
-    ]
+    assert lines[1:8] == ["    goes on:", "", "    <!-- runs: cluster -->", "    ```sh", "    a", "      b", "    ```"]
     assert lines[9:14] == ["2. Two", "- no", "", "    ```sh", "    c"]
     assert lines[16:] == ["Not a list.", "", "```sh", "1. no list", "   either", "```"]
 

@@ -144,15 +144,7 @@ class Walk:
         kinds = ("gsp", "gpun", "nodes", "pods")
         tables = [self.site.kubectl("get", kind, "-A", "-o", "wide") for kind in kinds]
         log = subprocess.run(
-            [
-                str(self.site.plane.kubectl_program),
-                "logs",
-                "-n",
-                launch.NAMESPACE,
-                "-l",
-                SELECTOR,
-                "--tail=30",
-            ],
+            [str(self.site.plane.kubectl_program), "logs", "-n", launch.NAMESPACE, "-l", SELECTOR, "--tail=30"],
             env=self.site.plane.environment(),
             capture_output=True,
             text=True,

@@ -71,10 +71,7 @@ def seen(walk: Walk) -> Iterator[Seen]:
     for namespace in (AGENT_NAMESPACE, NAMESPACE):
         targets: list[Object] = [
             # The two labels that the chart's PodMonitor sees to.
-            {
-                "targets": [address(pod)],
-                "labels": {"pod": pod["metadata"]["name"], "node": pod["spec"]["nodeName"]},
-            }
+            {"targets": [address(pod)], "labels": {"pod": pod["metadata"]["name"], "node": pod["spec"]["nodeName"]}}
             for pod in listening(walk, namespace)
         ]
         pods |= {one["labels"]["pod"] for one in targets}

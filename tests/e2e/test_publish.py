@@ -25,9 +25,7 @@ def packed(folder: Path, description: str) -> Path:
     return archive
 
 
-def test_a_chart_that_is_published_is_found_again_and_another_one_of_its_version_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_a_chart_that_is_published_is_found_again_and_another_one_of_its_version_is_refused(tmp_path: Path) -> None:
     first, other = packed(tmp_path / "a", "one"), packed(tmp_path / "b", "two")
     publisher = Publisher(plain_http=True)
     with Registry() as registry:

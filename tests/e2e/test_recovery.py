@@ -73,10 +73,7 @@ def grow(site: Site, path: str, annotation: str, *way: str) -> None:
         for key in way:
             place = place[key]
         place.update(FUTURE)
-        metadata = {
-            "annotations": {annotation: json.dumps(record)},
-            "resourceVersion": read["resourceVersion"],
-        }
+        metadata = {"annotations": {annotation: json.dumps(record)}, "resourceVersion": read["resourceVersion"]}
         try:
             site.api.merge_patch(path, {"metadata": metadata})
         except ApiError as error:

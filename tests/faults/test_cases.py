@@ -110,10 +110,7 @@ def test_what_has_passed_is_not_played_again(tmp_path: Path) -> None:
 def test_what_was_not_reached_has_not_passed_and_is_played_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [
-        FaultCase("idle", "refused", "one", 0.99, 43, "POST events", 3),
-        FaultCase("idle", *KINDS[0], 0.5),
-    ]
+    cases = [FaultCase("idle", "refused", "one", 0.99, 43, "POST events", 3), FaultCase("idle", *KINDS[0], 0.5)]
     results = begun(tmp_path / "idle.jsonl", "commit", cases)
     results.add(result(cases[0], hits=0, reached=False))
     results.add(result(cases[1]))

@@ -18,12 +18,7 @@ GPU = {
 
 def node(name: str, **changes: Any) -> JSON:
     labels = {**GPU, "gpusharing.dev/pool": "b", **changes.pop("labels", {})}
-    metadata = {
-        "name": name,
-        "uid": f"uid-{name}",
-        "labels": labels,
-        "annotations": changes.pop("annotations", {}),
-    }
+    metadata = {"name": name, "uid": f"uid-{name}", "labels": labels, "annotations": changes.pop("annotations", {})}
     return {
         "metadata": metadata,
         "spec": changes.pop("spec", {}),
@@ -451,10 +446,7 @@ def test_a_run_of_the_new_owner_repairs_a_failed_node_under_its_fence() -> None:
     story.pass_pnr("gpu-1")
     labels = {"nvidia.com/device-plugin.config": "other"}
     more = {"policy": "pool-c", "targetPluginConfig": "other"}
-    metadata = {
-        "annotations": {"gpusharing.dev/fence": fence("gpu-1", "actuating", **more)},
-        "labels": labels,
-    }
+    metadata = {"annotations": {"gpusharing.dev/fence": fence("gpu-1", "actuating", **more)}, "labels": labels}
     story.node_write("gpu-1", fenced("gpu-1", "actuating", labels=labels, **more), metadata=metadata)
     assert story.wrong() == []
 

@@ -34,9 +34,7 @@ def told(*writes: Callable[[Story], None], interrupted: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("write", [status, taken])
-def test_what_was_in_hand_when_its_sender_was_frozen_may_leave_when_it_wakes(
-    write: Callable[[Story], None],
-) -> None:
+def test_what_was_in_hand_when_its_sender_was_frozen_may_leave_when_it_wakes(write: Callable[[Story], None]) -> None:
     assert told(write, interrupted=True) == []
     assert [line.endswith(TOO_LATE) for line in told(write, interrupted=False)] == [True]
 

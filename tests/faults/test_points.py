@@ -31,16 +31,10 @@ def write(method: str, path: str, body: JSON | None = None, *, status: int = 200
 def fenced(node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:00Z", owed: str = "") -> ProxiedWrite:
     """A fence as the operator writes it, with what differs from node to node and from run to run."""
     fence = json.dumps({"v": 1, "op": f"{node}-x7k2p", "stage": stage, "since": since, "owed": owed})
-    metadata = {
-        "uid": f"uid-of-{node}",
-        "resourceVersion": "71",
-        "annotations": {"gpusharing.dev/fence": fence},
-    }
+    metadata = {"uid": f"uid-of-{node}", "resourceVersion": "71", "annotations": {"gpusharing.dev/fence": fence}}
     labels = {"gpusharing.dev/mode": None, "nvidia.com/gpu-driver-upgrade.skip": "true"}
     return write(
-        "PATCH",
-        f"/api/v1/nodes/{node}",
-        {"metadata": {**metadata, "labels": labels}, "spec": {"unschedulable": True}},
+        "PATCH", f"/api/v1/nodes/{node}", {"metadata": {**metadata, "labels": labels}, "spec": {"unschedulable": True}}
     )
 
 
@@ -52,12 +46,7 @@ def claimed(*nodes: str) -> ProxiedWrite:
 
 
 def shown(node: str, phase: str, reason: str) -> ProxiedWrite:
-    transition = {
-        "phase": phase,
-        "reason": reason,
-        "message": f"{node} says so",
-        "since": "2026-01-01T00:00:00Z",
-    }
+    transition = {"phase": phase, "reason": reason, "message": f"{node} says so", "since": "2026-01-01T00:00:00Z"}
     conditions = [{"type": "Healthy", "status": "True", "reason": "Healthy", "message": node}]
     body = {"status": {"transition": transition, "conditions": conditions}}
     return write("PATCH", f"{OURS}/gpunodes/{node}/status", body)

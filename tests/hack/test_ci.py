@@ -159,15 +159,7 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     passed = notes.parent / "checkout/build/passed.txt"
     assert run(notes).status == 0
     assert not passed.exists(), "there is no commit"
-    git = [
-        "git",
-        "-C",
-        str(notes.parent / "checkout"),
-        "-c",
-        "user.name=x",
-        "-c",
-        "user.email=x@example.test",
-    ]
+    git = ["git", "-C", str(notes.parent / "checkout"), "-c", "user.name=x", "-c", "user.email=x@example.test"]
     for command in (["init", "-q"], ["add", "hack/ci.py"], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
@@ -215,9 +207,7 @@ def test_a_run_that_is_told_to_end_leaves_nothing_behind(notes: Path, number: si
     assert calls(notes)[-1] == SWEEP
 
 
-def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tests_of_all(
-    notes: Path,
-) -> None:
+def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tests_of_all(notes: Path) -> None:
     (notes / "make docs.status").write_text("3")
     for call, line in {
         "make test WORKERS=logical": "rung 0 (pure): 40 passed, 1 failed",

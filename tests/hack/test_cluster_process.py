@@ -158,11 +158,7 @@ def test_a_run_of_tests_sweeps_at_its_end_what_a_worker_of_it_left(folder: Path,
     ClusterState(a_dead_pid(), pids={"sleeper": sleeper.pid}).write(folder)
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_citations.py"]
     run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"GPUSHARING_STATE": str(folder.parent)},
-        capture_output=True,
-        check=False,
+        command, cwd=ROOT, env=os.environ | {"GPUSHARING_STATE": str(folder.parent)}, capture_output=True, check=False
     )
     assert run.returncode == 0, run.stdout
     assert not sleeper.alive()

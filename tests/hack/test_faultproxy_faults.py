@@ -309,11 +309,7 @@ async def test_open_watches_end_in_an_error_and_new_ones_do_not(
 
 @pytest.mark.parametrize(("scope", "seen"), [("one", [1]), ("all", [])])
 async def test_events_are_swallowed_until_the_watch_ends_in_410(
-    server: Server,
-    proxy: FaultProxy,
-    client: aiohttp.ClientSession,
-    scope: faults.Scope,
-    seen: list[int],
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, scope: faults.Scope, seen: list[int]
 ) -> None:
     fault = faults.EventsSwallowed(1, scope, times=5)
     proxy.disturb(fault)

@@ -59,11 +59,7 @@ def test_a_measurement_alone_leaves_the_others_and_one_that_fails_keeps_its_earl
         return Figures([[name, "new"]])
 
     assert main(["--only", "idle,roll,start", "--file", str(file)], measure) == 1
-    assert page.load(file) == {
-        "start": Figures([["start", "new"]]),
-        "idle": IDLE,
-        "roll": Figures([["roll", "new"]]),
-    }
+    assert page.load(file) == {"start": Figures([["start", "new"]]), "idle": IDLE, "roll": Figures([["roll", "new"]])}
     assert not lacks(
         capsys.readouterr().out,
         "idle: failed",
@@ -140,9 +136,7 @@ def test_the_commit_of_figures_is_the_last_one_of_the_operator_and_says_if_it_wa
     assert page.operator_commit(tmp_path) == f"{commit}-dirty"
 
 
-def test_an_unknown_measurement_is_named_before_anything_is_measured(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_unknown_measurement_is_named_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "idle,idel"], pytest.fail) == 2
     assert "no measurement 'idel'; choose from adopt, " in capsys.readouterr().out
 

@@ -48,17 +48,7 @@ def create(program: Path, folder: Path, config: Path) -> str:
     """What `kind create cluster` says; it ends where kubeadm would begin."""
     put_programs(folder, {"docker": DOCKER.format(folder=folder, nodes=" ".join(NODES))})
     done = subprocess.run(
-        [
-            program,
-            "create",
-            "cluster",
-            "--name",
-            "trial",
-            "--config",
-            config,
-            "--kubeconfig",
-            folder / "kubeconfig",
-        ],
+        [program, "create", "cluster", "--name", "trial", "--config", config, "--kubeconfig", folder / "kubeconfig"],
         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "KIND_EXPERIMENTAL_PROVIDER": "docker"},
         cwd=kind.ROOT,
         capture_output=True,

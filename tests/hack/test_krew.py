@@ -91,9 +91,7 @@ def test_the_pythons_are_those_that_the_package_supports() -> None:
     assert PYTHONS[0] == re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())[0]
 
 
-def test_what_is_the_same_for_every_python_is_there_once_and_a_package_is_never_divided(
-    tmp_path: Path,
-) -> None:
+def test_what_is_the_same_for_every_python_is_there_once_and_a_package_is_never_divided(tmp_path: Path) -> None:
     libraries = {}
     for python in ("3.11", "3.12"):
         folder = libraries[python] = tmp_path / python
@@ -118,9 +116,7 @@ def unpack(packed: tuple[Path, str], target: Path) -> Path:
     return target
 
 
-def test_the_archive_holds_a_licence_and_no_path_of_the_machine_that_made_it(
-    packed: tuple[Path, str],
-) -> None:
+def test_the_archive_holds_a_licence_and_no_path_of_the_machine_that_made_it(packed: tuple[Path, str]) -> None:
     with tarfile.open(packed[0]) as tar:
         assert {"LICENSE", PROGRAM, COMPLETER, "run.py"} <= set(tar.getnames())
         assert {(one.uid, one.mtime) for one in tar} == {(0, 0)}
@@ -185,12 +181,7 @@ def test_krew_installs_the_archive_and_kubectl_runs_what_is_in_it(
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "python3").symlink_to(sys._base_executable)  # type: ignore[attr-defined]  # not the one of .venv
-    home = {
-        "HOME": str(tmp_path),
-        "KREW_ROOT": str(tmp_path / "krew"),
-        "KREW_OS": "linux",
-        "KREW_ARCH": "amd64",
-    }
+    home = {"HOME": str(tmp_path), "KREW_ROOT": str(tmp_path / "krew"), "KREW_OS": "linux", "KREW_ARCH": "amd64"}
     env = {**home, "PATH": os.pathsep.join([str(tmp_path / "krew" / "bin"), str(tools), "/usr/bin", "/bin"])}
     command = [str(krewtools / "krew"), "install", f"--manifest={told}", f"--archive={path}"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -7,9 +7,7 @@ from hack.generate import ROOT
 from hack.mutation import SILLY, find_tests
 
 
-def test_the_tests_that_import_a_module_are_played_before_all_of_its_package(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_tests_that_import_a_module_are_played_before_all_of_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     importing, folders = find_tests(Path("operator/gpusharing/kube/lease.py"))
     assert "tests/kube/test_lease.py" in importing

@@ -57,10 +57,7 @@ def test_equal_images_give_equal_archives_with_all_their_files(tmp_path: Path) -
         manifest = json.load(archive.extractfile("manifest.json") or pytest.fail("no manifest"))
         layer = archive.extractfile(manifest[0]["Layers"][0])
         with tarfile.open(fileobj=layer) as inner:
-            assert {one.name: one.linkname for one in inner if not one.isdir()} == {
-                "bin/also": "tool",
-                "bin/tool": "",
-            }
+            assert {one.name: one.linkname for one in inner if not one.isdir()} == {"bin/also": "tool", "bin/tool": ""}
     assert manifest[0]["RepoTags"] == ["localhost/tool:1"]
 
 

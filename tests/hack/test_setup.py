@@ -66,11 +66,7 @@ def test_a_damaged_lock_of_debians_packages_is_told_in_a_sentence(tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", "hack.promtool"],
         cwd=tmp_path,
-        env={
-            "XDG_CACHE_HOME": str(tmp_path),
-            "HOME": str(tmp_path),
-            "PYTHONPATH": f"{tmp_path}:{ROOT / 'operator'}",
-        },
+        env={"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": f"{tmp_path}:{ROOT / 'operator'}"},
         capture_output=True,
         text=True,
         check=False,

@@ -16,11 +16,7 @@ PARTS = [H2, SSL]
 
 def advisory(ecosystem: str, name: str, *events: dict[str, str], **more: Any) -> dict[str, Any]:
     ranges = [{"type": "ECOSYSTEM", "events": list(events)}]
-    return {
-        "id": "A-1",
-        "affected": [{"package": {"ecosystem": ecosystem, "name": name}, "ranges": ranges}],
-        **more,
-    }
+    return {"id": "A-1", "affected": [{"package": {"ecosystem": ecosystem, "name": name}, "ranges": ranges}], **more}
 
 
 @pytest.mark.parametrize(
@@ -64,10 +60,7 @@ def test_debian_advisories_name_the_source_package_of_the_release(ecosystem: str
 
 
 def test_a_version_that_is_listed_is_found() -> None:
-    listed = {
-        "id": "A",
-        "affected": [{"package": {"ecosystem": "PyPI", "name": "h2"}, "versions": ["4.4.1"]}],
-    }
+    listed = {"id": "A", "affected": [{"package": {"ecosystem": "PyPI", "name": "h2"}, "versions": ["4.4.1"]}]}
     assert [one.advisory for one in find(PARTS, [listed])] == ["A"]
 
 

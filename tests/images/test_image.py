@@ -26,11 +26,7 @@ def test_labels_name_version_revision_time_and_licence() -> None:
 
 
 def test_time_revision_and_source_can_be_given_where_there_is_no_git() -> None:
-    given = {
-        "SOURCE_DATE_EPOCH": "1763676000",
-        "IMAGE_REVISION": "v1",
-        "IMAGE_SOURCE": "https://example.org/x",
-    }
+    given = {"SOURCE_DATE_EPOCH": "1763676000", "IMAGE_REVISION": "v1", "IMAGE_SOURCE": "https://example.org/x"}
     origin = read_origin(given)
     assert (origin.created, origin.revision) == ("2025-11-20T22:00:00Z", "v1")
     assert labels(origin, "x")["org.opencontainers.image.source"] == "https://example.org/x"

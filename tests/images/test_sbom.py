@@ -55,13 +55,7 @@ def test_a_wrong_document_would_be_seen() -> None:
 
 def test_the_image_holds_every_part_once_in_a_stated_order() -> None:
     spdx = told()
-    assert {one["name"] for one in spdx["packages"][1:]} == {
-        "libexpat1",
-        "libc6",
-        "structlog",
-        "iso8601",
-        "h2",
-    }
+    assert {one["name"] for one in spdx["packages"][1:]} == {"libexpat1", "libc6", "structlog", "iso8601", "h2"}
     assert all(one["SPDXID"] < other["SPDXID"] for one, other in pairwise(spdx["packages"][1:]))
     assert document(ORIGIN, "amd64", DIGEST, PARTS[::-1]) == spdx
     contained = [row["relatedSpdxElement"] for row in spdx["relationships"] if row["relationshipType"] == "CONTAINS"]

@@ -44,11 +44,7 @@ def test_our_programs_are_started_by_the_trees_python(tmp_path: Path) -> None:
     assert (
         {path.name for path in folder.iterdir()}
         == set(scripts())
-        == {
-            "gpusharing-operator",
-            "gpusharing-agent",
-            "gpusharing-checks",
-        }
+        == {"gpusharing-operator", "gpusharing-agent", "gpusharing-checks"}
     )
     for path in folder.iterdir():
         assert path.read_text().startswith(f"#!/usr/bin/python{PYTHON}\n")

@@ -84,7 +84,7 @@ def gfd_labels(sandbox: Sandbox, config: str, limits: Sequence[str] = ()) -> dic
     done = sandbox.run(
         "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false",
         "--output-file", str(output), "--config-file", str(file), extra={"NODE_NAME": "simulated"},
-        limits=limits,
+        limits=limits
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramEnded(done.stderr)
@@ -99,12 +99,7 @@ class Program:
     """A started program with its log."""
 
     def __init__(
-        self,
-        sandbox: Sandbox,
-        name: str,
-        *arguments: str,
-        added: Sequence[str] = (),
-        limits: Sequence[str] = (),
+        self, sandbox: Sandbox, name: str, *arguments: str, added: Sequence[str] = (), limits: Sequence[str] = ()
     ) -> None:
         self.log = sandbox.folder / f"{name}.log"
         binds = {KUBELET_PLUGINS: sandbox.plugins}
@@ -140,12 +135,7 @@ class DevicePluginProgram:
     """The device plugin, registered with the stand-in for the kubelet."""
 
     def __init__(
-        self,
-        sandbox: Sandbox,
-        config: str,
-        *arguments: str,
-        added: Sequence[str] = (),
-        limits: Sequence[str] = (),
+        self, sandbox: Sandbox, config: str, *arguments: str, added: Sequence[str] = (), limits: Sequence[str] = ()
     ) -> None:
         file, socket = sandbox.folder / "plugin.yaml", sandbox.plugins / "kubelet.sock"
         file.write_text(config)
@@ -153,13 +143,7 @@ class DevicePluginProgram:
         self.stub = Program(sandbox, "kubeletstub", str(KUBELET_PLUGINS))
         self.stub.wait(socket.exists)
         self.plugin = Program(
-            sandbox,
-            "nvidia-device-plugin",
-            "--config-file",
-            str(file),
-            *arguments,
-            added=added,
-            limits=limits,
+            sandbox, "nvidia-device-plugin", "--config-file", str(file), *arguments, added=added, limits=limits
         )
 
     def resources(self, expected: int) -> dict[str, int]:

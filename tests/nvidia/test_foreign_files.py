@@ -56,11 +56,7 @@ def _entries(path: Path) -> list[str]:
 def _refuses(corpus: str, text: str, path: Path) -> bool:
     """Whether lint refuses a text in a ConfigMap that a ClusterPolicy gives to the program of this corpus."""
     block = {"mig-parted": "migManager", "device-plugin": "devicePlugin"}[corpus]
-    named = {
-        "kind": "ClusterPolicy",
-        "apiVersion": "nvidia.com/v1",
-        "spec": {block: {"config": {"name": "m"}}},
-    }
+    named = {"kind": "ClusterPolicy", "apiVersion": "nvidia.com/v1", "spec": {block: {"config": {"name": "m"}}}}
     config_map = {"kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"config.yaml": text}}
     path.write_text(yaml.safe_dump_all([named, config_map]), encoding="utf-8")
     found = judge(tuple(read_documents([str(path)], "")))

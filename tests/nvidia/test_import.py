@@ -64,11 +64,7 @@ class Fleet:
             api.create(f"{OPERANDS}/configmaps", {"metadata": {"name": name}, "data": dict(data)})
         api.delete(CLUSTER_POLICY)
         spec = {**policy, "migManager": manager}
-        made = {
-            "apiVersion": "nvidia.com/v1",
-            "kind": "ClusterPolicy",
-            "metadata": {"name": "cluster-policy"},
-        }
+        made = {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", "metadata": {"name": "cluster-policy"}}
         api.create(CLUSTER_POLICIES, {**made, "spec": spec})
         self.roll()
         for name, pool in self.pools.items():

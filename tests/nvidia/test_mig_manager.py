@@ -79,9 +79,7 @@ def test_nvidias_mig_manager_fails_at_once_on_an_unknown_name_and_touches_nothin
     assert node.simulator.show()["gpus"][0]["mig"]["current"] is False
 
 
-def test_nvidias_mig_manager_reports_success_on_empty_gpus_for_a_profile_of_another_card(
-    make_node: Any,
-) -> None:
+def test_nvidias_mig_manager_reports_success_on_empty_gpus_for_a_profile_of_another_card(make_node: Any) -> None:
     node = make_node(config="another-cards")
     node.manager.start()
     assert node.states_until("success", "failed")[-1] == "success", "the trap that we must catch before"
@@ -106,9 +104,7 @@ def test_nvidias_mig_manager_leaves_the_operands_paused_when_it_fails_after_a_su
     assert node.operands() == {"true"}
 
 
-def test_a_pod_that_cannot_be_deleted_after_the_change_is_given_up_as_this_version_does(
-    make_node: Any,
-) -> None:
+def test_a_pod_that_cannot_be_deleted_after_the_change_is_given_up_as_this_version_does(make_node: Any) -> None:
     node = make_node(config="seven")
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-operator-validator")):
         node.manager.start()
@@ -123,9 +119,7 @@ def test_a_pod_that_cannot_be_deleted_after_the_change_is_given_up_as_this_versi
     assert node.operands() == {"true"}
 
 
-def test_a_pod_that_cannot_be_deleted_before_the_change_is_given_up_as_this_version_does(
-    make_node: Any,
-) -> None:
+def test_a_pod_that_cannot_be_deleted_before_the_change_is_given_up_as_this_version_does(make_node: Any) -> None:
     node = make_node(config="seven")
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-cuda-validator")):
         node.manager.start()
@@ -180,9 +174,7 @@ def test_a_reboot_that_did_not_bring_the_mode_ends_in_failed(make_node: Any) -> 
     assert node.operands() == {"true"}
 
 
-def test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager(
-    make_node: Any,
-) -> None:
+def test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager(make_node: Any) -> None:
     node = make_node(config="seven")
     node.simulator.set_gpu(None, busy=1)
     node.manager.with_reboot = True

@@ -43,9 +43,7 @@ def compute_modes(sandbox: Sandbox) -> list[int]:
     return [gpu["compute_mode"] for gpu in sandbox.simulator.show()["gpus"]]
 
 
-def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(
-    make_sandbox: MakeSandbox,
-) -> None:
+def test_mps_offers_equal_shares_and_makes_the_gpus_exclusive_until_it_stops(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
     with running_mps_daemon(sandbox, config(4)):
         assert compute_modes(sandbox) == [EXCLUSIVE_PROCESS, EXCLUSIVE_PROCESS]

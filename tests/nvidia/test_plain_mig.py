@@ -30,10 +30,7 @@ def plugin(name: str) -> Object:
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
         "metadata": {"name": f"plugin-{name}", "namespace": NAMESPACE},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
-        },
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}},
     }
 
 

@@ -23,18 +23,14 @@ MIXED = pluginconfig.render(PluginConfig("mixed"))
 TWO = (("3g.40gb", 2),)
 
 
-def test_without_sys_admin_the_device_plugin_ends_as_k8s_device_plugin_399_says(
-    make_sandbox: MakeSandbox,
-) -> None:
+def test_without_sys_admin_the_device_plugin_ends_as_k8s_device_plugin_399_says(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, TWO)
     with pytest.raises(ProgramEnded, match="error getting device memory info: " + REFUSED):
         served(sandbox, MIXED, 1, WITHOUT_SYS_ADMIN)
 
 
-def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(
-    make_sandbox: MakeSandbox,
-) -> None:
+def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(make_sandbox: MakeSandbox) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, TWO)
     instances = sandbox.simulator.show()["gpus"][0]["instances"]
@@ -79,9 +75,7 @@ def test_mig_parted_changes_instances_with_the_config_capability_and_not_with_le
     assert len(sandbox.simulator.show()["gpus"][0]["instances"]) == (7 if changed else 2)
 
 
-def test_the_table_of_rights_has_every_simulated_call_that_nvml_h_calls_privileged(
-    nvidia_programs: None,
-) -> None:
+def test_the_table_of_rights_has_every_simulated_call_that_nvml_h_calls_privileged(nvidia_programs: None) -> None:
     header = module_folder(DEVICE_PLUGIN, "github.com/NVIDIA/go-nvml") / "pkg/nvml/nvml.h"
     comment = re.compile(r"/\*\*((?:(?!\*/).)*)\*/\s*nvmlReturn_t DECLDIR (nvml\w+)\(", re.DOTALL)
     documented = {name: text for text, name in comment.findall(header.read_text())}

@@ -6,17 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import (
-    FULL,
-    HALVES,
-    POLICY,
-    SINGLE,
-    WALK,
-    NvidiaLoop,
-    is_cordoned,
-    mig_state,
-    running_loop,
-)
+from hack.nvidia.loop import FULL, HALVES, POLICY, SINGLE, WALK, NvidiaLoop, is_cordoned, mig_state, running_loop
 from tests.nvidia.undeletable import create_pod, undeletable
 from tests.nvidia.walking import walk_through
 
@@ -29,10 +19,7 @@ SHORT = "gpusharing-"
 
 @pytest.fixture(scope="module")
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
-    with (
-        tempfile.TemporaryDirectory(prefix=SHORT) as folder,
-        running_loop(Path(folder), "one", "two") as made,
-    ):
+    with tempfile.TemporaryDirectory(prefix=SHORT) as folder, running_loop(Path(folder), "one", "two") as made:
         yield made
 
 

@@ -107,12 +107,7 @@ def test_processes_are_listed_where_they_run_and_named_where_nvml_knows_them(h10
 def test_health_is_what_was_set_and_some_answers_vanish_with_mig(make_machine: MakeMachine) -> None:
     machine = make_machine("a100-80gb")
     machine.simulator.set_gpu(
-        0,
-        ecc_volatile_uncorrected=3,
-        remapped_uncorrected=1,
-        remap_pending=1,
-        recovery_action=1,
-        compute_mode=3,
+        0, ecc_volatile_uncorrected=3, remapped_uncorrected=1, remap_pending=1, recovery_action=1, compute_mode=3
     )
     report = machine.ask("gpu_report", gpu=0)
     assert (report["ecc"], report["remapped"], report["compute_mode"]) == (3, [0, 1, 1, 0], 3)

@@ -125,9 +125,7 @@ def test_a_place_that_is_taken_or_no_place_is_refused(h100: SimMachine) -> None:
     assert h100.ask("instances", gpu=0) == [[2, 9, 4, 4]]
 
 
-def test_all_media_engines_share_the_card_only_with_instances_that_have_none(
-    make_machine: MakeMachine,
-) -> None:
+def test_all_media_engines_share_the_card_only_with_instances_that_have_none(make_machine: MakeMachine) -> None:
     machine = make_machine("rtx-pro-6000-blackwell")
     machine.simulator.set_gpu(0, mig_current=1, mig_pending=1)
     all_engines, none, plain = 65, 67, 14
@@ -143,11 +141,7 @@ def test_all_media_engines_share_the_card_only_with_instances_that_have_none(
 def test_a_gpu_instance_can_be_split_into_compute_instances(h100: SimMachine) -> None:
     h100.simulator.set_gpu(0, mig_current=1)
     assert h100.ask("create", gpu=0, profile_ids=[9]) == [[2, 4, 4]]
-    assert h100.ask("compute_profiles", gpu=0, gpu_instance=2) == [
-        [0, 1, 3, 20],
-        [1, 2, 1, 40],
-        [2, 3, 1, 60],
-    ]
+    assert h100.ask("compute_profiles", gpu=0, gpu_instance=2) == [[0, 1, 3, 20], [1, 2, 1, 40], [2, 3, 1, 60]]
     assert h100.ask("create_compute", gpu=0, gpu_instance=2, profile_ids=[0]) == {"error": INSUFFICIENT_RESOURCES}
     h100.ask("destroy_compute", gpu=0, gpu_instance=2, compute_instance=0)
     assert h100.ask("create_compute", gpu=0, gpu_instance=2, profile_ids=[1, 0]) == [[0, 0, 2], [1, 2, 1]]
@@ -164,7 +158,7 @@ def test_a_mig_device_knows_its_parent_its_instances_and_its_size(h100: SimMachi
     assert uuid.startswith("MIG-")
     assert first == {
         "index": 0, "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "parent": 0, "is_mig": 1, "gpu_instance": 2,
-        "compute_instance": 0, "memory_mib": 40448, "sms": 60, "processes": [],
+        "compute_instance": 0, "memory_mib": 40448, "sms": 60, "processes": []
     }  # fmt: skip
     assert second["uuid"] != uuid
     h100.ask("destroy_compute", gpu=0, gpu_instance=2, compute_instance=0)

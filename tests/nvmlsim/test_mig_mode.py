@@ -38,27 +38,17 @@ def test_a_held_ampere_keeps_the_mode_pending_until_a_reset(make_machine: MakeMa
 def test_an_ampere_that_waits_for_its_reset_gets_it_from_nvidia_smi(make_machine: MakeMachine) -> None:
     machine = make_machine("a100-40gb", "a100-40gb")
     machine.simulator.set_gpu(None, explicit_reset=1)
-    assert machine.ask("set_mode", gpu=1, mode=1) == {
-        "activation": RESET_REQUIRED,
-        "current": 0,
-        "pending": 1,
-    }
+    assert machine.ask("set_mode", gpu=1, mode=1) == {"activation": RESET_REQUIRED, "current": 0, "pending": 1}
     machine.simulator.reset(machine.simulator.find_gpus(["0000:17:00.0"]))
     assert modes(machine)[1] == {"current": False, "pending": True}
     machine.simulator.reset(machine.simulator.find_gpus(["0000:1B:00.0"]))
     assert modes(machine)[1] == {"current": True, "pending": True}
 
 
-def test_an_ampere_in_a_vm_needs_a_reset_that_the_vm_cannot_do_but_a_reboot_can(
-    make_machine: MakeMachine,
-) -> None:
+def test_an_ampere_in_a_vm_needs_a_reset_that_the_vm_cannot_do_but_a_reboot_can(make_machine: MakeMachine) -> None:
     machine = make_machine("a100-80gb")
     machine.simulator.set_gpu(0, passthrough=1)
-    assert machine.ask("set_mode", gpu=0, mode=1) == {
-        "activation": RESET_REQUIRED,
-        "current": 0,
-        "pending": 1,
-    }
+    assert machine.ask("set_mode", gpu=0, mode=1) == {"activation": RESET_REQUIRED, "current": 0, "pending": 1}
     with pytest.raises(SimulatorError, match="VM"):
         machine.simulator.reset()
     machine.simulator.reboot()
@@ -93,9 +83,7 @@ def test_a_killed_client_holds_nothing(make_machine: MakeMachine) -> None:
     assert machine.ask("set_mode", gpu=0, mode=1)["activation"] == SUCCESS
 
 
-def test_a_client_of_another_pid_namespace_holds_the_gpu_and_when_killed_no_more(
-    make_machine: MakeMachine,
-) -> None:
+def test_a_client_of_another_pid_namespace_holds_the_gpu_and_when_killed_no_more(make_machine: MakeMachine) -> None:
     machine = make_machine("h100-80gb")
     inside = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
     holder = machine.start("hold", gpu=0, inside=inside)

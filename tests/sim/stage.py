@@ -64,10 +64,7 @@ class SimulatedCluster:
 
 
 def policy(**spec: Any) -> JSON:
-    defaults = {
-        "devicePlugin": {"config": {"name": "plugin-configs"}},
-        "migManager": {"config": {"name": ""}},
-    }
+    defaults = {"devicePlugin": {"config": {"name": "plugin-configs"}}, "migManager": {"config": {"name": ""}}}
     return {"metadata": {"name": "cluster-policy"}, "spec": {**defaults, **spec}}
 
 

@@ -103,14 +103,12 @@ async def test_a_node_goes_to_mig_and_its_agent_reports(control_plane: ControlPl
                 "mig-manager's pod",
             )
             await until(
-                lambda: "nvidia.com/gfd.timestamp" in control_plane.kubectl("get", "node", name, "-o", "yaml"),
-                "GFD",
+                lambda: "nvidia.com/gfd.timestamp" in control_plane.kubectl("get", "node", name, "-o", "yaml"), "GFD"
             )
             labels = {"nvidia.com/mig.config": "all-3g.40gb", STATE: None}
             api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": labels}})
             await until(
-                lambda: api.get(f"/api/v1/nodes/{name}")["metadata"]["labels"].get(STATE) == "success",
-                "success",
+                lambda: api.get(f"/api/v1/nodes/{name}")["metadata"]["labels"].get(STATE) == "success", "success"
             )
             process.send_signal(signal.SIGTERM)
             rest, _ = await process.communicate()

@@ -131,10 +131,7 @@ async def test_an_edit_under_the_same_key_is_not_noticed_and_a_new_key_comes_lat
     async with playing() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "ts4"})
         await stage.until(lambda: stage.offered() == {GPU: "8"})
-        edited = {
-            "ts4": PLUGIN_FILES["ts4"].replace("4}", "6}"),
-            "ts5": PLUGIN_FILES["ts4"].replace("4}", "5}"),
-        }
+        edited = {"ts4": PLUGIN_FILES["ts4"].replace("4}", "6}"), "ts5": PLUGIN_FILES["ts4"].replace("4}", "5}")}
         stage.cluster.patch(CONFIG_MAPS, "plugin-configs", {"data": edited}, NAMESPACE)
         stage.patch(labels={PLUGIN_CONFIG: "ts5"})
         await stage.until(lambda: stage.offered() == {GPU: "10"})
@@ -232,11 +229,7 @@ async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> Non
 @virtually
 async def test_the_plugin_chart_beside_mig_manager_deploys_by_the_client_label_alone() -> None:
     plain = SimSettings(
-        time_factor=FACTOR,
-        agents=False,
-        play_daemon_sets=True,
-        plain_config="plugin-configs",
-        plain_mig="own",
+        time_factor=FACTOR, agents=False, play_daemon_sets=True, plain_config="plugin-configs", plain_mig="own"
     )
     node = node_manifest("n1", gpus=2)
     node["metadata"]["labels"][DEPLOY_CLIENT] = "true"

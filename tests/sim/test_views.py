@@ -71,10 +71,7 @@ def test_cluster_policy_is_read_as_far_as_it_reaches_a_node() -> None:
     spec = {
         "devicePlugin": {"config": {"name": "p", "default": "full"}},
         "mig": {"strategy": "single"},
-        "migManager": {
-            "config": {"name": "m", "default": ""},
-            "env": [{"name": "WITH_REBOOT", "value": "true"}],
-        },
+        "migManager": {"config": {"name": "m", "default": ""}, "env": [{"name": "WITH_REBOOT", "value": "true"}]},
     }
     found = cluster_policy([{"metadata": {"name": "x"}, "spec": spec}])
     assert found == ClusterPolicy("p", "full", "single", "m", "", with_reboot=True)

@@ -56,10 +56,7 @@ async def until(cluster: FakeCluster, condition: Callable[[], object]) -> None:
 async def test_pods_run_where_the_resource_is_and_wait_where_it_is_not() -> None:
     async with playing(node("n1", 1), node("n2", 1), node("n3", 9, pool="b")) as (cluster, workloads):
         workloads.apply(SimWorkload("train", replicas=3, resource=GPU, node_selector={"pool": "a"}))
-        await until(
-            cluster,
-            lambda: placed(cluster) == [("n1", "Running"), ("n2", "Running"), (None, "Pending")],
-        )
+        await until(cluster, lambda: placed(cluster) == [("n1", "Running"), ("n2", "Running"), (None, "Pending")])
 
 
 async def test_an_evicted_pod_is_replaced_elsewhere() -> None:
@@ -81,10 +78,7 @@ async def test_a_budget_counts_the_pods() -> None:
         }
         cluster.add(PDBS, budget)
         workloads.apply(SimWorkload("serve", replicas=3))
-        await until(
-            cluster,
-            lambda: cluster.get(PDBS, "b", "default").get("status", {}).get("disruptionsAllowed") == 1,
-        )
+        await until(cluster, lambda: cluster.get(PDBS, "b", "default").get("status", {}).get("disruptionsAllowed") == 1)
 
 
 @virtually
