@@ -8,7 +8,7 @@ import pytest
 from hack.sim.fakefaults import EVER, SILENCE
 from hack.sim.selectors import matcher, selects
 from tests.fakes.cluster import Crash, FakeCluster, Write
-from tests.fakes.virtualtime import run_virtually, virtually
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, NODES, PDBS, PODS, POLICIES
@@ -188,17 +188,15 @@ async def test_the_clock_is_the_callers() -> None:
     assert going["deletionTimestamp"] == "2026-11-20T10:00:30Z"
 
 
-def test_evicted_pods_vanish_after_their_grace_period_by_an_injected_scheduler() -> None:
-    async def main() -> None:
-        cluster = FakeCluster(grace=30, later=asyncio.get_running_loop().call_later)
-        uid = cluster.add(PODS, pod("llm-0"))["metadata"]["uid"]
-        await cluster.client("operator").evict("team-a", "llm-0", uid)
-        await asyncio.sleep(29)
-        assert cluster.objects(PODS)
-        await asyncio.sleep(2)
-        assert not cluster.objects(PODS)
-
-    run_virtually(main())
+@virtually
+async def test_evicted_pods_vanish_after_their_grace_period_by_an_injected_scheduler() -> None:
+    cluster = FakeCluster(grace=30, later=asyncio.get_running_loop().call_later)
+    uid = cluster.add(PODS, pod("llm-0"))["metadata"]["uid"]
+    await cluster.client("operator").evict("team-a", "llm-0", uid)
+    await asyncio.sleep(29)
+    assert cluster.objects(PODS)
+    await asyncio.sleep(2)
+    assert not cluster.objects(PODS)
 
 
 async def test_terminations_end_by_node_and_a_finalizer_keeps_its_pod() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.fakes.cluster import FakeClient, FakeCluster
-from tests.fakes.virtualtime import run_virtually
+from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
@@ -72,47 +72,41 @@ def holder(cluster: FakeCluster) -> str:
         return ""
 
 
-def test_the_first_contender_creates_the_lease_and_keeps_it() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a", "b") as (a, b):
-            await asyncio.sleep(120)
-            assert a.lease.is_leader
-            assert not b.lease.acquired.is_set()
-            assert lease_of(cluster)["spec"]["holderIdentity"] == "a"
-            assert not a.lost.is_set()
-
-    run_virtually(main())
+@virtually
+async def test_the_first_contender_creates_the_lease_and_keeps_it() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a", "b") as (a, b):
+        await asyncio.sleep(120)
+        assert a.lease.is_leader
+        assert not b.lease.acquired.is_set()
+        assert lease_of(cluster)["spec"]["holderIdentity"] == "a"
+        assert not a.lost.is_set()
 
 
-def test_a_clean_stop_hands_over_at_once() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a", "b") as (a, b):
-            await asyncio.sleep(5)
-            await a.stop()
-            assert "holderIdentity" not in lease_of(cluster)["spec"]
-            async with asyncio.timeout(3):
-                await b.lease.acquired.wait()
-            assert lease_of(cluster)["spec"]["leaseTransitions"] == 2
-
-    run_virtually(main())
+@virtually
+async def test_a_clean_stop_hands_over_at_once() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a", "b") as (a, b):
+        await asyncio.sleep(5)
+        await a.stop()
+        assert "holderIdentity" not in lease_of(cluster)["spec"]
+        async with asyncio.timeout(3):
+            await b.lease.acquired.wait()
+        assert lease_of(cluster)["spec"]["leaseTransitions"] == 2
 
 
 @pytest.mark.parametrize(("changes", "holder"), [({}, None), ({"holderIdentity": "c"}, "c")], ids=["ours", "taken"])
-def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_somebody_has_it(
+@virtually
+async def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_somebody_has_it(
     changes: dict[str, str], holder: str | None
 ) -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            await asyncio.sleep(5)
-            cluster.patch(LEASES, "leader", {"metadata": {"annotations": {"x": "y"}}, "spec": changes}, "gpusharing")
-            await a.stop()
-            assert lease_of(cluster)["spec"].get("holderIdentity") == holder
-            assert not a.lost.is_set()
-
-    run_virtually(main())
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        await asyncio.sleep(5)
+        cluster.patch(LEASES, "leader", {"metadata": {"annotations": {"x": "y"}}, "spec": changes}, "gpusharing")
+        await a.stop()
+        assert lease_of(cluster)["spec"].get("holderIdentity") == holder
+        assert not a.lost.is_set()
 
 
 class Unheard(FakeClient):
@@ -125,243 +119,211 @@ class Unheard(FakeClient):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["created", "taken over"])
-def test_a_stop_before_the_answer_that_the_lease_is_ours_gives_it_up(there: bool) -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        if there:
-            async with contenders(cluster, "first"):
-                pass
-            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": None}}, "gpusharing")
-        contender = Contender(cluster, "a", Unheard(cluster, "a"))
-        await asyncio.sleep(1)
-        assert holder(cluster) == "a"
-        assert not contender.lease.acquired.is_set()
-        await contender.stop()
-        assert holder(cluster) == ""
-
-    run_virtually(main())
+@virtually
+async def test_a_stop_before_the_answer_that_the_lease_is_ours_gives_it_up(there: bool) -> None:
+    cluster = FakeCluster()
+    if there:
+        async with contenders(cluster, "first"):
+            pass
+        cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": None}}, "gpusharing")
+    contender = Contender(cluster, "a", Unheard(cluster, "a"))
+    await asyncio.sleep(1)
+    assert holder(cluster) == "a"
+    assert not contender.lease.acquired.is_set()
+    await contender.stop()
+    assert holder(cluster) == ""
 
 
-def test_a_dead_leader_is_followed_after_the_duration_and_not_before() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a", "b") as (a, b):
-            await a.lease.set_claims(CLAIMS, {})
-            await asyncio.sleep(4.5)
-            cluster.faults.fail("patch", LEASES, errors.Unavailable("down"), times=999, identity="a")
-            await asyncio.sleep(9)
-            assert not b.lease.acquired.is_set()
-            async with asyncio.timeout(12):
-                await b.lease.acquired.wait()
-            # a was told to die before b took over, and b knows what a had claimed.
-            assert a.lost.is_set()
-            assert b.lease.claims == CLAIMS
-
-    run_virtually(main())
-
-
-def test_a_leader_dies_at_the_deadline_when_the_server_hangs() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            await asyncio.sleep(4.5)
-            renewed = asyncio.get_running_loop().time() - 0.5
-            client = a.lease._client
-
-            async def hang(*_: Any, **__: Any) -> Any:
-                await asyncio.Event().wait()
-
-            a.lease._client = type("Hung", (), {"patch": hang, "get": hang, "create": hang})()
-            await a.lost.wait()
-            assert asyncio.get_running_loop().time() - renewed == pytest.approx(10.0, abs=0.6)
-            assert not a.lease.is_leader
-            assert client is not a.lease._client
-
-    run_virtually(main())
-
-
-def test_claims_are_written_with_proof_of_leadership() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            await a.lease.set_claims(CLAIMS, {})
-            assert a.lease.claims == CLAIMS
-            written = cluster.writes[-1]
-            assert written.call.body is not None
-            assert written.call.body["metadata"]["resourceVersion"]
-            await asyncio.sleep(10)
-            assert a.lease.claims == CLAIMS
-
-    run_virtually(main())
-
-
-def test_claims_survive_a_competing_edit_of_the_lease() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            cluster.patch(LEASES, "leader", {"metadata": {"labels": {"x": "y"}}}, "gpusharing")
-            await a.lease.set_claims(CLAIMS, {})
-            assert a.lease.claims == CLAIMS
-
-    run_virtually(main())
-
-
-def test_claims_whose_answer_was_lost_are_found_again() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            cluster.faults.fail("patch", LEASES, errors.Unavailable("reset"), after=True)
-            with pytest.raises(errors.Unavailable):
-                await a.lease.set_claims(CLAIMS, {})
-            await asyncio.sleep(3)
-            assert a.lease.claims == CLAIMS
-            assert a.lease.is_leader
-
-    run_virtually(main())
-
-
-def test_who_does_not_hold_the_lease_any_more_cannot_claim() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
-            with pytest.raises(LeaseLost):
-                await a.lease.set_claims(CLAIMS, {})
-            assert a.lost.is_set()
-            assert "gpu-07" not in str(lease_of(cluster))
-
-    run_virtually(main())
-
-
-def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_took_over() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            a.stood_still = 10.5
-            with pytest.raises(LeaseLost):
-                await a.lease.set_claims(CLAIMS, {})
-            assert a.lost.is_set()
-            assert "gpu-07" not in str(lease_of(cluster))
-            await asyncio.gather(a.task)
-            assert holder(cluster) == "a", "it has no right to release it either"
-
-    run_virtually(main())
-
-
-def test_failures_are_written_with_the_claims_and_found_by_a_successor() -> None:
-    async def main() -> None:
-        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))}
-        async with contenders(cluster, "a", "b") as (a, b):
-            await a.lease.set_claims(CLAIMS, failed)
-            assert a.lease.failed_nodes == failed
-            await a.stop()
+@virtually
+async def test_a_dead_leader_is_followed_after_the_duration_and_not_before() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a", "b") as (a, b):
+        await a.lease.set_claims(CLAIMS, {})
+        await asyncio.sleep(4.5)
+        cluster.faults.fail("patch", LEASES, errors.Unavailable("down"), times=999, identity="a")
+        await asyncio.sleep(9)
+        assert not b.lease.acquired.is_set()
+        async with asyncio.timeout(12):
             await b.lease.acquired.wait()
-            assert (b.lease.claims, b.lease.failed_nodes) == (CLAIMS, failed)
-            await b.lease.set_claims({}, {})
-            assert b.lease.failed_nodes == {}
-
-    run_virtually(main())
+        # a was told to die before b took over, and b knows what a had claimed.
+        assert a.lost.is_set()
+        assert b.lease.claims == CLAIMS
 
 
-def test_only_who_leads_may_write_and_who_stood_still_is_told_before_its_first_write() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a", "b") as (a, b):
+@virtually
+async def test_a_leader_dies_at_the_deadline_when_the_server_hangs() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        await asyncio.sleep(4.5)
+        renewed = asyncio.get_running_loop().time() - 0.5
+        client = a.lease._client
+
+        async def hang(*_: Any, **__: Any) -> Any:
+            await asyncio.Event().wait()
+
+        a.lease._client = type("Hung", (), {"patch": hang, "get": hang, "create": hang})()
+        await a.lost.wait()
+        assert asyncio.get_running_loop().time() - renewed == pytest.approx(10.0, abs=0.6)
+        assert not a.lease.is_leader
+        assert client is not a.lease._client
+
+
+@virtually
+async def test_claims_are_written_with_proof_of_leadership() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        await a.lease.set_claims(CLAIMS, {})
+        assert a.lease.claims == CLAIMS
+        written = cluster.writes[-1]
+        assert written.call.body is not None
+        assert written.call.body["metadata"]["resourceVersion"]
+        await asyncio.sleep(10)
+        assert a.lease.claims == CLAIMS
+
+
+@virtually
+async def test_claims_survive_a_competing_edit_of_the_lease() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        cluster.patch(LEASES, "leader", {"metadata": {"labels": {"x": "y"}}}, "gpusharing")
+        await a.lease.set_claims(CLAIMS, {})
+        assert a.lease.claims == CLAIMS
+
+
+@virtually
+async def test_claims_whose_answer_was_lost_are_found_again() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        cluster.faults.fail("patch", LEASES, errors.Unavailable("reset"), after=True)
+        with pytest.raises(errors.Unavailable):
+            await a.lease.set_claims(CLAIMS, {})
+        await asyncio.sleep(3)
+        assert a.lease.claims == CLAIMS
+        assert a.lease.is_leader
+
+
+@virtually
+async def test_who_does_not_hold_the_lease_any_more_cannot_claim() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
+        with pytest.raises(LeaseLost):
+            await a.lease.set_claims(CLAIMS, {})
+        assert a.lost.is_set()
+        assert "gpu-07" not in str(lease_of(cluster))
+
+
+@virtually
+async def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_took_over() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        a.stood_still = 10.5
+        with pytest.raises(LeaseLost):
+            await a.lease.set_claims(CLAIMS, {})
+        assert a.lost.is_set()
+        assert "gpu-07" not in str(lease_of(cluster))
+        await asyncio.gather(a.task)
+        assert holder(cluster) == "a", "it has no right to release it either"
+
+
+@virtually
+async def test_failures_are_written_with_the_claims_and_found_by_a_successor() -> None:
+    cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))}
+    async with contenders(cluster, "a", "b") as (a, b):
+        await a.lease.set_claims(CLAIMS, failed)
+        assert a.lease.failed_nodes == failed
+        await a.stop()
+        await b.lease.acquired.wait()
+        assert (b.lease.claims, b.lease.failed_nodes) == (CLAIMS, failed)
+        await b.lease.set_claims({}, {})
+        assert b.lease.failed_nodes == {}
+
+
+@virtually
+async def test_only_who_leads_may_write_and_who_stood_still_is_told_before_its_first_write() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a", "b") as (a, b):
+        a.lease.must_lead()
+        assert not a.lost.is_set()
+        with pytest.raises(LeaseLost, match="b no longer holds the Lease leader"):
+            b.lease.must_lead()
+        a.stood_still = 10.5
+        with pytest.raises(LeaseLost):
             a.lease.must_lead()
-            assert not a.lost.is_set()
-            with pytest.raises(LeaseLost, match="b no longer holds the Lease leader"):
-                b.lease.must_lead()
-            a.stood_still = 10.5
-            with pytest.raises(LeaseLost):
-                a.lease.must_lead()
-            assert a.lost.is_set(), "it does not wait for the next renewal to notice"
-
-    run_virtually(main())
+        assert a.lost.is_set(), "it does not wait for the next renewal to notice"
 
 
-def test_a_renewal_that_finds_another_holder_ends_the_process() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
-            async with asyncio.timeout(3):
-                await a.lost.wait()
-            # It does not write to a Lease that is not its own, not even on its way out.
-            await asyncio.gather(a.task)
-            assert lease_of(cluster)["spec"]["holderIdentity"] == "b"
-
-    run_virtually(main())
+@virtually
+async def test_a_renewal_that_finds_another_holder_ends_the_process() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        cluster.patch(LEASES, "leader", {"spec": {"holderIdentity": "b"}}, "gpusharing")
+        async with asyncio.timeout(3):
+            await a.lost.wait()
+        # It does not write to a Lease that is not its own, not even on its way out.
+        await asyncio.gather(a.task)
+        assert lease_of(cluster)["spec"]["holderIdentity"] == "b"
 
 
-def test_what_a_newer_operator_wrote_of_claims_survives_renewals_and_other_claims() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "newer") as (newer,):
-            await newer.lease.set_claims(CLAIMS, {})
-            await newer.stop()
-            record = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
-            record["claims"]["gpu-07"]["tide"] = 2
-            patch = {"metadata": {"annotations": {ANNOTATION_CLAIMS: json.dumps(record)}}}
-            await cluster.client("person").patch(LEASES, "leader", patch, namespace="gpusharing")
-            async with contenders(cluster, "older") as (older,):
-                await asyncio.sleep(60)
-                assert older.lease.claims == CLAIMS
-                await older.lease.set_claims({**CLAIMS, "gpu-08": Claim("u8", "pool-b", "op-2")}, {})
-                await asyncio.sleep(60)
-        written = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
-        assert written["claims"]["gpu-07"]["tide"] == 2
-        assert "tide" not in written["claims"]["gpu-08"]
-
-    run_virtually(main())
+@virtually
+async def test_what_a_newer_operator_wrote_of_claims_survives_renewals_and_other_claims() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "newer") as (newer,):
+        await newer.lease.set_claims(CLAIMS, {})
+        await newer.stop()
+        record = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
+        record["claims"]["gpu-07"]["tide"] = 2
+        patch = {"metadata": {"annotations": {ANNOTATION_CLAIMS: json.dumps(record)}}}
+        await cluster.client("person").patch(LEASES, "leader", patch, namespace="gpusharing")
+        async with contenders(cluster, "older") as (older,):
+            await asyncio.sleep(60)
+            assert older.lease.claims == CLAIMS
+            await older.lease.set_claims({**CLAIMS, "gpu-08": Claim("u8", "pool-b", "op-2")}, {})
+            await asyncio.sleep(60)
+    written = json.loads(lease_of(cluster)["metadata"]["annotations"][ANNOTATION_CLAIMS])
+    assert written["claims"]["gpu-07"]["tide"] == 2
+    assert "tide" not in written["claims"]["gpu-08"]
 
 
-def test_a_deleted_lease_is_made_anew_with_the_claims() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        async with contenders(cluster, "a") as (a,):
-            await a.lease.set_claims(CLAIMS, {})
-            cluster.delete(LEASES, "leader", "gpusharing")
-            await asyncio.sleep(5)
-            assert a.lease.is_leader
-            assert "gpu-07" in lease_of(cluster)["metadata"]["annotations"]["gpusharing.dev/claims"]
-
-    run_virtually(main())
+@virtually
+async def test_a_deleted_lease_is_made_anew_with_the_claims() -> None:
+    cluster = FakeCluster()
+    async with contenders(cluster, "a") as (a,):
+        await a.lease.set_claims(CLAIMS, {})
+        cluster.delete(LEASES, "leader", "gpusharing")
+        await asyncio.sleep(5)
+        assert a.lease.is_leader
+        assert "gpu-07" in lease_of(cluster)["metadata"]["annotations"]["gpusharing.dev/claims"]
 
 
-def test_damaged_claims_are_reported_and_do_not_keep_anybody_from_leading() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        damaged = {"gpusharing.dev/claims": "{"}
-        cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
-        async with contenders(cluster, "a") as (a,):
-            assert a.lease.claims == {}
-            assert "not JSON" in a.lease.claims_error
-
-    run_virtually(main())
+@virtually
+async def test_damaged_claims_are_reported_and_do_not_keep_anybody_from_leading() -> None:
+    cluster = FakeCluster()
+    damaged = {"gpusharing.dev/claims": "{"}
+    cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
+    async with contenders(cluster, "a") as (a,):
+        assert a.lease.claims == {}
+        assert "not JSON" in a.lease.claims_error
 
 
-def test_a_failure_on_record_that_cannot_be_read_is_reported_until_it_is_replaced() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        damaged = {"gpusharing.dev/claims": '{"v":1,"claims":{},"failedNodes":{"u9":7}}'}
-        cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
-        async with contenders(cluster, "a") as (a,):
-            assert not lacks(a.lease.claims_error, "u9", "7")
-            await a.lease.set_claims(CLAIMS, {})
-            assert a.lease.claims_error == ""
-
-    run_virtually(main())
+@virtually
+async def test_a_failure_on_record_that_cannot_be_read_is_reported_until_it_is_replaced() -> None:
+    cluster = FakeCluster()
+    damaged = {"gpusharing.dev/claims": '{"v":1,"claims":{},"failedNodes":{"u9":7}}'}
+    cluster.add(LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}})
+    async with contenders(cluster, "a") as (a,):
+        assert not lacks(a.lease.claims_error, "u9", "7")
+        await a.lease.set_claims(CLAIMS, {})
+        assert a.lease.claims_error == ""
 
 
-def test_missing_rights_are_shown_and_waited_out() -> None:
-    async def main() -> None:
-        cluster = FakeCluster()
-        cluster.faults.fail("get", LEASES, errors.Forbidden("not allowed to get leases"), times=2)
-        contender = Contender(cluster, "a")
-        await asyncio.sleep(1)
-        assert isinstance(contender.lease.error, errors.Forbidden)
-        async with asyncio.timeout(5):
-            await contender.lease.acquired.wait()
-        await contender.stop()
-
-    run_virtually(main())
+@virtually
+async def test_missing_rights_are_shown_and_waited_out() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("get", LEASES, errors.Forbidden("not allowed to get leases"), times=2)
+    contender = Contender(cluster, "a")
+    await asyncio.sleep(1)
+    assert isinstance(contender.lease.error, errors.Forbidden)
+    async with asyncio.timeout(5):
+        await contender.lease.acquired.wait()
+    await contender.stop()
