@@ -16,7 +16,7 @@ from tests.cli.schema import check
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
-from gpusharing.kube.client import DEPLOYMENTS, KubeClient
+from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient
 from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
 from kubectl_gpusharing.shell.running import run_each
@@ -85,11 +85,16 @@ def install(cluster: FakeCluster, **variables: str) -> None:
 
 
 @asynccontextmanager
-async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
-    """A scene with so many nodes, the operator's Deployment, and a mig-manager that runs on each node."""
+async def operated(count: int, serving: JSON | None = None, **more: Any) -> AsyncIterator[Scene]:
+    """A scene with so many nodes, the operator's Deployment, and a mig-manager that runs on each node.
+
+    `serving`: the spec of a policy that is Ready when the scene opens.
+    """
     async with open_scene(*nodes(count), **more) as scene:
         install(scene.e.cluster)
         await scene.running("nvidia-mig-manager", count)
+        if serving is not None:
+            await scene.serve(serving)
         yield scene
 
 

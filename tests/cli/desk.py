@@ -115,7 +115,6 @@ class Served:
 
 
 def _identified(raw: JSON) -> JSON:
-    """The object with a UID, which every API server gives."""
     metadata = raw["metadata"]
     return {**raw, "metadata": {"uid": f"uid-{metadata['name']}", "resourceVersion": "1", **metadata}}
 
@@ -215,7 +214,6 @@ class Desk:
 
 
 def _pipe(errors: str) -> io.TextIOWrapper:
-    """A stream like those that Python opens in UTF-8 mode."""
     return io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True)
 
 

@@ -98,7 +98,6 @@ def openmetrics(histories: Sequence[History]) -> list[str]:
 
 
 def _samples(history: History) -> Iterator[tuple[str, str, int]]:
-    """Name of the metric, series with its value, time."""
     start = int(history.begin.timestamp())
     for node in history.nodes:
         yield from _counters(node, start, history)

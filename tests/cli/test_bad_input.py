@@ -70,9 +70,7 @@ def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, v
 )
 @virtually
 async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed: str, name: str, near: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         with pytest.raises(Trouble) as raised:
             await ask(scene.e.cluster, *typed.split())
         assert writes(scene.e.cluster) == []

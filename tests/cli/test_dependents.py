@@ -50,9 +50,7 @@ async def planned(tmp_path: Path, cluster: FakeCluster, spec: JSON, output: str 
 @pytest.mark.parametrize("kind", NAMING)
 @virtually
 async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path, kind: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         called = put(scene.e.cluster, kind, NAMING[kind])
         gone = await planned(tmp_path, scene.e.cluster, MIXED)
         kept = await planned(tmp_path, scene.e.cluster, SINGLE)
@@ -63,9 +61,7 @@ async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path,
 
 @virtually
 async def test_a_quota_on_a_vanished_name_limits_nothing_and_that_is_told(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         put(scene.e.cluster, "ResourceQuota", NAMING["ResourceQuota"])
         told = await planned(tmp_path, scene.e.cluster, MIXED, "table")
     said = " ".join(told.out.split())
@@ -82,9 +78,7 @@ LABELLED: dict[str, JSON] = {
 @pytest.mark.parametrize("kind", LABELLED)
 @virtually
 async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(tmp_path: Path, kind: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         called = put(scene.e.cluster, kind, LABELLED[kind])
         gone = await planned(tmp_path, scene.e.cluster, SLICED)
         kept = await planned(tmp_path, scene.e.cluster, MIXED)
@@ -120,9 +114,7 @@ UNTOLD: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize(("kind", "fields"), UNTOLD.values(), ids=UNTOLD)
 @virtually
 async def test_nothing_is_told_of(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         put(scene.e.cluster, kind, NAMING[kind], **fields)
         told = await planned(tmp_path, scene.e.cluster, MIXED)
     assert told.data["dependents"] == []
@@ -130,9 +122,7 @@ async def test_nothing_is_told_of(tmp_path: Path, kind: str, fields: dict[str, A
 
 @virtually
 async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_others_are_read(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         called = put(scene.e.cluster, "Deployment", NAMING["Deployment"])
         for kind in ("ResourceQuota", "LimitRange"):
             refuse(scene.e.cluster, RESOURCES[kind])
@@ -155,9 +145,7 @@ class RefusingFirst(FakeClient):
 @virtually
 async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refuses_to_list_it(tmp_path: Path) -> None:
     """RBAC comes before the 404: who has no right to a kind is refused also where it is not served."""
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.uninstalled |= {resource for _, resource in KINDS if resource.group == "kueue.x-k8s.io"}
         edit = written(tmp_path, policy(MIXED))
         told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", edit, client=RefusingFirst(scene.e.cluster, ME))
@@ -171,9 +159,7 @@ def refuse(cluster: FakeCluster, resource: Resource) -> None:
 
 @virtually
 async def test_nothing_else_is_read_while_nothing_vanishes(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         await planned(tmp_path, scene.e.cluster, FULL)
         assert not [call for call in scene.e.cluster.calls if call[0] == ME and call[2] == "resourcequotas"]
 
@@ -200,8 +186,7 @@ async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_gu
         ):
             labels = {LABEL_ISOLATION: level} if level else {}
             cluster.add(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         gone = await planned(tmp_path, cluster, {"mode": "MPS", "mps": {"replicas": 4}})
         kept = await planned(tmp_path, cluster, MIXED)
         cluster.faults.fail("list", NAMESPACES, Forbidden("no"), identity=ME)

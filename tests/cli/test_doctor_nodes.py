@@ -277,9 +277,7 @@ async def test_where_nobody_can_tell_what_mig_manager_has_nothing_is_said(spec: 
 
 @virtually
 async def test_once_there_are_policies_only_nodes_that_they_select_are_told() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         cluster = scene.e.cluster
         cluster.add(NODES, {"metadata": {"name": "vm-1", "labels": {**GPU, **VM}}})
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
@@ -298,9 +296,7 @@ async def test_who_may_not_see_policies_is_told_nothing_of_nodes_that_serve_othe
 
 @virtually
 async def test_a_layout_that_the_operator_made_is_known_also_when_its_policy_is_gone() -> None:
-    async with operated(2) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(2, serving=MIXED) as scene:
         cluster = scene.e.cluster
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
         (policy,) = cluster.objects(POLICIES)

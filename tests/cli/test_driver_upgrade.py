@@ -27,8 +27,7 @@ async def failed(*, count: int = 1, **how: set[str]) -> AsyncIterator[tuple[Scen
     trainer = SimWorkload("trainer", 1)
     async with open_scene(*nodes(count), workloads=[trainer]) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         upgrades = DriverUpgrades(scene.e.cluster, {"gpu-1"}, **how)
         async with asyncio.TaskGroup() as group:
             playing = group.create_task(upgrades.run())

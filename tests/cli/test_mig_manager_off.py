@@ -65,8 +65,7 @@ async def test_its_start_leaves_the_gpus_as_they_are_whatever_the_nodes_label_sa
         await CommandPlayer(scene).play(command)
         assert not any(gpu.instances for gpu in scene.e.software.nodes["gpu-1"].gpus.look())
         await scene.running("trainer", 1)
-        scene.apply(MIXED, drain={"strandedPods": "Allow"})
-        await scene.ready()
+        await scene.serve(MIXED, drain={"strandedPods": "Allow"})
 
 
 @pytest.mark.parametrize("spec", [SLICED, MPS, FULL], ids=["time-slicing", "MPS", "whole GPUs"])
@@ -74,16 +73,14 @@ async def test_its_start_leaves_the_gpus_as_they_are_whatever_the_nodes_label_sa
 async def test_without_mig_nothing_waits_for_mig_manager(spec: JSON) -> None:
     async with open_scene(switched_off()) as scene:
         install(scene.e.cluster)
-        scene.apply(spec)
-        await scene.ready()
+        await scene.serve(spec)
         symptoms = (await ask(scene.e.cluster, "doctor", "-o", "json")).data["symptoms"]
         assert "OperandsDisabled" not in [one["reason"] for one in symptoms]
         scene.person("gpu-1", {"metadata": {"labels": {OFF: "true"}}})
         await asyncio.sleep(600)
         await scene.ready()
         scene.person("gpu-1", {"metadata": {"labels": {OFF: "false"}}})
-        scene.apply({**FULL, "mode": "Full"} if spec is not FULL else SLICED)
-        await scene.ready()
+        await scene.serve({**FULL, "mode": "Full"} if spec is not FULL else SLICED)
 
 
 @pytest.mark.parametrize("spec", [SLICED, MPS], ids=["time-slicing", "MPS"])
@@ -91,8 +88,7 @@ async def test_without_mig_nothing_waits_for_mig_manager(spec: JSON) -> None:
 async def test_whoever_has_to_switch_mig_off_waits_for_mig_manager(spec: JSON) -> None:
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         scene.person("gpu-1", {"metadata": {"labels": {OFF: "false"}}})
         mark = scene.mark()
         scene.apply(spec)

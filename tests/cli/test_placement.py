@@ -234,9 +234,7 @@ def pending(name: str, **spec: Any) -> JSON:
 
 async def asked(count: int, taint: list[JSON], **spec: Any) -> tuple[Answered, Any]:
     """As text and as data, of a pool whose last node has these taints."""
-    async with operated(count) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(count, serving=FULL) as scene:
         scene.e.cluster.patch(NODES, f"gpu-{count}", {"spec": {"taints": taint}})
         scene.e.cluster.add(PODS, pending("llm", **spec))
         told = await ask(scene.e.cluster, "why", "pod/llm")

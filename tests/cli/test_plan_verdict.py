@@ -43,8 +43,7 @@ async def both(scene: Scene, *words: str) -> tuple[Answered, dict[str, Any]]:
 @virtually
 async def test_a_policy_whose_nodes_all_follow_another_one_cannot_be_carried_out(tmp_path: Path) -> None:
     async with operated(2) as scene:
-        scene.apply(FULL, priority=5)
-        await scene.ready()
+        await scene.serve(FULL, priority=5)
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED, "late")))
     assert (told.status, verdict["outcome"], verdict["nodes"]) == (CANNOT, "cannot", 0)
     assert not lacks(verdict["message"], "Cannot", "late", "(pool-b)", "spec.nodeSelector", "(gpu-1, gpu-2)")
@@ -63,9 +62,7 @@ async def test_before_an_agent_has_reported_it_is_unknown_what_would_happen(tmp_
 
 @virtually
 async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Path) -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         scene.cordon("gpu-1")
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
@@ -77,9 +74,7 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
 @virtually
 async def test_of_several_policies_the_gravest_outcome_counts_and_the_changes_are_told_too(tmp_path: Path) -> None:
     bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}, "bad", "nowhere")
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED), bad))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED), bad))
         text = await ask(scene.e.cluster, "plan", "-o", "yaml", "-f", written(tmp_path, policy(MIXED), bad))
@@ -105,11 +100,8 @@ async def test_without_a_policy_there_is_nothing_to_do() -> None:
 
 @virtually
 async def test_how_long_the_changes_take_is_a_range_from_those_that_were_made(tmp_path: Path) -> None:
-    async with operated(4) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED, rollout=at_once(4))
-        await scene.ready()
+    async with operated(4, serving=FULL) as scene:
+        await scene.serve(MIXED, rollout=at_once(4))
         one, slow = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(1))))
         _, fast = await both(scene, "-f", written(tmp_path, policy(FULL, rollout=at_once(4))))
         soaked = at_once(1, canary={"nodes": 1, "soak": "6h"})
@@ -127,11 +119,8 @@ async def test_how_long_the_changes_take_is_a_range_from_those_that_were_made(tm
 
 @virtually
 async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> None:
-    async with operated(4) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED, rollout=at_once(4))
-        await scene.ready()
+    async with operated(4, serving=FULL) as scene:
+        await scene.serve(MIXED, rollout=at_once(4))
         opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
         windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "31m"}]
         edit = policy(FULL, rollout=at_once(1, windows=windows), drain={"timeout": "30m"})
@@ -163,11 +152,8 @@ def test_pools_that_begin_at_different_times_do_not_hide_that_one_fits_no_window
 
 @virtually
 async def test_a_change_that_is_under_way_waits_for_no_window(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
+        await scene.serve(MIXED)
         scene.apply(FULL)
         await scene.any_fenced("actuating")
         windows = [{"schedule": "0 0 1 1 *", "duration": "2h"}]
@@ -178,11 +164,8 @@ async def test_a_change_that_is_under_way_waits_for_no_window(tmp_path: Path) ->
 
 @virtually
 async def test_only_those_that_have_not_begun_wait_for_the_window(tmp_path: Path) -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED, rollout=at_once(2))
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
+        await scene.serve(MIXED, rollout=at_once(2))
         scene.apply(FULL, rollout=at_once(1))
         await scene.any_fenced("actuating")
         opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
@@ -210,9 +193,7 @@ async def test_only_those_that_have_not_begun_wait_for_the_window(tmp_path: Path
 async def test_what_fails_in_ci(
     tmp_path: Path, pods: int, spec: dict[str, Any], words: str, status: int, found: list[str]
 ) -> None:
-    async with operated(1, workloads=[SimWorkload("llm", pods)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[SimWorkload("llm", pods)], serving=FULL) as scene:
         await scene.running("llm", pods)
         told, verdict = await both(scene, "--fail-on", words, "-f", written(tmp_path, policy(spec)))
     assert (told.status, verdict["failedOn"]) == (status, found)
@@ -237,8 +218,7 @@ async def test_a_guarded_namespace_without_a_node_is_a_shortfall_also_without_a_
         await scene.running("nvidia-mig-manager", 1)
         team = {"name": "team-a", "labels": {LABEL_ISOLATION: level} if level else {}}
         scene.e.cluster.add(NAMESPACES, {"metadata": team})
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         if refused:
             scene.e.cluster.faults.fail("list", NAMESPACES, Forbidden("no"), times=EVER, identity=ME)
         told, verdict = await both(scene, "--fail-on", "shortfall", "-f", edit)

@@ -67,9 +67,7 @@ async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
 
 @virtually
 async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         assert "needs no approval" in await refused(scene, "approve", "pool-b")
 
 
@@ -119,9 +117,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
 
 @virtually
 async def test_a_paused_policy_starts_no_node_until_it_is_resumed() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         await ask(scene.e.cluster, "pause", "pool-b")
         scene.e.cluster.patch(POLICIES, "pool-b", {"spec": MIXED})
         await scene.reason("gpu-1", "Paused")
@@ -158,9 +154,7 @@ def test_a_resume_sets_the_hash_of_the_halt() -> None:
 
 @virtually
 async def test_a_pause_may_hold_nodes_in_flight() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json")
     assert told.data["patch"]["spec"] == {"rollout": {"paused": True, "whenPaused": "Hold"}}
     assert not told.data["done"]
@@ -168,9 +162,7 @@ async def test_a_pause_may_hold_nodes_in_flight() -> None:
 
 @virtually
 async def test_a_change_in_flight_is_given_up_before_the_point_of_no_return_only() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         assert "no change is in flight on gpu-1" in await refused(scene, "abort", "gpu-1")
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
@@ -243,9 +235,7 @@ async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
 
 @virtually
 async def test_who_may_not_see_how_a_node_stands_may_still_retry_it() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         refusal = Forbidden('User "me" cannot get resource "gpunodes"')
         scene.e.cluster.faults.fail("get", GPUNODES, refusal, times=EVER, identity=ME)
         assert (await ask(scene.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
@@ -253,9 +243,7 @@ async def test_who_may_not_see_how_a_node_stands_may_still_retry_it() -> None:
 
 @virtually
 async def test_a_retry_that_nobody_answers_is_none() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
         assert "does not respond: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
 
@@ -300,9 +288,7 @@ def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
 
 @virtually
 async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         await ask(scene.e.cluster, "skip", "gpu-1")
         assert "already skipped" in await refused(scene, "skip", "gpu-1")
         scene.apply(MIXED)

@@ -21,9 +21,7 @@ def as_editor(scene: Scene) -> None:
 
 @virtually
 async def test_an_editor_gives_a_change_up_leaves_the_node_out_takes_it_in_and_tries_again() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         as_editor(scene)
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
@@ -49,9 +47,7 @@ async def refused(scene: Scene, *words: str) -> str:
 
 @virtually
 async def test_json_names_the_gpunode_and_the_patch_that_it_got() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         as_editor(scene)
         told = await ask(scene.e.cluster, "skip", "gpu-1", "-o", "json")
         patch = {"metadata": {"annotations": {"gpusharing.dev/skip": "true"}}}
@@ -80,9 +76,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("error", "words"), REFUSALS.values(), ids=REFUSALS)
 @virtually
 async def test_nothing_is_done_and_that_is_said_where(error: Exception, words: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         as_editor(scene)
         scene.e.cluster.faults.fail("patch", GPUNODES, error, times=EVER, identity=ME)
         assert words in await refused(scene, "skip", "gpu-1")
@@ -92,9 +86,7 @@ async def test_nothing_is_done_and_that_is_said_where(error: Exception, words: s
 
 @virtually
 async def test_whoever_may_patch_nodes_writes_to_the_node() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         await ask(scene.e.cluster, "skip", "gpu-1")
         assert scene.requests("gpu-1") == {}
         assert scene.labels("gpu-1")["gpusharing.dev/skip"] == "true"

@@ -33,8 +33,7 @@ async def planned(scene: Scene, tmp_path: Path, spec: dict[str, Any]) -> Answere
 async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_plan_says_why(tmp_path: Path) -> None:
     async with open_scene(*nodes(1, L40S)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         product = scene.labels("gpu-1")[LABEL_GPU_PRODUCT]
         pod = gpu_pod("vision-1", "gpu-1", metadata={"ownerReferences": [REPLICA_SET]})
         pod["spec"]["nodeSelector"] = {LABEL_GPU_PRODUCT: product}
@@ -54,8 +53,7 @@ async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_p
 async def test_plan_and_status_say_how_many_pods_will_wait_and_nobody_is_evicted_for_that(tmp_path: Path) -> None:
     async with open_scene(*nodes(2), node("gpu-9", pool="c"), workloads=[SimWorkload("llm", 7)]) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         await scene.running("llm", 6)
         await scene.e.until(
             lambda: scene.e.policy("pool-b")["status"]["summary"].get("pendingPods") == 1, "a pod waits", 200
@@ -86,8 +84,7 @@ async def test_a_pod_with_two_gpus_in_one_container_is_held_where_one_share_is_t
     """NVIDIA/k8s-device-plugin#1695, #1762, #929, #1208: the kubelet ends each successor, without end."""
     async with open_scene(*nodes(2), workloads=[SimWorkload("train", 1, count=2)]) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         await scene.running("train", 1)
         told = await planned(scene, tmp_path, spec)
         scene.apply(spec)
@@ -102,9 +99,7 @@ async def test_a_pod_with_two_gpus_in_one_container_is_held_where_one_share_is_t
 
 @virtually
 async def test_a_pod_that_is_evicted_nonetheless_is_refused_by_the_simulated_kubelet_again_and_again() -> None:
-    async with open_scene(*nodes(1), workloads=[SimWorkload("train", 1, count=2)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=[SimWorkload("train", 1, count=2)], serving=FULL) as scene:
         await scene.running("train", 1)
         scene.apply({**STRICT, "drain": {"strandedPods": "Allow"}})
         await scene.ready()
@@ -126,8 +121,7 @@ async def test_plan_says_that_other_nodes_have_a_resource_only_if_a_node_outside
     for more, said in (([], "1 will remain"), ([node("gpu-9", pool="c")], "other nodes still advertise it")):
         async with open_scene(*nodes(1), *more, workloads=[SimWorkload("llm", 1)]) as scene:
             install(scene.e.cluster)
-            scene.apply(FULL)
-            await scene.ready()
+            await scene.serve(FULL)
             await scene.running("llm", 1)
             told = await planned(scene, tmp_path, half)
         assert f"1 pod here requests it ({scene.pods('llm')[0]['metadata']['namespace']}/" in told.out

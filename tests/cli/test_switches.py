@@ -61,8 +61,7 @@ async def test_a_host_with_its_own_driver_and_toolkit_is_served_as_any_other(tmp
         install(scene.e.cluster)
         hosted = {"driver": {"enabled": False}, "toolkit": {"enabled": False}}
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": hosted})
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         doctor = await ask(scene.e.cluster, "doctor", "-o", "json")
     assert {one["reason"] for one in doctor.data["symptoms"]}.isdisjoint({"DriverDisabled", "ToolkitDisabled"})
 

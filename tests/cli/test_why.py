@@ -71,9 +71,7 @@ AGE ago     Draining  PDBInUse
 @virtually
 async def test_a_node_in_a_drain_shows_verdict_proofs_blockers_and_history() -> None:
     workload, budget = SimWorkload("llm", 2, node_selector={}), pdb("llm", "llm", minAvailable=1)
-    async with operated(1, workloads=[workload], budgets=[budget]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[workload], budgets=[budget], serving=FULL) as scene:
         await scene.running("llm", 2)
         scene.apply(MIXED, drain={"strandedPods": "Allow"})
         await scene.reason("gpu-1", "PDB")
@@ -84,9 +82,7 @@ async def test_a_node_in_a_drain_shows_verdict_proofs_blockers_and_history() -> 
 
 @virtually
 async def test_a_node_that_is_done_has_every_source_agree() -> None:
-    async with operated(1) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(1, serving=MIXED) as scene:
         told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
     assert told.data["phase"] == "Synced"
     assert len(told.data["proofs"]) == 7
@@ -96,9 +92,7 @@ async def test_a_node_that_is_done_has_every_source_agree() -> None:
 
 @virtually
 async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
-    async with operated(1) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(1, serving=MIXED) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
         told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
         bare = await ask(scene.e.cluster, "why", "gpu-1", "--no-headers")
@@ -111,9 +105,7 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
 
 @virtually
 async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_more_rights_would_add() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         refusal = Forbidden('User "me" cannot list resource "nodes"')
         scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
         told = await ask(scene.e.cluster, "why", "gpu-1")
@@ -126,9 +118,7 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_what_m
 @virtually
 async def test_an_operator_of_another_version_is_told_in_the_answer_to(typed: str) -> None:
     words = typed.split()
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(PODS, pending("old"))
         same = await ask(scene.e.cluster, *words)
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
@@ -154,9 +144,7 @@ async def test_a_node_of_no_policy_is_said_to_be_none_of_ours() -> None:
 
 @virtually
 async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_is_offered() -> None:
-    async with operated(1) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(1, serving=MIXED) as scene:
         await scene.e.until(lambda: True, "", 1)
         scene.e.cluster.add(PODS, pending("old"))
         told = await ask(scene.e.cluster, "why", "pod/old")
@@ -173,8 +161,7 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
 async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_selector() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, node("other-1", pool="other"))
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         raw = pending("old")
         raw["spec"] |= {"nodeSelector": {"gpusharing.dev/pool": "b"}}
         scene.e.cluster.add(PODS, raw)
@@ -184,9 +171,7 @@ async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_se
 
 @virtually
 async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.cordon("gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "AlreadyCordoned")
@@ -200,9 +185,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
 @virtually
 async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     """The operator writes the label itself, with the release (docs/how-to/choose-a-mode.md)."""
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.cordon("gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "AlreadyCordoned")
@@ -218,9 +201,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
 
 @virtually
 async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
-    async with operated(1, workloads=[SimWorkload("llm", 2)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[SimWorkload("llm", 2)], serving=FULL) as scene:
         await scene.running("llm", 2)
         await scene.e.until(lambda: scene.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120)
         scene.e.cluster.add(PODS, pending("third"))
@@ -231,9 +212,7 @@ async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
 
 @virtually
 async def test_a_pod_with_a_node_points_at_the_node() -> None:
-    async with operated(1, workloads=[SimWorkload("llm", 1)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[SimWorkload("llm", 1)], serving=FULL) as scene:
         await scene.running("llm", 1)
         name = scene.pods("llm")[0]["metadata"]["name"]
         told = await ask(scene.e.cluster, "why", f"pod/default/{name}")
@@ -289,9 +268,7 @@ def test_a_node_that_is_named_like_a_kind_is_a_node() -> None:
 
 @virtually
 async def test_a_bare_name_is_a_node_or_else_a_policy_and_of_both_the_other_is_named() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         assert (await ask(scene.e.cluster, "why", "pool-b", "-o", "json")).data["name"] == "pool-b"
         scene.e.cluster.add(POLICIES, {"metadata": {"name": "gpu-1"}, "spec": {"mode": "Full", "priority": -1}})
         both = (await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")).data
@@ -307,9 +284,7 @@ def test_a_subject_that_is_none_is_refused_with_what_may_be_written(word: str) -
 
 @virtually
 async def test_a_policy_is_explained_by_its_most_urgent_node() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         done = await ask(scene.e.cluster, "why", "gsp/pool-b", "-o", "json")
         scene.cordon("gpu-2")
         scene.apply(MIXED)
@@ -327,11 +302,8 @@ async def test_a_policy_is_explained_by_its_most_urgent_node() -> None:
 
 @virtually
 async def test_waiting_and_work_are_told_apart_as_in_plan() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED, rollout=at_once(2))
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
+        await scene.serve(MIXED, rollout=at_once(2))
         opens = (virtual_now() + timedelta(hours=3)).astimezone(UTC)
         windows = [{"schedule": f"{opens.minute} {opens.hour} * * *", "duration": "2h"}]
         scene.apply(FULL, rollout=at_once(2, windows=windows))
@@ -356,9 +328,7 @@ async def test_waiting_and_work_are_told_apart_as_in_plan() -> None:
 
 @virtually
 async def test_a_node_that_pods_block_says_when_they_are_looked_at_next() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
         scene.apply(MIXED, drain={"strandedPods": "Allow"})
         await scene.reason("gpu-1", "Unmanaged")

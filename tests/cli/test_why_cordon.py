@@ -22,9 +22,7 @@ UNPLACED: JSON = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "s
 async def deadlocked(spec: JSON, drain: JSON = STRANDED_OK) -> AsyncIterator[tuple[Scene, str]]:
     """One of two pods under a budget was evicted; its replacement is Pending, because its only node is being drained."""
     workload, budget = SimWorkload("llm", 2), pdb("keep", "llm", minAvailable=1)
-    async with operated(1, workloads=[workload], budgets=[budget]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[workload], budgets=[budget], serving=FULL) as scene:
         await scene.running("llm", 2)
         scene.apply(spec, drain=drain)
         await scene.reason("gpu-1", "PDBInUse")

@@ -40,9 +40,7 @@ async def answer(scene: Scene, *raws: JSON, subject: str = "pod/llm") -> JSON:
 
 @virtually
 async def test_of_an_evicted_pod_that_is_gone_its_event_says_who_evicted_it_and_why() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(PODS, gpu_pod("train", "gpu-1"))
         scene.apply(MIXED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow"})
         await scene.ready(seconds=3600)
@@ -72,9 +70,7 @@ async def test_a_pod_that_is_gone_exists_no_more_for_somebody_who_may_not_read_i
 @pytest.mark.parametrize("spec", [MIXED, NAMED], ids=["layouts", "a well-known name"])
 @virtually
 async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_nodes(spec: JSON) -> None:
-    async with operated(2) as scene:
-        scene.apply(spec)
-        await scene.ready()
+    async with operated(2, serving=spec) as scene:
         forbid(scene, NODES)
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
@@ -87,9 +83,7 @@ async def test_without_the_right_to_nodes_gpunodes_say_what_is_free_on_proven_no
 
 @virtually
 async def test_what_pods_hold_by_the_agents_reports_is_not_free() -> None:
-    async with operated(1) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with operated(1, serving=SLICED) as scene:
         scene.e.cluster.add(PODS, gpu_pod("other", "gpu-1"))
         held = {"nvidia.com/gpu": 1}
         await scene.e.until(
@@ -103,9 +97,7 @@ async def test_what_pods_hold_by_the_agents_reports_is_not_free() -> None:
 
 @virtually
 async def test_without_a_plan_too_no_container_gets_two_shares_of_mps() -> None:
-    async with operated(1) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with operated(1, serving=MPS) as scene:
         forbid(scene, NODES)
         data = await answer(scene, asking({GPU: 2}))
     (service,) = data["services"]
@@ -116,9 +108,7 @@ async def test_without_a_plan_too_no_container_gets_two_shares_of_mps() -> None:
 
 @virtually
 async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.cordon("gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "AlreadyCordoned")
@@ -131,9 +121,7 @@ async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> Non
 
 @virtually
 async def test_what_a_node_offers_in_the_middle_of_its_change_is_unknown_and_never_0() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.cordon("gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "AlreadyCordoned")
@@ -149,9 +137,7 @@ async def test_what_a_node_offers_in_the_middle_of_its_change_is_unknown_and_nev
 
 @virtually
 async def test_a_pod_on_a_node_in_a_change_points_at_the_node() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.cordon("gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "AlreadyCordoned")
@@ -177,9 +163,7 @@ BLIND = {
 @virtually
 async def test_a_user_of_a_namespace_alone_gets_what_the_pod_says_of(pod: str) -> None:
     raw, conclusion = BLIND[pod]
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         forbid(scene, NODES, POLICIES, GPUNODES)
         data = await answer(scene, raw)
         text = await ask(scene.e.cluster, "why", "pod/llm")
@@ -202,9 +186,7 @@ async def test_a_pod_of_another_namespace_is_named_with_the_flag_that_was_forgot
 
 @virtually
 async def test_the_names_in_an_answer_can_be_pasted() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         scene.e.cluster.add(PODS, asking({GPU: 1}))
         out = (await ask(scene.e.cluster, "why", "pod/llm")).out
     assert "gpu-1, gpu-2" in out
@@ -235,9 +217,7 @@ MEANT = {
 @virtually
 async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(resource: str, rights: str) -> None:
     absent, suggestion = MEANT[resource]
-    async with operated(1) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(1, serving=MIXED) as scene:
         forbid(scene, *([NODES] if rights == "few rights" else []))
         data = await answer(scene, asking({absent: 1}))
     assert not lacks(data["conclusion"], f"no node advertises {absent}", "none will")
@@ -263,9 +243,7 @@ def of_workload(raws: Iterable[JSON], app: str = "llm", **labels: str) -> list[J
 @pytest.mark.parametrize(("kind", "subject"), [(DEPLOYMENTS, "deploy/llm"), (JOBS, "job/llm")])
 @virtually
 async def test_a_workload_answers_for_its_pods_by_one_that_waits(kind: Resource, subject: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(kind, workload("llm"))
         other = of_workload([asking({GPU: 1})], app="other")
         canary = [{**asking({GPU: 1}), "metadata": {"name": "a-canary", "namespace": "default",
@@ -281,9 +259,7 @@ async def test_a_workload_answers_for_its_pods_by_one_that_waits(kind: Resource,
 
 @virtually
 async def test_a_workload_whose_pods_all_have_nodes_answers_by_one_that_does_not_run() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(DEPLOYMENTS, workload("llm"))
         failed = {**gpu_pod("", "gpu-1"), "status": {"phase": "Failed"}}
         data = await answer(scene, *of_workload([gpu_pod("", "gpu-1"), failed]), subject="deploy/llm")

@@ -52,9 +52,7 @@ def held_pods(scene: Scene) -> list[int]:
 
 
 async def about(raw: JSON, spec: JSON = FULL, count: int = 2) -> JSON:
-    async with operated(count) as scene:
-        scene.apply(spec)
-        await scene.ready()
+    async with operated(count, serving=spec) as scene:
         return await told(scene, raw)
 
 
@@ -103,9 +101,7 @@ async def test_a_pod_that_no_node_can_ever_take_is_told_so_if_it_asks_for(asked:
 
 @virtually
 async def test_the_counts_are_those_of_one_node_and_not_of_all_together() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         data = await told(scene, asking({GPU: 4}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     (service,) = data["services"]
@@ -132,9 +128,7 @@ async def test_a_pod_that_needs_what_two_nodes_have_together_is_told_that_neithe
 
 @virtually
 async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_needs_both() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         for name in ("gpu-1", "gpu-2"):
             scene.e.cluster.add(PODS, gpu_pod(f"on-{name}", name))
         await scene.e.until(lambda: held_pods(scene) == [1, 1], "a report of each node", 120)
@@ -148,8 +142,7 @@ async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_nee
 async def test_of_a_pool_the_node_is_shown_that_comes_nearest_to_what_a_pod_needs() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, node("large-1", gpus=4))
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.cordon("large-1")
         data = await told(scene, asking({GPU: 3}))
     (service,) = data["services"]
@@ -161,8 +154,7 @@ async def test_of_a_pool_the_node_is_shown_that_comes_nearest_to_what_a_pod_need
 async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, node("spare-1", pool="other", gpus=4))
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         await scene.e.until(lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120)
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
@@ -176,9 +168,7 @@ PRODUCT = "nvidia.com/gpu.product"
 @virtually
 async def test_a_pod_is_promised_a_node_only_if_the_label_that_it_requires_will_be_there() -> None:
     for value, after in (("NVIDIA-H100-80GB-HBM3", 0), ("NVIDIA-H100-80GB-HBM3-SHARED", 8)):
-        async with operated(1) as scene:
-            scene.apply(FULL)
-            await scene.ready()
+        async with operated(1, serving=FULL) as scene:
             scene.apply({**SLICED, "rollout": {"paused": True}})
             data = await told(scene, asking({GPU: 1}, nodeSelector={PRODUCT: value}))
         (service,) = data["services"]
@@ -189,9 +179,7 @@ async def test_a_pod_is_promised_a_node_only_if_the_label_that_it_requires_will_
 
 @virtually
 async def test_a_pod_is_not_promised_what_a_skipped_node_would_serve() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
         scene.apply(MIXED)
         data = await told(scene, asking({LARGE: 1}))
@@ -233,9 +221,7 @@ GUARDS: dict[str, tuple[str, JSON, JSON, str]] = {
 @virtually
 async def test_a_pod_that_waits_behind_the_guard_learns_where_it_may_run_and_what_lacks_there_when(case: str) -> None:
     level, spec, affinity, said = GUARDS[case]
-    async with operated(2) as scene:
-        scene.apply(spec)
-        await scene.ready()
+    async with operated(2, serving=spec) as scene:
         labels = {LABEL_ISOLATION: level} if level else {}
         scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": labels}})
         data = await told(scene, asking({GPU: 1}, affinity=affinity))
@@ -251,9 +237,7 @@ async def test_a_pod_that_waits_behind_the_guard_learns_where_it_may_run_and_wha
 @virtually
 async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_which_field_it_was() -> None:
     """As in NVIDIA/k8s-device-plugin's README: the pod fails with UnexpectedAdmissionError and stays."""
-    async with operated(1) as scene:
-        scene.apply(STRICT)
-        await scene.ready()
+    async with operated(1, serving=STRICT) as scene:
         data = await told(scene, asking({GPU: 2}, status=REFUSED, nodeName="gpu-1"))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"

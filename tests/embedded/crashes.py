@@ -199,7 +199,6 @@ def kinds(scene: Scene) -> Counter[str]:
 
 
 def _claimings(scene: Scene) -> list[Write]:
-    """Writes to the Lease that say more than who leads."""
     return [
         write
         for write in scene.e.cluster.writes
@@ -244,7 +243,6 @@ def end_state(scene: Scene) -> JSON:
 
 
 def _settled(text: str) -> str:
-    """A record of ours without what chance and time decide."""
     for pattern, instead in CHANCE:
         text = pattern.sub(instead, text)
     return text

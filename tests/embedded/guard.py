@@ -223,7 +223,6 @@ class PromiseGuard:
         return published_resources(raw for raw in slices if raw["spec"]["nodeName"] == node)
 
     def _finalizer(self, body: JSON) -> None:
-        """The spec belongs to people and to what they keep it in."""
         self._expect(set(body) == {"metadata"}, f"wrote {', '.join(body)} of a policy")
         written = set(body.get("metadata", {})) - {"resourceVersion", "uid"}
         self._expect(written == {"finalizers"}, f"wrote {sorted(written)} of a policy's metadata")
@@ -346,7 +345,6 @@ class PromiseGuard:
             self._quiet(name, "past the PNR")
 
     def _quiet(self, name: str, what: str) -> None:
-        """The agent has closed NVML for the request that stands."""
         try:
             gpunode = self.cluster.store.get(GPUNODES, ("", name))
         except NotFound:

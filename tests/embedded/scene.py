@@ -121,6 +121,11 @@ class Scene:
     def apply(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
         self.e.apply(policy(spec, name, pool, **more))
 
+    async def serve(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
+        """Apply a policy and wait until it is Ready."""
+        self.apply(spec, name, pool, **more)
+        await self.ready(name)
+
     async def ready(self, *policies: str, seconds: float = BEFORE_LISTS) -> None:
         """Wait for Ready of the present generation of policies, by default of pool-b."""
         await self.e.ready(*(policies or ("pool-b",)), seconds=seconds)
@@ -286,11 +291,13 @@ async def open_scene(
     lease: Timing = SELDOM,
     pages: Pages | None = None,
     maintenance_keys: tuple[str, ...] = (),
+    serving: JSON | None = None,
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end.
 
-    Unless `played`, no software runs on the nodes, our agent neither. `pages`: see NodeSoftware.
+    Unless `played`, no software runs on the nodes, our agent neither. `pages`: see NodeSoftware. `serving`: the spec of
+    a policy that is Ready when the scene opens.
     """
     async with embedded(
         manifests,
@@ -316,6 +323,9 @@ async def open_scene(
             environment.cluster.add(PDBS, budget)
         if start:
             environment.start_operator()
-        yield Scene(environment, guard)
+        scene = Scene(environment, guard)
+        if serving is not None:
+            await scene.serve(serving)
+        yield scene
         await environment.kill_operator()
         guard.check()

@@ -34,8 +34,7 @@ async def with_site(**entries_by_name: str) -> AsyncIterator[Scene]:
         scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": SITE, "namespace": SPACE}, "data": {}})
         site(scene, **entries_by_name)
         scene.e.start_operator()
-        scene.apply(MINE)
-        await scene.ready()
+        await scene.serve(MINE)
         await asyncio.sleep(300)
         yield scene
 
@@ -96,8 +95,7 @@ async def test_entries_in_use_outlive_a_file_of_the_admins_that_cannot_be_read(b
         assert entries(scene)["mine"] == yaml.safe_load(HALVES)
         assert scene.condition("Ready") == ready
         assert scene.node_writes(mark) == {}
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         assert_as_wanted(scene, FULL, "gpu-1")
 
 
@@ -109,8 +107,7 @@ async def test_a_policy_that_names_an_entry_which_mig_parted_would_refuse_is_not
         row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
         assert "entry wrong: mig-enabled is neither true nor false" in row["message"]
         assert "wrong" not in entries(scene)
-        scene.apply(OTHER_MIXED)
-        await scene.ready()
+        await scene.serve(OTHER_MIXED)
         assert_as_wanted(scene, OTHER_MIXED, "gpu-1")
 
 

@@ -56,9 +56,7 @@ async def test_nvml_stays_closed_while_mig_manager_works_on_an_admins_own_label(
 
 @virtually
 async def test_nvml_stays_closed_while_a_driver_is_replaced_and_not_while_an_upgrade_waits() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=SLICED) as scene:
         for state, closed in (
             ("upgrade-required", False),
             ("cordon-required", False),
@@ -79,9 +77,7 @@ async def test_nvml_stays_closed_while_a_driver_is_replaced_and_not_while_an_upg
 
 @virtually
 async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         mark = scene.mark()
         label(scene, **{names.LABEL_MIG_STATE: "pending"})
         await scene.reason("gpu-1", "ActuatorBusy")
@@ -100,9 +96,7 @@ async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right(
 
 @virtually
 async def test_a_change_whose_gpunode_kind_is_deleted_names_it_and_ends_when_it_is_back() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "wedge-pending")
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
@@ -126,9 +120,7 @@ async def test_a_change_whose_gpunode_kind_is_deleted_names_it_and_ends_when_it_
 
 @virtually
 async def test_no_change_starts_while_the_gpunode_kind_is_gone() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.cluster.uninstall(GPUNODES)
         scene.apply(MIXED)
         await scene.until_condition("Stalled", "True", "KindNotServed")
@@ -157,9 +149,7 @@ async def test_a_change_to_mig_that_the_agent_could_not_prove_does_not_begin() -
 
 @virtually
 async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         gpus(scene).contain(mig=False)
         await asyncio.sleep(60)
         assert {gpu["instancesWithheld"] for gpu in observed(scene)["gpus"]} == {True}
@@ -197,9 +187,7 @@ async def test_without_the_hosts_processes_no_gpu_is_ever_called_idle() -> None:
 )
 @virtually
 async def test_an_agent_that_needs_a_new_container_says_why_and_gets_it(error: LibraryError) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         gpus(scene).fail(error)
         await scene.reason("gpu-1", "AgentError")
         assert observed(scene)["error"] == f"{error.reason}: {error}"
@@ -212,9 +200,7 @@ async def test_an_agent_that_needs_a_new_container_says_why_and_gets_it(error: L
 
 @virtually
 async def test_a_sick_gpu_is_named_and_the_others_are_read() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         gpus(scene).lose(1, "Failed", "Insufficient External Power")
         transition = await scene.reason("gpu-1", "GPUUnhealthy")
         (condition,) = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["conditions"]

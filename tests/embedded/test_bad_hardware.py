@@ -80,9 +80,7 @@ async def report(scene: Scene, oddity: str) -> None:
 @virtually
 async def test_it_is_refused_by_name_and_the_node_is_not_touched(case: str) -> None:
     refusal = REFUSED[case]
-    async with open_scene(node(NODE, gpus=refusal.gpus)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node(NODE, gpus=refusal.gpus), serving=FULL) as scene:
         await report(scene, refusal.fault)
         since, labels = scene.mark(), dict(scene.labels(NODE))
         scene.apply(refusal.wanted)
@@ -93,8 +91,7 @@ async def test_it_is_refused_by_name_and_the_node_is_not_touched(case: str) -> N
         assert not scene.node_writes(since)
         assert labels == scene.labels(NODE)
         scene.e.software.inject(NODE, "as-it-is")
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
 
 
 @virtually
@@ -102,8 +99,7 @@ async def test_the_cards_own_word_counts_and_the_difference_is_shown() -> None:
     once: JSON = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 2}}]}}
     async with open_scene(node(NODE)) as scene:
         await report(scene, "other-profiles")
-        scene.apply(once)
-        await scene.ready()
+        await scene.serve(once)
         row = await scene.until_condition("Accepted", "True", "CardDiffers")
         assert "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)" in row["message"]
         assert "please open an issue" in row["message"]
@@ -113,8 +109,7 @@ async def test_the_cards_own_word_counts_and_the_difference_is_shown() -> None:
 async def test_a_driver_too_old_for_a_field_leaves_it_to_the_table_and_says_so() -> None:
     async with open_scene(node(NODE)) as scene:
         await report(scene, "old-driver")
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         row = await scene.until_condition("Accepted", "True", "ProfilesFromTable")
         assert "update the driver" in row["message"]
         assert observed(scene)["models"][0]["profiles"] == ""
@@ -132,9 +127,7 @@ async def test_a_model_that_only_its_driver_knows_is_divided_by_what_it_offers()
 
 @virtually
 async def test_a_partly_failed_node_after_a_reboot_is_shown_tried_once_and_then_left_to_a_person() -> None:
-    async with open_scene(node(NODE)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(node(NODE), serving=MIXED) as scene:
         for fault in ("failed", "reboot-now"):
             scene.e.software.inject(NODE, fault)
         await scene.e.until(lambda: scene.events()["Drifted"] == 1, "the drift to be told", HOUR)

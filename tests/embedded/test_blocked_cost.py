@@ -40,8 +40,7 @@ async def test_blocked_nodes_share_their_looks_and_nothing_is_written(count: int
         client.counted = Counter()
         scene.e.cluster.add(PDBS, pdb("llm", "llm", maxUnavailable=0))
         scene.e.start_operator(client)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         for number in range(count):
             scene.e.cluster.add(PODS, gpu_pod(f"llm-{number}", f"gpu-{number + 1}", metadata=GUARDED))
         scene.apply(SLICED, rollout=at_once(1))

@@ -50,12 +50,9 @@ def assert_as_wanted(scene: Scene, spec: JSON, *node_names: str, owner: str = "p
 async def test_a_pool_goes_from_one_mode_to_another_with_one_node_write_per_step_and_two_more(
     before: str, after: str
 ) -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(MODES[before])
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=MODES[before]) as scene:
         mark = scene.mark()
-        scene.apply(MODES[after])
-        await scene.ready()
+        await scene.serve(MODES[after])
         assert_as_wanted(scene, MODES[after], "gpu-1", "gpu-2")
         writes = 2 + (2 if "MPS" in (before, after) and "MIG" in before + after else 1)
         assert scene.node_writes(mark) == {"gpu-1": writes, "gpu-2": writes}
@@ -64,9 +61,7 @@ async def test_a_pool_goes_from_one_mode_to_another_with_one_node_write_per_step
 
 @virtually
 async def test_a_node_that_is_as_wanted_is_adopted_with_one_write_of_our_own_labels() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         assert_as_wanted(scene, FULL, "gpu-1", "gpu-2")
         writes = scene.writes(plural="nodes")
         assert {write.call.name for write in writes} == {"gpu-1", "gpu-2"}
@@ -85,8 +80,7 @@ async def test_a_node_of_no_policy_shows_what_is_there() -> None:
         await scene.e.until(lambda: scene.transition("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
         assert scene.transition("gpu-1")["reason"] == "Unowned"
         assert scene.transition("gpu-1")["wanted"] == ""
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.e.until(lambda: scene.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120)
         assert scene.transition("gpu-1")["observed"] == "2x3g.40gb"
@@ -94,9 +88,7 @@ async def test_a_node_of_no_policy_shows_what_is_there() -> None:
 
 @virtually
 async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=MIXED) as scene:
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.e.until(
             lambda: all(names.LABEL_POLICY not in scene.labels(n) for n in ("gpu-1", "gpu-2")), "unowned", 60
@@ -135,8 +127,7 @@ async def test_a_card_without_mig_in_the_pool_is_refused_and_the_others_are_chan
 @virtually
 async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep_the_pool_from_ready() -> None:
     async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
-        scene.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
-        await scene.ready()
+        await scene.serve(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
         assert scene.transition("gpu-2")["reason"] == "ProductSkipped"
         assert scene.e.policy("pool-b")["status"]["summary"]["nodes"] == "1/1"
         assert scene.node_writes() == {"gpu-1": 3}
@@ -144,9 +135,7 @@ async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep
 
 @virtually
 async def test_cards_with_and_without_mig_time_slice_together_and_the_latter_never_get_mig_labels() -> None:
-    async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(node("gpu-1", H100), node("gpu-2", L40S), serving=SLICED) as scene:
         assert_as_wanted(scene, SLICED, "gpu-1", "gpu-2")
         assert not [label for label in scene.labels("gpu-2") if label.startswith("nvidia.com/mig.config")]
 
@@ -159,9 +148,7 @@ async def test_own_layouts_may_differ_from_gpu_to_gpu_and_leave_one_whole() -> N
             "layouts": [{"devices": [0], "profiles": {"1g.10gb": 4, "3g.40gb": 1}}, {"devices": [1], "profiles": {}}]
         },
     }
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(spec)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=spec) as scene:
         assert_as_wanted(scene, spec, "gpu-1")
 
 
@@ -177,8 +164,7 @@ async def test_an_entry_of_the_admins_own_config_map_can_be_named() -> None:
         manifest = {"metadata": {"name": "site-mig", "namespace": "gpu-operator"}, "data": {"config.yaml": text}}
         scene.e.cluster.add(CONFIG_MAPS, manifest)
         scene.e.start_operator()
-        scene.apply(spec)
-        await scene.ready()
+        await scene.serve(spec)
         assert_as_wanted(scene, spec, "gpu-1")
         assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "whole-or-halves"
 
@@ -186,9 +172,7 @@ async def test_an_entry_of_the_admins_own_config_map_can_be_named() -> None:
 @virtually
 async def test_mixed_cards_inside_one_node_take_what_fits_them_both() -> None:
     hardware = {"gpu-1": SimulatedGPUs("gpu-1", [H100, A100])}
-    async with open_scene(*nodes(1), hardware=hardware) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), hardware=hardware, serving=MIXED) as scene:
         assert_as_wanted(scene, MIXED, "gpu-1")
 
 
@@ -197,12 +181,9 @@ async def test_a_change_of_geometry_only_restarts_the_plugin_and_keeps_nvml_clie
     """Same resource names and counts: class PluginRestart, no cordon, no drain."""
     plain: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     strict: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "failRequestsGreaterThanOne": True}}
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(plain)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=plain) as scene:
         mark = scene.mark()
-        scene.apply(strict)
-        await scene.ready()
+        await scene.serve(strict)
         bodies = [write.call.body or {} for write in scene.writes(mark, "nodes")]
         assert not any("spec" in body for body in bodies)
         assert len(bodies) == 3
@@ -211,9 +192,7 @@ async def test_a_change_of_geometry_only_restarts_the_plugin_and_keeps_nvml_clie
 
 @virtually
 async def test_a_settled_cluster_is_left_alone_for_an_hour() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=MIXED) as scene:
         await asyncio.sleep(1)
         mark = scene.mark()
         await asyncio.sleep(3600)
@@ -222,17 +201,13 @@ async def test_a_settled_cluster_is_left_alone_for_an_hour() -> None:
 
 @virtually
 async def test_nodes_that_no_policy_selects_are_never_written() -> None:
-    async with open_scene(*nodes(1), node("gpu-9", pool="z")) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), node("gpu-9", pool="z"), serving=MIXED) as scene:
         assert scene.node_writes()["gpu-9"] == 0
 
 
 @virtually
 async def test_a_node_that_joins_the_pool_later_is_changed_as_well() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(SINGLE)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=SINGLE) as scene:
         scene.e.cluster.add(NODES, node("gpu-2"))
         await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
         await scene.ready()
@@ -243,8 +218,7 @@ async def test_a_node_that_joins_the_pool_later_is_changed_as_well() -> None:
 async def test_config_maps_hold_what_is_used_and_nothing_else() -> None:
     async with open_scene(*nodes(1)) as scene:
         for spec in (MIXED, OTHER_MIXED, SLICED):
-            scene.apply(spec)
-            await scene.ready()
+            await scene.serve(spec)
         await asyncio.sleep(5)
         plugin = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
         assert set(plugin) == {scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], NEUTRAL_KEY}

@@ -174,9 +174,9 @@ def marks(scene: Scene) -> list[tuple[str, set[str]]]:
 async def test_while_pools_are_synced_it_is_put_right_at_once_and_nothing_else_happens(
     behind: Callable[[Scene], None],
 ) -> None:
-    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4, "nvidia.com/mig-3g.40gb")]) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(
+        *nodes(2), workloads=[SimWorkload("llm", 4, "nvidia.com/mig-3g.40gb")], serving=MIXED
+    ) as scene:
         await scene.running("llm", 4)
         await asyncio.sleep(300)
         before, marked, labels = data(scene), marks(scene), [scene.labels(f"gpu-{n}") for n in (1, 2)]
@@ -198,9 +198,7 @@ async def test_while_pools_are_synced_it_is_put_right_at_once_and_nothing_else_h
 async def test_in_the_middle_of_a_change_the_label_waits_until_the_repair_has_reached_the_node(
     behind: Callable[[Scene], None],
 ) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(OLD)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=OLD) as scene:
         old = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], scene.labels("gpu-1")[names.LABEL_MIG_CONFIG]
         await asyncio.sleep(300)
         scene.apply(MIXED)
@@ -224,9 +222,7 @@ async def test_in_the_middle_of_a_change_the_label_waits_until_the_repair_has_re
 
 @virtually
 async def test_a_time_of_writing_in_the_far_future_holds_nobody_up_for_ever() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         for name, _ in ((PLUGIN, 0), (MIG, 1)):
@@ -238,9 +234,7 @@ async def test_a_time_of_writing_in_the_far_future_holds_nobody_up_for_ever() ->
 
 @virtually
 async def test_without_the_right_to_put_it_back_the_change_waits_and_says_for_what() -> None:
-    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)], serving=FULL) as scene:
         await scene.running("llm", 1)
         await asyncio.sleep(60)
         labels = scene.labels("gpu-1")
@@ -292,9 +286,7 @@ async def test_a_config_map_that_was_there_before_us_is_not_touched_until_it_is_
 @pytest.mark.parametrize("moment", ["fenced", "actuating"])
 @virtually
 async def test_somebody_who_puts_theirs_in_the_place_of_ours_stops_a_change_and_takes_no_label(moment: str) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", moment)
         labels = scene.labels("gpu-1")
@@ -319,9 +311,7 @@ async def test_somebody_who_puts_theirs_in_the_place_of_ours_stops_a_change_and_
 
 @virtually
 async def test_a_key_of_somebody_else_goes_with_the_last_label_that_names_it() -> None:
-    async with open_scene(*nodes(1), node("gpu-9", pool="z")) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(*nodes(1), node("gpu-9", pool="z"), serving=SLICED) as scene:
         patch(scene.e.cluster, PLUGIN, {"for-all": "version: v1\n", "theirs": "version: v1\n", "lost": "x"})
         default = {"spec": {"devicePlugin": {"config": {"default": "for-all"}}}}
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", default)
@@ -335,9 +325,7 @@ async def test_a_key_of_somebody_else_goes_with_the_last_label_that_names_it() -
 
 @virtually
 async def test_between_actuation_and_proof_only_the_last_proof_keeps_the_old_entry() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(OLD)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=OLD) as scene:
         key = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG]
         scene.apply(MIXED)
         named: list[tuple[bool, bool, bool]] = []

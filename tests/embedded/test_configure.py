@@ -51,8 +51,7 @@ async def test_the_plugins_is_set_after_the_configmaps_and_mig_managers_after_th
         assert kinds.index("clusterpolicies") > kinds.index("configmaps")
         assert found(scene)["metadata"]["annotations"] == {MARK: BOTH}
         assert found(scene)["spec"]["migManager"]["config"]["default"] == "all-disabled"
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         written = [write.call.body or {} for write in scene.writes(plural="clusterpolicies")]
         assert scene.events()["PointersSet"] == len(written)
         assert [body for body in written if "migManager" in body["spec"]] == written[-1:]
@@ -189,8 +188,7 @@ async def test_where_it_cannot_be_written_the_condition_says_why_and_other_write
     async with open_scene(*nodes(1), cluster_policy=ours, configure_gpu_operator=True, start=False) as scene:
         scene.e.cluster.faults.fail("patch", CLUSTER_POLICIES, answer, times=EVER)
         scene.e.start_operator()
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.apply(MIXED)
         await scene.e.until(
             lambda: words in scene.condition("Accepted").get("message", ""), "the condition to say why", HOUR
@@ -230,8 +228,7 @@ async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_te
     theirs["metadata"]["name"] = "a-second"
     async with open_scene(*nodes(1), cluster_policy=cluster_policy(PLUGIN, MIG)) as scene:
         scene.e.cluster.add(CLUSTER_POLICIES, theirs | {"status": {"state": "ignored"}})
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.e.cluster.patch(CLUSTER_POLICIES, "a-second", {"status": {"state": ""}})
         row = await scene.until_condition("Accepted", "False", "SeveralClusterPolicies")
         assert "a-second, cluster-policy" in row["message"]

@@ -80,8 +80,7 @@ def plugin(scene: Scene, name: str) -> str:
 @virtually
 async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
     async with dra(bare("gpu-1"), bare("gpu-2")) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         assert classes(scene) == {}
         mark = scene.mark()
         for spec, wanted in ((MIXED, {"3g.40gb": 4}), (OTHER_MIXED, {"1g.10gb": 14}), (FULL, {"gpu": 2})):
@@ -276,8 +275,7 @@ async def test_why_shows_a_pod_the_devices_that_the_driver_publishes_and_plan_wh
 @virtually
 async def test_a_node_whose_kubelet_plugin_does_not_publish_fails_and_stays_fenced_until_it_does() -> None:
     async with dra(bare("gpu-1")) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         refused = Unavailable("etcd has no leader")
         faults = [
             scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refused, times=EVER)

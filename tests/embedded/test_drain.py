@@ -29,8 +29,7 @@ FULL_UP = {
 async def busy(scene: Scene, replicas: int = 2) -> str:
     """Adopt the pool as Full with a running workload; returns the node that the workload is on."""
     await scene.running("llm", replicas)
-    scene.apply(FULL)
-    await scene.ready()
+    await scene.serve(FULL)
     return str(scene.pods("llm")[0]["spec"]["nodeName"])
 
 
@@ -39,8 +38,7 @@ async def test_evictable_pods_leave_before_the_change_and_run_again_on_the_other
     async with open_scene(*nodes(2), workloads=[LLM]) as scene:
         await busy(scene)
         first = {pod["metadata"]["name"] for pod in scene.pods("llm")}
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         await scene.running("llm", 2)
         assert first <= set(scene.evicted())
         assert not first & {pod["metadata"]["name"] for pod in scene.pods("llm")}
@@ -52,8 +50,7 @@ async def test_evictions_that_lost_the_race_over_their_budget_are_made_at_the_ne
         await busy(scene)
         lost = Conflict("the object has been modified; please apply your changes to the latest version")
         scene.e.cluster.faults.fail("evict", PODS, lost, times=3, identity="operator")
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert scene.e.cluster.calls["operator", "evict", "pods"] == len(scene.evicted()) + 3
         assert len(set(scene.evicted())) == len(scene.evicted()) >= 2
 
@@ -126,8 +123,7 @@ async def test_a_budget_of_one_lets_the_pods_go_one_after_the_other() -> None:
     budget = pdb("slow", "llm", maxUnavailable=1)
     async with open_scene(*nodes(2), workloads=[LLM], budgets=[budget]) as scene:
         await busy(scene)
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert len(set(scene.evicted())) == len(scene.evicted()) >= 2
 
 
@@ -225,8 +221,7 @@ async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
 async def test_an_unmanaged_pod_is_evicted_when_the_policy_says_so() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        await scene.ready()
+        await scene.serve(SLICED, drain={"unmanagedPods": "Evict"})
         assert scene.evicted() == ["alone"]
 
 
@@ -260,8 +255,7 @@ async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_t
         assert "default/marked" in transition["blockers"][0]
         assert '"a while"' in transition["blockers"][0]
         assert not scene.cordoned("gpu-1")
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
-        await scene.ready()
+        await scene.serve(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
         assert scene.evicted() == ["marked"]
 
 
@@ -269,8 +263,7 @@ async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_t
 async def test_finished_pods_are_neither_evicted_nor_waited_for() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("done", "gpu-1") | {"status": {"phase": "Succeeded"}})
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert scene.evicted() == []
         assert scene.e.cluster.get(PODS, "done", "default")
 
@@ -283,16 +276,14 @@ async def test_a_node_is_not_cordoned_for_stranded_pods_before_they_are_allowed(
         transition = await scene.reason(name, "StrandedPods")
         assert "nvidia.com/gpu" in transition["blockers"][0]
         assert not scene.cordoned(name)
-        scene.apply(MIXED, drain=STRANDED_OK)
-        await scene.ready()
+        await scene.serve(MIXED, drain=STRANDED_OK)
 
 
 @virtually
 async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_pending() -> None:
     async with open_scene(*nodes(2), workloads=[LLM]) as scene:
         await busy(scene)
-        scene.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve(MIXED, drain=STRANDED_OK, rollout=at_once(2))
         await scene.e.until(lambda: summary(scene)["pendingPods"] == LLM.replicas, "the pods to be counted", 180)
 
 
@@ -336,9 +327,7 @@ async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> No
 
 @virtually
 async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_return() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "stray-process")
         scene.apply(MIXED)
         transition = await scene.reason("gpu-1", "GPUStillBusy")

@@ -30,9 +30,7 @@ async def put_right(scene: Scene) -> None:
 
 @virtually
 async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_returns() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         seen = virtual_now()
         scene.e.software.inject("gpu-1", "lose-instances")
         transition = await scene.reason("gpu-1", "Drifted")
@@ -58,9 +56,7 @@ async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_
 
 @virtually
 async def test_a_label_that_somebody_changes_is_drift_too() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
         await scene.reason("gpu-1", "Drifted")
         await scene.ready()
@@ -70,9 +66,7 @@ async def test_a_label_that_somebody_changes_is_drift_too() -> None:
 @virtually
 async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() -> None:
     """A tool that strips our labels would else get a drain per drift, for ever."""
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         await put_right(scene)
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_POLICY: None, names.LABEL_MODE: None}}})
         await scene.e.until(lambda: scene.labels("gpu-1").get(names.LABEL_MODE) == "mig", "adopted", 60)
@@ -82,9 +76,7 @@ async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() 
 
 @virtually
 async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the_new_revision() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         await drift_again(scene)
         await scene.fenced("gpu-1", "actuating")
         scene.apply(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
@@ -97,25 +89,19 @@ async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the
 
 @virtually
 async def test_a_policy_that_is_made_anew_has_its_own_first_drift() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         await put_right(scene)
         scene.e.cluster.delete(POLICIES, "pool-b")
         await asyncio.sleep(30)
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         await put_right(scene)
         assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        scene.apply(MIXED, drain={"timeout": "4s"})
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        await scene.serve(MIXED, drain={"timeout": "4s"})
         assert scene.events()["ChangeGivenUp"] == 0
 
 
@@ -136,8 +122,7 @@ async def adopted(setter: str = "") -> AsyncIterator[Scene]:
         labels = {names.LABEL_PLUGIN_CONFIG: "four"}
         scene.person("gpu-1", {"metadata": {"labels": labels, "managedFields": [row] if setter else []}})
         await asyncio.sleep(60)
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         await scene.running("serve", 2)
         assert scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG] == "four", "adopted as it is"
         yield scene

@@ -27,21 +27,17 @@ async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_d
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", stage_name)
-        scene.apply(OTHER_MIXED)
-        await scene.ready()
+        await scene.serve(OTHER_MIXED)
         assert_as_wanted(scene, OTHER_MIXED, "gpu-1")
         assert scene.node_writes()["gpu-1"] == (3 if stage_name == "fenced" else 4)
 
 
 @virtually
 async def test_going_back_to_what_the_node_is_before_the_point_of_no_return_just_gives_it_back() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         assert_as_wanted(scene, FULL, "gpu-1")
         assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
 
@@ -59,9 +55,7 @@ async def test_a_spec_that_becomes_impossible_before_the_point_of_no_return_rest
 
 @virtually
 async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         scene.e.cluster.delete(POLICIES, "pool-b")
@@ -90,9 +84,7 @@ async def test_an_event_names_the_node_of_a_policy_that_was_released_by_force() 
 
 @virtually
 async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         await asyncio.sleep(5)
         scene.e.cluster.delete(POLICIES, "pool-b")
         assert not policy_exists(scene)

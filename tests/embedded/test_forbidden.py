@@ -82,17 +82,14 @@ async def test_a_change_that_needs_no_reboot_does_not_mind_the_operators_own_pod
     async with open_scene(*nodes(1), pod_name="gpusharing-operator-1") as scene:
         scene.e.cluster.add(PODS, pod("gpusharing", "gpusharing-operator-1", gpu=False))
         scene.e.cluster.add(PODS, pod("kube-system", "dns", gpu=False))
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         assert scene.evicted() == []
 
 
 @virtually
 async def test_nothing_is_repartitioned_under_an_unsafe_driver_and_what_is_not_mig_goes_on() -> None:
     old = SimulatedGPUs("gpu-1", (H100, H100), driver_version="580.95.05")
-    async with open_scene(*nodes(1), hardware={"gpu-1": old}) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(*nodes(1), hardware={"gpu-1": old}, serving=SLICED) as scene:
         since = scene.mark()
         scene.apply(MIXED)
         transition = await scene.reason("gpu-1", "UnsafeDriver")
@@ -114,5 +111,4 @@ async def test_a_driver_that_hangs_pods_beside_instances_gets_every_layout_but_s
         assert "570.172.08" in transition["message"]
         assert not scene.cordoned("gpu-1")
         assert scene.fence("gpu-1") is None
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)

@@ -20,8 +20,7 @@ LLM = SimWorkload("llm", 2)
 async def busy(scene: Scene) -> str:
     """Two pods under a budget that never allows; returns their node."""
     await scene.running("llm", 2)
-    scene.apply(FULL)
-    await scene.ready()
+    await scene.serve(FULL)
     return str(scene.pods("llm")[0]["spec"]["nodeName"])
 
 

@@ -35,9 +35,7 @@ def shared(scene: Scene, *pods: JSON) -> None:
 
 @virtually
 async def test_a_gang_starts_once_the_member_that_had_to_stay_is_gone() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         shared(scene, rank(0, "gpu-1"), rank(1, "gpu-2", managed=False))
         since = scene.mark()
         scene.apply(SLICED, drain=STRANDED_OK, rollout=at_once(2))
@@ -54,13 +52,10 @@ async def test_a_gang_starts_once_the_member_that_had_to_stay_is_gone() -> None:
 
 @virtually
 async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> None:
-    async with open_scene(*nodes(3)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(3), serving=FULL) as scene:
         shared(scene, rank(0, "gpu-1"), rank(1, "gpu-3"))
         since = scene.mark()
-        scene.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve(MIXED, drain=STRANDED_OK, rollout=at_once(2))
         waves = dict(fenced_in_order(scene, since))
         assert waves["gpu-1"] == waves["gpu-3"] != ""
         assert waves["gpu-2"] == ""
@@ -81,8 +76,7 @@ BESIDE: dict[str, tuple[JSON, ...]] = {
 async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_it(beside: tuple[JSON, ...]) -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": {"team": "a"}}})
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         shared(scene, *beside, rank(0, "gpu-1"), rank(1, "gpu-2"))
         since = scene.mark()
         rule = {"behavior": "Block", "namespaceSelector": {"matchLabels": {"team": "b"}}}
@@ -116,9 +110,7 @@ async def test_a_gang_over_two_policies_makes_no_wave_and_its_strictest_member_d
 
 @virtually
 async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_end_by_itself() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         leader = rank(0, "gpu-1")
         leader["metadata"]["labels"]["role"] = "lead"
         shared(scene, leader, rank(1, "gpu-2"))
@@ -142,9 +134,7 @@ async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_e
 
 @virtually
 async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps_all_of_its_gang() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         ends: dict[str, Any] = {"spec": {"restartPolicy": "Never"}}
         shared(scene, rank(0, "gpu-1", **ends), rank(1, "gpu-2", **ends))
         jobs = {"timeout": "10m", "onTimeout": "Evict"}

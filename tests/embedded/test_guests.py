@@ -26,8 +26,7 @@ async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_n
 ) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Failed")
@@ -43,8 +42,7 @@ async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_n
 async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_mode_is_switched(tmp_path: Path) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100), cluster_policy=WITH_REBOOT) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
         scene.apply(MIXED)
         await scene.ready(seconds=HOUR)
@@ -57,10 +55,8 @@ async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_m
 async def test_pass_through_alone_forbids_nothing(tmp_path: Path) -> None:
     async with open_scene(node("gpu-1", H100), hardware=guest(H100)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         assert_as_wanted(scene, MIXED, "gpu-1")
     assert "may stay pending" not in planned.out

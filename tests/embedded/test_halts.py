@@ -16,8 +16,7 @@ NIGHT = {"schedule": "0 22 * * *", "duration": "23h59m"}
 
 async def halts(scene: Scene) -> dict[str, str]:
     """The first node of a rollout goes back after its failure, and the others are halted. Their messages."""
-    scene.apply(OTHER_MIXED, rollout=at_once(3))
-    await scene.ready()
+    await scene.serve(OTHER_MIXED, rollout=at_once(3))
     for name in ALL:
         scene.e.software.inject(name, "refuse")
     scene.apply(MIXED, rollout=BACK)

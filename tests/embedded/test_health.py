@@ -26,9 +26,7 @@ async def until_healthy(scene: Scene, status: str) -> None:
 
 @virtually
 async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_when_it_is_healthy() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         assert healthy(scene)["reason"] == "NoTrouble"
         scene.e.software.inject("gpu-1", "sick-gpu")
         await until_healthy(scene, "False")
@@ -49,9 +47,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
 
 @virtually
 async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         mark = scene.mark()
         scene.e.software.inject("gpu-1", "sick-gpu")
         transition = await scene.reason("gpu-1", "GPUUnhealthy")
@@ -66,9 +62,7 @@ async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event(
 
 @virtually
 async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_restored() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "stray-process")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "GPUStillBusy")
@@ -84,9 +78,7 @@ async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_r
 
 @virtually
 async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
         scene.e.software.inject("gpu-1", "sick-gpu")
@@ -97,9 +89,7 @@ async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> No
 
 @virtually
 async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         mark, before = scene.mark(), observed_gpus(scene)
         scene.e.software.inject("gpu-1", "lose-gpu")
         transition = await scene.reason("gpu-1", "GPUUnhealthy")

@@ -28,8 +28,7 @@ async def shared(count: int, **more: Any) -> AsyncIterator[Scene]:
     async with open_scene(*nodes(count), workloads=[HALVES], **more) as scene:
         install(scene.e.cluster)
         kai = asyncio.create_task(Kai(scene.e.cluster.client("kai"), SimSettings()).run())
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         await scene.running("llm", 2)
         try:
             yield scene
@@ -72,13 +71,10 @@ async def test_the_budget_of_pods_that_share_a_gpu_keeps_their_node_from_being_c
 @virtually
 async def test_a_reservation_pod_that_kai_has_forgotten_does_not_hold_up_the_drain() -> None:
     """KAI v0.17.0 misses the end of pods with fractions of several GPUs, and keeps the reservation pods."""
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         for raw in (kept("group-1"), kept("group-2"), sharing("group-1", "group-2")):
             scene.e.cluster.add(PODS, raw)
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert scene.evicted() == ["llm-1", "gpu-reservation-group-1", "gpu-reservation-group-2"]
 
 
@@ -146,8 +142,7 @@ async def test_strategy_single_is_no_hint_for_pods_with_a_fraction(tmp_path: Pat
 async def test_a_pod_that_waits_for_a_fraction_on_a_mig_node_is_told_that_kai_gives_none_there() -> None:
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
-        scene.apply(SINGLE)
-        await scene.ready()
+        await scene.serve(SINGLE)
         waiting = {**sharing(), "status": {"phase": "Pending"}}
         del waiting["spec"]["nodeName"]
         scene.e.cluster.add(PODS, waiting)
@@ -161,8 +156,7 @@ async def test_a_pod_that_waits_for_a_fraction_on_a_mig_node_is_told_that_kai_gi
 async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_will_be() -> None:
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         waiting = {**sharing(), "status": {"phase": "Pending"}}
         del waiting["spec"]["nodeName"]
         scene.e.cluster.add(PODS, waiting)

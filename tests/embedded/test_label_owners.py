@@ -30,8 +30,7 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
     async with operated(1) as scene:
         cluster = scene.e.cluster
         rule(scene, "all-1g.10gb")
-        scene.apply(SEVENTHS)
-        await scene.ready()
+        await scene.serve(SEVENTHS)
         told = await ask(cluster, "doctor", "-o", "json")
         (owned,) = (one for one in told.data["symptoms"] if one["reason"] == "LabelOwnedElsewhere")
         assert owned["severity"] == "WARNING"
@@ -57,6 +56,5 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
 @virtually
 async def test_whoever_set_the_label_before_the_node_was_adopted_has_replaced_nothing_of_ours() -> None:
     async with adopted("Terraform") as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         assert_as_wanted(scene, FULL, "gpu-1")

@@ -36,8 +36,7 @@ async def test_only_the_holder_of_the_lease_writes() -> None:
     async with open_scene(*nodes(2), lease=Timing()) as scene:
         await asyncio.sleep(5)
         async with second_operator(scene) as other:
-            scene.apply(SLICED)
-            await scene.ready()
+            await scene.serve(SLICED)
             assert acting(scene.e) > 0
             assert acting(other) == 0
 

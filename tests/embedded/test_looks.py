@@ -38,8 +38,7 @@ async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the
         client.looks = []
         scene.e.start_operator(client)
         await scene.running("llm", 2)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         name = str(scene.pods("llm")[0]["spec"]["nodeName"])
         scene.apply(SLICED)
         fenced = (await scene.fenced(name)).since

@@ -145,8 +145,7 @@ async def test_one_for_another_node_holds_nobody_up() -> None:
     async with open_scene(*nodes(1)) as scene:
         resource, obj, _ = KINDS["medik8s"]
         begin(scene, resource, {**obj, "spec": {"nodeName": "gpu-9"}})
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert not scene.cordoned("gpu-1")
 
 
@@ -187,8 +186,7 @@ async def test_an_operator_that_is_uninstalled_with_its_kind_maintains_nothing_a
 async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight_up() -> None:
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 2)]) as scene:
         await scene.running("llm", 2)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
         await scene.fenced("gpu-1")
         scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))

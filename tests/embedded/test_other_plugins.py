@@ -28,9 +28,7 @@ def mark(scene: Scene, metadata: JSON) -> None:
 async def test_a_node_of_another_device_plugin_is_left_alone_until_it_is_handed_over(
     metadata: JSON, plugin: str
 ) -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         mark(scene, metadata)
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
         since = scene.mark()
@@ -48,9 +46,7 @@ async def test_a_node_of_another_device_plugin_is_left_alone_until_it_is_handed_
 
 @virtually
 async def test_resources_of_volcano_in_allocatable_keep_a_node_from_changing() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         vgpus = {"status": {"allocatable": {"volcano.sh/vgpu-number": "20"}}}
         scene.e.cluster.patch(NODES, "gpu-1", vgpus, subresource="status")
         scene.apply(SLICED)
@@ -63,8 +59,7 @@ async def test_resources_of_volcano_in_allocatable_keep_a_node_from_changing() -
 async def test_plan_status_and_doctor_name_the_other_device_plugin(tmp_path: Path) -> None:
     async with open_scene(*nodes(2)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         mark(scene, MARKS["HAMi's annotation"][0])
         cluster = scene.e.cluster
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(SLICED)))
@@ -83,8 +78,7 @@ async def test_plan_status_and_doctor_name_the_other_device_plugin(tmp_path: Pat
 async def test_a_pod_that_asks_for_what_only_hami_serves_is_told_so() -> None:
     async with open_scene(*nodes(2)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         asked = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3000", "nvidia.com/gpucores": "30"}
         pod = gpu_pod("hami", "", spec={"containers": [{"name": "main", "resources": {"limits": asked}}]})
         del pod["spec"]["nodeName"]

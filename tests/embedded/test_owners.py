@@ -55,9 +55,7 @@ async def test_an_older_policy_of_equal_priority_does_not_take_a_node_from_one_t
 @virtually
 async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_wait_and_not_one_per_pass() -> None:
     """A tool labels nodes by what it sees on them; the API server cannot refuse a selector on such a label."""
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         fences = 0
 
         def tool() -> bool:

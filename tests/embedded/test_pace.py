@@ -36,8 +36,7 @@ async def test_nodes_under_one_budget_that_allows_one_pod_are_drained_one_after_
     budget = pdb("slow", "llm", maxUnavailable=1)
     async with open_scene(*nodes(6, gpus=1), workloads=[SimWorkload("llm", 4)], budgets=[budget]) as scene:
         await scene.running("llm", 4)
-        scene.apply(FULL, rollout=at_once(6))
-        await scene.ready()
+        await scene.serve(FULL, rollout=at_once(6))
         scene.apply(SLICED, rollout=at_once(6))
         most = 0
 
@@ -115,8 +114,7 @@ async def test_a_node_full_of_pods_is_drained_at_five_evictions_a_second() -> No
             watched(write, when)
 
         scene.e.cluster.faults.on_write = note
-        scene.apply(SLICED, drain=STRANDED_OK)
-        await scene.ready()
+        await scene.serve(SLICED, drain=STRANDED_OK)
         assert len(moments) == 45
         pace = timedelta(seconds=2)
         busiest = max(sum(start <= moment < start + pace for moment in moments) for start in moments)

@@ -43,8 +43,7 @@ async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays(
 async def test_a_node_adopted_while_a_person_has_cordoned_it_is_not_counted_as_in_service() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.cordon("gpu-1")
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         assert scene.cordoned("gpu-1")
         assert scene.e.policy("pool-b")["status"]["summary"]["nodes"] == "0/1"
 
@@ -60,9 +59,7 @@ async def test_a_node_adopted_while_a_person_has_cordoned_it_is_not_counted_as_i
 )
 async def test_what_arrives_between_decision_and_fence_is_not_overridden(body: JSON, reason: str) -> None:
     """It comes by watch while the claim is written: the Node PATCH that follows would meet no conflict."""
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         interfered: list[Write] = []
 
         def interfere(write: Write, when: str) -> None:
@@ -94,9 +91,7 @@ async def test_hold_cordon_leaves_the_node_cordoned_when_the_change_is_done() ->
 
 @virtually
 async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change_up() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1")
         scene.cordon("gpu-1", on=False)
@@ -194,8 +189,7 @@ async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_tha
     rollout: JSON, most: int
 ) -> None:
     async with open_scene(*nodes(6)) as scene:
-        scene.apply(SLICED, rollout=rollout)
-        await scene.ready()
+        await scene.serve(SLICED, rollout=rollout)
         assert scene.guard.largest["pool-b"] == most
 
 
@@ -219,8 +213,7 @@ async def test_max_unavailable_zero_freezes_the_pool_and_says_so() -> None:
         await scene.reason("gpu-1", "Frozen")
         await asyncio.sleep(300)
         assert not scene.node_writes()
-        scene.apply(SLICED, rollout=at_once(1))
-        await scene.ready()
+        await scene.serve(SLICED, rollout=at_once(1))
 
 
 @virtually
@@ -261,8 +254,7 @@ async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other(
         await scene.reason(other, "Paused")
         await asyncio.sleep(300)
         assert scene.node_writes()[other] == 0
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
 
 
 @virtually
@@ -272,8 +264,7 @@ async def test_a_rollout_that_is_paused_from_the_start_says_so_and_starts_no_nod
         await scene.reason("gpu-1", "Paused")
         await asyncio.sleep(300)
         assert not scene.node_writes()
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
 
 
 @virtually

@@ -33,16 +33,14 @@ def proven(scene: Scene, spec: JSON) -> None:
 async def test_a_mode_that_needs_no_mig_manager_works(way: tuple[str, str], product: str) -> None:
     async with plain(product) as scene:
         for mode in way:
-            scene.apply(MODES[mode])
-            await scene.ready()
+            await scene.serve(MODES[mode])
             proven(scene, MODES[mode])
 
 
 @virtually
 async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_pod_may_be_deleted() -> None:
     async with plain() as scene:
-        scene.apply(MPS)
-        await scene.ready()
+        await scene.serve(MPS)
         since = scene.mark()
         scene.apply(MORE_CLIENTS)
         await scene.ready(seconds=1200)
@@ -63,8 +61,7 @@ LEAVING = {"whole GPUs": FULL, "time-slicing": SLICED, "another number of client
 @virtually
 async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained_to_leave_mps(spec: JSON) -> None:
     async with plain(workloads=[SimWorkload("client", 1)]) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+        await scene.serve(MPS)
         await scene.running("client", 1)
         pods = {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in daemons(scene)}
         for name, pod in pods.items():
@@ -142,8 +139,7 @@ async def test_a_mig_manager_that_could_not_work_is_refused_before_any_drain(
 @virtually
 async def test_a_node_that_the_chart_does_not_select_is_left_alone(value: str | None) -> None:
     async with with_mig_manager() as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.e.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {LABEL_DEPLOY_CLIENT: value}}})
         since = scene.mark()
         scene.apply(MIXED)
@@ -251,5 +247,4 @@ APART = {
 @virtually
 async def test_two_that_may_well_be_apart_are_let_be(sets: list[JSON]) -> None:
     async with with_sets(sets, cluster_policy=False) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)

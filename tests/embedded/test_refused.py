@@ -89,9 +89,7 @@ async def test_a_field_of_newer_crds_is_refused_before_anything_is_touched() -> 
 
 @virtually
 async def test_a_field_of_newer_crds_in_a_running_change_lets_no_further_node_begin() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready("pool-b")
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         scene.apply(MIXED)
         first = await scene.any_fenced("actuating")
         scene.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
@@ -99,8 +97,7 @@ async def test_a_field_of_newer_crds_in_a_running_change_lets_no_further_node_be
         mark = scene.mark()
         await asyncio.sleep(1800)
         assert set(scene.node_writes(mark)) <= {first}
-        scene.apply(MIXED)
-        await scene.ready("pool-b")
+        await scene.serve(MIXED)
 
 
 @virtually
@@ -137,9 +134,7 @@ def changed(value: object, *path: str) -> JSON:
 @virtually
 async def test_what_is_there_stays_visible_when_a_policy_is_refused_and_an_event_says_why() -> None:
     """ClusterPolicy is pointed at a ConfigMap that does not exist: the device plugins are gone, and pods run on."""
-    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4)], serving=FULL) as scene:
         await scene.running("llm", 4)
         elsewhere = changed("gone", "devicePlugin", "config", "name")
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", elsewhere)
@@ -237,8 +232,7 @@ async def test_a_strategy_that_another_node_lives_by_is_not_removed_by_any_messa
 async def test_a_named_configuration_works_without_our_mig_parted_file() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(None, "migManager", "config", "name"))
-        scene.apply(SINGLE)
-        await scene.ready()
+        await scene.serve(SINGLE)
         assert_as_wanted(scene, SINGLE, "gpu-1")
 
 

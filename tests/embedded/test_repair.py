@@ -22,8 +22,7 @@ async def test_one_write_and_mps_works_and_what_else_the_daemonset_says_stays() 
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True) as scene:
         before = scene.e.cluster.get(DAEMON_SETS, DAEMON, NAMESPACE)
         version = before["metadata"]["resourceVersion"]
-        scene.apply(MPS)
-        await scene.ready()
+        await scene.serve(MPS)
         writes = scene.writes(plural="daemonsets")
         assert [write.error for write in writes] == [None]
         assert (writes[0].call.body or {})["metadata"] == {"resourceVersion": version}
@@ -42,8 +41,7 @@ async def test_a_name_that_is_wrong_in_another_way_is_repaired_too(name: str) ->
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
         overwrite(scene, name)
         scene.e.start_operator()
-        scene.apply(MPS)
-        await scene.ready()
+        await scene.serve(MPS)
         assert signalled(scene) == RIGHT
         assert scene.events()["MPSDaemonRepaired"] == 1
 
@@ -71,9 +69,7 @@ async def test_a_plugin_that_is_too_old_is_left_to_a_person() -> None:
 
 @virtually
 async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> None:
-    async with open_scene(*nodes(2, product=L40S), repair_mps=True) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(2, product=L40S), repair_mps=True, serving=MPS) as scene:
         since = scene.mark()
         overwrite(scene)
         await repaired(scene)
@@ -108,8 +104,7 @@ async def test_without_the_right_it_says_so_counts_nothing_and_other_writes_go_o
         no_right = Forbidden("no right to patch daemonsets")
         fault = scene.e.cluster.faults.fail("patch", DAEMON_SETS, no_right, times=EVER)
         scene.e.start_operator()
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         scene.apply(MPS)
         await scene.e.until(
             lambda: "no right to patch daemonsets" in str(scene.condition("Ready").get("message", "")),
@@ -186,8 +181,7 @@ async def test_a_write_that_somebody_came_before_is_decided_anew_and_counted_onc
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
         scene.e.cluster.faults.fail("patch", DAEMON_SETS, Conflict("it changed"), times=conflicts)
         scene.e.start_operator()
-        scene.apply(MPS)
-        await scene.ready()
+        await scene.serve(MPS)
         assert counted(scene) == 1
 
 
@@ -208,9 +202,7 @@ def restart(scene: Scene, manager: int, daemon: int = 0) -> None:
 
 @virtually
 async def test_a_restart_of_config_manager_alone_is_said_with_its_cause_and_no_node_is_drained() -> None:
-    async with open_scene(*nodes(1, product=L40S)) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1, product=L40S), serving=MPS) as scene:
         restart(scene, manager=0)
         since = scene.mark()
         restart(scene, manager=1)

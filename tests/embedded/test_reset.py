@@ -39,8 +39,7 @@ async def test_a_reset_takes_one_node_at_a_time_and_its_pods_run_again() -> None
 @virtually
 async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_further_node() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED, deletionPolicy="Reset")
-        await scene.ready()
+        await scene.serve(MIXED, deletionPolicy="Reset")
         await asyncio.sleep(5)
         assert scene.e.policy("pool-b")["metadata"]["finalizers"] == [names.FINALIZER]
         scene.cordon("gpu-1")
@@ -82,8 +81,7 @@ async def test_a_budget_that_allows_nothing_holds_up_a_reset_and_is_named_until_
 @virtually
 async def test_force_release_ends_a_reset_and_leaves_the_node_as_it_is() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, deletionPolicy="Reset")
-        await scene.ready()
+        await scene.serve(SLICED, deletionPolicy="Reset")
         scene.cordon("gpu-1")
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.reason("gpu-1", "AlreadyCordoned")

@@ -17,8 +17,7 @@ BACK: JSON = {"onFailure": "Rollback"}
 
 async def fails(scene: Scene, before: JSON = OTHER_MIXED, after: JSON = MIXED, **rollout: object) -> None:
     """One layout is proven on gpu-1, and mig-manager fails at the next."""
-    scene.apply(before)
-    await scene.ready()
+    await scene.serve(before)
     scene.e.software.inject("gpu-1", "refuse")
     scene.apply(after, rollout={**BACK, **rollout})
 
@@ -122,8 +121,7 @@ async def test_another_intent_repairs_a_node_that_went_back() -> None:
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.reason("gpu-1", "RolledBack")
-        scene.apply(SINGLE, rollout=BACK)
-        await scene.ready()
+        await scene.serve(SINGLE, rollout=BACK)
         assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
@@ -132,8 +130,7 @@ async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
         await scene.e.until(lambda: goes_back(scene), "the way back", HOUR)
-        scene.apply(SINGLE, rollout=BACK)
-        await scene.ready()
+        await scene.serve(SINGLE, rollout=BACK)
         assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
@@ -156,8 +153,7 @@ async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_no
 @virtually
 async def test_a_rolled_back_node_halts_the_others_and_alone_follows_its_retry() -> None:
     async with open_scene(*nodes(3)) as scene:
-        scene.apply(OTHER_MIXED, rollout=at_once(3))
-        await scene.ready()
+        await scene.serve(OTHER_MIXED, rollout=at_once(3))
         for name in ("gpu-1", "gpu-2", "gpu-3"):
             scene.e.software.inject(name, "refuse")
         scene.apply(MIXED, rollout=BACK)
@@ -178,8 +174,7 @@ async def test_a_rolled_back_node_halts_the_others_and_alone_follows_its_retry()
 @virtually
 async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_on_while_it_went_back() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(OTHER_MIXED, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve(OTHER_MIXED, rollout=at_once(2))
         scene.e.software.inject("gpu-1", "refuse")
         scene.apply(MIXED, rollout={**BACK, "maxFailures": 2})
         await scene.reason("gpu-1", "RolledBack")
@@ -190,9 +185,7 @@ async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_o
 
 @virtually
 async def test_pods_of_the_old_layout_come_back_to_a_node_that_went_back() -> None:
-    async with open_scene(*nodes(1), workloads=(SimWorkload("free", 1),)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=(SimWorkload("free", 1),), serving=FULL) as scene:
         await scene.running("free", 1)
         scene.e.software.inject("gpu-1", "refuse")
         scene.apply(MIXED, rollout=BACK, drain={"strandedPods": "Allow"})
@@ -214,9 +207,7 @@ async def test_the_entries_of_the_old_layout_stay_while_a_node_may_go_back_to_th
 
 @virtually
 async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_proven_is_given_back() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(OTHER_MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=OTHER_MIXED) as scene:
         scene.apply(MIXED, rollout=BACK)
         await scene.fenced("gpu-1", "actuating")
         ready(scene, "False")

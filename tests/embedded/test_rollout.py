@@ -131,9 +131,7 @@ async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_anothe
 @virtually
 async def test_a_proven_node_whose_gpu_is_lost_takes_no_approval_with_it() -> None:
     hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2")}
-    async with open_scene(*nodes(2, gpus=1), hardware=hardware) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2, gpus=1), hardware=hardware, serving=FULL) as scene:
         canary = {"nodes": 1, "soak": "1h"}
         scene.apply(MIXED, rollout=at_once(1, approval="Manual", canary=canary))
         await scene.reason("gpu-1", "ApprovalNeeded")
@@ -270,8 +268,7 @@ async def test_a_drain_that_a_pause_held_goes_on_when_the_pause_ends() -> None:
         await asyncio.sleep(300)
         assert scene.cordoned("gpu-1")
         assert scene.evicted() == []
-        scene.apply(SLICED, drain=evict)
-        await scene.ready()
+        await scene.serve(SLICED, drain=evict)
         assert scene.evicted() == ["bare"]
 
 
@@ -285,8 +282,7 @@ async def test_a_pause_that_aborts_restores_the_node_at_once_and_lets_it_start_w
         assert not scene.cordoned("gpu-1")
         await scene.reason("gpu-1", "Paused")
         resumed = virtual_now()
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert virtual_now() - resumed < timedelta(minutes=5), "nothing was put off"
 
 

@@ -91,8 +91,7 @@ async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in
         assert {pod["spec"]["nodeName"] for pod in scene.pods("inference")} == {"gpu-1"}
         scene.apply(MIXED, name="pool-c", pool="c")
         await scene.ready("pool-c")
-        scene.apply(FULL, drain={"strandedPods": "Allow"})
-        await scene.ready()
+        await scene.serve(FULL, drain={"strandedPods": "Allow"})
         await scene.running("inference", 2)
         alive = [pod for pod in scene.pods("inference") if "deletionTimestamp" not in pod["metadata"]]
         assert {pod["spec"]["nodeName"] for pod in alive} == {"gpu-2"}
@@ -101,13 +100,10 @@ async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in
 @virtually
 async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemons_pod_once() -> None:
     clients = SimWorkload("client", 3)
-    async with open_scene(*nodes(1), workloads=[clients]) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=[clients], serving=MPS) as scene:
         await scene.running("client", 3)
         evicted = len(scene.evicted())
-        scene.apply(EIGHT)
-        await scene.ready()
+        await scene.serve(EIGHT)
         assert scene.e.software.nodes["gpu-1"].mps.clients == 8
         assert len(scene.evicted()) == evicted + 3
         assert len(deleted(scene, DAEMON)) == 1
@@ -116,9 +112,7 @@ async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemon
 
 @virtually
 async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MPS) as scene:
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
         scene.apply(SINGLE)
         transition = await scene.reason("gpu-1", "ComputeMode")
@@ -143,9 +137,7 @@ def crash(scene: Scene, name: str, *, up: bool) -> None:
 
 @virtually
 async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drained_node() -> None:
-    async with open_scene(*nodes(1), workloads=[SimWorkload("client", 1)]) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=[SimWorkload("client", 1)], serving=MPS) as scene:
         await scene.running("client", 1)
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
         (pod,) = (one for one in scene.e.cluster.objects(PODS) if one["metadata"]["name"].startswith(DAEMON))
@@ -174,9 +166,7 @@ async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drai
 @virtually
 async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps(spec: JSON) -> None:
     clients = SimWorkload("client", 1)
-    async with open_scene(*nodes(1), workloads=[clients]) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), workloads=[clients], serving=MPS) as scene:
         await scene.running("client", 1)
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
         (pod,) = (one for one in scene.e.cluster.objects(PODS) if one["metadata"]["name"].startswith(DAEMON))
@@ -198,9 +188,7 @@ async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps
 
 @virtually
 async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_exclusive() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         mark = scene.mark()
         scene.e.software.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
         transition = await scene.phase("gpu-1", "Blocked")
@@ -240,9 +228,7 @@ async def test_where_the_mps_daemon_would_not_hear_of_its_configuration_no_drain
 ) -> None:
     """docs/design/nvidia.md#b5: that it does not hear would show after the drain only."""
     sim, why = DEAF[what]
-    async with open_scene(*nodes(1, product=L40S), sim=sim) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(*nodes(1, product=L40S), sim=sim, serving=SLICED) as scene:
         since = scene.mark()
         scene.apply(MPS)
         blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
@@ -272,8 +258,7 @@ async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_m
         seen: set[str] = set()
         scene.e.cluster.store.on_commit.append(lambda resource, change: seen.update(scene.labels("gpu-1")))
         for spec in (MPS, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 2}}, EIGHT, FULL):
-            scene.apply(spec)
-            await scene.ready()
+            await scene.serve(spec)
             assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
         assert names.LABEL_MODE in seen
         assert not [label for label in seen if label.startswith("nvidia.com/mig.config")]
@@ -283,8 +268,7 @@ async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_m
 async def test_shares_of_a_named_configuration_are_listed_for_each_card_model() -> None:
     spec: JSON = {"mode": "MIG", "mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 2}}
     async with open_scene(node("gpu-1", H100), node("gpu-2", "NVIDIA A30")) as scene:
-        scene.apply(spec, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve(spec, rollout=at_once(2))
         keys = [scene.labels(name)[names.LABEL_PLUGIN_CONFIG] for name in ("gpu-1", "gpu-2")]
         assert keys[0] != keys[1]
         data = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
@@ -298,17 +282,14 @@ async def test_an_ampere_card_whose_mig_mode_needs_a_reset_goes_from_mps_to_mig_
     async with open_scene(node("gpu-1", A100)) as scene:
         for spec in (MPS, MIXED, MPS):
             mark = scene.mark()
-            scene.apply(spec)
-            await scene.ready()
+            await scene.serve(spec)
             assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
         assert scene.node_writes(mark) == {"gpu-1": 4}
 
 
 @virtually
 async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MPS) as scene:
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "unowned", 60)
         mark = scene.mark()
@@ -321,9 +302,7 @@ async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() ->
 @pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
 @virtually
 async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MPS)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MPS) as scene:
         scene.e.software.inject("gpu-1", fault)
         scene.apply(MIXED)
         await scene.ready(seconds=3 * 3600)
@@ -343,8 +322,7 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
     async with open_scene(two_models()) as scene:
         shown = set()
         for spec in (FULL, SLICED, FULL, MPS, FULL):
-            scene.apply(spec)
-            await scene.ready()
+            await scene.serve(spec)
             assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
             labels = scene.labels("gpu-1")
             shown.add((labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT]))
@@ -353,9 +331,7 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
 
 @virtually
 async def test_labels_that_go_from_one_card_model_to_the_other_are_no_drift() -> None:
-    async with open_scene(two_models()) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+    async with open_scene(two_models(), serving=SLICED) as scene:
         mark = scene.mark()
         for product, count in (("NVIDIA-A30-SHARED", "1"), ("NVIDIA-H100-80GB-HBM3-SHARED", "2")):
             labels = {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_COUNT: count}

@@ -19,12 +19,10 @@ def divided(last: dict[str, int], scope: str) -> JSON:
 
 async def changed(scene: Scene, scope: str) -> tuple[set[str], set[str]]:
     """The pods before the last GPU of each node gets another layout, and those that are still there afterwards."""
-    scene.apply(divided({"1g.10gb": 7}, scope))
-    await scene.ready()
+    await scene.serve(divided({"1g.10gb": 7}, scope))
     await scene.e.until(lambda: len(running(scene)) == 30, "all pods to run")
     before = running(scene)
-    scene.apply(divided({"2g.20gb": 3}, scope))
-    await scene.ready()
+    await scene.serve(divided({"2g.20gb": 3}, scope))
     return before, running(scene)
 
 

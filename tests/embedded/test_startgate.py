@@ -52,8 +52,7 @@ async def test_a_node_that_joins_gets_its_layout_before_any_workload_lands() -> 
                 else None
             )
         )
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         assert not waits(scene, "gpu-1")
         assert taints_of(scene.e.node("gpu-1")) == [UNREGISTERED], "a taint of somebody else's stays"
         scene.person("gpu-1", {"spec": {"taints": None}})
@@ -76,16 +75,13 @@ async def test_with_no_policy_the_taint_stays_and_the_reason_is_shown() -> None:
             " node"
         )
         assert scene.node_writes()["gpu-1"] == 0
-        scene.apply(MIXED)
-        await scene.ready()
+        await scene.serve(MIXED)
         assert not waits(scene, "gpu-1")
 
 
 @virtually
 async def test_newcomers_come_in_while_the_budget_is_full() -> None:
-    async with open_scene(node("gpu-1"), cluster_policy=PREPARED) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node("gpu-1"), cluster_policy=PREPARED, serving=FULL) as scene:
         scene.person("gpu-1", {"spec": {"unschedulable": True}})  # takes the one slot
         scene.apply(SLICED, rollout=at_once(1))
         for name in ("gpu-2", "gpu-3"):
@@ -99,9 +95,7 @@ async def test_newcomers_come_in_while_the_budget_is_full() -> None:
 
 @virtually
 async def test_newcomers_that_are_as_wanted_are_let_in_by_one_write_each() -> None:
-    async with open_scene(node("gpu-1"), cluster_policy=PREPARED) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node("gpu-1"), cluster_policy=PREPARED, serving=FULL) as scene:
         scene.cordon("gpu-1")  # takes the one slot
         since = scene.mark()
         for name in ("gpu-2", "gpu-3"):
@@ -115,9 +109,7 @@ async def test_newcomers_that_are_as_wanted_are_let_in_by_one_write_each() -> No
 async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_takes_its_slot_in_its_turn(
     wanted: str,
 ) -> None:
-    async with open_scene(node("gpu-1"), node("gpu-2"), cluster_policy=PREPARED) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node("gpu-1"), node("gpu-2"), cluster_policy=PREPARED, serving=FULL) as scene:
         since = scene.mark()
         again = {"spec": {"taints": [{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]}}
         if wanted == "what it has":
@@ -129,8 +121,7 @@ async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_
         await scene.reason("gpu-1", "Frozen")
         for name in ("gpu-1", "gpu-2"):
             scene.person(name, again)
-        scene.apply(SLICED, rollout=at_once(1))
-        await scene.ready()
+        await scene.serve(SLICED, rollout=at_once(1))
         assert scene.guard.largest["pool-b"] == 1, "neither is a newcomer"
         assert not waits(scene, "gpu-1")
         assert not waits(scene, "gpu-2")
@@ -221,7 +212,6 @@ async def test_the_cluster_autoscaler_counts_it_as_ready_only_when_it_is_proven(
     keys = frozenset({GATE["key"]})
     async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
         assert not is_counted_ready(scene.e.node("gpu-1"), keys)
-        scene.apply(spec)
-        await scene.ready()
+        await scene.serve(spec)
         assert is_counted_ready(scene.e.node("gpu-1"), keys)
         assert "cluster-autoscaler.kubernetes.io/scale-down-disabled" not in scene.annotations("gpu-1")

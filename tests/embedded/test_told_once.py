@@ -12,9 +12,7 @@ EVICTS = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
 
 @virtually
 async def test_a_point_of_no_return_is_told_when_it_is_written_and_not_when_it_is_refused() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         before = scene.events()["Reconfiguring"]
@@ -29,9 +27,7 @@ async def test_a_point_of_no_return_is_told_when_it_is_written_and_not_when_it_i
 
 @virtually
 async def test_the_start_of_a_drain_is_told_once_although_its_pods_cannot_be_listed_for_a_moment() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.cluster.add(PODS, gpu_pod("job", "gpu-1"))
         before, faults = scene.events()["DrainStarted"], scene.e.cluster.faults
         blocked = faults.fail("evict", PODS, EvictionBlocked("a budget says no"), times=EVER)

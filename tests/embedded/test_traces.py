@@ -42,9 +42,7 @@ async def test_a_run_whose_mig_manager_died_is_told_with_its_pod_and_goes_on_whe
 
 @virtually
 async def test_a_run_at_rest_whose_mig_manager_died_needs_a_person_after_two_minutes_and_drains_nothing() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         mark = scene.mark()
         name = crash_mig_manager(scene)
         scene.person("gpu-1", {"metadata": {"labels": {STATE: "pending"}}})
@@ -69,9 +67,7 @@ async def test_a_run_at_rest_whose_mig_manager_died_needs_a_person_after_two_min
 
 @virtually
 async def test_a_boot_shows_that_a_reboot_came() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         before = scene.e.node("gpu-1")["status"].get("nodeInfo")
         scene.e.software.inject("gpu-1", "reboot-now")
         await scene.e.until(lambda: scene.e.node("gpu-1")["status"].get("nodeInfo") != before, "a boot", HOUR)
@@ -80,9 +76,7 @@ async def test_a_boot_shows_that_a_reboot_came() -> None:
 
 @virtually
 async def test_a_driver_pod_that_died_with_operands_paused_needs_a_person_after_an_hour() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         await asyncio.sleep(60)
         label = f"{names.LABEL_DEPLOY_PREFIX}dcgm"
         scene.person("gpu-1", {"metadata": {"labels": {label: "paused-for-driver-upgrade"}}})

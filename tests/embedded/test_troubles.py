@@ -120,9 +120,7 @@ async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_w
 @virtually
 async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
     """docs/design/drain.md#x2: the label reads success from before; mig-manager does not even run."""
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         assert scene.labels("gpu-1")[names.LABEL_MIG_STATE] == "success"
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
@@ -137,8 +135,7 @@ async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
 
 async def wedged(scene: Scene) -> None:
     """Start a change to MIG that stops after its point of no return, with NVIDIA's operands paused."""
-    scene.apply(FULL)
-    await scene.ready()
+    await scene.serve(FULL)
     scene.e.software.inject("gpu-1", "wedge-pending")
     scene.apply(MIXED)
     await scene.e.until(lambda: names.PAUSED_FOR_MIG in scene.labels("gpu-1").values(), "the wedge", HOUR)
@@ -205,9 +202,7 @@ SWITCHED_OFF = {
 async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_they_do(
     label: str, value: str, right: str | None, reason: str
 ) -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(2), serving=FULL) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {label: value}}})
         mark = scene.mark()
         scene.apply(SLICED)
@@ -230,9 +225,7 @@ async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
 
 @virtually
 async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         pod = agent_pod(scene, "gpu-1")
         name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
         words = kubeletwords.back_off(image, kubeletwords.not_in_registry(image))
@@ -253,9 +246,7 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
 
 @virtually
 async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         name = agent_pod(scene, "gpu-1")["metadata"]["name"]
         unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
         scene.e.cluster.patch(PODS, name, unready, AGENTS, "status")
@@ -285,9 +276,7 @@ async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_o
 
 @virtually
 async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "hang-nvml")
         mark = scene.mark()
         scene.apply(MIXED)
@@ -335,9 +324,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
 
 @virtually
 async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
         mark = scene.mark()
         scene.e.software.inject("gpu-1", "reboot-now")
         await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)

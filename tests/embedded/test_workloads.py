@@ -160,8 +160,7 @@ async def test_rules_by_namespace_and_label_decide_and_what_they_block_is_named_
         assert transition["culprit"] == "default/kept"
         assert not scene.cordoned("gpu-1")
         rules[0]["namespaceSelector"] = {"matchLabels": {"team": "a"}}
-        scene.apply(SLICED, drain={"rules": rules})
-        await scene.ready()
+        await scene.serve(SLICED, drain={"rules": rules})
         assert scene.evicted() == ["kept"]
 
 
@@ -184,8 +183,7 @@ async def test_namespaces_are_read_only_where_a_rule_asks_for_them() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
         rule = {"behavior": "Evict", "podSelector": {"matchLabels": {}}}
-        scene.apply(SLICED, drain={"rules": [rule]})
-        await scene.ready()
+        await scene.serve(SLICED, drain={"rules": [rule]})
         assert scene.evicted() == ["alone"]
         assert scene.e.cluster.calls["operator", "get", "namespaces"] == 0
 
@@ -199,8 +197,7 @@ async def test_files_on_the_node_keep_a_pod_only_where_the_policy_says_so() -> N
         transition = await scene.reason("gpu-1", "LocalStorage")
         assert transition["culprit"] == "default/scratch"
         assert not scene.cordoned("gpu-1")
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        await scene.ready()
+        await scene.serve(SLICED, drain={"unmanagedPods": "Evict"})
         assert scene.evicted() == ["scratch"]
 
 

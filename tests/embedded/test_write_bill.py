@@ -20,9 +20,7 @@ def told_by(body: JSON) -> str:
 @pytest.mark.parametrize("pods", [0, 4])
 @virtually
 async def test_each_write_of_a_change_is_known(pods: int) -> None:
-    async with open_scene(*nodes(1, gpus=4), workloads=[SimWorkload("llm", pods)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1, gpus=4), workloads=[SimWorkload("llm", pods)], serving=FULL) as scene:
         await scene.running("llm", pods)
         scene.apply(MIXED, drain={"strandedPods": "Allow"})
         await scene.phase("gpu-1", "Pending")

@@ -47,8 +47,7 @@ async def test_what_needs_a_person_is_degraded() -> None:
     async with open_scene(node("gpu-1"), node("gpu-9", L40S, pool="l")) as scene:
         scene.apply(MIXED, name="wrong-card", pool="l")
         scene.apply({"mode": "MIG"}, name="invalid")
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.e.software.inject("gpu-1", "failed")
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Failed")
@@ -62,8 +61,7 @@ async def test_what_needs_a_person_is_degraded() -> None:
 async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL, name="empty", pool="nowhere")
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         scene.apply(MIXED, rollout={"paused": True})
         await scene.until_condition("Ready", "False", "RolloutInProgress")
         found = shown(scene)
@@ -76,8 +74,7 @@ async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
     budget = pdb("keep", "llm", minAvailable=1)
     async with open_scene(node("gpu-1"), workloads=[SimWorkload("llm", 1)], budgets=[budget]) as scene:
         await scene.running("llm", 1)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Blocked")
         assert shown(scene)["gpu-1"] == ("Suspended", "InProgress")
@@ -85,9 +82,7 @@ async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
 
 @virtually
 async def test_a_sick_gpu_is_degraded() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "sick-gpu")
 
         def sick() -> bool:
