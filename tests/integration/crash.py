@@ -189,7 +189,6 @@ class Theatre:
             self.product.api.merge_patch(LEASE, {"spec": {"holderIdentity": None}})
 
     def _wait_calm(self, pool: Pool, scenario: Scenario) -> None:
-        """Until it is done, and nothing is written any more."""
         deadline = time.monotonic() + SECONDS
         seen, since, looks = -1, time.monotonic(), 0
         while True:
@@ -361,7 +360,6 @@ def _node(raw: Object | None) -> Object | None:
 
 
 def _fence(text: str) -> Object:
-    """A fence that stays tells times and names of its own."""
     fence: Object = json.loads(text) if text else {}
     own = ("op", "nodeUID", "since", "stageSince", "deadline", "gfdTimestamp", "restartUID")
     return {key: value for key, value in fence.items() if key not in own}

@@ -108,8 +108,7 @@ def broken(fault: str) -> Callable[[Pool], None]:
 
 
 def two_steps(pool: Pool) -> None:
-    pool.apply(MPS)
-    pool.wait_synced()
+    pool.serve(MPS)
     pool.apply(MIXED)
 
 
@@ -120,8 +119,7 @@ def retry(pool: Pool) -> None:
 
 
 def roll_back(pool: Pool) -> None:
-    pool.apply(SINGLE)
-    pool.wait_synced()
+    pool.serve(SINGLE)
     pool.inject("refuse")
     pool.apply({**MIXED, "rollout": {"onFailure": "Rollback"}})
 
@@ -202,8 +200,7 @@ def repaired(pool: Pool) -> bool:
 
 
 def there_and_back(pool: Pool) -> None:
-    pool.apply(MIXED)
-    pool.wait_synced()
+    pool.serve(MIXED)
     pool.apply(FULL)
 
 

@@ -148,8 +148,7 @@ def retry(pool: Pool) -> None:
 
 def there_and_back(pool: Pool) -> None:
     for spec in (MIXED, SLICED, SINGLE):
-        pool.apply({**spec, **ALL_AT_ONCE})
-        pool.wait_synced()
+        pool.serve({**spec, **ALL_AT_ONCE})
 
 
 def old_marks(pool: Pool) -> None:

@@ -234,6 +234,11 @@ class Pool:
         if (path := f"{POLICIES}/{name}") != self.path and name:
             self._paths.insert(0, path)
 
+    def serve(self, spec: Object) -> None:
+        """Apply the policy and wait until it is Ready."""
+        self.apply(spec)
+        self.wait_synced()
+
     def wait_synced(self, seconds: float = SECONDS) -> None:
         """Until Ready says so of the present generation."""
         launch.wait_ready(self.api, self.name, seconds)

@@ -71,8 +71,7 @@ def test_a_node_without_the_label_says_so_and_one_that_loses_it_is_brought_to_th
             assert not pool.node()["spec"].get("unschedulable")
             assert not pool.fence()
             label(pool, "true")
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
 
 
 THEIRS = "version: v1\nflags:\n  migStrategy: none\n  nvidiaDriverRoot: /\n"

@@ -71,8 +71,7 @@ def test_an_agent_that_the_api_server_refuses_is_told_with_its_words(product: Pr
         assert product.writes("nodes", pool.nodes[0]) == []
     retry_pods(product)
     with product.pool(L40S) as pool:
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
 
 
 @contextmanager
@@ -110,8 +109,7 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
             pool.wait(lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition)
             assert product.writes("nodes", node) == []
     with product.pool(L40S) as pool:
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
 
 
 def wait_stalled(pool: Pool, words: tuple[str, ...]) -> None:

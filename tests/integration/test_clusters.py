@@ -23,8 +23,7 @@ GENEROUS = 110.0
 @pytest.fixture(scope="module")
 def pool(product: Product, operator: object) -> Iterator[Pool]:
     with product.pool(H100, name="pool-many") as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         yield pool
 
 

@@ -26,8 +26,7 @@ def _crds_stay(product: Product) -> Iterator[None]:
 
 def test_a_change_ends_when_the_crds_that_were_deleted_in_the_middle_of_it_are_back(product: Product) -> None:
     with product.pool() as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         pool.hold()
         pool.apply(MIXED)
         pool.wait_held()

@@ -59,8 +59,7 @@ def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: 
     cpu = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-cpu", resource="")
     whole.wait_running(1)
     untouched, before = cpu.wait_running(1), plugin(pool)
-    pool.apply(MIXED)
-    pool.wait_synced()
+    pool.serve(MIXED)
     assert published(pool) == {"3g.40gb": 4}
     assert classes(pool) == {"gpusharing-mig-3g.40gb": HALF}
     assert plugin(pool) not in ("", before)
@@ -71,8 +70,7 @@ def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: 
     allocated = devices_of(pool, [*halves.wait_running(2), *named.wait_running(1)])
     assert len(allocated) == 3
     assert all("mig-3g40gb" in name for name in allocated)
-    pool.apply(FULL)
-    pool.wait_synced()
+    pool.serve(FULL)
     assert published(pool) == {"gpu": 2}
     assert halves.running() == named.running() == []
     whole.wait_running(1)
@@ -90,8 +88,7 @@ def test_a_mode_that_shares_devices_is_refused_with_the_reason(pool: Pool) -> No
 def test_a_class_of_ours_that_somebody_changed_is_corrected_and_every_granted_right_was_used(
     pool: Pool, product: Product
 ) -> None:
-    pool.apply(MIXED)
-    pool.wait_synced()
+    pool.serve(MIXED)
     wrong: Object = {"spec": {"extendedResourceName": "example.com/other"}}
     pool.api.merge_patch(f"{DEVICE_CLASSES}/gpusharing-mig-3g.40gb", wrong)
     right = {"gpusharing-mig-3g.40gb": HALF}

@@ -27,8 +27,7 @@ def test_pods_are_listed_in_pages_evicted_once_each_and_the_change_follows(produ
         work = Workload(pool, pool.nodes[0], 2)
         before = work.wait_running(2)
         since = product.mark()
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
         assert evicted(product, since) == {f"default/{name}": 1 for name in before}
         assert len(product.writes("nodes", pool.nodes[0], since)) == 3
         assert not set(before) & set(work.wait_running(2)), "new pods came back to the new layout"

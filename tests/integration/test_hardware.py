@@ -19,12 +19,10 @@ def events_of(pool: Pool, *reasons: str) -> list[str]:
 
 def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product) -> None:
     with product.pool() as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         pool.inject("wedge-paused")
         since = product.mark()
-        pool.apply(MIXED)
-        pool.wait_synced()
+        pool.serve(MIXED)
         deleted = [r for r in product.writes("pods", since=since) if r.verb == "delete"]
         restarts = len({r.name for r in deleted})
         assert len(deleted) == restarts, "no pod is deleted twice"
@@ -37,8 +35,7 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product)
 
 def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
     with product.pool() as pool:
-        pool.apply(MIXED)
-        pool.wait_synced()
+        pool.serve(MIXED)
         since = product.mark()
         pool.inject("lose-instances")
         pool.wait(lambda: bool(events_of(pool, "Drifted")), "the drift to be told")
@@ -54,8 +51,7 @@ def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wro
     manager = "kyverno-background-controller"
     with product.pool() as pool:
         node = f"{NODES}/{pool.nodes[0]}"
-        pool.apply(MIXED)
-        pool.wait_synced()
+        pool.serve(MIXED)
         since = product.mark()
         product.api.request("PATCH", node, theirs, MERGE_PATCH, fieldManager=manager)
         pool.wait(lambda: corrected(pool, since), "the correction")
@@ -74,8 +70,7 @@ def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wro
 
 def test_a_failed_node_serves_again_what_was_proven_there_last_and_a_retry_tries_again(product: Product) -> None:
     with product.pool() as pool:
-        pool.apply(SINGLE)
-        pool.wait_synced()
+        pool.serve(SINGLE)
         before = {key: pool.labels()[key] for key in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)}
         pool.inject("refuse")
         pool.apply({**MIXED, "rollout": {"onFailure": "Rollback"}})
@@ -102,8 +97,7 @@ def healthy(pool: Pool) -> Object:
 def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is_healthy(product: Product) -> None:
     with product.pool() as pool:
         node = pool.nodes[0]
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         product.plane.kubectl("wait", "--for=condition=Healthy", f"gpun/{node}", "--timeout=120s")
         since = product.mark()
         pool.inject("sick-gpu")

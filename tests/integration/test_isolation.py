@@ -292,8 +292,7 @@ def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(api: 
     for mode in ("full", "mig"):
         api.delete(f"/api/v1/nodes/on-{mode}")
     with product.pool(H100) as pool, product.operator(guard="mutating"):
-        pool.apply({"mode": "Full"})
-        pool.wait_synced()
+        pool.serve({"mode": "Full"})
         pod = spec(nodeSelector={"gpusharing.dev/pool": pool.name}, terminationGracePeriodSeconds=1)
         template = {"metadata": {"labels": {"app": "served"}}, "spec": pod}
         sets: Object = {"replicas": 1, "selector": {"matchLabels": {"app": "served"}}, "template": template}

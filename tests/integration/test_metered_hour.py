@@ -173,8 +173,7 @@ def played(product: Product, tmp_path: Path) -> Iterator[Played]:
             for number in range(2)
         ]
         with product.operator("hour"):
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
         found = Played(pool, stack.enter_context(asked(tmp_path, job(product, nodes), storage=OLD)))
         found.began = found.at()
         over = threading.Event()

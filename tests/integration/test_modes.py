@@ -127,8 +127,7 @@ class Walker:
     """Mark in the audit log from before there was the node."""
 
     def stand(self, number: int) -> None:
-        self.pool.apply(MODES[WALK[number]])
-        self.pool.wait_synced()
+        self.pool.serve(MODES[WALK[number]])
 
     def written(self) -> Sequence[NodeWrite]:
         """Return what the operator wrote to the node so far, oldest first."""
@@ -172,8 +171,7 @@ def test_the_api_server_makes_of_each_patch_of_a_change_of_mode_what_was_meant(w
 
 def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(product: Product) -> None:
     with product.pool(H100) as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         pool.apply(SLICED)
         product.plane.kubectl("wait", "--for=condition=Ready", f"gsp/{pool.name}", "--timeout=120s")
         raw = product.api.get(pool.path)

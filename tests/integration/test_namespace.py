@@ -31,8 +31,7 @@ def assert_unharmed(pool: Pool, stage: str) -> None:
 def test_a_change_past_its_point_of_no_return_waits_and_has_not_failed(product: Product) -> None:
     with product.pool() as pool:
         with product.operator("before", **HELD):
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
             pool.hold()
             pool.apply(MIXED)
             pool.wait_held()
@@ -51,8 +50,7 @@ def test_a_change_past_its_point_of_no_return_waits_and_has_not_failed(product: 
 def test_a_drain_stops_and_goes_on(product: Product) -> None:
     with product.pool() as pool:
         with product.operator("before"):
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
             work = Workload(pool, pool.nodes[0], 2)
             work.wait_running(2)
             guard(pool, pool.name, 1, minAvailable=1)

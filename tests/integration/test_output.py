@@ -439,8 +439,7 @@ def test_without_the_planners_role_plan_says_which_rights_are_missing_and_status
 def test_the_plugin_steers_a_rollout_with_the_editors_rights(product: Product, scenario: Pool) -> None:
     editor = account(product, "steerer", "view", "gpusharing-editor")
     with product.pool(H100, name="pool-e") as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         pool.apply({**MIXED, "rollout": {"approval": "Manual"}})
         pool.wait_phase("Pending", "ApprovalNeeded")
         for verb in ("pause", "resume", "approve"):

@@ -45,8 +45,7 @@ def test_a_node_goes_to_mig_and_back_while_the_chart_stops_for_mig_manager(pool:
     assert pool.offered() == {"nvidia.com/mig-3g.40gb": 4}
     pool.wait(lambda: len(plugin_pods(pool)) == 1, "the plugin's new pod")
     assert plugin_pods(pool) != [before]
-    pool.apply(FULL)
-    pool.wait_synced()
+    pool.serve(FULL)
     assert pool.offered() == {"nvidia.com/gpu": 2}
     assert pool.labels()[LABEL_DEPLOY_CLIENT] == "true"
 

@@ -98,8 +98,7 @@ def test_writes_of_others_cost_a_second_look_and_nothing_else(product: Product) 
         pool.apply(SLICED)
         with busy_neighbors(product.api, node, pool.path):
             for spec in (FULL, SLICED) * 10:  # when they meet is chance; mostly in the first change
-                pool.apply(spec)
-                pool.wait_synced()
+                pool.serve(spec)
                 if {"nodes", "gpusharingpolicies"} <= looked_again(product, since):
                     break
         assert {"nodes", "gpusharingpolicies"} <= looked_again(product, since)
@@ -130,8 +129,7 @@ def test_probes_metrics_and_logs_of_one_life_and_a_prompt_end(product: Product) 
     with watched.process as process, product.pool() as pool:
         assert watched.wait("/readyz", 200) == "ok\n"
         assert watched.get("/healthz") == (200, "ok\n")
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
         # The status was written first: the pass that wrote it counts itself afterwards.
         watched.wait(
             "/metrics",
@@ -192,8 +190,7 @@ def test_a_standby_finishes_what_a_leader_began_that_was(product: Product, end: 
         with second.process as other:
             second.wait("/readyz", 200, f"ok: standby, {began_as} leads")
             assert second.get("/healthz")[0] == 200
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
             pool.hold()
             pool.apply(MIXED)
             pool.wait_held()
@@ -283,8 +280,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
     watched = Watched(product, "outage", lease_duration="60s", renew_deadline="50s", **HELD)
     with watched.process as process, product.pool() as pool:
         watched.wait("/readyz", 200)
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         pool.hold()
         pool.apply(MIXED)
         pool.wait_held()

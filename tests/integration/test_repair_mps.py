@@ -147,8 +147,7 @@ def test_the_operator_repairs_it_says_so_and_a_policy_with_mps_goes_on(product: 
         ]
         assert process.exit_status is None, process.log.read_text()[-3000:]
         assert len(product.writes("daemonsets", since=since)) == 1
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
 
 
 def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, token: Api) -> None:
@@ -170,8 +169,7 @@ def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, t
         serving.wait_synced()
         other.wait(lambda: signalled(product) == RIGHT, "the repair")
         other.wait_synced()
-        other.apply(SLICED)
-        other.wait_synced()
+        other.serve(SLICED)
 
 
 def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_says_so(
@@ -197,8 +195,7 @@ def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_
             forget(product)
             pool.wait(lambda: signalled(product) == RIGHT, "another repair")
             pool.wait_synced()
-            pool.apply(SLICED)
-            pool.wait_synced()
+            pool.serve(SLICED)
 
 
 UNDOING = "undoes-the-repair"
@@ -268,8 +265,7 @@ def test_a_value_that_is_undone_in_the_same_request_is_no_repair_and_the_node_sa
         pool.wait_synced()
         wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
         assert "repair 1 of 3" in told(product)[-1]
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)
 
 
 # --- config-manager restarts alone ----------------------------------------------------------------------
@@ -281,8 +277,7 @@ def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains
     product.api.merge_patch(DAEMON_SET, signal(product, RIGHT))
     pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
     with product.pool(H100) as pool, product.operator("restarts"):
-        pool.apply(MPS)
-        pool.wait_synced()
+        pool.serve(MPS)
         (pod,) = product.api.list(pods, labelSelector=f"app={NAME}", fieldSelector=f"spec.nodeName={pool.nodes[0]}")
         since = product.mark()
         rows = pod["status"]["containerStatuses"]
@@ -298,5 +293,4 @@ def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains
         pool.wait(lambda: words in message(pool), "the node to say so", pool.transition)
         assert pool.transition()["phase"] == "Synced"
         assert product.writes("nodes", since=since) == []
-        pool.apply(SLICED)
-        pool.wait_synced()
+        pool.serve(SLICED)

@@ -57,8 +57,7 @@ def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Prod
     with product.pool(L40S, L40S) as pool:
         pool.apply(rolled(canary={"nodes": 1, "soak": "1h"}))
         pool.wait(lambda: reasons(pool) == {"Synced", "CanarySoak"}, "one proven, one waiting", lambda: reasons(pool))
-        pool.apply(rolled(canary={"nodes": 2, "soak": "1h"}))
-        pool.wait_synced()
+        pool.serve(rolled(canary={"nodes": 2, "soak": "1h"}))
         assert "the whole pool is the canary" in str(pool.condition("Accepted")["message"])
 
 
@@ -165,8 +164,7 @@ def test_what_the_page_on_uninstalling_says_brings_a_policy_that_retained_to_who
     path = f"{product.plane.kubectl_program.parent}:{environment['PATH']}"
     shell = Shell({**environment, "PATH": path}, tmp_path)
     with product.pool() as pool:
-        pool.apply(MIXED)
-        pool.wait_synced()
+        pool.serve(MIXED)
         shell.run(replace(block, text=block.text.replace("pool-b", pool.name)), SECONDS)
         pool.wait(lambda: not product.exists(pool.path), "the policy to go", pool.transition)
         assert not OURS & pool.labels().keys()

@@ -53,8 +53,7 @@ def moved(product: Product, node: str) -> None:
 def test_an_editor_can_do_what_each_message_says(product: Product, editor: Path) -> None:
     with product.operator("steered", **PATIENT), product.pool(H100, H100, name="pool-s") as pool:
         first, second = pool.nodes
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         product.api.merge_patch(f"{NODES}/{second}", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
         work = Workload(pool, first, 2)
         work.wait_running(2)
@@ -93,8 +92,7 @@ def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Produc
     pools = (product.pool(H100, name="pool-s"), product.pool(H100, name="pool-t"))
     with product.operator("fleet"), pools[0] as one, pools[1] as other:
         for pool in (one, other):
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
         said = plugin(editor, "pause", "--all", "--when-paused", "Hold")
         for line, name in zip(said.splitlines()[:2], ("pool-s", "pool-t"), strict=True):
             assert line.startswith(f'gsp/{name}  {{"spec":{{"rollout":{{"paused":true,"whenPaused":"Hold"}}}}'), said
@@ -116,8 +114,7 @@ def test_the_charts_value_stops_the_fleet_in_mid_change_and_uncordons_nothing(pr
     """As `helm upgrade --set paused=Hold` and `=false` do: another pod of the operator with another setting."""
     with product.pool(H100, name="pool-s") as pool:
         with product.operator("running"):
-            pool.apply(FULL)
-            pool.wait_synced()
+            pool.serve(FULL)
             work = Workload(pool, pool.nodes[0], 2)
             work.wait_running(2)
             guard(pool, "pool-s", 1, minAvailable=1)

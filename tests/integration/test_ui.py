@@ -28,8 +28,7 @@ def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothi
     person = account(product, "reader-of-pages", "view", PLANNER)
     viewer = lodger(product, "viewer-of-pages", "gpusharing-viewer")
     with product.pool(H100, name="pool-u") as pool:
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         Workload(pool, pool.nodes[0], 1).wait_running(1)
         since = product.mark()
         with serving(environment(person)) as served:

@@ -89,8 +89,7 @@ def test_the_members_of_a_gang_are_listed_by_label_and_one_that_must_stay_holds_
 ) -> None:
     with product.pool(H100, H100) as pool:
         first, second = pool.nodes
-        pool.apply(FULL)
-        pool.wait_synced()
+        pool.serve(FULL)
         labels = {"labels": {GANG: pool.name}}
         (member,) = Workload(pool, first, 1, more={"metadata": labels}).wait_running(1)
         bare = run(pool, second, **labels)
