@@ -21,6 +21,7 @@ from gpusharing.planning.snapshot.records import UNRECORDED, Consent, Deferred, 
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.wanted.actuators import LABELS
@@ -251,6 +252,13 @@ def edited(policy: PolicyView, **fields: object) -> PolicyView:
 def wrote(world: World, *kinds: type) -> list[str]:
     """The names of the actions done, in order; of these kinds only when some are given."""
     return [type(action).__name__ for action in world.done if not kinds or isinstance(action, kinds)]
+
+
+def judged(case: NodeCase) -> Verdict:
+    """What is decided about a node that is our business."""
+    verdict = judge(case)
+    assert verdict is not None
+    return verdict
 
 
 def verdict_of(world: World, node: str = NODE) -> Verdict:

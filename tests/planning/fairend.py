@@ -117,7 +117,6 @@ def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
 
 
 def _attend(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """What blocked is removed."""
     world.budgets = ()
     _take_pods_away(world, replace(told, blockers=()), plan)
 
@@ -131,8 +130,6 @@ def _of(world: World, told: Verdict) -> PolicyView | None:
 
 
 def _rollout(**fields: object) -> Remedy:
-    """An edit of spec.rollout that the message asks for."""
-
     def remedy(world: World, told: Verdict, plan: RolloutPlan) -> None:
         policy = _of(world, told)
         if policy is not None and not policy.going:
@@ -142,8 +139,6 @@ def _rollout(**fields: object) -> Remedy:
 
 
 def _spec(change: Callable[[GPUSharingPolicySpec], GPUSharingPolicySpec]) -> Remedy:
-    """Another edit of the spec that the message asks for."""
-
     def remedy(world: World, told: Verdict, plan: RolloutPlan) -> None:
         policy = _of(world, told)
         if policy is not None and policy.spec is not None and not policy.going:
@@ -158,7 +153,6 @@ _RAISE = _spec(lambda spec: spec.model_copy(update={"priority": spec.priority + 
 
 
 def _choose_another_operator(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """A GPU Operator whose MPS daemon follows labels."""
     mend_software(world)
 
 
@@ -170,7 +164,6 @@ def _choose_another_mode(world: World, told: Verdict, plan: RolloutPlan) -> None
 
 
 def _drop_rule(world: World, told: Verdict, plan: RolloutPlan) -> None:
-    """The label is taken out of the NodeFeatureRule."""
     world.nodes[told.node] = replace(world.nodes[told.node], label_owners={})
 
 

@@ -94,7 +94,6 @@ def went_on(world: "World", action: Actuate | UpdateFence) -> None:
 
 
 def _turn(world: "World", action: Actuate | UpdateFence) -> None:
-    """Once in a revision, and once more for each retry."""
     node, fence = action.node, action.fence
     policy = next((one for one in world.policies if one.uid == fence.version.uid), None)
     spec = policy.spec if policy is not None else None

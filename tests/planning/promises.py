@@ -236,7 +236,6 @@ def _is_open(windows: Iterable[Window], blackouts: Iterable[Window], moment: dat
 
 
 def _covers(window: Window, moment: datetime) -> bool:
-    """Windows of the world begin once a day, in UTC."""
     minute, hour = map(int, window.schedule.split()[:2])
     start = moment.replace(hour=hour, minute=minute, second=0, microsecond=0)
     lasts = parse_duration(window.duration)

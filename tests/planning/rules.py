@@ -198,7 +198,6 @@ def _proven_idle(world: "World", node: NodeView, *, reboot: bool, what: str) -> 
 
 
 def _reboots(world: "World", fence: Fence, node: str) -> bool:
-    """Whether mig-manager will reboot the node to get there."""
     policy, machine = world.stack.cluster_policy, world.machines[node]
     wanted = machine.wanted(fence.target_mig_config, world.stack) if fence.target_mig_config else None
     return policy is not None and policy.with_reboot and wanted is not None and machine.switches(wanted)

@@ -36,8 +36,7 @@ def full_world(policy: PolicyView = BEFORE, first: str = "a pod of a ReplicaSet"
 
 def go_on(world: GpuWorld, until: Callable[[], bool], most: int = 300, limit: int | None = None) -> RolloutPlan:
     for _ in range(most):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         plan = world.step(limit)
         if until():
             return plan
@@ -642,8 +641,7 @@ def play(seed: int) -> Counter[str]:
             case _:
                 world.add_pod(node, dice.choice(kinds), gpu=dice.randrange(4))
         for _ in range(dice.choice((1, 5, 10, 30))):
-            for name in world.nodes:
-                world.act(name)
+            world.act_everywhere()
             world.step(limit=dice.choice((None, None, None, 1)))
             world.now += timedelta(seconds=dice.choice((1, 1, 5, 20)))
         if dice.random() < 0.3:
@@ -681,7 +679,6 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
             assert twin.settle().verdicts[NODE].phase is Phase.SYNCED
             assert sorted(gpus_of(twin, NODE).values()) == [0, 2, 3]
         world.step()
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.now += timedelta(seconds=1)
     assert crashes > 8

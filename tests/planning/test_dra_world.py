@@ -111,8 +111,7 @@ def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_end
             crashes += 1
         if phases(plan) == {Phase.SYNCED}:
             break
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.step()
         world.now += timedelta(seconds=2)
     kinds = {type(one) for one in world.done}
@@ -155,8 +154,7 @@ def test_no_disturbance_of_changes_in_quick_succession_breaks_an_invariant(seed:
     random, world = Random(seed), dra_world("gpu-1", "gpu-2")
     world.set_policy(MIG)
     for _ in range(60):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         if random.random() < 0.3:
             disturb(world, random)
         world.step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import ask_anew, at, make_pod
-from tests.planning.cases import EVENT, FULL, MIXED, pool_of, run_until, wrote
+from tests.planning.cases import EVENT, FULL, MIXED, judged, pool_of, run_until, wrote
 from tests.planning.changes import FENCE, MIG_STATE, VERIFY, answering, changing, emptied, only, proven_idle
 from tests.planning.test_reruns import OWED
 from tests.planning.world import World
@@ -18,8 +18,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import is_late, next_deferral, remembered
-from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 OURS = replace(FENCE, version=MIXED.version)
@@ -27,12 +26,6 @@ LATE = replace(OURS, failed=at(2400))
 REFUTED = replace(OURS, failed=at(60))
 UNPROVEN: dict[str, Any] = {"node": {"resources": {}}}
 SAYS_FAILED: dict[str, Any] = {"labels": {MIG_STATE: "failed"}}
-
-
-def judged(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None
-    return verdict
 
 
 def noted(verdict: Verdict) -> list[Fence]:
@@ -179,8 +172,7 @@ def halted() -> World:
 
 
 def passed(world: World) -> Mapping[str, Verdict]:
-    for name in world.nodes:
-        world.act(name)
+    world.act_everywhere()
     world.now += timedelta(seconds=1)
     return world.step().verdicts
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import H100, SETTINGS, at, make_policy, make_stack
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, edited, make_case
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, edited, judged, make_case
 from tests.planning.changes import emptied, fence_to, only
 from tests.planning.drains import FENCE, IDLE, released
 
@@ -21,7 +21,6 @@ from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.gates import find_gate, first_closed, target_gates
-from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -56,8 +55,7 @@ def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_han
     assert gate.reason is Reason.UNSAFE_DRIVER
     assert f"under driver {driver}, pods hang" in gate.message
     assert "update the driver to 570.172.08" in gate.message
-    verdict = judge(case)
-    assert verdict is not None
+    verdict = judged(case)
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER)
     assert not [one for one in verdict.actions if not isinstance(one, EnsureGPUNode)], "only the agent is asked"
 
@@ -98,8 +96,7 @@ def test_only_whole_gpus_beside_instances_hang_pods(layouts: tuple[Layout | None
 def test_a_node_that_is_so_already_is_as_wanted_and_has_not_drifted() -> None:
     case = driven(BAD, was=BESIDE)
     assert assessed_of(case).drift is None
-    verdict = judge(case)
-    assert verdict is not None
+    verdict = judged(case)
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.SYNCED, ())
 
 

@@ -52,8 +52,7 @@ def changed(size: int, ranks: int, kills: Random | None, **rollout: Any) -> Trai
     assert all(world.add_pod(name) for name in world.nodes if name not in train.homes)
     world.set_policy(make_policy(mode="TimeSlicing", drain={"strandedPods": "Allow"}, rollout=rollout))
     for _ in range(1500):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         train.turn()
         limit = kills.randrange(4) if kills is not None and kills.random() < 0.2 else None
         plan = world.step(limit=limit)

@@ -60,8 +60,7 @@ def reached(kind: type, *, pods: int = 0, rounds: int = 400) -> tuple[World, Any
     if kind is RestartOperand:
         world.machines[NODE].temper = "forgets"
     for _ in range(rounds):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         try:
             world.step()
         except ReachedError as found:
@@ -294,8 +293,7 @@ def started(world: World) -> Any:
         plan = world.plan()
         if any(isinstance(a, FenceNode) for verdict in plan.verdicts.values() for a in verdict.actions):
             return plan
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.step()
         world.now += timedelta(seconds=1)
     raise AssertionError("nothing started")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
-from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case, make_member
+from tests.planning.cases import FULL, MIXED, SLICED, T4, judged, make_case, make_member
 from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
 from tests.wording import lacks
@@ -66,12 +66,6 @@ TOLD_APART: dict[str, tuple[NodeCase, bool]] = {
 @pytest.mark.parametrize(("case", "apart"), TOLD_APART.values(), ids=TOLD_APART)
 def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> None:
     assert differs_from_target(case) is apart
-
-
-def judged(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None, "the node is our business"
-    return verdict
 
 
 # --- a node in a change -------------------------------------------------------------------------------------

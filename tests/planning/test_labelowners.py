@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_policy
-from tests.planning.cases import MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of, proof_of
+from tests.planning.cases import MIXED, MPS, SLICED, T4, assessed_of, judged, make_case, pair_of, proof_of
 from tests.planning.changes import FENCE, changing, only, proven_idle
 from tests.planning.drains import fenced, released
 from tests.wording import lacks
@@ -44,8 +44,7 @@ def owned(policy: PolicyView, *labels: str, **fields: Any) -> NodeCase:
 
 def test_no_change_begins_that_would_write_a_label_of_another_controller() -> None:
     case = owned(MIXED, MIG)
-    verdict = judge(case)
-    assert verdict is not None
+    verdict = judged(case)
     assert (verdict.phase, verdict.reason, verdict.actions) == (
         Phase.BLOCKED,
         Reason.LABEL_OWNED_ELSEWHERE,

@@ -50,8 +50,7 @@ def reached(policy: PolicyView, stop: Callable[[Action], bool]) -> tuple[World, 
         before = world.nodes[NODE].fence
         back = before is not None and before.rolls_back
         world.machines[NODE].temper = "works" if back else "fails"
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         try:
             world.step()
         except ReachedError as found:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_cluster_policy, make_stack
-from tests.planning.cases import MPS, SLICED, make_case
+from tests.planning.cases import MPS, SLICED, judged, make_case
 from tests.wording import lacks
 
 from gpusharing.api.names import Phase
@@ -13,8 +13,7 @@ from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.mps import count_lapses
-from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
 
 POD = Operand("gpu-operator", "mps-x", "uid-1", ready=True)
@@ -30,27 +29,21 @@ def at_rest(restarts: int, policy: PolicyView = MPS, cause: str = "", **fields: 
     return make_case(policy, was=policy, mps_daemon=pod, **fields)
 
 
-def verdict_of(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None
-    return verdict
-
-
 def test_a_node_that_serves_again_stays_as_it_is_and_says_what_ended_its_clients() -> None:
-    calm, verdict = verdict_of(at_rest(0)), verdict_of(at_rest(1, cause="OOMKilled, exit code 137"))
+    calm, verdict = judged(at_rest(0)), judged(at_rest(1, cause="OOMKilled, exit code 137"))
     assert (verdict.phase, verdict.actions) == (calm.phase, calm.actions)
     assert verdict.phase in (Phase.SYNCED, Phase.PENDING)
     assert verdict.message.endswith(f"; {TEXT}")
     assert verdict.message.removesuffix(f"; {TEXT}") == calm.message
     assert verdict.mps_pod == replace(POD, lone_restarts=1, restart_cause="OOMKilled, exit code 137")
-    settling = verdict_of(make_case(MPS, was=MPS, mps_daemon=replace(POD, settling=True)))
+    settling = judged(make_case(MPS, was=MPS, mps_daemon=replace(POD, settling=True)))
     assert settling.mps_pod == lapse(0, settling=True)
 
 
 def test_several_restarts_are_counted_and_an_unknown_cause_is_left_out() -> None:
-    assert "restarted 3 times while" in verdict_of(at_rest(3)).message
-    assert not lacks(verdict_of(at_rest(2, cause="exit code 1")).message, "2 times", "exit code 1")
-    assert verdict_of(at_rest(-1, cause="exit code 1")).message == verdict_of(at_rest(0)).message
+    assert "restarted 3 times while" in judged(at_rest(3)).message
+    assert not lacks(judged(at_rest(2, cause="exit code 1")).message, "2 times", "exit code 1")
+    assert judged(at_rest(-1, cause="exit code 1")).message == judged(at_rest(0)).message
 
 
 NOBODY: dict[str, NodeCase] = {
@@ -92,7 +85,7 @@ SEEN: dict[str, tuple[Operand | None, Operand | None, int]] = {
 @pytest.mark.parametrize("what", SEEN)
 def test_each_restart_is_an_event_once(what: str) -> None:
     before, after, count = SEEN[what]
-    verdict = verdict_of(at_rest(0))
+    verdict = judged(at_rest(0))
     told = node_events(replace(verdict, mps_pod=before), replace(verdict, mps_pod=after))
     assert [(event.type, event.reason) for event in told] == [("Warning", "MPSClientsEnded")] * bool(count)
     shown = max(count, after.lone_restarts) if after is not None else 0

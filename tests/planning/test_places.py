@@ -70,8 +70,7 @@ def test_of_a_pool_that_may_be_away_as_a_whole_one_node_stays_open_for_an_operat
     world.set_policy(replace(SLICED, spec=SLICED.spec.model_copy(update={"rollout": rollout})))
     most, told = 0, set[str]()
     for _ in range(120):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         plan = world.step()
         most = max(most, sum(node.unschedulable for node in world.nodes.values()))
         told |= {verdict.message for verdict in plan.verdicts.values() if verdict.reason is Reason.BUDGET_FULL}

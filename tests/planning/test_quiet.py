@@ -6,15 +6,14 @@ from datetime import datetime, timedelta
 
 import pytest
 from tests.build import NOW, make_fence
-from tests.planning.cases import MIXED, SLICED, copy_of, make_case
+from tests.planning.cases import MIXED, SLICED, copy_of, judged, make_case
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode
 from gpusharing.planning.transition.attempts import UNLOADING, find_quiet
-from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 STATE, UPGRADE = names.LABEL_MIG_STATE, names.LABEL_UPGRADE_STATE
@@ -93,14 +92,8 @@ def test_in_a_change_of_ours_the_change_says_when_to_be_quiet() -> None:
     assert find_quiet(make_case(MIXED, labels={STATE: "pending"}, fence=make_fence())) is None
 
 
-def decide(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None
-    return verdict
-
-
 def asked(case: NodeCase) -> tuple[str, bool] | None:
-    for action in decide(case).actions:
+    for action in judged(case).actions:
         if isinstance(action, EnsureGPUNode):
             return action.request_id, action.quiet
     return None
@@ -145,7 +138,7 @@ def test_a_node_that_no_policy_selects_is_kept_quiet_as_well() -> None:
 
 @pytest.mark.parametrize(("labels", "reason"), QUIET.values(), ids=QUIET.keys())
 def test_nothing_begins_meanwhile_and_the_status_says_who_works(labels: Mapping[str, str], reason: Reason) -> None:
-    verdict = decide(make_case(MIXED, labels=labels))
+    verdict = judged(make_case(MIXED, labels=labels))
     assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, reason, False)
 
 

@@ -6,21 +6,14 @@ from typing import Any
 
 import pytest
 from tests.build import make_fence
-from tests.planning.cases import MIXED, make_case
+from tests.planning.cases import MIXED, judged, make_case
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import Actuate, ClearRequests, LabelNode, Release
-from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 RETRY, ABORT, SKIP = names.REQUESTS
-
-
-def judged(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None
-    return verdict
 
 
 def with_requests(case: NodeCase, **requests: str) -> NodeCase:

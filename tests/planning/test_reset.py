@@ -77,8 +77,7 @@ def test_pods_leave_by_eviction_and_within_the_budget_as_ever() -> None:
     world.done.clear()
     away = 0
     while world.policies:
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.step()
         away = max(away, sum(node.unschedulable for node in world.nodes.values()))
         world.now += timedelta(seconds=1)
@@ -93,8 +92,7 @@ def test_a_node_that_is_proven_whole_holds_up_no_other_though_its_labels_are_sti
     world = rested(2)
     world.delete_policy("pool-b")
     for _ in range(600):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         plan = world.step()
         forgotten = [one for one in plan.verdicts.values() if one.reason is Reason.DELETING]
         world.now += timedelta(seconds=1)

@@ -35,8 +35,7 @@ def passes(world: World, most: int) -> Iterator[tuple[datetime, list[Action]]]:
     for _ in range(most):
         if not world.policies:
             return
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         before = len(world.done)
         world.step()
         yield world.now, world.done[before:]
@@ -133,8 +132,7 @@ def test_a_whole_node_that_nobody_sees_now_keeps_the_policy(what: str) -> None:
 def test_the_forgetting_goes_on_where_it_was_interrupted() -> None:
     world = going(3)
     for _ in range(400):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         plan = world.plan()
         if any(isinstance(one, LabelNode) for verdict in plan.verdicts.values() for one in verdict.actions):
             break
@@ -212,8 +210,7 @@ def test_where_the_default_shares_the_label_stays_and_that_is_told(mode: str) ->
         world.delete_policy("pool-b")
     told = set()
     for _ in range(600):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         told |= {one.message for one in world.step().verdicts.values() if one.reason is Reason.DELETING}
         world.now += timedelta(seconds=1)
     assert len(world.policies) == 0

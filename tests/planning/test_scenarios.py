@@ -90,8 +90,7 @@ def test_a_policy_starts_nothing_while_a_forced_release_is_about_to_leave_it_a_c
     world.wires.faults["n0"] = ("lost", FOR_EVER)
     world.set_policy(make_policy("next", "TimeSlicing", rollout={"maxUnavailable": 1}))
     for _ in range(120):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         plan = world.step()
         world.now += timedelta(seconds=1)
         assert fenced(world) == ["n0"]

@@ -17,7 +17,7 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, case_of, make_case, pool_of, run_until, world_of, wrote
+from tests.planning.cases import FULL, MIXED, case_of, judged, make_case, pool_of, run_until, world_of, wrote
 from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
@@ -41,20 +41,13 @@ from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.requirements import TOLERATION, with_toleration
 from gpusharing.planning.transition.fencing import find_closed
-from gpusharing.planning.transition.judge import judge
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GATED: dict[str, Any] = {"gate": "[]"}
 WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
 INTOLERANT = make_cluster_policy(tolerates_gate=False, tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]')
-
-
-def judged(case: NodeCase) -> Verdict:
-    verdict = judge(case)
-    assert verdict is not None, "the node is our business"
-    return verdict
 
 
 # --- the way of a node behind the taint ---------------------------------------------------------------------

@@ -44,8 +44,7 @@ def until(world: World, holds: Callable[[], bool]) -> None:
     for _ in range(200):
         if holds():
             return
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.step()
         world.now += timedelta(seconds=2)
     raise AssertionError("it never did")
@@ -126,8 +125,7 @@ def test_an_operator_killed_before_any_write_is_followed_by_one_that_leaves_no_r
             crashes += 1
         if phases(plan) == {Phase.SYNCED} and not plan.shared:
             break
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         world.step()
         world.now += timedelta(seconds=2)
     assert {WriteRules, FenceNode, Evict, Actuate, Release} <= {type(one) for one in world.done}
@@ -320,8 +318,7 @@ def test_no_disturbance_breaks_an_invariant_or_leaves_a_rule_behind(seed: int) -
     world.set_policy(MIG)
     until(world, lambda: any(node.fence is not None for node in world.nodes.values()))
     for _ in range(60):
-        for name in world.nodes:
-            world.act(name)
+        world.act_everywhere()
         if random.random() < 0.4:
             (tamper if random.random() < 0.5 else disturb)(world, random)
         world.step()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import H100, NOW, SETTINGS, at, make_snapshot
-from tests.planning.cases import FULL, SLICED, make_case
+from tests.planning.cases import FULL, SLICED, judged, make_case
 from tests.planning.changes import answering, changing
 from tests.wording import lacks
 
@@ -79,8 +79,7 @@ def test_a_proven_node_with_7_of_8_stays_synced_and_says_so() -> None:
     labels = {names.LABEL_MODE: "full", names.LABEL_POLICY: FULL.name, names.LABEL_PLUGIN_CONFIG: None}
     node = {"resources": {GPU: 7}, "unhealthy": {GPU: 1}, "verified": adopt.verified}
     case = make_case(FULL, products=EIGHT, labels=labels, node=node, drifting_since=at(-3600))
-    verdict = judge(case)
-    assert verdict is not None
+    verdict = judged(case)
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.GPU_UNHEALTHY, ())
     assert "1x full proven; 1 of 8 nvidia.com/gpu" in verdict.message
 
@@ -99,9 +98,7 @@ def withdrawn(policy: PolicyView = FULL, seconds: float = 3600, **node: Any) -> 
     fields = {"resources": {}, "unhealthy": {GPU: 8}, "verified": adopt.verified, **node}
     since = at(-seconds)
     case = make_case(policy, products=EIGHT, labels=labels, node=fields, drifting_since=since, withdrawn_since=since)
-    verdict = judge(case)
-    assert verdict is not None
-    return verdict
+    return judged(case)
 
 
 @pytest.mark.parametrize(

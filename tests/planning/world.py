@@ -162,6 +162,10 @@ class World:
         self.kubelet(node)
         self.agent(node)
 
+    def act_everywhere(self) -> None:
+        for name in self.nodes:
+            self.act(name)
+
     def mig_manager(self, node: str) -> None:
         """mig-manager takes a step; a reboot of its takes every pod but the pinned ones with it."""
         machine, view = self.machines[node], self.nodes[node]
