@@ -220,7 +220,6 @@ class AgentLoop:
             self._fault("turn", again)
 
     def _fault(self, part: str, bug: Exception) -> str:
-        """Count and log an unexpected error; return the text that reports it."""
         words = bug_text(bug)
         self.faults_by_part[part] += 1
         if self._faults.get(part) != words:

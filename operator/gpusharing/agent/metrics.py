@@ -248,7 +248,6 @@ class UsageCollector(Collector):
 
 
 def of_meter(metered: Metered) -> Iterator[Metric]:
-    """Yield the counters of a meter."""
     return _families(
         {
             "slice_seconds_total": metered["allocated"].items(),

@@ -108,7 +108,6 @@ def mig_instances(
 
 
 def _list_all(handle: Any, profiles: Sequence[Profile]) -> list[tuple[Profile, Any, Any]] | None:
-    """Return profile, handle and NVML's information of each instance, or None if NVML does not list them."""
     listed: list[tuple[Profile, Any, Any]] = []
     try:
         for profile in profiles:

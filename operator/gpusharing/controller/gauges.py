@@ -54,7 +54,6 @@ PolicyGauge: TypeAlias = tuple[str, str, Callable[[Seen], Values], tuple[str, ..
 
 
 def collect_gauges(policies: Mapping[str, Seen]) -> Iterator[GaugeMetricFamily]:
-    """Yield every gauge, also those without a value."""
     for name, text, find, more in GAUGES:
         family = GaugeMetricFamily(name, text, labels=["policy", *more])
         for policy, seen in policies.items():

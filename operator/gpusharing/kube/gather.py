@@ -108,7 +108,6 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """Return why the policies may be out of date; empty if the last LIST succeeded."""
         cache = self.sources.policies
         error = "the API server has not responded yet" if cache.stale else ""
 

@@ -59,7 +59,6 @@ def stack_view(
     *,
     gpu_cluster: bool = False,
 ) -> StackView:
-    """Return what these objects say, without what only a running operator knows."""
     active, rivals = find_active(cluster_policies)
     policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
     dra, names = find_dra(sets), (settings.plugin_config_map, settings.mig_config_map)

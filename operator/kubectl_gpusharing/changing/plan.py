@@ -218,7 +218,6 @@ class Planned:
 
     @property
     def verdict(self) -> ConclusionData:
-        """The verdict on all policies together: the highest outcome counts."""
         judged = [(one, *judge(one, estimate=self.estimate)) for one in self.proposals]
         outcome = max((which for _, which, _ in judged), default=Outcome.NOTHING)
         steps = [step for one in self.proposals for step in one.steps]

@@ -137,7 +137,6 @@ class NodeRoom:
 
     @cached_property
     def later(self) -> Obstacle | None:
-        """The rule that excludes the pod from the node after the changes."""
         return None if self.future is None else find_rule(self.needs, self.future)
 
     @property
@@ -154,12 +153,10 @@ class NodeRoom:
 
     @cached_property
     def starts_now(self) -> bool:
-        """Whether it could start now if no other pod held a device."""
         return self.present is not None and could_start(self.needs, self.present)
 
     @cached_property
     def lasts(self) -> bool:
-        """Whether it could start once all changes are done."""
         return self.future is not None and could_start(self.needs, self.future)
 
     def most(self, resource: str) -> int:
@@ -421,7 +418,6 @@ def _answer(
 
 
 def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]) -> Iterator[Service]:
-    """Yield each requested resource that a member advertises, even if a rule excludes the pod there."""
     reached = (room for room in members if room.now != {} or room.after != {})
     none = NodeRoom(Needs(()), "", pool, Offer("", {}), Offer("", {}), held={})
     best = max(reached, key=NodeRoom.rank, default=none)  # once for the whole request

@@ -344,7 +344,6 @@ async def _node(session: Session, name: str) -> NodeAnswer:
 
 
 def _find_queue(name: str, live: LivePlan) -> tuple[Step, ...]:
-    """Return the changes of the node's pool up to its own; none if it has begun or waits for a person."""
     verdict = live.plan.verdicts.get(name)
     policy = next((one for one in live.snapshot.policies if verdict and one.name == verdict.policy), None)
     if verdict is None or policy is None or verdict.phase.in_flight or verdict.phase is Phase.SYNCED:

@@ -305,7 +305,6 @@ def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: dateti
 
 
 def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
-    """Return one pool as plain data, without the histories of its nodes."""
     estimate, keys = find_estimate(pool, now), ("eventTime", "type", "reason", "note")
     data = to_wire(replace(pool, members=()))
     members = [{key: value for key, value in node_data(node).items() if key != "history"} for node in pool.members]

@@ -55,7 +55,6 @@ class Column:
 
 
 def columns(**drops: int) -> tuple[Column, ...]:
-    """Return left-justified columns with these titles, in this order."""
     return tuple(Column(title, drop) for title, drop in drops.items())
 
 
@@ -75,7 +74,6 @@ class PrintOptions:
 
     @property
     def room(self) -> int:
-        """The number of characters in a line of prose."""
         return sys.maxsize if self.flowing else max(NARROW, min(self.width or 110, 140))
 
 
@@ -87,7 +85,6 @@ BLANK: Line = ()
 
 
 def plain(lines: Iterable[Line]) -> str:
-    """Return the lines as a string without colors."""
     return "".join("".join(span.text for span in one).rstrip() + "\n" for one in lines)
 
 
@@ -115,7 +112,6 @@ def prose_of_each(
 
 
 def fold(text: Line, options: PrintOptions) -> list[Line]:
-    """Break a line of several inks between words into lines that fit."""
     if sum(len(span.text) for span in text) <= options.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]

@@ -89,7 +89,6 @@ class Terminal:
 
     @property
     def structured(self) -> bool:
-        """Whether the output is data for programs."""
         return self.output in ("json", "yaml", "name")
 
     @property

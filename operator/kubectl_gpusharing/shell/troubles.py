@@ -49,7 +49,6 @@ def sentence(error: KubeError, where: str) -> str:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Raise a Trouble in place of a KubeError."""
     try:
         yield
     except KubeError as error:

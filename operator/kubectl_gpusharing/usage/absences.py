@@ -60,7 +60,6 @@ def _by_node(answer: Iterable[Series]) -> dict[str, float]:
 async def read_sightings(
     prometheus: Prometheus, query: MeterQuery, day: Answers, begin: float, end: float
 ) -> Sightings:
-    """Return which nodes were seen in a stretch, whose answers are `day`."""
     nodes, suspects = nodes_of(day["gpus"]), nodes_of(day["suspects"])
     holes: list[Stretch] = []
     if nodes <= suspects:  # a node that was seen all the time would show that there are no holes

@@ -92,7 +92,6 @@ class AdviceAnswers:
 
     @property
     def whole(self) -> int:
-        """How many GPUs the workloads take if each has whole ones."""
         have = memory_of(self.card)
         return sum(count * ceil(gib / have) for count, gib in self.needs)
 

@@ -246,7 +246,6 @@ def read_prices(answers: Mapping[str, Iterable[Series]], currency: str) -> Price
 
 
 def _dashed(product: str) -> str:
-    """Return a product name as in GPU Feature Discovery's label: with dashes for NVML's spaces."""
     return product.replace(" ", "-")
 
 

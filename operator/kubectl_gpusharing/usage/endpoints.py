@@ -106,7 +106,6 @@ async def _service_endpoint(login: Login, cluster: str, path: str, *, chosen: bo
 
 
 def _service_path(flag: str) -> str:
-    """Return the path below /api/v1/namespaces of the Service in `--service`."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:

@@ -97,7 +97,6 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Return, by node, how many times each GPU is advertised, where that is more than once."""
     known = {(gpu.node, uuid) for uuid, gpu in fold.gpus.items()}
     known |= {(labels.node, labels.gpu) for labels in (read_dcgm(one, frozenset()) for one in used)}
     gpus = Counter(node for node, _ in known)

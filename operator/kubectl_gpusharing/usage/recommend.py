@@ -98,7 +98,6 @@ class RecommendReport:
 
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
-    """Yield the steps that are left to a person, as sentences without a period."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([each.need.workload.ref for each in answer.recommendation.unplaced])
         yield (

@@ -281,7 +281,6 @@ def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
 
 
 def count_staying(pods: Iterable[PodView], scope: Scope) -> int:
-    """Return how many pods stay on GPUs that do not change."""
     return sum(scope.part is not None and scope.part.takes(pod.uid) is False for pod in pods if not has_finished(pod))
 
 

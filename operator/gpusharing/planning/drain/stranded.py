@@ -102,7 +102,6 @@ class FutureNode:
 
     @property
     def after(self) -> Mapping[str, int]:
-        """How many devices it will advertise, by resource name."""
         return self.offer.devices
 
     def accepts(self, needs: Needs) -> bool:
@@ -198,7 +197,6 @@ class Afterwards:
         return tuple(blockers)
 
     def _find_waiting(self, pod: PodView) -> Finding | None:
-        """Return what the last change waits for that has to come until there are the devices that lack."""
         for name, _ in needs_of(pod).devices:
             demand = self.find_demand(name)
             missing = min(demand.requested, demand.before) - demand.remain

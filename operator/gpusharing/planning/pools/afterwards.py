@@ -98,7 +98,6 @@ def is_skipped(node: NodeView) -> bool:
 
 
 def find_present_offer(node: NodeView, stack: StackView) -> Offer:
-    """Return what the node has for new pods now."""
     config, labels = effective_plugin_config(node, stack), node.labels
     devices = {**node.resources, **served(node)}
     limited = _limits(config, labels.get(LABEL_POLICY, "")) if config is not None else {}
@@ -302,7 +301,6 @@ def preview_of(
 
 
 def change_scope(verdict: Verdict, snapshot: ClusterSnapshot) -> Scope:
-    """Return what the change of a node empties and must not touch."""
     node, gpunode = snapshot.nodes.get(verdict.node), snapshot.gpunodes.get(verdict.node)
     return scope_of(node, snapshot.settings, snapshot.stack, verdict.disruption, gpunode=gpunode, gpus=verdict.gpus)
 

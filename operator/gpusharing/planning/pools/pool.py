@@ -175,7 +175,6 @@ class Pool:
 
     @property
     def agreed(self) -> Consent:
-        """What is still agreed to in the present revision of the policy."""
         revision, known = self.policy.version.revision, self.consent or Consent("")
         return known if known.revision == revision else Consent(revision, known.approved, (), known.resumed)
 

@@ -74,7 +74,6 @@ class Step:
 
     @property
     def known(self) -> bool:
-        """Whether the pods that its change would evict are known."""
         return self.preview is not None or not self.verdict.disruption.cordons
 
 
@@ -145,7 +144,6 @@ class Proposal:
 
     @property
     def evicted(self) -> tuple[str, ...]:
-        """The listed pods that will be evicted, as `namespace/name`."""
         emptied = (
             one
             for one in self.steps

@@ -337,7 +337,6 @@ class StackView:
 
     @property
     def by_dra(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs."""
         policy, driver = self.cluster_policy, self.dra.driver
         if self.gpu_cluster or driver is None:
             return self.gpu_cluster

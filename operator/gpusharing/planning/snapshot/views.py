@@ -440,7 +440,6 @@ class ClusterSnapshot:
 
     @property
     def simulated(self) -> tuple[str, ...]:
-        """The nodes whose agents report that their GPUs are simulated, sorted."""
         reports = sorted(self.gpunodes.items())
         return tuple(name for name, one in reports if one.observed is not None and one.observed.simulated)
 

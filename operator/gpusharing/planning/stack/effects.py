@@ -107,7 +107,6 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
 
 
 def after(change: Change, snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the cluster with the change, before NVIDIA's programs have reacted."""
     stack, nodes = snapshot.stack, dict(snapshot.nodes)
     if (policy := stack.cluster_policy) is not None and change.fields:
         switches = {path: bool(value) for path, value in change.fields if path not in _FIELDS}
@@ -609,7 +608,6 @@ def tell_strategy_users(effects: Sequence[Effect], fixed: str) -> str:
 
 
 def starts_mig_manager(change: Change) -> bool:
-    """Whether the change starts mig-manager everywhere that it may run."""
     return MIG_MANAGER in change.restarts or not {MIG_POINTER, MIG_MANAGER_SWITCH}.isdisjoint(dict(change.fields))
 
 

@@ -136,7 +136,6 @@ def _find_failed_upgrades(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) 
 
 
 def _find_waiting_for_mig(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> list[NodeView]:
-    """Return those of these nodes whose policy wants MIG, or whole GPUs of GPUs that have MIG on."""
     if snapshot.stack.by_dra and snapshot.stack.cluster_policy is None:  # no deploy label chooses its nodes (d.3)
         return []
     owners = Owners(find_contenders(snapshot.policies))

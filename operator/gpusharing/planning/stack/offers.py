@@ -142,7 +142,6 @@ def _find_unserved(
 
 
 def _find_mislabeled(node: NodeView, observed: ObservedView | None, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
-    """Yield how `nvidia.com/mig.config` differs from the layouts of the GPUs."""
     config, layouts = node.labels.get(LABEL_MIG_CONFIG, ""), find_layouts(node, observed)
     if config and find_foreign_file(snapshot):
         return

@@ -40,12 +40,10 @@ class Pointer:
 
     @property
     def missing_entries(self) -> tuple[str, ...]:
-        """Entries that Nodes name and our ConfigMap lacks."""
         return tuple(sorted({effect.missing for effect in self.effects} - {""}))
 
     @property
     def victims(self) -> tuple[Effect, ...]:
-        """The effects on nodes whose entries our ConfigMap has."""
         return tuple(
             effect for effect in self.effects if effect.why and (self.field == MIG_POINTER or not effect.missing)
         )

@@ -269,7 +269,6 @@ def find_untolerated_finders(stack: StackView, namespace: str) -> Iterator[Untol
 
 
 def restart_of(policy: ClusterPolicyView) -> Change:
-    """Return the change that new tolerations of all its pods are."""
     return RESTART_ALL if policy.plain is None else RESTART_PLUGIN
 
 

@@ -178,7 +178,6 @@ def service_gates(case: NodeCase) -> Iterator[Gate]:
 
 
 def alone(case: NodeCase) -> ClusterSnapshot:
-    """Return a cluster that has only this node."""
     name = case.node.name
     return ClusterSnapshot(
         nodes={name: case.node},

@@ -91,7 +91,6 @@ def awaits_holders(case: NodeCase) -> bool:
 
 
 def ask_who_holds(case: NodeCase) -> Verdict | None:
-    """Return what is due while `awaits_holders`."""
     if not awaits_holders(case):
         return None
     message, request = "waiting for the agent to report which pods hold which GPUs", pods_request(case)

@@ -115,17 +115,14 @@ class NodeCase(ActuatorCase):
 
     @property
     def policy(self) -> PolicyView | None:
-        """The policy with which the node was compared."""
         return self.assessment.policy if self.assessment is not None else None
 
     @property
     def spec(self) -> GPUSharingPolicySpec | None:
-        """The spec of `policy`; None also if it cannot be read."""
         return self.assessment.policy.spec if self.assessment is not None else None
 
     @property
     def version(self) -> SpecVersion:
-        """The version of the spec with which the node was compared."""
         return self.policy.version if self.policy is not None else UNRECORDED
 
     @property
@@ -244,7 +241,6 @@ class NodeCase(ActuatorCase):
     def show(
         self, phase: Phase, found: Finding, *actions: Action, wake: datetime | None = None, candidate: bool = False
     ) -> Verdict:
-        """Return the verdict with what the finding says."""
         verdict = self.verdict(phase, found.reason, found.message, *actions, wake=wake, candidate=candidate)
         return replace(verdict, commands=found.commands, stands=found.stands)
 

@@ -117,12 +117,10 @@ class Command:
 
     @property
     def kind(self) -> str:
-        """The kind of object that kubectl changes, as it is typed."""
         return "node" if self.verb == "uncordon" else "".join(self._target[:1]).partition("/")[0]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The objects of the kind that it names."""
         rest = self._target[self.verb != "uncordon" :]
         return tuple(word for word in rest if "=" not in word and not word.endswith("-"))
 
@@ -139,7 +137,6 @@ class Command:
 
     @property
     def reads(self) -> bool:
-        """Whether it only shows something."""
         return self.words[0] == "kubectl" and self.verb in _READS
 
     @property

@@ -63,7 +63,6 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """Return at most MAX_LINES lines that people read about the merged blockers."""
     ordered = merge(blockers)
     shown = ordered if len(ordered) <= MAX_LINES else ordered[: MAX_LINES - 1]
     lines = []

@@ -161,7 +161,6 @@ class Actuator:
         return self.needs_mig_manager(case, target)
 
     def needs_mig_manager(self, case: ActuatorCase, target: Target) -> bool:
-        """Whether mig-manager must act on the node to reach the target."""
         if not target.mig_config:
             return False
         present = case.node.labels.get(names.LABEL_MIG_CONFIG)
@@ -393,7 +392,6 @@ def _find_daemon_down(case: ActuatorCase, target: Target) -> str | Finding:
 
 
 def _restart_daemon(pod: Operand) -> tuple[str, Command]:
-    """Return how to see why an MPS daemon does not run, and the command that restarts it."""
     show = Command.of(f"kubectl -n {pod.namespace} describe pod {pod.name}")
     restart = Command.of(f"kubectl -n {pod.namespace} delete pod {pod.name}", effects=())  # it has no clients
     return f"See why: {show}", restart

@@ -245,7 +245,6 @@ def _find_whole(compared: Comparison, changed: tuple[int, ...], version: SpecVer
 
 
 def _serves_already(compared: Comparison) -> bool:
-    """Whether a restart of the device plugin can correct any difference that is left."""
     node, target = compared.node, compared.target
     if served(node) != target.resources or compared.observed.hardware.layouts != target.layouts:
         return False
