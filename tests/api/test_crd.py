@@ -177,19 +177,30 @@ def test_every_rule_shows_a_way_out() -> None:
 
 
 class Union(WireModel):
+    """Two types."""
+
     field: int | Annotated[str, Field(max_length=3)]
+    """One or the other."""
 
 
 class Unbounded(WireModel):
+    """No bound."""
+
     field: str
+    """Any length."""
 
 
 class Undescribed(WireModel):
+    """No text."""
+
     field: int
 
 
 class Tuple(WireModel):
+    """Something that JSON schema says with prefixItems."""
+
     field: tuple[int, bool]
+    """A pair."""
 
 
 @pytest.mark.parametrize(
