@@ -35,11 +35,7 @@ def failure(status: int, kind: str, error: str) -> Answer:
 
 def refusal(status: int, message: str) -> Answer:
     """An error of an API server that stands in front."""
-    return (
-        status,
-        "application/json",
-        json.dumps({"kind": "Status", "code": status, "message": message}).encode(),
-    )
+    return (status, "application/json", json.dumps({"kind": "Status", "code": status, "message": message}).encode())
 
 
 def vector(*series: tuple[Mapping[str, str], str], **more: Any) -> Answer:

@@ -138,10 +138,7 @@ def _exported(fleet: Fleet, card: Card, there: Sequence[PodRun], hour: float, at
 
 
 def _told(fleet: Fleet, card: Card, there: Sequence[PodRun], hour: float, at: int) -> Iterator[Sample]:
-    index, uuid = (
-        card.uuid.rpartition("-")[2],
-        f"MIG-{card.uuid}-{card.instance}" if card.profile else card.uuid,
-    )
+    index, uuid = (card.uuid.rpartition("-")[2], f"MIG-{card.uuid}-{card.instance}" if card.profile else card.uuid)
     where = {"node": card.node, "gpu": index, "job": "agent", **fleet.labels}
     resource = f"nvidia.com/mig-{card.profile}" if card.profile else "nvidia.com/gpu"
     if index == "0":

@@ -123,10 +123,7 @@ def rough() -> Iterator[Node]:
 
 def midnights() -> Iterator[Node]:
     """A GPU that is used on the first day, and not on the second."""
-    used, idle = (
-        Stretch((0, 24), {("team-a", WHOLE): Fraction(1)}),
-        Stretch((24, SHORT), idle={WHOLE: Fraction(1)}),
-    )
+    used, idle = (Stretch((0, 24), {("team-a", WHOLE): Fraction(1)}), Stretch((24, SHORT), idle={WHOLE: Fraction(1)}))
     for cluster in ("midnight", "after-midnight"):
         yield whole("gpu-1", cluster, stretches=[used, idle])
 

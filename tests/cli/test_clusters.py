@@ -249,11 +249,7 @@ def with_programs(desk: Desk, **scripts: str) -> None:
 
 
 CREDENTIAL = json.dumps(
-    {
-        "apiVersion": "client.authentication.k8s.io/v1",
-        "kind": "ExecCredential",
-        "status": {"token": "made"},
-    }
+    {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "made"}}
 )
 
 
@@ -312,11 +308,7 @@ REFUSED = {
         "only one of --context",
         "--contexts east,west",
     ),
-    "some and all": (
-        ("status", "--all-contexts", "--contexts", "west"),
-        "--contexts and --all-contexts",
-        "such as",
-    ),
+    "some and all": (("status", "--all-contexts", "--contexts", "west"), "--contexts and --all-contexts", "such as"),
     "a watch": (("status", "--contexts", "west", "-w"), "--watch follows one context", "use --context west"),
     "a timeline": (
         ("status", "--all-contexts", "--timeline"),
@@ -340,16 +332,8 @@ REFUSED = {
         "--all-contexts does not work with plan, only with status, doctor and cost",
         "use --context NAME",
     ),
-    "an approval of all": (
-        ("approve", "pool-b", "--all-contexts"),
-        "does not work with approve",
-        "--context",
-    ),
-    "a bundle of all": (
-        ("support-bundle", "--all-contexts"),
-        "is for one cluster",
-        "use --context NAME",
-    ),
+    "an approval of all": (("approve", "pool-b", "--all-contexts"), "does not work with approve", "--context"),
+    "a bundle of all": (("support-bundle", "--all-contexts"), "is for one cluster", "use --context NAME"),
     "a flag of cost that cannot be used": (
         ("cost", "--contexts", "east", "--currency", "euro"),
         "--currency euro",
@@ -430,10 +414,7 @@ def billed(desk: Desk) -> Iterator[Desk]:
         for fake in (east, west):
             behind(fake, service("prometheus", app="prometheus-server"))
         west.answers["gpusharing_slice_seconds_total"] = vector(
-            (
-                {"node": "gpu-1", "policy": "pool-x", "namespace": "team-b", "resource": "nvidia.com/gpu"},
-                "43200",
-            )
+            ({"node": "gpu-1", "policy": "pool-x", "namespace": "team-b", "resource": "nvidia.com/gpu"}, "43200")
         )
         desk.write_clusters(east=east.url, dead=NOBODY, west=west.url)
         yield desk

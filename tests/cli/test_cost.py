@@ -267,10 +267,7 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
             failure(503, "timeout", "query timed out"),
             "query timed out; narrow the query with --match, or use a --window shorter than a day",
         ),
-        (
-            failure(400, "bad_data", "parse error\n at char 3."),
-            "cannot answer the query: parse error at char 3\n",
-        ),
+        (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer the query: parse error at char 3\n"),
     ],
 )
 def test_an_error_of_prometheus_is_told_in_its_words(
@@ -358,11 +355,7 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
 
 def test_a_service_that_is_named_is_not_looked_for(desk: Desk, fake: FakePrometheus) -> None:
     desk.write_kubeconfig(fake.url)
-    for named, path in (
-        ("mon/p:web", "p:web"),
-        ("mon/https:p:9090", "https:p:9090"),
-        ("mon/https:p", "https:p:"),
-    ):
+    for named, path in (("mon/p:web", "p:web"), ("mon/https:p:9090", "https:p:9090"), ("mon/https:p", "https:p:")):
         fake.paths.clear()
         assert desk.type("cost", "--service", named, "--window", "1d").status == DONE
         assert fake.paths[0] == f"/api/v1/namespaces/mon/services/{path}/proxy/api/v1/query"

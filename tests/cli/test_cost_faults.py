@@ -47,11 +47,7 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
     ("asked", "labels", "named"),
     [
         ("gpusharing_slice_seconds_total", HELD, "value {} s of a meter counter on gpu-1"),
-        (
-            "increase(gpusharing_gpu_seconds_total",
-            GPU,
-            "value {} s of a meter counter on gpu-1",
-        ),
+        ("increase(gpusharing_gpu_seconds_total", GPU, "value {} s of a meter counter on gpu-1"),
         (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
             {"policy": "pool-x", "currency": "USD"},
@@ -150,12 +146,7 @@ def test_a_time_that_cannot_be_is_no_time(desk: Desk, fake: FakePrometheus, func
 
 @pytest.mark.parametrize(
     ("window", "whole", "parts", "told"),
-    [
-        ("10m", 600, 548, False),
-        ("10m", 600, 652, False),
-        ("10m", 600, 530, True),
-        ("1d", 86_400, 85_000, True),
-    ],
+    [("10m", 600, 548, False), ("10m", 600, 652, False), ("10m", 600, 530, True), ("1d", 86_400, 85_000, True)],
 )
 def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
     desk: Desk, fake: FakePrometheus, window: str, whole: int, parts: int, *, told: bool

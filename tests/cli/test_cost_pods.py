@@ -218,10 +218,9 @@ def test_fractions_of_hami_are_billed_as_they_were_reserved(desk: Desk, promethe
 
 def test_what_was_used_is_told_beside_what_was_held(desk: Desk, prometheus: str) -> None:
     (row,) = ask(desk, prometheus, "pods", "namespace")["rows"]
-    assert (row["memoryUsed"], row["smUsed"]) == (
-        pytest.approx(0.5, abs=0.01),
-        pytest.approx(0.5, abs=0.01),
-    ), "20 and 60 of 80 GiB"
+    assert (row["memoryUsed"], row["smUsed"]) == (pytest.approx(0.5, abs=0.01), pytest.approx(0.5, abs=0.01)), (
+        "20 and 60 of 80 GiB"
+    )
     (row,) = ask(desk, prometheus, "pods", "policy")["rows"]
     assert (row["name"], row["memoryUsed"]) == ("pool-x", pytest.approx(0.5, abs=0.01))
     rows = {row["name"]: row for row in ask(desk, prometheus, "pods", "pod")["rows"]}
@@ -231,10 +230,9 @@ def test_what_was_used_is_told_beside_what_was_held(desk: Desk, prometheus: str)
 
 def test_a_replica_that_does_more_than_its_part_used_more_than_all_of_it(desk: Desk, prometheus: str) -> None:
     held, idle = ask(desk, prometheus, "shared", "namespace")["rows"]
-    assert (held["memoryUsed"], held["smUsed"]) == (
-        pytest.approx(0.5, abs=0.01),
-        pytest.approx(2.0, abs=0.01),
-    ), "of a quarter"
+    assert (held["memoryUsed"], held["smUsed"]) == (pytest.approx(0.5, abs=0.01), pytest.approx(2.0, abs=0.01)), (
+        "of a quarter"
+    )
     assert (idle["memoryUsed"], idle["smUsed"]) == (None, None)
     said = desk.type(
         "cost", "--match", 'cluster="shared"', "--prometheus", prometheus, "--window", "1d", "--until", UNTIL

@@ -61,12 +61,7 @@ def some(count: int, asks: dict[str, int], **more: Any) -> list[JSON]:
 
 
 CASES: dict[str, tuple[list[JSON], str, dict[str, int], tuple[str, ...]]] = {
-    "one instance each": (
-        some(4, {"mig-3g.40gb": 1}),
-        "MIG",
-        {"3g.40gb": 2},
-        ("2 GPUs", "2x3g.40gb", "all"),
-    ),
+    "one instance each": (some(4, {"mig-3g.40gb": 1}), "MIG", {"3g.40gb": 2}, ("2 GPUs", "2x3g.40gb", "all")),
     "large and small ones": (
         [*some(2, {"mig-3g.40gb": 1}), *some(6, {"mig-1g.10gb": 1})],
         "MIG",
@@ -97,11 +92,7 @@ def test_pods_that_ask_for(name: str) -> None:
 
 
 UNSERVED = {
-    "whole GPUs beside an instance": (
-        [pod("m", {"mig-1g.10gb": 1}), *some(5, {"gpu": 1})],
-        "MIG",
-        "5 nvidia.com/gpu",
-    ),
+    "whole GPUs beside an instance": ([pod("m", {"mig-1g.10gb": 1}), *some(5, {"gpu": 1})], "MIG", "5 nvidia.com/gpu"),
     "shares of GPUs and of instances beside an instance": (
         [pod("m", {"mig-1g.10gb": 1}), *some(9, {"gpu.shared": 1}), pod("x", {"mig-1g.10gb.shared": 1})],
         "MIG",
@@ -214,11 +205,7 @@ def test_something_is_promised_where(name: str) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [
-        {"owner": "Notebook"},
-        {"labels": {"notebook-name": "nb"}},
-        {"labels": {"component": "singleuser-server"}},
-    ],
+    [{"owner": "Notebook"}, {"labels": {"notebook-name": "nb"}}, {"labels": {"component": "singleuser-server"}}],
     ids=["a Notebook of Kubeflow", "its label", "a server of JupyterHub"],
 )
 def test_notebooks_rest_in_between_as(more: dict[str, Any]) -> None:
@@ -310,11 +297,7 @@ def test_a_declared_memory_is_for_each_device_as_the_flag_is(desk: Desk) -> None
 WRONG = {
     "no pod asks for a GPU": ([], [], "no pod in namespace team-a of context desk requests a GPU"),
     "nobody may say which card it is": (some(1, {"gpu": 1}), [], "advise needs --card"),
-    "the card has no such instance": (
-        some(1, {"mig-1g.5gb": 1}),
-        ["--card", "h100-80gb"],
-        "does not have nvidia",
-    ),
+    "the card has no such instance": (some(1, {"mig-1g.5gb": 1}), ["--card", "h100-80gb"], "does not have nvidia"),
 }
 
 

@@ -96,13 +96,7 @@ UNTOLD: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "metadata": {
                 "ownerReferences": [
-                    {
-                        "apiVersion": "batch/v1",
-                        "kind": "CronJob",
-                        "name": "nightly",
-                        "uid": "u",
-                        "controller": True,
-                    }
+                    {"apiVersion": "batch/v1", "kind": "CronJob", "name": "nightly", "uid": "u", "controller": True}
                 ]
             }
         },
@@ -178,12 +172,7 @@ async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_gu
         cluster = scene.e.cluster
         install(cluster, GPUSHARING_GUARD=guard)
         await scene.running("nvidia-mig-manager", 1)
-        for name, level in (
-            ("team-b", "hardware"),
-            ("team-a", "hardware"),
-            ("team-c", "memory"),
-            ("team-d", ""),
-        ):
+        for name, level in (("team-b", "hardware"), ("team-a", "hardware"), ("team-c", "memory"), ("team-d", "")):
             labels = {LABEL_ISOLATION: level} if level else {}
             cluster.add(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
         await scene.serve(FULL)

@@ -75,9 +75,7 @@ async def rivals(*sets: JSON, severity: str = "WARNING") -> dict[str, tuple[str,
     ("other", "removal"),
     [
         pytest.param(
-            STATIC,
-            "kubectl -n kube-system delete daemonset nvidia-device-plugin-daemonset",
-            id="the static manifest",
+            STATIC, "kubectl -n kube-system delete daemonset nvidia-device-plugin-daemonset", id="the static manifest"
         ),
         pytest.param(CHART, "helm uninstall nvdp -n nvdp", id="the chart"),
         pytest.param(HAMI, "helm uninstall hami -n hami", id="HAMi's"),

@@ -329,10 +329,7 @@ def test_a_selector_without_a_match_gets_a_sentence_and_counts_no_pod(fleet: Des
 
 @pytest.mark.parametrize(
     ("by", "sentence"),
-    [
-        ("pod", "No pod in namespace idle requests a GPU resource."),
-        ("node", "No node advertises a GPU resource."),
-    ],
+    [("pod", "No pod in namespace idle requests a GPU resource."), ("node", "No node advertises a GPU resource.")],
 )
 def test_an_empty_answer_says_only_what_it_is_about(desk: Desk, by: str, sentence: str) -> None:
     gpus = {} if by == "node" else {GPU: "8"}
@@ -351,15 +348,9 @@ HELD: dict[str, tuple[JSON, int]] = {
         pod("t/p", "gpu-1", container(gpu=1), initContainers=[container(gpu=4)]),
         4,
     ),
-    "a sidecar counts beside the others": (
-        pod("t/p", "gpu-1", container(gpu=2), initContainers=[SIDECAR]),
-        3,
-    ),
+    "a sidecar counts beside the others": (pod("t/p", "gpu-1", container(gpu=2), initContainers=[SIDECAR]), 3),
     "overhead is added": (pod("t/p", "gpu-1", container(gpu=1), overhead={GPU: "1"}), 2),
-    "a pod that is pulling its image holds its GPUs": (
-        pod("t/p", "gpu-1", container(gpu=2), phase="Pending"),
-        2,
-    ),
+    "a pod that is pulling its image holds its GPUs": (pod("t/p", "gpu-1", container(gpu=2), phase="Pending"), 2),
     "a failed pod holds nothing": (pod("t/p", "gpu-1", container(gpu=2), phase="Failed"), 0),
     "a pod that the kubelet lost still holds": (pod("t/p", "gpu-1", container(gpu=2), phase="Unknown"), 2),
 }

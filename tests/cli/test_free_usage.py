@@ -317,14 +317,8 @@ def test_of_very_many_nodes_prometheus_is_asked_at_once(shared: Desk) -> None:
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (
-            ("--usage", "--by", "node"),
-            "--usage shows what each pod uses: leave out --by node, or write --by pod",
-        ),
-        (
-            ("--service", "a/b:1"),
-            "--service only works with --usage: add --usage, or leave out --service",
-        ),
+        (("--usage", "--by", "node"), "--usage shows what each pod uses: leave out --by node, or write --by pod"),
+        (("--service", "a/b:1"), "--service only works with --usage: add --usage, or leave out --service"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused_before_anything_is_read(

@@ -46,8 +46,7 @@ def test_no_module_that_runs_in_a_pod_writes_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
-    ["open(p, 'w')", "open(p, mode='ab')", "Path(p).write_text('')", "path.open('w')", "tempfile.mkstemp()"],
+    "source", ["open(p, 'w')", "open(p, mode='ab')", "Path(p).write_text('')", "path.open('w')", "tempfile.mkstemp()"]
 )
 def test_a_write_is_found(source: str) -> None:
     assert writes(source) == [1]

@@ -433,7 +433,7 @@ def mapped(corpus: str, content: str) -> str:
         [
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": {"config.yaml": content}},
             {"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", "metadata": {"name": "cluster-policy"},
-             "spec": {block: {"config": {"name": "m"}}}}
+             "spec": {block: {"config": {"name": "m"}}}},
         ]
     )  # fmt: skip
 

@@ -52,17 +52,7 @@ WAITING: Typed = {
 SHARED = ("--no-promise", "--no-strangers", "--no-bill")
 ALONE: Typed = {
     "advise MIG": ("advise", "--card", "h100-80gb", "--memory", "4Gi", "--promise", "--strangers", "--bill"),
-    "advise sizes": (
-        "advise",
-        "--card",
-        "h100-80gb",
-        "--need",
-        "2x60Gi",
-        "--need",
-        "9x8Gi",
-        "--price",
-        "3.20",
-    ),
+    "advise sizes": ("advise", "--card", "h100-80gb", "--need", "2x60Gi", "--need", "9x8Gi", "--price", "3.20"),
     "advise MPS": ("advise", "--card", "l40s", "--memory", "4Gi", "--gpu-operator", "v25.10.1", *SHARED),
     "advise TimeSlicing": ("advise", "--card", "l40s", "--memory", "4Gi", "--bursts", *SHARED),
     "advise without answers": ("advise", "--card", "h100-80gb", "--memory", "4Gi"),

@@ -231,10 +231,7 @@ def test_the_program_writes_the_page(desk: Desk) -> None:
 
 REFUSED = {
     "of another verb": (("plan", "-o", "html"), "--output cannot be html"),
-    "of another verb, before it": (
-        ("-o", "html", "plan"),
-        "-o html cannot be used with plan; it supports table, wide",
-    ),
+    "of another verb, before it": (("-o", "html", "plan"), "-o html cannot be used with plan; it supports table, wide"),
     "that is watched": (("status", "-w", "-o", "html"), "one page for one context"),
     "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page for one context"),
 }

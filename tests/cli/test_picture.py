@@ -13,14 +13,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_every_word_of_the_status_is_in_the_picture_and_it_says_that_it_is_simulated() -> None:
     tree = ElementTree.fromstring(picture()[PATH])
     words = " ".join(found.text or "" for found in tree.iter(f"{SVG}text"))
-    for told in (
-        "SIMULATED",
-        "kubectl gpusharing status",
-        "pool-d",
-        "Draining",
-        "team-b/ranker-",
-        "3g.40gb",
-    ):
+    for told in ("SIMULATED", "kubectl gpusharing status", "pool-d", "Draining", "team-b/ranker-", "3g.40gb"):
         assert told in words
 
 

@@ -86,10 +86,7 @@ FAILS = {
         affine(labels(row("metadata.name", "In", "gpu-1"))),
         f"{AFFINITY} metadata.name In gpu-1",
     ),
-    "another name": (
-        affine(names(row("metadata.name", "In", "gpu-2"))),
-        f"{AFFINITY} metadata.name In gpu-2",
-    ),
+    "another name": (affine(names(row("metadata.name", "In", "gpu-2"))), f"{AFFINITY} metadata.name In gpu-2"),
     "one of two rows of a term": (
         affine(labels(row("rank", "Exists"), row("zone", "In", "west"))),
         f"{AFFINITY} zone In west",

@@ -237,12 +237,7 @@ async def test_a_refused_policy_fails_in_ci_whatever_was_named_and_an_unknown_wo
 
 @pytest.mark.parametrize(
     ("statuses", "found"),
-    [
-        ([], DONE),
-        ([DONE, CHANGES], CHANGES),
-        ([CANNOT, FAILED, UNKNOWN], FAILED),
-        ([UNKNOWN, CANNOT], UNKNOWN),
-    ],
+    [([], DONE), ([DONE, CHANGES], CHANGES), ([CANNOT, FAILED, UNKNOWN], FAILED), ([UNKNOWN, CANNOT], UNKNOWN)],
 )
 def test_of_several_exit_statuses_an_error_counts_most_then_the_highest(statuses: list[int], found: int) -> None:
     assert worst(statuses) == found

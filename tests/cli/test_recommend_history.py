@@ -130,15 +130,8 @@ def changed() -> History:
     exporter = {"cluster": "replaced state metrics", "node": "gpu-1", "resource": "nvidia_com_gpu"}
     gauges = [
         Gauge(metric, {**labels, "instance": instance}, value, hours, every=EVERY)
-        for metric, labels in (
-            ("gpusharing_device_slices", agent),
-            ("kube_node_status_allocatable", exporter),
-        )
-        for instance, value, hours in (
-            ("old", "4", (0, 24)),
-            ("new", "4", (24.1, 25)),
-            ("new", "1", (25.1, SHORT)),
-        )
+        for metric, labels in (("gpusharing_device_slices", agent), ("kube_node_status_allocatable", exporter))
+        for instance, value, hours in (("old", "4", (0, 24)), ("new", "4", (24.1, 25)), ("new", "1", (25.1, SHORT)))
     ]
     for node, pool, hours in (("0", "a", (0, SHORT)), ("1", "a", (0, 22)), ("1", "b", (22.1, SHORT))):
         labels = {"cluster": "moved", "node": f"gpu-{node}", "label_gpusharing_dev_pool": pool}
@@ -224,11 +217,7 @@ def test_activity_of_an_instance_counts_as_its_part_of_the_card(prometheus: str)
 def test_what_pods_of_a_shared_gpu_take_is_not_guessed_from_the_whole(prometheus: str) -> None:
     told = ask(prometheus, "-o", "json", cluster="shared")
     found = workloads(told)
-    assert (found["llm"]["now"], found["llm"]["peakBytes"], found["llm"]["advice"]) == (
-        "shared GPU",
-        None,
-        None,
-    )
+    assert (found["llm"]["now"], found["llm"]["peakBytes"], found["llm"]["advice"]) == ("shared GPU", None, None)
     assert found["own"]["advice"] == "1g.20gb"
     assert any("1 workload shared GPUs for which dcgm-exporter" in one for one in told.data["remarks"])
 

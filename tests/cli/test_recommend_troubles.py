@@ -116,11 +116,7 @@ NO_DATA: dict[str, Answer] = {
     "no time": vector(),
     "a gateway": (502, "text/html", b"bad gateway"),
     "a way to log in": (302, "text/html", b"<a>Found</a>"),
-    "a Service without pods": (
-        503,
-        "application/json",
-        b'{"kind": "Status", "message": "no endpoints available"}',
-    ),
+    "a Service without pods": (503, "application/json", b'{"kind": "Status", "message": "no endpoints available"}'),
 }
 
 

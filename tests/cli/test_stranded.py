@@ -14,13 +14,7 @@ from gpusharing.kube.client import PODS
 
 MPS: dict[str, Any] = {"mode": "MPS", "mps": {"replicas": 4}}
 STRICT: dict[str, Any] = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "failRequestsGreaterThanOne": True}}
-REPLICA_SET = {
-    "apiVersion": "apps/v1",
-    "kind": "ReplicaSet",
-    "name": "vision",
-    "uid": "rs-vision",
-    "controller": True,
-}
+REPLICA_SET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "vision", "uid": "rs-vision", "controller": True}
 
 
 async def planned(scene: Scene, tmp_path: Path, spec: dict[str, Any]) -> Answered:

@@ -18,12 +18,7 @@ JSON = dict[str, Any]
 DONE = gpunode(
     "n-0",
     history=history(
-        ("Pending", 50),
-        ("Cordoned", 40),
-        ("Draining", 38),
-        ("Reconfiguring", 30),
-        ("Verifying", 24),
-        ("Synced", 20),
+        ("Pending", 50), ("Cordoned", 40), ("Draining", 38), ("Reconfiguring", 30), ("Verifying", 24), ("Synced", 20)
     ),
 )
 DRAINS = gpunode("n-1", "Draining", "PDB", history=history(("Pending", 50), ("Cordoned", 20), ("Draining", 16)))

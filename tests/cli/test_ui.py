@@ -77,12 +77,7 @@ def test_the_pages_are_whole_without_script_and_lead_from_pools_to_tenants_and_t
     with serving(owned.environment()) as served:
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", served.url)
         pools = served.read()
-        for words in (
-            "1 pool needs attention: pool-b.",
-            "1/3 nodes, 24 GPUs",
-            "Cards as they are now",
-            "Reload",
-        ):
+        for words in ("1 pool needs attention: pool-b.", "1/3 nodes, 24 GPUs", "Cards as they are now", "Reload"):
             assert words in pools.text
         targets = [one["href"] for one in pools.all("a")]
         assert {"./?subject=no%2Fpool-b-1", "./?subject=team-b%2Franker-7c4", "./?by=namespace"} <= set(targets)

@@ -60,11 +60,7 @@ def test_two_pods_that_are_told_the_same_share_their_gpu() -> None:
     assert all(record.shared for record in folded(part(both, both)).records.values())
 
 
-@pytest.mark.parametrize(
-    ("other", "of_device"),
-    [("GPU-1", True), ("GPU-2", False)],
-    ids=["the same GPU", "another"],
-)
+@pytest.mark.parametrize(("other", "of_device"), [("GPU-1", True), ("GPU-2", False)], ids=["the same GPU", "another"])
 def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(other: str, *, of_device: bool) -> None:
     rows = [("llm", 6144.0, "GPU-1"), ("chat", 1024.0, other)]
     used = [series(pod, dict.fromkeys(range(HOURS), mib), UUID=gpu) for pod, mib, gpu in rows]
@@ -73,11 +69,7 @@ def test_activity_is_of_the_whole_device_where_memory_alone_is_split_by_pods(oth
     assert {(one.of_device, len(one.memory), len(one.activity or ())) for one in found} == {(of_device, HOURS, HOURS)}
 
 
-@pytest.mark.parametrize(
-    ("other", "of_device"),
-    [("GPU-1", True), ("GPU-2", False)],
-    ids=["the same GPU", "another"],
-)
+@pytest.mark.parametrize(("other", "of_device"), [("GPU-1", True), ("GPU-2", False)], ids=["the same GPU", "another"])
 def test_the_agents_activity_of_a_pod_goes_before_that_of_its_whole_device(other: str, *, of_device: bool) -> None:
     """Where it tells none, of a pod or in an hour, dcgm-exporter's counts, and is said to be an estimate."""
     every, since = range(HOURS), HOURS // 2

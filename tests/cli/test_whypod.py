@@ -248,10 +248,7 @@ async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_wh
 
 @pytest.mark.parametrize(
     ("spec", "how"),
-    [
-        (STRICT, "sets failRequestsGreaterThanOne"),
-        (MPS, "has mode MPS, which implies failRequestsGreaterThanOne"),
-    ],
+    [(STRICT, "sets failRequestsGreaterThanOne"), (MPS, "has mode MPS, which implies failRequestsGreaterThanOne")],
     ids=["the policy", "MPS"],
 )
 @virtually
@@ -294,10 +291,7 @@ OTHERS: dict[str, tuple[JSON, str]] = {
         "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
         " scheduler's message and: kubectl get resourceclaims,resourceslices",
     ),
-    "that asks for none": (
-        asking({GPU: 0}),
-        "this pod requests no GPU resource, so it is not waiting for a GPU pool",
-    ),
+    "that asks for none": (asking({GPU: 0}), "this pod requests no GPU resource, so it is not waiting for a GPU pool"),
 }
 
 

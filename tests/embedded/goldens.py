@@ -387,10 +387,7 @@ GOLDEN: Mapping[str, Golden] = {
     "requests on the GPUNode": Golden(requested),
     "mig-manager fails and the node goes back to what it was": Golden(rolled_back),
     "a drain that is given up at its time-out": Golden(
-        drain_timed_out,
-        gpus=4,
-        workloads=(SimWorkload("kept", 2),),
-        budgets=(pdb("keep", "kept", minAvailable=1),),
+        drain_timed_out, gpus=4, workloads=(SimWorkload("kept", 2),), budgets=(pdb("keep", "kept", minAvailable=1),)
     ),
     "the cordon lifted before the point of no return": Golden(uncordoned_before),
     "the cordon lifted after the point of no return": Golden(uncordoned_after),
@@ -401,9 +398,7 @@ GOLDEN: Mapping[str, Golden] = {
     ),
     "ClusterPolicy's pointer set back by a person": Golden(pointers_set_back, cluster_policy=pointed_at("", "")),
     "two nodes that share a gang": Golden(
-        gang,
-        nodes=2,
-        workloads=(SimWorkload("free", 2, count=2, labels={"jobset.sigs.k8s.io/jobset-name": "train"}),),
+        gang, nodes=2, workloads=(SimWorkload("free", 2, count=2, labels={"jobset.sigs.k8s.io/jobset-name": "train"}),)
     ),
     "pods that leave in every manner": Golden(
         every_manner,

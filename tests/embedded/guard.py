@@ -46,11 +46,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import NotFound
 from gpusharing.planning.snapshot.nvidia import RULE_PREFIX, TAINT_TEST
 
-RESTARTED = (
-    "nvidia-mig-manager",
-    "nvidia-device-plugin-mps-control-daemon",
-    "dra-driver-nvidia-gpu-kubelet-plugin",
-)
+RESTARTED = ("nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon", "dra-driver-nvidia-gpu-kubelet-plugin")
 """Pods that we may delete: the actuators' own."""
 OUR_CLASS, OUR_RESOURCE = "gpusharing-mig-", "nvidia.com/mig-"
 OUR_MAPS = ("gpusharing-device-plugin", "gpusharing-mig-parted")

@@ -89,15 +89,7 @@ SHARED: Mapping[str, FailingCall] = {
     "the list of Warnings": FailingCall("list", EVENTS),
     "the Lease": FailingCall("get", LEASES, "gpusharing-operator"),
 }
-CODES: Mapping[str, int] = {
-    "500": 500,
-    "503": 503,
-    "504": 504,
-    "409": 409,
-    "403": 403,
-    "429": 429,
-    "no answer": 0,
-}
+CODES: Mapping[str, int] = {"500": 500, "503": 503, "504": 504, "409": 409, "403": 403, "429": 429, "no answer": 0}
 """The server's answers as test names have them, and their HTTP status; 0: it does not answer."""
 
 

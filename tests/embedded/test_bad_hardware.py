@@ -10,10 +10,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube.client import GPUNODES, JSON
 
 NODE = "gpu-1"
-EIGHT: JSON = {
-    "mode": "MIG",
-    "mig": {"layouts": [{"devices": list(range(8)), "profiles": {"3g.40gb": 2}}]},
-}
+EIGHT: JSON = {"mode": "MIG", "mig": {"layouts": [{"devices": list(range(8)), "profiles": {"3g.40gb": 2}}]}}
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,13 @@ REFUSED: dict[str, Refusal] = {
     ),
     "NVML is missing": Refusal("no-nvml", MIXED, "Blocked", "AgentError", ("libnvidia-ml.so.1", "runtime class")),
     "two models in a node, one of them without MIG": Refusal(
-        "second-model",
-        MIXED,
-        "Skipped",
-        "NotMigCapable",
-        ("NVIDIA L40S does not support MIG", "TimeSlicing or Full"),
+        "second-model", MIXED, "Skipped", "NotMigCapable", ("NVIDIA L40S does not support MIG", "TimeSlicing or Full")
     ),
     "a layout for 8 GPUs on a node with 4": Refusal(
         "as-it-is", EIGHT, "Skipped", "LayoutTooManyGPUs", ("has 4 GPUs", "GPU 4, 5, 6, 7"), gpus=4
     ),
     "a GPU that did not come back after a reboot": Refusal(
-        "gpu-gone",
-        SLICED,
-        "Blocked",
-        "GPUMissing",
-        ("lists 1 of the 2 GPUs", "dmesg", "kubectl annotate node"),
+        "gpu-gone", SLICED, "Blocked", "GPUMissing", ("lists 1 of the 2 GPUs", "dmesg", "kubectl annotate node")
     ),
 }
 

@@ -23,10 +23,7 @@ IN_CI = ("after", 2)
 KILLS: list[tuple[When, int]] = [(when, part) for when in ("before", "after") for part in range(1, PARTS + 1)]
 """Before or after which write the operator is killed, and at which third of all writes."""
 
-WIDEST = (
-    "mig-manager fails and the node goes back to what it was",
-    "pods that leave in every manner",
-)
+WIDEST = ("mig-manager fails and the node goes back to what it was", "pods that leave in every manner")
 """The two scenarios that `make test` kills after every write. Of all pairs this one runs most of the operator's code, 88 % of the lines that all scenarios together reach: MIG nodes pass the point of no return and are rolled back while both ConfigMaps change, and pods leave by eviction, by themselves and by force. `make test-long` plays the other kills, and CI a sixth of those of the other scenarios."""
 
 

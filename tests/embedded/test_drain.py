@@ -19,10 +19,7 @@ LLM = SimWorkload("llm", 2)
 OWNER = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
 STRANDED_OK: JSON = {"strandedPods": "Allow"}
 GUARDED = SimWorkload("llm", 2, labels={"guard": "yes"})
-FULL_UP = {
-    **pdb("keep", ""),
-    "spec": {"selector": {"matchLabels": {"guard": "yes"}}, "minAvailable": 2},
-}
+FULL_UP = {**pdb("keep", ""), "spec": {"selector": {"matchLabels": {"guard": "yes"}}, "minAvailable": 2}}
 """It allows nothing while the two pods run."""
 
 

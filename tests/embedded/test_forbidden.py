@@ -15,10 +15,7 @@ REBOOTING: JSON = {
     **CLUSTER_POLICY,
     "spec": {
         **CLUSTER_POLICY["spec"],
-        "migManager": {
-            **CLUSTER_POLICY["spec"]["migManager"],
-            "env": [{"name": "WITH_REBOOT", "value": "true"}],
-        },
+        "migManager": {**CLUSTER_POLICY["spec"]["migManager"], "env": [{"name": "WITH_REBOOT", "value": "true"}]},
     },
 }
 
@@ -45,10 +42,7 @@ async def test_a_gpu_pod_in_a_protected_namespace_is_known_before_the_node_would
 
 @pytest.mark.parametrize(
     ("namespace", "name", "reason"),
-    [
-        ("kube-system", "dns", "ProtectedNamespace"),
-        ("gpusharing", "gpusharing-operator-1", "OwnPod"),
-    ],
+    [("kube-system", "dns", "ProtectedNamespace"), ("gpusharing", "gpusharing-operator-1", "OwnPod")],
 )
 @virtually
 async def test_before_a_reboot_a_pod_that_must_stay_keeps_the_node_from_being_cordoned(

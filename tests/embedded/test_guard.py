@@ -45,8 +45,7 @@ NO_HOLDERS = {
     "a finished pod": finished(),
     "a pod of NVIDIA's": pod(metadata={"namespace": "gpu-operator", "ownerReferences": [DAEMON_SET]}),
     "a pod that mig-manager removes": pod(
-        metadata={"ownerReferences": [DAEMON_SET]},
-        spec={"nodeSelector": {"nvidia.com/gpu.deploy.client": "true"}},
+        metadata={"ownerReferences": [DAEMON_SET]}, spec={"nodeSelector": {"nvidia.com/gpu.deploy.client": "true"}}
     ),
 }
 

@@ -12,10 +12,7 @@ from gpusharing.kube.client import JSON, NODES, PODS
 HAMI = "hami.io/node-nvidia-register"
 MARKS: dict[str, tuple[JSON, str]] = {
     "HAMi's annotation": ({"annotations": {HAMI: '[{"id":"GPU-0","count":10}]'}}, "HAMi's device plugin"),
-    "a label of GKE": (
-        {"labels": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}},
-        "GKE's own device plugin",
-    ),
+    "a label of GKE": ({"labels": {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}}, "GKE's own device plugin"),
 }
 
 

@@ -75,7 +75,4 @@ async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_w
         assert 1 <= fences <= 3, "at the start, and after 5 and 10 more minutes"
         record = parse_record(Deferred, scene.annotations("gpu-1")[names.ANNOTATION_DEFERRED])[0]
         assert record is not None
-        assert (record.reason, record.version.uid) == (
-            "Superseded",
-            scene.e.policy("pool-b")["metadata"]["uid"],
-        )
+        assert (record.reason, record.version.uid) == ("Superseded", scene.e.policy("pool-b")["metadata"]["uid"])

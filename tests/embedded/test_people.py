@@ -321,7 +321,7 @@ async def test_raising_a_priority_before_the_point_of_no_return_gives_the_runnin
         await scene.ready("pool-a")
         assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
         assert way(scene, "gpu-1") == [
-            ("pool-z", "fenced"), ("", ""), ("pool-a", "fenced"), ("pool-a", "actuating"), ("", "")
+            ("pool-z", "fenced"), ("", ""), ("pool-a", "fenced"), ("pool-a", "actuating"), ("", ""),
         ]  # fmt: skip
 
 

@@ -17,11 +17,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, EVENTS, GPU_CLUSTERS, JSON, NODES, RESOURCE_SLICES
 
 REFUSED: dict[str, tuple[JSON, str, str]] = {
-    "an unknown profile": (
-        {"mig": {"layouts": [{"profiles": {"1g.99gb": 1}}]}},
-        "ProfileNotSupported",
-        "1g.10gb",
-    ),
+    "an unknown profile": ({"mig": {"layouts": [{"profiles": {"1g.99gb": 1}}]}}, "ProfileNotSupported", "1g.10gb"),
     "seven 1g.20gb on an 80 GB card": (
         {"mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}},
         "LayoutDoesNotFit",
@@ -156,18 +152,8 @@ STACKS: dict[str, tuple[JSON, JSON, str, str]] = {
         "PluginConfigNotOurs",
         "kubectl patch clusterpolicy",
     ),
-    "no plugin ConfigMap at all": (
-        without("devicePlugin", "config"),
-        SLICED,
-        "PluginConfigNotOurs",
-        "not set",
-    ),
-    "a MIG strategy for the whole cluster": (
-        changed("single", "mig", "strategy"),
-        MIXED,
-        "MigStrategySet",
-        "single",
-    ),
+    "no plugin ConfigMap at all": (without("devicePlugin", "config"), SLICED, "PluginConfigNotOurs", "not set"),
+    "a MIG strategy for the whole cluster": (changed("single", "mig", "strategy"), MIXED, "MigStrategySet", "single"),
     "no device plugin": (changed(False, "devicePlugin", "enabled"), SLICED, "PluginDisabled", "enabled"),
     "no GPU Feature Discovery": (
         changed({"enabled": False}, "gfd"),

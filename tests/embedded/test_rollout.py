@@ -87,10 +87,7 @@ BREAKS: dict[str, Callable[[Scene, str, SimulatedGPUs], object]] = {
     "its GPU is lost": lambda scene, name, gpus: gpus.lose(0),
     "a person cordons it": lambda scene, name, gpus: scene.cordon(name),
     "its kubelet is silent": lambda scene, name, gpus: scene.e.cluster.patch(
-        NODES,
-        name,
-        {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}},
-        subresource="status",
+        NODES, name, {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}, subresource="status"
     ),
 }
 

@@ -17,10 +17,7 @@ TOLERATIONS: list[JSON] = [
     {"key": "nvidia.com/gpu", "operator": "Exists"},
     {"key": "gpusharing.dev/unproven", "operator": "Exists"},
 ]
-PREPARED: JSON = {
-    **CLUSTER_POLICY,
-    "spec": {**CLUSTER_POLICY["spec"], "daemonsets": {"tolerations": TOLERATIONS}},
-}
+PREPARED: JSON = {**CLUSTER_POLICY, "spec": {**CLUSTER_POLICY["spec"], "daemonsets": {"tolerations": TOLERATIONS}}}
 
 
 def gated(name: str, *more: JSON) -> JSON:

@@ -82,10 +82,7 @@ STATUS = ("patch", GPUNODES, "status")
 PUBLISHED: dict[str, tuple[int, tuple[Refusal, ...]]] = {
     "the status of every GPUNode": (20, ((*STATUS, 20),)),
     "the status of eight GPUNodes of forty": (40, ((*STATUS, 8),)),
-    "all statuses and Events": (
-        20,
-        ((*STATUS, 20), ("patch", POLICIES, "status", 0), ("create", EVENTS, "", 0)),
-    ),
+    "all statuses and Events": (20, ((*STATUS, 20), ("patch", POLICIES, "status", 0), ("create", EVENTS, "", 0))),
 }
 
 

@@ -322,10 +322,7 @@ def pod_ends(world: World, name: str) -> bool:
     return True
 
 
-PODS: Mapping[str, Deed] = {
-    "a pod ends by itself": pod_ends,
-    **{f"{kind} lands": landing(kind) for kind in KINDS},
-}
+PODS: Mapping[str, Deed] = {"a pod ends by itself": pod_ends, **{f"{kind} lands": landing(kind) for kind in KINDS}}
 
 
 # --- what concerns more than one node ---------------------------------------------------------------------

@@ -194,12 +194,7 @@ REMEDIES: Mapping[Reason, Remedy] = {
         _take_pods_away,
     ),
     **dict.fromkeys(
-        (
-            Reason.NOT_MIG_CAPABLE,
-            Reason.PROFILE_NOT_SUPPORTED,
-            Reason.LAYOUT_DOES_NOT_FIT,
-            Reason.CONFIG_UNKNOWN,
-        ),
+        (Reason.NOT_MIG_CAPABLE, Reason.PROFILE_NOT_SUPPORTED, Reason.LAYOUT_DOES_NOT_FIT, Reason.CONFIG_UNKNOWN),
         _LEAVE_OUT,
     ),
     **dict.fromkeys((Reason.GPU_UNHEALTHY, Reason.CANARY_NOT_SERVING, Reason.EVICTION_ERROR), _wait),

@@ -23,10 +23,7 @@ _OTHERS = {"namespaceSelector": {"matchLabels": {"team": "b"}}}
 DRAINS: Mapping[str, dict[str, Any]] = {
     "a rule blocks": {"rules": [{**_FREE, "behavior": "Block"}]},
     "a rule waits": {"rules": [{**_FREE, "behavior": "WaitCompleted", "timeout": "40s"}]},
-    "a rule evicts what nobody manages": {
-        "unmanagedPods": "Block",
-        "rules": [{**_FREE, "behavior": "Evict"}],
-    },
+    "a rule evicts what nobody manages": {"unmanagedPods": "Block", "rules": [{**_FREE, "behavior": "Evict"}]},
     "a rule asks for a namespace": {"rules": [{**_TEAM, **_FREE, "behavior": "Block"}]},
     "a rule asks for another namespace": {"rules": [{**_OTHERS, "behavior": "Block"}]},
     "rules have an order": {

@@ -33,12 +33,7 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 if TYPE_CHECKING:
     from tests.planning.world import World
 
-NEEDS_IDLE = (
-    DisruptionClass.CHANGED_GPUS,
-    DisruptionClass.GPU_PODS,
-    DisruptionClass.RESET,
-    DisruptionClass.REBOOT,
-)
+NEEDS_IDLE = (DisruptionClass.CHANGED_GPUS, DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
 
 
 def emptied(fence: Fence | None) -> tuple[int, ...]:

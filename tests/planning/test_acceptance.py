@@ -226,7 +226,7 @@ def test_what_comes_before_is_not_told_with_what_comes_later() -> None:
 def test_of_a_message_that_is_too_long_the_command_is_whole() -> None:
     wrong = make_cluster_policy(
         plugin_config_name="a" * 253, mig_strategy="single", mig_config_name="b" * 253, plugin_config_setter="c" * 128,
-        mig_config_setter="d" * 128
+        mig_config_setter="d" * 128,
     )  # fmt: skip
     stack, asked = (
         make_stack(cluster_policy=wrong, serves_our_mig_file=False),

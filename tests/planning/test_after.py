@@ -272,7 +272,7 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
     case = changing(
         was=SLICED, fence=fence, labels=labels, node={"unschedulable": False},
-        gpunode=answering("x", SLICED), stack=make_stack(MIXED, SLICED)
+        gpunode=answering("x", SLICED), stack=make_stack(MIXED, SLICED),
     )  # fmt: skip
     verdict = after_pnr(case)
     assert verdict.phase is Phase.ABORTING
@@ -287,7 +287,7 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
     case = changing(
         was=SLICED, fence=fence, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"},
         node={"unschedulable": False, "retry": "again"}, gpunode=answering("x", SLICED),
-        stack=make_stack(MIXED, SLICED)
+        stack=make_stack(MIXED, SLICED),
     )  # fmt: skip
     given = only(after_pnr(case)).deferred
     assert (given.count, given.until, given.failed_version) == (0, case.now, MIXED.version), "nobody waits"

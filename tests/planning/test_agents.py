@@ -44,18 +44,12 @@ def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
 
 NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
     "the image is in no registry": (
-        replace(
-            POD,
-            waiting="ErrImagePull",
-            message=kubeletwords.not_in_registry(IMAGE),
-        ),
+        replace(POD, waiting="ErrImagePull", message=kubeletwords.not_in_registry(IMAGE)),
         (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
     ),
     "the image is in no registry, between two tries": (
         replace(
-            POD,
-            waiting="ImagePullBackOff",
-            message=kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE)),
+            POD, waiting="ImagePullBackOff", message=kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE))
         ),
         (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
     ),
@@ -68,11 +62,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         (f"image {IMAGE} is not on this node", "pull policy of Never", "image.pullPolicy"),
     ),
     "the image has no manifest for the node's architecture": (
-        replace(
-            POD,
-            waiting="ErrImagePull",
-            message=kubeletwords.other_platform(),
-        ),
+        replace(POD, waiting="ErrImagePull", message=kubeletwords.other_platform()),
         (f"image {IMAGE} is not built for this node's architecture (arm64)", "agent.nodeSelector"),
     ),
     "the program in the image is for another architecture": (

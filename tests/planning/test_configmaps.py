@@ -417,10 +417,7 @@ def test_a_gpu_that_never_answered_changes_no_entry() -> None:
 
 
 def test_a_node_keeps_the_entry_that_it_names_when_a_card_joins_that_gives_the_name_another_meaning() -> None:
-    stack, models = (
-        make_stack(models=[UNLISTED]),
-        {one.product: one for one in (UNLISTED, make_gpu(product=A100))},
-    )
+    stack, models = (make_stack(models=[UNLISTED]), {one.product: one for one in (UNLISTED, make_gpu(product=A100))})
     named, gpunodes = make_node(labels={MIG: "all-balanced"}), {"gpu-07": make_gpunode(gpus=[UNLISTED])}
     change, retained = plan_config([], [named], models, {}, stack, gpunodes)
     assert change is not None

@@ -111,8 +111,7 @@ def test_a_class_of_somebody_else_is_never_touched(foreign: DeviceClassView) -> 
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["team-a-small", "gpusharing-mig-team-a", "gpusharing-mig-1g.10gb-a2", "gpusharing-mig-", "1g.10gb"],
+    "name", ["team-a-small", "gpusharing-mig-team-a", "gpusharing-mig-1g.10gb-a2", "gpusharing-mig-", "1g.10gb"]
 )
 def test_a_copy_of_ours_under_another_name_is_that_of_a_person_although_it_has_our_label(name: str) -> None:
     copy = replace(OURS, name=name, uid="uid-3")

@@ -30,10 +30,7 @@ DIFFERENT: dict[str, tuple[tuple[Profile, ...], str]] = {
         "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)",
     ),
     "another size": (with_profile("3g.40gb", size=3), "3g.40gb at 0, 4 (size 3)"),
-    "another number": (
-        with_profile("1g.10gb", max_count=8),
-        "at most 8 of 1g.10gb, but the operator's table has 7",
-    ),
+    "another number": (with_profile("1g.10gb", max_count=8), "at most 8 of 1g.10gb, but the operator's table has 7"),
 }
 
 

@@ -25,10 +25,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import served
 
-MIG, FULL = (
-    make_policy(drain={"strandedPods": "Allow"}),
-    make_policy(mode="Full", drain={"strandedPods": "Allow"}),
-)
+MIG, FULL = (make_policy(drain={"strandedPods": "Allow"}), make_policy(mode="Full", drain={"strandedPods": "Allow"}))
 SLICED = make_policy(mode="TimeSlicing")
 SMALL = make_policy(mig={"layouts": [{"profiles": {"1g.10gb": 7}}]}, drain={"strandedPods": "Allow"})
 

@@ -68,11 +68,7 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         VERIFYING,
         [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
     ),
-    "another attempt is planned and begins": (
-        replace(BEGINNING, attempt=2),
-        replace(CHANGING, attempt=2),
-        [],
-    ),
+    "another attempt is planned and begins": (replace(BEGINNING, attempt=2), replace(CHANGING, attempt=2), []),
     "the point of no return was written by a pass that got no answer": (
         replace(IDLE, deadline=NOW),
         replace(CHANGING, deadline=NOW + timedelta(minutes=25)),
@@ -90,11 +86,7 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         replace(CHANGING, phase=Phase.VERIFYING_IDLE, attempt=2),
         [("Warning", "ActuatorRestarted", "gpu-08: mig-manager hangs; restarting mig-manager")],
     ),
-    "the restart begins": (
-        replace(CHANGING, phase=Phase.VERIFYING_IDLE, attempt=2),
-        replace(CHANGING, attempt=2),
-        [],
-    ),
+    "the restart begins": (replace(CHANGING, phase=Phase.VERIFYING_IDLE, attempt=2), replace(CHANGING, attempt=2), []),
     "a cordon is put back": (
         FAILED,
         replace(CHANGING, reason=Reason.CORDON_RESTORED, message="somebody lifted the cordon"),
@@ -110,11 +102,7 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         verdict(Phase.UNCORDONING, Reason.CORDON_KEPT, "gpu-08", "kured is working on gpu-08"),
         [("Warning", "CordonKept", "gpu-08: kured is working on gpu-08")],
     ),
-    "a node is as wanted before its change began": (
-        replace(PENDING, disruption=DisruptionClass.RESET),
-        DONE,
-        [],
-    ),
+    "a node is as wanted before its change began": (replace(PENDING, disruption=DisruptionClass.RESET), DONE, []),
     "the first attempt is no restart": (replace(CHANGING, attempt=0), CHANGING, []),
     "the change is proven": (VERIFYING, DONE, [("Normal", "LayoutVerified", "gpu-08: 2x3g.40gb proven")]),
     "a node is adopted": (PENDING, DONE, []),
@@ -277,18 +265,8 @@ def answered(status: str, reason: str = "PluginConfigNotOurs", message: str = "i
 
 @pytest.mark.parametrize(
     "before",
-    [
-        {},
-        answered("True", "Valid", "fine"),
-        answered("False", "InvalidSpec"),
-        answered("False", message="it was z"),
-    ],
-    ids=[
-        "a new policy",
-        "one that was accepted",
-        "one refused for another reason",
-        "one refused in other words",
-    ],
+    [{}, answered("True", "Valid", "fine"), answered("False", "InvalidSpec"), answered("False", message="it was z")],
+    ids=["a new policy", "one that was accepted", "one refused for another reason", "one refused in other words"],
 )
 def test_a_refusal_is_a_warning_about_the_policy_with_reason_and_message(before: dict[str, Any]) -> None:
     assert refusal_event(before, answered("False")) == Event("Warning", "PluginConfigNotOurs", "it is x; run: y")
@@ -328,11 +306,7 @@ OPEN, FENCED = make_node(), make_node(unschedulable=True, fence=make_fence())
 HUMAN = make_node(unschedulable=True)
 CHANGE = "the change to 2x3g.40gb under policy pool-b"
 CORDONS = {
-    "the operator cordons": (
-        OPEN,
-        FENCED,
-        ("NodeCordoned", f"the operator has cordoned the node for {CHANGE}"),
-    ),
+    "the operator cordons": (OPEN, FENCED, ("NodeCordoned", f"the operator has cordoned the node for {CHANGE}")),
     "the change ends": (
         FENCED,
         OPEN,
@@ -367,16 +341,7 @@ def test_a_node_is_told_of_the_operators_own_cordon_alone_when(case: str) -> Non
 
 def test_a_point_of_no_return_that_is_refused_again_and_again_is_told_once() -> None:
     told: list[str] = []
-    passes = (
-        IDLE,
-        BEGINNING,
-        IDLE,
-        BEGINNING,
-        replace(BEGINNING, message="refused"),
-        CHANGING,
-        CHANGING,
-        VERIFYING,
-    )
+    passes = (IDLE, BEGINNING, IDLE, BEGINNING, replace(BEGINNING, message="refused"), CHANGING, CHANGING, VERIFYING)
     for before, after in pairwise(passes):
         told += [event.reason for event in node_events(before, after)]
     assert told == ["Reconfiguring"]

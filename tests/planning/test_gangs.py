@@ -113,10 +113,7 @@ def test_a_blocked_member_elsewhere_keeps_the_node_uncordoned_and_is_named_with_
 def test_a_blocker_of_the_node_itself_names_the_gang_when_all_of_its_pods_are_of_one() -> None:
     view = make_gang_view({"c": [HERE], "d": [make_pod("rank-1", gang=GANG)]})
     work = make_work(HERE, make_pod("alone"), gangs=(view,))
-    mine, mixed = (
-        Blocker(Reason.PDB, ("team-a/rank-0",)),
-        Blocker(Reason.PDB, ("team-a/alone", "team-a/rank-0")),
-    )
+    mine, mixed = (Blocker(Reason.PDB, ("team-a/rank-0",)), Blocker(Reason.PDB, ("team-a/alone", "team-a/rank-0")))
     assert "Gang: JobSet team-a/train" in explain_blockers(name_gangs([mine], work))[0]
     assert name_gangs([mixed], work) == (mixed,)
 
@@ -176,11 +173,7 @@ def test_while_a_member_elsewhere_may_end_by_itself_no_other_member_is_evicted(m
     plan = drained_at(600, sharing(member))
     assert (plan.evict, [pod.name for pod in plan.jobs], plan.jobs_until) == ((), ["rank-0"], at(HOURS_8))
     (found,) = plan.blockers
-    assert (found.reason, found.pods, found.until) == (
-        Reason.JOBS_RUNNING,
-        ("team-a/rank-0",),
-        at(HOURS_8),
-    )
+    assert (found.reason, found.pods, found.until) == (Reason.JOBS_RUNNING, ("team-a/rank-0",), at(HOURS_8))
     assert not lacks(found.message, "JobSet team-a/train", "team-a/rank-1 on d")
 
 

@@ -196,9 +196,7 @@ def test_the_nearest_legal_layout_is_what_one_would_expect(model: str, wanted: s
     card=st.sampled_from(MIG_CARDS),
     picks=st.dictionaries(st.integers(0, 10), st.integers(1, 9), max_size=5),
     foreign=st.dictionaries(
-        st.sampled_from(["1g.20gb", "3g.47gb", "4g.80gb", "2g.48gb-me", "nonsense"]),
-        st.integers(1, 9),
-        max_size=2,
+        st.sampled_from(["1g.20gb", "3g.47gb", "4g.80gb", "2g.48gb-me", "nonsense"]), st.integers(1, 9), max_size=2
     ),
 )
 def test_nearest_is_always_legal_and_keeps_what_is_legal(

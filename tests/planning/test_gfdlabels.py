@@ -23,16 +23,7 @@ POLICIES = {
     "MIG and time-slicing": MIG_SLICED,
 }
 CHANGES = (
-    *(
-        "whole",
-        "time-sliced",
-        "MIG mixed",
-        "MIG single",
-        "MPS",
-        "whole",
-        "MIG single",
-        "MIG and time-slicing",
-    ),
+    *("whole", "time-sliced", "MIG mixed", "MIG single", "MPS", "whole", "MIG single", "MIG and time-slicing"),
     *("MIG mixed", "time-sliced", "MIG single", "MIG mixed", "whole"),
 )
 """From each of these to the next."""

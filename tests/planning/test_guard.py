@@ -120,10 +120,7 @@ def test_a_node_that_nobody_can_judge_any_more_stays_its_policys_and_takes_its_s
     plan_rollout(snapshot, NOW, memo)
     away = poison(make_node("gpu-01", unschedulable=True))
     plan = plan_rollout(replace(snapshot, nodes={**nodes, "gpu-01": away}), NOW, memo)
-    assert (plan.verdicts["gpu-01"].reason, plan.verdicts["gpu-01"].policy) == (
-        Reason.NODE_NOT_JUDGED,
-        "pool-b",
-    )
+    assert (plan.verdicts["gpu-01"].reason, plan.verdicts["gpu-01"].policy) == (Reason.NODE_NOT_JUDGED, "pool-b")
     assert plan.pools["pool-b"].used == 1
     assert not any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-02"].actions)
 

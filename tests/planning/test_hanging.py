@@ -79,13 +79,7 @@ def test_a_node_that_leaves_such_a_layout_is_not_held_back() -> None:
 
 @pytest.mark.parametrize(
     ("layouts", "hangs"),
-    [
-        ((HALVES, None), True),
-        ((None, HALVES), True),
-        ((HALVES, HALVES), False),
-        ((None, None), False),
-        ((), False),
-    ],
+    [((HALVES, None), True), ((None, HALVES), True), ((HALVES, HALVES), False), ((None, None), False), ((), False)],
 )
 def test_only_whole_gpus_beside_instances_hang_pods(layouts: tuple[Layout | None, ...], hangs: bool) -> None:
     found = {version: bool(find_hanging(version, layouts)) for version in HANGING}

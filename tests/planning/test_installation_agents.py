@@ -49,10 +49,7 @@ def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(with_dr
         ({"nvidia.com/gpu.present": "true"}, False),
         ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, True),
         (
-            {
-                "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
-                "gke-no-default-nvidia-gpu-device-plugin": "true",
-            },
+            {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb", "gke-no-default-nvidia-gpu-device-plugin": "true"},
             False,
         ),
     ],

@@ -22,10 +22,7 @@ FIRST: dict[str, tuple[Seen, str]] = {
         replace(THEIRS, operator_replicas=None),
         f"helm install gpusharing CHART -n gpusharing --create-namespace {SET}",
     ),
-    "nobody holds them": (
-        pointers(plugin_config_name=""),
-        "kubectl get nodes -L nvidia.com/device-plugin.config",
-    ),
+    "nobody holds them": (pointers(plugin_config_name=""), "kubectl get nodes -L nvidia.com/device-plugin.config"),
 }
 
 
@@ -53,10 +50,7 @@ VOID = make_map({}, ours=False)
 STOPPED = {"operator_replicas": 0, "operator_pods": {}}
 POINT = "kubectl patch clusterpolicy gpus "
 STAGES: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": (
-        {"operator_replicas": None, "not_served": frozenset({"a kind"}), "config_maps": {}},
-        "helm install ",
-    ),
+    "nothing": ({"operator_replicas": None, "not_served": frozenset({"a kind"}), "config_maps": {}}, "helm install "),
     "nothing, with what a removed release left": ({"operator_replicas": None}, "helm install "),
     "a Deployment that may not be read": (
         {"operator_replicas": None, "unread": {"deployments.apps": "no"}, "config_maps": {}},

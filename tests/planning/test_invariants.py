@@ -26,12 +26,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
-GANGS = (
-    ("", False),
-    ("", True),
-    ("what stays is deleted", True),
-    ("a rule asks for another namespace", False),
-)
+GANGS = (("", False), ("", True), ("what stays is deleted", True), ("a rule asks for another namespace", False))
 """Habits of a drain in which a gang is protected, and whether a budget refuses first."""
 CERTAIN = (
     "a GPU becomes unhealthy",

@@ -48,10 +48,7 @@ REQUIRES: dict[str, tuple[dict[str, Any], bool]] = {
     "nothing": ({}, False),
     "an admitted mode, by its node selector": ({"node_selector": {LABEL_MODE: "mig"}}, True),
     "a mode that is not admitted": ({"node_selector": {LABEL_MODE: "mps"}}, False),
-    "admitted modes, in each term": (
-        {"node_terms": ((ZONE, HARDWARE), ((LABEL_MODE, "In", ("mig",)),))},
-        True,
-    ),
+    "admitted modes, in each term": ({"node_terms": ((ZONE, HARDWARE), ((LABEL_MODE, "In", ("mig",)),))}, True),
     "admitted modes, in one of two terms": ({"node_terms": ((ZONE, HARDWARE), (ZONE,))}, False),
     "one mode too many": ({"node_terms": (((LABEL_MODE, "In", ("full", "mps")),),)}, False),
     "the label alone": ({"node_terms": (((LABEL_MODE, "Exists", ()),),)}, False),

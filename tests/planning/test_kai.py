@@ -110,10 +110,7 @@ def test_a_reservation_pod_that_a_drain_has_left_over_is_evicted_and_blocks_noth
 
 def test_before_a_cordon_a_reservation_pod_without_pods_of_its_group_is_named_as_what_it_is() -> None:
     (blocker,) = foreseen(make_work(reservation(), fraction(group="g2"), reservation("g2")))
-    assert (blocker.reason, blocker.pods) == (
-        Reason.UNMANAGED,
-        ("kai-resource-reservation/gpu-reservation-g1",),
-    )
+    assert (blocker.reason, blocker.pods) == (Reason.UNMANAGED, ("kai-resource-reservation/gpu-reservation-g1",))
     assert not lacks(blocker.message, "KAI-Scheduler", "no pod of its group")
     allowed = Drain.model_validate({"unmanagedPods": "Evict"})
     assert foreseen(make_work(reservation()), options=allowed, afterwards=roomy()) == ()

@@ -45,11 +45,7 @@ def owned(policy: PolicyView, *labels: str, **fields: Any) -> NodeCase:
 def test_no_change_begins_that_would_write_a_label_of_another_controller() -> None:
     case = owned(MIXED, MIG)
     verdict = judged(case)
-    assert (verdict.phase, verdict.reason, verdict.actions) == (
-        Phase.BLOCKED,
-        Reason.LABEL_OWNED_ELSEWHERE,
-        (),
-    )
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.LABEL_OWNED_ELSEWHERE, ())
     assert not lacks(verdict.message, MIG, pair_of(MIXED)[0], NFD)
     assert (who_keeps(verdict, case.node), who_ends(verdict)) == ("node/gpu-07", "Person")
 

@@ -41,16 +41,7 @@ def test_compute_is_what_95_percent_of_the_time_did_not_exceed_or_98() -> None:
     assert performance.compute == 0.9
 
 
-CONFIDENCE = {
-    6: "none",
-    23: "none",
-    24: "low",
-    71: "low",
-    72: "medium",
-    167: "medium",
-    168: "high",
-    336: "high",
-}
+CONFIDENCE = {6: "none", 23: "none", 24: "low", 71: "low", 72: "medium", 167: "medium", 168: "high", 336: "high"}
 
 
 @pytest.mark.parametrize("hours", CONFIDENCE)
@@ -183,11 +174,7 @@ def test_it_tells_how_much_of_the_time_nothing_computed() -> None:
     [
         ("memory", -1.0, "memory: -1.0 at"),
         ("memory", nan, "memory: nan at"),
-        (
-            "activity",
-            35.0,
-            "activity: 35.0 is not a fraction of a card; pass a number from 0 to 1, for example 0.35",
-        ),
+        ("activity", 35.0, "activity: 35.0 is not a fraction of a card; pass a number from 0 to 1, for example 0.35"),
     ],
 )
 def test_what_nobody_can_have_measured_is_refused(field: str, value: float, said: str) -> None:

@@ -43,14 +43,8 @@ def bare(error: str, switches: dict[str, bool | str], *, serves: bool = False, d
 
 
 CLOSED: dict[str, tuple[NodeCase, Reason]] = {
-    "the GPU Operator gives nodes without the label to virtual machines": (
-        at_rest(VIRTUAL),
-        Reason.WORKLOAD_CONFIG,
-    ),
-    "the host has no driver, and the GPU Operator installs none": (
-        bare(NO_DRIVER, HOSTED),
-        Reason.DRIVER_DISABLED,
-    ),
+    "the GPU Operator gives nodes without the label to virtual machines": (at_rest(VIRTUAL), Reason.WORKLOAD_CONFIG),
+    "the host has no driver, and the GPU Operator installs none": (bare(NO_DRIVER, HOSTED), Reason.DRIVER_DISABLED),
     "the host has no toolkit, and the GPU Operator installs none": (
         replace(bare("", HOSTED), agent_ready=False, agent_trouble=NO_TOOLKIT),
         Reason.TOOLKIT_DISABLED,

@@ -37,29 +37,13 @@ CHOICES: dict[str, tuple[list[PolicyView], str, str]] = {
     "at equal priority the older": ([policy("a", YOUNG), policy("b")], "", "b"),
     "at equal age the first name": ([policy("b"), policy("a")], "", "a"),
     "the owner keeps it from an older one": ([policy("a", YOUNG), policy("b")], "a", "a"),
-    "the owner keeps it from an equal priority": (
-        [policy("a", YOUNG, priority=5), policy("b", priority=5)],
-        "a",
-        "a",
-    ),
-    "the owner loses it to a strictly higher priority": (
-        [policy("a"), policy("b", YOUNG, priority=1)],
-        "a",
-        "b",
-    ),
-    "the owner loses it when it selects it no longer": (
-        [policy("a", nodeSelector=ELSEWHERE), policy("b")],
-        "a",
-        "b",
-    ),
+    "the owner keeps it from an equal priority": ([policy("a", YOUNG, priority=5), policy("b", priority=5)], "a", "a"),
+    "the owner loses it to a strictly higher priority": ([policy("a"), policy("b", YOUNG, priority=1)], "a", "b"),
+    "the owner loses it when it selects it no longer": ([policy("a", nodeSelector=ELSEWHERE), policy("b")], "a", "b"),
     "an owner under deletion owns nothing": ([policy("a", deleting=True), policy("b", YOUNG)], "a", "b"),
     "the mark of a policy that is gone counts for nothing": ([policy("b"), policy("c", YOUNG)], "a", "b"),
     "an owner whose spec cannot be read keeps it": ([replace(policy("a"), spec=None), policy("b")], "a", "a"),
-    "one whose spec cannot be read takes nothing": (
-        [replace(policy("a"), spec=None), policy("b", YOUNG)],
-        "",
-        "b",
-    ),
+    "one whose spec cannot be read takes nothing": ([replace(policy("a"), spec=None), policy("b", YOUNG)], "", "b"),
 }
 
 
@@ -95,14 +79,8 @@ SELECTORS: dict[str, tuple[dict[str, object], bool]] = {
     "one label of two is missing": ({"matchLabels": {"a": "1", "x": "1"}}, False),
     "In with the value": ({"matchExpressions": [{"key": "a", "operator": "In", "values": ["1", "2"]}]}, True),
     "In without the label": ({"matchExpressions": [{"key": "x", "operator": "In", "values": ["1"]}]}, False),
-    "NotIn with the value": (
-        {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]},
-        False,
-    ),
-    "NotIn without the label": (
-        {"matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["1"]}]},
-        True,
-    ),
+    "NotIn with the value": ({"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1"]}]}, False),
+    "NotIn without the label": ({"matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["1"]}]}, True),
     "Exists": ({"matchExpressions": [{"key": "a", "operator": "Exists"}]}, True),
     "Exists without the label": ({"matchExpressions": [{"key": "x", "operator": "Exists"}]}, False),
     "DoesNotExist": ({"matchExpressions": [{"key": "x", "operator": "DoesNotExist"}]}, True),

@@ -23,9 +23,7 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
         pytest.param(make_pdb(match_expressions=(("app", "DoesNotExist", ()),)), False, id="DoesNotExist refuses"),
         pytest.param(make_pdb(match_expressions=(("tier", "DoesNotExist", ()),)), True, id="DoesNotExist"),
         pytest.param(
-            make_pdb(match_labels={}, match_expressions=(("app", "Exists", ()),)),
-            True,
-            id="expressions alone",
+            make_pdb(match_labels={}, match_expressions=(("app", "Exists", ()),)), True, id="expressions alone"
         ),
     ],
 )
@@ -58,8 +56,7 @@ def test_two_budgets_conflict_for_a_running_pod_even_an_unready_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "desired", "never"),
-    [(3, 2, False), (3, 3, True), (1, 1, True), (0, 0, False), (2, 5, True)],
+    ("expected", "desired", "never"), [(3, 2, False), (3, 3, True), (1, 1, True), (0, 0, False), (2, 5, True)]
 )
 def test_a_budget_never_allows_when_every_pod_must_be_healthy(expected: int, desired: int, never: bool) -> None:
     assert evictions.never_allows(make_pdb(expected=expected, desired=desired)) is never

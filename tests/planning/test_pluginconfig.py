@@ -76,18 +76,8 @@ EFFECT = {
         True,
     ),
     "the strategy makes a difference with them": (PluginConfig("single"), PluginConfig("mixed"), True, False),
-    "the number of shares always does": (
-        SHARED,
-        make_shared(5, fails=True),
-        False,
-        False,
-    ),
-    "so does refusing requests for two": (
-        SHARED,
-        make_shared(4),
-        False,
-        False,
-    ),
+    "the number of shares always does": (SHARED, make_shared(5, fails=True), False, False),
+    "so does refusing requests for two": (SHARED, make_shared(4), False, False),
 }
 
 

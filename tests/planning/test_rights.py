@@ -16,22 +16,10 @@ NAMED = {
     ("subject", "table", "values"),
     [
         ("operator", installationviews.OPERATOR_RIGHTS, ()),
-        (
-            "operator",
-            installationviews.OPERATOR_RIGHTS + installationviews.CONFIGURE,
-            ("gpuOperator.configure",),
-        ),
-        (
-            "operator",
-            installationviews.OPERATOR_RIGHTS + installationviews.REPAIR_MPS,
-            ("gpuOperator.repairMps",),
-        ),
+        ("operator", installationviews.OPERATOR_RIGHTS + installationviews.CONFIGURE, ("gpuOperator.configure",)),
+        ("operator", installationviews.OPERATOR_RIGHTS + installationviews.REPAIR_MPS, ("gpuOperator.repairMps",)),
         ("operator", installationviews.OPERATOR_RIGHTS + installationviews.FORCE_DELETE, ("forceDelete",)),
-        (
-            "operator",
-            installationviews.OPERATOR_RIGHTS + installationviews.DEVICE_TAINTS,
-            ("dra.deviceTaints",),
-        ),
+        ("operator", installationviews.OPERATOR_RIGHTS + installationviews.DEVICE_TAINTS, ("dra.deviceTaints",)),
         ("agent", installationviews.AGENT_RIGHTS + installationviews.SECURE_METRICS, ()),
     ],
 )

@@ -115,16 +115,7 @@ def test_a_rule_for_other_pods_does_not_care_for_a_namespace_that_cannot_be_read
         ({"key": "team", "operator": "DoesNotExist"}, True),
         ({"key": "tier", "operator": "DoesNotExist"}, False),
     ],
-    ids=[
-        "in",
-        "not among them",
-        "excluded",
-        "without the label",
-        "has it",
-        "lacks it",
-        "is free of it",
-        "is not",
-    ],
+    ids=["in", "not among them", "excluded", "without the label", "has it", "lacks it", "is free of it", "is not"],
 )
 def test_expressions_mean_what_they_mean_in_kubernetes(row: dict[str, Any], holds: bool) -> None:
     found = find_rule(TRAINER, drain(rule("Block", podSelector={"matchExpressions": [row]})))
@@ -133,30 +124,16 @@ def test_expressions_mean_what_they_mean_in_kubernetes(row: dict[str, Any], hold
 
 JOBS: dict[str, tuple[PodView, bool]] = {
     "a pod of a Job": (make_pod(owner=JOB, restarts=False), True),
-    "a pod of a Volcano Job": (
-        make_pod(owner=Owner("batch.volcano.sh/v1alpha1", "Job", "j"), restarts=False),
-        True,
-    ),
-    "a rank of a PyTorchJob": (
-        make_pod(owner=Owner("kubeflow.org/v1", "PyTorchJob", "j"), restarts=False),
-        True,
-    ),
-    "a step of a Workflow": (
-        make_pod(owner=Owner("argoproj.io/v1alpha1", "Workflow", "w"), restarts=False),
-        True,
-    ),
+    "a pod of a Volcano Job": (make_pod(owner=Owner("batch.volcano.sh/v1alpha1", "Job", "j"), restarts=False), True),
+    "a rank of a PyTorchJob": (make_pod(owner=Owner("kubeflow.org/v1", "PyTorchJob", "j"), restarts=False), True),
+    "a step of a Workflow": (make_pod(owner=Owner("argoproj.io/v1alpha1", "Workflow", "w"), restarts=False), True),
     "a worker of a RayJob": (
         make_pod(
-            owner=Owner("ray.io/v1", "RayCluster", "r"),
-            restarts=False,
-            labels={"ray.io/originated-from-crd": "RayJob"},
+            owner=Owner("ray.io/v1", "RayCluster", "r"), restarts=False, labels={"ray.io/originated-from-crd": "RayJob"}
         ),
         True,
     ),
-    "a worker of a RayService": (
-        make_pod(owner=Owner("ray.io/v1", "RayCluster", "r"), restarts=False),
-        False,
-    ),
+    "a worker of a RayService": (make_pod(owner=Owner("ray.io/v1", "RayCluster", "r"), restarts=False), False),
     "a Job whose pods restart for ever": (make_pod(owner=JOB), False),
     "a Job of another group": (make_pod(owner=Owner("example.com/v1", "Job", "j"), restarts=False), False),
     "a bare pod that ends": (make_pod(owner=None, restarts=False), False),
@@ -177,12 +154,7 @@ def test_a_rule_names_its_own_patience_and_jobs_have_that_of_all() -> None:
 
 def test_while_a_job_runs_nobody_is_evicted_and_it_is_named_with_the_end_of_its_time() -> None:
     found = plan(TRAINER, SERVER, options=Drain())
-    assert (found.evict, names(found.jobs), found.jobs_until, found.overdue) == (
-        (),
-        ["train-0"],
-        at(3600),
-        (),
-    )
+    assert (found.evict, names(found.jobs), found.jobs_until, found.overdue) == ((), ["train-0"], at(3600), ())
     assert [(str(one.reason), one.pods, one.message) for one in found.blockers] == [
         ("JobsRunning", ("team-a/train-0",), "The drain waits until 2026-11-20T11:00:00Z")
     ]

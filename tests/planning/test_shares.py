@@ -8,13 +8,7 @@ from gpusharing.planning.gpus.cards import CARDS, Card, shares
 from gpusharing.planning.gpus.geometry import maximal_layouts
 
 H100 = (7, 8)
-EXTENTS = {
-    "1g": (1, 1),
-    "1g.20gb": (1, 2),
-    "2g": (2, 2),
-    "3g": (3, 4),
-    "4g": (4, 4),
-}
+EXTENTS = {"1g": (1, 1), "1g.20gb": (1, 2), "2g": (2, 2), "3g": (3, 4), "4g": (4, 4)}
 
 
 @pytest.mark.parametrize(

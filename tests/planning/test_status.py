@@ -140,10 +140,7 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
         StatusInput([DRAINING], objection=BAD_SPEC),
         ("False InvalidSpec", "False NotAccepted", UNDER_WAY, "True InvalidSpec"),
     ),
-    "deleted while a node is in flight": (
-        StatusInput([DRAINING], DELETED),
-        (VALID, "False Deleting", UNDER_WAY, CALM),
-    ),
+    "deleted while a node is in flight": (StatusInput([DRAINING], DELETED), (VALID, "False Deleting", UNDER_WAY, CALM)),
     "deleted, and not accepted": (
         StatusInput((), DELETED, objection=BAD_SPEC),
         ("False InvalidSpec", "False Deleting", "False InvalidSpec", "True InvalidSpec"),
@@ -152,10 +149,7 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
         StatusInput([FAILED, STUCK]),
         (VALID, "False RolloutInProgress", "False NodesFailed", "True NodesFailed"),
     ),
-    "deleted and nothing to do": (
-        StatusInput((), DELETED),
-        (VALID, "False Deleting", "False Deleting", CALM),
-    ),
+    "deleted and nothing to do": (StatusInput((), DELETED), (VALID, "False Deleting", "False Deleting", CALM)),
     "proven, and a write of ours is to come": (
         StatusInput([replace(SYNCED, actions=(LabelNode(make_node(), {}),))]),
         (VALID, "False RolloutInProgress", UNDER_WAY, CALM),

@@ -265,7 +265,7 @@ def test_a_node_that_offers_none_of_its_devices_is_no_place(seconds: float) -> N
 def test_a_failed_node_that_waits_for_a_person_is_no_place() -> None:
     fence = make_fence(
         "actuating", policy="pool-c", node_uid="uid-gpu-08", since=at(-9000), attempt=9, to_layout=WHOLE,
-        target_mig_config=CONFIG, target_plugin_config=KEY, failed=at(-8000)
+        target_mig_config=CONFIG, target_plugin_config=KEY, failed=at(-8000),
     )  # fmt: skip
     state = {names.LABEL_MIG_CONFIG: CONFIG, names.LABEL_MIG_STATE: "failed"}
     node = replace(RESTING, labels={**RESTING.labels, **state}, resources={}, unschedulable=True, fence=fence)

@@ -27,14 +27,7 @@ from gpusharing.planning.wanted.target import (
         ("", False),
         ("sha256:0.1", False),
     ],
-    ids=[
-        "the last old one",
-        "with an image suffix",
-        "the first new one",
-        "a later one",
-        "unknown",
-        "a digest",
-    ],
+    ids=["the last old one", "with an image suffix", "the first new one", "a later one", "unknown", "a digest"],
 )
 def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: bool) -> None:
     assert merges_suffixes(version) is old

@@ -98,10 +98,7 @@ def test_the_history_keeps_the_newest_entries() -> None:
         (make_node(unschedulable=True), "Person"),
         (make_node(unschedulable=True, foreign="kured"), "Others"),
         (make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True)), "Person"),
-        (
-            make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True), foreign="kured"),
-            "Others",
-        ),
+        (make_node(unschedulable=True, fence=make_fence(prior_unschedulable=True), foreign="kured"), "Others"),
         (make_node(unschedulable=True, fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)), "Person"),
         (make_node(fence=make_fence()), None),
     ],
