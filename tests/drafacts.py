@@ -17,10 +17,7 @@ def driver(*programs: str, gates: str = "", release: str = "dra") -> JSON:
             "args": [f"{program} -v $(LOG_VERBOSITY)"],
             "env": [{"name": "FEATURE_GATES", "value": gates}] if gates else [],
         }
-        for name, program in (
-            ("compute-domains", "compute-domain-kubelet-plugin"),
-            ("gpus", "gpu-kubelet-plugin"),
-        )
+        for name, program in (("compute-domains", "compute-domain-kubelet-plugin"), ("gpus", "gpu-kubelet-plugin"))
         if not programs or name in programs
     ]
     labels = {"dra-driver-nvidia-gpu-component": "kubelet-plugin"}

@@ -74,22 +74,12 @@ DOCUMENTED = Recipe(
     pools={
         "a": RecipePool(
             {MIG: "five-1g-one-2g"},
-            {
-                "mode": "MIG",
-                "mig": {
-                    "strategy": "mixed",
-                    "layouts": [{"profiles": {"2g.20gb": 1, "1g.10gb": 5}}],
-                },
-            },
+            {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": [{"profiles": {"2g.20gb": 1, "1g.10gb": 5}}]}},
             count=2,
         ),
         "b": RecipePool(
             {MIG: "all-balanced", PLUGIN: "h100-80gb"},
-            {
-                "mode": "MIG",
-                "mig": {"strategy": "mixed", "config": "all-balanced"},
-                "timeSlicing": {"replicas": 2},
-            },
+            {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-balanced"}, "timeSlicing": {"replicas": 2}},
         ),
         "c": RecipePool({}, {"mode": "Full"}),
         "d": RecipePool({PLUGIN: "l40s"}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
@@ -132,10 +122,7 @@ NOS = Recipe(
 BY_ENTRY = Recipe(
     cluster_policy={
         "devicePlugin": {"config": {"name": "plugin-configs", "default": "default"}},
-        "migManager": {
-            "enabled": True,
-            "config": {"name": "default-mig-parted-config", "default": "all-disabled"},
-        },
+        "migManager": {"enabled": True, "config": {"name": "default-mig-parted-config", "default": "all-disabled"}},
     },
     config_maps={
         "plugin-configs": {
@@ -143,8 +130,7 @@ BY_ENTRY = Recipe(
             "single": "version: v1\nflags:\n  migStrategy: single\n",
             "mps-4": time_slicing({"nvidia.com/gpu": 4}).replace("timeSlicing", "mps"),
             "turns": time_slicing({"nvidia.com/gpu": 2}).replace(
-                "    resources:",
-                "    renameByDefault: true\n    failRequestsGreaterThanOne: true\n    resources:",
+                "    resources:", "    renameByDefault: true\n    failRequestsGreaterThanOne: true\n    resources:"
             ),
         },
         "default-mig-parted-config": {"config.yaml": parted({"all-1g.10gb": {"1g.10gb": 7}})},

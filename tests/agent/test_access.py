@@ -235,10 +235,7 @@ async def test_probes_need_no_token_and_metrics_one_that_may_read_them(authority
     for probe in ("/healthz", "/readyz"):
         assert await asyncio.to_thread(get, base + probe) == (200, "ok\n", None)
     assert authority.specs == []
-    for token, expected in (
-        ("good", (200, "", None)),
-        ("unknown", (401, f"{UNAUTHENTICATED[1]}\n", "Bearer")),
-    ):
+    for token, expected in (("good", (200, "", None)), ("unknown", (401, f"{UNAUTHENTICATED[1]}\n", "Bearer"))):
         assert await asyncio.to_thread(get, f"{base}/metrics", f"Bearer {token}") == expected
     assert await asyncio.to_thread(get, f"{base}/metrics") == (401, f"{UNAUTHENTICATED[1]}\n", "Bearer")
     assert (await asyncio.to_thread(get, f"{base}/metrics?a", "Bearer poor"))[0] == 403

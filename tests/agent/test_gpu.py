@@ -64,11 +64,7 @@ def test_profiles_of_a_known_card_are_those_of_the_table(reading: Reading) -> No
         for profile in model.profiles:
             if profile.name in table and profile.starts:
                 known = table[profile.name]
-                assert (profile.starts, profile.size, profile.slices) == (
-                    known.starts,
-                    known.size,
-                    known.slices,
-                )
+                assert (profile.starts, profile.size, profile.slices) == (known.starts, known.size, known.slices)
                 compared += 1
     if not compared:
         pytest.skip("no card here is in planning/gpus/cards.py with placements that this user may list")

@@ -44,10 +44,7 @@ HELD = Holdings(
 )
 OFFERED = b"".join(
     field(1, field(1, resource) + b"".join(field(2, i) for i in ids))
-    for resource, ids in (
-        ("nvidia.com/gpu", ["GPU-1::0", "GPU-1::1", "GPU-1::2"]),
-        ("example.com/nic", ["eth1"]),
-    )
+    for resource, ids in (("nvidia.com/gpu", ["GPU-1::0", "GPU-1::1", "GPU-1::2"]), ("example.com/nic", ["eth1"]))
 )
 
 
@@ -199,10 +196,7 @@ RESET = b"\x00\x00\x04\x03\x00\x00\x00\x00"
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", ": invalid HTTP/2"),
         (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "cannot parse"),
-        (
-            RESET + b"\x01\x00\x00\x00\x07" + RESET + b"\x03\x00\x00\x00\x07",
-            ": the call ended without a gRPC status",
-        ),
+        (RESET + b"\x01\x00\x00\x00\x07" + RESET + b"\x03\x00\x00\x00\x07", ": the call ended without a gRPC status"),
         (b"", "cannot reach the kubelet .* closed the connection before it responded"),
     ],
     ids=["an HTTP/1 server", "a DATA frame outside of any stream", "it refuses both streams", "it hangs up"],

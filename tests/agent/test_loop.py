@@ -212,10 +212,7 @@ async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> No
 
 @pytest.mark.parametrize(
     ("error", "readings"),
-    [
-        (LibraryError("another driver", "NVMLReplaced"), 1),
-        (LibraryError("Unknown Error", "NVMLAccessLost"), 3),
-    ],
+    [(LibraryError("another driver", "NVMLReplaced"), 1), (LibraryError("Unknown Error", "NVMLAccessLost"), 3)],
     ids=["the driver was replaced", "the devices cannot be opened any more"],
 )
 async def test_the_agent_ends_when_only_a_new_container_can_read_again(

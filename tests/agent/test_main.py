@@ -38,18 +38,12 @@ def test_what_cannot_work_is_refused_with_the_flag_named(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (
-            ["--interval", "30"],
-            "argument --interval: '30' is not a duration of more than 0, for example 30s",
-        ),
+        (["--interval", "30"], "argument --interval: '30' is not a duration of more than 0, for example 30s"),
         (["--metrics-addr", "8081"], "argument --metrics-addr: '8081' is not HOST:PORT, for example 0.0.0.0:8080"),
         (["--metrics-addr", "host:x"], "argument --metrics-addr: 'host:x' is not HOST:PORT"),
         (["--interval", "0s"], "argument --interval: '0s' is not a duration of more than 0"),
         (["--hung-after", "inf"], "argument --hung-after: 'inf' is not a duration of more than 0"),
-        (
-            ["--log-level", "loud"],
-            "argument --log-level: 'loud' is not a log level: use debug, info, warning or",
-        ),
+        (["--log-level", "loud"], "argument --log-level: 'loud' is not a log level: use debug, info, warning or"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_in_a_sentence_with_an_example(

@@ -115,16 +115,8 @@ def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
             "UNKNOWN",
             "NVMLAccessLost: NVML: Unknown Error; this usually happens after systemd was reloaded",
         ),
-        (
-            "nvmlDeviceGetCount",
-            "NO_PERMISSION",
-            "NVMLAccessLost: NVML: Insufficient Permissions; the agent's",
-        ),
-        (
-            "nvmlDeviceGetHandleByIndex",
-            "NO_PERMISSION",
-            "NVMLAccessLost: NVML: Insufficient Permissions; the agent's",
-        ),
+        ("nvmlDeviceGetCount", "NO_PERMISSION", "NVMLAccessLost: NVML: Insufficient Permissions; the agent's"),
+        ("nvmlDeviceGetHandleByIndex", "NO_PERMISSION", "NVMLAccessLost: NVML: Insufficient Permissions; the agent's"),
         ("nvmlDeviceGetHandleByIndex", "UNKNOWN", "NVMLAccessLost: NVML: Unknown Error"),
         ("nvmlDeviceGetCount", "LIB_RM_VERSION_MISMATCH", "NVMLReplaced: the driver was replaced"),
         ("nvmlDeviceGetName", "LIB_RM_VERSION_MISMATCH", "NVMLReplaced: the driver was replaced"),

@@ -212,23 +212,13 @@ def test_a_mig_device_of_an_instance_that_is_not_listed_leaves_the_layout_unknow
     busy.inject("nvmlDeviceGetGpuInstances", "NOT_SUPPORTED", gpu=1)
     listed, unlisted = read(busy)["gpus"]
     assert (len(listed["instances"]), listed["instances_withheld"]) == (2, False)
-    assert ([i["profile"] for i in unlisted["instances"]], unlisted["instances_withheld"]) == (
-        ["7g.80gb"],
-        True,
-    )
+    assert ([i["profile"] for i in unlisted["instances"]], unlisted["instances_withheld"]) == (["7g.80gb"], True)
     assert unlisted["processes"] == [UNKNOWN_PROCESS]
 
 
 def test_no_combination_of_errors_makes_a_busy_gpu_look_idle(busy: Simulator) -> None:
     dice = random.Random(33)
-    errors = (
-        "NOT_SUPPORTED",
-        "NO_PERMISSION",
-        "NOT_FOUND",
-        "FUNCTION_NOT_FOUND",
-        "INVALID_ARGUMENT",
-        "UNKNOWN",
-    )
+    errors = ("NOT_SUPPORTED", "NO_PERMISSION", "NOT_FOUND", "FUNCTION_NOT_FOUND", "INVALID_ARGUMENT", "UNKNOWN")
     with Agent(busy) as agent:
         for _ in range(150):
             rounds = [

@@ -26,18 +26,7 @@ def largest(card: Card) -> list[str]:
 
 def test_the_models_that_the_issue_names_are_among_the_simulated_ones() -> None:
     keys = [card.key for card in CARDS]
-    for named in (
-        "a30",
-        "a100-40gb",
-        "a100-80gb",
-        "h100-80gb",
-        "h200",
-        "b200",
-        "rtx-pro-6000",
-        "v100",
-        "t4",
-        "l40s",
-    ):
+    for named in ("a30", "a100-40gb", "a100-80gb", "h100-80gb", "h200", "b200", "rtx-pro-6000", "v100", "t4", "l40s"):
         assert any(key.startswith(named) for key in keys), named
 
 

@@ -371,13 +371,7 @@ def test_a_server_without_a_port_is_called_at_that_of_its_scheme(server: str, po
 
 @pytest.mark.parametrize(
     "line",
-    [
-        b"\xff\xfe{\n",
-        b"[" * 100_000 + b"\n",
-        b'{"type": "ADDED"}\n',
-        b'{"type": "ADDED", "object": 7}\n',
-        b"7\n",
-    ],
+    [b"\xff\xfe{\n", b"[" * 100_000 + b"\n", b'{"type": "ADDED"}\n', b'{"type": "ADDED", "object": 7}\n', b"7\n"],
 )
 async def test_whatever_a_watch_sends_the_one_who_follows_it_is_told(
     client: RestClient, server: tuple[Server, int], line: bytes

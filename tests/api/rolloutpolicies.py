@@ -25,12 +25,7 @@ GOOD = (
     Row(
         "a canary, an approval, more failures and a pause that holds",
         full(
-            rollout={
-                "canary": {"nodes": 2, "soak": "1h"},
-                "approval": "Manual",
-                "maxFailures": 3,
-                "whenPaused": "Hold",
-            }
+            rollout={"canary": {"nodes": 2, "soak": "1h"}, "approval": "Manual", "maxFailures": 3, "whenPaused": "Hold"}
         ),
     ),
     Row("nodes that become whole when the policy goes", full(deletionPolicy="Reset")),
@@ -51,11 +46,7 @@ BAD = (
         "spec.rollout.blackouts[0].duration",
     ),
     Row("a canary of no node", full(rollout={"canary": {"nodes": 0}}), "spec.rollout.canary.nodes"),
-    Row(
-        "a canary that soaks for no time",
-        full(rollout={"canary": {"soak": "0s"}}),
-        "spec.rollout.canary.soak",
-    ),
+    Row("a canary that soaks for no time", full(rollout={"canary": {"soak": "0s"}}), "spec.rollout.canary.soak"),
     Row("no failure allowed", full(rollout={"maxFailures": 0}), "spec.rollout.maxFailures"),
     Row("an approval by a word", full(rollout={"approval": "Yes"}), "spec.rollout.approval"),
     Row("a pause by a word", full(rollout={"whenPaused": "Stop"}), "spec.rollout.whenPaused"),

@@ -28,12 +28,7 @@ OBSERVED: dict[str, Any] = {
     "driverVersion": "580.65.06",
     "models": [{"product": "NVIDIA H100 80GB HBM3", "gpus": "0", "profiles": "7g.80gb id=0 max=1 placements={0}:8"}],
     "programs": [],
-    "gpus": [
-        {
-            "uuid": "GPU-0",
-            "mig": "Disabled",
-        }
-    ],
+    "gpus": [{"uuid": "GPU-0", "mig": "Disabled"}],
     "allocated": {},
     "pods": 2,
 }

@@ -45,7 +45,7 @@ def pod_of(document: Any) -> Any:
 def test_there_is_one_example_for_each_mode() -> None:
     assert {path.stem for path in POLICIES} == SERVED.keys()
     assert {routing for routing, _ in SERVED.values()} == {
-        "full", "mig", "mig-time-slicing", "mps", "time-slicing"
+        "full", "mig", "mig-time-slicing", "mps", "time-slicing",
     }  # fmt: skip
 
 

@@ -229,10 +229,7 @@ EFFECTS: dict[str, Written | Ended] = {
     "have a node skipped in a person's name": gpunode({"metadata": {"annotations": {names.LABEL_SKIP: "true"}}}),
     "have a change given up in a person's name": gpunode({"metadata": {"annotations": {names.ANNOTATION_ABORT: "x"}}}),
     "let a DeviceClass of ours select other devices": Written(
-        "operator",
-        CLASSES,
-        "gpusharing-mig-1g.10gb",
-        {"spec": {"selectors": [{"cel": {"expression": "true"}}]}},
+        "operator", CLASSES, "gpusharing-mig-1g.10gb", {"spec": {"selectors": [{"cel": {"expression": "true"}}]}}
     ),
     "create, change or delete a policy": Written(
         "operator", POLICIES, THEIRS, {"spec": {"drain": {"strandedPods": "Allow"}}}, removed=True
@@ -244,30 +241,17 @@ EFFECTS: dict[str, Written | Ended] = {
     "write, change or delete an Event about a pod in another program's name": told("effects-scheduler"),
     "write, change or delete an Event about a pod that does not tell of its eviction": told("effects-pulled"),
     "end a pod by a deadline": Written(
-        "operator",
-        OPERANDS,
-        MANAGER,
-        {"spec": {"activeDeadlineSeconds": 1}},
-        by_rbac=WRITES,
+        "operator", OPERANDS, MANAGER, {"spec": {"activeDeadlineSeconds": 1}}, by_rbac=WRITES
     ),
     "end a pod by its name alone": Ended("operator", OPERANDS, MANAGER, lambda _: {}),
     "cut a pod's grace period": Ended(
-        "operator",
-        OPERANDS,
-        MANAGER,
-        lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 0},
+        "operator", OPERANDS, MANAGER, lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 0}
     ),
     "shorten a pod's grace period": Ended(
-        "operator",
-        OPERANDS,
-        MANAGER,
-        lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 29},
+        "operator", OPERANDS, MANAGER, lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 29}
     ),
     "leave behind what a pod owns": Ended(
-        "operator",
-        OPERANDS,
-        MANAGER,
-        lambda uid: {"preconditions": {"uid": uid}, "propagationPolicy": "Orphan"},
+        "operator", OPERANDS, MANAGER, lambda uid: {"preconditions": {"uid": uid}, "propagationPolicy": "Orphan"}
     ),
     "report for another node": report("gpu-02", {"observed": OBSERVED}),
     "write the operator's part of a GPUNode": report("gpu-01", {"transition": {"phase": "Synced"}}),

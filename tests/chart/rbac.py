@@ -8,11 +8,7 @@ from typing import Any
 import yaml
 
 TABLE = Path(__file__).with_name("rbac.yaml")
-USERS = {
-    "operator": "gpusharing-operator",
-    "agent": "gpusharing-agent",
-    "checks": "gpusharing-checks",
-}
+USERS = {"operator": "gpusharing-operator", "agent": "gpusharing-agent", "checks": "gpusharing-checks"}
 """Service account of each subject; also the names of their roles and of the leader Lease."""
 
 

@@ -128,16 +128,8 @@ def test_an_agent_may_not(installed: Installed, agent: Api, what: str) -> None:
 
 
 MIGHTY_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
-    "spec or metadata, when it patches the request": (
-        "PATCH",
-        f"{GPUNODES}/{{a}}",
-        {"spec": {"request": {"id": "9"}}},
-    ),
-    "spec or metadata, when it patches labels": (
-        "PATCH",
-        f"{GPUNODES}/{{a}}",
-        {"metadata": {"labels": {"x": "y"}}},
-    ),
+    "spec or metadata, when it patches the request": ("PATCH", f"{GPUNODES}/{{a}}", {"spec": {"request": {"id": "9"}}}),
+    "spec or metadata, when it patches labels": ("PATCH", f"{GPUNODES}/{{a}}", {"metadata": {"labels": {"x": "y"}}}),
     "spec or metadata, when it patches finalizers": (
         "PATCH",
         f"{GPUNODES}/{{a}}",
@@ -220,12 +212,7 @@ DEDICATED = {"key": "dedicated", "value": "x", "effect": "NoSchedule"}
 PROOF = {"gpusharing.dev/verified": record(policy="pool-d", mig=""), "gpusharing.dev/fence": None}
 OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
     "it, with the proof": ([DEDICATED], PROOF, 200, ""),
-    "it, without a proof": (
-        [DEDICATED],
-        {},
-        403,
-        "may only be removed from a Node without a fence",
-    ),
+    "it, without a proof": ([DEDICATED], {}, 403, "may only be removed from a Node without a fence"),
     "it, while the fence stays": (
         [DEDICATED],
         {**PROOF, **FENCE},
@@ -289,10 +276,7 @@ OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
         {"metadata": {"annotations": {names.ANNOTATION_UPGRADE_CORDONED: "true"}}},
         f"scale-down-disabled, not {names.ANNOTATION_UPGRADE_CORDONED}",
     ),
-    "a taint": (
-        {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}},
-        "may add none",
-    ),
+    "a taint": ({"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}}, "may add none"),
     "the start-up taint": (
         {"spec": {"taints": [{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]}},
         "may add none",

@@ -16,10 +16,7 @@ pytestmark = pytest.mark.cluster
 
 CONTROL_PLANE = "control-plane"
 PATH = f"{NODES}/{CONTROL_PLANE}"
-FENCE: Object = {
-    "metadata": {"annotations": {names.ANNOTATION_FENCE: '{"op":"1"}'}},
-    "spec": {"unschedulable": True},
-}
+FENCE: Object = {"metadata": {"annotations": {names.ANNOTATION_FENCE: '{"op":"1"}'}}, "spec": {"unschedulable": True}}
 RELEASE: Object = {
     "metadata": {
         "annotations": {names.ANNOTATION_FENCE: None, names.ANNOTATION_VERIFIED: '{"v":1}'},

@@ -190,10 +190,7 @@ OTHER_EVICTIONS: dict[str, Callable[[str], Object | None]] = {
     "without a grace period": lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 0},
     "with another grace period": lambda uid: {"preconditions": {"uid": uid}, "gracePeriodSeconds": 600},
     "without what it owns": lambda uid: {"preconditions": {"uid": uid}, "propagationPolicy": "Orphan"},
-    "without what it owns, in old words": lambda uid: {
-        "preconditions": {"uid": uid},
-        "orphanDependents": True,
-    },
+    "without what it owns, in old words": lambda uid: {"preconditions": {"uid": uid}, "orphanDependents": True},
 }
 
 

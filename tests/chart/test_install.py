@@ -95,14 +95,8 @@ def classified(api: Api, path: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [
-        (
-            "gpuOperator.namespace=nowhere",
-            "namespace nowhere does not exist: install the NVIDIA GPU Operator first",
-        ),
-        (
-            "agent.namespace=nowhere,agent.createNamespace=false",
-            "namespace nowhere (agent.namespace) does not exist",
-        ),
+        ("gpuOperator.namespace=nowhere", "namespace nowhere does not exist: install the NVIDIA GPU Operator first"),
+        ("agent.namespace=nowhere,agent.createNamespace=false", "namespace nowhere (agent.namespace) does not exist"),
         (
             "monitoring.prometheusRule.enabled=true",
             "need the Prometheus Operator, and this cluster does not serve its API monitoring.coreos.com/v1",

@@ -20,11 +20,7 @@ from tests.chart.charts import CHART, IMAGE, NAMESPACE, Helm
 from tests.chart.cluster import RELEASE, SECONDS, Installed, set_up
 from tests.fakes.tls import Identity
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.tools,
-    pytest.mark.timeout(3000 if os.environ.get("FULL") else 900),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.tools, pytest.mark.timeout(3000 if os.environ.get("FULL") else 900)]
 
 VERBS = ("install", "upgrade", "rollback", "uninstall")
 OPERATOR = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"

@@ -180,11 +180,7 @@ VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
     "forceDelete": (("--set", "forceDelete=true"), deletes_pods, True),
     "operator.protectedNamespaces": (("--set", "operator.protectedNamespaces={default}"), evicts, False),
     "gpuOperator.pluginConfigMap": (("--set", "gpuOperator.pluginConfigMap=mine"), writes_map("mine"), True),
-    "gpuOperator.migConfigMap": (
-        ("--set", "gpuOperator.migConfigMap=my-layouts"),
-        writes_map("my-layouts"),
-        True,
-    ),
+    "gpuOperator.migConfigMap": (("--set", "gpuOperator.migConfigMap=my-layouts"), writes_map("my-layouts"), True),
     "gpuOperator.configure": (("--set", "gpuOperator.configure=true"), configures, True),
     "gpuOperator.repairMps": (("--set", "gpuOperator.repairMps=true"), repairs_mps, True),
 }

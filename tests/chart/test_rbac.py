@@ -6,11 +6,7 @@ from hack.generate import ROOT
 from tests.chart.charts import Helm
 from tests.chart.rbac import USERS, RoleGrant, golden, granted
 
-NAMESPACES = {
-    "gpusharing": "own",
-    "gpusharing-agent": "agent",
-    "gpu-operator": "gpu-operator",
-}
+NAMESPACES = {"gpusharing": "own", "gpusharing-agent": "agent", "gpu-operator": "gpu-operator"}
 
 
 def rendered(helm: Helm, *arguments: str) -> frozenset[RoleGrant]:

@@ -28,19 +28,11 @@ ATTACKS: dict[str, tuple[str, str, Object | None]] = {
     "evict a pod": ("POST", "/api/v1/namespaces/default/pods/any/eviction", EVICTION),
     "delete a pod": ("DELETE", f"{SPACE}/pods/any", None),
     "start a pod": ("POST", f"{SPACE}/pods", {"metadata": {"name": "any"}}),
-    "run a program in an agent": (
-        "POST",
-        f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods/any/exec?command=sh",
-        None,
-    ),
+    "run a program in an agent": ("POST", f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods/any/exec?command=sh", None),
     "write a policy": ("POST", POLICIES, {**POLICY, "metadata": {"name": "made-up"}}),
     "delete a policy": ("DELETE", f"{POLICIES}/any", None),
     "report that all is well": ("PATCH", f"{POLICIES}/any/status", {"status": {"observedGeneration": 1}}),
-    "request a retry": (
-        "PATCH",
-        f"{GPUNODES}/{{a}}",
-        {"metadata": {"annotations": {names.ANNOTATION_RETRY: "again"}}},
-    ),
+    "request a retry": ("PATCH", f"{GPUNODES}/{{a}}", {"metadata": {"annotations": {names.ANNOTATION_RETRY: "again"}}}),
     "speak for an agent": ("PATCH", f"{GPUNODES}/{{a}}/status", {"status": {"observed": None}}),
     "write a configuration of the device plugin": (
         "POST",

@@ -14,10 +14,7 @@ from gpusharing.checks.__main__ import place_of
 from gpusharing.planning.stack.installationviews import AGENT, OPERATOR
 from kubectl_gpusharing.usage.bills import PRODUCT_METRIC
 
-PARTS = {
-    "operator": ("Deployment", "gpusharing-operator"),
-    "agent": ("DaemonSet", "gpusharing-agent"),
-}
+PARTS = {"operator": ("Deployment", "gpusharing-operator"), "agent": ("DaemonSet", "gpusharing-agent")}
 
 
 def pod(objects: list[Manifest], part: str) -> dict[str, Any]:

@@ -62,12 +62,7 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
 
 async def test_a_refusal_is_logged_when_it_is_news() -> None:
     stage = Executing(fenced=True)
-    for error in (
-        EvictionBlocked("no"),
-        EvictionBlocked("not yet"),
-        EvictionFailed("two"),
-        EvictionBlocked("no"),
-    ):
+    for error in (EvictionBlocked("no"), EvictionBlocked("not yet"), EvictionFailed("two"), EvictionBlocked("no")):
         stage.cluster.faults.fail("evict", PODS, error)
     with capture_logs() as lines:
         for _ in range(4):

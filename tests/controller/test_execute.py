@@ -217,10 +217,7 @@ async def add_policy(stage: Executing, *finalizers: str, read: bool = True) -> N
 async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
     stage = Executing()
     await add_policy(stage, "example.com/theirs")
-    for present, expected in (
-        (True, ["example.com/theirs", names.FINALIZER]),
-        (False, ["example.com/theirs"]),
-    ):
+    for present, expected in ((True, ["example.com/theirs", names.FINALIZER]), (False, ["example.com/theirs"])):
         await stage.run(shared=(SetFinalizer("pool-b", present=present),))
         assert stage.cluster.get(POLICIES, "pool-b")["metadata"]["finalizers"] == expected
 

@@ -28,11 +28,7 @@ async def test_a_refusal_is_told_once_about_the_policy_whoever_leads() -> None:
     await again.publish(REFUSED, 60, objection=NOT_OURS)
     await again.publish(REFUSED, 61, objection=NOT_OURS)
     (event,) = stage.cluster.objects(EVENTS)
-    assert (event["type"], event["reason"], event["note"]) == (
-        "Warning",
-        "PluginConfigNotOurs",
-        "it is x; run: y",
-    )
+    assert (event["type"], event["reason"], event["note"]) == ("Warning", "PluginConfigNotOurs", "it is x; run: y")
     assert (event["regarding"]["uid"], "related" in event) == (POLICY.uid, False)
 
 

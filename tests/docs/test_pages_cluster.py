@@ -21,11 +21,7 @@ pytestmark = pytest.mark.cluster
 
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 AS_INSTALLED = {
-    "spec": {
-        "devicePlugin": {"config": None},
-        "migManager": {"config": {"name": None}},
-        "mig": {"strategy": "single"},
-    }
+    "spec": {"devicePlugin": {"config": None}, "migManager": {"config": {"name": None}}, "mig": {"strategy": "single"}}
 }
 """ClusterPolicy points at no ConfigMap of ours, and has the default strategy of the GPU Operator's chart."""
 

@@ -103,7 +103,6 @@ class Walk:
         }
 
     def _staying(self, app: str = "holder") -> list[Object]:
-        """The Deployment's pods, without those that are being deleted."""
         pods = self.site.api.list(PODS, labelSelector=f"app={app}")
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 

@@ -98,13 +98,10 @@ ABSENT, NEVER = f"{HOST}/no-such:1", "localhost/gpu-sharing-operator:never"
 PLATFORM, OTHER = f"{HOST}/other-platform:1", f"{HOST}/other-program:1"
 NOT_STARTED = {
     "no registry answers": UnusableImage(
-        "localhost/gpu-sharing-operator:missing",
-        ("cannot be pulled", "connection refused", "image.repository"),
+        "localhost/gpu-sharing-operator:missing", ("cannot be pulled", "connection refused", "image.repository")
     ),
     "the registry does not have its image": UnusableImage(
-        ABSENT,
-        ("cannot be pulled", "not found", "image.tag"),
-        pulling(ABSENT, kubeletwords.not_in_registry(ABSENT)),
+        ABSENT, ("cannot be pulled", "not found", "image.tag"), pulling(ABSENT, kubeletwords.not_in_registry(ABSENT))
     ),
     "its image is not on the node and must not be pulled": UnusableImage(
         NEVER,
@@ -113,9 +110,7 @@ NOT_STARTED = {
         "Never",
     ),
     "its image is for another architecture": UnusableImage(
-        PLATFORM,
-        (not_for_this(), "agent.nodeSelector"),
-        pulling(PLATFORM, kubeletwords.other_platform()),
+        PLATFORM, (not_for_this(), "agent.nodeSelector"), pulling(PLATFORM, kubeletwords.other_platform())
     ),
     "the program in its image is for another architecture": UnusableImage(
         OTHER, (not_for_this(), "agent.nodeSelector"), (kubeletwords.bad_format(PROGRAM),)

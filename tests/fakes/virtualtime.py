@@ -68,7 +68,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     """See the module's text."""
 
     def __init__(self) -> None:
-        """Time begins at 1000 s, so that nobody takes 0 for never."""
         self.now = _FIRST
         self._virtual = _Selector()
         self._virtual.loop = self

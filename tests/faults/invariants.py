@@ -155,10 +155,7 @@ def _foreign_field(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
     before, after = step.before, step.after
-    for kind, known, own in (
-        ("labels", labels_of, OUR_LABELS),
-        ("annotations", annotations_of, OUR_ANNOTATIONS),
-    ):
+    for kind, known, own in (("labels", labels_of, OUR_LABELS), ("annotations", annotations_of, OUR_ANNOTATIONS)):
         was, now = known(before), known(after)
         if changed := {key for key in {*was, *now} if was.get(key) != now.get(key)} - own:
             yield f"{step.name}: changed {kind} {sorted(changed)}"
@@ -171,7 +168,6 @@ def _foreign_field(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
 
 
 def _future_generation(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
-    """S9: a status speaks of a generation that does not exist."""
     if step.kind != "gpusharingpolicies" or step.after is None:
         return
     seen = (step.after.get("status") or {}).get("observedGeneration", 0)

@@ -9,11 +9,7 @@ from tests.faults.invariants import cost_of, find_wrong
 from tests.faults.writelog import LoggedCall, State, WriteLog, would_change
 
 JSON = dict[str, Any]
-GPU = {
-    "nvidia.com/gpu.present": "true",
-    "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3",
-    "nvidia.com/gpu.count": "2",
-}
+GPU = {"nvidia.com/gpu.present": "true", "nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3", "nvidia.com/gpu.count": "2"}
 
 
 def node(name: str, **changes: Any) -> JSON:
@@ -339,16 +335,8 @@ def future_generation(story: Story) -> None:
         ("S7", "evicted before", evicted_twice),
         ("S7", "gpu-1 is not fenced and cordoned", evicted_from_a_node_that_takes_pods),
         ("S9", "Ready while gpu-1 is fenced", early_ready),
-        (
-            "S9",
-            "Ready while gpu-2 offers {'nvidia.com/gpu': 2}, wanted {'nvidia.com/gpu': 4}",
-            ready_on_another_offer,
-        ),
-        (
-            "S9",
-            "Ready while gpu-2 offers {'nvidia.com/mig-3g.40gb': 1, 'nvidia.com/gpu': 4}",
-            ready_on_devices_too,
-        ),
+        ("S9", "Ready while gpu-2 offers {'nvidia.com/gpu': 2}, wanted {'nvidia.com/gpu': 4}", ready_on_another_offer),
+        ("S9", "Ready while gpu-2 offers {'nvidia.com/mig-3g.40gb': 1, 'nvidia.com/gpu': 4}", ready_on_devices_too),
         ("S9", "observed generation 4 of 3", future_generation),
     ],
     ids=lambda given: given if isinstance(given, str) else "",

@@ -52,9 +52,7 @@ def nothing(_: Story) -> None:
             id="that bears the policy's mark is asked for",
         ),
         pytest.param(
-            lambda story: publish(story, "gpu-3", "uid-gpu-3"),
-            True,
-            id="of which something was published is asked for",
+            lambda story: publish(story, "gpu-3", "uid-gpu-3"), True, id="of which something was published is asked for"
         ),
         pytest.param(
             lambda story: publish(story, "gpu-3", "uid-of-the-one-before"),

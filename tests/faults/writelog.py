@@ -10,15 +10,7 @@ from hack.sim.fakestore import merged
 
 from gpusharing.kube.client import JSON
 
-WATCHED = (
-    "nodes",
-    "pods",
-    "resourceclaims",
-    "resourceslices",
-    "gpusharingpolicies",
-    "gpunodes",
-    "leases",
-)
+WATCHED = ("nodes", "pods", "resourceclaims", "resourceslices", "gpusharingpolicies", "gpunodes", "leases")
 
 
 @dataclass(frozen=True, slots=True)

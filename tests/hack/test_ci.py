@@ -16,18 +16,7 @@ from hack.verbs import MakeVerb
 from tests.wording import lacks
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
-PARTS = (
-    "setup",
-    "toolchain",
-    "promtool",
-    "browser",
-    "verify",
-    "docs",
-    "test",
-    "test-long",
-    "test-hack",
-    "test-nvidia",
-)
+PARTS = ("setup", "toolchain", "promtool", "browser", "verify", "docs", "test", "test-long", "test-hack", "test-nvidia")
 MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-faults")
 NOT_THOROUGH = "ARGS=-m 'not thorough'"
 RUNG3, E2E = f"make test-nvidia {NOT_THOROUGH}", f"make e2e {NOT_THOROUGH}"
@@ -176,9 +165,7 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
 
 
 @pytest.mark.parametrize(
-    "steps",
-    [["make setup"], [VERIFY], ["hack.promtool"], [RUNG3, RUNG2], [NEEDS, RUNG2]],
-    ids=lambda steps: steps[0],
+    "steps", [["make setup"], [VERIFY], ["hack.promtool"], [RUNG3, RUNG2], [NEEDS, RUNG2]], ids=lambda steps: steps[0]
 )
 def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes: Path, steps: list[str]) -> None:
     for step in steps:

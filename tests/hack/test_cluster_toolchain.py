@@ -162,10 +162,7 @@ def test_a_go_that_is_too_old_is_named_with_its_version(folder: Path) -> None:
 
 
 FAILURES = {
-    "no network": (
-        "go: x@v1: Get y: dial tcp 127.0.0.1:9: connect: refused",
-        "check the network and `go env GOPROXY`",
-    ),
+    "no network": ("go: x@v1: Get y: dial tcp 127.0.0.1:9: connect: refused", "check the network and `go env GOPROXY`"),
     "a full disk": ("link: write /tmp/x: no space left on device", "make room in "),
     "a read-only cache of Go": ("open /go/pkg/mod/cache: read-only file system", "make the folders that"),
     "a toolchain that may not be fetched": (

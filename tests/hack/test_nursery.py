@@ -37,11 +37,7 @@ def test_who_has_ended_by_itself_is_noticed_and_signalled_no_more(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("work", "waits"),
-    [
-        ("await asyncio.sleep(60)", True),
-        ("while True:\n        pass", False),
-        ("time.sleep(60)", False),
-    ],
+    [("await asyncio.sleep(60)", True), ("while True:\n        pass", False), ("time.sleep(60)", False)],
     ids=["at rest", "computing", "in another system call"],
 )
 def test_who_is_frozen_is_told_from_one_that_has_something_in_hand(work: str, waits: bool) -> None:

@@ -96,8 +96,7 @@ def test_a_machine_without_the_programs_of_a_real_node_is_told_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("query", "log"),
-    [("", b"a\nb\n"), ("?tailLines=0", b""), ("?tailLines=1", b"b\n"), ("?tailLines=3", b"a\nb\n")],
+    ("query", "log"), [("", b"a\nb\n"), ("?tailLines=0", b""), ("?tailLines=1", b"b\n"), ("?tailLines=3", b"a\nb\n")]
 )
 def test_the_end_of_a_log_has_as_many_lines_as_are_asked_for(tmp_path: Path, query: str, log: bytes) -> None:
     (tmp_path / "log").write_bytes(b"a\nb\n")

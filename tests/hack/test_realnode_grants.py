@@ -26,9 +26,7 @@ CASES = [
     pytest.param(container(visible_devices="void"), None, id="void is no driver, too"),
     pytest.param(container(visible_devices="none"), Grant(True, (), (), ()), id="none is the library without a GPU"),
     pytest.param(
-        container(visible_devices="all"),
-        Grant(True, (0, 1), ACCESS, ()),
-        id="all is every GPU and MIG device",
+        container(visible_devices="all"), Grant(True, (0, 1), ACCESS, ()), id="all is every GPU and MIG device"
     ),
     pytest.param(
         container(visible_devices="1", driver_capabilities="compute"),

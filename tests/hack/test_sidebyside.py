@@ -77,12 +77,7 @@ def test_long_tests_that_share_nothing_go_one_by_one() -> None:
 
 
 def test_kills_go_by_scenario_because_each_is_compared_with_the_same_undisturbed_runs() -> None:
-    names = (
-        "without_a_kill[node-deleted]",
-        "a_kill[node-deleted-0]",
-        "a_kill[node-deleted-7]",
-        "a_kill[idle-0]",
-    )
+    names = ("without_a_kill[node-deleted]", "a_kill[node-deleted-0]", "a_kill[node-deleted-7]", "a_kill[idle-0]")
     units = [unit(f"{BY_SCENARIO}::test_{name}") for name in names]
     assert len(set(units[:3])) == 1
     assert len({*units, unit(f"{BY_SCENARIO}::test_a_kill_before_a_node_write")}) == 3

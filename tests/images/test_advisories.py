@@ -25,10 +25,7 @@ def advisory(ecosystem: str, name: str, *events: dict[str, str], **more: Any) ->
         (advisory("PyPI", "H2", {"introduced": "0"}, {"fixed": "4.4.2"}), "4.4.2"),
         (advisory("PyPI", "h2", {"introduced": "4.4.1"}), ""),
         (advisory("PyPI", "h2", {"introduced": "0"}, {"last_affected": "4.4.1"}), ""),
-        (
-            advisory("PyPI", "h2", {"introduced": "0"}, {"fixed": "4.1"}, {"introduced": "4.4"}, {"fixed": "5"}),
-            "5",
-        ),
+        (advisory("PyPI", "h2", {"introduced": "0"}, {"fixed": "4.1"}, {"introduced": "4.4"}, {"fixed": "5"}), "5"),
     ],
 )
 def test_a_version_within_a_range_is_found_with_the_version_that_mends_it(entry: dict[str, Any], fixed: str) -> None:

@@ -48,8 +48,7 @@ def test_a_container_starts_one_of_our_programs_as_a_user_without_rights() -> No
 
 
 @pytest.mark.parametrize(
-    ("statuses", "status"),
-    [((0, 0), 0), ((0, FOUND), FOUND), ((TOO_BIG, FOUND), TOO_BIG), ((FOUND, TOO_BIG), 1)],
+    ("statuses", "status"), [((0, 0), 0), ((0, FOUND), FOUND), ((TOO_BIG, FOUND), TOO_BIG), ((FOUND, TOO_BIG), 1)]
 )
 def test_an_advisory_about_one_image_does_not_hide_that_another_is_too_big(
     statuses: tuple[int, ...], status: int

@@ -21,10 +21,7 @@ METADATA = [
     "Name: h2\nVersion: 4.4.1\nLicense: mit\n",
 ]
 LOCKED = [Package("amd64", "libc6", "2.41-12+b1", "debian", "pool/x.deb", "c" * 64)]
-PARTS = [
-    *debian_parts(STATUS, LOCKED),
-    *wheel_parts(METADATA, {"structlog-26.1.0-py3-none-any.whl": "d" * 64}),
-]
+PARTS = [*debian_parts(STATUS, LOCKED), *wheel_parts(METADATA, {"structlog-26.1.0-py3-none-any.whl": "d" * 64})]
 
 
 def told() -> dict[str, Any]:
@@ -82,10 +79,7 @@ def test_every_part_has_a_package_url_that_scanners_know() -> None:
 
 def test_wheels_come_with_licence_and_hash_and_nothing_is_guessed() -> None:
     structlog = by_name("structlog")
-    assert (structlog["licenseDeclared"], structlog["homepage"]) == (
-        "MIT OR Apache-2.0",
-        "https://example.test/y",
-    )
+    assert (structlog["licenseDeclared"], structlog["homepage"]) == ("MIT OR Apache-2.0", "https://example.test/y")
     assert structlog["checksums"][0]["checksumValue"] == "d" * 64
     assert by_name("h2")["licenseDeclared"] == "MIT"
     assert by_name("iso8601")["licenseDeclared"] == UNKNOWN

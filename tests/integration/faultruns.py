@@ -26,12 +26,7 @@ from tests.integration.faultrecorder import Recorder
 from tests.integration.nursery import Nursery
 from tests.integration.product import NODES, Pool, Product
 
-LEASE_TIMES = {
-    "LEASE_DURATION": "6s",
-    "RENEW_DEADLINE": "5s",
-    "RETRY_PERIOD": "0.3s",
-    "WEDGE_PENDING": f"{SECONDS}s",
-}
+LEASE_TIMES = {"LEASE_DURATION": "6s", "RENEW_DEADLINE": "5s", "RETRY_PERIOD": "0.3s", "WEDGE_PENDING": f"{SECONDS}s"}
 """Of runs with two operators: who waits for the Lease of a frozen one waits six seconds instead of fifteen.
 
 A leader that goes without a renewal until the deadline ends and is started again. Where seven runs and other work fill
@@ -277,10 +272,7 @@ FAULTS: dict[str, Make] = {
     "request-lost": lambda _, at, scope: faults.RequestLost(at, scope, _times(scope)),
     "competitor": lambda stage, at, scope: faults.Competitor(at, scope, _times(scope), write=stage.compete),
     "throttled": lambda _, at, scope: faults.RefusedCalls(
-        at,
-        scope,
-        _times(scope),
-        answers=(PlayedRefusal(429, "too many requests", "TooManyRequests", retry_after=1),),
+        at, scope, _times(scope), answers=(PlayedRefusal(429, "too many requests", "TooManyRequests", retry_after=1),)
     ),
     "refused": lambda _, at, scope: faults.RefusedCalls(
         at,

@@ -43,10 +43,7 @@ POLL = 0.1
 FULL: Object = {"mode": "Full"}
 SLICED: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
 SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
-MIXED: Object = {
-    "mode": "MIG",
-    "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 2}}]},
-}
+MIXED: Object = {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": [{"profiles": {"3g.40gb": 2}}]}}
 MPS: Object = {"mode": "MPS", "mps": {"replicas": 3}}
 MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 

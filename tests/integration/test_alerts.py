@@ -233,12 +233,7 @@ def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_t
 
 GROWS = "gpusharing_actions_total"
 """There from 0 on, and it grows only while nodes are changed."""
-MOVES = (
-    "gpusharing_transitions_total",
-    GROWS,
-    "gpusharing_api_requests_total",
-    "gpusharing_agent_readings_total",
-)
+MOVES = ("gpusharing_transitions_total", GROWS, "gpusharing_api_requests_total", "gpusharing_agent_readings_total")
 """Counters that grow while the pools above are changed."""
 HASTE = {"$__rate_interval": "10s", "$__range": "2m", "$price": "2"}
 

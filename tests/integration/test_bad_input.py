@@ -52,10 +52,7 @@ KEPT_OUT = {
             f"kubectl label --overwrite namespace {launch.AGENT_NAMESPACE} {ENFORCE}=privileged",
         ),
     ),
-    "there is no RuntimeClass": (
-        no_runtime_class,
-        ('RuntimeClass "nvidia" not found', "agent.runtimeClassName"),
-    ),
+    "there is no RuntimeClass": (no_runtime_class, ('RuntimeClass "nvidia" not found', "agent.runtimeClassName")),
 }
 
 

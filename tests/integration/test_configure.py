@@ -203,11 +203,7 @@ CRASHES = (
         prepare=cluster_policy_of("theirs"),
     ),
     Scenario(
-        "pointers-set-back",
-        set_back,
-        told("", "someone has changed it since"),
-        (),
-        prepare=cluster_policy_of(""),
+        "pointers-set-back", set_back, told("", "someone has changed it since"), (), prepare=cluster_policy_of("")
     ),
 )
 

@@ -159,7 +159,7 @@ def test_each_of_several_terms_gets_it_because_they_are_alternatives(api: Api) -
     """An empty term matches no node; with a requirement it would match some."""
     given = required(
         {"matchExpressions": [ZONE]}, {"matchFields": [NAMED]}, {}, {"matchExpressions": [ONLY_MIG]},
-        {"matchExpressions": [WIDER, ZONE]}
+        {"matchExpressions": [WIDER, ZONE]},
     )  # fmt: skip
     assert terms(api, "hardware", affinity=given) == [
         {"matchExpressions": [ZONE, row("hardware")]},

@@ -25,10 +25,7 @@ MASKS = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z"), "TIME"),
     (re.compile(r"\b\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(pool-b-on-pool-b-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
-    (
-        re.compile(r"allows \d disruptions?: \d of \d pods are healthy"),
-        "allows N disruptions: N of N pods are healthy",
-    ),
+    (re.compile(r"allows \d disruptions?: \d of \d pods are healthy"), "allows N disruptions: N of N pods are healthy"),
     (re.compile(r"(UID|Resource Version|Hash|Revision): +\S+"), r"\1: MASKED"),
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
@@ -293,10 +290,7 @@ def test_kubectl_selects_policies_by_mode_and_nodes_by_policy_and_phase(product:
 def test_kubectl_describe_shows_cordon_and_release_on_the_node(product: Product, scenario: Pool) -> None:
     done, drains, _ = scenario.nodes
     change = "the change to 2x3g.40gb under policy pool-b"
-    cordoned, released = (
-        f"the operator has cordoned the node for {change}",
-        f"released the node after {change}",
-    )
+    cordoned, released = (f"the operator has cordoned the node for {change}", f"released the node after {change}")
     scenario.wait(lambda: "NodeReleased" in product.plane.kubectl("describe", "node", done), "the last Event")
     told = product.plane.kubectl("describe", "node", done).partition("Events:")[2]
     assert re.search(rf"Normal +NodeCordoned .*gpusharing.dev/operator +{cordoned}", told)

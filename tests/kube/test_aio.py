@@ -32,6 +32,6 @@ def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(modul
     environment = {name: value for name, value in os.environ.items() if name != "SSL_CERT_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", TELL.format(module=module)], env=environment | {"SSL_CERT_FILE": authorities},
-        check=False, capture_output=True, text=True, timeout=120
+        check=False, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (done.stdout, done.stderr, done.returncode) == (f"0 0 1 {authorities}", "", 0)

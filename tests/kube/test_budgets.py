@@ -137,10 +137,7 @@ async def test_a_node_keeps_what_was_seen_of_it_until_its_budgets_are_known() ->
 
 
 NO_BUDGETS = {
-    "refused": (
-        Unavailable("502"),
-        {"gpu-07": "the PodDisruptionBudgets cannot be listed: 502", "gpu-08": ""},
-    ),
+    "refused": (Unavailable("502"), {"gpu-07": "the PodDisruptionBudgets cannot be listed: 502", "gpu-08": ""}),
     "silent": (SILENCE, {"gpu-08": ""}),
 }
 

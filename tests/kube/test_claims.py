@@ -84,10 +84,7 @@ def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure()
         ("{", "not JSON"),
         ('{"failedNodes":{}}', "has version None"),
         ('{"v":1,"failedNodes":{"u1":7}}', "the failure of the Node with UID u1: it is 7, not an object"),
-        (
-            '{"v":1,"failedNodes":{"u2":{"node":"x"}}}',
-            "the failure of the Node with UID u2: version is missing",
-        ),
+        ('{"v":1,"failedNodes":{"u2":{"node":"x"}}}', "the failure of the Node with UID u2: version is missing"),
     ],
 )
 def test_a_failure_that_cannot_be_read_is_left_out_and_said(damaged: str, why: str) -> None:

@@ -191,11 +191,7 @@ def test_a_record_may_lack_only_fields_with_a_default() -> None:
     assert records.parse_record(Fence, json.dumps(shorter))[1].endswith("op is missing")
 
 
-NEWER = {
-    "gang": {"name": "train", "nodes": ["gpu-07", "gpu-08"]},
-    "unknown": "a key, not our field",
-    "ring": 2,
-}
+NEWER = {"gang": {"name": "train", "nodes": ["gpu-07", "gpu-08"]}, "unknown": "a key, not our field", "ring": 2}
 
 
 def test_what_a_newer_operator_wrote_in_a_fence_survives_every_write_of_this_one() -> None:

@@ -62,8 +62,7 @@ def test_who_has_begun_does_not_wait(where: str, marks: JSON) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "works"),
-    [("upgrade-required", False), ("node-maintenance-required", False), ("upgrade-failed", True)],
+    ("state", "works"), [("upgrade-required", False), ("node-maintenance-required", False), ("upgrade-failed", True)]
 )
 def test_a_driver_upgrade_that_has_not_begun_gives_way_to_whoever_may_have(state: str, works: bool) -> None:
     label: JSON = {"nvidia.com/gpu-driver-upgrade-state": state}
@@ -75,9 +74,7 @@ def test_a_driver_upgrade_that_has_not_begun_gives_way_to_whoever_may_have(state
 
 
 @pytest.mark.parametrize(
-    ("where", "marks", "who"),
-    FOREIGN,
-    ids=[f"{next(iter(m))}={next(iter(m.values()))}" for _, m, _ in FOREIGN],
+    ("where", "marks", "who"), FOREIGN, ids=[f"{next(iter(m))}={next(iter(m.values()))}" for _, m, _ in FOREIGN]
 )
 def test_foreign_maintenance_in_labels_and_annotations_is_named(where: str, marks: JSON, who: str) -> None:
     found = convert.node_view(node(metadata={where: marks})).foreign
@@ -121,10 +118,7 @@ KEYS = frozenset({"example.com/maintenance", "out-of-order"})
             {"spec": {"taints": [{"key": "example.com/maintenance", "effect": "NoExecute"}]}},
             "someone (taint example.com/maintenance)",
         ),
-        (
-            {"metadata": {"labels": dict.fromkeys(KEYS, "x"), "annotations": KURED}},
-            "kured reboot",
-        ),
+        ({"metadata": {"labels": dict.fromkeys(KEYS, "x"), "annotations": KURED}}, "kured reboot"),
     ],
     ids=["as a label", "as an annotation, whatever its value", "as a taint", "beside one of our table"],
 )

@@ -49,11 +49,7 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
         "scheduling.x-k8s.io/pod-group=ring",
     ),
     "a PodGroup of Volcano": ({"annotations": VOLCANO}, "PodGroup team-a/podgroup-7", ""),
-    "a Workload of Kueue": (
-        {"labels": QUEUED},
-        "Workload team-a/batch",
-        "kueue.x-k8s.io/pod-group-name=batch",
-    ),
+    "a Workload of Kueue": ({"labels": QUEUED}, "Workload team-a/batch", "kueue.x-k8s.io/pod-group-name=batch"),
     "a Workload of a group of pods, since Kueue 0.18": (
         QUEUED_SINCE_0_18,
         "Workload team-a/batch",
@@ -70,10 +66,7 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
         "",
     ),
     "the slices of an elastic Job": (
-        {
-            "labels": PODSET,
-            "annotations": {**ADMITTED, "kueue.x-k8s.io/workload-slice-name": "job-train-first"},
-        },
+        {"labels": PODSET, "annotations": {**ADMITTED, "kueue.x-k8s.io/workload-slice-name": "job-train-first"}},
         "Workload team-a/job-train-first",
         "kueue.x-k8s.io/podset",
     ),

@@ -17,10 +17,7 @@ from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
-BUDGET = {
-    "reason": "DisruptionBudget",
-    "message": "The disruption budget a needs 2 healthy pods and has 2 currently",
-}
+BUDGET = {"reason": "DisruptionBudget", "message": "The disruption budget a needs 2 healthy pods and has 2 currently"}
 TERMINATING = {"reason": "NamespaceTerminating", "message": "namespace x is being terminated", "field": "x"}
 
 REFUSALS: list[tuple[str, Answer, type[errors.KubeError]]] = [
@@ -116,11 +113,7 @@ EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
         status(504, "ServerTimeout", "etcd is slow", retryAfterSeconds=10),
         errors.Unavailable("the API server cannot create pods/eviction: etcd is slow"),
     ),
-    (
-        "no word at all",
-        plain(504, ""),
-        errors.Unavailable("the API server cannot create pods/eviction: HTTP 504"),
-    ),
+    ("no word at all", plain(504, ""), errors.Unavailable("the API server cannot create pods/eviction: HTTP 504")),
     (
         "a budget says no and names no time",
         status(429, "TooManyRequests", "no", causes=[BUDGET], retryAfterSeconds=0),
@@ -233,11 +226,7 @@ async def test_a_watch_gives_events_however_the_bytes_are_cut() -> None:
     assert [seen.type for seen in events] == ["ADDED", "BOOKMARK"]
     assert events[0].object == big
     query = script.asked[0].query
-    assert (query["resourceVersion"], query["allowWatchBookmarks"], query["labelSelector"]) == (
-        "5",
-        "true",
-        "a=b",
-    )
+    assert (query["resourceVersion"], query["allowWatchBookmarks"], query["labelSelector"]) == ("5", "true", "a=b")
     assert 240 <= int(query["timeoutSeconds"]) <= 300
 
 

@@ -38,9 +38,7 @@ def raw_node(
         pytest.param(raw_node(annotations={HAMI: DEVICES}), "HAMi's device plugin", id="HAMi"),
         pytest.param(raw_node(annotations={HAMI: OLD_DEVICES}), "HAMi's device plugin", id="HAMi before 2.6"),
         pytest.param(
-            raw_node(offered={"nvidia.com/gpumem": "81559"}),
-            "HAMi's device plugin",
-            id="HAMi's memory as a resource",
+            raw_node(offered={"nvidia.com/gpumem": "81559"}), "HAMi's device plugin", id="HAMi's memory as a resource"
         ),
         pytest.param(
             raw_node(offered={"volcano.sh/vgpu-number": "20", "volcano.sh/vgpu-memory": "163118"}),
@@ -95,10 +93,7 @@ def test_a_device_plugin_that_serves_a_node_is_known_by(raw: dict[str, Any], plu
             raw_node(annotations={HAMI: DEVICES, STATE: "Deleted_2026.11.20 10:00:00"}),
             id="HAMi's scheduler no longer hears of its plugin",
         ),
-        pytest.param(
-            raw_node(annotations={"hami.io/node-dcu-register": DEVICES}),
-            id="HAMi serves other cards there",
-        ),
+        pytest.param(raw_node(annotations={"hami.io/node-dcu-register": DEVICES}), id="HAMi serves other cards there"),
     ],
 )
 def test_no_other_device_plugin_is_seen_in(raw: dict[str, Any]) -> None:

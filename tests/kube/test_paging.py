@@ -114,9 +114,7 @@ async def test_a_hold_on_the_door_is_obeyed_between_two_pages() -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
-    [Unavailable("503"), Throttled("slow down", 1.0), HeldBack("not sent", 1.0)],
-    ids=["503", "429", "a hold"],
+    "error", [Unavailable("503"), Throttled("slow down", 1.0), HeldBack("not sent", 1.0)], ids=["503", "429", "a hold"]
 )
 @virtually
 async def test_a_first_page_that_fails_is_asked_for_once(error: KubeError) -> None:

@@ -29,11 +29,7 @@ PODS: dict[str, tuple[JSON, int, int]] = {
     ),
     "nothing": ({"containers": [container("0"), {"name": "plain"}]}, 0, 0),
     "a quantity that cannot be read": ({"containers": [container("many")]}, 1, 1),
-    "an init container gives its GPU back": (
-        {"initContainers": [container(1)], "containers": [container(1)]},
-        1,
-        1,
-    ),
+    "an init container gives its GPU back": ({"initContainers": [container(1)], "containers": [container(1)]}, 1, 1),
     "an init container may need most": (
         {"initContainers": [container(1), container(4)], "containers": [container(2)]},
         4,
@@ -45,11 +41,7 @@ PODS: dict[str, tuple[JSON, int, int]] = {
         4,
         3,
     ),
-    "a sidecar below it has not started yet": (
-        {"initContainers": [container(3), sidecar(2)], "containers": []},
-        3,
-        3,
-    ),
+    "a sidecar below it has not started yet": ({"initContainers": [container(3), sidecar(2)], "containers": []}, 3, 3),
     "overhead of the runtime": ({"containers": [container(1)], "overhead": {GPU: "1", "cpu": "1"}}, 2, 1),
 }
 

@@ -119,11 +119,7 @@ KEEPING: dict[str, Any] = {
     "an abort": Release(node_view(node(GATE)), uncordon=True, labels={}),
     "a former owner's mark that goes": LabelNode(node_view(node(GATE)), {names.LABEL_POLICY: None}),
     "a proof while somebody else works on the node": Release(
-        node_view(node(GATE)),
-        uncordon=False,
-        labels={},
-        verified=PROVEN,
-        fence=replace(make_fence(), stage="yielded"),
+        node_view(node(GATE)), uncordon=False, labels={}, verified=PROVEN, fence=replace(make_fence(), stage="yielded")
     ),
 }
 

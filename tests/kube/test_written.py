@@ -73,12 +73,7 @@ def test_what_is_named_after_its_content_is_remembered_and_nothing_else() -> Non
 
 
 def test_each_of_the_two_is_read_again_though_the_other_one_stayed_the_same() -> None:
-    ours, plugin, first, second = (
-        OurConfigMaps(),
-        plugin_map(uid="1"),
-        plugin_map(uid="2"),
-        plugin_map(uid="3"),
-    )
+    ours, plugin, first, second = (OurConfigMaps(), plugin_map(uid="1"), plugin_map(uid="2"), plugin_map(uid="3"))
     ours.read(plugin, first)
     ours.read(plugin, second)
     assert (ours.plugin, ours.mig) == (plugin, second)

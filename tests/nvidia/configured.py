@@ -35,7 +35,7 @@ class ConfiguredNode:
             self.sandbox, "config-manager", "--node-name", self.name,
             "--kubeconfig", str(kubeconfig or self.kubeconfig),
             "--config-file-srcdir", str(self.source), "--config-file-dst", str(self.link), "--send-signal=false",
-            "--fallback-strategies", fallback, *flags
+            "--fallback-strategies", fallback, *flags,
         )  # fmt: skip
 
     def label(self, value: str) -> None:

@@ -84,7 +84,7 @@ def gfd_labels(sandbox: Sandbox, config: str, limits: Sequence[str] = ()) -> dic
     done = sandbox.run(
         "gpu-feature-discovery", "--oneshot", "--no-timestamp", "--use-node-feature-api=false",
         "--output-file", str(output), "--config-file", str(file), extra={"NODE_NAME": "simulated"},
-        limits=limits
+        limits=limits,
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramEnded(done.stderr)

@@ -125,7 +125,7 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
     plane.api.create(NODES, {"metadata": {"name": "two-pods", "labels": {key: KEY_FULL}}})
     programs = PodPrograms(
         plane.api, "two-pods", plane.kubeconfig, make_sandbox(MODEL), Mount(tmp_path / "plugin"),
-        Mount(tmp_path / "mig"), tmp_path / "podresources.sock", tmp_path / "pod-logs"
+        Mount(tmp_path / "mig"), tmp_path / "podresources.sock", tmp_path / "pod-logs",
     )  # fmt: skip
     programs.plugin_configs.take({KEY_FULL: FULL, KEY_SHARED: SHARED})
     pod = programs.of({"metadata": {"name": GFD, "uid": "0123456789", "labels": {"app": GFD}}})

@@ -78,11 +78,7 @@ def test_our_stand_in_of_the_chart_says_the_same(render: Render) -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "twins"),
-    [
-        ((), (), True),
-        ((), ("nodeSelector.pool=b",), True),
-        (("nodeSelector.pool=a",), ("nodeSelector.pool=b",), False),
-    ],
+    [((), (), True), ((), ("nodeSelector.pool=b",), True), (("nodeSelector.pool=a",), ("nodeSelector.pool=b",), False)],
     ids=["on all nodes", "one of them on some of the nodes", "each on nodes of its own"],
 )
 def test_two_releases_share_nodes_unless_each_has_its_own(

@@ -30,11 +30,7 @@ def all_answers(sandbox: Sandbox, config: str, kinds: int) -> list[Mapping[str, 
 
 
 MODES: dict[str, tuple[dict[str, Any], dict[str, int], set[tuple[str, str]]]] = {
-    "whole": (
-        {"mode": "Full"},
-        {"nvidia.com/gpu": 3},
-        {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")},
-    ),
+    "whole": ({"mode": "Full"}, {"nvidia.com/gpu": 3}, {("NVIDIA-H100-80GB-HBM3", "2"), ("NVIDIA-A30", "1")}),
     "time-slicing": (
         slicing(2),
         {"nvidia.com/gpu": 6},

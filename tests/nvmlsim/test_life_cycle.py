@@ -158,7 +158,7 @@ def test_a_mig_device_knows_its_parent_its_instances_and_its_size(h100: SimMachi
     assert uuid.startswith("MIG-")
     assert first == {
         "index": 0, "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "parent": 0, "is_mig": 1, "gpu_instance": 2,
-        "compute_instance": 0, "memory_mib": 40448, "sms": 60, "processes": []
+        "compute_instance": 0, "memory_mib": 40448, "sms": 60, "processes": [],
     }  # fmt: skip
     assert second["uuid"] != uuid
     h100.ask("destroy_compute", gpu=0, gpu_instance=2, compute_instance=0)

@@ -41,14 +41,7 @@ TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
         ),
         pytest.param(SimPluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"),
         pytest.param(
-            SimPluginConfig("single"),
-            (SEVEN, SEVEN),
-            f"{P}-MIG-1g.10gb",
-            14,
-            1,
-            "none",
-            "single",
-            id="MIG single",
+            SimPluginConfig("single"), (SEVEN, SEVEN), f"{P}-MIG-1g.10gb", 14, 1, "none", "single", id="MIG single"
         ),
         pytest.param(
             TWO_ON_SINGLE,
@@ -63,14 +56,7 @@ TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
         pytest.param(SimPluginConfig("mixed"), (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed"),
         pytest.param(SimPluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"),
         pytest.param(
-            SimPluginConfig("single"),
-            (MIXED, SEVEN),
-            f"{P}-MIG-INVALID",
-            0,
-            0,
-            "",
-            "single",
-            id="MIG single, unequal",
+            SimPluginConfig("single"), (MIXED, SEVEN), f"{P}-MIG-INVALID", 0, 0, "", "single", id="MIG single, unequal"
         ),
     ],
 )

@@ -30,10 +30,7 @@ def slicing(replicas: int, *resources: str, rename: bool = False, strategy: str 
         pytest.param("flags: {migStrategy: single}", (None, None), {GPU: 2}, id="single without MIG is whole"),
         pytest.param("flags: {migStrategy: single}", (SEVEN, SEVEN), {GPU: 14}, id="single counts instances"),
         pytest.param(
-            slicing(2, GPU, strategy="single"),
-            (SEVEN,),
-            {GPU: 14},
-            id="seven instances twice with time-slicing",
+            slicing(2, GPU, strategy="single"), (SEVEN,), {GPU: 14}, id="seven instances twice with time-slicing"
         ),
         pytest.param(
             "flags: {migStrategy: mixed}",
@@ -48,10 +45,7 @@ def slicing(replicas: int, *resources: str, rename: bool = False, strategy: str 
             id="mixed shares only the resources listed",
         ),
         pytest.param(
-            "flags: {migStrategy: mixed}",
-            (None, SEVEN),
-            {GPU: 1, f"{MIG}1g.10gb": 7},
-            id="mixed serves both kinds",
+            "flags: {migStrategy: mixed}", (None, SEVEN), {GPU: 1, f"{MIG}1g.10gb": 7}, id="mixed serves both kinds"
         ),
         pytest.param("flags: {migStrategy: mixed}", ((), None), {GPU: 1}, id="an empty MIG GPU is skipped"),
     ],

@@ -92,11 +92,7 @@ def test_switches_of_cluster_policy_name_the_operands_that_nothing_runs() -> Non
         pytest.param({"nvidia.com/mig.config": "x"}, True, "nvidia.com/mig.config", None, id="a kept mig.config"),
         pytest.param({}, False, "nvidia.com/mig.config", None, id="none on a card without MIG"),
         pytest.param(
-            {"nvidia.com/gpu.deploy.dcgm": "false"},
-            True,
-            "nvidia.com/gpu.deploy.dcgm",
-            None,
-            id="false stays",
+            {"nvidia.com/gpu.deploy.dcgm": "false"}, True, "nvidia.com/gpu.deploy.dcgm", None, id="false stays"
         ),
         pytest.param({}, False, "nvidia.com/gpu.deploy.mig-manager", None, id="no mig-manager without MIG"),
     ],
