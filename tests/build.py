@@ -135,14 +135,7 @@ def make_work(
     if empty_since is not None:
         lists = tuple(sorted({empty_since, listed_at}))
         fields = {"empty_lists": lists, "quiet_since": empty_since - timedelta(seconds=1), **fields}
-    return NodeWork(
-        pods=pods,
-        pdbs=tuple(pdbs),
-        listed_at=listed_at,
-        evictions=evictions or {},
-        error=error,
-        **fields,
-    )
+    return NodeWork(pods=pods, pdbs=tuple(pdbs), listed_at=listed_at, evictions=evictions or {}, error=error, **fields)
 
 
 def empty_since(work: NodeWork) -> datetime | None:
@@ -255,11 +248,7 @@ def make_gpunode(
         pods=pods if holdings_known else None,
     )
     return GPUNodeView(
-        name=name,
-        uid=f"uid-gpunode-{name}",
-        request_id=request_id,
-        quiet=quiet,
-        observed=report if observed else None,
+        name=name, uid=f"uid-gpunode-{name}", request_id=request_id, quiet=quiet, observed=report if observed else None
     )
 
 
@@ -425,12 +414,7 @@ def make_fence(
         "from_mode": "full",
     }
     return Fence(
-        policy=policy,
-        node_uid=node_uid,
-        disruption=disruption,
-        stage=stage,
-        since=since,
-        **{**known, **fields},
+        policy=policy, node_uid=node_uid, disruption=disruption, stage=stage, since=since, **{**known, **fields}
     )
 
 

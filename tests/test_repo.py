@@ -244,12 +244,7 @@ def test_no_file_names_a_registry() -> None:
 
 
 def test_locks_pin_every_file_by_hash_and_name_no_index() -> None:
-    for name in (
-        "requirements.lock",
-        "requirements-dev.lock",
-        "requirements-docs.lock",
-        "requirements-mutants.lock",
-    ):
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock", "requirements-mutants.lock"):
         text = FILES[name].read_text()
         pins = re.findall(r"^[a-z0-9].*==.*(?:\n +.*)*", text, re.MULTILINE)
         assert pins

@@ -16,9 +16,7 @@ from gpusharing.agent.podresources import Holdings
 
 
 @pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
-def test_who_holds_a_replica_of_a_device_that_became_unhealthy_holds_as_much_as_before(
-    layout: tuple[str, ...],
-) -> None:
+def test_who_holds_a_replica_of_a_device_that_became_unhealthy_holds_as_much_as_before(layout: tuple[str, ...]) -> None:
     """A kubelet no longer lists it, and whoever holds one of four was billed for the whole of it."""
     reading = machine(layout)
     healthy = handed_out(devices(reading, 4), ["team-a"])
@@ -71,9 +69,7 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offered", "idle"),
-    [(None, 150.0), ((), 75.0)],
-    ids=["it cannot be asked once", "it offers nothing once"],
+    ("offered", "idle"), [(None, 150.0), ((), 75.0)], ids=["it cannot be asked once", "it offers nothing once"]
 )
 async def test_a_kubelet_that_told_what_there_is_and_does_not_once_changes_no_bill(
     offered: tuple[tuple[str, str], ...] | None, idle: float
@@ -118,15 +114,10 @@ def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replica
 
 
 @pytest.mark.parametrize("others", [0, 1])
-def test_who_holds_a_gpu_that_is_divided_since_holds_all_of_it_but_for_instances_that_others_hold(
-    others: int,
-) -> None:
+def test_who_holds_a_gpu_that_is_divided_since_holds_all_of_it_but_for_instances_that_others_hold(others: int) -> None:
     whole, divided = machine(()), machine(("3g.40gb", "3g.40gb"))
     instances = devices(divided)
-    held = (
-        *handed_out(devices(whole), ["team-a"]).by_pod,
-        *handed_out(instances, ["team-b"] * others).by_pod,
-    )
+    held = (*handed_out(devices(whole), ["team-a"]).by_pod, *handed_out(instances, ["team-b"] * others).by_pod)
     stands = allotment_of(divided, Holdings(by_pod=held, allocatable=tuple(instances)), "", changing=False)
     parts = {name: part for (name, _), part in stands.allocated.items()}
     assert parts["team-a"] == 1 - Fraction(others, 2)

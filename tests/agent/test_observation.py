@@ -38,11 +38,13 @@ def reading() -> Reading:
 
 @pytest.fixture
 def observation(reading: Reading) -> Observation:
+    """The answer to a quiet request on that node."""
     answer = Observation.after(Request("r1", quiet=True), reading, simulated=True)
     return answer.held_by(Holdings({"nvidia.com/gpu": 2}, 1))
 
 
 def node_with(observed: Any) -> dict[str, Any]:
+    """A GPUNode as the server holds it."""
     return {"metadata": {"name": "gpu-01"}, "status": {"observed": observed}}
 
 
@@ -244,6 +246,7 @@ def test_an_observation_in_which_nothing_changed_is_the_same_object(reading: Rea
 
 
 def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> None:
+    """GPU 0 is gone altogether, the next one is lost, and the last one shows that it moved."""
     before = Observation.after(Request("r1"), reading, simulated=True)
     last = replace(reading.gpus[2], index=1)
     shifted = replace(reading, gpus=(GPU(0, access="Lost"), last))

@@ -54,8 +54,7 @@ def series(registry: CollectorRegistry, name: str) -> dict[tuple[str, ...], floa
 def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
     use = Use((GPU,), (ProcessUse(1, "GPU-0", 20 * GIB, 60, NAMELESS),))
     registry = told(
-        use,
-        Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), allocatable=offered("nvidia.com/gpu", "GPU-0")),
+        use, Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), allocatable=offered("nvidia.com/gpu", "GPU-0"))
     )
     assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 20 * GIB}
     assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.6}
@@ -78,10 +77,7 @@ def test_mig_devices_tell_profile_placement_and_id_and_no_sm_time() -> None:
     assert registry.get_sample_value("gpusharing_device_info", info) == 1
     assert series(registry, "pod_sm_ratio") == series(registry, "device_sm_ratio") == {}
     assert series(registry, "pod_memory_used_bytes") == {("train", "MIG-b"): 7 * GIB}
-    assert series(registry, "device_slices_allocated") == {
-        ("MIG-a", "nvidia.com/mig-1g.10gb"): 0,
-        ("MIG-b", MIG): 1,
-    }
+    assert series(registry, "device_slices_allocated") == {("MIG-a", "nvidia.com/mig-1g.10gb"): 0, ("MIG-b", MIG): 1}
 
 
 @pytest.mark.parametrize("device", [GPU, LARGE], ids=["time-slicing or MPS", "MIG and time-slicing"])
@@ -103,10 +99,7 @@ def test_a_shared_device_is_split_by_the_cgroups_of_its_processes(device: Device
         ("train", device.uuid): 6 * GIB,
         ("serve", device.uuid): 1 * GIB,
     }
-    assert series(registry, "pod_slices") == {
-        ("train", device.uuid, resource): 2,
-        ("serve", device.uuid, resource): 1,
-    }
+    assert series(registry, "pod_slices") == {("train", device.uuid, resource): 2, ("serve", device.uuid, resource): 1}
     assert series(registry, "device_slices") == {(device.uuid, resource): 4}
     assert series(registry, "device_slices_allocated") == {(device.uuid, resource): 3}
     assert series(registry, "device_unattributed_processes") == {(device.uuid,): 2}
@@ -165,10 +158,7 @@ def test_pods_whose_processes_nobody_can_name_are_not_told_with_zeros(uids: tupl
     assert series(registry, "pod_sm_ratio") == {}
     assert series(registry, "device_sm_ratio") == {("GPU-0",): 0.45 * len(uids), ("GPU-1",): 0}
     assert series(registry, "device_unattributed_processes") == {("GPU-0",): len(uids), ("GPU-1",): 0}
-    assert series(registry, "pod_slices") == {
-        ("train", "GPU-0", resource): 1,
-        ("serve", "GPU-0", resource): 1,
-    }
+    assert series(registry, "pod_slices") == {("train", "GPU-0", resource): 1, ("serve", "GPU-0", resource): 1}
 
 
 def test_two_pods_without_a_name_are_not_both_put_down_to_the_one_holder() -> None:
@@ -189,22 +179,12 @@ def test_a_pod_without_a_name_is_not_the_holder_whose_own_processes_have_one() -
 def test_an_unnamed_pod_hides_only_those_on_its_device_whose_uid_is_not_known() -> None:
     resource = "nvidia.com/gpu.shared"
     other = replace(GPU, gpu=1, uuid="GPU-1")
-    processes = (
-        ProcessUse(1, "GPU-0", GIB, 30, NAMELESS),
-        ProcessUse(2, "GPU-1", 2 * GIB, 10, TRAIN_ID),
-    )
+    processes = (ProcessUse(1, "GPU-0", GIB, 30, NAMELESS), ProcessUse(2, "GPU-1", 2 * GIB, 10, TRAIN_ID))
     holdings = Holdings(
-        by_pod=(
-            held(TRAIN, resource, "GPU-0::0", "GPU-1::0"),
-            held(SERVE, resource, "GPU-0::1", "GPU-1::1"),
-        )
+        by_pod=(held(TRAIN, resource, "GPU-0::0", "GPU-1::0"), held(SERVE, resource, "GPU-0::1", "GPU-1::1"))
     )
     registry = told(Use((GPU, other), processes), holdings)
-    assert series(registry, "pod_processes") == {
-        ("train", "GPU-0"): 0,
-        ("train", "GPU-1"): 1,
-        ("serve", "GPU-1"): 0,
-    }
+    assert series(registry, "pod_processes") == {("train", "GPU-0"): 0, ("train", "GPU-1"): 1, ("serve", "GPU-1"): 0}
 
 
 def test_without_the_kubelet_no_slices_are_told_and_cgroups_still_tell_the_pods() -> None:
@@ -230,14 +210,7 @@ def test_an_xid_is_told_from_0_on_so_that_prometheus_counts_the_first_of_a_gpu_t
         loop.use = (loop.use[0] if xids is None and loop.use else Use(xids=xids or ())), None
         seen.append(series(registry, "xid_errors_total"))
     zero = {("31",): 0.0}
-    assert seen == [
-        {},
-        zero,
-        zero,
-        {**zero, ("79",): 0.0},
-        {("31",): 3, ("79",): 0},
-        {("31",): 3, ("79",): 1},
-    ]
+    assert seen == [{}, zero, zero, {**zero, ("79",): 0.0}, {("31",): 3, ("79",): 0}, {("31",): 3, ("79",): 1}]
 
 
 def test_who_asks_seldom_sees_the_0_of_an_xid_once() -> None:

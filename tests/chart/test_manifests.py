@@ -72,9 +72,7 @@ def test_each_command_says_why_helm_cannot_be_built_and_writes_nothing(
 
 
 @pytest.mark.cluster
-def test_kubectl_apply_of_it_creates_the_objects_of_helm_install_and_helm_takes_them_over(
-    installed: Installed,
-) -> None:
+def test_kubectl_apply_of_it_creates_the_objects_of_helm_install_and_helm_takes_them_over(installed: Installed) -> None:
     """The CRDs outlive `helm uninstall`, with the policies, so the file is applied to existing CRDs."""
     text = install_manifest(REPOSITORY)
     api = installed.admin

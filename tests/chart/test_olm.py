@@ -86,9 +86,7 @@ def test_bundle_and_file_have_each_object_of_the_chart_once(built: tuple[Path, P
     assert [one for one in rest if [*bundled, *others].count(one) != 1] == []
 
 
-def test_the_bundle_has_only_kinds_that_olm_carries_and_the_file_has_what_it_does_not(
-    built: tuple[Path, Path],
-) -> None:
+def test_the_bundle_has_only_kinds_that_olm_carries_and_the_file_has_what_it_does_not(built: tuple[Path, Path]) -> None:
     kinds = {one["kind"] for one in manifests(built[0])}
     assert kinds == {*BUNDLED, "ClusterServiceVersion"}
     assert kinds <= CARRIED
@@ -96,9 +94,7 @@ def test_the_bundle_has_only_kinds_that_olm_carries_and_the_file_has_what_it_doe
     assert needed <= {one["kind"] for one in in_file(built[1])} - CARRIED
 
 
-def test_without_the_file_no_pod_of_the_operator_starts_and_nobody_has_its_rights(
-    built: tuple[Path, Path],
-) -> None:
+def test_without_the_file_no_pod_of_the_operator_starts_and_nobody_has_its_rights(built: tuple[Path, Path]) -> None:
     csv, *bundled = manifests(built[0])
     account = installed_by(csv)["spec"]["template"]["spec"]["serviceAccountName"]
     accounts = [one["metadata"]["name"] for one in in_file(built[1]) if one["kind"] == "ServiceAccount"]
@@ -172,8 +168,7 @@ def test_the_validator_refuses_a_spoiled_bundle(
     bundle = shutil.copytree(built[0], tmp_path / "bundle")
     spoil(bundle)
     with pytest.raises(
-        BundleError,
-        match=rf"operator-verify refuses .*/bundle:\n(.*\n)*.*{reason}.*\n(.*\n)*Correct hack/olm",
+        BundleError, match=rf"operator-verify refuses .*/bundle:\n(.*\n)*.*{reason}.*\n(.*\n)*Correct hack/olm"
     ):
         validate(bundle)
 

@@ -88,12 +88,7 @@ def test_no_object_is_rendered_twice_whichever_namespaces_are_the_same(
     names = ("--set", f"agent.namespace={agent},agent.createNamespace=false,gpuOperator.namespace={nvidia}")
     objects = helm.applied("-f", str(values), "-n", release, *names, "--set", "gpuOperator.repairMps=true")
     counts = Counter(
-        (
-            one["apiVersion"].split("/")[0],
-            one["kind"],
-            one["metadata"].get("namespace"),
-            one["metadata"]["name"],
-        )
+        (one["apiVersion"].split("/")[0], one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"])
         for one in objects
     )
     assert {name for name, count in counts.items() if count > 1} == set()

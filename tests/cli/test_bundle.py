@@ -47,15 +47,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 COMPONENTS = (
     *("driver", "toolkit", "devicePlugin", "dcgm", "dcgmExporter", "gfd", "migManager", "nodeStatusExporter"),
-    *(
-        "validator",
-        "vgpuManager",
-        "vgpuDeviceManager",
-        "sandboxDevicePlugin",
-        "vfioManager",
-        "gds",
-        "gdrcopy",
-    ),
+    *("validator", "vgpuManager", "vgpuDeviceManager", "sandboxDevicePlugin", "vfioManager", "gds", "gdrcopy"),
     *("kataManager", "kataSandboxDevicePlugin", "ccManager"),
 )
 """Blocks of ClusterPolicy that have `env` and `args` (GPU Operator v26.7.0, api/nvidia/v1/clusterpolicy_types.go)."""
@@ -66,10 +58,7 @@ APPLIED = {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/no
 def container(name: str) -> dict[str, Any]:
     probe = {
         "exec": {"command": [PLANTED]},
-        "httpGet": {
-            "path": f"/healthz?key={PLANTED}",
-            "httpHeaders": [{"name": "Authorization", "value": PLANTED}],
-        },
+        "httpGet": {"path": f"/healthz?key={PLANTED}", "httpHeaders": [{"name": "Authorization", "value": PLANTED}]},
     }
     return {
         "name": name,
@@ -135,9 +124,7 @@ def plant(cluster: Any) -> None:
 @virtually
 async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         plant(scene.e.cluster)
         told = await ask(scene.e.cluster, "support-bundle", str(path))
         assert writes(scene.e.cluster) == []
@@ -161,9 +148,7 @@ async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
 @virtually
 async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.logs["gpu-operator", scene.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = "applied\n"
         await ask(scene.e.cluster, "support-bundle", str(path))
     found = contents(path)
@@ -204,9 +189,7 @@ async def read_me(scene: Scene, path: Path) -> str:
 @virtually
 async def test_it_has_what_the_agents_read_of_the_gpus(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(2) as scene:
-        scene.apply(MIXED)
-        await scene.ready()
+    async with operated(2, serving=MIXED) as scene:
         await ask(scene.e.cluster, "support-bundle", str(path))
         there = {name: scene.e.gpunode(name)["status"] for name in ("gpu-1", "gpu-2")}
     found = {raw["metadata"]["name"]: raw["status"] for raw in json.loads(contents(path)["gpunodes.json"])}
@@ -225,9 +208,7 @@ LOGGING = {
 
 
 @virtually
-async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidias_operands(
-    tmp_path: Path,
-) -> None:
+async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidias_operands(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
     async with operated(1) as scene:
         cluster = scene.e.cluster
@@ -250,9 +231,7 @@ async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidia
 
 
 @virtually
-async def test_of_each_workload_the_logs_of_twenty_pods_are_in_it_and_the_others_counted(
-    tmp_path: Path,
-) -> None:
+async def test_of_each_workload_the_logs_of_twenty_pods_are_in_it_and_the_others_counted(tmp_path: Path) -> None:
     async with operated(21) as scene:
         told = await ask(scene.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"), "-o", "json")
     assert not lacks(str(told.data["gaps"]), "gpu-operator", "1 more pod", "nvidia-mig-manager")

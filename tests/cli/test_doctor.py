@@ -147,8 +147,7 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
         spec = {"devicePlugin": {"config": {"name": "ts"}}}
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": spec})
         cluster.add(
-            CONFIG_MAPS,
-            {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "version: v1"}},
+            CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "version: v1"}}
         )
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {PLUGIN: "gone"}}})
         told = await ask(cluster, "doctor", "-o", "json")
@@ -160,9 +159,7 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
 
 @virtually
 async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_show() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "doctor", "-o", "json")
     found = {one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")}
     assert found == set()

@@ -67,11 +67,7 @@ def manifests(recipe: Recipe) -> list[JSON]:
 @asynccontextmanager
 async def by_hand(recipe: Recipe, **more: Any) -> AsyncIterator[Scene]:
     """The fleet as its owner had it, then an operator that has no policy yet."""
-    policy = {
-        "metadata": {"name": "cluster-policy"},
-        "spec": recipe.cluster_policy,
-        "status": {"state": "ready"},
-    }
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": recipe.cluster_policy, "status": {"state": "ready"}}
     async with open_scene(*manifests(recipe), start=False, cluster_policy=policy, **more) as scene:
         for name, data in recipe.config_maps.items():
             scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": name, "namespace": SPACE}, "data": dict(data)})
@@ -277,9 +273,7 @@ async def untouched(recipe: Recipe) -> AsyncIterator[FakeCluster]:
 
 @pytest.mark.parametrize("name", RECIPES)
 @virtually
-async def test_before_the_installation_the_same_policies_are_proposed_and_not_said_to_be_proven(
-    name: str,
-) -> None:
+async def test_before_the_installation_the_same_policies_are_proposed_and_not_said_to_be_proven(name: str) -> None:
     recipe = RECIPES[name]
     async with untouched(recipe) as cluster:
         told = await ask(cluster, "import")

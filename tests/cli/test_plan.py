@@ -71,13 +71,9 @@ def masked(text: str) -> str:
 
 
 @virtually
-async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_its_nodes(
-    tmp_path: Path,
-) -> None:
+async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_its_nodes(tmp_path: Path) -> None:
     gang = "JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)"
-    async with operated(3) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(3, serving=FULL) as scene:
         for number, node_name in enumerate(("gpu-1", "gpu-2")):
             metadata = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}, "ownerReferences": [JOB]}
             scene.e.cluster.add(PODS, gpu_pod(f"rank-{number}", node_name, metadata=metadata))
@@ -92,9 +88,7 @@ async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_i
 
 @virtually
 async def test_a_settled_pool_has_nothing_to_change() -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert told.out.startswith("Nothing to do: 2 nodes ")
@@ -106,18 +100,14 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
 @virtually
 async def test_a_file_that_says_what_is_there_already_changes_nothing(tmp_path: Path) -> None:
     """Defaults that only the server writes down are no difference."""
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
     assert told.status == DONE
 
 
 @virtually
 async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_path: Path) -> None:
-    async with operated(3) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(3, serving=FULL) as scene:
         edit = policy(MIXED, rollout=at_once(1, approval="Manual"))
         told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         scene.e.apply(edit)
@@ -141,9 +131,7 @@ async def test_the_hash_of_a_policy_that_is_not_there_yet_is_not_known(tmp_path:
 
 @virtually
 async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
-    async with operated(4) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(4, serving=FULL) as scene:
         edit = policy(MIXED)
         told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         scene.e.apply(edit)
@@ -155,9 +143,7 @@ async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
 
 @virtually
 async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
-    async with operated(2) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert told.status == CHANGES
         assert writes(scene.e.cluster) == []
@@ -166,9 +152,7 @@ async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
 @virtually
 async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
     workload, budget = SimWorkload("llm", 3), pdb("llm", "llm", minAvailable=3)
-    async with operated(2, workloads=[workload], budgets=[budget]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, workloads=[workload], budgets=[budget], serving=FULL) as scene:
         await scene.running("llm", 3)
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
@@ -177,9 +161,7 @@ async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
 
 @virtually
 async def test_one_node_changes_and_two_change(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out
 
@@ -198,9 +180,7 @@ NAMED = [
 async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
     tmp_path: Path, spec: dict[str, Any], pods: int, told: bool
 ) -> None:
-    async with operated(1, workloads=[SimWorkload("llm", pods)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, workloads=[SimWorkload("llm", pods)], serving=FULL) as scene:
         await scene.running("llm", pods)
         found = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(spec)))
     assert found.data["policies"][0]["singleKeepsName"] is told
@@ -208,9 +188,7 @@ async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
 
 @virtually
 async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_does(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
     assert told.status == Outcome.CANNOT
     assert told.out.startswith("Cannot: pool-b: gpu-1 GPU 0")
@@ -219,9 +197,7 @@ async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_d
 
 @virtually
 async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_field(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
     assert told.status == Outcome.CANNOT
@@ -230,9 +206,7 @@ async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_fi
 
 @virtually
 async def test_a_misspelt_field_is_named_once_with_the_nearest_one(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         bad = policy({"mode": "MIG", "mig": {"layouts": [{"profile": {"3g.40gb": 2}}]}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
     assert told.status == Outcome.CANNOT
@@ -252,12 +226,8 @@ async def test_of_many_refused_policies_each_is_explained_once(tmp_path: Path) -
 
 
 @virtually
-async def test_several_policies_of_one_file_are_planned_together_and_other_objects_are_named(
-    tmp_path: Path,
-) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+async def test_several_policies_of_one_file_are_planned_together_and_other_objects_are_named(tmp_path: Path) -> None:
+    async with operated(1, serving=FULL) as scene:
         other = policy(SLICED, "pool-x", "nowhere")
         service = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": "s"}}
         file = written(tmp_path, policy(MIXED), other, service)
@@ -274,9 +244,7 @@ async def test_of_json_objects_that_follow_each_other_each_is_planned(tmp_path: 
     """As `jq '.items[]'` prints them, and as `kubectl apply` reads them."""
     path = tmp_path / "stream.json"
     path.write_text("\n".join(json.dumps(one) for one in (policy(SLICED, "pool-x", "nowhere"), policy(MIXED))))
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", str(path))
     assert told.status == CHANGES
     assert "pool-x  nothing to change" in told.out
@@ -284,9 +252,7 @@ async def test_of_json_objects_that_follow_each_other_each_is_planned(tmp_path: 
 
 @virtually
 async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         windows = [{"schedule": "0 0 29 2 *", "duration": "6h"}]
         edit = policy(MIXED, rollout={"windows": windows})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
@@ -315,9 +281,7 @@ async def test_a_right_that_a_plan_needs_is_named(resource: Resource, name: str)
 
 @virtually
 async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_assumes() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         refusal = Forbidden('User "me" cannot list resource "deployments"')
         scene.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
         told = await ask(scene.e.cluster, "plan")
@@ -334,8 +298,7 @@ async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -
     )
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         fault = scene.e.cluster.faults.fail("get", LEASES, Forbidden("no right"), times=EVER, identity=ME)
         forbidden = await ask(scene.e.cluster, "plan")
         fault.lift()
@@ -369,8 +332,7 @@ async def test_of_two_pods_the_one_that_leads_is_the_operators_own(holder: str |
 async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Path) -> None:
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         await scene.running("nvidia-mig-manager", 1)
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert "defaults: idle" in told.out
@@ -381,9 +343,7 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
 async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_the_pods_it_would_keep(
     tmp_path: Path,
 ) -> None:
-    async with operated(2, workloads=[SimWorkload("llm", 1)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(2, workloads=[SimWorkload("llm", 1)], serving=FULL) as scene:
         await scene.running("llm", 1)
         edited = policy({**MIXED, "rollout": {"canary": {"nodes": 3}}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edited))
@@ -399,10 +359,7 @@ BAD_FILES = {
     "nothing in it": ("\n", "there is no GPUSharingPolicy in"),
     "a text": ("hello", "a document is not an object but of type str"),
     "another kind only": ("kind: Pod\n", "there is no GPUSharingPolicy in"),
-    "another version": (
-        "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v9\n",
-        "this plugin knows gpusharing.dev",
-    ),
+    "another version": ("kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v9\n", "this plugin knows gpusharing.dev"),
     "broken JSON after an object": ('{"kind": "Service"}\n{"kind": "GPUSharingPolicy"', "cannot be read"),
     "a name of the wrong form": (
         "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v1alpha1\nmetadata: {name: Pool_B}\n",
@@ -427,9 +384,7 @@ async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name:
 @virtually
 async def test_more_than_four_turns_are_noted_with_the_plan_and_change_no_verdict(tmp_path: Path) -> None:
     told = {}
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         for replicas in (4, 8):
             edit = written(tmp_path, policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas}}))
             told[replicas] = await ask(scene.e.cluster, "plan", "-f", edit, "-o", "json")
@@ -443,8 +398,7 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
     """NVIDIA/k8s-device-plugin#647: what a client may use is a part of the card, and too small for most programs."""
     async with open_scene(*nodes(1, product="Tesla T4")) as scene:
         install(scene.e.cluster)
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         edit = policy({"mode": "MPS", "mps": {"replicas": 40}})
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
@@ -460,9 +414,7 @@ async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_
 @virtually
 async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_path: Path, spec: dict[str, Any]) -> None:
     edit = policy({**spec, "drain": {"strandedPods": "Allow"}})
-    async with operated(4, workloads=[SimWorkload("llm", 4)]) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(4, workloads=[SimWorkload("llm", 4)], serving=FULL) as scene:
         await scene.running("llm", 4)
         there = {f"{pod['metadata']['namespace']}/{pod['metadata']['name']}" for pod in scene.pods("llm")}
         told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
@@ -496,9 +448,7 @@ async def test_the_nodes_pods_and_devices_of_a_plan_are_those_that_change(tmp_pa
 
 @virtually
 async def test_a_node_whose_calls_the_operator_sees_refused_is_not_promised() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.faults.fail("patch", NODES, Forbidden("not allowed"), times=EVER, identity="operator")
         scene.apply(SLICED)
         await scene.reason("gpu-1", "CallFailed")

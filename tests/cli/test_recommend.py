@@ -187,9 +187,7 @@ def test_what_simulated_agents_told_says_so_also_in_the_file(fake: FakePrometheu
     assert row["simulated"] == "yes"
 
 
-def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the_same(
-    fake: FakePrometheus,
-) -> None:
+def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the_same(fake: FakePrometheus) -> None:
     """Twelve pods of 1 GiB, each on a GPU of its own: two GPUs with MIG, one with MPS."""
 
     def pods(value: str) -> Answer:
@@ -314,9 +312,7 @@ def proposed(written: str) -> JSON:
 
 @virtually
 async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(written: str) -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         plan = await ask(scene.e.cluster, "plan", "-f", written)
         assert plan.status == CHANGES
         assert "7x1g.10gb" in plan.out
@@ -326,9 +322,7 @@ async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(wri
 @virtually
 async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(written: str, proposed: JSON) -> None:
     scope = scope_of(rows_of("gpusharing.dev/pool=b"), frozenset({"gpu-1"}), "gpusharing.dev/pool=b")
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         plan = await ask(scene.e.cluster, "plan", "-f", written, "-o", "json")
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, scope, proposed)

@@ -25,11 +25,7 @@ def history(name: str, gib: float, pods: int) -> History:
 @pytest.mark.parametrize("goal", Goal)
 @pytest.mark.parametrize(
     "needed",
-    [
-        [("small", 5.0, 7)],
-        [("small", 5.0, 3), ("middle", 27.0, 2)],
-        [("middle", 15.0, 3), ("large", 70.0, 1)],
-    ],
+    [[("small", 5.0, 7)], [("small", 5.0, 3), ("middle", 27.0, 2)], [("middle", 15.0, 3), ("large", 70.0, 1)]],
     ids=str,
 )
 def test_what_is_written_is_admitted(

@@ -189,9 +189,7 @@ async def restarted(scene: Scene, paused: Any) -> None:
 
 @virtually
 async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_value_is_false_again() -> None:
-    async with open_scene(node("gpu-1")) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node("gpu-1"), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         await restarted(scene, "Hold")
@@ -204,9 +202,7 @@ async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_v
 
 @virtually
 async def test_with_abort_nodes_in_flight_of_every_pool_are_given_back_as_they_were() -> None:
-    async with open_scene(node("gpu-1")) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with open_scene(node("gpu-1"), serving=FULL) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1")
         await restarted(scene, "Abort")
@@ -252,9 +248,7 @@ async def test_an_operator_that_leads_outside_of_the_cluster_is_one() -> None:
 
 @virtually
 async def test_a_plan_shows_that_the_charts_value_keeps_the_fleet_stopped() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+    async with operated(1, serving=FULL) as scene:
         cluster = scene.e.cluster
         cluster.delete(DEPLOYMENTS, "gpusharing-operator", "gpusharing")
         install(cluster, GPUSHARING_PAUSED="true")

@@ -24,19 +24,7 @@ from gpusharing.planning.vocabulary.reasons import BY_WORD
 TABLE: dict[str, Any] = read_yaml(Path(__file__).with_name("drain_cases.yaml"))
 PLACES = ("same_as", "elsewhere", "proven", "refused")
 THEN = {"evict", "delete", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
-GIVEN = {
-    "pods",
-    "pdbs",
-    "options",
-    "answers",
-    "now",
-    "offered",
-    "list_error",
-    "cordoned",
-    "forces",
-    "end",
-    "silent",
-}
+GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error", "cordoned", "forces", "end", "silent"}
 LAST = {"tA": 43, "tB": 18, "tC": 27, "tD": 23, "tE": 19}
 """The last row of each table. Every fourth number is not used."""
 

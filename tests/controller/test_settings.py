@@ -48,17 +48,9 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
         ("MAX_IN_FLIGHT", "501", "is more than 500, the number of nodes"),
         ("RELIST", "0s", "must be above 0; for example GPUSHARING_RELIST=600s"),
         ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
-        (
-            "PAUSED",
-            "hold",
-            "is not one of false, true, Finish, Hold, Abort; for example GPUSHARING_PAUSED=false",
-        ),
+        ("PAUSED", "hold", "is not one of false, true, Finish, Hold, Abort; for example GPUSHARING_PAUSED=false"),
         ("LOG_FORMAT", "xml", "is not one of json, console; for example GPUSHARING_LOG_FORMAT=json"),
-        (
-            "LOG_LEVEL",
-            "loud",
-            "is not one of debug, info, warning, error; for example GPUSHARING_LOG_LEVEL=info",
-        ),
+        ("LOG_LEVEL", "loud", "is not one of debug, info, warning, error; for example GPUSHARING_LOG_LEVEL=info"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_variable_and_an_example(name: str, value: str, complaint: str) -> None:
@@ -130,14 +122,8 @@ def test_marks_for_neighbors_are_labels_with_a_value() -> None:
         ("example.com/hands-off=a b", "is not a label with a value"),
         ("a/b/c=true", "is not a label with a value"),
         ("gpusharing.dev/policy=x", "is written by the changes of this operator"),
-        (
-            "nvidia.com/gpu.present=false",
-            "is written by the changes of this operator or by NVIDIA's software",
-        ),
-        (
-            "remediation.medik8s.io/exclude-from-remediation=true",
-            "is written by the changes of this operator",
-        ),
+        ("nvidia.com/gpu.present=false", "is written by the changes of this operator or by NVIDIA's software"),
+        ("remediation.medik8s.io/exclude-from-remediation=true", "is written by the changes of this operator"),
     ],
 )
 def test_a_mark_that_is_none_or_is_ours_is_refused(text: str, complaint: str) -> None:

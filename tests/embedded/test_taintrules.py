@@ -49,10 +49,7 @@ def cpu(name: str = "cpu") -> SimWorkload:
 
 @virtually
 async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_leave_within_their_budgets() -> None:
-    workloads = (
-        SimWorkload("old", 1),
-        SimWorkload("claimed", 2, resource="", device_class="gpu.nvidia.com"),
-    )
+    workloads = (SimWorkload("old", 1), SimWorkload("claimed", 2, resource="", device_class="gpu.nvidia.com"))
     budget = pdb("claimed", "claimed", minAvailable=1)
     async with tainted(bare("gpu-1", gpus=4), workloads=workloads, budgets=[budget]) as scene:
         for workload in workloads:

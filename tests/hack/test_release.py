@@ -26,16 +26,7 @@ from hack.release.__main__ import main
 from hack.release.chart import CHART
 from hack.release.gate import Candidate, find_obstacles, read_accepted, scan
 from hack.release.index import ArchivedImage, LayoutError, read_archive, write_layout
-from hack.release.prepare import (
-    SUMS,
-    Prepared,
-    PrepareError,
-    make_empty,
-    prepare,
-    read_prepared,
-    read_usable,
-    sums,
-)
+from hack.release.prepare import SUMS, Prepared, PrepareError, make_empty, prepare, read_prepared, read_usable, sums
 from hack.release.publish import PublishError, log_in, read_platforms
 from tests.images.test_advisories import H2, SSL, advisory
 from tests.wording import lacks
@@ -232,10 +223,7 @@ def test_notes_are_the_section_of_the_version_and_the_annotation_has_first_sente
     text = notes.read_notes(LOG, "0.1.0")
     assert text.startswith("Introduction.")
     assert text.endswith("- Two")
-    assert notes.changes(text) == [
-        {"kind": "added", "description": "One."},
-        {"kind": "added", "description": "Two"},
-    ]
+    assert notes.changes(text) == [{"kind": "added", "description": "One."}, {"kind": "added", "description": "Two"}]
 
 
 @pytest.mark.parametrize(
@@ -312,8 +300,7 @@ def test_an_image_with_an_incomplete_index_is_refused_with_what_it_lacks(tmp_pat
                 member.size = len(data)
             after.addfile(member, io.BytesIO(data))
     with pytest.raises(
-        LayoutError,
-        match=rf"spoiled\.tar is no image .*: it lacks '{lacking.split('.')[-1]}': run make images",
+        LayoutError, match=rf"spoiled\.tar is no image .*: it lacks '{lacking.split('.')[-1]}': run make images"
     ):
         read_archive(spoiled)
 

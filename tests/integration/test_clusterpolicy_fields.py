@@ -141,11 +141,7 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(api: 
             body = json.loads(command.options["-p"])
             api.request("PATCH", f"{path}/gpus", body, MERGE_PATCH, fieldValidation="Strict")
         now: ClusterPolicyView = cluster_policy_view(api.get(f"{path}/gpus"))
-        assert (now.plugin_config_name, now.mig_config_name, now.plugin_default) == (
-            "our-plugin",
-            "our-mig",
-            "",
-        )
+        assert (now.plugin_config_name, now.mig_config_name, now.plugin_default) == ("our-plugin", "our-mig", "")
     finally:
         api.delete(f"{path}/gpus")
 

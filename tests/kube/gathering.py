@@ -10,12 +10,7 @@ from tests.build import at
 from tests.kube.objects import node
 
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import (
-    JSON,
-    NODES,
-    KubeClient,
-    Resource,
-)
+from gpusharing.kube.client import JSON, NODES, KubeClient, Resource
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings

@@ -15,18 +15,12 @@ AFFINITY = {
         }
     }
 }
-UNPLACED = {
-    "phase": "Pending",
-    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
-}
+UNPLACED = {"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}
 
 
 def pod(status: JSON, **spec: object) -> JSON:
     """A pod of the DaemonSet on gpu-1 with a sidecar in front of the agent."""
-    containers = [
-        {"name": "mesh", "image": "mesh:1"},
-        {"name": "agent", "image": "gpu-sharing-operator:0.1.0"},
-    ]
+    containers = [{"name": "mesh", "image": "mesh:1"}, {"name": "agent", "image": "gpu-sharing-operator:0.1.0"}]
     return {
         "metadata": {
             "namespace": "gpusharing-agent",
@@ -39,10 +33,7 @@ def pod(status: JSON, **spec: object) -> JSON:
 
 
 def status(**fields: object) -> JSON:
-    return {
-        "phase": "Running",
-        "containerStatuses": [{"name": "mesh", "state": {}}, {"name": "agent", **fields}],
-    }
+    return {"phase": "Running", "containerStatuses": [{"name": "mesh", "state": {}}, {"name": "agent", **fields}]}
 
 
 def test_of_a_ready_pod_only_its_place_is_kept() -> None:
@@ -117,10 +108,7 @@ def warning(kind: str, name: str, reason: str, **times: object) -> JSON:
 
 
 SEEN: dict[str, JSON] = {
-    "an Event of client-go's older recorder": {
-        "deprecatedLastTimestamp": "2026-01-05T12:00:00Z",
-        "eventTime": None,
-    },
+    "an Event of client-go's older recorder": {"deprecatedLastTimestamp": "2026-01-05T12:00:00Z", "eventTime": None},
     "an Event of the newer one": {"eventTime": "2026-01-05T12:00:00.000000Z"},
     "an Event without any time of its own": {
         "metadata": {"namespace": "gpusharing-agent", "creationTimestamp": "2026-01-05T12:00:00Z"}
@@ -157,12 +145,7 @@ def test_a_warning_about_a_pod_is_the_same_however_often_it_is_repeated() -> Non
         ("Pod", "gpusharing-operator-1", "FailedMount"),
         ("Pod", "gpusharing-agent-x7k2p", "BackOff"),
     ],
-    ids=[
-        "of another DaemonSet",
-        "of a pod that ended",
-        "of the operator's pod",
-        "what the pod's status says as well",
-    ],
+    ids=["of another DaemonSet", "of a pod that ended", "of the operator's pod", "what the pod's status says as well"],
 )
 def test_other_warnings_are_left_out(kind: str, name: str, reason: str) -> None:
     assert agent_warning(warning(kind, name, reason)) is None

@@ -62,11 +62,7 @@ def renamed(raw: JSON) -> JSON:
         ),
         (
             tolerant(driver()),
-            replace(
-                FOUND,
-                tolerates_gate=True,
-                tolerations='[{"key":"gpusharing.dev/unproven","operator":"Exists"}]',
-            ),
+            replace(FOUND, tolerates_gate=True, tolerations='[{"key":"gpusharing.dev/unproven","operator":"Exists"}]'),
         ),
         (renamed(driver()), replace(FOUND, labelled=False)),
     ],

@@ -16,25 +16,8 @@ from tests.kube.gathering import gathering
 from tests.kube.objects import node, pdb, pod
 
 from gpusharing.api import names
-from gpusharing.kube.client import (
-    CLUSTER_POLICIES,
-    CONFIG_MAPS,
-    JSON,
-    NODES,
-    PDBS,
-    PODS,
-    ApiRequest,
-    Resource,
-)
-from gpusharing.kube.errors import (
-    Forbidden,
-    HeldBack,
-    KubeError,
-    ServerAway,
-    Throttled,
-    Unauthorized,
-    Unavailable,
-)
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES, PDBS, PODS, ApiRequest, Resource
+from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.snapshot.memo import Memo
@@ -133,9 +116,7 @@ async def test_a_server_that_is_away_ends_the_gathering(error: KubeError) -> Non
 
 @pytest.mark.parametrize("fault", [Unavailable("502"), SILENCE], ids=["refused", "silent"])
 @virtually
-async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
-    fault: KubeError | Silence,
-) -> None:
+async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(fault: KubeError | Silence) -> None:
     both = frozenset({"gpu-07", "gpu-08"})
     async with gathering((NODES, node("gpu-08"))) as stage:
         stage.cluster.faults.fail("list", PODS, fault, selector="spec.nodeName=gpu-08", times=EVER)
@@ -166,9 +147,7 @@ async def test_a_node_whose_answer_was_lost_is_listed_at_once() -> None:
     ids=["refused", "held back", "server away"],
 )
 @virtually
-async def test_a_node_whose_answer_was_lost_is_listed_at_once_even_after_a_list_that_failed(
-    error: KubeError,
-) -> None:
+async def test_a_node_whose_answer_was_lost_is_listed_at_once_even_after_a_list_that_failed(error: KubeError) -> None:
     async with gathering() as stage:
         await stage.work(0)
         stage.calls.unsure.add("gpu-07")
@@ -265,10 +244,7 @@ async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
 async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
     pointer: str, missing: dict[str, str]
 ) -> None:
-    policy = {
-        "metadata": {"name": "cluster-policy"},
-        "spec": {"devicePlugin": {"config": {"name": pointer}}},
-    }
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": {"devicePlugin": {"config": {"name": pointer}}}}
     async with gathering(
         (CLUSTER_POLICIES, policy), config_map("gpusharing-device-plugin", "version: v1", "held")
     ) as stage:
@@ -309,10 +285,7 @@ def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
 
 
 def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
-    return CLUSTER_POLICIES, {
-        "metadata": {"name": name},
-        "spec": {"migManager": {"config": {"name": config}}},
-    }
+    return CLUSTER_POLICIES, {"metadata": {"name": name}, "spec": {"migManager": {"config": {"name": config}}}}
 
 
 @pytest.mark.parametrize(("config", "ours"), [("gpusharing-mig-parted", True), ("theirs", False), ("", False)])
@@ -435,12 +408,7 @@ async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_fi
         wanted = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
         Noting.order.clear()
         work = (await stage.snapshot(0, wanted, proving=wanted)).work
-        order = [
-            "gpu-08",
-            "gpu-07",
-            "gpu-01",
-            "gpu-02",
-        ]  # one lost its fence since the last plan, one is gone
+        order = ["gpu-08", "gpu-07", "gpu-01", "gpu-02"]  # one lost its fence since the last plan, one is gone
         assert Noting.order == [f"spec.nodeName={name}" for name in order]
         dated = [(work[name].listed_at - at(0)).total_seconds() for name in order]
         assert dated == pytest.approx([0.0, 0.8, 1.6, 2.4], abs=0.01), "as of when each was begun"

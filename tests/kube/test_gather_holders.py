@@ -209,11 +209,7 @@ async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_
 
 @virtually
 async def test_a_cluster_policy_that_the_gpu_operator_ignores_makes_no_pod_leave_for_a_reboot() -> None:
-    ignored = {
-        "metadata": {"name": "second"},
-        "spec": REBOOTING,
-        "status": {"state": "ignored"},
-    }
+    ignored = {"metadata": {"name": "second"}, "spec": REBOOTING, "status": {"state": "ignored"}}
     bare = pod("bare", spec={"containers": []})
     followed = {"metadata": {"name": "cluster-policy"}, "spec": {}}
     async with gathering((PODS, bare), (CLUSTER_POLICIES, ignored), (CLUSTER_POLICIES, followed)) as stage:
@@ -228,9 +224,6 @@ async def test_a_claim_from_a_template_is_found_by_the_name_in_the_status() -> N
         status={"phase": "Running", "resourceClaimStatuses": [{"name": "gpu", "resourceClaimName": "made"}]},
     )
     devices = {"results": [{"driver": "gpu.nvidia.com", "device": "gpu-0"}]}
-    made = {
-        "metadata": {"name": "made", "namespace": "team-a"},
-        "status": {"allocation": {"devices": devices}},
-    }
+    made = {"metadata": {"name": "made", "namespace": "team-a"}, "status": {"allocation": {"devices": devices}}}
     async with gathering((PODS, claiming), (RESOURCE_CLAIMS, made)) as stage:
         assert (await stage.work()).pods[0].dra == "gpu"

@@ -161,10 +161,7 @@ CHANGES: dict[str, tuple[Resource, JSON]] = {
     "a GPUNode": (GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}}),
     "an agent's pod": (PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"})),
     "a mig-manager pod": (PODS, operand("mig", "gpu-operator", {"app": "nvidia-mig-manager"})),
-    "a ConfigMap": (
-        CONFIG_MAPS,
-        {"metadata": {"name": "gpusharing-mig-parted", "namespace": "gpu-operator"}},
-    ),
+    "a ConfigMap": (CONFIG_MAPS, {"metadata": {"name": "gpusharing-mig-parted", "namespace": "gpu-operator"}}),
     "a ClusterPolicy": (CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}}),
     "a GPUCluster": (GPU_CLUSTERS, {"metadata": {"name": "gpus"}}),
     "a NodeMaintenance of medik8s": (MEDIK8S_MAINTENANCES, {"metadata": {"name": "nm"}}),
@@ -215,10 +212,7 @@ async def test_a_kind_that_is_not_installed_is_asked_for_less_than_25_times_in_5
     cluster = FakeCluster()
     cluster.faults.fail("list", NVIDIA_MAINTENANCES, NotFound("no such kind"), times=25)
     cluster.add(NODES, node())
-    cluster.add(
-        NVIDIA_MAINTENANCES,
-        {"metadata": {"name": "nm", "namespace": "ops"}, "spec": {"nodeName": "gpu-07"}},
-    )
+    cluster.add(NVIDIA_MAINTENANCES, {"metadata": {"name": "nm", "namespace": "ops"}, "spec": {"nodeName": "gpu-07"}})
     async with following(cluster, 300) as followed:
         assert followed.sources.node_views()["gpu-07"].foreign == ""
         await asyncio.sleep(600)
@@ -461,8 +455,7 @@ async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
         "programs": [],
     }
     cluster.add(
-        GPUNODES,
-        {"metadata": {"name": "gpu-07"}, "spec": {}, "status": {"observed": report, "transition": {}}},
+        GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}, "status": {"observed": report, "transition": {}}}
     )
     async with following(cluster) as followed:
 
@@ -492,10 +485,7 @@ async def test_each_kind_is_listed_once_at_the_start_however_often_one_asks_what
     await asyncio.sleep(100)
     assert not followed.sources.missing()
     lists = {kind: count for (_, verb, kind), count in cluster.calls.items() if verb == "list"}
-    often = {
-        "pods": 3,
-        "nodemaintenances": 2,
-    }  # agents, NVIDIA's operands and chart; of medik8s and of NVIDIA
+    often = {"pods": 3, "nodemaintenances": 2}  # agents, NVIDIA's operands and chart; of medik8s and of NVIDIA
     assert {kind: count for kind, count in lists.items() if count != 1} == often
     task.cancel()
 

@@ -190,6 +190,7 @@ def named_event(case: NodeCase) -> NodeCase:
 
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
+    """The assessment of one node under one policy."""
     targets = find_targets(policy, request_of(policy), stack, SETTINGS)
     return assess(view, report, targets, actuator=LABELS)
 

@@ -123,10 +123,7 @@ class NodeMachine:
             return {names.LABEL_MIG_STATE: "failed", **_operands(stack, "true")}
         if stack.cluster_policy is not None and stack.cluster_policy.with_reboot and self.switches(wanted):
             self.layouts = [None if layout is None else () for layout in wanted]
-            self.seen, self.away = (
-                None,
-                True,
-            )  # the pod starts anew with the node, and MIG mode is as it should be
+            self.seen, self.away = (None, True)  # the pod starts anew with the node, and MIG mode is as it should be
             return {names.LABEL_MIG_STATE: "rebooting"}
         self.layouts = list(wanted)
         if self.temper == "forgets":

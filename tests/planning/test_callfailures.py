@@ -307,10 +307,7 @@ def test_a_node_whose_agent_cannot_even_be_asked_has_failed_at_its_deadline() ->
 
 
 IDLING = changing(
-    now=2500,
-    fence=replace(FENCE, restart_uid=make_operand().uid),
-    gpunode=answering("op-1:older"),
-    work=emptied(2500),
+    now=2500, fence=replace(FENCE, restart_uid=make_operand().uid), gpunode=answering("op-1:older"), work=emptied(2500)
 )
 """gpu-07 past its deadline: a new run needs the node proven idle, and the agent was not asked to close NVML yet."""
 

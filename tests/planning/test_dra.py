@@ -31,14 +31,7 @@ from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.pools.afterwards import preview_of
-from gpusharing.planning.snapshot.actions import (
-    Actuate,
-    EnsureGPUNode,
-    LabelNode,
-    Release,
-    RestartOperand,
-    UpdateFence,
-)
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, LabelNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     DeviceClassView,
@@ -378,16 +371,8 @@ def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offe
 @pytest.mark.parametrize(
     ("plugin", "classes", "says"),
     [
-        (
-            None,
-            (CLASS,),
-            "no Ready pod of NVIDIA's DRA kubelet plugin runs on gpu-07; check the pods with label",
-        ),
-        (
-            kubelet_plugin(ready=False),
-            (CLASS,),
-            "dra-driver-nvidia-gpu-component=kubelet-plugin in namespace",
-        ),
+        (None, (CLASS,), "no Ready pod of NVIDIA's DRA kubelet plugin runs on gpu-07; check the pods with label"),
+        (kubelet_plugin(ready=False), (CLASS,), "dra-driver-nvidia-gpu-component=kubelet-plugin in namespace"),
         (kubelet_plugin(), (replace(CLASS, resource=""),), "DRAExtendedResource feature gate"),
     ],
     ids=["no kubelet plugin", "not Ready", "a DeviceClass without its resource"],
@@ -439,12 +424,7 @@ def test_the_last_proven_layout_needs_no_device_plugin() -> None:
     stack = dra_stack(MIG, FULL)
     gpunode = make_gpunode()
     record = Verified(
-        policy="pool-b",
-        version=MIG.version,
-        mig_config="all-disabled",
-        plugin_config="",
-        layout="1x full",
-        gpus=1,
+        policy="pool-b", version=MIG.version, mig_config="all-disabled", plugin_config="", layout="1x full", gpus=1
     )
     node = replace(make_node(resources={}), verified=record)
     assert gpunode.observed is not None

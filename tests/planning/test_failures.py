@@ -75,10 +75,7 @@ def test_a_failure_is_forgotten_when_its_node_is_proven() -> None:
     assert counted(member("n1", Phase.BLOCKED, fence=aside)) == ({}, ()), "though somebody else works on it"
 
 
-ENDED = {
-    "in another revision": ask_anew(POLICY),
-    "with its policy": replace(POLICY, uid="uid-another"),
-}
+ENDED = {"in another revision": ask_anew(POLICY), "with its policy": replace(POLICY, uid="uid-another")}
 
 
 def test_a_failure_stays_on_record_though_a_person_lets_the_policy_go_on() -> None:

@@ -5,14 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import (
-    make_fence,
-    make_node,
-    make_pod,
-    make_policy,
-    make_snapshot,
-    make_work,
-)
+from tests.build import make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.cases import FULL, pass_time, pool_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_guard import Poisoned

@@ -85,9 +85,7 @@ STANDS = {"a person cordoned it", "its change failed", "somebody has marked it"}
 
 
 @pytest.mark.parametrize("what", KEPT)
-def test_who_keeps_the_slot_is_the_culprit_and_a_person_ends_it_unless_it_comes_back_by_itself(
-    what: str,
-) -> None:
+def test_who_keeps_the_slot_is_the_culprit_and_a_person_ends_it_unless_it_comes_back_by_itself(what: str) -> None:
     told = waiting([KEPT[what][0]])
     assert (told.keeper, told.stands) == ("node/a", what in STANDS)
 
@@ -95,8 +93,7 @@ def test_who_keeps_the_slot_is_the_culprit_and_a_person_ends_it_unless_it_comes_
 def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_already() -> None:
     policy = make_policy(rollout={"maxUnavailable": 1})
     stuck = replace(
-        away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),
-        heir=policy.name,
+        away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True), heir=policy.name
     )
     moves = away("a", Phase.ABORTING, deadline=at(60), fence=make_fence(), unschedulable=True)
     fence = make_fence(newcomer=True)

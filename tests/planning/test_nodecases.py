@@ -26,12 +26,7 @@ from gpusharing.planning.snapshot.memory import DRIFTS
 from gpusharing.planning.snapshot.podviews import NodeWork, Scope
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
-from gpusharing.planning.transition.cases import (
-    Member,
-    find_models,
-    judge_nodes,
-    keeps_verdict,
-)
+from gpusharing.planning.transition.cases import Member, find_models, judge_nodes, keeps_verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import PolicyTargets
 
@@ -44,12 +39,7 @@ def terms(policy: PolicyView) -> PolicyTargets:
 
 
 def judge_alone(
-    node: NodeView,
-    owner: PolicyTargets | None,
-    followed: PolicyTargets | None,
-    *,
-    seen: bool = True,
-    **given: Any,
+    node: NodeView, owner: PolicyTargets | None, followed: PolicyTargets | None, *, seen: bool = True, **given: Any
 ) -> Member | None:
     policies = {one.policy.name: one for one in (owner, followed) if one is not None}
     gpunodes = [make_gpunode(node.name)] if seen else []
@@ -89,9 +79,7 @@ def test_a_node_without_gpus_and_policy_is_none_of_our_business() -> None:
 
 
 @pytest.mark.parametrize("fenced", [True, False], ids=["in a change", "at rest"])
-def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_a_change(
-    fenced: bool,
-) -> None:
+def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_a_change(fenced: bool) -> None:
     other = terms(make_policy("other"))
     node = make_node(fence=make_fence(policy="other") if fenced else None)
     told = judged(judge_alone(node, terms(PAUSED), other if fenced else terms(PAUSED)))
@@ -111,10 +99,7 @@ def test_a_case_is_equal_to_the_one_of_the_last_pass_if_only_the_time_is_another
 def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, believed: bool) -> None:
     truth = make_gpu()
     lie = tuple(replace(profile, max_count=1) for profile in truth.profiles)
-    cards = [replace(truth, profiles=lie)] * liars + [
-        truth,
-        replace(truth, profiles=(*truth.profiles,)),
-    ]
+    cards = [replace(truth, profiles=lie)] * liars + [truth, replace(truth, profiles=(*truth.profiles,))]
     reports = [make_gpunode(f"gpu-{number}", gpus=[gpu]) for number, gpu in enumerate(cards)]
     assert (find_models([*reports, None])[H100].profiles == lie) is believed
 

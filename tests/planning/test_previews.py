@@ -5,17 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import (
-    NOW,
-    ask_anew,
-    at,
-    make_fence,
-    make_node,
-    make_pod,
-    make_policy,
-    make_snapshot,
-    make_work,
-)
+from tests.build import NOW, ask_anew, at, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, edited, make_case, make_member, pool_of
 from tests.planning.drainpass import roomy
