@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.processes import MPS_SERVER
 from gpusharing.api.gpunode import MAX_PROGRAMS, GPUNodeSpec, GPUStatus, ModelStatus, Observed, Request
 from gpusharing.api.records import to_wire
+from gpusharing.kube.client import JSON
 
 OPERATOR = Path(__file__).parents[2] / "operator"
 REPORT = TypeAdapter(Observed)
@@ -58,8 +60,9 @@ def stored_of(observation: Observation) -> dict[str, Any]:
 
 def test_what_goes_over_the_wire_is_exactly_the_wire_type(observation: Observation) -> None:
     sent = to_wire(observation)
-    assert REPORT.validate_python(sent) == REPORT.validate_python(to_wire(Observation.of(node_with(sent))))
-    assert to_wire(Observation.of(node_with(sent))) == sent
+    stored = Observation.of(node_with(stored_of(observation)))
+    assert REPORT.validate_python(sent) == REPORT.validate_python(to_wire(stored))
+    assert to_wire(stored) == sent
     (first, second, third) = sent["gpus"]
     assert first.pop("mig").startswith("1x3g.40gb@")
     assert {"uuid"} == first.keys()
@@ -82,7 +85,7 @@ def test_the_defaults_are_a_valid_report_too() -> None:
 
 
 def test_what_was_sent_is_understood_after_a_restart(observation: Observation) -> None:
-    assert Observation.of(node_with(to_wire(observation))) == observation
+    assert Observation.of(node_with(stored_of(observation))) == observation
 
 
 def test_who_holds_devices_is_null_while_nobody_knows(observation: Observation) -> None:
@@ -261,8 +264,21 @@ def test_a_lost_gpu_is_not_named_once_indices_have_shifted(reading: Reading) -> 
     assert unknown.uuid == "", "GPU 0 or another one"
 
 
-def test_what_the_server_left_of_a_report_of_another_form_answers_no_request(observation: Observation) -> None:
-    stored = to_wire(replace(observation, request_id="r1", quiet=True))
-    del stored["programs"]
-    assert not Observation.of(node_with(stored)).keeps_closed(Request("r1", quiet=True))
-    assert Observation.of(node_with({**stored, "programs": []})).keeps_closed(Request("r1", quiet=True))
+OTHER_FORMS: dict[str, Callable[[Observation], JSON]] = {
+    "without programs": lambda one: {key: value for key, value in stored_of(one).items() if key != "programs"},
+    "models without GPUs": lambda one: stored_of(one) | {"models": [{"product": "NVIDIA A30", "profiles": ["1g.6gb"]}]},
+    "GPUs with an index": lambda one: stored_of(one) | {"gpus": [{"index": 0, "uuid": "GPU-0", "mig": "Disabled"}]},
+    "a word for a number": lambda one: stored_of(one) | {"pods": "2"},
+}
+
+
+@pytest.mark.parametrize("stored", OTHER_FORMS.values(), ids=OTHER_FORMS.keys())
+def test_a_report_of_another_form_answers_no_request_and_is_not_written_again(
+    observation: Observation, stored: Callable[[Observation], JSON]
+) -> None:
+    quiet = replace(observation, request_id="r1", quiet=True)
+    assert Observation.of(node_with(stored_of(quiet))).keeps_closed(Request("r1", quiet=True))
+    node = node_with(stored(quiet))
+    assert not Observation.of(node).keeps_closed(Request("r1", quiet=True))
+    written = Observation.of(node).failing("NVMLNotLoaded: no driver", simulated=False)
+    assert REPORT.validate_python(to_wire(written)).error == "NVMLNotLoaded: no driver"

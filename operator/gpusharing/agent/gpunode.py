@@ -105,9 +105,9 @@ class Observation(Observed):
     @classmethod
     def of(cls, node: JSON) -> "Observation":
         """Return the observation in a GPUNode, of this process or an earlier one."""
-        observed = section(node, "status", "observed")
-        # The API server cuts what it does not know from a report of another form, which then says less than was read.
-        return from_wire(cls, observed if "programs" in observed else {})
+        known = from_wire(cls, section(node, "status", "observed"))
+        # A report of another form says less here than was read, and to write what is left might be refused.
+        return known if known.patch(node) is None else from_wire(cls, {})
 
     @classmethod
     def after(
