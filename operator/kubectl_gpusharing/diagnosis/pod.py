@@ -122,13 +122,13 @@ class NodeRoom:
 
     @cached_property
     def after(self) -> Mapping[str, int] | None:
-        """Likewise once all changes are done."""
+        """The same as `now`, once all changes are done."""
         return self._usable(self.future)
 
     def _usable(self, offer: Offer | None) -> Mapping[str, int] | None:
         return None if offer is None else {} if find_rule(self.needs, offer) else offer.devices
 
-    @property
+    @cached_property
     def free(self) -> Mapping[str, int] | None:
         """The part of `now` that no pod holds; empty while the node accepts no pods, None if unknown."""
         if self.closed or self.now == {}:
@@ -144,7 +144,7 @@ class NodeRoom:
         """The resources that the node advertises now or will advertise, even if a rule excludes the pod."""
         return frozenset(name for offer in (self.present, self.future) if offer for name in offer.devices)
 
-    @property
+    @cached_property
     def starts_free(self) -> bool:
         """Whether the pod could start on the devices that are free, as far as is known."""
         if self.present is None or self.free is None:

@@ -204,7 +204,7 @@ class Series:
 
     def changed(self, value: float, **labels: str) -> "Series":
         """Return a series with this value at the time of the last one, and these labels besides or instead."""
-        return Series({**self.labels, **labels}, ((self.points[-1][0], value),))
+        return Series({**self.labels, **labels} if labels else self.labels, ((self.points[-1][0], value),))
 
 
 @dataclass(slots=True)
