@@ -9,7 +9,8 @@ from tests.wording import lacks
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.actions import WriteClasses
-from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, DraView
+from gpusharing.planning.snapshot.nvidia import DRA_DRIVER, DeviceClassView, DraView, NodeDevices
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.objects import (
@@ -41,6 +42,9 @@ def test_a_class_serves_one_profile_under_the_name_of_the_device_plugin() -> Non
 def test_the_profiles_in_use_are_those_of_all_layouts() -> None:
     layouts = [None, (("3g.40gb", 1), ("1g.10gb", 4)), (("1g.10gb", 7),), ()]
     assert find_profiles(layouts) == ("1g.10gb", "3g.40gb")
+
+
+PROVEN = Verified("pool-b", make_policy().version, "all-1g.10gb", "", layout="7x1g.10gb", gpus=1)
 
 
 def plan(wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout = ()) -> WriteClasses | None:
@@ -81,6 +85,19 @@ def test_there_is_one_class_for_each_profile_that_is_wanted(
     wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout, writes: WriteClasses | None
 ) -> None:
     assert plan(wanted, present, on_nodes) == writes
+
+
+@pytest.mark.parametrize(
+    ("record", "created"),
+    [(PROVEN, (SMALL,)), (None, ())],
+    ids=["what was proven on a node is created anew", "not what somebody made by hand"],
+)
+def test_a_node_keeps_the_classes_of_a_layout_that_was_proven_on_it_although_its_policy_wants_another(
+    record: Verified | None, created: tuple[DeviceClassView, ...]
+) -> None:
+    node = replace(make_node(verified=record), devices=NodeDevices(((("1g.10gb", 7),),)))
+    snapshot = make_snapshot([node], stack=make_stack(FULL, dra=DraView(classes=())))
+    assert plan_classes(snapshot, []) == (WriteClasses(create=created) if created else None)
 
 
 CHANGED = {

@@ -192,6 +192,21 @@ def test_a_change_divides_the_gpus_restarts_the_kubelet_plugin_and_is_proven_by_
     assert (release.verified.layout, release.verified.plugin_config) == ("2x3g.40gb", "")
 
 
+def test_no_node_is_returned_to_service_while_no_pod_could_request_its_devices() -> None:
+    played = Played()
+    for turn in range(20):
+        played.carry_out(played.judge(MIG, at(600 + 10 * turn)), at(600 + 10 * turn))
+        if played.actuations:
+            break
+    played.stack = dra_stack(MIG, FULL, classes=())
+    assert played.run(MIG, 820, turns=20) is None
+    waits = played.judge(MIG, at(1020))
+    assert waits.phase is Phase.VERIFYING
+    assert not lacks(waits.message, "DeviceClass", "nvidia.com/mig-3g.40gb")
+    played.stack = dra_stack(MIG, FULL)
+    assert played.run(MIG, 1030) is not None, played.phases
+
+
 def test_a_device_plugins_label_from_before_goes_with_the_change() -> None:
     played = Played()
     stale = {**played.node.labels, "nvidia.com/device-plugin.config": "pool-b-12345678"}

@@ -13,7 +13,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.plan import Crowd, crowding, due_under, examine
 from gpusharing.planning.drain.pods import REPORTED_WITHIN, has_finished, holds_gpu
-from gpusharing.planning.drain.standing import Standings
+from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.memory import Look, count_recent, find_due
@@ -267,8 +267,10 @@ def find_candidate(case: NodeCase, state: PassState, *, follows: bool = False) -
     if awaited is None and partly and (unreported := case.unreported):
         case = replace(case, widened=unreported)
     drain = assessed.spec.drain
-    pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
-    blockers = blockers if awaited is None else (awaited,)
+    if awaited is not None:
+        pods, blockers = find_standings(work, drain, case.now, scope=case.scope, cordoned=False), (awaited,)
+    else:
+        pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
     return Candidate(case, assessed, look_at(case, before, pods, blockers) if blockers else None, pods, follows)
 
 

@@ -430,7 +430,7 @@ class ClusterSnapshot:
     settings: PlanSettings = PlanSettings()
 
     @cached_property
-    def fences(self) -> dict[str, Fence]:
+    def fences(self) -> Mapping[str, Fence]:
         """The fences that can be read, by node, including yielded ones."""
         return {name: node.fence for name, node in self.nodes.items() if node.fence is not None}
 

@@ -530,6 +530,9 @@ class Dra(Actuator):
     def find_down(self, case: ActuatorCase, target: Target) -> Trace | None:
         pod = case.operands.get(Program.KUBELET_PLUGIN)
         driver, name = case.stack.dra.driver, case.node.name
+        if case.stack.dra.classes is not None and (lack := find_unrequestable(target.layouts, case.stack)):
+            claim = f"the ResourceSlices of {name} offer devices for which there is no DeviceClass"
+            return Trace(claim, case.settings.sign_grace, Finding.of(lack, Reason.ACTUATOR_MISSING))
         if pod is None and (driver is None or not driver.labelled):
             return None  # its pods are not seen
         claim, limit = f"the ResourceSlices of {name} offer its devices", case.settings.sign_grace

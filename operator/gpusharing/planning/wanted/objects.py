@@ -159,10 +159,12 @@ def plan_classes(snapshot: ClusterSnapshot, targets: Iterable[Target]) -> WriteC
     classes = {one.name: one for one in present}
     ours = {one.name: one for one in present if _is_ours(one)}
     taken = {name for one in present if one.name not in ours for name in (one.name, one.resource)}
-    wanted = _classes_of(target.layouts for target in targets)
     reports = (one.observed for one in snapshot.gpunodes.values() if one.observed is not None)
-    published = (node.devices for node in snapshot.nodes.values() if node.devices is not None)
-    in_use = wanted | _classes_of((*(one.hardware.layouts for one in reports), *(one.layouts for one in published)))
+    offers = [(node, node.devices.layouts) for node in snapshot.nodes.values() if node.devices is not None]
+    # A node that was rolled back, or waits for its change, serves pods with what was proven on it before.
+    proven = (layouts for node, layouts in offers if node.verified is not None)
+    wanted = _classes_of((*(target.layouts for target in targets), *proven))
+    in_use = wanted | _classes_of((*(one.hardware.layouts for one in reports), *(layouts for _, layouts in offers)))
     writes = WriteClasses(
         create=tuple(one for name, one in wanted.items() if name not in classes and not taken & {name, one.resource}),
         correct=tuple(
