@@ -44,7 +44,7 @@ def test_the_profiles_in_use_are_those_of_all_layouts() -> None:
     assert find_profiles(layouts) == ("1g.10gb", "3g.40gb")
 
 
-PROVEN = Verified("pool-b", make_policy().version, "all-1g.10gb", "", layout="7x1g.10gb", gpus=1)
+PROVEN = Verified("pool-b", "all-1g.10gb", "", layout="7x1g.10gb", gpus=1)
 
 
 def plan(wanted: list[str], present: list[DeviceClassView] | None, on_nodes: Layout = ()) -> WriteClasses | None:

@@ -268,9 +268,9 @@ def find_candidate(case: NodeCase, state: PassState, *, follows: bool = False) -
         case = replace(case, widened=unreported)
     drain = assessed.spec.drain
     if awaited is not None:
-        pods, blockers = find_standings(work, drain, case.now, scope=case.scope, cordoned=False), (awaited,)
-    else:
-        pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
+        pods = find_standings(work, drain, case.now, scope=case.scope, cordoned=False)
+        return Candidate(case, assessed, look_at(case, before, pods, (awaited,)), pods, follows)
+    pods, blockers = examine(work, drain, case.now, scope=case.scope, afterwards=state.afterwards)
     return Candidate(case, assessed, look_at(case, before, pods, blockers) if blockers else None, pods, follows)
 
 
