@@ -14,6 +14,8 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
+from gpusharing.kube.fence import parse_record
+from gpusharing.planning.snapshot.records import Verified
 
 
 async def drift_again(scene: Scene) -> None:
@@ -38,10 +40,14 @@ async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_
         assert "MIG empty" in transition["message"]
         assert scene.condition("Ready")["status"] == "False"
         assert scene.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
+        assert scene.events()["Drifted"] == 1
         fence = await scene.fenced("gpu-1")
         assert fence.drift
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1")
+        record = parse_record(Verified, scene.annotations("gpu-1")[names.ANNOTATION_VERIFIED])[0]
+        assert record is not None
+        assert record.corrected_revision == scene.e.policy("pool-b")["status"]["revision"]
         await asyncio.sleep(60)
         mark = scene.mark()
         scene.e.software.inject("gpu-1", "lose-instances")

@@ -8,7 +8,7 @@ from hack.cluster.api import Object
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
 from tests.chart.rbac import golden
 from tests.integration.draproduct import dra_product
-from tests.integration.product import DEVICE_CLASSES, FULL, HELD, MIXED, RESOURCES, SLICED, Pool, Product
+from tests.integration.product import DEVICE_CLASSES, FULL, HELD, MIXED, RESOURCES, Pool, Product
 from tests.integration.workloads import PODS, Workload
 
 CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"
@@ -76,13 +76,6 @@ def test_a_node_goes_to_mig_and_back_and_old_pod_specs_get_its_partitions(pool: 
     whole.wait_running(1)
     assert cpu.running() == untouched
     pool.wait(lambda: classes(pool) == {}, "the unused class to be removed", lambda: classes(pool))
-
-
-def test_a_mode_that_shares_devices_is_refused_with_the_reason(pool: Pool) -> None:
-    pool.apply(SLICED)
-    message = pool.wait_condition("Accepted", "False", "UnsupportedStack")
-    assert "would require consumable capacity" in message
-    assert pool.fence() == {}
 
 
 def test_a_class_of_ours_that_somebody_changed_is_corrected_and_every_granted_right_was_used(

@@ -1,8 +1,6 @@
 """What hardware and NVIDIA's software do wrong, on a real API server and under the shipped rights.
 One test for each thing that can go wrong; tests/embedded plays the others (test_troubles.py, test_health.py, test_rollback.py, test_bad_hardware.py)."""
 
-import json
-
 import pytest
 from hack.cluster.api import MERGE_PATCH, Object
 from tests.integration.nodelog import corrected
@@ -31,18 +29,6 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product)
         assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"] * restarts
         writes = product.writes("nodes", pool.nodes[0], since)
         assert len(writes) == 3 + 2 * restarts, "fence, PNR, each further attempt and its own PNR, release"
-
-
-def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
-    with product.pool() as pool:
-        pool.serve(MIXED)
-        since = product.mark()
-        pool.inject("lose-instances")
-        pool.wait(lambda: bool(events_of(pool, "Drifted")), "the drift to be told")
-        pool.wait(lambda: corrected(pool, since), "the correction")
-        pool.wait_synced()
-        record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
-        assert record["correctedRevision"] == product.api.get(pool.path)["status"]["revision"]
 
 
 def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wrote_the_label(product: Product) -> None:
@@ -120,16 +106,3 @@ def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is
         pool.wait(lambda: healthy(pool)["status"] == "True", "the GPUNode to say so too", lambda: healthy(pool))
         assert len(product.writes("nodes", node, since)) == 3, "fence, PNR, release"
         pool.wait(lambda: bool(events_of(pool, "GPUHealthy")), "the second Event")
-
-
-def test_what_a_card_reports_of_its_profiles_reaches_the_operator_which_tells_how_our_table_differs(
-    product: Product,
-) -> None:
-    once: Object = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 2}}]}}
-    with product.pool() as pool:
-        pool.inject("other-profiles")
-        pool.apply(once)
-        message = pool.wait_condition("Accepted", "True", "CardDiffers")
-        assert "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)" in message
-        assert "please open an issue" in message
-        pool.wait_synced()
