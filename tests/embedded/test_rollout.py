@@ -80,6 +80,8 @@ async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows
         await scene.ready(seconds=2 * HOUR)
         assert virtual_now() > proof.changed_at + timedelta(hours=1)
         assert len(begun(scene)) == 3
+        await scene.serve(SLICED, rollout=at_once(3, canary={"nodes": 3, "soak": "1h"}))
+        assert "the whole pool is the canary" in scene.condition("Accepted")["message"]
 
 
 BREAKS: dict[str, Callable[[Scene, str, SimulatedGPUs], object]] = {

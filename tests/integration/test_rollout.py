@@ -1,4 +1,4 @@
-"""When nodes may start and how they are left, on a real API server: start-up taint, windows, a canary, Reset.
+"""When nodes may start and how they are left, on a real API server: start-up taint, windows, Reset.
 A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin."""
 
 import re
@@ -51,18 +51,6 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
         pool.apply(rolled(windows=[in_hours(3), in_hours(-1)]))
         pool.wait_synced()
         assert pool.summary()["nextWindow"].startswith("open until ")
-
-
-def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Product) -> None:
-    with product.pool(L40S, L40S) as pool:
-        pool.apply(rolled(canary={"nodes": 1, "soak": "1h"}))
-        pool.wait(lambda: reasons(pool) == {"Synced", "CanarySoak"}, "one proven, one waiting", lambda: reasons(pool))
-        pool.serve(rolled(canary={"nodes": 2, "soak": "1h"}))
-        assert "the whole pool is the canary" in str(pool.condition("Accepted")["message"])
-
-
-def reasons(pool: Pool) -> set[str]:
-    return {str(pool.transition(name).get("reason")) for name in pool.nodes}
 
 
 def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_notes_starts_it(
