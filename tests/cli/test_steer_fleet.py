@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
+from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, Answered, ask, install, operated, writes
-from tests.embedded.scene import FULL, MIXED, Scene, at_once, node, open_scene
+from tests.embedded.scene import FULL, MIXED, Scene, at_once, node, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.times import to_micro_time
-from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, POLICIES
+from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, PDBS, POLICIES
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
@@ -189,15 +190,23 @@ async def restarted(scene: Scene, paused: Any) -> None:
 
 @virtually
 async def test_with_hold_nodes_in_flight_of_every_pool_stay_cordoned_until_the_value_is_false_again() -> None:
-    async with open_scene(node("gpu-1"), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+    workload, budget = SimWorkload("llm", 2), pdb("keep", "llm", minAvailable=1)
+    async with open_scene(node("gpu-1"), workloads=[workload], budgets=[budget], serving=FULL) as scene:
+        await scene.running("llm", 2)
+        scene.apply(MIXED, drain={"strandedPods": "Allow"})
+        await scene.reason("gpu-1", "PDBInUse")
         await restarted(scene, "Hold")
         told = await scene.reason("gpu-1", "Paused")
-        assert not lacks(told["message"], "paused is Hold")
+        assert told["phase"] == "Cordoned"
+        assert told["message"].startswith("the chart's value paused is Hold, so the change is suspended")
+        scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+        await asyncio.sleep(300)
+        assert len(scene.evicted()) == 1
         assert scene.cordoned("gpu-1")
+        assert (await scene.fenced("gpu-1")).stage == "fenced"
         await restarted(scene, "false")
         await scene.ready()
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually

@@ -27,10 +27,12 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
             "GPUSHARING_PARALLEL": "3",
             "GPUSHARING_LOG_LEVEL": "debug",
             "GPUSHARING_METRICS_PORT": "0",
+            "GPUSHARING_PAUSED": "Hold",
         }
     )
     assert (found.namespace, found.settle, found.max_in_flight) == ("gpus", 0.5, 7)
     assert (found.parallel, found.log_level, found.metrics_port) == (3, "debug", 0)
+    assert found.paused == "Hold"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hack.cluster import toolchain
 from hack.cluster.process import wait_until
 from tests.integration.product import FULL, GPUNODES, H100, MIXED, NODES, SECONDS, SLICED, Product
 from tests.integration.test_output import account, plugin
-from tests.integration.workloads import PDBS, Workload, guard
+from tests.integration.workloads import Workload, guard
 
 PATIENT = {"abort_backoff": "3600s"}
 """What was given up waits until it is told otherwise."""
@@ -104,32 +104,3 @@ def test_pause_all_stops_every_pool_and_resume_all_lets_it_go_on(product: Produc
         assert plugin(editor, "resume", "--all", "--yes").endswith("Done.\nexit status 0\n")
         for pool in (one, other):
             pool.wait_synced()
-
-
-def evictions(product: Product) -> int:
-    return sum(one.resource == "pods/eviction" for one in product.requests())
-
-
-def test_the_charts_value_stops_the_fleet_in_mid_change_and_uncordons_nothing(product: Product) -> None:
-    """As `helm upgrade --set paused=Hold` and `=false` do: another pod of the operator with another setting."""
-    with product.pool(H100, name="pool-s") as pool:
-        with product.operator("running"):
-            pool.serve(FULL)
-            work = Workload(pool, pool.nodes[0], 2)
-            work.wait_running(2)
-            guard(pool, "pool-s", 1, minAvailable=1)
-            pool.apply(MIXED)
-            pool.wait_phase("Draining", "PDBInUse")
-        with product.operator("paused", paused="Hold"):
-            message = pool.wait_phase("Cordoned", "Paused")
-            assert message.startswith("the chart's value paused is Hold, so the change is suspended")
-            before = evictions(product)
-            product.api.merge_patch(f"{PDBS}/pool-s-guard", {"spec": {"minAvailable": 0}})
-            pool.apply({**MIXED, "priority": 1})  # something new to look at, which the operator answers
-            pool.wait(lambda: bool(pool.condition("Ready")), "the operator to look at the policy again")
-            assert evictions(product) == before, "nobody is evicted while the fleet is stopped"
-            assert pool.node()["spec"]["unschedulable"]
-            assert pool.fence()["stage"] == "fenced"
-        with product.operator("resumed"):
-            pool.wait_synced()
-        assert "unschedulable" not in pool.node()["spec"]
