@@ -4,7 +4,18 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER
-from tests.embedded.mpsset import DAEMON, DEAF, NAMESPACE, RIGHT, containers, counted, overwrite, reported, signalled
+from tests.embedded.mpsset import (
+    DAEMON,
+    DEAF,
+    NAMESPACE,
+    RELEASED,
+    RIGHT,
+    containers,
+    counted,
+    overwrite,
+    reported,
+    signalled,
+)
 from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
@@ -85,16 +96,21 @@ async def test_after_three_overwrites_it_gives_up_though_it_is_restarted() -> No
         for count in (1, 2, 3):
             await repaired(scene)
             assert counted(scene) == count
+            await scene.e.until(lambda: len(reported(scene)) == count, "the Event", HOUR)  # noqa: B023 - awaited at once
             await scene.e.kill_operator()
             overwrite(scene)
             scene.e.start_operator()
+        assert reported(scene) == ["repair 1 of 3", "repair 2 of 3", "repair 3 of 3"]
         scene.apply(MPS)
         blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
-        assert "has set it 3 times under device plugin v0.20.0" in blocked["message"]
+        words = "has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time"
+        assert words in blocked["message"]
         await asyncio.sleep(HOUR)
         assert len(scene.writes(plural="daemonsets")) == 3
+        assert signalled(scene) == RELEASED
         mark: JSON = {"metadata": {"annotations": {"gpusharing.dev/mps-repairs": None}}}
         scene.e.cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", mark, NAMESPACE)
+        await repaired(scene)
         await scene.ready()
 
 
@@ -207,11 +223,10 @@ async def test_a_restart_of_config_manager_alone_is_said_with_its_cause_and_no_n
         since = scene.mark()
         restart(scene, manager=1)
         await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 1, "the Event", HOUR)
-        await scene.e.until(
-            lambda: "restarted once (OOMKilled, exit code 137)" in scene.transition("gpu-1").get("message", ""),
-            "the node to say so",
-            HOUR,
-        )
+        words = "restarted once (OOMKilled, exit code 137) while the MPS daemon kept running"
+        notes = [raw["note"] for raw in scene.e.cluster.objects(EVENTS) if raw["reason"] == "MPSClientsEnded"]
+        assert words in notes[0]
+        await scene.e.until(lambda: words in scene.transition("gpu-1").get("message", ""), "the node to say so", HOUR)
         restart(scene, manager=3)
         await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 2, "another Event", HOUR)
         restart(scene, manager=4, daemon=1)  # the node rebooted

@@ -172,32 +172,6 @@ def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, t
         other.serve(SLICED)
 
 
-def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_says_so(
-    product: Product, token: Api
-) -> None:
-    overwrite(product)
-    forget(product)
-    since, events = product.mark(), len(told(product))
-    with product.pool(H100) as pool:
-        pool.apply(SLICED)
-        for life in range(3):
-            with product.operator(f"life-{life}", **ASKED):
-                pool.wait(lambda: signalled(product) == RIGHT, f"repair {life + 1}")
-                wait_until(lambda: len(told(product)) == events + life + 1, SECONDS, "the Event")  # noqa: B023 - called at once
-            overwrite(product)
-        assert [f"repair {count} of 3" in note for count, note in enumerate(told(product)[events:], 1)] == [True] * 3
-        with product.operator("gives-up", **ASKED):
-            pool.apply(MPS)
-            words = "has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time"
-            pool.wait(lambda: words in message(pool), "the operator to give up", pool.transition)
-            assert len(product.writes("daemonsets", since=since)) == 3
-            assert signalled(product) == RELEASED
-            forget(product)
-            pool.wait(lambda: signalled(product) == RIGHT, "another repair")
-            pool.wait_synced()
-            pool.serve(SLICED)
-
-
 UNDOING = "undoes-the-repair"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 EXPRESSION = f"""Object{{spec: Object.spec{{template: Object.spec.template{{spec: Object.spec.template.spec{{
@@ -269,28 +243,3 @@ def test_a_value_that_is_undone_in_the_same_request_is_no_repair_and_the_node_sa
 
 
 # --- config-manager restarts alone ----------------------------------------------------------------------
-
-
-def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains_nobody(
-    product: Product, token: Api
-) -> None:
-    product.api.merge_patch(DAEMON_SET, signal(product, RIGHT))
-    pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    with product.pool(H100) as pool, product.operator("restarts"):
-        pool.serve(MPS)
-        (pod,) = product.api.list(pods, labelSelector=f"app={NAME}", fieldSelector=f"spec.nodeName={pool.nodes[0]}")
-        since = product.mark()
-        rows = pod["status"]["containerStatuses"]
-        for row in rows:
-            if row["name"] == "config-manager":
-                row["restartCount"] = row.get("restartCount", 0) + 1
-                row["lastState"] = {"terminated": {"reason": "Error", "exitCode": 1}}
-        path = f"{pods}/{pod['metadata']['name']}/status"
-        product.api.merge_patch(path, {"status": {"containerStatuses": rows}})
-        words = "restarted once (Error, exit code 1) while the MPS daemon kept running"
-        pool.wait(lambda: "MPSClientsEnded" in dict(pool.events()), "the Event", pool.events)
-        assert words in dict(pool.events())["MPSClientsEnded"]
-        pool.wait(lambda: words in message(pool), "the node to say so", pool.transition)
-        assert pool.transition()["phase"] == "Synced"
-        assert product.writes("nodes", since=since) == []
-        pool.serve(SLICED)
