@@ -111,26 +111,6 @@ def test_with_the_gate_gpu_pods_wait_a_cpu_pod_starts_and_holders_leave_within_t
     assert used == {grant.verb for grant in golden("dra.deviceTaints") if grant.resource == "devicetaintrules"}
 
 
-def test_a_claim_that_pods_share_would_let_the_next_pod_in_so_the_node_is_cordoned(
-    pool: Pool, product: Product
-) -> None:
-    mark = product.mark()
-    request: Object = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
-    shared = {"metadata": {"name": f"{pool.name}-shared"}, "spec": {"devices": {"requests": [request]}}}
-    pool.create(f"{RESOURCES}/namespaces/default/resourceclaims", shared)
-    spec = pod_spec(pool.nodes[0], "")
-    spec["containers"][0]["resources"] = {"claims": [{"name": "gpu"}]}
-    spec["resourceClaims"] = [{"name": "gpu", "resourceClaimName": f"{pool.name}-shared"}]
-    sharing = Workload(pool, pool.nodes[0], 1, resource="", more={"spec": spec})
-    sharing.wait_running(1)
-    with product.operator(f"shared-{uuid.uuid4().hex[:4]}", **HELD, device_taints="true"):
-        wait_tested(product, pool, mark)
-        pool.apply({**MIXED, "drain": {"strandedPods": "Allow"}})
-        pool.wait(lambda: is_cordoned(pool), "the cordon", pool.transition)
-        pool.wait_synced()
-    assert not [one for one in product.writes("devicetaintrules", since=mark) if one.name != TEST]
-
-
 def test_without_the_gate_a_rule_is_shown_to_be_without_effect_and_the_node_is_cordoned(
     pool: Pool, product: Product
 ) -> None:
