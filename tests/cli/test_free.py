@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -259,6 +260,14 @@ def test_by_namespace_and_by_pod_it_says_who_holds_and_who_waits(fleet: Desk) ->
         "team-a/llm-0": "gpu-1",
         "team-b/ranker": "gpu-2",
     }
+
+
+@pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])
+def test_each_view_counts_the_same(fleet: Desk, by: str) -> None:
+    held: Counter[str] = Counter()
+    for row in told(fleet, "--by", by)["rows"]:
+        held[row["resource"]] += row["requested"]
+    assert held == {GPU: 9, MIG: 1}
 
 
 def test_of_one_namespace_others_are_told_apart_and_free_stays_what_is_free(fleet: Desk) -> None:

@@ -74,13 +74,6 @@ def test_who_may_read_everything_sees_what_is_held_free_closed_and_waiting(produ
     }
 
 
-@pytest.mark.parametrize("by", ["node", "policy", "namespace", "pod"])
-def test_each_view_counts_the_same(product: Product, stock: Pool, by: str) -> None:
-    rows = free(product.plane.kubeconfig, "-l", SELECTOR, "--by", by)["rows"]
-    assert sum(row["requested"] for row in rows) == 1
-    assert {row["resource"] for row in rows} == {GPU}
-
-
 def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(product: Product, stock: Pool) -> None:
     tenant = account(product, "tenant")
     binding = {
