@@ -103,6 +103,7 @@ async def test_a_file_that_says_what_is_there_already_changes_nothing(tmp_path: 
     async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
     assert told.status == DONE
+    assert told.out.startswith("Nothing to do: 1 node has what the policies ask for.")
 
 
 @virtually
@@ -163,6 +164,8 @@ async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
 async def test_one_node_changes_and_two_change(tmp_path: Path) -> None:
     async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    assert told.status == CHANGES
+    assert told.out.startswith("Changes: 1 node will change and 0 pods will be evicted.")
     assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out
 
 
