@@ -76,36 +76,6 @@ def test_a_merge_patch_takes_values_away_again(server: Api, gpu_node: str) -> No
     assert status.transition.since is None
 
 
-def test_get_gpun_shows_the_columns(server: Api, gpu_node: str, control_plane: ControlPlane) -> None:
-    server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED, "transition": TRANSITION}})
-    name = gpu_node.rsplit("/", 1)[-1]
-    header, row = control_plane.kubectl("get", "gpun", name, "-o", "wide").splitlines()
-    assert header.split() == (
-        [
-            "NAME",
-            "POLICY",
-            "WANTED",
-            "OBSERVED",
-            "PHASE",
-            "REASON",
-            "PODS",
-            "SINCE",
-            "WAITING-FOR",
-            "AGE",
-            "CULPRIT",
-            "DEADLINE",
-            "CORDON",
-            "STEP",
-            "MESSAGE",
-        ]
-    )
-    assert row.split()[:8] == [name, "pool-b", "2x3g.40gb", "1x", "full", "Draining", "PDB", "2"]
-    assert row.split()[9] == "Clock"
-    assert "2099-11-20T09:15:00Z" in row.split(), "a time in the future is no <invalid>"
-    header, _ = control_plane.kubectl("get", "gpun", name).splitlines()
-    assert header.split()[-1] == "AGE"
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_accepted(path: Path, server: Api) -> None:
     manifest = yaml.safe_load(path.read_text())
@@ -119,37 +89,6 @@ def test_an_example_workload_is_accepted(path: Path, server: Api) -> None:
     group = {"Deployment": "apis/apps/v1", "Pod": "api/v1"}[manifest["kind"]]
     place = f"/{group}/namespaces/default/{manifest['kind'].lower()}s"
     assert server.request("POST", place, manifest, dryRun="All", fieldValidation="Strict")
-
-
-def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> None:
-    manifest = yaml.safe_load((ROOT / "examples" / "pool-b.yaml").read_text())
-    server.create(POLICIES, manifest)
-    try:
-        summary = {"mode": "MIG+TS", "layout": "2x3g.40gb"}
-        server.merge_patch(f"{POLICIES}/pool-b/status", {"status": {"summary": summary}})
-        header, row = control_plane.kubectl("get", "gsp", "pool-b", "-o", "wide").splitlines()
-        assert header.split() == (
-            [
-                "NAME",
-                "MODE",
-                "LAYOUT",
-                "NODES",
-                "GPUS",
-                "USED",
-                "READY",
-                "STATUS",
-                "AGE",
-                "PENDING",
-                "STRATEGY",
-                "WINDOW",
-                "PRODUCT",
-                "MESSAGE",
-            ]
-        )
-        assert row.split()[:3] == ["pool-b", "MIG+TS", "2x3g.40gb"]
-        assert "pool-b" in control_plane.kubectl("get", "gpu"), "category gpu"
-    finally:
-        server.delete(f"{POLICIES}/pool-b")
 
 
 @pytest.mark.usefixtures("server")

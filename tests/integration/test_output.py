@@ -121,7 +121,6 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "get-gpun": ("get", "gpun"),
     "get-gpun-wide": ("get", "gpun", "-o", "wide"),
     "describe-gsp": ("describe", "gsp", "pool-b"),
-    "why-is-a-node-not-done": ("get", "gpun", "pool-b-1", "-o", "wide"),
 }
 
 

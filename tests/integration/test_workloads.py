@@ -47,7 +47,7 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
         deadline = to_rfc3339(datetime.fromisoformat(pool.fence()["deadline"]))
         pool.wait(lambda: pool.transition().get("deadline") == deadline, "the deadline of the jobs")
         shown = product.plane.kubectl("get", "gpun", node, "-o", "wide")
-        assert {"WaitingForJobs", "JobsRunning", "Operator"} <= set(shown.split())
+        assert {"WaitingForJobs", "JobsRunning", "Operator", deadline} <= set(shown.split()), "no <invalid> deadline"
         assert evicted(product, since) == {}
         product.api.merge_patch(f"{PODS}/{name}/status", {"status": {"phase": "Succeeded"}})
         pool.wait_synced()
