@@ -111,12 +111,10 @@ def test_the_context_that_is_typed_is_asked(desk: Desk) -> None:
 
 TYPED = {
     "gpushar": ["gpusharing"],
-    "gpusharing do": ["doctor"],
     "gpusharing status pool-": ["pool-b", "pool-c"],
     "gpusharing status --wa": ["--watch"],
     "gpusharing status -o ": ["html", "json", "name", "table", "wide", "yaml"],
     "gpusharing --context west plan pool-c": ["pool-c"],
-    "gpusharing doctor ": [],
 }
 
 
