@@ -306,19 +306,6 @@ def test_the_plugin_shows_the_events_of_a_policy_inline(scenario: Pool, person: 
     assert said.endswith("exit status 0\n")
 
 
-def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> None:
-    said = plugin(person, "status", scenario.name, "--timeline")
-    drawn = said[said.rindex("\n", 0, said.index("; each cell stands for")) + 1 :]
-    for pattern, mask in (
-        (r"^.*; each cell stands for .*", "PERIOD"),
-        (r"^(  pool-b-\d)  .{48}", r"\1  CELLS"),
-        (r"^  \w \w+;(?:.*\n)+", "LEGEND"),  # a line or two: of the phases that were seen
-    ):
-        drawn = re.sub(pattern, mask, drawn, flags=re.M)
-    period, *rows, legend = drawn.splitlines()
-    same_as_golden("plugin-status-timeline", "\n".join([period, *sorted(rows), legend]) + "\n")
-
-
 def test_the_plugin_says_what_an_edit_in_a_file_would_do(
     product: Product, scenario: Pool, person: Path, tmp_path: Path
 ) -> None:
