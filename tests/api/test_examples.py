@@ -30,7 +30,9 @@ SERVED: dict[str, tuple[str, dict[str, int]]] = {
 
 
 def target_of(path: Path) -> Target:
-    spec = validate_policy(yaml.safe_load(path.read_text()))
+    manifest = yaml.safe_load(path.read_text())
+    assert manifest["metadata"]["name"] == path.stem
+    spec = validate_policy(manifest)
     assert isinstance(spec, GPUSharingPolicySpec), spec
     policy = replace(make_policy(path.stem), spec=spec)
     target = target_for(policy, (make_gpu(0), make_gpu(1)), make_stack())
