@@ -10,7 +10,6 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.kube.client import GPUNODES, JSON
 
 NODE = "gpu-1"
-EIGHT: JSON = {"mode": "MIG", "mig": {"layouts": [{"devices": list(range(8)), "profiles": {"3g.40gb": 2}}]}}
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Refusal:
     phase: str
     reason: str
     words: tuple[str, ...]
-    gpus: int = 2
 
 
 REFUSED: dict[str, Refusal] = {
@@ -39,9 +37,6 @@ REFUSED: dict[str, Refusal] = {
     "NVML is missing": Refusal("no-nvml", MIXED, "Blocked", "AgentError", ("libnvidia-ml.so.1", "runtime class")),
     "two models in a node, one of them without MIG": Refusal(
         "second-model", MIXED, "Skipped", "NotMigCapable", ("NVIDIA L40S does not support MIG", "TimeSlicing or Full")
-    ),
-    "a layout for 8 GPUs on a node with 4": Refusal(
-        "as-it-is", EIGHT, "Skipped", "LayoutTooManyGPUs", ("has 4 GPUs", "GPU 4, 5, 6, 7"), gpus=4
     ),
     "a GPU that did not come back after a reboot": Refusal(
         "gpu-gone", SLICED, "Blocked", "GPUMissing", ("lists 1 of the 2 GPUs", "dmesg", "kubectl annotate node")
@@ -61,15 +56,14 @@ async def report(scene: Scene, oddity: str) -> None:
     await scene.e.until(lambda: bool(observed(scene)), "the first report", HOUR)
     before = observed(scene)
     scene.e.software.inject(NODE, oddity)
-    if oddity != "as-it-is":
-        await scene.e.until(lambda: observed(scene) != before, f"the report of {oddity}", HOUR)
+    await scene.e.until(lambda: observed(scene) != before, f"the report of {oddity}", HOUR)
 
 
 @pytest.mark.parametrize("case", REFUSED)
 @virtually
 async def test_it_is_refused_by_name_and_the_node_is_not_touched(case: str) -> None:
     refusal = REFUSED[case]
-    async with open_scene(node(NODE, gpus=refusal.gpus), serving=FULL) as scene:
+    async with open_scene(node(NODE), serving=FULL) as scene:
         await report(scene, refusal.fault)
         since, labels = scene.mark(), dict(scene.labels(NODE))
         scene.apply(refusal.wanted)

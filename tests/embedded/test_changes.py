@@ -15,7 +15,6 @@ from tests.embedded.scene import (
     MIXED,
     MODES,
     OTHER_MIXED,
-    SINGLE,
     SLICED,
     Scene,
     at_once,
@@ -26,7 +25,7 @@ from tests.embedded.scene import (
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, JSON, POLICIES
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 CHANGES = list(itertools.permutations(MODES, 2))
@@ -197,21 +196,6 @@ async def test_a_settled_cluster_is_left_alone_for_an_hour() -> None:
         mark = scene.mark()
         await asyncio.sleep(3600)
         assert scene.writes(mark) == []
-
-
-@virtually
-async def test_nodes_that_no_policy_selects_are_never_written() -> None:
-    async with open_scene(*nodes(1), node("gpu-9", pool="z"), serving=MIXED) as scene:
-        assert scene.node_writes()["gpu-9"] == 0
-
-
-@virtually
-async def test_a_node_that_joins_the_pool_later_is_changed_as_well() -> None:
-    async with open_scene(*nodes(1), serving=SINGLE) as scene:
-        scene.e.cluster.add(NODES, node("gpu-2"))
-        await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
-        await scene.ready()
-        assert_as_wanted(scene, SINGLE, "gpu-1", "gpu-2")
 
 
 @virtually

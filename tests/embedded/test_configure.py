@@ -115,15 +115,6 @@ async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_
 
 
 @virtually
-async def test_without_the_setting_nothing_is_written_to_it() -> None:
-    async with open_scene(*nodes(1), cluster_policy=cluster_policy()) as scene:
-        scene.apply(FULL)
-        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
-        assert "gpuOperator.configure" not in row["message"]
-        assert scene.writes(plural="clusterpolicies") == []
-
-
-@virtually
 async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is() -> None:
     theirs = cluster_policy(plugin="theirs")
     helm: JSON = {"f:spec": {"f:devicePlugin": {"f:config": {"f:name": {}}}}}

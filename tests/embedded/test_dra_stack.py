@@ -23,9 +23,7 @@ from tests.embedded.scene import (
     H100,
     HOUR,
     MIXED,
-    MPS,
     OTHER_MIXED,
-    SLICED,
     Scene,
     node,
     open_scene,
@@ -140,25 +138,6 @@ async def test_a_pod_whose_claimed_device_nobody_would_publish_holds_its_node_an
         await scene.ready(seconds=1200)
 
 
-REFUSED: dict[str, JSON] = {
-    "TimeSlicing": SLICED,
-    "MPS": MPS,
-    "MIG with time-slicing": {**MIXED, "timeSlicing": {"replicas": 2}},
-}
-
-
-@pytest.mark.parametrize("spec", REFUSED.values(), ids=REFUSED)
-@virtually
-async def test_sharing_a_device_is_refused_with_the_reason_and_nothing_is_touched(spec: JSON) -> None:
-    async with dra(bare("gpu-1")) as scene:
-        scene.apply(spec)
-        row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
-        assert "would require consumable capacity, an alpha feature" in row["message"]
-        await asyncio.sleep(600)
-        assert scene.node_writes() == {}
-        assert scene.evicted() == scene.deleted() == []
-
-
 @virtually
 async def test_an_operator_that_dies_before_and_after_the_plugins_restart_is_followed_by_another() -> None:
     async with dra(bare("gpu-1")) as scene:
@@ -174,16 +153,6 @@ async def test_an_operator_that_dies_before_and_after_the_plugins_restart_is_fol
         assert published(scene, "gpu-1") == {"3g.40gb": 4}
         assert plugin(scene, "gpu-1") != before
         assert len(scene.deleted()) == 1, "one restart is enough, whoever sees it"
-
-
-@virtually
-async def test_a_node_that_a_device_plugin_serves_too_stops_everything() -> None:
-    async with dra(node("gpu-1")) as scene:
-        scene.apply(MIXED)
-        row = await scene.until_condition("Accepted", "False", "UnsupportedStack")
-        assert "a device plugin and NVIDIA's DRA driver both manage the GPUs on gpu-1" in row["message"]
-        await asyncio.sleep(600)
-        assert scene.node_writes() == {}
 
 
 def halves(profile: str) -> JSON:

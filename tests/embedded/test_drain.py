@@ -103,19 +103,6 @@ async def test_a_budget_that_can_never_allow_is_named_and_the_node_is_not_even_c
 
 
 @virtually
-async def test_a_pod_under_two_budgets_is_named_with_both_before_the_cordon() -> None:
-    budgets = [pdb("one", "llm", maxUnavailable=1), pdb("two", "llm", maxUnavailable=1)]
-    async with open_scene(*nodes(1), workloads=[LLM], budgets=budgets) as scene:
-        name = await busy(scene)
-        scene.apply(SLICED)
-        transition = await scene.reason(name, "PDBConflict")
-        assert "default/one" in transition["blockers"][0]
-        assert "default/two" in transition["blockers"][0]
-        assert not scene.cordoned(name)
-        assert not scene.writes(plural="pods")
-
-
-@virtually
 async def test_a_budget_of_one_lets_the_pods_go_one_after_the_other() -> None:
     budget = pdb("slow", "llm", maxUnavailable=1)
     async with open_scene(*nodes(2), workloads=[LLM], budgets=[budget]) as scene:
@@ -175,14 +162,8 @@ async def test_the_retry_annotation_ends_the_wait_after_an_abort() -> None:
 
 UNEVICTABLE: dict[str, tuple[JSON, JSON, str]] = {
     "an unmanaged pod": ({}, {}, "Unmanaged"),
-    "a static pod": ({"annotations": {"kubernetes.io/config.mirror": "x"}}, {}, "StaticGPUPod"),
     "a pod of somebody's DaemonSet": ({"ownerReferences": [OWNER]}, {}, "GPUDaemonSet"),
     "a pod with a DRA claim": ({}, {"resourceClaims": [{"name": "g", "resourceClaimName": "c"}]}, "DRAClaim"),
-    "a pod with an unreadable claim": (
-        {},
-        {"resourceClaims": [{"name": "g", "resourceClaimName": "lost"}]},
-        "DRAClaim",
-    ),
 }
 CLAIM: JSON = {
     "apiVersion": "resource.k8s.io/v1",
@@ -215,14 +196,6 @@ async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
 
 
 @virtually
-async def test_an_unmanaged_pod_is_evicted_when_the_policy_says_so() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        await scene.serve(SLICED, drain={"unmanagedPods": "Evict"})
-        assert scene.evicted() == ["alone"]
-
-
-@virtually
 async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_its_end() -> None:
     async with open_scene(*nodes(1)) as scene:
         begun = virtual_now()
@@ -240,29 +213,6 @@ async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_i
         assert timedelta(minutes=20) <= fence.since - begun < timedelta(minutes=20, seconds=15)
         await scene.ready()
         assert scene.evicted() == ["marked"]
-
-
-@virtually
-async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_the_policy_ignores_marks() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
-        scene.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        transition = await scene.reason("gpu-1", "DoNotDisrupt")
-        assert "default/marked" in transition["blockers"][0]
-        assert '"a while"' in transition["blockers"][0]
-        assert not scene.cordoned("gpu-1")
-        await scene.serve(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
-        assert scene.evicted() == ["marked"]
-
-
-@virtually
-async def test_finished_pods_are_neither_evicted_nor_waited_for() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.e.cluster.add(PODS, gpu_pod("done", "gpu-1") | {"status": {"phase": "Succeeded"}})
-        await scene.serve(SLICED)
-        assert scene.evicted() == []
-        assert scene.e.cluster.get(PODS, "done", "default")
 
 
 @virtually

@@ -13,7 +13,7 @@ from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES
 from gpusharing.kube.fence import parse_record
 from gpusharing.planning.snapshot.records import Verified
 
@@ -61,15 +61,6 @@ async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_
 
 
 @virtually
-async def test_a_label_that_somebody_changes_is_drift_too() -> None:
-    async with open_scene(*nodes(1), serving=MIXED) as scene:
-        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
-        await scene.reason("gpu-1", "Drifted")
-        await scene.ready()
-        assert_as_wanted(scene, MIXED, "gpu-1")
-
-
-@virtually
 async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() -> None:
     """A tool that strips our labels would else get a drain per drift, for ever."""
     async with open_scene(*nodes(1), serving=MIXED) as scene:
@@ -91,17 +82,6 @@ async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the
         assert_as_wanted(scene, MIXED, "gpu-1")
         await drift_again(scene)
         await scene.reason("gpu-1", "DriftReturned")
-
-
-@virtually
-async def test_a_policy_that_is_made_anew_has_its_own_first_drift() -> None:
-    async with open_scene(*nodes(1), serving=MIXED) as scene:
-        await put_right(scene)
-        scene.e.cluster.delete(POLICIES, "pool-b")
-        await asyncio.sleep(30)
-        await scene.serve(MIXED)
-        await put_right(scene)
-        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually

@@ -33,27 +33,6 @@ async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_d
 
 
 @virtually
-async def test_going_back_to_what_the_node_is_before_the_point_of_no_return_just_gives_it_back() -> None:
-    async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
-        await scene.serve(FULL)
-        assert_as_wanted(scene, FULL, "gpu-1")
-        assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
-
-
-@virtually
-async def test_a_spec_that_becomes_impossible_before_the_point_of_no_return_restores_the_node() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
-        scene.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}})
-        await scene.released("gpu-1")
-        assert not scene.cordoned("gpu-1")
-        await scene.until_condition("Accepted", "False", "LayoutDoesNotFit")
-
-
-@virtually
 async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(MIXED)

@@ -13,10 +13,10 @@ from hack.sim.kai import FRACTION, GROUP, NAMESPACE, SCHEDULER, Kai
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ask, install, written
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene, pdb, policy
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import JSON, NODES, PDBS, PODS, ApiRequest
+from gpusharing.kube.client import JSON, NODES, PODS, ApiRequest
 
 HALVES = SimWorkload("llm", 2, resource="", annotations={FRACTION: "0.5"}, scheduler=SCHEDULER)
 STRANDED_OK: JSON = {"strandedPods": "Allow"}
@@ -53,19 +53,6 @@ async def test_pods_that_share_a_gpu_leave_before_the_change_and_share_one_of_an
         assert reservations(scene) == ["gpu-2"]
         await scene.ready()
         assert not [name for name in scene.evicted() if name.startswith("gpu-reservation")]
-
-
-@virtually
-async def test_the_budget_of_pods_that_share_a_gpu_keeps_their_node_from_being_cordoned() -> None:
-    async with shared(1, budgets=[pdb("keep", "llm", minAvailable=2)]) as scene:
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "PDBNeverAllows")
-        assert "default/llm-" in transition["blockers"][0]
-        assert "gpu-reservation" not in " ".join(transition["blockers"])
-        assert not scene.cordoned("gpu-1")
-        scene.e.cluster.delete(PDBS, "keep", "default")
-        await scene.ready()
-        assert len(scene.evicted()) == 2
 
 
 @virtually

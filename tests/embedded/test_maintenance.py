@@ -141,15 +141,6 @@ async def test_one_that_is_not_chosen_yet_waits_for_the_change_and_keeps_no_cord
 
 
 @virtually
-async def test_one_for_another_node_holds_nobody_up() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        resource, obj, _ = KINDS["medik8s"]
-        begin(scene, resource, {**obj, "spec": {"nodeName": "gpu-9"}})
-        await scene.serve(SLICED)
-        assert not scene.cordoned("gpu-1")
-
-
-@virtually
 async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_write_is_tried_again() -> None:
     async with open_scene(*nodes(1)) as scene:
         resource, obj, _ = KINDS["medik8s"]

@@ -7,7 +7,7 @@ from tests.cli.asking import ask, install, written
 from tests.embedded.scene import FULL, SLICED, Scene, gpu_pod, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import JSON, NODES, PODS
+from gpusharing.kube.client import JSON, PODS
 
 HAMI = "hami.io/node-nvidia-register"
 MARKS: dict[str, tuple[JSON, str]] = {
@@ -39,17 +39,6 @@ async def test_a_node_of_another_device_plugin_is_left_alone_until_it_is_handed_
         mark(scene, {kind: dict.fromkeys(keys) for kind, keys in metadata.items()})
         await scene.ready()
         assert scene.evicted() == ["alone"]
-
-
-@virtually
-async def test_resources_of_volcano_in_allocatable_keep_a_node_from_changing() -> None:
-    async with open_scene(*nodes(1), serving=FULL) as scene:
-        vgpus = {"status": {"allocatable": {"volcano.sh/vgpu-number": "20"}}}
-        scene.e.cluster.patch(NODES, "gpu-1", vgpus, subresource="status")
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "ForeignDevicePlugin")
-        assert "Volcano's vGPU device plugin" in transition["message"]
-        assert not scene.cordoned("gpu-1")
 
 
 @virtually

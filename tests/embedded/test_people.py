@@ -133,18 +133,7 @@ async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_mome
 FOREIGN: dict[str, JSON] = {
     "NVIDIA's driver upgrade": {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "cordon-required"}}},
     "kured": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "x"}}},
-    "Karpenter": {"spec": {"taints": [{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]}},
 }
-
-
-@pytest.mark.parametrize("marker", FOREIGN.values(), ids=FOREIGN.keys())
-@virtually
-async def test_a_node_under_somebody_elses_maintenance_is_not_touched(marker: JSON) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.person("gpu-1", marker)
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", "ForeignMaintenance")
-        assert scene.node_writes()["gpu-1"] == 0
 
 
 UNMARKED: dict[str, JSON] = {
@@ -176,10 +165,7 @@ async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_
 
 LIMITS: dict[str, tuple[JSON, int]] = {
     "not said": ({}, 1),
-    "one": (at_once(1), 1),
     "two": (at_once(2), 2),
-    "34 percent of six": (at_once("34%"), 2),
-    "1 percent of six": (at_once("1%"), 1),
 }
 
 
@@ -204,16 +190,6 @@ async def test_a_node_of_one_policy_waits_for_the_node_in_flight_of_another_unde
         assert "operator.maxInFlight" in waiting["message"]
         assert scene.node_writes()["gpu-2"] == 0
         await scene.ready("pool-b", "pool-c")
-
-
-@virtually
-async def test_max_unavailable_zero_freezes_the_pool_and_says_so() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(SLICED, rollout=at_once(0))
-        await scene.reason("gpu-1", "Frozen")
-        await asyncio.sleep(300)
-        assert not scene.node_writes()
-        await scene.serve(SLICED, rollout=at_once(1))
 
 
 @virtually
@@ -258,16 +234,6 @@ async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other(
 
 
 @virtually
-async def test_a_rollout_that_is_paused_from_the_start_says_so_and_starts_no_node() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, rollout=at_once(1, paused=True))
-        await scene.reason("gpu-1", "Paused")
-        await asyncio.sleep(300)
-        assert not scene.node_writes()
-        await scene.serve(SLICED)
-
-
-@virtually
 async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
@@ -282,18 +248,6 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
 
 
 # --- several policies ------------------------------------------------------------------------------
-
-
-@virtually
-async def test_of_two_policies_of_equal_priority_the_older_one_keeps_the_node() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, name="pool-z")
-        await scene.ready("pool-z")
-        scene.apply(MIXED, name="pool-a")
-        await scene.until_condition("Ready", "False", "NoNodes", "pool-a")
-        await asyncio.sleep(300)
-        assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-z"
-        assert scene.condition("Ready", "pool-z")["status"] == "True"
 
 
 @virtually

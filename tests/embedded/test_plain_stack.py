@@ -14,7 +14,7 @@ from tests.embedded.scene import FULL, H100, HOUR, L40S, MIXED, MPS, SLICED, Sce
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_PLUGIN_CONFIG
-from gpusharing.kube.client import DAEMON_SETS, JSON, NODES, PODS
+from gpusharing.kube.client import DAEMON_SETS, JSON, PODS
 
 MODES = {"Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
 MORE_CLIENTS: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
@@ -54,7 +54,7 @@ async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_
         assert len(configs) == 2, "the stop, and then the new number"
 
 
-LEAVING = {"whole GPUs": FULL, "time-slicing": SLICED, "another number of clients": MORE_CLIENTS}
+LEAVING = {"whole GPUs": FULL, "another number of clients": MORE_CLIENTS}
 
 
 @pytest.mark.parametrize("spec", LEAVING.values(), ids=LEAVING)
@@ -117,35 +117,6 @@ async def test_with_mig_manager_beside_the_chart_every_mode_works(way: tuple[str
                 machine = scene.e.software.nodes[name]
                 assert difference(WITH_MIG[mode], scene.e.node(name), machine) == ""
                 assert scene.labels(name)[LABEL_DEPLOY_CLIENT] == "true"
-
-
-@pytest.mark.parametrize(
-    ("version", "client", "reason"),
-    [("v0.14.1", "true", "MigManagerTooOld"), ("v0.15.1", "", "PluginNotPaused")],
-    ids=["an old mig-manager", "a chart without the selector"],
-)
-@virtually
-async def test_a_mig_manager_that_could_not_work_is_refused_before_any_drain(
-    version: str, client: str, reason: str
-) -> None:
-    async with with_mig_manager(version=version, client=client) as scene:
-        since = scene.mark()
-        scene.apply(MIXED)
-        await scene.until_condition("Accepted", "False", reason)
-        assert scene.node_writes(since) == {}
-
-
-@pytest.mark.parametrize("value", [None, "false", "yes"])
-@virtually
-async def test_a_node_that_the_chart_does_not_select_is_left_alone(value: str | None) -> None:
-    async with with_mig_manager() as scene:
-        await scene.serve(FULL)
-        scene.e.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {LABEL_DEPLOY_CLIENT: value}}})
-        since = scene.mark()
-        scene.apply(MIXED)
-        row = await scene.until_condition("Stalled", "True", "Blocked")
-        assert f"kubectl label node gpu-2 --overwrite {LABEL_DEPLOY_CLIENT}=true" in row["message"]
-        assert "gpu-2" not in scene.node_writes(since)
 
 
 @virtually

@@ -46,38 +46,6 @@ async def test_one_write_and_mps_works_and_what_else_the_daemonset_says_stays() 
         assert after["spec"] == before["spec"]
 
 
-@pytest.mark.parametrize("name", ["mps-control-deamon", ""], ids=["a typing error", "no name"])
-@virtually
-async def test_a_name_that_is_wrong_in_another_way_is_repaired_too(name: str) -> None:
-    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
-        overwrite(scene, name)
-        scene.e.start_operator()
-        await scene.serve(MPS)
-        assert signalled(scene) == RIGHT
-        assert scene.events()["MPSDaemonRepaired"] == 1
-
-
-@virtually
-async def test_without_the_setting_nothing_is_written_to_it() -> None:
-    async with open_scene(*nodes(1, product=L40S), sim=DEAF) as scene:
-        scene.apply(MPS)
-        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
-        assert "repairMps" not in blocked["message"]
-        await asyncio.sleep(HOUR)
-        assert scene.writes(plural="daemonsets") == []
-
-
-@virtually
-async def test_a_plugin_that_is_too_old_is_left_to_a_person() -> None:
-    sim = {**DEAF, "plugin": "0.19.3"}
-    async with open_scene(*nodes(1, product=L40S), sim=sim, repair_mps=True) as scene:
-        scene.apply(MPS)
-        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
-        assert "sets the name by itself once the device plugin is v0.20.0 or newer" in blocked["message"]
-        await asyncio.sleep(HOUR)
-        assert scene.writes(plural="daemonsets") == []
-
-
 @virtually
 async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> None:
     async with open_scene(*nodes(2, product=L40S), repair_mps=True, serving=MPS) as scene:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from hack.sim.workloads import SimWorkload
 from tests.embedded.oracle import difference
-from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SINGLE, SLICED, Scene, at_once, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SINGLE, Scene, at_once, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
@@ -24,8 +24,8 @@ async def fails(scene: Scene, before: JSON = OTHER_MIXED, after: JSON = MIXED, *
 
 @pytest.mark.parametrize(
     "before",
-    [FULL, SLICED, SINGLE, OTHER_MIXED, MPS],
-    ids=["whole GPUs", "time-slicing", "MIG single", "MIG mixed", "MPS"],
+    [FULL, OTHER_MIXED, MPS],
+    ids=["whole GPUs", "MIG mixed", "MPS"],
 )
 @virtually
 async def test_a_node_on_which_a_change_failed_serves_again_what_was_proven_there_last(before: JSON) -> None:

@@ -66,15 +66,6 @@ async def test_a_run_at_rest_whose_mig_manager_died_needs_a_person_after_two_min
 
 
 @virtually
-async def test_a_boot_shows_that_a_reboot_came() -> None:
-    async with open_scene(*nodes(1), serving=MIXED) as scene:
-        before = scene.e.node("gpu-1")["status"].get("nodeInfo")
-        scene.e.software.inject("gpu-1", "reboot-now")
-        await scene.e.until(lambda: scene.e.node("gpu-1")["status"].get("nodeInfo") != before, "a boot", HOUR)
-        await scene.ready()
-
-
-@virtually
 async def test_a_driver_pod_that_died_with_operands_paused_needs_a_person_after_an_hour() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         await asyncio.sleep(60)

@@ -215,15 +215,6 @@ async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_the
 
 
 @virtually
-async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
-    async with open_scene(*nodes(1), sim={"agents": False}) as scene:
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", "AgentNotReady")
-        await asyncio.sleep(600)
-        assert not scene.node_writes()
-
-
-@virtually
 async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         pod = agent_pod(scene, "gpu-1")
@@ -325,9 +316,10 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
 @virtually
 async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() -> None:
     async with open_scene(*nodes(1), serving=MIXED) as scene:
-        mark = scene.mark()
+        mark, before = scene.mark(), scene.e.node("gpu-1")["status"].get("nodeInfo")
         scene.e.software.inject("gpu-1", "reboot-now")
         await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1")
         assert not scene.node_writes(mark)
+        assert scene.e.node("gpu-1")["status"].get("nodeInfo") != before, "another boot"

@@ -179,29 +179,6 @@ async def test_a_namespace_that_nobody_can_read_keeps_its_pods_and_the_other_pol
 
 
 @virtually
-async def test_namespaces_are_read_only_where_a_rule_asks_for_them() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        rule = {"behavior": "Evict", "podSelector": {"matchLabels": {}}}
-        await scene.serve(SLICED, drain={"rules": [rule]})
-        assert scene.evicted() == ["alone"]
-        assert scene.e.cluster.calls["operator", "get", "namespaces"] == 0
-
-
-@virtually
-async def test_files_on_the_node_keep_a_pod_only_where_the_policy_says_so() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        volumes = [{"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "scratch", "emptyDir": {}}]
-        scene.e.cluster.add(PODS, gpu_pod("scratch", "gpu-1", spec={"volumes": volumes}))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "localStorage": "Block"})
-        transition = await scene.reason("gpu-1", "LocalStorage")
-        assert transition["culprit"] == "default/scratch"
-        assert not scene.cordoned("gpu-1")
-        await scene.serve(SLICED, drain={"unmanagedPods": "Evict"})
-        assert scene.evicted() == ["scratch"]
-
-
-@virtually
 async def test_a_drain_that_is_held_past_its_time_keeps_cordon_and_slot_says_so_and_goes_on() -> None:
     async with open_scene(*nodes(2)) as scene:
         stays = gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]})

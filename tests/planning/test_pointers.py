@@ -352,6 +352,7 @@ def test_without_being_asked_the_command_stays_alone() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(), SETTINGS)
     assert objection is not None
     assert not lacks(objection.message, "is not set", "gpusharing-device-plugin", "run: kubectl patch")
+    assert "gpuOperator.configure" not in objection.message
 
 
 def test_what_is_merged_already_is_not_asked_for() -> None:
