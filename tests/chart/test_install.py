@@ -63,13 +63,6 @@ def test_no_admission_policy_has_a_type_error(installed: Installed) -> None:
         assert policy["status"]["typeChecking"].get("expressionWarnings", []) == []
 
 
-def test_what_was_installed_is_what_the_values_say(installed: Installed) -> None:
-    deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
-    environ = {one["name"]: one.get("value") for one in containers(deployment)[0]["env"]}
-    assert environ["GPUSHARING_AGENT_NAMESPACE"] == AGENT_NAMESPACE
-    assert environ["GPUSHARING_GPU_OPERATOR_NAMESPACE"] == "gpu-operator"
-
-
 def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_level(installed: Installed) -> None:
     flows = "/apis/flowcontrol.apiserver.k8s.io/v1"
     uid = installed.admin.get(f"{flows}/flowschemas/gpusharing-operator-lease")["metadata"]["uid"]

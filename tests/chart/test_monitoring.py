@@ -293,38 +293,3 @@ def test_panels_fill_the_screen_without_overlap(file: Path) -> None:
     assert len(cells) == len(set(cells))
     assert max(x for x, _ in cells) < 24
     assert len(cells) == 24 * (1 + max(y for _, y in cells)), "no gaps"
-
-
-@pytest.mark.parametrize(
-    ("kind", "endpoints"), [("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")]
-)
-def test_a_monitor_finds_the_metrics_port_and_gives_the_jobs_the_names_that_the_alerts_use(
-    helm: Helm, kind: str, endpoints: str
-) -> None:
-    value = kind[0].lower() + kind[1:]
-    objects = helm.template("--set", f"monitoring.{value}.enabled=true,monitoring.{value}.additionalLabels.a=b")
-    for workload, name in (("Deployment", "gpusharing-operator"), ("DaemonSet", "gpusharing-agent")):
-        pods = find(objects, workload, name)["spec"]["template"]
-        monitor = find(objects, kind, name)
-        assert monitor["metadata"]["labels"]["a"] == "b"
-        target = pods["metadata"]["labels"]
-        if kind == "ServiceMonitor":
-            service = find(objects, "Service", f"{name}-metrics")
-            assert service["spec"]["selector"].items() <= target.items()
-            assert service["spec"]["ports"][0]["targetPort"] == "metrics"
-            target = service["metadata"]["labels"]
-        assert monitor["spec"]["selector"]["matchLabels"].items() <= target.items()
-        assert target[monitor["spec"]["jobLabel"]] == name
-        (endpoint,) = monitor["spec"][endpoints]
-        assert endpoint["port"] in [port["name"] for port in pods["spec"]["containers"][0]["ports"]]
-        assert endpoint["relabelings"][0]["targetLabel"] == "node"
-        # The agent's metrics of usage say namespace and pod of the workload.
-        assert endpoint.get("honorLabels", False) == (name == "gpusharing-agent")
-        if name == "gpusharing-agent":
-            token = endpoint["authorization"]["credentials"]
-            secret = find(objects, "Secret", token["name"])
-            assert secret["metadata"]["namespace"] == monitor["metadata"]["namespace"]
-            account = secret["metadata"]["annotations"]["kubernetes.io/service-account.name"]
-            binding = find(objects, "ClusterRoleBinding", "gpusharing-metrics-reader")
-            space = secret["metadata"]["namespace"]
-            assert binding["subjects"] == [{"kind": "ServiceAccount", "name": account, "namespace": space}]

@@ -16,7 +16,6 @@ from tests.chart.rbac import USERS
 from gpusharing.agent.main import parse
 from gpusharing.api.rules import DURATION, LABEL_KEY
 from gpusharing.controller.settings import Settings, default_text, from_environment
-from gpusharing.kube.login import SERVICE_ACCOUNT
 from gpusharing.planning.snapshot.views import PlanSettings
 
 CLUSTER_SCOPED = {
@@ -133,22 +132,6 @@ def test_where_everything_is_denied_each_pod_reaches_the_api_server_by_its_own_n
         assert {port["port"] for port in rules["egress"][0]["ports"]} == {443, 6443}
 
 
-def test_no_environment_variable_is_set_twice(helm: Helm, values: Path) -> None:
-    """helm 4 applies on the server, where a second entry of the same name is an error."""
-    for template in pod_templates(helm.template("-f", str(values))):
-        for container in template["spec"]["containers"]:
-            names = [one["name"] for one in container["env"]]
-            assert sorted(names) == sorted(set(names))
-            assert all("value" in one or "valueFrom" in one for one in container["env"])
-
-
-def test_the_selectors_match_the_pods(helm: Helm, values: Path) -> None:
-    for one in helm.template("-f", str(values)):
-        if one["kind"] in ("Deployment", "DaemonSet"):
-            selector = one["spec"]["selector"]["matchLabels"]
-            assert selector.items() <= one["spec"]["template"]["metadata"]["labels"].items()
-
-
 def test_the_defaults_are_those_of_the_operators_settings(helm: Helm) -> None:
     deployment = find(helm.template(), "Deployment", "gpusharing-operator")
     environ = {one["name"]: one.get("value") for one in pod_containers(deployment)[0]["env"]}
@@ -181,19 +164,6 @@ def test_the_agent_starts_with_what_the_chart_sets(helm: Helm, values: Path) -> 
     assert options.node_name == "gpu-01"
     assert options.metrics_addr[1] == pod_containers(agent)[0]["ports"][0]["containerPort"]
     assert options.pod_resources_socket.parent == Path(pod_containers(agent)[0]["volumeMounts"][0]["mountPath"])
-
-
-def test_the_tokens_of_both_pods_live_for_an_hour(helm: Helm, values: Path) -> None:
-    for template in pod_templates(helm.template("-f", str(values))):
-        pod = template["spec"]
-        assert pod["automountServiceAccountToken"] is False, "that one lives for a year"
-        (volume,) = [one for one in pod["volumes"] if "projected" in one]
-        sources = {key: value for source in volume["projected"]["sources"] for key, value in source.items()}
-        assert sources["serviceAccountToken"] == {"path": "token", "expirationSeconds": 3600}
-        assert sources["configMap"]["name"] == "kube-root-ca.crt"
-        (mount,) = [one for one in pod["containers"][0]["volumeMounts"] if one["name"] == volume["name"]]
-        assert mount["mountPath"] == str(SERVICE_ACCOUNT)
-        assert mount["readOnly"] is True
 
 
 def test_the_chart_has_the_version_of_the_distribution() -> None:
