@@ -13,10 +13,15 @@ def helm_test(site: Site) -> tuple[int, str]:
     return site.try_helm("test", "gpusharing", "--logs", "--timeout", "300s")
 
 
-def test_helm_test_says_on_one_screen_that_the_installation_can_work(site: Site, notes: str) -> None:
+def test_helm_test_says_on_one_screen_that_the_installation_can_work_and_leaves_no_account(
+    site: Site, notes: str
+) -> None:
     status, said = helm_test(site)
     assert status == 0, said
     assert "This installation can work: errors 0" in said
+    assert [one for one in site.api.list(ROLES) if one["metadata"]["name"] == "gpusharing-checks"] == []
+    accounts = site.api.list(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts")
+    assert "gpusharing-checks" not in {one["metadata"]["name"] for one in accounts}
 
 
 def test_it_says_what_is_wrong_and_the_command_and_helm_fails(site: Site, notes: str) -> None:
@@ -30,10 +35,3 @@ def test_it_says_what_is_wrong_and_the_command_and_helm_fails(site: Site, notes:
     assert status != 0
     assert "devicePlugin.config.name is not set" in said
     assert "-> kubectl patch clusterpolicy cluster-policy" in said
-
-
-def test_its_account_and_roles_are_gone_afterwards(site: Site, notes: str) -> None:
-    helm_test(site)
-    assert [one for one in site.api.list(ROLES) if one["metadata"]["name"] == "gpusharing-checks"] == []
-    accounts = site.api.list(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts")
-    assert "gpusharing-checks" not in {one["metadata"]["name"] for one in accounts}

@@ -48,14 +48,6 @@ def held(plane: ControlPlane, tmp_path: Path) -> Iterator[HeldServer]:
         yield made
 
 
-def test_a_key_of_ours_reaches_the_plugin(node: ConfiguredNode) -> None:
-    node.wait_for(KEY_FULL)
-    assert served(node.sandbox, node.link.read_text(), 1) == {"nvidia.com/gpu": 2}
-    node.label(KEY_SHARED)
-    node.wait_for(KEY_SHARED)
-    assert served(node.sandbox, node.link.read_text(), 1) == {"nvidia.com/gpu": 8}
-
-
 def test_an_unknown_key_ends_config_manager_and_leaves_the_plugin_with_the_old_one(node: ConfiguredNode) -> None:
     node.label(KEY_SHARED)
     node.wait_for(KEY_SHARED)

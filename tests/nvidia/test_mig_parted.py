@@ -1,7 +1,5 @@
 """mig-parted where it is not about geometry: several GPUs, what is in use, pending modes, failures midway."""
 
-from typing import Any
-
 import pytest
 from hack.nvidia import build
 from tests.nvidia.conftest import MakeSandbox
@@ -10,22 +8,6 @@ from tests.nvidia.programs import MigParted, entry_for
 from gpusharing.kube.actuatorlogs import failure_in
 
 pytestmark = pytest.mark.nvidia
-
-
-def test_different_layouts_per_gpu_and_a_whole_gpu_beside(make_sandbox: MakeSandbox) -> None:
-    entry: Any = [
-        {"devices": [0], "mig-enabled": True, "mig-devices": {"3g.40gb": 2}},
-        {"devices": [1], "mig-enabled": True, "mig-devices": {"1g.10gb": 7}},
-        {"devices": [2], "mig-enabled": False},
-    ]
-    parted = MigParted(make_sandbox(*["h100-80gb"] * 3), {"own": entry})
-    assert parted.apply("own").status == 0
-    assert parted.check("own").status == 0
-    assert [(row["devices"], row.get("mig-devices") or {}) for row in parted.export()] == [
-        ([0], {"3g.40gb": 2}),
-        ([1], {"1g.10gb": 7}),
-        ([2], {}),
-    ]
 
 
 def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbor_is_gone(make_sandbox: MakeSandbox) -> None:

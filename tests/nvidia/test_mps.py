@@ -25,7 +25,6 @@ pytestmark = pytest.mark.nvidia
 DEFAULT, EXCLUSIVE_PROCESS = 0, 3
 
 SETTINGS = (
-    Setting("four clients", "h100-80gb", mps(4), {"nvidia.com/gpu": 8}),
     Setting("renamed", "a30", mps(3, rename=True), {"nvidia.com/gpu.shared": 6}),
     Setting("as many as Volta takes", "v100-16gb", mps(16), {"nvidia.com/gpu": 32}),
     Setting("as many as Turing takes", "t4", mps(48), {"nvidia.com/gpu": 96}),

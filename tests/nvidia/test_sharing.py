@@ -22,20 +22,10 @@ XID_FALLEN_OFF_THE_BUS = 79
 
 
 SETTINGS = (
-    Setting("full", "h100-80gb", {"mode": "Full"}, {"nvidia.com/gpu": 2}),
-    Setting("full without MIG", "t4", {"mode": "Full"}, {"nvidia.com/gpu": 2}),
-    Setting("time-slicing", "h100-80gb", slicing(4), {"nvidia.com/gpu": 8}),
     Setting("time-slicing renamed", "h100-80gb", slicing(4, rename=True), {"nvidia.com/gpu.shared": 8}),
     Setting("time-slicing without MIG", "v100-16gb", slicing(2), {"nvidia.com/gpu": 4}),
-    Setting("single", "h100-80gb", mig("single", {"1g.10gb": 7}), {"nvidia.com/gpu": 14}),
     Setting("single on A30", "a30", mig("single", {"2g.12gb": 2}), {"nvidia.com/gpu": 4}),
     Setting("mixed, one profile", "a100-40gb", mig("mixed", {"3g.20gb": 2}), {"nvidia.com/mig-3g.20gb": 4}),
-    Setting(
-        "mixed, three profiles",
-        "h100-80gb",
-        mig("mixed", {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}),
-        {"nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-1g.10gb": 4},
-    ),
     Setting(
         "mixed, one GPU whole",
         "h100-80gb",
@@ -56,12 +46,6 @@ SETTINGS = (
     Setting(
         "single and time-slicing, renamed", "a30", mig("single", {"1g.6gb": 4}) | slices(2, rename=True),
         {"nvidia.com/gpu.shared": 16},
-    ),
-    Setting(
-        "mixed and time-slicing, three profiles",
-        "h100-80gb",
-        mig("mixed", {"3g.40gb": 1, "2g.20gb": 1, "1g.10gb": 2}) | slices(3),
-        {"nvidia.com/mig-3g.40gb": 6, "nvidia.com/mig-2g.20gb": 6, "nvidia.com/mig-1g.10gb": 12},
     ),
     Setting(
         "mixed and time-slicing, renamed", "a100-80gb", mig("mixed", {"3g.40gb": 2}) | slices(2, rename=True),
