@@ -109,7 +109,11 @@ def test_what_the_cluster_lacks_is_named_before_anything_is_written(
 @pytest.mark.parametrize(
     ("marked", "words"),
     [
-        (True, f"release gpusharing in namespace {NAMESPACE} is already this cluster's gpu-sharing-operator"),
+        (
+            True,
+            f"release gpusharing in namespace {NAMESPACE} is already this cluster's gpu-sharing-operator, and a cluster"
+            f" can have only one: run helm upgrade gpusharing -n {NAMESPACE} instead",
+        ),
         (False, f"an operator is already installed in namespace {NAMESPACE}"),
     ],
     ids=["of helm", "of kubectl"],
