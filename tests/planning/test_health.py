@@ -1,6 +1,7 @@
 """Which facts make a GPU unhealthy, what is told, and that an unhealthy GPU is not reconfigured."""
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from tests.planning.told import SYNCED
 from gpusharing.api.gpunode import NodeCondition, RecoveryAction
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import (
+    GRAVEST_FIRST,
     HEALTHY,
     NO_TROUBLE,
     RECOVERIES,
@@ -62,7 +64,13 @@ def test_it_is_healthy() -> None:
 
 
 def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
-    assert [reason for reason, _ in find_problems(HEALTHY)] == [
+    everything = Vitals("Lost", "Reset", ecc_errors=True, remap_pending=True, remap_failed=True, xid=79)
+    reasons = [
+        *(reason for access in ("Lost", "Failed") for reason, _ in islice(find_problems(Vitals(access)), 1)),
+        *(reason for reason, _ in find_problems(replace(everything, access="ResetRequired"))),
+    ]
+    assert tuple(reasons) == GRAVEST_FIRST
+    assert GRAVEST_FIRST == (
         Reason.GPU_LOST,
         Reason.GPU_UNREADABLE,
         Reason.GPU_RESET_REQUIRED,
@@ -71,7 +79,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
         Reason.ROW_REMAP_PENDING,
         Reason.XID_SEEN,
         Reason.ECC_UNCORRECTED,
-    ]
+    )
     found = diagnose([(0, replace(HEALTHY, ecc_errors=True)), (1, Vitals(access="Lost")), (2, HEALTHY)])
     assert (found.reason, found.message[:6]) == (Reason.GPU_LOST, "GPU 1:")
     assert found.message.endswith("; 1 more GPU is unhealthy")

@@ -5,6 +5,7 @@ alone. The agent imports this module, so it must not import pydantic.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 
 from gpusharing.api.gpunode import GPUStatus
 from gpusharing.planning.vocabulary.findings import Finding
@@ -83,23 +84,40 @@ RECOVERIES: Mapping[str, str] = {
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
 
 
+GRAVEST_FIRST = (
+    Reason.GPU_LOST,
+    Reason.GPU_UNREADABLE,
+    Reason.GPU_RESET_REQUIRED,
+    Reason.ROW_REMAP_FAILED,
+    Reason.RECOVERY_NEEDED,
+    Reason.ROW_REMAP_PENDING,
+    Reason.XID_SEEN,
+    Reason.ECC_UNCORRECTED,
+)
+"""The reasons of `find_problems`, in its order."""
+
+
 def find_problems(gpu: Vitals) -> Iterator[tuple[Reason, str]]:
-    """Yield every way in which a GPU can be unhealthy, gravest first; the clause is empty if it does not apply."""
-    yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}" if gpu.access == "Lost" else ""
-    unreadable = gpu.access not in (REACHABLE, "ResetRequired")
-    answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
-    yield Reason.GPU_UNREADABLE, answer if unreadable else ""
-    unusable = f"cannot be used until it is reset; {_RESET}"
-    yield Reason.GPU_RESET_REQUIRED, unusable if gpu.access != REACHABLE else ""
-    yield Reason.ROW_REMAP_FAILED, "a row remapping failed; replace the card" if gpu.remap_failed else ""
-    advice = f"the driver recommends {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}"
-    yield Reason.RECOVERY_NEEDED, advice if gpu.recovery is not None else ""
-    remap = f"a row remapping is pending and needs a GPU reset; {_RESET}"
-    yield Reason.ROW_REMAP_PENDING, remap if gpu.remap_pending else ""
-    error = f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
-    yield Reason.XID_SEEN, error if gpu.xid is not None else ""
-    ecc = f"uncorrected ECC errors since the driver was loaded; {_RESET}"
-    yield Reason.ECC_UNCORRECTED, ecc if gpu.ecc_errors else ""
+    """Yield what is wrong with a GPU, gravest first."""
+    if gpu.access == "Lost":
+        yield Reason.GPU_LOST, f"fell off the bus; {_REBOOT}"
+    elif gpu.access not in (REACHABLE, "ResetRequired"):
+        answer = f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node"
+        yield Reason.GPU_UNREADABLE, answer
+    elif gpu.access == "ResetRequired":
+        yield Reason.GPU_RESET_REQUIRED, f"cannot be used until it is reset; {_RESET}"
+    if gpu.remap_failed:
+        yield Reason.ROW_REMAP_FAILED, "a row remapping failed; replace the card"
+    if gpu.recovery is not None:
+        advice = RECOVERIES.get(gpu.recovery, _REBOOT)
+        yield Reason.RECOVERY_NEEDED, f"the driver recommends {gpu.recovery}; {advice}"
+    if gpu.remap_pending:
+        yield Reason.ROW_REMAP_PENDING, f"a row remapping is pending and needs a GPU reset; {_RESET}"
+    if gpu.xid is not None:
+        error = XIDS.get(gpu.xid, "critical")
+        yield Reason.XID_SEEN, f"XID {gpu.xid} ({error}); {_RESET}, then delete the agent's pod"
+    if gpu.ecc_errors:
+        yield Reason.ECC_UNCORRECTED, f"uncorrected ECC errors since the driver was loaded; {_RESET}"
 
 
 def is_healthy(diagnosis: Finding) -> bool:
@@ -108,15 +126,14 @@ def is_healthy(diagnosis: Finding) -> bool:
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
     """Return a Finding about the GPU (index and vitals) with the gravest problem, or NO_TROUBLE."""
-    worst: list[tuple[int, int, Reason, str]] = []
-    for index, gpu in gpus:
-        if gpu == HEALTHY:
-            continue
-        problems = enumerate(find_problems(gpu))
-        worst += [(rank, index, reason, text) for rank, (reason, text) in problems if text][:1]
-    if not worst:
+    unhealthy = [
+        (GRAVEST_FIRST.index(reason), index, reason, text)
+        for index, gpu in gpus
+        for reason, text in islice(find_problems(gpu), 1)
+    ]
+    if not unhealthy:
         return NO_TROUBLE
-    _, index, reason, text = min(worst, key=lambda each: each[:2])
-    others = len(worst) - 1
+    _, index, reason, text = min(unhealthy, key=lambda each: each[:2])
+    others = len(unhealthy) - 1
     more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
     return Finding(reason, f"GPU {index}: {text}{more}")
