@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -206,6 +206,15 @@ def find_unlisted(candidates: tuple[NodeCase, ...]) -> tuple[str, ...]:
     return tuple(case.node.name for case in sorted(unlisted, key=find_place))
 
 
+class Waiting(NamedTuple):
+    """Candidates that wait for one and the same thing."""
+
+    why: Finding
+    for_slot: bool
+    """Whether they wait only for a slot (`wait_for`)."""
+    cases: Sequence[NodeCase]
+
+
 @dataclass(slots=True)
 class Selection:
     """Which candidates start in this pass, and what becomes of the others."""
@@ -215,8 +224,7 @@ class Selection:
     claims: dict[str, Claim] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     """What the next passes need to know about the pods of candidates, by node."""
-    waiting: list[tuple[Finding, bool, Sequence[NodeCase]]] = field(default_factory=list)
-    """The other candidates, each with its case: why it waits, and whether only for a slot (`wait_for`)."""
+    waiting: list[Waiting] = field(default_factory=list)
     standing: dict[str, tuple[NodeCase, Look, bool]] = field(default_factory=dict)
     """The candidates that their last look blocks, with that look and whether it is made again (`stand`)."""
 

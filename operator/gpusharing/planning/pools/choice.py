@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
 
@@ -14,6 +14,7 @@ from gpusharing.planning.pools.candidates import (
     Order,
     PassState,
     Selection,
+    Waiting,
     find_candidate,
     find_mates,
     find_unlisted,
@@ -58,58 +59,79 @@ def select(
         return Selection()
     if (hold := find_hold(pool, past)) is None:
         return _choose(pool, unlisted, cap, state)
-    free: list[NodeCase] = []
-    match hold.reason:  # some holds let a few nodes through
+    exempt: list[NodeCase] = []
+    match hold.reason:  # any other hold exempts no node
         case Reason.HALTED:  # failed nodes that a person wants tried again
-            free = [one for one in pool.candidates if is_tried_again(one.node, policy)]
+            exempt = [one for one in pool.candidates if is_tried_again(one.node, policy)]
         case Reason.CANARY_TOO_LARGE:  # newcomers, from which no pod is evicted
-            free = [one for one in pool.candidates if one.newcomer]
+            exempt = [one for one in pool.candidates if one.newcomer]
         case Reason.CANARY_NOT_SERVING | Reason.CANARY_SOAK:  # canaries that have drifted
-            free = [one for one in pool.candidates if proven_at(one.node, policy) is not None]
-    if not free:
-        return Selection(waiting=[(hold, False, pool.candidates)])
-    names = {one.node.name for one in free}
+            exempt = [one for one in pool.candidates if proven_at(one.node, policy) is not None]
+    if not exempt:
+        return Selection(waiting=[Waiting(hold, for_slot=False, cases=pool.candidates)])
+    names = {one.node.name for one in exempt}
     others = [one for one in pool.candidates if one.node.name not in names]
-    chosen = select(replace(pool, candidates=free), unlisted, cap, state, past | {hold.reason})
-    chosen.waiting.append((hold, False, others))
+    chosen = select(replace(pool, candidates=exempt), unlisted, cap, state, past | {hold.reason})
+    chosen.waiting.append(Waiting(hold, for_slot=False, cases=others))
     return chosen
 
 
-def _choose(pool: Pool, unlisted: Sequence[str], cap: int, state: PassState) -> Selection:
-    chosen, listed = Selection(), 0
-    # So many may start now, and so many could ever start together. Newcomers take a slot of the cap alone.
-    free, canaries = min(pool.limit - pool.used, cap), find_canary(pool)
-    room, most = max(0, free), free + pool.moving
-    capped, full = state.capped, find_full(pool) if cap >= pool.limit - pool.used else state.capped
+@dataclass(slots=True)
+class Room:
+    """How many more nodes of a pool may start in this pass, and what the others wait for."""
+
+    slots: int
+    """How many may start now. A newcomer needs no slot, and takes none."""
+    most: int
+    """How many could ever start together, with the slots that become free by themselves."""
+    full: Finding
+    """What a node without a slot waits for."""
+    cap: int
+    """How many may start now, newcomers included."""
+    capped: Finding
+    """What a newcomer beyond the cap waits for."""
+
+
+def _find_room(pool: Pool, cap: int, state: PassState) -> Room:
+    """`cap` is how many nodes the operator-wide cap still lets start."""
+    unused, canaries = pool.limit - pool.used, find_canary(pool)
+    slots, full = min(unused, cap), find_full(pool) if cap >= unused else state.capped
+    room = Room(max(0, slots), slots + pool.moving, full, cap, state.capped)
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
-        # Only newcomers pass that hold, and one of them may have pods nevertheless, so it needs room.
-        room, most, full = 0, 0, canaries
+        # Only newcomers pass that hold. One that has pods nevertheless needs a slot, and finds none.
+        room.slots, room.most, room.full = 0, 0, canaries
     if isinstance(canaries, int):
         waits = wait_for_canaries(pool)
-        if canaries < cap:
-            cap, capped = canaries, waits
-        if canaries < room:
+        if canaries < room.cap:
+            room.cap, room.capped = canaries, waits
+        if canaries < room.slots:
             # A larger gang does not wait for its canaries: it may consist of nothing else.
-            room, most, full = canaries, canaries, waits
+            room.slots, room.most, room.full = canaries, canaries, waits
     if (left := spare(state.places, pool.candidates)) is not None:
-        most = min(most, max(1, left + pool.opening))
-        if left < room:
-            room, full = left, Finding(Reason.BUDGET_FULL, LAST_PLACE)
+        room.most = min(room.most, max(1, left + pool.opening))
+        if left < room.slots:
+            room.slots, room.full = left, Finding(Reason.BUDGET_FULL, LAST_PLACE)
+    return room
+
+
+def _choose(pool: Pool, unlisted: Sequence[str], cap: int, state: PassState) -> Selection:
+    chosen, room, listed = Selection(), _find_room(pool, cap, state), 0
     lists = state.recent < FIRST_LOOKS
-    candidates = _in_order(pool, unlisted, state, room + LOOKAHEAD if lists and room > 0 else 0, full, chosen)
-    waves = group(candidates) if room > 0 else {}
+    looks = room.slots + LOOKAHEAD if lists and room.slots > 0 else 0
+    candidates = _in_order(pool, unlisted, state, looks, room.full, chosen)
+    waves = group(candidates) if room.slots > 0 else {}
     for candidate in candidates:
         case, newcomer, look = candidate.case, candidate.newcomer, candidate.look
         if case.node.name in chosen.verdicts:
             continue  # its verdict was given together with its wave
-        if room > 0 and (wave := waves.get(case.node.name)):
-            taken = try_wave(wave, room, most, full, state=state, chosen=chosen)
-            room, cap = room - taken, cap - taken
+        if room.slots > 0 and (wave := waves.get(case.node.name)):
+            taken = try_wave(wave, room.slots, room.most, room.full, state=state, chosen=chosen)
+            room.slots, room.cap = room.slots - taken, room.cap - taken
             continue
-        slots = cap if newcomer else room
-        beyond = not lists or listed >= slots + LOOKAHEAD
-        if slots <= 0 or (candidate.needs_list and beyond):
-            verdict = wait_for(case, capped if newcomer else full, for_slot=True)
+        free = room.cap if newcomer else room.slots
+        beyond = not lists or listed >= free + LOOKAHEAD
+        if free <= 0 or (candidate.needs_list and beyond):
+            verdict = wait_for(case, room.capped if newcomer else room.full, for_slot=True)
         elif look is not None and candidate.pods is None:
             chosen.looks[case.node.name] = look
             chosen.standing[case.node.name] = case, look, case.node.name in state.due
@@ -118,10 +140,10 @@ def _choose(pool: Pool, unlisted: Sequence[str], cap: int, state: PassState) -> 
             verdict, look = try_start(candidate, state)
             listed += candidate.needs_list and verdict.wants_pods
         if chosen.put(case, verdict, look):
-            cap -= 1
-            room = min(room - (not newcomer), cap)
+            room.cap -= 1
+            room.slots = min(room.slots - (not newcomer), room.cap)
         elif candidate.follows and not newcomer and look is None:
-            room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
+            room.slots -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
     if state.places is not None:
         state.places.difference_update(chosen.claims)
     return chosen
@@ -152,7 +174,7 @@ def _in_order(
     looked_at.update(islice(filter(unknown.__contains__, unlisted), looks))
     ranked += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
-    chosen.waiting.append((full, True, rest))
+    chosen.waiting.append(Waiting(full, for_slot=True, cases=rest))
     return [candidate for _, candidate in sorted(ranked, key=lambda row: row[0])]
 
 
