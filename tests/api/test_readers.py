@@ -26,7 +26,7 @@ READERS: dict[str, str] = {
     "GPUNode.observed.requestID": f"{REQUESTS}:answers_quiet",
     "GPUNode.observed.quiet": f"{REQUESTS}:answers_quiet",
     "GPUNode.observed.driverVersion": "gpusharing/planning/transition/gates.py:target_gates",
-    "GPUNode.observed.error": f"{REQUESTS}:last_busy",
+    "GPUNode.observed.error": f"{REQUESTS}:tell_busy",
     "GPUNode.observed.simulated": f"{FLEET}:read_node",
     "GPUNode.observed.allocated": "kubectl_gpusharing/usage/holdings.py:read_gpunode",
     "GPUNode.observed.programs": f"{CONVERT}:observed_view",

@@ -203,14 +203,16 @@ def _tell_whole(fence: Fence) -> str:
 
 
 def _needs_whole(case: NodeCase, failure: Finding) -> bool:
-    """Whether a change of some GPUs failed because nobody knows, or not all of the truth, who uses which GPU."""
-    partly = case.fence.disruption is DisruptionClass.CHANGED_GPUS
-    # Not only of the last request, which may not be answered yet.
-    ours = case.observed is not None and case.observed.request_id.startswith(f"{case.fence.op}:")
-    unknown = (
-        failure.reason is Reason.OBSERVATION_PENDING and ours and (not names_holders(case) or bool(case.unreported))
-    )
-    return partly and (unknown or failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN))
+    """Whether a change of some GPUs failed because it is not fully known which pod uses which GPU."""
+    if case.fence.disruption is not DisruptionClass.CHANGED_GPUS:
+        return False
+    if failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN):
+        return True
+    if failure.reason is not Reason.OBSERVATION_PENDING or case.observed is None:
+        return False
+    # Any report of this change counts, because the agent may not have answered the last request yet.
+    reported = case.observed.request_id.startswith(f"{case.fence.op}:")
+    return reported and (not names_holders(case) or bool(case.unreported))
 
 
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:

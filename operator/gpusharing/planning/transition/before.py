@@ -30,7 +30,7 @@ from gpusharing.planning.transition.idle import (
     next_poll,
     outlasts,
 )
-from gpusharing.planning.transition.requests import last_busy
+from gpusharing.planning.transition.requests import tell_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import MAX_PODS, Finding, explain_blockers
@@ -230,7 +230,7 @@ def _time_out(case: NodeCase) -> str | Finding:
         return "the change did not begin before its deadline (drain.timeout), so it was given up"
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time, so it was restored"
-        busy = last_busy(case)
+        busy = tell_busy(case)
         return Finding(Reason.GPU_STILL_BUSY, f"{text}: {busy}") if busy else text
     text = "the drain timed out and the node was restored; evicted pods are not brought back"
     lines = explain_blockers(case.drain.blockers) if case.drain is not None else ()

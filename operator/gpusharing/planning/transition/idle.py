@@ -20,7 +20,7 @@ from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ObservedView
-from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request, pods_request
+from gpusharing.planning.transition.requests import answers_quiet, next_quiet_request, pods_request, tell_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -152,7 +152,7 @@ def _prove(case: NodeCase, work: NodeWork, *, any_event: bool, step_proven: bool
         unseen = case.no_agent(", so it is unknown whether the GPUs are idle")
         return wait(unseen.reason, unseen.message)
     request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
-    busy = last_busy(case)
+    busy = tell_busy(case)
     if request is not None or busy or not answers_quiet(case):
         # The last answer stays visible until the next one, so that the status does not flap with every request.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING

@@ -152,7 +152,7 @@ def pods_request(case: NodeCase) -> EnsureGPUNode | None:
     return _ask(case, f"{case.fence.op}:{kind}:{last_event(case)}:{now}", quiet=quiet)
 
 
-def last_busy(case: NodeCase) -> str:
+def tell_busy(case: NodeCase) -> str:
     """Return why the GPUs that change were not idle when the agent last closed NVML for this change, or nothing."""
     observed = case.observed
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
@@ -168,8 +168,10 @@ def last_busy(case: NodeCase) -> str:
             shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
             held = "a GPU" if part is None else "one of the GPUs that change"
             return f"no pod has {held}, but GPU {gpu.index} is used by {shown}"
+    if part is None:
+        return ""
     listed = {pod.uid for pod in case.work.pods} if case.work is not None else set()
-    for holder in observed.holders or () if part is not None else ():
+    for holder in observed.holders or ():
         if holder.uid not in listed:
             where = name_gpus(holder.gpus) if holder.gpus else "a GPU"
             return f"pod {holder.ref} still holds {where} of the node, but the API server does not show it any more"
@@ -183,7 +185,7 @@ def next_quiet_request(case: NodeCase, stood: str, *, any_event: bool, step_prov
     """
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:
-        patience = case.settings.poll if last_busy(case) else QUIET_AGE
+        patience = case.settings.poll if tell_busy(case) else QUIET_AGE
         # A request without an answer is not replaced: the agent might never get to answer one.
         if not answers_quiet(case) or now < asked_at + patience * 1000:
             return None
