@@ -23,7 +23,7 @@ STEER = "kubectl_gpusharing/changing/steer.py"
 ARGO = "deploy/gitops/argocd-cm.yaml"
 
 READERS: dict[str, str] = {
-    "GPUNode.observed.requestID": f"{REQUESTS}:answers_quiet",
+    "GPUNode.observed.requestID": "gpusharing/planning/snapshot/views.py:answer",
     "GPUNode.observed.quiet": f"{REQUESTS}:answers_quiet",
     "GPUNode.observed.driverVersion": "gpusharing/planning/transition/gates.py:target_gates",
     "GPUNode.observed.error": f"{REQUESTS}:tell_busy",
