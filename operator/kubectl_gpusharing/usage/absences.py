@@ -84,6 +84,7 @@ class Absences:
         """Nodes that were seen after the window."""
         self._start, self._end = start, end
         self._old: set[str] = set()
+        """Nodes that were seen before the window, and again in it or after it."""
         self._holes: list[Stretch] = []
         """The times in which no node was seen."""
 
@@ -111,13 +112,16 @@ class Absences:
         self.last |= lasts
 
     def began(self, node: str) -> bool:
+        """Whether the node was first seen in the window or after it, not before it."""
         return node in self.first and node not in self._old
 
     def came(self) -> set[str]:
+        """Return the nodes that are new, and were absent for more than SHORT when the window began."""
         nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
         return {node for node in nodes if self.missed(self._start, self.first[node]) > SHORT}
 
     def left(self) -> set[str]:
+        """Return the nodes that were absent for more than SHORT when the window ended, and did not return."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
         return {node for node in nodes if self.missed(self.last[node], self._end) > SHORT}
 
@@ -167,15 +171,8 @@ async def find_losses(
     Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
     """
     absences = await find_absences(prometheus, query, sightings)
-    down: dict[str, tuple[float, float]] = {}
-    for each in sightings:
-        for node, first in each.presence["down first"].items():
-            down[node] = down.get(node, (first, 0.0))[0], each.presence["down last"].get(node, first)
-    bare = 0
-    if not OF_TARGETS & set(labels_of(query.selector)):  # the operator's metric does not have these
-        counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"
-        answer = await prometheus.instant(f"min_over_time(({counts})[{LATELY}s:{POINT:g}s])", query.end)
-        bare = sum(round(min(series.value, 1e6)) for series in answer if series.value > 0)
+    down = _find_down(sightings)
+    without_agent = await _count_without_agent(prometheus, query)
     # Nodes of other policies do not concern the bill of one policy.
     metered = frozenset[str]().union(*(each.nodes for each in sightings))
     ours = metered if POLICY in labels_of(query.selector) else {*absences.first, *absences.last, *down}
@@ -189,10 +186,10 @@ async def find_losses(
             f"Prometheus got no response from the agent on {_nodes(silent, duration)}, or the agent could not read its"
             f" GPUs: usage during that time is not billed to anyone. Check: {LOOK}"
         )
-    if bare > sum(1 for node in silent if down[node][1] > query.end - LATELY):
-        have = "have" if bare > 1 else "has"
+    if without_agent > sum(1 for node in silent if down[node][1] > query.end - LATELY):
+        have = "have" if without_agent > 1 else "has"
         missing.append(
-            f"{counted(bare, 'node')} {have} no Ready agent at the end of the window"
+            f"{counted(without_agent, 'node')} {have} no Ready agent at the end of the window"
             f" (gpusharing_policy_nodes_without_agent), so usage of their GPUs is not billed to anyone. Check: {LOOK}"
         )
     others = ours - silent.keys()
@@ -211,11 +208,30 @@ async def find_losses(
     return missing, remarks
 
 
+def _find_down(sightings: Iterable[Sightings]) -> dict[str, Stretch]:
+    """Return when each node's agent first and last did not answer; `sightings` in chronological order."""
+    down: dict[str, Stretch] = {}
+    for each in sightings:
+        for node, first in each.presence["down first"].items():
+            begin, _ = down.get(node, (first, first))
+            down[node] = begin, each.presence["down last"].get(node, first)
+    return down
+
+
+async def _count_without_agent(prometheus: Prometheus, query: MeterQuery) -> int:
+    """Return how many nodes had no Ready agent for the last LATELY seconds of the window."""
+    if OF_TARGETS & set(labels_of(query.selector)):  # the operator's metric does not have these labels
+        return 0
+    counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"
+    answer = await prometheus.instant(f"min_over_time(({counts})[{LATELY}s:{POINT:g}s])", query.end)
+    return sum(round(min(series.value, 1e6)) for series in answer if series.value > 0)
+
+
 def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
     return some([f"{node or 'a node'} ({show(number)})" for node, number in sorted(nodes.items())])
 
 
-def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
+def silence_of(node: str, absences: Absences, down: Stretch) -> float:
     """Return how long the agent did not answer before the first sighting of a new node and after a node's last.
 
     The time after the last sighting counts unless the node returned.
