@@ -370,7 +370,7 @@ class Reflector(Views[View]):
                 await asyncio.sleep(pause.after_failure())
             if lost:
                 self._list_due.set()
-            self.renews()
+            self.check_restored()
 
     async def _watch(self) -> None:
         events = self._client.watch(self._resource, self._place, **self._where)
@@ -399,7 +399,7 @@ class Reflector(Views[View]):
             if self._whole and not newer(self.newest, version):
                 self._current_at = self.last_contact
         self.reached(version)
-        self.renews()
+        self.check_restored()
 
     def _move(self, place: str) -> None:
         """Make the watch continue from another version, or wait for a list if `place` is empty."""
@@ -411,13 +411,13 @@ class Reflector(Views[View]):
         if self._following is not None:
             self._following.reschedule(loop_time())
 
-    def renews(self) -> bool:
-        """Whether the store was restored and the cache lags; requests a list then, and if the view is old."""
-        went_back = self._restores() > self._restores_seen
+    def check_restored(self) -> bool:
+        """Whether the store was restored since the last list. Requests a list then, or if the cache is old."""
+        restored = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
-        if went_back or silent:
+        if restored or silent:
             self._list_due.set()
-        return went_back
+        return restored
 
     # --- shared by list and watch -----------------------------------------------------------------------------------
 

@@ -305,7 +305,7 @@ class Sources:
         return {name: source.age for name, source in {**self.required, **of_dra}.items() if not source.gone}
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason. Also requests overdue lists.
+        """Return by name why sources that decisions need cannot be relied on. Also requests overdue lists.
 
         A source is missing before its first list, after a restore until the next one, and while one of its objects
         cannot be converted, as that may concern every node. A kind that is `gone`, or optional and not readable, is
@@ -313,12 +313,12 @@ class Sources:
         """
         missing = {}
         for name, source in {**self.required, **self.optional, **self.of_dra}.items():
-            renews = source.renews()
+            restored = source.check_restored()
             if source.gone or (name not in self.required and isinstance(source.error, NotFound | Forbidden)):
                 continue
             if not source.synced.is_set():
                 missing[name] = str(source.error or NOT_YET)
-            elif renews:
+            elif restored:
                 missing[name] = RESTORE_NOTE
             elif source.unreadable:
                 missing[name] = min(source.unreadable.values())
