@@ -7,7 +7,7 @@ only saves work.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -40,11 +40,11 @@ from gpusharing.planning.vocabulary.commands import Effect, label_commands
 
 log = structlog.get_logger()
 
-LOOK_EVERY = timedelta(seconds=10)
+LONGEST_REST = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
-FIRST_LOOK = 4
+DEBOUNCE_PARTS = 4
 """An event after a quiet time waits for a debounce divided by this; related events arrive within it."""
-AT_ONCE = 2
+UNBROKEN_PASSES = 2
 """Follow-up passes without a break: configuration, then fence. A large pool causes more, each over all nodes."""
 FOLLOW_UPS = 30
 """The most passes that may follow one another without a rest and without an event."""
@@ -95,13 +95,13 @@ class Loop:
         writes = Writes()
         sender = self.sender = Sender(self.calls, writes)
         self.sources = Sources(sender, settings, wake, lambda: leader.restores)
-        workers = Workers(max(1, settings.parallel // 8), wake)
+        publish_workers = Workers(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
             Sender(PublishingClient(self.calls), writes),
             self.sources,
             settings.publish_period,
             leader.identity,
-            workers,
+            publish_workers,
             metrics.changed,
         )
         self.executor = Executor(
@@ -114,8 +114,8 @@ class Loop:
             on_action=self._acted,
             event_of=lambda action: self.publisher.shared_event(action, now()),
         )
-        workers = Workers(max(1, min(settings.parallel, limit) // 2), wake)
-        self.gatherer = Gatherer(sender, self.sources, self.executor.calls, workers)
+        list_workers = Workers(max(1, min(settings.parallel, limit) // 2), wake)
+        self.gatherer = Gatherer(sender, self.sources, self.executor.calls, list_workers)
         self._follow_ups = 0
         """How many passes have followed one another without a rest."""
         self.memo, self.memory = Memo(), PassMemory()
@@ -161,9 +161,9 @@ class Loop:
         await self.gatherer.close()
 
     async def _rest(self, due: datetime | None) -> None:
-        """Wait until an event or the time `due`, for LOOK_EVERY at most, and keep passes a debounce apart."""
+        """Wait until an event or the time `due`, for LONGEST_REST at most, and keep passes a debounce apart."""
         begun = loop_time()
-        left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
+        left = min(LONGEST_REST, due - self.now()) if due is not None else LONGEST_REST
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
                 await self.wake.wait()
@@ -174,14 +174,14 @@ class Loop:
             if self._follow_ups > FOLLOW_UPS:
                 self._complaints.begins("follow-ups", "passes repeat without effect, so the operator slows down")
                 await asyncio.sleep(RETRY)
-            elif self._follow_ups > AT_ONCE:
-                await asyncio.sleep(self.settings.debounce / FIRST_LOOK)
+            elif self._follow_ups > UNBROKEN_PASSES:
+                await asyncio.sleep(self.settings.debounce / DEBOUNCE_PARTS)
             if not self._follow_ups:
                 self._complaints.ends("follow-ups")
             return
         self._follow_ups = 0
         apart = self.settings.debounce - (loop_time() - begun)
-        await asyncio.sleep(max(apart, self.settings.debounce / FIRST_LOOK))
+        await asyncio.sleep(max(apart, self.settings.debounce / DEBOUNCE_PARTS))
 
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
@@ -236,6 +236,11 @@ class Loop:
             " deleted",
             error=why,
         )
+        self._report_sources(missing)
+        return leads and not missing
+
+    def _report_sources(self, missing: Mapping[str, str]) -> None:
+        """Log which objects cannot be read, once for as long as it lasts."""
         unread = {name: why for name, why in missing.items() if why != NOT_YET}
         self._unread |= unread.keys()
         if unread:
@@ -262,7 +267,6 @@ class Loop:
         error = self.sources.agent_warnings.error
         event = "Warning events about the agent's pods cannot be read; trying again"
         self._complaints.check("agent warnings", error is not None, event, error=str(error) or repr(error))
-        return leads and not missing
 
     async def once(self) -> datetime | None:
         """Run one pass, set `plan` and `memory`, and return when the next pass is due at the latest.
