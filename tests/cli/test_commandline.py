@@ -17,10 +17,11 @@ from tests.cli.objects import policy
 from tests.cli.schema import read_stream
 from tests.cli.screen import END, read_until, terminal
 
+from gpusharing.api.nearest import nearest
 from kubectl_gpusharing.shell.arguments import VERBS, parse
 from kubectl_gpusharing.shell.running import carry_out
 from kubectl_gpusharing.shell.session import Session
-from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED, nearest
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED
 
 HELP_STARTS = 4
 """What --help costs at most, in starts of a Python that reads a command line: half of it is those imports."""

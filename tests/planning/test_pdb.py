@@ -28,7 +28,7 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
     ],
 )
 def test_a_budget_selects_as_kubernetes_does(budget: PdbView, selected: bool) -> None:
-    assert evictions.selecting(make_pod(), [budget]) == ((budget,) if selected else ())
+    assert evictions.budgets_of(make_pod(), [budget]) == ((budget,) if selected else ())
 
 
 @pytest.mark.parametrize(

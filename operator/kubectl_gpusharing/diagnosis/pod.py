@@ -13,6 +13,7 @@ from itertools import groupby
 from operator import ge
 
 from gpusharing.api.names import LABEL_MODE, CordonedBy, Phase, WaitingFor
+from gpusharing.api.nearest import nearest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import gpunode_view, policy_view
 from gpusharing.kube.pods import (
@@ -25,7 +26,7 @@ from gpusharing.kube.pods import (
     resource_claim_names,
 )
 from gpusharing.kube.raw import entries, part, section, text, texts
-from gpusharing.planning.drain.evictions import selecting
+from gpusharing.planning.drain.evictions import budgets_of
 from gpusharing.planning.drain.placement import Kind, Needs, Obstacle, Offer, could_start, find_obstacles, needs_of
 from gpusharing.planning.drain.stranded import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import remaining
@@ -57,7 +58,7 @@ from kubectl_gpusharing.shell.drawing import (
     shows,
     table,
 )
-from kubectl_gpusharing.shell.troubles import nearest, tell_rights
+from kubectl_gpusharing.shell.troubles import tell_rights
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -221,7 +222,7 @@ def explain_fences(
 
     A drain may wait for a budget that waits for this very pod, which waits for the drain.
     """
-    guards = [budget.ref for budget in selecting(pod_view(pod, {}), budgets)]
+    guards = [budget.ref for budget in budgets_of(pod_view(pod, {}), budgets)]
     names = [room.node for room in rooms]
     sentences = [f"only {some(names)} {'has' if len(names) == 1 else 'have'} what this pod requests"] if names else []
     for room in rooms[:MOST_FENCES]:

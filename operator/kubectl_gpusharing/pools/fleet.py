@@ -13,6 +13,7 @@ from typing import Any
 
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import Phase, WaitingFor
+from gpusharing.api.nearest import nearest
 from gpusharing.api.policystatus import Summary
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
@@ -23,7 +24,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.drawing import Glyph, Ink
 from kubectl_gpusharing.shell.session import no_such
-from kubectl_gpusharing.shell.troubles import Trouble, nearest
+from kubectl_gpusharing.shell.troubles import Trouble
 
 
 class State(Enum):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Unpack
 
 import yaml
 
+from gpusharing.api.nearest import nearest
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Filters, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
@@ -26,7 +27,7 @@ from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin, kubeconfig_stamps
 from gpusharing.kube.raw import entries, part, text, texts
 from gpusharing.planning.vocabulary.lengths import some
-from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained, nearest
+from kubectl_gpusharing.shell.troubles import INSTALL, Denied, Trouble, error_text, explained
 
 T = TypeVar("T")
 MOST_LISTED = 20

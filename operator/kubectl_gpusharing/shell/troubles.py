@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from gpusharing.api.nearest import nearest as nearest
 from gpusharing.kube.errors import Forbidden, Invalid, KubeError, NotFound, Throttled, Unauthorized
 
 DONE, FAILED, CHANGES, FAILED_ON, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 5, 130, 141
@@ -49,6 +48,7 @@ def sentence(error: KubeError, where: str) -> str:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
+    """Turn a KubeError into a Trouble with its `sentence`, and a Forbidden into Denied."""
     try:
         yield
     except KubeError as error:

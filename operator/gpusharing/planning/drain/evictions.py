@@ -78,7 +78,8 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
     return listed_at is not None and listed_at > memory.asked_at
 
 
-def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+def budgets_of(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+    """Return the budgets that select the pod, sorted by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=lambda pdb: pdb.ref))
 
 
@@ -89,7 +90,7 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
     """
     if pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None:
         return ()  # canIgnorePDB in eviction.go
-    selected = selecting(pod, pdbs)
+    selected = budgets_of(pod, pdbs)
     if len(selected) == 1 and not pod.ready:  # KEP-3017
         (pdb,) = selected
         if pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0:
@@ -147,28 +148,32 @@ def with_evicted(snapshot: ClusterSnapshot, now: datetime) -> ClusterSnapshot:
 
 
 def _find_evicted(work: Mapping[str, NodeWork], before: Mapping[str, Evicted], now: datetime) -> dict[str, Evicted]:
-    """Return the evicted pods that may not be replaced yet, by UID.
+    """Return by UID the evicted pods whose replacements may not be Ready yet.
 
-    They are replaced once their budget has room again. While an eviction that it refused waits for its back-off, the
-    pods of which the refusal came are still named.
+    They count as Ready once a later LIST shows room in the budget. But as long as a refusal of the budget is remembered,
+    these pods are named as its cause.
     """
     found: dict[str, Evicted] = {}
     refusing: set[str] = set()
     for name, one in work.items():
-        for pod in one.pods if one.evictions else ():
-            memory = one.evictions.get(pod.uid)
-            budgets = selecting(pod, one.pdbs) if memory is not None else ()
-            if memory is None or len(budgets) != 1:
+        if not one.evictions:
+            continue
+        for pod in one.pods:
+            if (memory := one.evictions.get(pod.uid)) is None:
+                continue
+            budgets = budgets_of(pod, one.pdbs)
+            if len(budgets) != 1:
                 continue
             if is_accepted(memory):
                 found[pod.uid] = Evicted(name, budgets[0].ref, memory.asked_at)
             elif memory.reason is Reason.PDB:
                 refusing.add(budgets[0].ref)
     room_at: dict[str, datetime] = {}
-    for one in work.values() if before else ():
-        for pdb in one.pdbs:
-            if pdb.disruptions_allowed > 0:
-                room_at[pdb.ref] = max(one.listed_at, room_at.get(pdb.ref, one.listed_at))
+    if before:
+        for one in work.values():
+            for pdb in one.pdbs:
+                if pdb.disruptions_allowed > 0:
+                    room_at[pdb.ref] = max(one.listed_at, room_at.get(pdb.ref, one.listed_at))
     for uid, evicted in before.items():
         if evicted.budget in refusing or room_at.get(evicted.budget, evicted.at) <= evicted.at:
             found.setdefault(uid, evicted)
