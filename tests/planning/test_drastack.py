@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.nvidia import (
 )
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.drastack import find_doubles, find_missing_parts, is_complete, refuse
+from gpusharing.planning.stack.drastack import find_doubles, find_missing_parts, find_refusal, is_complete
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -60,7 +60,7 @@ DOMAINS = replace(DRIVER, serves_gpus=False)
 )
 def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: StackView, serves: bool) -> None:
     assert stack.by_dra is serves
-    assert bool(refuse(spec(mode="MPS"), stack, SETTINGS)) is serves
+    assert bool(find_refusal(spec(mode="MPS"), stack, SETTINGS)) is serves
 
 
 def spec(**fields: Any) -> Any:
@@ -72,7 +72,7 @@ def test_a_complete_stack_is_accepted() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
         assert [*find_missing_parts(stack, SETTINGS)] == []
         assert is_complete(stack, SETTINGS)
-        assert refuse(spec(), stack, SETTINGS) is None
+        assert find_refusal(spec(), stack, SETTINGS) is None
     assert not is_complete(replace(COMPLETE, dra=DraView()), SETTINGS), "it does not serve the GPUs"
 
 
@@ -178,18 +178,18 @@ def test_what_is_missing_is_named_with_what_corrects_it(stack: StackView, says: 
     assert not is_complete(stack, SETTINGS)
     refusal = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {message}; run: {remedy}"
     assert remedy is not None
-    assert refuse(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, refusal, commands=(remedy,))
+    assert find_refusal(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, refusal, commands=(remedy,))
 
 
 def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> None:
     stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
     missing = [*find_missing_parts(stack, SETTINGS)]
-    refusal = refuse(spec(), stack, SETTINGS)
+    refusal = find_refusal(spec(), stack, SETTINGS)
     assert refusal is not None
     assert len(missing) == 3
     assert all(f"{what}; run: {command}" in refusal.message for what, command in missing)
     long = replace(SETTINGS, gpu_operator_namespace="n" * 180)
-    cut = refuse(spec(), stack, long)
+    cut = find_refusal(spec(), stack, long)
     assert cut is not None
     assert len(cut.message) <= MAX_TEXT
     assert [*find_missing_parts(stack, long)][1][1] in cut.commands
@@ -201,7 +201,7 @@ def test_a_stack_whose_first_missing_part_is_too_long_to_say_is_refused_all_the_
     stack = replace(ALONE, dra=replace(STANDALONE, doubles=names))
     ((what, _),) = find_missing_parts(stack, SETTINGS)
     message = f"NVIDIA's DRA stack manages the GPUs in this cluster, but {what}"
-    assert refuse(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, message)
+    assert find_refusal(spec(), stack, SETTINGS) == Finding(Reason.UNSUPPORTED_STACK, message)
 
 
 SHARED = {
@@ -247,7 +247,7 @@ def test_layouts_of_our_own_need_our_config_map_there_too_and_single_is_refused(
     assert objection is not None
     assert objection.reason is Reason.LAYOUTS_NEED_CONFIG_MAP
     single = spec(mig={"strategy": "single", "config": "all-1g.10gb"})
-    refusal = refuse(single, COMPLETE, SETTINGS)
+    refusal = find_refusal(single, COMPLETE, SETTINGS)
     assert refusal is not None
     assert "use mixed" in refusal.message
 

@@ -12,7 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
-from gpusharing.planning.stack.drastack import refuse
+from gpusharing.planning.stack.drastack import find_refusal
 from gpusharing.planning.stack.effects import (
     FREE_STRATEGY,
     HOST_PROGRAMS,
@@ -101,7 +101,7 @@ def _find_objections(spec: GPUSharingPolicySpec, stack: StackView, settings: Pla
             " operator.neighborLabels): a node would drop out of the policy in the middle of its change. Select nodes"
             " by a label of your own",
         )
-    if (refusal := refuse(spec, stack, settings)) is not None:
+    if (refusal := find_refusal(spec, stack, settings)) is not None:
         yield refusal
     if cluster_policy is None and not stack.by_dra:
         yield Finding(

@@ -165,7 +165,7 @@ def is_complete(stack: StackView, settings: PlanSettings) -> bool:
     return stack.by_dra and next(find_missing_parts(stack, settings), None) is None
 
 
-def refuse(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Finding | None:
+def find_refusal(spec: GPUSharingPolicySpec, stack: StackView, settings: PlanSettings) -> Finding | None:
     """Return why NVIDIA's DRA stack, if it serves the GPUs, cannot carry out a policy, within MAX_TEXT."""
     if not stack.by_dra:
         return None
