@@ -26,7 +26,7 @@ from kubectl_gpusharing.shell.drawing import Ink, Line, length, line, prose
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
-from kubectl_gpusharing.shell.troubles import DONE, Trouble, sentence
+from kubectl_gpusharing.shell.troubles import Trouble, sentence
 from kubectl_gpusharing.usage.free import describe, read_inventory
 from kubectl_gpusharing.usage.holdings import Inventory
 
@@ -101,7 +101,8 @@ class Board:
             begin = process_time()
             if origin != (state := (self.cluster.known(), self.cluster.error, loop_time() // AGES)):
                 main = await self._main(query)
-                yield f"event: page\ndata: {main}\n\n" if main != shown else ""
+                if main != shown:
+                    yield f"event: page\ndata: {main}\n\n"
                 yield f"event: current\ndata: {self._as_of()}\n\n"
                 shown, origin = main, state
             await asyncio.sleep(max(TICK, 4 * (process_time() - begin)))
@@ -170,5 +171,5 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
             file.write_text(document(tag("html", tag("meta", http_equiv="refresh", content=f"0;url={url}"))))
             if not await asyncio.to_thread(webbrowser.open, file.as_uri()):
                 terminal.warn("no browser could be started. Open the address yourself")
-        await asyncio.get_running_loop().create_future()
-    return DONE
+        endless: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        return await endless  # until Ctrl-C cancels it
