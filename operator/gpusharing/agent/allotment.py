@@ -115,6 +115,7 @@ def _held(
 
 
 def _parts(gpu: GPU, model: Model | None, held: Mapping[str, object]) -> Sequence[tuple[str, Fraction]]:
+    """Return the UUID of each device of a GPU that pods may hold, with its part of the GPU."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles

@@ -40,6 +40,7 @@ class UseOfGPUs:
             self._xids[index, xid] += 1
 
     def take(self, gpu: GPU, devices: Sequence[Device], lists: Sequence[Sequence[ListedProcess]]) -> None:
+        """Record the use of these devices of a GPU; `lists` has the processes of each device, in the same order."""
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
         for (handle, uuid, instance), listed in zip(devices, lists, strict=True):
@@ -59,6 +60,7 @@ class UseOfGPUs:
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
         """Return the percentage of SM time by pid of active processes, or None if the driver does not report it."""
+        # Without a process nobody has a share, and the first sample has shown whether the driver reports any.
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
         since = self._sampled.get(uuid) or 0

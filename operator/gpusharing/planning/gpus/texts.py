@@ -59,7 +59,10 @@ def write_mig(mode: str, instances: Sequence[tuple[str, str]]) -> str:
 
 
 def read_mig(text: str) -> tuple[Layout | None, str]:
-    """Return the layout, None with MIG off, and the hash of its devices, which is empty without instances."""
+    """Return the layout, and the hash of its devices, which is empty without instances.
+
+    The layout is None with MIG off, and for a text of another form.
+    """
     if text == "Enabled":
         return (), ""
     if (match := _MIG.fullmatch(text)) is None or match[1] is None:

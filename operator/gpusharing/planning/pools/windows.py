@@ -83,10 +83,10 @@ def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindo
 
 def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     """Return the name of the window's first invalid field and why it is invalid. The duration is not checked."""
-    example = '"0 22 * * 1-5"'
     if zoned.zone is None:
         why = "the time zone database does not contain this name; use one from the database"
         return "timeZone", f"{why}, for example Europe/Berlin"
+    example = '"0 22 * * 1-5"'
     try:
         next(CronSim(zoned.window.schedule, _BEGIN))
     except CronSimError as error:

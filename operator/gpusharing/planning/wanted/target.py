@@ -216,18 +216,19 @@ def _find_layouts(
         if isinstance(meaning, str):
             return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
     else:
-        rows, here = spec.mig.layouts or (), {gpu.index for gpu in gpus}
-        named = {index for row in rows for index in row.devices or ()}
-        if beyond := sorted(named - here):
-            text = f"spec.mig.layouts names GPU {', '.join(map(str, beyond))}"
+        indexes = {gpu.index for gpu in gpus}
+        assigned = {index for row in spec.mig.layouts or () for index in row.devices or ()}
+        if surplus := sorted(assigned - indexes):
+            text = f"spec.mig.layouts names GPU {', '.join(map(str, surplus))}"
             return Finding(Reason.LAYOUT_TOO_MANY_GPUS, f"{node} has {counted(len(gpus), 'GPU')}, but {text}")
         meaning = migfile.resolve(request.entry or [], gpus)
         if isinstance(meaning, str):
             return Finding(
                 Reason.LAYOUT_INCOMPLETE,
                 f"{node}: spec.mig.layouts must name every GPU, but {meaning}; add for example "
-                "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
+                "{devices: [" + ", ".join(map(str, sorted(indexes - assigned))) + "], profiles: {}}",
             )
+    # The last layout and profiles that were checked, because the GPUs of a node are mostly alike.
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, meaning, strict=True):
         if layout is None or fitted == (layout, gpu.profiles):
