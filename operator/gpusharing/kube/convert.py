@@ -198,7 +198,9 @@ def observed_view(raw: object) -> ObservedView:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
-        return _unreadable(f"the agent's report cannot be read: {where}: {first['msg']}")
+        what = "has another form" if first["type"] == "string_pattern_mismatch" else first["msg"]
+        again = "an agent of the operator's version writes it anew, so compare the images of both"
+        return _unreadable(f"the agent's report cannot be read: {where}: {what}; {again}")
     capable = {index for index, gpu in enumerate(observed.gpus) if gpu.mig != "NotSupported"}
     models: dict[int, JSON] = {}
     for model in observed.models:
