@@ -79,11 +79,8 @@ class WireRecord:
 
 
 def to_wire(value: Any, *, item: bool = False) -> Any:
-    """Return the JSON of a record, or of a tuple or list of records.
-
-    Fields that are None are included, as null, because a merge patch keeps what it does not name. It replaces a list as
-    a whole, so in an `item` of one, fields at their default are left out.
-    """
+    """Return the JSON of a record, all fields included, or of a list of records without fields at their default."""
+    # A merge patch keeps what it does not name, but replaces a list as a whole.
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         found = ((key, getattr(value, name), default) for name, key, default in names)
         return {key: to_wire(one) for key, one, default in found if not item or one != default}

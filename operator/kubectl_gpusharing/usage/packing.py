@@ -312,10 +312,7 @@ def _per_node(wanted: Counts, nodes: int) -> Counts:
 
 
 def _nodes_for(packer: Packer, wanted: Counts, divided: int, steps: Sequence[int]) -> int | None:
-    """Return which of the numbers of nodes with so many divided GPUs each is the first that holds the instances.
-
-    The numbers ascend. None if none of them is enough.
-    """
+    """Return the first of these ascending numbers of nodes that holds the instances, or None."""
     first = bisect_left(steps, x=True, key=lambda nodes: packer.fits(_per_node(wanted, nodes), divided))
     return steps[first] if first < len(steps) else None
 

@@ -185,10 +185,8 @@ class Series:
 
     @property
     def pod(self) -> tuple[str, str] | None:
-        """The namespace and name of the pod that the labels name, or None.
-
-        Without honorLabels (scrape_config, honor_labels), Prometheus renames an exporter's labels to exported_...
-        """
+        """The namespace and name of the pod that the labels name."""
+        # Prometheus renames an exporter's labels so without honorLabels (scrape_config, honor_labels).
         for prefix in ("exported_", ""):
             if name := self.label(f"{prefix}pod"):
                 return self.label(f"{prefix}namespace"), name

@@ -283,13 +283,10 @@ def find_candidate(case: NodeCase, state: PassState, *, follows: bool = False) -
 
 
 def _await_report(case: NodeCase, work: NodeWork, before: Look | None) -> Blocker | None:
-    """Return what a change of some GPUs waits for before all GPUs have to be emptied; None if that is over.
-
-    A person who approved the change of some GPUs did not approve that of all.
-    """
+    """Return what a change of some GPUs waits for before all have to be emptied; None if nothing."""
     if case.disruption is not DisruptionClass.CHANGED_GPUS or work.error or not (missing := case.unreported):
         return None
-    if case.spec is not None and case.spec.rollout.approval == "Manual":
+    if case.spec is not None and case.spec.rollout.approval == "Manual":  # nobody approved to empty all
         return Blocker(Reason.HOLDER_UNKNOWN, message=f"{missing}; to have all GPUs emptied, set drain.scope: Node")
     message = f"{missing}; if it does not, all GPUs will be emptied"
     ends = (one.until for one in before.blockers if one.message == message) if before is not None else ()

@@ -148,14 +148,11 @@ class NodeCase(ActuatorCase):
 
     @property
     def newcomer(self) -> bool:
-        """Whether no workload depends on the node yet (docs/adr/0034-the-start-up-gate.md).
-
-        The agent does not count pods that hold claims.
-        """
+        """Whether no workload depends on the node yet (docs/adr/0034-the-start-up-gate.md)."""
         node = self.node
         if node.fence is not None:
             return node.fence.newcomer
-        if node.gate is None or node.verified is not None or node.devices is not None:
+        if node.gate is None or node.verified is not None or node.devices is not None:  # the agent counts no claims
             return False
         return self.observed is None or self.observed.pods == 0
 
