@@ -33,7 +33,12 @@ async def play(demo: Demo) -> None:
     async def held() -> bool:
         return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
 
+    async def counted() -> bool:  # the operator counts pods without a node once a minute
+        return (await demo.policy("pool-b"))[1].get("summary", {}).get("pendingPods") == 0
+
     await demo.until("the nodes of pool-b to show the pause", held)
+    if demo.record_to is not None:
+        await demo.until("pool-b to report that no pod is pending", counted, 30.0)
     async with recorder.following("pool-b") if demo.record_to else nullcontext():
         await budget_blocks(demo, recorder)
         await operator_dies(demo)

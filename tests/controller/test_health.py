@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 from aiohttp import ClientSession
-from aiohttp.test_utils import TestServer
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
+from tests.fakes.serving import serving
 from tests.wording import lacks
 
 from gpusharing.controller.leading import SILENT, STUCK, Health
@@ -61,12 +61,12 @@ async def probed() -> AsyncIterator[Probed]:
     tasks = [asyncio.create_task(lease.run()), asyncio.create_task(loop.sources.run())]
     async with (
         asyncio.timeout(60),
-        TestServer(application(Role(lease, (health.dead, health.unready))), host="127.0.0.1") as server,
+        serving(application(Role(lease, (health.dead, health.unready)))) as url,
     ):
         await lease.acquired.wait()
         for source in (*loop.sources.required.values(), *loop.sources.optional.values()):
             await source.synced.wait()
-        yield Probed(cluster, health, str(server.make_url("")).rstrip("/"), tasks)
+        yield Probed(cluster, health, url, tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 from aiohttp import ClientSession
-from aiohttp.test_utils import TestServer
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.build import make_fence, make_policy
 from tests.chart.test_monitoring import OPERATOR
+from tests.fakes.serving import serving
 from tests.planning.machines import NodeMachine
 from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
@@ -49,9 +49,9 @@ def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
 async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
     metrics.process.called(ApiRequest("patch", GPUNODES, "status"), 200)
     async with (
-        TestServer(metrics_application(metrics.registry), host="127.0.0.1") as server,
+        serving(metrics_application(metrics.registry)) as url,
         ClientSession() as session,
-        session.get(server.make_url("/metrics")) as answer,
+        session.get(f"{url}/metrics") as answer,
     ):
         assert (answer.status, answer.content_type) == (200, "text/plain")
         families = list(text_string_to_metric_families(await answer.text()))

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from hack.sim.fakecluster import FakeClient, FakeCluster
+from tests.fakes.serving import serving
 
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, LOG, VERSION, ApiRequest, Resource
@@ -203,10 +203,7 @@ async def fake_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeSe
             response.headers["Date"] = fake.date
 
     app.on_response_prepare.append(dated)
-    server = TestServer(app, host="127.0.0.1", scheme="https" if tls else "http")
-    await server.start_server(ssl=tls)
-    async with server:
-        fake.url = str(server.make_url("")).rstrip("/")
+    async with serving(app, identity=tls) as fake.url:
         try:
             yield fake
         finally:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from tests.fakes.login import AnonymousLogin
+from tests.fakes.serving import serving
 
 from gpusharing.kube.http import HttpClient, Limits, OnCall
 from gpusharing.kube.login import Login
@@ -104,7 +104,8 @@ async def scripted(
     script = Scripted(answers=list(answers))
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", script.handle)
-    async with TestServer(app, host="127.0.0.1") as server:
-        script.url = str(server.make_url("")).rstrip("/")
-        async with HttpClient(login(script.url), limits=limits, on_call=on_call) as client:
-            yield script, client
+    async with (
+        serving(app) as script.url,
+        HttpClient(login(script.url), limits=limits, on_call=on_call) as client,
+    ):
+        yield script, client

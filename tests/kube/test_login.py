@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 from hack.cluster.certs import create_pki
+from tests.fakes.serving import serving
 from tests.fakes.tls import Identity
 from tests.kube.scripted import found, scripted, status
 
@@ -241,30 +241,25 @@ async def test_the_address_of_the_server_comes_from_the_environment(
 
 
 @asynccontextmanager
-async def serving(identity: Identity, port: int = 0) -> AsyncIterator[int]:
+async def serving_node(identity: Identity, port: int | None = None) -> AsyncIterator[int]:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(NODE)
 
     app = web.Application()
     app.router.add_get("/{path:.*}", answer)
-    server = TestServer(app, host="127.0.0.1", port=port or None, scheme="https")
-    await server.start_server(ssl=identity.context())
-    try:
-        assert server.port is not None
-        yield server.port
-    finally:
-        await server.close()
+    async with serving(app, port, identity.context()) as url:
+        yield int(url.rpartition(":")[2])
 
 
 async def test_after_a_rotation_of_the_clusters_authority_new_connections_work(tmp_path: Path) -> None:
     first, second = Identity(tmp_path / "first"), Identity(tmp_path / "second")
     account = mounted(tmp_path, "t")
     (account / "ca.crt").write_text(first.authority)
-    async with serving(first) as port:
+    async with serving_node(first) as port:
         environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(port)}
         client = HttpClient(ServiceAccountLogin(environment, account))
         assert await client.get(NODES, "n") == NODE
-    async with client, serving(second, port):
+    async with client, serving_node(second, port):
         with pytest.raises(Unavailable, match=r"(?i)certificate"):
             await client.get(NODES, "n")
         (account / "ca.crt").write_text(second.authority)

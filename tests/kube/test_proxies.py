@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from tests.fakes.serving import serving
 
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized
@@ -72,8 +72,7 @@ async def test_what_is_read_with_a_kubeconfig_goes_through_the_proxy(tmp_path: P
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", passed_on)
-    async with TestServer(app, host="127.0.0.1") as proxy:
-        url = str(proxy.make_url("")).rstrip("/")
+    async with serving(app) as url:
         cluster = {"server": "http://api.example.com"} | ({"proxy-url": url} if by == "the kubeconfig" else {})
         document = {
             "apiVersion": "v1",
