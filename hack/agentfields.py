@@ -94,7 +94,7 @@ SOURCES: tuple[FieldSource, ...] = (
         "none, or without placements; the planner uses those of its table of cards",
     ),
     FieldSource(
-        ("gpus[].computeMode",),
+        ("computeModes",),
         ("nvmlDeviceGetComputeMode",),
         (NeededRight.DRIVER,),
         "NotSupported; Unknown where NVML refuses, and then nothing is proven",

@@ -34,7 +34,7 @@ async def play(demo: Demo) -> None:
         return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
 
     async def counted() -> bool:  # the operator counts pods without a node once a minute
-        return (await demo.policy("pool-b"))[1].get("summary", {}).get("pendingPods") == 0
+        return bool((await demo.policy("pool-b"))[1].get("summary", {}).get("pendingPods") == 0)
 
     await demo.until("the nodes of pool-b to show the pause", held)
     if demo.record_to is not None:

@@ -101,7 +101,7 @@ async def test_a_turn_that_fails_midway_is_not_taken_for_fresh_by_the_next(caplo
         kubelet.answer = odd  # the reading of this turn succeeds, and what follows it does not
         bench.gpus.add_process(0, "python3", 1)
         failing = await bench.node.until(lambda observed: bool(observed.error))
-        assert (failing.request_id, failing.programs) == ("r1", ())
+        assert (failing.request_id, failing.programs) == ("r1", "")
         assert "AgentFault: AttributeError" in loop.why_not_ready()
         assert loop.reading is None, "no metric shows it either"
         kubelet.answer = Holdings()

@@ -74,7 +74,7 @@ def test_an_observation_names_who_uses_a_divided_gpu(tmp_path: Path) -> None:
     divided, whole = observed["gpus"]
     assert divided["mig"].startswith("1x3g.40gb+2x1g.10gb@")
     assert whole["mig"] == "Disabled"
-    assert observed["programs"] == ["0 python3", "0 tritonserver", "0"]
+    assert observed["programs"] == "0 python3; 0 tritonserver; 0"
     assert (observed["allocated"]["nvidia.com/mig-3g.40gb"], observed["pods"]) == (1, 3)
     assert (observed["requestID"], observed["error"], observed["simulated"]) == ("r1", "", False)
 

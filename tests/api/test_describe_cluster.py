@@ -1,4 +1,4 @@
-"""What kubectl describes of the largest GPUNodes: eight GPUs in instances, a process and a pod on each, in a change."""
+"""What kubectl describes of the largest GPUNodes: a process and a pod on each part of each GPU, in a change."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from hack.sim.gpu import SimulatedGPUs
 
 from gpusharing.agent.gpunode import Observation
 from gpusharing.agent.podresources import Holdings
-from gpusharing.api.gpunode import Request
+from gpusharing.api.gpunode import MAX_PROGRAMS, Request
 from gpusharing.api.names import API_VERSION, Phase
 from gpusharing.planning.gpus.texts import write_holders
 from gpusharing.planning.report.transition import MAX_HISTORY
@@ -51,27 +51,34 @@ CONDITION = {
 REASONS = ("DrainStarted", "PodEvictionBlocked", "NodeFailed", "ChangeGivenUp", "Reconfiguring")
 
 
-H200, RTX_PRO = "NVIDIA H200", "NVIDIA RTX PRO 6000 Blackwell Server Edition"
-DIVIDED = {H200: ("1g.18gb", 7), RTX_PRO: ("1g.24gb", 4)}
-MACHINES = {"56 instances": [H200] * 8, "eleven profiles": [RTX_PRO] * 8, "two models": [H200, RTX_PRO] * 4}
+H200, RTX_PRO, A100 = "NVIDIA H200", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "NVIDIA A100-SXM4-40GB"
+DIVIDED = {H200: ("1g.18gb", 7), RTX_PRO: ("1g.24gb", 4), A100: ("3g.20gb", 2)}
+MACHINES = {
+    "56 instances": [H200] * 8,
+    "eleven profiles": [RTX_PRO] * 8,
+    "two models": [H200, RTX_PRO] * 4,
+    "sixteen GPUs": [A100] * 16,
+}
 
 
-def divided_node(models: Sequence[str]) -> Observation:
-    """What an agent reports if each GPU is divided, with a pod and a process of one of three programs on each part."""
+def divided_node(models: Sequence[str], *, mps: bool) -> Observation:
+    """What an agent reports if each GPU is divided, with a pod and a process on each part, of more programs than it names."""
     gpus, allocated = SimulatedGPUs("gpu-07", models), Counter[str]()
     pods: list[tuple[str, str, list[int], str]] = []
     for index, model in enumerate(models):
-        gpus.set_mig_mode(index, on=True)
+        gpus.set_compute_mode(index, "ExclusiveProcess" if mps else "Default")
+        gpus.set_mig_mode(index, on=not mps)
         profile, count = DIVIDED[model]
         for number in range(count):
-            device = gpus.create(index, profile).uuid
-            gpus.add_process(index, ("python3", "tritonserver", "vllm")[number % 3], 100 * index + number + 1, device)
+            device = "" if mps else gpus.create(index, profile).uuid
+            program = f"program-{len(pods) % (MAX_PROGRAMS + 1)}"
+            gpus.add_process(index, program, 100 * index + number + 1, device)
             pod = (
                 f"team-{number}/ranker-{index}-7c9f8d6b5-{number:05}",
                 f"5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b{len(pods):04}",
             )
             pods.append((*pod, [index], f"{len(pods):012x}"))
-            allocated[f"nvidia.com/mig-{profile}"] += 1
+            allocated["nvidia.com/gpu.shared" if mps else f"nvidia.com/mig-{profile}"] += 1
     request = Request("op-1:quiet:after-1", quiet=True, holders=True)
     report = Observation.after(request, gpus.read(), simulated=False)
     return report.held_by(Holdings(allocated, len(pods)), write_holders(pods))
@@ -95,11 +102,12 @@ def event(reason: str, gpunode: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("mps", [False, True], ids=["MIG", "MPS"])
 @pytest.mark.parametrize("models", MACHINES.values(), ids=MACHINES.keys())
 def test_a_divided_node_in_a_change_is_described_in_120_lines_with_its_events(
-    server: Api, control_plane: ControlPlane, models: Sequence[str]
+    server: Api, control_plane: ControlPlane, models: Sequence[str], mps: bool
 ) -> None:
-    name, reported = f"gpu-{uuid4().hex[:8]}", divided_node(models)
+    name, reported = f"gpu-{uuid4().hex[:8]}", divided_node(models, mps=mps)
     node = server.create(NODES, {"metadata": {"name": name}})  # without it, the object would soon be collected
     owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": node["metadata"]["uid"]}
     manifest: dict[str, Any] = {

@@ -9,13 +9,13 @@ from tests.fakes.cluster import FakeCluster
 from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable
 from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
-from gpusharing.planning.gpus.texts import read_program
+from gpusharing.planning.gpus.texts import read_programs
 
 REPORT = TypeAdapter(Observed)
 
 
 def programs_on(observed: Observed, index: int) -> list[str]:
-    return [name for name, gpus in map(read_program, observed.programs) if index in gpus]
+    return [name for name, gpus in read_programs(observed.programs) if index in gpus]
 
 
 AGENT = "agent"

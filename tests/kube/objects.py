@@ -112,7 +112,8 @@ def observed(*gpus: JSON, profiles: list[str] | None = None, **changes: Any) -> 
             }
         ],
         "gpus": list(gpus),
-        "programs": [],
+        "computeModes": "",
+        "programs": "",
         "allocated": {"nvidia.com/gpu": 1, "nvidia.com/mig-1g.10gb": 0},
         "pods": 1,
     }

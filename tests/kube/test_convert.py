@@ -134,7 +134,7 @@ def gpunode(report: object) -> JSON:
 
 def test_a_gpunode_shows_the_request_and_the_observation() -> None:
     gpus = observed_gpu(mig="2x3g.40gb@0123456789abcdef"), observed_gpu(1, migPending=True)
-    programs = ["0", "0-1 python3"]
+    programs = "0; 0-1 python3"
     view = convert.gpunode_view(gpunode(observed(*gpus, programs=programs)))
     assert (view.request_id, view.quiet) == ("r1", True)
     assert view.observed is not None
@@ -147,7 +147,7 @@ def test_a_gpunode_shows_the_request_and_the_observation() -> None:
 
 
 def test_what_the_agent_may_not_see_is_unknown_and_not_empty() -> None:
-    silent = observed(observed_gpu(instancesWithheld=True, computeMode="Unknown"))
+    silent = observed(observed_gpu(instancesWithheld=True), computeModes="0 Unknown")
     del silent["allocated"], silent["pods"]
     view = convert.observed_view(silent)
     assert (view.error, view.allocated, view.pods) == ("", None, None)

@@ -88,7 +88,7 @@ CLAIMING_POD = {
 OBSERVED = observed(
     observed_gpu(mig="1x3g.40gb@0123456789abcdef"),
     profiles=["3g.40gb id=9 max=2 placements={0,4}:4", "7g.80gb id=0 max=1 placements={0}:8"],
-    programs=["0 python"],
+    programs="0 python",
 )
 POLICY = {
     "metadata": {"name": "pool-b", "uid": "1", "generation": 1, "creationTimestamp": "2026-11-20T00:00:00Z"},

@@ -452,7 +452,8 @@ async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
         "driverVersion": "1",
         "gpus": [],
         "models": [],
-        "programs": [],
+        "computeModes": "",
+        "programs": "",
     }
     cluster.add(
         GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}, "status": {"observed": report, "transition": {}}}

@@ -2,27 +2,30 @@
 
 import re
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpusharing.api.gpunode import INDEXES, MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import COMPUTE_MODES, INDEXES, MAX_PROGRAMS, MIG, PROFILE, PROGRAMS, ComputeMode
 from gpusharing.api.gpunode import PROFILES as PATTERN
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
 from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.gpus.texts import (
     key_of,
+    read_compute_modes,
     read_indexes,
     read_mig,
     read_profile,
     read_profiles,
-    read_program,
+    read_programs,
+    write_compute_modes,
     write_indexes,
     write_mig,
     write_profile,
     write_profiles,
-    write_program,
+    write_programs,
 )
 
 PROFILES = sorted({profile for card in CARDS for profile in card.profiles}, key=repr)
@@ -78,28 +81,57 @@ def test_instances_that_were_made_anew_differ_in_their_hash() -> None:
     assert read_mig(before)[0] == read_mig(after)[0]
 
 
-@given(st.sets(st.integers(0, 200), min_size=1), st.sampled_from(["", "python3", "a (program b, started by c)", "7 5"]))
-def test_a_program_is_read_as_it_was_written(indexes: set[int], name: str) -> None:
-    assert re.fullmatch(PROGRAM, write_program(name, indexes))
-    assert read_program(write_program(name, indexes)) == (name, indexes)
+GPUS_OF_PROGRAM = st.sets(st.integers(0, 200), min_size=1)
+
+
+@given(st.dictionaries(st.sampled_from(["", "python3", "a (program b, started by c)", "7 5"]), GPUS_OF_PROGRAM))
+def test_programs_are_read_as_they_were_written(programs: dict[str, set[int]]) -> None:
+    written = write_programs(programs.items())
+    assert re.fullmatch(PROGRAMS, written)
+    assert read_programs(written) == [*programs.items()]
+
+
+@given(st.lists(st.sampled_from(get_args(ComputeMode)), max_size=16))
+def test_compute_modes_are_read_as_they_were_written(modes: list[ComputeMode]) -> None:
+    written = write_compute_modes(modes)
+    assert re.fullmatch(COMPUTE_MODES, written)
+    assert [read_compute_modes(written).get(index, "Default") for index in range(len(modes))] == modes
+
+
+def test_gpus_in_one_compute_mode_are_named_together() -> None:
+    assert write_compute_modes(["ExclusiveProcess", "Default", "ExclusiveProcess", "ExclusiveProcess"]) == (
+        "0,2-3 ExclusiveProcess"
+    )
+    assert read_compute_modes("0 Nonsense") == {}
 
 
 def test_gpus_in_a_row_are_written_as_a_range() -> None:
-    written = [write_program("a", found) for found in ([3], [5, 0, 1, 2], [0, 1, 4, 6, 7])]
-    assert written == ["3 a", "0-2,5 a", "0-1,4,6-7 a"]
+    written = write_programs([("a", [3]), ("b", [5, 0, 1, 2]), ("", [0, 1, 4, 6, 7])])
+    assert written == "3 a; 0-2,5 b; 0-1,4,6-7"
 
 
 @pytest.mark.parametrize(
-    "name", ["nvidia-cuda-mps-server ", "nvidia-cuda-mps-server\n", " nvidia-cuda-mps-server", "a\nb", "x" * 2000]
+    "name",
+    [
+        "nvidia-cuda-mps-server ",
+        "nvidia-cuda-mps-server\n",
+        " nvidia-cuda-mps-server",
+        "a; 0 nvidia-cuda-mps-server",
+        "nvidia-cuda-mps-server; 0 a",
+        "a\nb",
+        "x" * 2000,
+    ],
 )
 def test_no_name_of_a_program_becomes_that_of_another_or_too_long_for_the_api_server(name: str) -> None:
-    written = write_program(name, range(64))
-    assert len(written) <= 1024
-    read, gpus = read_program(written)
-    assert read not in ("", "nvidia-cuda-mps-server")
-    assert gpus == {*range(64)}
+    written = write_programs([(name, range(0, 64, 2))] * MAX_PROGRAMS)
+    assert len(written) <= 16384
+    programs = read_programs(written)
+    assert len(programs) == MAX_PROGRAMS
+    for read, gpus in programs:
+        assert read not in ("", "nvidia-cuda-mps-server")
+        assert gpus == {*range(0, 64, 2)}
 
 
 def test_a_program_in_another_form_keeps_every_gpu_busy() -> None:
-    name, gpus = read_program("nonsense")
+    ((name, gpus),) = read_programs("nonsense")
     assert (name, {0, 63} <= gpus) == ("", True)

@@ -15,12 +15,14 @@ from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.gpus.texts import (
+    read_compute_modes,
     read_indexes,
-    read_program,
+    read_programs,
+    write_compute_modes,
     write_indexes,
     write_mig,
     write_profiles,
-    write_program,
+    write_programs,
 )
 
 log = logging.getLogger(__name__)
@@ -126,6 +128,8 @@ class Observation(Observed):
             else gpu_status(gpu)
             for gpu in reading.gpus
         ]
+        told = read_compute_modes(last.compute_modes) if last else {}
+        modes = [told.get(gpu.index, "Default") if gpu.index in kept else gpu.compute_mode for gpu in reading.gpus]
         members = {
             model.product: {gpu.index for gpu in reading.gpus if gpu.product == model.product and gpu.index not in kept}
             for model in reading.models
@@ -136,7 +140,7 @@ class Observation(Observed):
             models.setdefault(model.product, model)
         uses = [(process.name, gpu.index) for gpu in reading.gpus for process in gpu.processes]
         if last:
-            uses += [(name, index) for name, gpus in map(read_program, last.programs) for index in gpus & kept]
+            uses += [(name, index) for name, indexes in read_programs(last.programs) for index in indexes & kept]
         return cls(
             request_id=request.id,
             quiet=request.quiet,
@@ -147,6 +151,7 @@ class Observation(Observed):
                 replace(model, gpus=write_indexes(members[name])) for name, model in models.items() if members[name]
             ),
             gpus=tuple(gpus),
+            compute_modes=write_compute_modes(modes),
             programs=_programs(uses),
         )
 
@@ -160,7 +165,7 @@ class Observation(Observed):
         """Return the same GPUs and request id with an error; not `quiet`, as the library may still be open."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
-    def held_by(self, holdings: Holdings | None, holders: tuple[str, ...] | None = None) -> "Observation":
+    def held_by(self, holdings: Holdings | None, holders: str | None = None) -> "Observation":
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
         if (self.allocated, self.pods, self.holders) == (allocated, pods, holders):
             return self
@@ -194,7 +199,6 @@ def gpu_status(gpu: GPU) -> GPUStatus:
         uuid=gpu.uuid,
         mig=write_mig(gpu.mig_mode, [(instance.profile, instance.uuid) for instance in gpu.instances]),
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
-        compute_mode=gpu.compute_mode,
         ecc_errors=bool(gpu.ecc_uncorrected),
         remap_pending=pending,
         remap_failed=failed,
@@ -206,7 +210,7 @@ def gpu_status(gpu: GPU) -> GPUStatus:
     )
 
 
-def _programs(uses: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+def _programs(uses: Iterable[tuple[str, int]]) -> str:
     by_name: defaultdict[str, set[int]] = defaultdict(set)
     for name, index in uses:
         by_name[name].add(index)
@@ -215,8 +219,7 @@ def _programs(uses: Iterable[tuple[str, int]]) -> tuple[str, ...]:
         : MAX_PROGRAMS - 1
     ]
     rest = set().union(*(indexes for name, indexes in by_name.items() if name not in names))
-    found = [write_program(name, by_name[name]) for name in names]
-    return (*found, write_program("", rest)) if rest else tuple(found)
+    return write_programs([*((name, by_name[name]) for name in names), *([("", rest)] if rest else [])])
 
 
 def _has_shifted(before: Sequence[GPUStatus], now: Sequence[GPU]) -> bool:

@@ -69,9 +69,7 @@ class Holdings:
     None if the kubelet does not report it."""
 
 
-def find_holders(
-    holdings: Holdings, gpus: Iterable[GPU], uids: Mapping[tuple[str, str], str]
-) -> tuple[str, ...] | None:
+def find_holders(holdings: Holdings, gpus: Iterable[GPU], uids: Mapping[tuple[str, str], str]) -> str | None:
     """Return which pods hold which of these GPUs, or None if there are too many; `uids` by namespace and name.
 
     A pod deleted by force may be listed beside its successor of the same name; neither gets GPUs here.

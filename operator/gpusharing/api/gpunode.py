@@ -32,8 +32,12 @@ MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
 INDEXES = f"^{_INDEXES}$"
 """Indexes of GPUs, with ranges, for example 0-3,5."""
-HOLDERS = rf"^(\?|{_INDEXES})((?: [^ /]+/[^ /]+ [^ ]+ [0-9a-f]{{12}}){{1,64}})$"
-PROGRAM = rf"^({_INDEXES})(?: (.+))?$"
+COMPUTE_MODE = rf"({_INDEXES}) (ExclusiveProcess|Prohibited|NotSupported|Unknown)"
+COMPUTE_MODES = f"^(?:{COMPUTE_MODE}(?:; {COMPUTE_MODE})*)?$"
+HOLDER = rf"(\?|{_INDEXES})((?: [^ ;/]+/[^ ;/]+ [^ ;]+ [0-9a-f]{{12}}){{1,64}})"
+HOLDERS = f"^(?:{HOLDER}(?:; {HOLDER})*)?$"
+PROGRAM = rf"({_INDEXES})(?: ([^;]+))?"
+PROGRAMS = f"^(?:{PROGRAM}(?:; {PROGRAM})*)?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
 
 
@@ -85,8 +89,6 @@ class GPUStatus(WireRecord):
     without instances; Disabled with MIG off; NotSupported, also if absent."""
     mig_pending: bool = False
     """Whether the next reset changes the MIG mode."""
-    compute_mode: ComputeMode = "Default"
-    """CUDA compute mode, which MPS sets to ExclusiveProcess; Unknown when NVML does not report it."""
     ecc_errors: bool = False
     """Whether there are uncorrected volatile ECC errors."""
     remap_pending: bool = False
@@ -121,12 +123,13 @@ class Observed(WireRecord):
     """Card models in this node."""
     gpus: Annotated[tuple[GPUStatus, ...], Limits(max_length=64)]
     """GPUs of this node, each at the place of its index, as NVML counts from 0."""
-    programs: Annotated[
-        tuple[Annotated[str, Limits(max_length=1024, pattern=PROGRAM)], ...], Limits(max_length=MAX_PROGRAMS)
-    ]
-    """Programs that compute or draw, each with the indexes of its GPUs and its name, for example 0-3,5 python3; without a
-    name for processes that the agent cannot name or may not see, which count as busy; an MPS daemon is named only if its
-    executable and parent are NVIDIA's."""
+    compute_modes: Annotated[str, Limits(max_length=1024, pattern=COMPUTE_MODES)]
+    """CUDA compute modes other than Default, each with the indexes of its GPUs, after each ; another one, for example
+    0-3 ExclusiveProcess, which MPS sets; Unknown when NVML does not report it."""
+    programs: Annotated[str, Limits(max_length=16384, pattern=PROGRAMS)]
+    """Programs that compute or draw, each with the indexes of its GPUs and its name, after each ; another one, for
+    example 0-3,5 python3; without a name for processes that the agent cannot name or may not see, which count as busy; an
+    MPS daemon is named only if its executable and parent are NVIDIA's."""
     error: Sentence = ""
     """Why the agent cannot read NVML; absent when it can."""
     simulated: bool = False
@@ -136,13 +139,11 @@ class Observed(WireRecord):
     absent when the kubelet did not answer."""
     pods: int | None = None
     """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
-    holders: (
-        Annotated[tuple[Annotated[str, Limits(max_length=32768, pattern=HOLDERS)], ...], Limits(max_length=MAX_HOLDERS)]
-        | None
-    ) = None
-    """Pods that hold GPU devices, by the indexes of their GPUs: of each pod namespace and name, UID, and a digest of the ids
-    of its devices, for example 3 team-a/llm-0 5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b9e10 0123456789ab, with ? for what the agent
-    cannot tell; absent unless the request asks for it and at most 64 pods hold any."""
+    holders: Annotated[str, Limits(max_length=32768, pattern=HOLDERS)] | None = None
+    """Pods that hold GPU devices, by the indexes of their GPUs, after each ; those of others: of each pod namespace and
+    name, UID, and a digest of the ids of its devices, for example
+    3 team-a/llm-0 5f0c2a4e-0b0c-4b8e-9c1d-2f6d1a7b9e10 0123456789ab, with ? for what the agent cannot tell; absent unless
+    the request asks for it and at most 64 pods hold any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,8 @@ class Transition(WireRecord):
     absent when the node is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
-    history: Annotated[tuple[Line, ...], Limits(max_length=16)] = ()
-    """The last 16 phases, newest last, each with its begin, RFC 3339 in UTC, and its reason, for example
+    history: Annotated[tuple[Line, ...], Limits(max_length=12)] = ()
+    """The last 12 phases, newest last, each with its begin, RFC 3339 in UTC, and its reason, for example
     2026-11-20T09:00:00Z Draining EvictingPods."""
 
 

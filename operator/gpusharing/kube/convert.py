@@ -41,7 +41,14 @@ from gpusharing.kube.raw import (
 )
 from gpusharing.planning.gpus.cards import Profile, find_card, find_doubt
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.gpus.texts import read_holders, read_indexes, read_mig, read_profiles, read_program
+from gpusharing.planning.gpus.texts import (
+    read_compute_modes,
+    read_holders,
+    read_indexes,
+    read_mig,
+    read_profiles,
+    read_programs,
+)
 from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, DaemonSetState
 from gpusharing.planning.snapshot.podviews import Holder, Taint, Toleration
 from gpusharing.planning.snapshot.records import Deferred, Verified
@@ -206,7 +213,7 @@ def observed_view(raw: object) -> ObservedView:
     for model in observed.models:
         indexes = read_indexes(model.gpus)
         models |= dict.fromkeys(indexes, _of_model(model, mig_capable=not capable.isdisjoint(indexes)))
-    programs = list(map(read_program, observed.programs))
+    programs, modes = read_programs(observed.programs), read_compute_modes(observed.compute_modes)
     holders = None if observed.holders is None else tuple(Holder(*one) for one in read_holders(observed.holders))
     holders = holders if holders is None or len(holders) <= MAX_HOLDERS else None
     allocated = observed.allocated
@@ -222,7 +229,7 @@ def observed_view(raw: object) -> ObservedView:
                 mig_capable=gpu.mig != "NotSupported",
                 mig_enabled=layout is not None,
                 mig_pending=gpu.mig_pending,
-                compute_mode=gpu.compute_mode,
+                compute_mode=modes.get(index, "Default"),
                 layout=layout,
                 processes=tuple(name for name, indexes in programs if index in indexes),
                 vitals=vitals_of(gpu),

@@ -1,4 +1,4 @@
-"""How do MIG profiles, layouts and programs stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
+"""How do MIG profiles, layouts, compute modes, programs and pods stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
 
 import re
 from collections import Counter
@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
 
-from gpusharing.api.gpunode import HOLDERS, INDEXES, MIG, PROFILE, PROGRAM
+from gpusharing.api.gpunode import COMPUTE_MODE, HOLDER, INDEXES, MIG, PROFILE, PROGRAM, ComputeMode
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, parse_profile
 
-_PROFILE, _MIG, _PROGRAM, _HOLDERS, _INDEXES = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDERS, INDEXES))
+_PROFILE, _MIG, _PROGRAM, _HOLDER, _INDEXES = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDER, INDEXES))
+_COMPUTE_MODE = re.compile(COMPUTE_MODE)
+_BETWEEN = "; "
 _LONGEST_NAME = 512
 _MOST_SLICES = 8
 """More than any card has (7)."""
@@ -29,12 +31,12 @@ def write_profile(profile: Profile) -> str:
 
 
 def write_profiles(profiles: Iterable[Profile]) -> str:
-    return "; ".join(map(write_profile, profiles))
+    return _BETWEEN.join(map(write_profile, profiles))
 
 
 def read_profiles(text: str) -> tuple[Profile, ...]:
     """Return the profiles without those that `read_profile` refuses."""
-    return tuple(filter(None, map(read_profile, text.split("; "))))
+    return tuple(filter(None, map(read_profile, text.split(_BETWEEN))))
 
 
 def read_profile(text: str) -> Profile | None:
@@ -72,11 +74,37 @@ def read_mig(text: str) -> tuple[Layout | None, str]:
     return normalize({name: int(count) for count, name in pairs}), match[2]
 
 
-def write_program(name: str, indexes: Iterable[int]) -> str:
-    """Return the indexes of the GPUs that a program uses, with ranges, and its name, as in `0-3,5 python3`."""
+def write_compute_modes(modes: Sequence[ComputeMode]) -> str:
+    """Return the modes other than Default, with the indexes of their GPUs, as in `0-3 ExclusiveProcess`."""
+    rare = sorted(set(modes) - {"Default"})
+    return _BETWEEN.join(f"{write_indexes(n for n, one in enumerate(modes) if one == mode)} {mode}" for mode in rare)
+
+
+def read_compute_modes(text: str) -> dict[int, ComputeMode]:
+    """Return the mode of each GPU of which the text names one; empty for a text of another form."""
+    found = filter(None, map(_COMPUTE_MODE.fullmatch, text.split(_BETWEEN)))
+    return {index: match[2] for match in found for index in read_indexes(match[1])}  # type: ignore[misc]  # by its form
+
+
+def write_programs(programs: Iterable[tuple[str, Iterable[int]]]) -> str:
+    """Return the GPUs that each program uses, with its name if it has one, as in `0-3,5 python3; 6`."""
     # No name may become another one by what is cut or replaced: that of an MPS daemon says that a GPU is idle.
-    shown = "".join(char if char.isprintable() else "?" for char in name)[:_LONGEST_NAME]
-    return f"{write_indexes(indexes)} {shown}" if shown else write_indexes(indexes)
+    found = []
+    for name, indexes in programs:
+        shown = "".join(char if char.isprintable() and char != ";" else "?" for char in name)[:_LONGEST_NAME]
+        found.append(f"{write_indexes(indexes)} {shown}" if shown else write_indexes(indexes))
+    return _BETWEEN.join(found)
+
+
+def read_programs(text: str) -> list[tuple[str, set[int]]]:
+    """Return the name of each program, empty if it has none, and the indexes of its GPUs."""
+    return [_read_program(part) for part in text.split(_BETWEEN)] if text else []
+
+
+def _read_program(text: str) -> tuple[str, set[int]]:
+    if (match := _PROGRAM.fullmatch(text)) is None:
+        return "", set(range(1000))  # of any GPU, so that none counts as idle
+    return match[2] or "", read_indexes(match[1])
 
 
 def write_indexes(indexes: Iterable[int]) -> str:
@@ -87,32 +115,25 @@ def write_indexes(indexes: Iterable[int]) -> str:
     return ",".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
 
 
-def write_holders(pods: Iterable[tuple[str, str, Iterable[int], str]]) -> tuple[str, ...]:
-    """Return a line for each set of GPUs; `pods` are name, UID, GPUs (empty if unknown) and a digest of the devices."""
-    lines: dict[str, str] = {}
+def write_holders(pods: Iterable[tuple[str, str, Iterable[int], str]]) -> str:
+    """Return a part for each set of GPUs; `pods` are name, UID, GPUs (empty if unknown) and a digest of the devices."""
+    parts: dict[str, str] = {}
     for pod, uid, indexes, devices in pods:
         gpus = write_indexes(indexes) or "?"
-        lines[gpus] = f"{lines.get(gpus, gpus)} {pod} {uid or '?'} {devices}"
-    return tuple(line for _, line in sorted(lines.items()))
+        parts[gpus] = f"{parts.get(gpus, gpus)} {pod} {uid or '?'} {devices}"
+    return _BETWEEN.join(part for _, part in sorted(parts.items()))
 
 
-def read_holders(lines: Iterable[str]) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
-    """Yield each pod as `write_holders` got it; a line of another form is a pod of which nothing is known."""
-    for line in lines:
-        if (match := _HOLDERS.fullmatch(line)) is None:
-            yield line, "", (), ""
+def read_holders(text: str) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+    """Yield each pod as `write_holders` got it; a part of another form is a pod of which nothing is known."""
+    for part in text.split(_BETWEEN) if text else ():
+        if (match := _HOLDER.fullmatch(part)) is None:
+            yield part, "", (), ""
             continue
         gpus, words = match[1], match[2].split(" ")[1:]
         indexes = tuple(sorted(read_indexes(gpus))) if gpus != "?" else ()
         for pod, uid, devices in zip(words[::3], words[1::3], words[2::3], strict=True):
             yield pod, uid.replace("?", ""), indexes, devices
-
-
-def read_program(text: str) -> tuple[str, set[int]]:
-    """Return the name of a program, empty if it has none, and the indexes of its GPUs."""
-    if (match := _PROGRAM.fullmatch(text)) is None:
-        return "", set(range(1000))  # of any GPU, so that none counts as idle
-    return match[2] or "", read_indexes(match[1])
 
 
 def read_indexes(text: str) -> set[int]:

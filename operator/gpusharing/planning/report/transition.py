@@ -13,8 +13,8 @@ from gpusharing.planning.vocabulary.findings import culprit, explain_blockers
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
 
-MAX_HISTORY = 16
-"""The largest number of phases in the history of a node, which is two changes; the oldest are dropped."""
+MAX_HISTORY = 12
+"""The largest number of phases in the history of a node, more than a change has; the oldest are dropped."""
 
 
 def transition(verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime) -> dict[str, Any]:
