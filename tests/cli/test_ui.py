@@ -1,4 +1,4 @@
-"""`ui` (kubectl_gpusharing/usage/ui.py, kubectl_gpusharing/pools/page.py), by the program, in virtual time, and in a real browser."""
+"""`ui` (kubectl_gpusharing/usage/ui.py, kubectl_gpusharing/shell/loopback.py), by the program, in virtual time, and in a real browser."""
 
 import asyncio
 import http.client
@@ -32,9 +32,9 @@ from tests.wording import lacks
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from hack import browser as browsers
-from kubectl_gpusharing.pools.page import HEADERS, Pages, route
 from kubectl_gpusharing.pools.status import Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
+from kubectl_gpusharing.shell.loopback import HEADERS, Pages, route
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import INTERRUPTED
 from kubectl_gpusharing.usage.ui import MOST, REREAD, Board

@@ -18,11 +18,12 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.kube.client import GPUNODES, POLICIES
 from gpusharing.kube.clock import loop_time
 from kubectl_gpusharing.diagnosis import why
-from kubectl_gpusharing.pools.page import Content, listening, overview
+from kubectl_gpusharing.pools.page import overview
 from kubectl_gpusharing.pools.status import TICK, Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import AddressData
 from kubectl_gpusharing.shell.drawing import Ink, Line, length, line, prose
+from kubectl_gpusharing.shell.loopback import Content, listening
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS, Markup, document, flow, frame, tag
 from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
