@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -184,6 +185,11 @@ class Checks:
         elif not {*self._chosen} <= {"verify", "docs"}:
             print("!! no test was played")
             self._failed = True
+        if paces := find_paces():
+            slowness = statistics.median(pace / aim for pace, aim in paces)
+            print(
+                f"in all at the pace of the aims (docs/adr/0051-aims-at-a-pace.md): {self._seconds() / slowness:.0f} s"
+            )
         if not (self._failed or left_out) and {*self._chosen} == {*PARTS}:
             record()
         return int(self._failed)
@@ -208,6 +214,12 @@ def count_tests() -> Counter[str]:
         for number, outcome in re.findall(r"(\d+) (passed|failed|skipped)", line):
             total[outcome] += int(number)
     return total
+
+
+def find_paces() -> list[tuple[float, float]]:
+    """Return the pace that was measured at the end of each verb's tests, and that at which the aims hold."""
+    reports = "\n".join(path.read_text() for path in BUILD.glob("report-*.txt"))
+    return [(float(pace), float(aim)) for pace, aim in re.findall(r"(\d+) ms  pace; the aims hold at (\d+)", reports)]
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hack.cluster.process import pid_exists, text_of, wait_until
 from hack.generate import ROOT
+from hack.report import LONG as LONG_RUN
+from hack.report import pace_of
 from hack.verbs import MakeVerb
 from tests.wording import lacks
 
@@ -198,16 +200,18 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
     (notes / "make docs.status").write_text("3")
     for call, line in {
         "make test WORKERS=logical": "rung 0 (pure): 40 passed, 1 failed",
-        E2E: "rung 4 (real nodes): 2 passed",
+        E2E: f"rung 4 (real nodes): 2 passed\n{''.join(pace_of(LONG_RUN, lambda: 140.0))}",
     }.items():
         (notes / f"{call}.reports").write_text(f"{line}\nmore\n")
     done = run(notes)
     table = done.said[done.said.index("part           status") :].splitlines()
-    played = {line.split()[0]: line.split()[1] for line in table[1:-2]}
+    played = {line.split()[0]: line.split()[1] for line in table[1:-3]}
     assert set(played) == {*PARTS, *MORE_PARTS}
     assert {name for name, status in played.items() if status != "0"} == {"docs"}
-    assert re.fullmatch(r"in all: \d+ s", table[-2])
-    assert table[-1] == "tests: 49 passed, 1 failed, 1 skipped"
+    assert (took := re.fullmatch(r"in all: (\d+) s", table[-3]))
+    assert table[-2] == "tests: 49 passed, 1 failed, 1 skipped"
+    assert (even := re.fullmatch(r"in all at the pace of the aims \(.*\): (\d+) s", table[-1]))
+    assert abs(int(even[1]) - int(took[1]) / 2) <= 1
 
 
 @pytest.mark.parametrize(
