@@ -33,7 +33,7 @@ async def play(demo: Demo) -> None:
     async def held() -> bool:
         return all([(await demo.place(node)).get("phase") == "Pending" for node in POOL_B])
 
-    async def counted() -> bool:  # the operator counts pods without a node once a minute
+    async def counted() -> bool:  # the operator counts pods without a node now and then
         return bool((await demo.policy("pool-b"))[1].get("summary", {}).get("pendingPods") == 0)
 
     await demo.until("the nodes of pool-b to show the pause", held)
@@ -44,6 +44,8 @@ async def play(demo: Demo) -> None:
         await operator_dies(demo)
         await owner_gives_way(demo)
         await look_back(demo, before)
+        if demo.record_to is not None:
+            await demo.until("pool-b to report that no pod is pending", counted, 30.0)
     if demo.record_to:
         await asyncio.to_thread(recorder.write, demo.record_to)
 
