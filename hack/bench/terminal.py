@@ -22,7 +22,7 @@ from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from hack.bench.results import Measured
 
 JSON = dict[str, Any]
-GPUS, POOLS, STEPS, REPEATS = 8, 4, 16, 5
+GPUS, POOLS, STEPS, REPEATS = 8, 4, 12, 5
 PODS_EACH = 8
 """How many pods each node of `free` has."""
 SECONDS = 60.0

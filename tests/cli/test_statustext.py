@@ -13,6 +13,7 @@ from tests.cli.schema import read_schema
 from tests.wording import lacks
 
 from gpusharing.kube.client import JSON
+from gpusharing.planning.report.transition import MAX_HISTORY
 from kubectl_gpusharing.pools.fleet import State, state_of
 from kubectl_gpusharing.pools.status import NODE_COLUMNS, POOL_COLUMNS, StatusColumn, describe
 from kubectl_gpusharing.pools.status import as_data as typed_data
@@ -379,6 +380,16 @@ def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> N
     found = find_estimate(pool, NOW)
     assert found is not None
     assert found[1].endswith("the last change took 3m")
+
+
+def test_a_change_of_which_the_history_keeps_only_the_end_says_nothing_about_how_long_one_takes() -> None:
+    phases = ("Cordoned", "Draining", "VerifyingIdle", "Reconfiguring", "Verifying", "Uncordoning", "Synced")
+    steps = [(phase, 1000 * (2 - time) - 10 * step) for time in range(2) for step, phase in enumerate(phases)]
+    nodes = [gpunode("n-0", history=history(*steps[-MAX_HISTORY:])), gpunode("n-1", "Pending", "BudgetFull")]
+    (pool,), _ = pools_of([policy()], nodes)
+    found = find_estimate(pool, NOW)
+    assert found is not None
+    assert found[1].endswith("the last change took 1h")
 
 
 def test_the_time_that_a_node_stood_failed_is_no_part_of_its_change() -> None:

@@ -10,6 +10,7 @@ from tests.cli.objects import gpunode, history, policy, pools_of
 from tests.wording import lacks
 
 from gpusharing.api.names import WAY
+from gpusharing.planning.report.transition import MAX_HISTORY
 from kubectl_gpusharing.pools.fleet import PoolStatus, State
 from kubectl_gpusharing.pools.timeline import LETTERS, Timeline, describe_timeline, find_timeline
 from kubectl_gpusharing.shell.drawing import PrintOptions, plain
@@ -74,6 +75,14 @@ def test_nights_of_a_rollout_with_windows_are_one_rollout() -> None:
 def test_of_a_node_that_changed_twice_the_last_change_is_shown() -> None:
     twice = history(("Cordoned", 60), ("Synced", 50), ("Cordoned", 10), ("Synced", 5))
     assert seen(gpunode("n-0", history=twice))[0] == NOW - timedelta(minutes=10)
+
+
+def test_how_long_a_change_took_is_not_told_if_its_begin_is_lost() -> None:
+    retried = [(("Failed", "Reconfiguring")[number % 2], 100 - number) for number in range(MAX_HISTORY - 1)]
+    _, _, (track,) = seen(gpunode("n-0", history=history(*retried, ("Synced", 50))))
+    assert track.took is None
+    _, _, (track,) = seen(gpunode("n-0", history=history(*retried[1:], ("Synced", 50))))
+    assert track.took == timedelta(minutes=49)
 
 
 def test_what_needs_a_person_is_seen_however_short_it_was() -> None:

@@ -1,6 +1,6 @@
 """What did the last rollout of a pool do when, and how long may the rest of it, or a planned change, take?
 
-A rollout is reconstructed from the nodes' histories, which hold the last 16 phases of each; older ones are unknown.
+A rollout is reconstructed from the nodes' histories, which hold the last 12 phases of each; older ones are unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,7 @@ from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import KubeError
 from gpusharing.planning.pools.windows import RECENT, Course
 from gpusharing.planning.report.proposal import Step, foresee
+from gpusharing.planning.report.transition import MAX_HISTORY
 from gpusharing.planning.vocabulary.lengths import counted, in_minutes
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State, read_node, state_of
@@ -54,7 +55,7 @@ class Track:
     node: str
     stretches: tuple[Stretch, ...]
     took: timedelta | None
-    """How long the change took, without Pending or Blocked before it; None until it has succeeded."""
+    """How long the change took, without Pending or Blocked before it; None until it has succeeded, or if its begin is unknown."""
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -107,7 +108,8 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
     moving = [one for one in change if one.moves]
-    took = change[-1].begin - moving[0].begin if moving and change[-1].state is State.DONE else None
+    whole = bool(rests) or not _begins_midway(node, stretches)
+    took = change[-1].begin - moving[0].begin if moving and whole and change[-1].state is State.DONE else None
     changed = any(one.state is not State.DONE for one in change)
     return Track(node.name, tuple(change) if changed else (), took)
 
@@ -141,20 +143,28 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
     """Return how long each past change of a node took, and the one under way has taken so far.
 
-    A change that failed and was retried counts as one; the time in Failed does not count.
+    A change that failed and was retried counts as one; the time in Failed does not count. A past change whose begin the
+    history no longer has is left out.
     """
     lengths: list[timedelta] = []
+    stretches = read_stretches(node, now)
+    partial = _begins_midway(node, stretches)
     # The phase that the node is in may be missing in the history; its time then counts as that of the change.
     taken = now - node.entered if node.entered is not None and not node.history else None
-    for stretch in read_stretches(node, now):
+    for stretch in stretches:
         if stretch.moves:
             lasted = timedelta() if stretch.state is State.FAILED else stretch.end - stretch.begin
             taken = lasted if taken is None else taken + lasted
             continue
-        if taken is not None and stretch.state is State.DONE:
+        if taken is not None and stretch.state is State.DONE and not partial:
             lengths.append(taken)
-        taken = None
+        taken, partial = None, False
     return lengths, taken if node.state is State.MOVES else None
+
+
+def _begins_midway(node: NodeStatus, stretches: Sequence[Stretch]) -> bool:
+    """Whether the history may have lost the begin of its first change: it is full, and its first phase is in one."""
+    return len(node.history) >= MAX_HISTORY and bool(stretches) and stretches[0].moves
 
 
 MOST = 20
