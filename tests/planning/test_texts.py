@@ -102,7 +102,11 @@ def test_gpus_in_one_compute_mode_are_named_together() -> None:
     assert write_compute_modes(["ExclusiveProcess", "Default", "ExclusiveProcess", "ExclusiveProcess"]) == (
         "0,2-3 ExclusiveProcess"
     )
-    assert read_compute_modes("0 Nonsense") == {}
+
+
+def test_a_compute_mode_that_only_a_newer_agent_knows_is_not_default() -> None:
+    assert read_compute_modes("0 Shared; 1 Prohibited") == {0: "Unknown", 1: "Prohibited"}
+    assert read_compute_modes("nonsense") == {}
 
 
 def test_gpus_in_a_row_are_written_as_a_range() -> None:

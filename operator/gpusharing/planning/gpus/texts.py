@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import pairwise
+from typing import get_args
 
-from gpusharing.api.gpunode import COMPUTE_MODE, HOLDER, INDEXES, MIG, PROFILE, PROGRAM, ComputeMode
+from gpusharing.api.gpunode import HOLDER, INDEXES, MIG, PROFILE, PROGRAM, ComputeMode
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, parse_profile
 
 _PROFILE, _MIG, _PROGRAM, _HOLDER, _INDEXES = map(re.compile, (PROFILE, MIG, PROGRAM, HOLDER, INDEXES))
-_COMPUTE_MODE = re.compile(COMPUTE_MODE)
+_COMPUTE_MODES: dict[str, ComputeMode] = {mode: mode for mode in get_args(ComputeMode)}
 _BETWEEN = "; "
 _LONGEST_NAME = 512
 _MOST_SLICES = 8
@@ -81,9 +82,9 @@ def write_compute_modes(modes: Sequence[ComputeMode]) -> str:
 
 
 def read_compute_modes(text: str) -> dict[int, ComputeMode]:
-    """Return the mode of each GPU of which the text names one; empty for a text of another form."""
-    found = filter(None, map(_COMPUTE_MODE.fullmatch, text.split(_BETWEEN)))
-    return {index: match[2] for match in found for index in read_indexes(match[1])}  # type: ignore[misc]  # by its form
+    """Return the mode of each GPU of which the text names one: Unknown, and not Default, for one that we do not know."""
+    parts = (part.partition(" ") for part in text.split(_BETWEEN))
+    return {index: _COMPUTE_MODES.get(mode, "Unknown") for gpus, _, mode in parts for index in read_indexes(gpus)}
 
 
 def write_programs(programs: Iterable[tuple[str, Iterable[int]]]) -> str:
