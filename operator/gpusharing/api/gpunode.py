@@ -32,13 +32,14 @@ MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
 INDEXES = f"^{_INDEXES}$"
 """Indexes of GPUs, with ranges, for example 0-3,5."""
-COMPUTE_MODE = rf"({_INDEXES}) (ExclusiveProcess|Prohibited|NotSupported|Unknown)"
-COMPUTE_MODES = f"^(?:{COMPUTE_MODE}(?:; {COMPUTE_MODE})*)?$"
+_COMPUTE_MODE = rf"{_INDEXES} (?:ExclusiveProcess|Prohibited|NotSupported|Unknown)"
+COMPUTE_MODES = f"^(?:{_COMPUTE_MODE}(?:; {_COMPUTE_MODE})*)?$"
 HOLDER = rf"(\?|{_INDEXES})((?: [^ ;/]+/[^ ;/]+ [^ ;]+ [0-9a-f]{{12}}){{1,64}})"
+"""The pods that hold devices of the same GPUs: their indexes, or ? if unknown, and of each pod namespace/name, UID and digest."""
 HOLDERS = f"^(?:{HOLDER}(?:; {HOLDER})*)?$"
 PROGRAM = rf"({_INDEXES})(?: ([^;]+))?"
-PROGRAMS = f"^(?:{PROGRAM}(?:; {PROGRAM})*)?$"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
+PROGRAMS = f"^(?:{PROGRAM}(?:; {PROGRAM})*)?$"
 
 
 @dataclass(frozen=True, slots=True)
