@@ -1,19 +1,22 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (kubectl_gpusharing/changing/steer.py)."""
 
+import asyncio
 import os
 import pty
 
 import pytest
 from hack.sim.fakefaults import EVER
+from hack.sim.handout import Handout
 from tests.build import NOW, make_fence
 from tests.cli.asking import ME, ask, operated, writes
 from tests.cli.objects import gpunode
-from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
+from tests.embedded.scene import FULL, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
+from gpusharing.agent.podresources import PodResourcesUnavailable
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, NODES, POLICIES
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text
 from kubectl_gpusharing.changing.steer import find_change, is_wanted
@@ -45,6 +48,30 @@ async def test_an_approval_lets_the_plan_be_carried_out() -> None:
         )
         assert not lacks(told.out, f"plan {found}", "Reset", "1 node", "0 pods", "Done")
         await scene.ready()
+
+
+@virtually
+async def test_pods_that_no_kubelet_tells_are_unknown_to_who_approves_and_not_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(_: Handout) -> None:
+        raise PodResourcesUnavailable("no socket")
+
+    async with operated(1, serving=FULL) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("train", "gpu-1"))
+        monkeypatch.setattr(Handout, "read", fail)
+        await scene.e.until(lambda: "pods" not in scene.e.gpunode("gpu-1")["status"]["observed"], "a report", 120)
+        scene.apply(MIXED, rollout=MANUAL)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        await asyncio.sleep(60)
+        before = len(scene.writes(plural="gpusharingpolicies"))
+        effect = " ".join((await dry_run(scene, "approve", "pool-b"))[1:])
+        shown = " ".join((await ask(scene.e.cluster, "status")).out.split())
+        await asyncio.sleep(600)
+        assert len(scene.writes(plural="gpusharingpolicies")) == before, "what is absent is no change"
+    assert "pods" not in scene.e.policy("pool-b")["status"]["plan"]
+    for said in (effect, shown):
+        assert not lacks(said, "up to 1 node will change and an unknown number of pods be evicted")
 
 
 @virtually

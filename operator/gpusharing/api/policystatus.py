@@ -69,8 +69,8 @@ class Plan(WireRecord):
     """Nodes to change, at most 20 of them; those that are blocked count too."""
     node_count: int
     """How many nodes are to change; those that are blocked count too."""
-    pods: int
-    """How many pods on these nodes hold a GPU."""
+    pods: int | None = None
+    """How many pods on these nodes hold a GPU; absent while that is unknown of a node that is yet to be emptied."""
     pod_names: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
     """Pods that would be evicted from the first 20 of these nodes whose change has not begun; at most 20."""
     budgets: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()

@@ -411,7 +411,11 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _without_none(wanted: Mapping[str, Any]) -> JSON:
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in wanted.items()
+        if value is not None
+    }
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -24,7 +24,7 @@ from gpusharing.kube.raw import part, section, text, texts, whole
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from kubectl_gpusharing.live.cluster import OPERATOR, read_deployment
-from kubectl_gpusharing.pools.fleet import NodeStatus, State, read_node
+from kubectl_gpusharing.pools.fleet import NodeStatus, State, read_node, tell_extent
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.documents import PatchData
 from kubectl_gpusharing.shell.drawing import Ink, Span, line, prose
@@ -121,10 +121,8 @@ def _approve(policy: JSON, expected: str) -> Change:
         )
     if annotations_of(policy).get(names.ANNOTATION_APPROVE) == current:
         raise Trouble(f"plan {current} for {name} has already been approved")
-    nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
     means = (
-        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: up to {nodes} will"
-        f" change and up to {pods} be evicted"
+        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: {tell_extent(plan)}"
     )
     return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not expected)
 

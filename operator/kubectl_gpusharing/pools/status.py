@@ -35,6 +35,7 @@ from kubectl_gpusharing.pools.fleet import (
     choose,
     read_node,
     simulated_nodes,
+    tell_extent,
     tell_gpus,
 )
 from kubectl_gpusharing.pools.timeline import MOST, describe_timeline, find_estimate
@@ -256,9 +257,8 @@ def describe_facts(pool: PoolStatus, now: datetime, options: PrintOptions) -> li
         lines += prose(pool.message, options)
     texts: list[str] = []
     if plan := pool.plan:
-        nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
         head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
-        texts.append(f"{head}: up to {nodes} will change and up to {pods} be evicted")
+        texts.append(f"{head}: {tell_extent(plan)}")
     if pool.paused:
         texts.append(
             f"paused: no further node will start to change; to continue: kubectl gpusharing resume {pool.name}"

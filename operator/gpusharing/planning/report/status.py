@@ -448,7 +448,7 @@ def _plan(
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
-        "pods": sum(one.pods or (seen.pods if (seen := snapshot.observed(one.node)) else 0) or 0 for one in changing),
+        "pods": _count_pods(changing, snapshot),
         "podNames": sorted({name for one in disturbed for name in one.pods})[:MAX_LISTED],
         "budgets": sorted({name for one in disturbed for name in one.budgets})[:MAX_LISTED],
         "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],
@@ -458,3 +458,14 @@ def _plan(
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),
     }
+
+
+def _count_pods(changing: Sequence[Verdict], snapshot: ClusterSnapshot) -> int | None:
+    total = 0
+    for verdict in changing:
+        seen = snapshot.observed(verdict.node)
+        pods = verdict.pods or (seen.pods if seen is not None else None)
+        if pods is None and verdict.phase.part != "changing":
+            return None
+        total += pods or 0
+    return total
