@@ -8,7 +8,7 @@ from itertools import count
 from typing import TypeAlias
 
 from gpusharing.agent.library import GPU, PodID, ProcessUse
-from gpusharing.agent.podresources import Holdings, PodDevices, base
+from gpusharing.agent.podresources import Holdings, PodDevices, PodResourcesUnavailable, base
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.gpu import SimulatedGPUs
@@ -32,9 +32,12 @@ class Handout:
         self._pids: dict[str, int] = {}
         """The pid of a pod's process, by uid of the pod."""
         self._next_pid = count(FIRST_PID)
+        self.answers = True
 
     async def read(self) -> Holdings:
         """Assign devices to new pods and start their processes, free those of ended ones, and return the holdings."""
+        if not self.answers:
+            raise PodResourcesUnavailable("SIMULATED: the kubelet does not answer")
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():

@@ -274,6 +274,10 @@ class NodeSoftware:
             self.pages.show(node.name, agent, self._lapse if lapsing else None)
         return agent
 
+    def silence_kubelet(self, node: str) -> None:
+        """Keep the node's agent from reading which devices pods hold."""
+        self._handouts[node].answers = False
+
     def gpus_of(self, node: str, uid: str) -> set[int]:
         """Return the GPUs of the devices that the kubelet gave a pod; empty if it has none."""
         handout = self._handouts.get(node)

@@ -65,6 +65,14 @@ def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
     assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 0}
 
 
+@pytest.mark.parametrize(("start", "placement"), [(0, "0:4"), (4, "4:4"), (-1, "")])
+def test_the_placement_of_an_instance_is_empty_where_nvml_does_not_tell_it(start: int, placement: str) -> None:
+    assert LARGE.instance is not None
+    registry = told(Use((replace(LARGE, instance=replace(LARGE.instance, start=start)),), ()), None)
+    info = {"gpu": "1", "uuid": "MIG-b", "profile": "3g.40gb", "gpu_uuid": "GPU-1", "instance_id": "2"}
+    assert registry.get_sample_value("gpusharing_device_info", info | {"placement": placement}) == 1
+
+
 def test_mig_devices_tell_profile_placement_and_id_and_no_sm_time() -> None:
     use = Use((SMALL, LARGE), (ProcessUse(1, "MIG-b", 7 * GIB, None, TRAIN_ID),))
     holdings = Holdings(

@@ -6,7 +6,6 @@ import pty
 
 import pytest
 from hack.sim.fakefaults import EVER
-from hack.sim.handout import Handout
 from tests.build import NOW, make_fence
 from tests.cli.asking import ME, ask, operated, writes
 from tests.cli.objects import gpunode
@@ -14,7 +13,6 @@ from tests.embedded.scene import FULL, MIXED, Scene, at_once, gpu_pod, nodes, op
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
-from gpusharing.agent.podresources import PodResourcesUnavailable
 from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
@@ -51,15 +49,10 @@ async def test_an_approval_lets_the_plan_be_carried_out() -> None:
 
 
 @virtually
-async def test_pods_that_no_kubelet_tells_are_unknown_to_who_approves_and_not_0(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def fail(_: Handout) -> None:
-        raise PodResourcesUnavailable("no socket")
-
+async def test_pods_that_no_kubelet_tells_are_unknown_to_who_approves_and_not_0() -> None:
     async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(PODS, gpu_pod("train", "gpu-1"))
-        monkeypatch.setattr(Handout, "read", fail)
+        scene.e.software.silence_kubelet("gpu-1")
         await scene.e.until(lambda: "pods" not in scene.e.gpunode("gpu-1")["status"]["observed"], "a report", 120)
         scene.apply(MIXED, rollout=MANUAL)
         await scene.reason("gpu-1", "ApprovalNeeded")
