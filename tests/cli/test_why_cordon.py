@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ask, operated
 from tests.cli.test_why_rights import forbid
+from tests.cli.test_whypod import held_pods
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
@@ -87,6 +88,7 @@ async def test_the_published_state_says_the_same_to_somebody_who_may_not_list_no
     assert not lacks(
         said, "only gpu-1", "keeps new pods off gpu-1", "PodDisruptionBudget default/keep", "that budget for this pod"
     )
+    assert said.endswith("To end this, let default/keep allow one more eviction, or give this pod another node")
 
 
 @virtually
@@ -145,3 +147,17 @@ async def test_a_pod_that_fits_on_another_node_too_is_not_sent_to_ours() -> None
         scene.e.cluster.add(NODES, {**spare, "spec": {"unschedulable": True}})
         said = (await told(scene, name))["conclusion"]
     assert not lacks(said, "each of gpu-1, spare-1")
+
+
+@virtually
+async def test_a_full_node_does_not_hide_the_deadlock_behind_our_cordon() -> None:
+    async with deadlocked(SLICED) as (scene, name):
+        scene.e.cluster.add(NODES, node("spare-1", pool="other"))
+        for number in (1, 2):
+            scene.e.cluster.add(PODS, gpu_pod(f"other-{number}", "spare-1"))
+        await scene.e.until(lambda: held_pods(scene) == [1, 2], "a report of each node", 120)
+        said = (await told(scene, name))["conclusion"]
+        assert not lacks(said, "only gpu-1", "apart from spare-1, where other pods hold it", "Draining, deadline")
+        assert not lacks(said, "that budget for this pod, so neither goes on before spare-1 has room for it")
+        await run(scene, re.findall("kubectl gpusharing abort gpu-1", said)[0])
+        await scene.running("llm", 2)

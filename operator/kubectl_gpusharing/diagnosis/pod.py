@@ -152,6 +152,11 @@ class NodeRoom:
             return self.starts_now
         return could_start(self.needs, replace(self.present, devices=self.free))
 
+    @property
+    def full(self) -> bool:
+        """Whether the node accepts pods, but others hold what this pod requests."""
+        return self.starts_now and not self.closed and not self.starts_free
+
     @cached_property
     def starts_now(self) -> bool:
         return self.present is not None and could_start(self.needs, self.present)
@@ -206,25 +211,35 @@ def read_room(needs: Needs, raw: JSON, targets: Mapping[str, PolicyTargets]) -> 
 
 
 def find_fenced(pod: JSON, rooms: Iterable[NodeRoom]) -> list[NodeRoom]:
-    """Return all nodes that have the GPUs which the pod requests, if the operator keeps new pods off each of them."""
+    """Return all nodes that have the GPUs which the pod requests, if the operator keeps new pods off each of them.
+
+    A node that is full counts as one without them.
+    """
     waits = not text(pod, "spec", "nodeName") and text(pod, "status", "phase") == "Pending"
     if not waits or not needs_of(pod_view(pod, {})).devices:
         return []
     rooms = tuple(rooms)
-    fits = [room for room in rooms if room.starts_now or room.lasts]
+    fits = [room for room in rooms if (room.starts_now or room.lasts) and not room.full]
     return fits if all(room.fenced for room in rooms if room in fits or room.now is None) else []
 
 
 def explain_fences(
-    pod: JSON, rooms: Sequence[NodeRoom], nodes: Mapping[str, NodeStatus], budgets: Iterable[PdbView]
+    pod: JSON,
+    rooms: Sequence[NodeRoom],
+    nodes: Mapping[str, NodeStatus],
+    budgets: Iterable[PdbView],
+    full: Sequence[str] = (),
 ) -> str:
     """Return sentences about the changes that keep a pod from its only nodes (`find_fenced`); empty without `rooms`.
 
-    A drain may wait for a budget that waits for this very pod, which waits for the drain.
+    A drain may wait for a budget that waits for this very pod, which waits for the drain or for a `full` node.
     """
     guards = [budget.ref for budget in budgets_of(pod_view(pod, {}), budgets)]
     names = [room.node for room in rooms]
-    sentences = [f"only {some(names)} {'has' if len(names) == 1 else 'have'} what this pod requests"] if names else []
+    if not names:
+        return ""
+    but = f", apart from {some(full)}, where other pods hold it" if full else ""
+    sentences = [f"only {some(names)} {'has' if len(names) == 1 else 'have'} what this pod requests{but}"]
     for room in rooms[:MOST_FENCES]:
         node = nodes.get(room.node, NodeStatus(name=room.node))
         end = ENDS.get(node.waiting_for or "", "")
@@ -237,7 +252,8 @@ def explain_fences(
         lasting = f"let {guard} allow one more eviction, or give this pod another node"
         if guard:
             deadlock = f"Its drain waits for PodDisruptionBudget {guard}, and that budget for this pod"
-            sentences.append(f"{deadlock}, so neither goes on by itself")
+            ends = f"before {some(full)} has room for it" if full else "by itself"
+            sentences.append(f"{deadlock}, so neither goes on {ends}")
         elif room.lasts:
             sentences.append(f"This pod can start on {room.node} once the change is done")
         if not room.lasts:
@@ -247,6 +263,8 @@ def explain_fences(
             remedy = Command.of("kubectl gpusharing abort", room.node)
             sentences.append(f"To give the change up, so that this pod can start there: {remedy}")
             sentences.append(f"The operator tries again later; before that, {lasting}")
+        elif guard:
+            sentences.append(f"To end this, {lasting}")
         elif node.waiting_for == WaitingFor.PERSON:
             sentences.append(f"To see what to do: {Command.of('kubectl gpusharing why', room.node)}")
     return ". ".join(sentences)
@@ -376,7 +394,9 @@ def published_answer(
         "rules and taints that may exclude this pod from nodes, the guard for tenants and the devices of ResourceClaims"
         f" were not considered, because you may not {tell_rights(lacking)}"
     )
-    fences = explain_fences(raw, find_fenced(raw, rooms.values()), {node.name: node for node in nodes}, budgets)
+    full = [room.node for room in rooms.values() if room.full]
+    fenced = find_fenced(raw, rooms.values())
+    fences = explain_fences(raw, fenced, {node.name: node for node in nodes}, budgets, full)
     simulated = tuple(simulated_nodes((), nodes))
     return replace(answer, conclusion=fences or answer.conclusion, notes=(*answer.notes, note), simulated=simulated)
 
@@ -454,7 +474,9 @@ def _services(pool: str, status: str, asks: Mapping[str, int], members: Sequence
             )
         elif best.closed:
             but = f"the node is {best.closed}"
-        elif free is not None and free < wanted:
+        elif free is None:
+            but = "it is unknown how many of them other pods hold"
+        elif free < wanted:
             but = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
             but += f", but there will be more once the changes are done; {status}" if later > now else ""
         yield Service(best.pool, best.node, resource, now, free, after, but, rules)
@@ -496,11 +518,14 @@ def _conclude(raw: JSON, needs: Needs, services: Sequence[Service], rooms: Seque
             f"{''.join(_suggest(rooms, name) for name in absent)} Request a resource that is advertised, or change a"
             " policy (kubectl gpusharing plan -f FILE shows what that would do)"
         )
-    free = [room.node for room in rooms if room.starts_free]
-    nodes = free or [room.node for room in rooms if room.lasts]
+    free = [room.node for room in rooms if room.starts_free and room.free is not None]
+    unsure = [room.node for room in rooms if room.starts_free and room.free is None]
+    nodes = free or unsure or [room.node for room in rooms if room.lasts]
     have = f"{'node' if len(nodes) == 1 else 'each of'} {some(nodes)} has"
     if free:
         return f"{have} enough free for this pod; see the scheduler's message for why it is not placed there"
+    if unsure:
+        return f"{have} what this pod requests, but it is unknown how much of it other pods hold"
     if nodes:
         return (
             f"{have} everything that this pod requests, or will have it once the changes are done; the OBSTACLE column"
@@ -521,8 +546,10 @@ def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
     similar = sorted(larger, key=lambda one: sizes[one]) if word in sizes else nearest(word, bare)
     if not similar:
         return ""
-    free = sum((room.free or {}).get(bare[similar[0]], 0) for room in rooms)
-    return f" Did you mean {bare[similar[0]]}? {free} {'is' if free == 1 else 'are'} known to be free."
+    counts = [room.free for room in rooms if bare[similar[0]] in room.names]
+    free = sum(one.get(bare[similar[0]], 0) for one in counts if one is not None)
+    known = f"{free} {'is' if free == 1 else 'are'} known to be free"
+    return f" Did you mean {bare[similar[0]]}? {known if free or None not in counts else 'It is unknown how many are free'}."
 
 
 def _explain_shortage(asks: Mapping[str, int], rooms: Sequence[NodeRoom], *, excluded: bool) -> str:

@@ -318,7 +318,8 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
         # The published blockers include the server's answers to evictions, which the plan made here lacks.
         found = [await session.find(GPUNODES, room.node) for room in fenced[:MOST_FENCES]]
         shown = {node.name: node for node in map(read_node, filter(None, found))}
-        return pod_answer(pod, rooms, live, labels, explain_fences(pod, fenced, shown, budgets))
+        full = [room.node for room in rooms.values() if room.full]
+        return pod_answer(pod, rooms, live, labels, explain_fences(pod, fenced, shown, budgets, full))
     except Denied as error:
         try:
             policies, gpunodes = await session.all(POLICIES), await session.all(GPUNODES)
