@@ -176,6 +176,19 @@ async def test_a_user_of_a_namespace_alone_gets_what_the_pod_says_of(pod: str) -
 
 
 @virtually
+async def test_who_may_not_list_policies_alone_is_told_that_right_and_not_that_the_server_is_away() -> None:
+    async with operated(1, serving=FULL) as scene:
+        forbid(scene, POLICIES)
+        data = await answer(scene, asking({GPU: 1}))
+        node = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
+        with pytest.raises(Trouble, match='cannot list resource "gpusharingpolicies"') as raised:
+            await ask(scene.e.cluster, "plan")
+    assert [note.endswith("because you may not list gpusharingpolicies") for note in data["notes"]] == [True]
+    assert node.data["unproven"] == "the right to list gpusharingpolicies would add a plan with its proofs"
+    assert "does not respond" not in str(raised.value)
+
+
+@virtually
 async def test_a_pod_of_another_namespace_is_named_with_the_flag_that_was_forgotten() -> None:
     async with operated(1) as scene:
         raw = asking({GPU: 1})

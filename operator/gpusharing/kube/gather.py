@@ -110,14 +110,15 @@ class Gatherer:
     async def _refresh_policies(self, now: datetime) -> str:
         cache = self.sources.policies
         error = "the API server has not responded yet" if cache.stale else ""
+        cause: CallFailed | None = None
 
         async def refresh(_: str) -> None:
-            nonlocal error
+            nonlocal error, cause
             try:
                 await cache.refresh()
                 error, self._listing = "", {}
             except CallFailed as failure:
-                error = str(failure)
+                error, cause = str(failure), failure
                 words = f"the policies cannot be listed: {error}"
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
@@ -126,7 +127,7 @@ class Gatherer:
         await self.shared.each(["/policies"] if cache.dirty else [], refresh)
         message = error and f"the policies cannot be listed: {error}"
         if message and not cache.listed:
-            raise Unavailable(message)
+            raise Unavailable(message) from cause
         return message
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:

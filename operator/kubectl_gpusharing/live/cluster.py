@@ -30,7 +30,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.daemonsets import find_gpu_operator
-from gpusharing.kube.errors import Forbidden, Invalid, NotFound, one_error
+from gpusharing.kube.errors import Forbidden, Invalid, NotFound, Unavailable, one_error
 from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.gather import Gatherer
@@ -306,8 +306,13 @@ class Cluster:
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         claims, failed_nodes = self.installed.claims, self.installed.failed_nodes
-        with one_error():
-            snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
+        try:
+            with one_error():
+                snapshot = await self.gatherer.snapshot(wanted, self.memory, claims, failed_nodes, now)
+        except Unavailable as error:
+            if isinstance(error.__cause__, Forbidden):  # of the policies
+                raise error.__cause__ from None
+            raise
         failures = {**snapshot.call_failures, **self.failures}
         snapshot = replace(snapshot, consents=self.installed.consents, call_failures=failures)
         if not claims:
