@@ -89,6 +89,13 @@ west: 1 node with GPUs and no policy: w-1.
     )
 
 
+def test_a_node_without_a_policy_that_waits_for_a_person_is_told_of_its_cluster(desk: Desk, west: Desk) -> None:
+    west.server.lists[GPUNODES][1]["status"]["transition"]["waitingFor"] = "Person"
+    desk.write_clusters(east=desk.url, west=west.url)
+    said = desk.type("status", "--all-contexts")
+    assert said.out.endswith("\nwest: 1 node without a policy needs attention: w-1.\n")
+
+
 def test_all_contexts_are_those_of_the_kubeconfig_by_name(desk: Desk, west: Desk) -> None:
     desk.write_clusters(west=west.url, east=desk.url)
     said = desk.type("status", "--all-contexts")

@@ -305,6 +305,10 @@ def test_what_is_wrong_with_nodes_without_a_policy_is_told() -> None:
     text = shown(policies, [*nodes, odd, fine])
     assert "gpu-99: no policy selects this node, and so on" in text
     assert "gpu-98: " not in text
+    stuck = "1 node without a policy needs attention: gpu-99"
+    assert text.startswith(f"1 pool needs attention: pool-b; {stuck}.\n")
+    pools, unowned = pools_of([], [odd, fine])
+    assert as_data(pools, unowned, "desk", NOW)["health"] == f"0 pools need attention; {stuck}"
 
 
 def test_without_any_policy_the_next_command_is_told() -> None:

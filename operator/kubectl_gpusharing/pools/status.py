@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Generic, TypeVar
 
-from gpusharing.api.names import WAY, Phase
+from gpusharing.api.names import WAY, Phase, WaitingFor
 from gpusharing.api.records import to_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Filters, Resource
@@ -174,15 +174,24 @@ def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintO
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
         return [*lines, *prose(hint, options)]
-    health, totals = tell_health(pools)
-    lines += prose(f"{health}.", options, ink=pools[0].state.value.ink)
+    health, totals = tell_health(pools, unowned)
+    ink = Ink.BAD if tell_stuck(unowned) else pools[0].state.value.ink
+    lines += prose(f"{health}.", options, ink=ink)
     return [*lines, *prose(totals, options, ink=Ink.FAINT)]
 
 
-def tell_health(pools: Pools) -> tuple[str, str]:
-    """Return which pools need attention, and the numbers of pools, nodes and GPUs."""
+def tell_stuck(unowned: Sequence[NodeStatus]) -> str:
+    """Return which nodes without a policy only a person can help; empty if none is."""
+    names = [node.name for node in unowned if node.waiting_for == WaitingFor.PERSON]
+    nodes = counted(len(names), "node without a policy needs", "nodes without a policy need")
+    return f"{nodes} attention: {some(names)}" if names else ""
+
+
+def tell_health(pools: Pools, unowned: Sequence[NodeStatus]) -> tuple[str, str]:
+    """Return which pools, and nodes without one, need attention, and the numbers of pools, nodes and GPUs."""
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
+    health = "; ".join(filter(None, (health, tell_stuck(unowned))))
     members = [node for pool in pools for node in pool.members]
     known = [pool.gpus for pool in pools if pool.gpus is not None]
     unknown = f", without those of {counted(len(pools) - len(known), 'new pool')}" if len(known) < len(pools) else ""
@@ -297,7 +306,7 @@ def describe_title(pool: PoolStatus, options: PrintOptions) -> list[Line]:
 def as_data(pools: Pools, unowned: Sequence[NodeStatus], where: str, now: datetime) -> PoolListData:
     return {
         "context": where,
-        "health": tell_health(pools)[0],
+        "health": tell_health(pools, unowned)[0],
         "pools": [pool_data(pool, now) for pool in pools],
         "nodesWithoutPolicy": [node.name for node in unowned],
         "simulated": simulated_nodes(pools, unowned),
@@ -366,7 +375,7 @@ async def ask(session: Session, typed: Arguments) -> Answer:
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = choose(typed, session.where, policies, nodes)
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
-    remarks = [tell_unowned(unowned)] if unowned else []
+    remarks = [*filter(None, (tell_unowned(unowned), tell_stuck(unowned)))]
     rows = [cells(POOL_COLUMNS, pool, session.now(), PrintOptions()) for pool in pools]
     return Answer(DONE, rows, data, simulated, remarks)
 
