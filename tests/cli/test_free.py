@@ -481,6 +481,33 @@ def test_who_may_not_list_all_pods_gets_those_of_a_namespace_and_why_free_is_unk
     assert (row["free"], row["others"], row["largest"]) == (None, None, None)
 
 
+def report(name: str, **allocated: int) -> JSON:
+    """The GPUNode of an agent that says what pods hold of whole GPUs."""
+    return {"metadata": {"name": name}, "status": {"observed": {"allocated": {GPU: allocated["gpu"]}}}}
+
+
+def test_what_no_agent_reports_is_in_no_list_and_no_sum_as_0(fleet: Desk) -> None:
+    own_pods_only(fleet)
+    taints = [{"key": "team", "value": "b", "effect": "NoSchedule"}]
+    fleet.server.lists[NODES].append(node("gpu-5", policy="pool-a", taints=taints))
+    fleet.server.lists[GPUNODES] = [report("gpu-2", gpu=3)]
+    found = told(fleet, "-n", "team-a")
+    assert found["closed"] == [
+        {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: None}},
+        {"node": "gpu-4", "state": "cordoned", "unused": {GPU: None}},
+    ]
+    taint = "the taint team=b:NoSchedule"
+    assert found["notes"] == [f"at least 5 {GPU} of the free devices are only for pods that tolerate {taint}"]
+    assert re.search(rf"gpu-4 +cordoned +\? {GPU}\n", show(fleet, "-n", "team-a").out)
+
+
+def test_who_sees_no_pods_is_not_told_that_all_are_of_others(fleet: Desk) -> None:
+    fleet.server.refusals = {PODS: (403, DENIED), TEAM_A: (403, DENIED)}
+    fleet.server.lists[GPUNODES] = [report("gpu-1", gpu=6)]
+    row = rows(fleet, "-n", "team-a", "--by", "node")["gpu-1/nvidia.com/gpu"]
+    assert (row["requested"], row["others"], row["free"]) == (None, None, 2)
+
+
 class Revoked:
     """A session whose user loses the right to list all Pods and all Nodes after the first page."""
 

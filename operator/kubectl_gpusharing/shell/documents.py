@@ -93,7 +93,7 @@ LintReportData = TypedDict("LintReportData", {"accepted": bool, "checked": int, 
 SupportBundleData = TypedDict("SupportBundleData", {"file": str, "files": Strings, "gaps": Strings})
 
 # free, cost, advise:
-ClosedData = TypedDict("ClosedData", {"node": str, "state": str, "unused": Counts})
+ClosedData = TypedDict("ClosedData", {"node": str, "state": str, "unused": dict[str, int | None]})
 WaitingData = TypedDict("WaitingData", {"pod": str, "requests": Counts, "created": str, "message": str})
 InventoryData = TypedDict("InventoryData", {
     "by": str, "namespace": str | None, "rows": list[dict[str, Any]], "closed": list[ClosedData],

@@ -164,9 +164,10 @@ class Inventory:
         return (*self.counted_columns, *(() if self.used is None else USED))
 
     @property
-    def closed(self) -> Iterator[tuple[NodeStock, dict[str, int]]]:
+    def closed(self) -> Iterator[tuple[NodeStock, dict[str, int | None]]]:
+        """Nodes that accept no pods, with what no pod holds there; None is unknown."""
         for stock, shares in share_nodes(self):
-            unused = {name: share[3] for name, share in shares.items() if share[3]}
+            unused = {name: share[3] for name, share in shares.items() if share[3] != 0}
             if stock.closed and unused:
                 yield stock, unused
 
@@ -195,12 +196,14 @@ class Inventory:
 
     @property
     def notes(self) -> list[str]:
-        free = defaultdict[str, Counter[str]](Counter)
+        free, partly = defaultdict[str, Counter[str]](Counter), set[str]()
         for stock, shares in share_nodes(self):
             for taint in () if stock.closed else stock.taints:
                 free[taint].update({_name(stock, name): share[3] or 0 for name, share in shares.items()})
+                partly.update([taint] if any(share[3] is None for share in shares.values()) else [])
         notes = [
-            f"{tell_counts(counts)} of the free devices are only for pods that tolerate the taint {taint}"
+            f"{'at least ' * (taint in partly)}{tell_counts(counts)} of the free devices are only for pods that tolerate"
+            f" the taint {taint}"
             for taint, counts in sorted(free.items())
             if any(counts.values())
         ]
@@ -321,7 +324,7 @@ def share_nodes(inventory: Inventory) -> Iterator[tuple[NodeStock, dict[str, Sha
         if shares := {
             resource: (
                 None if inventory.blind else own[name][resource],
-                total[resource] - own[name][resource] if known else None,
+                total[resource] - own[name][resource] if known and not inventory.blind else None,
                 allocatable.get(resource, 0) if listed else None,
                 free.get(resource, 0) if known and listed else None,
             )
@@ -366,5 +369,6 @@ def _name(stock: NodeStock, resource: str) -> str:
     return f"{resource} ({device})" if device else resource
 
 
-def tell_counts(counts: Mapping[str, int]) -> str:
-    return " and ".join(f"{number} {name}" for name, number in sorted(counts.items()) if number)
+def tell_counts(counts: Mapping[str, int | None]) -> str:
+    known = [(name, "?" if number is None else number) for name, number in sorted(counts.items()) if number != 0]
+    return " and ".join(f"{number} {name}" for name, number in known)
