@@ -51,21 +51,21 @@ ONE_HELD = {"nvidia.com/gpu.shared": 1}
         ({"unschedulable": True}, True, 0),
         ({"ready": False}, True, 0),
         ({"gated": True}, True, 0),
-        ({}, False, 0),
+        ({}, False, None),
     ],
     ids=["takes pods", "is cordoned", "is not Ready", "is behind the start-up taint", "tells no holdings"],
 )
-def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: bool, idle: int) -> None:
+def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: bool, idle: int | None) -> None:
     given = make_node(resources=SHARED, **node)  # type: ignore[arg-type]  # flags only
     agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
     found = count_slices([given], make_snapshot([given], gpunodes=[agent]))
-    assert found == (SHARED, {"nvidia.com/gpu.shared": idle})
+    assert found == (SHARED, {} if idle is None else {"nvidia.com/gpu.shared": idle})
 
 
 def test_what_claims_hold_of_a_dra_driver_is_unknown() -> None:
     node = replace(make_node(resources={}), devices=NodeDevices((None, None)))
     found = count_slices([node], make_snapshot([node], gpunodes=[make_gpunode(allocated={})]))
-    assert found == ({"nvidia.com/gpu": 2}, {"nvidia.com/gpu": 0})
+    assert found == ({"nvidia.com/gpu": 2}, {})
     reports: dict[str, dict[str, Any]] = {"gpu-07": {"allocated": {}}}
     given = StatusInput([SYNCED], nodes={"gpu-07": node}, reports=reports)
     assert given.status()["summary"]["used"] == "0+?/2"

@@ -228,7 +228,8 @@ GAUGES: tuple[PolicyGauge, ...] = (
     ),
     (
         "gpusharing_policy_slices_idle",
-        "GPU slices that are not allocated to a pod, on nodes that accept pods.",
+        "GPU slices that are not allocated to a pod, on nodes that accept pods and tell what pods hold; absent where no"
+        " such node does.",
         lambda seen: {(resource,): count for resource, count in seen.slices[1].items()},
         ("resource",),
     ),

@@ -66,19 +66,25 @@ def count_pending(
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """Return the slices that `nodes` serve, by resource name, and how many of them a pod could get now."""
+    """Return the slices that `nodes` serve, by resource name, and how many of them a pod could get now.
+
+    The second lacks a resource of which no node that takes pods tells what they hold.
+    """
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
+    unknown: set[str] = set()
     for node in nodes:
         now = served(node)
         totals.update(now)
         # The scheduler places no pod on a node that is unavailable, even by a change without a cordon, or behind the
         # start-up taint.
         takes_pods = not is_unavailable(node) and node.gate is None
-        holdings = find_holdings(node, snapshot) if takes_pods else None
-        if holdings is not None:
+        holdings = find_holdings(node, snapshot) if takes_pods else {}
+        if holdings is None:
+            unknown.update(now)
+        elif takes_pods:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
-    return totals, {name: idle[name] for name in totals}
+    return totals, {name: idle[name] for name in totals if name in idle or name not in unknown}
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
