@@ -62,8 +62,9 @@ async def test_of_an_evicted_pod_that_is_gone_its_event_says_who_evicted_it_and_
 async def test_a_pod_that_is_gone_exists_no_more_for_somebody_who_may_not_read_its_events() -> None:
     async with operated(1) as scene:
         forbid(scene, CORE_EVENTS)
-        with pytest.raises(Trouble, match="there is no pods/train in namespace default"):
+        with pytest.raises(Trouble, match="there is no pods/train in namespace default") as raised:
             await ask(scene.e.cluster, "why", "pod/train")
+    assert str(raised.value).endswith("; the right to list events would tell whether the operator evicted it")
 
 
 # --- a pod, with few rights --------------------------------------------------------------------------------------

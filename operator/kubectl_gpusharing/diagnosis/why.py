@@ -271,21 +271,28 @@ async def _is_policy(session: Session, name: str) -> bool:
 
 
 async def _explain_pod(session: Session, kind: Resource, name: str, namespace: str) -> tuple[PodAnswer, str]:
-    raw = await session.find(kind, name, namespace)
-    if raw is None and kind is PODS and (told := await _find_eviction(session, name, namespace)) is not None:
-        return gone_answer(f"{namespace}/{name}", told), ""
-    raw = raw or await session.get(kind, name, namespace)
+    raw, missing = await session.find(kind, name, namespace), ""
+    if raw is None and kind is PODS:
+        try:
+            if (told := await _find_eviction(session, name, namespace)) is not None:
+                return gone_answer(f"{namespace}/{name}", told), ""
+        except Denied as error:
+            missing = f"; the right to {tell_rights(error.rights)} would tell whether the operator evicted it"
+        except Trouble as error:
+            missing = f"; it is unknown whether the operator evicted it: {error}"
+    try:
+        raw = raw or await session.get(kind, name, namespace)
+    except Trouble as error:
+        raise Trouble(f"{error}{missing}") from error
     pod, workload = (raw, "") if kind is PODS else await _pod_of(session, kind, raw)
     return await _pod(session, pod), workload
 
 
 async def _find_eviction(session: Session, name: str, namespace: str) -> JSON | None:
     about = f"involvedObject.kind=Pod,involvedObject.name={name}"
-    with suppress(Trouble):
-        events = await session.all(CORE_EVENTS, namespace=namespace, field_selector=about)
-        ours = [one for one in events if text(one, "reason") in (POD_EVICTED, POD_DELETED)]
-        return max(ours, key=lambda one: text(one, "eventTime"), default=None)
-    return None
+    events = await session.all(CORE_EVENTS, namespace=namespace, field_selector=about)
+    ours = [one for one in events if text(one, "reason") in (POD_EVICTED, POD_DELETED)]
+    return max(ours, key=lambda one: text(one, "eventTime"), default=None)
 
 
 async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSON, str]:
