@@ -92,12 +92,13 @@ async def test_the_published_state_says_the_same_to_somebody_who_may_not_list_no
 
 
 @virtually
-async def test_without_the_right_to_budgets_the_operator_is_named_and_no_deadlock() -> None:
+async def test_without_the_right_to_budgets_that_right_is_named_and_no_start_is_promised() -> None:
     async with deadlocked(SLICED) as (scene, name):
         forbid(scene, NODES, PDBS)
         said = (await told(scene, name))["conclusion"]
-    assert not lacks(said, "new pods off gpu-1", "policy pool-b")
-    assert "default/keep" not in said
+    assert not lacks(said, "new pods off gpu-1", "policy pool-b", "drain waits for PodDisruptionBudget default/keep")
+    assert said.endswith("The right to list poddisruptionbudgets would tell whether that budget waits for this pod")
+    assert "can start" not in said
 
 
 @virtually

@@ -227,14 +227,16 @@ def explain_fences(
     pod: JSON,
     rooms: Sequence[NodeRoom],
     nodes: Mapping[str, NodeStatus],
-    budgets: Iterable[PdbView],
+    budgets: Iterable[PdbView] | None,
     full: Sequence[str] = (),
 ) -> str:
     """Return sentences about the changes that keep a pod from its only nodes (`find_fenced`); empty without `rooms`.
 
-    A drain may wait for a budget that waits for this very pod, which waits for the drain or for a `full` node.
+    A drain may wait for a budget that waits for this very pod, which waits for the drain or for a `full` node. Without
+    `budgets` the user may not list them.
     """
-    guards = [budget.ref for budget in budgets_of(pod_view(pod, {}), budgets)]
+    view = pod_view(pod, {})
+    guards = [budget.ref for budget in budgets_of(view, budgets or ())]
     names = [room.node for room in rooms]
     if not names:
         return ""
@@ -254,6 +256,9 @@ def explain_fences(
             deadlock = f"Its drain waits for PodDisruptionBudget {guard}, and that budget for this pod"
             ends = f"before {some(full)} has room for it" if full else "by itself"
             sentences.append(f"{deadlock}, so neither goes on {ends}")
+        elif budgets is None and (unread := next((one for one in waits if one.startswith(f"{view.namespace}/")), "")):
+            sentences.append(f"Its drain waits for PodDisruptionBudget {unread}")
+            sentences.append("The right to list poddisruptionbudgets would tell whether that budget waits for this pod")
         elif room.lasts:
             sentences.append(f"This pod can start on {room.node} once the change is done")
         if not room.lasts:
@@ -381,7 +386,7 @@ def published_answer(
     policies: Sequence[JSON],
     gpunodes: Sequence[JSON],
     lacking: Iterable[str],
-    budgets: Iterable[PdbView] = (),
+    budgets: Iterable[PdbView] | None = (),
 ) -> PodAnswer:
     """Return the answer about a pod from what the policies and the GPUNodes show, to a user who lacks these rights."""
     nodes, views = [*map(read_node, gpunodes)], map(policy_view, policies)

@@ -312,8 +312,9 @@ async def _pod_of(session: Session, kind: Resource, workload: JSON) -> tuple[JSO
 
 async def _pod(session: Session, pod: JSON) -> PodAnswer:
     namespace = text(pod, "metadata", "namespace")
-    budgets: list[PdbView] = []
+    budgets: list[PdbView] | None = []
     if text(pod, "status", "phase") == "Pending":
+        budgets = None
         with suppress(Denied):
             budgets = [pdb_view(raw) for raw in await session.all(PDBS, namespace=namespace)]
     try:
