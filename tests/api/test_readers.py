@@ -59,7 +59,8 @@ READERS: dict[str, str] = {
     "GPUSharingPolicy.observedGeneration": f"{FLEET}:read_pools",
     "GPUSharingPolicy.halt": f"{STEER}:_resume",
     "GPUSharingPolicy.revision": PLAN,
-    **{f"GPUSharingPolicy.plan.{name}": f"{STEER}:_approve" for name in ("hash", "disruption", "nodeCount", "pods")},
+    **{f"GPUSharingPolicy.plan.{name}": f"{STEER}:_approve" for name in ("hash", "disruption")},
+    **{f"GPUSharingPolicy.plan.{name}": f"{FLEET}:tell_extent" for name in ("nodeCount", "pods")},
     **{
         f"GPUSharingPolicy.plan.{name}": PLAN
         for name in ("nodes", "podNames", "budgets", "gangs", "blockers", "shortages", "windows")

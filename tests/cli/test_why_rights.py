@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER
-from hack.sim.handout import Handout
 from tests.cli.asking import ME, ask, operated
 from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
-from gpusharing.agent.podresources import PodResourcesUnavailable
 from gpusharing.kube.client import CORE_EVENTS, DEPLOYMENTS, EVENTS, GPUNODES, NODES, PODS, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.shell.session import SPELLINGS
@@ -241,12 +239,9 @@ async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(res
 
 
 @virtually
-async def test_what_is_free_is_unknown_while_no_kubelet_tells_what_pods_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(_: Handout) -> None:
-        raise PodResourcesUnavailable("no socket")
-
+async def test_what_is_free_is_unknown_while_no_kubelet_tells_what_pods_hold() -> None:
     async with operated(1, serving=MIXED) as scene:
-        monkeypatch.setattr(Handout, "read", fail)
+        scene.e.software.silence_kubelet("gpu-1")
         await scene.e.until(lambda: "pods" not in scene.e.gpunode("gpu-1")["status"]["observed"], "a report", 120)
         meant = await answer(scene, asking({"nvidia.com/mig-3g.40g": 1}))
         scene.e.cluster.delete(PODS, "llm", "default")

@@ -143,7 +143,7 @@ def tell_gpus(count: int, memory_gb: int | None) -> str:
 
 def tell_extent(plan: Mapping[str, Any]) -> str:
     """Return how many nodes a plan in a policy's status changes, and how many pods it evicts."""
-    nodes, pods = (plan.get(key) for key in ("nodeCount", "pods"))
+    nodes, pods = plan.get("nodeCount"), plan.get("pods")
     change = f"up to {counted(nodes, 'node')}" if nodes else "an unknown number of nodes"
     evicted = "an unknown number of pods" if pods is None else f"up to {counted(pods, 'pod')}"
     return f"{change} will change and {evicted} be evicted"
