@@ -271,6 +271,16 @@ def test_what_several_nodes_share_is_said_once_with_all_their_names(what: str, a
         assert any(all(name in line for name in names[1:]) for line in flat.split(". "))
 
 
+def test_what_is_about_a_pod_named_after_its_node_is_not_said_of_other_nodes() -> None:
+    nodes = [
+        gpunode(name, "Blocked", "Unmanaged", message=f"Unmanaged: Pod default/llm-{name}.")
+        for name in ("gpu-1", "gpu-2", "gpu-3")
+    ]
+    told = shown([policy(message="gpu-1: Unmanaged: Pod default/llm-gpu-1.")], nodes, PrintOptions(wide=True))
+    assert "The same holds" not in told
+    assert not lacks(told, "gpu-2: Unmanaged: Pod default/llm-gpu-2.", "gpu-3: Unmanaged: Pod default/llm-gpu-3.")
+
+
 def describe_page(policies: list[Any], nodes: list[Any]) -> list[Any]:
     return describe(*pools_of(policies, nodes), NOW, HTML_OPTIONS)
 

@@ -7,6 +7,7 @@ columns here. JSON and its schema have the record that a column is about.
 
 import asyncio
 import gc
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -226,7 +227,9 @@ def tell_each(nodes: Sequence[NodeStatus], above: str = "", *, every: bool = Tru
     groups: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         if said := " ".join((node.message, *(one for one in node.blockers if one not in node.message))).strip():
-            groups.setdefault(said.replace(node.name, _NAME), []).append(node)
+            # A pod's name may contain the node's, and is not shared.
+            own = rf"(?<![\w./-]){re.escape(node.name)}(?![\w/-]|\.\w)"
+            groups.setdefault(re.sub(own, _NAME, said), []).append(node)
     texts = []
     for shared, alike in groups.items():
         names = [node.name for node in alike]
