@@ -371,6 +371,21 @@ def test_what_a_change_in_flight_has_had_is_not_left() -> None:
     assert find_estimate(pool, NOW) == (timedelta(minutes=14), why)
 
 
+def test_work_that_does_not_fit_into_the_open_window_says_so() -> None:
+    took = history(("Cordoned", 30), ("Draining", 29), ("Synced", 20))
+    moves, waits = gpunode("n-1", "Draining", "PDB"), gpunode("n-2", "Pending", "BudgetFull")
+    nodes = [gpunode("n-0", history=took), moves, waits]
+    for minutes, fits in ((20, True), (10, False)):
+        pool = policy(nextWindow=f"open until {ago(-minutes)}")
+        assert ("about 16m left for 2 nodes:" in shown([pool], nodes)) == fits
+        told = "about 16m of work left for 2 nodes, which does not fit into this window:"
+        assert (told in shown([pool], nodes)) == (not fits)
+        (data,) = as_data(*pools_of([pool], nodes), "desk", NOW)["pools"]
+        assert data["secondsLeft"] == (960 if fits else None)
+    alone = shown([policy(nextWindow=f"open until {ago(-1)}")], nodes[:2])
+    assert "about 6m left for 1 node:" in alone, "a change ends after its window"
+
+
 UNFORESEEN: dict[str, JSON] = {
     "a person mends what failed": gpunode("n-1", "Failed", "ActuatorFailed"),
     "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", waitingFor="Person"),

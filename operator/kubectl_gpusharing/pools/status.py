@@ -323,7 +323,7 @@ def pool_data(pool: PoolStatus, now: datetime) -> PoolData:
     return data | {  # type: ignore[no-any-return]  # to_wire has no type
         "unseenGeneration": data.pop("unseen") or None,
         "memoryGB": pool.memory_gb,
-        "secondsLeft": None if estimate is None else round(estimate[0].total_seconds()),
+        "secondsLeft": round(estimate[0].total_seconds()) if estimate and estimate[0] is not None else None,
         "plan": data["plan"] or None,
         "members": members,
         "events": pool.events and [{key: text(event, key) for key in keys} for event in pool.events],

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Self
 
 from gpusharing.api.names import Phase, WaitingFor
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import GPUNODES
 from gpusharing.kube.errors import KubeError
 from gpusharing.planning.pools.windows import RECENT, Course
@@ -114,8 +115,11 @@ def _last_change(node: NodeStatus, now: datetime) -> Track:
     return Track(node.name, tuple(change) if changed else (), took)
 
 
-def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | None:
-    """Return how long the rest of a pool's change may take, and a clause that says why; None if that is unknown."""
+def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta | None, str] | None:
+    """Return in what time a pool's change may end, and a clause about its work and why; None if both are unknown.
+
+    Only the end is unknown if the work does not fit into the window that is open.
+    """
     left = [node for node in pool.members if node.state is not State.DONE]
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
@@ -137,7 +141,11 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta, str] | No
     rounds = -(-len(left) // max(1, len(gone)))
     rest = max(each * rounds - min(gone, default=timedelta()), timedelta())
     past = "the last change took" if len(took) == 1 else f"the median of the last {len(took)} changes is"
-    return rest, f"about {length(rest)} left for {counted(len(left), 'node')}: {past} {length(each)}"
+    closes = from_rfc3339(pool.next_window.removeprefix("open until "))
+    fits = closes is None or now + rest <= closes or len(gone) == len(left)  # a change may end after its window
+    work = f"about {length(rest)} {'' if fits else 'of work '}left for {counted(len(left), 'node')}"
+    more = "" if fits else ", which does not fit into this window"
+    return rest if fits else None, f"{work}{more}: {past} {length(each)}"
 
 
 def read_changes(node: NodeStatus, now: datetime) -> tuple[list[timedelta], timedelta | None]:
