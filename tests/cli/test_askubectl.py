@@ -109,6 +109,14 @@ def test_status_of_a_node_is_its_row_whatever_its_state(desk: Desk) -> None:
         assert rows == [name] or (rows == [] and lines == ["", f"1 node with GPUs and no policy: {name}"])
 
 
+def test_status_of_a_name_that_is_both_a_policy_and_a_node_shows_both(desk: Desk) -> None:
+    desk.server.lists[POLICIES].append(policy("pool-b-0"))
+    told = json.loads(desk.type("status", "pool-b-0", "-o", "json").out)
+    shown = {pool["name"]: [one["name"] for one in pool["members"]] for pool in told["pools"]}
+    assert shown == {"pool-b-0": [], "pool-b": ["pool-b-0"]}
+    assert "\n  pool-b-0 " in desk.type("status", "pool-b-0").out
+
+
 def test_one_of_several_pools_that_is_not_there_is_named(desk: Desk) -> None:
     assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
 

@@ -216,10 +216,11 @@ def choose(
     bare = [node for node in unowned if node.name in names]
     chosen: dict[str, PoolStatus] = {}
     for name in names:
-        if (pool := by_name.get(name) or owners.get(name)) is not None:
+        found = [pool for pool in (by_name.get(name), owners.get(name)) if pool is not None]
+        for pool in found:
             members = tuple(node for node in pool.members if pool.name in names or node.name in names)
             chosen[pool.name] = replace(pool, members=members)
-        elif name not in {node.name for node in bare}:
+        if not found and name not in {node.name for node in bare}:
             raise Trouble(no_such(POLICIES, name, [*by_name, *nearest(name, owners)], where))
     return [*chosen.values()], bare
 

@@ -418,7 +418,7 @@ def draw(
         terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         return (pools, unowned), ()
     head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
-    listed = not {*typed.policies} <= {pool.name for pool in pools}
+    listed = any(node.name in typed.policies for node in (*unowned, *(node for pool in pools for node in pool.members)))
     lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline, listed=listed)]
     if len(pools) > 1:
         short = [*head, *describe_health(pools, unowned, options)]
