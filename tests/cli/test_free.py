@@ -209,6 +209,27 @@ def test_at_80_columns_nothing_is_cut_or_left_out(several: Desk, by: str) -> Non
     assert {one for one in values if one not in narrow} <= {"any"}
 
 
+@pytest.mark.parametrize("by", ["resource", "policy"])
+@pytest.mark.parametrize("count", [3, 25])
+def test_at_80_columns_what_is_closed_is_told_by_policy_and_device(desk: Desk, by: str, count: int) -> None:
+    """Where the list of the nodes does not tell all of it, the sums do."""
+    names = [f"gpu-{number}" for number in range(2 * count)]
+    desk.server.lists = {
+        PODS: [],
+        NODES: [
+            node(name, policy=f"pool-{number % 2}", labels={} if number % 2 else SHARES, unschedulable=True)
+            for number, name in enumerate(names)
+        ],
+    }
+    with terminal(desk, "free", "--by", by, "--no-color") as (_, screen):
+        text = " ".join(read_until(screen, END).split())
+    if count > 20:
+        assert text.count(f"closed {8 * count}") == 2
+    else:
+        listed = [f"{name} {'pool-0 ' * (by == 'policy')}cordoned 8 {GPU} (1/4 {H100[7:]})" for name in names[::2]]
+        assert not lacks(text, *listed)
+
+
 def test_a_person_sees_a_table_what_is_closed_and_who_waits(fleet: Desk) -> None:
     said = show(fleet)
     assert (said.status, said.err) == (DONE, "")

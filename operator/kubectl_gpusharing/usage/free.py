@@ -200,7 +200,7 @@ def describe(found: Inventory, now: datetime, options: PrintOptions) -> list[Lin
         rows = [row | ({"device": ""} if "device" in row else {}) for row in rows]
     if rows:
         names, cells = found.columns, _cells(found.columns, rows)
-        short = found.by in ("resource", "policy") and len(found.waiting) <= MOST
+        short = found.by in ("resource", "policy") and max(len(found.waiting), len([*found.closed])) <= MOST
         if short and not _fits(_columns(names), cells, options):
             names = tuple(name for name in names if name not in LISTED)
             cells = _cells(names, [row for row in rows if row["device"] != ANY])
@@ -213,8 +213,11 @@ def describe(found: Inventory, now: datetime, options: PrintOptions) -> list[Lin
             nothing = f"No {pods} a GPU resource{' of these nodes' * found.chosen}."
         lines += prose(nothing, options)
     if found.by != "node":
-        closed = [(stock.name, stock.closed, tell_counts(unused)) for stock, unused in found.closed]
-        lines += _listed(("CLOSED NODE", "STATE", "NOT COUNTED AS FREE"), closed, options)
+        closed = [
+            (stock.name, stock.policy * (found.by == "policy"), stock.closed, tell_counts(stock.named(unused)))
+            for stock, unused in found.closed
+        ]
+        lines += _listed(("CLOSED NODE", "POLICY", "STATE", "NOT COUNTED AS FREE"), closed, options)
     if waiting := found.waiting:
         pending = [
             (pod.ref, tell_counts(pod.requests), age(from_rfc3339(pod.created), now), pod.message * options.wide)

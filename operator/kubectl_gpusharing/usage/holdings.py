@@ -6,7 +6,7 @@ Devices are counted from raw Nodes and Pods as the scheduler counts, and from GP
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
@@ -40,6 +40,7 @@ USED = ("gpu", "profile", "memoryBytes", "deviceMemoryBytes", "smRatio")
 """The columns about what a pod uses of a device; None if unknown, as `smRatio` (0 to 1) on MIG devices."""
 Row = dict[str, Any]
 """One row of an answer, by column. A number is None if it is unknown."""
+Count = TypeVar("Count", int, int | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,10 @@ class NodeStock:
         if strict and offer is not None:
             offer = replace(offer, limited=dict.fromkeys(offer.devices, limit))
         return replace(self, offer=offer, sliced_by="")
+
+    def named(self, counts: Mapping[str, Count]) -> Mapping[str, Count]:
+        """Return the counts by resource and, where it is known, what one device is."""
+        return {f"{name} ({self.devices[name]})" if name in self.devices else name: n for name, n in counts.items()}
 
     def largest(self, resource: str, free: int | None) -> int | None:
         """Return the most of the `free` devices that one container can request, if the pod tolerates the taints."""
@@ -199,7 +204,7 @@ class Inventory:
         free, partly = defaultdict[str, Counter[str]](Counter), set[str]()
         for stock, shares in share_nodes(self):
             for taint in () if stock.closed else stock.taints:
-                free[taint].update({_name(stock, name): share[3] or 0 for name, share in shares.items()})
+                free[taint].update(stock.named({name: share[3] or 0 for name, share in shares.items()}))
                 partly.update([taint] if any(share[3] is None for share in shares.values()) else [])
         notes = [
             f"{'at least ' * (taint in partly)}{tell_counts(counts)} of the free devices are only for pods that tolerate"
@@ -362,11 +367,6 @@ def count_rows(inventory: Inventory) -> list[Row]:
             row["pods"] += bool(pod.node)
             row["requested" if pod.node else "waiting"] += count
     return [{name: row[name] for name in columns} for _, row in sorted(rows.items())]
-
-
-def _name(stock: NodeStock, resource: str) -> str:
-    device = stock.devices.get(resource)
-    return f"{resource} ({device})" if device else resource
 
 
 def tell_counts(counts: Mapping[str, int | None]) -> str:
