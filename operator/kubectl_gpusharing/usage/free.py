@@ -262,7 +262,7 @@ def _draw(names: Sequence[str], rows: Sequence[Sequence[Span]], options: PrintOp
         return table(columns, rows, options)
     words = (
         [
-            f"{column.title.lower()} {one.text}" if name in NUMBERS or one.text == "?" else one.text
+            f"{column.title.lower()} {one.text}" if name in {*NUMBERS, *USED} or one.text == "?" else one.text
             for name, column, one in zip(names, columns, row, strict=True)
             if one.text
         ]
