@@ -266,6 +266,15 @@ def test_a_question_that_nobody_answered_is_not_a_no(desk: Desk) -> None:
     assert (known.status, json.loads(known.out)["mode"]) == (DONE, "TimeSlicing")
 
 
+@pytest.mark.parametrize("release", ["v25.10.1", "v26.7.0"])
+def test_what_nobody_answered_is_among_the_reservations(desk: Desk, release: str) -> None:
+    typed = ("advise", "--card", "l40s", "--memory", "4Gi", "--gpu-operator", release, *NO[:-1])
+    told = json.loads(desk.type(*typed, "-o", "json").out)
+    assert not lacks(told["but"], "--bursts or --no-bursts")
+    known = desk.type(*typed, "--no-bursts", "-o", "json")
+    assert (known.status, "--bursts" in known.out) == (DONE, False)
+
+
 @pytest.mark.parametrize("wrong", [("--name", "My Pool"), ("--pool", "a b!")])
 def test_no_policy_is_printed_that_the_api_server_refuses(desk: Desk, wrong: tuple[str, str]) -> None:
     said = desk.type("advise", "--card", "h100-80gb", "--memory", "4Gi", *NO, *wrong, "-o", "yaml")

@@ -160,7 +160,13 @@ def advise(answers: AdviceAnswers) -> Advice:
     )
     if sharing.shares < 2 or divided.gpus < sharing.gpus:
         return divided
-    return replace(sharing, unanswered=answers.unanswered)
+    if answers.bursts is None:
+        but = (
+            f"{sharing.but}. Nobody said whether the workloads use the GPU only now and then (--bursts or --no-bursts); if"
+            " they do, time-slicing gives each the whole GPU in turn"
+        )
+        return replace(sharing, but=but, unanswered=answers.unanswered)
+    return sharing
 
 
 def _divided(answers: AdviceAnswers, why: str) -> Advice:
