@@ -209,6 +209,13 @@ def test_at_80_columns_nothing_is_cut_or_left_out(several: Desk, by: str) -> Non
     assert {one for one in values if one not in narrow} <= {"any"}
 
 
+def test_a_name_that_is_longer_than_the_line_is_not_cut_in_two(desk: Desk) -> None:
+    ref = f"{'team-' * 12}a/{'model-' * 10}b"
+    desk.server.lists = {PODS: [pod(ref, "", container(gpu=1))], NODES: [node("gpu-1")]}
+    with terminal(desk, "free", "--no-color") as (_, screen):
+        assert read_until(screen, END).count(ref) == 2, "in the list, and in the command that explains it"
+
+
 @pytest.mark.parametrize("by", ["resource", "policy"])
 @pytest.mark.parametrize("count", [3, 25])
 def test_at_80_columns_what_is_closed_is_told_by_policy_and_device(desk: Desk, by: str, count: int) -> None:

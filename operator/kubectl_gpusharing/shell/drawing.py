@@ -100,6 +100,7 @@ def prose(text: str, options: PrintOptions, *, indent: str = "", hang: str = "",
         max(NARROW, options.room),
         initial_indent=indent,
         subsequent_indent=indent + hang,
+        break_long_words=False,  # a name or a command that is cut cannot be pasted
         break_on_hyphens=False,
     )
     return [line(Span(one, ink)) for one in wrapped]
