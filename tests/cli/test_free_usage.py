@@ -98,7 +98,9 @@ def test_the_agents_say_who_uses_a_shared_gpu_right_now(shared: Desk) -> None:
 def test_each_number_has_its_name_where_there_is_no_room_for_a_table(shared: Desk) -> None:
     with terminal(shared, "free", "--usage", "--no-color") as (_, screen):
         text = " ".join(read_until(screen, END).split())
-    assert "team-a/llm-0, gpu-1, nvidia.com/gpu.shared, held 1, waiting 0, gpu 0, memory 30.0Gi, of 80.0Gi, sm 62%" in text
+    assert (
+        "team-a/llm-0, gpu-1, nvidia.com/gpu.shared, held 1, waiting 0, gpu 0, memory 30.0Gi, of 80.0Gi, sm 62%" in text
+    )
 
 
 def test_programs_get_bytes_and_ratios_and_null_for_what_is_unknown(shared: Desk) -> None:

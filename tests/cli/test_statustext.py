@@ -1,6 +1,7 @@
 """The pools at a glance, from what the operator published (kubectl_gpusharing/pools/fleet.py, kubectl_gpusharing/pools/status.py,
 kubectl_gpusharing/shell/drawing.py)."""
 
+import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -384,6 +385,14 @@ def test_work_that_does_not_fit_into_the_open_window_says_so() -> None:
         assert data["secondsLeft"] == (960 if fits else None)
     alone = shown([policy(nextWindow=f"open until {ago(-1)}")], nodes[:2])
     assert "about 6m left for 1 node:" in alone, "a change ends after its window"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_nodes_whose_names_differ_only_at_their_end_are_told_apart(width: int) -> None:
+    names = [f"gke-production-europe-west4-h100-reserved-pool-2026-0c2f9a7e-{end}" for end in ("x4kq", "p7zd")]
+    nodes = [gpunode(name, "Blocked", "Waits", history=history(("Cordoned", 9), ("Blocked", 5))) for name in names]
+    told = plain(describe(*pools_of([policy()], nodes), NOW, PrintOptions(width), timeline=True))
+    assert [len(re.findall(f"^  gke-.*{name[-4:]} ", told, re.MULTILINE)) for name in names] == [2, 2], told
 
 
 UNFORESEEN: dict[str, JSON] = {

@@ -23,7 +23,18 @@ from gpusharing.planning.vocabulary.lengths import counted, in_minutes
 from kubectl_gpusharing.live.cluster import LivePlan
 from kubectl_gpusharing.pools.fleet import NodeStatus, PoolStatus, State, read_node, state_of
 from kubectl_gpusharing.shell.documents import CourseData
-from kubectl_gpusharing.shell.drawing import Glyph, Ink, Line, PrintOptions, Span, bar, length, line, prose, shorten
+from kubectl_gpusharing.shell.drawing import (
+    Glyph,
+    Ink,
+    Line,
+    PrintOptions,
+    Span,
+    bar,
+    length,
+    line,
+    prose,
+    shorten_name,
+)
 from kubectl_gpusharing.shell.session import Session, side_by_side
 
 REST = timedelta(days=1)
@@ -216,7 +227,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, options: PrintOptions) ->
     lines = prose(f"{period}; each cell stands for {length(cell)}", options, indent="  ", ink=Ink.FAINT)
     for track, end in zip(tracks, ends, strict=True):
         drawn = bar(_cells(track, start, cell, cells), options, cells)
-        row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
+        row: list[str | Span] = ["  ", shorten_name(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(end, Ink.FAINT)) if tail else line(*row))
     if (more := len(every) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide shows them all", Ink.FAINT)))

@@ -163,7 +163,8 @@ def table(
         spans = [Span(indent)]
         for i, width in widths.items():
             pad = sizes.get(i, 0) if row is not header and row[i].text else 0
-            spans += [Span(GAP), Span(shorten(row[i].text.rjust(pad), width).ljust(width), row[i].ink)]
+            cut = shorten if i or " " in row[i].text else shorten_name  # a row is about the name in its first cell
+            spans += [Span(GAP), Span(cut(row[i].text.rjust(pad), width).ljust(width), row[i].ink)]
         drawn.append(Row((spans[0], *spans[2:])))
     return drawn
 
@@ -175,6 +176,12 @@ def shows(row: Line, text: str) -> bool:
 
 def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
+
+
+def shorten_name(name: str, width: int) -> str:
+    """Cut a name in its middle, because names of one pool often differ only at their end; the width is at least 4."""
+    head = (width - 2) // 2
+    return name if len(name) <= width else f"{name[:head]}..{name[head + 2 - width :]}"
 
 
 @dataclass(frozen=True, slots=True)
