@@ -117,6 +117,14 @@ def test_status_of_a_name_that_is_both_a_policy_and_a_node_shows_both(desk: Desk
     assert "\n  pool-b-0 " in desk.type("status", "pool-b-0").out
 
 
+@pytest.mark.parametrize("typed", ["pod llm", "pods/llm"])
+def test_who_has_rights_in_one_namespace_and_forgot_it_is_told_how_to_choose_it(desk: Desk, typed: str) -> None:
+    path = "/api/v1/namespaces/default/pods/llm"
+    denied = 'pods "llm" is forbidden: User "ann" cannot get resource "pods" in API group "" in the namespace "default"'
+    desk.server.refusals = {path: (403, denied)}
+    assert not lacks(wrong(desk, "why", *typed.split()), "namespace default", "-n NAME")
+
+
 def test_one_of_several_pools_that_is_not_there_is_named(desk: Desk) -> None:
     assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
 

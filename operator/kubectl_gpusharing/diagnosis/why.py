@@ -271,7 +271,12 @@ async def _is_policy(session: Session, name: str) -> bool:
 
 
 async def _explain_pod(session: Session, kind: Resource, name: str, namespace: str) -> tuple[PodAnswer, str]:
-    raw, missing = await session.find(kind, name, namespace), ""
+    missing = ""
+    try:
+        raw = await session.find(kind, name, namespace)
+    except Denied as error:
+        other = f"if it is not in namespace {namespace}, choose another one with -n NAME"
+        raise Denied(f"{error}; or, {other}", error.rights) from error
     if raw is None and kind is PODS:
         try:
             if (told := await _find_eviction(session, name, namespace)) is not None:
