@@ -272,14 +272,29 @@ def test_what_several_nodes_share_is_said_once_with_all_their_names(what: str, a
         assert any(all(name in line for name in names[1:]) for line in flat.split(". "))
 
 
-def test_what_is_about_a_pod_named_after_its_node_is_not_said_of_other_nodes() -> None:
+@pytest.mark.parametrize("above", ["", "gpu-1"])
+@pytest.mark.parametrize("pod", ["default/llm-@", "default/llm-@-a, default/llm-@-b", "a/b-@, ... (3 more)"])
+def test_a_budget_of_pods_on_several_nodes_is_said_once_with_the_pods_of_each(pod: str, above: str) -> None:
+    said = f"PDBNeverAllows default/llm: Pods {pod}. The budget allows 0 disruptions. Remedy: Scale the workload up."
     nodes = [
-        gpunode(name, "Blocked", "Unmanaged", message=f"Unmanaged: Pod default/llm-{name}.")
+        gpunode(name, "Blocked", "PDBNeverAllows", message=said.replace("@", name), blockers=[said.replace("@", name)])
         for name in ("gpu-1", "gpu-2", "gpu-3")
     ]
-    told = shown([policy(message="gpu-1: Unmanaged: Pod default/llm-gpu-1.")], nodes, PrintOptions(wide=True))
-    assert "The same holds" not in told
-    assert not lacks(told, "gpu-2: Unmanaged: Pod default/llm-gpu-2.", "gpu-3: Unmanaged: Pod default/llm-gpu-3.")
+    message = f"{above}: {said.replace('@', above)}" if above else "something else"
+    for text in (
+        shown([policy(message=message)], nodes, PrintOptions(wide=True)),
+        plain(describe_page([policy(message=message)], nodes)),
+    ):
+        flat = " ".join(text.split())
+        assert flat.count("The budget allows 0") == flat.count("Remedy") == 1
+        others = ", ".join(f"{name} ({pod.replace('@', name)})" for name in ("gpu-2", "gpu-3"))
+        assert f"The same holds for {others}." in flat
+
+
+def test_a_message_about_a_node_whose_name_contains_another_is_not_shared() -> None:
+    nodes = [gpunode(name, "Blocked", "Waits", message=f"waits until {name}0 has ended") for name in ("gpu-1", "gpu-2")]
+    told = shown([policy()], nodes, PrintOptions(wide=True))
+    assert not lacks(told, "gpu-1: waits until gpu-10 has ended\n", "gpu-2: waits until gpu-20 has ended\n")
 
 
 def describe_page(policies: list[Any], nodes: list[Any]) -> list[Any]:

@@ -149,7 +149,8 @@ def status_of(pool: PoolStatus) -> Span:
 
 MOST_NAMED = 8
 _NAME = "\0"
-"""Stands for the name of a node in the message that several share."""
+"""Stands for the name of a node, and for its pods, in the message that several share."""
+_PODS = re.compile(r"(?<=: )Pods? (\S*\w(?:, \S*\w)*(?:, \.\.\. \(\d+ more\))?)(?=\.(?: |$))")
 
 
 def describe(
@@ -226,24 +227,28 @@ def tell_each(nodes: Sequence[NodeStatus], above: str = "", *, every: bool = Tru
     """
     groups: dict[str, list[NodeStatus]] = {}
     for node in nodes:
-        if said := " ".join((node.message, *(one for one in node.blockers if one not in node.message))).strip():
-            # A pod's name may contain the node's, and is not shared.
-            own = rf"(?<![\w./-]){re.escape(node.name)}(?![\w/-]|\.\w)"
-            groups.setdefault(re.sub(own, _NAME, said), []).append(node)
+        if said := _said(node):
+            own = rf"(?<![\w./-]){re.escape(node.name)}(?![\w/-]|\.\w)"  # gpu-1, and not a part of gpu-10
+            groups.setdefault(re.sub(own, _NAME, _PODS.sub(_NAME, said)), []).append(node)
     texts = []
-    for shared, alike in groups.items():
-        names = [node.name for node in alike]
+    for alike in groups.values():
         told = [one for one in alike if one.message and above.startswith((one.message, f"{one.name}: {one.message}"))]
-        first = (told or alike)[0].name
-        others = some([name for name in names if name != first], MOST_NAMED)
+        first = (told or alike)[0]
+        pods = [(node.name, ", ".join(_PODS.findall(_said(node)))) for node in alike if node is not first]
+        own_pods = ", ".join(_PODS.findall(_said(first)))
+        others = some([name if held == own_pods else f"{name} ({held})" for name, held in pods], MOST_NAMED)
         also = f"The same holds for {others}." if others else ""
         if told:
             texts.append(also)
-        elif every and _NAME in shared:
-            texts.append(f"{first}: {shared.replace(_NAME, first)} {also}")
+        elif every and any(_said(node) != _said(first) for node in alike):
+            texts.append(f"{first.name}: {_said(first)} {also}")
         elif every:
-            texts.append(f"{some(names, MOST_NAMED)}: {shared}")
+            texts.append(f"{some([node.name for node in alike], MOST_NAMED)}: {_said(first)}")
     return [one.rstrip() for one in texts if one]
+
+
+def _said(node: NodeStatus) -> str:
+    return " ".join((node.message, *(one for one in node.blockers if one not in node.message))).strip()
 
 
 def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, listed: bool = False) -> list[Line]:
