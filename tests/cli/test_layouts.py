@@ -101,6 +101,12 @@ def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: st
     assert pick(word).key == key
 
 
+@pytest.mark.parametrize(("word", "keys"), [("h20-141gb", "hopper-96gb"), ("A100-SXM9", "a100-40gb, a100-80gb")])
+def test_cards_of_the_model_are_suggested_before_those_that_are_spelled_alike(word: str, keys: str) -> None:
+    with pytest.raises(Trouble, match=f"did you mean: {keys}$"):
+        pick(word)
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.key)
 def test_every_name_of_a_card_means_that_card(card: Card) -> None:
     for name in (card.key, *card.products):

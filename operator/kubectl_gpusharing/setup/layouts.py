@@ -168,7 +168,9 @@ def pick(word: str) -> Card:
     if len(matches) == 1:
         return matches[0]
     bare = {name.removeprefix("nvidia-").removeprefix("tesla-"): card.key for card in CARDS for name in names[card]}
-    keys = [card.key for card in matches] or [*dict.fromkeys(bare[name] for name in nearest(plain, bare))]
+    model = plain.removeprefix("nvidia-").removeprefix("tesla-").partition("-")[0]
+    alike = matches or [card for card in CARDS if any(f"-{model}-" in f"-{name}-" for name in names[card])]
+    keys = [card.key for card in alike] or [*dict.fromkeys(bare[name] for name in nearest(plain, bare))]
     if not keys:
         raise Trouble(f"no card is named {word}; kubectl gpusharing layouts lists those with MIG")
     if matches:
