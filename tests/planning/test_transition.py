@@ -86,7 +86,7 @@ def test_the_history_keeps_the_newest_entries() -> None:
     for minute in range(60):
         found = shown(SYNCED if minute % 2 else DRAINING, found, minute * 60)
     assert len(found["history"]) == MAX_HISTORY
-    assert found["history"][0].startswith("2026-11-20T10:44:00Z ")
+    assert found["history"][0].startswith(f"2026-11-20T10:{60 - MAX_HISTORY}:00Z ")
     assert found["history"][-1] == "2026-11-20T10:59:00Z Synced Synced"
 
 
