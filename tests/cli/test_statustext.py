@@ -400,6 +400,7 @@ def test_work_that_does_not_fit_into_the_open_window_says_so() -> None:
         assert data["secondsLeft"] == (960 if fits else None)
     alone = shown([policy(nextWindow=f"open until {ago(-1)}")], nodes[:2])
     assert "about 6m left for 1 node:" in alone, "a change ends after its window"
+    assert "about 16m left for 2 nodes:" in shown([policy(nextWindow=ago(-5))], nodes), "the time when it opens"
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -67,7 +67,7 @@ class Track:
     node: str
     stretches: tuple[Stretch, ...]
     took: timedelta | None
-    """How long the change took, without Pending or Blocked before it; None until it has succeeded, or if its begin is unknown."""
+    """How long the change took, without Pending or Blocked before it; None before its success or if its begin is lost."""
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -152,7 +152,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta | None, st
     rounds = -(-len(left) // max(1, len(gone)))
     rest = max(each * rounds - min(gone, default=timedelta()), timedelta())
     past = "the last change took" if len(took) == 1 else f"the median of the last {len(took)} changes is"
-    closes = from_rfc3339(pool.next_window.removeprefix("open until "))
+    closes = from_rfc3339(pool.next_window.partition("open until ")[2])
     fits = closes is None or now + rest <= closes or len(gone) == len(left)  # a change may end after its window
     work = f"about {length(rest)} {'' if fits else 'of work '}left for {counted(len(left), 'node')}"
     more = "" if fits else ", which does not fit into this window"
