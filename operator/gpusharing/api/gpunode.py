@@ -19,6 +19,12 @@ RecoveryAction = Literal[
 
 MAX_PROGRAMS = 16
 MAX_HOLDERS = 64
+
+
+def _list_of(part: str) -> str:
+    return f"^(?:{part}(?:; {part})*)?$"
+
+
 _UNIT = "(?:[12]?[0-9]|3[01])"
 PROFILE = (
     r"([^ ;]{1,64})(?: id=([0-9]{1,9}))? max=([12]?[0-9]|3[0-2])"
@@ -27,19 +33,18 @@ PROFILE = (
 """A MIG profile in text: its name, its id, how many fit, where it may start and its size (planning/gpus/texts.py).
 
 No card has more than 12 units. The planner tries placements, and a false report must not make that endless."""
-PROFILES = f"^(?:{PROFILE}(?:; {PROFILE})*)?$"
+PROFILES = _list_of(PROFILE)
 MIG = "^(?:NotSupported|Disabled|Enabled|([0-9]+x[^ @]*)@([0-9a-f]{16}))$"
 _INDEXES = "[0-9]{1,3}(?:-[0-9]{1,3})?(?:,[0-9]{1,3}(?:-[0-9]{1,3})?)*"
 INDEXES = f"^{_INDEXES}$"
 """Indexes of GPUs, with ranges, for example 0-3,5."""
-_COMPUTE_MODE = rf"{_INDEXES} (?:ExclusiveProcess|Prohibited|NotSupported|Unknown)"
-COMPUTE_MODES = f"^(?:{_COMPUTE_MODE}(?:; {_COMPUTE_MODE})*)?$"
+COMPUTE_MODES = _list_of(f"{_INDEXES} (?:ExclusiveProcess|Prohibited|NotSupported|Unknown)")
 HOLDER = rf"(\?|{_INDEXES})((?: [^ ;/]+/[^ ;/]+ [^ ;]+ [0-9a-f]{{12}}){{1,64}})"
-"""The pods that hold devices of the same GPUs: their indexes, or ? if unknown, and of each pod namespace/name, UID and digest."""
-HOLDERS = f"^(?:{HOLDER}(?:; {HOLDER})*)?$"
+"""The indexes of GPUs, or ? if unknown, and namespace/name, UID and digest of each pod that holds them."""
+HOLDERS = _list_of(HOLDER)
 PROGRAM = rf"({_INDEXES})(?: ([^;]+))?"
 """The indexes of GPUs, with ranges, and the name of a program that uses them."""
-PROGRAMS = f"^(?:{PROGRAM}(?:; {PROGRAM})*)?$"
+PROGRAMS = _list_of(PROGRAM)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How do MIG profiles, layouts, compute modes, programs and pods stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
+"""How does what a GPU has and who uses it stand in a GPUNode's status.observed? The agent writes, kube/ reads."""
 
 import re
 from collections import Counter
