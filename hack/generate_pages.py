@@ -167,7 +167,8 @@ def settings() -> str:
         for item in fields(Settings)
     ]
     text = (
-        "Environment variables of `gpusharing-operator`. The chart sets those that differ from the default.\n"
+        "Environment variables of `gpusharing-operator`. The chart sets those that differ from the default; set\n"
+        "others by its value `operator.extraEnv`.\n"
         "Durations have hours, minutes and seconds, such as 90s or 1h30m; seconds may have decimals."
     )
     return _page(

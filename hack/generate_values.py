@@ -18,15 +18,15 @@ ABOUT = """\
 # gpu-sharing-operator
 
 One GPUSharingPolicy per node pool decides how its NVIDIA GPUs are shared: whole, partitioned with MIG, time-sliced, or
-with MPS. The operator drives NVIDIA's GPU Operator; it replaces none of its components.
+with MPS. The operator drives the components of NVIDIA's GPU Operator, or of NVIDIA's other stacks, and replaces none of them.
 
 ```console
 $ helm install gpusharing . -n gpusharing --create-namespace --set image.repository=REGISTRY/gpu-sharing-operator
 ```
 
 Only `image.repository` is required. Helm refuses a value that is not in the tables below, and names the nearest one
-(templates read the tables, so keep them with the chart). `docs/how-to/install.md` in the repository covers image, namespaces, rights, upgrade and uninstall; `platforms/`
-has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
+(templates read the tables, so keep them with the chart). In the repository, `docs/how-to/install.md`
+covers namespaces and rights, and `docs/how-to/build-the-image.md`, `docs/how-to/upgrade.md` and `docs/how-to/uninstall.md` the rest. `platforms/` has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
 labels, or with NVIDIA's device-plugin chart alone. Suites for helm-unittest show what the values do (`tests/` in the
 repository).
 
