@@ -85,9 +85,9 @@ test-crash: setup ## kill -9 at every write on rung 2; FULL=1: every scenario th
 BATCH := $(shell command -v chrt >/dev/null && chrt --batch 0 true 2>/dev/null && echo chrt --batch 0)
 
 # Of `make test-faults FULL=`.
-DEPTH = $(if $(filter-out 1 2,$(FULL))$(word 2,$(FULL)),$(error FULL=$(FULL) is neither FULL=1 (each fault once per sort of write) nor FULL=2 (at both writes, at one object and at everything)),$(FULL))
+DEPTH = $(if $(filter-out 1 2 3,$(FULL))$(word 2,$(FULL)),$(error FULL=$(FULL) is neither FULL=1 (each fault once per sort of write) nor FULL=2 (in each scenario) nor FULL=3 (at both writes, at one object and at everything)),$(FULL))
 
-test-faults: setup $(if $(FULL),build/faults/points) ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 each fault once per sort of write, FULL=2 at both ends; it goes on where it was ended
+test-faults: setup $(if $(FULL),build/faults/points) ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 each fault once per sort of write, FULL=2 in each scenario, FULL=3 at both ends; it goes on where it was ended
 	$(call BUILD,cluster.toolchain)
 	@trap : INT; trap 'kill $$!' TERM; $(if $(FULL),FAULTS=full FAULTS_DEPTH=$(DEPTH)) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(BATCH) $(PY) -m pytest -n $$($(PY) -m tests.faults.cases $(if $(FULL),--full)) --verb=$@ tests/integration $(ARGS) & wait $$!; status=$$?; \
 	  while kill -0 $$! 2>/dev/null; do wait $$!; status=$$?; done; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full $(DEPTH),sample); exit $$status

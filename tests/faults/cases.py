@@ -1,5 +1,5 @@
 """Which faults are played where: every kind, at one object and at everything, in every scenario, at chosen writes.
-With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is a sample that is the same for the same seed, and holds every kind and every scenario. `python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1 by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix. With `--figures FOLDER` the last line is JSON for `make report` (hack/figures/page.py)."""
+With FULL=1 to FULL=3 these are the points of a scenario (points.py); else it is a sample that is the same for the same seed, and holds every kind and every scenario. `python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1 by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix. With `--figures FOLDER` the last line is JSON for `make report` (hack/figures/page.py)."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class FaultCase:
     turn: int = 0
     """Which of the writes that ask for it the fault waits for, from 1."""
     depth: int = 1
-    """In the full matrix: 1 if FULL=1 and FULL=2 play it, 2 if only FULL=2 does."""
+    """In the full matrix: the least FULL= that plays it."""
 
     def write(self, writes: int) -> int:
         """The number of the write, from 1, among those aimed at, where an undisturbed run has so many writes.
@@ -176,6 +176,22 @@ class CaseResults:
         self._results = [one for one in self._results if one.case != result.case] + [result]
         with self._path.open("a") as file:
             file.write(f"{_line(result)}\n")
+
+
+def share(folder: Path) -> None:
+    """Let the scenarios that make a sort of write take turns with its faults: of each fault one of them has depth 1."""
+    expected = expected_in(folder, depth=3)
+    makers: dict[tuple[str, str], set[str]] = {}
+    for case in (case for cases in expected.values() for case in cases if case.depth <= 2):
+        makers.setdefault((case.aim, case.kind), set()).add(case.scenario)
+    turns = {pair: sorted(makers[pair])[number % len(makers[pair])] for number, pair in enumerate(sorted(makers))}
+    for path in _parts(folder):
+        first, *results = path.read_text().splitlines()
+        head = json.loads(first)
+        for case in head["expected"]:
+            if case["depth"] <= 2:
+                case["depth"] = 1 if turns[case["aim"], case["kind"]] == case["scenario"] else 2
+        path.write_text("".join(f"{line}\n" for line in (json.dumps(head), *results)))
 
 
 def load(folder: Path, depth: int = 1) -> list[Result]:

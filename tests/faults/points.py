@@ -1,5 +1,5 @@
 """The points of the full fault matrix: the first and the last write of each sort that a scenario makes.
-Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random parts in them. A fault is played at the first or the last write of each sort (FULL=1), or at both (FULL=2): what lies between differs from them in the node only. The order of writes differs from run to run, so a case names the sort that its fault waits for. `python -m tests.faults.points FOLDER [DEPTH]` prints how many runs the full matrix has at that depth (1 by default), by scenario and in all."""
+Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random parts in them. A fault is played at the first or the last write of each sort, in one of the scenarios that make it (FULL=1) or in all of them (FULL=2), or at both writes (FULL=3): what lies between differs from them in the node only. The order of writes differs from run to run, so a case names the sort that its fault waits for. `python -m tests.faults.points FOLDER [DEPTH]` prints how many runs the full matrix has at that depth (1 by default), by scenario and in all."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hack.faultproxy import ProxiedWrite
 from hack.faultproxy.calls import Aim, collection_of, object_of
-from tests.faults.cases import KINDS, PROCESS, FaultCase, Scope, expected_in, shorten
+from tests.faults.cases import KINDS, PROCESS, FaultCase, Scope, expected_in, share, shorten
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
@@ -104,7 +104,7 @@ def in_both(one: Iterable[ProxiedWrite], two: Iterable[ProxiedWrite]) -> tuple[P
 
 
 def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[FaultCase]:
-    """Every fault at every point of a scenario, with its depth. `writes`: how many the recorded run made."""
+    """Every fault at every point of a scenario, with its depth, 2 or 3 (`share` makes 1 of some). `writes`: how many the recorded run made."""
     points = tuple(points)
     numbers = {sort: number for number, sort in enumerate(sorted({point.sort for point in points}))}
     for point in points:
@@ -117,14 +117,14 @@ def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[F
 
 
 def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
-    """1 for one case of each sort and fault: at the first write on one object, or at the last on everything.
+    """2 for one case of each sort and fault: at the first write on one object, or at the last on everything.
 
     Where the number of the sort and that of the fault add up to an even number it is the first. Where a fault has one scope only, the write alone alternates.
     """
     early = (number + FAULTS.index(kind)) % 2 == 0
     write, reach = ("first", "one") if early else ("last", "all")
     alone = kind in PROCESS or not _has_object(kind, point.sort)
-    return 1 if point.which in (write, "only") and (alone or scope == reach) else 2
+    return 2 if point.which in (write, "only") and (alone or scope == reach) else 3
 
 
 def _has_object(kind: str, sort: Sort) -> bool:
@@ -201,7 +201,8 @@ def _section(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def tell(folder: Path, depth: int = 1) -> None:
-    """How many runs the full matrix has at this depth."""
+    """Share the cases out, and tell how many runs the full matrix has at this depth."""
+    share(folder)
     by_scenario = expected_in(folder, depth)
     for scenario, cases in sorted(by_scenario.items()):
         print(f"{scenario}: {len(cases)} runs at {len({case.number for case in cases})} writes")

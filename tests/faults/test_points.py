@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hack.faultproxy import ProxiedWrite
 from hack.generate import ROOT
-from tests.faults.cases import KINDS, PROCESS, CaseResults, FaultCase, within
+from tests.faults.cases import KINDS, PROCESS, CaseResults, FaultCase, expected_in, share, within
 from tests.faults.cases import tell as sum_up
 from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, in_both, sort_of, tell
 from tests.faults.test_cases import begun, result
@@ -221,17 +221,17 @@ def test_a_full_run_says_at_its_start_how_many_runs_it_has(tmp_path: Path, capsy
     other = Point(2, sort_of(claimed()), "only", 1)
     begun(tmp_path / "idle.jsonl", "commit", list(all_cases("idle", [point], 4)))
     begun(tmp_path / "pods.jsonl", "commit", list(all_cases("pods", [point, other], 4)))
-    tell(tmp_path, 2)
+    tell(tmp_path, 3)
     assert capsys.readouterr().out == (
         "idle: 23 runs at 1 writes\npods: 46 runs at 2 writes\nfaults: 69 runs in all, in 2 scenarios\n"
     )
-    tell(tmp_path)
+    tell(tmp_path, 2)
     assert capsys.readouterr().out == (
         "idle: 13 runs at 1 writes\npods: 26 runs at 2 writes\nfaults: 39 runs in all, in 2 scenarios\n"
     )
 
 
-# --- FULL=1 and FULL=2 -----------------------------------------------------------------------------------
+# --- FULL=1, FULL=2 and FULL=3 -----------------------------------------------------------------------------------
 
 
 def cases_of(writes: Sequence[ProxiedWrite], scenario: str = "pods") -> list[FaultCase]:
@@ -246,10 +246,10 @@ def sorts_by_number(writes: Sequence[ProxiedWrite]) -> dict[int, Sort]:
     return {one.number: sort_of(one) for one in writes}
 
 
-def test_full_1_plays_each_fault_once_for_each_sort_of_each_scenario() -> None:
+def test_full_2_plays_each_fault_once_for_each_sort_of_each_scenario() -> None:
     writes = recorded(pool="a", pod="b", since="2026-01-01T00:00:00Z")
     sorts = sorts_by_number(writes)
-    cases = within([case for name in ("pods", "idle") for case in cases_of(writes, name)], 1)
+    cases = within([case for name in ("pods", "idle") for case in cases_of(writes, name)], 2)
     played = Counter((case.scenario, sorts[case.number], case.kind) for case in cases)
     assert set(played) == {
         (name, sort, fault) for name in ("pods", "idle") for sort in sorts.values() for fault in FAULTS
@@ -257,15 +257,15 @@ def test_full_1_plays_each_fault_once_for_each_sort_of_each_scenario() -> None:
     assert set(played.values()) == {1}
 
 
-def test_full_2_plays_every_fault_at_every_point_and_so_all_of_full_1() -> None:
+def test_full_3_plays_every_fault_at_every_point_and_so_all_of_full_2() -> None:
     cases = cases_of(many_sorts())
-    assert within(cases, 2) == tuple(cases)
+    assert within(cases, 3) == tuple(cases)
     assert len(cases) == 30 * len(KINDS)
-    assert set(within(cases, 1)) < set(cases)
+    assert set(within(cases, 2)) < set(cases)
 
 
-def test_full_1_alternates_between_one_object_at_the_first_write_and_everything_at_the_last() -> None:
-    cases = within(cases_of(many_sorts()), 1)
+def test_full_2_alternates_between_one_object_at_the_first_write_and_everything_at_the_last() -> None:
+    cases = within(cases_of(many_sorts()), 2)
     for fault in FAULTS:
         where = Counter(("first" if case.number <= 15 else "last", case.scope) for case in cases if case.kind == fault)
         last = "one" if fault in PROCESS else "all"
@@ -278,7 +278,7 @@ def test_full_1_alternates_between_one_object_at_the_first_write_and_everything_
 
 def test_a_sort_with_one_write_has_faults_on_one_object_and_on_everything() -> None:
     (write,) = numbered([claimed("a")])
-    cases = within(cases_of([write]), 1)
+    cases = within(cases_of([write]), 2)
     assert [case.kind for case in cases] == list(FAULTS)
     scopes = {case.kind: case.scope for case in cases}
     assert {scopes[fault] for fault in PROCESS} == {"one"}
@@ -297,48 +297,64 @@ def test_no_fault_looks_for_the_object_of_a_write_that_has_none(path: str, witho
     cases = cases_of(numbered([replace(claimed("a"), method="POST", path=path)]))
     assert {case.kind for case in cases if case.scope == "one"} == {kind for kind, _ in KINDS} - without
     assert {case.kind for case in cases if case.scope == "all"} == set(FAULTS) - set(PROCESS)
-    assert Counter(case.kind for case in within(cases, 1)) == Counter(FAULTS), "each of them at one scope"
+    assert Counter(case.kind for case in within(cases, 2)) == Counter(FAULTS), "each of them at one scope"
 
 
-def test_what_full_1_plays_does_not_depend_on_the_order_in_which_the_sorts_come() -> None:
+def test_what_full_2_plays_does_not_depend_on_the_order_in_which_the_sorts_come() -> None:
     half = [shown("a", "Draining", f"Reason{sort}") for sort in range(15)]
     one, other = numbered(half), numbered(half[::-1])
 
     def chosen(writes: Sequence[ProxiedWrite]) -> set[tuple[str, str, str]]:
-        return {(case.aim, case.kind, case.scope) for case in within(cases_of(writes), 1)}
+        return {(case.aim, case.kind, case.scope) for case in within(cases_of(writes), 2)}
 
     assert chosen(one) == chosen(other)
 
 
-def test_full_2_goes_on_from_what_full_1_has_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_3_goes_on_from_what_full_2_has_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = cases_of(numbered([claimed("a"), claimed("b")]))
     path = tmp_path / "pods.jsonl"
-    first = CaseResults(path, "commit", 1)
+    first = CaseResults(path, "commit", 2)
     first.expect(cases)
-    assert first.left() == [case for case in cases if case.depth == 1]
+    assert first.left() == [case for case in cases if case.depth == 2]
     for case in first.left():
         first.add(result(case))
     assert first.left() == []
-    sum_up(tmp_path, 1)
+    sum_up(tmp_path, 2)
     assert "incomplete" not in capsys.readouterr().out
 
-    second = CaseResults(path, "commit", 2)
+    second = CaseResults(path, "commit", 3)
     assert second.expected == tuple(cases)
-    assert second.left() == [case for case in cases if case.depth == 2]
+    assert second.left() == [case for case in cases if case.depth == 3]
     second.add(result(second.left()[0], "an orphan cordon"))
-    sum_up(tmp_path, 2)
+    sum_up(tmp_path, 3)
     told = capsys.readouterr().out
     assert told.startswith("faults: 14 runs, 1 failures")
     assert "incomplete: 32 of 46 cases" in told
 
-    again = CaseResults(path, "commit", 1)
-    assert (len(again.done), again.left()) == (13, []), "what only FULL=2 plays is no matter of FULL=1"
-    sum_up(tmp_path, 1)
+    again = CaseResults(path, "commit", 2)
+    assert (len(again.done), again.left()) == (13, []), "what only FULL=3 plays is no matter of FULL=2"
+    sum_up(tmp_path, 2)
     assert capsys.readouterr().out.startswith("faults: 13 runs, 0 failures")
-    assert len(CaseResults(path, "commit", 2).done) == 14
+    assert len(CaseResults(path, "commit", 3).done) == 14
 
 
-@pytest.mark.parametrize("full", ["1", "2"])
+def test_in_full_1_the_scenarios_take_turns_with_the_faults_of_a_sort_that_several_make(tmp_path: Path) -> None:
+    both, own = [claimed("a"), shown("a", "Draining", "Busy")], shown("a", "Failed", "Hung")
+    for name, writes in {"idle": both, "pods": [*both, own]}.items():
+        CaseResults(tmp_path / f"{name}.jsonl", "commit").expect(cases_of(numbered(writes), name))
+    share(tmp_path)
+    first = {name: list(cases) for name, cases in expected_in(tmp_path, 1).items()}
+    faults = len(FAULTS)
+    played = Counter((case.aim, case.kind) for cases in first.values() for case in cases)
+    assert len(played) == 3 * faults
+    assert set(played.values()) == {1}
+    assert len(first["idle"]) in (faults, faults + 1), "about half of two sorts"
+    assert sum(map(len, expected_in(tmp_path, 2).values())) == 5 * faults
+    share(tmp_path)
+    assert {name: list(cases) for name, cases in expected_in(tmp_path, 1).items()} == first
+
+
+@pytest.mark.parametrize("full", ["1", "2", "3"])
 def test_make_hands_on_which_full_matrix_is_asked_for(full: str) -> None:
     told = make(f"FULL={full}").stdout
     assert set(re.findall(r"FAULTS_DEPTH=(\S*)", told)) == {full}
@@ -347,12 +363,13 @@ def test_make_hands_on_which_full_matrix_is_asked_for(full: str) -> None:
     assert told.count("-n $(.venv/bin/python -m tests.faults.cases --full)") == 2, "to record, and to play"
 
 
-@pytest.mark.parametrize("full", ["0", "3", "full", "1 2"])
-def test_any_other_full_matrix_is_an_error_that_names_the_two(full: str) -> None:
+@pytest.mark.parametrize("full", ["0", "4", "full", "1 2"])
+def test_any_other_full_matrix_is_an_error_that_names_the_others(full: str) -> None:
     done = make(f"FULL={full}")
     assert done.returncode
     assert f"FULL={full} is neither FULL=1 " in done.stderr
     assert " nor FULL=2 " in done.stderr
+    assert " nor FULL=3 " in done.stderr
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,5 @@
 """The fault matrix: F1 to F12 in 16 scenarios, at one object and at everything (docs/design/faults.md#matrix).
-`make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays every fault once for each sort of write. `FULL=2` plays every fault at each point. Each scenario is a part with a file in build/faults that begins with the cases of both depths. A full run that was ended goes on there, also with FULL=2 after FULL=1, and on another commit that changes nothing of what is PLAYED."""
+`make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays every fault once for each sort of write. `FULL=2` does so in each scenario, and `FULL=3` plays every fault at each point. Each scenario is a part with a file in build/faults that begins with the cases of all depths. A full run that was ended goes on there, also with FULL=2 after FULL=1, and on another commit that changes nothing of what is PLAYED."""
 
 import hashlib
 import os
@@ -21,8 +21,8 @@ from tests.integration.stages import OTHERS
 ONLY_POINTS = os.environ.get("FAULTS") == "points"
 """Find out what a full run has to play, and play nothing."""
 FULL = ONLY_POINTS or os.environ.get("FAULTS") == "full"
-DEPTH = int(os.environ.get("FAULTS_DEPTH") or 1)
-"""Of a full run: the number in FULL=."""
+DEPTH = 3 if ONLY_POINTS else int(os.environ.get("FAULTS_DEPTH") or 1)
+"""Of a full run: the number in FULL=. What is recorded is for each of them."""
 FOLDER = ROOT / "build" / "faults" / ("full" if FULL else "sample")
 
 pytestmark = pytest.mark.faults
