@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import at
+from tests.fakes.running import running
 from tests.kube.objects import node
 
 from gpusharing.kube.callmemory import CallMemory
@@ -58,13 +59,8 @@ async def gathering(
     for resource, obj in objects:
         cluster.add(resource, obj)
     sources = Sources(cluster.client("sources"), settings, lambda: None)
-    task = asyncio.create_task(sources.run())
     calls = CallMemory()
-    try:
+    async with running(sources.run()):
         await asyncio.sleep(0.1)
         reader = client(cluster, "operator")
         yield Gathering(cluster, Gatherer(reader, sources, calls), calls)
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task

@@ -1,14 +1,19 @@
-"""kube/background.py: calls that may block, beside a real event loop."""
+"""kube/background.py: calls that may block, beside a real event loop. And kube/aio.py and our own version."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+from tests.fakes.tls import Identity
 
 from gpusharing.kube.background import Background, in_daemon_thread, new_worker
+from gpusharing.kube.ownversion import own_version
 
 EITHER = pytest.mark.parametrize("make", [lambda: in_daemon_thread, new_worker], ids=["thread", "worker"])
 HANGS = """\
@@ -77,3 +82,47 @@ def test_a_call_that_was_given_up_on_does_not_end_the_worker() -> None:
 def test_a_call_that_hangs_does_not_hold_the_process() -> None:
     ended = subprocess.run([sys.executable, "-c", HANGS], check=False, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "given up\n", "")
+
+
+TELL = """
+import os, ssl, {module}
+from aiohttp import connector
+
+trusts = connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFIED, ssl.create_default_context()
+print(*(trust.cert_store_stats()["x509_ca"] for trust in trusts), os.environ["SSL_CERT_FILE"], end="")
+assert "SSL_CERT_DIR" not in os.environ
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "gpusharing.controller.leading",
+        "gpusharing.controller.main",
+        "kubectl_gpusharing.shell.running",
+        "kubectl_gpusharing.usage.prometheus",
+    ],
+)
+def test_what_aiohttp_would_trust_by_itself_is_not_read_and_the_rest_stays(module: str, tmp_path: Path) -> None:
+    authorities = str(Identity(tmp_path).pki.ca)
+    environment = {name: value for name, value in os.environ.items() if name != "SSL_CERT_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", TELL.format(module=module)], env=environment | {"SSL_CERT_FILE": authorities},
+        check=False, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == (f"0 0 1 {authorities}", "", 0)
+
+
+ROOT = Path(__file__).parents[2]
+PRINTED = "from gpusharing.kube.ownversion import own_version; print(repr(own_version()))"
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert own_version() == version("gpu-sharing-operator")
+
+
+def test_a_source_folder_that_is_not_installed_has_none() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "operator")}
+    command = [sys.executable, "-S", "-c", PRINTED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "''\n"

@@ -1,11 +1,11 @@
-"""The time of day comes from the API server once, and then goes on whatever anybody sets."""
+"""The time of day comes from the API server once, and then goes on whatever anybody sets; and how long we wait after failures."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 
-from gpusharing.kube.clock import SteadyClock, boot_time, wall_time
+from gpusharing.kube.clock import Backoff, SteadyClock, boot_time, half_to_one_and_a_half, wall_time
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -111,3 +111,17 @@ def test_a_header_that_is_no_date_is_ignored(date: str) -> None:
 def test_without_an_answer_it_begins_with_this_machines_own_time_and_goes_on_by_the_clock_that_sleeps_never() -> None:
     assert abs((SteadyClock()() - wall_time()).total_seconds()) < 1
     assert boot_time() <= boot_time()
+
+
+def test_waits_double_up_to_a_limit_and_begin_anew_after_a_success() -> None:
+    backoff = Backoff(1.0, 5.0, lambda: 1.0)
+    assert [backoff.after_failure() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+    backoff.success()
+    assert backoff.after_failure() == 1.0
+
+
+def test_who_failed_together_does_not_come_back_together() -> None:
+    waits = {Backoff(1.0, 5.0).after_failure() for _ in range(20)}
+    assert len(waits) == 20
+    assert 0.5 <= min(waits) <= max(waits) <= 1.5
+    assert 0.5 <= half_to_one_and_a_half() <= 1.5

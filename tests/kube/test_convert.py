@@ -1,20 +1,21 @@
 """Raw Nodes, GPUNodes and policies become views; what is malformed becomes the careful value.
 kube/raw.py is tested through them; kube/maintenance.py: test_foreign.py."""
 
-import copy
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.build import NO_MIG_MANAGER
+from tests.build import NO_MIG_MANAGER, make_spec
+from tests.kube.damage import places, put
 from tests.kube.objects import node, observed, observed_gpu
 from tests.kube.test_fence import FENCE
 from tests.wording import lacks
 
 from gpusharing.api.names import TAINT_UNPROVEN, DisruptionClass
 from gpusharing.kube import convert
+from gpusharing.kube.convert import find_zone, find_zones
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.raw import count
 from gpusharing.planning.gpus.cards import Profile, find_card
@@ -324,24 +325,8 @@ def test_quantities_are_read_as_the_server_writes_them(quantity: object, number:
     assert count(quantity) == number
 
 
-def paths(value: object, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    steps: list[tuple[str | int, object]] = []
-    if isinstance(value, dict):
-        steps = list(value.items())
-    elif isinstance(value, list):
-        steps = list(enumerate(value))
-    return [at, *(path for step, child in steps for path in paths(child, (*at, step)))]
-
-
-def with_junk(raw: JSON, path: tuple[str | int, ...], junk: object) -> Any:
-    if not path:
-        return raw
-    damaged: Any = copy.deepcopy(raw)
-    place = damaged
-    for step in path[:-1]:
-        place = place[step]
-    place[path[-1]] = junk
-    return damaged
+def places_in(raw: JSON) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.sampled_from([place for place in places(raw) if place])
 
 
 FULL_NODE = node(
@@ -350,19 +335,18 @@ FULL_NODE = node(
 )
 
 
-@given(st.sampled_from(paths(FULL_NODE)), JUNK)
-def test_a_node_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
-    damaged = with_junk(FULL_NODE, path, junk)
-    view = convert.node_view(damaged)
+@given(places_in(FULL_NODE), JUNK)
+def test_a_node_with_any_damaged_field_is_still_converted(path: tuple[Any, ...], junk: object) -> None:
+    view = convert.node_view(put(FULL_NODE, path, junk))
     assert view.fence is None or view.fence == FENCE
 
 
 FULL_GPUNODE = gpunode(observed(observed_gpu()))
 
 
-@given(st.sampled_from(paths(FULL_GPUNODE)), JUNK)
-def test_a_gpunode_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
-    view = convert.gpunode_view(with_junk(FULL_GPUNODE, path, junk))
+@given(places_in(FULL_GPUNODE), JUNK)
+def test_a_gpunode_with_any_damaged_field_is_still_converted(path: tuple[Any, ...], junk: object) -> None:
+    view = convert.gpunode_view(put(FULL_GPUNODE, path, junk))
     assert view.observed is None or view.observed.error or len(view.observed.gpus) <= 1
 
 
@@ -373,3 +357,27 @@ def test_a_card_that_needs_a_reset_in_a_virtual_machine_is_noted(guest: bool) ->
     view = convert.observed_view(raw)
     assert view.error == ""
     assert [gpu.reset_in_guest for gpu in view.gpus] == [guest]
+
+
+BERLIN = "Europe/Berlin"
+
+
+def test_a_zone_is_that_of_the_package_and_not_of_the_system() -> None:
+    berlin = find_zone(BERLIN)
+    assert berlin is not None
+    assert datetime(2026, 7, 1, 12, tzinfo=UTC).astimezone(berlin).hour == 14
+    assert find_zone("UTC") is UTC
+    assert [find_zone(name) for name in ("localtime", "../zones", "europe/berlin")] == [None, None, None]
+
+
+def test_a_policy_has_the_zones_that_it_names_and_none_that_does_not_exist() -> None:
+    nightly = {"schedule": "0 22 * * *", "duration": "2h"}
+    spec = make_spec(
+        "Full",
+        rollout={
+            "windows": [{**nightly, "timeZone": BERLIN}, {**nightly, "timeZone": "Mars/Olympus"}],
+            "blackouts": [{**nightly, "timeZone": "America/New_York"}],
+        },
+    )
+    assert find_zones(spec) == {name: find_zone(name) for name in ("America/New_York", BERLIN, "UTC")}
+    assert find_zones(make_spec("Full")) == {"UTC": UTC}

@@ -6,14 +6,22 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from tests.build import make_work
+from tests.kube.damage import put
 from tests.kube.objects import pdb, pod
-from tests.kube.test_convert import JUNK, paths, with_junk
+from tests.kube.test_convert import JUNK, places_in
 from tests.planning.drainpass import drain_pass, foreseen
 
 from gpusharing.api.selectors import FIELD, matches
-from gpusharing.kube.pods import NO_END, claimed_devices, pdb_view, pod_view, resource_claim_names
+from gpusharing.kube.pods import (
+    NO_END,
+    claimed_devices,
+    largest_requests,
+    pdb_view,
+    pod_requests,
+    pod_view,
+    resource_claim_names,
+)
 from gpusharing.planning.drain.evictions import binding_budgets
 from gpusharing.planning.drain.pods import has_finished
 from gpusharing.planning.snapshot.podviews import Owner, Scope
@@ -276,24 +284,18 @@ def asking(device_class: str, selector: str) -> JSON:
 @pytest.mark.parametrize(
     ("claim", "devices"),
     [
-        (result("gpu.nvidia.com"), ("gpu-0",)),
-        (asking("mig.nvidia.com", "device.attributes['gpu.nvidia.com'].profile == '1g.10gb'"), ("gpu-0",)),
-        (asking("mig.nvidia.com", "device.driver == 'gpu.nvidia.com'"), ("",)),
-        (result("gpu.nvidia.com", request="gpu/any"), ("",)),
-        (result("gpu.nvidia.com", adminAccess=True), ()),
-        (result("nic.example.com"), ()),
-        ({"status": {}}, ()),
-        ({"status": {"allocation": {"devices": {}}}}, None),
-    ],
-    ids=[
-        "a GPU",
-        "a MIG device of a profile",
-        "any MIG device",
-        "one of several alternatives",
-        "monitoring",
-        "another driver",
-        "not allocated",
-        "malformed",
+        pytest.param(result("gpu.nvidia.com"), ("gpu-0",), id="a GPU"),
+        pytest.param(
+            asking("mig.nvidia.com", "device.attributes['gpu.nvidia.com'].profile == '1g.10gb'"),
+            ("gpu-0",),
+            id="a MIG device of a profile",
+        ),
+        pytest.param(asking("mig.nvidia.com", "device.driver == 'gpu.nvidia.com'"), ("",), id="any MIG device"),
+        pytest.param(result("gpu.nvidia.com", request="gpu/any"), ("",), id="one of several alternatives"),
+        pytest.param(result("gpu.nvidia.com", adminAccess=True), (), id="monitoring"),
+        pytest.param(result("nic.example.com"), (), id="another driver"),
+        pytest.param({"status": {}}, (), id="not allocated"),
+        pytest.param({"status": {"allocation": {"devices": {}}}}, None, id="malformed"),
     ],
 )
 def test_a_claim_holds(claim: JSON, devices: tuple[str, ...] | None) -> None:
@@ -314,15 +316,15 @@ def test_an_empty_selector_takes_every_pod_and_none_takes_none() -> None:
     assert not pdb_view(pdb(selector={"matchLabels": {"app": "llm"}})).selects_all
 
 
-@given(st.sampled_from(paths(pod())), JUNK)
-def test_a_pod_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
-    view = pod_view(with_junk(pod(), path, junk), {})
+@given(places_in(pod()), JUNK)
+def test_a_pod_with_any_damaged_field_is_still_converted(path: tuple[Any, ...], junk: object) -> None:
+    view = pod_view(put(pod(), path, junk), {})
     assert all(number > 0 for number in view.resources.values())
 
 
-@given(st.sampled_from(paths(pdb())), JUNK)
-def test_a_budget_with_any_damaged_field_is_still_converted(path: tuple[str | int, ...], junk: object) -> None:
-    view = pdb_view(with_junk(pdb(), path, junk))
+@given(places_in(pdb()), JUNK)
+def test_a_budget_with_any_damaged_field_is_still_converted(path: tuple[Any, ...], junk: object) -> None:
+    view = pdb_view(put(pdb(), path, junk))
     assert view.disruptions_allowed in (0, junk)
 
 
@@ -339,3 +341,49 @@ GRACES = {
 @pytest.mark.parametrize(("spec", "seconds"), GRACES.values(), ids=GRACES.keys())
 def test_the_grace_period_of_a_pod(spec: JSON, seconds: int) -> None:
     assert pod_view(pod(spec=spec), {}).grace == seconds
+
+
+GPU = "nvidia.com/gpu"
+
+
+def container(count: object, **more: Any) -> JSON:
+    return {"name": "c", "resources": {"limits": {GPU: count, "cpu": "2"}}, **more}
+
+
+def sidecar(count: int) -> JSON:
+    return container(count, restartPolicy="Always")
+
+
+PODS: dict[str, tuple[JSON, int, int]] = {
+    "one container": ({"containers": [container("1")]}, 1, 1),
+    "two containers run side by side": ({"containers": [container(1), container("2")]}, 3, 2),
+    "requests alone": ({"containers": [{"resources": {"requests": {GPU: "2"}}}]}, 2, 2),
+    "limits and requests are one thing": (
+        {"containers": [{"resources": {"requests": {GPU: "2"}, "limits": {GPU: "2"}}}]},
+        2,
+        2,
+    ),
+    "nothing": ({"containers": [container("0"), {"name": "plain"}]}, 0, 0),
+    "a quantity that cannot be read": ({"containers": [container("many")]}, 1, 1),
+    "an init container gives its GPU back": ({"initContainers": [container(1)], "containers": [container(1)]}, 1, 1),
+    "an init container may need most": (
+        {"initContainers": [container(1), container(4)], "containers": [container(2)]},
+        4,
+        4,
+    ),
+    "a sidecar stays": ({"initContainers": [sidecar(1)], "containers": [container(2)]}, 3, 2),
+    "an init container runs beside the sidecars above it": (
+        {"initContainers": [sidecar(1), container(3), sidecar(1)], "containers": [container(1)]},
+        4,
+        3,
+    ),
+    "a sidecar below it has not started yet": ({"initContainers": [container(3), sidecar(2)], "containers": []}, 3, 3),
+    "overhead of the runtime": ({"containers": [container(1)], "overhead": {GPU: "1", "cpu": "1"}}, 2, 1),
+}
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_what_a_pod_requests_of_its_node_and_in_its_largest_container_with(pod: str) -> None:
+    spec, together, largest = PODS[pod]
+    assert pod_requests({"spec": spec}) == ({GPU: together} if together else {})
+    assert largest_requests({"spec": spec})[GPU] == largest

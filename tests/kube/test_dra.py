@@ -1,9 +1,12 @@
-"""What is read of NVIDIA's DRA driver and of its ResourceSlices."""
+"""What is read of NVIDIA's DRA driver and of its ResourceSlices, and when a DeviceTaintRule of ours counts."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,9 +14,11 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.build import NOW, make_node
 from tests.drafacts import driver, mig_device, resource_slice, whole_gpu
+from tests.fakes.running import running
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node
 
+from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import (
     DAEMON_SETS,
@@ -27,8 +32,17 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.daemonsets import by_node, daemon_set_view, find_dra, operand_view
-from gpusharing.kube.dra import RULES_UNSERVED, SliceView, device_index, slice_view
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.dra import (
+    RULES_UNSERVED,
+    SliceView,
+    device_index,
+    rule_for,
+    slice_view,
+    taint_rule_view,
+    tell_unread,
+)
+from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
+from gpusharing.kube.pods import pod_view
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.kube.stackreader import StackReader
@@ -173,6 +187,15 @@ def test_devices_count_as_the_resources_by_which_pods_request_them() -> None:
     assert served(replace(bare, resources={"nvidia.com/gpu": 1}, devices=published)) == {"nvidia.com/gpu": 1}
 
 
+@asynccontextmanager
+async def following(cluster: FakeCluster, **settings: Any) -> AsyncIterator[tuple[Sources, StackReader]]:
+    """Sources that follow the cluster since 5 s, and the reader of NVIDIA's stack in them."""
+    sources = Sources(cluster.client("operator"), SourceSettings(**settings), lambda: None)
+    async with running(sources.run()):
+        await asyncio.sleep(5)
+        yield sources, StackReader(sources, CallMemory(), silent=True)
+
+
 def kubelet_plugin(name: str, *containers: str) -> JSON:
     labels = {"dra-driver-nvidia-gpu-component": "kubelet-plugin"}
     return {
@@ -188,17 +211,10 @@ async def test_the_kubelet_plugin_of_a_node_is_the_pod_that_serves_gpus() -> Non
     cluster.add(PODS, kubelet_plugin("domains", "compute-domains"))
     cluster.add(PODS, kubelet_plugin("gpus", "compute-domains", "gpus"))
     cluster.add(PODS, kubelet_plugin("more-domains", "compute-domains"))
-    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
-    task = asyncio.create_task(sources.run())
-    try:
-        await asyncio.sleep(5)
+    async with following(cluster) as (sources, _):
         found = by_node(sources.kubelet_plugins.items.values(), Program.KUBELET_PLUGIN)
         assert {node: pod.name for node, pod in found.items()} == {"gpu-a": "gpus"}
         assert sources.operands.items == {}
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.mark.parametrize(("gpus", "ready"), [(True, True), (False, False)])
@@ -223,11 +239,7 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(k
     name = cluster.objects(NODES)[0]["metadata"]["name"]
     cluster.add(RESOURCE_SLICES, resource_slice(name, [whole_gpu(0)]))
     cluster.add(RESOURCE_SLICES, resource_slice(name, [], driver_name="compute-domain.nvidia.com"))
-    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
-    reader = StackReader(sources, CallMemory(), silent=True)
-    task = asyncio.create_task(sources.run())
-    try:
-        await asyncio.sleep(5)
+    async with following(cluster) as (sources, reader):
         assert sources.node_views()[name].devices is None
         assert sources.missing() == {}
         if kind is DAEMON_SETS:
@@ -240,10 +252,6 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(k
         assert dra.doubles == (name,)
         assert {"resourceslices", "DRA driver pods"} <= sources.ages().keys()
         assert sources.missing() == {}
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 NO_RIGHT, NOT_SERVED = "is not allowed to list", "does not serve resource.k8s.io/v1"
@@ -265,20 +273,12 @@ async def test_what_cannot_be_read_of_the_dra_stack_stops_nothing_and_is_told(
         cluster.faults.fail("list", kind, Forbidden("no"), times=EVER)
     else:
         cluster.uninstalled.add(kind)
-    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
-    reader = StackReader(sources, CallMemory(), silent=True)
-    task = asyncio.create_task(sources.run())
-    try:
-        await asyncio.sleep(5)
+    async with following(cluster) as (sources, reader):
         assert sources.missing() == {}
         assert kind.plural not in sources.ages()
         dra = reader.read(NOW).dra
         assert says in dra.unread
         assert (dra.classes is None) is (kind is DEVICE_CLASSES)
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @virtually
@@ -286,13 +286,70 @@ async def test_rules_that_are_not_served_are_told_where_they_were_asked_for() ->
     cluster = FakeCluster()
     cluster.add(DAEMON_SETS, driver())
     cluster.uninstalled.add(DEVICE_TAINT_RULES)
-    sources = Sources(cluster.client("operator"), SourceSettings(device_taints=True), lambda: None)
-    reader = StackReader(sources, CallMemory(), silent=True)
-    task = asyncio.create_task(sources.run())
-    try:
-        await asyncio.sleep(5)
+    async with following(cluster, device_taints=True) as (_, reader):
         assert reader.read(NOW).dra.taint_error == RULES_UNSERVED
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+
+
+WHEN = "2026-11-20T10:00:00Z"
+
+
+def stored(node: str = "gpu-07", **metadata: Any) -> dict[str, Any]:
+    raw = rule_for(node)
+    raw["metadata"] |= {"uid": "u1", "creationTimestamp": WHEN, **metadata}
+    raw["spec"]["taint"]["timeAdded"] = WHEN
+    return raw
+
+
+def test_the_rule_of_a_node_closes_its_pool_to_new_pods_only_and_counts_from_its_creation() -> None:
+    raw = stored()
+    assert raw["spec"]["deviceSelector"] == {"driver": "gpu.nvidia.com", "pool": "gpu-07"}
+    assert raw["spec"]["taint"]["effect"] == "NoSchedule"
+    view = taint_rule_view(raw)
+    assert (view.node, view.since) == ("gpu-07", from_rfc3339(WHEN))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"deviceSelector": {"driver": "gpu.nvidia.com", "pool": "gpu-08"}},
+        {"deviceSelector": {"driver": "gpu.nvidia.com", "pool": "gpu-07", "device": "gpu-0"}},
+        {"deviceSelector": None},
+        {"taint": {"key": "gpusharing.dev/changing", "value": "true", "effect": "None"}},
+        {"taint": {"key": "other", "value": "true", "effect": "NoSchedule"}},
+    ],
+)
+def test_a_rule_that_somebody_changed_does_not_count(change: dict[str, Any]) -> None:
+    raw = stored()
+    raw["spec"] |= change
+    assert taint_rule_view(raw).since is None
+
+
+def test_a_rule_that_is_being_deleted_or_has_no_time_or_is_of_the_test_does_not_count() -> None:
+    assert taint_rule_view(stored(deletionTimestamp=WHEN)).since is None
+    assert taint_rule_view(stored(creationTimestamp="soon")).since is None
+    test = {**stored(), "metadata": {"name": "gpusharing-taint-test", "uid": "u2"}}
+    assert (taint_rule_view(test).node, taint_rule_view(test).since) == ("", None)
+
+
+def test_only_a_kind_that_is_not_served_or_may_not_be_read_counts_as_unread() -> None:
+    told = partial(tell_unread, kind="devicetaintrules", unserved=RULES_UNSERVED)
+    assert "--runtime-config=resource.k8s.io/v1beta2=true" in told(NotFound("404"))
+    assert "not allowed to list devicetaintrules" in told(Forbidden("403"))
+    assert told(Unavailable("away")) == told(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "evades"),
+    [
+        ({}, False),
+        ({"schedulerName": "default-scheduler"}, False),
+        ({"schedulerName": "kai-scheduler"}, True),
+        ({"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]}, False),
+        ({"resourceClaims": [{"name": "gpu", "resourceClaimName": "shared"}]}, True),
+    ],
+)
+def test_a_pod_with_another_scheduler_or_a_claim_that_outlives_it_evades_rules(
+    spec: dict[str, Any], evades: bool
+) -> None:
+    raw = {"metadata": {"name": "a", "namespace": "default", "uid": "u"}, "spec": spec}
+    assert pod_view(raw, {}).evades_rules is evades

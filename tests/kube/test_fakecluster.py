@@ -8,6 +8,7 @@ import pytest
 from hack.sim.fakefaults import EVER, SILENCE
 from hack.sim.selectors import matcher, selects
 from tests.fakes.cluster import Crash, FakeCluster, Write
+from tests.fakes.running import running
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
@@ -266,12 +267,11 @@ async def test_a_bookmark_never_passes_over_an_event_of_the_same_moment() -> Non
         async for event in cluster.client("operator").watch(NODES, str(cluster.store.version)):
             seen.append(event.object["metadata"].get("name", "bookmark"))
 
-    task = asyncio.create_task(follow())
-    for number in range(3):
-        await asyncio.sleep(60)
-        cluster.add(NODES, node(f"gpu-{number}"))
-    await asyncio.sleep(1)
-    task.cancel()
+    async with running(follow()):
+        for number in range(3):
+            await asyncio.sleep(60)
+            cluster.add(NODES, node(f"gpu-{number}"))
+        await asyncio.sleep(1)
     assert [name for name in seen if name != "bookmark"] == ["gpu-0", "gpu-1", "gpu-2"]
     assert "bookmark" in seen
 

@@ -1,21 +1,40 @@
-"""Records on Nodes and on the Lease: what is written is read back, and nothing that is read raises."""
+"""Records on Nodes and on the Lease: what is written is read back, and nothing that is read raises. And the start-up taint: how it is
+seen, what tolerates it, and the PATCH that takes it away."""
 
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.build import make_fence
+from tests.chart.charts import CHART
 from tests.kube.objects import node
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
-from gpusharing.kube.convert import node_view
+from gpusharing.kube.client import JSON
+from gpusharing.kube.convert import cluster_policy_view, node_view, tolerates
+from gpusharing.kube.daemonsets import daemon_set_view, plain_stack
+from gpusharing.kube.fence import parse_record, patch_for, record_text
+from gpusharing.planning.pools.holds import MOST, MOST_DIGESTS
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, SpecVersion, Verified
+from gpusharing.planning.snapshot.records import (
+    DIGEST,
+    EARLIEST,
+    ApprovedChange,
+    Claim,
+    Consent,
+    Deferred,
+    FailedNode,
+    Fence,
+    SpecVersion,
+    Verified,
+)
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
@@ -125,34 +144,23 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"v": 4}, "version 4"),
-        ({"v": True}, "version True"),
-        ({"stage": "draining"}, "stage cannot be 'draining'"),
-        ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),
-        ({"attempt": True}, "attempt cannot be True"),
-        ({"version": {"uid": "uid-b"}}, "version.revision is missing"),
-        ({"version": {"uid": 7, "revision": "r7"}}, "version cannot be {'uid': 7, 'revision': 'r7'}"),
-        ({"failedVersion": "x"}, "failedVersion cannot be 'x'"),
-        ({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'"),
-        ({"added": "x"}, "added cannot be 'x'"),
-        ({"added": ["x", 1]}, "added cannot be ['x', 1]"),
-        ({"since": 1763632931}, "since cannot be 1763632931"),
-        ({"op": "\ud800"}, "cannot be read (Invalid JSON"),
-    ],
-    ids=[
-        "newer version",
-        "flag as version",
-        "unknown stage",
-        "unknown class",
-        "flag as number",
-        "no revision",
-        "number as UID",
-        "text as a version",
-        "time without zone",
-        "no list",
-        "number in a list of texts",
-        "time as number",
-        "half a character",
+        pytest.param({"v": 4}, "version 4", id="newer version"),
+        pytest.param({"v": True}, "version True", id="flag as version"),
+        pytest.param({"stage": "draining"}, "stage cannot be 'draining'", id="unknown stage"),
+        pytest.param({"disruption": "Gentle"}, "disruption cannot be 'Gentle'", id="unknown class"),
+        pytest.param({"attempt": True}, "attempt cannot be True", id="flag as number"),
+        pytest.param({"version": {"uid": "uid-b"}}, "version.revision is missing", id="no revision"),
+        pytest.param(
+            {"version": {"uid": 7, "revision": "r7"}},
+            "version cannot be {'uid': 7, 'revision': 'r7'}",
+            id="number as UID",
+        ),
+        pytest.param({"failedVersion": "x"}, "failedVersion cannot be 'x'", id="text as a version"),
+        pytest.param({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'", id="time without zone"),
+        pytest.param({"added": "x"}, "added cannot be 'x'", id="no list"),
+        pytest.param({"added": ["x", 1]}, "added cannot be ['x', 1]", id="number in a list of texts"),
+        pytest.param({"since": 1763632931}, "since cannot be 1763632931", id="time as number"),
+        pytest.param({"op": "\ud800"}, "cannot be read (Invalid JSON", id="half a character"),
     ],
 )
 def test_the_error_of_a_damaged_fence_names_the_annotation_and_the_field(change: dict[str, object], part: str) -> None:
@@ -314,3 +322,248 @@ def test_a_persons_requests_are_written_only_to_the_node_that_was_read() -> None
     metadata = records.patch_for(LabelNode(VIEW, {}, requests=requests), "41")["metadata"]
     assert (metadata["annotations"], metadata["resourceVersion"]) == (requests, "41")
     assert "resourceVersion" not in records.patch_for(LabelNode(VIEW, {"a": "b"}), "41")["metadata"]
+
+
+def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> None:
+    claims = {name: Claim(f"u-{name}", "pool-b", f"op-{name}") for name in ("gpu-07", "gpu-08")}
+    record = json.loads(records.claims_text(claims))
+    record["claims"]["gpu-07"] |= NEWER
+    record["claims"]["gpu-08"] |= NEWER
+    record["waves"] = [["gpu-07"], ["gpu-08"]]
+    read, error = records.parse_claims(json.dumps(record))
+    assert (read, error) == (claims, "")
+    other = {"gpu-07": claims["gpu-07"], "gpu-08": replace(claims["gpu-08"], op="op-9"), "gpu-09": claims["gpu-07"]}
+    after = json.loads(records.claims_text(other, json.dumps(record)))
+    assert after["waves"] == record["waves"]
+    assert after["claims"]["gpu-07"] == record["claims"]["gpu-07"]
+    assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
+
+
+def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
+    claim = Claim("u7", "pool-b", "op-1")
+    record = json.loads(records.claims_text({"gpu-07": claim}))
+    record["claims"]["gpu-07"] |= NEWER
+    begun = replace(claim, version=SpecVersion("uid-b", "r3"))
+    text = records.claims_text({"gpu-07": begun}, json.dumps(record))
+    assert json.loads(text)["claims"]["gpu-07"].keys() >= NEWER.keys()
+    assert records.parse_claims(text) == ({"gpu-07": begun}, "")
+    assert records.parse_claims(records.claims_text({"gpu-07": claim}, text)) == ({"gpu-07": claim}, "")
+
+
+def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_only_those() -> None:
+    claims, failed = (
+        {"gpu-07": Claim("u7", "pool-b", "op-1")},
+        {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))},
+    )
+    text = records.claims_text(claims, failed_nodes=failed)
+    assert records.parse_claims(text) == (claims, "")
+    assert records.parse_failed_nodes(text) == (failed, "")
+    assert json.loads(text)["failedNodes"] == {"u9": {"node": "gpu-09", "version": {"uid": "uid-b", "revision": "r3"}}}
+    change = ApprovedChange(DisruptionClass.RESET, "all-balanced x 1x full", 'a}&"\\')
+    consents = {"uid-b": Consent("r3", "3f9c2a1", (change,), "4a38df3", "vwxyz")}
+    agreed = records.claims_text(claims, text, failed, consents)
+    assert records.parse_consents(agreed) == (consents, "")
+    assert records.parse_consents(records.claims_text(claims, agreed)) == ({}, "")
+    assert records.parse_consents('{"v":1,"consents":{"uid-b":7}}')[1].endswith("it is 7, not an object")
+    nothing = records.parse_failed_nodes(records.claims_text(claims, text))
+    assert nothing == ({}, ""), "all of them are replaced"
+
+
+def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure() -> None:
+    failed = {uid: FailedNode(f"gpu-{uid}", SpecVersion("uid-b", "r3")) for uid in ("u7", "u8", "u9")}
+    record = json.loads(records.claims_text({}, failed_nodes=failed))
+    for uid in failed:
+        record["failedNodes"][uid] |= NEWER
+    now = {
+        "u7": failed["u7"],
+        "u8": replace(failed["u8"], gone=True),
+        "u9": replace(failed["u9"], version=SpecVersion("uid-b", "r4")),
+    }
+    text = records.claims_text({}, json.dumps(record), now)
+    assert records.parse_failed_nodes(text) == (now, "")
+    after = json.loads(text)["failedNodes"]
+    assert after["u7"] == record["failedNodes"]["u7"]
+    assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, "the same failure of a Node that went"
+    assert after["u9"].keys() == {"node", "version"}, "another failure"
+
+
+@pytest.mark.parametrize(
+    ("damaged", "why"),
+    [
+        ('{"v":1,"failedNodes":7}', "failedNodes is 7, not an object"),
+        ("[]", "not a JSON object"),
+        ("{", "not JSON"),
+        ('{"failedNodes":{}}', "has version None"),
+        ('{"v":1,"failedNodes":{"u1":7}}', "the failure of the Node with UID u1: it is 7, not an object"),
+        ('{"v":1,"failedNodes":{"u2":{"node":"x"}}}', "the failure of the Node with UID u2: version is missing"),
+    ],
+)
+def test_a_failure_that_cannot_be_read_is_left_out_and_said(damaged: str, why: str) -> None:
+    failed, error = records.parse_failed_nodes(damaged)
+    assert failed == {}
+    assert error.startswith("annotation gpusharing.dev/claims: ")
+    assert why in error
+
+
+def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
+    failed = {"u9": FailedNode("gpu-09", SpecVersion("uid-b", "r3"))}
+    record = json.loads(records.claims_text({}, failed_nodes=failed))
+    record["failedNodes"]["u1"] = {"node": "gpu-01"}
+    assert records.parse_failed_nodes(json.dumps(record))[0] == failed
+
+
+def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
+    """With names as long as clouds make them, and all nodes in waves."""
+    name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
+    op = f"{policy[:40]}.19a5f0b2c3d"
+    claims = {
+        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", SpecVersion("0" * 36, "0" * 12))
+        for number in range(records.MOST_CLAIMS)
+    }
+    failed = {
+        f"{number:036}": FailedNode(f"{name}{number:03}", SpecVersion("0" * 36, "0" * 12)) for number in range(MOST)
+    }
+    digests = "0" * DIGEST * (MOST_DIGESTS // 25)
+    changes = (ApprovedChange(DisruptionClass.GPU_PODS, "t" * 60, digests),)
+    consents = {f"{number:036}": Consent("0" * 12, "0" * 7, changes, "0" * 7) for number in range(25)}
+    assert len(records.claims_text(claims, "", failed, consents)) < 256 * 1024
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
+
+
+def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:
+    claims = {"gpu-07": Claim("u7", "pool-b", "op-1", "op-1.gpu-07"), "gpu-08": Claim("u8", "pool-b", "op-1")}
+    text = records.claims_text(claims)
+    assert records.parse_claims(text) == (claims, "")
+    assert json.loads(text)["claims"]["gpu-08"] == {"nodeUid": "u8", "policy": "pool-b", "op": "op-1"}
+    out_of_it = {**claims, "gpu-07": replace(claims["gpu-07"], wave="")}
+    assert records.parse_claims(records.claims_text(out_of_it, text)) == (out_of_it, "")
+
+
+GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
+OTHER = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+LATER = {"key": "dedicated", "effect": "NoExecute", "timeAdded": "2026-11-20T10:00:00Z"}
+PROVEN = Verified("pool-b", "", "key", layout="1x full", gpus=1)
+
+
+def tainted(*taints: JSON) -> JSON:
+    return {"metadata": {"name": "gpu-07", "uid": "u"}, "spec": {"taints": list(taints)}}
+
+
+SEEN: dict[str, tuple[tuple[JSON, ...], bool]] = {
+    "no taint": ((), False),
+    "another taint": ((OTHER,), False),
+    "the taint": ((GATE,), True),
+    "the taint with a value": (({**GATE, "value": "true"},), True),
+    "the taint among others": ((OTHER, GATE, LATER), True),
+    "the key with another effect": (({**GATE, "effect": "NoExecute"},), False),
+}
+
+
+@pytest.mark.parametrize(("taints", "gated"), SEEN.values(), ids=SEEN)
+def test_a_node_waits_behind_the_taint(taints: tuple[JSON, ...], gated: bool) -> None:
+    assert (node_view(tainted(*taints)).gate is not None) is gated
+
+
+def test_a_node_with_a_spec_that_nobody_can_read_does_not_wait() -> None:
+    assert node_view({"metadata": {"name": "x"}, "spec": {"taints": "none"}}).gate is None
+
+
+def test_a_change_of_any_other_taint_is_another_node_to_decide_about() -> None:
+    assert node_view(tainted(GATE)) != node_view(tainted(GATE, OTHER)), "or the PATCH would undo it"
+
+
+TOLERATIONS: dict[str, tuple[list[JSON], bool]] = {
+    "none": ([], False),
+    "of another taint": ([{"key": "nvidia.com/gpu", "operator": "Exists"}], False),
+    "of the key": ([{"key": "gpusharing.dev/unproven", "operator": "Exists"}], True),
+    "of the key with its effect": ([{**GATE, "operator": "Exists"}], True),
+    "of the key with a value": ([{**GATE, "value": "true"}], True),
+    "of the key with another effect": ([{**GATE, "operator": "Exists", "effect": "NoExecute"}], False),
+    "of everything": ([{"operator": "Exists"}], True),
+    "without a key and an operator": ([{"value": "true"}], False),
+    "of everything that ends pods": ([{"operator": "Exists", "effect": "NoExecute"}], False),
+}
+
+
+@pytest.mark.parametrize(("tolerations", "fine"), TOLERATIONS.values(), ids=TOLERATIONS)
+def test_pods_start_behind_the_taint_with_a_toleration(tolerations: list[JSON], fine: bool) -> None:
+    assert tolerates(tolerations) is fine
+
+
+def test_operands_have_the_gpu_operators_own_toleration_where_cluster_policy_lists_none() -> None:
+    view = cluster_policy_view({"metadata": {"name": "x"}, "spec": {}})
+    assert not view.tolerates_gate
+    assert view.tolerations == '[{"key":"nvidia.com/gpu","operator":"Exists","effect":"NoSchedule"}]'
+
+
+def test_the_list_of_cluster_policy_is_the_whole_list() -> None:
+    view = cluster_policy_view({"spec": {"daemonsets": {"tolerations": [{**GATE, "operator": "Exists"}]}}})
+    assert view.tolerates_gate
+
+
+def daemon_set(container: str, *tolerations: JSON) -> JSON:
+    template = {"containers": [{"name": container}], "tolerations": list(tolerations)}
+    return {"metadata": {"name": container}, "spec": {"template": {"spec": template}}}
+
+
+def test_both_daemon_sets_of_the_plain_chart_must_tolerate_it() -> None:
+    wide = daemon_set("nvidia-device-plugin-ctr", GATE)
+    narrow = daemon_set("gpu-feature-discovery-ctr", OTHER)
+    both, one = plain_stack(map(daemon_set_view, [wide])), plain_stack(map(daemon_set_view, [wide, narrow]))
+    assert both is not None
+    assert one is not None
+    assert (both.tolerates_gate, one.tolerates_gate) == (True, False)
+    assert OTHER["key"] in one.tolerations
+
+
+# --- what takes it away -------------------------------------------------------------------------------------
+
+
+def test_a_release_after_a_proof_takes_the_taint_and_leaves_the_others_as_they_are() -> None:
+    view = node_view(tainted(OTHER, GATE, LATER))
+    patch = patch_for(Release(view, uncordon=True, labels={}, verified=PROVEN), "41")
+    assert patch["spec"] == {"unschedulable": None, "taints": [OTHER, LATER]}
+    assert patch["metadata"]["resourceVersion"] == "41"
+
+
+def test_the_last_taint_takes_its_list_with_it() -> None:
+    patch = patch_for(Release(node_view(tainted(GATE)), uncordon=False, labels={}, verified=PROVEN), "41")
+    assert patch["spec"] == {"taints": None}
+
+
+def test_taking_a_node_over_takes_the_taint_and_is_conditional_then() -> None:
+    gated, free = node_view(tainted(GATE)), node_view(tainted())
+    patch = patch_for(LabelNode(gated, {names.LABEL_MODE: "full"}, verified=PROVEN), "41")
+    assert (patch["spec"], patch["metadata"]["resourceVersion"]) == ({"taints": None}, "41")
+    before = patch_for(LabelNode(free, {names.LABEL_MODE: "full"}, verified=PROVEN), "41")
+    assert "spec" not in before
+    assert "resourceVersion" not in before["metadata"]
+
+
+KEEPING: dict[str, Any] = {
+    "an abort": Release(node_view(tainted(GATE)), uncordon=True, labels={}),
+    "a former owner's mark that goes": LabelNode(node_view(tainted(GATE)), {names.LABEL_POLICY: None}),
+    "a proof while somebody else works on the node": Release(
+        node_view(tainted(GATE)),
+        uncordon=False,
+        labels={},
+        verified=PROVEN,
+        fence=replace(make_fence(), stage="yielded"),
+    ),
+}
+
+
+@pytest.mark.parametrize("action", KEEPING.values(), ids=KEEPING)
+def test_the_taint_stays_until_a_node_is_proven_and_given_back(action: Release | LabelNode) -> None:
+    assert "taints" not in patch_for(action, "41").get("spec", {})
+
+
+def test_a_fence_remembers_that_the_node_took_no_slot() -> None:
+    written = record_text(make_fence(newcomer=True))
+    fence, problem = parse_record(Fence, written)
+    assert fence is not None, problem
+    assert fence.newcomer
+    older, _ = parse_record(Fence, written.replace(',"newcomer":true', ""))
+    assert older is not None, "an older operator wrote it without"
+    assert not older.newcomer

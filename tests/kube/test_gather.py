@@ -13,10 +13,20 @@ from hack.sim.fakefaults import EVER, SILENCE, Silence
 from tests.build import at, empty_since, make_fence, make_memory
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.gathering import gathering
-from tests.kube.objects import node, pdb, pod
+from tests.kube.objects import node, observed, pdb, pod
 
 from gpusharing.api import names
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES, PDBS, PODS, ApiRequest, Resource
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PDBS,
+    PODS,
+    ApiRequest,
+    Resource,
+)
 from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sourcesettings import SourceSettings
@@ -236,47 +246,32 @@ async def test_every_file_of_the_stack_comes_from_its_own_config_map() -> None:
         assert (stack.written, stack.plugin_map_exists) == ({"k": at(0)}, True)
 
 
-@pytest.mark.parametrize(
-    ("pointer", "missing"),
-    [("theirs", {"gpu-07": "old-entry"}), ("", {"gpu-07": "old-entry"}), ("gpusharing-device-plugin", {})],
+MIG_OFF = "version: v1\nmig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"
+PLUGIN_MAP, MIG_MAP = (
+    config_map("gpusharing-device-plugin", "version: v1", "held"),
+    config_map("gpusharing-mig-parted", MIG_OFF),
 )
+ENTRIES: dict[str, tuple[str, tuple[Resource, JSON], str, dict[str, str]]] = {
+    "devicePlugin": (names.LABEL_PLUGIN_CONFIG, PLUGIN_MAP, "held", {}),
+    "migManager": (names.LABEL_MIG_CONFIG, MIG_MAP, "all-disabled", {"nvidia.com/gpu.deploy.mig-manager": "true"}),
+}
+
+
+@pytest.mark.parametrize("pointer", ["theirs", "", "ours"])
+@pytest.mark.parametrize("block", ENTRIES)
 @virtually
 async def test_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
-    pointer: str, missing: dict[str, str]
+    block: str, pointer: str
 ) -> None:
-    policy = {"metadata": {"name": "cluster-policy"}, "spec": {"devicePlugin": {"config": {"name": pointer}}}}
-    async with gathering(
-        (CLUSTER_POLICIES, policy), config_map("gpusharing-device-plugin", "version: v1", "held")
-    ) as stage:
-        labels = {names.LABEL_PLUGIN_CONFIG: "old-entry"}
-        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
-        await stage.seen()
-        assert missing_of(await stage.snapshot()) == missing
-        labels = {names.LABEL_PLUGIN_CONFIG: "held"}
-        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
-        await stage.seen()
-        assert missing_of(await stage.snapshot(1)) == {}
-
-
-@pytest.mark.parametrize(
-    ("pointer", "missing"),
-    [("theirs", {"gpu-07": "all-1g.10gb"}), ("", {"gpu-07": "all-1g.10gb"}), ("gpusharing-mig-parted", {})],
-)
-@virtually
-async def test_mig_entries_that_nodes_name_and_ours_lacks_are_known_before_the_pointer_moves(
-    pointer: str, missing: dict[str, str]
-) -> None:
-    off = "version: v1\nmig-configs: {all-disabled: [{devices: all, mig-enabled: false}]}"
-    ours = config_map("gpusharing-mig-parted", off, "config.yaml")
-    async with gathering(cluster_policy("cluster-policy", pointer), ours) as stage:
-        labels = {names.LABEL_MIG_CONFIG: "all-1g.10gb", "nvidia.com/gpu.deploy.mig-manager": "true"}
-        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
-        await stage.seen()
-        assert missing_of(await stage.snapshot()) == missing
-        labels = {names.LABEL_MIG_CONFIG: "all-disabled"}
-        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": labels}})
-        await stage.seen()
-        assert missing_of(await stage.snapshot(1)) == {}
+    label, ours, held, more = ENTRIES[block]
+    config = {"name": ours[1]["metadata"]["name"] if pointer == "ours" else pointer}
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": {block: {"config": config}}}
+    async with gathering((CLUSTER_POLICIES, policy), ours) as stage:
+        for seconds, entry in enumerate(("all-1g.10gb", held)):
+            stage.cluster.patch(NODES, "gpu-07", {"metadata": {"labels": {label: entry, **more}}})
+            await stage.seen()
+            missing = {} if pointer == "ours" or entry == held else {"gpu-07": entry}
+            assert missing_of(await stage.snapshot(seconds)) == missing
 
 
 def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
@@ -284,14 +279,11 @@ def missing_of(snapshot: ClusterSnapshot) -> dict[str, str]:
     return {one.node: one.missing for found in effects.values() for one in found if one.missing}
 
 
-def cluster_policy(name: str, config: str) -> tuple[Resource, JSON]:
-    return CLUSTER_POLICIES, {"metadata": {"name": name}, "spec": {"migManager": {"config": {"name": config}}}}
-
-
 @pytest.mark.parametrize(("config", "ours"), [("gpusharing-mig-parted", True), ("theirs", False), ("", False)])
 @virtually
 async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(config: str, ours: bool) -> None:
-    async with gathering(cluster_policy("cluster-policy", config)) as stage:
+    policy = {"metadata": {"name": "cluster-policy"}, "spec": {"migManager": {"config": {"name": config}}}}
+    async with gathering((CLUSTER_POLICIES, policy)) as stage:
         stack = (await stage.snapshot()).stack
         assert stack.serves_our_mig_file is ours
         assert stack.plugin_map_exists is False
@@ -307,6 +299,10 @@ def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
 
 def manager_of(snapshot: ClusterSnapshot) -> Operand:
     return snapshot.operands[Program.MIG_MANAGER]["gpu-07"]
+
+
+def daemon_of(snapshot: ClusterSnapshot) -> Operand:
+    return snapshot.operands[Program.MPS_DAEMON]["gpu-07"]
 
 
 @virtually
@@ -355,9 +351,7 @@ DAEMONS = {
 @virtually
 async def test_an_mps_daemon_is_ready_since_we_have_seen_it_so_on_every_node(labels: dict[str, str]) -> None:
     async with gathering((PODS, mps_daemon(labels))) as stage:
-        moments = [
-            (await stage.snapshot(seconds)).operands[Program.MPS_DAEMON]["gpu-07"].ready_since for seconds in (1, 2)
-        ]
+        moments = [daemon_of(await stage.snapshot(seconds)).ready_since for seconds in (1, 2)]
     assert moments == [at(1), at(1)]
 
 
@@ -372,10 +366,6 @@ async def test_a_daemon_whose_config_manager_crashes_has_not_just_started() -> N
             await stage.seen()
             moments.append(daemon_of(await stage.snapshot(seconds)).ready_since)
     assert moments == [at(1), at(1), at(1)]
-
-
-def daemon_of(snapshot: ClusterSnapshot) -> Operand:
-    return snapshot.operands[Program.MPS_DAEMON]["gpu-07"]
 
 
 @virtually
@@ -422,3 +412,56 @@ async def test_the_pods_of_sixteen_nodes_are_listed_at_once() -> None:
         await stage.snapshot(0, frozenset(nodes))
         assert silent.hits == 16
         await stage.gatherer.workers.close()
+
+
+ASKED: JSON = {
+    "metadata": {"name": "gpu-07", "uid": "uid-of-gpu-07"},
+    "spec": {"request": {"id": "op-1:quiet:1", "quiet": True}},
+}
+ANSWER = observed(requestID="op-1:quiet:1", quiet=True)
+
+
+@virtually
+async def test_the_first_of_the_lists_that_prove_a_node_idle_is_made_when_its_agent_has_answered() -> None:
+    async with gathering((GPUNODES, ASKED)) as stage:
+        assert (await stage.work(0)).listed_at == at(0)
+        assert (await stage.work(1)).listed_at == at(0), "nothing was answered"
+        stage.cluster.patch(GPUNODES, "gpu-07", {"status": {"observed": ANSWER}}, subresource="status")
+        await stage.seen()
+        first = await stage.work(2)
+        assert (first.listed_at, first.quiet_since) == (at(2), at(2))
+        assert (await stage.work(4.9)).listed_at == at(2), "once for each answer"
+        assert (await stage.work(5)).listed_at == at(5)
+
+
+@virtually
+async def test_a_snapshot_has_the_age_of_each_view_that_decides() -> None:
+    async with gathering() as stage:
+        silent = stage.cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
+        listless = stage.cluster.faults.fail("list", NODES, SILENCE, times=EVER)
+        stage.cluster.close_watches()
+        await asyncio.sleep(140)
+        ages = dict((await stage.snapshot()).view_ages)
+        pods = {"agent pods", "operand pods", "device-plugin chart pods"}
+        assert set(ages) == {"nodes", "gpunodes", "configmaps", *pods}
+        assert 135 < ages.pop("nodes") < 145
+        assert max(ages.values()) < 61
+        assert (await stage.snapshot()).old_views == ""
+        await asyncio.sleep(20)
+        assert (await stage.snapshot()).old_views == "nodes"
+        silent.lift()
+        listless.lift()
+        await asyncio.sleep(120)
+        assert (await stage.snapshot()).old_views == ""
+
+
+@virtually
+async def test_pods_that_the_server_refuses_to_list_are_as_they_were_for_two_minutes() -> None:
+    async with gathering() as stage:
+        busy = Throttled("too many requests", 30.0)
+        stage.cluster.faults.fail("list", PODS, busy, identity="operator")
+        assert "cannot be listed: too many requests" in (await stage.work(-9)).error, "they were never seen"
+        before = await stage.work()
+        stage.cluster.faults.fail("list", PODS, busy, identity="operator", times=EVER)
+        assert await stage.work(3) == await stage.work(119) == before
+        assert "cannot be listed: too many requests" in (await stage.work(120)).error

@@ -1,33 +1,45 @@
-"""What kube/nodepods.py looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
+"""What kube/nodepods.py lists and looks up about the pods of a node: their ResourceClaims, DaemonSets and namespaces."""
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Literal
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER, SILENCE, Silence
 from tests.build import at, empty_since, make_fence
+from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
-from tests.kube.objects import adopt, pod
+from tests.kube.objects import adopt, node, pdb, pod
 from tests.plainchart import discovery, mig_manager, plugin
+from tests.wording import lacks
 
 from gpusharing.api import names
+from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
     JSON,
     NAMESPACES,
     NODES,
+    PDBS,
     PODS,
     RESOURCE_CLAIMS,
     ApiRequest,
     PassingClient,
     Resource,
 )
-from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import Forbidden, HeldBack, KubeError, NotFound, Throttled, Unavailable
+from gpusharing.kube.fanout import Workers
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.nodepods import PodLookups
+from gpusharing.kube.nodepods import PATIENCE, Budgets, NodePods, PodLookups
+from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
-from gpusharing.planning.snapshot.podviews import Scope
+from gpusharing.kube.stackreader import StackReader
+from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, Scope
 
 CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
     "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
@@ -57,6 +69,13 @@ def owned_by_daemon_set() -> JSON:
     return pod(metadata={"ownerReferences": [owner]})
 
 
+def has_owner(work: NodeWork) -> bool | None:
+    """What was found out about the owner of the first pod."""
+    (owner, *_) = [pod.owner for pod in work.pods]
+    assert owner is not None
+    return owner.exists
+
+
 OWNERS: dict[str, tuple[KubeError | str, bool | None]] = {
     "there": ("ds", True),
     "another one of its name": ("created-anew", False),
@@ -78,9 +97,7 @@ async def test_whether_the_daemon_set_of_a_gpu_pod_exists_is_looked_up_every_30_
         else:
             stage.cluster.faults.fail("get", DAEMON_SETS, answer, times=9)
         for seconds in (0, 3, 6, 27):
-            owner = (await stage.work(seconds)).pods[0].owner
-            assert owner is not None
-            assert owner.exists is exists
+            assert has_owner(await stage.work(seconds)) is exists
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 1
         await stage.work(31)
         assert stage.cluster.calls["operator", "get", "daemonsets"] == 2
@@ -94,9 +111,7 @@ async def test_pods_that_a_new_daemon_set_has_adopted_are_not_orphans_for_30_sec
         for seconds in (0, 3):
             stage.cluster.add(DAEMON_SETS, {"metadata": metadata})
             adopt(stage.cluster, "monitor", name)
-            owner = (await stage.work(seconds)).pods[0].owner
-            assert owner is not None
-            assert owner.exists is True
+            assert has_owner(await stage.work(seconds)) is True
             # As with --cascade=orphan: the pods stay.
             stage.cluster.patch(PODS, name, {"metadata": {"ownerReferences": None}}, "team-a")
             stage.cluster.delete(DAEMON_SETS, "monitor", "team-a")
@@ -197,14 +212,12 @@ async def test_before_a_reboot_the_daemon_set_of_every_pod_is_looked_up_because_
     del orphan["spec"]["containers"][0]["resources"]
     async with gathering((PODS, orphan), *stack) as stage:
         work = await stage.work()
-        assert work.pods[0].owner is not None
-        assert (work.pods[0].owner.exists, empty_since(work)) == (False, None)
+        assert (has_owner(work), empty_since(work)) == (False, None)
         assert stage.lists("poddisruptionbudgets") == 1
         stage.cluster.patch(NODES, "gpu-07", FENCED)
         await stage.seen()
         work = await stage.work(3)
-        assert work.pods[0].owner is not None
-        assert (work.pods[0].owner.exists, empty_since(work)) == (None, at(3)), "this change does not reboot"
+        assert (has_owner(work), empty_since(work)) == (None, at(3)), "this change does not reboot"
 
 
 @virtually
@@ -227,3 +240,158 @@ async def test_a_claim_from_a_template_is_found_by_the_name_in_the_status() -> N
     made = {"metadata": {"name": "made", "namespace": "team-a"}, "status": {"allocation": {"devices": devices}}}
     async with gathering((PODS, claiming), (RESOURCE_CLAIMS, made)) as stage:
         assert (await stage.work()).pods[0].dra == "gpu"
+
+
+@virtually
+async def test_only_a_node_whose_list_is_old_or_in_doubt_is_listed_again_and_one_that_nobody_wants_is_forgotten() -> (
+    None
+):
+    cluster, calls, workers = FakeCluster(), CallMemory(), Workers(2)
+    cluster.add(PODS, pod())
+    client = cluster.client("operator")
+    sources = Sources(client, SourceSettings(), lambda: None)
+    stack = StackReader(sources, calls, silent=True)
+    pods = NodePods(client, sources, calls, workers, Budgets(client, workers), stack)
+    moments = []
+    for seconds in (0, 1, 2):
+        await pods.look(frozenset({"gpu-07"}), frozenset(), at(seconds), loop_time())
+        moments.append(pods.work["gpu-07"].listed_at)
+        calls.unsure = {"gpu-07"} if seconds == 1 else set()
+    assert moments == [at(0), at(0), at(2)]
+    await pods.look(frozenset(), frozenset(), at(3), loop_time())
+    assert pods.work == {}
+
+
+@asynccontextmanager
+async def budgets(seconds: float = 0.0) -> AsyncIterator[tuple[Budgets, FakeCluster]]:
+    cluster, workers = FakeCluster(), Workers(2)
+    cluster.add(PDBS, pdb())
+    yield Budgets(SlowClient(cluster.client("operator"), seconds), workers), cluster
+    await workers.close()
+
+
+async def each_second(stage: Budgets, count: int) -> list[tuple[PdbView, ...] | str | None]:
+    found = []
+    for _ in range(count):
+        found.append(await stage.find())
+        await asyncio.sleep(1)
+    return found
+
+
+@virtually
+async def test_an_answer_on_its_way_is_no_trouble_and_counts_when_it_is_there() -> None:
+    async with budgets(5.0) as (stage, _):
+        found = await each_second(stage, 8)
+        assert set(found[:4]) == {None}
+        assert isinstance(found[-1], tuple)
+        assert [row.name for row in found[-1]] == ["llm"]
+
+
+@virtually
+async def test_an_old_list_counts_no_more() -> None:
+    async with budgets() as (stage, cluster):
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, SILENCE, times=EVER)
+        await asyncio.sleep(15.0)
+        assert isinstance(await stage.find(), tuple)
+        await asyncio.sleep(0.1)
+        assert await stage.find() is None
+
+
+@virtually
+async def test_a_list_counts_for_two_minutes_while_the_server_asks_us_to_wait_for_the_next() -> None:
+    async with budgets() as (stage, cluster):
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Throttled("slow down", 30.0))
+        await asyncio.sleep(60)
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, HeldBack("not sent", 30.0))
+        await asyncio.sleep(60)
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Throttled("slow down", 30.0))
+        await asyncio.sleep(1)
+        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: slow down"
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Unavailable("502"))
+        await asyncio.sleep(16)
+        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: 502"
+
+
+@virtually
+async def test_what_the_server_said_stands_while_it_is_asked_again() -> None:
+    async with budgets(5.0) as (stage, cluster):
+        sick = cluster.faults.fail("list", PDBS, Unavailable("502"), times=EVER)
+        said = await each_second(stage, 30)
+        first = next(number for number, words in enumerate(said) if words is not None)
+        assert set(said[first:]) == {"the PodDisruptionBudgets cannot be listed: 502"}
+        sick.lift()
+        assert isinstance((await each_second(stage, 12))[-1], tuple)
+
+
+@virtually
+async def test_an_error_of_long_ago_is_not_told_again() -> None:
+    async with budgets() as (stage, cluster):
+        cluster.faults.fail("list", PDBS, Unavailable("502"))
+        assert isinstance(await stage.find(), str)
+        cluster.faults.fail("list", PDBS, SILENCE)
+        await asyncio.sleep(PATIENCE + 1)
+        assert await stage.find() is None
+
+
+@virtually
+async def test_a_list_that_may_not_be_sent_is_waited_for_half_a_minute() -> None:
+    async with budgets() as (stage, cluster):
+        cluster.faults.fail("list", PDBS, HeldBack("not sent", 60.0), times=EVER)
+        assert await stage.find() is None
+        await asyncio.sleep(PATIENCE)
+        assert await stage.find() is None
+        await asyncio.sleep(1)
+        assert not lacks(await stage.find(), "PodDisruptionBudgets", "30 s")
+
+
+@virtually
+async def test_a_refusal_stands_while_nothing_may_be_sent() -> None:
+    async with budgets() as (stage, cluster):
+        cluster.faults.fail("list", PDBS, Unavailable("502"))
+        await stage.find()
+        cluster.faults.fail("list", PDBS, HeldBack("not sent", 60.0), times=EVER)
+        for _ in range(5):
+            await asyncio.sleep(PATIENCE / 2)
+            assert await stage.find() == "the PodDisruptionBudgets cannot be listed: 502"
+
+
+@virtually
+async def test_a_node_keeps_what_was_seen_of_it_until_its_budgets_are_known() -> None:
+    async with gathering((PDBS, pdb())) as stage:
+        empty = await stage.work(0)
+        stage.cluster.add(PODS, pod())
+        sick = stage.cluster.faults.fail("list", PDBS, SILENCE, times=EVER)
+        assert await stage.work(3) == empty
+        lists = stage.lists("pods")
+        assert await stage.work(6) == empty
+        assert stage.lists("pods") == lists, "its pods are known already"
+        sick.lift()
+        stage.gatherer.pods.forget()
+        await asyncio.sleep(11)
+        later = await stage.work(12)
+        assert ([row.name for row in later.pdbs], later.error) == (["llm"], "")
+
+
+NO_BUDGETS = {
+    "refused": (Unavailable("502"), {"gpu-07": "the PodDisruptionBudgets cannot be listed: 502", "gpu-08": ""}),
+    "silent": (SILENCE, {"gpu-08": ""}),
+}
+
+
+@pytest.mark.parametrize(("fault", "told"), NO_BUDGETS.values(), ids=NO_BUDGETS.keys())
+@virtually
+async def test_budgets_that_cannot_be_listed_keep_only_pods_that_they_may_guard(
+    fault: KubeError | Silence, told: Mapping[str, str]
+) -> None:
+    bare = pod("bare", "gpu-08", spec={"containers": []})
+    async with gathering((NODES, node("gpu-08")), (PODS, pod()), (PODS, bare)) as stage:
+        stage.cluster.faults.fail("list", PDBS, fault, times=EVER)
+        work = (await stage.snapshot(0, frozenset({"gpu-07", "gpu-08"}))).work
+        assert {name: one.error for name, one in work.items()} == told
+        assert (empty_since(work["gpu-08"]), work["gpu-08"].pdbs) == (at(0), ())
+        await stage.gatherer.shared.close()

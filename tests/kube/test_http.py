@@ -2,19 +2,27 @@
 
 import asyncio
 import json
+import socket
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from aiohttp import web
+from hack.sim.fakecluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
+from tests.fakes.serving import serving
+from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.scripted import Answer, found, plain, scripted, status, stream
+from tests.wording import lacks
+from yarl import URL
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, ApiRequest
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, PODS, ApiRequest, PassingClient, Resource, WatchEvent
+from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access
+from gpusharing.kube.wire import INACTIVITY, MOST_SECONDS, error_of, error_of_response, event_of, lasting, parse_object
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
 BUDGET = {"reason": "DisruptionBudget", "message": "The disruption budget a needs 2 healthy pods and has 2 currently"}
@@ -391,3 +399,124 @@ async def test_credentials_that_stay_refused_are_unauthorized_after_one_renewal(
             assert [seen async for seen in client.watch(NODES, "5")] == []
     tokens = [asked.headers["Authorization"] for asked in script.asked]
     assert tokens == ["Bearer t0", "Bearer t1", "Bearer t1", "Bearer t2"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "least", "most"),
+    [(0, 10.0, 11.0), (2, 3.0, 3.1)],
+    ids=["it accepts the connection and says nothing", "it does not accept the connection"],
+)
+@virtually
+async def test_a_silent_server_is_given_up_after_three_seconds_or_once_connected_after_ten(
+    waiting: int, least: float, most: float
+) -> None:
+    """The kernel accepts one connection for a server with a backlog of 0, and lets the others wait."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        before = [socket.socket() for _ in range(waiting)]
+        for one in before:
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        async with HttpClient(AnonymousLogin(f"http://127.0.0.1:{server.getsockname()[1]}")) as client:
+            begun = virtual_now()
+            with pytest.raises(Unavailable):
+                await client.get(NODES, "n")
+            assert least <= (virtual_now() - begun).total_seconds() <= most
+        for one in before:
+            one.close()
+
+
+WATCH = ApiRequest("watch", GPUNODES)
+
+
+def test_watches_that_begin_together_do_not_end_together() -> None:
+    seconds = {int(lasting(WATCH).query["timeoutSeconds"]) for _ in range(50)}
+    assert 240 <= min(seconds) < max(seconds) <= 300
+    assert len(seconds) > 10
+
+
+def test_a_watch_counts_as_dead_after_one_bookmark_that_did_not_come_and_before_a_second_one() -> None:
+    """The API server sends one every 60 s."""
+    assert 60 < INACTIVITY < 2 * 60
+
+
+async def test_a_missing_right_to_ask_for_the_kinds_of_a_group_names_the_group() -> None:
+    class Refused(PassingClient):
+        async def call(self, request: ApiRequest) -> JSON:
+            raise error_of(request, 403, {"message": "User x cannot"})
+
+    with pytest.raises(Forbidden, match=r"get gpusharing.dev/v1alpha1 in gpusharing.dev: User x"):
+        await Refused(FakeCluster().client("x")).served(GPUNODES)
+
+
+def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says_otherwise() -> None:
+    kind = Resource("example.com", "v1", "things")
+    assert kind.path("team-a", "x") == "/apis/example.com/v1/things/x"
+    assert int(lasting(ApiRequest("watch", kind)).query["timeoutSeconds"]) >= 240
+
+
+async def test_only_selectors_that_are_given_are_sent() -> None:
+    sent: list[ApiRequest] = []
+
+    class Noting(PassingClient):
+        async def call(self, request: ApiRequest) -> JSON:
+            sent.append(request)
+            return await super().call(request)
+
+    client = Noting(FakeCluster().client("x"))
+    await client.list_page(GPUNODES, label_selector="", field_selector="metadata.name=a", limit=0)
+    assert sent == [ApiRequest("list", GPUNODES, query={"fieldSelector": "metadata.name=a"})]
+
+
+def test_an_event_is_the_object_and_an_error_is_what_it_stands_for() -> None:
+    line = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}'
+    assert event_of(WATCH, line) == WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "9"}})
+    with pytest.raises(Expired, match="too old"):
+        event_of(WATCH, b'{"type": "ERROR", "object": {"code": 410, "message": "too old"}}')
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"7",
+        b'{"type": "ADDED"}',
+        b'{"type": "ADDED", "object": {}}',
+        b'{"type": ["ADDED"], "object": {"metadata": {}}}',
+        b'{"type": {}, "object": {"metadata": {}}}',
+    ],
+)
+def test_what_is_no_event_is_no_answer_of_an_api_server(line: bytes) -> None:
+    with pytest.raises(Unavailable):
+        event_of(WATCH, line)
+
+
+@pytest.mark.parametrize("given", [10**400, 10**9])
+def test_a_time_to_wait_beyond_all_measure_is_cut_to_a_day(given: int) -> None:
+    body = json.dumps({"details": {"retryAfterSeconds": given}}).encode()
+    for raw, header in ((body, None), (b"", str(given))):
+        error = error_of_response(WATCH, 429, raw, header)
+        assert isinstance(error, Throttled)
+        assert error.retry_after == MOST_SECONDS == 86400.0
+
+
+def test_json_that_is_nested_without_end_is_none() -> None:
+    with pytest.raises(Unavailable, match="not JSON"):
+        parse_object(WATCH, b"[" * 100_000)
+
+
+def test_a_path_that_the_server_does_not_know_names_the_kind() -> None:
+    request = ApiRequest("list", GPUNODES)
+    absent = error_of_response(request, 404, b"404 page not found\n", None)
+    assert not lacks(str(absent), "gpunodes.gpusharing.dev", "404 page not found")
+    status = {"kind": "Status", "message": 'gpunodes.gpusharing.dev "a" not found'}
+    assert str(error_of(request, 404, status)) == status["message"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_arrives_just_before_the_end_is_closed(turns: int) -> None:
+    async with serving(web.Application()) as url:
+        client = socket.create_connection(("127.0.0.1", URL(url).port or 0), timeout=10)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with client:
+        assert client.recv(1) == b""

@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
     PODS,
     POLICIES,
 )
-from gpusharing.kube.errors import Forbidden, Unauthorized, Unavailable
+from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.kube.installation import RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.effects import has_driver
 from gpusharing.planning.stack.installation import find_symptoms
@@ -153,20 +153,15 @@ async def test_a_pod_that_is_not_ready_is_an_error_unless_it_only_stands_by(
     assert (view.leader, severity_of(view)) == (holder.rpartition("-")[0], severity)
 
 
-async def test_a_lease_that_cannot_be_read_is_named_and_proves_nothing(cluster: FakeCluster) -> None:
+@pytest.mark.parametrize(
+    "error", [Forbidden("not allowed to get leases"), Unavailable("the request took too long")], ids=str
+)
+async def test_a_lease_that_cannot_be_read_is_named_and_proves_nothing(cluster: FakeCluster, error: KubeError) -> None:
     two_pods(cluster)
-    cluster.faults.fail("get", LEASES, Forbidden("not allowed to get leases"), times=1)
+    cluster.faults.fail("get", LEASES, error, times=1)
     view = await gathered(cluster)
     assert (view.leader, severity_of(view)) == (None, "WARNING")
-    assert view.unread == {"leases.coordination.k8s.io": "not allowed to get leases"}
-
-
-async def test_a_lease_without_an_answer_leaves_the_other_checks_their_results(cluster: FakeCluster) -> None:
-    two_pods(cluster)
-    cluster.faults.fail("get", LEASES, Unavailable("the request took too long"), times=1)
-    view = await gathered(cluster)
-    assert (view.leader, severity_of(view)) == (None, "WARNING")
-    assert view.unread == {"leases.coordination.k8s.io": "the request took too long"}
+    assert view.unread == {"leases.coordination.k8s.io": str(error)}
 
 
 async def test_where_all_pods_are_ready_nobody_reads_the_lease(cluster: FakeCluster) -> None:

@@ -1,6 +1,5 @@
-"""Who we are: service account files, and kubeconfigs as the official client reads them."""
+"""Who we are: service account files, and kubeconfigs as the official client reads them; and by which proxy we go."""
 
-import json
 import os
 import subprocess
 import sys
@@ -21,20 +20,21 @@ from gpusharing.agent.rest import RestClient
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized, Unavailable
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin, environment_login
+from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin, environment_login, find_proxy
 
 OPERATOR = Path(__file__).parents[2] / "operator"
 NODE = {"metadata": {"name": "n"}}
 
 
-def kubeconfig(path: Path, server: str, **user: Any) -> Path:
+def kubeconfig(path: Path, server: str, context: str = "c", proxy: str = "", **user: Any) -> Path:
+    cluster = {"server": server} | ({"proxy-url": proxy} if proxy else {})
     document = {
         "apiVersion": "v1",
         "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": server}}],
-        "users": [{"name": "u", "user": user}],
+        "current-context": context,
+        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
+        "clusters": [{"name": context, "cluster": cluster}],
+        "users": [{"name": context, "user": user}],
     }
     path.write_text(yaml.safe_dump(document))
     return path
@@ -125,28 +125,17 @@ async def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, content
         await OfficialLogin(path).access()
 
 
-def a_kubeconfig(path: Path, context: str, server: str) -> Path:
-    told = {
-        "current-context": context,
-        "clusters": [{"name": context, "cluster": {"server": server}}],
-        "users": [{"name": context, "user": {"token": f"of {context}"}}],
-        "contexts": [{"name": context, "context": {"cluster": context, "user": context}}],
-    }
-    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **told}))
-    return path
-
-
 @pytest.mark.parametrize(("context", "port"), [("east", 1), ("west", 2)])
 async def test_of_several_kubeconfigs_the_context_that_is_named_counts(tmp_path: Path, context: str, port: int) -> None:
-    east = a_kubeconfig(tmp_path / "east", "east", "http://127.0.0.1:1")
-    west = a_kubeconfig(tmp_path / "west", "west", "http://127.0.0.1:2")
+    east = kubeconfig(tmp_path / "east", "http://127.0.0.1:1", "east", token="t")
+    west = kubeconfig(tmp_path / "west", "http://127.0.0.1:2", "west", token="t")
     login = OfficialLogin(Path(f"{east}{os.pathsep}{west}"), context)
     assert (await login.access()).server == f"http://127.0.0.1:{port}"
 
 
 async def test_a_kubeconfig_is_read_once_for_all_its_contexts_and_again_when_it_has_changed(tmp_path: Path) -> None:
     """The official client takes 0.1 s to read 100 contexts, so that a command in all of them took 10 s."""
-    path = a_kubeconfig(tmp_path / "config", "east", "http://127.0.0.1:1")
+    path = kubeconfig(tmp_path / "config", "http://127.0.0.1:1", "east", token="t")
     load, read = yaml.safe_load, list[Any]()
 
     def count(stream: Any) -> Any:
@@ -157,7 +146,7 @@ async def test_a_kubeconfig_is_read_once_for_all_its_contexts_and_again_when_it_
         patch.setattr(yaml, "safe_load", count)
         servers = [(await OfficialLogin(path, "east").access()).server for _ in range(3)]
     assert (servers, len(read)) == (["http://127.0.0.1:1"] * 3, 1)
-    a_kubeconfig(path, "east", "http://127.0.0.1:12345")
+    kubeconfig(path, "http://127.0.0.1:12345", "east", token="t")
     assert (await OfficialLogin(path, "east").access()).server == "http://127.0.0.1:12345"
 
 
@@ -180,8 +169,8 @@ print([name for name in loaded if not name.startswith("kubernetes.aio")])
 
 
 def test_a_kubeconfig_is_read_without_the_blocking_half_of_the_official_client(tmp_path: Path) -> None:
-    kubeconfig = a_kubeconfig(tmp_path / "east", "east", "https://127.0.0.1:1")
-    program = [sys.executable, "-c", LOADED, str(kubeconfig)]
+    path = kubeconfig(tmp_path / "east", "https://127.0.0.1:1", "east", token="t")
+    program = [sys.executable, "-c", LOADED, str(path)]
     done = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr) == ("https://127.0.0.1:1\n[]\n", "")
 
@@ -332,3 +321,72 @@ async def test_a_server_or_a_token_that_cannot_be_sent_is_an_error_of_the_call(
                 await client.get(NODES, "n")
         await operators.close()
     assert script.asked == []
+
+
+SERVER = "https://api.example.com:6443"
+PROXY = "http://proxy.example.com:3128"
+OTHER = "http://other.example.com:3128"
+
+CHOSEN: dict[str, tuple[str, str, dict[str, str], str | None]] = {
+    "none is named": (SERVER, "", {}, None),
+    "the kubeconfig's comes first": (SERVER, PROXY, {"HTTPS_PROXY": OTHER}, PROXY),
+    "and NO_PROXY is not about it": (SERVER, PROXY, {"NO_PROXY": "*"}, PROXY),
+    "the environment's": (SERVER, "", {"HTTPS_PROXY": PROXY}, PROXY),
+    "in lower case": (SERVER, "", {"https_proxy": PROXY}, PROXY),
+    "without a scheme it is http": (SERVER, "", {"HTTPS_PROXY": "proxy.example.com:3128"}, PROXY),
+    "a proxy of https": (SERVER, "https://proxy.example.com", {}, "https://proxy.example.com"),
+    "that of http is for http only": (SERVER, "", {"HTTP_PROXY": PROXY}, None),
+    "and is taken there": ("http://api.example.com", "", {"HTTP_PROXY": PROXY, "HTTPS_PROXY": OTHER}, PROXY),
+    "an empty one is none": (SERVER, "", {"HTTPS_PROXY": ""}, None),
+    "the host is exempt": (SERVER, "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "a.b, api.example.com"}, None),
+    "the host with its port is exempt": (SERVER, "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "api.example.com:6443"}, None),
+    "another port is exempt": (SERVER, "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "api.example.com:443"}, PROXY),
+    "its domain is exempt": (SERVER, "", {"HTTPS_PROXY": PROXY, "no_proxy": ".example.com"}, None),
+    "all are exempt": (SERVER, "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "*"}, None),
+    "its network is exempt": ("https://10.3.0.1", "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "x, 10.0.0.0/8"}, None),
+    "another network is": ("https://10.3.0.1", "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "10.4.0.0/16"}, PROXY),
+    "an IPv6 network is": ("https://[fd00::1]:6443", "", {"HTTPS_PROXY": PROXY, "NO_PROXY": "fd00::/8"}, None),
+    "no URL": ("https://[::1", "", {"NO_PROXY": "x"}, None),
+    "loopback": ("https://127.0.0.1:6443", "", {"HTTPS_PROXY": PROXY}, None),
+    "loopback by name": ("https://localhost:6443", "", {"HTTPS_PROXY": PROXY}, None),
+}
+
+
+@pytest.mark.parametrize(("server", "url", "environment", "proxy"), CHOSEN.values(), ids=CHOSEN.keys())
+def test_the_proxy_to_a_server_is_the_one_that_kubectl_takes(
+    server: str, url: str, environment: dict[str, str], proxy: str | None
+) -> None:
+    assert find_proxy(server, url, environment) == proxy
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://me:secret@proxy:1080", "proxy:3128", "http://", "http://[::1", "http://proxy:0"]
+)
+def test_a_proxy_that_cannot_be_used_is_refused_by_field_with_an_example(proxy: str) -> None:
+    with pytest.raises(Unauthorized, match=r"^proxy-url of the cluster.* http://proxy.example.com:3128$") as caught:
+        find_proxy(SERVER, proxy, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_variable_with_a_proxy_that_cannot_be_used_is_named() -> None:
+    with pytest.raises(Unauthorized, match=r"^HTTPS_PROXY names a proxy"):
+        find_proxy(SERVER, "", {"HTTPS_PROXY": "socks5://proxy:1080"})
+
+
+@pytest.mark.parametrize("by", ["the kubeconfig", "the environment"])
+async def test_what_is_read_with_a_kubeconfig_goes_through_the_proxy(tmp_path: Path, by: str) -> None:
+    asked: list[str] = []
+
+    async def passed_on(request: web.Request) -> web.StreamResponse:
+        asked.append(str(request.url))
+        return web.json_response({"metadata": {"name": "n"}})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", passed_on)
+    async with serving(app) as url:
+        proxy = url if by == "the kubeconfig" else ""
+        path = kubeconfig(tmp_path / "config", "http://api.example.com", proxy=proxy, token="t")
+        environment = {"HTTP_PROXY": url if by == "the environment" else "http://other.invalid"}
+        async with HttpClient(environment_login({"KUBECONFIG": str(path), **environment})) as client:
+            await client.get(NODES, "n")
+    assert asked == ["http://api.example.com/api/v1/nodes/n"]

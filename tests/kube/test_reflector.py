@@ -1,21 +1,23 @@
-"""The cache (kube/reflector.py) follows the server through gaps, restarts and stale news (docs/design/faults.md#esr, F9-F12)."""
+"""The cache (kube/reflector.py) follows the server through gaps, restarts and stale news, and asks it at a fair pace (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient
+from hack.sim.fakefaults import EVER
 from tests.fakes.cluster import FakeCluster
+from tests.fakes.running import running
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, ApiRequest, Resource
+from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, PODS, ApiRequest, Resource, WatchEvent
+from gpusharing.kube.lists import BACKOFF_FIRST
 from gpusharing.kube.reflector import Reflector
-
-JSON = dict[str, Any]
 
 
 def node(name: str, **labels: str) -> JSON:
@@ -61,15 +63,10 @@ async def watched(
     client = client or cluster.client("operator")
     reflector = Reflector(client, resource, project, on_change=on_change, **options)
     seen = Watched(cluster, reflector)
-    task = asyncio.create_task(reflector.run())
-    try:
+    async with running(reflector.run()):
         async with asyncio.timeout(60):
             await reflector.synced.wait()
         yield seen
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def kind_of_error(reflector: Reflector[Any]) -> type[object]:
@@ -226,10 +223,9 @@ async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(clu
         return project(_)
 
     reflector._project = create_meanwhile
-    task = asyncio.create_task(reflector.run())
-    await reflector.synced.wait()
-    assert set(reflector.items) == {"a", "b", "c"}
-    task.cancel()
+    async with running(reflector.run()):
+        await reflector.synced.wait()
+        assert set(reflector.items) == {"a", "b", "c"}
 
 
 async def test_an_object_may_leave_the_selection_and_come_back(cluster: FakeCluster) -> None:
@@ -270,24 +266,22 @@ async def test_a_missing_right_is_shown_and_the_list_tried_again(cluster: FakeCl
     cluster.faults.fail("list", NODES, errors.Forbidden("not allowed to list nodes"))
     cluster.add(NODES, node("a"))
     reflector = Reflector(cluster.client("operator"), NODES, project)
-    task = asyncio.create_task(reflector.run())
-    await turns()
-    assert kind_of_error(reflector) is errors.Forbidden
-    assert not reflector.synced.is_set()
-    async with asyncio.timeout(60):
-        await reflector.synced.wait()
-    assert kind_of_error(reflector) is type(None)
-    task.cancel()
+    async with running(reflector.run()):
+        await turns()
+        assert kind_of_error(reflector) is errors.Forbidden
+        assert not reflector.synced.is_set()
+        async with asyncio.timeout(60):
+            await reflector.synced.wait()
+        assert kind_of_error(reflector) is type(None)
 
 
 async def test_an_error_without_words_is_told_by_its_name(cluster: FakeCluster) -> None:
     errors_told: list[str] = []
     cluster.faults.fail("list", NODES, errors.Unavailable(""))
     reflector = Reflector(cluster.client("operator"), NODES, project, on_error=errors_told.append)
-    task = asyncio.create_task(reflector.run())
-    await turns()
-    assert errors_told == ["Unavailable('')"]
-    task.cancel()
+    async with running(reflector.run()):
+        await turns()
+        assert errors_told == ["Unavailable('')"]
 
 
 async def test_events_and_bookmarks_are_signs_of_life(cluster: FakeCluster) -> None:
@@ -340,18 +334,17 @@ async def test_a_kind_that_is_uninstalled_leaves_nothing_behind() -> None:
     now = [0.0]
     client = cluster.client("operator")
     reflector = Reflector(client, GPUNODES, project, on_change=told.append, clock=lambda: now[0])
-    task = asyncio.create_task(reflector.run())
-    await reflector.synced.wait()
-    cluster.uninstall(GPUNODES)
-    for now[0], known in ((0.0, {"a"}), (29.9, {"a"}), (30.0, set())):
-        await asyncio.sleep(100)  # it asks again meanwhile, by the same time
-        assert set(reflector.items) == known
-    assert told == ["a", "a"]
-    cluster.uninstalled.clear()
-    cluster.add(GPUNODES, node("b"))
-    await asyncio.sleep(60)
-    assert set(reflector.items) == {"b"}
-    task.cancel()
+    async with running(reflector.run()):
+        await reflector.synced.wait()
+        cluster.uninstall(GPUNODES)
+        for now[0], known in ((0.0, {"a"}), (29.9, {"a"}), (30.0, set())):
+            await asyncio.sleep(100)  # it asks again meanwhile, by the same time
+            assert set(reflector.items) == known
+        assert told == ["a", "a"]
+        cluster.uninstalled.clear()
+        cluster.add(GPUNODES, node("b"))
+        await asyncio.sleep(60)
+        assert set(reflector.items) == {"b"}
 
 
 @virtually
@@ -360,14 +353,13 @@ async def test_a_404_without_a_word_from_discovery_is_not_believed() -> None:
     cluster = FakeCluster()
     cluster.add(NODES, node("a"))
     reflector = Reflector(cluster.client("operator"), NODES, project)
-    task = asyncio.create_task(reflector.run())
-    await reflector.synced.wait()
-    cluster.faults.fail("list", NODES, errors.NotFound("404 page not found"), times=5)
-    cluster.faults.fail("watch", NODES, errors.NotFound("404 page not found"), times=5)
-    cluster.close_watches()
-    await asyncio.sleep(100)
-    assert set(reflector.items) == {"a"}
-    task.cancel()
+    async with running(reflector.run()):
+        await reflector.synced.wait()
+        cluster.faults.fail("list", NODES, errors.NotFound("404 page not found"), times=5)
+        cluster.faults.fail("watch", NODES, errors.NotFound("404 page not found"), times=5)
+        cluster.close_watches()
+        await asyncio.sleep(100)
+        assert set(reflector.items) == {"a"}
 
 
 @virtually
@@ -377,9 +369,161 @@ async def test_a_quiet_kind_without_bookmarks_is_followed_without_an_error_and_w
     reflector = Reflector(
         cluster.client("operator"), EVENTS, project, on_error=errors_told.append, relist_after=86_400.0
     )
-    task = asyncio.create_task(reflector.run())
-    await asyncio.sleep(3600)
-    assert errors_told == [""], "told once that it can be followed, and of no error since"
-    assert 55 <= cluster.calls["operator", "watch", "events"] <= 65, "one watch ends and the next one begins"
-    assert cluster.calls["operator", "list", "events"] == 1
-    task.cancel()
+    async with running(reflector.run()):
+        await asyncio.sleep(3600)
+        assert errors_told == [""], "told once that it can be followed, and of no error since"
+        assert 55 <= cluster.calls["operator", "watch", "events"] <= 65, "one watch ends and the next one begins"
+        assert cluster.calls["operator", "list", "events"] == 1
+
+
+async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("watch", NODES, errors.Expired("too old"), times=1000)
+    async with watched(cluster):
+        await turns(200)
+    assert cluster.calls["operator", "watch", "nodes"] <= 3
+
+
+@virtually
+async def test_a_server_that_ends_every_watch_at_once_is_asked_at_a_slow_pace() -> None:
+    cluster = FakeCluster()
+    begun: list[float] = []
+
+    class Ending(FakeClient):
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+            begun.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+            no_events: tuple[WatchEvent, ...] = ()
+            for event in no_events:
+                yield event
+
+    async with running(Reflector(Ending(cluster, "operator"), NODES, project).run()):
+        await asyncio.sleep(60)
+        assert 3 <= len(begun) <= 12
+
+
+@virtually
+async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_slow_pace() -> None:
+    """Each watch brings an event first: it must not count as progress."""
+    cluster = FakeCluster()
+    cluster.add(NODES, node("a"))
+
+    class Forgetful(FakeClient):
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+            yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
+            raise errors.Expired("too old resource version")
+
+    async with running(Reflector(Forgetful(cluster, "operator"), NODES, project).run()):
+        await asyncio.sleep(60)
+        assert 3 <= cluster.calls["operator", "list", "nodes"] <= 12
+
+
+@virtually
+async def test_a_server_that_is_away_is_asked_after_half_a_second_and_then_at_least_every_half_minute() -> None:
+    cluster = FakeCluster()
+    cluster.faults.fail("list", NODES, errors.Unavailable("502"), times=EVER)
+    asked: list[list[float]] = []
+
+    class Timed(FakeClient):
+        times: list[float]
+
+        async def call(self, request: ApiRequest) -> JSON:
+            self.times.append(asyncio.get_running_loop().time())
+            return await super().call(request)
+
+    tasks = []
+    for _ in range(20):
+        client = Timed(cluster, "operator")
+        client.times = []
+        asked.append(client.times)
+        tasks.append(asyncio.create_task(Reflector(client, NODES, project).run()))
+    await asyncio.sleep(200)
+    pauses = [[later - earlier for earlier, later in pairwise(times)] for times in asked]
+    assert 0.25 <= min(first for first, *_ in pauses) < max(first for first, *_ in pauses) <= 0.75
+    assert 30.0 < max(map(max, pauses)) <= 45.0
+    for task in tasks:
+        task.cancel()
+
+
+@virtually
+async def test_a_machine_that_slept_past_the_time_of_the_next_list_lists_at_once() -> None:
+    cluster, now = FakeCluster(), [0.0]
+    async with watched(cluster, clock=lambda: now[0]):
+        await asyncio.sleep(1)
+        now[0] += 1000.0
+        cluster.close_watches()
+        await asyncio.sleep(0.1)
+        assert [cluster.calls["operator", verb, "nodes"] for verb in ("list", "watch")] == [2, 2]
+
+
+@virtually
+async def test_a_watch_of_more_than_a_second_that_brought_something_is_followed_by_the_next_at_once() -> None:
+    cluster = FakeCluster()
+
+    class Brief(FakeClient):
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+            begun.append(asyncio.get_running_loop().time())
+            yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
+            await asyncio.sleep(1.5)
+
+    begun: list[float] = []
+    async with running(Reflector(Brief(cluster, "operator"), NODES, project).run()):
+        await asyncio.sleep(10)
+        assert [later - earlier for earlier, later in pairwise(begun)] == pytest.approx([1.5] * 6)
+
+
+@pytest.mark.parametrize("error", [errors.Expired("too old"), errors.Unavailable("502")], ids=["410", "502"])
+@virtually
+async def test_a_server_that_fails_after_each_long_watch_is_asked_again_after_a_growing_pause(
+    error: errors.KubeError,
+) -> None:
+    """A 410 comes to all caches at once, after a watch as long as any: their lists must not come at once, too."""
+    cluster = FakeCluster()
+    begun: list[float] = []
+
+    class Forgetful(FakeClient):
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
+            begun.append(asyncio.get_running_loop().time())
+            yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
+            await asyncio.sleep(60)
+            raise error
+
+    async with running(Reflector(Forgetful(cluster, "operator"), NODES, project).run()):
+        await asyncio.sleep(5 * 60 + 45)
+        first, *_, last = [later - earlier - 60 for earlier, later in pairwise(begun)]
+        assert BACKOFF_FIRST / 2 <= first <= BACKOFF_FIRST * 3 / 2
+        assert last >= BACKOFF_FIRST * 8 / 2, "after the fourth or fifth"
+
+
+@virtually
+async def test_a_place_that_the_server_has_forgotten_is_no_error_to_tell() -> None:
+    told: list[str] = []
+    cluster = FakeCluster()
+    async with watched(cluster, on_error=told.append):
+        for _ in range(3):
+            cluster.expire()
+            await asyncio.sleep(60)
+        assert cluster.calls["operator", "list", "nodes"] == 4
+    assert told == [""]
+
+
+@virtually
+async def test_a_list_that_fails_after_the_server_has_forgotten_our_place_is_an_error() -> None:
+    cluster = FakeCluster()
+    async with watched(cluster) as seen:
+        cluster.faults.fail("list", NODES, errors.Unavailable("503"), times=EVER)
+        cluster.expire()
+        await asyncio.sleep(60)
+        assert kind_of_error(seen.reflector) is errors.Unavailable
+
+
+@virtually
+async def test_a_watch_without_bookmarks_that_goes_on_ends_the_error_of_the_one_that_broke() -> None:
+    cluster, told = FakeCluster(), list[str]()
+    async with watched(cluster, EVENTS, namespace="x", on_error=told.append) as seen:
+        cluster.faults.fail("watch", EVENTS, errors.Unavailable("503"))
+        await asyncio.sleep(1)
+        assert kind_of_error(seen.reflector) is errors.Unavailable
+        await asyncio.sleep(3600)
+        assert seen.reflector.error is None
+    assert told == ["", "503", ""]

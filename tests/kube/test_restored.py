@@ -10,7 +10,7 @@ from hack.sim.fakecluster import FakeClient
 from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtually
-from tests.kube.test_lease import Contender
+from tests.kube.test_lease import Contender, contenders
 from tests.kube.test_policies import FULL
 from tests.kube.test_reflector import Watched, node, watched
 
@@ -53,14 +53,10 @@ def copy_of(cluster: FakeCluster) -> FakeCluster:
 @asynccontextmanager
 async def followed(cluster: FakeCluster, client: FakeClient | None = None) -> AsyncIterator[Watched]:
     """A cache of nodes beside the leader's Lease on the same cluster."""
-    leader = Contender(cluster, "a")
-    await leader.lease.acquired.wait()
-    try:
+    async with contenders("a", cluster=cluster) as (_, [leader]):
         restores = lambda: leader.lease.restores  # noqa: E731 - it is passed on
         async with watched(cluster, client=client, restores=restores, page_size=1) as seen:
             yield seen
-    finally:
-        await leader.stop()
 
 
 def labels(seen: Watched) -> dict[str, dict[str, str]]:
@@ -230,39 +226,34 @@ async def test_while_a_cache_goes_back_no_write_succeeds_on_what_it_knew() -> No
 async def test_policies_go_back_too_and_only_when_the_lease_went_back() -> None:
     cluster = FakeCluster()
     cluster.add(POLICIES, {"metadata": {"name": "stays"}, "spec": FULL})
-    leader = Contender(cluster, "a")
-    await leader.lease.acquired.wait()
-    cache = PolicyCache(cluster.client("operator"), lambda: leader.lease.restores)
-    backup = cluster.backup()
-    gone = cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
-    assert len(await cache.refresh()) == 2
-    cluster.restore(backup)
-    cache.touch()
-    for _ in range(3):
-        with pytest.raises(errors.Unavailable, match="an older state"):
-            await cache.refresh()
-    await asyncio.sleep(10)
-    assert [view.name for view in await cache.refresh()] == ["stays"]
-    cache.accept(gone)
-    assert [view.name for view in await cache.refresh()] == ["stays"]
-    await leader.stop()
+    async with contenders("a", cluster=cluster) as (_, [leader]):
+        cache = PolicyCache(cluster.client("operator"), lambda: leader.lease.restores)
+        backup = cluster.backup()
+        gone = cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
+        assert len(await cache.refresh()) == 2
+        cluster.restore(backup)
+        cache.touch()
+        for _ in range(3):
+            with pytest.raises(errors.Unavailable, match="an older state"):
+                await cache.refresh()
+        await asyncio.sleep(10)
+        assert [view.name for view in await cache.refresh()] == ["stays"]
+        cache.accept(gone)
+        assert [view.name for view in await cache.refresh()] == ["stays"]
 
 
 @virtually
 async def test_policies_are_listed_anew_after_a_restore_though_nobody_told_of_a_change() -> None:
-    cluster = FakeCluster()
-    leader = Contender(cluster, "a")
-    await leader.lease.acquired.wait()
-    cache = PolicyCache(cluster.client("operator"), lambda: leader.lease.restores)
-    backup = cluster.backup()
-    cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
-    await cache.refresh()
-    await asyncio.sleep(60)
-    assert (cache.dirty, cache.stale) == (False, False)
-    cluster.restore(backup)
-    await asyncio.sleep(5)
-    assert (cache.dirty, cache.stale) == (True, True)
-    await leader.stop()
+    async with contenders("a") as (cluster, [leader]):
+        cache = PolicyCache(cluster.client("operator"), lambda: leader.lease.restores)
+        backup = cluster.backup()
+        cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
+        await cache.refresh()
+        await asyncio.sleep(60)
+        assert (cache.dirty, cache.stale) == (False, False)
+        cluster.restore(backup)
+        await asyncio.sleep(5)
+        assert (cache.dirty, cache.stale) == (True, True)
 
 
 @virtually
@@ -289,19 +280,16 @@ async def test_who_takes_over_after_a_restore_goes_back_although_it_had_written_
 
 @virtually
 async def test_the_leader_notices_a_restore_by_the_versions_of_its_own_writes() -> None:
-    cluster = FakeCluster()
-    leader = Contender(cluster, "a")
-    await leader.lease.acquired.wait()
-    await asyncio.sleep(60)
-    backup = cluster.backup()
-    await asyncio.sleep(60)
-    await leader.lease.set_claims({}, {})
-    assert leader.lease.restores == 0
-    for number in range(1, 3):
-        cluster.restore(backup)
-        await asyncio.sleep(10)
-        assert leader.lease.restores == number
-        assert leader.lease.is_leader
-    await asyncio.sleep(60)
-    assert leader.lease.restores == 2
-    await leader.stop()
+    async with contenders("a") as (cluster, [leader]):
+        await asyncio.sleep(60)
+        backup = cluster.backup()
+        await asyncio.sleep(60)
+        await leader.lease.set_claims({}, {})
+        assert leader.lease.restores == 0
+        for number in range(1, 3):
+            cluster.restore(backup)
+            await asyncio.sleep(10)
+            assert leader.lease.restores == number
+            assert leader.lease.is_leader
+        await asyncio.sleep(60)
+        assert leader.lease.restores == 2

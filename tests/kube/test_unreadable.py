@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from tests.build import at
+from tests.fakes.running import running
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import pod
@@ -82,15 +83,10 @@ async def following(kind: str, *items: Any) -> AsyncIterator[tuple[Server, Sourc
     sources = Sources(server, SourceSettings(), lambda: None)
     optional = {"medik8s": "medik8s nodemaintenances", "nvidia": "nvidia nodemaintenances"}
     reflector = sources.optional[optional[kind]] if kind in optional else getattr(sources, kind)
-    task = asyncio.create_task(reflector.run())
-    try:
+    async with running(reflector.run()) as task:
         await asyncio.sleep(1)
         yield server, sources, reflector
         assert not task.done()
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def key(kind: str, name: str) -> str:
@@ -157,12 +153,11 @@ async def test_an_object_that_could_be_any_is_told_once_however_often_it_is_list
     server, told = Server(), list[str]()
     server.items = [NOBODY["no uid"], named("fine")]
     reflector = Reflector(server, NODES, lambda raw: "", on_error=told.append)
-    task = asyncio.create_task(reflector.run())
-    await asyncio.sleep(100)
-    assert server.lists > 3
-    server.items = []
-    await asyncio.sleep(60)
-    task.cancel()
+    async with running(reflector.run()):
+        await asyncio.sleep(100)
+        assert server.lists > 3
+        server.items = []
+        await asyncio.sleep(60)
     missing, error = told
     assert error == ""
     assert not lacks(missing, "nodes/odd", "namespace ns", "metadata.uid")

@@ -10,6 +10,7 @@ from hack.cluster.nodes import node_manifest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
+from tests.fakes.running import running
 
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES
 
@@ -97,11 +98,7 @@ async def playing(
     software = NodeSoftware(client(cluster, "sim"), settings, log=log)
     stage = SimulatedCluster(cluster, software, lines, changed)
     cluster.store.on_commit.append(lambda resource, change: changed.set())
-    task = asyncio.create_task(software.run())
-    try:
+    async with running(software.run()):
         await stage.until(lambda: all(TIMESTAMP in stage.labels(node["metadata"]["name"]) for node in nodes))
         await stage.until(lambda: TIMESTAMP in cluster.objects(NODES)[0]["metadata"]["labels"])
         yield stage
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
