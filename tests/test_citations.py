@@ -18,7 +18,7 @@ LINK = re.compile(r"\]\(([^)#\s]*\.md)?(?:#([^)\s]+))?\)")
 ELSEWHERE = re.compile(
     r"https?://\S+|\.\./blob/main/\S+|(?<![\w./-])(?!docs/|hack/|tests/)[\w.-]+/[\w.-]+ [\w./-]+\.md\b"
 )
-"""Pages of others: by address, or by repository and path; and links from a form for issues (test_repository.py)."""
+"""Pages of others: by address, or by repository and path; and links from a form for issues (test_workflows.py)."""
 ROW = r"(?:[PGETCXRSFD]\d{1,2}|[abd]\.\d{1,2})"
 ROWS = re.compile(rf'(?:\(|^"""|^# )({ROW}(?:(?:, | and | to | ?[-–] ?){ROW})*)(?=[),:; ])', re.MULTILINE)
 """In brackets, or where a docstring or a comment begins: rows, whether the file cites a page or not."""

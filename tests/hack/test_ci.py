@@ -167,7 +167,9 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
 
 
 @pytest.mark.parametrize(
-    "steps", [["make setup"], [VERIFY], ["hack.promtool"], [RUNG3, RUNG2], [NEEDS, RUNG2]], ids=lambda steps: steps[0]
+    "steps",
+    [["make setup"], [VERIFY], ["hack.promtool"], [RUNG3, RUNG2], [NEEDS, RUNG2], [FAULTS]],
+    ids=lambda steps: steps[0],
 )
 def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes: Path, steps: list[str]) -> None:
     for step in steps:
@@ -179,7 +181,7 @@ def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes:
         script.communicate(timeout=SECONDS)
     assert script.returncode != 0
     assert [pid for pid in stay.read_text().split() if pid_exists(int(pid))] == []
-    assert FAULTS not in calls(notes)
+    assert (FAULTS in calls(notes)) is (FAULTS in steps)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -267,17 +269,6 @@ def test_programs_that_cannot_be_built_are_told_and_the_tests_judge(notes: Path)
     assert done.status == 0
     assert "there is no `go` on PATH\n" in done.said
     assert done.calls.index(TOOLS) < done.calls.index(RUNG3)
-
-
-def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:
-    (notes / f"{FAULTS}.stays").touch()
-    with start(notes) as script:
-        stay = notes / "stay"
-        wait_until(lambda: text_of(stay).endswith("\n"), SECONDS, "them to run")
-        script.terminate()
-        script.communicate(timeout=SECONDS)
-    assert script.returncode != 0
-    assert not pid_exists(int(stay.read_text()))
 
 
 @pytest.mark.parametrize("verb", ["test", "test-cluster", "test-crash", "test-faults", "test-nvidia", "e2e"])

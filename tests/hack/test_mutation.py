@@ -11,7 +11,7 @@ def test_the_tests_that_import_a_module_are_played_before_all_of_its_package(mon
     monkeypatch.chdir(ROOT)
     importing, folders = find_tests(Path("operator/gpusharing/kube/lease.py"))
     assert "tests/kube/test_lease.py" in importing
-    assert "tests/kube/test_backoff.py" not in importing
+    assert "tests/kube/test_clock.py" not in importing
     assert folders == ["tests/kube", "tests/controller", "tests/embedded"]
 
 

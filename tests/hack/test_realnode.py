@@ -1,4 +1,4 @@
-"""hack/realnode: what needs no kubelet; tests/e2e has the rest."""
+"""hack/realnode: what needs no kubelet, and what containers and pods get of the GPUs; tests/e2e has the rest."""
 
 import json
 import ssl
@@ -12,11 +12,15 @@ from urllib.request import urlopen
 import pytest
 import yaml
 from hack.cluster import process
+from hack.cluster.api import Object
 from hack.cluster.process import ComponentError
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
+from hack.nvidia import kubelet
 from hack.nvidia.kubelet import LogServer
+from hack.nvmlsim.simulator import MachineDevice, machine_devices
 from hack.realnode import needs
 from hack.realnode.dra import DRIVER_ROOT, write_driver
+from hack.realnode.grants import Grant, GrantRefused, find_grant, find_injected
 from hack.realnode.images import ImageFile, OneLayerImage, write_archive
 from hack.realnode.machine import wait_entered
 from hack.realnode.node import KubeletNode, NodeFiles, containerd_settings, kubelet_settings
@@ -128,3 +132,127 @@ def test_the_driver_of_a_node_can_be_written_again(tmp_path: Path) -> None:
         library = root / "usr/lib64/libnvidia-ml.so.1"
         assert library.resolve().name == "libnvidia-ml.so.580.95.05"
         assert (root / "usr/bin/nvidia-smi").stat().st_size > 0
+
+
+SHOWN: Object = {
+    "gpus": [
+        {"index": 0, "uuid": "GPU-a", "instances": []},
+        {"index": 1, "uuid": "GPU-b", "instances": [{"id": 2, "compute": [{"id": 0, "uuid": "MIG-c"}]}]},
+    ]
+}
+ACCESS = ("gpu1/mig/gi2/access", "gpu1/mig/gi2/ci0/access")
+DEVICES = machine_devices(SHOWN)
+
+
+def container(privileged: bool = False, **environ: str) -> Object:
+    held = ["CAP_CHOWN", "CAP_SYS_ADMIN"] if privileged else ["CAP_CHOWN"]
+    env = [f"NVIDIA_{name.upper()}={value}" for name, value in environ.items()]
+    return {"process": {"env": ["PATH=/bin", *env], "capabilities": {"bounding": held}}}
+
+
+CASES = [
+    pytest.param(container(), None, id="a container that names no devices gets no driver"),
+    pytest.param(container(visible_devices="void"), None, id="void is no driver, too"),
+    pytest.param(container(visible_devices="none"), Grant(True, (), (), ()), id="none is the library without a GPU"),
+    pytest.param(
+        container(visible_devices="all"), Grant(True, (0, 1), ACCESS, ()), id="all is every GPU and MIG device"
+    ),
+    pytest.param(
+        container(visible_devices="1", driver_capabilities="compute"),
+        Grant(False, (1,), (), (MachineDevice(1, "GPU-b"),)),
+        id="without utility there is no NVML",
+    ),
+    pytest.param(
+        container(visible_devices="GPU-a,MIG-c"),
+        Grant(True, (0, 1), ACCESS, (MachineDevice(0, "GPU-a"), MachineDevice(1, "MIG-c", (2, 0)))),
+        id="named devices are those it computes on",
+    ),
+    pytest.param(
+        container(True, visible_devices="none", mig_config_devices="all", mig_monitor_devices="all"),
+        Grant(True, (), ("mig/config", "mig/monitor"), ()),
+        id="a privileged container gets the rights over MIG that it asks for",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), CASES)
+def test_a_container_gets_what_its_variables_name(spec: Object, expected: Grant | None) -> None:
+    assert find_grant(spec, DEVICES) == expected
+
+
+def test_rights_over_mig_are_refused_to_a_container_that_is_not_privileged() -> None:
+    with pytest.raises(GrantRefused, match="cannot set MIG_MONITOR_DEVICES in non privileged container"):
+        find_grant(container(visible_devices="all", mig_monitor_devices="all"), DEVICES)
+
+
+def test_a_device_that_is_gone_is_refused_by_name() -> None:
+    with pytest.raises(GrantRefused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
+        find_grant(container(visible_devices="MIG-gone"), DEVICES)
+
+
+def injected(*files: str) -> Object:
+    return {"linux": {"devices": [{"path": path} for path in files]}}
+
+
+INJECTED = [
+    pytest.param(injected("/dev/null", "/dev/nvidiactl"), (), id="files of no device"),
+    pytest.param(injected("/dev/nvidia0"), (DEVICES[0],), id="a whole GPU by its own file"),
+    pytest.param(
+        injected("/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap156", "/dev/nvidia-caps/nvidia-cap157"),
+        (DEVICES[2],),
+        id="a MIG device by the files of both of its instances, and not its GPU",
+    ),
+    pytest.param(
+        injected("/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap156"),
+        (),
+        id="one of two files is no MIG device, and no whole GPU",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "expected"), INJECTED)
+def test_a_container_uses_the_devices_whose_files_a_cdi_specification_adds(
+    spec: Object, expected: tuple[MachineDevice, ...]
+) -> None:
+    assert find_injected(spec, DEVICES) == expected
+
+
+HALF = "nvidia.com/mig-3g.40gb"
+
+
+class Api:
+    def __init__(self) -> None:
+        self.patches: dict[str, dict[str, Any]] = {}
+
+    def merge_patch(self, path: str, patch: dict[str, Any]) -> None:
+        self.patches[path] = patch
+
+
+def pod(name: str, count: int) -> dict[str, Any]:
+    container = {"name": "main", "resources": {"limits": {HALF: str(count)}}}
+    return {
+        "metadata": {"namespace": "team", "name": name, "uid": f"uid-{name}"},
+        "spec": {"containers": [container]},
+        "status": {"phase": "Running"},
+    }
+
+
+def test_a_pod_for_which_too_few_devices_are_free_is_refused_and_holds_none(tmp_path: Path) -> None:
+    instances = [{"id": number, "compute": [{"id": 0, "uuid": f"MIG-{number}"}]} for number in range(2)]
+    shown = {"gpus": [{"index": 0, "uuid": "GPU-0", "instances": instances}]}
+    simulator = SimpleNamespace(show=lambda: shown, add_process=lambda *_, **__: None)
+    sandbox: Any = SimpleNamespace(simulator=simulator, folder=tmp_path, proc=None)
+    api: Any = Api()
+    manager = kubelet.DeviceManager(api, "gpu-1", sandbox)
+    (tmp_path / "kubelet.log").write_text(json.dumps({"resource": HALF, "healthy": ["MIG-0", "MIG-1"]}) + "\n")
+    served = pod("served", 1)  # by a DRA driver
+    served["status"]["extendedResourceClaimStatus"] = {"requestMappings": [{"resourceName": HALF}]}
+    manager.look([pod("first", 1), pod("large", 2), pod("second", 1), pod("third", 1), served])
+    held = {row["name"]: row["ids"] for row in json.loads((tmp_path / "podresources.json").read_text())}
+    assert {name: ids for name, ids in held.items() if ids} == {"first": ["MIG-0"], "second": ["MIG-1"]}
+    refused = {path.split("/")[-2]: patch["status"] for path, patch in api.patches.items() if "/pods/" in path}
+    assert {name: status["reason"] for name, status in refused.items()} == {
+        "large": "UnexpectedAdmissionError",
+        "third": "UnexpectedAdmissionError",
+    }
+    assert f"unavailable for {HALF}. Requested: 2, Available: 1" in refused["large"]["message"]

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hack.generate import ROOT
 from hack.report import LONG, SLOWEST, pace_of
-from hack.verify import Steps
+from hack.verify import STEPS, Steps, without_tests
 from hack.verify import main as verify
 from tests.wording import lacks
 
@@ -228,3 +229,19 @@ def test_verify_runs_what_is_asked_and_tells_how_it_went(capfd: pytest.CaptureFi
     said = capfd.readouterr().out
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken\.", said)
     assert "  imports    ok " in said
+
+
+def test_ci_leaves_out_the_steps_that_are_tests_and_nothing_else() -> None:
+    assert without_tests() == ["format", "lint", "types", "imports", "generated"]
+    assert {STEPS[name].split()[0] for name in set(STEPS) - set(without_tests())} == {"pytest"}
+
+
+def test_a_step_ends_with_the_program_that_is_told_to_end() -> None:
+    command = [sys.executable, "-m", "hack.verify", "types"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "== types: mypy\n"
+        running.terminate()
+        rest = running.stdout.read()
+    assert rest == "", "whoever is left writes on, and keeps this open until then"
+    assert running.returncode == 128 + signal.SIGTERM

@@ -1,4 +1,5 @@
-"""hack/required.py: what cannot run here fails the run, once, unless LEAVE_OUT names it."""
+"""hack/required.py: what cannot run here fails the run, once, unless LEAVE_OUT names it; hack/timelimits.py: a test that waits for what
+never comes fails, says where it stood, and the others are played."""
 
 import os
 import re
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from hack.generate import ROOT
 from hack.required import PARTS
+from hack.timelimits import ENDLESS, LIMITS
+from hack.verbs import RUNGS
 from tests.test_repo import PYTHON
 
-CONFTEST = """
+REQUIRING = """
 import pytest
 from hack.cache import UnavailableError
 from hack.required import Required
@@ -60,16 +63,18 @@ SKIPPED_FOR_ANOTHER_REASON = {
 }
 
 
-def play(folder: Path, *arguments: str, leave_out: str = "") -> subprocess.CompletedProcess[str]:
-    for name, text in (("conftest.py", CONFTEST), ("test_some.py", TESTS), ("pytest.ini", INI)):
+def play(
+    folder: Path, *arguments: str, conftest: str = REQUIRING, tests: str = TESTS, leave_out: str = ""
+) -> subprocess.CompletedProcess[str]:
+    for name, text in (("conftest.py", conftest), ("test_some.py", tests), ("pytest.ini", INI)):
         (folder / name).write_text(text)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LEAVE_OUT": leave_out, "CI": ""}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "LEAVE_OUT": leave_out, "CI": ""}
+    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False, timeout=60)
 
 
 def test_what_cannot_run_fails_once_with_one_sentence_and_how_to_leave_it_out(tmp_path: Path) -> None:
-    done = play(tmp_path)
+    done = play(tmp_path, "-ra")
     assert done.returncode == 1
     assert done.stdout.count("apt-get install --yes runc\n") == 1
     assert re.search(
@@ -83,7 +88,7 @@ def test_what_cannot_run_fails_once_with_one_sentence_and_how_to_leave_it_out(tm
 
 
 def test_what_is_left_out_on_purpose_is_skipped_with_that_reason(tmp_path: Path) -> None:
-    done = play(tmp_path, "--deselect=test_some.py::test_unmarked", leave_out="rung4 browser,tools root")
+    done = play(tmp_path, "-ra", "--deselect=test_some.py::test_unmarked", leave_out="rung4 browser,tools root")
     assert done.returncode == 0, done.stdout
     assert re.search(r"SKIPPED \[5\].*: left out on purpose by LEAVE_OUT=rung4$", done.stdout, re.MULTILINE)
     assert "1 passed, 8 skipped" in done.stdout
@@ -100,3 +105,95 @@ def test_no_test_is_skipped_for_want_of_something_but_by_leave_out() -> None:
     found = {name for name, text in PYTHON.items() if name.startswith("tests/") and skips.search(text)}
     about_skips = {"tests/hack/test_report.py", "tests/hack/test_required.py"}
     assert found - about_skips == SKIPPED_FOR_ANOTHER_REASON.keys()
+
+
+LIMITING = """
+import hack.timelimits
+
+hack.timelimits.LIMITS = dict.fromkeys(range(6), 1)
+hack.timelimits.AGAIN = 1
+
+def pytest_configure(config):
+    config.pluginmanager.register(hack.timelimits.TimeLimits())
+"""
+HANGS = {
+    "a child that does not end": """
+    with subprocess.Popen(["sleep", "600"]) as child:
+        try:
+            child.wait()  # here
+        finally:
+            child.kill()
+""",
+    "a thread that does not end": """
+    told = threading.Event()
+    thread = threading.Thread(target=told.wait, daemon=True)
+    thread.start()
+    thread.join()  # here
+""",
+    "a pipe that stays empty": """
+    os.read(os.pipe()[0], 1)  # here
+""",
+    "a coroutine": """
+    asyncio.run(asyncio.Event().wait())  # here
+""",
+    "a coroutine that will not be cancelled": """
+    async def stubborn():
+        while True:
+            try:
+                await asyncio.Event().wait()  # here
+            except asyncio.CancelledError:
+                pass
+    with asyncio.Runner() as runner:
+        runner.run(stubborn())
+""",
+}
+MODULE = """
+import asyncio, os, subprocess, threading
+
+def test_hangs():
+{body}
+
+def test_after_it():
+    pass
+"""
+
+
+@pytest.mark.parametrize("body", HANGS.values(), ids=HANGS)
+def test_what_hangs_fails_where_it_stood_and_the_next_test_is_played(body: str, tmp_path: Path) -> None:
+    done = play(tmp_path, "-v", conftest=LIMITING, tests=MODULE.format(body=body))
+    assert "test_hangs FAILED" in done.stdout
+    assert "Timeout (>1.0s)" in done.stdout
+    assert "# here" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_a_fixture_that_hangs_fails_too(tmp_path: Path) -> None:
+    fixture = "import asyncio, pytest\n@pytest.fixture\ndef late():\n    asyncio.run(asyncio.Event().wait())\n"
+    done = play(tmp_path, conftest=LIMITING, tests=fixture + "def test_it(late): ...\ndef test_after_it(): ...\n")
+    assert "1 passed, 1 error" in done.stdout
+
+
+def test_pytest_may_take_its_time_to_write_down_how_a_test_ended(tmp_path: Path) -> None:
+    """A traceback takes longer than the signal's pause on a machine that does much else."""
+    slow = "import pytest, time\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtest_{}():\n    time.sleep(1.2)\n"
+    hooks = ("makereport", "logreport")
+    (tmp_path / "slow.py").write_text("".join(slow.format(one) + "    return (yield)\n" for one in hooks))
+    done = play(tmp_path, "-p", "slow", conftest=LIMITING, tests=MODULE.format(body=HANGS["a coroutine"]))
+    assert "1 failed, 1 passed" in done.stdout
+
+
+def test_one_that_names_its_limit_keeps_it(tmp_path: Path) -> None:
+    module = "import pytest, time\n@pytest.mark.timeout(30)\ndef test_slow():\n    time.sleep(1.5)\n"
+    assert "1 passed" in play(tmp_path, conftest=LIMITING, tests=module).stdout
+
+
+def limit_of(item: pytest.Item) -> object:
+    mark = item.get_closest_marker("timeout")
+    return mark.args[0] if mark else None
+
+
+def test_every_rung_has_a_limit(request: pytest.FixtureRequest) -> None:
+    assert LIMITS.keys() == RUNGS.keys()
+    items = request.session.items
+    assert {limit_of(item) for item in items} <= {*LIMITS.values(), 0}
+    assert all(limit_of(item) == 0 for item in items if item.get_closest_marker(ENDLESS) is not None)

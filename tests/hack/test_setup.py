@@ -1,4 +1,5 @@
-"""hack/setup.py: what is said when .venv cannot be made, and that the next set-up does not believe it."""
+"""hack/setup.py: what is said when .venv cannot be made, and that the next set-up does not believe it.
+And what an operator under test may import: what the one in the image may (hack/inpod.py)."""
 
 import os
 import shutil
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hack.generate import ROOT
+from hack.bench.image import locked_names
+from hack.inpod import ABSENT
+from hack.launch import PYTHONPATH, ROOT, own_environment
 from tests.wording import lacks
 
 # Plays .venv's Python: it has our version, and its pip, where it has one, says what is in the variable and fails.
@@ -73,3 +76,33 @@ def test_a_damaged_lock_of_debians_packages_is_told_in_a_sentence(tmp_path: Path
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert not lacks(done.stderr, "line 1", "'not a package'")
+
+
+ASKED = """
+import json, sys
+from hack import inpod
+inpod.hide()
+import gpusharing.controller.leading, gpusharing.controller.main
+there = {name for name, module in sys.modules.items() if module is not None}
+print(json.dumps(sorted(there & set(inpod.ABSENT))))
+try:
+    import kubernetes
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+
+
+def test_the_operator_is_loaded_without_what_its_image_lacks() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", ASKED],
+        cwd=ROOT,
+        env={**own_environment(), "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.splitlines() == ["[]", "kubernetes"]
+
+
+def test_nothing_that_the_image_has_is_hidden() -> None:
+    assert not set(ABSENT) & set(locked_names((ROOT / "requirements.lock").read_text()))
