@@ -1,5 +1,5 @@
 """Files that NVIDIA's programs read, good and bad, with the recorded answers of their own parsers.
-Both readers of ours are held against them: the product's (tests/planning/test_foreign_files.py) and that of the stand-ins (tests/sim/test_foreign_files.py). tests/nvidia/test_foreign_files.py asks the parsers again."""
+Both readers of ours are held against them: the product's (tests/planning/test_foreign_files.py) and that of the stand-ins (tests/sim/test_migfile.py). tests/nvidia/test_foreign_files.py asks the parsers again."""
 
 import json
 import subprocess

@@ -1,6 +1,5 @@
 """The kubelet plugin of NVIDIA's DRA driver on FakeCluster, and the devices that pods get there."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.manifests import dra_daemon_set, install
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload, Workloads
+from tests.fakes.running import running
 from tests.sim.stage import FACTOR, MIG_CONFIG, NAMESPACE, STATE, SimulatedCluster, playing, policy
 
 from gpusharing.agent.library import LibraryError
@@ -159,8 +159,7 @@ async def test_a_pod_gets_a_device_by_the_class_of_its_extended_resource_or_of_i
         workloads = Workloads(stage.cluster.client("workloads"), SETTINGS)
         workloads.apply(SimWorkload("old", 2))
         workloads.apply(SimWorkload("new", 1, resource="", device_class="gpu.nvidia.com"))
-        task = asyncio.create_task(workloads.run())
-        try:
+        async with running(workloads.run()):
             await stage.until(lambda: len(placed(stage)) == 2)
             devices = {device for _, device in placed(stage)}
             assert devices == {"gpu-0", "gpu-1"}, "one each, and the third pod pends"
@@ -168,9 +167,6 @@ async def test_a_pod_gets_a_device_by_the_class_of_its_extended_resource_or_of_i
             for pod in stage.cluster.objects(PODS, label_selector=f"app={app}"):
                 stage.cluster.delete(PODS, pod["metadata"]["name"], "default")
             await stage.until(lambda: {one for one, _ in placed(stage)} == {"old", "new"})
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 def placed(stage: SimulatedCluster) -> list[tuple[str, str]]:

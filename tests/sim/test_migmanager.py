@@ -10,6 +10,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.migparted import generated
 from hack.sim.settings import Clock, SimSettings
+from tests.fakes.running import running
 from tests.sim.build import A100, H100, L40S, layouts_of, make_gpus
 
 from gpusharing.api.names import DEPLOY_PAUSABLE, LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, PAUSED_FOR_MIG
@@ -87,13 +88,16 @@ async def manager(
     node: Node, gpus: SimulatedGPUs, settings: SimSettings = FAST, faults: MigManagerFaults | None = None
 ) -> AsyncIterator[MigManager]:
     played = MigManager(node, gpus, faults or MigManagerFaults(), Clock(settings), settings)
-    task = asyncio.create_task(played.run())
-    try:
+    async with running(played.run()):
         async with asyncio.timeout(60):
             yield played
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+
+
+async def ran(node: Node, gpus: SimulatedGPUs, name: str, states: int, faults: MigManagerFaults | None = None) -> None:
+    """Tell a pod of mig-manager this configuration, until the node has had so many states."""
+    async with manager(node, gpus, faults=faults) as played:
+        played.note(name)
+        await node.ended(states)
 
 
 async def test_a_new_layout_goes_over_pending_to_success_with_the_operands_paused_meanwhile() -> None:
@@ -101,9 +105,7 @@ async def test_a_new_layout_goes_over_pending_to_success_with_the_operands_pause
     node = Node(gpus)
     node.labels[DEPLOY[4]] = "false"
     del node.labels[DEPLOY[2]]
-    async with manager(node, gpus) as played:
-        played.note("all-1g.10gb")
-        await node.ended(2)
+    await ran(node, gpus, "all-1g.10gb", 2)
     pause = dict.fromkeys(DEPLOY[:4], PAUSED_FOR_MIG) | {DEPLOY[4]: "false"}
     restore = dict.fromkeys(DEPLOY[:4], "true") | {DEPLOY[4]: "false"}
     assert node.writes == [{STATE: "pending"}, pause, restore, {STATE: "success"}]
@@ -114,9 +116,7 @@ async def test_the_client_label_is_paused_only_where_it_exists() -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
     node.labels[LABEL_DEPLOY_CLIENT] = "true"
-    async with manager(node, gpus) as played:
-        played.note("all-1g.10gb")
-        await node.ended(2)
+    await ran(node, gpus, "all-1g.10gb", 2)
     assert [write[LABEL_DEPLOY_CLIENT] for write in node.writes if LABEL_DEPLOY_CLIENT in write] == [
         PAUSED_FOR_MIG,
         "true",
@@ -126,9 +126,7 @@ async def test_the_client_label_is_paused_only_where_it_exists() -> None:
 async def test_a_layout_that_is_there_already_is_success_without_pending() -> None:
     gpus = make_gpus(SEVEN)
     node = Node(gpus)
-    async with manager(node, gpus) as played:
-        played.note("all-1g.10gb")
-        await node.ended(1)
+    await ran(node, gpus, "all-1g.10gb", 1)
     assert node.states == ["success"]
 
 
@@ -142,9 +140,7 @@ async def test_a_layout_that_is_there_already_is_success_without_pending() -> No
 async def test_an_invalid_configuration_fails_and_touches_no_gpu(name: str, text: str) -> None:
     gpus = make_gpus(SEVEN)
     node = Node(gpus, text)
-    async with manager(node, gpus) as played:
-        played.note(name)
-        await node.ended(1)
+    await ran(node, gpus, name, 1)
     assert node.states == ["failed"]
     assert layouts_of(gpus) == [SEVEN]
     assert not node.paused
@@ -199,34 +195,27 @@ async def test_a_refused_layout_fails_as_such_also_where_the_first_gpu_has_no_mi
     gpus = SimulatedGPUs("gpu-01", [L40S, H100])
     node = Node(gpus, OWN_FILE)
     faults = MigManagerFaults(refuse=True)
-    async with manager(node, gpus, faults=faults) as played:
-        played.note("second-only")
-        await node.ended(2)
+    await ran(node, gpus, "second-only", 2, faults)
     assert node.states == ["pending", "failed"]
     assert "mig-manager: second-only: error creating MIG device on GPU 0: SIMULATED, requested by inject" in (
         node.lines
     )
 
 
-async def test_impossible_geometry_leaves_the_gpu_mig_on_and_empty_and_fails() -> None:
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        pytest.param("huge", "failed", id="impossible geometry fails"),
+        pytest.param("foreign", "success", id="a profile that the card lacks is a success"),
+    ],
+)
+async def test_a_layout_that_cannot_be_leaves_the_gpu_mig_on_and_empty(name: str, state: str) -> None:
     gpus = make_gpus(None)
     node = Node(gpus, OWN_FILE)
-    async with manager(node, gpus) as played:
-        played.note("huge")
-        await node.ended(2)
-    assert node.states == ["pending", "failed"]
+    await ran(node, gpus, name, 2)
+    assert node.states == ["pending", state]
     assert layouts_of(gpus) == [()]
     assert not node.paused
-
-
-async def test_a_profile_that_the_card_lacks_is_a_success_that_leaves_it_mig_on_and_empty() -> None:
-    gpus = make_gpus(None)
-    node = Node(gpus, OWN_FILE)
-    async with manager(node, gpus) as played:
-        played.note("foreign")
-        await node.ended(2)
-    assert node.states == ["pending", "success"]
-    assert layouts_of(gpus) == [()]
 
 
 async def test_an_instance_in_use_fails_and_is_not_atomic_over_gpus() -> None:
@@ -234,9 +223,7 @@ async def test_an_instance_in_use_fails_and_is_not_atomic_over_gpus() -> None:
     used = gpus.read().gpus[1].instances[0].uuid
     gpus.add_process(1, "python3", 7, used)
     node = Node(gpus, OWN_FILE)
-    async with manager(node, gpus) as played:
-        played.note("both")
-        await node.ended(2)
+    await ran(node, gpus, "both", 2)
     assert node.states == ["pending", "failed"]
     assert layouts_of(gpus) == [("7g.80gb",), ("1g.10gb",)]
 
@@ -252,9 +239,7 @@ async def test_what_a_change_of_one_gpu_does_to_the_other(second: tuple[str, ...
     gpus = make_gpus(("7g.80gb",), second)
     gpus.add_process(0, "python3", 7, gpus.read().gpus[0].instances[0].uuid)
     node = Node(gpus, OWN_FILE)
-    async with manager(node, gpus) as played:
-        played.note("both")
-        await node.ended(2)
+    await ran(node, gpus, "both", 2)
     assert node.states == ["pending", state]
 
 
@@ -262,9 +247,7 @@ async def test_a_gpu_that_the_configuration_leaves_out_bounces_the_operands_each
     gpus = make_gpus(("7g.80gb",), None)
     node = Node(gpus, OWN_FILE)
     for expected in (2, 4):
-        async with manager(node, gpus) as played:
-            played.note("first-only")
-            await node.ended(expected)
+        await ran(node, gpus, "first-only", expected)
     assert node.states == ["pending", "success"] * 2
     why = "Assertion failure: selected configuration not currently applied"  # and no mode is pending
     assert [line for line in node.lines if "continuing" in line] == [f"mig-manager: {why}; continuing"] * 2
@@ -275,9 +258,7 @@ async def test_an_open_nvml_client_makes_a_mode_change_fail(product: str) -> Non
     gpus = make_gpus(None, product=product)
     node = Node(gpus)
     with gpus.client():
-        async with manager(node, gpus) as played:
-            played.note("all-balanced")
-            await node.ended(2)
+        await ran(node, gpus, "all-balanced", 2)
     assert node.states == ["pending", "failed"]
     assert any("continuing" in line for line in node.lines)
 
@@ -305,9 +286,7 @@ async def test_since_0_15_1_operands_that_do_not_go_end_in_failed_and_are_starte
     gpus = make_gpus(None)
     node = Node(gpus)
     node.operands_go = False
-    async with manager(node, gpus) as played:
-        played.note("all-1g.10gb")
-        await node.ended(2)
+    await ran(node, gpus, "all-1g.10gb", 2)
     assert node.states == ["pending", "failed"]
     assert (node.paused, layouts_of(gpus)) == ([], [None])
 
@@ -338,9 +317,7 @@ async def test_the_second_wedge_on_demand_and_a_plain_failure() -> None:
         await node.ended(2)
         assert node.states == ["pending", "failed"]
         assert not node.paused
-    async with manager(node, gpus, faults=MigManagerFaults(wedge_paused=True)) as played:
-        played.note("all-7g.80gb")
-        await node.ended(4)
+    await ran(node, gpus, "all-7g.80gb", 4, MigManagerFaults(wedge_paused=True))
     assert node.states[2:] == ["pending", "failed"]
     assert node.paused == list(DEPLOY)
 
@@ -362,9 +339,7 @@ async def test_with_reboot(product: str, layout: tuple[str, ...] | None, after: 
     assert node.states == ["pending", "rebooting"]
     assert node.paused == list(DEPLOY)
     gpus.reboot()
-    async with manager(node, gpus) as played:
-        played.note(name)
-        await node.ended(2 + len(after))
+    await ran(node, gpus, name, 2 + len(after))
     assert node.states[2:] == after
     assert layouts_of(gpus) == [layout]
 
@@ -376,9 +351,7 @@ async def test_a_killed_pod_is_carried_on_by_the_next() -> None:
         played.note("all-1g.10gb")
         await node.until(lambda: node.paused)
     assert node.paused == list(DEPLOY)
-    async with manager(node, gpus) as played:
-        played.note("all-1g.10gb")
-        await node.ended(3)
+    await ran(node, gpus, "all-1g.10gb", 3)
     assert node.states == ["pending", "pending", "success"]
     assert not node.paused
     assert layouts_of(gpus) == [SEVEN]

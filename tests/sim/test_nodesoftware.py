@@ -1,7 +1,8 @@
 """The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -43,13 +44,15 @@ def mig_pod(stage: SimulatedCluster) -> JSON | None:
     return running[0] if running else None
 
 
-async def started(stage: SimulatedCluster) -> None:
-    await stage.until(lambda: mig_pod(stage))
+@asynccontextmanager
+async def started(*nodes: JSON, **options: Any) -> AsyncIterator[SimulatedCluster]:
+    async with playing(*nodes, **options) as stage:
+        await stage.until(lambda: mig_pod(stage))
+        yield stage
 
 
 async def test_a_fresh_node_changes_only_by_what_its_software_adds() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         assert stage.offered() == {GPU: "2"}
         assert stage.labels()["nvidia.com/gpu.product"] == "NVIDIA-H100-80GB-HBM3"
         assert stage.labels()[STATE] == "success"
@@ -71,8 +74,7 @@ async def test_time_slicing_comes_with_the_label_and_a_new_timestamp() -> None:
 
 
 async def test_one_patch_takes_a_node_to_mig_mixed_and_back() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "pending")
         await stage.until(lambda: stage.offered()[GPU] == "0")
@@ -86,16 +88,14 @@ async def test_one_patch_takes_a_node_to_mig_mixed_and_back() -> None:
 
 
 async def test_mig_single_keeps_the_resource_name() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "single", MIG_CONFIG: "all-3g.40gb", STATE: None})
         await stage.until(lambda: stage.offered() == {GPU: "4"})
         await stage.until(lambda: stage.labels()["nvidia.com/gpu.product"].endswith("-MIG-3g.40gb"))
 
 
 async def test_strategy_single_on_an_unequal_layout_loses_the_resources_and_is_invalid() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "single", MIG_CONFIG: "all-balanced", STATE: None})
         await stage.until(lambda: stage.said("more than one MIG device type"))
         await stage.until(lambda: stage.labels()["nvidia.com/gpu.product"].endswith("-MIG-INVALID"))
@@ -115,8 +115,7 @@ async def test_an_unknown_key_leaves_a_running_plugin_alone() -> None:
 
 
 async def test_an_unknown_key_at_a_pod_start_takes_resources_and_labels_away() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "nowhere", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "success")
         await stage.until(lambda: "nvidia.com/gpu.product" not in stage.labels())
@@ -140,8 +139,7 @@ async def test_an_edit_under_the_same_key_is_not_noticed_and_a_new_key_comes_lat
 
 
 async def test_cluster_policy_beats_the_strategy_of_the_file() -> None:
-    async with playing(cluster_policy=policy(mig={"strategy": "single"})) as stage:
-        await started(stage)
+    async with started(cluster_policy=policy(mig={"strategy": "single"})) as stage:
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.offered() == {GPU: "14"})
 
@@ -161,8 +159,7 @@ def _is_so(stage: SimulatedCluster, wanted: tuple[dict[str, str], bool, bool]) -
 
 
 async def test_switches_of_cluster_policy_take_operands_away_and_give_them_back() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         await stage.until(lambda: stage.labels().get(STATE) == "success")
         for on in (False, True):
             switches = {block: {"enabled": on} for block in ("devicePlugin", "gfd", "migManager")}
@@ -188,8 +185,7 @@ STARTS: dict[str, tuple[JSON, bool, bool]] = {
 @virtually
 async def test_a_field_of_cluster_policy_starts_the_programs_again_whose_pods_have_it(name: str) -> None:
     spec, plugin, mig = STARTS[name]
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         await stage.until(lambda: stage.labels().get(STATE) == "success")
         gpus = stage.software.nodes["n1"].gpus
         gpus.set_mig_mode(0, True)
@@ -215,8 +211,7 @@ async def test_only_for_a_mig_manager_that_runs_a_node_without_a_label_is_labele
 
 
 async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         await stage.until(lambda: stage.labels().get(STATE) == "success")  # its end writes deploy labels
         sandboxes = {"sandboxWorkloads": {"enabled": True, "defaultWorkload": "vm-passthrough"}}
         stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": sandboxes})
@@ -244,8 +239,7 @@ async def test_the_plugin_chart_beside_mig_manager_deploys_by_the_client_label_a
 @virtually
 async def test_an_own_mig_file_replaces_the_generated_one() -> None:
     own = "version: v1\nmig-configs: {mine: [{devices: all, mig-enabled: true, mig-devices: {7g.80gb: 1}}]}"
-    async with playing(cluster_policy=policy(migManager={"config": {"name": "own"}})) as stage:
-        await started(stage)
+    async with started(cluster_policy=policy(migManager={"config": {"name": "own"}})) as stage:
         stage.cluster.add(CONFIG_MAPS, config_map("own", {"config.yaml": own}))
         stage.patch(labels={MIG_CONFIG: "mine", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "failed")  # the pod does not see it yet
@@ -260,8 +254,7 @@ async def test_an_own_mig_file_replaces_the_generated_one() -> None:
 
 @pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
 async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(annotations={"sim.gpusharing.dev/inject": fault})
         await stage.until(
             lambda: "sim.gpusharing.dev/inject" not in stage.cluster.get(NODES, "n1")["metadata"]["annotations"]
@@ -279,16 +272,14 @@ async def test_a_wedge_by_annotation_is_cured_by_deleting_the_pod(fault: str) ->
 
 async def test_however_fast_time_runs_mig_manager_waits_for_calls_that_take_real_time() -> None:
     hasty = SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True, times=Times(pod_wait=0.001))
-    async with playing(settings=hasty) as stage:
-        await started(stage)
+    async with started(settings=hasty) as stage:
         stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "success")
         assert not stage.said("timed out waiting for operand pods")
 
 
 async def test_a_wedge_that_is_lifted_does_not_come_either() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.software.inject("n1", "wedge-pending")
         stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
@@ -316,8 +307,7 @@ async def test_a_fault_that_is_asked_for_before_the_end_of_the_last_one_was_answ
     def asked(stage: SimulatedCluster) -> str:
         return str(stage.cluster.get(NODES, "n1")["metadata"]["annotations"].get(ANNOTATION_INJECT, ""))
 
-    async with playing(client=LateAnswers) as stage:
-        await started(stage)
+    async with started(client=LateAnswers) as stage:
         node = stage.software.nodes["n1"]
         stage.patch(annotations={ANNOTATION_INJECT: "wedge-pending"})
         await stage.until(lambda: not asked(stage))
@@ -329,8 +319,7 @@ async def test_a_fault_that_is_asked_for_before_the_end_of_the_last_one_was_answ
 
 
 async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> None:
-    async with playing(node_manifest("n1", product=A100, gpus=2)) as stage:
-        await started(stage)
+    async with started(node_manifest("n1", product=A100, gpus=2)) as stage:
         stage.software.inject("n1", "reboot")
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.5gb", STATE: None})
         await stage.until(lambda: stage.labels().get(STATE) == "rebooting")
@@ -348,8 +337,7 @@ async def test_a_reboot_takes_the_node_down_and_ends_in_success_on_ampere() -> N
 
 
 async def test_a_process_killed_in_the_middle_begins_again() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels()[DEPLOY_PLUGIN] == "paused-for-mig-change")
         stage.software.inject("n1", "kill-mig-manager")
@@ -358,8 +346,7 @@ async def test_a_process_killed_in_the_middle_begins_again() -> None:
 
 
 async def test_instances_lost_by_hand_show_in_the_labels_only() -> None:
-    async with playing() as stage:
-        await started(stage)
+    async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "mixed", MIG_CONFIG: "all-1g.10gb", STATE: None})
         await stage.until(lambda: stage.labels().get("nvidia.com/mig-1g.10gb.count") == "14")
         await stage.until(lambda: stage.offered().get("nvidia.com/mig-1g.10gb") == "14")

@@ -1,19 +1,41 @@
-"""Small views of the simulators: ConfigMaps with delay, pods by node, ClusterPolicy, the agents' shared watch."""
+"""Small views of the simulators: ConfigMaps with delay, pods by node, ClusterPolicy, the agents' shared watch,
+calls of NVML without a thread (hack/sim/readings.py)."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from hack.cluster.nodes import node_manifest
+from hack.embedded import embedded
 from hack.sim.agents import AgentAPI, SharedGPUNodes
 from hack.sim.configmaps import MountedConfigMaps
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.feed import follow
+from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, operator_labels
 from hack.sim.pods import DaemonPods, PodBook
+from hack.sim.readings import HANGING, Readings
+from hack.sim.selectors import matcher
+from tests.fakes.running import running
+from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, WatchEvent
-from gpusharing.kube.errors import Expired
+from gpusharing.agent.library import LibraryError
+from gpusharing.kube.client import (
+    CONFIG_MAPS,
+    CORE_EVENTS,
+    EVENTS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+    ApiRequest,
+    Resource,
+    WatchEvent,
+)
+from gpusharing.kube.errors import Expired, Invalid
 
 GPU = "nvidia.com/gpu"
 
@@ -142,8 +164,7 @@ async def test_a_feed_tells_of_everything_also_after_a_gap() -> None:
 
     cluster.add(CONFIG_MAPS, {"metadata": {"name": "a"}})
     lines: list[str] = []
-    task = asyncio.create_task(follow(cluster.client("sim"), CONFIG_MAPS, take, log=lines.append, synced=synced))
-    try:
+    async with running(follow(cluster.client("sim"), CONFIG_MAPS, take, log=lines.append, synced=synced)):
         await until(("a", False))
         await synced.wait()
         cluster.add(CONFIG_MAPS, {"metadata": {"name": "b"}})
@@ -152,7 +173,117 @@ async def test_a_feed_tells_of_everything_also_after_a_gap() -> None:
         cluster.delete(CONFIG_MAPS, "a")
         cluster.expire()
         await until(("a", False), ("b", False), ("a", True))
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
     assert lines == []
+
+
+@pytest.mark.parametrize(
+    ("resource", "selector", "field"),
+    [
+        (NODES, "spec.nodeName=gpu-1", "spec.nodeName"),
+        (NODES, "spec.unschedulable=true,spec.providerID!=x", "spec.providerID"),
+        (PODS, "spec.priority=1", "spec.priority"),
+        (PODS, "!spec.nodeName=gpu-1", "!spec.nodeName"),
+        (EVENTS, "involvedObject.name=gpu-1", "involvedObject.name"),
+        (CONFIG_MAPS, "data.x=1", "data.x"),
+        (POLICIES, "status.transition.phase=Held", "status.transition.phase"),
+    ],
+)
+async def test_a_field_by_which_the_server_does_not_select_is_refused_with_its_name(
+    resource: Resource, selector: str, field: str
+) -> None:
+    client = FakeCluster().client("someone")
+    with pytest.raises(Invalid, match=f"^field label not supported: {field}$"):
+        await client.list_page(resource, field_selector=selector)
+    with pytest.raises(Invalid, match=f"^field label not supported: {field}$"):
+        await anext(client.watch(resource, "0", field_selector=selector))
+
+
+@pytest.mark.parametrize(
+    ("resource", "selector"),
+    [
+        (NODES, "metadata.name==gpu-1,spec.unschedulable!=true"),
+        (PODS, "spec.nodeName=,status.phase!=Failed"),
+        (EVENTS, "type=Warning,regarding.name=gpu-1"),
+        (CORE_EVENTS, "involvedObject.kind=Pod,involvedObject.name=gpu-1"),
+        (GPUNODES, "status.transition.phase=Held"),
+        (POLICIES, "spec.mode=MIG"),
+    ],
+)
+async def test_a_field_by_which_the_server_selects_is_accepted(resource: Resource, selector: str) -> None:
+    assert (await FakeCluster().client("someone").list_page(resource, field_selector=selector)).items == []
+
+
+@pytest.mark.parametrize("selector", ["!a=b", "!a in (b)", "c,!a!=b"])
+def test_a_negated_label_with_an_operator_is_refused(selector: str) -> None:
+    with pytest.raises(ValueError, match="bad label selector"):
+        matcher(selector)
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def simulated() -> tuple[SimulatedGPUs, Readings]:
+    gpus = SimulatedGPUs("gpu-1", [H100])
+    return gpus, Readings(gpus)
+
+
+@virtually
+async def test_a_reading_is_made_at_once_in_the_thread_of_the_caller_who_goes_on_in_another_turn() -> None:
+    _, readings = simulated()
+    future = readings(threading.current_thread, "nvml-reading")
+    assert not future.done(), "others get their turn, as beside a real reading"
+    assert await future is threading.current_thread()
+
+
+@virtually
+async def test_what_a_reading_fails_of_reaches_the_one_who_awaits() -> None:
+    _, readings = simulated()
+
+    def fail() -> None:
+        raise LibraryError("no driver", "NVMLNotLoaded")
+
+    with pytest.raises(LibraryError, match="no driver"):
+        await readings(fail, "nvml-reading")
+
+
+@virtually
+async def test_nobody_minds_that_a_reading_was_given_up_on() -> None:
+    gpus, readings = simulated()
+    given_up = readings(gpus.read, "nvml-reading")
+    given_up.cancel()
+    assert (await readings(gpus.read, "nvml-reading")).gpus
+    assert given_up.cancelled()
+
+
+@virtually
+async def test_a_reading_that_hangs_holds_up_nobody_and_returns_when_it_no_longer_does() -> None:
+    gpus, readings = simulated()
+    before = set(HANGING)
+    gpus.hang()
+    hanging = readings(gpus.read, "nvml-reading")
+    await asyncio.sleep(60)
+    assert not hanging.done()
+    (thread,) = set(HANGING) - before
+    assert thread.name == "nvml-reading"
+    gpus.unhang()
+    assert thread not in HANGING, "its end is waited for, before any time passes"
+    assert (await hanging).gpus
+
+
+class BrokenClient(FakeClient):
+    async def call(self, request: ApiRequest) -> JSON:
+        raise ZeroDivisionError
+
+
+async def fail() -> None:
+    async with embedded([node_manifest("gpu-1")]) as environment:
+        environment.start_operator(BrokenClient(environment.cluster, "operator"))
+        with pytest.raises(ExceptionGroup):
+            await environment.until(lambda: False, "something that never comes")
+
+
+async def test_after_an_error_of_the_operator_nothing_else_runs_on() -> None:
+    before = asyncio.all_tasks()
+    with pytest.raises(ExceptionGroup):
+        await fail()
+    assert asyncio.all_tasks() == before
