@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +126,16 @@ class Story:
         body = {"deleteOptions": {"preconditions": preconditions}}
         self.calls.append(LoggedCall(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version))
 
+    def change(self, *names: str) -> None:
+        for name in names:
+            self.take(name)
+            self.pass_pnr(name)
+            self.release(name)
+
+    def say_ready(self, generation: int = 3) -> None:
+        status = ready(generation)
+        self.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
+
     def wrong(self, cap: int = 100) -> list[str]:
         return find_wrong(self.log(), cap=cap)
 
@@ -142,7 +153,7 @@ def sound(story: Story) -> None:
             story.somebody("pods", "default/job", None)
         story.pass_pnr(name)
         story.release(name)
-    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+    story.say_ready()
 
 
 def test_a_sound_change_breaks_nothing_and_costs_the_floor() -> None:
@@ -255,10 +266,6 @@ def foreign(story: Story, method: str, kind: str, name: str = "default/x", body:
 CONDITIONAL: JSON = {"metadata": {"resourceVersion": "1"}}
 
 
-def eviction_by_name(story: Story) -> None:
-    story.evict("job")
-
-
 def evicted_twice(story: Story) -> None:
     story.evict("job", "uid-job")
     story.evict("job", "uid-job")
@@ -271,31 +278,20 @@ def evicted_from_a_node_that_takes_pods(story: Story) -> None:
 
 def early_ready(story: Story) -> None:
     story.take("gpu-1")
-    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+    story.say_ready()
 
 
 def ready_on_another_offer(story: Story) -> None:
-    for name in ("gpu-1", "gpu-2"):
-        story.take(name)
-        story.pass_pnr(name)
-        story.release(name)
+    story.change("gpu-1", "gpu-2")
     story.somebody("nodes", "gpu-2", node("gpu-2", labels={"gpusharing.dev/policy": "pool-b"}))
-    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
+    story.say_ready()
 
 
 def ready_on_devices_too(story: Story) -> None:
     """The device plugin serves what is wanted, and a DRA driver serves the GPUs as well."""
-    for name in ("gpu-1", "gpu-2"):
-        story.take(name)
-        story.pass_pnr(name)
-        story.release(name)
+    story.change("gpu-1", "gpu-2")
     story.somebody("resourceslices", "slice-gpu-2", devices("gpu-2", "3g.40gb"))
-    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()})
-
-
-def future_generation(story: Story) -> None:
-    status = ready(4)
-    story.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
+    story.say_ready()
 
 
 @pytest.mark.parametrize(
@@ -331,13 +327,13 @@ def future_generation(story: Story) -> None:
             "no DaemonSet that we may write",
             lambda story: foreign(story, "PATCH", "daemonsets", "gpu-operator/nvidia-dcgm", CONDITIONAL),
         ),
-        ("S7", "without the pod's UID", eviction_by_name),
+        ("S7", "without the pod's UID", lambda story: story.evict("job")),
         ("S7", "evicted before", evicted_twice),
         ("S7", "gpu-1 is not fenced and cordoned", evicted_from_a_node_that_takes_pods),
         ("S9", "Ready while gpu-1 is fenced", early_ready),
         ("S9", "Ready while gpu-2 offers {'nvidia.com/gpu': 2}, wanted {'nvidia.com/gpu': 4}", ready_on_another_offer),
         ("S9", "Ready while gpu-2 offers {'nvidia.com/mig-3g.40gb': 1, 'nvidia.com/gpu': 4}", ready_on_devices_too),
-        ("S9", "observed generation 4 of 3", future_generation),
+        ("S9", "observed generation 4 of 3", lambda story: story.say_ready(4)),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -446,3 +442,48 @@ def test_who_is_not_ready_may_say_so_while_nodes_are_away() -> None:
     status = {"observedGeneration": 3, "conditions": [row]}
     story.operator("gpusharingpolicies/status", "pool-b", policy(**status), {"status": status})
     assert story.wrong() == []
+
+
+TOO_LATE = "by a, who is host-a there, while host-b held the Lease"
+
+
+def tell_status(story: Story) -> None:
+    told = {"observedGeneration": 3}
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**told), {"status": told})
+
+
+def finalizer(story: Story) -> None:
+    metadata = {"metadata": {"finalizers": ["gpusharing.dev/in-flight"]}}
+    story.operator("gpusharingpolicies", "pool-b", policy(), metadata)
+
+
+def told(*writes: Callable[[Story], None], interrupted: bool) -> list[str]:
+    story = Story()
+    story.leads("b")
+    for write in writes:
+        write(story)
+    log = replace(story.log(), interrupted=frozenset({"a"} if interrupted else ()))
+    return [line for line in find_wrong(log) if line.startswith("S5: ")]
+
+
+@pytest.mark.parametrize("write", [tell_status, lambda story: story.take("gpu-1")])
+def test_what_was_in_hand_when_its_sender_was_frozen_may_leave_when_it_wakes(write: Callable[[Story], None]) -> None:
+    assert told(write, interrupted=True) == []
+    assert [line.endswith(TOO_LATE) for line in told(write, interrupted=False)] == [True]
+
+
+def test_it_is_one_write_and_no_more() -> None:
+    assert told(lambda story: story.take("gpu-1"), tell_status, interrupted=True) == [
+        f"S5: PATCH gpusharingpolicies/status pool-b {TOO_LATE}"
+    ]
+
+
+def test_a_write_that_could_do_harm_is_never_excused() -> None:
+    assert told(finalizer, interrupted=True) == [f"S5: PATCH gpusharingpolicies pool-b {TOO_LATE}"]
+
+
+def test_who_never_asked_for_the_lease_is_never_excused() -> None:
+    story = Story()
+    story.operator("gpusharingpolicies/status", "pool-b", policy(**ready()), {"status": ready()}, who="c")
+    log = replace(story.log(), interrupted=frozenset({"c"}))
+    assert any("nobody there" in line for line in find_wrong(log) if line.startswith("S5: "))

@@ -1,12 +1,16 @@
-"""A run is measured at two undisturbed ones: what they disagree on is chance, and nothing else is."""
+"""A run is measured at two undisturbed ones: what they disagree on is chance, and nothing else is.
+And what the operator can be asked to know when it says Ready=True (docs/design/faults.md#s9)."""
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.faults.invariants import Cost
+from tests.faults.invariants import Cost, find_wrong_end
 from tests.faults.oracle import ASKING, FaultOutcome, Reference, differences, without_way
+from tests.faults.test_invariants import Story, node
 
 from gpusharing.api import names
 
@@ -65,20 +69,12 @@ TOGETHER = changed(4, 4, 4)
 @pytest.mark.parametrize(
     ("run", "nodes", "complains"),
     [
-        (changed(4, 3, 3, 3, 3), 3, False),
-        (changed(4, 3, 3, 3, 3), 0, True),
-        (changed(4, 5, 4, 3, 3), 3, True),
-        (changed(*[3] * 8), 3, True),
-        (changed(4, 4, 4, labels=5), 3, False),
-        (changed(4, 4, 4, labels=6), 3, True),
-    ],
-    ids=[
-        "two had ended",
-        "nobody wanted anything else",
-        "one wrote more in its change",
-        "there were more changes than nodes",
-        "three gave back their labels",
-        "and more than these",
+        pytest.param(changed(4, 3, 3, 3, 3), 3, False, id="two had ended"),
+        pytest.param(changed(4, 3, 3, 3, 3), 0, True, id="nobody wanted anything else"),
+        pytest.param(changed(4, 5, 4, 3, 3), 3, True, id="one wrote more in its change"),
+        pytest.param(changed(*[3] * 8), 3, True, id="there were more changes than nodes"),
+        pytest.param(changed(4, 4, 4, labels=5), 3, False, id="three gave back their labels"),
+        pytest.param(changed(4, 4, 4, labels=6), 3, True, id="and more than these"),
     ],
 )
 def test_nodes_that_had_ended_before_people_wanted_something_else_begin_anew(
@@ -118,3 +114,119 @@ def test_a_policy_that_had_come_to_rest_before_a_node_joined_takes_its_finalizer
     reference = Reference((run(2), run(2)), 12)
     told = list(reference.complaints(run(finalizing), faults=1, restarts=0, joins=joins))
     assert bool(told) is complains
+
+
+JSON = dict[str, Any]
+MARK = {"gpusharing.dev/policy": "pool-b"}
+SLICED = {"nvidia.com/gpu": "4"}
+
+
+def gpunode(name: str, uid: str) -> JSON:
+    """Of the Node with that UID; the operator has published a transition."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
+    return {
+        "metadata": {"name": name, "uid": f"g-{uid}", "ownerReferences": [owner]},
+        "status": {"transition": {"phase": "Pending"}},
+    }
+
+
+def publish(story: Story, name: str, uid: str) -> None:
+    after = gpunode(name, uid)
+    story.operator("gpunodes/status", name, after, {"status": after["status"]})
+
+
+def nothing(_: Story) -> None:
+    """It has just come."""
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "asked"),
+    [
+        pytest.param(nothing, False, id="of which nothing was written is not asked for"),
+        pytest.param(
+            lambda story: story.somebody("nodes", "gpu-3", node("gpu-3", labels=MARK)),
+            True,
+            id="that bears the policy's mark is asked for",
+        ),
+        pytest.param(
+            lambda story: publish(story, "gpu-3", "uid-gpu-3"), True, id="of which something was published is asked for"
+        ),
+        pytest.param(
+            lambda story: publish(story, "gpu-3", "uid-of-the-one-before"),
+            False,
+            id="of whose predecessor something was published is not asked for",
+        ),
+    ],
+)
+def test_a_node_that_came_during_the_run_and(meanwhile: Callable[[Story], None], asked: bool) -> None:
+    story = Story()
+    story.change("gpu-1", "gpu-2")
+    story.somebody("nodes", "gpu-3", node("gpu-3"))
+    meanwhile(story)
+    story.say_ready()
+    said = [text for text in story.wrong() if text.startswith("S9: ")]
+    assert (len(said), "gpu-3" in "".join(said)) == (int(asked), asked)
+
+
+def test_a_node_that_was_there_before_the_run_is_asked_for_though_nothing_was_written_of_it() -> None:
+    story = Story()
+    story.change("gpu-1")
+    story.say_ready()
+    assert any("Ready while gpu-2 offers" in text for text in story.wrong())
+
+
+def test_a_node_that_was_made_again_in_the_run_has_just_come() -> None:
+    story = Story()
+    story.change("gpu-1", "gpu-2")
+    story.somebody("nodes", "gpu-2", None)
+    again = node("gpu-2")
+    again["metadata"]["uid"] = "uid-of-the-next-one"
+    story.somebody("nodes", "gpu-2", again)
+    story.say_ready()
+    assert story.wrong() == []
+
+
+def test_what_changed_while_the_write_was_on_its_way_could_not_be_known() -> None:
+    story = Story()
+    story.change("gpu-1", "gpu-2")
+    sent = story.version
+    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK))
+    story.say_ready()
+    story.calls[-1] = replace(story.calls[-1], since=sent)
+    assert story.wrong() == []
+
+
+def test_what_came_right_while_the_write_was_on_its_way_was_told_by_a_watch() -> None:
+    story = Story()
+    story.change("gpu-1")
+    sent = story.version
+    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK, offers=SLICED))
+    story.say_ready()
+    story.calls[-1] = replace(story.calls[-1], since=sent)
+    assert story.wrong() == []
+
+
+def test_what_was_wrong_in_one_way_and_then_in_another_was_wrong_all_the_time() -> None:
+    story = Story()
+    story.change("gpu-1")
+    sent = story.version
+    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK, offers={"nvidia.com/gpu": "1"}))
+    story.say_ready()
+    story.calls[-1] = replace(story.calls[-1], since=sent)
+    assert ["Ready while gpu-2 offers" in text for text in story.wrong()] == [True]
+
+
+def test_when_a_run_has_come_to_rest_every_node_is_asked_for() -> None:
+    story = Story()
+    story.change("gpu-1", "gpu-2")
+    story.say_ready()
+    assert find_wrong_end(story.log()) == []
+    story.somebody("nodes", "gpu-3", node("gpu-3"))
+    assert story.wrong() == []
+    assert ["gpu-3" in text for text in find_wrong_end(story.log())] == [True]
+
+
+def test_who_is_not_ready_at_the_end_promises_nothing() -> None:
+    story = Story()
+    story.take("gpu-1")
+    assert find_wrong_end(story.log()) == []

@@ -165,9 +165,7 @@ def test_six_processes_create_and_destroy_at_once_without_an_overlap(h100: SimMa
     for churner in churners:
         churner.wait_ready()
     for churner in churners:
-        assert churner.process.stdin is not None
-        churner.process.stdin.write("\n")
-        churner.process.stdin.flush()
+        churner.go_on()
     looks = sum(1 for _ in _looks_while_running(h100.simulator, churners))
     counts = [churner.result() for churner in churners]
     assert looks > 0

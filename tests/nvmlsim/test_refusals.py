@@ -1,9 +1,12 @@
-"""What the simulated machine refuses, with the choice that there is."""
+"""What the simulated machine refuses, with the choice that there is. And which of its C files call which."""
 
+import re
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from hack.nvmlsim import build
 from hack.nvmlsim.models import UnknownModelError
 from hack.nvmlsim.simulator import Simulator, SimulatorError
 
@@ -49,3 +52,21 @@ def test_fields_faults_processes_and_a_reboot_reach_the_machine(tmp_path: Path) 
     shown = machine.show()
     assert shown["gpus"][0]["mig"] == {"current": True, "pending": True}
     assert (shown["faults"], shown["processes"]) == ([], [])
+
+
+SHARED = re.compile(r"^(?!typedef|struct \w+ \{).*?\b(\w+)(?:\[.*\])?(?:\(.*\))?;", re.M)
+
+
+def test_no_c_file_needs_a_file_that_needs_it() -> None:
+    names = {m[1] for m in SHARED.finditer((build.SOURCE / "sim.h").read_text()) if not m[0].startswith(" ")}
+    texts = {path.name: re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S) for path in build.SOURCE.glob("*.c")}
+    home = {
+        name: file
+        for name in names
+        for file, text in texts.items()
+        if re.search(rf"^(?!static)\w.*\b{name}(\(.*\)\n\{{|\[.*\] =)", text, re.M)
+    }
+    needs = {file: {home[n] for n in home if re.search(rf"\b{n}\b", text)} - {file} for file, text in texts.items()}
+    order = list(TopologicalSorter(needs).static_order())
+    assert order.index("machine.c") < order.index("bounds.c") < order.index("state.c") < order.index("call.c")
+    assert set(home) == names - {"call"}
