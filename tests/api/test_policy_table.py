@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 from hack.cluster.api import Api, ApiError
-from tests.api import policies, rolloutpolicies
-from tests.api.policies import Row
+from tests.api.policies import BAD, GOOD, Row
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import Problem, validate_policy
 
-GOOD, BAD = policies.GOOD + rolloutpolicies.GOOD, policies.BAD + rolloutpolicies.BAD
 CASES = GOOD + BAD
 
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
