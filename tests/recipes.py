@@ -25,8 +25,6 @@ class RecipePool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What somebody applied."""
-
     cluster_policy: JSON
     config_maps: Mapping[str, Mapping[str, str]]
     pools: Mapping[str, RecipePool] = field(default_factory=dict)

@@ -56,24 +56,19 @@ class Fence:
 
     @property
     def is_output(self) -> bool:
-        """Whether the fence has neither a language of commands (SHELLS) nor one of INPUTS, so a program printed it."""
         return self.language not in (*SHELLS, *INPUTS)
 
     @property
     def held_by(self) -> re.Match[str] | None:
-        """The match of the marker that says what compares this output, or None if the fence has no such marker."""
         return _OUTPUT.fullmatch(self.marker)
 
     @property
     def output(self) -> Output:
-        """The text of the fence as an Output, which can be compared with what was printed."""
         return Output(self.page, self.line, self.text)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block of commands."""
-
     page: str
     line: int
     language: str
@@ -83,9 +78,7 @@ class Block:
     how: str = ""
     """`beside`, `until Failed`, or empty if the block must end by itself with status 0."""
     why: str = ""
-    """The reason why no test runs the block, or empty."""
     output: Output | None = None
-    """The output that the page shows for the block, or None if no test compares one."""
 
     @property
     def id(self) -> str:
@@ -93,7 +86,6 @@ class Block:
 
 
 def fences(page: str, text: str) -> list[Fence]:
-    """Return the fences in the text of a page, in their order. `page` is its name."""
     found = []
     for fence in _FENCE.finditer(text):
         before = text[: fence.start()].rstrip("\n").rpartition("\n")[2]
@@ -106,12 +98,7 @@ def fences(page: str, text: str) -> list[Fence]:
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """Return the blocks of commands in the text of a page, in their order, each with the output that it prints.
-
-    A block without a valid marker has neither `where` nor `why`.
-
-    Raises: ValueError: an output with the marker `prints` stands above all blocks, or is the second one of its block.
-    """
+    """Each with the output that it prints; a block without a valid marker has neither `where` nor `why`."""
     found: list[Block] = []
     for fence in fences(page, text):
         if fence.language in SHELLS:
@@ -126,16 +113,12 @@ def blocks(page: str, text: str) -> list[Block]:
 
 
 def page(name: str) -> list[Block]:
-    """Read a page, by its path below the root of the checkout, and return its blocks of commands."""
     return blocks(name, (ROOT / name).read_text())
 
 
 @dataclass
 class Shell:
-    """Runs blocks as a person would in one shell at the root of the checkout.
-
-    Each block is a process of its own. Variables that it exports are passed on to the next one.
-    """
+    """Each block is a process of its own; variables that it exports are passed on to the next one."""
 
     environment: Mapping[str, str]
     folder: Path
@@ -144,10 +127,7 @@ class Shell:
     """The lines of the page at which the blocks of `beside` stand, in the same order."""
 
     def run(self, block: Block, seconds: float = 300.0) -> None:
-        """Run a block as its marker says. One that runs `beside` is only started: neither its status nor its output is checked.
-
-        Raises: AssertionError: the block ended with a status other than 0, did not end or print its word within `seconds`, or did not print what the page shows.
-        """
+        """As its marker says; one of `beside` is only started: neither its status nor its output is checked."""
         variables = self.folder / "variables"
         text = block.text.replace("REGISTRY/", f"{OWN_REGISTRY}/")
         script = f"set -euo pipefail\n[ ! -f {variables} ] || . {variables}\n{text}\nexport -p >{variables}\n"
@@ -174,21 +154,17 @@ class Shell:
             block.output.assert_printed(log.read_text())
 
     def _logs_beside(self) -> str:
-        """Return the ends of the logs of the blocks that run beside, which may explain why another block failed."""
+        """Which may explain why another block failed."""
         logs = (self.folder / f"{line}.log" for line in self.lines_beside)
         return "".join(f"\n-- {log.name}, beside it\n{log.read_text()[-12000:]}" for log in logs)
 
     def end(self) -> None:
-        """End the blocks that run beside, as Ctrl-C would."""
         for process in self.beside:
             stop(process)
 
 
 def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: float) -> int:
-    """Wait until the process of a block ends, and return its exit status.
-
-    With a marker `until`, it is stopped when its word appears in `log`, and the status is 0. If neither happens within `seconds`, it is stopped, and the status is -1. So it is if the process ends with 0 and without the word.
-    """
+    """Its status: 0 if it was stopped at its word, -1 if it came to no end or to one without the word."""
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
     try:
         wait_until(lambda: process.poll() is not None or bool(word and word in log.read_text()), seconds, block.id)
@@ -203,10 +179,7 @@ def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: flo
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Send SIGINT to the process group, as Ctrl-C does, and SIGKILL if the process itself runs 30 s later.
-
-    Whoever is left in the group then gets SIGKILL: a shell lets its background children ignore SIGINT.
-    """
+    """As Ctrl-C does; whoever is left in the group is killed: a shell lets its background children ignore SIGINT."""
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)

@@ -16,7 +16,6 @@ from itertools import takewhile
 from typing import Self
 
 LEFT_OUT = "..."
-"""The line that stands for lines that the page leaves out."""
 _WILDCARDS = {
     r"(?<!\S)…(?!\S)": r".*",
     r"…": r"\S*",
@@ -30,22 +29,16 @@ _WILDCARD = re.compile("|".join(f"({written})" for written in _WILDCARDS))
 
 @dataclass(frozen=True)
 class Output:
-    """A block of output that a page shows, and where it stands."""
-
     page: str
     line: int
     text: str
 
     @property
     def as_part(self) -> Self:
-        """This output with `...` before and after it, so that it also agrees with a part of a longer output."""
+        """Agrees with a part of a longer output too."""
         return replace(self, line=self.line - 1, text=f"{LEFT_OUT}\n{self.text}\n{LEFT_OUT}")
 
     def assert_printed(self, printed: str) -> None:
-        """Check that a command printed this output.
-
-        Raises: AssertionError: it printed something else. The message names the line of the page and what was printed in its place.
-        """
         shown = self.text.splitlines()
         difference = find_difference(shown, printed.splitlines())
         if difference is not None:
@@ -56,10 +49,7 @@ class Output:
 
 
 def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, str] | None:
-    """Return where the output shown first differs from the one printed, or None if they agree.
-
-    The first part is an index into `shown`, or its length if lines were printed after its end. The second part is the line that was printed in that place, or "(nothing more)".
-    """
+    """Return an index into `shown`, or its length, and what was printed there instead; None if they agree."""
     lines = [line for line in map(_squeeze, printed) if line]
     segments = _split(shown)
     at = 0
@@ -76,10 +66,7 @@ def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, 
 
 
 def _split(shown: Sequence[str]) -> list[list[tuple[int, re.Pattern[str]]]]:
-    """Return the patterns of the lines, each with its index in `shown`, in segments that `...` separates.
-
-    Empty lines are skipped. A segment is empty where `...` begins or ends the output.
-    """
+    """Patterns by index, in segments that `...` separates; one is empty where `...` begins or ends the output."""
     segments: list[list[tuple[int, re.Pattern[str]]]] = [[]]
     for index, line in enumerate(map(_squeeze, shown)):
         if line == LEFT_OUT:
@@ -96,12 +83,10 @@ def _agreeing(segment: Sequence[tuple[int, re.Pattern[str]]], lines: Sequence[st
 
 
 def _squeeze(line: str) -> str:
-    """Return the line with one blank for each run of them, and none at its ends."""
     return " ".join(line.split())
 
 
 def _pattern(line: str) -> re.Pattern[str]:
-    """Return the pattern that matches the printed lines with which a line of the page agrees."""
     parts, at = [], 0
     patterns = list(_WILDCARDS.values())
     for found in _WILDCARD.finditer(line):

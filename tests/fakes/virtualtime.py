@@ -65,8 +65,6 @@ class _Selector(selectors.PollSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """See the module's text."""
-
     def __init__(self) -> None:
         self.now = _FIRST
         self._virtual = _Selector()
@@ -85,7 +83,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(main: Coroutine[Any, Any, Result]) -> Result:
-    """Run `main` in virtual time."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
 

@@ -45,8 +45,6 @@ WATCHED = 0.6
 
 @dataclass(frozen=True, slots=True)
 class FaultCase:
-    """One run: a fault in a scenario."""
-
     scenario: str
     kind: str
     scope: Scope
@@ -62,10 +60,7 @@ class FaultCase:
     """In the full matrix: the least FULL= that plays it."""
 
     def write(self, writes: int) -> int:
-        """The number of the write, from 1, among those aimed at, where an undisturbed run has so many writes.
-
-        In the full matrix it is the turn, even where a run has fewer of them: then the fault is not reached.
-        """
+        """From 1, among those aimed at. In the full matrix it is the turn, even where a run has fewer of them."""
         return self.turn or min(writes, 1 + int(self.place * writes))
 
     @property
@@ -109,8 +104,6 @@ def _draw(scenarios: Sequence[str], seed: str, count: int) -> list[FaultCase]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of one case."""
-
     case: FaultCase
     complaints: tuple[str, ...]
     """Empty: it did what it should, if it was reached."""
@@ -124,7 +117,6 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """The run met its fault, and did what it should."""
         return self.reached and not self.complaints
 
 
@@ -133,10 +125,8 @@ REACHED = 0.8
 
 
 class CaseResults:
-    """The results of one part of the cases, in a file that is added to after each run.
-
-    Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and a deeper play goes on from a shallower one.
-    """
+    """A file of results. Its first line holds the cases of every depth: a play that was ended early can be told from a
+    whole one, and a deeper play goes on from a shallower one."""
 
     def __init__(self, path: Path, stamp: str, depth: int = 1, commit: str = "") -> None:
         """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=. `commit`: that of the operator (hack/figures/page.py, operator_commit), which a new file keeps for `figures`."""
@@ -172,7 +162,6 @@ class CaseResults:
         return [case for case in self.expected if case not in passed]
 
     def add(self, result: Result) -> None:
-        """Keep it from now on, in place of an earlier one of the case."""
         self._results = [one for one in self._results if one.case != result.case] + [result]
         with self._path.open("a") as file:
             file.write(f"{_line(result)}\n")
@@ -195,7 +184,6 @@ def share(folder: Path) -> None:
 
 
 def load(folder: Path, depth: int = 1) -> list[Result]:
-    """The last result of each case of all parts at this depth."""
     found = [result for path in _parts(folder) for result in _latest(path.read_text().splitlines()[1:])]
     return [result for result in found if result.case.depth <= depth]
 

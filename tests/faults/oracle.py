@@ -24,8 +24,6 @@ CHANCE = "(differs between two runs that nothing disturbed)"
 
 @dataclass(frozen=True)
 class FaultOutcome:
-    """What a run came to."""
-
     state: Any
     """Everything that lasts, with names and times masked."""
     cost: Cost

@@ -46,8 +46,6 @@ class Sort:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A write at which faults are played."""
-
     number: int
     """Of the write within its scenario, from 1."""
     sort: Sort

@@ -87,7 +87,6 @@ class Story:
         self.leads("a")
 
     def somebody(self, kind: str, name: str, after: JSON | None) -> None:
-        """A write of somebody else."""
         self.version += 1
         self.states.append(State(self.version, kind, name, after))
 

@@ -186,34 +186,24 @@ def test_a_node_that_was_made_again_in_the_run_has_just_come() -> None:
     assert story.wrong() == []
 
 
-def test_what_changed_while_the_write_was_on_its_way_could_not_be_known() -> None:
+@pytest.mark.parametrize(
+    ("changed", "offers", "wrong"),
+    [
+        pytest.param(("gpu-1", "gpu-2"), {"nvidia.com/gpu": "2"}, False, id="what changed then could not be known"),
+        pytest.param(("gpu-1",), SLICED, False, id="what came right then was told by a watch"),
+        pytest.param(
+            ("gpu-1",), {"nvidia.com/gpu": "1"}, True, id="what was wrong in another way was wrong all the time"
+        ),
+    ],
+)
+def test_while_the_write_was_on_its_way(changed: tuple[str, ...], offers: dict[str, str], wrong: bool) -> None:
     story = Story()
-    story.change("gpu-1", "gpu-2")
+    story.change(*changed)
     sent = story.version
-    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK))
+    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK, offers=offers))
     story.say_ready()
     story.calls[-1] = replace(story.calls[-1], since=sent)
-    assert story.wrong() == []
-
-
-def test_what_came_right_while_the_write_was_on_its_way_was_told_by_a_watch() -> None:
-    story = Story()
-    story.change("gpu-1")
-    sent = story.version
-    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK, offers=SLICED))
-    story.say_ready()
-    story.calls[-1] = replace(story.calls[-1], since=sent)
-    assert story.wrong() == []
-
-
-def test_what_was_wrong_in_one_way_and_then_in_another_was_wrong_all_the_time() -> None:
-    story = Story()
-    story.change("gpu-1")
-    sent = story.version
-    story.somebody("nodes", "gpu-2", node("gpu-2", labels=MARK, offers={"nvidia.com/gpu": "1"}))
-    story.say_ready()
-    story.calls[-1] = replace(story.calls[-1], since=sent)
-    assert ["Ready while gpu-2 offers" in text for text in story.wrong()] == [True]
+    assert ["Ready while gpu-2 offers" in text for text in story.wrong()] == [True] * wrong
 
 
 def test_when_a_run_has_come_to_rest_every_node_is_asked_for() -> None:

@@ -75,8 +75,6 @@ class Step:
 
 @dataclass
 class Objects:
-    """The objects at one moment."""
-
     objects: dict[str, dict[str, JSON]] = field(default_factory=lambda: {kind: {} for kind in WATCHED})
 
     machines: dict[str, tuple[str, str, int]] = field(default_factory=dict)
@@ -128,8 +126,6 @@ class Leaders:
 
 @dataclass(frozen=True)
 class WriteLog:
-    """One run."""
-
     states: tuple[State, ...]
     """By version, those from before the run first: they are the world that it began in."""
     calls: tuple[LoggedCall, ...]

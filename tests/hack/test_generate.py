@@ -132,7 +132,6 @@ def test_every_default_in_the_tables_is_that_of_the_file() -> None:
 
 
 def sections() -> dict[str, str]:
-    """Return the text of each section by its title."""
     (page,) = support().values()
     return dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
 

@@ -100,7 +100,6 @@ def told(checkout: Path) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def said(told: tuple[list[str], list[str]]) -> list[str]:
-    """The lines of `make test` on it."""
     return told[0]
 
 

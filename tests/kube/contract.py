@@ -56,7 +56,6 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
 
 
 async def collected(client: KubeClient, resource: Resource, **where: Any) -> tuple[list[JSON], list[str]]:
-    """All objects of a list, and the resourceVersions of its pages."""
     items, versions = [], []
     async for page in pages_of(client, resource, **where):
         items += page.items

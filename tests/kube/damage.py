@@ -33,7 +33,6 @@ ODD_YAML = (
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in an object, the whole one included."""
     rest = [(path, value)]
     while rest:  # not recursive: DEEP would be walked once for each of its levels
         path, value = rest.pop()

@@ -25,8 +25,6 @@ SETTINGS = SourceSettings(agent_namespace="")
 
 @dataclass
 class Gathering:
-    """A Gatherer on a FakeCluster."""
-
     cluster: FakeCluster
     gatherer: Gatherer
     calls: CallMemory = field(default_factory=CallMemory)

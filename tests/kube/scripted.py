@@ -18,8 +18,6 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class ArrivedRequest:
-    """One request as it arrived."""
-
     method: str
     path: str
     query: dict[str, str]

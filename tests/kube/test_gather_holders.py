@@ -129,8 +129,6 @@ async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> 
 
 
 class Hasty(PassingClient):
-    """A server whose answers are empty."""
-
     async def call(self, request: ApiRequest) -> JSON:
         return {}
 

@@ -302,7 +302,6 @@ def set_compute_mode(gpu: int, mode: int) -> None:
 
 
 def call_by_name(name: str) -> int:
-    """A function without arguments by name, as dlsym would find it; its return code."""
     return int(nvml._nvmlGetFunctionPointer(name)())
 
 
@@ -326,7 +325,6 @@ def wait_events(gpu: int, types: int, count: int) -> list[list[int]]:
 
 
 def wait_in_vain(milliseconds: int) -> float:
-    """The seconds until an event set without events times out."""
     events = nvml.nvmlEventSetCreate()
     nvml.nvmlDeviceRegisterEvents(gpu_handle(0), 0x8, events)
     begin = time.monotonic()

@@ -45,8 +45,6 @@ class SimMachine:
 
 
 class Client:
-    """A started program."""
-
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.process = process
 

@@ -25,7 +25,6 @@ def make_reading(*layouts: tuple[str, ...] | None, product: str = H100) -> Readi
 
 
 def layouts_of(gpus: SimulatedGPUs) -> list[tuple[str, ...] | None]:
-    """The opposite of `make_gpus`, profiles sorted by name."""
     return [
         tuple(sorted(instance.profile for instance in gpu.instances)) if gpu.mig_mode == "Enabled" else None
         for gpu in gpus.read().gpus

@@ -35,8 +35,6 @@ PLUGIN_FILES = {
 
 @dataclass
 class SimulatedCluster:
-    """A FakeCluster with SIMULATED node software on it."""
-
     cluster: FakeCluster
     software: NodeSoftware
     lines: list[str] = field(default_factory=list)
