@@ -57,15 +57,10 @@ def fleet(count: int = FLEET) -> FakeCluster:
 
 
 async def seconds_to_start(cache: Reflector[Any]) -> float:
-    """How long it takes until the first list is complete, an hour at most; the cache goes on in a task."""
+    """How long it takes until the first list is complete, an hour at most."""
     began = asyncio.get_running_loop().time()
-    task = asyncio.create_task(cache.run())
-    try:
-        async with asyncio.timeout(3600):
-            await cache.synced.wait()
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
+    async with running(cache.run()), asyncio.timeout(3600):
+        await cache.synced.wait()
     return asyncio.get_running_loop().time() - began
 
 
@@ -150,9 +145,8 @@ async def test_a_list_that_takes_longer_than_its_tokens_live_is_complete_in_the_
             if number % 50 == 0:
                 cluster.add(NODES, node(f"gpu-{number:04}"))
 
-    changes = asyncio.create_task(change())
-    assert 300 < await seconds_to_start(cache) < 450
-    changes.cancel()
+    async with running(change()):
+        assert 300 < await seconds_to_start(cache) < 450
     assert_equal(cache, cluster)
     assert max(client.sizes) <= 25 if gives_rest else sum(size > 25 for size in client.sizes) == 1
 
