@@ -279,18 +279,11 @@ def without_files(gpu: int) -> dict[str, Any]:
     return {"name": _or_error(lambda: nvml.nvmlDeviceGetName(handle)), "end": _or_error(nvml.nvmlShutdown)}
 
 
-def after_a_line(gpu: int) -> Any:
-    """Say READY, wait for a line, then report the card."""
+def after_a_line(gpu: int, then: str = "gpu_report") -> Any:
+    """Say READY, wait for a line, then call this function of the module."""
     print("READY", flush=True)
     sys.stdin.readline()
-    return gpu_report(gpu)
-
-
-def after_a_line_mig(gpu: int) -> Any:
-    """As `after_a_line`, for the MIG devices."""
-    print("READY", flush=True)
-    sys.stdin.readline()
-    return mig_devices(gpu)
+    return globals()[then](gpu)
 
 
 def process_name(pid: int) -> str:

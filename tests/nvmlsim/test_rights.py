@@ -144,7 +144,7 @@ def test_a_container_sees_the_mig_devices_whose_capability_files_it_has(h100: Si
 
 
 def test_a_program_without_rights_sees_no_mig_device_that_came_after_it(h100: SimMachine) -> None:
-    waiting = h100.start("after_a_line_mig", privilege="none", gpu=0)
+    waiting = h100.start("after_a_line", privilege="none", gpu=0, then="mig_devices")
     waiting.wait_ready()
     h100.ask("create", gpu=0, profile_ids=[9])
     waiting.go_on()
