@@ -81,23 +81,29 @@ def run(notes: Path, **more: str) -> Run:
     return Run(script.returncode, said, calls(notes))
 
 
-def test_rung_4_follows_rung_3_beside_all_others_and_what_it_leaves_is_swept(notes: Path) -> None:
-    (notes / f"{FAULTS}.stays").touch()
+def told_to_end(
+    notes: Path, *steps: str, call: str = "make setup", number: signal.Signals = signal.SIGTERM
+) -> list[str]:
+    """What was called by a run that is told to end when it is at these steps and has called this; it ends them."""
+    for step in steps:
+        (notes / f"{step}.stays").touch()
+    stay = notes / "stay"
     with start(notes) as script:
-        wait_until(lambda: SWEEP in calls(notes) and text_of(notes / "stay").endswith("\n"), SECONDS, "both")
-        script.terminate()
+        wait_until(lambda: call in calls(notes) and text_of(stay).count("\n") == len(steps), SECONDS, f"{steps} to run")
+        script.send_signal(number)
         script.communicate(timeout=SECONDS)
+    assert script.returncode != 0
+    assert [pid for pid in stay.read_text().split() if pid_exists(int(pid))] == []
+    return calls(notes)
+
+
+def test_rung_4_follows_rung_3_beside_all_others_and_what_it_leaves_is_swept(notes: Path) -> None:
     in_turn = [RUNG3, NEEDS, E2E, SWEEP]
-    assert [call for call in calls(notes) if call in in_turn] == in_turn
+    assert [call for call in told_to_end(notes, FAULTS, call=SWEEP) if call in in_turn] == in_turn
 
 
 def test_rungs_3_and_4_wait_for_the_programs_and_for_nothing_else(notes: Path) -> None:
-    (notes / f"{VERIFY}.stays").touch()
-    with start(notes) as script:
-        wait_until(lambda: SWEEP in calls(notes), SECONDS, "rung 4")
-        script.terminate()
-        script.communicate(timeout=SECONDS)
-    called = calls(notes)
+    called = told_to_end(notes, VERIFY, call=SWEEP)
     assert "make docs" not in called, "verify has not ended"
     assert called.index("hack.browser") < called.index(RUNG3)
 
@@ -172,30 +178,12 @@ def test_only_a_full_run_of_a_commit_leaves_that_commit_for_a_release(notes: Pat
     ids=lambda steps: steps[0],
 )
 def test_a_run_that_is_told_to_end_ends_the_steps_that_it_is_at_and_fails(notes: Path, steps: list[str]) -> None:
-    for step in steps:
-        (notes / f"{step}.stays").touch()
-    with start(notes) as script:
-        stay = notes / "stay"
-        wait_until(lambda: text_of(stay).count("\n") == len(steps), SECONDS, f"{steps} to run")
-        script.terminate()
-        script.communicate(timeout=SECONDS)
-    assert script.returncode != 0
-    assert [pid for pid in stay.read_text().split() if pid_exists(int(pid))] == []
-    assert (FAULTS in calls(notes)) is (FAULTS in steps)
+    assert (FAULTS in told_to_end(notes, *steps)) is (FAULTS in steps)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(notes: Path, number: signal.Signals) -> None:
-    for step in (E2E, RUNG2):
-        (notes / f"{step}.stays").touch()
-    with start(notes) as script:
-        stay = notes / "stay"
-        wait_until(lambda: len(text_of(stay).split()) == 2, SECONDS, "both to run")
-        script.send_signal(number)
-        script.communicate(timeout=SECONDS)
-    assert script.returncode != 0
-    assert [pid for pid in stay.read_text().split() if pid_exists(int(pid))] == []
-    assert calls(notes)[-1] == SWEEP
+    assert told_to_end(notes, E2E, RUNG2, number=number)[-1] == SWEEP
 
 
 def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tests_of_all(notes: Path) -> None:
