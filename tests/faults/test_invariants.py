@@ -465,7 +465,7 @@ def told(*writes: Callable[[Story], None], interrupted: bool) -> list[str]:
     return [line for line in find_wrong(log) if line.startswith("S5: ")]
 
 
-@pytest.mark.parametrize("write", [tell_status, lambda story: story.take("gpu-1")])
+@pytest.mark.parametrize("write", [tell_status, lambda story: story.take("gpu-1")], ids=["status", "taken"])
 def test_what_was_in_hand_when_its_sender_was_frozen_may_leave_when_it_wakes(write: Callable[[Story], None]) -> None:
     assert told(write, interrupted=True) == []
     assert [line.endswith(TOO_LATE) for line in told(write, interrupted=False)] == [True]
