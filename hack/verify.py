@@ -28,7 +28,7 @@ FORM = (
     " tests/planning/test_mig_facts.py::test_every_model_of_the_facts_has_a_card_and_every_card_with_mig_a_model"
     " tests/planning/test_mig_facts.py::test_a_card_has_the_profiles_of_the_facts_with_counts_ids_and_placements"
     " tests/planning/test_mig_facts.py::test_a_card_differs_from_the_facts_only_where_that_is_listed_with_a_reason"
-    " tests/planning/test_reasons.py tests/planning/test_requirements.py tests/planning/test_values.py"
+    " tests/planning/test_reasons.py tests/planning/test_requirements.py"
 )
 """The tests that refuse a change for its form: they compare files, tables, pages and the chart, and play nothing."""
 FORM_OF_TOOLS = (

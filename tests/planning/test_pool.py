@@ -26,16 +26,18 @@ from tests.wording import lacks
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
+from gpusharing.kube.maintenance import TAINT_MARKERS
 from gpusharing.planning.pools.candidates import PassState, Selection, find_unlisted, stand
 from gpusharing.planning.pools.choice import LOOKAHEAD, select
 from gpusharing.planning.pools.holds import wait_for
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.memory import FIRST_LOOKS, Look, find_due
+from gpusharing.planning.snapshot.memory import FIRST_LOOKS, LOOKS, Look, count_recent, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.cases import Member, is_unavailable
+from gpusharing.planning.transition.fencing import marks_for, unmarked
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -95,6 +97,12 @@ def fenced(selection: Selection) -> list[str]:
         for name, verdict in selection.verdicts.items()
         if any(isinstance(action, FenceNode) for action in verdict.actions)
     )
+
+
+def fence_of(case: NodeCase) -> FenceNode:
+    (action,) = chosen(case).verdicts[case.node.name].actions
+    assert isinstance(action, FenceNode)
+    return action
 
 
 THREE = [candidate(f"c{n}") for n in range(3)]
@@ -251,7 +259,7 @@ GUARDED = make_work(make_pod(), pdbs=[make_pdb(allowed=1)])
 ROOMY = make_work(make_pod(), pdbs=[make_pdb(allowed=3)])
 
 
-def test_of_four_nodes_under_one_budget_that_allows_one_pod_one_starts() -> None:
+def test_of_four_nodes_under_one_budget_as_many_start_as_it_allows_pods_to_go() -> None:
     selection = chosen(*(candidate(f"c{n}", GUARDED) for n in range(4)), limit=4)
     (started,) = fenced(selection)
     held = [verdict for name, verdict in selection.verdicts.items() if name != started]
@@ -260,9 +268,6 @@ def test_of_four_nodes_under_one_budget_that_allows_one_pod_one_starts() -> None
     assert message.startswith("PDBInUse team-a/llm: Pod team-a/llm-0. ")
     assert message.endswith(f" {started}.")
     assert {verdict.wake for verdict in held} == {at(5)}
-
-
-def test_a_budget_with_room_for_three_lets_three_of_four_nodes_start() -> None:
     assert len(fenced(chosen(*(candidate(f"c{n}", ROOMY) for n in range(4)), limit=4))) == 3
 
 
@@ -326,6 +331,7 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     fence = action.fence
     assert action.cordon
     assert action.labels == {**names.NEIGHBOR_LABELS, names.LABEL_MODE: None}
+    assert all(map(is_rewritten, action.labels)), "none of them may select the nodes of a pool"
     marks = (*names.NEIGHBOR_LABELS, *names.NEIGHBOR_ANNOTATIONS)
     assert (fence.added, fence.from_mode, fence.stage) == (marks, "full", "fenced")
     assert (fence.disruption, fence.since, fence.deadline) == (DisruptionClass.RESET, NOW, at(905))
@@ -333,41 +339,27 @@ def test_the_fence_records_everything_that_an_abort_or_a_restart_needs() -> None
     assert selection.claims == {"c": make_claim("uid-c", op=fence.op)}
 
 
-def test_no_label_that_a_fence_writes_may_select_the_nodes_of_a_pool() -> None:
-    (action,) = chosen(candidate("c")).verdicts["c"].actions
-    assert isinstance(action, FenceNode)
-    assert {label for label in action.labels if not is_rewritten(label)} == set()
-
-
 @pytest.mark.parametrize("cordoned", [True, False], ids=["was there", "was not there"])
 def test_the_fence_records_whether_a_cordon_was_there_before(cordoned: bool) -> None:
     case = candidate("c")
-    (action,) = chosen(replace(case, node=replace(case.node, unschedulable=cordoned))).verdicts["c"].actions
-    assert isinstance(action, FenceNode)
+    action = fence_of(replace(case, node=replace(case.node, unschedulable=cordoned)))
     assert action.fence.prior_unschedulable is cordoned
 
 
 def test_a_neighbor_mark_that_was_there_is_not_ours_to_take_away() -> None:
     case = candidate("c")
     node = replace(case.node, labels={**case.node.labels, **names.NEIGHBOR_LABELS})
-    (action,) = chosen(replace(case, node=node)).verdicts["c"].actions
-    assert isinstance(action, FenceNode)
+    action = fence_of(replace(case, node=node))
     assert action.fence.added == names.NEIGHBOR_ANNOTATIONS
     assert names.LABEL_UPGRADE_SKIP not in action.labels
 
 
-def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods() -> None:
-    case = candidate("c", None)
-    mild = replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART)
-    (action,) = chosen(replace(case, assessment=mild)).verdicts["c"].actions
-    assert isinstance(action, FenceNode)
-    assert not action.cordon
-    assert action.labels == names.NEIGHBOR_LABELS
-
-
-def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
+def test_a_plugin_restart_starts_without_cordon_and_without_looking_at_pods_or_waiting_for_looks() -> None:
     case = candidate("c", None)
     mild = replace(case, assessment=replace(assessed_of(case), disruption=DisruptionClass.PLUGIN_RESTART))
+    action = fence_of(mild)
+    assert not action.cordon
+    assert action.labels == names.NEIGHBOR_LABELS
     assert fenced(chosen(mild, state=PassState(OFFERED, NOW, recent=FIRST_LOOKS))) == ["c"]
 
 
@@ -377,15 +369,9 @@ def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
 def went_back(name: str) -> NodeCase:
     """A candidate that went back in this generation and was asked for again, so that its gates let it through."""
     case = candidate(name)
+    version = MIXED.version
     record = Verified(
-        MIXED.name,
-        "a",
-        "b",
-        layout="1x full",
-        gpus=1,
-        version=MIXED.version,
-        failed_version=MIXED.version,
-        rolled_back=True,
+        MIXED.name, "a", "b", layout="1x full", gpus=1, version=version, failed_version=version, rolled_back=True
     )
     return replace(case, node=replace(case.node, verified=record, retry="again"))
 
@@ -421,3 +407,109 @@ def test_what_else_holds_a_retried_node_is_what_it_is_told() -> None:
     assert fenced(selection) == []
     told = {name: verdict.reason for name, verdict in selection.verdicts.items()}
     assert told == {"n1": Reason.APPROVAL_NEEDED, "n2": Reason.HALTED}
+
+
+# --- marks for neighbors on a fenced Node (docs/design/drain.md#c6) ----------------------------------------------------
+
+KARPENTER, AUTOSCALER = names.NEIGHBOR_ANNOTATIONS
+
+
+def test_a_fence_keeps_driver_upgrades_autoscalers_and_who_repairs_nodes_away() -> None:
+    labels, annotations = marks_for(make_node())
+
+    assert labels == {
+        "nvidia.com/gpu-driver-upgrade.skip": "true",
+        "nvsentinel.dgxc.nvidia.com/managed": "false",
+        "k8saas.nvidia.com/ManagedByNVSentinel": "false",
+        "remediation.medik8s.io/exclude-from-remediation": "true",
+    }
+    assert annotations == {KARPENTER: "true", AUTOSCALER: "true"}
+
+
+def test_a_cluster_may_have_more_marks_and_may_not_change_ours() -> None:
+    more = ("example.com/hands-off=true", "nvidia.com/gpu-driver-upgrade.skip=false")
+    labels, _ = marks_for(make_node(labels={"gpusharing.dev/pool": "b"}), more)
+    assert labels == {**names.NEIGHBOR_LABELS, "example.com/hands-off": "true"}
+    there = make_node(labels={"example.com/hands-off": "for ever"})
+    labels, annotations = marks_for(there, more)
+    assert "example.com/hands-off" not in labels
+    assert "example.com/hands-off" not in unmarked(make_fence(added=(*labels, *annotations)), there)[0]
+
+
+def test_marks_that_somebody_else_set_are_neither_set_nor_taken_away() -> None:
+    theirs = make_node(labels={**names.NEIGHBOR_LABELS, "nvsentinel.dgxc.nvidia.com/managed": "true"})
+    theirs = replace(theirs, neighbor_marks=frozenset({KARPENTER}))
+
+    labels, annotations = marks_for(theirs)
+    released = unmarked(make_fence(added=(*labels, *annotations)), theirs)
+
+    assert (labels, annotations) == ({}, {AUTOSCALER: "true"})
+    assert released == ({}, {AUTOSCALER: None})
+
+
+def test_a_release_takes_away_exactly_what_the_fence_lists() -> None:
+    labels, annotations = unmarked(make_fence(added=(names.LABEL_UPGRADE_SKIP, KARPENTER)), make_node())
+
+    assert labels == {names.LABEL_UPGRADE_SKIP: None}
+    assert annotations == {KARPENTER: None}
+
+
+def test_the_mark_that_medik8s_sets_too_is_left_to_it_while_it_maintains_the_node() -> None:
+    fence = make_fence(added=tuple(names.NEIGHBOR_LABELS))
+    maintained = make_node(foreign="medik8s NodeMaintenance nm")
+
+    assert names.LABEL_NO_REMEDIATION not in unmarked(fence, maintained)[0]
+    assert names.LABEL_NO_REMEDIATION not in unmarked(fence, make_node(foreign=TAINT_MARKERS["medik8s.io/drain"]))[0]
+    for other in ("kured reboot", TAINT_MARKERS["remediation.medik8s.io/self-node-remediation"]):
+        assert unmarked(fence, make_node(foreign=other))[0].keys() == names.NEIGHBOR_LABELS.keys()
+
+
+def test_the_marks_of_a_cluster_come_with_the_fence_and_go_with_it() -> None:
+    case = candidate("n1")
+    case = replace(case, settings=replace(case.settings, neighbor_labels=("example.com/hands-off=true",)))
+    action = fence_of(case)
+    assert action.labels["example.com/hands-off"] == "true"
+    held = replace(case.node, labels={**case.node.labels, "example.com/hands-off": "true"}, fence=action.fence)
+    assert unmarked(action.fence, held)[0]["example.com/hands-off"] is None
+
+
+# --- blocked nodes share a few looks per poll --------------------------------------------------------------------------
+
+POLL = 5.0
+
+
+def look(seconds: float, tries: int = 1) -> Look:
+    return Look(SpecVersion("uid-pool-b", "r1"), "", at(seconds), tries, ())
+
+
+def test_those_that_wait_longest_come_first_and_no_more_than_a_few_per_poll() -> None:
+    looks = {f"n{n:02}": look(-100 + n) for n in range(40)}
+    assert find_due(looks.items(), NOW, POLL) == {f"n{n:02}" for n in range(LOOKS)}
+
+
+def test_looks_of_the_last_poll_count_and_after_many_nobody_is_looked_at_until_the_next() -> None:
+    waiting = {f"n{n:02}": look(-100) for n in range(40)}
+    looks = waiting | {f"m{n}": look(-n) for n in range(3)}
+    assert len(find_due(looks.items(), NOW, POLL)) == LOOKS - 3
+    assert count_recent(looks.values(), NOW, POLL) == 3
+    assert count_recent(looks.values(), at(5), POLL) == 0
+    many = waiting | {f"m{n:02}": look(-1) for n in range(LOOKS + 3)}
+    assert find_due(many.items(), NOW, POLL) == frozenset()
+
+
+def test_nobody_is_looked_at_before_its_time() -> None:
+    looks = {"early": look(-4), "due": look(-10, 2), "later": look(-10, 3)}
+    assert find_due(looks.items(), NOW, POLL) == {"due"}
+
+
+def test_forty_blocked_nodes_all_get_their_turn() -> None:
+    looks, seen = {f"n{n}": look(-60, 9) for n in range(40)}, []
+    for second in range(60):
+        for name in find_due(looks.items(), at(second), POLL):
+            seen.append(name)
+            looks[name] = look(second, 9)
+    assert sorted(seen) == sorted(looks)
+
+
+def test_a_node_that_is_blocked_for_years_is_looked_at_once_a_minute() -> None:
+    assert look(0, 10**6).due(POLL) == at(60)

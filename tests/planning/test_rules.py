@@ -1,17 +1,28 @@
-"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in vocabulary/reasons.py."""
+"""Rules of a policy about pods, jobs, who leaves first, and pods with a fraction of a GPU; the reasons are in vocabulary/reasons.py."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.build import JOB, REPLICA_SET, at, make_pdb, make_pod, make_work
-from tests.planning.drainpass import GPU, OPERATOR, roomy
+from tests.planning.drainpass import GPU, OPERATOR, SCOPE, drain_pass, foreseen, roomy
 from tests.wording import lacks
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
 from gpusharing.planning.drain.plan import DrainPlan, due_under, plan_drain, preflight
-from gpusharing.planning.drain.pods import asks_for_namespaces, classify, find_rule, is_job, patience, tier_of
+from gpusharing.planning.drain.pods import (
+    asks_for_namespaces,
+    classify,
+    find_rule,
+    gpu_resources,
+    holds_gpu,
+    is_idle,
+    is_job,
+    patience,
+    tier_of,
+)
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import Owner, PodView, Scope
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -40,30 +51,20 @@ def names(pods: tuple[PodView, ...]) -> list[str]:
 
 TRAINER = make_pod("train-0", labels={"tier": "training"}, owner=JOB, restarts=False)
 SERVER = make_pod("llm-0")
-BARE = make_pod("notebook", owner=None, labels={"tier": "training"})
 
 
-@pytest.mark.parametrize(
-    ("rules", "expected"),
-    [
-        ([rule("Block", podSelector=TRAINING), rule("Evict")], "RuleBlocks"),
-        ([rule("Evict"), rule("Block", podSelector=TRAINING)], "evict"),
-        ([rule("Block", podSelector={"matchLabels": {"tier": "serving"}})], "Unmanaged"),
-        ([rule("Evict", podSelector=TRAINING)], "evict"),
-        ([rule("WaitCompleted", podSelector=TRAINING)], "wait"),
-        ([rule("Evict", namespaceSelector=TEAM_A)], "evict"),
-        ([rule("Evict", namespaceSelector={"matchLabels": {"team": "b"}})], "Unmanaged"),
-    ],
-    ids=[
-        "the first that matches blocks",
-        "the first that matches evicts",
-        "none matches",
-        "a rule overrides unmanagedPods",
-        "a rule lets it end first",
-        "by namespace",
-        "of another namespace",
-    ],
-)
+FIRST_MATCH: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "the first that matches blocks": ([rule("Block", podSelector=TRAINING), rule("Evict")], "RuleBlocks"),
+    "the first that matches evicts": ([rule("Evict"), rule("Block", podSelector=TRAINING)], "evict"),
+    "none matches": ([rule("Block", podSelector={"matchLabels": {"tier": "serving"}})], "Unmanaged"),
+    "a rule overrides unmanagedPods": ([rule("Evict", podSelector=TRAINING)], "evict"),
+    "a rule lets it end first": ([rule("WaitCompleted", podSelector=TRAINING)], "wait"),
+    "by namespace": ([rule("Evict", namespaceSelector=TEAM_A)], "evict"),
+    "of another namespace": ([rule("Evict", namespaceSelector={"matchLabels": {"team": "b"}})], "Unmanaged"),
+}
+
+
+@pytest.mark.parametrize(("rules", "expected"), FIRST_MATCH.values(), ids=FIRST_MATCH)
 def test_the_first_rule_that_matches_decides_about_a_bare_pod(rules: list[dict[str, Any]], expected: str) -> None:
     pod = make_pod("notebook", owner=None, labels={"tier": "training"}, namespace_labels={"team": "a"})
     found = classify([pod], drain(*rules), CORDONED)
@@ -167,9 +168,9 @@ def test_the_jobs_of_a_node_get_as_long_as_the_most_patient_rule_gives_one_of_th
     assert plan(TRAINER, slow, options=drain(patient)).jobs_until == at(8 * 3600)
 
 
-def test_when_the_job_has_ended_the_others_leave() -> None:
-    ended = make_pod("train-0", owner=JOB, restarts=False, phase="Succeeded")
-    found = plan(ended, SERVER, options=Drain())
+@pytest.mark.parametrize("end", [{"phase": "Succeeded"}, {"deleted_at": at(40)}], ids=["has ended", "is leaving"])
+def test_the_others_leave_when_the_job(end: dict[str, Any]) -> None:
+    found = plan(make_pod("train-0", owner=JOB, restarts=False, **end), SERVER, options=Drain())
     assert (names(found.evict), found.jobs) == (["llm-0"], ())
 
 
@@ -192,11 +193,6 @@ def test_a_job_may_run_for_as_long_as_it_wants_where_the_policy_says_never() -> 
     assert names(plan(TRAINER, options=ruled, now=3600).overdue) == ["train-0"], "a rule's own time counts"
 
 
-def test_a_job_that_is_leaving_is_waited_for_like_any_other_pod() -> None:
-    found = plan(make_pod("train-0", owner=JOB, restarts=False, deleted_at=at(40)), SERVER, options=Drain())
-    assert (names(found.evict), found.jobs) == (["llm-0"], ())
-
-
 def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
     work = make_work(TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)])
     found = find_standings(work, Drain(), at(0), scope=Scope(OPERATOR), cordoned=False)
@@ -207,29 +203,26 @@ def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
     assert [str(one.reason) for one in preflight(found, ended_anyway, GPU, at(0))] == ["PDBNeverAllows"]
 
 
-FIRST = rule("Evict", podSelector={"matchLabels": {"first": "yes"}}, order=-5)
+FIRST = drain(rule("Evict", podSelector={"matchLabels": {"first": "yes"}}, order=-5))
+EARLY = make_pod("early", labels={"first": "yes"})
 
 
 def test_pods_of_a_lower_order_are_gone_before_the_next_are_asked() -> None:
-    early = make_pod("early", labels={"first": "yes"})
-    leaving = make_pod("early", labels={"first": "yes"}, deleted_at=at(30))
-    assert names(plan(early, SERVER, options=drain(FIRST)).evict) == ["early"]
-    assert plan(leaving, SERVER, options=drain(FIRST)).evict == ()
-    assert names(plan(SERVER, options=drain(FIRST)).evict) == ["llm-0"]
+    assert names(plan(EARLY, SERVER, options=FIRST).evict) == ["early"]
+    assert plan(replace(EARLY, deleted_at=at(30)), SERVER, options=FIRST).evict == ()
+    assert names(plan(SERVER, options=FIRST).evict) == ["llm-0"]
 
 
 def test_pods_of_a_lower_order_leave_before_jobs_are_waited_for() -> None:
-    early = make_pod("early", labels={"first": "yes"})
-    found = plan(early, TRAINER, options=drain(FIRST))
+    found = plan(EARLY, TRAINER, options=FIRST)
     assert (names(found.evict), found.jobs) == (["early"], ())
-    assert names(plan(TRAINER, options=drain(FIRST)).jobs) == ["train-0"]
+    assert names(plan(TRAINER, options=FIRST).jobs) == ["train-0"]
 
 
 def test_a_blocked_pod_holds_back_those_of_a_higher_order_only() -> None:
     stays = make_pod("stays", labels={"first": "yes"}, marks={"karpenter.sh/do-not-disrupt": "true"})
-    early = make_pod("early", labels={"first": "yes"})
-    assert names(plan(stays, early, SERVER, options=drain(FIRST)).evict) == ["early"]
-    assert plan(stays, SERVER, options=drain(FIRST)).evict == ()
+    assert names(plan(stays, EARLY, SERVER, options=FIRST).evict) == ["early"]
+    assert plan(stays, SERVER, options=FIRST).evict == ()
 
 
 def test_pods_of_the_clusters_own_priority_classes_leave_last() -> None:
@@ -237,3 +230,129 @@ def test_pods_of_the_clusters_own_priority_classes_leave_last() -> None:
     assert names(plan(system, SERVER, options=Drain()).evict) == ["llm-0"]
     assert names(plan(system, options=Drain()).evict) == ["a-critical"]
     assert tier_of(system, Drain()) > tier_of(SERVER, Drain())
+
+
+# --- fractions of a GPU through KAI-Scheduler (NVIDIA/KAI-Scheduler#848, #464, #65) ------------------------------------
+
+LONG_AGO = at(-600)
+
+
+def fraction(name: str = "llm-1", group: str = "g1", **more: Any) -> PodView:
+    return make_pod(name, labels={"app": "llm", "runai-gpu-group": group}, resources={}, **more)
+
+
+def reservation(group: str = "g1", **more: Any) -> PodView:
+    """KAI's pod that keeps the GPU of a group, with the mark that KAI gives each for Karpenter."""
+    labels = {"app": "kai-resource-reservation", "runai-gpu-group": group}
+    marks = {"karpenter.sh/do-not-disrupt": "true"}
+    name, namespace = f"gpu-reservation-{group}", "kai-resource-reservation"
+    return make_pod(name, namespace=namespace, labels=labels, owner=None, marks=marks, **more)
+
+
+def told(pods: list[PodView], options: Drain | None = None, cordoned: datetime | None = None) -> list[str]:
+    found = drain_pass(make_work(*pods), options, cordoned=cordoned).found
+    return [str(one.reason) for one in found.blockers]
+
+
+def test_pods_that_share_a_gpu_through_kai_are_drained_and_its_own_pod_is_left_to_it() -> None:
+    pods = [reservation(), fraction("llm-1"), fraction("llm-2")]
+    for cordoned in (None, LONG_AGO):
+        found = drain_pass(make_work(*pods), cordoned=cordoned)
+        assert names(found.plan.evict) == ["llm-1", "llm-2"]
+        assert (found.plan.holders, found.plan.blockers) == (2, ())
+    assert foreseen(make_work(*pods)) == ()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param({"runai-gpu-group": "g1"}, id="one GPU"),
+        pytest.param({"runai-gpu-group/g1": "g1", "runai-gpu-group/g2": "g2"}, id="fractions of two GPUs"),
+        pytest.param({"kai-gpu-group": "g1"}, id="the name of the label to come"),
+    ],
+)
+def test_a_pod_with_the_group_of_a_gpu_holds_that_gpu_though_it_asks_for_none(labels: dict[str, str]) -> None:
+    pod = make_pod(labels=labels, resources={})
+    assert holds_gpu(pod)
+    assert gpu_resources(pod) == ("nvidia.com/gpu",)
+    assert drain_pass(make_work(reservation(), pod), cordoned=LONG_AGO).plan.evict == (pod,)
+
+
+def test_a_pod_that_only_names_kai_s_label_in_another_way_holds_no_gpu() -> None:
+    for labels in ({"runai-gpu-group": ""}, {"my-runai-gpu-group": "g1"}, {"app": "runai-gpu-group"}):
+        assert not holds_gpu(make_pod(labels=labels, resources={}))
+
+
+def test_the_budget_of_pods_that_share_a_gpu_is_kept() -> None:
+    full = make_pdb(allowed=0, expected=2, desired=2, current=2)
+    found = foreseen(make_work(reservation(), fraction("llm-1"), fraction("llm-2"), pdbs=[full]))
+    assert [(one.reason, one.pods) for one in found] == [(Reason.PDB_NEVER_ALLOWS, ("team-a/llm-1", "team-a/llm-2"))]
+    slow = make_pdb(allowed=1, expected=2, desired=1, current=2)
+    work = make_work(reservation(), fraction("llm-1"), fraction("llm-2"), pdbs=[slow])
+    assert names(drain_pass(work, cordoned=LONG_AGO).plan.evict) == ["llm-1"]
+
+
+@pytest.mark.parametrize(
+    ("behavior", "reasons", "evicted"),
+    [
+        ({"behavior": "Block"}, ["RuleBlocks"], []),
+        ({"behavior": "WaitCompleted"}, [], []),
+        ({"behavior": "Evict", "order": 5}, [], ["llm-1"]),
+    ],
+    ids=["it blocks", "it waits", "its order is not held up by the pod that keeps the GPU"],
+)
+def test_a_rule_about_pods_that_share_a_gpu_is_kept(
+    behavior: dict[str, Any], reasons: list[str], evicted: list[str]
+) -> None:
+    rules = [{**behavior, "podSelector": {"matchLabels": {"app": "llm"}}}]
+    found = drain_pass(make_work(reservation(), fraction()), Drain.model_validate({"rules": rules}), cordoned=at(0))
+    assert [str(one.reason) for one in found.found.blockers] == reasons
+    assert names(found.plan.evict) == evicted
+
+
+def test_the_node_is_not_idle_before_kai_has_taken_its_pod_away() -> None:
+    assert not is_idle([reservation()], SCOPE)
+    found = drain_pass(make_work(reservation()), cordoned=LONG_AGO)
+    assert found.plan.holders == 1
+
+
+def test_a_reservation_pod_that_a_drain_has_left_over_is_evicted_and_blocks_nothing() -> None:
+    """A pod with fractions of several GPUs has ended, and KAI v0.17.0 does not notice."""
+    found = drain_pass(make_work(reservation(), fraction(phase="Succeeded")), cordoned=LONG_AGO)
+    assert names(found.plan.evict) == ["gpu-reservation-g1"]
+    assert found.plan.blockers == ()
+
+
+def test_before_a_cordon_a_reservation_pod_without_pods_of_its_group_is_named_as_what_it_is() -> None:
+    (blocker,) = foreseen(make_work(reservation(), fraction(group="g2"), reservation("g2")))
+    assert (blocker.reason, blocker.pods) == (Reason.UNMANAGED, ("kai-resource-reservation/gpu-reservation-g1",))
+    assert not lacks(blocker.message, "KAI-Scheduler", "no pod of its group")
+    allowed = Drain.model_validate({"unmanagedPods": "Evict"})
+    assert foreseen(make_work(reservation()), options=allowed, afterwards=roomy()) == ()
+
+
+def test_a_rule_that_keeps_everything_keeps_what_a_drain_has_left_over() -> None:
+    options = Drain.model_validate({"rules": [{"behavior": "Block"}]})
+    assert told([reservation()], options, LONG_AGO) == ["RuleBlocks"]
+
+
+def test_where_no_node_would_offer_whole_gpus_the_pods_are_stranded_and_told_why() -> None:
+    found = foreseen(make_work(reservation(), fraction()), afterwards=roomy("nvidia.com/mig-3g.40gb"))
+    (one,) = found
+    assert (one.reason, one.pods) == (Reason.STRANDED_PODS, ("team-a/llm-1",))
+    assert not lacks(one.message, "nvidia.com/gpu", "KAI-Scheduler")
+
+
+def test_before_a_reboot_the_pod_of_kai_still_goes_by_itself() -> None:
+    scope = SCOPE.__class__("gpu-operator", all_pods=True, cordoned_at=LONG_AGO)
+    pods = [reservation(), fraction(), make_pod("web", resources={})]
+    found = classify(pods, Drain(), scope)
+    assert names(found.holders) == ["llm-1", "web"]
+    assert names(tuple(pod for pod in pods if pod not in found.must_leave)) == ["gpu-reservation-g1"]
+
+
+def test_a_pod_that_is_marked_is_left_alone_though_it_has_only_a_fraction() -> None:
+    marked = fraction(marks={"karpenter.sh/do-not-disrupt": "true"})
+    assert told([reservation(), marked]) == ["DoNotDisrupt"]
+    late = drain_pass(make_work(fraction(created=at(0) + timedelta(minutes=1))), cordoned=at(0)).found
+    assert [str(one.reason) for one in late.blockers] == ["ToleratesCordon"]

@@ -1,6 +1,6 @@
-"""Which claims without a fence stay: those of nodes that wait a moment, and of no others."""
+"""Which claims without a fence stay, and who keeps a slot of the budget until somebody acts."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,17 +19,26 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import make_case, pool_of, proof_of
+from tests.planning.cases import make_case, make_member, pool_of, proof_of
+from tests.planning.test_pool import OFFERED, candidate, unlisted_of, with_waits
 from tests.planning.told import verdict
+from tests.wording import lacks
 
 from gpusharing.api.names import Phase
+from gpusharing.api.times import NEVER
+from gpusharing.planning.pools.candidates import PassState
+from gpusharing.planning.pools.choice import select
+from gpusharing.planning.pools.holds import find_capped
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.writes import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.snapshot.memory import DRIFTS, PassMemory
-from gpusharing.planning.snapshot.records import Claim, Deferred
+from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.transition.cases import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy(finalizer=True)
@@ -79,7 +88,7 @@ def test_a_claimed_node_that_waits_a_moment_keeps_its_claim_and_the_finalizer(
 
 def test_after_that_moment_its_change_begins() -> None:
     plan = plan_rollout(left_by_a_crash(work={"gpu-07": make_work()}), at(2))
-    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-07"].actions)
+    assert fenced(plan) == ["gpu-07"]
     assert shared(plan).keys() == {SetClaims}, "of this try; the finalizer is there"
 
 
@@ -90,6 +99,7 @@ GIVEN_BACK = {
     "it waits for long": left_by_a_crash(nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", POLICY.version))]),
     "its policy was paused meanwhile": left_by_a_crash(make_policy(finalizer=True, rollout={"paused": True})),
     "the node is another one of that name": left_by_a_crash(claims={"gpu-07": make_claim("uid-before")}),
+    "its policy is being deleted": left_by_a_crash(replace(POLICY, deleting=True)),
     "another policy owns it now": left_by_a_crash(claims={"gpu-07": make_claim(policy="pool-old")}),
 }
 
@@ -115,18 +125,9 @@ def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any
     work = {"gpu-07": make_work(make_pod(owner=None)), "gpu-08": make_work()}
     snapshot = make_snapshot(nodes, [hold], claims={"gpu-07": claimed}, work=work)
     plan = plan_rollout(snapshot, NOW)
-    assert {name for name, kept in claims_after(plan, snapshot).items() if kept.policy == "pool-b"} == {"gpu-07"}
+    kept = shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
+    assert {name for name, claim in kept.items() if claim.policy == "pool-b"} == {"gpu-07"}
     assert fenced(plan) == [], "its slot is not another one's"
-
-
-def claims_after(plan: RolloutPlan, snapshot: ClusterSnapshot) -> Mapping[str, Claim]:
-    claims: Mapping[str, Claim] = shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
-    return claims
-
-
-def test_a_policy_that_is_being_deleted_does_not_wait_for_such_a_node() -> None:
-    done = shared(plan_rollout(left_by_a_crash(replace(POLICY, deleting=True)), NOW))
-    assert done[SetFinalizer] == SetFinalizer("pool-b", present=False, uid="uid-pool-b")
 
 
 @pytest.mark.parametrize(("cap", "starts"), [(1, False), (2, True)])
@@ -140,8 +141,7 @@ def test_a_claim_that_stays_counts_in_the_operator_wide_cap(cap: int, starts: bo
     settings = replace(snapshot.settings, max_in_flight=cap)
     plan = plan_rollout(replace(snapshot, settings=settings), NOW)
     assert plan.verdicts["gpu-07"].reason is Reason.CONFIG_PROPAGATING
-    begun = any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-01"].actions)
-    assert begun is starts
+    assert fenced(plan) == ["gpu-01"] * starts
 
 
 def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> None:
@@ -151,7 +151,8 @@ def test_the_slot_of_a_change_that_has_just_ended_in_proof_is_free_at_once() -> 
     plan = plan_rollout(before, world.now)
     assert (plan.verdicts["n0"].phase, plan.pools["pool-b"].used) == (Phase.SYNCED, 0)
     assert shared(plan)[SetClaims].claims == {}
-    agentless = replace(before, agents=frozenset({"n1"}), nodes={**before.nodes, "n0": unproven(before.nodes["n0"])})
+    unproven = replace(before.nodes["n0"], verified=None)
+    agentless = replace(before, agents=frozenset({"n1"}), nodes={**before.nodes, "n0": unproven})
     waits = plan_rollout(agentless, world.now)
     assert (waits.verdicts["n0"].phase, waits.pools["pool-b"].used) == (Phase.BLOCKED, 1), "it is not proven"
 
@@ -160,14 +161,11 @@ def drifting(memory: PassMemory) -> dict[str, datetime]:
     return {name: seen[DRIFTS] for name, seen in memory.seen_since.items() if DRIFTS in seen}
 
 
-def unproven(node: NodeView) -> NodeView:
-    return replace(node, verified=None)
-
-
-def test_a_node_in_the_middle_of_a_change_does_not_drift() -> None:
-    """It differs from its target because of us; counted from now, it would have drifted when it is given back."""
+def test_a_node_in_the_middle_of_a_change_does_not_drift_nor_does_one_that_is_not_ready() -> None:
+    """The former differs from its target because of us; counted from now, it would have drifted when it is given back."""
     fence = make_fence("actuating", target_mig_config="", target_plugin_config="")
-    snapshot = make_snapshot([make_node(), make_node("gpu-08", fence=fence)], [POLICY])
+    nodes = [make_node(), make_node("gpu-08", fence=fence), make_node("gpu-09", ready=False)]
+    snapshot = make_snapshot(nodes, [POLICY])
     plan = plan_rollout(snapshot, NOW)
     assert plan.verdicts["gpu-08"].phase.in_flight
     assert drifting(plan.memory).keys() == {"gpu-07"}
@@ -191,11 +189,6 @@ def test_the_grace_of_drift_does_not_begin_while_the_agent_cannot_read(gpus: tup
     assert drifting(memory) == {}
     later = replace(snapshot, gpunodes={read.name: read}, memory=memory)
     assert drifting(plan_rollout(later, at(300)).memory) == {"gpu-07": at(300)}
-
-
-def test_a_node_that_is_not_ready_does_not_drift() -> None:
-    plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)
-    assert drifting(plan.memory).keys() == {"gpu-07"}
 
 
 @pytest.mark.parametrize("claimed", ["gpu-07", "gpu-08", "gpu-09"])
@@ -255,9 +248,8 @@ FINALIZERS: dict[str, tuple[PolicyView, list[NodeView], Phase, bool, bool | None
 def test_a_policys_finalizer_is_set_while_one_of_its_nodes_is_in_flight(
     policy: PolicyView, nodes: list[NodeView], phase: Phase, claimed: bool, set_to: bool | None
 ) -> None:
-    claims = [make_claim()] if claimed else []
     said = {node.name: verdict(phase, node=node.name) for node in nodes}
-    written = plan_finalizers({"pool-b": Pool(policy)}, claims, nodes, said)
+    written = plan_finalizers({"pool-b": Pool(policy)}, [make_claim()] * claimed, nodes, said)
     assert written == ([] if set_to is None else [SetFinalizer("pool-b", set_to, policy.uid)])
 
 
@@ -281,3 +273,112 @@ def test_a_claim_is_kept_for_a_wait_no_longer_than_two_clocks_may_differ(seconds
     assert find_resumed(claims, nodes, {}, NOW) == {}, "nobody judged it"
     newer = {name: replace(node, fence_error="version 9") for name, node in nodes.items()}
     assert find_resumed(claims, newer, waits, NOW) == claims, "its change is under way all the same"
+
+
+# --- who keeps a slot until somebody acts, as nodes that wait for one tell ---------------------------------------------
+
+
+def away(
+    name: str,
+    phase: Phase = Phase.BLOCKED,
+    *,
+    reason: Reason = Reason.PROGRESSING,
+    deadline: datetime | None = None,
+    **fields: Any,
+) -> Member:
+    blockers = (Blocker(reason),) if reason is Reason.CALL_FAILED else ()
+    told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline, blockers=blockers)
+    return make_member(make_node(name, **fields), told)
+
+
+def full(members: Sequence[Member]) -> str:
+    return waiting(members).message
+
+
+def waiting(members: Sequence[Member]) -> Verdict:
+    pool = Pool(make_policy(rollout={"maxUnavailable": len(members)}))
+    for member in members:
+        pool.count(member)
+    return joined_by_z(pool)
+
+
+def joined_by_z(pool: Pool, cap: int = 100, state: PassState | None = None) -> Verdict:
+    pool.names.append("z")
+    pool.candidates.append(candidate("z"))
+    chosen = select(pool.with_hours(NOW), unlisted_of(pool), cap, state or PassState(OFFERED, NOW))
+    return with_waits(chosen).verdicts["z"]
+
+
+OURS: dict[str, Any] = {"fence": make_fence(), "unschedulable": True}
+KEPT: dict[str, tuple[Member, str]] = {
+    "a person cordoned it": (away("a", unschedulable=True), "a is cordoned"),
+    "its kubelet is silent": (away("a", ready=False), "a is not Ready"),
+    "it is being deleted": (away("a", deleting=True, ready=False), "a is being deleted"),
+    "its change failed": (
+        away("a", Phase.FAILED, **{**OURS, "fence": make_fence("actuating")}, ready=False), "a has failed"),
+    "its drain is held past its time": (
+        away("a", Phase.DRAINING, **{**OURS, "fence": make_fence(deadline=NEVER)}, deadline=NEVER),
+        "the change on a is on hold"),
+    "it cannot be given back": (
+        away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, **OURS), "calls to the API server about a are failing"),
+    "it was left to somebody else": (
+        away("a", **{**OURS, "fence": make_fence("yielded")}, foreign="kured"), "kured is working on a"),
+    "somebody has marked it": (away("a", foreign="kured"), "kured has begun to work on a"),
+}  # fmt: skip
+STANDS = {"a person cordoned it", "its change failed", "somebody has marked it"}
+"""Who ends the wait is a person, unless the node comes back by itself."""
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(what: str) -> None:
+    member, why = KEPT[what]
+    told = waiting([member])
+    assert not lacks(told.message, "spec.rollout.maxUnavailable", "1 of 2 nodes", f"({why})")
+    assert told.message.endswith(": kubectl gpusharing why a") is (what in STANDS)
+    assert (told.keeper, told.stands) == ("node/a", what in STANDS)
+
+
+def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_already() -> None:
+    policy = make_policy(rollout={"maxUnavailable": 1})
+    stuck = replace(away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, **OURS), heir=policy.name)
+    moves = away("a", Phase.ABORTING, deadline=at(60), **OURS)
+    fence = make_fence(newcomer=True)
+    newcomer = replace(away("a", Phase.ABORTING, fence=fence, unschedulable=True), heir=policy.name)
+    pools = [Pool.of(policy, [], set(), set(), [member]) for member in (stuck, moves, newcomer)]
+    assert [(pool.used, pool.moving, pool.total, len(pool.keepers)) for pool in pools] == [
+        (1, 0, 0, 1),
+        (1, 1, 0, 0),
+        (0, 0, 0, 0),
+    ]
+    assert joined_by_z(pools[0]).message == (
+        "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (calls to the API server"
+        " about a are failing); waiting for a slot"
+    )
+
+
+def test_a_slot_of_a_node_that_changes_becomes_free_beside_one_that_is_kept() -> None:
+    changes = away("c", Phase.DRAINING, **OURS, deadline=at(60))
+    told = waiting([changes, away("d", unschedulable=True)])
+    assert (told.keeper, told.stands) == ("node/d", False)
+    assert (waiting([changes]).keeper, waiting([changes]).stands) == ("", False)
+
+
+def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_policy() -> None:
+    phases, fence = (("a", Phase.FAILED), ("b", Phase.DRAINING)), make_fence(policy="another")
+    changing = {name: away(name, phase, fence=fence, deadline=at(60)) for name, phase in phases}
+    snapshot = make_snapshot([one.node for one in changing.values()])
+    state = PassState(OFFERED, NOW, capped=find_capped(snapshot, changing, reserved=0))
+    told = joined_by_z(Pool(make_policy()), 0, state)
+    assert told.message == (
+        "the cap on nodes in flight (chart value operator.maxInFlight) has been reached (a has failed); waiting for a"
+        " slot"
+    )
+    assert (told.keeper, told.stands) == ("node/a", False)
+
+
+def test_no_more_than_three_nodes_that_keep_a_slot_are_named_and_none_that_changes() -> None:
+    changes = away("c", Phase.DRAINING, **OURS, deadline=at(60))
+    cordoned = [away(name, unschedulable=True) for name in ("g", "f", "e", "d")]
+    said = "(d is cordoned; e is cordoned; f is cordoned; others)"
+    assert said in full([changes, *cordoned])
+    assert "at once; waiting" in full([changes])
