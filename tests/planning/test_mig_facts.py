@@ -3,6 +3,7 @@ The facts were compiled from NVIDIA's documents and from captures (sources at th
 
 import re
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from tests.planning.placing import brute_force, every_multiset
 from tests.yamlfiles import read_yaml
 
-from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card, shares
 from gpusharing.planning.gpus.geometry import (
     Layout,
     find_misfit,
@@ -107,6 +108,7 @@ def test_every_model_of_the_facts_has_a_card_and_every_card_with_mig_a_model() -
     )
     assert MODELS.keys() <= BY_KEY.keys()
     assert MODEL_OF.keys() <= {card.key for card in MIG_CARDS} - MODELS.keys()
+    assert {row["card"] for row in DIFFERENCES["fields"]} <= {card.key for card in MIG_CARDS}
 
 
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)
@@ -130,10 +132,6 @@ def test_a_card_differs_from_the_facts_only_where_that_is_listed_with_a_reason(c
     assert differing == listed.keys(), "cards.py and mig-facts.yaml differ; mig-differences.yaml may say why"
     for name, row in listed.items():
         assert (row["facts"], row["ours"]) == (facts[name], table[name])
-
-
-def test_a_difference_names_a_card() -> None:
-    assert {row["card"] for row in DIFFERENCES["fields"]} <= {card.key for card in MIG_CARDS}
 
 
 def test_a_card_that_the_facts_call_not_mig_capable_has_no_profiles() -> None:
@@ -218,14 +216,10 @@ def filtered() -> Iterator[tuple[str, list[str], Layout]]:
             yield name, entry["device_filter"], normalize(entry["mig_devices"])
 
 
-def everything_named() -> list[tuple[str, Layout]]:
-    return [*plain().items(), *((name, layout) for name, _, layout in filtered())]
-
-
 @pytest.mark.parametrize("card", MIG_CARDS, ids=key)
 def test_every_named_layout_is_checked_right_on_every_model(card: Card) -> None:
     offered = {profile.name for profile in documented(model_of(card))}
-    for name, layout in everything_named():
+    for name, layout in (*plain().items(), *((name, layout) for name, _, layout in filtered())):
         misfit = find_misfit(layout, card.profiles)
         assert (not misfit) == (layout in legal(model_of(card))), name
         unknown = {profile for profile, _ in layout} - offered
@@ -241,3 +235,42 @@ def test_every_named_layout_is_legal_on_its_own_model() -> None:
         assert {device for card in owners for device in card.pci_device_ids} >= set(devices), name
         for card in owners:
             assert not find_misfit(layout, card.profiles), (name, card.key)
+
+
+# --- the part of a GPU that an instance is -----------------------------------------------------------------------------
+
+H100 = (7, 8)
+EXTENTS = {"1g": (1, 1), "1g.20gb": (1, 2), "2g": (2, 2), "3g": (3, 4), "4g": (4, 4)}
+
+
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        (["1g"] * 7, [Fraction(1, 7)] * 7),
+        (["1g.20gb"] * 4, [Fraction(1, 4)] * 4),
+        (["3g", "3g"], [Fraction(1, 2)] * 2),
+        (["2g"] * 3, [Fraction(2, 7)] * 3),
+        (["4g", "3g"], [Fraction(8, 15), Fraction(7, 15)]),
+        ([], []),
+    ],
+    ids=lambda value: " ".join(map(str, value)) or "nothing",
+)
+def test_the_larger_of_compute_and_memory_counts_and_no_gpu_is_billed_more_than_once(
+    layout: list[str], told: list[Fraction]
+) -> None:
+    assert list(shares([EXTENTS[name] for name in layout], H100)) == told
+
+
+def test_an_instance_whose_size_nobody_knows_has_no_share() -> None:
+    assert shares([(0, 0), (3, 4)], H100) == (Fraction(0), Fraction(1, 2))
+    assert shares([(1, 1)], (0, 0)) == (Fraction(0),)
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
+def test_no_layout_of_any_card_is_more_than_its_gpu_and_none_is_free(card: Card) -> None:
+    whole = (max(p.slices for p in card.profiles), max(p.size for p in card.profiles))
+    profiles = {profile.name: (profile.slices, profile.size) for profile in card.profiles}
+    for layout in maximal_layouts(card.profiles):
+        parts = shares([profiles[name] for name, count in layout for _ in range(count)], whole)
+        assert 0 < sum(parts) <= 1
+        assert min(parts) > 0

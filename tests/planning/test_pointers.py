@@ -32,7 +32,7 @@ from gpusharing.planning.snapshot.nvidia import (
     PlainStackView,
     StackView,
 )
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import GpuView, PlanSettings, PolicyView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.effects import (
     MIG_POINTER,
@@ -87,6 +87,21 @@ SET: dict[str, tuple[StackView, dict[str, str]]] = {
         stack(effects=make_effects(starts=(make_start("gpu-07", "why", known=False),))), {PLUGIN_POINTER: PLUGIN}),
     "not the one that it has set before": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))), {MIG_POINTER: MIG}),
+    "nothing where both are ours": (stack(make_cluster_policy()), {}),
+    "nothing where there is no ClusterPolicy": (stack(None), {}),
+    "nothing where NVIDIA's device-plugin chart stands alone": (
+        stack(replace(BARE, plain=PlainStackView("plugin", "nvdp"))), {}),
+    "nothing where the DRA stack serves the GPUs": (stack(gpu_cluster=True), {}),
+    "nothing where NVIDIA's pods run in another namespace": (stack(replace(BARE, namespace="nvidia")), {}),
+    "nothing before the plugin's ConfigMap is there": (stack(plugin_map_exists=False), {}),
+    "nothing before the plugin's ConfigMap holds anything": (stack(plugin_configs={}), {}),
+    "nothing before mig-manager's ConfigMap is written": (stack(mig_file=""), {}),
+    "nothing where a ConfigMap of ours is somebody else's": (stack(foreign_maps=(PLUGIN,)), {}),
+    "nothing where it has set both before": (stack(replace(BARE, configured=frozenset(BOTH))), {}),
+    "nothing where both are somebody else's": (
+        stack(replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")), {}),
+    "nothing where the plugin's is what only mig-manager's may be": (
+        stack(replace(BARE, plugin_config_name=UPSTREAM_MIG_CONFIG, mig_config_name=MIG)), {}),
 }  # fmt: skip
 
 
@@ -95,33 +110,10 @@ def test_it_sets(found: StackView, pointers: dict[str, str]) -> None:
     assert wanted(found) == pointers
 
 
-NOTHING: dict[str, StackView] = {
-    "where both are ours": stack(make_cluster_policy()),
-    "where there is no ClusterPolicy": stack(None),
-    "where NVIDIA's device-plugin chart stands alone": stack(replace(BARE, plain=PlainStackView("plugin", "nvdp"))),
-    "where the DRA stack serves the GPUs": stack(gpu_cluster=True),
-    "where NVIDIA's pods run in another namespace": stack(replace(BARE, namespace="nvidia")),
-    "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
-    "before the plugin's ConfigMap holds anything": stack(plugin_configs={}),
-    "before mig-manager's ConfigMap is written": stack(mig_file=""),
-    "where a ConfigMap of ours is somebody else's": stack(foreign_maps=(PLUGIN,)),
-    "where it has set both before": stack(replace(BARE, configured=frozenset(BOTH))),
-    "where both are somebody else's": stack(replace(BARE, plugin_config_name="theirs", mig_config_name="theirs")),
-    "where the plugin's is what only mig-manager's may be": stack(
-        replace(BARE, plugin_config_name=UPSTREAM_MIG_CONFIG, mig_config_name=MIG)
-    ),
-}
-
-
 def test_where_the_dra_driver_serves_the_gpus_only_mig_managers_is_set_once_nothing_is_missing() -> None:
     complete = stack(replace(BARE, switches={PLUGIN_SWITCH: False}), dra=DraView(DaemonSetState("driver")))
     assert wanted(complete) == {MIG_POINTER: MIG}
     assert wanted(replace(complete, dra=replace(complete.dra, doubles=("gpu-1",)))) == {}
-
-
-@pytest.mark.parametrize("case", NOTHING)
-def test_it_sets_nothing(case: str) -> None:
-    assert wanted(NOTHING[case]) == {}
 
 
 def test_it_sets_nothing_unless_it_is_asked_to() -> None:
@@ -199,6 +191,15 @@ def test_mig_manager_needs_no_entry_for_a_gpu_without_mig_beside_one_with_it() -
     assert not is_unresolved(node, make_snapshot([node], gpunodes=[make_gpunode(gpus=cards)], stack=found))
 
 
+FULL = make_policy(mode="Full")
+
+
+def objected(found: StackView, policy: PolicyView = FULL, settings: PlanSettings = SETTINGS) -> str:
+    objection = find_objection(policy, found, settings)
+    assert objection is not None
+    return objection.message
+
+
 SAID: dict[str, tuple[StackView, str]] = {
     "who set it": (
         stack(replace(BARE, plugin_config_name="theirs", plugin_config_setter="helm")),
@@ -229,26 +230,21 @@ SAID: dict[str, tuple[StackView, str]] = {
 
 @pytest.mark.parametrize(("found", "words"), SAID.values(), ids=SAID.keys())
 def test_the_condition_says(found: StackView, words: str) -> None:
-    objection = find_objection(make_policy(mode="Full"), found, ASKED)
-    assert objection is not None
-    assert words in objection.message
-    assert "run: kubectl patch clusterpolicy cluster-policy" in objection.message
+    said = objected(found, settings=ASKED)
+    assert words in said
+    assert "run: kubectl patch clusterpolicy cluster-policy" in said
 
 
 def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_command() -> None:
-    objection = find_objection(
-        make_policy(mode="Full"), stack(effects=make_effects(unplugged={"gpu-07": "theirs"})), ASKED
-    )
-    assert objection is not None
-    assert not lacks(objection.message, "gpuOperator.configure", "gpusharing-device-plugin", "theirs")
-    assert "kubectl patch" not in objection.message
+    said = objected(stack(effects=make_effects(unplugged={"gpu-07": "theirs"})), settings=ASKED)
+    assert not lacks(said, "gpuOperator.configure", "gpusharing-device-plugin", "theirs")
+    assert "kubectl patch" not in said
 
 
 def test_the_condition_about_layouts_says_the_same() -> None:
     found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
-    objection = find_objection(make_policy(), found, ASKED)
-    assert objection is not None
-    assert not lacks(objection.message, "theirs", "never overwrites")
+    said = objected(found, make_policy(), ASKED)
+    assert not lacks(said, "theirs", "never overwrites")
 
 
 MIG_SAID: dict[str, tuple[str, str, str]] = {
@@ -266,19 +262,15 @@ MIG_SAID: dict[str, tuple[str, str, str]] = {
 def test_a_command_after_which_mig_manager_would_fail_is_not_told(now: str, admin: str, words: str) -> None:
     cluster_policy = make_cluster_policy(mig_config_name=now)
     found = stack(cluster_policy, effects=make_effects(unresolved={"gpu-07": "all-1g.10gb"}), admin_mig_file=admin)
-    objection = find_objection(make_policy(), found, ASKED)
-    assert objection is not None
-    assert words in objection.message
-    assert "; run:" not in objection.message
+    said = objected(found, make_policy(), ASKED)
+    assert words in said
+    assert "; run:" not in said
 
 
 def test_the_nodes_for_which_mig_manager_waits_are_named() -> None:
     found = stack(effects=make_effects(unresolved=dict.fromkeys(("gpu-08", "gpu-07"), "all-1g.10gb")))
-    objection = find_objection(make_policy(), found, ASKED)
-    assert objection is not None
-    assert not lacks(
-        objection.message, "all-1g.10gb (gpu-07, gpu-08)", "gpusharing-mig-parted", "wait until the agents"
-    )
+    said = objected(found, make_policy(), ASKED)
+    assert not lacks(said, "all-1g.10gb (gpu-07, gpu-08)", "gpusharing-mig-parted", "wait until the agents")
 
 
 DIVIDED = make_start("gpu-1", "nvidia.com/mig.config is all-disabled, but its GPUs have 7x1g.10gb", "all-1g.10gb")
@@ -288,13 +280,11 @@ LABEL = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb 
 
 
 def test_nodes_are_labeled_with_what_they_have_before_mig_manager_reads_our_file() -> None:
-    objection = find_objection(
-        make_policy(), stack(replace(BARE, plugin_config_name=PLUGIN), effects=make_effects(starts=(DIVIDED,))), ASKED
-    )
-    assert objection is not None
-    assert not lacks(objection.message, "nvidia.com/mig.config", "GPUs at its start on gpu-1")
+    found = stack(replace(BARE, plugin_config_name=PLUGIN), effects=make_effects(starts=(DIVIDED,)))
+    said = objected(found, make_policy(), ASKED)
+    assert not lacks(said, "nvidia.com/mig.config", "GPUs at its start on gpu-1")
     patch = """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"migManager":"""
-    assert f"; run: {LABEL}{patch}" in objection.message
+    assert f"; run: {LABEL}{patch}" in said
 
 
 def test_nodes_are_labeled_with_what_they_have_before_mig_manager_is_switched_on() -> None:
@@ -321,45 +311,36 @@ def test_no_command_starts_mig_manager_where_no_label_can_protect_a_node(change:
     bare = stack(effects=make_effects(starts=(DIVIDED, change)))
     off = stack(make_cluster_policy(switches=NO_MIG_MANAGER), effects=make_effects(starts=(DIVIDED, change)))
     for found in (bare, off):
-        objection = find_objection(make_policy(), found, SETTINGS)
-        assert objection is not None
-        assert words in objection.message
-        assert 'migManager":' not in objection.message
-    first = find_objection(make_policy(), bare, SETTINGS)
-    assert first is not None
+        said = objected(found, make_policy())
+        assert words in said
+        assert 'migManager":' not in said
     assert (
         """; run: kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"devicePlugin\""""
-        in first.message
+        in objected(bare, make_policy())
     )
 
 
 def test_more_labels_than_a_message_can_have_are_left_to_import() -> None:
     many = tuple(replace(DIVIDED, node=f"gpu-{number:040}") for number in range(20))
-    objection = find_objection(make_policy(), stack(effects=make_effects(starts=many)), SETTINGS)
-    assert objection is not None
-    assert len(objection.message) <= MAX_TEXT
-    assert not lacks(objection.message, "17 more", "kubectl gpusharing doctor", "run: kubectl patch")
-    assert 'migManager":' not in objection.message
+    said = objected(stack(effects=make_effects(starts=many)), make_policy())
+    assert len(said) <= MAX_TEXT
+    assert not lacks(said, "17 more", "kubectl gpusharing doctor", "run: kubectl patch")
+    assert 'migManager":' not in said
 
 
 def test_a_policy_without_mig_does_not_speak_of_mig_manager() -> None:
-    objection = find_objection(make_policy(mode="Full"), stack(effects=make_effects(starts=(DIVIDED,))), SETTINGS)
-    assert objection is not None
-    assert "mig-manager" not in objection.message
+    assert "mig-manager" not in objected(stack(effects=make_effects(starts=(DIVIDED,))))
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:
-    objection = find_objection(make_policy(mode="Full"), stack(), SETTINGS)
-    assert objection is not None
-    assert not lacks(objection.message, "is not set", "gpusharing-device-plugin", "run: kubectl patch")
-    assert "gpuOperator.configure" not in objection.message
+    said = objected(stack())
+    assert not lacks(said, "is not set", "gpusharing-device-plugin", "run: kubectl patch")
+    assert "gpuOperator.configure" not in said
 
 
 def test_what_is_merged_already_is_not_asked_for() -> None:
     found = stack(replace(BARE, plugin_config_name="theirs"), admin_plugin_configs={"ts-4": "version: v1"})
-    objection = find_objection(make_policy(mode="Full"), found, SETTINGS)
-    assert objection is not None
-    assert "adminPluginConfigMap" not in objection.message
+    assert "adminPluginConfigMap" not in objected(found)
 
 
 THEIRS, OTHER = replace(BARE, plugin_config_name="theirs"), {"other": "version: v1"}
@@ -382,16 +363,13 @@ STOPPING: dict[str, tuple[StackView, str]] = {
 
 @pytest.mark.parametrize(("found", "words"), STOPPING.values(), ids=STOPPING.keys())
 def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(found: StackView, words: str) -> None:
-    objection = find_objection(make_policy(mode="Full"), found, SETTINGS)
-    assert objection is not None
-    assert words in objection.message
-    assert "; run:" not in objection.message
+    said = objected(found)
+    assert words in said
+    assert "; run:" not in said
 
 
 def test_an_admins_configmap_that_is_not_there_is_named() -> None:
-    objection = find_objection(make_policy(mode="Full"), stack(THEIRS, missing_maps=("thiers",)), SETTINGS)
-    assert objection is not None
-    assert not lacks(objection.message, "ConfigMap thiers", "does not exist")
+    assert not lacks(objected(stack(THEIRS, missing_maps=("thiers",))), "ConfigMap thiers", "does not exist")
 
 
 @pytest.mark.parametrize("entries", [{}, {"default": "version: v1\n"}], ids=["missing", "written"])
@@ -404,9 +382,8 @@ def test_nobody_is_told_to_point_the_device_plugin_at_a_configmap_without_entrie
     assert [(one.node, one.why) for one in effects] == ([] if entries else [(nodes[0].name, why)])
     pointed = {plugin_pointer(BARE, SETTINGS, entries).change: effects, mig_pointer(BARE, SETTINGS).change: ()}
     found = stack(plugin_configs=entries, effects=pointed)
-    objection = find_objection(make_policy(), found, SETTINGS)
-    assert objection is not None
-    assert ('"devicePlugin"' in objection.message) == bool(entries)
+    said = objected(found, make_policy())
+    assert ('"devicePlugin"' in said) == bool(entries)
 
 
 @pytest.mark.parametrize(

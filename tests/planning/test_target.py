@@ -44,91 +44,57 @@ def target(*gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **
     return target_for(policy, gpus or TWO, stack or make_stack(policy, models=MODELS))
 
 
+def reached(*gpus: GpuView, **fields: Any) -> Target:
+    found = target(*gpus, **fields)
+    assert isinstance(found, Target), found
+    return found
+
+
+def refused(*gpus: GpuView, **fields: Any) -> Finding:
+    found = target(*gpus, **fields)
+    assert isinstance(found, Finding), found
+    return found
+
+
 GPU, ONE_G, THREE_G = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
 HALVES_AND_WHOLE = {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
-PREDICTIONS: dict[str, tuple[str, dict[str, Any], str, dict[str, int]]] = {
-    "whole GPUs": ("Full", {}, "1x full", {GPU: 2}),
-    "shares under the name of a GPU": ("TimeSlicing", {}, "4x shared", {GPU: 8}),
+SINGLE = {"strategy": "single", "config": "all-1g.10gb"}
+RENAMED = {"replicas": 3, "renameByDefault": True}
+BALANCED, BALANCED_TEXT = {"config": "all-balanced"}, "1x3g.40gb+1x2g.20gb+2x1g.10gb"
+TWICE = {"replicas": 2}
+PREDICTIONS: dict[str, tuple[dict[str, Any], str, dict[str, int]]] = {
+    "whole GPUs": ({"mode": "Full"}, "1x full", {GPU: 2}),
+    "shares under the name of a GPU": ({"mode": "TimeSlicing"}, "4x shared", {GPU: 8}),
     "shares under their own name": (
-        "TimeSlicing",
-        {"timeSlicing": {"replicas": 3, "renameByDefault": True}},
-        "3x shared",
-        {"nvidia.com/gpu.shared": 6},
-    ),
-    "own layouts, mixed": ("MIG", {}, "2x3g.40gb", {THREE_G: 4}),
-    "one profile, single": (
-        "MIG",
-        {"mig": {"strategy": "single", "config": "all-1g.10gb"}},
-        "7x1g.10gb",
-        {GPU: 14},
-    ),
+        {"mode": "TimeSlicing", "timeSlicing": RENAMED}, "3x shared", {"nvidia.com/gpu.shared": 6}),
+    "own layouts, mixed": ({}, "2x3g.40gb", {THREE_G: 4}),
+    "one profile, single": ({"mig": SINGLE}, "7x1g.10gb", {GPU: 14}),
     "a named configuration of three profiles": (
-        "MIG",
-        {"mig": {"config": "all-balanced"}},
-        "1x3g.40gb+1x2g.20gb+2x1g.10gb",
-        {THREE_G: 2, "nvidia.com/mig-2g.20gb": 2, ONE_G: 4},
-    ),
+        {"mig": BALANCED}, BALANCED_TEXT, {THREE_G: 2, "nvidia.com/mig-2g.20gb": 2, ONE_G: 4}),
     "one GPU divided and one whole": (
-        "MIG",
-        {"mig": HALVES_AND_WHOLE},
-        "2x3g.40gb (1 GPU), 1x full (1 GPU)",
-        {THREE_G: 2, GPU: 1},
-    ),
-    "clients of MPS": ("MPS", {}, "4x shared", {GPU: 8}),
+        {"mig": HALVES_AND_WHOLE}, "2x3g.40gb (1 GPU), 1x full (1 GPU)", {THREE_G: 2, GPU: 1}),
+    "clients of MPS": ({"mode": "MPS"}, "4x shared", {GPU: 8}),
     "clients of MPS under their own name": (
-        "MPS",
-        {"mps": {"replicas": 3, "renameByDefault": True}},
-        "3x shared",
-        {"nvidia.com/gpu.shared": 6},
-    ),
-    "shares of instances, mixed": (
-        "MIG",
-        {"timeSlicing": {"replicas": 2}},
-        "2x3g.40gb 2x shared",
-        {THREE_G: 8},
-    ),
-    "shares of instances, single": (
-        "MIG",
-        {"mig": {"strategy": "single", "config": "all-1g.10gb"}, "timeSlicing": {"replicas": 2}},
-        "7x1g.10gb 2x shared",
-        {GPU: 28},
-    ),
+        {"mode": "MPS", "mps": RENAMED}, "3x shared", {"nvidia.com/gpu.shared": 6}),
+    "shares of instances, mixed": ({"timeSlicing": TWICE}, "2x3g.40gb 2x shared", {THREE_G: 8}),
+    "shares of instances, single": ({"mig": SINGLE, "timeSlicing": TWICE}, "7x1g.10gb 2x shared", {GPU: 28}),
     "shares of instances, single, under their own name": (
-        "MIG",
-        {
-            "mig": {"strategy": "single", "config": "all-1g.10gb"},
-            "timeSlicing": {"replicas": 2, "renameByDefault": True},
-        },
-        "7x1g.10gb 2x shared",
-        {"nvidia.com/gpu.shared": 28},
-    ),
+        {"mig": SINGLE, "timeSlicing": RENAMED}, "7x1g.10gb 3x shared", {"nvidia.com/gpu.shared": 42}),
     "shares of instances of a named configuration, each profile listed": (
-        "MIG",
-        {"mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 3, "renameByDefault": True}},
-        "1x3g.40gb+1x2g.20gb+2x1g.10gb 3x shared",
-        {f"{THREE_G}.shared": 6, "nvidia.com/mig-2g.20gb.shared": 6, f"{ONE_G}.shared": 12},
-    ),
+        {"mig": BALANCED, "timeSlicing": RENAMED}, f"{BALANCED_TEXT} 3x shared",
+        {f"{THREE_G}.shared": 6, "nvidia.com/mig-2g.20gb.shared": 6, f"{ONE_G}.shared": 12}),
     "shares of one GPU divided and of one whole": (
-        "MIG",
-        {"mig": HALVES_AND_WHOLE, "timeSlicing": {"replicas": 2}},
-        "2x3g.40gb 2x shared (1 GPU), 2x shared (1 GPU)",
-        {THREE_G: 4, GPU: 2},
-    ),
+        {"mig": HALVES_AND_WHOLE, "timeSlicing": TWICE}, "2x3g.40gb 2x shared (1 GPU), 2x shared (1 GPU)",
+        {THREE_G: 4, GPU: 2}),
     "a profile with media engines": (
-        "MIG",
-        {"mig": {"layouts": [{"profiles": {"1g.10gb+me": 1}}]}},
-        "1x1g.10gb+me",
-        {"nvidia.com/mig-1g.10gb.me": 2},
-    ),
-}
+        {"mig": {"layouts": [{"profiles": {"1g.10gb+me": 1}}]}}, "1x1g.10gb+me", {"nvidia.com/mig-1g.10gb.me": 2}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "fields", "text", "resources"), PREDICTIONS.values(), ids=PREDICTIONS.keys())
-def test_two_h100_become(mode: str, fields: dict[str, Any], text: str, resources: dict[str, int]) -> None:
-    found = target(mode=mode, **fields)
-    assert isinstance(found, Target), found
-    assert found.text == text
-    assert dict(found.resources) == resources
+@pytest.mark.parametrize(("fields", "text", "resources"), PREDICTIONS.values(), ids=PREDICTIONS.keys())
+def test_two_h100_become(fields: dict[str, Any], text: str, resources: dict[str, int]) -> None:
+    found = reached(**fields)
+    assert (found.text, dict(found.resources)) == (text, resources)
 
 
 REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
@@ -165,43 +131,32 @@ REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
 
 @pytest.mark.parametrize(("gpus", "fields", "reason", "says"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_it_cannot_become(gpus: tuple[GpuView, ...], fields: dict[str, Any], reason: Reason, says: str) -> None:
-    found = target(*gpus, **fields)
-    assert isinstance(found, Finding)
+    found = refused(*gpus, **fields)
     assert (found.reason, says in found.message) == (reason, True), found.message
 
 
 def test_mig_on_without_instances_serves_nothing_and_is_refused() -> None:
     admin = "mig-configs: {empty: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
-    found = target(stack=make_stack(admin_mig_file=admin), mig={"config": "empty"})
-    assert isinstance(found, Finding)
-    assert found.reason is Reason.LAYOUT_EMPTY
+    assert refused(stack=make_stack(admin_mig_file=admin), mig={"config": "empty"}).reason is Reason.LAYOUT_EMPTY
 
 
 def test_a_card_of_which_nobody_knows_the_profiles_is_not_divided() -> None:
-    unknown = make_gpu(product=A30)
-    unknown = replace(unknown, profiles=())
-    found = target(unknown, mig={"layouts": [{"profiles": {"1g.6gb": 4}}]})
-    assert isinstance(found, Finding)
-    assert found.reason is Reason.HARDWARE_UNKNOWN
+    unknown = replace(make_gpu(product=A30), profiles=())
+    assert refused(unknown, mig={"layouts": [{"profiles": {"1g.6gb": 4}}]}).reason is Reason.HARDWARE_UNKNOWN
 
 
 def test_profiles_that_an_old_device_plugin_cannot_tell_apart_are_refused_before_anything_is_touched() -> None:
     media = {"layouts": [{"profiles": {"1g.10gb+me": 1, "1g.10gb": 2}}]}
 
-    def under(version: str, **mig: Any) -> Target | Finding:
-        return target(stack=make_stack(cluster_policy=make_cluster_policy(plugin_version=version)), mig=media | mig)
+    def plugin(version: str) -> StackView:
+        return make_stack(cluster_policy=make_cluster_policy(plugin_version=version))
 
-    found = under("v0.19.3-ubi9")
-    assert isinstance(found, Finding)
+    found = refused(stack=plugin("v0.19.3-ubi9"), mig=media)
     assert found.reason is Reason.PLUGIN_TOO_OLD
     assert "1g.10gb+me with device plugin v0.19.3-ubi9" in found.message
     for version in ("v0.20.0", "v1.0.0", "sha256:1f", ""):
-        assert isinstance(under(version), Target), version
-    plain = target(
-        stack=make_stack(cluster_policy=make_cluster_policy(plugin_version="v0.19.3")),
-        mig={"layouts": [{"profiles": {"1g.10gb": 2}}]},
-    )
-    assert isinstance(plain, Target)
+        assert reached(stack=plugin(version), mig=media), version
+    assert reached(stack=plugin("v0.19.3"), mig={"layouts": [{"profiles": {"1g.10gb": 2}}]})
 
 
 def test_a_profile_that_an_old_mig_parted_mistakes_on_a_node_with_two_models_is_refused_by_name() -> None:
@@ -223,30 +178,22 @@ def test_a_profile_that_an_old_mig_parted_mistakes_on_a_node_with_two_models_is_
 
 
 def test_the_product_of_spec_products_is_nvmls_name_with_dashes() -> None:
-    assert isinstance(target(products=["NVIDIA-H100-80GB-HBM3"]), Target)
+    assert reached(products=["NVIDIA-H100-80GB-HBM3"])
 
 
 def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_manager() -> None:
     for mode in ("Full", "TimeSlicing", "MPS"):
-        found = target(make_gpu(product=T4), mode=mode)
-        assert isinstance(found, Target)
-        assert found.mig_config == ""
-    capable = target(mode="Full")
-    assert isinstance(capable, Target)
-    assert capable.mig_config == "all-disabled"
+        assert reached(make_gpu(product=T4), mode=mode).mig_config == ""
+    assert reached(mode="Full").mig_config == "all-disabled"
     off = make_stack(cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
-    unread = target(mode="Full", stack=off)
-    assert isinstance(unread, Target)
-    assert unread.mig_config == ""
+    assert reached(mode="Full", stack=off).mig_config == ""
 
 
 @pytest.mark.parametrize(("mounted", "config"), [(True, "all-disabled"), (False, "")], ids=["ours", "another"])
 def test_beside_nvidias_chart_mig_manager_is_used_only_if_it_reads_our_configmap(mounted: bool, config: str) -> None:
     beside = PlainStackView("nvdp", "nvdp", "nvidia-mig-manager", pausable=True)
     policy = replace(make_cluster_policy(mig_config_name="" if not mounted else SETTINGS.mig_config_map), plain=beside)
-    found = target(mode="Full", stack=make_stack(cluster_policy=policy))
-    assert isinstance(found, Target)
-    assert found.mig_config == config
+    assert reached(mode="Full", stack=make_stack(cluster_policy=policy)).mig_config == config
 
 
 def test_one_policy_over_two_card_models_gives_each_node_its_own_layout() -> None:
@@ -260,24 +207,16 @@ def test_one_policy_over_two_card_models_gives_each_node_its_own_layout() -> Non
 
 
 def test_two_card_models_in_one_node_are_each_divided_by_a_named_configuration() -> None:
-    found = target(make_gpu(0), make_gpu(1, product=A30), mig={"config": "all-balanced"})
-    assert isinstance(found, Target), found
+    found = reached(make_gpu(0), make_gpu(1, product=A30), mig={"config": "all-balanced"})
     assert found.text == "1x3g.40gb+1x2g.20gb+2x1g.10gb (1 GPU), 1x2g.12gb+2x1g.6gb (1 GPU)"
 
 
+GENERATED = make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED})
 NAMES: dict[str, tuple[StackView, str, str]] = {
     "ours, before the file is written": (make_stack(mig_file=""), "all-7g.80gb", "1x7g.80gb"),
     "the admin's wins over the generated": (make_stack(admin_mig_file=PARTED), "all-balanced", "1x7g.80gb"),
-    "what mig-manager generated on the node": (
-        make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED}),
-        "all-balanced",
-        "1x7g.80gb",
-    ),
-    "mig-manager's list lacks the name": (
-        make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED}),
-        "all-1g.10gb",
-        "mig-manager on gpu-07 has only all-balanced",
-    ),
+    "what mig-manager generated on the node": (GENERATED, "all-balanced", "1x7g.80gb"),
+    "mig-manager's list lacks the name": (GENERATED, "all-1g.10gb", "mig-manager on gpu-07 has only all-balanced"),
     "mig-manager has not published its list": (
         make_stack(cluster_policy=NOT_OURS),
         "all-balanced",
@@ -307,32 +246,29 @@ MPS_LIMITS = {"V100": ("Tesla V100-SXM2-16GB", 16), "T4": (T4, 48), "H100": (H10
 @pytest.mark.parametrize(("product", "most"), MPS_LIMITS.values(), ids=MPS_LIMITS.keys())
 def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_more(product: str, most: int) -> None:
     gpu = make_gpu(product=product)
-    assert isinstance(target(gpu, mode="MPS", mps={"replicas": most}), Target)
-    refused = target(gpu, mode="MPS", mps={"replicas": most + 1})
-    assert isinstance(refused, Finding)
-    assert refused.reason is Reason.MPS_TOO_MANY_CLIENTS
-    assert not lacks(refused.message, product, f"at most {most}", "spec.mps.replicas", f"{most + 1}")
+    assert reached(gpu, mode="MPS", mps={"replicas": most})
+    found = refused(gpu, mode="MPS", mps={"replicas": most + 1})
+    assert found.reason is Reason.MPS_TOO_MANY_CLIENTS
+    assert not lacks(found.message, product, f"at most {most}", "spec.mps.replicas", f"{most + 1}")
 
 
 def test_time_slicing_has_no_such_limit() -> None:
     gpu = make_gpu(product="Tesla V100-SXM2-16GB")
-    assert isinstance(target(gpu, mode="TimeSlicing", timeSlicing={"replicas": 100}), Target)
+    assert reached(gpu, mode="TimeSlicing", timeSlicing={"replicas": 100})
 
 
-ROUTES = {
-    "full": ("Full", {}),
-    "time-slicing": ("TimeSlicing", {}),
-    "mps": ("MPS", {}),
-    "mig": ("MIG", {}),
-    "mig-time-slicing": ("MIG", {"timeSlicing": {"replicas": 2}}),
+ROUTES: dict[str, dict[str, Any]] = {
+    "full": {"mode": "Full"},
+    "time-slicing": {"mode": "TimeSlicing"},
+    "mps": {"mode": "MPS"},
+    "mig": {"mode": "MIG"},
+    "mig-time-slicing": {"mode": "MIG", "timeSlicing": {"replicas": 2}},
 }
 
 
-@pytest.mark.parametrize(("label", "mode", "fields"), [(k, *v) for k, v in ROUTES.items()], ids=ROUTES.keys())
-def test_the_routing_label_tells_the_kinds_of_sharing_apart(label: str, mode: str, fields: dict[str, Any]) -> None:
-    found = target(mode=mode, **fields)
-    assert isinstance(found, Target)
-    assert found.routing == label
+@pytest.mark.parametrize("label", ROUTES)
+def test_the_routing_label_tells_the_kinds_of_sharing_apart(label: str) -> None:
+    assert reached(**ROUTES[label]).routing == label
 
 
 def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:

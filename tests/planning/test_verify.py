@@ -5,19 +5,27 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_stack
+from tests.build import H100, make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
 from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 from tests.wording import lacks
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.nvidia import PlainStackView
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.texts import key_of
+from gpusharing.planning.snapshot.nvidia import NodeDevices, PlainStackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison, find_exclusive, find_mismatch, label_checks
+from gpusharing.planning.wanted.verify import (
+    Comparison,
+    find_exclusive,
+    find_mismatch,
+    find_slice_mismatch,
+    label_checks,
+)
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
 BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})
@@ -40,7 +48,6 @@ def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Comparis
 
 
 def with_labels(case: Comparison, **labels: str | None) -> Comparison:
-    """The case with other labels; None removes one."""
     kept = {**case.node.labels, **labels}
     node = replace(case.node, labels={key: value for key, value in kept.items() if value is not None})
     return replace(case, node=node)
@@ -343,3 +350,50 @@ def test_one_message_names_all_gpus_that_mps_left_exclusive_and_one_command_rese
     gpus: tuple[GpuView, ...], told: str
 ) -> None:
     assert find_exclusive(Hardware.of(gpus)) == told
+
+
+# --- ResourceSlices ----------------------------------------------------------------------------------------------------
+
+SMALL: Layout = (("1g.10gb", 7),)
+MIXTURE: Layout = (("3g.40gb", 1), ("1g.10gb", 4))
+
+
+ONE_FULL, ONE_SMALL, TWO_SMALL = "1x full (1 GPU)", "7x1g.10gb (1 GPU)", "7x1g.10gb (2 GPUs)"
+SLICES: dict[str, tuple[NodeDevices | None, tuple[Layout | None, ...], str]] = {
+    "whole GPUs": (NodeDevices((None, None)), (None, None), ""),
+    "GPUs in another order": (NodeDevices((SMALL, MIXTURE, None)), (None, MIXTURE, SMALL), ""),
+    "MIG on without instances": (NodeDevices((SMALL,)), ((), SMALL), ""),
+    "no device at all": (NodeDevices(()), ((),), ""),
+    "nothing is published": (None, (None,), "publishes no ResourceSlice for gpu-1"),
+    "the pool is incomplete": (
+        NodeDevices((None,), missing=1), (None,), "has not published 1 ResourceSlice of pool gpu-1 yet"),
+    "a device of another kind": (NodeDevices((None,), others=("vfio-0",)), (None,), "vfio-0"),
+    "a whole GPU in place of instances": (NodeDevices((None,)), (SMALL,), f"show {ONE_FULL} instead of {ONE_SMALL};"),
+    "instances in place of a whole GPU": (NodeDevices((SMALL,)), (None,), f"show {ONE_SMALL} instead of {ONE_FULL};"),
+    "one GPU too few": (NodeDevices((SMALL,)), (SMALL, SMALL), f"show {ONE_SMALL} instead of {TWO_SMALL};"),
+    "an empty pool": (NodeDevices(()), (None, None), "show no device instead of 1x full (2 GPUs)"),
+    "a whole GPU in place of none": (NodeDevices((None,)), ((),), f"show {ONE_FULL} instead of no device;"),
+    "one GPU has another layout": (NodeDevices((SMALL, MIXTURE)), (SMALL, SMALL), f"(1 GPU) instead of {TWO_SMALL};"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("devices", "layouts", "says"), SLICES.values(), ids=SLICES)
+def test_slices_agree_with_the_target_or_the_difference_is_named(
+    devices: NodeDevices | None, layouts: tuple[Layout | None, ...], says: str
+) -> None:
+    said = find_slice_mismatch(replace(make_node("gpu-1"), devices=devices), layouts, None)
+    assert says in said
+    assert bool(said) is bool(says)
+
+
+@pytest.mark.parametrize(
+    ("published", "read", "agrees"),
+    [("a", "a", True), ("a", "b", False), ("a", "", True), ("", "b", False)],
+    ids=["the same devices", "made anew", "the agent's are unknown", "the driver's are unknown"],
+)
+def test_the_same_layout_made_anew_has_other_devices(published: str, read: str, agrees: bool) -> None:
+    observed = make_gpunode(gpus=[make_gpu(layout=SMALL)]).observed
+    assert observed is not None
+    node = replace(make_node("gpu-1"), devices=NodeDevices((SMALL,), key=key_of((published,)) if published else ""))
+    said = find_slice_mismatch(node, (SMALL,), replace(observed, devices=(read,) if read else ()))
+    assert said == "" if agrees else not lacks(said, "ResourceSlices of gpu-1", "NVML")
