@@ -1,5 +1,6 @@
 """The verdict for one node, each turning of judge.py by itself; whole ways: test_rollout.py, test_scenarios.py."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +11,25 @@ from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
 from tests.wording import lacks
 
+from gpusharing.api import names
 from gpusharing.api.names import (
     LABEL_GPU_PRESENT,
     LABEL_GPU_PRODUCT,
     LABEL_MIG_STATE,
     LABEL_MODE,
     LABEL_POLICY,
+    DisruptionClass,
     Phase,
 )
-from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import (
+    Action,
+    Actuate,
+    ClearRequests,
+    EnsureGPUNode,
+    LabelNode,
+    Release,
+    UpdateFence,
+)
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.cases import find_member, keeps_verdict
@@ -139,21 +150,18 @@ def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
     assert not lacks(verdict.message, "Policy heir", "takes over")
 
 
-def test_a_failed_node_stays_with_its_policy_where_no_other_owns_it() -> None:
-    assert heirs(judged(failed(owner=MIXED))) == []
-    assert heirs(judged(failed(owner=""))) == []
+NOT_HANDED_OVER: dict[str, tuple[NodeCase, Phase]] = {
+    "no other policy owns it": (failed(owner=MIXED), Phase.FAILED),
+    "nobody owns it": (failed(owner=""), Phase.FAILED),
+    "it is of another making": (failed(fence=replace(FENCE, node_uid="uid-before")), Phase.FAILED),
+    "its change goes on": (failed(now=2399), Phase.VERIFYING),
+}
 
 
-def test_a_node_of_another_making_is_handed_to_nobody() -> None:
-    other = failed(fence=replace(FENCE, node_uid="uid-before"))
-    assert judged(other).phase is Phase.FAILED
-    assert heirs(judged(other)) == []
-
-
-def test_a_change_that_goes_on_ends_before_the_node_moves() -> None:
-    verdict = judged(failed(now=2399))
-    assert verdict.phase is Phase.VERIFYING
-    assert heirs(verdict) == []
+@pytest.mark.parametrize(("case", "phase"), NOT_HANDED_OVER.values(), ids=NOT_HANDED_OVER)
+def test_a_node_in_a_change_is_handed_to_nobody_where(case: NodeCase, phase: Phase) -> None:
+    verdict = judged(case)
+    assert (verdict.phase, heirs(verdict)) == (phase, [])
 
 
 def released(**fields: Any) -> NodeCase:
@@ -270,3 +278,126 @@ def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_sk
 
 def test_a_candidate_says_from_what_to_what_it_is_to_be_changed() -> None:
     assert not lacks(judged(make_case(MIXED)).message, "from 1x full to 2x3g.40gb")
+
+
+# --- what a verdict takes from the fence -------------------------------------------------------------------------------
+
+SECOND_STEP = make_fence("actuating", policy="pool-a", attempt=3, step=2, steps=2, disruption=DisruptionClass.RESET)
+
+
+def said(case: NodeCase) -> Verdict:
+    return case.verdict(Phase.RECONFIGURING, Reason.PROGRESSING, "on its way")
+
+
+def test_a_node_in_a_change_tells_whose_change_it_is_how_far_and_until_when() -> None:
+    verdict = said(make_case(MIXED, fence=SECOND_STEP))
+    assert (verdict.policy, verdict.deadline) == ("pool-a", SECOND_STEP.deadline)
+    assert (verdict.attempt, verdict.step, verdict.disruption) == (3, "2/2", DisruptionClass.RESET)
+    assert (verdict.wanted, verdict.observed, verdict.candidate) == ("2x3g.40gb", "1x full", False)
+
+
+def test_a_node_without_a_change_tells_none_of_it() -> None:
+    verdict = said(make_case(FULL))
+    assert (verdict.policy, verdict.deadline) == ("pool-b", None)
+    assert (verdict.attempt, verdict.step, verdict.disruption) == (0, "", DisruptionClass.NONE)
+    assert (verdict.wanted, verdict.observed, verdict.candidate) == ("1x full", "1x full", False)
+
+
+def test_a_node_whose_policy_is_gone_tells_what_its_fence_was_to_lead_to() -> None:
+    assert said(make_case(None, fence=SECOND_STEP)).wanted == SECOND_STEP.to_layout == "2x3g.40gb"
+    assert said(make_case(None)).wanted == ""
+
+
+def test_pods_that_came_after_the_cordon_are_told_from_those_before_by_the_time_of_the_fence() -> None:
+    assert make_case(MIXED, fence=SECOND_STEP).scope.cordoned_at == NOW
+    assert make_case(MIXED).scope.cordoned_at is None
+
+
+# --- requests on the GPUNode (docs/adr/0082-requests-on-the-gpunode.md) ------------------------------------------------
+
+RETRY, ABORT, SKIP = names.REQUESTS
+
+
+def with_requests(case: NodeCase, **requests: str) -> NodeCase:
+    assert case.gpunode is not None
+    asked = {names.PREFIX + key: value for key, value in requests.items()}
+    return replace(case, gpunode=replace(case.gpunode, requests=asked))
+
+
+MOVED: dict[str, tuple[NodeCase, Mapping[str, str | None], Mapping[str, str]]] = {
+    "a retry": (with_requests(make_case(), retry="again"), {}, {RETRY: "again"}),
+    "a retry, over another value of the Node": (
+        with_requests(make_case(node={"retry": "once-more"}), retry="again"), {}, {RETRY: "again"},
+    ),
+    "an abort": (with_requests(make_case(MIXED, fence=make_fence()), abort="op-1"), {}, {ABORT: "op-1"}),
+    "a skip": (with_requests(make_case(), skip="true"), {SKIP: "true"}, {}),
+    "the end of a skip": (with_requests(make_case(labels={SKIP: "true"}), skip="false"), {SKIP: None}, {}),
+    "the end of a skip, by an empty value": (
+        with_requests(make_case(labels={SKIP: "yes"}), skip=""), {SKIP: None}, {},
+    ),
+    "a skip, in another spelling": (with_requests(make_case(), skip="True"), {SKIP: "true"}, {}),
+    "a skip, over a label that skips nothing": (
+        with_requests(make_case(labels={SKIP: "false"}), skip="1"), {SKIP: "true"}, {},
+    ),
+    "all at once, without what the Node has already": (
+        with_requests(make_case(node={"retry": "again"}), retry="again", abort="op-1", skip="true"),
+        {SKIP: "true"},
+        {ABORT: "op-1"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "labels", "annotations"), MOVED.values(), ids=MOVED)
+def test_a_request_is_written_to_the_node_and_then_removed(
+    case: NodeCase, labels: Mapping[str, str | None], annotations: Mapping[str, str]
+) -> None:
+    assert case.gpunode is not None
+    assert judged(case).actions == (
+        LabelNode(case.node, labels, requests=annotations),
+        ClearRequests("gpu-07", case.gpunode.requests),
+    )
+
+
+HAD: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "a retry": ({"node": {"retry": "again"}}, {"retry": "again"}),
+    "an abort": ({"node": {"abort": "op-1"}}, {"abort": "op-1"}),
+    "a skip": ({"labels": {SKIP: "true"}}, {"skip": "true"}),
+    "a skip, which comes once more in another spelling": ({"labels": {SKIP: "true"}}, {"skip": "True"}),
+    "a skip, which comes once more as yes": ({"labels": {SKIP: "true"}}, {"skip": "yes"}),
+    "a skip, which comes once more as 1": ({"labels": {SKIP: "true"}}, {"skip": "1"}),
+    "a skip, which the Node has in another spelling": ({"labels": {SKIP: "True"}}, {"skip": "true"}),
+    "the end of a skip that nobody wanted": ({}, {"skip": "false"}),
+    "the end of a skip whose label skips nothing": ({"labels": {SKIP: "false"}}, {"skip": "false"}),
+}
+
+
+@pytest.mark.parametrize(("fields", "requests"), HAD.values(), ids=HAD)
+def test_a_request_that_the_node_has_already_is_only_removed(fields: dict[str, Any], requests: dict[str, str]) -> None:
+    case = with_requests(make_case(**fields), **requests)
+    assert case.gpunode is not None
+    assert judged(case).actions == (ClearRequests("gpu-07", case.gpunode.requests),)
+
+
+def test_no_node_starts_before_its_request_is_known() -> None:
+    pending = make_case(MIXED)
+    assert judged(pending).candidate
+    asked = judged(with_requests(pending, skip="true"))
+    assert (asked.candidate, asked.reason, asked.phase) == (False, judged(pending).reason, judged(pending).phase)
+
+
+def test_no_step_of_a_change_is_taken_before_its_abort_is_known() -> None:
+    released = make_case(MIXED, fence=make_fence(), node={"unschedulable": False})
+    assert any(isinstance(action, Release) for action in judged(released).actions)
+    asked = judged(with_requests(released, abort="op-1")).actions
+    assert not any(isinstance(action, Release | Actuate) for action in asked)
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [({"fence_error": "not JSON"}, Reason.FENCE_UNREADABLE), ({"deleting": True}, None)],
+    ids=["its fence cannot be read", "it is being deleted"],
+)
+def test_a_request_stays_where_it_is_on_a_node_where(node: dict[str, Any], reason: Reason | None) -> None:
+    verdict = judged(with_requests(make_case(MIXED, node=node), retry="again"))
+    assert verdict.actions == ()
+    assert reason in (None, verdict.reason)

@@ -5,7 +5,19 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.build import H100, NOW, make_cluster_policy, make_node, make_pod, make_policy, make_snapshot
+from tests.build import (
+    H100,
+    NOW,
+    make_cluster_policy,
+    make_fence,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
 from tests.planning.cases import (
     FULL,
     MIG_SLICED,
@@ -17,6 +29,7 @@ from tests.planning.cases import (
     T4,
     copy_of,
     edited,
+    pair_of,
     pool_of,
     run_until,
     verdict_of,
@@ -26,7 +39,8 @@ from tests.planning.machines import NodeMachine
 from tests.planning.rules import is_settled
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN_CONFIG, DisruptionClass, Phase
+from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
     Actuate,
@@ -114,14 +128,6 @@ def test_a_change_that_keeps_every_resource_disturbs_no_pod_and_cordons_nothing(
     assert len(world.pods[NODE]) == 1
 
 
-def test_a_card_without_mig_is_shared_without_any_mig_label() -> None:
-    world = copy_of(FULL, (T4,))
-    world.set_policy(SLICED)
-    world.settle()
-    assert dict(world.nodes[NODE].resources) == {"nvidia.com/gpu": 4}
-    assert not any(label.startswith("nvidia.com/mig.config") for label in world.nodes[NODE].labels)
-
-
 # --- adoption ---------------------------------------------------------------------------------------------------
 
 
@@ -161,18 +167,6 @@ def test_a_cordoned_node_that_is_as_wanted_is_adopted_and_stays_cordoned() -> No
     assert world.nodes[NODE].unschedulable
 
 
-NOT_ADOPTED = {"no agent is ready": (True, True), "the node is not Ready": (False, False)}
-
-
-@pytest.mark.parametrize(("agents_down", "ready"), NOT_ADOPTED.values(), ids=NOT_ADOPTED.keys())
-def test_nothing_is_adopted_while(agents_down: bool, ready: bool) -> None:
-    world = copy_of(FULL)
-    world.nodes[NODE] = replace(world.nodes[NODE], verified=None, ready=ready)
-    world.agents_down = {NODE} if agents_down else set()
-    assert verdict_of(world).phase is Phase.BLOCKED
-    assert verdict_of(world).actions == ()
-
-
 def test_a_node_for_virtual_machines_says_so_instead_of_blaming_its_agent() -> None:
     world = copy_of(FULL)
     node = world.nodes[NODE]
@@ -209,12 +203,14 @@ def test_a_node_moves_between_policies_that_want_the_same_by_our_labels_only() -
 
 def test_a_node_that_no_policy_selects_any_more_keeps_its_layout_and_loses_the_mark() -> None:
     world = copy_of(MIXED)
+    before = world.nodes[NODE].labels
     world.delete_policy("pool-b")
     world.done.clear()
     verdict = world.settle().verdicts[NODE]
     assert (verdict.phase, verdict.reason) == (Phase.SKIPPED, Reason.UNOWNED)
     assert wrote(world, *NODE_WRITES) == ["LabelNode"]
-    assert names.LABEL_POLICY not in world.nodes[NODE].labels
+    assert world.policies == ()
+    assert world.nodes[NODE].labels == {key: value for key, value in before.items() if key != names.LABEL_POLICY}
     assert world.machines[NODE].layouts == [(("3g.40gb", 2),)]
     kept = {world.nodes[NODE].labels[label] for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)}
     assert kept <= {*world.stack.plugin_configs, *parse_mig_file(world.stack.mig_file)}
@@ -360,3 +356,75 @@ def test_the_pods_of_few_nodes_are_asked_for_at_once() -> None:
         asked.append(len(world.step().memory.wants_pods))
     assert max(asked) > 0
     assert all(count <= 3 + LOOKS for count in asked)
+
+
+# --- what a snapshot holds beside node and policy ----------------------------------------------------------------------
+
+POLICY = make_policy()
+PAUSED = {
+    "false": ({"paused": True, "whenPaused": "Hold"}, (True, "Hold")),
+    "true": ({"whenPaused": "Abort"}, (True, "Abort")),
+    "Finish": ({"paused": True, "whenPaused": "Hold"}, (True, "Finish")),
+    "Hold": ({}, (True, "Hold")),
+    "Abort": ({"whenPaused": "Hold"}, (True, "Abort")),
+}
+"""By the chart's value: what a policy says, and what then holds."""
+ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}
+
+
+@pytest.mark.parametrize(("word", "rollout", "held"), [(word, *row) for word, row in PAUSED.items()], ids=PAUSED)
+def test_the_charts_value_pauses_a_policy_whatever_it_says_itself_and_changes_nothing_else(
+    word: str, rollout: dict[str, object], held: tuple[bool, str]
+) -> None:
+    policy = make_policy(rollout={"maxUnavailable": 3, **rollout})
+    found = policy.paused_by(word)
+    assert found.spec is not None
+    assert (found.spec.rollout.paused, found.spec.rollout.when_paused) == held
+    assert found.version == policy.version
+    assert found.generation == policy.generation
+
+
+def test_a_policy_that_cannot_be_read_has_nothing_to_pause() -> None:
+    policy = replace(POLICY, spec=None)
+    assert policy.paused_by("Hold") == policy
+
+
+def test_a_gpu_that_is_lost_is_told_of_the_node() -> None:
+    lost = make_gpunode(gpus=(replace(make_gpu(), vitals=Vitals(access="Lost")),))
+    verdict = plan_rollout(make_snapshot([make_node()], [POLICY], gpunodes=[lost]), NOW).verdicts["gpu-07"]
+    assert verdict.health is not None
+    assert (verdict.reason, verdict.health.reason) == (Reason.GPU_UNHEALTHY, Reason.GPU_LOST)
+
+
+def test_what_the_log_of_mig_manager_says_is_told_of_the_node_that_failed() -> None:
+    mig_config, plugin = pair_of(POLICY)
+    labels = {LABEL_MIG_CONFIG: mig_config, LABEL_MIG_STATE: "failed", LABEL_PLUGIN_CONFIG: plugin}
+    fence = make_fence("actuating", attempt=3, target_mig_config=mig_config, target_plugin_config=plugin)
+    node = make_node(fence=fence, labels=labels, unschedulable=True)
+    said = "Error creating GPU instance: ERROR_IN_USE"
+    plan = plan_rollout(make_snapshot([node], [POLICY], mig_failures={"gpu-07": said}), NOW)
+    assert plan.verdicts["gpu-07"].phase is Phase.FAILED
+    assert said in plan.verdicts["gpu-07"].message
+
+
+def test_pods_are_not_stranded_while_a_node_that_nobody_owns_offers_what_they_ask_for() -> None:
+    work = {"gpu-07": make_work(make_pod())}
+    alone = plan_rollout(make_snapshot([make_node()], [POLICY], work=work), NOW)
+    assert alone.verdicts["gpu-07"].reason is Reason.STRANDED_PODS
+    nodes = [make_node(), make_node("gpu-09", labels=ELSEWHERE)]
+    plan = plan_rollout(make_snapshot(nodes, [POLICY], work=work), NOW)
+    assert plan.verdicts["gpu-09"].reason is Reason.UNOWNED
+    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-07"].actions)
+    served_none = [make_node(), make_node("gpu-09", labels=ELSEWHERE, resources={"nvidia.com/gpu": 0})]
+    plan = plan_rollout(make_snapshot(served_none, [POLICY], work=work), NOW)
+    assert plan.verdicts["gpu-07"].reason is Reason.STRANDED_PODS
+    changing_too = [make_node(), make_node("gpu-08")]
+    plan = plan_rollout(make_snapshot(changing_too, [POLICY], work=work), NOW)
+    assert plan.verdicts["gpu-07"].reason is Reason.STRANDED_PODS, "it will not offer them for long"
+
+
+def test_the_views_that_are_too_old_for_a_point_of_no_return_are_named() -> None:
+    snapshot = make_snapshot([make_node()], [POLICY])
+    assert snapshot.old_views == ""
+    ages = {"nodes": 150.1, "gpunodes": 150.0, "agent pods": float("inf"), "configmaps": 0.0}
+    assert replace(snapshot, view_ages=ages).old_views == "agent pods, nodes"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, ask_anew, at, make_policy, make_stack
+from tests.build import H100, ask_anew, at, make_gpu, make_policy, make_stack
 from tests.planning.cases import (
     FULL,
     MIG_SLICED,
@@ -18,6 +18,7 @@ from tests.planning.cases import (
     copy_of,
     edited,
     make_case,
+    run_until,
 )
 from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, emptied, fence_to, only
 from tests.wording import lacks
@@ -26,18 +27,18 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Cost, Rollout
 from gpusharing.planning.snapshot.actions import UpdateFence
-from gpusharing.planning.snapshot.nvidia import StackView
+from gpusharing.planning.snapshot.memory import DRIFTS
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.actuation import find_way_back, turn_back
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
 from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.judge import differs_from_target
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
-from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target, find_last_proven
 
 BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
@@ -78,21 +79,6 @@ def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(policy
     assert found.configured is not None
 
 
-def without(key: str) -> Callable[[StackView], StackView]:
-    return lambda stack: replace(
-        stack, plugin_configs={name: text for name, text in stack.plugin_configs.items() if name != key}
-    )
-
-
-def broken(change: Callable[[NodeView, ObservedView, StackView], tuple[NodeView, ObservedView, StackView]]) -> str:
-    world = copy_of(MIXED)
-    observed = world.gpunodes["gpu-07"].observed
-    assert observed is not None
-    found = find_last_proven(*change(world.nodes["gpu-07"], observed, make_stack(MIXED)))
-    assert isinstance(found, str)
-    return found
-
-
 def record(node: NodeView, **fields: Any) -> NodeView:
     assert isinstance(node.verified, Verified)
     return replace(node, verified=replace(node.verified, **fields))
@@ -102,7 +88,9 @@ LOST: dict[str, tuple[Callable[..., Any], str]] = {
     "nothing was proven": (lambda n, o, s: (replace(n, verified=None), o, s), "no earlier proven layout"),
     "a GPU is missing": (lambda n, o, s: (record(n, gpus=2), o, s), "the last proof covered 2 GPUs"),
     "the plugin's entry is gone": (
-        lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "no longer exists"),
+        lambda n, o, s: (
+            n, o, replace(s, plugin_configs={k: v for k, v in s.plugin_configs.items() if k != n.verified.plugin_config})),
+        "no longer exists"),
     "somebody edited the plugin's entry": (
         lambda n, o, s: (n, o, replace(s, plugin_configs={n.verified.plugin_config: "version: v1\n"})),
         "no longer exists"),
@@ -115,7 +103,10 @@ LOST: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize(("change", "told"), LOST.values(), ids=LOST.keys())
 def test_nobody_goes_back_to_what_no_longer_means_what_was_proven(change: Callable[..., Any], told: str) -> None:
-    assert told in broken(change)
+    world = copy_of(MIXED)
+    found = find_last_proven(*change(world.nodes["gpu-07"], world.gpunodes["gpu-07"].observed, make_stack(MIXED)))
+    assert isinstance(found, str)
+    assert told in found
 
 
 def test_an_entry_that_was_deleted_a_moment_ago_is_known_and_not_yet_on_the_node() -> None:
@@ -197,8 +188,7 @@ def test_only_a_node_that_was_turned_back_is_on_its_way_back() -> None:
     turned = failing(fence=only(after_pnr(failing())).fence)
     back = find_way_back(turned)
     assert back is not None
-    assert isinstance(back.assessment, Assessed)
-    assert back.assessment.target.text == "4x shared"
+    assert assessed_of(back).target.text == "4x shared"
 
 
 @pytest.mark.parametrize(
@@ -272,22 +262,20 @@ def test_what_was_proven_last_and_failed_now_is_not_gone_back_to() -> None:
     assert not lacks(held(case), "layout that failed", "last one proven")
 
 
-def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
-    late = failing(labels={**FAILED, MIG_STATE: "rebooting"}, now=2400)
-    assert not lacks(held(late), "state of the node")
+SUCCESS = {**FAILED, MIG_STATE: "success"}
+NOT_KNOWN: dict[str, dict[str, Any]] = {
+    "mig-manager still works": {"labels": {**FAILED, MIG_STATE: "rebooting"}},
+    "the agent does not answer": {"labels": SUCCESS, "gpunode": replace(answering("old", SLICED), request_id=VERIFY)},
+    "the kubelet is away, after a failure": {"node": {"ready": False}},
+    "the kubelet is away, after success": {"labels": SUCCESS, "node": {"ready": False}},
+    "the agent is away, after a failure": {"agent_ready": False},
+    "the agent is away, after success": {"labels": SUCCESS, "agent_ready": False},
+}
 
 
-def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
-    unanswered = replace(answering("old", SLICED), request_id=VERIFY)
-    late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=unanswered, now=2400)
-    assert not lacks(after_pnr(late).message, "state of the node")
-
-
-@pytest.mark.parametrize("away", [{"node": {"ready": False}}, {"agent_ready": False}], ids=["kubelet", "agent"])
-@pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(state: str, away: dict[str, Any]) -> None:
-    late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
-    assert not lacks(held(late), "state of the node")
+@pytest.mark.parametrize("fields", NOT_KNOWN.values(), ids=NOT_KNOWN)
+def test_nothing_is_turned_back_for_what_was_said_before_while(fields: dict[str, Any]) -> None:
+    assert not lacks(held(failing(now=2400, **fields)), "state of the node")
 
 
 def test_a_node_whose_label_another_controller_has_taken_goes_back_where_that_is_possible() -> None:
@@ -331,8 +319,7 @@ STAYS: dict[str, PolicyView] = {
 @pytest.mark.parametrize("policy", STAYS.values(), ids=STAYS.keys())
 def test_an_edit_that_asks_for_nothing_new_or_pauses_turns_no_node_round(policy: PolicyView) -> None:
     case = going_back()
-    found = case.assessment
-    assert isinstance(found, Assessed)
+    found = assessed_of(case)
     stopped = policy.spec is not None and policy.spec.rollout.paused
     now = replace(case, assessment=replace(found, policy=policy), held=Finding(Reason.PAUSED, "") if stopped else None)
     assert "the rollback to 4x shared failed too" in held(now)
@@ -341,9 +328,7 @@ def test_an_edit_that_asks_for_nothing_new_or_pauses_turns_no_node_round(policy:
 def test_an_edit_before_the_deletion_does_turn_it_round() -> None:
     policy = replace(ask_anew(BACK), deleting=True)
     case = going_back()
-    found = case.assessment
-    assert isinstance(found, Assessed)
-    assert find_way_back(replace(case, assessment=replace(found, policy=policy))) is None
+    assert find_way_back(replace(case, assessment=replace(assessed_of(case), policy=policy))) is None
 
 
 def test_a_rolled_back_node_counts_for_its_own_revision_of_its_own_policy_only() -> None:
@@ -354,3 +339,63 @@ def test_a_rolled_back_node_counts_for_its_own_revision_of_its_own_policy_only()
     assert not was_rolled_back(node, ask_anew(policy))
     assert not was_rolled_back(node, replace(policy, uid="u-2"))
     assert not was_rolled_back(record(node, rolled_back=False), policy)
+
+
+# --- drift of a node that went back ------------------------------------------------------------------------------------
+
+
+def gone_back(**fields: Any) -> NodeCase:
+    """gpu-07 serves the single profile that it went back to, because MIXED failed there."""
+    was = copy_of(SINGLE).nodes["gpu-07"].verified
+    assert was is not None
+    record = replace(was, version=BACK.version, rolled_back=True, failure="mig-manager failed")
+    return make_case(BACK, was=SINGLE, node={"verified": record}, **fields)
+
+
+EMPTIED: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
+
+
+def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
+    case = gone_back()
+    assert not differs_from_target(case)
+    assert "no longer matches" not in kept_by_its_failure(case).message
+
+
+def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> None:
+    fresh = gone_back(gpunode=EMPTIED)
+    assert differs_from_target(fresh)
+    gate = gate_of(fresh)
+    assert gate.reason is Reason.DRIFTED
+    assert "NVML shows" in gate.message
+    lasting = replace(fresh, seen_since={DRIFTS: at(-3600)})
+    assert "It no longer matches 7x1g.10gb: NVML shows" in kept_by_its_failure(lasting).message
+
+
+def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
+    case = gone_back(gpunode=EMPTIED, drifting_since=at(-3600))
+    asked = replace(case, node=replace(case.node, retry="again"))
+    assert find_gate(asked, assessed_of(asked)) is None
+    world = copy_of(SINGLE)
+    world.set_policy(BACK)
+    (policy,), was = world.policies, world.nodes["gpu-07"].verified
+    assert was is not None
+    record = replace(was, version=policy.version, rolled_back=True)
+    world.nodes["gpu-07"] = replace(world.nodes["gpu-07"], verified=record, retry="again")
+    world.machines["gpu-07"].layouts = [()]
+    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **EMPTIED)
+    run_until(world, Phase.CORDONED)
+    fence = world.nodes["gpu-07"].fence
+    assert fence is not None
+    assert not fence.drift
+
+
+def gate_of(case: NodeCase) -> Finding:
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    return gate
+
+
+def kept_by_its_failure(case: NodeCase) -> Finding:
+    gate = gate_of(case)
+    assert gate.reason is Reason.ROLLED_BACK, gate
+    return gate
