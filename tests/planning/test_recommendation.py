@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
+from tests.wording import lacks
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.cards import memory_of, plain_profiles, usable_memory
+from gpusharing.planning.gpus.cards import TURNS, Card, memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import find_misfit, maximal_layouts
 from kubectl_gpusharing.usage.needs import GIB, Doubt, Goal, Holding, Need, Workload, find_need
 from kubectl_gpusharing.usage.packing import Outcome, fewest_nodes
-from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, find_shared, recommend
+from kubectl_gpusharing.usage.recommend import shared_of
+from kubectl_gpusharing.usage.recommendation import ModelPool, Recommendation, Shared, find_shared, recommend
 
 FLEET = (
     need("llm-7b", 18.1, 0.11, pods=12),
@@ -30,14 +32,6 @@ FLEET = (
 
 def profiles(found: Recommendation) -> dict[str, str]:
     return {one.need.workload.name: one.profile or f"{one.gpus} GPU" for one in found.placed}
-
-
-def supply(found: Recommendation) -> Counter[str]:
-    there: Counter[str] = Counter()
-    for portion in found.portions:
-        for name, count in portion.layout or ():
-            there[name] += count * portion.gpus
-    return there
 
 
 # --- by example -------------------------------------------------------------------------------------------------
@@ -85,21 +79,19 @@ def test_where_a_divided_gpu_on_each_node_takes_more_than_whole_ones_they_stay_w
     assert (profiles(found), found.gpus, found.mode) == ({"big": "1 GPU", "small": "1 GPU"}, 3, Mode.FULL)
 
 
-def test_a_full_instance_needs_no_larger_one_for_what_single_precision_adds() -> None:
-    seventh = array("f", [1 / 7])[0]
-    assert seventh > 1 / 7
-    found = recommend(pool(), [need("a", 5.0, seventh)], goal=Goal.COST)
-    assert profiles(found) == {"a": "1g.10gb"}
+SEVENTH = array("f", [1 / 7])[0]
+"""A little more than a seventh, because of single precision."""
+PROFILES: dict[str, tuple[float, float | None, str, Outcome]] = {
+    "a full instance needs no larger one for what single precision adds": (5.0, SEVENTH, "1g.10gb", Outcome.SMALLEST),
+    "compute makes a profile larger than memory would": (15.0, 0.2, "2g.20gb", Outcome.COMPUTE),
+    "activity that nobody measured does not count": (15.0, None, "1g.20gb", Outcome.MEMORY),
+}
 
 
-def test_compute_makes_a_profile_larger_than_memory_would() -> None:
-    found = recommend(pool(), [need("a", 15.0, 0.2)], goal=Goal.COST)
-    assert profiles(found) == {"a": "2g.20gb"}
-    assert found.placed[0].why is Outcome.COMPUTE
-
-
-def test_activity_that_nobody_measured_does_not_count() -> None:
-    assert profiles(recommend(pool(), [need("a", 15.0, None)], goal=Goal.COST)) == {"a": "1g.20gb"}
+@pytest.mark.parametrize(("gib", "active", "profile", "why"), PROFILES.values(), ids=PROFILES)
+def test_by_memory_and_compute(gib: float, active: float | None, profile: str, why: Outcome) -> None:
+    found = recommend(pool(), [need("a", gib, active)], goal=Goal.COST)
+    assert (profiles(found), found.placed[0].why) == ({"a": profile}, why)
 
 
 def test_who_needs_more_than_an_instance_gets_whole_gpus_beside_the_divided_ones() -> None:
@@ -271,7 +263,10 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
     named += [one.need.workload for one in found.unplaced]
     assert sorted(named) == sorted(one.workload for one in needs)
     sizes = {one.name: one for one in plain_profiles(H100)}
-    there, whole = supply(found), sum(one.gpus for one in found.portions if one.layout is None)
+    there: Counter[str] = Counter()
+    for portion in found.portions:
+        there.update({name: count * portion.gpus for name, count in portion.layout or ()})
+    whole = sum(one.gpus for one in found.portions if one.layout is None)
     for one in found.placed:
         if one.profile:
             there[one.profile] -= one.pods
@@ -329,33 +324,7 @@ FULL: list[dict[str, int]] = [
 def test_no_template_of_any_layouts_takes_fewer_gpus(needs: list[Need], per_node: int, nodes: int) -> None:
     found = recommend(pool((per_node,) * nodes), needs, goal=Goal.COST)
     assert not found.unplaced
-    assert (max(found.nodes - nodes, 0), found.gpus) == by_force(needs, per_node, nodes)
-
-
-def by_force(needs: list[Need], per_node: int, nodes: int) -> tuple[int, int]:
-    """Nodes beyond those of the pool, and GPUs: the least over all templates, and all profiles or a whole GPU for each class."""
-    classes: Counter[int] = Counter()
-    for one in needs:
-        classes[smallest_for(one)] += one.history.pods
-    best = (10**9, 0)
-    for given_to in product(*(range(one, len(PLAIN) + 1) for one in classes)):
-        wanted: Counter[str] = Counter()
-        whole = 0
-        for index, pods in zip(given_to, classes.values(), strict=True):
-            if index == len(PLAIN):
-                whole += pods
-            else:
-                wanted[PLAIN[index].name] += pods
-        if not wanted:
-            best = min(best, (max(-(-whole // per_node) - nodes, 0), whole))
-        for size in range(1, per_node + (not whole)):
-            for chosen in combinations_with_replacement(FULL, size):
-                there = {name: sum(layout.get(name, 0) for layout in chosen) for name in wanted}
-                if wanted and all(there.values()):
-                    taken = max(-(-pods // there[name]) for name, pods in wanted.items())
-                    taken = max(taken, -(-whole // (per_node - size)) if whole else 0)
-                    best = min(best, (max(taken - nodes, 0), taken * size + whole))
-    return best
+    assert (max(found.nodes - nodes, 0), found.gpus) == by_force(needs, [], per_node, nodes)[:2]
 
 
 training = st.lists(st.tuples(st.integers(2, 3), st.integers(1, 6)), min_size=1, max_size=3)
@@ -374,14 +343,19 @@ def test_no_template_takes_fewer_nodes_or_gpus_beside_pods_of_several_gpus(
     found = recommend(pool((4,) * nodes), [*needs, *held], goal=Goal.COST)
     assert not found.unplaced
     several = [gpus for gpus, pods in training for _ in range(pods)]
-    assert (max(found.nodes - nodes, 0), found.gpus, found.nodes) == by_force_beside(needs, several, 4, nodes)
+    assert (max(found.nodes - nodes, 0), found.gpus, found.nodes) == by_force(needs, several, 4, nodes)
 
 
-def by_force_beside(needs: list[Need], several: list[int], per_node: int, nodes: int) -> tuple[int, int, int]:
-    """As `by_force`, and nodes, with every way to put the pods of several GPUs on nodes."""
+def by_force(needs: list[Need], several: list[int], per_node: int, nodes: int) -> tuple[int, int, int]:
+    """Nodes beyond those of the pool, GPUs, and nodes: the least over all templates, all profiles or a whole GPU for each class, and all ways to put the pods of several GPUs on nodes."""
     classes: Counter[int] = Counter()
     for one in needs:
-        classes[smallest_for(one)] += one.history.pods
+        fits = (
+            at
+            for at, size in enumerate(PLAIN)
+            if usable_memory(H100, size) * GIB >= (one.memory or 0) and size.slices / 7 >= (one.compute or 0)
+        )
+        classes[next(fits)] += one.history.pods
     best = (10**9, 0, 0)
     for given_to in product(*(range(one, len(PLAIN) + 1) for one in classes)):
         wanted: Counter[str] = Counter()
@@ -391,13 +365,13 @@ def by_force_beside(needs: list[Need], several: list[int], per_node: int, nodes:
                 whole += [1] * pods
             else:
                 wanted[PLAIN[index].name] += pods
-        for size in range(1, per_node) if wanted else [0]:
+        for size in range(1, per_node + (not whole)) if wanted else [0]:
             taken = 10**9
             for chosen in combinations_with_replacement(FULL, size):
                 there = {name: sum(layout.get(name, 0) for layout in chosen) for name in wanted}
                 if all(there.values()):
                     taken = min(taken, max((-(-pods // there[name]) for name, pods in wanted.items()), default=1))
-            if taken < 10**9 and max(whole) <= per_node - size:
+            if taken < 10**9 and max(whole, default=0) <= per_node - size:
                 while not is_possible(tuple(sorted(whole, reverse=True)), (per_node - size,) * taken):
                     taken += 1
                 best = min(best, (max(taken - nodes, 0), taken * size + sum(whole), taken))
@@ -442,10 +416,101 @@ def test_nodes_of_a_pool_that_differ_hold_whole_pods() -> None:
     assert (enough.gpus, enough.nodes) == (12, 2)
 
 
-def smallest_for(one: Need) -> int:
-    fits = (
-        at
-        for at, profile in enumerate(PLAIN)
-        if usable_memory(H100, profile) * GIB >= (one.memory or 0) and profile.slices / 7 >= (one.compute or 0)
-    )
-    return next(fits)
+# --- sharing of whole GPUs instead -------------------------------------------------------------------------------------
+
+L4 = BY_KEY["l4"]
+
+
+def shared(*needs: Need, card: Card = H100, goal: Goal = Goal.COST) -> Shared | None:
+    return find_shared(recommend(pool((8,), card=card), needs, goal=goal))
+
+
+def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps() -> None:
+    found = shared(need("tiny", 2.0, 0.02, pods=20))
+    assert found is not None
+    assert (found.mode, found.replicas, found.gpus, found.instead) == (Mode.MPS, 20, 1, 3)
+    assert found.needed == 2 * GIB
+    assert found.there == pytest.approx(memory_of(H100) * GIB / 20)
+    text = shared_of(found)
+    assert not lacks(text, "fewer GPUs", "MPS", "20 clients", "20 pods", "1 GPU", "3", "2.0Gi of 4.0Gi", "2%")
+    assert not lacks(text, "nothing isolates them", "fatal fault")
+    assert "kubectl gpusharing advise" in text
+
+
+def test_a_client_has_no_more_compute_than_its_part() -> None:
+    """By memory one GPU would do."""
+    found = shared(need("busy", 2.0, 0.1, pods=20))
+    assert found is not None
+    assert (found.mode, found.replicas, found.gpus) == (Mode.MPS, 10, 2)
+
+
+def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_densely() -> None:
+    found = shared(need("large", 36.0, 0.3), need("small", 13.0, 0.1, pods=3))
+    assert found is not None
+    assert (found.mode, found.replicas, found.gpus, found.instead) == (Mode.TIME_SLICING, 4, 1, 2)
+    assert found.needed == 75 * GIB
+    assert found.busy == pytest.approx(0.6, rel=0.06)
+    text = shared_of(found)
+    assert "with time-slicing and 4 replicas on each" in text
+    assert "4 pods would use 75.0Gi of 79." in text
+    assert "Gi and 60% of the compute)" in text
+    assert not lacks(text, "too much memory", "others fail")
+
+
+def test_where_activity_is_not_known_only_memory_counts_and_that_is_told() -> None:
+    found = shared(need("tiny", 2.0, None, pods=20))
+    assert found is not None
+    assert (found.gpus, found.busy) == (1, None)
+    assert "; the compute is unknown)" in shared_of(found)
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        (need("one", 9.0, 0.1),),
+        (need("full", 9.0, 0.14, pods=7),),
+        (need("whole", 75.0, 0.5, pods=3),),
+        (need("busy", 13.0, 0.9), need("also", 13.0, 0.9)),
+    ],
+    ids=["one pod", "a layout that is full", "whole GPUs", "more compute than there is"],
+)
+def test_where_the_layout_is_as_good_nothing_is_said(needs: tuple[Need, ...]) -> None:
+    assert shared(*needs) is None
+
+
+def test_who_asks_for_room_is_not_told_to_share() -> None:
+    assert shared(need("tiny", 2.0, 0.02, pods=20, goal=Goal.PERFORMANCE), goal=Goal.PERFORMANCE) is None
+
+
+def test_a_card_without_mig_can_still_be_shared() -> None:
+    found = shared(need("tiny", 4.0, 0.1, pods=5, card=L4), card=L4)
+    assert found is not None
+    assert (found.mode, found.replicas, found.gpus, found.instead) == (Mode.MPS, 5, 1, 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.5, 78.0), st.floats(0.01, 1.0), st.integers(1, 9)), min_size=1, max_size=4))
+def test_whoever_shares_fits_in_the_worst_case_and_takes_fewer_gpus(wanted: list[tuple[float, float, int]]) -> None:
+    needs = [need(f"w{index}", gib, active, pods=pods) for index, (gib, active, pods) in enumerate(wanted)]
+    result = recommend(pool((8,) * 4), needs, goal=Goal.COST)
+    found = find_shared(result)
+    if found is None:
+        return
+    assert 0 < found.gpus < found.instead <= result.gpus
+    assert found.gpus * found.replicas >= found.pods
+    assert found.needed <= found.there
+    assert found.busy is not None
+    pods = [one.need for one in result.placed if one.profile for _ in range(one.pods)]
+    memory = sorted((float(one.memory or 0) for one in pods), reverse=True)
+    if found.mode is Mode.MPS:
+        assert memory[0] <= memory_of(H100) * GIB / found.replicas
+        assert found.busy <= 1 / found.replicas + 1e-6
+    else:
+        assert 2 <= found.replicas <= TURNS
+        assert sum(memory[: found.replicas]) <= memory_of(H100) * GIB
+
+
+def test_old_cards_take_fewer_clients() -> None:
+    old = replace(L4, compute_capability=(7, 0), device_ids="27B8", family=())
+    found = shared(need("tiny", 0.5, 0.01, pods=40, card=old), card=old)
+    assert found is None or found.replicas <= old.mps_max_clients

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hack.crdschema import structural_schema
@@ -16,16 +15,15 @@ from gpusharing.planning.snapshot.views import PolicyView
 POLICY = make_policy(drain={"timeout": "15m", "rules": [{"behavior": "Evict"}]})
 REVISION = POLICY.version.revision
 DRAIN = {"rules": [{"behavior": "Evict"}]}
+NIGHT = {"schedule": "0 22 * * *", "duration": "6h"}
 
 SAME: dict[str, PolicyView] = {
     "its generation rises": replace(POLICY, generation=9),
     "it is paused": make_policy(drain=DRAIN, rollout={"paused": True}),
     "it would be paused otherwise": make_policy(drain=DRAIN, rollout={"whenPaused": "Hold"}),
     "its budget changes": make_policy(drain=DRAIN, rollout={"maxUnavailable": 2}),
-    "it gets a window": make_policy(drain=DRAIN, rollout={"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}),
-    "it gets a blackout": make_policy(
-        drain=DRAIN, rollout={"blackouts": [{"schedule": "0 22 * * *", "duration": "6h"}]}
-    ),
+    "it gets a window": make_policy(drain=DRAIN, rollout={"windows": [NIGHT]}),
+    "it gets a blackout": make_policy(drain=DRAIN, rollout={"blackouts": [NIGHT]}),
     "it gets a canary": make_policy(drain=DRAIN, rollout={"canary": {"nodes": 2}}),
     "it asks for approvals": make_policy(drain=DRAIN, rollout={"approval": "Manual"}),
     "it treats failures otherwise": make_policy(drain=DRAIN, rollout={"onFailure": "Rollback", "maxFailures": 3}),
@@ -91,11 +89,10 @@ def test_a_spec_that_cannot_be_read_has_no_revision() -> None:
 
 def test_every_field_of_a_policy_is_known_to_ask_for_something_or_not() -> None:
     assert GPUSharingPolicySpec.model_fields.keys() == {*INTENT, "rollout", "deletion_policy", "cost"}
-    known: dict[str, Any] = dict.fromkeys(
-        ("max_unavailable", "paused", "when_paused", "windows", "blackouts", "canary", "approval",
-         "max_failures", "on_failure", "timeouts")
-    )  # fmt: skip
-    assert Rollout.model_fields.keys() == known.keys()
+    assert Rollout.model_fields.keys() == {
+        "max_unavailable", "paused", "when_paused", "windows", "blackouts", "canary", "approval", "max_failures",
+        "on_failure", "timeouts",
+    }  # fmt: skip
 
 
 def test_the_description_of_the_revision_names_the_fields_that_make_it_up() -> None:

@@ -1,6 +1,7 @@
 """Nodes that join behind the start-up taint (docs/design/transition.md#gate): what they are told, and what they cost."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.build import (
 from tests.planning.cases import FULL, MIXED, case_of, judged, make_case, pool_of, run_until, world_of, wrote
 from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
+from tests.planning.promises import approve
 from tests.planning.world import World
 from tests.seen import Seen
 from tests.wording import lacks
@@ -27,6 +29,7 @@ from tests.wording import lacks
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.nvidia import (
@@ -136,6 +139,7 @@ UNSEEN: dict[str, tuple[tuple[DaemonSetState, ...], str]] = {
         " operator cannot check that: its DaemonSet is not in namespace gpu-operator, the only one that the operator"
         " reads",
     ),
+    "it may run there, and found none": ((DaemonSetState("nfd-worker", "gpu-operator", True, "[]"),), ""),
 }
 
 
@@ -149,14 +153,7 @@ def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named_where(
     verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}, stack=stack))
     assert verdict.reason is Reason.NO_GPU
     assert said in verdict.message
-
-
-def test_nothing_is_said_of_a_worker_that_may_run_there_and_found_no_gpu() -> None:
-    stack = replace(make_stack(FULL), finders=(DaemonSetState("nfd-worker", "gpu-operator", True, "[]"),))
-    bare = {**GATED, "resources": {}}
-    absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
-    verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}, stack=stack))
-    assert "Node Feature Discovery" not in verdict.message
+    assert ("Node Feature Discovery" in verdict.message) is bool(said)
 
 
 # --- what must tolerate it ----------------------------------------------------------------------------------
@@ -171,6 +168,7 @@ def test_a_node_that_nvidias_pods_keep_off_is_told_with_the_one_command() -> Non
         ' \'{"spec":{"daemonsets":{"tolerations":[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]}}}\''
     )
+    assert judged(make_case(MIXED, stack=stack)).candidate, "without the taint nobody is told"
 
 
 GPU = '[{"key":"nvidia.com/gpu","operator":"Exists"}]'
@@ -214,11 +212,6 @@ def test_what_proves_a_node_is_told_first_come_first_served() -> None:
     assert ["gpusharing-agent does" in told[0], "ClusterPolicy" in told[1], "nfd-worker" in told[2]] == [True] * 3
 
 
-def test_nobody_else_is_told_of_tolerations() -> None:
-    stack = make_stack(MIXED, cluster_policy=INTOLERANT)
-    assert judged(make_case(MIXED, stack=stack)).candidate
-
-
 def test_what_is_wanted_already_needs_no_more_than_it_has() -> None:
     stack = make_stack(FULL, cluster_policy=INTOLERANT)
     assert judged(make_case(FULL, node=GATED, stack=stack)).reason is Reason.ADOPTABLE
@@ -245,10 +238,6 @@ def told(view: Seen) -> list[tuple[str, str]]:
     """(message, command) of what `helm test` says about the taint."""
     found = [one for one in view.symptoms if one.reason == "TaintNotTolerated"]
     return [(one.message, str(one.command)) for one in found]
-
-
-def test_helm_test_says_nothing_where_no_node_waits_and_none_is_to_come() -> None:
-    assert told(Seen(cluster_policies=(OPERAND,), finders=(WORKER,))) == []
 
 
 @pytest.mark.parametrize(
@@ -299,6 +288,7 @@ def test_helm_test_is_content_with_what_tolerates_it() -> None:
     fine = make_cluster_policy()
     view = Seen(nodes=(make_node("x", gated=True),), cluster_policies=(fine, replace(OPERAND, ignored=True)))
     assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
+    assert told(Seen(cluster_policies=(OPERAND,), finders=(WORKER,))) == [], "no node waits, and none is to come"
 
 
 DRIVER = DaemonSetState("dra-plugin", "dra", tolerates_gate=False, tolerations=GPU)
@@ -334,16 +324,13 @@ def test_the_dra_driver_has_to_tolerate_it_where_it_serves_the_gpus(
 
 # --- what it costs ------------------------------------------------------------------------------------------
 
+PROVEN = Verified("pool-b", "", "", layout="1x full", gpus=1)
 NEWCOMERS: dict[str, tuple[bool, dict[str, Any], dict[str, Any] | None]] = {
     "it joined just now": (True, {"gated": True}, None),
     "its agent sees no pod": (True, {"gated": True}, {"pods": 0}),
     "it has GPU pods": (False, {"gated": True}, {"pods": 1}),
     "nobody can count its GPU pods": (False, {"gated": True}, {"holdings_known": False}),
-    "it was given back once": (
-        False,
-        {"gated": True, "verified": Verified("pool-b", "", "", layout="1x full", gpus=1)},
-        None,
-    ),
+    "it was given back once": (False, {"gated": True, "verified": PROVEN}, None),
     "it has no taint": (False, {}, None),
     "its change took no slot": (True, {"fence": make_fence(newcomer=True)}, {"pods": 1}),
     "its change took one": (False, {"gated": True, "fence": make_fence()}, None),
@@ -377,17 +364,9 @@ def test_newcomers_that_are_not_ready_yet_use_up_no_budget() -> None:
     assert begun(replace(snapshot, nodes=joining)) == ["old-0"]
 
 
-def test_newcomers_are_no_part_of_a_percentage() -> None:
+def test_newcomers_are_no_part_of_a_percentage_and_begin_in_a_pool_without_other_nodes() -> None:
     assert len([name for name in begun(fleet(served=4, new=4, maxUnavailable="50%")) if name.islower()]) == 2
-
-
-def test_a_pool_of_newcomers_only_begins() -> None:
     assert begun(fleet(served=0, new=2, maxUnavailable="10%")) == ["NEW-0", "NEW-1"]
-
-
-@pytest.mark.parametrize("rollout", [{"maxUnavailable": 0}, {"maxUnavailable": "0%"}, {"paused": True}], ids=str)
-def test_what_freezes_or_pauses_a_pool_holds_for_newcomers_too(rollout: dict[str, Any]) -> None:
-    assert begun(fleet(served=1, new=1, **rollout)) == []
 
 
 def test_newcomers_share_the_cap_on_nodes_in_flight() -> None:
@@ -430,3 +409,104 @@ def test_two_cards_of_a_newcomer_are_proven_like_any_others() -> None:
     world.add_node("new", NodeMachine("new", (H100, H100)), gated=True)
     world.settle()
     assert world.nodes["new"].gate is None
+
+
+HOLDS: dict[str, tuple[dict[str, Any], Reason]] = {
+    "closed windows": ({"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}, Reason.WINDOW_CLOSED),
+    "a blackout": ({"blackouts": [{"schedule": "0 9 * * *", "duration": "6h"}]}, Reason.WINDOW_CLOSED),
+    "a plan that nobody approved": ({"approval": "Manual"}, Reason.APPROVAL_NEEDED),
+    "a frozen pool": ({"maxUnavailable": 0}, Reason.FROZEN),
+    "a pool that is frozen by a percentage": ({"maxUnavailable": "0%"}, Reason.FROZEN),
+    "a paused pool": ({"paused": True}, Reason.PAUSED),
+}
+
+
+@pytest.mark.parametrize(("rollout", "reason"), HOLDS.values(), ids=HOLDS)
+def test_newcomers_wait_like_all_others_for(rollout: dict[str, Any], reason: Reason) -> None:
+    snapshot = fleet(served=1, new=1, **rollout)
+    assert begun(snapshot) == []
+    assert {one.reason for one in plan_rollout(snapshot, NOW).verdicts.values()} == {reason}
+
+
+def hash_of(snapshot: Any) -> str:
+    (pool,) = plan_rollout(snapshot, NOW).pools.values()
+    return propose(pool).hash
+
+
+def test_a_node_that_joins_behind_the_taint_needs_an_approval_of_its_own() -> None:
+    before, after = (fleet(served=1, new=new, approval="Manual") for new in (0, 1))
+    (policy,) = after.policies
+    told = plan_rollout(replace(after, policies=(replace(policy, approved=hash_of(before)),)), NOW).verdicts
+    assert {one.reason for one in told.values()} == {Reason.APPROVAL_NEEDED}
+    assert begun(replace(after, policies=(replace(policy, approved=hash_of(after)),))) == ["NEW-0", "old-0"]
+
+
+def test_its_approval_lasts_until_the_node_that_joined_is_proven_and_beyond() -> None:
+    """Or its release would be another plan, and stop the others."""
+    world = World()
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"approval": "Manual"}))
+    world.add_node("new", gated=True)
+    world.settle()
+    (policy,) = world.policies
+    plan = world.plan()
+    approved = propose(plan.pools["pool-b"]).hash
+    approve(world, policy, plan)
+    seen: set[str] = set()
+    while not seen or world.nodes["new"].gate is not None:
+        world.act("new")
+        world.step()
+        seen.add(propose(world.plan().pools["pool-b"]).hash)
+        world.now += timedelta(seconds=1)
+    world.settle()
+    assert seen == {approved} == {propose(world.plan().pools["pool-b"]).hash}
+
+
+def test_newcomers_may_be_canaries_and_do_not_start_beside_them() -> None:
+    snapshot = fleet(served=2, new=2, maxUnavailable=3, canary={"nodes": 1, "soak": "30m"})
+    assert len(begun(snapshot)) == 1
+    waiting = [one for one in plan_rollout(snapshot, NOW).verdicts.values() if not one.actions]
+    assert {one.reason for one in waiting} == {Reason.CANARY_SOAK}
+
+
+def test_a_newcomer_that_fails_halts_the_policy_like_any_other() -> None:
+    snapshot = fleet(served=1, new=1)
+    fence = make_fence(
+        "actuating",
+        node_uid="uid-new-0",
+        version=snapshot.policies[0].version,
+        newcomer=True,
+        failed_version=snapshot.policies[0].version,
+    )
+    nodes = {**snapshot.nodes, "new-0": replace(snapshot.nodes["new-0"], fence=fence, unschedulable=True)}
+    told = plan_rollout(replace(snapshot, nodes=nodes, claims={"new-0": make_claim("uid-new-0")}), NOW).verdicts
+    assert told["old-0"].reason is Reason.HALTED
+
+
+def test_newcomers_start_beside_a_canary_that_is_too_large_and_nodes_in_service_do_not() -> None:
+    snapshot = fleet(served=2, new=2, maxUnavailable=2, canary={"nodes": 5})
+    assert begun(snapshot) == ["NEW-0", "NEW-1"]
+    told = plan_rollout(snapshot, NOW).verdicts
+    assert {told[name].reason for name in ("old-0", "old-1")} == {Reason.CANARY_TOO_LARGE}
+    busy = replace(snapshot, work={**snapshot.work, "new-0": make_work(make_pod("llm"))})
+    assert begun(busy) == ["NEW-1"], "one that turns out to have pods would be drained"
+    assert plan_rollout(busy, NOW).verdicts["new-0"].reason is Reason.CANARY_TOO_LARGE
+    unapproved = fleet(served=1, new=1, approval="Manual", canary={"nodes": 5})
+    told = plan_rollout(unapproved, NOW).verdicts
+    assert begun(unapproved) == []
+    assert (told["old-0"].reason, told["new-0"].reason) == (Reason.CANARY_TOO_LARGE, Reason.APPROVAL_NEEDED)
+
+
+def test_the_proof_of_a_newcomer_says_that_nobody_counted_on_it() -> None:
+    world = World()
+    world.set_policy(make_policy(mode="TimeSlicing"))
+    world.add_node("new", gated=True)
+    world.add_node("old")
+    world.settle()
+    proofs = {name: node.verified for name, node in world.nodes.items()}
+    assert {name: proof is not None and proof.apart for name, proof in proofs.items()} == {
+        "new": True, "old": False}  # fmt: skip
+    world.nodes["new"] = replace(world.nodes["new"], labels={**world.nodes["new"].labels, names.LABEL_POLICY: ""})
+    world.settle()
+    again = world.nodes["new"].verified
+    assert again is not None
+    assert again.apart, "taking it over once more forgets nothing"

@@ -51,8 +51,8 @@ EIGHT = tuple(make_gpu(index) for index in range(8))
 POLICY, ALLOWING = make_policy(), make_policy(drain={"strandedPods": "Allow"})
 SHARING = make_policy(mode="TimeSlicing")
 POOL_C = {"gpusharing.dev/pool": "c"}
-GAINS = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C})
-"""A policy for other nodes, which gives each four times as many devices."""
+FULL_C = make_policy("pool-c", "Full", nodeSelector={"matchLabels": POOL_C})
+SLICED_C = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C})
 
 
 def full_node(name: str = "gpu-07", devices: int = 8, **fields: Any) -> NodeView:
@@ -127,43 +127,27 @@ def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the
         assert told["capacityAfter"] == after
 
 
+GAINS = (POLICY, SLICED_C)
+LEFT = (make_pod("a"), make_pod("b", phase="Succeeded"), make_pod("c", deleted_at=at(20)), make_pod("d"), make_pod("e"))
+BEGUN = full_node(
+    "gpu-08", 0, labels=POOL_C, unschedulable=True, fence=make_fence(policy="pool-c", node_uid="uid-gpu-08")
+)
 ENOUGH: dict[str, ClusterSnapshot] = {
     "other nodes have as many free devices": snapshot_of(full_node(), other(16), held={"gpu-09": 8}),
     "pods waited before, and the change makes more devices": snapshot_of(
         full_node(), policies=(SHARING,), pending_devices={GPU: 100}
     ),
     "another node gains what this one loses": snapshot_of(
-        full_node(),
-        full_node("gpu-08", labels=POOL_C),
-        policies=(POLICY, GAINS),
-        pending_devices={GPU: 100},
+        full_node(), full_node("gpu-08", labels=POOL_C), policies=GAINS, pending_devices={GPU: 100}
     ),
     "pods that have ended or are being deleted ask for nothing": snapshot_of(
-        full_node(),
-        other(3),
-        work={
-            "gpu-07": make_work(
-                make_pod("a"),
-                make_pod("b", phase="Succeeded"),
-                make_pod("c", deleted_at=at(20)),
-                make_pod("d"),
-                make_pod("e"),
-            )
-        },
+        full_node(), other(3), work={"gpu-07": make_work(*LEFT)}
     ),
-    "pods ask for a name that the node keeps": snapshot_of(
-        full_node(), policies=(SHARING,), work={"gpu-07": full_pods(8)}
-    ),
+    "pods ask for a name that the node keeps": snapshot_of(full_node(), policies=(SHARING,)),
     "a node whose change has begun counts with what it will be": snapshot_of(
         full_node(),
-        full_node(
-            "gpu-08",
-            devices=0,
-            labels=POOL_C,
-            unschedulable=True,
-            fence=make_fence(policy="pool-c", node_uid="uid-gpu-08"),
-        ),
-        policies=(POLICY, GAINS),
+        BEGUN,
+        policies=GAINS,
         work={"gpu-07": full_pods(), "gpu-08": make_work()},
         pending_devices={GPU: 8},
     ),
@@ -207,10 +191,9 @@ SHORT: dict[str, tuple[ClusterSnapshot, str]] = {
 def test_pods_are_not_evicted_for_devices_that_a_person_would_have_to_clear_the_way_for(
     held_up: dict[str, Any],
 ) -> None:
-    full = make_policy("pool-c", "Full", nodeSelector={"matchLabels": POOL_C})
     gains = make_node("gpu-08", labels=POOL_C, resources={"nvidia.com/mig-3g.40gb": 16})
-    assert begins(snapshot_of(full_node(), gains, policies=(POLICY, full)))
-    snapshot = snapshot_of(full_node(), replace(gains, **held_up), policies=(POLICY, full))
+    assert begins(snapshot_of(full_node(), gains, policies=(POLICY, FULL_C)))
+    snapshot = snapshot_of(full_node(), replace(gains, **held_up), policies=(POLICY, FULL_C))
     assert "No node would advertise nvidia.com/gpu" in held_by(snapshot)
     both = replace(snapshot, nodes={**snapshot.nodes, "gpu-09": other(8)})
     assert begins(both), "what is there already counts"
@@ -218,26 +201,16 @@ def test_pods_are_not_evicted_for_devices_that_a_person_would_have_to_clear_the_
 
 # --- by what does not change for now -----------------------------------------------------------------------------
 
-FULL_C = make_policy("pool-c", "Full", nodeSelector={"matchLabels": POOL_C})
-SLICED_C = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C})
 WHOLE, (CONFIG, KEY) = "1x full", pair_of(FULL_C, *EIGHT)
+OF_C = {**POOL_C, names.LABEL_POLICY: "pool-c", names.LABEL_MODE: "full", names.LABEL_PLUGIN_CONFIG: KEY}
 RESTING = replace(
     world_of(FULL, (H100,) * 8).nodes["gpu-07"],
     name="gpu-08",
     uid="uid-gpu-08",
+    labels={**world_of(FULL, (H100,) * 8).nodes["gpu-07"].labels, **OF_C},
     verified=Verified("pool-c", CONFIG, KEY, layout=WHOLE, gpus=8),
 )
 """gpu-08 as policy pool-c, which wants whole GPUs, has left it."""
-RESTING = replace(
-    RESTING,
-    labels={
-        **RESTING.labels,
-        **POOL_C,
-        names.LABEL_POLICY: "pool-c",
-        names.LABEL_MODE: "full",
-        names.LABEL_PLUGIN_CONFIG: KEY,
-    },
-)
 ONE, ALL_EIGHT = make_pod("one"), make_pod("all", resources={GPU: 8}, per_container={GPU: 8})
 
 
@@ -380,7 +353,7 @@ def test_a_node_with_a_taint_is_a_place_for_pods_that_tolerate_it_only() -> None
     tolerant = {"gpu-07": make_work(make_pod(tolerations=(Toleration("team", "Exists"),)))}
     assert begins(snapshot_of(full_node(), tainted, work=tolerant))
     gaining = replace(full_node("gpu-08", labels=POOL_C), taints=(Taint("team", "b"),))
-    changes = snapshot_of(full_node(), gaining, policies=(POLICY, GAINS), work=alone)
+    changes = snapshot_of(full_node(), gaining, policies=GAINS, work=alone)
     assert not lacks(held_by(changes), "No node"), "it keeps its taint while it changes"
     assert begins(replace(changes, work=tolerant))
 

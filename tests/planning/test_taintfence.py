@@ -50,6 +50,16 @@ def until(world: World, holds: Callable[[], bool]) -> None:
     raise AssertionError("it never did")
 
 
+def closed_world(stage: str = "fenced") -> World:
+    """gpu-1 with a pod that holds a GPU, behind its rule, in this stage of its change."""
+    world = taint_world("gpu-1")
+    with_holder(world)
+    world.refusing = stage == "fenced"
+    world.set_policy(MIG)
+    until(world, lambda: world.nodes["gpu-1"].rule_since is not None and fence_of(world).stage == stage)
+    return world
+
+
 def fence_of(world: World, name: str = "gpu-1") -> Fence:
     fence = world.nodes[name].fence
     assert fence is not None
@@ -97,11 +107,7 @@ def test_nothing_is_evicted_before_the_rule_is_in_place_and_the_scheduler_had_ti
 
 @pytest.mark.parametrize("stage", ["fenced", "actuating"])
 def test_a_rule_that_somebody_deletes_is_written_again_and_nothing_is_evicted_or_run_meanwhile(stage: str) -> None:
-    world = taint_world("gpu-1")
-    with_holder(world)
-    world.refusing = stage == "fenced"
-    world.set_policy(MIG)
-    until(world, lambda: world.nodes["gpu-1"].rule_since is not None and fence_of(world).stage == stage)
+    world = closed_world(stage)
     world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], rule_since=None)
     plan = world.plan()
     assert [one.create for one in plan.shared if isinstance(one, WriteRules)] == [("gpu-1",)]
@@ -217,11 +223,7 @@ WORDS: dict[Callable[[World], None], str] = {
 def test_a_rule_that_is_no_longer_enough_is_replaced_by_a_cordon_at_once(
     case: Callable[[World], None], stage: str
 ) -> None:
-    world = taint_world("gpu-1")
-    with_holder(world)
-    world.refusing = stage == "fenced"
-    world.set_policy(MIG)
-    until(world, lambda: world.nodes["gpu-1"].rule_since is not None and fence_of(world).stage == stage)
+    world = closed_world(stage)
     case(world)
     verdict = world.plan().verdicts["gpu-1"]
     assert verdict.reason is Reason.DEVICE_TAINT_FAILED
@@ -241,11 +243,7 @@ def test_a_rule_may_not_fence_a_node_where_the_device_plugin_serves_the_gpus() -
 
 
 def test_a_person_s_cordon_stays_when_the_change_behind_a_rule_ends() -> None:
-    world = taint_world("gpu-1")
-    with_holder(world)
-    world.refusing = True
-    world.set_policy(MIG)
-    until(world, lambda: world.nodes["gpu-1"].rule_since is not None)
+    world = closed_world()
     world.nodes["gpu-1"] = replace(world.nodes["gpu-1"], unschedulable=True)
     world.human_cordons.add("gpu-1")
     world.refusing = False

@@ -1,8 +1,8 @@
-"""Nodes that share a gang start in one pass, as far as the budget allows, and cost their gang once.
+"""Nodes that share a gang start in one pass, as far as the budget allows, and are given back together.
 What a gang costs is told by pools/candidates.py."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import make_member, proof_of
+from tests.planning.cases import MIXED, SLICED, make_member, pool_of, proof_of, run_until
+from tests.planning.changes import changing, fence_to, only
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_budget import LABELS_OF_C, shared_c
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, unlisted_of, with_waits
@@ -31,18 +32,22 @@ from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.pools.candidates import PassState, Selection, find_mates, op_of
 from gpusharing.planning.pools.choice import select
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.waves import find_waves
+from gpusharing.planning.pools.waves import find_waves, hold_together
+from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.actions import FenceNode, Release, UpdateFence
 from gpusharing.planning.snapshot.memory import CallFailure, Look
-from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.cases import show_failure
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
+PAIR = ("n1", "n2")
 
 
 def ranks(*nodes: str) -> dict[str, list[PodView]]:
@@ -50,16 +55,14 @@ def ranks(*nodes: str) -> dict[str, list[PodView]]:
     return {node: [pod] for node, pod in pods.items()}
 
 
-def sharing(*nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1) -> list[NodeCase]:
+def work_of(*nodes: str, pdbs: tuple[PdbView, ...] = ()) -> dict[str, NodeWork]:
     view = make_gang_view(ranks(*nodes))
-    return [
-        candidate(
-            node,
-            make_work(*ranks(*nodes)[node], gangs=(view,), pdbs=pdbs) if listed else None,
-            pods=pods,
-        )
-        for node in nodes
-    ]
+    return {node: make_work(*pods, gangs=(view,), pdbs=pdbs) for node, pods in ranks(*nodes).items()}
+
+
+def sharing(*nodes: str, listed: bool = True, pdbs: tuple[PdbView, ...] = (), pods: int = 1) -> list[NodeCase]:
+    work = work_of(*nodes, pdbs=pdbs)
+    return [candidate(node, work[node] if listed else None, pods=pods) for node in nodes]
 
 
 def fences(selection: Selection) -> dict[str, Fence]:
@@ -168,7 +171,7 @@ def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> PassState:
     return PassState(OFFERED, NOW, claimed_waves={name: claim.wave for name, claim in claims.items()})
 
 
-def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
+def test_after_one_crash_and_two_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
     first, *rest = sharing("a", "b", "c")
     start = chosen(first, *rest, limit=3)
     (wave,) = {fence.wave for fence in fences(start).values()}
@@ -176,14 +179,6 @@ def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> N
     again = chosen(*later(5, *rest), limit=3, used=1, state=state)
     assert {fence.wave for fence in fences(again).values()} == {wave}
     assert {claim.wave for claim in again.claims.values()} == {wave}
-
-
-def test_after_two_crashes_the_last_of_a_wave_is_still_in_it() -> None:
-    first, *rest = sharing("a", "b", "c")
-    start = chosen(first, *rest, limit=3)
-    (wave,) = {fence.wave for fence in fences(start).values()}
-    state = after_a_crash(start, begun=("a",))
-    again = chosen(*later(5, *rest), limit=3, used=1, state=state)
     state = after_a_crash(start, again, begun=("a", "b"))
     last = chosen(*later(10, rest[1]), limit=3, used=2, state=state)
     assert fences(last)["c"].wave == wave
@@ -271,15 +266,10 @@ def test_members_without_a_node_and_the_node_itself_are_no_mates() -> None:
 # --- a slot that a claim alone holds ------------------------------------------------------------------------------
 
 TWO_OF_THREE = make_policy(mode="TimeSlicing", finalizer=True, rollout={"maxUnavailable": 2})
+TIMED_OUT = CallFailure("FenceNode failed: time-out", at(2))
 BESIDE: dict[str, tuple[NodeView, dict[str, CallFailure]]] = {
-    "its change begins in a moment": (
-        make_node("n0", verified=proof_of(TWO_OF_THREE)),
-        {},
-    ),
-    "its fence may stand, though that call failed": (
-        make_node("n0"),
-        {"n0": CallFailure("FenceNode failed: time-out", at(2))},
-    ),
+    "its change begins in a moment": (make_node("n0", verified=proof_of(TWO_OF_THREE)), {}),
+    "its fence may stand, though that call failed": (make_node("n0"), {"n0": TIMED_OUT}),
 }
 
 
@@ -287,15 +277,14 @@ BESIDE: dict[str, tuple[NodeView, dict[str, CallFailure]]] = {
 def test_a_wave_waits_for_the_slot_of_a_node_that_is_claimed_and_not_yet_fenced(
     other: NodeView, failures: dict[str, CallFailure]
 ) -> None:
-    view = make_gang_view(ranks("n1", "n2"))
-    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
     nodes = [other, make_node("n1"), make_node("n2")]
     claims = {"n0": make_claim("uid-n0")}
-    snapshot = make_snapshot(nodes, [TWO_OF_THREE], claims=claims, work=work, call_failures=failures)
+    snapshot = make_snapshot(nodes, [TWO_OF_THREE], claims=claims, work=work_of(*PAIR), call_failures=failures)
     plan = plan_rollout(snapshot, NOW)
     assert (plan.pools[TWO_OF_THREE.name].used, begun(plan)) == (1, [])
     assert {plan.verdicts[node].reason for node in ("n1", "n2")} == {Reason.BUDGET_FULL}
-    free = plan_rollout(replace(snapshot, claims={}, call_failures={}, nodes=without(snapshot, "n0")), NOW)
+    alone = {node: snapshot.nodes[node] for node in PAIR}
+    free = plan_rollout(replace(snapshot, claims={}, call_failures={}, nodes=alone), NOW)
     assert begun(free) == ["n1", "n2"]
 
 
@@ -319,9 +308,7 @@ def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain
     drain: dict[str, Any], fence: Fence, pod: PodView, starts: int
 ) -> None:
     policy = make_policy(mode="TimeSlicing", finalizer=True, rollout={"maxUnavailable": 2}, drain=drain)
-    view = make_gang_view(ranks("n1", "n2"))
-    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
-    work["n0"] = make_work(pod)
+    work = work_of(*PAIR) | {"n0": make_work(pod)}
     away = make_node("n0", unschedulable=True, fence=replace(fence, policy=policy.name, node_uid="uid-n0"))
     nodes = [away, make_node("n1"), make_node("n2")]
     plan = plan_rollout(make_snapshot(nodes, [policy], work=work), NOW)
@@ -335,9 +322,7 @@ def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain
 )
 def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(other: PolicyView, starts: int) -> None:
     """docs/adr/0039-a-wave-stays-within-its-policy.md: another policy's jobs would hold up everybody else."""
-    view = make_gang_view(ranks("n1", "n2"))
-    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
-    work["n0"] = make_work(make_pod("leaves", owner=None))
+    work = work_of(*PAIR) | {"n0": make_work(make_pod("leaves", owner=None))}
     fence = replace(UNTIL_LATER, policy=other.name, version=other.version, node_uid="uid-n0")
     away = make_node("n0", unschedulable=True, fence=fence)
     if other is not TWO_OF_THREE:
@@ -362,5 +347,156 @@ def begun(plan: RolloutPlan) -> list[str]:
     return [name for name, told in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in told.actions)]
 
 
-def without(snapshot: ClusterSnapshot, gone: str) -> dict[str, NodeView]:
-    return {name: node for name, node in snapshot.nodes.items() if name != gone}
+# --- nodes of a wave are given back together ---------------------------------------------------------------------------
+
+PROOF = Verified("pool-b", "all-1g.10gb", "c-1", layout="1x full", gpus=1)
+POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})
+
+
+def in_wave(name: str, *, wave: str = "w", **fence: Any) -> NodeView:
+    uid = f"uid-{name}"
+    return make_node(name, uid=uid, unschedulable=True, fence=make_fence("actuating", node_uid=uid, wave=wave, **fence))
+
+
+def proven(node: NodeView) -> Verdict:
+    verdict = Verdict(node.name, "pool-b", Phase.UNCORDONING, Reason.SYNCED, "2x3g.40gb proven")
+    return verdict.then(Release(node, True, {}, verified=PROOF))
+
+
+def working(node: NodeView, phase: Phase = Phase.RECONFIGURING) -> Verdict:
+    return Verdict(node.name, "pool-b", phase, Reason.ACTUATION_IN_PROGRESS, "at work")
+
+
+def held(*verdicts: Verdict, nodes: tuple[NodeView, ...], now: datetime = NOW) -> dict[str, Verdict]:
+    by_name = {node.name: node for node in nodes}
+    told = {verdict.node: make_member(by_name[verdict.node], verdict) for verdict in verdicts}
+    return {name: one.verdict for name, one in hold_together(told, make_snapshot(nodes, [POLICY]), now).items()}
+
+
+A, B = in_wave("a"), in_wave("b")
+
+
+def test_a_proven_node_waits_for_the_others_of_its_wave_and_records_since_when() -> None:
+    (found,) = held(proven(A), working(B), nodes=(A, B)).values()
+    assert (found.node, found.phase, found.reason) == ("a", Phase.UNCORDONING, Reason.WAITS_FOR_WAVE)
+    assert not lacks(found.message, "2x3g.40gb proven", "together with b")
+    (action,) = found.actions
+    assert isinstance(action, UpdateFence)
+    assert A.fence is not None
+    assert action.fence == replace(A.fence, proven=NOW)
+    assert (found.wake, found.deadline) == (at(300), at(300))
+
+
+def test_the_node_that_is_waited_for_is_the_culprit() -> None:
+    """Not the policy of the wave, of which kubectl get gpun would show nothing."""
+    other = in_wave("c")
+    found = held(proven(B), working(other), working(A), nodes=(A, B, other))["b"]
+    assert (who_keeps(found, B), who_ends(found), found.deadline) == ("node/a", "Clock", at(300))
+
+
+OWN: list[tuple[float, Phase, float | None]] = [
+    (0, Phase.VERIFYING, 200),  # its own deadline, a minute ago, no longer counts
+    (199, Phase.VERIFYING, 200),
+    (200, Phase.FAILED, None),  # five minutes after its proof
+]
+
+
+@pytest.mark.parametrize(("now", "phase", "wake"), OWN)
+def test_a_node_that_waits_for_its_wave_may_have_its_plugin_restarted(
+    now: float, phase: Phase, wake: float | None
+) -> None:
+    fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(POLICY, fence=fence, now=now, node={"resources": {}}))
+    assert (verdict.phase, verdict.reason) == (phase, Reason.ALLOCATABLE_MISMATCH)
+    assert (verdict.wake, verdict.deadline) == (None if wake is None else at(wake), at(200))
+
+
+def test_a_node_that_waits_for_its_wave_follows_a_new_spec_in_time() -> None:
+    fence = fence_to(MIXED, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(SLICED, fence=fence, now=0))
+    assert "after the deadline" not in verdict.message
+    assert all(action.fence.failed_version is None for action in verdict.actions if isinstance(action, UpdateFence))
+
+
+def test_a_step_of_a_node_that_waits_for_its_wave_is_not_late_because_its_call_fails() -> None:
+    fence = fence_to(POLICY, at(-600), wave="w", proven=at(-100), deadline=at(-60))
+    verdict = after_pnr(changing(POLICY, fence=fence, now=0, node={"unschedulable": False}))
+    assert isinstance(only(verdict), UpdateFence)
+    failure = CallFailure("the server is away", at(8), tries=3)
+    assert show_failure(verdict, failure, at(0), fence).phase is Phase.RECONFIGURING
+
+
+def test_a_node_that_was_not_proven_fails_at_its_deadline() -> None:
+    fence = fence_to(POLICY, at(-600), wave="w", deadline=at(-60))
+    assert after_pnr(changing(POLICY, fence=fence, now=0, node={"resources": {}})).phase is Phase.FAILED
+
+
+def test_since_when_it_waits_is_written_once() -> None:
+    waiting = in_wave("a", proven=at(-60))
+    (found,) = held(proven(waiting), working(B), nodes=(waiting, B)).values()
+    assert found.actions == ()
+    assert found.wake == at(240)
+
+
+def test_all_are_given_back_in_the_pass_that_proves_the_last() -> None:
+    assert held(proven(A), proven(B), nodes=(A, B)) == {}
+
+
+def test_the_first_proof_sets_the_end_for_those_proven_later() -> None:
+    first, third = in_wave("a", proven=at(-290)), in_wave("c")
+    found = held(proven(first), working(B), proven(third), nodes=(first, B, third))
+    assert {verdict.wake for verdict in found.values()} == {at(10)}
+    assert found.keys() == {"a", "c"}
+
+
+ENDS: dict[str, tuple[NodeView, Verdict]] = {
+    "a member is Failed": (A, working(B, Phase.FAILED)),
+    "a member was given up": (A, working(B, Phase.ABORTING).then(Release(B, True, {}))),
+    "the first proof is timeouts.verification ago": (in_wave("a", proven=at(-300)), working(B)),
+}
+
+
+@pytest.mark.parametrize(("node", "other"), ENDS.values(), ids=ENDS.keys())
+def test_it_waits_no_longer_when(node: NodeView, other: Verdict) -> None:
+    assert held(proven(node), other, nodes=(node, B)) == {}
+
+
+OTHERS: dict[str, NodeView] = {
+    "is of another wave": in_wave("b", wave="v"),
+    "started by itself": in_wave("b", wave=""),
+    "was left to somebody else": make_node("b", uid="uid-b", fence=make_fence("yielded", wave="w", node_uid="uid-b")),
+    "only inherited the fence of an earlier node": make_node(
+        "b", uid="uid-b", fence=make_fence(wave="w", node_uid="another")
+    ),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_nobody_waits_for_a_node_that(other: NodeView) -> None:
+    assert held(proven(A), working(other), nodes=(A, other)) == {}
+
+
+def test_a_pass_gives_no_node_of_a_wave_back_alone() -> None:
+    world = pool_of(2)
+    both = {"maxUnavailable": 2}
+    world.set_policy(make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4}, rollout=both))
+    run_until(world, Phase.RECONFIGURING, node="n0")
+    for name, node in world.nodes.items():
+        assert node.fence is not None
+        world.nodes[name] = replace(node, fence=replace(node.fence, wave="w"))
+    for _ in range(30):  # the software of n1 does nothing meanwhile
+        world.act("n0")
+        world.step()
+        world.now += timedelta(seconds=1)
+    plan = world.plan()
+    assert [(one.phase, one.reason) for one in plan.verdicts.values()] == [
+        (Phase.UNCORDONING, Reason.WAITS_FOR_WAVE),
+        (Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS),
+    ]
+    assert not any(isinstance(one, Release) for verdict in plan.verdicts.values() for one in verdict.actions)
+
+
+def test_at_most_three_of_the_others_are_named() -> None:
+    others = [in_wave(f"n{number}") for number in range(5)]
+    (found,) = held(proven(A), *map(working, others), nodes=(A, *others)).values()
+    assert not lacks(found.message, "together with n0, n1, n2 and 2 more")
