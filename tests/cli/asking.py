@@ -1,8 +1,8 @@
-"""A verb on a SIMULATED cluster in this process, and what it says."""
+"""A verb on a SIMULATED cluster in this process, and what it says. Some of these clusters people reported in public: each file in tests/cli/cases holds the objects of one. Names are invented; the shape of the cluster is that of the report."""
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -11,11 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hack.sim.fakecluster import FakeCluster
 from tests.cli.schema import check
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
+from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient
 from kubectl_gpusharing.live.cluster import OPERATOR
 from kubectl_gpusharing.shell.arguments import VERBS, Arguments, parse
@@ -24,12 +26,19 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.terminal import Terminal
 
 ME = "a-person"
+CASES = Path(__file__).parent / "cases"
+KINDS = {
+    "Node": kinds.NODES,
+    "Pod": kinds.PODS,
+    "ConfigMap": kinds.CONFIG_MAPS,
+    "DaemonSet": kinds.DAEMON_SETS,
+    "ClusterPolicy": kinds.CLUSTER_POLICIES,
+}
+"""The resource of each kind that a case may hold."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What a verb ended with."""
-
     status: int
     out: str
 
@@ -85,13 +94,15 @@ def install(cluster: FakeCluster, **variables: str) -> None:
 
 
 @asynccontextmanager
-async def operated(count: int, serving: JSON | None = None, **more: Any) -> AsyncIterator[Scene]:
+async def operated(
+    count: int, serving: JSON | None = None, settings: Mapping[str, str] | None = None, **more: Any
+) -> AsyncIterator[Scene]:
     """A scene with so many nodes, the operator's Deployment, and a mig-manager that runs on each node.
 
-    `serving`: the spec of a policy that is Ready when the scene opens.
+    `serving`: the spec of a policy that is Ready when the scene opens; `settings`: variables of the operator.
     """
     async with open_scene(*nodes(count), **more) as scene:
-        install(scene.e.cluster)
+        install(scene.e.cluster, **(settings or {}))
         await scene.running("nvidia-mig-manager", count)
         if serving is not None:
             await scene.serve(serving)
@@ -112,3 +123,12 @@ def _checked(terminal: Terminal) -> str:
     if terminal.output == "json":
         check(terminal.stream.getvalue())
     return terminal.stream.getvalue()
+
+
+def reported(name: str) -> FakeCluster:
+    """Return a cluster without our operator and CRDs that holds the objects of tests/cli/cases/NAME.yaml."""
+    cluster = FakeCluster(now=virtual_now)
+    for manifest in yaml.safe_load_all((CASES / f"{name}.yaml").read_text(encoding="utf-8")):
+        cluster.add(KINDS[manifest["kind"]], manifest)
+    cluster.uninstalled |= {kinds.POLICIES, kinds.GPUNODES}
+    return cluster

@@ -4,8 +4,11 @@ import gc
 import io
 import json
 import os
+import pty
+import select
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,8 +128,6 @@ def _version(event: JSON) -> int:
 
 @dataclass(frozen=True)
 class Said:
-    """What the program left."""
-
     status: int
     out: str
     err: str
@@ -134,8 +135,6 @@ class Said:
 
 @dataclass
 class Desk:
-    """Where somebody sits and types."""
-
     folder: Path
     server: Served = field(default_factory=Served)
     url: str = ""
@@ -178,12 +177,13 @@ class Desk:
                     gc.enable()
         return Said(status, _read(out), _read(err))
 
-    def start(self, *arguments: str) -> Said:
+    def start(self, *arguments: str, typed: str = "") -> Said:
         """Carry out one command line on pipes as a person does: in a process of its own."""
         done = subprocess.run(
             [*PROGRAM, *arguments],
             env=self.environment(),
             cwd=self.folder,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=SECONDS,
@@ -201,7 +201,6 @@ class Desk:
         self.kubeconfig.write_text(json.dumps(told))
 
     def write_kubeconfig(self, url: str, contexts: Sequence[str] = ("desk",)) -> None:
-        """Contexts that all lead to this address, with a token."""
         told = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -271,7 +270,6 @@ def _handler(desk: Desk) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def desk_at(folder: Path) -> Iterator[Desk]:
-    """A desk whose kubeconfig leads to a server of its own."""
     desk = Desk(folder)
     server = WebServer(("127.0.0.1", 0), _handler(desk))
     with server.running():
@@ -290,3 +288,45 @@ def wrong(desk: Desk, *arguments: str) -> str:
     assert "Traceback" not in said.err
     assert said.err.count("\n") == 1
     return said.err
+
+
+# --- on a terminal --------------------------------------------------------------------------------
+
+WIDTH, HEIGHT = 80, 24
+END = "no such word"
+"""`read_until` reads to the end of the program."""
+
+
+@contextmanager
+def terminal(desk: Desk, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The program on a terminal of 80 columns, and where to read what is on it."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (HEIGHT, WIDTH))
+    told = desk.environment(TERM="xterm-256color", **environment)
+    with subprocess.Popen([*PROGRAM, *arguments], env=told, stdout=its, stderr=its, stdin=its) as process:
+        os.close(its)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def read_until(screen: int, word: str) -> str:
+    """What was written until this word came, or until the program ended; a program that falls silent is an error."""
+    seen = b""
+    while word.encode() not in seen:
+        ready, _, _ = select.select([screen], [], [], SECONDS)
+        assert ready, f"nothing more for {SECONDS} s after {seen.decode()[-500:]!r}"
+        try:
+            piece = os.read(screen, 65536)
+        except OSError:  # EIO: the other side is closed
+            piece = b""
+        if not piece:
+            break
+        seen += piece
+    return seen.decode(errors="ignore")  # the last piece may end within a character
+
+
+def answer(screen: int, text: str) -> None:
+    os.write(screen, f"{text}\n".encode())

@@ -97,10 +97,14 @@ LABELS = {
 }
 
 
+def hours_of(value: str, hours: int = HOURS, /, **labels: str) -> Mapping[str, Any]:
+    """A series with the same value in each of the last hours."""
+    points = [[NOW - 3600 * hour, value] for hour in reversed(range(hours))]
+    return {"metric": {**LABELS, **labels}, "values": points}
+
+
 def hourly(value: str, **labels: str) -> Answer:
-    """One series with the same value every hour."""
-    points = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
-    return success("matrix", [{"metric": {**LABELS, **labels}, "values": points}])
+    return success("matrix", [hours_of(value, **labels)])
 
 
 MINUTES = [[NOW - 60 * minute, "1"] for minute in reversed(range(HOURS * 60))]
@@ -119,8 +123,6 @@ USED_RANGES: Mapping[str, Answer] = {
 
 @dataclass
 class FakePrometheus:
-    """What it answers, and what it was asked."""
-
     answers: dict[str, Answer] = field(default_factory=lambda: dict(DAY))
     ranges: dict[str, Answer] = field(default_factory=dict)
     """Answers to queries of a range, by what is in the query, unless there is more of it in `answers`. Else it tells 1 of a count of agents, for each minute of a day."""
@@ -182,7 +184,6 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Answer as the server's current FakePrometheus does."""
         fake, url = self.server.answering[self.client_address], urlsplit(self.path)
         token = self.headers.get("Authorization", "")
         fake.tokens.append(token)

@@ -70,8 +70,6 @@ class Machine:
 
 @dataclass(frozen=True)
 class RandomCluster:
-    """A cluster by its seed."""
-
     state: str
     spec: JSON
     config_maps: Mapping[str, Mapping[str, str]]
@@ -167,8 +165,6 @@ def _machine(random: Random, number: int, keys: list[str]) -> Machine:
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a cluster gives its users at rest."""
-
     offers: Mapping[tuple[str, str], int]
     instances: Mapping[str, frozenset[str]]
     pods: Mapping[str, str]
@@ -190,8 +186,6 @@ class Holdings:
 
 @dataclass
 class Inhabited:
-    """A random cluster, and the person who types what messages say."""
-
     fleet: RandomCluster
     scene: Scene
     player: CommandPlayer
@@ -212,7 +206,6 @@ class Inhabited:
         return {str(raw["spec"]["nodeName"]) for raw in slices}
 
     def somebody_divides(self, when: str) -> None:
-        """Do to the nodes what was to be done at this time."""
         cluster = self.scene.e.cluster
         for one in self.fleet.machines:
             if one.when != when:

@@ -7,6 +7,7 @@ from datetime import datetime
 from math import pi, sin
 
 from hack.sim.dcgmexporter import USED, DCGMValues, SetUp, samples
+from tests.cli.history import daily_texts, text_of
 
 EVERY = 240
 """Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value."""
@@ -31,8 +32,6 @@ def flat(mib: float, active: float) -> Use:
 
 @dataclass(frozen=True)
 class PodRun:
-    """A pod on a device."""
-
     pod: tuple[str, str]
     use: Use
     hours: tuple[float, float] = (0, 1e9)
@@ -75,22 +74,8 @@ class Fleet:
 
 
 def openmetrics(fleets: Sequence[Fleet]) -> list[str]:
-    """A text for each day for `promtool tsdb create-blocks-from openmetrics`."""
-    daily: dict[int, dict[str, list[str]]] = {}
-    for fleet in fleets:
-        for name, labels, value, at in _samples(fleet):
-            text = ",".join(f'{key}="{told}"' for key, told in labels.items())
-            daily.setdefault(at // 86400, {}).setdefault(name, []).append(f"{name}{{{text}}} {value:.6g} {at}")
-    texts = []
-    for _, lines in sorted(daily.items()):
-        told = [part for name, found in sorted(lines.items()) for part in (f"# TYPE {name} gauge", *_in_order(found))]
-        texts.append("\n".join([*told, "# EOF"]) + "\n")
-    return texts
-
-
-def _in_order(lines: Sequence[str]) -> list[str]:
-    """What several pods of an owner say of it at one time is said once."""
-    return sorted(dict.fromkeys(lines), key=lambda text: int(text.rpartition(" ")[2]))
+    told = (sample for fleet in fleets for sample in _samples(fleet))
+    return daily_texts((name, f"{name}{text_of(labels)} {value:.6g}", at) for name, labels, value, at in told)
 
 
 Sample = tuple[str, dict[str, str], float, int]

@@ -1,15 +1,23 @@
-"""What agents, operator and OpenCost told a Prometheus in the past, SIMULATED, as OpenMetrics to backfill it with."""
+"""A real Prometheus with a SIMULATED past, and what agents, operator and OpenCost told it in the past, as OpenMetrics to backfill it with."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from pathlib import Path
+
+from hack.cluster.process import free_ports, wait_until
+from hack.promtool import ensure
 
 from kubectl_gpusharing.usage.bills import Part
 
 EVERY = 288
 """Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value. Days are multiples of it, so that `increase` has nothing to extrapolate."""
-NOBODY: Mapping[str, Fraction] = {}
+PATIENCE = 120.0
+"""Seconds for Prometheus to be ready."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Stretch:
     hours: tuple[float, float]
     held: Mapping[tuple[str, str], Fraction] = field(default_factory=dict)
     """By namespace and resource."""
-    idle: Mapping[str, Fraction] = field(default_factory=lambda: NOBODY)
+    idle: Mapping[str, Fraction] = field(default_factory=dict)
     """By resource."""
     stranded: Fraction = Fraction(0)
     transition: Fraction = Fraction(0)
@@ -27,8 +35,6 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of a pool."""
-
     name: str
     policy: str
     gpus: int
@@ -65,12 +71,11 @@ NAMES = {
     Part.TRANSITION: "gpusharing_transition_slice_seconds",
 }
 GPUS = "gpusharing_gpu_seconds"
+KINDS = dict.fromkeys((*NAMES.values(), GPUS), "counter")
 
 
 @dataclass(frozen=True)
 class History:
-    """Nodes and gauges for some hours."""
-
     begin: datetime
     hours: float
     nodes: Sequence[Node]
@@ -80,18 +85,20 @@ class History:
 
 
 def openmetrics(histories: Sequence[History]) -> list[str]:
-    """A text for each day for `promtool tsdb create-blocks-from openmetrics`, once read for every two hours."""
-    daily: dict[int, dict[str, list[str]]] = {}
-    for history in histories:
-        for name, text, at in _samples(history):
-            daily.setdefault(at // 86400, {}).setdefault(name, []).append(f"{text} {at}")
-    kinds = dict.fromkeys((*NAMES.values(), GPUS), "counter")
+    return daily_texts(sample for history in histories for sample in _samples(history))
+
+
+def daily_texts(samples: Iterable[tuple[str, str, int]]) -> list[str]:
+    """A text for each day for `promtool tsdb create-blocks-from openmetrics`, once read for every two hours. What several tell of one thing at one time is said once."""
+    daily: dict[int, dict[str, dict[str, int]]] = {}
+    for name, text, at in samples:
+        daily.setdefault(at // 86400, {}).setdefault(name, {})[f"{text} {at}"] = at
     texts = []
     for _, lines in sorted(daily.items()):
         told = [
             line
             for name, found in sorted(lines.items())
-            for line in (f"# TYPE {name} {kinds.get(name, 'gauge')}", *found)
+            for line in (f"# TYPE {name} {KINDS.get(name, 'gauge')}", *sorted(found, key=found.__getitem__))
         ]
         texts.append("\n".join([*told, "# EOF"]) + "\n")
     return texts
@@ -104,7 +111,7 @@ def _samples(history: History) -> Iterator[tuple[str, str, int]]:
     for gauge in (*history.gauges, *(told for node in history.nodes for told in _gauges(node))):
         first, last = max(0.0, gauge.hours[0]), min(history.hours, gauge.hours[1])
         for at in range(start + int(first * 3600), start + int(last * 3600) + 1, gauge.every):
-            yield gauge.name, f"{gauge.name}{_text(gauge.labels)} {gauge.value}", at
+            yield gauge.name, f"{gauge.name}{text_of(gauge.labels)} {gauge.value}", at
 
 
 def _gauges(node: Node) -> Iterator[Gauge]:
@@ -137,7 +144,7 @@ def _counters(node: Node, start: int, history: History) -> Iterator[tuple[str, s
             continue
         for (name, account), value in seconds.items():
             labels = {"node": node.name, "policy": node.policy, "instance": "10.0.0.1:8080", **node.labels}
-            yield name, f"{name}_total{_text({**labels, **dict(account)})} {float(value):.6f}", start + at
+            yield name, f"{name}_total{text_of({**labels, **dict(account)})} {float(value):.6f}", start + at
 
 
 def _rates(node: Node, stretch: Stretch) -> Iterator[tuple[tuple[str, Account], Fraction]]:
@@ -150,5 +157,42 @@ def _rates(node: Node, stretch: Stretch) -> Iterator[tuple[tuple[str, Account], 
     yield (GPUS, ()), Fraction(node.gpus)
 
 
-def _text(labels: Mapping[str, str]) -> str:
+def text_of(labels: Mapping[str, str]) -> str:
     return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
+
+
+@contextmanager
+def prometheus_with(folder: Path, texts: Sequence[str], *flags: str) -> Iterator[str]:
+    """Its address. It scrapes nothing: all that it knows are these texts, in OpenMetrics. `flags`: further ones."""
+    told, data = folder / "past.txt", folder / "data"
+    for text in texts:
+        told.write_text(text)
+        command: list[str | Path] = [
+            ensure("promtool"), "tsdb", "create-blocks-from", "openmetrics", told, data
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+    (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
+    (port,) = free_ports(1)
+    started: list[str | Path] = [
+        ensure("prometheus"),
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={data}",
+        "--storage.tsdb.retention.time=100y",
+        f"--web.listen-address=127.0.0.1:{port}",
+        *flags,
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with (folder / "prometheus.log").open("w") as log, subprocess.Popen(started, stderr=log, stdout=log) as running:
+        try:
+            wait_until(lambda: _ready(url), PATIENCE, "Prometheus to be ready")
+            yield url
+        finally:
+            running.terminate()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready"):
+            return True
+    except OSError:
+        return False

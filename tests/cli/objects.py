@@ -18,7 +18,6 @@ def ago(minutes: float) -> str:
 
 
 def policy(name: str = "pool-b", *, generation: int = 1, observed: int = 1, **summary: Any) -> JSON:
-    """A policy with its summary; `summary` holds fields of it."""
     told = {
         "mode": "MIG",
         "layout": "2x3g.40gb",

@@ -129,7 +129,6 @@ def midnights() -> Iterator[Node]:
 
 
 def other_prices() -> Iterator[Gauge]:
-    """What the clusters of `rough` have."""
     name = "gpusharing_policy_gpu_hourly_price"
     dollars = {"policy": "pool-x", "currency": "USD"}
     for cluster in ("restarts", "gaps", "young", "gone", "mixed", "replaced", "passing", "unseen"):
@@ -164,7 +163,6 @@ def other_prices() -> Iterator[Gauge]:
 
 
 def past() -> list[History]:
-    """All of it; the clusters are told apart by the label `cluster`."""
     nodes = [replace(one, labels={"cluster": "east"}) for one in fleet()]
     return [
         History(BEGIN, HOURS, nodes, list(priced("east"))),

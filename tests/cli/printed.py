@@ -90,15 +90,12 @@ def changes(command: str) -> bool:
 
 @dataclass
 class CommandPlayer:
-    """Somebody who types what messages print."""
-
     scene: Scene
     values: dict[str, str] = field(default_factory=dict)
     """Values of our release that differ from the chart's."""
     released: bool = False
 
     def allocatable(self) -> dict[tuple[str, str], int]:
-        """How many devices each node offers, by node and resource name."""
         return {
             (raw["metadata"]["name"], name): int(count)
             for raw in self.scene.e.cluster.objects(NODES)
@@ -121,7 +118,6 @@ class CommandPlayer:
         await asyncio.sleep(QUIET)
 
     def _is_written(self, name: str, namespace: str, key: str, text: str) -> bool:
-        """Whether an entry of a ConfigMap contains the text."""
         found = self.scene.e.cluster.objects(CONFIG_MAPS, namespace=namespace)
         data = next((raw.get("data") or {} for raw in found if raw["metadata"]["name"] == name), {})
         return text.strip("'") in data.get(key.replace("\\.", "."), "") if text != "." else bool(data.get(key))
@@ -163,7 +159,6 @@ class CommandPlayer:
                 raise NotPlayed(" ".join(command.words))
 
     def _set_env(self, daemon_set: str, namespace: str, container: str, pair: str) -> None:
-        """Set one variable of one container of a DaemonSet, given as `daemonset/NAME`."""
         cluster, name = self.scene.e.cluster, daemon_set.removeprefix("daemonset/")
         variable, _, value = pair.partition("=")
         containers = cluster.get(DAEMON_SETS, name, namespace)["spec"]["template"]["spec"]["containers"]

@@ -15,8 +15,6 @@ from tests.cli.test_page import Read
 
 @dataclass
 class Browsed:
-    """The program that serves, and its address."""
-
     process: subprocess.Popen[str]
     url: str
 
@@ -33,7 +31,6 @@ class Browsed:
 
 @contextmanager
 def serving(environment: Mapping[str, str], *flags: str) -> Iterator[Browsed]:
-    """`ui` on pipes."""
     command = [*PROGRAM, "ui", "-o", "json", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]  # pipes

@@ -2,18 +2,15 @@
 
 import itertools
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
-from hack.generate import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.build import make_gpu, make_policy, make_stack
-from tests.cli.desk import SECONDS, Desk
-from tests.cli.screen import END, answer, read_until, terminal
+from tests.cli.desk import END, SECONDS, Desk, answer, read_until, terminal
 from tests.configs import target_for
 from tests.wording import lacks
 
@@ -62,12 +59,7 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
     "notebooks behind the label hardware": (told(bursts=True, isolation="hardware"), "MIG", 4, "1g.20gb"),
     "hardware on a card without MIG": (told("l40s", 10, isolation="hardware"), "Full", 1, ""),
     "notebooks behind the label memory": (told(bursts=True, isolation="memory"), "MPS", 4, ""),
-    "the label memory where MPS cannot be switched on": (
-        told(no_mps="no", isolation="memory"),
-        "MIG",
-        4,
-        "1g.20gb",
-    ),
+    "the label memory, without MPS": (told(no_mps="no", isolation="memory"), "MIG", 4, "1g.20gb"),
 }
 
 
@@ -102,20 +94,6 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
             assert usable_memory(card, found.profile) >= memory
         if answers["promise"]:
             assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbors apart"
-
-
-def test_every_page_that_a_reason_cites_is_there_with_its_anchor() -> None:
-    cited = {
-        page
-        for found, *_ in CASES.values()
-        for text in (*found.why, found.but)
-        for page in re.findall(r"docs/[\w/.#-]+\w", text)
-    }
-    assert len(cited) > 4
-    for page in cited:
-        name, _, anchor = page.partition("#")
-        text = (ROOT / name).read_text()
-        assert not anchor or f'id="{anchor}"' in text, page
 
 
 # --- several sizes -------------------------------------------------------------------------------------------------
@@ -190,6 +168,8 @@ REFUSED = {
     "--memory 4Gi --gpus-per-node 17": ("--gpus-per-node", "17", "1, 2"),
     "--memory 4Gi --write x": ("--write", "measured", "--from-prometheus"),
     "--memory 4Gi --goal cost": ("--goal", "measured"),
+    "--card t4 --memory 2Gi --gpu-operator latest": ("--gpu-operator latest", "v25.10.1"),
+    "--card thor-igpu --memory 1Gi": ("shares its memory with the CPU",),
     "--memory 4Gi -o csv": ("-o csv", "measured", "--from-prometheus"),
     "--from-prometheus --memory 4Gi": ("--memory", "stated"),
     "--prometheus http://127.0.0.1:1 --need 2x4Gi": ("--need", "stated"),
@@ -219,17 +199,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         size_of(text)
 
 
-def test_the_policy_can_be_applied_as_it_is(desk: Desk) -> None:
-    said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise", "--pool", "a", "-o", "yaml")
-    assert said.status == DONE
-    assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
-
-
-def test_the_advice_reads_like_this(desk: Desk) -> None:
-    said = desk.type("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
+def test_the_advice_reads_like_this_and_its_policy_can_be_applied_as_it_is(desk: Desk) -> None:
+    typed = ("advise", "--card", "h100-80gb", "--memory", "15Gi", "--promise")
+    said = desk.type(*typed)
     drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
     assert said.out.startswith(f"MIG, 4x1g.20gb on every GPU\n{drawn}")
     assert not lacks(said.out, "latency", "availability")
+    said = desk.type(*typed, "--pool", "a", "-o", "yaml")
+    assert said.status == DONE
+    assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
 
 
 RELEASES = {
@@ -338,12 +316,6 @@ def check_printed(desk: Desk, printed: str, card: Card, per_node: int) -> None:
     assert isinstance(target, Target), (printed, target)
 
 
-def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:
-    said = desk.type("advise", "--card", "t4", "--memory", "2Gi", "--gpu-operator", "latest")
-    assert said.status == FAILED
-    assert not lacks(said.err, "--gpu-operator latest", "v25.10.1")
-
-
 def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str]:
     """Somebody at a terminal answers the questions, each as it comes; the exit status, and what is said to that."""
     with terminal(desk, "advise", "--no-color", *typed) as (process, screen):
@@ -354,10 +326,8 @@ def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str
         return process.wait(SECONDS), rest
 
 
-FIRST = {
-    "Which card (kubectl gpusharing layouts lists them)?": "h100-80gb",
-    HOW_MUCH: "4Gi",
-}
+WHICH = "Which card (kubectl gpusharing layouts lists them)?"
+FIRST = {WHICH: "h100-80gb", HOW_MUCH: "4Gi"}
 PROMISE, STRANGERS, BILL, BURSTS = (f"{question} [y/N]" for question in QUESTIONS.values())
 
 
@@ -381,11 +351,7 @@ def test_other_answers_lead_elsewhere(desk: Desk) -> None:
 
 def test_after_a_wrong_answer_the_question_is_asked_again(desk: Desk) -> None:
     wrong = {
-        "Which card (kubectl gpusharing layouts lists them)?": (
-            "h1000",
-            "h100-80gb",
-            "no card matches h1000",
-        ),
+        WHICH: ("h1000", "h100-80gb", "no card matches h1000"),
         HOW_MUCH: ("a lot", "4x20Gi, 12x5Gi", "'a lot' is not a memory size; use one such as 15Gi"),
         PROMISE: ("maybe", "n", "'maybe' is neither yes nor no; answer y or n"),
     }
@@ -422,8 +388,7 @@ def test_the_end_of_the_input_ends_the_dialogue_in_one_sentence(desk: Desk, ques
 
 def test_what_was_typed_is_not_asked_for(desk: Desk) -> None:
     typed = ("--card", "h100-80gb", "--promise", "--bill", "-o", "json")
-    _, memory = FIRST
-    status, said = answered(desk, {memory: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
+    status, said = answered(desk, {HOW_MUCH: "15Gi", STRANGERS: "n", BURSTS: "n"}, *typed)
     told = json.loads(said.partition("\n")[2])
     assert (status, told["mode"], told["layout"]) == (DONE, "MIG", {"1g.20gb": 4})
     assert not lacks(told["why"][0], "latency", "billed separately")
@@ -441,12 +406,6 @@ def test_an_annotation_that_is_not_valid_is_named_before_the_question(desk: Desk
             answer(screen, "n")
         read_until(screen, END)
         assert process.wait(SECONDS) == DONE
-
-
-def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:
-    said = desk.type("advise", "--card", "thor-igpu", "--memory", "1Gi")
-    assert (said.status, said.err.count("\n")) == (FAILED, 1)
-    assert "shares its memory with the CPU" in said.err
 
 
 def test_on_a_pipe_nobody_is_asked(desk: Desk) -> None:

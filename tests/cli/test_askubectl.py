@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hack.generate import ROOT
 from hack.generate_schema import DOCUMENTS
-from hack.sim.fakecluster import FakeCluster
-from tests.cli.asking import ask, install
+from tests.cli.asking import ask
 from tests.cli.desk import GPUNODES, POLICIES, Desk, wrong
 from tests.cli.objects import policy
 from tests.cli.schema import find_mistakes, read_schema
 from tests.cli.test_free import NODES, PODS, container, node, pod
+from tests.cli.test_steer_fleet import fleet
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
@@ -22,7 +22,7 @@ from gpusharing.kube import client
 from gpusharing.kube.raw import text
 from kubectl_gpusharing.shell import documents
 from kubectl_gpusharing.shell.arguments import FIELDS, VERBS, parse
-from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Trouble
 
 NAME = "gpusharingpolicy.gpusharing.dev"
 
@@ -67,18 +67,9 @@ def test_names_of_several_clusters_are_refused_because_they_would_not_say_which(
 # --- several names, and selectors ----------------------------------------------------------------------------------
 
 
-def fleet() -> FakeCluster:
-    cluster = FakeCluster()
-    install(cluster)
-    for name in "abc":
-        spec = {"mode": "Full", "rollout": {"paused": name == "c"}}
-        cluster.add(client.POLICIES, {"metadata": {"name": name}, "spec": spec})
-    return cluster
-
-
 @virtually
 async def test_several_policies_are_paused_one_after_the_other() -> None:
-    cluster = fleet()
+    cluster = fleet(a={"paused": False}, b={"paused": False}, c={"paused": True})
     told = await ask(cluster, "pause", "a", "b", "-o", "name")
     assert (told.status, told.out) == (DONE, f"{NAME}/a\n{NAME}/b\n")
     assert all(raw["spec"]["rollout"]["paused"] for raw in cluster.objects(client.POLICIES))
@@ -86,16 +77,17 @@ async def test_several_policies_are_paused_one_after_the_other() -> None:
 
 @virtually
 async def test_a_name_that_is_wrong_keeps_no_other_from_being_paused() -> None:
-    cluster = fleet()
+    cluster = fleet(a={"paused": False}, b={"paused": False}, c={"paused": True})
     with pytest.raises(Trouble, match=r"^there is no gpusharingpolicies/x .*; c is already paused"):
         await ask(cluster, "pause", "x", "c", "b")
     paused = [raw["metadata"]["name"] for raw in cluster.objects(client.POLICIES) if raw["spec"]["rollout"]["paused"]]
     assert paused == ["b", "c"]
 
 
-def test_several_pools_are_shown_in_the_order_of_their_names(desk: Desk) -> None:
+def test_several_pools_are_shown_in_the_order_of_their_names_and_one_that_is_not_there_is_named(desk: Desk) -> None:
     told = json.loads(desk.type("status", "pool-c", "pool-b", "pool-c", "-o", "json").out)
     assert [pool["name"] for pool in told["pools"]] == ["pool-c", "pool-b"]
+    assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
 
 
 def test_status_of_a_node_is_its_row_whatever_its_state(desk: Desk) -> None:
@@ -125,10 +117,6 @@ def test_who_has_rights_in_one_namespace_and_forgot_it_is_told_how_to_choose_it(
     assert not lacks(wrong(desk, "why", *typed.split()), "namespace default", "-n NAME")
 
 
-def test_one_of_several_pools_that_is_not_there_is_named(desk: Desk) -> None:
-    assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
-
-
 def test_a_selector_is_for_the_server_and_leaves_nodes_of_others_out(desk: Desk) -> None:
     said = desk.type("status", "-l", "team=a", "-o", "json")
     assert json.loads(said.out)["nodesWithoutPolicy"] == []
@@ -154,18 +142,16 @@ def test_tables_can_be_had_without_headings(stocked: Desk) -> None:
 # --- help and mistakes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("verb", [*VERBS])
-def test_the_help_of_a_verb_shows_its_own_flags_and_names_the_command_for_the_others(desk: Desk, verb: str) -> None:
-    said = desk.type("help", verb)
-    assert said == desk.type(verb, "--help")
-    assert "kubectl gpusharing options" in said.out
-    assert "--output" in said.out
-    assert "--kubeconfig" not in said.out
-
-
 @pytest.mark.parametrize("name", VERBS)
-def test_the_help_of_a_verb_has_its_own_exit_statuses_and_examples_that_can_be_typed(desk: Desk, name: str) -> None:
-    text, verb = desk.type(name, "--help").out, VERBS[name]
+def test_the_help_of_a_verb_has_its_own_flags_exit_statuses_and_examples_that_can_be_typed(
+    desk: Desk, name: str
+) -> None:
+    said, verb = desk.type(name, "--help"), VERBS[name]
+    assert said == desk.type("help", name)
+    text = said.out
+    assert "kubectl gpusharing options" in text
+    assert "--output" in text
+    assert "--kubeconfig" not in text
     assert all(f"  {status:<4} {meaning}\n" in text for status, meaning in verb.exits.items())
     assert ("  2    " in text) == (2 in verb.exits)
     examples = re.findall(rf"^  kubectl gpusharing {name}(.*)$", text, re.MULTILINE)
@@ -188,27 +174,21 @@ def test_a_verb_gets_its_flags_and_nothing_else_from_the_command_line(name: str)
     assert (typed.output, typed.context) == ("json", "east")
 
 
-def test_a_format_that_a_verb_lacks_is_refused_before_it_too(desk: Desk) -> None:
-    assert "-o html cannot be used with doctor" in wrong(desk, "-o", "html", "doctor")
-
-
-def test_options_are_the_flags_that_every_verb_has(desk: Desk) -> None:
+def test_options_are_the_flags_that_every_verb_has_and_help_alone_is_that_of_the_command(desk: Desk) -> None:
     said = desk.type("options")
     assert said.status == DONE
     assert all(flag in said.out for flag in ("--kubeconfig", "--namespace", "--no-headers", "--output"))
     assert "usage" not in said.out
-
-
-def test_help_alone_is_the_help_of_the_command(desk: Desk) -> None:
     assert desk.type("help") == desk.type("--help")
 
 
 MISTAKES = {
-    "stauts": ("stauts", "status"),
+    "stauts": ("stauts", "status", "See: kubectl gpusharing --help"),
     "help stauts": ("stauts", "status"),
     "status --wacth": ("--wacth", "--watch"),
     "status -o jsn": ("--output", "jsn", "json"),
     "doctor -o name": ("table, wide, json, yaml",),
+    "plan -o html": ("--output cannot be html",),
     "advise --gpus-per-node 17": ("--gpus-per-node", "17", "1, 2, 3"),
     "ui --port http": ("--port", "'http'"),
     "approve pool-b hash more": ("too many: more",),
@@ -221,6 +201,7 @@ def test_a_mistake_is_answered_with_the_nearest_word(desk: Desk, typed: str) -> 
     said = desk.type(*typed.split())
     assert (said.status, said.out) == (FAILED, "")
     assert not lacks(said.err, *MISTAKES[typed])
+    assert FAILED != CHANGES, "2 says that a plan has changes"
 
 
 # --- documents -------------------------------------------------------------------------------------------------------
@@ -262,14 +243,3 @@ def test_every_reference_in_the_schema_leads_somewhere() -> None:
     text = json.dumps(read_schema())
     names = {part.partition('"')[0] for part in text.split("#/$defs/")[1:]}
     assert names == {*read_schema()["$defs"]}
-
-
-def test_a_cluster_without_an_answer_is_a_failure_beside_the_others(desk: Desk) -> None:
-    desk.write_clusters(east=desk.url, west="http://127.0.0.1:9")
-    desk.server.objects[f"{POLICIES}/pool-b"] = policy("pool-b")
-    said = desk.type("status", "--all-contexts", "-o", "json")
-    assert said.status == FAILED
-    assert [line for line in said.out.splitlines() if '"kind"' in line] == [
-        '  "kind": "PoolList",',
-        '  "kind": "Failure",',
-    ]

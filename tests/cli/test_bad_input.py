@@ -1,13 +1,9 @@
 """Where there is nothing to ask, or nothing may be asked: one sentence of each verb, exit status 1, no traceback."""
 
-from collections.abc import Callable
-from functools import partial
-
 import pytest
 from hack.cluster.process import free_ports
-from tests.cli import desk as desks
 from tests.cli.asking import ask, operated, writes
-from tests.cli.desk import GPUNODES, POLICIES, Desk
+from tests.cli.desk import GPUNODES, POLICIES, Desk, wrong
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
@@ -15,30 +11,23 @@ from tests.wording import lacks
 from kubectl_gpusharing.shell.arguments import VERBS, Arguments
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 
-Wrong = Callable[..., str]
-
-
-@pytest.fixture
-def wrong(desk: Desk) -> Wrong:
-    return partial(desks.wrong, desk)
-
-
 ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
     verb: ["gpu-07"] for verb in ("retry", "abort", "skip")
 }
 ASKING = [verb for verb in VERBS if not Arguments(verb=verb).offline]
 
 
-@pytest.mark.parametrize("verb", ASKING)
-def test_where_nothing_may_be_read_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
-    desk.server.refuses_all = (403, 'User "me" cannot do that')
-    assert 'User "me" cannot do that' in wrong(verb, *ARGUMENTS.get(verb, ()))
+REFUSALS = {
+    "nothing may be read": ((403, 'User "me" cannot do that'), 'User "me" cannot do that'),
+    "nobody is known": ((401, "Unauthorized"), "expired or were rejected; log in again"),
+}
 
 
 @pytest.mark.parametrize("verb", ASKING)
-def test_where_nobody_is_known_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
-    desk.server.refuses_all = (401, "Unauthorized")
-    assert "log in again" in wrong(verb, *ARGUMENTS.get(verb, ()))
+@pytest.mark.parametrize(("answer", "told"), REFUSALS.values(), ids=REFUSALS)
+def test_there_is_one_sentence_where(desk: Desk, answer: tuple[int, str], told: str, verb: str) -> None:
+    desk.server.refuses_all = answer
+    assert told in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
 
 
 STEERED_NODE = ("retry", "abort", "skip")
@@ -46,16 +35,16 @@ BEFOREHAND = ("doctor", "free", "import", "support-bundle")
 
 
 @pytest.mark.parametrize("verb", sorted({*ASKING} - {*STEERED_NODE, *BEFOREHAND}))
-def test_where_the_operator_is_not_installed_one_sentence_says_so_for(desk: Desk, wrong: Wrong, verb: str) -> None:
+def test_where_the_operator_is_not_installed_one_sentence_says_so_for(desk: Desk, verb: str) -> None:
     node = {"metadata": {"name": "gpu-07", "uid": "1", "resourceVersion": "1"}}
     desk.server.lists = {"/api/v1/nodes": [node]}
-    assert "helm install gpusharing" in wrong(verb, *ARGUMENTS.get(verb, ()))
+    assert "helm install gpusharing" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
 
 
 @pytest.mark.parametrize("verb", ASKING)
-def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
+def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, verb: str) -> None:
     desk.kubeconfig.unlink()
-    assert "error: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
+    assert "error: there is no kubeconfig at" in wrong(desk, verb, *ARGUMENTS.get(verb, ()))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +66,17 @@ async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed:
     assert not lacks(str(raised.value), name, "context test", near)
 
 
-def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk, wrong: Wrong) -> None:
+def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk) -> None:
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    said = wrong("why", "pool-b-l")
+    said = wrong(desk, "why", "pool-b-l")
     assert not lacks(said, "gpunodes/pool-b-l", "desk", "pool-b-1")
 
 
 @pytest.mark.parametrize("verb", STEERED_NODE)
-def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
+def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, verb: str) -> None:
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
     told = "error: there is no nodes/gpu-07 in context desk; you are not allowed to list the existing ones\n"
-    assert wrong(verb, "gpu-07") == told
+    assert wrong(desk, verb, "gpu-07") == told
 
 
 @pytest.mark.parametrize(
@@ -111,27 +100,22 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
 
 
 @pytest.mark.parametrize(("words", "right"), [("status", "list gpu"), ("skip gpu-07", "get nodes")])
-def test_the_right_that_is_missing_is_named_and_no_role(desk: Desk, wrong: Wrong, words: str, right: str) -> None:
+def test_the_right_that_is_missing_is_named_and_no_role(desk: Desk, words: str, right: str) -> None:
     desk.server.refuses_all = (403, 'User "me" cannot do that')
-    said = wrong(*words.split())
+    said = wrong(desk, *words.split())
     assert f"not allowed to {right}" in said
     assert "ClusterRole" not in said
 
 
-def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk, wrong: Wrong) -> None:
+def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk) -> None:
     path = desk.folder / "bundle.tar.gz"
     desk.server.refuses_all = (401, "Unauthorized")
-    assert "log in again" in wrong("support-bundle", str(path))
+    assert "log in again" in wrong(desk, "support-bundle", str(path))
     desk.server.refuses_all = (503, "too much to do")
-    assert not lacks(wrong("support-bundle", str(path)), "context desk", "respond")
-    assert not path.exists()
-
-
-def test_a_bundle_of_a_dead_address_is_not_written(desk: Desk, wrong: Wrong) -> None:
-    path = desk.folder / "bundle.tar.gz"
+    assert not lacks(wrong(desk, "support-bundle", str(path)), "context desk", "respond")
     (port,) = free_ports(1)  # where nobody listens
     desk.write_kubeconfig(f"http://127.0.0.1:{port}")
-    assert not lacks(wrong("support-bundle", str(path)), "context desk", "respond")
+    assert not lacks(wrong(desk, "support-bundle", str(path)), "context desk", "respond")
     assert not path.exists()
 
 
@@ -143,13 +127,13 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("verb", ["cost", "recommend"])
-def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: str) -> None:
-    assert not lacks(wrong(verb, "-n", "team-a"), "-n", verb, "all namespaces")
+def test_a_namespace_that_would_narrow_nothing_is_refused(desk: Desk, verb: str) -> None:
+    assert not lacks(wrong(desk, verb, "-n", "team-a"), "-n", verb, "all namespaces")
 
 
 @pytest.mark.parametrize("verb", ["import", "support-bundle"])
-def test_a_file_of_two_clusters_is_refused(desk: Desk, wrong: Wrong, verb: str) -> None:
+def test_a_file_of_two_clusters_is_refused(desk: Desk, verb: str) -> None:
     """One would be written over the other, or both applied to one cluster."""
     desk.write_kubeconfig(desk.url, ("east", "west"))
-    assert "is for one cluster: use --context" in wrong(verb, "--contexts", "east,west")
+    assert "is for one cluster: use --context" in wrong(desk, verb, "--contexts", "east,west")
     assert [call for call in desk.server.asked if call.startswith("GET /api")] == []

@@ -33,8 +33,6 @@ LATE = 20.0
 
 
 def sets(event: threading.Event) -> FleetVerb:
-    """A verb that sets the event when the context `well` has given its first answer."""
-
     async def ask(session: Session, _typed: Arguments) -> Any:
         if session.where == "context well":
             event.set()

@@ -1,26 +1,26 @@
 """The program as a person starts it: flags, exit statuses, sentences (kubectl_gpusharing/main.py, kubectl_gpusharing/shell/running.py, kubectl_gpusharing/shell/session.py, kubectl_gpusharing/shell/terminal.py, kubectl_gpusharing/shell/arguments.py, kubectl_gpusharing/pools/status.py, kubectl_gpusharing/__main__.py). A watch: test_watch.py."""
 
+import asyncio
 import json
 import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr
 from importlib.metadata import version
-from typing import Any
+from io import StringIO
 
 import pytest
 import yaml
 from hack.generate import ROOT
-from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, wrong
+from tests.cli.desk import END, GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, read_until, terminal, wrong
 from tests.cli.objects import policy
-from tests.cli.schema import read_stream
-from tests.cli.screen import END, read_until, terminal
 
 from gpusharing.api.nearest import nearest
 from kubectl_gpusharing.shell.arguments import VERBS, parse
 from kubectl_gpusharing.shell.running import carry_out
 from kubectl_gpusharing.shell.session import Session
+from kubectl_gpusharing.shell.terminal import ask_line
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED
 
 HELP_STARTS = 4
@@ -30,19 +30,12 @@ RUNS = 5
 HEAVY = ("kubernetes", "aiohttp", "pydantic", "rich", "yaml", "asyncio", "gpusharing.planning")
 
 
-def test_status_tells_the_pools(desk: Desk) -> None:
+def test_status_on_a_pipe_tells_the_pools_without_colours_and_with_no_more_than_the_viewers_rights(desk: Desk) -> None:
     said = desk.type("status")
     assert (said.status, said.err) == (DONE, "")
     assert "pool-b  MIG 2x3g.40gb  Draining" in said.out
-
-
-def test_status_needs_no_more_than_the_viewers_rights(desk: Desk) -> None:
-    desk.type("status")
+    assert "\x1b" not in said.out
     assert {call.split()[1] for call in desk.server.asked} == {POLICIES, GPUNODES}
-
-
-def test_a_pipe_gets_no_colours(desk: Desk) -> None:
-    assert "\x1b" not in desk.type("status").out
 
 
 def test_status_of_one_policy_leaves_the_others_out(desk: Desk) -> None:
@@ -56,25 +49,12 @@ def test_json_and_yaml_hold_the_same(desk: Desk) -> None:
     assert json.loads(as_json.out) == yaml.safe_load(as_yaml.out)
 
 
-def test_flags_may_stand_before_the_verb(desk: Desk) -> None:
-    assert json.loads(desk.type("-o", "json", "status").out)["pools"]
-
-
 def test_verbs_without_a_table_ask_several_contexts_one_after_the_other(desk: Desk) -> None:
     desk.write_kubeconfig(desk.url, ("east", "west"))
     desk.server.objects[f"{POLICIES}/pool-b"] = policy("pool-b")
     said = desk.type("pause", "pool-b", "--dry-run", "--contexts", "east,west")
     assert said.status == DONE
     assert said.out.index("context east") < said.out.index("context west")
-
-
-@pytest.mark.parametrize(("output", "read"), [("yaml", yaml.safe_load_all), ("json", read_stream)])
-def test_data_of_several_contexts_is_one_document_for_each(
-    desk: Desk, output: str, read: Callable[[str], Iterable[Any]]
-) -> None:
-    desk.write_kubeconfig(desk.url, ("east", "west"))
-    said = desk.type("status", "--contexts", "east,west", "-o", output)
-    assert [one["context"] for one in read(said.out)] == ["east", "west"]
 
 
 def test_an_error_in_one_of_several_contexts_is_not_hidden_by_changes_in_another(
@@ -90,11 +70,6 @@ def test_an_error_in_one_of_several_contexts_is_not_hidden_by_changes_in_another
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------
-
-
-def test_without_a_kubeconfig_the_message_says_where_it_was_looked_for(desk: Desk) -> None:
-    desk.kubeconfig.unlink()
-    assert "there is no kubeconfig at" in wrong(desk, "status")
 
 
 def test_a_kubeconfig_that_is_none_is_named(desk: Desk) -> None:
@@ -128,11 +103,6 @@ def test_a_server_that_does_not_answer_is_named(desk: Desk) -> None:
     assert "does not respond" in wrong(desk, "status")
 
 
-def test_credentials_that_expired_are_told(desk: Desk) -> None:
-    desk.server.refusals = {POLICIES: (401, "Unauthorized"), GPUNODES: (401, "Unauthorized")}
-    assert "expired or were rejected; log in again" in wrong(desk, "status")
-
-
 def test_a_login_program_that_fails_is_told_in_one_sentence(desk: Desk) -> None:
     told = json.loads(desk.kubeconfig.read_text())
     plugin = {"command": "/bin/sh", "args": ["-c", "echo session is over >&2; exit 1"]}
@@ -145,21 +115,6 @@ def test_a_right_that_is_missing_is_named(desk: Desk) -> None:
     told = 'gpunodes.gpusharing.dev is forbidden: User "me" cannot list resource "gpunodes"'
     desk.server.refusals = {GPUNODES: (403, told)}
     assert 'cannot list resource "gpunodes"' in wrong(desk, "status")
-
-
-def test_a_cluster_without_the_operator_is_told_how_to_install_it(desk: Desk) -> None:
-    desk.server.lists = {}
-    assert "helm install gpusharing" in wrong(desk, "status")
-
-
-def test_two_flags_that_contradict_each_other_are_refused(desk: Desk) -> None:
-    assert "pass only one of --context" in wrong(desk, "status", "--context", "a", "--contexts", "b,c")
-
-
-def test_a_verb_that_is_not_there_ends_with_1_because_2_says_that_a_plan_has_changes(desk: Desk) -> None:
-    said = desk.type("stauts")
-    assert said.status == FAILED != CHANGES
-    assert "See: kubectl gpusharing --help" in said.err
 
 
 STARTED = {
@@ -234,6 +189,38 @@ def test_ctrl_c_at_a_question_writes_nothing(desk: Desk) -> None:
         assert process.wait(SECONDS) == INTERRUPTED
     assert "Traceback" not in rest
     assert {call.split()[0] for call in desk.server.asked} == {"GET"}
+
+
+class Screen(StringIO):
+    """A terminal that knows what Ctrl-C would have done in the moment of each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[object] = []
+
+    def write(self, text: str) -> int:
+        self.told.append(signal.getsignal(signal.SIGINT))
+        return super().write(text)
+
+
+def test_ctrl_c_ends_a_question_from_the_moment_in_which_it_can_be_read() -> None:
+    """asyncio's own handler would go on waiting for the answer."""
+    screen = Screen()
+
+    async def main() -> str:
+        with redirect_stderr(screen):
+            return ask_line("Which card?", StringIO("h100-80gb\n"))
+
+    assert asyncio.run(main()) == "h100-80gb"
+    assert screen.getvalue() == "Which card? "
+    assert set(screen.told) == {signal.default_int_handler}
+
+
+def test_afterwards_ctrl_c_does_what_it_did_before() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with redirect_stderr(StringIO()):
+        assert ask_line("Continue?", StringIO("YES\n")) == "YES"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_version_is_told_without_a_cluster(desk: Desk) -> None:

@@ -68,8 +68,9 @@ def complete(desk: Desk, *words: str) -> list[str]:
     return said.out.splitlines()
 
 
-def test_names_come_from_the_cluster_and_no_files_besides(desk: Desk) -> None:
+def test_names_come_from_the_cluster_and_no_files_besides_which_are_left_to_the_shell(desk: Desk) -> None:
     assert complete(desk, "status", "pool") == ["pool-b", "pool-c", ":4"]
+    assert complete(desk, "lint", "") == [FILES]
 
 
 def test_pods_come_from_the_namespace_that_is_typed(desk: Desk) -> None:
@@ -86,25 +87,17 @@ def test_the_hash_is_the_one_of_the_policy_before_it(desk: Desk) -> None:
     assert complete(desk, "approve", first["metadata"]["name"], "") == ["4a38df3", NO_FILES]
 
 
-def test_contexts_come_from_the_kubeconfig_without_a_call(desk: Desk) -> None:
+def test_contexts_come_from_the_kubeconfig_without_a_call_and_the_one_that_is_typed_is_asked(desk: Desk) -> None:
     desk.write_kubeconfig(desk.url, ("east", "west"))
     assert complete(desk, "status", "--context", "") == ["east", "west", NO_FILES]
     assert desk.server.asked == []
-
-
-def test_files_are_left_to_the_shell(desk: Desk) -> None:
-    assert complete(desk, "lint", "") == [FILES]
+    assert complete(desk, "--context", "west", "status", "") == ["pool-b", "pool-c", ":4"]
+    assert complete(desk, "--context=nowhere", "status", "") == [":4"]
 
 
 def test_a_cluster_that_refuses_suggests_nothing(desk: Desk) -> None:
     desk.server.refusals = {POLICIES: (403, "you may not")}
     assert complete(desk, "status", "") == [":4"]
-
-
-def test_the_context_that_is_typed_is_asked(desk: Desk) -> None:
-    desk.write_kubeconfig(desk.url, ("east", "west"))
-    assert complete(desk, "--context", "west", "status", "") == ["pool-b", "pool-c", ":4"]
-    assert complete(desk, "--context=nowhere", "status", "") == [":4"]
 
 
 # --- through kubectl ---------------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from tests.cli import desk as desks
-from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import DAY, GPU, HELD, NOW, Answer, FakePrometheus, failure, fake_prometheus, vector
-from tests.cli.screen import END, read_until, terminal
+from tests.cli.desk import END, JSON, Desk, Said, read_until, terminal
+from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, failure, fake_prometheus, vector
 from tests.fakes.tls import Identity
 from tests.wording import lacks
 
@@ -20,12 +19,10 @@ SERVICES = "/api/v1/services"
 
 
 def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:
-    """`cost` of a day."""
     return desk.type("cost", "--prometheus", fake.url, "--window", "1d", *more)
 
 
 def wrong(desk: Desk, *words: str) -> str:
-    """The one sentence of a `cost` that fails."""
     return desks.wrong(desk, "cost", *words)
 
 
@@ -383,7 +380,3 @@ def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus
     desk.write_kubeconfig(fake.url)
     told = wrong(desk, "--service", "monitoring/p:9090")
     assert not lacks(told, 'cannot get resource "services/proxy"', "permission", "get services/proxy")
-
-
-def test_the_fake_has_all_that_a_day_is_made_of() -> None:
-    assert all(answer[0] == 200 for answer in DAY.values())

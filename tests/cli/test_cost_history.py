@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from hack.generate import ROOT
 from tests.cli.desk import Desk, Said
-from tests.cli.history import openmetrics
+from tests.cli.history import openmetrics, prometheus_with
 from tests.cli.pastfleet import SHARED, SHORT, SMALL, UNTIL, past
-from tests.cli.pastprometheus import prometheus_with
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
@@ -26,13 +25,11 @@ GOLDENS = ROOT / "tests/cli/goldens"
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address; the clusters are told apart by the label `cluster`."""
     with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics(past())) as url:
         yield url
 
 
 def ask(desk: Desk, url: str, *more: str, cluster: str = "east") -> Said:
-    """`cost` for a cluster, in all of its time unless told otherwise."""
     chosen = ("--match", f'cluster="{cluster}"', "--prometheus", url)
     window = ("7d", UNTIL) if cluster == "east" else ("2d", "2026-10-03")
     return desk.type("cost", *chosen, "--window", window[0], "--until", window[1], *more)
@@ -49,13 +46,26 @@ def data(said: Said) -> Any:
     return json.loads(said.out)
 
 
-def test_the_fleet_of_the_articles_costs_what_its_gpu_hours_do(desk: Desk, prometheus: str) -> None:
+def refused(desk: Desk, url: str, *more: str, cluster: str = "east") -> str:
+    said = ask(desk, url, *more, cluster=cluster)
+    assert (said.status, said.out) == (FAILED, "")
+    return said.err
+
+
+def part(desk: Desk, url: str, cluster: str, *more: str) -> tuple[str, Any]:
+    """What is missing in a bill that is a part, which is one thing, and the bill."""
+    said = ask(desk, url, "-o", "json", *more, cluster=cluster)
+    assert said.status == CHANGES
+    (missing,) = data(said)["missing"]
+    return missing, data(said)
+
+
+def test_the_fleet_of_the_articles_costs_what_its_gpu_hours_do_by_namespace_and_policy(
+    desk: Desk, prometheus: str
+) -> None:
     said = ask(desk, prometheus)
     assert (said.status, said.err) == (DONE, "")
     golden("cost.txt", said)
-
-
-def test_the_same_by_policy(desk: Desk, prometheus: str) -> None:
     golden("cost-policy.txt", ask(desk, prometheus, "--by", "policy"))
 
 
@@ -106,9 +116,8 @@ def test_teams_are_a_label_of_their_namespaces_also_of_one_that_vanished(desk: D
 
 
 def test_a_label_that_no_namespace_has_is_answered_with_how_to_get_it(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "--by", "cost-centre")
-    assert (said.status, said.out) == (FAILED, "")
-    assert "--metric-labels-allowlist=namespaces=[cost-centre]" in said.err
+    told = refused(desk, prometheus, "--by", "cost-centre")
+    assert "--metric-labels-allowlist=namespaces=[cost-centre]" in told
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------
@@ -126,12 +135,10 @@ def test_an_agent_that_began_anew_loses_what_it_had_not_told_and_no_more(
 
 
 def test_a_gap_is_told_and_a_counter_bridges_it(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "-o", "json", cluster="gaps")
-    assert said.status == CHANGES
-    (missing,) = data(said)["missing"]
+    missing, bill = part(desk, prometheus, "gaps")
     assert not lacks(missing.replace("11h", "10h"), "10h", "2 gaps")
     assert "2026-10-01T1" in missing
-    assert data(said)["totals"][0]["gpuHours"] == pytest.approx(SHORT, abs=0.2)
+    assert bill["totals"][0]["gpuHours"] == pytest.approx(SHORT, abs=0.2)
 
 
 def test_history_that_is_too_short_is_told(desk: Desk, prometheus: str) -> None:
@@ -162,44 +169,36 @@ def test_a_price_below_0_is_left_out_and_told(desk: Desk, prometheus: str) -> No
 
 
 def test_two_currencies_have_two_totals(desk: Desk, prometheus: str) -> None:
+    """Where nobody knows whether a device was shared, its time is an estimate."""
     said = ask(desk, prometheus, "-o", "json", cluster="mixed")
     assert [(one["cost"], one["currency"]) for one in data(said)["totals"]] == [
         (48.00, "EUR"), (96.00, "USD")
     ]  # fmt: skip
     assert said.status == DONE
     assert not lacks(data(said)["remarks"][0], "currencies", "EUR", "USD")
-
-
-def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(desk: Desk, prometheus: str) -> None:
-    rows = data(ask(desk, prometheus, "-o", "json", cluster="mixed"))["rows"]
-    assert [row["basis"] for row in rows] == ["estimate", "measured"]
+    assert [row["basis"] for row in data(said)["rows"]] == ["estimate", "measured"]
 
 
 def test_two_prometheus_with_the_same_series_bill_nothing_twice(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, cluster="double")
-    assert (said.status, said.out) == (FAILED, "")
-    assert not lacks(said.err, "gpu-1", "replica", "(a, b)")
-    assert "--match 'replica=\"a\"'" in said.err
+    told = refused(desk, prometheus, cluster="double")
+    assert not lacks(told, "gpu-1", "replica", "(a, b)")
+    assert "--match 'replica=\"a\"'" in told
     chosen = ask(desk, prometheus, "--match", 'cluster="double",replica="a"', "-o", "json", cluster="double")
     assert data(chosen)["totals"][0]["cost"] == 96.00
 
 
 def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, cluster="passing")
-    assert (said.status, said.out) == (FAILED, "")
-    assert not lacks(said.err, "gpu-1", "replica", "(, b)")
+    assert not lacks(refused(desk, prometheus, cluster="passing"), "gpu-1", "replica", "(, b)")
 
 
 def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, cluster="installed")
-    assert (said.status, said.out) == (FAILED, "")
-    assert not lacks(said.err, "gpu-1", "namespace", "(first, second)", "Remove one", "window")
-    assert "--match" not in said.err
+    told = refused(desk, prometheus, cluster="installed")
+    assert not lacks(told, "gpu-1", "namespace", "(first, second)", "Remove one", "window")
+    assert "--match" not in told
 
 
 def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, cluster="jobs")
-    assert "Choose one: --match 'job=\"agents\"'" in said.err
+    assert "Choose one: --match 'job=\"agents\"'" in refused(desk, prometheus, cluster="jobs")
     chosen = ask(desk, prometheus, "--match", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
     assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, 96.00)
     assert data(chosen)["simulated"] == ["gpu-1"]
@@ -233,11 +232,9 @@ def test_one_node_alone_costs_what_its_hours_do(desk: Desk, prometheus: str, whe
 
 
 def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "-o", "json", cluster="unseen")
-    assert said.status == CHANGES
-    (seen,) = data(said)["missing"]
-    assert not lacks(seen, "no samples", "gpu-2 (11h)", "midnight in UTC")
-    assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
+    missing, bill = part(desk, prometheus, "unseen")
+    assert not lacks(missing, "no samples", "gpu-2 (11h)", "midnight in UTC")
+    assert bill["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
 
 def test_a_price_counts_by_how_long_it_was_told_whoever_told_it(desk: Desk, prometheus: str) -> None:
@@ -264,18 +261,14 @@ def test_what_opencost_does_not_know_yet_is_no_price_of_0(desk: Desk, prometheus
 
 
 def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="late")
-    assert said.status == CHANGES
-    assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 72.00, "red": 72.00}
-    (missing,) = data(said)["missing"]
+    missing, bill = part(desk, prometheus, "late", "--by", "team")
+    assert {row["name"]: row["cost"] for row in bill["rows"]} == {"": 72.00, "red": 72.00}
     assert not lacks(missing, "1 day", "label team", "(no team)")
 
 
 def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="teams")
-    assert said.status == CHANGES
-    assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": 192.00}
-    (missing,) = data(said)["missing"]
+    missing, bill = part(desk, prometheus, "teams", "--by", "team")
+    assert {row["name"]: row["cost"] for row in bill["rows"]} == {"": 192.00}
     assert not lacks(missing, "namespace team-a", "several values of team", "(no team)", "--match")
     for zone, team in (("a", "red"), ("b", "blue")):
         chosen = ("--match", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
@@ -286,9 +279,7 @@ def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, promethe
 
 
 def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, "-o", "json", cluster="two")
-    assert said.status == CHANGES
-    (missing,) = data(said)["missing"]
+    missing, _ = part(desk, prometheus, "two")
     assert not lacks(missing, "policy pool-x", "several prices", "--match")
     chosen = ask(desk, prometheus, "--match", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == 192.00
@@ -297,11 +288,9 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
 def test_two_prices_at_once_are_found_also_if_one_of_them_was_gone_by_the_end_of_the_day(
     desk: Desk, prometheus: str
 ) -> None:
-    said = ask(desk, prometheus, "-o", "json", cluster="rivals")
-    assert said.status == CHANGES
-    (missing,) = data(said)["missing"]
+    missing, bill = part(desk, prometheus, "rivals")
     assert not lacks(missing, "24.0 GPU-hours", "pool-x", "several prices")
-    assert {one["cost"] for one in data(said)["totals"]} == {None, 48.00}, "the other day has a price"
+    assert {one["cost"] for one in bill["totals"]} == {None, 48.00}, "the other day has a price"
 
 
 def test_a_successor_that_tells_another_price_for_a_moment_beside_the_first_is_no_rival(
@@ -312,10 +301,9 @@ def test_a_successor_that_tells_another_price_for_a_moment_beside_the_first_is_n
 
 
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:
-    said = ask(desk, prometheus, cluster="nowhere")
-    assert (said.status, said.out) == (FAILED, "")
-    assert not lacks(said.err, "no data", "meter")
-    assert "monitoring.podMonitor.enabled=true" in said.err
+    told = refused(desk, prometheus, cluster="nowhere")
+    assert not lacks(told, "no data", "meter")
+    assert "monitoring.podMonitor.enabled=true" in told
 
 
 def test_a_window_of_hours_is_one(desk: Desk, prometheus: str) -> None:

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.cli.desk import Desk
 from tests.cli.fakeprometheus import DAY, HELD, FakePrometheus, failure, vector
-from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
+from tests.cli.history import Gauge, History, Node, Stretch, openmetrics, prometheus_with
 from tests.cli.pastfleet import SHARED, WHOLE
-from tests.cli.pastprometheus import prometheus_with
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE
@@ -72,7 +71,6 @@ def hami() -> Iterator[Gauge]:
 
 
 def past() -> History:
-    """Told apart by the label `cluster`."""
     kai, quarter = "kai-resource-reservation", Fraction(1, 4)
     return History(
         BEGIN,
@@ -146,9 +144,12 @@ def test_the_time_of_a_namespace_is_divided_among_its_pods(desk: Desk, prometheu
     check_sum(bill, 96.00)
 
 
-def test_a_pod_of_which_nothing_is_told_is_unknown_and_billed(desk: Desk, prometheus: str) -> None:
-    bill = ask(desk, prometheus, "kai-unused", "pod")
-    assert hours(bill) == {"kai-resource-reservation/(unknown)": (24, "measured")}
+@pytest.mark.parametrize(("by", "name"), [("pod", "/(unknown)"), ("namespace", "")])
+def test_a_reserved_gpu_that_no_known_pod_uses_stays_with_the_reservation(
+    desk: Desk, prometheus: str, by: str, name: str
+) -> None:
+    bill = ask(desk, prometheus, "kai-unused", by)
+    assert hours(bill) == {f"kai-resource-reservation{name}": (24, "measured")}
 
 
 @pytest.mark.parametrize(
@@ -203,10 +204,6 @@ def test_each_moment_of_a_reserved_gpu_is_paid_by_its_users(moments: list[dict[i
     billed = {one.labels["namespace"] if "pod" in one.labels else "": one.value for one in parts}
     expected: dict[str, Any] = {name: pytest.approx(300 * part) for name, part in paid.items() if part}
     assert billed == (expected or {"": 0.0})
-
-
-def test_a_reserved_gpu_that_no_pod_uses_stays_with_the_reservation(desk: Desk, prometheus: str) -> None:
-    assert hours(ask(desk, prometheus, "kai-unused", "namespace")) == {"kai-resource-reservation": (24, "measured")}
 
 
 def test_fractions_of_hami_are_billed_as_they_were_reserved(desk: Desk, prometheus: str) -> None:

@@ -1,4 +1,4 @@
-"""`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past (kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/absences.py): a restart is summed, a time that was metered twice is refused, and one that was not is told."""
+"""`cost` where agents come and go, are dead and are scraped twice, in a real Prometheus with a SIMULATED past (kubectl_gpusharing/usage/meter.py, kubectl_gpusharing/usage/absences.py): a restart is summed, a time that was metered twice is refused, and one that was not is told."""
 
 import json
 import random
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.desk import Desk, Said
-from tests.cli.history import Gauge, History, Node, openmetrics
+from tests.cli.history import Gauge, History, Node, openmetrics, prometheus_with
 from tests.cli.history import Stretch as Standing
 from tests.cli.pastfleet import WHOLE
-from tests.cli.pastprometheus import prometheus_with
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
-from kubectl_gpusharing.usage.absences import Absences, Stretch, describe_absences
+from kubectl_gpusharing.usage.absences import Absences, Stretch, describe_absences, silence_of
 
 BEGIN, UNTIL, HOURS, EVERY = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T08:00:00Z", 8, 60
 """When the stories begin and end, in hours, and the seconds between two scrapes."""
@@ -102,20 +102,74 @@ def replicated() -> Iterator[Node]:
         yield from one.nodes()
 
 
+HALF_A_DAY = 12.0
+JOB = "gpusharing-agent"
+ALWAYS: tuple[float, float] = (-1.0, -1.0)
+
+
+def node(cluster: str, name: str, unseen: tuple[float, float] = ALWAYS) -> Node:
+    """One GPU that team-a holds all the time, whether its agent is seen or not."""
+    stands = [Standing((0, HALF_A_DAY), {("team-a", WHOLE): Fraction(1)})]
+    labels = {"cluster": cluster, "job": JOB}
+    return Node(name, "pool-x", 1, stands, slices={WHOLE: 1}, unseen=(unseen,), labels=labels)
+
+
+def gauge(cluster: str, name: str, value: str, hours: tuple[float, float] = (0, HALF_A_DAY), **labels: str) -> Gauge:
+    return Gauge(name, {"cluster": cluster, **labels}, value, hours)
+
+
+def silences() -> History:
+    clusters = ("dead", "unread", "late", "never", "blind", "bare", "scaled", "policies")
+    dead, late = (6.0, 99.0), (-1.0, 6.0)
+    return History(
+        BEGIN,
+        HALF_A_DAY,
+        [
+            *(node(cluster, "gpu-1") for cluster in clusters),
+            node("dead", "gpu-2", dead),
+            node("unread", "gpu-2", dead),
+            node("late", "gpu-2", late),
+            node("scaled", "gpu-2", dead),
+            node("scaled", "gpu-3", late),
+            node("policies", "gpu-2", dead),
+        ],
+        [
+            *(
+                gauge(cluster, "gpusharing_policy_gpu_hourly_price", "2", policy="pool-x", currency="USD")
+                for cluster in clusters
+            ),
+            gauge("dead", "up", "0", (6, 12), node="gpu-2", job=JOB),
+            gauge("dead", "gpusharing_policy_nodes_without_agent", "1", (6, 12), policy="pool-x"),
+            # Agents that run and cannot read.
+            *(gauge("unread", "up", "1", node=name, job=JOB) for name in ("gpu-1", "gpu-2")),
+            gauge("unread", "gpusharing_agent_ready", "1", node="gpu-1", job="pods"),
+            gauge("unread", "gpusharing_agent_ready", "0", (6, 12), node="gpu-2", job="pods"),
+            gauge("blind", "up", "1", node="gpu-9", job=JOB),
+            gauge("blind", "gpusharing_agent_ready", "0", node="gpu-9", job=JOB),
+            gauge("late", "up", "0", (0, 5), node="gpu-2", job=JOB),
+            gauge("late", "gpusharing_policy_nodes_without_agent", "1", (0, 5), policy="pool-x"),
+            gauge("never", "up", "0", node="gpu-9", job=JOB),
+            gauge("never", "up", "0", node="gpu-8", job="others"),
+            gauge("bare", "gpusharing_policy_nodes_without_agent", "2", policy="pool-x"),
+            gauge("policies", "up", "0", node="gpu-9", job=JOB),
+            gauge("policies", "up", "0", (6, 12), node="gpu-2", job=JOB),
+        ],
+        every=240,
+    )
+
+
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Its address; the stories are told apart by the label `cluster`."""
     prices = [
         Gauge("gpusharing_policy_gpu_hourly_price", {"cluster": one.name, "policy": "pool-x", "currency": "USD"}, "2")
         for one in PLAYED
     ]
     past = History(BEGIN, HOURS, list(replicated()), prices, EVERY)
-    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics([past])) as url:
+    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics([past, silences()])) as url:
         yield url
 
 
 def ask(desk: Desk, url: str, cluster: str, *more: str, window: str = f"{HOURS}h", until: str = UNTIL) -> Said:
-    """`cost` of a story."""
     chosen = ("--match", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
     return desk.type("cost", *chosen, "--window", window, "--until", until)
 
@@ -191,6 +245,62 @@ def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(desk:
     assert held["gpuHours"] == pytest.approx(HOURS, abs=2 * EVERY / 3600)
 
 
+# --- agents that are dead, or came late --------------------------------------------------------------------------
+
+
+def billed(desk: Desk, url: str, cluster: str, *more: str) -> tuple[int, Any]:
+    said = ask(desk, url, cluster, *more, window=f"{HALF_A_DAY:g}h", until="2026-10-01T12:00:00Z")
+    return said.status, json.loads(said.out)
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize(
+    ("cluster", "whose"),
+    [
+        ("dead", "gpu-2 (5h"),
+        ("late", "gpu-2 (5h"),
+        ("never", "gpu-9 (11h"),
+        ("unread", "gpu-2 (5h"),
+        ("blind", "gpu-9 (11h"),
+    ],
+    ids=["until the end", "from the beginning", "all the time", "unread until the end", "never read"],
+)
+def test_a_bill_is_a_part_where_an_agent_is_dead_or_cannot_read(
+    desk: Desk, prometheus: str, cluster: str, whose: str
+) -> None:
+    status, told = billed(desk, prometheus, cluster)
+    (missing,) = told["missing"]
+    assert status == CHANGES
+    assert f"agent on {whose}" in missing
+    assert "billed to anyone. Check: kubectl get pods" in missing
+    assert told["remarks"] == []
+
+
+@pytest.mark.tools
+def test_nodes_without_an_agents_pod_make_a_bill_a_part(desk: Desk, prometheus: str) -> None:
+    status, told = billed(desk, prometheus, "bare")
+    (missing,) = told["missing"]
+    assert status == CHANGES
+    assert not lacks(missing, "2 nodes", "no Ready agent", "end")
+    assert billed(desk, prometheus, "bare", 'node="gpu-1"') == (DONE, {**told, "missing": [], "partial": False})
+
+
+@pytest.mark.tools
+def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, prometheus: str) -> None:
+    status, told = billed(desk, prometheus, "scaled")
+    came, left = told["remarks"]
+    assert (status, told["missing"]) == (DONE, [])
+    assert "gpu-3 (since 2026-10-01T06:0" in came
+    assert "gpu-2 (until 2026-10-01T06:0" in left
+
+
+@pytest.mark.tools
+def test_the_bill_of_one_policy_misses_none_of_another_ones_nodes(desk: Desk, prometheus: str) -> None:
+    _, told = billed(desk, prometheus, "policies", 'policy="pool-x"')
+    (missing,) = told["missing"]
+    assert "no response from the agent on gpu-2 (" in missing
+
+
 # --- how long a node was not seen, as numbers --------------------------------------------------------------------
 
 
@@ -213,29 +323,25 @@ def later(first: float, last: float, count: float) -> Day:
     return ({"n": first}, {"n": last}, {"n": count}, [])
 
 
-@pytest.mark.parametrize(
-    ("days", "told"),
-    [
-        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1440.0), NOTHING), {}),
-        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1435.0), NOTHING), {}),
-        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1434.0), NOTHING), {"n": 360}),
-        ((NOTHING, FULL, later(90_000.0, 172_800.0, 1381.0), NOTHING), {"n": 3540}),
-        ((({}, {"n": -7200.0}, {}, []), later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING), {"n": 3600}),
-        ((NOTHING, later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING), {}),
-        ((NOTHING, FULL, NOTHING, ({"n": 180_000.0}, {}, {}, [])), {"n": 86_400}),
-        ((({}, {"n": -60.0}, {}, []), NOTHING, NOTHING, ({"n": 172_860.0}, {}, {}, [])), {"n": 172_860}),
-    ],
-    ids=[
-        "always there",
-        "away for five minutes",
-        "away for six",
-        "away over midnight",
-        "away when the window began",
-        "it came",
-        "away when the window ended",
-        "away for all of the window",
-    ],
-)
+AWAY: dict[str, tuple[tuple[Day, ...], dict[str, float]]] = {
+    "always there": ((NOTHING, FULL, later(86_460.0, 172_800.0, 1440.0), NOTHING), {}),
+    "away for five minutes": ((NOTHING, FULL, later(86_460.0, 172_800.0, 1435.0), NOTHING), {}),
+    "away for six": ((NOTHING, FULL, later(86_460.0, 172_800.0, 1434.0), NOTHING), {"n": 360}),
+    "away over midnight": ((NOTHING, FULL, later(90_000.0, 172_800.0, 1381.0), NOTHING), {"n": 3540}),
+    "away when the window began": (
+        (({}, {"n": -7200.0}, {}, []), later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING),
+        {"n": 3600},
+    ),
+    "it came": ((NOTHING, later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING), {}),
+    "away when the window ended": ((NOTHING, FULL, NOTHING, ({"n": 180_000.0}, {}, {}, [])), {"n": 86_400}),
+    "away for all of the window": (
+        (({}, {"n": -60.0}, {}, []), NOTHING, NOTHING, ({"n": 172_860.0}, {}, {}, [])),
+        {"n": 172_860},
+    ),
+}
+
+
+@pytest.mark.parametrize(("days", "told"), AWAY.values(), ids=AWAY)
 def test_how_long_a_node_was_not_seen(days: tuple[Day, ...], told: dict[str, float]) -> None:
     assert absences(*days) == told
 
@@ -250,3 +356,39 @@ def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
 def test_many_nodes_are_told_by_the_first_few() -> None:
     (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
     assert not lacks(told, "no samples", "gpu-0 (1h)", "gpu-1 (1h)", "gpu-2 (1h)", "6 more")
+
+
+def seen(*told: tuple[float, float]) -> Absences:
+    """A node in a window of a day, first and last seen before it, in it and after it."""
+    found = Absences(0.0, 86_400.0)
+    for first, last in told:
+        if last < 0:
+            found.add({}, {"n": last}, {}, [])
+        elif first > 86_400:
+            found.add({"n": first}, {}, {}, [])
+        else:
+            found.add({"n": first}, {"n": last}, {}, [])
+    return found
+
+
+DAY = (0.0, 86_400.0)
+SILENT: dict[str, tuple[Absences, tuple[float, float], int]] = {
+    "dead until the end": (seen((0.0, 36_000.0)), (36_060.0, 86_400.0), 50_340),
+    "dead from the beginning": (seen((36_000.0, 86_400.0)), (0.0, 35_940.0), 35_880),
+    "back after the window, an absence": (seen((0.0, 36_000.0), (90_000.0, 90_000.0)), (36_060.0, 86_400.0), 0),
+    "seen before and after, an absence": (seen(DAY), (3600.0, 7200.0), 0),
+    "dead since before the window": (seen((-60.0, -60.0)), DAY, 86_400),
+    "first seen after the window": (seen((90_000.0, 90_000.0)), DAY, 86_340),
+    "never seen": (seen(), DAY, 86_340),
+}
+
+
+@pytest.mark.parametrize(("absences", "down", "told"), SILENT.values(), ids=SILENT)
+def test_how_long_an_agent_did_not_answer(absences: Absences, down: tuple[float, float], told: int) -> None:
+    assert silence_of("n", absences, down) == told
+
+
+def test_a_time_in_which_all_were_down_is_no_agents_own() -> None:
+    found = seen((0.0, 36_000.0))
+    found.add({}, {}, {}, [(36_000.0, 86_460.0)])
+    assert silence_of("n", found, (36_060.0, 86_400.0)) == 0

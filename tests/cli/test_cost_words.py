@@ -160,17 +160,19 @@ def found(node: str, policy: str, told: Mapping[str, list[Series]]) -> Price | s
     return read_prices(defaultdict(list, told), "CHF").find(node, policy)
 
 
+TOLD = {
+    "opencost": [one(2.5, node="gpu-1"), one(0, node="gpu-2")],
+    "policies": [one(3.2, policy="pool-x", currency="USD")],
+    "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
+    "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
+}
+
+
 def test_opencost_wins_then_the_policy_then_the_chart() -> None:
-    told = {
-        "opencost": [one(2.5, node="gpu-1"), one(0, node="gpu-2")],
-        "policies": [one(3.2, policy="pool-x", currency="USD")],
-        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
-        "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
-    }
-    assert found("gpu-1", "pool-x", told) == Price(Fraction("2.5"), "CHF", "OpenCost")
-    assert found("gpu-2", "pool-x", told) == Price(Fraction("3.2"), "USD", "policy"), "0 is what OpenCost does not know"
-    assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
-    assert found("gpu-4", "pool-y", told) == "Prometheus has none"
+    assert found("gpu-1", "pool-x", TOLD) == Price(Fraction("2.5"), "CHF", "OpenCost")
+    assert found("gpu-2", "pool-x", TOLD) == Price(Fraction("3.2"), "USD", "policy"), "0 is what OpenCost does not know"
+    assert found("gpu-3", "pool-y", TOLD) == Price(Fraction("1.1"), "EUR", "chart")
+    assert found("gpu-4", "pool-y", TOLD) == "Prometheus has none"
 
 
 def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
@@ -186,28 +188,19 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
 def test_a_gpu_that_could_not_be_read_for_a_moment_takes_no_price_from_its_node(
     nameless: dict[str, str],
 ) -> None:
-    told = {
-        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
-        "cards": [one(1, node="gpu-3", product="NVIDIA A100"), one(1, node="gpu-3", **nameless)],
-    }
+    told = {"products": TOLD["products"], "cards": [*TOLD["cards"], one(1, node="gpu-3", **nameless)]}
     assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
     assert found("gpu-4", "", {"cards": [one(1, node="gpu-4", **nameless)]}) == "Prometheus has none"
 
 
 def test_prices_of_several_clusters_have_no_mean() -> None:
-    told = {
-        "opencost": [one(2.5, node="gpu-1")],
-        "policies": [one(3, policy="pool-x", currency="USD")],
-        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
-        "cards": [one(1, node="gpu-3", product="NVIDIA A100")],
-    }
     places = {"node": ("gpu-1", ""), "policy": ("gpu-2", "pool-x"), "product": ("gpu-3", "pool-y")}
     for label, (node, policy) in places.items():
         name = {"node": "gpu-1", "policy": "pool-x", "product": "NVIDIA A100"}[label]
         rivals = [one(9, **{label: name})]
-        why = found(node, policy, {**told, "rivals": rivals})
+        why = found(node, policy, {**TOLD, "rivals": rivals})
         assert f"{label} {name.replace(' ', '-')} has several prices at once" in str(why)
-        assert isinstance(found(node, policy, {**told, "rivals": [one(9, other=name)]}), Price)
+        assert isinstance(found(node, policy, {**TOLD, "rivals": [one(9, other=name)]}), Price)
 
 
 def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
@@ -277,29 +270,24 @@ def test_a_counter_grows_by_the_difference_and_one_that_is_new_by_all_of_it() ->
 
 
 STEADY = mark(86_400, 86_400)
+BEFORE = mark(5e5, 3e5)
+ENDS = {
+    "began with the day": ([], STEADY, False),
+    "steady": (BEFORE, mark(5e5 + 86_400, 3e5 + 86_400), False),
+    "scraped later": (BEFORE, mark(5e5 + 86_460, 3e5 + 86_460), False),
+    "scraped too late": (BEFORE, mark(5e5 + 86_461, 3e5 + 86_461), True),
+    "restarted": (BEFORE, mark(100, 50), True),
+    "restarted when young": (mark(100, 50), mark(86_400, 43_200), True),
+    "gone": (BEFORE, [], True),
+    "unseen before": ([], BEFORE, True),
+    "a part restarted": (BEFORE, mark(5e5 + 43_200, 3e5 + 86_400, 8e5 + 172_800), True),
+    "other GPUs": (BEFORE, mark(5e5 + 86_400, 3e5 + 86_400, count=3), True),
+    "rounded": (BEFORE, mark(5e5 + 86_400, 3e5 + 86_399.1, 8e5 + 172_800), False),
+    "a part lost a second": (BEFORE, mark(5e5 + 86_400, 3e5 + 86_398.9, 8e5 + 172_800), True),
+}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "unsteady"),
-    [
-        ([], STEADY, False),
-        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_400), False),
-        (mark(5e5, 3e5), mark(5e5 + 86_460, 3e5 + 86_460), False),
-        (mark(5e5, 3e5), mark(5e5 + 86_461, 3e5 + 86_461), True),
-        (mark(5e5, 3e5), mark(100, 50), True),
-        (mark(100, 50), mark(86_400, 43_200), True),
-        (mark(5e5, 3e5), [], True),
-        ([], mark(5e5, 3e5), True),
-        (mark(5e5, 3e5), mark(5e5 + 43_200, 3e5 + 86_400, 8e5 + 172_800), True),
-        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_400, count=3), True),
-        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_399.1, 8e5 + 172_800), False),
-        (mark(5e5, 3e5), mark(5e5 + 86_400, 3e5 + 86_398.9, 8e5 + 172_800), True),
-    ],
-    ids=[
-        "began with the day", "steady", "scraped later", "scraped too late", "restarted", "restarted when young",
-        "gone", "unseen before", "a part restarted", "other GPUs", "rounded", "a part lost a second",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("before", "after", "unsteady"), ENDS.values(), ids=ENDS)
 def test_the_ends_of_a_day_say_which_nodes_need_a_closer_look(
     before: list[Series], after: list[Series], unsteady: bool
 ) -> None:

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from hack.generate import ROOT
 from hack.sim.fakecluster import FakeCluster
-from tests.cli.asking import ask
+from tests.cli.asking import ask, reported
 from tests.cli.desk import GPUNODES, Desk
 from tests.cli.objects import DECLARED, UNDECLARED, gpunode
-from tests.cli.reported import reported
+from tests.cli.test_advise import CASES as ANSWERED
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
@@ -54,6 +54,9 @@ def advised(*pods: JSON) -> Advice:
     found = advise_for(demand(*pods), H100)
     assert found is not None
     return found
+
+
+BY_FLAGS = [advice for advice, *_ in ANSWERED.values()]
 
 
 def some(count: int, asks: dict[str, int], **more: Any) -> list[JSON]:
@@ -136,14 +139,16 @@ def test_whatever_instances_are_named_the_policy_is_valid_and_its_layout_fits(ca
             assert found.layout == normalize(dict(found.layout))
 
 
-def test_every_page_that_is_cited_is_there_with_its_anchor() -> None:
-    reasons = [text for pods, *_ in CASES.values() for text in advised(*pods).why]
-    assert [why for why in reasons if "docs/" not in why] == [], "each cites a rule"
-    cited = {page for text in reasons for page in re.findall(r"docs/[\w/.#-]+\w", text)}
-    assert len(cited) > 3
+@pytest.mark.parametrize("found", [BY_FLAGS, [advised(*pods) for pods, *_ in CASES.values()]], ids=["flags", "pods"])
+def test_every_page_that_is_cited_is_there_with_its_anchor(found: list[Advice]) -> None:
+    assert [why for one in found for why in one.why if "docs/" not in why] == [], "each cites a rule"
+    texts = [text for one in found for text in (*one.why, one.but)]
+    cited = {page for text in texts for page in re.findall(r"docs/[\w/.#-]+\w", text)}
+    assert len(cited) > (4 if found is BY_FLAGS else 3)
     for page in cited:
         name, _, anchor = page.partition("#")
-        assert not anchor or f'id="{anchor}"' in (ROOT / name).read_text(), page
+        text = (ROOT / name).read_text()
+        assert not anchor or f'id="{anchor}"' in text, page
 
 
 def test_a_pod_with_two_instances_is_told_that_no_program_spans_them() -> None:
@@ -168,10 +173,12 @@ def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() 
     assert not lacks(found.sentence, "team-a", "1 pod", "1 with several", "2 nvidia.com/gpu")
 
 
-def test_an_init_container_that_spreads_over_gpus_needs_whole_ones_too() -> None:
+@pytest.mark.parametrize(("count", "several"), [(1, []), (2, ["p"])])
+def test_an_init_container_gives_its_gpu_back_but_needs_whole_ones_too(count: int, several: list[str]) -> None:
     raw = pod("p", {"gpu": 1})
-    raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
-    assert demand(raw).several == ["p"]
+    raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": str(count)}}}]
+    found = demand(raw)
+    assert (found.several, dict(found.devices)) == (several, {"nvidia.com/gpu": count})
 
 
 @virtually
@@ -180,13 +187,6 @@ async def test_a_reported_namespace_of_pods_with_two_containers_is_not_advised_w
     told = await ask(reported("two-containers"), *words, "--gpu-operator", "v25.10.1")
     bursts = await ask(reported("two-containers"), *words, "--bursts")
     assert (told.data["mode"], bursts.data["mode"]) == ("MPS", "TimeSlicing")
-
-
-def test_an_init_container_gives_its_gpu_back() -> None:
-    raw = pod("p", {"gpu": 1})
-    raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
-    found = demand(raw)
-    assert (found.several, dict(found.devices)) == ([], {"nvidia.com/gpu": 1})
 
 
 PROMISED = {
@@ -235,10 +235,11 @@ def with_h100(name: str) -> JSON:
     return raw
 
 
-def test_the_card_is_that_of_the_nodes_and_the_policy_can_be_applied(desk: Desk) -> None:
+def test_the_card_is_that_of_the_nodes_the_policy_can_be_applied_and_nothing_else_is_asked_for(desk: Desk) -> None:
     desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), GPUNODES: [with_h100("n-0")]}
     said = desk.type("advise", "-n", "team-a", "-o", "yaml")
     assert (said.status, said.err) == (DONE, "")
+    assert set(desk.server.asked) == {f"GET {PODS}", f"GET {GPUNODES}", f"GET {CLUSTER_POLICIES}"}
     assert isinstance(validate_policy(yaml.safe_load(said.out)), GPUSharingPolicySpec)
 
 
@@ -308,12 +309,6 @@ def test_one_sentence_where(desk: Desk, name: str) -> None:
     said = desk.type("advise", "-n", "team-a", *flags)
     assert (said.status, said.out, said.err.count("\n")) == (FAILED, "", 1)
     assert told in said.err
-
-
-def test_it_asks_for_the_pods_of_that_namespace_the_cards_and_nvidias_cluster_policy_only(desk: Desk) -> None:
-    desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), GPUNODES: [with_h100("n-0")]}
-    desk.type("advise", "-n", "team-a")
-    assert set(desk.server.asked) == {f"GET {PODS}", f"GET {GPUNODES}", f"GET {CLUSTER_POLICIES}"}
 
 
 @pytest.mark.parametrize("off", ["migManager", "dcgm"])

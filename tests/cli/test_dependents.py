@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Answered, ask, install, operated, written
-from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, nodes, open_scene, policy
+from tests.cli.asking import ME, Answered, ask, operated, written
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, policy
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_ISOLATION
-from gpusharing.kube.client import JSON, NAMESPACES, ApiRequest, Resource
+from gpusharing.kube.client import JSON, NAMESPACES, ApiRequest
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.changing.plan import KINDS
 
@@ -47,16 +47,31 @@ async def planned(tmp_path: Path, cluster: FakeCluster, spec: JSON, output: str 
     return await ask(cluster, "plan", "-o", output, "-f", written(tmp_path, policy(spec)))
 
 
-@pytest.mark.parametrize("kind", NAMING)
+LABEL = f"{LABEL_GPU_PRODUCT}={PRODUCT}"
+VANISHING: dict[str, tuple[str, JSON, str, JSON, JSON]] = {
+    **{kind: (kind, spec, GPU, MIXED, SINGLE) for kind, spec in NAMING.items()},
+    "ResourceFlavor by label": ("ResourceFlavor", {"nodeLabels": {LABEL_GPU_PRODUCT: PRODUCT}}, LABEL, SLICED, MIXED),
+    "Deployment by label": ("Deployment", {"template": SELECTING}, LABEL, SLICED, MIXED),
+}
+"""An object with what it names, a plan with which that vanishes, and one that keeps it: strategy single keeps the name of the resource, and with strategy mixed GFD goes on describing the card."""
+
+
+@pytest.mark.parametrize(("kind", "spec", "named", "without", "with_it"), VANISHING.values(), ids=VANISHING)
 @virtually
-async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path, kind: str) -> None:
+async def test_an_object_that_names_a_resource_or_a_label_which_vanishes_is_told(
+    tmp_path: Path, kind: str, spec: JSON, named: str, without: JSON, with_it: JSON
+) -> None:
     async with operated(1, serving=FULL) as scene:
-        called = put(scene.e.cluster, kind, NAMING[kind])
-        gone = await planned(tmp_path, scene.e.cluster, MIXED)
-        kept = await planned(tmp_path, scene.e.cluster, SINGLE)
-    assert not lacks(gone.data["dependents"][0], GPU, called)
-    assert gone.data["notes"] == kept.data["notes"]
-    assert kept.data["dependents"] == [], "strategy single keeps the name"
+        called = put(scene.e.cluster, kind, spec)
+        gone = await planned(tmp_path, scene.e.cluster, without)
+        kept = await planned(tmp_path, scene.e.cluster, with_it)
+    dependent, *others = gone.data["dependents"]
+    assert not lacks(dependent, named, called)
+    assert kept.data["dependents"] == []
+    if named == LABEL:
+        assert others == []
+    else:
+        assert gone.data["notes"] == kept.data["notes"]
 
 
 @virtually
@@ -67,25 +82,6 @@ async def test_a_quota_on_a_vanished_name_limits_nothing_and_that_is_told(tmp_pa
     said = " ".join(told.out.split())
     assert not lacks(said, GPU, "ResourceQuota team-a/a-resourcequota")
     assert not lacks(said, "ResourceQuota has no effect")
-
-
-LABELLED: dict[str, JSON] = {
-    "ResourceFlavor": {"nodeLabels": {LABEL_GPU_PRODUCT: PRODUCT}},
-    "Deployment": {"template": SELECTING},
-}
-
-
-@pytest.mark.parametrize("kind", LABELLED)
-@virtually
-async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(tmp_path: Path, kind: str) -> None:
-    async with operated(1, serving=FULL) as scene:
-        called = put(scene.e.cluster, kind, LABELLED[kind])
-        gone = await planned(tmp_path, scene.e.cluster, SLICED)
-        kept = await planned(tmp_path, scene.e.cluster, MIXED)
-    label = f"{LABEL_GPU_PRODUCT}={PRODUCT}"
-    (gone_label,) = gone.data["dependents"]
-    assert not lacks(gone_label, label, called)
-    assert kept.data["dependents"] == [], "with strategy mixed GFD goes on describing the card"
 
 
 UNTOLD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -118,8 +114,9 @@ async def test_nothing_is_told_of(tmp_path: Path, kind: str, fields: dict[str, A
 async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_others_are_read(tmp_path: Path) -> None:
     async with operated(1, serving=FULL) as scene:
         called = put(scene.e.cluster, "Deployment", NAMING["Deployment"])
-        for kind in ("ResourceQuota", "LimitRange"):
-            refuse(scene.e.cluster, RESOURCES[kind])
+        for kind in (RESOURCES["ResourceQuota"], RESOURCES["LimitRange"]):
+            refusal = Forbidden(f'User "me" cannot list resource "{kind.plural}"')
+            scene.e.cluster.faults.fail("list", kind, refusal, times=EVER, identity=ME)
         told = await planned(tmp_path, scene.e.cluster, MIXED)
     (dependent,) = told.data["dependents"]
     assert not lacks(dependent, GPU, called)
@@ -146,11 +143,6 @@ async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refus
     assert [one for one in told.data["notes"] if "not be read" in one] == []
 
 
-def refuse(cluster: FakeCluster, resource: Resource) -> None:
-    refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
-    cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
-
-
 @virtually
 async def test_nothing_else_is_read_while_nothing_vanishes(tmp_path: Path) -> None:
     async with operated(1, serving=FULL) as scene:
@@ -168,10 +160,8 @@ LEFT = "No node will have mode full or mig, but GPU pods in namespaces with the 
 async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_guard_is_on(
     tmp_path: Path, guard: str
 ) -> None:
-    async with open_scene(*nodes(1)) as scene:
+    async with operated(1, settings={"GPUSHARING_GUARD": guard}) as scene:
         cluster = scene.e.cluster
-        install(cluster, GPUSHARING_GUARD=guard)
-        await scene.running("nvidia-mig-manager", 1)
         for name, level in (("team-b", "hardware"), ("team-a", "hardware"), ("team-c", "memory"), ("team-d", "")):
             labels = {LABEL_ISOLATION: level} if level else {}
             cluster.add(NAMESPACES, {"metadata": {"name": name, "labels": labels}})

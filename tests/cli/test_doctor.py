@@ -7,8 +7,7 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_operand, make_policy
-from tests.cli.asking import ask, operated
-from tests.cli.reported import reported
+from tests.cli.asking import ask, operated, reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 from tests.seen import Seen, make_map
@@ -39,25 +38,22 @@ def reasons(labels: dict[str, str], view: Seen = VIEW, **more: Any) -> list[str]
     return [one.reason for one in find_node_symptoms(replace(view, nodes=(node,)).snapshot, {})]
 
 
-WRONG = {
-    "a label that names no key": ({PLUGIN: "ts-8"}, "PluginConfigUnknown"),
-    "a failed mig-manager": ({STATE: "failed"}, "MigConfigFailed"),
-    "operands that are paused for nothing": ({STATE: "success", **PAUSED}, "OperandsPaused"),
-    "a driver with the flaw": (OLD, "UnsafeDriver"),
-}
-FINE: dict[str, tuple[dict[str, str], Seen]] = {
-    "a label that names a key": ({PLUGIN: "ts-4"}, VIEW),
-    "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, replace(VIEW, config_maps={})),
-    "operands that are paused for a change": ({STATE: "pending", **PAUSED}, VIEW),
-    "a driver of a card without MIG": ({**OLD, "nvidia.com/mig.capable": "false"}, VIEW),
-    "a driver whose risk was accepted": (OLD, replace(VIEW, place=Place(refuse_unsafe_drivers=False))),
+SHOWN: dict[str, tuple[dict[str, str], Seen, list[str]]] = {
+    "a label that names no key": ({PLUGIN: "ts-8"}, VIEW, ["PluginConfigUnknown"]),
+    "a failed mig-manager": ({STATE: "failed"}, VIEW, ["MigConfigFailed"]),
+    "operands that are paused for nothing": ({STATE: "success", **PAUSED}, VIEW, ["OperandsPaused"]),
+    "a driver with the flaw": (OLD, VIEW, ["UnsafeDriver"]),
+    "a label that names a key": ({PLUGIN: "ts-4"}, VIEW, []),
+    "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, replace(VIEW, config_maps={}), []),
+    "operands that are paused for a change": ({STATE: "pending", **PAUSED}, VIEW, []),
+    "a driver of a card without MIG": ({**OLD, "nvidia.com/mig.capable": "false"}, VIEW, []),
+    "a driver whose risk was accepted": (OLD, replace(VIEW, place=Place(refuse_unsafe_drivers=False)), []),
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_node_shows(name: str) -> None:
-    labels, reason = WRONG[name]
-    assert reasons(labels) == [reason]
+@pytest.mark.parametrize(("labels", "view", "told"), SHOWN.values(), ids=SHOWN)
+def test_a_node_shows(labels: dict[str, str], view: Seen, told: list[str]) -> None:
+    assert reasons(labels, view) == told
 
 
 def test_mig_manager_is_not_restarted_on_paused_operands_before_the_label_is_what_the_gpus_have() -> None:
@@ -86,11 +82,6 @@ def test_operands_that_a_mig_manager_without_a_pod_paused_are_told_whatever_it_s
     for found in ({"gpu-2": True}, {"gpu-1": False, "gpu-2": True}):
         (message,) = told(**found)
         assert not lacks(message, "gpu-1", "paused", "mig-manager", "no Ready pod")
-
-
-@pytest.mark.parametrize("name", FINE)
-def test_nothing_is_said_of(name: str) -> None:
-    assert reasons(*FINE[name]) == []
 
 
 def test_a_change_of_ours_is_no_fault_of_the_node() -> None:

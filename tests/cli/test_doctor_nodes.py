@@ -1,4 +1,4 @@
-"""What `doctor` says of labels that somebody else set (stack/nodesymptoms.py)."""
+"""What `doctor` says of labels that somebody else set, and of kubelets (stack/nodesymptoms.py)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,8 +22,14 @@ from gpusharing.api.names import LABEL_POLICY
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.installationviews import Symptom
-from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
+from gpusharing.planning.stack.installationviews import Installation, Symptom
+from gpusharing.planning.stack.nodesymptoms import (
+    MOST_BEHIND,
+    OLDEST,
+    find_kubelet_symptoms,
+    find_minor,
+    find_node_symptoms,
+)
 from kubectl_gpusharing.shell.troubles import FAILED
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
@@ -61,40 +67,21 @@ VM = {WORKLOAD: "vm-passthrough"}
 OFF = {f"{DEPLOY}device-plugin": "false"}
 
 
-@pytest.mark.parametrize(
-    ("labels", "reason", "command"),
-    [
-        pytest.param(
-            VM,
-            "WorkloadConfig",
-            f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container",
-            id="for virtual machines",
-        ),
-        pytest.param(
-            OFF,
-            "OperandsDisabled",
-            f"kubectl label node gpu-1 --overwrite {DEPLOY}device-plugin=true",
-            id="no device plugin",
-        ),
-        pytest.param(
-            {f"{DEPLOY}operands": "false"},
-            "OperandsDisabled",
-            f"kubectl label node gpu-1 {DEPLOY}operands-",
-            id="no operand at all",
-        ),
-        pytest.param(
-            {f"{DEPLOY}gpu-feature-discovery": "no"},
-            "OperandsDisabled",
-            f"kubectl label node gpu-1 --overwrite {DEPLOY}gpu-feature-discovery=true",
-            id="another word than true",
-        ),
-    ],
-)
+GFD = f"{DEPLOY}gpu-feature-discovery"
+UNABLE: dict[str, tuple[dict[str, str], str, str]] = {
+    "for virtual machines": (VM, "WorkloadConfig", f"--overwrite {WORKLOAD}=container"),
+    "no device plugin": (OFF, "OperandsDisabled", f"--overwrite {DEPLOY}device-plugin=true"),
+    "no operand at all": ({f"{DEPLOY}operands": "false"}, "OperandsDisabled", f"{DEPLOY}operands-"),
+    "another word than true": ({GFD: "no"}, "OperandsDisabled", f"--overwrite {GFD}=true"),
+}
+
+
+@pytest.mark.parametrize(("labels", "reason", "change"), UNABLE.values(), ids=UNABLE)
 def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
-    labels: dict[str, str], reason: str, command: str
+    labels: dict[str, str], reason: str, change: str
 ) -> None:
     (one,) = found(labels, policies=True)
-    assert (one.reason, one.severity, str(one.command)) == (reason, "ERROR", command)
+    assert (one.reason, one.severity, str(one.command)) == (reason, "ERROR", f"kubectl label node gpu-1 {change}")
     (early,) = found(labels)
     assert (early.reason, early.severity) == (reason, "WARNING"), "there is no policy yet"
     assert str(early.command).startswith("kubectl get nodes -L nvidia.com/"), (
@@ -128,12 +115,9 @@ def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_w
     assert early.severity == "WARNING"
     assert found({}, policies=False, other_plugin="HAMi's device plugin") == []
     assert found({}, policies=True, other_plugin="GKE's own device plugin") == []
-
-
-def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -> None:
-    """HAMi's documentation has admins switch NVIDIA's off; with both, a node advertises each GPU twice."""
-    (one,) = found(OFF, policies=True, other_plugin="HAMi's device plugin")
-    assert (one.reason, str(one.command)) == ("ForeignDevicePlugin", "kubectl describe node gpu-1")
+    # HAMi's documentation has admins switch NVIDIA's off; with both, a node advertises each GPU twice.
+    (off,) = found(OFF, policies=True, other_plugin="HAMi's device plugin")
+    assert (off.reason, str(off.command)) == ("ForeignDevicePlugin", "kubectl describe node gpu-1")
 
 
 def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
@@ -204,6 +188,52 @@ def test_of_a_mig_configuration_that_is_there_nothing_is_said(policies: bool | N
 def test_what_the_operator_itself_writes_is_left_to_it() -> None:
     assert found({CONFIG: "quarters"}, policies=True) == []
     assert [one.reason for one in found({CONFIG: "quarters", STATE: "failed"}, policies=True)] == ["MigConfigFailed"]
+
+
+# --- kubelets ----------------------------------------------------------------------------------------------------
+
+
+def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
+    found = find_kubelet_symptoms(running({f"gpu-{number}": one for number, one in enumerate(versions, 1)}), api_server)
+    return [(one.reason, str(one.command).split(" -o")[0]) for one in found]
+
+
+def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> Installation:
+    nodes = tuple(replace(make_node(name), labels=labels) for name in versions)
+    return Seen(nodes=nodes, kubelets=versions).installation
+
+
+def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
+    assert kubelets("v1.33.1-eks-1-33-5", "v1.29.9", "v1.30.0+k3s1", "v1.34.0", "v1.33.9", "v1.28.0") == [
+        ("KubeletNewer", "kubectl get node gpu-3"),
+        ("KubeletBehind", "kubectl get node gpu-1 gpu-5"),
+    ]
+    assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
+    (one,) = find_kubelet_symptoms(running({"gpu-1": "v1.29.9"}), "v1.32.0")
+    assert one.severity == "WARNING"
+    assert not lacks(one.message, "gpu-1 (v1.29.9)", "1.30")
+
+
+@pytest.mark.parametrize("server", ["", "v0.0.0-master+$Format:%H$", "odd"])
+def test_without_a_version_of_the_server_kubelets_are_held_against_ours_alone(server: str) -> None:
+    assert kubelets(server, "v1.99.0", "v1.29.0") == [("KubeletOld", "kubectl get node gpu-2")]
+
+
+@pytest.mark.parametrize("version", ["", "v0.0.0-master+$Format:%H$", "odd"])
+def test_of_a_kubelet_without_a_version_nothing_is_said(version: str) -> None:
+    assert find_minor(version) is None
+    assert kubelets("v1.36.3", version) == []
+
+
+def test_of_kubelets_within_reach_and_of_those_without_a_gpu_nothing_is_said() -> None:
+    assert kubelets("v1.36.3", "v1.36.9", "v1.36.0", "v1.33.0") == []
+    assert [*find_kubelet_symptoms(running({"cpu-1": "v1.20.0"}, {}), "v1.36.3")] == []
+    assert MOST_BEHIND == 3
+
+
+def test_the_oldest_kubernetes_is_that_of_the_chart() -> None:
+    asked = yaml.safe_load(CHART.read_text())["kubeVersion"]
+    assert asked == f">={OLDEST[0]}.{OLDEST[1]}.0-0"
 
 
 # --- what is read of a cluster ------------------------------------------------------------------------------------
@@ -364,13 +394,6 @@ async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_no
     assert nodes_of(told) == EARLY, "as to whom it is told that they are not served"
     assert (told.data["installed"], told.data["unknown"]) == (False, {})
     assert {one["reason"] for one in told.data["symptoms"]}.isdisjoint({"NotReadable", "OperatorMissing"})
-
-
-@virtually
-async def test_kinds_that_an_uninstalled_operator_left_behind_are_not_taken_for_none() -> None:
-    cluster = bare()
-    for resource in (POLICIES, GPUNODES):
-        refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
-        cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+    cluster.uninstalled -= {POLICIES, GPUNODES}
     told = await ask(cluster, "doctor", "-o", "json")
-    assert "NotReadable" in {one["reason"] for one in told.data["symptoms"]}
+    assert "NotReadable" in {one["reason"] for one in told.data["symptoms"]}, "an uninstalled operator left them behind"

@@ -1,4 +1,4 @@
-"""What `doctor` says of others that serve GPUs beside our device plugin (stack/nodesymptoms.py, kube/daemonsets.py)."""
+"""What `doctor` says of others that serve GPUs beside our device plugin (stack/nodesymptoms.py, kube/daemonsets.py), and of DeviceClasses of somebody else (stack/drastack.py)."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from tests.cli.asking import ME, ask
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
-from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, NODES
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, DEVICE_CLASSES, JSON, NODES
 from gpusharing.kube.daemonsets import gpu_server
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.errors import Forbidden, NotFound
 
 GPU = {"nvidia.com/gpu.present": "true"}
 OWNER = {"kind": "ClusterPolicy", "name": "cluster-policy"}
@@ -71,16 +71,14 @@ async def rivals(*sets: JSON, severity: str = "WARNING") -> dict[str, tuple[str,
     return {one["reason"]: (one["message"], one["command"]) for one in found}
 
 
-@pytest.mark.parametrize(
-    ("other", "removal"),
-    [
-        pytest.param(
-            STATIC, "kubectl -n kube-system delete daemonset nvidia-device-plugin-daemonset", id="the static manifest"
-        ),
-        pytest.param(CHART, "helm uninstall nvdp -n nvdp", id="the chart"),
-        pytest.param(HAMI, "helm uninstall hami -n hami", id="HAMi's"),
-    ],
-)
+REMOVED: dict[str, tuple[JSON, str]] = {
+    "the static manifest": (STATIC, "kubectl -n kube-system delete daemonset nvidia-device-plugin-daemonset"),
+    "the chart": (CHART, "helm uninstall nvdp -n nvdp"),
+    "HAMi's": (HAMI, "helm uninstall hami -n hami"),
+}
+
+
+@pytest.mark.parametrize(("other", "removal"), REMOVED.values(), ids=REMOVED)
 @virtually
 async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSON, removal: str) -> None:
     ((message, command),) = (await rivals(other, MAIN)).values()
@@ -109,10 +107,17 @@ async def test_a_second_mig_manager_is_told_with_what_takes_it_away(namespace: s
     assert command == f"kubectl -n {namespace} delete daemonset mm"
 
 
+FEW = daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1, selector={"pool": "b"})
+SHARED: dict[str, tuple[JSON, JSON]] = {
+    "few pods that nothing can keep apart": (FEW, daemon_set("kube-system", "nvdp", CHARTED, wanted=1)),
+    "one of them meant for few nodes": (MAIN, daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"})),
+}
+
+
+@pytest.mark.parametrize("sets", SHARED.values(), ids=SHARED)
 @virtually
-async def test_two_that_want_few_pods_share_their_nodes_if_nothing_can_keep_them_apart() -> None:
-    few = daemon_set("gpu-operator", "main", PLUGIN, owners=[OWNER], wanted=1, selector={"pool": "b"})
-    ((message, _),) = (await rivals(few, daemon_set("kube-system", "nvdp", CHARTED, wanted=1))).values()
+async def test_only_nodes_that_both_are_meant_for_are_named(sets: tuple[JSON, JSON]) -> None:
+    ((message, _),) = (await rivals(*sets)).values()
     assert "both select gpu-2:" in message
 
 
@@ -175,13 +180,6 @@ async def test_of_those_who_share_no_node_nothing_is_said(sets: tuple[JSON, ...]
 
 
 @virtually
-async def test_only_nodes_that_both_are_meant_for_are_named() -> None:
-    narrow = daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"})
-    ((message, _),) = (await rivals(MAIN, narrow)).values()
-    assert "both select gpu-2:" in message
-
-
-@virtually
 async def test_who_may_not_list_them_is_told_what_would_not_be_seen() -> None:
     cluster = cluster_with(MAIN, STATIC)
     refusal = Forbidden('User "me" cannot list resource "daemonsets" at the cluster scope')
@@ -209,3 +207,52 @@ async def test_a_second_mig_manager_that_alone_serves_nodes_is_only_shown() -> N
     message, command = (await rivals(main, other))["TwoMigManagers"]
     assert command == "kubectl -n gpu get daemonset mig-manager -o yaml"
     assert "gpu-1" in message
+
+
+# --- DeviceClasses ----------------------------------------------------------------------------------------------
+
+HALF = "nvidia.com/mig-3g.40gb"
+
+
+def with_classes(profile: str, *, plugin: bool = False) -> FakeCluster:
+    """NVIDIA's DRA driver, perhaps beside a device plugin, and a class for halves that selects this profile."""
+    cluster = FakeCluster()
+    spec = {"devicePlugin": {"enabled": plugin}}
+    cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": spec})
+    cluster.add(DAEMON_SETS, daemon_set("gpu-operator", "dra", DOMAINS, CLAIMS))
+    selectors = [{"cel": {"expression": f"device.attributes['gpu.nvidia.com'].profile == '{profile}'"}}]
+    halves = {"extendedResourceName": HALF, "selectors": selectors}
+    cluster.add(DEVICE_CLASSES, {"metadata": {"name": "halves"}, "spec": halves})
+    cluster.add(DEVICE_CLASSES, {"metadata": {"name": "any"}, "spec": {}})
+    return cluster
+
+
+async def classes(cluster: FakeCluster) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    answer = await ask(cluster, "doctor", "-o", "json")
+    found = [one for one in answer.data["symptoms"] if one["reason"] == "DeviceClassDoubtful"]
+    return found, answer.data["unknown"]
+
+
+@virtually
+async def test_a_class_that_selects_another_profile_than_its_resource_names_is_told() -> None:
+    ((row,), unknown) = await classes(with_classes("7g.80gb"))
+    assert (row["severity"], row["topic"]) == ("WARNING", "ClusterPolicy")
+    assert not lacks(row["message"], "DeviceClass halves", "spec.extendedResourceName", HALF)
+    assert row["command"] == "kubectl get deviceclass halves -o yaml"
+    assert "DeviceClasses" not in unknown.get("ClusterPolicy", "")
+
+
+@virtually
+async def test_a_class_that_selects_its_profile_is_not_told_and_neither_is_any_where_a_device_plugin_serves() -> None:
+    assert (await classes(with_classes("3g.40gb")))[0] == []
+    assert (await classes(with_classes("7g.80gb", plugin=True)))[0] == []
+
+
+@pytest.mark.parametrize("error", [Forbidden("not allowed"), NotFound("no such kind")], ids=str)
+@virtually
+async def test_where_classes_cannot_be_read_that_is_told(error: Exception) -> None:
+    cluster = with_classes("7g.80gb")
+    cluster.faults.fail("list", DEVICE_CLASSES, error, times=EVER, identity=ME)
+    found, unknown = await classes(cluster)
+    assert found == []
+    assert "DeviceClasses cannot be read" in unknown["ClusterPolicy"]

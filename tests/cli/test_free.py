@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.desk import GPUNODES, POLICIES, Desk, Said
-from tests.cli.screen import END, read_until, terminal
+from tests.cli.desk import END, GPUNODES, POLICIES, Desk, Said, read_until, terminal
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied
@@ -37,7 +36,6 @@ def node(name: str, *, ready: bool = True, policy: str = "", **more: Any) -> JSO
 
 
 def container(**limits: int) -> JSON:
-    """A container that requests so many `gpu`, `shared` and `mig`."""
     names = {"gpu": GPU, "shared": SHARED, "mig": MIG}
     return {"name": "main", "resources": {"limits": {names[key]: str(n) for key, n in limits.items()}}}
 
@@ -56,12 +54,10 @@ def pod(name: str, on: str, *containers: JSON, phase: str = "Running", **spec: A
 
 
 def show(desk: Desk, *words: str) -> Said:
-    """What `free` prints."""
     return desk.type("free", *words)
 
 
 def told(desk: Desk, *words: str) -> JSON:
-    """What `free` prints for programs."""
     said = show(desk, *words, "-o", "json")
     assert said.err == ""
     data: JSON = json.loads(said.out)
@@ -97,8 +93,9 @@ def fleet(desk: Desk) -> Desk:
     return desk
 
 
-def test_one_row_for_each_resource_says_what_is_held_free_and_the_largest_that_fits(fleet: Desk) -> None:
-    found = rows(fleet)
+def test_one_row_for_each_resource_says_what_fits_and_cordoned_and_fenced_nodes_are_shown_apart(fleet: Desk) -> None:
+    data = told(fleet)
+    found = {row["resource"]: row for row in data["rows"]}
     assert found[GPU] == {
         "resource": GPU,
         "device": None,
@@ -110,16 +107,16 @@ def test_one_row_for_each_resource_says_what_is_held_free_and_the_largest_that_f
         "waiting": 8,
     }
     assert (found[MIG]["requested"], found[MIG]["free"], found[MIG]["closed"]) == (1, 0, 3)
-
-
-def test_cordoned_and_fenced_nodes_are_shown_apart_and_taints_are_named(fleet: Desk) -> None:
-    data = told(fleet)
     assert data["closed"] == [
         {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: 3}},
         {"node": "gpu-4", "state": "cordoned", "unused": {GPU: 2}},
     ]
     (note,) = data["notes"]
     assert not lacks(note, f"5 {GPU}", "team=b:NoSchedule")
+    assert yaml.safe_load(show(fleet, "-o", "yaml").out) == data
+    table = list(csv.reader(io.StringIO(show(fleet, "-o", "csv").out)))
+    assert table[0] == ["resource", "device", "requested", "allocatable", "free", "largest", "closed", "waiting"]
+    assert table[1] == [GPU, "", "9", "18", "7", "5", "2", "8"]
 
 
 TABLE = """\
@@ -237,19 +234,14 @@ def test_at_80_columns_what_is_closed_is_told_by_policy_and_device(desk: Desk, b
         assert not lacks(text, *listed)
 
 
-def test_a_person_sees_a_table_what_is_closed_and_who_waits(fleet: Desk) -> None:
+def test_a_person_sees_a_table_what_is_closed_and_who_waits_and_neither_prometheus_nor_the_operator_is_asked(
+    fleet: Desk,
+) -> None:
     said = show(fleet)
     assert (said.status, said.err) == (DONE, "")
     assert re.sub(r"(?<=nvidia.com/gpu  )\d+d(?=\n)", "AGE", said.out) == TABLE
-
-
-def test_neither_prometheus_nor_the_operator_is_asked(fleet: Desk) -> None:
-    show(fleet)
     assert sorted(fleet.server.asked) == [f"GET {NODES}", f"GET {PODS}"]
-
-
-def test_wide_output_shows_what_the_scheduler_said(fleet: Desk) -> None:
-    assert "0/4 fit" in show(fleet, "-o", "wide").out
+    assert "0/4 fit" in show(fleet, "-o", "wide").out, "what the scheduler said"
 
 
 def test_by_node_each_row_has_policy_state_and_taints(fleet: Desk) -> None:
@@ -305,12 +297,6 @@ def test_of_one_namespace_others_are_told_apart_and_free_stays_what_is_free(flee
     assert list(rows(fleet, "-n", "team-b", "--by", "namespace")) == [f"team-b/{GPU}", f"team-b/{MIG}"]
 
 
-def test_csv_has_a_header_and_plain_numbers(fleet: Desk) -> None:
-    table = list(csv.reader(io.StringIO(show(fleet, "-o", "csv").out)))
-    assert table[0] == ["resource", "device", "requested", "allocatable", "free", "largest", "closed", "waiting"]
-    assert table[1] == [GPU, "", "9", "18", "7", "5", "2", "8"]
-
-
 @pytest.mark.parametrize("by", ["resource", "node", "policy", "namespace", "pod"])
 @pytest.mark.parametrize("words", [(), ("-n", "team-a")])
 def test_csv_has_the_same_header_without_rows(fleet: Desk, by: str, words: tuple[str, ...]) -> None:
@@ -364,18 +350,19 @@ def test_a_selector_without_a_match_gets_a_sentence_and_counts_no_pod(fleet: Des
     assert (said.status, said.out) == (DONE, nothing)
 
 
-@pytest.mark.parametrize(
-    ("by", "sentence"),
-    [("pod", "No pod in namespace idle requests a GPU resource."), ("node", "No node advertises a GPU resource.")],
-)
-def test_an_empty_answer_says_only_what_it_is_about(desk: Desk, by: str, sentence: str) -> None:
-    gpus = {} if by == "node" else {GPU: "8"}
+EMPTY: dict[str, tuple[JSON, str]] = {
+    "--by pod -n idle": ({GPU: "8"}, "No pod in namespace idle requests a GPU resource."),
+    "--by node -n idle": ({}, "No node advertises a GPU resource."),
+    "": ({}, "No node advertises a GPU resource, and no pod requests one."),
+}
+
+
+@pytest.mark.parametrize("typed", EMPTY)
+def test_an_empty_answer_says_only_what_it_is_about(desk: Desk, typed: str) -> None:
+    gpus, sentence = EMPTY[typed]
     desk.server.lists = {NODES: [node("gpu-1", allocatable=gpus)], PODS: []}
-    assert show(desk, "--by", by, "-n", "idle").out == f"{sentence}\n"
-
-
-def test_yaml_has_the_same_as_json(fleet: Desk) -> None:
-    assert yaml.safe_load(show(fleet, "-o", "yaml").out) == told(fleet)
+    said = show(desk, *typed.split())
+    assert (said.status, said.out) == (DONE, f"{sentence}\n")
 
 
 SIDECAR = {**container(gpu=1), "restartPolicy": "Always"}
@@ -390,6 +377,7 @@ HELD: dict[str, tuple[JSON, int]] = {
     "a pod that is pulling its image holds its GPUs": (pod("t/p", "gpu-1", container(gpu=2), phase="Pending"), 2),
     "a failed pod holds nothing": (pod("t/p", "gpu-1", container(gpu=2), phase="Failed"), 0),
     "a pod that the kubelet lost still holds": (pod("t/p", "gpu-1", container(gpu=2), phase="Unknown"), 2),
+    "a pod whose node is gone holds nothing": (pod("t/p", "gone", container(gpu=2)), 0),
 }
 
 
@@ -399,6 +387,7 @@ def test_a_pod_holds_what_the_scheduler_counts(desk: Desk, name: str) -> None:
     desk.server.lists = {NODES: [node("gpu-1")], PODS: [raw]}
     row = rows(desk)[GPU]
     assert (row["requested"], row["free"], row["largest"]) == (held, 8 - held, 8 - held)
+    assert len(rows(desk, "--by", "pod")) == bool(held)
 
 
 CLOSED = {
@@ -459,24 +448,11 @@ def test_more_held_than_allocatable_is_not_less_than_nothing(desk: Desk) -> None
     assert (row["requested"], row["allocatable"], row["free"]) == (2, 8, 8)
 
 
-def test_a_pod_whose_node_is_gone_holds_nothing(desk: Desk) -> None:
-    desk.server.lists = {NODES: [node("gpu-1")], PODS: [pod("t/p", "gone", container(gpu=2))]}
-    assert rows(desk)[GPU]["requested"] == 0
-    assert rows(desk, "--by", "pod") == {}
-
-
 def test_pods_with_resource_claims_are_named(desk: Desk) -> None:
     claimed = pod("t/p", "gpu-1", container(), resourceClaims=[{"name": "gpu"}])
     desk.server.lists = {NODES: [node("gpu-1")], PODS: [claimed]}
     (note,) = told(desk)["notes"]
     assert not lacks(note, "1 pod", "ResourceClaims")
-
-
-def test_a_cluster_without_gpus_is_told_in_a_sentence(desk: Desk) -> None:
-    desk.server.lists = {NODES: [node("cpu-1", allocatable={})], PODS: []}
-    said = show(desk)
-    assert said.status == DONE
-    assert not lacks(said.out, "No node advertises", "no pod requests")
 
 
 def test_of_many_that_wait_the_oldest_are_shown(desk: Desk) -> None:
@@ -580,7 +556,7 @@ def test_what_the_agents_report_as_allocated_stands_for_pods_that_may_not_be_rea
     assert data["simulated"] == sorted(reports)
 
 
-def test_who_may_not_list_nodes_gets_what_pods_and_gpunodes_say(fleet: Desk) -> None:
+def test_who_may_not_list_nodes_gets_what_pods_and_gpunodes_say_but_cannot_choose_nodes(fleet: Desk) -> None:
     fleet.server.refusals = {NODES: (403, "you may not list nodes")}
     fleet.server.lists[GPUNODES] = [
         {"metadata": {"name": "gpu-1"}, "status": {"transition": {"policy": "pool-a"}, "observed": {}}}
@@ -591,20 +567,18 @@ def test_who_may_not_list_nodes_gets_what_pods_and_gpunodes_say(fleet: Desk) -> 
     said = show(fleet)
     assert said.status == CHANGES
     assert not lacks(said.out, "PARTIAL", "permission")
+    said = show(fleet, "-l", "gpusharing.dev/pool=a")
+    assert said.status == FAILED
+    assert not lacks(said.err, "-l gpusharing.dev/pool=a", "permission", "context desk")
 
 
-def test_a_namespace_user_who_may_list_nothing_else_gets_their_own_pods(fleet: Desk) -> None:
+def test_a_tenant_who_may_list_nothing_else_gets_their_own_pods_and_what_is_unknown_is_not_0(fleet: Desk) -> None:
     own_pods_only(fleet)
     fleet.server.refusals |= {NODES: (403, "you may not list nodes"), GPUNODES: (403, "nor gpunodes")}
     data = told(fleet, "-n", "team-a", "--by", "pod")
     assert [row["pod"] for row in data["rows"]] == ["team-a/big", "team-a/llm-0"]
     assert len(data["unknown"]) == 2
-
-
-def test_what_a_tenant_waits_for_is_unknown_and_not_0_where_nodes_may_not_be_read(fleet: Desk) -> None:
-    own_pods_only(fleet)
-    fleet.server.refusals |= {NODES: (403, "you may not list nodes"), GPUNODES: (403, "nor gpunodes")}
-    fleet.server.lists["/api/v1/namespaces/team-a/pods"] = [pod("team-a/big", "", container(gpu=48))]
+    fleet.server.lists[TEAM_A] = [pod("team-a/big", "", container(gpu=48))]
     (row,) = told(fleet, "-n", "team-a")["rows"]
     assert row["waiting"] == 48
     assert [row[name] for name in ("allocatable", "free", "largest", "closed", "others")] == [None] * 5
@@ -619,13 +593,6 @@ def test_without_any_pods_the_nodes_say_what_is_allocatable(fleet: Desk) -> None
     assert "no pods are counted" in said.out
     row = rows(fleet)[GPU]
     assert (row["requested"], row["allocatable"], row["free"], row["waiting"]) == (None, 18, None, None)
-
-
-def test_chosen_nodes_need_the_right_to_list_them(fleet: Desk) -> None:
-    fleet.server.refusals = {NODES: (403, "you may not list nodes")}
-    said = show(fleet, "-l", "gpusharing.dev/pool=a")
-    assert said.status == FAILED
-    assert not lacks(said.err, "-l gpusharing.dev/pool=a", "permission", "context desk")
 
 
 def test_an_error_that_is_no_missing_right_is_an_error(fleet: Desk) -> None:

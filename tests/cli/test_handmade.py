@@ -42,6 +42,18 @@ def read(
 SEVEN: Layout = (("1g.10gb", 7),)
 HALVES: Layout = (("3g.40gb", 2),)
 ALL = "all-1g.10gb"
+ONE_DIVIDED: dict[str, Any] = {
+    "layout": SEVEN,
+    "second": None,
+    "label": "own",
+    "admin_mig_file": "mig-configs: {own: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"
+    " {devices: [1], mig-enabled: false}]}",
+}
+UNEQUAL: dict[str, Any] = {
+    "layout": (("3g.40gb", 1), ("1g.10gb", 4)),
+    "label": "own",
+    "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1, 1g.10gb: 4}}]}",
+}
 
 
 def shared(counts: Mapping[str, int], kind: str = "timeSlicing", more: str = "") -> str:
@@ -66,14 +78,7 @@ SAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"mode": "MIG", "mig": {"strategy": "single", "config": ALL}},
     ),
     "GPUs that differ": (
-        {
-            "layout": SEVEN,
-            "second": None,
-            "label": "own",
-            "entry": "version: v1\nflags: {migStrategy: mixed}",
-            "admin_mig_file": "mig-configs: {own: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"
-            " {devices: [1], mig-enabled: false}]}",
-        },
+        {**ONE_DIVIDED, "entry": "version: v1\nflags: {migStrategy: mixed}"},
         {
             "mode": "MIG",
             "mig": {
@@ -96,24 +101,11 @@ def test_a_policy_says(name: str) -> None:
 UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     "MIG that is served as whole GPUs": ({"layout": SEVEN, "label": ALL}, "migStrategy none"),
     "two numbers of shares": (
-        {
-            "layout": (("3g.40gb", 1), ("1g.10gb", 4)),
-            "label": "own",
-            "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 3}),
-            "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1,"
-            " 1g.10gb: 4}}]}",
-        },
+        {**UNEQUAL, "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 3})},
         "(nvidia.com/mig-1g.10gb: 2, nvidia.com/mig-3g.40gb: 3), but a policy sets one count",
     ),
     "shares of some resources": (
-        {
-            "layout": SEVEN,
-            "second": None,
-            "label": "own",
-            "entry": shared({"gpu": 4}),
-            "admin_mig_file": "mig-configs: {own: [{devices: [0], mig-enabled: true, mig-devices: {1g.10gb: 7}},"
-            " {devices: [1], mig-enabled: false}]}",
-        },
+        {**ONE_DIVIDED, "entry": shared({"gpu": 4})},
         "leaves nvidia.com/mig-1g.10gb whole",
     ),
     "MPS on MIG": (
@@ -158,13 +150,7 @@ WHOLE = shared({"gpu": 2}, "mps").replace("mixed", "none")
 FIRST: dict[str, tuple[dict[str, Any], str]] = {  # of several objections the first is named
     "whole GPUs before MPS on MIG": ({"layout": SEVEN, "label": ALL, "entry": WHOLE}, "migStrategy none"),
     "numbers that differ before too many": (
-        {
-            "layout": (("3g.40gb", 1), ("1g.10gb", 4)),
-            "label": "own",
-            "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 16384}),
-            "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1,"
-            " 1g.10gb: 4}}]}",
-        },
+        {**UNEQUAL, "entry": shared({"mig-1g.10gb": 2, "mig-3g.40gb": 16384})},
         "different replica counts",
     ),
     "too many before MPS that grants two": ({"entry": shared({"gpu": 16384}, "mps", LENIENT)}, "too many"),
@@ -231,8 +217,10 @@ def handmade(name: str, **more: Any) -> Handmade:
     return Handmade(name, ("NVIDIA-H100-80GB-HBM3",), 8, more.get("spec", {"mode": "Full"}), "1x full")
 
 
+SLICES = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+
+
 def selectors(members: list[str], nodes: dict[str, NodeView]) -> list[Any]:
-    """The selectors of the policies for these nodes, all in the same state."""
     return [one.selector for one in propose(map(handmade, members), nodes)[0]]
 
 
@@ -296,9 +284,8 @@ def test_only_a_label_that_names_a_pool_is_a_selector(key: str) -> None:
 
 
 def test_unlike_nodes_get_policies_of_their_own_and_names_that_nobody_has() -> None:
-    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     nodes = labelled(a={POOL: "Big GPUs"}, b={}, c={})
-    found, unnamed = propose([handmade("c"), handmade("b", spec=slices), handmade("a")], nodes, ["h100-80gb-full"])
+    found, unnamed = propose([handmade("c"), handmade("b", spec=SLICES), handmade("a")], nodes, ["h100-80gb-full"])
     assert [(one.name, one.nodes) for one in found] == [
         ("big-gpus", ("a",)),
         ("h100-80gb-full-2", ("c",)),
@@ -319,12 +306,11 @@ def test_pools_in_the_same_state_stay_apart() -> None:
 
 
 def test_the_odd_nodes_of_a_pool_are_excluded_by_name_and_listed_by_name() -> None:
-    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     nodes = labelled(a={POOL: "x"}, b={POOL: "x"}, c={POOL: "x"}, broken={POOL: "x"})
-    found, _ = propose([handmade("a"), handmade("b"), handmade("c", spec=slices)], nodes)
+    found, _ = propose([handmade("a"), handmade("b"), handmade("c", spec=SLICES)], nodes)
     assert [one.selector for one in found] == [listed("a", "b"), listed("c")], "two are not more than two"
     more = nodes | labelled(d={POOL: "x"})
-    found, _ = propose([*map(handmade, "abd"), handmade("c", spec=slices)], more)
+    found, _ = propose([*map(handmade, "abd"), handmade("c", spec=SLICES)], more)
     assert {one.name: one.selector for one in found} == {
         "pool-x": {"matchLabels": {POOL: "x"}, **listed("broken", "c", operator="NotIn")},
         "pool-x-2": listed("c"),
@@ -334,8 +320,7 @@ def test_the_odd_nodes_of_a_pool_are_excluded_by_name_and_listed_by_name() -> No
 def test_of_a_thousand_labelled_nodes_none_is_left_out_for_want_of_a_label() -> None:
     names = [f"n-{number:04}" for number in range(1000)]
     nodes = labelled(**{name: {POOL: "x"} for name in names})
-    slices = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
-    half = [handmade(name, spec=slices) if index % 2 else handmade(name) for index, name in enumerate(names)]
+    half = [handmade(name, spec=SLICES) if index % 2 else handmade(name) for index, name in enumerate(names)]
     found, unnamed = propose(half, nodes)
     assert unnamed == ()
     assert sorted(name for one in found for name in one.nodes) == names

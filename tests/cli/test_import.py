@@ -96,6 +96,11 @@ def policies(text: str) -> dict[str, JSON]:
     return {one["metadata"]["name"]: one for one in yaml.safe_load_all(text) if one}
 
 
+def specs(recipe: Recipe) -> dict[str, JSON]:
+    pools = {pool: {"matchLabels": {LABEL_POOL: pool}} for pool in recipe.pools}
+    return {f"pool-{pool}": {"nodeSelector": chosen, **recipe.pools[pool].spec} for pool, chosen in pools.items()}
+
+
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), NOS], ids=[*RECIPES, "that nos divided"])
 @virtually
 async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(recipe: Recipe, tmp_path: Path) -> None:
@@ -104,10 +109,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(recipe: 
         told = await ask(scene.e.cluster, "import")
         found = policies(told.out)
         assert (told.status, writes(scene.e.cluster)) == (DONE, [])
-        assert {one: found[one]["spec"] for one in found} == {
-            f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
-            for pool, one in recipe.pools.items()
-        }
+        assert {one: found[one]["spec"] for one in found} == specs(recipe)
         entries = [text for data in recipe.config_maps.values() for text in data.values()]
         more = any("passDeviceSpecs" in text for text in entries)
         assert ("cannot express" in told.out) == more
@@ -280,10 +282,7 @@ async def test_before_the_installation_the_same_policies_are_proposed_and_not_sa
         assert writes(cluster) == []
     said = told.out
     found = policies(told.out)
-    assert {one: found[one]["spec"] for one in found} == {
-        f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
-        for pool, one in recipe.pools.items()
-    }
+    assert {one: found[one]["spec"] for one in found} == specs(recipe)
     assert told.status == DONE
     assert "nothing has been proven yet" in told.out
     assert PROVEN not in told.out
@@ -308,20 +307,18 @@ async def test_a_node_that_nobody_labeled_is_left_out_with_the_layout_that_it_ad
     assert "Run: kubectl label node c-2" not in told.out, "its agent has to read the GPUs first, as doctor says"
 
 
-def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> None:
+@pytest.mark.parametrize(
+    ("product", "unhealthy", "presumed"),
+    [("NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", 0, None), ("NVIDIA-H100-80GB-HBM3", 0, 7), ("NVIDIA-H100-80GB-HBM3", 1, 8)],
+)
+def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole(
+    product: str, unhealthy: int, presumed: int | None
+) -> None:
     """Of one GPU that somebody divided into seven, under strategy single and without mig-manager."""
-    labels = {names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb", names.LABEL_GPU_PRESENT: "true"}
-    assert presume(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), make_stack()) is None
-    labels[names.LABEL_GPU_PRODUCT] = "NVIDIA-H100-80GB-HBM3"
-    whole = presume(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), make_stack())
-    assert whole is not None
-    assert whole.observed is not None
-    assert len(whole.observed.gpus) == 7
-    short = replace(make_node(labels=labels, resources={"nvidia.com/gpu": 7}), unhealthy={"nvidia.com/gpu": 1})
-    eight = presume(short, make_stack())
-    assert eight is not None
-    assert eight.observed is not None
-    assert len(eight.observed.gpus) == 8, "one of them is unhealthy"
+    labels = {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_PRESENT: "true"}
+    served = make_node(labels=labels, resources={"nvidia.com/gpu": 7})
+    found = presume(replace(served, unhealthy={"nvidia.com/gpu": unhealthy} if unhealthy else {}), make_stack())
+    assert (len(found.observed.gpus) if found and found.observed else None) == presumed
 
 
 @virtually

@@ -1,19 +1,20 @@
-"""`import` where something else divides GPUs, or where `doctor` would report an error about a node that a policy selects (kubectl_gpusharing/setup/importing.py)."""
+"""`import` where something else divides GPUs, where `doctor` would report an error about a node that a policy selects, where the GPU Operator is not in namespace gpu-operator, and where our ConfigMaps are not there yet (kubectl_gpusharing/setup/importing.py)."""
 
 from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, ask
-from tests.cli.test_import import HALF, by_hand, policies, untouched
-from tests.embedded.scene import Scene
+from tests.cli.asking import ME, ask, reported
+from tests.cli.test_import import HALF, SPACE, by_hand, policies, untouched
+from tests.embedded.scene import L40S, Scene
 from tests.fakes.virtualtime import virtually
+from tests.recipes import Recipe, RecipePool
 from tests.wording import lacks
 
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, NODES, PODS
 from gpusharing.kube.errors import Forbidden
-from kubectl_gpusharing.shell.troubles import CHANGES, DONE
+from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED
 
 HAMI = {"hami.io/node-nvidia-register": '[{"id":"GPU-1","count":10}]', "hami.io/node-handshake": "Reported"}
 VIRTUAL = {"nvidia.com/gpu.workload.config": "vm-passthrough"}
@@ -108,3 +109,44 @@ async def test_without_the_right_to_list_pods_fractions_are_said_to_be_unknown()
         told = await ask(cluster, "import")
     assert told.status == DONE
     assert not lacks(told.out, "list pods", "unknown", "KAI-Scheduler")
+
+
+# --- places of ConfigMaps ---------------------------------------------------------------------------------------
+
+FRESH = Recipe({"devicePlugin": {}, "migManager": {"enabled": True}}, {}, {"d": RecipePool({}, {}, L40S)})
+OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
+
+
+@virtually
+async def test_before_the_installation_the_configmaps_of_a_gpu_operator_anywhere_are_read() -> None:
+    """On OpenShift it is nvidia-gpu-operator (NVIDIA/gpu-operator#704), on DKP kommander (NVIDIA/gpu-operator#2376)."""
+    told = await ask(reported("other-namespace"), "import")
+    (one,) = policies(told.out).values()
+    assert told.status == DONE
+    assert (one["spec"]["mode"], one["spec"]["timeSlicing"]) == ("TimeSlicing", {"replicas": 4})
+    values = "gpuOperator.namespace=nvidia-gpu-operator,gpuOperator.adminPluginConfigMap=time-slicing-config"
+    install = f"helm install gpusharing CHART -n gpusharing --create-namespace --set {values}\n"
+    assert install in told.out
+
+
+@virtually
+async def test_the_pointers_wait_for_configmaps_that_the_operator_has_not_written() -> None:
+    async with by_hand(FRESH) as scene:
+        await scene.e.kill_operator()
+        for name in OURS:
+            scene.e.cluster.delete(CONFIG_MAPS, name, SPACE)
+        told = await ask(scene.e.cluster, "import")
+    assert told.out.index("1. Wait until the operator has written") < told.out.index("2. Point ClusterPolicy")
+    for name in OURS:
+        assert f"kubectl get configmap {name} -n gpu-operator" in told.out
+
+
+@virtually
+async def test_no_pointer_moves_to_configmaps_in_another_namespace() -> None:
+    async with by_hand(FRESH) as scene:
+        status = {"status": {"namespace": "nvidia"}}
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", status, "", "status")
+        told = await ask(scene.e.cluster, "import")
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    assert "set chart value gpuOperator.namespace=nvidia" in told.out
+    assert "kubectl patch" not in told.out

@@ -4,18 +4,8 @@ from dataclasses import replace
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.build import (
-    H100,
-    NOW,
-    make_cluster_policy,
-    make_gpu,
-    make_gpunode,
-    make_node,
-    make_snapshot,
-    make_stack,
-)
-from tests.cli.asking import ask
-from tests.cli.reported import reported
+from tests.build import H100, NOW, make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.cli.asking import ask, reported
 from tests.cli.test_import import SPACE, STATE, policies
 from tests.fakes.virtualtime import virtually
 from tests.recipes import MIG, PLUGIN
@@ -25,7 +15,7 @@ from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sourcesettings import AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.wanted.migfile import well_known
@@ -80,18 +70,14 @@ async def test_mig_invalid_is_told_with_mixed_as_the_way_out() -> None:
     assert """-p '{"spec":{"mig":{"strategy":"mixed"}}}'""" in examined.out
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        pytest.param("replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of", id="one"),
-        pytest.param(
-            'replicas: "4"',
-            'replicas: the device plugin rejects "4": it expects a whole number of',
-            id="a text",
-        ),
-        pytest.param("replicas:", "replicas: the device plugin needs this field", id="none"),
-    ],
-)
+REJECTED = {
+    "one": ("replicas: 1", "replicas: the device plugin rejects 1: it expects a whole number of"),
+    "a text": ('replicas: "4"', 'replicas: the device plugin rejects "4": it expects a whole number of'),
+    "none": ("replicas:", "replicas: the device plugin needs this field"),
+}
+
+
+@pytest.mark.parametrize(("text", "why"), REJECTED.values(), ids=REJECTED)
 @virtually
 async def test_an_entry_that_the_device_plugin_refuses_is_told_by_its_field(text: str, why: str) -> None:
     cluster = reported("replicas-16384")
@@ -119,6 +105,10 @@ def test_a_node_with_compute_instances_is_left_out() -> None:
     assert not lacks(why, "configuration parts", "compute instances")
 
 
+def steps_of(snapshot: ClusterSnapshot) -> tuple[tuple[str, str], ...]:
+    return find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
+
+
 NAMED: dict[str, tuple[str, GpuView | None, str, str]] = {
     "a name that the operator is about to write is awaited": (
         "all-1g.10gb", make_gpu(layout=(("1g.10gb", 7),)), "| grep -qF all-1g.10gb:; do", "keep their devices"),
@@ -137,8 +127,7 @@ def test_before_the_pointer_moves(name: str, gpu: GpuView | None, wait: str, wor
     stack = make_stack(cluster_policy=cluster_policy, models=[])
     labels = {MIG: name, STATE: "success", LABEL_POOL: "z", "nvidia.com/gpu.product": H100, MANAGED: "true"}
     gpunodes = [make_gpunode(gpus=[gpu])] if gpu is not None else []
-    snapshot = make_snapshot([make_node(labels=labels)], [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
+    steps = steps_of(make_snapshot([make_node(labels=labels)], [], gpunodes=gpunodes, stack=stack))
     assert [command for _, command in steps if command.startswith("until")] == ([steps[0][1]] if wait else [])
     assert wait in steps[0][1]
     assert words in steps[-1][0]
@@ -148,9 +137,7 @@ def divided_by_hand(layout: Layout, plugin: str = "") -> tuple[tuple[str, str], 
     """The steps of import where somebody divided the GPUs of gpu-07 under NVIDIA's default label."""
     stack = make_stack(cluster_policy=make_cluster_policy(plugin, mig_config_name=""))
     nodes = [make_node(labels={MIG: "all-disabled", STATE: "success", MANAGED: "true"})]
-    snapshot = make_snapshot(nodes, [], gpunodes=[make_gpunode(gpus=[make_gpu(layout=layout)])], stack=stack)
-    given = AdminConfigMaps(PluginEntries("", "gpu-operator", None))
-    return find_import(snapshot, given, AdminMaps(), NOW).steps
+    return steps_of(make_snapshot(nodes, [], gpunodes=[make_gpunode(gpus=[make_gpu(layout=layout)])], stack=stack))
 
 
 def test_nodes_that_were_divided_by_hand_are_labeled_before_mig_manager_restarts() -> None:
@@ -175,8 +162,7 @@ def test_a_field_of_the_device_plugin_alone_restarts_no_mig_manager() -> None:
     stack = make_stack(cluster_policy=make_cluster_policy(""))
     nodes = [make_node(labels={MIG: "all-disabled", STATE: "success", MANAGED: "true"})]
     gpunodes = [make_gpunode(gpus=[make_gpu(layout=(("1g.10gb", 7),))])]
-    snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
+    steps = steps_of(make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack))
     assert [command.split()[:2] for _, command in steps] == [["kubectl", "patch"]]
 
 
@@ -193,8 +179,7 @@ def test_a_name_that_gets_another_meaning_cannot_be_awaited(later: bool) -> None
     if later:
         nodes.append(make_node("third", labels={**labels, MIG: "all-1g.10gb"}))
         gpunodes.append(make_gpunode("third", gpus=[make_gpu(layout=(("1g.10gb", 7),))]))
-    snapshot = make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack)
-    steps = find_import(snapshot, AdminConfigMaps(PluginEntries("", "gpu-operator", None)), AdminMaps(), NOW).steps
+    steps = steps_of(make_snapshot(nodes, [], gpunodes=gpunodes, stack=stack))
     words = (
         ". First see to 1 node on which mig-manager would fail: the operator's file does not have the"
         " nvidia.com/mig.config of gpu-07 (all-balanced) for their GPUs yet; run import again in a minute"

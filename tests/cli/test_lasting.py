@@ -1,15 +1,12 @@
 """What must outlast a pod is in objects of the cluster or in Prometheus, never in a file of the pod; and without a Prometheus only what is asked of one is missing, and says so (docs/adr/0043-the-meter.md)."""
 
 import ast
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.cluster import toolchain
 from hack.generate import ROOT
 from tests.chart.charts import Helm
-from tests.cli.desk import desk_at, wrong
-from tests.wording import lacks
 
 PRODUCT = ROOT / "operator"
 SHIPPED = PRODUCT / "gpusharing"
@@ -45,16 +42,13 @@ def test_no_module_that_runs_in_a_pod_writes_a_file() -> None:
     assert [name for name, source in modules.items() if writes(source)] == []
 
 
-@pytest.mark.parametrize(
-    "source", ["open(p, 'w')", "open(p, mode='ab')", "Path(p).write_text('')", "path.open('w')", "tempfile.mkstemp()"]
-)
-def test_a_write_is_found(source: str) -> None:
-    assert writes(source) == [1]
+WRITING = ("open(p, 'w')", "open(p, mode='ab')", "Path(p).write_text('')", "path.open('w')", "tempfile.mkstemp()")
+READING = ("open(p)", "open('a')", "path.open('rb')", "urlopen(url)")
 
 
-@pytest.mark.parametrize("source", ["open(p)", "open('a')", "path.open('rb')", "urlopen(url)"])
-def test_what_only_reads_is_not(source: str) -> None:
-    assert writes(source) == []
+@pytest.mark.parametrize("source", [*WRITING, *READING])
+def test_what_writes_is_found_and_what_only_reads_is_not(source: str) -> None:
+    assert writes(source) == [1] * (source in WRITING)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +89,3 @@ def test_nothing_that_decides_asks_prometheus() -> None:
 def test_the_chart_needs_no_prometheus(helm: Helm) -> None:
     kinds = {one["apiVersion"].partition("/")[0] for one in helm.template()}
     assert "monitoring.coreos.com" not in kinds
-
-
-def test_what_needs_one_says_what_is_missing(tmp_path: Path) -> None:
-    with desk_at(tmp_path) as desk:
-        desk.server.lists["/api/v1/services"] = []
-        said = wrong(desk, "cost")
-    assert not lacks(said, "no Service", "context desk")

@@ -45,19 +45,6 @@ def test_what_is_free_is_drawn_as_free() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("word", "key"),
-    [
-        ("h20-96gb", "hopper-96gb"),
-        ("H20 96GB", "hopper-96gb"),
-        ("gh200-96gb", "hopper-96gb"),
-        ("a800-40gb", "a100-40gb"),
-    ],
-)
-def test_a_model_may_be_followed_by_its_memory(word: str, key: str) -> None:
-    assert pick(word).key == key
-
-
 @pytest.mark.parametrize("card", [card for card in CARDS if card.profiles], ids=lambda card: card.key)
 def test_each_picture_has_every_instance_once_and_is_as_wide_as_the_card(card: Card) -> None:
     answer = find_answer(card, (), everything=True)
@@ -95,6 +82,10 @@ def test_data_can_go_into_a_policy_as_it_is() -> None:
         ("H100-80", "h100-80gb"),
         ("4090", "rtx-4090"),
         ("L40S", "l40s"),
+        ("h20-96gb", "hopper-96gb"),
+        ("H20 96GB", "hopper-96gb"),
+        ("gh200-96gb", "hopper-96gb"),
+        ("a800-40gb", "a100-40gb"),
     ],
 )
 def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: str) -> None:
@@ -155,15 +146,12 @@ def test_what_must_fit_and_cannot_be_read_is_refused(text: str) -> None:
         wanted_of(text)
 
 
-def test_no_cluster_is_needed(desk: Desk) -> None:
+def test_no_cluster_is_needed_and_a_card_without_mig_says_so(desk: Desk) -> None:
     desk.kubeconfig.unlink()
     assert desk.type("layouts", "h100-80gb").status == DONE
     assert "rtx-pro-6000-blackwell" in desk.type("layouts").out
-    assert desk.type("layouts", "h100-80gb", "--fits", "7x1g.20gb").status == FAILED
-
-
-def test_a_card_without_mig_says_so(desk: Desk) -> None:
     assert "This card has no MIG" in desk.type("layouts", "l40s").out
+    assert desk.type("layouts", "h100-80gb", "--fits", "7x1g.20gb").status == FAILED
 
 
 def test_a_profile_whose_suffix_has_an_x_needs_no_count() -> None:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hack.generate import ROOT
 from tests.api.policies import BAD, GOOD, Row
-from tests.cli.desk import PROGRAM, SECONDS, Desk, wrong
-from tests.cli.reported import CASES
+from tests.cli.asking import CASES
+from tests.cli.desk import SECONDS, Desk, wrong
 from tests.foreign.corpus import READERS, ForeignFile, load
 from tests.kube.damage import ODD_YAML
 from tests.wording import lacks
@@ -100,18 +100,13 @@ def lint(folder: Path, content: str) -> list[tuple[int, str, str]]:
     return [(one["line"], one["severity"], one["message"]) for one in judge(tuple(read_documents([str(path)], "")))]
 
 
-def test_each_kind_of_file_is_told_with_the_line_and_what_to_do(desk: Desk) -> None:
+def test_each_kind_of_file_is_told_with_the_line_and_what_to_do_as_data_too(desk: Desk) -> None:
     (desk.folder / "fleet.yaml").write_text(FLEET)
-    said = desk.type("lint", "fleet.yaml")
-    assert (said.status, said.err) == (FAILED, "")
+    said, data = desk.type("lint", "fleet.yaml"), desk.type("lint", "fleet.yaml", "-o", "json")
+    assert (said.status, said.err, data.status) == (FAILED, "", FAILED)
     assert said.out == TOLD
-
-
-def test_as_data_there_is_one_finding_for_each_line(desk: Desk) -> None:
-    (desk.folder / "fleet.yaml").write_text(FLEET)
-    said = desk.type("lint", "fleet.yaml", "-o", "json")
-    told = json.loads(said.out)
-    assert (said.status, told["accepted"], told["checked"]) == (FAILED, False, 4)
+    told = json.loads(data.out)
+    assert (told["accepted"], told["checked"]) == (False, 4)
     assert ["{file}:{line}: {severity}: {message}".format(**one) for one in told["findings"]] == TOLD.splitlines()[:-1]
 
 
@@ -191,21 +186,14 @@ def test_without_a_file_the_usage_is_one_sentence(desk: Desk) -> None:
 
 
 def test_standard_input_is_judged_under_its_name(desk: Desk) -> None:
-    done = subprocess.run(
-        [*PROGRAM, "lint", "-"],
-        input=FLEET,
-        env=desk.environment(),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (FAILED, TOLD.replace("fleet.yaml", "-"))
+    said = desk.start("lint", "-", typed=FLEET)
+    assert (said.status, said.out) == (FAILED, TOLD.replace("fleet.yaml", "-"))
 
 
 # --- what is found ------------------------------------------------------------------------------------------------
 
 HEAD = "apiVersion: gpusharing.dev/v1alpha1\nkind: GPUSharingPolicy\nmetadata:\n  name: p\nspec:\n"
+FULL = "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n"
 MIG = HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: MIG\n  mig:\n    layouts:\n    - profiles:\n"
 MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: m\ndata:\n"
 CLUSTER = "apiVersion: nvidia.com/v1\nkind: ClusterPolicy\nmetadata:\n  name: cluster-policy\nspec:\n"
@@ -214,11 +202,9 @@ UNKNOWN = "no card"
 PARTED = "version: v1\nmig-configs:\n  x:\n  - devices: all\n    mig-enabled: true\n"
 FOUND = {
     "a field in the wrong place": (
-        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  approval: Manual\n",
+        HEAD + FULL + "  approval: Manual\n",
         8, "error", ('spec.approval "Manual": ', "spec.rollout.approval")),
-    "a null in a misspelt field": (
-        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  drian: null\n",
-        8, "error", ("spec.drian: ", "drain")),
+    "a null in a misspelt field": (HEAD + FULL + "  drian: null\n", 8, "error", ("spec.drian: ", "drain")),
     "a null in a misspelt field of a list": (
         MIG.replace("- profiles", "- device: null\n      profiles") + "        3g.40gb: 2\n",
         10, "error", ("spec.mig.layouts[0].device: ", "devices")),
@@ -242,42 +228,38 @@ FOUND = {
         MIG + "        1g.10gb: 1\n        3g.41gb: 1\n",
         12, "warning", ("spec.mig.layouts[0].profiles: ", UNKNOWN, "3g.41gb", "3g.40gb")),
     "a policy without a name": (
-        HEAD.replace("  name: p", "  labels: {}") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("  name: p", "  labels: {}") + FULL,
         1, "error", ("", "GPUSharingPolicy", "metadata.name")),
     "a name that the API server refuses": (
-        HEAD.replace("name: p", "name: Pool_B") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("name: p", "name: Pool_B") + FULL,
         4, "error", ("metadata.name Pool_B: ", "a-z, 0-9")),
     "a label that is a number": (
-        HEAD.replace("name: p", "name: p\n  labels:\n    x: 3")
-        + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("name: p", "name: p\n  labels:\n    x: 3") + FULL,
         6, "error", ("metadata.labels.x 3: ", "strings", "quotes")),
     "labels that are a list": (
-        HEAD.replace("name: p", "name: p\n  labels:\n  - x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("name: p", "name: p\n  labels:\n  - x") + FULL,
         5, "error", ("metadata.labels ", "object of strings")),
     "annotations that are a text": (
-        HEAD.replace("name: p", "name: p\n  annotations: x") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("name: p", "name: p\n  annotations: x") + FULL,
         5, "error", ("metadata.annotations ", "object of strings")),
     "an approval without quotes": (
-        HEAD.replace("name: p", "name: p\n  annotations:\n    gpusharing.dev/approve: 1234567")
-        + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("name: p", "name: p\n  annotations:\n    gpusharing.dev/approve: 1234567") + FULL,
         6, "error", ("metadata.annotations.gpusharing.dev/approve 1234567: ", "strings")),
-    "a misspelt field beside the spec": (
-        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\nstats: {}\n",
-        8, "error", ("stats: ", "status")),
+    "a misspelt field beside the spec": (HEAD + FULL + "stats: {}\n", 8, "error", ("stats: ", "status")),
     "two policies of one name": (
         f"{HEAD}  nodeSelector: {{matchLabels: {{a: b}}}}\n  mode: Full\n---\n"
         f"{HEAD}  nodeSelector: {{matchLabels: {{a: c}}}}\n  mode: Full\n",
         12, "error", ("GPUSharingPolicy/p ", "twice")),
     "a time zone that does not exist": (
-        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
+        HEAD + FULL + "  rollout:\n    windows:\n"
         '    - schedule: "99 99 * * *"\n      duration: 6h\n      timeZone: Europe/Nowhere\n',
         12, "error", ('spec.rollout.windows[0].timeZone "Europe/Nowhere": ', "time zone database")),
     "a schedule that does not exist": (
-        HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n  rollout:\n    windows:\n"
+        HEAD + FULL + "  rollout:\n    windows:\n"
         '    - schedule: "99 99 * * *"\n      duration: 6h\n',
         10, "error", ('spec.rollout.windows[0].schedule "99 99 * * *": ', "cron schedule")),
     "a policy of another version": (
-        HEAD.replace("v1alpha1", "v9") + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n",
+        HEAD.replace("v1alpha1", "v9") + FULL,
         1, "error", ("apiVersion ", "gpusharing.dev/v9", "gpusharing.dev/v1alpha1")),
     "a policy that is no YAML": (HEAD + "  mode: [\n", 6, "error", ("it is not YAML (line 7: ",)),
     "a policy in a List": (
@@ -376,7 +358,7 @@ def test_it_accepts(content: str, tmp_path: Path) -> None:
 
 def test_the_files_of_two_clusters_may_have_policies_of_one_name(tmp_path: Path) -> None:
     for name in ("east.yaml", "west.yaml"):
-        (tmp_path / name).write_text(HEAD + "  nodeSelector: {matchLabels: {a: b}}\n  mode: Full\n")
+        (tmp_path / name).write_text(HEAD + FULL)
     assert list(judge(tuple(read_documents([str(tmp_path)], "")))) == []
 
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from tests.cli.asking import Answered, alone, ask, operated
-from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, fake_prometheus, hourly
-from tests.cli.reported import CASES
+from tests.cli.asking import CASES, Answered, alone, ask, operated
+from tests.cli.fakeprometheus import DAY, HOURS, FakePrometheus, hourly
 from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
@@ -131,15 +130,12 @@ def test_no_verb_says_a_line_that_does_not_fit_without_a_cluster() -> None:
     check({name: alone(*typed, width=WIDTH) for name, typed in ALONE.items()})
 
 
-def test_no_verb_says_a_line_that_does_not_fit_of_what_prometheus_knows() -> None:
-    with fake_prometheus() as fake:
-        fake.answers = {**fake.answers, **USED}
-        fake.ranges = {
-            **USED_RANGES,
-            "quantile_over_time(0.95, DCGM": hourly("0.1", **LONG),
-            "DCGM_FI_DEV_FB_USED": hourly("6144", **LONG),
-        }
-        check({name: alone(*typed, "--prometheus", fake.url, width=WIDTH) for name, typed in METERED.items()})
+@pytest.mark.usefixtures("used")
+def test_no_verb_says_a_line_that_does_not_fit_of_what_prometheus_knows(fake: FakePrometheus) -> None:
+    fake.answers |= DAY
+    for query, value in (("quantile_over_time(0.95, DCGM", "0.1"), ("DCGM_FI_DEV_FB_USED", "6144")):
+        fake.ranges[query] = hourly(value, **LONG)
+    check({name: alone(*typed, "--prometheus", fake.url, width=WIDTH) for name, typed in METERED.items()})
 
 
 @virtually

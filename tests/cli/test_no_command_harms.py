@@ -45,8 +45,6 @@ UNPLAYED = {
 
 @dataclass
 class Tale:
-    """What happened in the clusters, for the report and for a failure."""
-
     happened: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 

@@ -1,26 +1,28 @@
-"""The page of `status -o html` (kubectl_gpusharing/pools/page.py)."""
+"""The page of `status -o html` (kubectl_gpusharing/pools/page.py), and the picture of the plugin, which says what the plugin says."""
 
 import os
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+from hack.generate_picture import COLORS, PATH, picture, svg
 from hack.sim.fakecluster import FakeCluster
 from tests.build import NOW
-from tests.cli.desk import Desk
+from tests.cli.desk import Desk, wrong
 from tests.cli.objects import fleet, gpunode, history, policy
-from tests.cli.window import Window, window
+from tests.cli.window import Window
 
-from hack import browser as browsers
 from kubectl_gpusharing.pools.fleet import State
 from kubectl_gpusharing.pools.page import MARKS, card, divide, page, read_cards, read_sizes
 from kubectl_gpusharing.shell.arguments import Arguments
-from kubectl_gpusharing.shell.drawing import Column, PrintOptions, Span, table
+from kubectl_gpusharing.shell.drawing import Column, Ink, PrintOptions, Span, line, table
 from kubectl_gpusharing.shell.markup import CSS, VOID, document, flow, tag
 from kubectl_gpusharing.shell.session import Session
-from kubectl_gpusharing.shell.troubles import DONE, FAILED
+from kubectl_gpusharing.shell.troubles import DONE
 
 JSON = dict[str, Any]
 HOSTILE = "</td></style><script>alert(1)</script><img src=//evil.example/x onerror=alert(2)> \" ' & \x1b[31m \u202e"
@@ -161,13 +163,10 @@ def test_whatever_a_cluster_says_is_text_and_no_markup() -> None:
     assert text.isascii()
 
 
-def test_text_of_a_cluster_cannot_end_an_attribute() -> None:
+def test_text_of_a_cluster_cannot_end_an_attribute_and_the_style_sheet_not_its_element() -> None:
+    assert "<" not in CSS
     read = Read(document(tag("svg", aria_label='" onload="alert(1)')))
     assert read.found == [("svg", {"aria-label": '" onload="alert(1)'})]
-
-
-def test_the_style_sheet_cannot_end_its_element() -> None:
-    assert "<" not in CSS
 
 
 def test_every_state_has_a_mark_and_a_colour_of_its_own() -> None:
@@ -230,7 +229,6 @@ def test_the_program_writes_the_page(desk: Desk) -> None:
 
 
 REFUSED = {
-    "of another verb": (("plan", "-o", "html"), "--output cannot be html"),
     "of another verb, before it": (("-o", "html", "plan"), "-o html cannot be used with plan; it supports table, wide"),
     "that is watched": (("status", "-w", "-o", "html"), "one page for one context"),
     "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page for one context"),
@@ -240,19 +238,10 @@ REFUSED = {
 @pytest.mark.parametrize("which", REFUSED)
 def test_there_is_no_page(desk: Desk, which: str) -> None:
     arguments, told = REFUSED[which]
-    said = desk.type(*arguments)
-    assert (said.status, said.out) == (FAILED, "")
-    assert told in said.err
+    assert told in wrong(desk, *arguments)
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Window]:
-    """The machine's own, or Debian's, which is fetched once (100 MB)."""
-    async with window(browsers.ensure()) as shown:
-        yield shown
 
 
 def test_what_several_nodes_share_is_one_paragraph_of_the_page() -> None:
@@ -307,3 +296,33 @@ def test_a_blank_line_between_two_tables_keeps_them_apart() -> None:
     first, second = (table([Column(name)], [[Span("x")]], PrintOptions()) for name in ("NODE", "POD"))
     page = "".join(map(str, flow([*first, (), *second])))
     assert (page.count("<table"), page.count("<caption")) == (2, 2)
+
+
+# --- the picture ------------------------------------------------------------------------------------------------
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_every_word_of_the_status_is_in_the_picture_and_it_says_that_it_is_simulated() -> None:
+    tree = ElementTree.fromstring(picture()[PATH])
+    words = " ".join(found.text or "" for found in tree.iter(f"{SVG}text"))
+    for told in ("SIMULATED", "kubectl gpusharing status", "pool-d", "Draining", "team-b/ranker-", "3g.40gb"):
+        assert told in words
+
+
+def test_a_recording_shows_its_frames_one_after_the_other_and_the_longest_where_nothing_moves() -> None:
+    frames = [[line(Span(f"{row}{frame}", Ink.GOOD)) for row in range(frame)] for frame in (1, 3, 2)]
+    text = svg(frames, "", "")
+    assert re.findall(r'<g class="([a-z ]+)" style="animation-delay:(-?[\d.]+)s">', text) == [
+        ("frame", "-6"),
+        ("frame still", "-4"),
+        ("frame", "-2"),
+    ]
+    assert "animation:show 6s step-end infinite" in text
+    assert "<style>" not in svg(frames[:1], "", "")
+
+
+def test_a_piece_of_text_stands_where_a_terminal_has_it() -> None:
+    text = svg([[line(Span("ab", Ink.GOOD), "   ", Span("<c>", Ink.BAD))]], "", "")
+    places = re.findall(r'x="([\d.]+)" y="60"[^>]*textLength="([\d.]+)"[^>]*fill="(#\w+)">([^<]*)<', text)
+    assert places == [("20.0", "16.8", COLORS[Ink.GOOD], "ab"), ("62.0", "25.2", COLORS[Ink.BAD], "&lt;c&gt;")]

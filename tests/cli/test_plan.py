@@ -1,8 +1,9 @@
-"""`plan` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py, kubectl_gpusharing/live/files.py, report/proposal.py)."""
+"""`plan` on a SIMULATED cluster with the shipped operator beside it, and the client that only looks and writes nothing, whatever it is told (kubectl_gpusharing/changing/plan.py, kubectl_gpusharing/live/cluster.py, kubectl_gpusharing/live/files.py, report/proposal.py)."""
 
 import json
 import re
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from gpusharing.kube.client import (
     LEASES,
     NODES,
     PODS,
+    POLICIES,
     Resource,
 )
 from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.lists import list_of
 from kubectl_gpusharing.changing.plan import Outcome
-from kubectl_gpusharing.live.cluster import read_installed
+from kubectl_gpusharing.live.cluster import Onlooker, read_installed
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 READS = """\
@@ -60,6 +63,7 @@ Note: the operator writes the configuration first; the first node starts to chan
 This is only a plan. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
+REFUSED_SPEC = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}
 SEVEN = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}
 
 
@@ -87,23 +91,17 @@ async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_i
 
 
 @virtually
-async def test_a_settled_pool_has_nothing_to_change() -> None:
+async def test_a_settled_pool_and_a_file_that_says_what_is_there_already_change_nothing(tmp_path: Path) -> None:
+    """Defaults that only the server writes down are no difference."""
     async with operated(2, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan")
-    assert told.status == DONE
+        same = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
+    assert (told.status, same.status) == (DONE, DONE)
     assert told.out.startswith("Nothing to do: 2 nodes ")
     assert "\nSIMULATED: gpu-1, gpu-2 " in told.out
     assert "\npool-b  nothing to change\nAccepted: 2 nodes " in told.out
     assert told.out.endswith("Nothing was changed.\n")
-
-
-@virtually
-async def test_a_file_that_says_what_is_there_already_changes_nothing(tmp_path: Path) -> None:
-    """Defaults that only the server writes down are no difference."""
-    async with operated(1, serving=FULL) as scene:
-        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
-    assert told.status == DONE
-    assert told.out.startswith("Nothing to do: 1 node has what the policies ask for.")
+    assert same.out.startswith("Nothing to do: 2 nodes have what the policies ask for.")
 
 
 @virtually
@@ -143,14 +141,6 @@ async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
 
 
 @virtually
-async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
-    async with operated(2, serving=FULL) as scene:
-        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
-        assert told.status == CHANGES
-        assert writes(scene.e.cluster) == []
-
-
-@virtually
 async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
     workload, budget = SimWorkload("llm", 3), pdb("llm", "llm", minAvailable=3)
     async with operated(2, workloads=[workload], budgets=[budget], serving=FULL) as scene:
@@ -161,9 +151,10 @@ async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
 
 
 @virtually
-async def test_one_node_changes_and_two_change(tmp_path: Path) -> None:
+async def test_one_node_changes_and_a_plan_writes_nothing(tmp_path: Path) -> None:
     async with operated(1, serving=FULL) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+        assert writes(scene.e.cluster) == []
     assert told.status == CHANGES
     assert told.out.startswith("Changes: 1 node will change and 0 pods will be evicted.")
     assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out
@@ -189,41 +180,35 @@ async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
     assert found.data["policies"][0]["singleKeepsName"] is told
 
 
+MISSPELT = {"mode": "MIG", "mig": {"layouts": [{"profile": {"3g.40gb": 2}}]}}
+REFUSED = {
+    "a layout that does not fit": (SEVEN, "gpu-1 GPU 0", "nearest legal layout: 4x1g.20gb"),
+    "a value that the server would refuse": (REFUSED_SPEC, "spec.timeSlicing.replicas", "timeSlicing.replicas"),
+    "a misspelt field": (
+        MISSPELT,
+        "spec.mig.layouts[0].profile: there is no such field; did you mean profiles",
+        "layouts[0].profile",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spec", "why", "once"), REFUSED.values(), ids=REFUSED)
 @virtually
-async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_does(tmp_path: Path) -> None:
+async def test_what_cannot_be_is_refused_with_the_field_and_the_nearest_that_can_once(
+    tmp_path: Path, spec: dict[str, Any], why: str, once: str
+) -> None:
     async with operated(1, serving=FULL) as scene:
-        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
-    assert told.status == Outcome.CANNOT
-    assert told.out.startswith("Cannot: pool-b: gpu-1 GPU 0")
-    assert " ".join(told.out.split()).count("nearest legal layout: 4x1g.20gb") == 1
-
-
-@virtually
-async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_field(tmp_path: Path) -> None:
-    async with operated(1, serving=FULL) as scene:
-        bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
-        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
-    assert told.status == Outcome.CANNOT
-    assert told.out.startswith("Cannot: pool-b: spec.timeSlicing.replicas")
-
-
-@virtually
-async def test_a_misspelt_field_is_named_once_with_the_nearest_one(tmp_path: Path) -> None:
-    async with operated(1, serving=FULL) as scene:
-        bad = policy({"mode": "MIG", "mig": {"layouts": [{"profile": {"3g.40gb": 2}}]}})
-        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(spec)))
     assert told.status == Outcome.CANNOT
     text = " ".join(told.out.split())
-    assert text.startswith("Cannot: pool-b: spec.mig.layouts[0].profile: ")
-    assert not lacks(text, "profiles")
-    assert text.count("layouts[0].profile") == 1
+    assert text.startswith(f"Cannot: pool-b: {why}")
+    assert text.count(once) == 1
 
 
 @virtually
 async def test_of_many_refused_policies_each_is_explained_once(tmp_path: Path) -> None:
-    wrong = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}}
     async with operated(1) as scene:
-        bad = [policy(wrong, f"p{number}") for number in range(4)]
+        bad = [policy(REFUSED_SPEC, f"p{number}") for number in range(4)]
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, *bad))
     assert " ".join(told.out.split()).count("spec.timeSlicing.replicas") == 4
 
@@ -299,9 +284,7 @@ async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -
         "Note: the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
         " failures on deleted nodes and approved plans are unknown: "
     )
-    async with open_scene(*nodes(1)) as scene:
-        install(scene.e.cluster)
-        await scene.serve(FULL)
+    async with operated(1, serving=FULL) as scene:
         fault = scene.e.cluster.faults.fail("get", LEASES, Forbidden("no right"), times=EVER, identity=ME)
         forbidden = await ask(scene.e.cluster, "plan")
         fault.lift()
@@ -333,10 +316,8 @@ async def test_of_two_pods_the_one_that_leads_is_the_operators_own(holder: str |
 
 @virtually
 async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Path) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        install(scene.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
-        await scene.serve(FULL)
-        await scene.running("nvidia-mig-manager", 1)
+    settings = {"GPUSHARING_MAX_IN_FLIGHT": "0", "GPUSHARING_IDLE": "soon"}
+    async with operated(1, serving=FULL, settings=settings) as scene:
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert "defaults: idle" in told.out
     assert "Pending: BudgetFull" in told.out
@@ -460,3 +441,48 @@ async def test_a_node_whose_calls_the_operator_sees_refused_is_not_promised() ->
     assert (told.data["verdict"]["nodes"], told.data["verdict"]["blocked"]) == (0, ["gpu-1"])
     assert node["reason"] == "CallFailed"
     assert "not allowed" in node["message"]
+
+
+# --- who only looks ---------------------------------------------------------------------------------------------
+
+Call = Callable[[Onlooker], Awaitable[object]]
+WRITES: dict[str, tuple[Call, str]] = {
+    "create": (lambda client: client.create(NODES, {"metadata": {"name": "n"}}), "create nodes n"),
+    "patch": (lambda client: client.patch(NODES, "n", {"spec": {"unschedulable": True}}), "patch nodes n"),
+    "delete": (lambda client: client.delete(NODES, "n", uid="u"), "delete nodes n"),
+    "evict": (lambda client: client.evict("default", "pod", "u"), "create pods default/pod"),
+}
+
+
+@pytest.mark.parametrize(("write", "told"), WRITES.values(), ids=WRITES.keys())
+async def test_a_write_never_leaves(write: Call, told: str) -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, {"metadata": {"name": "n"}})
+    before = len(cluster.writes)
+    with pytest.raises(RuntimeError, match=f"a read-only client was asked to {told}$"):
+        await write(Onlooker(cluster.client("person")))
+    assert len(cluster.writes) == before
+
+
+async def test_what_is_there_is_seen() -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, {"metadata": {"name": "n"}})
+    client = Onlooker(cluster.client("person"))
+    assert (await client.get(NODES, "n"))["metadata"]["name"] == "n"
+    assert len(await list_of(client, NODES)) == 1
+    assert await client.version() == cluster.version
+
+
+async def test_a_policy_exported_while_it_was_deleted_is_shown_as_the_server_would_create_it() -> None:
+    spec = {"nodeSelector": {"matchLabels": {"a": "b"}}, "mode": "Full"}
+    served = {
+        "uid": "u",
+        "creationTimestamp": "2024-01-01T00:00:00Z",
+        "deletionTimestamp": "2024-01-02T00:00:00Z",
+        "finalizers": ["gpusharing.dev/in-flight"],
+        "generation": 7,
+    }
+    exported = {"metadata": {"name": "p", "annotations": {"a": "b"}, **served}, "spec": spec, "status": {"nodes": 1}}
+    listed = await list_of(Onlooker(FakeCluster().client("person"), [exported]), POLICIES)
+    metadata = {"name": "p", "annotations": {"a": "b"}, "generation": 1, "resourceVersion": "0"}
+    assert listed == [{"metadata": metadata, "spec": spec}]

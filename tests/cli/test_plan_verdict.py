@@ -214,9 +214,7 @@ async def test_a_guarded_namespace_without_a_node_is_a_shortfall_also_without_a_
     tmp_path: Path, guard: str, level: str, refused: bool, status: int
 ) -> None:
     edit = written(tmp_path, policy({"mode": "MPS", "mps": {"replicas": 4}}))
-    async with open_scene(*nodes(1)) as scene:
-        install(scene.e.cluster, GPUSHARING_GUARD=guard)
-        await scene.running("nvidia-mig-manager", 1)
+    async with operated(1, settings={"GPUSHARING_GUARD": guard}) as scene:
         team = {"name": "team-a", "labels": {LABEL_ISOLATION: level} if level else {}}
         scene.e.cluster.add(NAMESPACES, {"metadata": team})
         await scene.serve(FULL)
@@ -281,23 +279,20 @@ async def test_before_the_installation_labels_that_tell_nothing_leave_it_unknown
 
 
 @virtually
-async def test_beside_nodes_that_change_those_are_named_of_which_nothing_is_known(tmp_path: Path) -> None:
+async def test_beside_nodes_that_change_those_are_named_of_which_nothing_is_known_and_not_harmless_in_ci(
+    tmp_path: Path,
+) -> None:
     async with open_scene(*nodes(2), start=False, cluster_policy=BARE) as scene:
         await scene.running("nvidia-mig-manager", 2)
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
-        told, verdict = await both(scene, "-f", written(tmp_path, policy(MIXED)))
+        edit = written(tmp_path, policy(MIXED))
+        told, verdict = await both(scene, "-f", edit)
+        failed = {word: await both(scene, "--fail-on", word, "-f", edit) for word in FAIL_ON}
     assert (told.status, verdict["nodes"]) == (CHANGES, 1)
     assert not lacks(verdict["message"], "1 node", "0 pods", "pool-b", "unknown", "gpu-1", "labels")
-
-
-@pytest.mark.parametrize("word", FAIL_ON)
-@virtually
-async def test_nodes_of_which_nothing_is_known_are_not_harmless_in_ci(tmp_path: Path, word: str) -> None:
-    async with open_scene(*nodes(2), start=False, cluster_policy=BARE) as scene:
-        await scene.running("nvidia-mig-manager", 2)
-        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/gpu.product": None}}})
-        told, verdict = await both(scene, "--fail-on", word, "-f", written(tmp_path, policy(MIXED)))
-    assert (told.status, verdict["failedOn"]) == (FAILED_ON, [word])
+    assert {word: (one.status, found["failedOn"]) for word, (one, found) in failed.items()} == {
+        word: (FAILED_ON, [word]) for word in FAIL_ON
+    }
 
 
 @virtually
@@ -326,12 +321,11 @@ def test_a_directory_and_several_files_are_read_together(tmp_path: Path) -> None
     assert others == (f"{file}: Service/s is ignored",)
 
 
-def test_a_directory_with_a_kustomization_is_refused_with_the_command_that_builds_it(tmp_path: Path) -> None:
+def test_a_directory_without_policies_is_named_and_one_with_a_kustomization_with_the_command_that_builds_it(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Trouble, match=f"there is no GPUSharingPolicy in {tmp_path}"):
+        read_policies([str(tmp_path)])
     (tmp_path / "kustomization.yaml").write_text("resources: [a.yaml]")
     with pytest.raises(Trouble, match=re.escape(f"kubectl kustomize {tmp_path} | kubectl gpusharing plan -f -")):
-        read_policies([str(tmp_path)])
-
-
-def test_a_directory_without_policies_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Trouble, match=f"there is no GPUSharingPolicy in {tmp_path}"):
         read_policies([str(tmp_path)])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.cli.asking import Answered, alone
 from tests.cli.desk import JSON, POLICIES, Desk
-from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, vector
+from tests.cli.fakeprometheus import HOURS, Answer, FakePrometheus, vector
 from tests.wording import lacks
 
 from gpusharing.api.selectors import matches
@@ -16,12 +16,9 @@ from gpusharing.api.validation import validate_policy
 from kubectl_gpusharing.shell.troubles import DONE, FAILED, Trouble
 from kubectl_gpusharing.usage.scopes import rows_of, scope_of, whole_fleet
 
+pytestmark = pytest.mark.usefixtures("used")
 
-@pytest.fixture
-def fake(fake: FakePrometheus) -> FakePrometheus:
-    """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
-    fake.answers, fake.ranges = dict(USED), dict(USED_RANGES)
-    return fake
+RECOMMEND = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
 
 
 def node(name: str, **labels: str) -> JSON:
@@ -29,13 +26,16 @@ def node(name: str, **labels: str) -> JSON:
     return {"metadata": {"name": name, "uid": name, "resourceVersion": "1", "labels": told}}
 
 
-def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
+def behind(desk: Desk, fake: FakePrometheus, objects: dict[str, Any]) -> None:
+    """The fake plays the API server of the kubeconfig too, which has these objects."""
+
     def instead(path: str) -> Answer | None:
         if path not in objects:
             return None
         return 200, "application/json", json.dumps(objects[path]).encode()
 
     fake.instead = instead
+    desk.write_kubeconfig(fake.url)
 
 
 def listed(*items: JSON) -> JSON:
@@ -47,14 +47,12 @@ def served(*policies: JSON) -> dict[str, Any]:
 
 
 def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> None:
-    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"), node("gpu-2", zone="b"))})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
-    said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
+    behind(desk, fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"), node("gpu-2", zone="b"))})
+    said = desk.type(*RECOMMEND, "-l", "zone in (a)", "-o", "json")
     assert (said.status, said.err) == (DONE, "")
     assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert not lacks(desk.type(*words, "--selector", "zone=b").err, "no data", "zone=b")
-    assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
+    assert not lacks(desk.type(*RECOMMEND, "--selector", "zone=b").err, "no data", "zone=b")
+    assert "has the labels zone=c" in desk.type(*RECOMMEND, "-l", "zone=c").err
 
 
 def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: FakePrometheus) -> None:
@@ -69,10 +67,8 @@ def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: F
     kept = {"labels": {"owner": "team-b"}, "annotations": {"argocd.argoproj.io/sync-wave": "3"}}
     metadata = {**kept, "name": "pool-b", "uid": "1", "annotations": {**kept["annotations"], **old}}
     policy = {"metadata": metadata, "spec": spec}
-    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a")), **served(policy)})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "--policy", "pool-b")
-    said = desk.type(*words, "--write", "new.yaml")
+    behind(desk, fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a")), **served(policy)})
+    said = desk.type(*RECOMMEND, "--policy", "pool-b", "--write", "new.yaml")
     assert (said.status, said.err) == (DONE, "")
     assert "policy pool-b: 1 GPU" in said.out
     written = yaml.safe_load((desk.folder / "new.yaml").read_text())
@@ -87,9 +83,8 @@ def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: F
 def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: FakePrometheus) -> None:
     policy = {"metadata": {"name": "pool-b"}, "spec": {"nodeSelector": {"matchLabels": {"zone": "a"}}}}
     nodes = listed(node("gpu-1", zone="a"), node("gpu-2", zone="a"))
-    behind(fake, {"/api/v1/nodes": nodes, **served(policy)})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-o", "json")
+    behind(desk, fake, {"/api/v1/nodes": nodes, **served(policy)})
+    words = (*RECOMMEND, "-o", "json")
     found = json.loads(desk.type(*words, "-l", "zone=a", "--card", "h100-80gb").out)
     label = {"gpusharing.dev/pool": "pool-a-h100-80gb"}
     assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": label}
@@ -113,9 +108,8 @@ def test_nodes_of_another_policy_are_left_out_and_it_says_how_many(desk: Desk, f
     above = pool("pool-a", 10)
     above["spec"]["nodeSelector"]["matchLabels"]["rack"] = "1"
     nodes = [node("gpu-1", zone="a"), node("gpu-2", zone="a", rack="1")]
-    behind(fake, {"/api/v1/nodes": listed(*nodes), **served(above, pool("pool-b"))})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-o", "json")
+    behind(desk, fake, {"/api/v1/nodes": listed(*nodes), **served(above, pool("pool-b"))})
+    words = (*RECOMMEND, "-o", "json")
     said = desk.type(*words, "--policy", "pool-b")
     assert (said.status, said.err) == (DONE, "")
     remark = "other policies (pool-a) own 1 of the 2 nodes that policy pool-b selects, and these are left out"
@@ -125,13 +119,11 @@ def test_nodes_of_another_policy_are_left_out_and_it_says_how_many(desk: Desk, f
 
 def test_a_policy_that_owns_no_node_gets_no_recommendation(desk: Desk, fake: FakePrometheus) -> None:
     mine = node("gpu-1", zone="a", **{"gpusharing.dev/policy": "pool-a"})
-    behind(fake, {"/api/v1/nodes": listed(mine), **served(pool("pool-a"), pool("pool-b"))})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
-    said = desk.type(*words, "--policy", "pool-b")
+    behind(desk, fake, {"/api/v1/nodes": listed(mine), **served(pool("pool-a"), pool("pool-b"))})
+    said = desk.type(*RECOMMEND, "--policy", "pool-b")
     assert (said.status, said.out) == (FAILED, "")
     assert not lacks(said.err, "(pool-a)", "policy pool-b")
-    assert desk.type(*words, "--policy", "pool-a").status == DONE, "the owner keeps it"
+    assert desk.type(*RECOMMEND, "--policy", "pool-a").status == DONE, "the owner keeps it"
 
 
 # --- by kube-state-metrics ---

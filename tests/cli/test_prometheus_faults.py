@@ -63,24 +63,16 @@ async def through(login: Renewable, questions: int = 1) -> set[float]:
 # --- certificates -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("since", "name", "told"),
-    [
-        (-YEAR * 2, None, "has expired"),
-        (YEAR, None, "not valid yet"),
-        (
-            timedelta(),
-            "other.example",
-            "issued for another name: set the host in --prometheus",
-        ),
-        (
-            timedelta(),
-            "127.0.0.9",
-            "issued for another name: set the host in --prometheus",
-        ),
-    ],
-    ids=["expired", "of next year", "of another name", "of another address"],
-)
+ELSEWHERE = "issued for another name: set the host in --prometheus"
+CERTIFICATES = {
+    "expired": (-YEAR * 2, None, "has expired"),
+    "of next year": (YEAR, None, "not valid yet"),
+    "of another name": (timedelta(), "other.example", ELSEWHERE),
+    "of another address": (timedelta(), "127.0.0.9", ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize(("since", "name", "told"), CERTIFICATES.values(), ids=CERTIFICATES)
 def test_a_certificate_of_the_given_authority_that_is_not_accepted(
     tmp_path: Path, since: timedelta, name: str | None, told: str
 ) -> None:

@@ -2,27 +2,15 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 from tests.cli.asking import ME, Answered, alone, ask, operated, writes
 from tests.cli.desk import JSON, Desk
-from tests.cli.fakeprometheus import (
-    HOURS,
-    LABELS,
-    NOW,
-    USED,
-    USED_RANGES,
-    Answer,
-    FakePrometheus,
-    hourly,
-    success,
-    vector,
-)
+from tests.cli.fakeprometheus import HOURS, LABELS, NOW, Answer, FakePrometheus, hourly, hours_of, success, vector
 from tests.cli.objects import DECLARED, UNDECLARED
-from tests.cli.test_poolnodes import behind, listed, node
+from tests.cli.test_poolnodes import RECOMMEND, behind, listed, node
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
@@ -39,16 +27,10 @@ from kubectl_gpusharing.usage.needs import GIB
 from kubectl_gpusharing.usage.recommend import BETA, describe_effect, find_effect
 from kubectl_gpusharing.usage.scopes import rows_of, scope_of, whole_fleet
 
-
-@pytest.fixture
-def fake(fake: FakePrometheus) -> FakePrometheus:
-    """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
-    fake.answers, fake.ranges = dict(USED), dict(USED_RANGES)
-    return fake
+pytestmark = pytest.mark.usefixtures("used")
 
 
 def told(fake: FakePrometheus, *more: str, stream: io.StringIO | None = None) -> Answered:
-    """`recommend` of 30 hours."""
     words = ("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     return alone(*words, *more, stream=stream)
 
@@ -88,8 +70,7 @@ def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str,
 
 def shared(*values: str) -> Answer:
     """The memory of pods of a workload that hold one GPU together, as dcgm-exporter splits it."""
-    parts = [json.loads(hourly(value, pod=f"llm-{index}")[2]) for index, value in enumerate(values)]
-    return success("matrix", [series for part in parts for series in part["data"]["result"]])
+    return success("matrix", [hours_of(value, pod=f"llm-{index}") for index, value in enumerate(values)])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +111,8 @@ def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
-    with pytest.raises(Trouble, match="has 100,001 GPU series at one time, but this plugin reads at most 100,000"):
+    limit = "has 100,001 GPU series at one time, but this plugin reads at most 100,000 at once: select fewer, for example with"
+    with pytest.raises(Trouble, match=f"{limit} --match 'cluster=\"east\"'"):
         told(fake)
 
 
@@ -191,9 +173,8 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     """Twelve pods of 1 GiB, each on a GPU of its own: two GPUs with MIG, one with MPS."""
 
     def pods(value: str) -> Answer:
-        points = [[NOW - 3600 * hour, value] for hour in reversed(range(24))]
-        names = [{"UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bcdfghjklmnp"]
-        return success("matrix", [{"metric": {**LABELS, **name}, "values": points} for name in names])
+        names = ({"UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bcdfghjklmnp")
+        return success("matrix", [hours_of(value, 24, **name) for name in names])
 
     fake.ranges["quantile_over_time(0.95, DCGM"] = pods("0.02")
     fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
@@ -215,12 +196,7 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
 
 def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: FakePrometheus) -> None:
     def both(mine: str, other: str) -> Answer:
-        hours = [NOW - 3600 * hour for hour in reversed(range(HOURS))]
-        rows = (("llm-0", mine), ("chat-0", other))
-        found: list[dict[str, object]] = [
-            {"metric": {**LABELS, "pod": pod}, "values": [[at, value] for at in hours]} for pod, value in rows
-        ]
-        return success("matrix", found)
+        return success("matrix", [hours_of(mine, pod="llm-0"), hours_of(other, pod="chat-0")])
 
     sentence = "activity is measured for the whole device, which other pods also used"
     assert sentence not in " ".join(told(fake, "-v").out.split())
@@ -264,9 +240,8 @@ PRICES: dict[str, tuple[dict[str, Answer], tuple[str, ...], float | None, str | 
 def test_what_is_saved_has_the_price_that(fake: FakePrometheus, name: str) -> None:
     answers, typed, month, currency = PRICES[name]
     for query, value in (("quantile_over_time(0.95, DCGM", "0.1"), ("DCGM_FI_DEV_FB_USED", "6144")):
-        hours = [[NOW - 3600 * hour, value] for hour in reversed(range(HOURS))]
-        held = [{**LABELS, "UUID": f"GPU-{one}", "pod": f"llm-6b8f9c7d5-x2k4{one}"} for one in "bc"]
-        fake.ranges[query] = success("matrix", [{"metric": labels, "values": hours} for labels in held])
+        held = [hours_of(value, UUID=f"GPU-{one}", pod=f"llm-6b8f9c7d5-x2k4{one}") for one in "bc"]
+        fake.ranges[query] = success("matrix", held)
     # No subject has two prices at one time. The first text that is in a query counts.
     fake.ranges = {"> min by": vector(), **answers, **fake.ranges}
     found = told(fake, *typed, "-o", "json").data
@@ -353,9 +328,8 @@ def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: F
 
 
 def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: FakePrometheus) -> None:
-    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"))})
-    desk.write_kubeconfig(fake.url)
-    said = desk.type("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-l", "zone=a")
+    behind(desk, fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"))})
+    said = desk.type(*RECOMMEND, "-l", "zone=a")
     assert (said.status, said.err) == (DONE, "")
     assert "Layout: 7x1g.10gb on every GPU" in said.out
     assert "Its plan is not shown: " in said.out

@@ -155,7 +155,6 @@ def test_what_a_pod_holds_now(holds: Holding, told: str) -> None:
 
 
 def at(hour: int, value: float) -> Sample:
-    """One hour's."""
     return (datetime(2026, 10, 1, tzinfo=UTC) + timedelta(hours=hour), value)
 
 

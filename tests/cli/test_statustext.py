@@ -22,7 +22,7 @@ from kubectl_gpusharing.pools.timeline import find_estimate
 from kubectl_gpusharing.shell.drawing import Glyph, Ink, PrintOptions, bar, length, plain
 from kubectl_gpusharing.shell.markup import HTML_OPTIONS
 
-WIDE = PrintOptions()
+WIDE, ALL = PrintOptions(), PrintOptions(wide=True)
 as_data: Any = typed_data
 """Its type leaves out the fields of the records."""
 
@@ -52,17 +52,11 @@ pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 640 GB, 8/8 devices used
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
-def test_no_line_is_longer_than_the_terminal(width: int) -> None:
-    lines = shown(*fleet(), PrintOptions(width)).splitlines()
-    assert max(map(len, lines)) <= width
-    assert any("Draining" in line and "PDB" in line for line in lines)
-
-
-def test_at_80_columns_culprit_since_and_deadline_are_still_there() -> None:
-    text = shown(*fleet(), PrintOptions(80))
-    assert "CULPRIT" in text
-    assert "SINCE" in text
-    assert "DEADLINE" in text
+def test_no_line_is_longer_than_the_terminal_and_at_80_columns_culprit_since_and_deadline_are_there(width: int) -> None:
+    text = shown(*fleet(), PrintOptions(width))
+    assert max(map(len, text.splitlines())) <= width
+    assert any("Draining" in line and "PDB" in line for line in text.splitlines())
+    assert width < 80 or not lacks(text, "CULPRIT", "SINCE", "DEADLINE")
 
 
 def test_a_terminal_without_unicode_gets_ascii_only() -> None:
@@ -77,19 +71,10 @@ def test_every_state_has_a_glyph_of_its_own_in_both_alphabets() -> None:
 
 
 def test_wide_lists_all_nodes_and_what_they_are_divided_into() -> None:
-    text = shown(*fleet(), PrintOptions(wide=True))
+    text = shown(*fleet(), ALL)
     assert "pool-b-0  ████████  Synced" in text
     assert "WANTED" in text
     assert "7x1g.10gb  Person" in text
-
-
-def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
-    nodes = [gpunode(f"n-{number:02}", "Pending", "BudgetFull") for number in range(25)]
-    assert not lacks(shown([policy()], nodes), "5 more nodes", "-o wide")
-
-
-def test_one_gpu_is_not_called_gpus() -> None:
-    assert "1/1 nodes, 1 GPU, 80 GB, 0/1 devices used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
 
 
 @pytest.mark.parametrize(
@@ -125,17 +110,30 @@ def test_a_window_that_is_open_is_not_called_the_next_one(told: str) -> None:
     assert f"\nwindow: {told}\n" in shown([policy(nextWindow=told)], [])
 
 
-def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
-    paused = policy()
-    paused["spec"]["rollout"]["paused"] = True
-    assert not lacks(shown([paused], []), "paused", "kubectl gpusharing resume pool-b")
-    assert "paused" not in shown(*fleet())
+PLAN = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
+MANY = [gpunode(f"n-{number:02}", "Pending", "BudgetFull") for number in range(25)]
+TOLD: dict[str, tuple[JSON | None, list[JSON], tuple[str, ...]]] = {
+    "a paused pool, and how it goes on": (
+        {**policy(), "spec": {"mode": "MIG", "rollout": {"paused": True}}},
+        [],
+        ("paused", "kubectl gpusharing resume pool-b"),
+    ),
+    "a plan that waits for an approval, with its hash": (
+        {**policy(), "status": {**policy()["status"], "plan": PLAN}},
+        [],
+        ("plan 4a38df3", "Reset", "1 node", "2 pods"),
+    ),
+    "an edit that the operator has not seen": (policy(generation=3, observed=2), [], ("generation 3",)),
+    "more than twenty nodes that wait, counted": (policy(), MANY, ("5 more nodes", "-o wide")),
+    "nodes with GPUs and no policy": (policy(), [gpunode("gpu-99", policy="")], ("1 node", "gpu-99")),
+    "the next command without any policy": (None, [], ("no GPUSharingPolicy", "kubectl gpusharing plan -f FILE")),
+    "one GPU": (policy(nodes="1/1", gpus=1, used="0/1"), [], ("1/1 nodes, 1 GPU, 80 GB, 0/1 devices used",)),
+}
 
 
-def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
-    waits = policy()
-    waits["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
-    assert not lacks(shown([waits], []), "plan 4a38df3", "Reset", "1 node", "2 pods")
+@pytest.mark.parametrize(("raw", "nodes", "words"), TOLD.values(), ids=TOLD)
+def test_it_tells(raw: JSON | None, nodes: list[JSON], words: tuple[str, ...]) -> None:
+    assert not lacks(shown([raw] if raw else [], nodes), *words)
 
 
 PERSON = gpunode("n-0", "Pending", "ApprovalNeeded", waitingFor="Person")
@@ -228,7 +226,7 @@ def test_the_twenty_newest_events_are_shown_and_wide_shows_all() -> None:
     pools, _ = pools_of([policy()], [], events)
     text = plain(describe(pools, [], NOW, WIDE))
     assert (text.count("Again"), "number 19\n" in text, "number 20" in text) == (20, True, False)
-    assert plain(describe(pools, [], NOW, PrintOptions(wide=True))).count("Again") == 22
+    assert plain(describe(pools, [], NOW, ALL)).count("Again") == 22
 
 
 def test_events_that_were_not_read_are_no_empty_list() -> None:
@@ -256,17 +254,19 @@ SAID = {
 }
 
 
+def on_screen_and_page(message: str, nodes: list[JSON]) -> list[str]:
+    """A pool with this message in one line each."""
+    pools = pools_of([policy(message=message)], nodes)
+    return [" ".join(plain(describe(*pools, NOW, options)).split()) for options in (ALL, HTML_OPTIONS)]
+
+
 @pytest.mark.parametrize("above", ["", "gpu-1"])
 @pytest.mark.parametrize("what", SAID)
 def test_what_several_nodes_share_is_said_once_with_all_their_names(what: str, above: str) -> None:
     names = [f"gpu-{number}" for number in range(1, 5)]
     nodes = [gpunode(name, "Blocked", "Waits", message=SAID[what].replace("@", name)) for name in names]
     message = f"{above}: {SAID[what].replace('@', above)}" if above else "something else"
-    for text in (
-        shown([policy(message=message)], nodes, PrintOptions(wide=True)),
-        plain(describe_page([policy(message=message)], nodes)),
-    ):
-        flat = " ".join(text.split())
+    for flat in on_screen_and_page(message, nodes):
         assert flat.count(SAID[what].replace("@", "gpu-1")) == 1
         assert flat.count(SAID[what][2:20]) == 1
         assert any(all(name in line for name in names[1:]) for line in flat.split(". "))
@@ -281,11 +281,7 @@ def test_a_budget_of_pods_on_several_nodes_is_said_once_with_the_pods_of_each(po
         for name in ("gpu-1", "gpu-2", "gpu-3")
     ]
     message = f"{above}: {said.replace('@', above)}" if above else "something else"
-    for text in (
-        shown([policy(message=message)], nodes, PrintOptions(wide=True)),
-        plain(describe_page([policy(message=message)], nodes)),
-    ):
-        flat = " ".join(text.split())
+    for flat in on_screen_and_page(message, nodes):
         assert flat.count("The budget allows 0") == flat.count("Remedy") == 1
         others = ", ".join(f"{name} ({pod.replace('@', name)})" for name in ("gpu-2", "gpu-3"))
         assert f"The same holds for {others}." in flat
@@ -293,12 +289,8 @@ def test_a_budget_of_pods_on_several_nodes_is_said_once_with_the_pods_of_each(po
 
 def test_a_message_about_a_node_whose_name_contains_another_is_not_shared() -> None:
     nodes = [gpunode(name, "Blocked", "Waits", message=f"waits until {name}0 has ended") for name in ("gpu-1", "gpu-2")]
-    told = shown([policy()], nodes, PrintOptions(wide=True))
+    told = shown([policy()], nodes, ALL)
     assert not lacks(told, "gpu-1: waits until gpu-10 has ended\n", "gpu-2: waits until gpu-20 has ended\n")
-
-
-def describe_page(policies: list[Any], nodes: list[Any]) -> list[Any]:
-    return describe(*pools_of(policies, nodes), NOW, HTML_OPTIONS)
 
 
 def test_the_counts_of_a_policy_that_the_operator_has_not_seen_are_unknown_and_not_0() -> None:
@@ -310,12 +302,6 @@ def test_the_counts_of_a_policy_that_the_operator_has_not_seen_are_unknown_and_n
         "0 " not in plain(describe([pool for pool in pools if pool.name == "new"], [], NOW, WIDE)).partition("\n\n")[2]
     )
     assert not lacks(plain(describe(pools, unowned, NOW, WIDE)), "6 GPUs", "1 new pool")
-
-
-def test_nodes_with_gpus_and_no_policy_are_named() -> None:
-    policies, nodes = fleet()
-    text = shown(policies, [*nodes, gpunode("gpu-99", policy="")])
-    assert not lacks(text, "1 node", "gpu-99")
 
 
 def test_what_is_wrong_with_nodes_without_a_policy_is_told() -> None:
@@ -337,15 +323,6 @@ def test_what_is_wrong_with_nodes_without_a_policy_is_told() -> None:
     assert as_data(pools, unowned, "desk", NOW)["health"] == f"0 pools need attention; {stuck}"
 
 
-def test_without_any_policy_the_next_command_is_told() -> None:
-    assert not lacks(shown([], []), "no GPUSharingPolicy", "kubectl gpusharing plan -f FILE")
-
-
-def test_an_edit_that_the_operator_has_not_seen_is_told() -> None:
-    text = shown([policy(generation=3, observed=2)], [])
-    assert not lacks(text, "generation 3")
-
-
 def test_what_an_operator_of_another_version_says_is_shown_as_it_comes() -> None:
     raw = {"metadata": {"name": "new", "generation": 1}, "spec": {"mode": "Quantum"}, "status": {}}
     node = gpunode("n-0", "Teleporting", "Later", policy="new")
@@ -361,36 +338,33 @@ def test_a_bar_with_more_nodes_than_room_shows_the_worst_of_each_cell() -> None:
     assert plain([cells]) == "ooooooooox\n"
 
 
+WAITING = gpunode("n-2", "Pending", "BudgetFull")
+
+
+def estimate(*nodes: JSON) -> tuple[timedelta | None, str] | None:
+    (pool,), _ = pools_of([policy()], nodes)
+    return find_estimate(pool, NOW)
+
+
 def test_the_time_that_is_left_follows_the_changes_of_before() -> None:
     took = history(("Cordoned", 30), ("Draining", 29), ("Synced", 20))
-    nodes = [
-        gpunode("n-0", history=took),
-        gpunode("n-1", "Draining", "PDB"),
-        gpunode("n-2", "Pending", "BudgetFull"),
-    ]
-    (pool,), _ = pools_of([policy()], nodes)
+    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Draining", "PDB"), WAITING]
     why = "about 16m left for 2 nodes: the last change took 10m"
-    assert find_estimate(pool, NOW) == (timedelta(minutes=16), why)
+    assert estimate(*nodes) == (timedelta(minutes=16), why)
     assert why in shown([policy()], nodes)
 
 
 def test_what_a_change_in_flight_has_had_is_not_left() -> None:
     took = history(("Cordoned", 60), ("Synced", 50))
     begun = history(("Pending", 40), ("Cordoned", 6), ("Draining", 5))
-    nodes = [
-        gpunode("n-0", history=took),
-        gpunode("n-1", "Draining", "PDB", since=ago(5), history=begun),
-        gpunode("n-2", "Pending", "BudgetFull"),
-    ]
-    (pool,), _ = pools_of([policy()], nodes)
+    drains = gpunode("n-1", "Draining", "PDB", since=ago(5), history=begun)
     why = "about 14m left for 2 nodes: the last change took 10m"
-    assert find_estimate(pool, NOW) == (timedelta(minutes=14), why)
+    assert estimate(gpunode("n-0", history=took), drains, WAITING) == (timedelta(minutes=14), why)
 
 
 def test_work_that_does_not_fit_into_the_open_window_says_so() -> None:
     took = history(("Cordoned", 30), ("Draining", 29), ("Synced", 20))
-    moves, waits = gpunode("n-1", "Draining", "PDB"), gpunode("n-2", "Pending", "BudgetFull")
-    nodes = [gpunode("n-0", history=took), moves, waits]
+    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Draining", "PDB"), WAITING]
     for minutes, fits in ((20, True), (10, False)):
         pool = policy(nextWindow=f"open until {ago(-minutes)}")
         assert ("about 16m left for 2 nodes:" in shown([pool], nodes)) == fits
@@ -423,37 +397,35 @@ UNFORESEEN: dict[str, JSON] = {
 @pytest.mark.parametrize("node", UNFORESEEN.values(), ids=UNFORESEEN)
 def test_where_nobody_can_foresee_the_end_none_is_told(node: JSON) -> None:
     took = history(("Cordoned", 30), ("Synced", 20))
-    (pool,), _ = pools_of([policy()], [gpunode("n-0", history=took), node])
-    assert find_estimate(pool, NOW) is None
+    assert estimate(gpunode("n-0", history=took), node) is None
 
 
-def test_a_change_that_was_given_up_says_nothing_about_how_long_one_takes() -> None:
-    took = history(("Cordoned", 30), ("Aborting", 20), ("Pending", 15), ("Cordoned", 10), ("Synced", 7))
-    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Pending", "BudgetFull")]
-    (pool,), _ = pools_of([policy()], nodes)
-    found = find_estimate(pool, NOW)
+WAY = ("Cordoned", "Draining", "VerifyingIdle", "Reconfiguring", "Verifying", "Uncordoning", "Synced")
+STEPS = [(phase, 1000 * (2 - time) - 10 * step) for time in range(2) for step, phase in enumerate(WAY)]
+AGAIN = history(("Cordoned", 200), ("Failed", 195), ("Reconfiguring", 5))
+LASTED: dict[str, tuple[list[str], JSON, tuple[int, str]]] = {
+    "was given up": (
+        history(("Cordoned", 30), ("Aborting", 20), ("Pending", 15), ("Cordoned", 10), ("Synced", 7)),
+        WAITING,
+        (3, "3m"),
+    ),
+    "is kept by its end only in the history": (history(*STEPS[-MAX_HISTORY:]), WAITING, (60, "1h")),
+    "was Failed for long": (
+        history(("Cordoned", 300), ("Failed", 290), ("Reconfiguring", 20), ("Synced", 15)),
+        gpunode("n-1", "Reconfiguring", "Waits", history=AGAIN),
+        (5, "15m"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "node", "told"), LASTED.values(), ids=LASTED)
+def test_how_long_a_change_takes_is_not_told_by_the_time_in_which_one(
+    before: list[str], node: JSON, told: tuple[int, str]
+) -> None:
+    """Minutes that are left, and what the last change took."""
+    found = estimate(gpunode("n-0", history=before), node)
     assert found is not None
-    assert found[1].endswith("the last change took 3m")
-
-
-def test_a_change_of_which_the_history_keeps_only_the_end_says_nothing_about_how_long_one_takes() -> None:
-    phases = ("Cordoned", "Draining", "VerifyingIdle", "Reconfiguring", "Verifying", "Uncordoning", "Synced")
-    steps = [(phase, 1000 * (2 - time) - 10 * step) for time in range(2) for step, phase in enumerate(phases)]
-    nodes = [gpunode("n-0", history=history(*steps[-MAX_HISTORY:])), gpunode("n-1", "Pending", "BudgetFull")]
-    (pool,), _ = pools_of([policy()], nodes)
-    found = find_estimate(pool, NOW)
-    assert found is not None
-    assert found[1].endswith("the last change took 1h")
-
-
-def test_the_time_that_a_node_stood_failed_is_no_part_of_its_change() -> None:
-    took = history(("Cordoned", 300), ("Failed", 290), ("Reconfiguring", 20), ("Synced", 15))
-    again = history(("Cordoned", 200), ("Failed", 195), ("Reconfiguring", 5))
-    nodes = [gpunode("n-0", history=took), gpunode("n-1", "Reconfiguring", "Waits", history=again)]
-    (pool,), _ = pools_of([policy()], nodes)
-    found = find_estimate(pool, NOW)
-    assert found is not None
-    assert (found[0], found[1].endswith("took 15m")) == (timedelta(minutes=5), True)
+    assert (found[0], found[1].rpartition("the last change took ")[2]) == (timedelta(minutes=told[0]), told[1])
 
 
 def test_data_says_when_the_next_window_is_and_whether_a_pool_is_paused() -> None:
@@ -480,14 +452,10 @@ def test_nodes_whose_agents_read_a_simulator_are_told_before_all_else(wide: bool
     ]
 
 
-def test_without_policies_simulated_nodes_are_told_too() -> None:
+def test_without_policies_simulated_nodes_are_told_too_and_real_gpus_are_not_called_simulated() -> None:
     node = gpunode("gpu-99", policy="")
     node["status"]["observed"]["simulated"] = True
     assert shown([], [node]).startswith("SIMULATED: gpu-99 has no real GPUs")
-
-
-def test_real_gpus_are_not_called_simulated() -> None:
-    assert "SIMULATED" not in shown(*fleet())
     assert as_data(*pools_of(*fleet()), "desk", NOW)["simulated"] == []
 
 

@@ -1,4 +1,4 @@
-"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (kubectl_gpusharing/changing/steer.py)."""
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask, of those too who may not patch Nodes (kubectl_gpusharing/changing/steer.py, docs/adr/0082-requests-on-the-gpunode.md)."""
 
 import asyncio
 import os
@@ -15,11 +15,12 @@ from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
-from gpusharing.kube.errors import Forbidden, Unavailable
+from gpusharing.kube.errors import Forbidden, NotFound, Unavailable
 from gpusharing.kube.fence import record_text
 from kubectl_gpusharing.changing.steer import find_change, is_wanted
 from kubectl_gpusharing.pools.fleet import read_node
 from kubectl_gpusharing.shell.arguments import Arguments
+from kubectl_gpusharing.shell.terminal import API
 from kubectl_gpusharing.shell.troubles import DONE, Trouble
 
 MANUAL = at_once(1, approval="Manual")
@@ -68,27 +69,14 @@ async def test_pods_that_no_kubelet_tells_are_unknown_to_who_approves_and_not_0(
 
 
 @virtually
-async def test_an_approval_of_another_plan_than_that_of_now_is_refused() -> None:
+async def test_an_approval_of_another_plan_is_refused_and_one_without_a_hash_needs_somebody_to_ask() -> None:
     async with operated(1) as scene:
         scene.apply(MIXED, rollout=MANUAL)
         await scene.reason("gpu-1", "ApprovalNeeded")
         assert "not abcdef1. Review it again" in await refused(scene, "approve", "pool-b", "abcdef1")
-
-
-@virtually
-async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
-    async with operated(1) as scene:
-        scene.apply(MIXED, rollout=MANUAL)
-        await scene.reason("gpu-1", "ApprovalNeeded")
         assert not lacks(await refused(scene, "approve", "pool-b"), "terminal")
         assert (await ask(scene.e.cluster, "approve", "pool-b", "--yes")).status == DONE
         await scene.ready()
-
-
-@virtually
-async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
-    async with operated(1, serving=FULL) as scene:
-        assert "needs no approval" in await refused(scene, "approve", "pool-b")
 
 
 async def dry_run(scene: Scene, *words: str) -> list[str]:
@@ -138,6 +126,10 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
 @virtually
 async def test_a_paused_policy_starts_no_node_until_it_is_resumed() -> None:
     async with operated(2, serving=FULL) as scene:
+        assert "needs no approval" in await refused(scene, "approve", "pool-b")
+        told = await ask(scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json")
+        assert told.data["patch"]["spec"] == {"rollout": {"paused": True, "whenPaused": "Hold"}}
+        assert not told.data["done"]
         await ask(scene.e.cluster, "pause", "pool-b")
         scene.e.cluster.patch(POLICIES, "pool-b", {"spec": MIXED})
         await scene.reason("gpu-1", "Paused")
@@ -173,14 +165,6 @@ def test_a_resume_sets_the_hash_of_the_halt() -> None:
 
 
 @virtually
-async def test_a_pause_may_hold_nodes_in_flight() -> None:
-    async with operated(1, serving=FULL) as scene:
-        told = await ask(scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json")
-    assert told.data["patch"]["spec"] == {"rollout": {"paused": True, "whenPaused": "Hold"}}
-    assert not told.data["done"]
-
-
-@virtually
 async def test_a_change_in_flight_is_given_up_before_the_point_of_no_return_only() -> None:
     async with operated(1, serving=FULL) as scene:
         assert "no change is in flight on gpu-1" in await refused(scene, "abort", "gpu-1")
@@ -189,12 +173,8 @@ async def test_a_change_in_flight_is_given_up_before_the_point_of_no_return_only
         assert (await ask(scene.e.cluster, "abort", "gpu-1")).status == DONE
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")
-
-
-@virtually
-async def test_a_change_past_the_point_of_no_return_is_not_given_up() -> None:
-    async with operated(1) as scene:
-        scene.apply(MIXED)
+        await scene.reason("gpu-1", "Deferred")
+        await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         await scene.fenced("gpu-1", "actuating")
         assert "past the point of no return" in await refused(scene, "abort", "gpu-1")
 
@@ -247,25 +227,16 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
 
 
 @virtually
-async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
-    async with operated(1) as scene:
+async def test_a_retry_is_for_a_node_with_gpus_however_it_stands_but_not_where_nobody_answers() -> None:
+    async with operated(1, serving=FULL) as scene:
         scene.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
         assert not lacks(await refused(scene, "retry", "cpu-1", "--yes"), "nothing to retry", "cpu-1", "no GPUNode")
-
-
-@virtually
-async def test_who_may_not_see_how_a_node_stands_may_still_retry_it() -> None:
-    async with operated(1, serving=FULL) as scene:
+        away = scene.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
+        assert "does not respond: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
+        away.lift()
         refusal = Forbidden('User "me" cannot get resource "gpunodes"')
         scene.e.cluster.faults.fail("get", GPUNODES, refusal, times=EVER, identity=ME)
-        assert (await ask(scene.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
-
-
-@virtually
-async def test_a_retry_that_nobody_answers_is_none() -> None:
-    async with operated(1, serving=FULL) as scene:
-        scene.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
-        assert "does not respond: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
+        assert (await ask(scene.e.cluster, "retry", "gpu-1", "--yes")).status == DONE, "who may not see it may try it"
 
 
 PHASES = {
@@ -310,6 +281,7 @@ def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
 async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
     async with operated(1, serving=FULL) as scene:
         await ask(scene.e.cluster, "skip", "gpu-1")
+        assert (scene.requests("gpu-1"), scene.labels("gpu-1")["gpusharing.dev/skip"]) == ({}, "true")
         assert "already skipped" in await refused(scene, "skip", "gpu-1")
         scene.apply(MIXED)
         await scene.reason("gpu-1", "SkipLabel")
@@ -336,3 +308,71 @@ async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is
         assert not lacks(told.out, "no operator", "context test", "no effect")
         assert "Done." not in told.out
         assert scene.labels("gpu-1")["gpusharing.dev/skip"] == "true"
+
+
+# --- by a request on the GPUNode --------------------------------------------------------------------------------
+
+NO_NODES = Forbidden('User "me" cannot patch resource "nodes"')
+ASKED = "Done: requested on the GPUNode, because you may not patch Nodes; the operator writes it to the Node."
+
+
+def as_editor(scene: Scene) -> None:
+    scene.e.cluster.faults.fail("patch", NODES, NO_NODES, times=EVER, identity=ME)
+
+
+@virtually
+async def test_an_editor_gives_a_change_up_leaves_the_node_out_takes_it_in_and_tries_again() -> None:
+    async with operated(1, serving=FULL) as scene:
+        as_editor(scene)
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        told = await ask(scene.e.cluster, "abort", "gpu-1", width=200)
+        assert (told.status, told.out.splitlines()[-1]) == (DONE, ASKED)
+        await scene.reason("gpu-1", "Deferred")
+        await ask(scene.e.cluster, "skip", "gpu-1")
+        await scene.reason("gpu-1", "SkipLabel")
+        assert scene.labels("gpu-1")["gpusharing.dev/skip"] == "true"
+        assert "already skipped" in await refused(scene, "skip", "gpu-1")
+        await ask(scene.e.cluster, "skip", "gpu-1", "--undo", "--yes")
+        await scene.reason("gpu-1", "Deferred")
+        await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
+        await scene.ready(seconds=250)
+        assert scene.requests("gpu-1") == {}
+
+
+@virtually
+async def test_json_names_the_gpunode_and_the_patch_that_it_got() -> None:
+    async with operated(1, serving=FULL) as scene:
+        as_editor(scene)
+        told = await ask(scene.e.cluster, "skip", "gpu-1", "-o", "json")
+        patch = {"metadata": {"annotations": {"gpusharing.dev/skip": "true"}}}
+        assert told.data == {
+            "apiVersion": API,
+            "kind": "Patch",
+            "resource": "gpunodes",
+            "name": "gpu-1",
+            "patch": patch,
+            "done": True,
+        }
+        await scene.e.until(lambda: not scene.requests("gpu-1"), "the request moved to the Node", 10)
+        told = await ask(scene.e.cluster, "skip", "gpu-1", "--undo", "--yes", "-o", "json")
+        assert told.data["patch"] == {"metadata": {"annotations": {"gpusharing.dev/skip": "false"}}}
+
+
+REFUSALS = {
+    "they may not patch GPUNodes either": (
+        Forbidden('User "me" cannot patch resource "gpunodes"'),
+        'cannot patch resource "gpunodes"',
+    ),
+    "the node has no GPUNode": (NotFound('gpunodes "gpu-1" not found'), 'cannot patch resource "nodes"'),
+}
+
+
+@pytest.mark.parametrize(("error", "words"), REFUSALS.values(), ids=REFUSALS)
+@virtually
+async def test_nothing_is_done_and_that_is_said_where(error: Exception, words: str) -> None:
+    async with operated(1, serving=FULL) as scene:
+        as_editor(scene)
+        scene.e.cluster.faults.fail("patch", GPUNODES, error, times=EVER, identity=ME)
+        assert words in await refused(scene, "skip", "gpu-1")
+        assert "gpusharing.dev/skip" not in scene.labels("gpu-1")

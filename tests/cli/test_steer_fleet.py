@@ -33,7 +33,6 @@ def fleet(**paused: JSON) -> FakeCluster:
 
 
 def rollouts(cluster: FakeCluster) -> dict[str, JSON]:
-    """`spec.rollout` of each policy."""
     return {raw["metadata"]["name"]: raw["spec"]["rollout"] for raw in cluster.objects(POLICIES)}
 
 
@@ -145,14 +144,6 @@ async def test_a_name_or_all_is_given_and_not_both(words: tuple[str, ...]) -> No
 # --- the whole fleet, with an operator ---------------------------------------------------------------------------
 
 
-async def drained(scene: Scene, **rollout: object) -> None:
-    for name in ("b", "c"):
-        scene.apply(FULL, name=f"pool-{name}", pool=name)
-    await scene.ready("pool-b", "pool-c")
-    for name in ("b", "c"):
-        scene.apply(MIXED, name=f"pool-{name}", pool=name, rollout=at_once(1, **rollout))
-
-
 @virtually
 async def test_a_fleet_that_is_paused_starts_no_node_in_any_pool_until_it_is_resumed() -> None:
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c")) as scene:
@@ -172,7 +163,11 @@ async def test_a_fleet_that_is_paused_starts_no_node_in_any_pool_until_it_is_res
 @virtually
 async def test_with_the_charts_value_no_pool_starts_a_node_whatever_its_policy_says() -> None:
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), paused="true") as scene:
-        await drained(scene, paused=False)
+        for spec in (FULL, MIXED):
+            for name in ("b", "c"):
+                scene.apply(spec, name=f"pool-{name}", pool=name, rollout=at_once(1, paused=False))
+            if spec is FULL:
+                await scene.ready("pool-b", "pool-c")
         for name in ("gpu-1", "gpu-2"):
             told = await scene.reason(name, "Paused")
             assert not lacks(told["message"], "paused is true")

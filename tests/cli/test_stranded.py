@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import SimWorkload
-from tests.cli.asking import Answered, ask, install, written
+from tests.cli.asking import Answered, ask, install, operated, written
 from tests.embedded.scene import FULL, L40S, MIXED, SLICED, Scene, gpu_pod, node, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
@@ -76,9 +76,7 @@ async def test_a_pod_with_two_gpus_in_one_container_is_held_where_one_share_is_t
     spec: dict[str, Any], how: str, tmp_path: Path
 ) -> None:
     """NVIDIA/k8s-device-plugin#1695, #1762, #929, #1208: the kubelet ends each successor, without end."""
-    async with open_scene(*nodes(2), workloads=[SimWorkload("train", 1, count=2)]) as scene:
-        install(scene.e.cluster)
-        await scene.serve(FULL)
+    async with operated(2, workloads=[SimWorkload("train", 1, count=2)], serving=FULL) as scene:
         await scene.running("train", 1)
         told = await planned(scene, tmp_path, spec)
         scene.apply(spec)

@@ -100,15 +100,12 @@ def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 100])
-def test_no_line_of_a_timeline_is_longer_than_the_terminal(width: int) -> None:
+def test_no_line_of_a_timeline_is_longer_than_the_terminal_and_without_unicode_it_is_ascii(width: int) -> None:
     long_name = {**DRAINS, "metadata": {"name": "ip-10-0-12-34.eu-central-1.compute.internal"}}
     lines = shown(DONE, long_name, WAITS, options=PrintOptions(width)).splitlines()
     assert max(map(len, lines)) <= width
     assert any("ccdd" in line or "cd" in line for line in lines)
-
-
-def test_a_timeline_without_unicode_is_ascii() -> None:
-    assert shown(DONE, DRAINS, WAITS, options=PrintOptions(80, glyphs=False)).isascii()
+    assert shown(DONE, DRAINS, WAITS, options=PrintOptions(width, glyphs=False)).isascii()
 
 
 def test_each_phase_of_a_change_has_a_letter_and_no_letter_is_a_glyph_of_a_state() -> None:

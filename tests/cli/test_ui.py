@@ -17,21 +17,22 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME
+from tests.cli.desk import END, SECONDS, Desk, read_until, terminal, wrong
 from tests.cli.desk import GPUNODES as GPUNODES_PATH
 from tests.cli.desk import POLICIES as POLICIES_PATH
-from tests.cli.desk import SECONDS, Desk, wrong
 from tests.cli.objects import gpunode, policy
-from tests.cli.screen import END, read_until, terminal
 from tests.cli.served import serving
+from tests.cli.test_free import MIG, container, node, pod
+from tests.cli.test_free import NODES as NODES_PATH
+from tests.cli.test_free import PODS as PODS_PATH
 from tests.cli.test_page import HOSTILE, Read
 from tests.cli.test_watch import AFTER, BEFORE, CHANGED, publish, with_fleet
-from tests.cli.window import Window, window
+from tests.cli.window import Window
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
 from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
-from hack import browser as browsers
 from kubectl_gpusharing.pools.status import Followed, followed
 from kubectl_gpusharing.shell.arguments import Arguments
 from kubectl_gpusharing.shell.loopback import HEADERS, Pages, route
@@ -39,32 +40,14 @@ from kubectl_gpusharing.shell.session import Session
 from kubectl_gpusharing.shell.troubles import INTERRUPTED
 from kubectl_gpusharing.usage.ui import MOST, REREAD, Board
 
-NODES_PATH, PODS_PATH = "/api/v1/nodes", "/api/v1/pods"
 OWN_PODS_PATH = "/api/v1/namespaces/default/pods"
-SLICE = "nvidia.com/mig-3g.40gb"
-
-
-def node(name: str) -> dict[str, object]:
-    ready = [{"type": "Ready", "status": "True"}]
-    return {
-        "metadata": {"name": name, "uid": f"uid-of-{name}", "resourceVersion": "1"},
-        "status": {"allocatable": {SLICE: "4"}, "conditions": ready},
-    }
-
-
-def pod(name: str, at: str = "", namespace: str = "team-b") -> dict[str, object]:
-    container = {"name": "main", "resources": {"limits": {SLICE: "1"}}}
-    return {
-        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-of-{name}", "resourceVersion": "1"},
-        "spec": {"nodeName": at, "containers": [container]},
-        "status": {"phase": "Running" if at else "Pending"},
-    }
 
 
 @pytest.fixture
 def owned(desk: Desk) -> Desk:
-    desk.server.lists[NODES_PATH] = [node(f"pool-b-{number}") for number in range(3)]
-    desk.server.lists[PODS_PATH] = [pod("ranker-7c4", "pool-b-1"), pod("late"), pod("one", "pool-b-0", "team-a")]
+    desk.server.lists[NODES_PATH] = [node(f"pool-b-{number}", allocatable={MIG: "4"}) for number in range(3)]
+    held = {"team-b/ranker-7c4": "pool-b-1", "team-b/late": "", "team-a/one": "pool-b-0"}
+    desk.server.lists[PODS_PATH] = [pod(name, at, container(mig=1)) for name, at in held.items()]
     for raw in desk.server.lists[GPUNODES_PATH]:
         desk.server.objects[f"{GPUNODES_PATH}/{raw['metadata']['name']}"] = raw
     return desk
@@ -104,7 +87,7 @@ def test_what_does_not_exist_or_may_not_be_read_is_a_sentence_on_the_page(owned:
 
 
 def test_what_a_person_or_a_cluster_says_is_text_and_no_markup(owned: Desk) -> None:
-    owned.server.lists[PODS_PATH].append(pod(HOSTILE, "pool-b-0"))
+    owned.server.lists[PODS_PATH].append(pod(f"team-b/{HOSTILE}", "pool-b-0", container(mig=1)))
     with serving(owned.environment()) as served:
         for query in (f"?subject={quote(HOSTILE)}", "?by=pod", f"?policy={quote(HOSTILE)}"):
             read = served.read(query)
@@ -330,11 +313,11 @@ async def test_a_page_says_that_the_cluster_is_lost_and_how_old_it_is_until_it_i
 @virtually
 async def test_nodes_and_pods_are_read_again_only_while_a_page_shows_them() -> None:
     cluster = with_fleet()
-    cluster.add(NODES, node("pool-b-0"))
+    cluster.add(NODES, node("pool-b-0", allocatable={MIG: "4"}))
     async with board(cluster) as (pages, _), aclosing(pages.pages["events"]({"by": "namespace"})) as events:
         page = Page(events)
         assert "No pod requests a GPU resource." in await page.until("No pod")
-        cluster.add(PODS, pod("llm-0", "pool-b-0", "team-a"))
+        cluster.add(PODS, pod("team-a/llm-0", "pool-b-0", container(mig=1)))
         await page.until("team-a")
     calls = cluster.faults.calls[ME, "list", "pods"]
     await asyncio.sleep(10 * REREAD)
@@ -358,20 +341,13 @@ async def test_a_right_that_is_missing_is_named_on_an_open_page_until_it_is_ther
 async def test_a_fault_of_one_page_is_a_sentence_there() -> None:
     cluster = with_fleet()
     async with board(cluster) as (pages, _):
-        cluster.add(PODS, pod("llm-0"))
+        cluster.add(PODS, pod("team-b/llm-0", "", container(mig=1)))
         broken = Board(pages.session, None, pages.cluster)  # type: ignore[arg-type]  # the fault
         async with aclosing(broken.pages[""]({"subject": "pod/llm-0"})) as content:
             assert "Unexpected error: " in Read(await anext(content)).text
 
 
 # --- in a real browser -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Window]:
-    """The machine's own, or Debian's, which is fetched once (100 MB)."""
-    async with window(browsers.ensure()) as shown:
-        yield shown
 
 
 FOCUS = "document.activeElement.getAttribute('href')"

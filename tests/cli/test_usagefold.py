@@ -1,6 +1,5 @@
 """How hourly answers add up to the past of a workload (kubectl_gpusharing/usage/workloads.py, kubectl_gpusharing/usage/histories.py)."""
 
-from array import array
 from collections.abc import Sequence
 from math import isnan
 
@@ -23,7 +22,6 @@ LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gp
 
 
 def series(pod: str, values: dict[int, float], **labels: str) -> Series:
-    """Of a GPU, by hours."""
     return Series({**LABELS, "pod": pod, **labels}, tuple((3600.0 * hour, value) for hour, value in values.items()))
 
 
@@ -202,7 +200,6 @@ DAYS_AGO, NOW = range(50), range(50, HOURS)
 
 
 def lived(pod: str, hours: range, *gpus: int) -> list[Series]:
-    """A pod on these GPUs in these hours."""
     return [series(pod, dict.fromkeys(hours, 6144.0), UUID=f"GPU-{gpu}") for gpu in gpus]
 
 
@@ -226,20 +223,13 @@ def test_what_the_pods_of_now_say_counts(declared: dict[str, int], told: int | N
     assert found.declared == told
 
 
-def test_a_pod_that_held_several_gpus_long_ago_holds_one_now() -> None:
-    used = [*lived("llm-0", DAYS_AGO, 1, 2, 3, 4), *lived("llm-1", NOW, 1)]
+@pytest.mark.parametrize(("since", "gpus", "now"), [(50, (1, 2, 3, 4), 1), (HOURS - 10, (1, 2), 2)])
+def test_pods_of_before_an_update_that_held_several_gpus_count_for_a_day(
+    since: int, gpus: tuple[int, ...], now: int
+) -> None:
+    used = [*lived("llm-0", range(since), *gpus), *lived("llm-1", range(since, HOURS), 1)]
     (found,) = histories(folded(part(used, used)))
-    assert found.holds.devices == 1
-
-
-def test_an_update_with_pods_of_several_gpus_counts_them_for_a_day() -> None:
-    used = [*lived("llm-0", range(HOURS - 10), 1, 2), *lived("llm-1", range(HOURS - 10, HOURS), 1)]
-    (found,) = histories(folded(part(used, used)))
-    assert found.holds.devices == 2
-
-
-def test_of_a_new_workload_nothing_is_known() -> None:
-    assert Record.of(2).pods == array(Record.of(2).pods.typecode, [0, 0])
+    assert found.holds.devices == now
 
 
 def beside(hours: int, **labels: str) -> Fold:

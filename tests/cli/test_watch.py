@@ -1,27 +1,31 @@
-"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (kubectl_gpusharing/pools/status.py, kubectl_gpusharing/shell/terminal.py)."""
+"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe, where standard error says that the server or a right is gone (kubectl_gpusharing/pools/status.py, kubectl_gpusharing/shell/terminal.py)."""
 
 import asyncio
 import io
 import re
+import select
 import signal
 import subprocess
 import termios
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import IO
 
 import pytest
+from hack.cluster.process import wait_until
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask
+from tests.cli.desk import END, HEIGHT, PROGRAM, SECONDS, WIDTH, Desk, read_until, terminal
 from tests.cli.desk import GPUNODES as GPUNODES_PATH
 from tests.cli.desk import POLICIES as POLICIES_PATH
-from tests.cli.desk import PROGRAM, SECONDS, Desk
 from tests.cli.objects import fleet, gpunode, policy
-from tests.cli.screen import END, HEIGHT, WIDTH, read_until, terminal
+from tests.cli.schema import read_stream
 from tests.fakes.virtualtime import virtually
+from tests.wording import lacks
 
 from gpusharing.kube.client import EVENTS, GPUNODES, POLICIES
-from gpusharing.kube.errors import Forbidden, Unavailable
+from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from kubectl_gpusharing.shell.troubles import INTERRUPTED, Denied
 
 ALTERNATE, ORDINARY, TOP = "\x1b[?1049h", "\x1b[?1049l", "\x1b[H"
@@ -30,7 +34,7 @@ BEFORE, AFTER = "1/3 nodes", "2/3 nodes"
 CHANGED = policy("pool-b", nodes="2/3", message="pool-b-2: waiting for 1 pod to leave")
 
 
-# --- the program, at a terminal and on a pipe --------------------------------------------------------------------
+# --- at a terminal -----------------------------------------------------------------------------------------------
 
 
 def test_a_change_is_drawn_over_what_was_there_before(desk: Desk) -> None:
@@ -47,16 +51,7 @@ def test_a_change_is_drawn_over_what_was_there_before(desk: Desk) -> None:
     assert AFTER in over, "the picture with the news begins at the top"
     assert BEFORE not in over
     assert AFTER in last, "the last one stays on the ordinary screen"
-
-
-def test_ctrl_c_ends_a_watch_without_a_traceback(desk: Desk) -> None:
-    with terminal(desk, "status", "--watch") as (process, screen):
-        assert "pool-b" in read_until(screen, "pool-c")
-        process.send_signal(signal.SIGINT)
-        rest = read_until(screen, END)
-        assert process.wait(SECONDS) == INTERRUPTED
-    assert "Traceback" not in rest
-    assert "pool-b" in rest.rpartition(ORDINARY)[2], "the last picture stays on the ordinary screen"
+    assert "Traceback" not in last
 
 
 @pytest.mark.parametrize("output", ["json", "yaml"])
@@ -122,23 +117,100 @@ def test_a_terminal_that_is_made_larger_is_used_from_the_next_picture_on(desk: D
         assert "pass a POLICY" not in larger.rpartition(TOP)[2]
 
 
-def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:
-    command = [*PROGRAM, "status", "--watch"]
-    with subprocess.Popen(command, env=desk.environment(), stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        pipe = process.stdout.fileno()
+# --- on a pipe ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def piped(desk: Desk, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        [*PROGRAM, "status", "--watch", *more],
+        env=desk.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
         try:
-            written = read_until(pipe, "pool-c")
-            assert BEFORE in written
-            desk.server.modify(POLICIES_PATH, CHANGED)
-            written += read_until(pipe, AFTER)
-            process.send_signal(signal.SIGINT)
-            written += read_until(pipe, END)
-            assert process.wait(SECONDS) == INTERRUPTED
+            yield process
         finally:
             process.kill()
+
+
+def line(stream: IO[bytes] | None) -> str:
+    assert stream is not None
+    ready, _, _ = select.select([stream], [], [], SECONDS)
+    assert ready, f"nothing more for {SECONDS} s"
+    return stream.readline().decode()
+
+
+def everything(process: subprocess.Popen[bytes]) -> tuple[str, str]:
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == INTERRUPTED
+    return out.decode(), err.decode()
+
+
+def test_on_a_pipe_a_change_goes_on_below(desk: Desk) -> None:
+    with piped(desk) as process:
+        assert process.stdout is not None
+        written = read_until(process.stdout.fileno(), "pool-c")
+        assert BEFORE in written
+        desk.server.modify(POLICIES_PATH, CHANGED)
+        written += read_until(process.stdout.fileno(), AFTER)
+        written += everything(process)[0]
     assert written.count("pool-b  MIG") == 2
     assert "\x1b" not in written
+
+
+def shut_out(desk: Desk, answer: tuple[int, str]) -> None:
+    """Once both watches are under way, end them, and answer this to all calls."""
+    watches = {f"WATCH {path}" for path in (POLICIES_PATH, GPUNODES_PATH)}
+    wait_until(lambda: watches <= set(desk.server.asked), SECONDS, "both watches")
+    desk.server.refuses_all = answer
+    desk.server.hang_up()
+
+
+AWAY = [
+    ((403, 'User "me" cannot list that'), "you lack a permission in context desk: not allowed to "),
+    ((503, "apiserver is shutting down"), "the API server of context desk does not respond: "),
+]
+
+
+@pytest.mark.parametrize(("answer", "told"), AWAY, ids=["rights that are gone", "a server that is away"])
+def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
+    desk: Desk, answer: tuple[int, str], told: str
+) -> None:
+    with piped(desk) as process:
+        assert line(process.stdout) == "1 pool needs attention: pool-b.\n"
+        while not line(process.stdout).startswith("pool-b"):
+            pass
+        shut_out(desk, answer)
+        said = line(process.stderr)
+        assert said.startswith(f"warning: {told}")
+        assert not lacks(said, "out of date", "reconnect")
+        before = len(desk.server.asked)
+        wait_until(lambda: len(desk.server.asked) >= before + 4, SECONDS, "further tries")
+        desk.server.refuses_all = None
+        assert line(process.stderr) == "warning: following context desk again\n"
+        out, err = everything(process)
+    assert err == ""
+    assert "pool-b  MIG" not in out, "nothing has changed, so nothing is drawn anew"
+
+
+def test_what_a_program_reads_of_a_watch_stays_data(desk: Desk) -> None:
+    """What changed meanwhile comes when the server is back."""
+    with piped(desk, "-o", "json") as process:
+        first = line(process.stdout)
+        shut_out(desk, (403, "no"))
+        assert line(process.stderr).startswith("warning: you lack a permission")
+        later = policy("pool-d")
+        later["metadata"]["resourceVersion"] = "2"
+        desk.server.lists[POLICIES_PATH] = [*desk.server.lists[POLICIES_PATH], later]
+        desk.server.refuses_all = None
+        assert line(process.stderr).startswith("warning: following context desk again")
+        rest, err = everything(process)
+    assert err == ""
+    found = [[pool["name"] for pool in one["pools"]] for one in read_stream(first + rest)]
+    assert found == [["pool-b", "pool-c"], ["pool-b", "pool-d", "pool-c"]]
 
 
 # --- in virtual time ---------------------------------------------------------------------------------------------
@@ -165,7 +237,6 @@ class Screen(io.StringIO):
 
 
 def with_fleet() -> FakeCluster:
-    """The fleet of `objects.py`."""
     cluster = FakeCluster()
     for resource, found in zip((POLICIES, GPUNODES), fleet(), strict=True):
         for raw in found:
@@ -257,14 +328,19 @@ async def test_of_one_policy_only_its_own_changes_are_news() -> None:
     assert "pool-b" not in screen.getvalue()
 
 
+REFUSALS = [Unavailable("503 Service Unavailable"), Forbidden('User "me" cannot watch resource "gpunodes"')]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=["away", "no right"])
 @virtually
-async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_be_old_until_it_can_again() -> None:
+async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_be_old_until_it_can_again(
+    refusal: KubeError,
+) -> None:
     cluster = with_fleet()
-    refusal = Unavailable("503 Service Unavailable")
     fault = cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
     async with watching(cluster) as screen:
         old = await screen.until("This may be out of date: ")
-        assert "503 Service Unavailable" in old
+        assert str(refusal) in " ".join(old.split())
         assert BEFORE in old, "what is known is still there"
         publish(cluster, nodes="2/3")
         assert "This may be out of date: " in await screen.until(AFTER), "policies are followed, nodes are not"
@@ -273,13 +349,3 @@ async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_
         await screen.until("3/3 nodes")
         await asyncio.sleep(300)
         assert "This may be out of date" not in screen.picture()
-
-
-@virtually
-async def test_a_right_to_watch_that_is_missing_is_named_on_the_picture() -> None:
-    cluster = with_fleet()
-    refusal = Forbidden('User "me" cannot watch resource "gpunodes"')
-    cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
-    async with watching(cluster) as screen:
-        old = " ".join((await screen.until("This may be out of date: ")).split())
-    assert 'cannot watch resource "gpunodes"' in old

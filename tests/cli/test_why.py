@@ -10,6 +10,7 @@ from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, operated
 from tests.cli.objects import gpunode
+from tests.cli.test_whypod import blocked
 from tests.embedded.scene import FULL, MIXED, at_once, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
@@ -171,10 +172,7 @@ async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_se
 
 @virtually
 async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> None:
-    async with operated(1, serving=FULL) as scene:
-        scene.cordon("gpu-1")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "AlreadyCordoned")
+    async with blocked() as scene:
         scene.e.cluster.add(PODS, pending("new", "nvidia.com/mig-3g.40gb"))
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
@@ -185,10 +183,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
 @virtually
 async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     """The operator writes the label itself, with the release (docs/how-to/choose-a-mode.md)."""
-    async with operated(1, serving=FULL) as scene:
-        scene.cordon("gpu-1")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "AlreadyCordoned")
+    async with blocked() as scene:
         raw = pending("new", "nvidia.com/mig-3g.40gb")
         raw["spec"] |= {"nodeSelector": {"gpusharing.dev/mode": "mig"}}
         scene.e.cluster.add(PODS, raw)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask, operated
-from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking
+from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking, blocked
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
@@ -109,10 +109,7 @@ async def test_without_a_plan_too_no_container_gets_two_shares_of_mps() -> None:
 
 @virtually
 async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> None:
-    async with operated(1, serving=FULL) as scene:
-        scene.cordon("gpu-1")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "AlreadyCordoned")
+    async with blocked() as scene:
         forbid(scene, NODES)
         data = await answer(scene, asking({LARGE: 1}))
     (service,) = data["services"]
@@ -122,10 +119,7 @@ async def test_a_node_that_is_not_proven_counts_once_its_change_is_done() -> Non
 
 @virtually
 async def test_what_a_node_offers_in_the_middle_of_its_change_is_unknown_and_never_0() -> None:
-    async with operated(1, serving=FULL) as scene:
-        scene.cordon("gpu-1")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "AlreadyCordoned")
+    async with blocked() as scene:
         forbid(scene, NODES)
         data = await answer(scene, asking({GPU: 1}))
         text = (await ask(scene.e.cluster, "why", "pod/llm")).out
@@ -138,20 +132,14 @@ async def test_what_a_node_offers_in_the_middle_of_its_change_is_unknown_and_nev
 
 @virtually
 async def test_a_pod_on_a_node_in_a_change_points_at_the_node() -> None:
-    async with operated(1, serving=FULL) as scene:
-        scene.cordon("gpu-1")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "AlreadyCordoned")
+    async with blocked() as scene:
         forbid(scene, NODES)
         data = await answer(scene, gpu_pod("llm", "gpu-1"))
     assert not lacks(data["conclusion"], "node gpu-1", "Blocked", "kubectl gpusharing why gpu-1")
 
 
 BLIND = {
-    "a pod that waits": (
-        asking({GPU: 1}),
-        "it is unknown which nodes have what this pod requests",
-    ),
+    "a pod that waits": (asking({GPU: 1}), "it is unknown which nodes have what this pod requests"),
     "a pod with a node": (gpu_pod("llm", "gpu-1"), "this pod is on node gpu-1"),
     "a pod that requests no GPU": (
         asking({}),
@@ -215,12 +203,10 @@ async def test_who_may_not_read_the_pod_is_told_which_right_is_missing() -> None
             await ask(scene.e.cluster, "why", "pod/llm")
 
 
+NEAREST = " Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free. "
 MEANT = {
-    "a slip": ("nvidia.com/mig-3g.40g", " Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free. "),
-    "a smaller profile": (
-        "nvidia.com/mig-2g.20gb",
-        " Did you mean nvidia.com/mig-3g.40gb? 4 are known to be free. ",
-    ),
+    "a slip": ("nvidia.com/mig-3g.40g", NEAREST),
+    "a smaller profile": ("nvidia.com/mig-2g.20gb", NEAREST),
     "a larger profile": ("nvidia.com/mig-7g.80gb", "policies. Request"),
     "whole GPUs": ("nvidia.com/gpu", "policies. Request"),
 }

@@ -1,5 +1,7 @@
 """What `why` answers about a pod that no single node can take, that a kubelet refused, or that the guard for tenants keeps out (kubectl_gpusharing/diagnosis/pod.py). The nodes are SIMULATED and have two H100 each."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -57,28 +59,23 @@ async def about(raw: JSON, spec: JSON = FULL, count: int = 2) -> JSON:
         return await told(scene, raw)
 
 
+@asynccontextmanager
+async def blocked() -> AsyncIterator[Scene]:
+    """A change that waits because somebody has cordoned the only node."""
+    async with operated(1, serving=FULL) as scene:
+        scene.cordon("gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        yield scene
+
+
 LIMITLESS: JSON = {"containers": [{"name": "main", "resources": {"requests": {GPU: "4"}}}]}
+MORE = "no node has more than {} of the {} nvidia.com/gpu that this pod requests"
 NO_NODE: dict[str, tuple[JSON, JSON, str]] = {
-    "more GPUs than one node has": (
-        asking({GPU: 4}),
-        FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
-    ),
-    "as many in several containers": (
-        asking({GPU: 2}, {GPU: 2}),
-        FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
-    ),
-    "as many by requests alone": (
-        asking(**LIMITLESS),
-        FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
-    ),
-    "more shares than one node has": (
-        asking({GPU: 9}),
-        SLICED,
-        "no node has more than 8 of the 9 nvidia.com/gpu that this pod requests",
-    ),
+    "more GPUs than one node has": (asking({GPU: 4}), FULL, MORE.format(2, 4)),
+    "as many in several containers": (asking({GPU: 2}, {GPU: 2}), FULL, MORE.format(2, 4)),
+    "as many by requests alone": (asking(**LIMITLESS), FULL, MORE.format(2, 4)),
+    "more shares than one node has": (asking({GPU: 9}), SLICED, MORE.format(8, 9)),
     "an instance that nobody has made": (
         asking({GPU: 1, SMALL: 1}),
         FULL,
@@ -274,6 +271,10 @@ async def test_two_containers_with_one_share_each_are_not_refused() -> None:
 # --- pods for which no pool is to blame --------------------------------------------------------------------------
 
 CLAIM = [{"name": "gpu", "resourceClaimName": "gpu-claim"}]
+BY_CLAIM = (
+    "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
+    " scheduler's message and: kubectl get resourceclaims,resourceslices"
+)
 OTHERS: dict[str, tuple[JSON, str]] = {
     "that has succeeded": (
         asking({GPU: 1}, status={"phase": "Succeeded"}, nodeName="gpu-1"),
@@ -283,15 +284,10 @@ OTHERS: dict[str, tuple[JSON, str]] = {
         asking({GPU: 1}, status={"phase": "Failed", "reason": "Evicted", "message": "low on disk"}),
         "this pod has failed, so it uses no GPU and will not start again",
     ),
-    "that asks for GPUs by a claim only": (
-        asking(resourceClaims=CLAIM),
-        "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
-        " scheduler's message and: kubectl get resourceclaims,resourceslices",
-    ),
+    "that asks for GPUs by a claim only": (asking(resourceClaims=CLAIM), BY_CLAIM),
     "that asks for a device by its DeviceClass": (
         asking({"deviceclass.resource.kubernetes.io/gpu.nvidia.com": 1}),
-        "this pod requests devices only through ResourceClaims, which are not compared with the GPU pools; see the"
-        " scheduler's message and: kubectl get resourceclaims,resourceslices",
+        BY_CLAIM,
     ),
     "that asks for none": (asking({GPU: 0}), "this pod requests no GPU resource, so it is not waiting for a GPU pool"),
 }

@@ -31,8 +31,6 @@ TROUBLES = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdd
 
 @dataclass
 class Window:
-    """One page that is looked at."""
-
     socket: aiohttp.ClientWebSocketResponse
     numbers: Any = field(default_factory=lambda: itertools.count(1))
     troubles: list[str] = field(default_factory=list)
@@ -70,7 +68,6 @@ class Window:
                 self._note(await self.socket.receive_json())
 
     async def resize(self, width: int, *, dark: bool = False) -> None:
-        """As wide as that many pixels, and in this scheme."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         await self.ask("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

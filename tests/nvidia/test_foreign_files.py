@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hack.nvidia import build
-from tests.cli.reported import CASES
+from tests.cli.asking import CASES
 from tests.foreign.corpus import READERS, ask, load
 
 from gpusharing.planning.wanted import migfile, pluginconfig
