@@ -11,7 +11,7 @@ BUILD = $(if $(LEAVE_OUT),-)@exec $(PY) -m hack.$(1) >build/programs.txt
 ON_ANOTHER_MINOR = tests/integration/test_rollout.py tests/kube/test_contract_cluster.py tests/api/test_crd_cluster.py $(ADMISSION) \
   tests/api/test_policy_table.py tests/integration/test_repair_mps.py::test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else
 ADMISSION = tests/chart/test_admission.py tests/chart/test_admission_configmaps.py tests/chart/test_admission_nodes.py \
-  tests/chart/test_admission_operator.py tests/chart/test_deletion.py tests/chart/test_effects.py \
+  tests/chart/test_admission_operator.py tests/chart/test_effects.py \
   tests/chart/test_midchange.py tests/chart/test_platform_admission.py tests/chart/test_rollback.py tests/chart/test_uninstall.py tests/integration/test_isolation.py
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE

@@ -52,6 +52,12 @@ class Helm:
             check=False,
         )
 
+    def must(self, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
+        """Run helm, which must succeed, and return what it printed."""
+        done = self.run(*arguments, environ=environ)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def template(self, *arguments: str) -> list[Manifest]:
         """Render the chart for other programs, and return its objects in helm's order; the caller may change them.
 
@@ -89,9 +95,8 @@ def _with_hooks(folder: Path) -> Path:
 @cache
 def _rendered(helm: Helm, chart: Path, arguments: tuple[str, ...]) -> str:
     """Return the chart's objects as JSON. Helm is asked once for each set of values in a run."""
-    done = helm.run("template", "gpusharing", str(chart), "-n", NAMESPACE, *IMAGE, *arguments)
-    assert done.returncode == 0, done.stderr
-    return json.dumps([document for document in yaml.load_all(done.stdout, LOADER) if document])
+    text = helm.must("template", "gpusharing", str(chart), "-n", NAMESPACE, *IMAGE, *arguments)
+    return json.dumps([document for document in yaml.load_all(text, LOADER) if document])
 
 
 def find(objects: list[Manifest], kind: str, name: str) -> Manifest:

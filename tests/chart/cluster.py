@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 from hack.cluster import install, nodes
-from hack.cluster.api import MERGE_PATCH, Api, ApiError
+from hack.cluster.api import JSON, MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.kubeconfig import node_bound_token, service_account_token
 from hack.cluster.process import wait_until
@@ -19,6 +18,9 @@ AGENT_NAMESPACE = "gpusharing-agent"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES = "/api/v1/nodes"
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+Call = tuple[str, str, Object | None]
+"""Method, path and body."""
 SECONDS = 60.0
 
 OBSERVED: dict[str, Any] = {
@@ -77,9 +79,9 @@ class Installed:
         environ = {"KUBECONFIG": str(self.plane.kubeconfig)}
         return self.helm.run(verb, RELEASE, "-n", NAMESPACE, *image, *arguments, environ=environ)
 
-    def install_chart(self, *arguments: str) -> str:
-        """helm install; returns the notes."""
-        done = self.run_helm("install", str(CHART), *arguments)
+    def must(self, verb: str, *arguments: str) -> str:
+        """As `run_helm`, which must succeed; returns what it printed."""
+        done = self.run_helm(verb, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -114,15 +116,33 @@ class Installed:
         self.admin.delete(path)
 
 
+def bind(admin: Api, name: str, role: str, account: str, namespace: str = "default") -> str:
+    """Grant a service account a ClusterRole everywhere; returns the path of the binding."""
+    who = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+    admin.create(BINDINGS, {"metadata": {"name": name}, "roleRef": reference, "subjects": [who]})
+    return f"{BINDINGS}/{name}"
+
+
+def create_account(admin: Api, name: str, *roles: str) -> list[str]:
+    """Create a service account with these ClusterRoles in namespace default; returns the paths of the bindings."""
+    admin.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
+    return [bind(admin, f"{name}-{role}", role, name) for role in roles]
+
+
+@contextmanager
+def somebody(admin: Api, name: str, *roles: str) -> Iterator[Api]:
+    """A client with the token of a new account that has these ClusterRoles, which may count a moment later."""
+    bindings = create_account(admin, name, *roles)
+    with admin.as_token(service_account_token(admin, "default", name)) as api:
+        yield api
+    for path in bindings:
+        admin.delete(path)
+
+
 @contextmanager
 def mighty(installed: Installed, api: Api, account: str, namespace: str) -> Iterator[Api]:
     """The service account whose token `api` sends, while somebody has granted it everything: only admission is left."""
-    path, group = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", "rbac.authorization.k8s.io"
-    binding = {
-        "metadata": {"name": f"mighty-{account}"},
-        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
-    }
 
     def reads_secrets() -> bool:
         try:
@@ -131,10 +151,10 @@ def mighty(installed: Installed, api: Api, account: str, namespace: str) -> Iter
             return False
         return True
 
-    installed.admin.create(path, binding)
+    binding = bind(installed.admin, f"mighty-{account}", "cluster-admin", account, namespace)
     wait_until(reads_secrets, SECONDS, "the new binding to count")
     yield api
-    installed.admin.delete(f"{path}/mighty-{account}")
+    installed.admin.delete(binding)
     wait_until(lambda: not reads_secrets(), SECONDS, "the deleted binding to count no more")
 
 
@@ -166,12 +186,28 @@ def is_there(installed: Installed, path: str) -> bool:
     return True
 
 
-def denied(call: Callable[[], object]) -> str:
-    """What the server says when it forbids this call."""
-    with pytest.raises(ApiError) as raised:
+def forbidden(call: Callable[[], object]) -> str:
+    """The words with which the server forbids this call; empty when it would do it."""
+    try:
         call()
-    assert raised.value.status == 403, str(raised.value)
-    return raised.value.message
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return error.message
+    return ""
+
+
+def denied(call: Callable[[], object]) -> str:
+    said = forbidden(call)
+    assert said, "the server would do it"
+    return said
+
+
+def attempt(api: Api, call: Call, node: str) -> str:
+    """The words with which the server forbids a call of a table, in whose path `{a}` stands for the node."""
+    method, path, body = call
+    kind = MERGE_PATCH if method == "PATCH" else JSON
+    return denied(lambda: api.request(method, path.format(a=node), body, kind))
 
 
 def set_up(plane: ControlPlane, helm: Helm) -> Installed:
@@ -190,7 +226,7 @@ def set_up(plane: ControlPlane, helm: Helm) -> Installed:
     created = nodes.create_nodes(api, nodes.fleet(2))
     nodes.wait_nodes_ready(api, created)
     installed = Installed(plane, helm, created[0], created[1])
-    installed.install_chart()
+    installed.must("install", str(CHART))
     for name in created:
         gpunode = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": name}}
         wait_until(lambda: _served(api), SECONDS, "the GPUNode CRD to be served")

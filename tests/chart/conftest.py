@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.cluster import toolchain
+from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane, Options
 from tests.chart.charts import Helm
 from tests.chart.cluster import Installed, set_up
@@ -21,3 +22,9 @@ def installed(helm: Helm) -> Iterator[Installed]:
     """A control plane with the chart installed: two nodes, the agent in a namespace of its own."""
     with ControlPlane(options=Options(audit=True)) as plane:
         yield set_up(plane, helm)
+
+
+@pytest.fixture(scope="module")
+def operator(installed: Installed) -> Iterator[Api]:
+    with installed.operator() as api:
+        yield api

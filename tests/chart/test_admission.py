@@ -1,6 +1,6 @@
 """What operator and agent may and may not do on a real API server, with the chart's roles and admission policies."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,12 +10,15 @@ from hack.cluster.process import wait_until
 from tests.chart.charts import CHART, NAMESPACE
 from tests.chart.cluster import (
     AGENT_NAMESPACE,
+    BINDINGS,
     GPUNODES,
     NODES,
     OBSERVED,
     POLICIES,
     SECONDS,
+    Call,
     Installed,
+    attempt,
     denied,
     dry,
     mighty,
@@ -33,12 +36,6 @@ CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 FENCE = {"gpusharing.dev/fence": '{"op":"1"}'}
 SCOPES = {"cluster": "", "own": NAMESPACE, "agent": AGENT_NAMESPACE}
-
-
-@pytest.fixture(scope="module")
-def operator(installed: Installed) -> Iterator[Api]:
-    with installed.operator() as api:
-        yield api
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +106,7 @@ def test_an_agent_may_not_call_its_own_gpus_healthy(installed: Installed, operat
     assert "any other part of status" in message
 
 
-AGENT_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+AGENT_FORBIDDEN: dict[str, Call] = {
     "patch the spec of its GPUNode": ("PATCH", f"{GPUNODES}/{{a}}", {"spec": {"request": {"id": "9"}}}),
     "delete its GPUNode": ("DELETE", f"{GPUNODES}/{{a}}", None),
     "patch its Node": ("PATCH", f"{NODES}/{{a}}", {"metadata": {"labels": {"gpusharing.dev/mode": "mig"}}}),
@@ -122,12 +119,11 @@ AGENT_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 
 @pytest.mark.parametrize("what", AGENT_FORBIDDEN)
 def test_an_agent_may_not(installed: Installed, agent: Api, what: str) -> None:
-    method, path, body = AGENT_FORBIDDEN[what]
-    message = denied(lambda: send(agent, method, path.format(a=installed.node_a), body))
+    message = attempt(agent, AGENT_FORBIDDEN[what], installed.node_a)
     assert "gpusharing-agent" in message, "RBAC names who is refused"
 
 
-MIGHTY_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+MIGHTY_FORBIDDEN: dict[str, Call] = {
     "spec or metadata, when it patches the request": ("PATCH", f"{GPUNODES}/{{a}}", {"spec": {"request": {"id": "9"}}}),
     "spec or metadata, when it patches labels": ("PATCH", f"{GPUNODES}/{{a}}", {"metadata": {"labels": {"x": "y"}}}),
     "spec or metadata, when it patches finalizers": (
@@ -146,8 +142,7 @@ MIGHTY_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
 
 @pytest.mark.parametrize("what", MIGHTY_FORBIDDEN)
 def test_an_agent_with_every_right_still_may_not_touch(installed: Installed, mighty_agent: Api, what: str) -> None:
-    method, path, body = MIGHTY_FORBIDDEN[what]
-    message = denied(lambda: send(mighty_agent, method, path.format(a=installed.node_a), body))
+    message = attempt(mighty_agent, MIGHTY_FORBIDDEN[what], installed.node_a)
     assert ADMISSION in message
     assert what.split(",")[0] in message
 
@@ -299,7 +294,7 @@ def test_other_users_are_not_bound_by_the_operators_admission_policy(installed: 
     assert dry(installed.admin, f"{NODES}/{installed.node_a}", taint) == 200
 
 
-OPERATOR_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
+OPERATOR_FORBIDDEN: dict[str, Call] = {
     "delete a Node": ("DELETE", f"{NODES}/{{a}}", None),
     "patch the status of a Node": ("PATCH", f"{NODES}/{{a}}/status", {"status": {"capacity": {"cpu": "1"}}}),
     "read secrets": ("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets", None),
@@ -309,18 +304,13 @@ OPERATOR_FORBIDDEN: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "patch another ConfigMap": ("PATCH", f"{CONFIG_MAPS}/default-mig-parted-config", {"data": {"x": "y"}}),
     "delete its ConfigMap": ("DELETE", f"{CONFIG_MAPS}/gpusharing-device-plugin", None),
     "patch another Lease": ("PATCH", f"{LEASES}/another", {"spec": {"holderIdentity": "x"}}),
-    "grant itself a role": (
-        "POST",
-        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-        {"metadata": {"name": "x"}},
-    ),
+    "grant itself a role": ("POST", BINDINGS, {"metadata": {"name": "x"}}),
 }
 
 
 @pytest.mark.parametrize("what", OPERATOR_FORBIDDEN)
 def test_the_operator_may_not(installed: Installed, operator: Api, what: str) -> None:
-    method, path, body = OPERATOR_FORBIDDEN[what]
-    message = denied(lambda: send(operator, method, path.format(a=installed.node_a), body))
+    message = attempt(operator, OPERATOR_FORBIDDEN[what], installed.node_a)
     assert "gpusharing-operator" in message, "RBAC names who is refused"
 
 
@@ -351,17 +341,6 @@ def is_allowed(installed: Installed, grant: RoleGrant) -> bool:
 
 
 def test_the_guard_is_rendered_in_the_form_that_this_server_serves_by_default(installed: Installed) -> None:
-    done = installed.run_helm("upgrade", str(CHART), "--set", "guard.enabled=true", "--dry-run=server")
-    assert done.returncode == 0, done.stderr
-    assert ("kind: MutatingAdmissionPolicy\n" in done.stdout) == (not lacks(MUTATING))
-    assert ("WARNING: this cluster does not serve MutatingAdmissionPolicy" in done.stdout) == lacks(MUTATING)
-
-
-def send(api: Api, method: str, path: str, body: dict[str, Any] | None) -> object:
-    calls: dict[str, Callable[[], object]] = {
-        "GET": lambda: api.get(path),
-        "DELETE": lambda: api.delete(path),
-        "POST": lambda: api.create(path, body or {}),
-        "PATCH": lambda: api.merge_patch(path, body or {}),
-    }
-    return calls[method]()
+    told = installed.must("upgrade", str(CHART), "--set", "guard.enabled=true", "--dry-run=server")
+    assert ("kind: MutatingAdmissionPolicy\n" in told) == (not lacks(MUTATING))
+    assert ("WARNING: this cluster does not serve MutatingAdmissionPolicy" in told) == lacks(MUTATING)

@@ -26,12 +26,6 @@ RELEASE: Object = {
 }
 
 
-@pytest.fixture(scope="module")
-def operator(installed: Installed) -> Iterator[Api]:
-    with installed.operator() as api:
-        yield api
-
-
 @pytest.fixture
 def plain(installed: Installed) -> Iterator[Api]:
     """The admin, while there is a Node without a GPU, which nothing runs."""
@@ -138,8 +132,7 @@ def test_another_label_may_take_the_place_of_nvidias(installed: Installed, plain
     plain.merge_patch(PATH, {"metadata": {"labels": {PCI: "true"}}})
     values = ("-f", str(CHART / "platforms" / "no-labels.yaml"))
     try:
-        done = installed.run_helm("upgrade", str(CHART), *values)
-        assert done.returncode == 0, done.stderr
+        installed.must("upgrade", str(CHART), *values)
         wait_until(lambda: dry(operator, PATH, FENCE) == 200, SECONDS, "the new label to count")
         plain.merge_patch(PATH, {"metadata": {"labels": {PCI: None, "gpusharing.dev/pool": "a"}}})
         assert dry(operator, PATH, FENCE) == 200
@@ -147,8 +140,7 @@ def test_another_label_may_take_the_place_of_nvidias(installed: Installed, plain
         message = denied(lambda: operator.merge_patch(PATH, FENCE))
         assert f"no label {PCI} or feature.node.kubernetes.io/pci-0302_10de.present or gpusharing" in message
     finally:
-        done = installed.run_helm("upgrade", str(CHART))
-        assert done.returncode == 0, done.stderr
+        installed.must("upgrade", str(CHART))
     plain.merge_patch(PATH, {"metadata": {"labels": {PCI: "true"}}})
     wait_until(lambda: dry(operator, PATH, FENCE) == 403, SECONDS, "NVIDIA's label to count again")
 

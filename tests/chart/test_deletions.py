@@ -12,7 +12,7 @@ from hack.cluster import install
 from hack.cluster.api import Api, Object
 from hack.cluster.process import wait_until
 from tests.chart.charts import CHART, HOOK, NAMESPACE, Helm, Manifest
-from tests.chart.cluster import AGENT_NAMESPACE, POLICIES, POLICY, SECONDS, Installed
+from tests.chart.cluster import AGENT_NAMESPACE, POLICIES, POLICY, SECONDS, Installed, bind
 
 TABLE: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("deletions.yaml").read_text())
 Values = dict[str, Any]
@@ -172,21 +172,15 @@ def is_ours(one: Object, objects: dict[str, Object]) -> bool:
 @pytest.mark.cluster
 def test_no_value_deletes_an_object_of_other_people(installed: Installed) -> None:
     api = installed.admin
-    done = installed.run_helm("upgrade", str(CHART), *flags(EVERYTHING))
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), *flags(EVERYTHING))
     for namespace in (NAMESPACE, AGENT_NAMESPACE, "gpu-operator"):
         for kind in ("configmaps", "secrets", "serviceaccounts"):
             api.create(f"/api/v1/namespaces/{namespace}/{kind}", {"metadata": {"name": "theirs"}})
     api.create(POLICIES, {**POLICY, "metadata": {"name": "theirs"}})
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "gpusharing-viewer"}
-    api.create(
-        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
-        {"metadata": {"name": "theirs"}, "roleRef": role, "subjects": []},
-    )
+    bind(api, "theirs", "gpusharing-viewer", "theirs")
     before = snapshot(api)
     assert len([one for one in before.values() if one["metadata"]["name"] == "theirs"]) == 11
-    done = installed.run_helm("upgrade", str(CHART), *flags(LEAST))
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), *flags(LEAST))
 
     def settled() -> bool:
         return all("deletionTimestamp" not in one["metadata"] for one in snapshot(api).values())
@@ -200,6 +194,5 @@ def test_no_value_deletes_an_object_of_other_people(installed: Installed) -> Non
     for one in after.values():
         if one["metadata"]["name"] == "theirs":
             api.delete(install.object_path(api, one))
-    done = installed.run_helm("upgrade", str(CHART))
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART))
     installed.wait_enforced()

@@ -142,8 +142,7 @@ def test_a_second_operator_in_another_namespace_is_refused_beside_one(
 
 def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(installed: Installed, policy: Object) -> None:
     before = installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"]
-    done = installed.run_helm("upgrade", str(CHART), "--set", "operator.maxInFlight=7")
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), "--set", "operator.maxInFlight=7")
     deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
     assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in containers(deployment)[0]["env"]
     assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
@@ -165,12 +164,10 @@ def secret(installed: Installed) -> Iterator[str]:
 def test_an_upgrade_that_no_longer_creates_the_agents_namespace_leaves_it_with_all_that_is_in_it(
     installed: Installed, secret: str
 ) -> None:
-    done = installed.run_helm("upgrade", str(CHART), *OWN)
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), *OWN)
     assert "deletionTimestamp" not in installed.admin.get(AGENTS)["metadata"]
     assert is_there(installed, secret)
-    done = installed.run_helm("upgrade", str(CHART))
-    assert done.returncode == 0, "it takes the namespace back: " + done.stderr
+    installed.must("upgrade", str(CHART))  # it takes the namespace back
 
 
 def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_with_the_way_out(
@@ -183,11 +180,9 @@ def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_w
     command = re.search(r"first run: kubectl (annotate namespace \S+ \S+=keep)", refused.stderr)
     assert command is not None
     installed.plane.kubectl(*command[1].split())
-    done = installed.run_helm("upgrade", str(CHART), *OWN)
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), *OWN)
     assert is_there(installed, secret)
-    done = installed.run_helm("upgrade", str(CHART))
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART))
 
 
 THEIRS = {
@@ -203,8 +198,7 @@ THEIRS = {
 def test_an_upgrade_that_would_delete_what_its_values_expect_is_refused_with_the_way_out(
     installed: Installed, values: str
 ) -> None:
-    done = installed.run_helm("upgrade", str(CHART), "--set", "crds.keep=false")
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), "--set", "crds.keep=false")
     before = [installed.admin.get(path)["metadata"]["uid"] for path in THEIRS[values]]
     for path in THEIRS[values]:
         refused = installed.run_helm("upgrade", str(CHART), "--set", values)
@@ -214,11 +208,9 @@ def test_an_upgrade_that_would_delete_what_its_values_expect_is_refused_with_the
         command = re.search(r"first run: kubectl (annotate .*)", refused.stderr)
         assert command is not None
         installed.plane.kubectl(*command[1].split())
-    done = installed.run_helm("upgrade", str(CHART), "--set", values)
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), "--set", values)
     assert [installed.admin.get(path)["metadata"]["uid"] for path in THEIRS[values]] == before
-    done = installed.run_helm("upgrade", str(CHART))
-    assert done.returncode == 0, "it takes them back: " + done.stderr
+    installed.must("upgrade", str(CHART))  # it takes them back
 
 
 def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_it_by_name(
@@ -233,7 +225,7 @@ def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_
     )
     assert other.returncode != 0
     assert AGENT_NAMESPACE in other.stderr or "gpunodes.gpusharing.dev" in other.stderr
-    installed.install_chart()
+    installed.must("install", str(CHART))
     installed.wait_enforced()
     assert is_there(installed, secret)
 
@@ -241,13 +233,12 @@ def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_
 def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them_over(
     installed: Installed, policy: Object
 ) -> None:
-    done = installed.run_helm("uninstall", "--wait")
-    assert done.returncode == 0, done.stderr
+    installed.must("uninstall", "--wait")
     for path in REMOVED:
         assert not is_there(installed, path)
     assert is_there(installed, f"{CRDS}/gpunodes.gpusharing.dev")
     assert is_there(installed, f"{GPUNODES}/{installed.node_a}")
-    notes = installed.install_chart()
+    notes = installed.must("install", str(CHART))
     installed.wait_enforced()
     assert all(is_there(installed, path) for path in REMOVED)
     assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
@@ -272,9 +263,7 @@ def test_the_commands_in_the_notes_work(installed: Installed, pointers: None) ->
 
 def notes_with(installed: Installed, *arguments: str) -> str:
     """What helm would print now."""
-    done = installed.run_helm("upgrade", str(CHART), "--dry-run=server", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.partition("NOTES:")[2]
+    return installed.must("upgrade", str(CHART), "--dry-run=server", *arguments).partition("NOTES:")[2]
 
 
 CLUSTER_POLICIES = "/apis/nvidia.com/v1/clusterpolicies"
@@ -454,8 +443,7 @@ def test_viewers_of_the_cluster_may_read_and_admins_write_only_by_choice(install
     reads = {"get", "list", "watch"}
     wait_until(lambda: verbs("admin") == reads, SECONDS, "the roles to be aggregated")
     assert verbs("view") == verbs("edit") == reads
-    done = installed.run_helm("upgrade", str(CHART), "--set", "rbac.aggregateToAdmin=true")
-    assert done.returncode == 0, done.stderr
+    installed.must("upgrade", str(CHART), "--set", "rbac.aggregateToAdmin=true")
     wait_until(lambda: "create" in verbs("admin"), SECONDS, "the roles to be aggregated")
     assert verbs("view") == verbs("edit") == reads
 

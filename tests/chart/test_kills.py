@@ -17,7 +17,7 @@ from hack.cluster.process import wait_until
 from hack.faultproxy import FaultProxy
 from hack.faultproxy.calls import ProxiedWrite
 from tests.chart.charts import CHART, IMAGE, NAMESPACE, Helm
-from tests.chart.cluster import RELEASE, SECONDS, Installed, set_up
+from tests.chart.cluster import RELEASE, SECONDS, Installed, bind, set_up
 from tests.fakes.tls import Identity
 
 pytestmark = [pytest.mark.cluster, pytest.mark.tools, pytest.mark.timeout(3000 if os.environ.get("FULL") else 900)]
@@ -144,14 +144,8 @@ def bench(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benc
     with ControlPlane() as plane:
         installed = set_up(plane, helm)
         api = installed.admin
-        account = {"metadata": {"name": "helm"}}
-        api.create(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", account)
-        binding = {
-            **account,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": "helm", "namespace": NAMESPACE}],
-        }
-        api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
+        api.create(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": "helm"}})
+        bind(api, "helm", "cluster-admin", "helm", NAMESPACE)
         identity = Identity(folder / "tls")
         with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy:
             token = Credentials(token=service_account_token(api, NAMESPACE, "helm"))

@@ -47,19 +47,13 @@ def test_what_helm_3_installed_helm_4_upgrades_and_rolls_back_and_helm_3_takes_o
     released: Installed, majors: dict[str, Helm]
 ) -> None:
     four = replace(released, helm=majors["helm"])
-    done = four.run_helm(
-        "upgrade", str(CHART), "--set", "operator.maxInFlight=7,agent.interval=31s", "--set-json", EXTRA
-    )
-    assert done.returncode == 0, done.stderr
+    four.must("upgrade", str(CHART), "--set", "operator.maxInFlight=7,agent.interval=31s", "--set-json", EXTRA)
     assert told(released) == {"operator": "7", "agent": "31s", "proxy": "http://proxy.test"}
-    done = four.run_helm("rollback", "1")
-    assert done.returncode == 0, done.stderr
+    four.must("rollback", "1")
     assert told(released) == {"operator": "100", "agent": "30s", "proxy": None}
-    done = released.run_helm("upgrade", str(CHART), "--set", "operator.maxInFlight=8")
-    assert done.returncode == 0, done.stderr
+    released.must("upgrade", str(CHART), "--set", "operator.maxInFlight=8")
     assert told(released) == {"operator": "8", "agent": "30s", "proxy": None}
-    done = four.run_helm("uninstall", "--wait")
-    assert done.returncode == 0, done.stderr
+    four.must("uninstall", "--wait")
 
 
 EXTRA = 'operator.extraEnv=[{"name":"HTTPS_PROXY","value":"http://proxy.test"}]'

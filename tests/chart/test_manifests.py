@@ -88,19 +88,18 @@ def test_kubectl_apply_of_it_creates_the_objects_of_helm_install_and_helm_takes_
         for path, kind in paths.items():
             assert stored(api, path) == by_helm[path], f"{kind} {path}"
     finally:
-        installed.install_chart(*TAKE_OVER[major(installed)])
+        installed.must("install", str(CHART), *TAKE_OVER[major(installed)])
         # The other tests need an installation of helm alone, without kubectl as an owner of fields.
         uninstall(installed)
         for path in left:
             disown(api, path)
-        installed.install_chart()
+        installed.must("install", str(CHART))
         installed.wait_enforced()
 
 
 def uninstall(installed: Installed) -> None:
     """Uninstall the release without its hooks, whose pods never end under kwok, and wait until its objects are gone."""
-    done = installed.run_helm("uninstall", "--wait", "--no-hooks")
-    assert done.returncode == 0, done.stderr
+    installed.must("uninstall", "--wait", "--no-hooks")
 
 
 def disown(api: Api, path: str) -> None:

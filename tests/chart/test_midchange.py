@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
+from hack.cluster.api import JSON, MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from tests.build import make_fence, make_node
 from tests.chart.charts import CHART, Helm
-from tests.chart.cluster import NODES, SECONDS, Installed, set_up
+from tests.chart.cluster import NODES, SECONDS, Installed, forbidden, set_up
 from tests.minors import DEVICE_CLASSES, DEVICE_TAINT_RULES, lacks, need
 
 from gpusharing.api import names
@@ -100,15 +100,9 @@ class Changing:
         wait_until(written, SECONDS, "a patch without a conflict")
 
 
-def try_out(api: Api, method: str, path: str, body: Object | None = None, kind: str = "") -> bool:
+def try_out(api: Api, method: str, path: str, body: Object | None = None, kind: str = JSON) -> bool:
     """Whether the server would do it."""
-    try:
-        api.request(method, path, body, kind or "application/json", dryRun="All")
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        return False
-    return True
+    return not forbidden(lambda: api.request(method, path, body, kind, dryRun="All"))
 
 
 def marks(operator: Api) -> bool:
@@ -233,9 +227,7 @@ def end(begun: Begun) -> None:
 
 
 def last_revision(site: Installed) -> tuple[str, str]:
-    done = site.run_helm("history", "--max", "1", "--output", "json")
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)
+    (row,) = json.loads(site.must("history", "--max", "1", "--output", "json"))
     return str(row["revision"]), row["status"]
 
 
@@ -248,8 +240,7 @@ def test_a_change_comes_to_its_end_when_in_the_middle_of_it_a_value_is_set_or_ro
     arguments, probe, is_on = VALUES[value]
 
     def turn(on: bool, verb: str, *more: str) -> None:
-        done = site.run_helm(verb, *more)
-        assert done.returncode == 0, done.stderr
+        site.must(verb, *more)
         wait_until(lambda: probe(operator) == (on == is_on), SECONDS, f"{value} to have changed")
 
     revision = last_revision(site)[0]
@@ -311,12 +302,10 @@ def test_a_change_comes_to_its_end_when_helm_itself_rolls_an_upgrade_back(site: 
 
 
 def test_a_change_comes_to_its_end_after_an_upgrade_that_reuses_the_values(site: Installed, operator: Api) -> None:
-    done = site.run_helm("upgrade", str(CHART), *VALUES["operator.neighborLabels"][0])
-    assert done.returncode == 0, done.stderr
+    site.must("upgrade", str(CHART), *VALUES["operator.neighborLabels"][0])
     wait_until(lambda: marks(operator), SECONDS, "the value to count")
     begun = begin_in_each_phase(site, operator, f"{HANDS_OFF}=true")
-    done = site.run_helm("upgrade", str(CHART), "--reuse-values", "--set", "operator.maxInFlight=7")
-    assert done.returncode == 0, done.stderr
+    site.must("upgrade", str(CHART), "--reuse-values", "--set", "operator.maxInFlight=7")
     assert marks(operator), "the value is kept"
     end(begun)
 
@@ -331,16 +320,14 @@ def test_reused_values_of_an_older_chart_are_refused_by_name_and_nothing_is_writ
         before, found, after = (older / name).read_text().partition(separator)
         assert found
         (older / name).write_text(before + (after if name.endswith("json") else after[after.index("\n\n") :]))
-    done = site.run_helm("upgrade", str(older))
-    assert done.returncode == 0, done.stderr
+    site.must("upgrade", str(older))
     revision = last_revision(site)
     begun = begin_in_each_phase(site, operator)
     done = site.run_helm("upgrade", str(CHART), "--reuse-values")
     assert done.returncode != 0
     assert "missing property 'uninstallCheck'" in done.stderr, done.stderr
     assert last_revision(site) == revision
-    done = site.run_helm("upgrade", str(CHART), "--reset-then-reuse-values")
-    assert done.returncode == 0, done.stderr
+    site.must("upgrade", str(CHART), "--reset-then-reuse-values")
     end(begun)
 
 
@@ -361,16 +348,14 @@ NO_RULE = {"rbac.create", "image.pullPolicy", "gpuOperator.namespace"}
 
 def test_an_installation_that_helm_takes_back_is_repaired_as_the_refusal_says(site: Installed, operator: Api) -> None:
     begun = begin_in_each_phase(site, operator)
-    done = site.run_helm("uninstall", "--no-hooks", "--wait")
-    assert done.returncode == 0, done.stderr
+    site.must("uninstall", "--no-hooks", "--wait")
     failing = ("--set", "operator.nodeSelector.none=such", ATOMIC[0], "--timeout", "15s")
     done = site.run_helm("install", str(CHART), *failing)
     assert done.returncode != 0
     assert "NOT UNINSTALLED: node " in done.stderr, done.stderr
     assert "To keep the operator: helm rollback gpusharing REVISION" in done.stderr
     for verb, argument in (("rollback", last_revision(site)[0]), ("upgrade", str(CHART))):
-        done = site.run_helm(verb, argument)
-        assert done.returncode == 0, done.stderr
+        site.must(verb, argument)
     site.wait_enforced()
     with site.operator() as api:
         end([(replace(node, operator=api), fence) for node, fence in begun])

@@ -266,9 +266,8 @@ def test_the_runbook_of_a_released_chart_is_the_page_of_its_repository(helm: Hel
     shutil.copytree(CHART, chart)
     about = yaml.safe_load((chart / "Chart.yaml").read_text())
     (chart / "Chart.yaml").write_text(yaml.safe_dump({**about, "home": home, "version": "1.2.3"}))
-    done = helm.run("template", "x", str(chart), *IMAGE, "--set", "monitoring.prometheusRule.enabled=true")
-    assert done.returncode == 0, done.stderr
-    rule = find([one for one in yaml.safe_load_all(done.stdout) if one], "PrometheusRule", "gpusharing")
+    text = helm.must("template", "x", str(chart), *IMAGE, "--set", "monitoring.prometheusRule.enabled=true")
+    rule = find([one for one in yaml.safe_load_all(text) if one], "PrometheusRule", "gpusharing")
     urls = {one["alert"]: one["annotations"].get("runbook_url") for one in rule["spec"]["groups"][0]["rules"]}
     page = f"{home}/blob/v1.2.3/{RUNBOOK.relative_to(ROOT)}"
     assert urls == {one["alert"]: f"{page}#{one['alert'].lower()}" if home else None for one in alerts()}

@@ -20,8 +20,7 @@ def agent(objects: list[Manifest]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", PLATFORMS, ids=lambda path: path.stem)
 def test_helm_lint_finds_nothing_and_the_file_says_what_differs(helm: Helm, path: Path) -> None:
-    done = helm.run("lint", "--strict", str(CHART), "-f", str(path), "--set", "image.repository=x")
-    assert done.returncode == 0, done.stdout + done.stderr
+    helm.must("lint", "--strict", str(CHART), "-f", str(path), "--set", "image.repository=x")
     assert path.read_text().startswith("# ")
 
 

@@ -42,8 +42,7 @@ def pod_templates(objects: list[Manifest]) -> Iterator[Manifest]:
 
 
 def test_helm_lint_finds_nothing(helm: Helm, values: Path) -> None:
-    done = helm.run("lint", "--strict", str(CHART), "-f", str(values))
-    assert done.returncode == 0, done.stdout + done.stderr
+    helm.must("lint", "--strict", str(CHART), "-f", str(values))
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -55,9 +54,8 @@ class UniqueKeys(yaml.SafeLoader):
 
 def test_no_label_of_yours_is_beside_one_of_the_chart_with_the_same_key(helm: Helm, values: Path) -> None:
     yours = ("--set", r"commonLabels.app\.kubernetes\.io/name=mine,crds.enabled=false")
-    done = helm.run("template", "gpusharing", str(CHART), *IMAGE, "-f", str(values), *yours)
-    assert done.returncode == 0, done.stderr
-    for one in filter(None, yaml.load_all(done.stdout, UniqueKeys)):
+    text = helm.must("template", "gpusharing", str(CHART), *IMAGE, "-f", str(values), *yours)
+    for one in filter(None, yaml.load_all(text, UniqueKeys)):
         assert one["metadata"]["labels"].get("app.kubernetes.io/name") != "mine"
 
 

@@ -1,24 +1,37 @@
-"""What a real API server refuses to the tokens of Helm's hooks, and to that of somebody who runs the kubectl plugin with read-only roles."""
+"""What a real API server refuses to the tokens of Helm's hooks, of somebody who runs the kubectl plugin with read-only roles, and of somebody with the role gpusharing-editor and no other."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from hack.cluster import install
-from hack.cluster.api import JSON, MERGE_PATCH, Api, Object, selector
+from hack.cluster.api import Api, ApiError, Object, selector
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.charts import NAMESPACE
-from tests.chart.cluster import AGENT_NAMESPACE, GPUNODES, NODES, POLICIES, POLICY, SECONDS, Installed, denied
+from tests.chart.cluster import (
+    AGENT_NAMESPACE,
+    BINDINGS,
+    GPUNODES,
+    NODES,
+    POLICIES,
+    POLICY,
+    SECONDS,
+    Call,
+    Installed,
+    attempt,
+    denied,
+    dry,
+    somebody,
+)
 
 from gpusharing.api import names
 
 pytestmark = pytest.mark.cluster
 
-BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 SPACE = f"/api/v1/namespaces/{NAMESPACE}"
 EVICTION = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "any"}}
-ATTACKS: dict[str, tuple[str, str, Object | None]] = {
+ATTACKS: dict[str, Call] = {
     "cordon a Node": ("PATCH", f"{NODES}/{{a}}", {"spec": {"unschedulable": True}}),
     "remove the fence of a Node": (
         "PATCH",
@@ -57,14 +70,6 @@ ATTACKS: dict[str, tuple[str, str, Object | None]] = {
     ),
     "grant itself a role": ("POST", BINDINGS, {"metadata": {"name": "made-up"}}),
 }
-"""Requests by what they would do: method, path and body. `{a}` stands for a node."""
-
-
-def attack(api: Api, what: str, node: str) -> str:
-    """Try this, and return the words with which the server refuses it."""
-    method, path, body = ATTACKS[what]
-    kind = MERGE_PATCH if method == "PATCH" else JSON
-    return denied(lambda: api.request(method, path.format(a=node), body, kind))
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +94,15 @@ def hooks(installed: Installed) -> Iterator[dict[str, Api]]:
 def test_with_the_token_of_a_hook_nobody_may(installed: Installed, hooks: dict[str, Api], what: str) -> None:
     assert {"gpusharing-checks"} <= hooks.keys()
     for name, api in hooks.items():
-        assert f'"system:serviceaccount:{NAMESPACE}:{name}" cannot' in attack(api, what, installed.node_a)
+        assert f'"system:serviceaccount:{NAMESPACE}:{name}" cannot' in attempt(api, ATTACKS[what], installed.node_a)
 
 
 @pytest.fixture(scope="module")
 def reader(installed: Installed) -> Iterator[Api]:
-    """A client with the token of an account that is bound to the built-in role `view` and to gpusharing-planner, as docs/how-to/install.md says for people who run the plugin, once both count."""
-    api, name = installed.admin, "plugin-reader"
-    who = {"kind": "ServiceAccount", "name": name, "namespace": "default"}
-    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
-    api.create("/api/v1/namespaces/default/serviceaccounts", account)
-    for role in ("view", "gpusharing-planner"):
-        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
-        body = {"metadata": {"name": f"{name}-{role}"}, "roleRef": reference, "subjects": [who]}
-        api.create(BINDINGS, body)
-    with api.as_token(service_account_token(api, "default", name)) as reader:
+    """With the built-in role `view` and gpusharing-planner, as docs/how-to/install.md says for people who run the plugin, once both count."""
+    with somebody(installed.admin, "plugin-reader", "view", "gpusharing-planner") as reader:
         wait_until(lambda: reads(reader), SECONDS, "the roles to count")
         yield reader
-    for role in ("view", "gpusharing-planner"):
-        api.delete(f"{BINDINGS}/{name}-{role}")
 
 
 def reads(api: Api) -> bool:
@@ -123,7 +118,7 @@ def reads(api: Api) -> bool:
 def test_with_the_token_of_somebody_who_only_reads_the_plugin_may_not(
     installed: Installed, reader: Api, what: str
 ) -> None:
-    assert '"system:serviceaccount:default:plugin-reader" cannot' in attack(reader, what, installed.node_a)
+    assert '"system:serviceaccount:default:plugin-reader" cannot' in attempt(reader, ATTACKS[what], installed.node_a)
 
 
 SECRET = "hunter2"
@@ -156,3 +151,100 @@ def test_who_may_list_pods_sees_what_somebody_writes_into_their_environment(inst
     finally:
         installed.admin.delete(f"{pods}/careless", {"gracePeriodSeconds": 0})
         installed.admin.delete("/api/v1/namespaces/default/secrets/s")
+
+
+# --- editors -------------------------------------------------------------------------------------------------
+
+
+def annotated(**annotations: str | None) -> Object:
+    """The patch of `kubectl annotate`, with our prefix."""
+    return {"metadata": {"annotations": {names.PREFIX + key: value for key, value in annotations.items()}}}
+
+
+@pytest.fixture(scope="module")
+def editor(installed: Installed) -> Iterator[Api]:
+    """Once the role and the admission policy count."""
+    path = f"{GPUNODES}/{installed.node_a}"
+    right, wrong = annotated(retry="probe"), {"metadata": {"labels": {"probe": "x"}}}
+    with somebody(installed.admin, "pool-editor", "gpusharing-editor") as editor:
+        wait_until(
+            lambda: (dry(editor, path, right), dry(editor, path, wrong)) == (200, 403),
+            SECONDS,
+            "the role and the admission policy to count",
+        )
+        yield editor
+
+
+def test_an_editor_may_read_what_a_request_is_about_and_write_policies(installed: Installed, editor: Api) -> None:
+    assert editor.get(f"{NODES}/{installed.node_a}")["metadata"]["name"] == installed.node_a
+    assert editor.list(GPUNODES)
+    path = f"{POLICIES}/edited"
+    editor.create(POLICIES, {**POLICY, "metadata": {"name": "edited"}})
+    editor.merge_patch(path, {"spec": {"rollout": {"paused": True}}})
+    editor.delete(path)
+
+
+REQUESTS = {
+    "a retry": annotated(retry="again"),
+    "an abort": annotated(abort="op-1"),
+    "a skip": annotated(skip="true"),
+    "the end of a skip": annotated(skip="false"),
+    "none of them any more": annotated(retry=None, abort=None, skip=None),
+}
+
+
+@pytest.mark.parametrize("what", REQUESTS)
+def test_an_editor_may_request_on_a_gpunode(installed: Installed, editor: Api, what: str) -> None:
+    editor.merge_patch(f"{GPUNODES}/{installed.node_a}", REQUESTS[what])
+
+
+REFUSED: dict[str, Object] = {
+    "the request to the agent": {"spec": {"request": {"id": "9"}}},
+    "a label": {"metadata": {"labels": {"team": "a"}}},
+    "a finalizer": {"metadata": {"finalizers": ["example.com/x"]}},
+    "another annotation": annotated(fence="{}"),
+    "an annotation of somebody else": {"metadata": {"annotations": {"team": None}}},
+    "a request together with a label": {
+        "metadata": {"annotations": {names.ANNOTATION_RETRY: "x"}, "labels": {"team": "a"}}
+    },
+}
+ODD: dict[str, tuple[Object, str]] = {
+    "a skip that is neither true nor false": (annotated(skip="yes"), "must be true or false"),
+    "a retry of endless length": (annotated(retry="x" * 129), "at most 128 characters"),
+    "an abort of endless length": (annotated(abort="x" * 129), "at most 128 characters"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_editor_may_not_write_of_a_gpunode(installed: Installed, editor: Api, what: str) -> None:
+    path = f"{GPUNODES}/{installed.node_a}"
+    installed.admin.merge_patch(path, {"metadata": {"annotations": {"team": "b"}}})
+    assert "you may only change the annotations" in denied(lambda: editor.merge_patch(path, REFUSED[what]))
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_request_is_refused_with_an_example_when_it_is(installed: Installed, editor: Api, what: str) -> None:
+    patch, words = ODD[what]
+    with pytest.raises(ApiError, match=r"for example gpusharing\.dev/retry=again") as refusal:
+        editor.merge_patch(f"{GPUNODES}/{installed.node_a}", patch)
+    assert words in refusal.value.message
+
+
+NEVER: dict[str, Call] = {
+    "patch a Node": ("PATCH", f"{NODES}/{{a}}", annotated(retry="again")),
+    "list Nodes": ("GET", NODES, None),
+    "write the report of an agent": ("PATCH", f"{GPUNODES}/{{a}}/status", {"status": {"observed": None}}),
+    "delete a GPUNode": ("DELETE", f"{GPUNODES}/{{a}}", None),
+}
+
+
+@pytest.mark.parametrize("what", NEVER)
+def test_an_editor_may_not(installed: Installed, editor: Api, what: str) -> None:
+    attempt(editor, NEVER[what], installed.node_a)
+
+
+def test_who_may_write_the_status_is_trusted_with_the_rest(installed: Installed) -> None:
+    path = f"{GPUNODES}/{installed.node_b}"
+    with installed.operator() as operator:
+        operator.merge_patch(path, {"spec": {"request": {"id": "op:verify:1"}}})
+    installed.admin.merge_patch(path, {"metadata": {"labels": {"team": "a"}}})

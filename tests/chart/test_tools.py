@@ -81,8 +81,7 @@ def test_chart_testing_sees_a_value_set_with_a_value_that_does_not_exist(
 
 
 def test_what_only_judges_the_chart_is_not_in_its_package_and_helm_test_is(helm: Helm, tmp_path: Path) -> None:
-    done = helm.run("package", str(CHART), "-d", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    helm.must("package", str(CHART), "-d", str(tmp_path))
     (archive,) = tmp_path.glob("*.tgz")
     with tarfile.open(archive) as packed:
         paths = [Path(name).relative_to(CHART.name) for name in packed.getnames()]

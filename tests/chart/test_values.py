@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hack.agentfields import NeededRight
 from tests.chart.charts import CHART, NAMESPACE, VERSION, Helm, Manifest, find
 
 from gpusharing.agent.loop import LoopSettings
@@ -54,7 +55,6 @@ def test_an_api_server_older_than_1_30_is_refused(helm: Helm, version: str, acce
 
 @pytest.mark.parametrize("command", ["template", "lint"])
 def test_all_values_that_do_not_exist_are_named_before_anything_else_is_missing(helm: Helm, command: str) -> None:
-    """Without the typo an image would be named."""
     place = ("gpusharing", str(CHART)) if command == "template" else (str(CHART),)
     done = helm.run(command, *place, "--set", "image.repositry=x,operator.replica=1")
     assert done.returncode == 1, done.stdout
@@ -102,13 +102,10 @@ def parent(tmp_path: Path) -> Path:
 
 
 def test_a_parent_chart_switches_ours_on_and_off_and_shares_its_registry(helm: Helm, parent: Path) -> None:
-    on = helm.run(
-        "template", "big", str(parent), "-n", NAMESPACE, "--set", "global.imageRegistry=mirror.test,global.other=1"
-    )
-    assert on.returncode == 0, on.stderr
-    assert f"image: mirror.test/gpu-sharing-operator:{VERSION}" in on.stdout
-    off = helm.run("template", "big", str(parent), "-n", NAMESPACE, "--set", "gpu-sharing-operator.enabled=false")
-    assert (off.returncode, off.stdout.strip()) == (0, ""), off.stderr
+    words = ("template", "big", str(parent), "-n", NAMESPACE, "--set")
+    on = helm.must(*words, "global.imageRegistry=mirror.test,global.other=1")
+    assert f"image: mirror.test/gpu-sharing-operator:{VERSION}" in on
+    assert helm.must(*words, "gpu-sharing-operator.enabled=false").strip() == ""
 
 
 def test_helm_test_asks_for_the_accounts_that_the_pods_have(helm: Helm) -> None:
@@ -118,3 +115,40 @@ def test_helm_test_asks_for_the_accounts_that_the_pods_have(helm: Helm) -> None:
     }
     place = place_of(environ)
     assert (place.account(OPERATOR), place.account(AGENT)) == ("gpusharing/a", "agents/b")
+
+
+def rights(pod: dict[str, Any]) -> set[NeededRight]:
+    """What a pod can do, by what the container runtime and the kernel look at."""
+    (container,) = pod["containers"]
+    environ = {one["name"]: one.get("value") for one in container["env"]}
+    found = {NeededRight.NOTHING}
+    driver = (environ.get("NVIDIA_VISIBLE_DEVICES"), environ.get("NVIDIA_DRIVER_CAPABILITIES"))
+    if driver == ("all", "utility"):
+        found.add(NeededRight.DRIVER)
+    if container["securityContext"].get("privileged"):
+        found.add(NeededRight.MIG_CONFIG)
+    if pod.get("hostPID"):
+        found.add(NeededRight.HOST_PID)
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    if "/var/lib/kubelet/pod-resources" in mounts and pod["securityContext"]["runAsUser"] == 0:
+        found.add(NeededRight.POD_RESOURCES)
+    if "/var/log/pods" in mounts and environ.get("POD_LOGS") == "/var/log/pods":
+        found.add(NeededRight.POD_LOGS)
+    return found
+
+
+GIVEN = {
+    "agent.interval=30s": set(NeededRight),
+    "agent.privileged=false": {*NeededRight} - {NeededRight.MIG_CONFIG, NeededRight.POD_LOGS},
+    "agent.podLogsPath=": {*NeededRight} - {NeededRight.POD_LOGS},
+}
+
+
+@pytest.mark.parametrize(("value", "given"), GIVEN.items(), ids=GIVEN)
+def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[NeededRight]) -> None:
+    """hack/agentfields.py says what the fields of its reports need."""
+    assert rights(pod(helm.template("--set", value), "agent")) == given
+
+
+def test_one_right_alone_is_said_to_come_with_the_agents_privileges() -> None:
+    assert [need for need in NeededRight if "`agent.privileged:" in need.chart] == [NeededRight.MIG_CONFIG]

@@ -19,8 +19,7 @@ def packed(folder: Path, description: str) -> Path:
     copy = shutil.copytree(CHART, folder / CHART.name)
     about = yaml.safe_load((copy / "Chart.yaml").read_text())
     (copy / "Chart.yaml").write_text(yaml.safe_dump({**about, "description": description}))
-    done = Helm(toolchain.program("helm"), folder).run("package", str(copy), "--destination", str(folder))
-    assert done.returncode == 0, done.stderr
+    Helm(toolchain.program("helm"), folder).must("package", str(copy), "--destination", str(folder))
     (archive,) = folder.glob("*.tgz")
     return archive
 

@@ -1,17 +1,20 @@
-"""The shipped alerts, by what the operator's metrics say minute by minute: silent in a healthy rollout and in a rolling reboot, and each of ten sick nodes fires the one that is about it."""
+"""The shipped alerts, by what the operator's metrics say minute by minute: silent in a healthy rollout and in a rolling reboot, and each of ten sick nodes fires the one that is about it.
+alerts.yaml notices when an alert waits for less or for more than it should, and when it compares with nothing."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hack.promtool import ensure
 from tests.build import make_policy
-from tests.chart.test_monitoring import RECORDING, RULES
+from tests.chart.test_monitoring import RECORDING, RULES, TESTS, alerts
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
@@ -165,6 +168,13 @@ def series_of(walk: Walk, cluster: str) -> dict[str, list[str]]:
     }
 
 
+def judge(tests: Path) -> str:
+    """What promtool says of these tests of rules, of which some may fail."""
+    command = [str(ensure("promtool")), "test", "rules", str(tests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
 def fired(folder: Path, walks: Mapping[str, Walk], rules: Path = RULES) -> dict[str, dict[str, int]]:
     series = [
         {"series": name, "values": " ".join(values)}
@@ -176,14 +186,8 @@ def fired(folder: Path, walks: Mapping[str, Walk], rules: Path = RULES) -> dict[
     test = {"interval": "1m", "input_series": series, "promql_expr_test": expected}
     document = {"rule_files": [str(rules), str(RECORDING)], "evaluation_interval": "1m", "tests": [test]}
     (folder / "walk.yaml").write_text(yaml.safe_dump(document))
-    command = [str(ensure("promtool")), "test", "rules", str(folder / "walk.yaml")]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return read_samples(said.stdout + said.stderr)
-
-
-def read_samples(text: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    (got,) = re.findall(r"^ *got: ?(.*)$", text, re.MULTILINE)
+    (got,) = re.findall(r"^ *got: ?(.*)$", judge(folder / "walk.yaml"), re.MULTILINE)
     for alert, cluster, value in re.findall(r'alertname="(\w+)", cluster="([^"]+)"\} (\S+?),?(?= \{|$|,)', got):
         found.setdefault(cluster, {})[alert] = round(float(value))
     return found
@@ -204,3 +208,51 @@ def test_the_walks_are_those_in_which_sums_over_nodes_fired(tmp_path: Path) -> N
     assert found["healthy"].keys() == {"GPUSharingDrainBlocked", "GPUSharingNodeBlocked"}
     assert min(found["healthy"].values()) > MINUTES / 2
     assert found["rebooting"].keys() >= {"GPUSharingAgentMissing"}
+
+
+Rule = dict[str, Any]
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def at_once(rule: Rule) -> Rule:
+    """Without its `for`; one that has none also where there is nothing that it should tell."""
+    if "for" in rule:
+        return {key: value for key, value in rule.items() if key != "for"}
+    return {**rule, "expr": re.sub(r" == 1$", "", rule["expr"])}
+
+
+def late(rule: Rule) -> Rule:
+    """It waits twice as long, or an hour where it did not wait."""
+    number, unit = re.fullmatch(r"(\d+)([smh])", rule.get("for", "30m")).groups()  # type: ignore[union-attr]  # else it fails
+    return {**rule, "for": f"{2 * int(number) * UNITS[unit]}s"}
+
+
+def noticed(folder: Path, rules: list[Rule]) -> set[str]:
+    """The alerts of which promtool says something else than alerts.yaml does, with these rules."""
+    shutil.copy(RECORDING, folder)
+    shutil.copy(TESTS, folder)
+    (folder / RULES.name).write_text(yaml.safe_dump({"groups": [{"name": "changed", "rules": rules}]}))
+    told = judge(folder / TESTS.name)
+    found = set(re.findall(r"alertname: (\w+)", told))
+    for expected, got in re.findall(r"^ *exp: (.*)\n *got: (.*)$", told, re.MULTILINE):
+        differing = _samples(expected) ^ _samples(got)
+        found |= {name for sample in differing for name in re.findall(r'alertname="(\w+)"', sample)}
+    return found
+
+
+def _samples(text: str) -> set[str]:
+    return set(re.findall(r"\{[^}]*\} [^,]+", text))
+
+
+@pytest.mark.parametrize("change", [at_once, late])
+def test_every_alert_has_a_case_and_a_near_miss_that_notice_how_long_it_waits(
+    tmp_path: Path, change: Callable[[Rule], Rule]
+) -> None:
+    changed = [change(rule) for rule in alerts()]
+    assert all(one != rule for one, rule in zip(changed, alerts(), strict=True))
+    unnoticed = {rule["alert"] for rule in alerts()} - noticed(tmp_path, changed)
+    assert not unnoticed, f"alerts.yaml has no case for {unnoticed}"
+
+
+def test_nothing_is_noticed_of_rules_that_are_as_they_should_be(tmp_path: Path) -> None:
+    assert noticed(tmp_path, alerts()) == set()
