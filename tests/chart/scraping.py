@@ -21,14 +21,15 @@ from gpusharing.agent.probes import ProbeServer
 
 
 class RunningPrometheus:
-    """A running one."""
+    """What it answers; nothing while it starts."""
 
     def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/api/v1"
+        self.address = f"http://127.0.0.1:{port}"
 
-    def ask(self, query: str) -> list[dict[str, Any]]:
-        """What it answers to an instant query; nothing while it starts."""
-        found: list[dict[str, Any]] = self._get("query", query=query).get("result", [])
+    def ask(self, query: str, at: float | None = None) -> list[dict[str, Any]]:
+        """The result of an instant query of now, or of a time in seconds since 1970."""
+        when = {} if at is None else {"time": f"{at:.3f}"}
+        found: list[dict[str, Any]] = self._get("query", query=query, **when).get("result", [])
         return found
 
     def firing(self) -> list[dict[str, str]]:
@@ -36,20 +37,18 @@ class RunningPrometheus:
         return [one["labels"] for one in found if one["state"] == "firing"]
 
     def values(self, metric: str, label: str) -> list[str]:
-        """What there is of a label of a metric; nothing while it starts."""
         return list(self._get(f"label/{label}/values", **{"match[]": metric}))
 
     def series(self, metric: str) -> list[dict[str, str]]:
-        """Labels of all series of a metric; nothing while it starts."""
         return list(self._get("series", **{"match[]": metric}))
 
-    def increases(self, metrics: Iterable[str]) -> dict[str, float]:
-        """All increases of these, to the last sample: increase() without its extrapolation.
+    def increases(self, metrics: Iterable[str], seconds: float = 600, at: float | None = None) -> dict[str, float]:
+        """All increases of these in so many seconds, to the last sample: increase() without its extrapolation.
 
         One query, which sees a scrape as a whole or not at all: between two queries another one may come in.
         """
         grown = dict.fromkeys(metrics, 0.0)
-        for series in self.ask(f'{{__name__=~"{"|".join(grown)}"}}[10m]'):
+        for series in self.ask(f'{{__name__=~"{"|".join(grown)}"}}[{round(seconds)}s]', at):
             values = [float(value) for _, value in series["values"]]
             grown[series["metric"]["__name__"]] += sum(
                 now - (before if now >= before else 0.0) for before, now in pairwise(values)
@@ -57,8 +56,7 @@ class RunningPrometheus:
         return grown
 
     def _get(self, what: str, **asked: str) -> Any:
-        """The data of an answer; empty while it starts."""
-        url = f"{self._url}/{what}?{urllib.parse.urlencode(asked)}"
+        url = f"{self.address}/api/v1/{what}?{urllib.parse.urlencode(asked)}"
         try:
             with urllib.request.urlopen(url) as answer:
                 return json.load(answer)["data"]
@@ -72,13 +70,15 @@ class RunningPrometheus:
 
 
 @contextmanager
-def scraping(folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]) -> Iterator[RunningPrometheus]:
-    """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
+def scraping(
+    folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str] | None = None, **settings: Any
+) -> Iterator[RunningPrometheus]:
+    """One that scrapes and evaluates every second, unless a job says otherwise. `rules`: files by name; `settings`: more of its file."""
     (port,) = free_ports(1)
-    for name, text in rules.items():
+    for name, text in (rules or {}).items():
         (folder / name).write_text(text)
     every = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-    config = {"global": every, "rule_files": list(rules), "scrape_configs": list(jobs)}
+    config = {"global": every, "rule_files": list(rules or ()), "scrape_configs": list(jobs), **settings}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     command: list[str | Path] = [
         ensure("prometheus"),

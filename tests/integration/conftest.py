@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import install
-from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.controlplane import Options
 from hack.cluster.process import free_ports
 from hack.sidebyside import LOOK_BACK, unit
 from tests.integration.nodelog import audit_policy
-from tests.integration.product import AGENT, FACTOR, Product
+from tests.integration.product import AGENT_ACCOUNT, Product
+from tests.integration.stages import own_product
 
 from hack import launch
 
@@ -30,18 +30,12 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     directory = tmp_path_factory.mktemp("product")
     bodies_too = f"--audit-policy-file={audit_policy(directory)}"
     flags = (bodies_too, "--audit-log-maxsize=4096")  # MB; offsets into the log must not lose their meaning
-    with ControlPlane(options=Options(audit=True, apiserver_flags=flags, environment=SELDOM_COLLECTED)) as plane:
-        install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
-        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-        (port,) = free_ports(1)
-        metrics = ("--agent-port", str(port), "--meter-lag", "2")
-        waits = ("--agent-interval", "1", "--agent-hung-after", "2")
-        options = (*waits, "--agent-account", account, *metrics)
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, *options):
-            product = Product(plane, directory, port)
-            yield product
-            assert product.refused() == []
+    options = Options(audit=True, apiserver_flags=flags, environment=SELDOM_COLLECTED)
+    (port,) = free_ports(1)
+    waits = ("--agent-interval", "1", "--agent-hung-after", "2", "--agent-port", str(port), "--meter-lag", "2")
+    with own_product(directory, "", *waits, *AGENT_ACCOUNT, options=options, agent_port=port) as product:
+        yield product
+        assert product.refused() == []
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,10 @@
 """NVIDIA's MPS DaemonSet on a real API server, under a chart that may repair it (chart value gpuOperator.repairMps)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
-from hack.cluster import install
 from hack.cluster.api import Object
-from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.process import wait_until
-from tests.integration.product import FACTOR, SECONDS, Product
-
-from hack import launch
+from tests.integration.product import Product
 
 NAME, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
 DAEMON_SETS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
@@ -21,18 +13,6 @@ CONFIG_MAP = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gpusharing-device-plugi
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
 ASKED = {"repair_mps": "true"}
-
-
-@contextmanager
-def repairing_product(directory: Path) -> Iterator[Product]:
-    """The chart with the value on, and SIMULATED node software with NVIDIA's MPS DaemonSet; no operator."""
-    with ControlPlane(options=Options(audit=True)) as plane:
-        install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,gpuOperator.repairMps=true")
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1"):
-            product = Product(plane, directory)
-            wait_until(lambda: product.exists(DAEMON_SET), SECONDS, "the simulated GPU Operator's DaemonSet")
-            yield product
 
 
 def containers(product: Product) -> dict[str, Object]:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -49,6 +49,8 @@ MIG_SLICED: Object = {**MIXED, "timeSlicing": {"replicas": 2}}
 
 FACTOR = 120.0
 """Simulated seconds per second."""
+AGENT_ACCOUNT = ("--agent-account", f"{launch.AGENT_NAMESPACE}/gpusharing-agent")
+"""The simulated agents act under the shipped rights."""
 WAITS = {
     "settle": "0.2s",
     "idle": "0.2s",
@@ -133,6 +135,18 @@ class Product:
             for request in self.requests(user=user)
             if request.status == 403 and not any(began <= request.at <= ended for began, ended in self.outages)
         ]
+
+    def scraped(self, nodes: Iterable[str]) -> dict[str, Any]:
+        """The scrape of these nodes' agents as the chart's PodMonitor makes it: job, labels and honorLabels."""
+        where = {"namespace": launch.AGENT_NAMESPACE}
+        agents = [
+            {
+                "targets": [f"127.0.0.1:{self.agent_port}"],
+                "labels": {"__metrics_path__": f"/{node}/metrics", "node": node, "pod": f"agent-on-{node}", **where},
+            }
+            for node in nodes
+        ]
+        return {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents}
 
     def exists(self, path: str) -> bool:
         try:

@@ -1,16 +1,96 @@
-"""The installations of NVIDIA's software on which scenarios of the crash and the fault matrix play."""
+"""The installations of NVIDIA's software, each on a control plane of its own, on which tests and the scenarios of the crash and the fault matrix play."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hack.nvidia.installations import PLAIN_NAMESPACE
-from tests.integration.draproduct import dra_product
-from tests.integration.mpsset import ASKED, repairing_product
-from tests.integration.plainproduct import plain_product
-from tests.integration.product import Product
+from hack.cluster import install
+from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.process import wait_until
+from hack.nvidia.installations import MIG_MANAGER_FOLDER, PCI, PLAIN_NAMESPACE, PLATFORM
+from tests import plainchart
+from tests.integration.mpsset import ASKED, DAEMON_SET
+from tests.integration.product import CLUSTER_POLICY, FACTOR, SECONDS, Product
+
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_GPU_PRESENT
+from hack import launch
+
+AUDITED = Options(audit=True)
+LABELS = {PCI: "true", LABEL_DEPLOY_CLIENT: "true", LABEL_GPU_PRESENT: None}
+"""What the how-to sets, Node Feature Discovery's, and none of the GPU Operator's that our chart goes by."""
+PLAYED = (
+    *("--gpu-operator-namespace", PLAIN_NAMESPACE),
+    *("--plain-config", "gpusharing-device-plugin"),
+    *("--plain-mig", "gpusharing-mig-parted"),
+)
+
+
+def deployable(raw: Object) -> Object:
+    """A DaemonSet of tests/plainchart.py with what an API server wants besides."""
+    labels = {"name": raw["metadata"]["name"]}
+    template = raw["spec"]["template"]
+    for container in template["spec"]["initContainers"]:
+        container["image"] = "k8s-device-plugin:v0.19.3"
+    spec = {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, **template}}
+    return {**raw, "metadata": {**raw["metadata"], "namespace": PLAIN_NAMESPACE}, "spec": spec}
+
+
+@contextmanager
+def own_product(
+    directory: Path,
+    values: str,
+    *played: str,
+    options: Options = AUDITED,
+    policy: Object | None = None,
+    **fields: Any,
+) -> Iterator[Product]:
+    """The GPU Operator's kinds, with ClusterPolicy's spec changed, our chart and SIMULATED node software; no operator. `values`: of the chart; `played`: options of the node software; `fields`: of Product."""
+    with ControlPlane(options=options) as plane:
+        install.install_gpu_operator(plane.api)
+        if policy is not None:
+            plane.api.merge_patch(CLUSTER_POLICY, {"spec": policy})
+        launch.install_chart(plane.kubeconfig, "--set", f"operator.replicaCount=0,{values}".rstrip(","))
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, *played):
+            yield Product(plane, directory, **fields)
+
+
+@contextmanager
+def repairing_product(directory: Path) -> Iterator[Product]:
+    """NVIDIA's MPS DaemonSet, under a chart that may repair it."""
+    with own_product(directory, "gpuOperator.repairMps=true", "--agent-interval", "1") as product:
+        wait_until(lambda: product.exists(DAEMON_SET), SECONDS, "the simulated GPU Operator's DaemonSet")
+        yield product
+
+
+@contextmanager
+def dra_product(
+    directory: Path, values: str = "", options: Options = AUDITED, refused: tuple[str, str] | None = None
+) -> Iterator[Product]:
+    """The GPU Operator without its device plugin, and NVIDIA's DRA driver (SIMULATED). In the end nothing was refused to operator or agents but this (verb, resource)."""
+    policy: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
+    played = ("--agent-interval", "1", "--dra")
+    with own_product(directory, values, *played, options=options, policy=policy, plugin=False) as product:
+        yield product
+        assert [one for one in product.refused() if one[:2] != refused] == []
+
+
+@contextmanager
+def plain_product(directory: Path) -> Iterator[Product]:
+    """NVIDIA's device-plugin chart with the selector and mig-manager without the GPU Operator (deploy/mig-manager), and our chart with the platform's values. In the end nothing was refused to operator or agents."""
+    with ControlPlane(options=Options(audit=True)) as plane:
+        plane.api.ensure("/api/v1/namespaces", {"metadata": {"name": PLAIN_NAMESPACE}})
+        launch.install_chart(plane.kubeconfig, "-f", str(PLATFORM), "--set", "operator.replicaCount=0")
+        sets = (plainchart.plugin(client="true"), plainchart.discovery(client="true"))
+        install.apply_documents(plane.api, map(deployable, sets))
+        plane.kubectl("apply", "-k", str(MIG_MANAGER_FOLDER))
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", *PLAYED):
+            product = Product(plane, directory, namespace=PLAIN_NAMESPACE, labels=LABELS)
+            yield product
+            assert product.refused() == []
+
 
 Stage = Literal["usual", "plain", "dra", "repairing"]
 """`usual` is the GPU Operator of the fixture `product`. The others are in `OTHERS`."""

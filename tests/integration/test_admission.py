@@ -9,8 +9,8 @@ from hack.cluster.api import Object
 from hack.cluster.kubeconfig import service_account_token
 from hack.nvidia.installations import PLAIN_NAMESPACE, PLATFORM
 from tests.chart.cluster import dry
-from tests.integration.plainproduct import plain_product
 from tests.integration.product import FULL, H100, HELD, MIXED, NODES, SLICED, Pool, Product
+from tests.integration.stages import plain_product
 
 from hack import launch
 

@@ -98,23 +98,10 @@ LAST = "GPUSharingOperatorDown"
 
 
 def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> list[dict[str, Any]]:
-    """The scrapes as the chart's PodMonitors make them: job, node, and honorLabels for the agents."""
-    agents = [
-        {
-            "targets": [f"127.0.0.1:{product.agent_port}"],
-            "labels": {
-                "__metrics_path__": f"/{node}/metrics",
-                "node": node,
-                "namespace": launch.AGENT_NAMESPACE,
-                "pod": f"agent-on-{node}",
-            },
-        }
-        for pool in pools.values()
-        for node in pool.nodes
-    ]
+    """The scrapes as the chart's PodMonitors make them."""
     operator = {"targets": [f"127.0.0.1:{operator_port}"], "labels": {"namespace": launch.NAMESPACE}}
     return [
-        {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents},
+        product.scraped(node for pool in pools.values() for node in pool.nodes),
         {"job_name": "gpusharing-operator", "static_configs": [operator]},
     ]
 

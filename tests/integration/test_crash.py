@@ -11,8 +11,7 @@ import pytest
 from hack.cluster.nodes import create_nodes
 from hack.faultproxy import FaultProxy
 from tests.fakes.tls import Identity
-from tests.integration.crash import Scenario, Theatre
-from tests.integration.crashcomplaints import Kills, complaints
+from tests.integration.crash import Kills, Scenario, Theatre, complaints
 from tests.integration.crashscenarios import ELSEWHERE, MORE, SCENARIOS, plain_node
 from tests.integration.nursery import Nursery
 from tests.integration.product import NODES, Product

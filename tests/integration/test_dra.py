@@ -7,8 +7,8 @@ import pytest
 from hack.cluster.api import Object
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
 from tests.chart.rbac import golden
-from tests.integration.draproduct import dra_product
 from tests.integration.product import DEVICE_CLASSES, FULL, HELD, MIXED, RESOURCES, Pool, Product
+from tests.integration.stages import dra_product
 from tests.integration.workloads import PODS, Workload
 
 CLAIMS = f"{RESOURCES}/namespaces/default/resourceclaims"

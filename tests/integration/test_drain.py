@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hack.cluster.api import Object
 from tests.integration.product import H100, L40S, OPERATOR, SLICED, Pool, Product
-from tests.integration.test_output import plugin
+from tests.integration.test_output import plugin, view_in
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -76,16 +76,11 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
 
 def test_an_evicted_pod_leaves_an_event_that_its_tenant_finds_and_why_shows(product: Product) -> None:
     """The tenant has `view` in the namespace and nothing else, so no other trace of the eviction is for him to see."""
-    tenant, rbac = "drained-tenant", "/apis/rbac.authorization.k8s.io/v1"
+    tenant = "drained-tenant"
     with product.pool(H100) as pool:
         pool.create("/api/v1/namespaces", {"metadata": {"name": tenant}})
         pool.create(f"/api/v1/namespaces/{tenant}/serviceaccounts", {"metadata": {"name": "somebody"}})
-        binding = {
-            "metadata": {"name": "somebody"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
-            "subjects": [{"kind": "ServiceAccount", "name": "somebody", "namespace": tenant}],
-        }
-        pool.create(f"{rbac}/namespaces/{tenant}/rolebindings", binding)
+        view_in(product, tenant, "somebody")
         somebody = product.plane.service_account_kubeconfig(tenant, "somebody")
         pods = f"/api/v1/namespaces/{tenant}/pods"
         product.api.create(pods, {"metadata": {"name": "train"}, "spec": pod_spec(pool.nodes[0])})

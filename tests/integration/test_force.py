@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from hack.cluster import install
-from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.api import Api, Object
 from hack.cluster.audit import AuditedRequest
-from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from hack.sim.manifests import daemon_set
-from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Pool, Product
+from tests.chart.cluster import forbidden
+from tests.integration.product import AGENT_ACCOUNT, H100, SECONDS, SLICED, Pool, Product
+from tests.integration.stages import own_product
 from tests.integration.workloads import PODS, Workload, guard
 
 from hack import launch
@@ -20,14 +20,9 @@ FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
-    directory = tmp_path_factory.mktemp("force")
-    with ControlPlane(options=Options(audit=True)) as plane:
-        install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,forceDelete=true")
-        account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-        options = ("--agent-interval", "1", "--agent-account", account)
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, *options):
-            yield Product(plane, directory)
+    played = ("--agent-interval", "1", *AGENT_ACCOUNT)
+    with own_product(tmp_path_factory.mktemp("force"), "forceDelete=true", *played) as product:
+        yield product
 
 
 def deletions(product: Product, since: int) -> list[AuditedRequest]:
@@ -86,13 +81,7 @@ def pod(name: str, *, node: str, grace: int = 30, **metadata: object) -> Object:
 def refusal(api: Api, namespace: str, name: str, **options: object) -> str:
     """Why the server would not delete it; empty when it would."""
     body: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"], **options}
-    try:
-        api.request("DELETE", f"/api/v1/namespaces/{namespace}/pods/{name}", body)
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        return error.message
-    return ""
+    return forbidden(lambda: api.delete(f"/api/v1/namespaces/{namespace}/pods/{name}", body))
 
 
 def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_nothing_else(
@@ -128,14 +117,8 @@ def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_noth
         own: Callable[[], list[Object]] = lambda: product.api.list(PODS, labelSelector="app=monitor")  # noqa: E731 - asked twice
         pool.wait(lambda: bool(own()), "the DaemonSet's pod")
         made["monitor"] = own()[0]
-        assert "none that is static, of a DaemonSet" in refusal(
-            token, "default", made["monitor"]["metadata"]["name"], preconditions=uid_of(made["monitor"])
-        )
+        assert "none that is static, of a DaemonSet" in asked("monitor")
         assert refusal(product.api, "kube-system", "system") == "", "whoever else may delete it still may"
-
-
-def uid_of(made: Object) -> Object:
-    return {"uid": made["metadata"]["uid"]}
 
 
 REFUSED: dict[str, Object] = {

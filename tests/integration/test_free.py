@@ -9,11 +9,10 @@ import pytest
 from hack.cluster.api import Object
 from hack.cluster.nodes import create_nodes, node_manifest
 from tests.integration.product import Pool, Product
-from tests.integration.test_output import account, plugin, same_as_golden
+from tests.integration.test_output import account, lodger, plugin, same_as_golden
 from tests.integration.workloads import PODS, Workload
 
 GPU = "nvidia.com/gpu"
-ROLES = "/apis/rbac.authorization.k8s.io/v1"
 SELECTOR = "gpusharing.dev/pool=stock"
 
 
@@ -75,15 +74,7 @@ def test_who_may_read_everything_sees_what_is_held_free_closed_and_waiting(produ
 
 
 def test_a_user_of_a_namespace_gets_their_own_pods_and_why_the_rest_is_unknown(product: Product, stock: Pool) -> None:
-    tenant = account(product, "tenant")
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "RoleBinding",
-        "metadata": {"name": "tenant-view"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
-        "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": "default"}],
-    }
-    product.api.create(f"{ROLES}/namespaces/default/rolebindings", binding)
+    tenant = lodger(product, "tenant")
     since = product.mark()
     data = free(tenant)
     (row,) = (row for row in data["rows"] if row["resource"] == GPU)

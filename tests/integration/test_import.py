@@ -16,7 +16,17 @@ from hack.cluster.process import wait_until
 from tests.embedded.oracle import wanted_resources
 from tests.integration import test_output as output
 from tests.integration.nodelog import audit_policy, read_node_writes
-from tests.integration.product import AGENT, CLUSTER_POLICY, FACTOR, GPUNODES, NODES, POLICIES, SECONDS, SLICED, Product
+from tests.integration.product import (
+    AGENT_ACCOUNT,
+    CLUSTER_POLICY,
+    FACTOR,
+    GPUNODES,
+    NODES,
+    POLICIES,
+    SECONDS,
+    SLICED,
+    Product,
+)
 from tests.recipes import DOCUMENTED, H100, MIG, Recipe
 
 from gpusharing.planning.wanted.migfile import MIG_KEY
@@ -66,8 +76,7 @@ def beforehand(bare: Product) -> dict[str, str]:
 def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
     plane = bare.plane
     launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0")
-    account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-    options = ("--agent-interval", "1", "--agent-account", account)
+    options = ("--agent-interval", "1", *AGENT_ACCOUNT)
     with launch.node_software(plane.kubeconfig, bare.directory, FACTOR, *options):
         yield bare
 

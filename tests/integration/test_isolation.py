@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster import install
-from hack.cluster.api import Api, ApiError, Object
+from hack.cluster.api import Api, Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 from hack.cluster.process import wait_until
 from tests.chart.charts import NAMESPACE
-from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Product
+from tests.chart.cluster import forbidden
+from tests.integration.product import AGENT_ACCOUNT, FACTOR, H100, SECONDS, SLICED, Product
 from tests.minors import MUTATING, MUTATING_IF_ASKED, lacks, need
 
 from gpusharing.planning.drain.stranded import ADMITTED
@@ -105,25 +106,16 @@ def asked(api: Api, level: str, pod: Object) -> Object:
 
 def terms(api: Api, level: str, **more: Any) -> list[Object]:
     """The terms of the pod's required node affinity as the server would store them; empty while it refuses the pod."""
-    try:
-        affinity = asked(api, level, spec(**more)).get("affinity", {})
-    except ApiError as error:
-        if error.status != 403:
-            raise
+    if refusal(api, level, spec(**more)):
         return []
+    affinity = asked(api, level, spec(**more)).get("affinity", {})
     found: list[Object] = affinity.get("nodeAffinity", {}).get(REQUIRED, {}).get("nodeSelectorTerms", [])
     return found
 
 
 def refusal(api: Api, level: str, pod: Object) -> str:
     """Why the server refuses the pod; empty if it does not."""
-    try:
-        asked(api, level, pod)
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        return error.message
-    return ""
+    return forbidden(lambda: asked(api, level, pod))
 
 
 def row(level: str) -> Object:
@@ -277,8 +269,7 @@ def test_a_bare_pod_that_names_other_nodes_waits(api: Api) -> None:
 @pytest.fixture
 def simulated(product: Product) -> Iterator[None]:
     """The SIMULATED node software; it would decide itself what the nodes of the other tests advertise."""
-    account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
-    options = ("--agent-interval", "1", "--agent-account", account)
+    options = ("--agent-interval", "1", *AGENT_ACCOUNT)
     with launch.node_software(product.plane.kubeconfig, product.directory, FACTOR, *options):
         yield
 

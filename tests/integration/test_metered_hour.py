@@ -20,8 +20,8 @@ from hack.cluster.api import Object
 from hack.cluster.process import wait_until
 from hack.launch import PYTHONPATH
 from hack.sim.agentpages import ANNOTATION_LAPSE, STEP
+from tests.chart.scraping import RunningPrometheus, scraping
 from tests.integration.product import FULL, GPUNODES, H100, HELD, NODES, SECONDS, Pool, Product
-from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import pod_spec
 
 from gpusharing.agent.meter import LAG
@@ -57,7 +57,7 @@ class Played:
     """A pool whose hour is being played."""
 
     pool: Pool
-    seen: AskedPrometheus
+    seen: RunningPrometheus
     began: float = 0.0
     spaces: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
@@ -79,7 +79,7 @@ class Played:
                 at = self.at()
                 for node in nodes:
                     query = f'max(timestamp({GPUS}{{node="{node}"}}))'
-                    if node in self.lost or any(float(one["value"][1]) >= at for one in self.seen.then(query, at)):
+                    if node in self.lost or any(float(one["value"][1]) >= at for one in self.seen.ask(query, at)):
                         self.page(node, "seen")
 
     def page(self, node: str, what: str) -> None:
@@ -144,23 +144,10 @@ class Played:
         """Time and value of a node's counter of GPU-seconds, of all policies together."""
         query = f'{GPUS}{{node="{node}"}}[{round(until - self.began + 60)}s]'
         found: dict[float, float] = {}
-        for series in self.seen.then(query, until):
+        for series in self.seen.ask(query, until):
             for at, value in series["values"]:
                 found[at] = found.get(at, 0.0) + float(value)
         return sorted(found.items())
-
-
-def job(product: Product, nodes: list[str]) -> list[dict[str, Any]]:
-    """The scrape as the chart's PodMonitor makes it, but for its interval."""
-    targets = [
-        {
-            "targets": [f"127.0.0.1:{product.agent_port}"],
-            "labels": {"__metrics_path__": f"/{node}/metrics", "node": node, "namespace": launch.AGENT_NAMESPACE},
-        }
-        for node in nodes
-    ]
-    every = {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE}
-    return [{"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": targets, **every}]
 
 
 @pytest.fixture
@@ -174,7 +161,9 @@ def played(product: Product, tmp_path: Path) -> Iterator[Played]:
         ]
         with product.operator("hour"):
             pool.serve(FULL)
-        found = Played(pool, stack.enter_context(asked(tmp_path, job(product, nodes), storage=OLD)))
+        every = {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE}
+        job = {**product.scraped(nodes), **every}
+        found = Played(pool, stack.enter_context(scraping(tmp_path, [job], storage=OLD)))
         found.began = found.at()
         over = threading.Event()
         telling = threading.Thread(target=found.tell_what_arrived, args=(nodes, over))
@@ -224,11 +213,8 @@ def play(hour: Played) -> float:
         return hour.at()
 
 
-def cost(prometheus: str, window: float, until: float) -> Any:
-    """What `kubectl gpusharing cost` says of the hour. No price is told, so the bill is of GPU-hours and PARTIAL."""
-    end = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    typed = ("--prometheus", prometheus, "--window", f"{round(window / 60)}m", "--until", end, "-o", "json")
-    done = subprocess.run(
+def ask_cost(*typed: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         [sys.executable, "-m", "kubectl_gpusharing", "cost", *typed],
         env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1"},
         capture_output=True,
@@ -236,6 +222,13 @@ def cost(prometheus: str, window: float, until: float) -> Any:
         timeout=SECONDS,
         check=False,
     )
+
+
+def cost(prometheus: str, window: float, until: float) -> Any:
+    """What `kubectl gpusharing cost` says of the hour. No price is told, so the bill is of GPU-hours and PARTIAL."""
+    end = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    typed = ("--prometheus", prometheus, "--window", f"{round(window / 60)}m", "--until", end, "-o", "json")
+    done = ask_cost(*typed)
     assert done.returncode == CHANGES, done.stderr
     return json.loads(done.stdout)
 
@@ -246,7 +239,7 @@ def test_an_hour_adds_up_in_a_real_prometheus_and_in_the_bill(played: Played) ->
     one, other = played.pool.nodes
     played.wait(lambda: played.samples(one, end + STEP)[-1][0] >= end, "the last scrape")
     lasted = {node: played.samples(node, end) for node in (one, other)}
-    exact = played.seen.grown((*PARTS, GPUS), end - played.began, end)
+    exact = played.seen.increases((*PARTS, GPUS), end - played.began, end)
 
     # To the second, by the samples as they are: the four parts are all that was metered.
     metered = exact.pop(GPUS)

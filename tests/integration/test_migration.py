@@ -1,28 +1,31 @@
 """docs/how-to/migrate-from-time-slicing-to-mig.md, played on SIMULATED nodes with the real scheduler and controllers.
-What is proven, from watches of all nodes and pods, event by event: open nodes always have as many free places of a resource name as pods wait for that name, and the budget of the pods is kept. So a pod whose node is drained waits only for its controller, the scheduler and its start, and never for a change of a node."""
+What is proven, from watches of all nodes and pods, event by event: open nodes always have as many free places of a resource name as pods wait for that name, and the budget of the pods is kept. So a pod whose node is drained waits only for its controller, the scheduler and its start, and never for a change of a node. The events of both watches are put in order by resourceVersion, which in one etcd is one counter for all kinds."""
 
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.cluster.api import Object
+from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import control_plane_programs
 from hack.launch import PYTHONPATH
+from tests.chart.scraping import RunningPrometheus, scraping
 from tests.docs.commands import Shell, page
 from tests.docs.pages import MIGRATION
-from tests.integration.places import NODES, PODS, Places, Watched, watched
-from tests.integration.product import GPUNODES, H100, POLICIES, SECONDS, Pool, Product
-from tests.integration.prometheus import AskedPrometheus, asked
-from tests.integration.workloads import PDBS, pod_spec
+from tests.integration.product import GPUNODES, H100, NODES, POLICIES, SECONDS, Pool, Product
+from tests.integration.test_metered_hour import ask_cost
+from tests.integration.workloads import PDBS, PODS, pod_spec
 
-from hack import launch
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE
 
 APP, REPLICAS, GUARDED = "notebooks", 7, 5
@@ -45,6 +48,153 @@ STEPS: list[tuple[str, dict[str, int], bool]] = [
 PLAYED = [block for block in page(MIGRATION) if block.where == "migration"]
 
 
+# --- whether every pod that waits has a place, at every instant ----------------------------------------------
+
+
+@dataclass
+class Places:
+    """Nodes and pods at an instant."""
+
+    pods: dict[str, Object] = field(default_factory=dict)
+    """By uid."""
+    nodes: dict[str, Object] = field(default_factory=dict)
+
+    def take(self, kind: str, obj: Object, gone: bool) -> None:
+        """What has become of a `Node` or a `Pod`."""
+        known, key = (self.nodes, obj["metadata"]["name"]) if kind == "Node" else (self.pods, obj["metadata"]["uid"])
+        if gone:
+            known.pop(key, None)
+        else:
+            known[key] = obj
+
+    def waiting(self) -> Counter[str]:
+        """Pods without a node, by the resource that they ask for."""
+        return Counter(
+            asked_of(pod)
+            for pod in self.pods.values()
+            if not pod["spec"].get("nodeName") and "deletionTimestamp" not in pod["metadata"]
+        )
+
+    def free(self) -> Counter[str]:
+        """Places on open nodes, by resource. A pod holds its own until it is gone."""
+        found: Counter[str] = Counter()
+        for name, node in self.nodes.items():
+            if node["spec"].get("unschedulable"):
+                continue
+            taken = Counter(
+                asked_of(pod) for pod in self.pods.values() if pod["spec"].get("nodeName") == name and holds(pod)
+            )
+            for resource, count in node["status"]["allocatable"].items():
+                if resource.startswith("nvidia.com/"):
+                    found[resource] += int(count) - taken[resource]
+        return found
+
+    def ready(self) -> int:
+        return sum(
+            1
+            for pod in self.pods.values()
+            if "deletionTimestamp" not in pod["metadata"]
+            and any(
+                row["type"] == "Ready" and row["status"] == "True"
+                for row in pod.get("status", {}).get("conditions") or ()
+            )
+        )
+
+    def lacking(self) -> dict[str, int]:
+        """By resource, how many pods wait for which there is no place."""
+        free = self.free()
+        return {name: count - free[name] for name, count in self.waiting().items() if count > free[name]}
+
+
+def asked_of(pod: Object) -> str:
+    """The GPU resource that a pod asks for one of; empty: none."""
+    limits: Object = pod["spec"]["containers"][0].get("resources", {}).get("limits") or {}
+    return next((name for name in limits if name.startswith("nvidia.com/")), "")
+
+
+def holds(pod: Object) -> bool:
+    return pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")
+
+
+@dataclass
+class WatchFile:
+    """One that goes on, and what it has written so far."""
+
+    path: str
+    version: str
+    first: Sequence[Object]
+    file: Path
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = self.file.read_text().split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def reached(self, version: str) -> bool:
+        """Whether it has told of this version, or of a later one."""
+        return any(int(one["object"]["metadata"]["resourceVersion"]) >= int(version) for one in self.events())
+
+
+@dataclass
+class Watched:
+    """Both watches."""
+
+    plane: ControlPlane
+    watches: tuple[WatchFile, ...]
+
+    def catch_up(self, *marked: str) -> None:
+        """Until both have told of a change that is made now, to these objects."""
+        for watch, path in zip(self.watches, marked, strict=True):
+            written = self.plane.api.merge_patch(path, {"metadata": {"annotations": {"example.com/last": "x"}}})
+            version = written["metadata"]["resourceVersion"]
+            wait_until(partial(watch.reached, version), SECONDS, "the watch")
+
+    def instants(self, names: Sequence[str], app: str) -> Iterator[tuple[int, Places]]:
+        """Version, and how things stood then, from the later list to the end: these nodes, the pods of this app."""
+        stand, events = Places(), []
+        for watch in self.watches:
+            kind = "Node" if watch.path == NODES else "Pod"
+            for obj in watch.first:
+                stand.take(kind, obj, gone=False)
+            events += [(int(one["object"]["metadata"]["resourceVersion"]), kind, one) for one in watch.events()]
+        begin = max(int(watch.version) for watch in self.watches)
+        stand.nodes = {name: node for name, node in stand.nodes.items() if name in names}
+        stand.pods = {uid: pod for uid, pod in stand.pods.items() if is_of(pod, app)}
+        for version, kind, one in sorted(events, key=lambda event: event[0]):
+            obj = one["object"]
+            if obj["metadata"]["name"] in names if kind == "Node" else is_of(obj, app):
+                stand.take(kind, obj, one["type"] == "DELETED")
+                if version >= begin:
+                    yield version, stand
+
+
+def is_of(pod: Object, app: str) -> bool:
+    return bool((pod["metadata"].get("labels") or {}).get("app") == app)
+
+
+@contextmanager
+def watched(plane: ControlPlane, folder: Path) -> Iterator[Watched]:
+    """Watch all nodes, and all pods of the namespace default."""
+    kubectl, running, watches = control_plane_programs().kubectl, [], []
+    try:
+        for path in (NODES, PODS):
+            listed = plane.api.get(path)
+            version = listed["metadata"]["resourceVersion"]
+            watch = WatchFile(path, version, listed["items"], folder / path.rpartition("/")[2])
+            query = f"{path}?watch=true&timeoutSeconds=3000&resourceVersion={version}"
+            with watch.file.open("w") as output:
+                command = [str(kubectl), f"--kubeconfig={plane.kubeconfig}", "get", "--raw", query]
+                running.append(subprocess.Popen(command, stdout=output))
+            watches.append(watch)
+        yield Watched(plane, tuple(watches))
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+
 def manifest() -> Object:
     spec = pod_spec("", GPU) | {"nodeSelector": {"example.com/tenant": APP}}
     template = {"metadata": {"labels": {"app": APP}}, "spec": spec}
@@ -59,17 +209,6 @@ def manifest() -> Object:
             "template": template,
         },
     }
-
-
-def job(product: Product) -> list[dict[str, object]]:
-    targets = [
-        {
-            "targets": [f"127.0.0.1:{product.agent_port}"],
-            "labels": {"__metrics_path__": f"/{node}/metrics", "node": node, "namespace": launch.AGENT_NAMESPACE},
-        }
-        for node in NAMES
-    ]
-    return [{"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": targets}]
 
 
 @pytest.fixture
@@ -114,7 +253,7 @@ def test_no_pod_loses_its_place_on_the_way_from_time_slicing_to_mig(
 ) -> None:
     typed, left = shell(product, tmp_path), list(STEPS)
     (tmp_path / "prometheus").mkdir()
-    with asked(tmp_path / "prometheus", job(product)) as prometheus:
+    with scraping(tmp_path / "prometheus", [product.scraped(NAMES)]) as prometheus:
         typed.run(PLAYED[0], PATIENCE)
         begin(pool)
         after(product, *left.pop(0))
@@ -172,7 +311,7 @@ def limits(product: Product) -> Counter[str]:
     return Counter(name for pod in running(product) for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
-def measured(prometheus: AskedPrometheus) -> None:
+def measured(prometheus: RunningPrometheus) -> None:
     """Wait until `cost` tells both halves of the pool apart: all pods hold shares of the old one, the new one is idle.
 
     What pods held of the node that moved, before they left it, may be too short for any scrape.
@@ -180,14 +319,7 @@ def measured(prometheus: AskedPrometheus) -> None:
 
     def told() -> set[tuple[str, str]]:
         typed = ("--prometheus", prometheus.address, "--by", "policy", "--window", "10m", "-o", "json")
-        done = subprocess.run(
-            [sys.executable, "-m", "kubectl_gpusharing", "cost", *typed],
-            env={**os.environ, "PYTHONPATH": PYTHONPATH, "PYTHONUTF8": "1"},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = ask_cost(*typed)
         rows = json.loads(done.stdout)["rows"] if done.returncode in (DONE, CHANGES) else []
         return {(row["name"], row["part"]) for row in rows if row["gpuHours"] > 0}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.nodes import LABEL_POOL
+from tests.chart.cluster import create_account
 from tests.integration.product import FULL, GPUNODES, H100, L40S, MIXED, POLICIES, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard
 
@@ -168,18 +169,7 @@ PLUGIN_MASKS = (
 
 def account(product: Product, name: str, *roles: str) -> Path:
     """The kubeconfig of somebody new with these ClusterRoles in the whole cluster, and nothing else."""
-    api, group = product.api, "/apis/rbac.authorization.k8s.io/v1"
-    who = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
-    api.create("/api/v1/namespaces/default/serviceaccounts", who)
-    for role in roles:
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": f"{name}-{role}"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
-        }
-        api.create(f"{group}/clusterrolebindings", binding)
+    create_account(product.api, name, *roles)
     return product.plane.service_account_kubeconfig("default", name)
 
 
@@ -235,15 +225,18 @@ def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, perso
 def lodger(product: Product, name: str, *roles: str) -> Path:
     """The kubeconfig of somebody with `view` in the namespace default alone, and with these ClusterRoles everywhere."""
     kubeconfig = account(product, name, *roles)
+    view_in(product, "default", name)
+    return kubeconfig
+
+
+def view_in(product: Product, namespace: str, name: str) -> None:
+    """Give an account of this namespace the built-in role `view` there, and nowhere else."""
     binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "RoleBinding",
         "metadata": {"name": f"{name}-view"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
+        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     }
-    product.api.create("/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", binding)
-    return kubeconfig
+    product.api.create(f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings", binding)
 
 
 @pytest.fixture(scope="module")

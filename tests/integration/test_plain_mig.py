@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hack.cluster.kubeconfig import service_account_token
 from hack.nvidia.installations import PLAIN_NAMESPACE
-from tests.integration.plainproduct import plain_product
 from tests.integration.product import FULL, H100, HELD, MIXED, Pool, Product
+from tests.integration.stages import plain_product
 
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT, PAUSED_FOR_MIG
 

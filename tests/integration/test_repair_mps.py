@@ -8,6 +8,7 @@ import pytest
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
+from tests.chart.cluster import forbidden
 from tests.integration.mpsset import (
     ASKED,
     CONFIG_MAP,
@@ -19,13 +20,13 @@ from tests.integration.mpsset import (
     RIGHT,
     containers,
     overwrite,
-    repairing_product,
     signal,
     signalled,
     template,
     told,
 )
 from tests.integration.product import H100, MPS, SECONDS, SLICED, Pool, Product
+from tests.integration.stages import repairing_product
 
 from hack import launch
 
@@ -49,13 +50,7 @@ def token(product: Product) -> Iterator[Api]:
 
 def refusal(api: Api, body: Object, path: str = DAEMON_SET) -> str:
     """Why the server would not do this patch; empty when it would."""
-    try:
-        api.request("PATCH", path, body, MERGE_PATCH, dryRun="All")
-    except ApiError as error:
-        if error.status != 403:
-            raise
-        return error.message
-    return ""
+    return forbidden(lambda: api.request("PATCH", path, body, MERGE_PATCH, dryRun="All"))
 
 
 def forget(product: Product) -> None:
@@ -119,9 +114,7 @@ def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
     assert refusal(product.api, refused["another image"]) == "", "whoever else may write it still may"
     assert refusal(token, {"status": {"numberReady": 9}}, f"{DAEMON_SET}/status")
     assert refusal(token, signal(product), f"{DAEMON_SETS}/nvidia-mig-manager-daemonset")
-    with pytest.raises(ApiError) as raised:
-        token.delete(DAEMON_SET)
-    assert raised.value.status == 403
+    assert forbidden(lambda: token.delete(DAEMON_SET))
 
 
 # --- what the operator does -----------------------------------------------------------------------------
@@ -240,6 +233,3 @@ def test_a_value_that_is_undone_in_the_same_request_is_no_repair_and_the_node_sa
         wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
         assert "repair 1 of 3" in told(product)[-1]
         pool.serve(SLICED)
-
-
-# --- config-manager restarts alone ----------------------------------------------------------------------

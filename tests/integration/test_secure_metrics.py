@@ -9,12 +9,11 @@ import pytest
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.agent.test_access import get
+from tests.chart.cluster import create_account
 from tests.chart.scraping import scraping
 from tests.integration.agentprocess import agent_process
 from tests.integration.product import AGENT, SECONDS, Product
 
-ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
-BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 READER, OTHER = "prometheus", "somebody"
 
 
@@ -36,23 +35,12 @@ class Secured:
 @pytest.fixture(scope="module")
 def secured(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """The role is the chart's; the binding is what its value monitoring.readers makes."""
-    api = product.api
-    for name in (READER, OTHER):
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}
-        api.create(ACCOUNTS, account)
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "gpusharing-metrics-reader"}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "reads-metrics"},
-        "roleRef": role,
-        "subjects": [{"kind": "ServiceAccount", "name": READER, "namespace": "default"}],
-    }
-    api.create(BINDINGS, binding)
+    (binding,) = create_account(product.api, READER, "gpusharing-metrics-reader")
+    create_account(product.api, OTHER)
     folder = tmp_path_factory.mktemp("secured")
     with product.pool() as pool, agent_process(product, pool.nodes[0], folder, METRICS_SECURE="true") as port:
         yield Secured(product, port)
-    product.remove(f"{BINDINGS}/reads-metrics")
+    product.remove(binding)
 
 
 def test_the_api_server_decides_who_reads_the_metrics(secured: Secured) -> None:
@@ -87,7 +75,7 @@ def test_a_prometheus_with_the_settings_of_the_how_to_scrapes_it_and_one_without
     }
     reader = {"authorization": {"credentials_file": str(tmp_path / "token")}}
     jobs = [{"job_name": "reader", **target, **reader}, {"job_name": "stranger", **target}]
-    with scraping(tmp_path, jobs, {}) as seen:
+    with scraping(tmp_path, jobs) as seen:
 
         def ups() -> dict[str, str]:
             return {one["metric"]["job"]: one["value"][1] for one in seen.ask("up")}

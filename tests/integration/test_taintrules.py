@@ -4,13 +4,12 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import install
 from hack.cluster.api import ApiError, Object
-from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.controlplane import Options
 from hack.cluster.kubeconfig import service_account_token
-from hack.cluster.nodes import create_nodes, node_manifest
 from tests.chart.rbac import golden
-from tests.integration.product import CLUSTER_POLICY, FACTOR, HELD, MIXED, RESOURCES, Pool, Product
+from tests.integration.product import HELD, MIXED, RESOURCES, Pool, Product
+from tests.integration.stages import dra_product
 from tests.integration.test_dra import published
 from tests.integration.workloads import PDBS, Workload, guard, pod_spec
 
@@ -25,26 +24,17 @@ TEMPLATES = f"{RESOURCES}/namespaces/default/resourceclaimtemplates"
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The DRA stack as in test_dra.py, on a control plane with the feature gate, and the chart's value; no operator."""
-    directory = tmp_path_factory.mktemp("taintrules")
-    flags = ("--runtime-config=resource.k8s.io/v1beta2=true",)
-    options = Options(audit=True, apiserver_flags=flags, feature_gates=GATE)
-    with ControlPlane(options=options) as plane:
-        install.install_gpu_operator(plane.api)
-        spec: Object = {"devicePlugin": {"enabled": False}, "migManager": {"version": "v0.15.1"}}
-        plane.api.merge_patch(CLUSTER_POLICY, {"spec": spec})
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicaCount=0,dra.deviceTaints=true")
-        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1", "--dra"):
-            product = Product(plane, directory)
-            yield product
-            thief = ("create", "devicetaintrules")
-            assert [one for one in product.refused() if one[:2] != thief] == []
+    options = Options(
+        audit=True, apiserver_flags=("--runtime-config=resource.k8s.io/v1beta2=true",), feature_gates=GATE
+    )
+    thief = ("create", "devicetaintrules")
+    with dra_product(tmp_path_factory.mktemp("taintrules"), "dra.deviceTaints=true", options, thief) as product:
+        yield product
 
 
 @pytest.fixture
 def pool(product: Product) -> Iterator[Pool]:
-    with product.pool(empty=True) as pool:
-        manifest = node_manifest(f"{pool.name}-0", gpus=4, pool=pool.name, plugin=False)
-        pool.nodes += create_nodes(pool.api, [manifest])
+    with product.pool(gpus=4) as pool:
         pool.wait(lambda: published(pool) == {"gpu": 4}, "the whole GPUs", lambda: published(pool))
         yield pool
 
