@@ -42,9 +42,9 @@ def retarget(pool: Pool) -> None:
     pool.apply(SINGLE)
 
 
-def lose_node(pool: Pool) -> None:
+def lose_node(pool: Pool, at_once: int = 1) -> None:
     """A failure of the change, where it was on record in time: the policy takes one more than that."""
-    pool.apply({**MIXED, "rollout": {"maxFailures": 2}})
+    pool.apply({**MIXED, "rollout": {"maxUnavailable": at_once, "maxFailures": 2}})
     in_the_middle(pool, pool.nodes[0])
     pool.api.delete(f"{NODES}/{pool.nodes[0]}")
 
@@ -69,9 +69,9 @@ def busy_node(pool: Pool) -> None:
     guard(pool, guarded.app, 1, minAvailable=1)
 
 
-def unblock(pool: Pool) -> None:
-    """Wait until the budget blocks, then give it a third pod elsewhere."""
-    pool.apply(SLICED)
+def unblock(pool: Pool, at_once: int = 1) -> None:
+    """Wait until the budget blocks the one node, then give it a third pod elsewhere."""
+    pool.apply({**SLICED, "rollout": {"maxUnavailable": at_once}})
     budget = f"{PDBS}/{pool.name}-guard"
     pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
     Workload(pool, ELSEWHERE, 1, app=pool.name, resource="")

@@ -10,7 +10,7 @@ from tests.integration import crashscenarios as crash
 from tests.integration.crash import Scenario
 from tests.integration.mpsset import RIGHT, overwrite, signalled
 from tests.integration.product import GPUNODES, H100, LEASE, MIXED, MPS, NODES, POLICIES, SINGLE, SLICED, Pool
-from tests.integration.workloads import PDBS, Workload
+from tests.integration.workloads import Workload
 
 from gpusharing.api import names
 
@@ -32,14 +32,6 @@ def ready(pool: Pool) -> bool:
 
 def lives(pool: Pool, name: str) -> bool:
     return pool.product.exists(f"{NODES}/{name}")
-
-
-def unblock(pool: Pool) -> None:
-    """Wait until the budget blocks the one node, then give it a third pod elsewhere."""
-    pool.apply({**SLICED, **TWO_AT_ONCE})
-    budget = f"{PDBS}/{pool.name}-guard"
-    pool.wait(lambda: pool.api.get(budget)["status"]["disruptionsAllowed"] == 0, "the budget to be used up")
-    Workload(pool, crash.ELSEWHERE, 1, app=pool.name, resource="")
 
 
 def gang_on_two(pool: Pool) -> None:
@@ -84,10 +76,7 @@ def given_back(pool: Pool) -> bool:
 
 
 def lose_node(pool: Pool) -> None:
-    """A failure of the change, where it was on record in time: the policy takes one more than that."""
-    pool.apply({**MIXED, "rollout": {"maxUnavailable": 2, "maxFailures": 2}})
-    crash.in_the_middle(pool, pool.nodes[0])
-    pool.api.delete(f"{NODES}/{pool.nodes[0]}")
+    crash.lose_node(pool, at_once=2)
 
 
 def rest_ready(pool: Pool) -> bool:
@@ -188,7 +177,7 @@ def _scenario(
 
 MATRIX = (
     _scenario("idle", create),
-    _scenario("pods", unblock, prepare=crash.busy_node, gpus=4),
+    _scenario("pods", lambda pool: crash.unblock(pool, at_once=2), prepare=crash.busy_node, gpus=4),
     _scenario("retarget", retarget, midway=True),
     _scenario("policy-deleted", lose_policy, given_back, midway=True),
     _scenario("node-deleted", lose_node, rest_ready),

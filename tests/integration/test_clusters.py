@@ -1,18 +1,22 @@
-"""`kubectl gpusharing` asks several contexts at once: two lead to the real API server, with the rights of two people, one to a port that accepts connections and never answers, and one to a port where nothing listens."""
+"""`kubectl gpusharing` asks several contexts at once: two lead to the real API server, with the rights of two people, one to a port that accepts connections and never answers, and one to a port where nothing listens. Its `ui` is asked with the rights of a planner, with those of a viewer, and with none."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
 from hack.cluster.process import free_ports
 from tests.cli.schema import check
-from tests.integration.product import FULL, H100, POLICIES, Pool, Product
-from tests.integration.test_output import PLANNER, account, plugin
+from tests.cli.served import Browsed, serving
+from tests.integration.product import FULL, H100, MIXED, POLICIES, Pool, Product
+from tests.integration.test_output import PLANNER, account, lodger, plugin
+from tests.integration.workloads import Workload
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -109,3 +113,47 @@ def test_names_templates_and_selectors_are_answered_as_by_kubectl(
     assert kubectl("get", "gsp", pool.name, "-o", theirs) == f"{shown['mode']} {shown['gpus']}"
     assert check(out("plan", "-o", "json")) == ["Plan"]
     assert check(out("why", node, "-o", "json")) == ["NodeExplanation"]
+
+
+def follow(served: Browsed, *words: str) -> None:
+    """Wait until a page that is open has each of these words, one after the other."""
+    with urlopen(f"{served.url}events?policy=pool-u", timeout=120) as events:
+        for word in words:
+            assert any(word.encode() in line for line in events), word
+
+
+def test_the_ui_shows_pools_tenants_and_why_follows_the_cluster_and_writes_nothing(product: Product) -> None:
+    person = account(product, "reader-of-pages", "view", PLANNER)
+    viewer = lodger(product, "viewer-of-pages", "gpusharing-viewer")
+    with product.pool(H100, name="pool-u") as pool:
+        pool.serve(FULL)
+        Workload(pool, pool.nodes[0], 1).wait_running(1)
+        since = product.mark()
+        environment = {**os.environ, "PYTHONUTF8": "1"}
+        with serving({**environment, "KUBECONFIG": str(person)}) as served:
+            assert "pool-u" in served.read("?policy=pool-u").text
+            (pod,) = {str(one["href"]) for one in served.read("?by=pod").all("a") if "pool-u-on" in str(one["href"])}
+            text = served.read(pod).text
+            assert f"This pod is on node {pool.nodes[0]}, which the operator is not changing now." in text
+            assert "default" in served.read("?by=namespace").text
+            pool.cordon(pool.nodes[0])
+            pool.apply(MIXED)
+            follow(served, "AlreadyCordoned")
+            why = served.read(f"?subject=no/{pool.nodes[0]}").text
+            assert "AlreadyCordoned" in why
+            assert "NVML" in why, "with the proofs, which this person may read"
+            assert served.end() == (130, "")
+        asked = product.requests(since, "system:serviceaccount:default:reader-of-pages")
+        assert {one.verb for one in asked} == {"get", "list", "watch"}
+        with serving({**environment, "KUBECONFIG": str(viewer)}) as served:
+            assert "AlreadyCordoned" in served.read("?policy=pool-u").text
+            assert 'cannot list resource "nodes"' in served.read("?by=namespace").text
+            assert "No proof to show: the right to list nodes" in served.read(f"?subject={pool.nodes[0]}").text
+
+
+def test_without_any_right_the_ui_ends_with_one_sentence(product: Product) -> None:
+    said = plugin(account(product, "nobody-of-pages"), "ui")
+    assert said.startswith("error: you lack a permission in context ")
+    assert 'cannot list resource "gpu' in said
+    assert said.endswith("exit status 1\n")
+    assert said.count("\n") == 2
