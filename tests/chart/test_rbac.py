@@ -112,7 +112,7 @@ MIG_MANAGERS = {
 
 
 def test_mig_manager_beside_the_plain_chart_gets_what_it_calls_and_nothing_else() -> None:
-    """tests/nvidia/test_plain_mig.py lets the real mig-manager act with these rights."""
+    """tests/nvidia/test_plain_chart.py lets the real mig-manager act with these rights."""
     documents = list(yaml.safe_load_all((ROOT / "deploy" / "mig-manager" / "rbac.yaml").read_text()))
     roles = [one for one in documents if "rules" in one]
     assert {

@@ -10,8 +10,7 @@ from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
 from hack.required import require
-from tests.nvidia.mignode import MigNode
-from tests.nvidia.undeletable import create_pod
+from tests.nvidia.mignode import MigNode, create_pod
 
 MakeSandbox = Callable[..., Sandbox]
 

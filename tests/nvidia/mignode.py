@@ -1,13 +1,16 @@
-"""A node with the real mig-manager, and the configurations that its tests use."""
+"""A node with the real mig-manager, the configurations that its tests use, and a pod that the API server does not let go, as with too few rights or a webhook in the way."""
 
 import contextlib
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from hack.cluster.api import ApiError, Object
+from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.install import GPU_OPERATOR_NAMESPACE
+from hack.cluster.process import wait_until
 from hack.nvidia import build
 from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.sandbox import Sandbox
@@ -117,3 +120,61 @@ class MigNode:
 def operands_in(labels: Mapping[str, str]) -> set[str]:
     """The values of these labels by which mig-manager pauses NVIDIA's operands."""
     return {labels.get(LABEL_DEPLOY_PREFIX + operand, "") for operand in OPERANDS}
+
+
+ADMISSION = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+POLICIES, BINDINGS = f"{ADMISSION}ies", f"{ADMISSION}ybindings"
+PODS = f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/pods"
+
+
+def create_pod(api: Api, node: str, app: str) -> str:
+    """A pod of one of the GPU Operator's apps on a node, without any program; returns its name."""
+    name = f"{app}-{node}"
+    manifest = {
+        "metadata": {"name": name, "labels": {"app": app}},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "simulated"}]},
+    }
+    api.ensure("/api/v1/namespaces", {"metadata": {"name": GPU_OPERATOR_NAMESPACE}})
+    wait_until(partial(_created, api, manifest), SECONDS, f"pod {name} to be accepted")
+    return name
+
+
+@contextlib.contextmanager
+def undeletable(api: Api, pod: str) -> Iterator[None]:
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["pods"]}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule]},
+        "matchConditions": [{"name": "this-one", "expression": f"request.name == '{pod}'"}],
+        "validations": [{"expression": "false", "message": f"{pod} must stay"}],
+    }
+    binding = {"policyName": pod, "validationActions": ["Deny"]}
+    for path, spec in ((POLICIES, policy), (BINDINGS, binding)):
+        api.ensure(path, {"metadata": {"name": pod}, "spec": spec})
+    wait_until(lambda: not _can_delete(api, pod), SECONDS, f"{pod} to be protected")
+    try:
+        yield
+    finally:
+        for path in (BINDINGS, POLICIES):
+            api.delete(f"{path}/{pod}")
+        wait_until(lambda: _can_delete(api, pod), SECONDS, f"{pod} to be free again")
+
+
+def _created(api: Api, manifest: Object) -> bool:
+    """A new namespace takes no pods until it has its service account."""
+    try:
+        api.create(PODS, manifest)
+    except ApiError as error:
+        if error.status == 403 and "serviceaccount" in error.message:
+            return False
+        raise
+    return True
+
+
+def _can_delete(api: Api, pod: str) -> bool:
+    try:
+        api.request("DELETE", f"{PODS}/{pod}", dryRun="All")
+    except ApiError as error:
+        if "must stay" not in error.message:
+            raise
+        return False
+    return True

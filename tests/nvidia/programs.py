@@ -14,6 +14,7 @@ from hack.cluster.process import end_group
 from hack.nvidia.kubelet import gfd_labels_in
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 
+from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.wanted import migfile
 
@@ -181,6 +182,14 @@ class DevicePluginProgram:
 def served(sandbox: Sandbox, config: str, expected: int, limits: Sequence[str] = ()) -> dict[str, int]:
     """What the device plugin advertises with this configuration, through its start and its end."""
     return DevicePluginProgram(sandbox, config, limits=limits).resources(expected)
+
+
+def served_in(sandbox: Sandbox, mode: Mode, config: str, expected: int) -> dict[str, int]:
+    """As `served`, beside the MPS daemon where the mode has one."""
+    if mode is not Mode.MPS:
+        return served(sandbox, config, expected)
+    with running_mps_daemon(sandbox, config):
+        return start_mps_plugin(sandbox, config).resources(expected)
 
 
 def start_mps_daemon(sandbox: Sandbox, config: str) -> Program:

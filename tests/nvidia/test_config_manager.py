@@ -14,9 +14,8 @@ from hack.nvidia.kubelet import Mount, gfd_labels_in
 from hack.nvidia.operands import GFD, PodPrograms
 from hack.nvidia.tasks import SandboxTask
 from tests.configs import make_shared
-from tests.nvidia.configured import NODES, ConfiguredNode
+from tests.nvidia.configured import NODES, ConfiguredNode, HeldServer, held_server
 from tests.nvidia.conftest import MakeSandbox
-from tests.nvidia.held import HeldServer, held_server
 from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG

@@ -1,4 +1,5 @@
-"""NVIDIA's real DRA driver on the SIMULATED library and a real API server: what it publishes of static partitions."""
+"""NVIDIA's real DRA driver on the SIMULATED library and a real API server: what it publishes of static partitions, and changes where it serves the GPUs, with the shipped operator and agent, mig-manager and the real scheduler.
+SIMULATED: the GPUs, the kubelets (kwok) and Node Feature Discovery."""
 
 import os
 import tempfile
@@ -13,17 +14,21 @@ from hack.cluster.api import Object
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.nvidia.dradriver import kubelet_plugin
+from hack.nvidia.installations import DRA
+from hack.nvidia.loop import FULL, HALVES, MIXED, PODS, NvidiaLoop, is_cordoned, running_loop
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
+from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
 
 from gpusharing.planning.gpus.geometry import Layout
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
-SLICES = "/apis/resource.k8s.io/v1/resourceslices"
+RESOURCES = "/apis/resource.k8s.io/v1"
+SLICES, CLAIMS = f"{RESOURCES}/resourceslices", f"{RESOURCES}/namespaces/default/resourceclaims"
 SECONDS = 60.0
 SEVEN: Layout = (("1g.10gb", 7),)
-MIXED: Layout = (("1g.10gb", 4), ("3g.40gb", 1))
+SOME: Layout = (("1g.10gb", 4), ("3g.40gb", 1))
 
 
 def configuration(*layouts: Layout | None) -> list[object]:
@@ -36,7 +41,7 @@ def configuration(*layouts: Layout | None) -> list[object]:
 CONFIGURATIONS = {
     "whole": configuration(None, None),
     "seven": configuration(SEVEN, SEVEN),
-    "mixed": configuration(None, MIXED),
+    "mixed": configuration(None, SOME),
 }
 
 
@@ -103,9 +108,64 @@ def test_partitions_are_published_at_the_start_of_the_kubelet_plugin_only(node: 
     node.divide("mixed")
     assert node.published() == [SEVEN, SEVEN], "a slice outlives its pod, so that it alone proves nothing"
     with node.kubelet_plugin():
-        node.wait_published(None, MIXED)
+        node.wait_published(None, SOME)
         (one,) = node.slices()
         assert (one["spec"]["pool"]["name"], one["spec"]["driver"]) == (node.name, "gpu.nvidia.com")
     node.divide("whole")
     with node.kubelet_plugin():
         node.wait_published(None, None)
+
+
+@pytest.fixture
+def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
+        running_loop(Path(folder), "one", installation=DRA) as made,
+    ):
+        yield made
+
+
+def published(loop: NvidiaLoop) -> Counter[str]:
+    """What the real driver publishes: profiles, and `gpu` for whole GPUs."""
+    slices = loop.api.list(SLICES, fieldSelector="spec.driver=gpu.nvidia.com")
+    devices = [device for one in slices for device in one["spec"].get("devices", ())]
+    return Counter(device["attributes"].get("profile", {"string": "gpu"})["string"] for device in devices)
+
+
+def plugin(loop: NvidiaLoop) -> str:
+    where = {"labelSelector": f"{LABEL_DRA}={KUBELET_PLUGIN}"}
+    (pod,) = loop.api.list("/api/v1/namespaces/gpu-operator/pods", **where)
+    return str(pod["metadata"]["uid"])
+
+
+def place(loop: NvidiaLoop, resource: str) -> tuple[str, str]:
+    """Create a pod with an old pod spec; returns its name and the device that the scheduler gave it."""
+    container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
+    manifest = {"metadata": {"generateName": "work-"}, "spec": {"containers": [container]}}
+    name = str(loop.api.create(PODS, manifest)["metadata"]["name"])
+    loop.wait(lambda: loop.api.get(f"{PODS}/{name}")["spec"].get("nodeName"), f"{name} to be placed")
+    status = loop.api.get(f"{PODS}/{name}")["status"]["extendedResourceClaimStatus"]
+    claim = loop.api.get(f"{CLAIMS}/{status['resourceClaimName']}")
+    (result,) = claim["status"]["allocation"]["devices"]["results"]
+    return name, str(result["device"])
+
+
+def test_each_change_is_proven_by_what_the_real_driver_publishes(loop: NvidiaLoop) -> None:
+    loop.bring(**FULL)
+    assert published(loop) == {"gpu": 2}
+    work, device = place(loop, "nvidia.com/gpu")
+    assert device in ("gpu-0", "gpu-1")
+    walk = (
+        (HALVES, {"3g.40gb": 4}, "nvidia.com/mig-3g.40gb"),
+        (MIXED, {"1g.10gb": 4, "2g.20gb": 2, "3g.40gb": 2}, "nvidia.com/mig-1g.10gb"),
+        (FULL, {"gpu": 2}, "nvidia.com/gpu"),
+    )
+    for spec, wanted, resource in walk:
+        before, evicted = plugin(loop), work
+        loop.bring(**spec)
+        assert published(loop) == wanted
+        assert plugin(loop) != before
+        assert loop.served("one") == {}
+        assert not is_cordoned(loop, "one")
+        assert loop.evicted()[-1] == evicted
+        work, device = place(loop, resource)

@@ -1,4 +1,4 @@
-"""Every layout on every MIG model: mig-parted makes of it what our geometry says, and nothing else."""
+"""Every layout on every MIG model: mig-parted makes of it what our geometry says, and nothing else; and several GPUs, what is in use, pending modes, failures midway."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +13,7 @@ from tests.nvidia.programs import Done, MigParted, entry_for
 from tests.nvidia.standins import stand_in_parted
 
 from gpusharing.api.policy import MigLayout
+from gpusharing.kube.actuatorlogs import failure_in
 from gpusharing.planning.gpus.geometry import (
     Layout,
     describe,
@@ -34,10 +35,6 @@ MODELS = (
 MISTAKES_NAMES = build.MIG_PARTED.version == "v0.13.1"
 """Whether this version looks a profile up by name on the first card that has it."""
 WITHOUT_MIG = ("v100-16gb", "t4", "l40s")
-
-
-def is_refused(misfit: str, why: str) -> bool:
-    return why in misfit
 
 
 def make_gpus(model: str, number: int) -> list[GpuView]:
@@ -179,7 +176,7 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(model: str,
     profiles = find_model(model).profiles
     misfits = {layout: find_misfit(layout, profiles) for layout in foreign_layouts(model)}
     legal = [layout for layout, misfit in misfits.items() if not misfit]
-    unknown = [layout for layout, misfit in misfits.items() if is_refused(misfit, "has no profile")]
+    unknown = [layout for layout, misfit in misfits.items() if "has no profile" in misfit]
     unknown.append(normalize({profiles[0].name: 1, "1g.99gb": 1}))
     machine = Machine(make_sandbox, model)
     machine.put([maximal_layouts(profiles)[0]] * MAX_GPUS)
@@ -212,11 +209,11 @@ def test_a_layout_with_one_instance_too_many_fails_and_leaves_the_gpu_empty(
     model: str, make_sandbox: MakeSandbox
 ) -> None:
     profiles = find_model(model).profiles
-    foreign = [one for one in foreign_layouts(model) if is_refused(find_misfit(one, profiles), "does not fit")]
+    foreign = [one for one in foreign_layouts(model) if "does not fit" in find_misfit(one, profiles)]
     layouts = list(dict.fromkeys([*just_too_full(model), *foreign]))
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(layouts)})
     for number, layout in enumerate(layouts):
-        assert is_refused(find_misfit(layout, profiles), "does not fit"), describe(layout)
+        assert "does not fit" in find_misfit(layout, profiles), describe(layout)
         applied = parted.apply(str(number))
         assert applied.status == 1, describe(layout)
         assert "all orderings failed" in applied.last_line
@@ -233,7 +230,7 @@ def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and
     chosen = layouts[:: len(layouts) // 8]
     parted = MigParted(make_sandbox(model), {str(n): entry_for(one) for n, one in enumerate(chosen)})
     for number, layout in enumerate(chosen):
-        assert is_refused(find_misfit(layout, find_model(model).profiles), "has no profile")
+        assert "has no profile" in find_misfit(layout, find_model(model).profiles)
         applied, asserted = parted.apply(str(number)), parted.check(str(number))
         assert (applied.status, asserted.status) == (0, 1), applied.output
         assert parted.sandbox.simulator.show()["gpus"][0]["instances"] == []
@@ -241,3 +238,66 @@ def test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and
     refused = named.apply("own")
     assert refused.status == 1
     assert "non MIG-capable GPU" in refused.last_line
+
+
+# --- what is not about geometry --------------------------------------------------------------------------------
+
+
+def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbor_is_gone(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    parted = MigParted(sandbox, {"halves": entry_for((("3g.40gb", 2),)), "seven": entry_for((("1g.10gb", 7),))})
+    parted.apply("halves")
+    created_last = 1  # the id of the lower half: the driver takes the upper one first
+    sandbox.simulator.add_process(0, 4711, "python3", gpu_instance=created_last, compute_instance=0)
+    refused = parted.apply("seven")
+    assert refused.status == 1
+    assert "all orderings failed" in refused.last_line, "the sum, not the cause"
+    assert "ERROR_IN_USE" in refused.output
+    assert [instance["id"] for instance in sandbox.simulator.show()["gpus"][0]["instances"]] == [created_last]
+    sandbox.simulator.remove_process(4711)
+    assert parted.apply("seven").status == 0
+
+
+def test_amperes_pending_mode_is_applied_by_resetting_all_gpus(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("a100-40gb", "a100-40gb")
+    sandbox.simulator.set_gpu(None, explicit_reset=1)
+    parted = MigParted(sandbox, {"all-balanced": entry_for((("3g.20gb", 1), ("2g.10gb", 1), ("1g.5gb", 2)))})
+    assert parted.apply("all-balanced").status == 0
+    assert parted.check("all-balanced").status == 0
+    sandbox.simulator.set_gpu(None, explicit_reset=0, mig_current=0, mig_pending=0)
+    for gpu in (0, 1):
+        sandbox.simulator.set_gpu(gpu, passthrough=1)
+    failed = parted.apply("all-balanced")
+    assert failed.status == 1
+    assert "error resetting all GPUs" in failed.last_line
+
+
+def test_a_held_hopper_is_not_changed_and_the_failure_is_told(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    sandbox.simulator.set_gpu(0, busy=1)
+    parted = MigParted(sandbox, {"seven": entry_for((("1g.10gb", 7),))})
+    failed = parted.apply("seven")
+    assert failed.status == 1
+    assert "unable to apply MIG config with MIG mode disabled" in failed.last_line
+    assert sandbox.simulator.show()["gpus"][0]["mig"] == {"current": False, "pending": False}
+
+
+def test_nvidias_mig_parted_leaves_the_gpu_on_and_empty_when_a_create_fails_midway(make_sandbox: MakeSandbox) -> None:
+    sandbox = make_sandbox("h100-80gb")
+    sandbox.simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", skip=3)
+    parted = MigParted(sandbox, {"seven": entry_for((("1g.10gb", 7),))})
+    assert parted.apply("seven").status == 1
+    gpu = sandbox.simulator.show()["gpus"][0]
+    assert (gpu["mig"]["current"], gpu["instances"]) == (True, [])
+
+
+def test_go_nvlib_warns_of_each_gpu_from_v0_15_on_and_the_reason_of_a_failure_is_found_all_the_same(
+    make_sandbox: MakeSandbox,
+) -> None:
+    parted = MigParted(make_sandbox("h100-80gb"), {"too-full": entry_for((("3g.40gb", 2), ("1g.10gb", 1)))})
+    failed = parted.apply("too-full")
+    warnings = [line for line in failed.output.splitlines() if "WARNING" in line]
+    assert {"unable to detect IOMMU FD" in line for line in warnings} == (
+        set() if build.MIG_PARTED.version == "v0.13.1" else {True}
+    )
+    assert "ERROR_INSUFFICIENT_RESOURCES; Error applying" in failure_in(failed.output)

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
-from tests.nvidia.undeletable import create_pod, undeletable
+from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode, create_pod, undeletable
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 from gpusharing.kube.actuatorlogs import failure_in

@@ -1,20 +1,26 @@
 """Each model through all its modes: config-manager brings what we render, device plugin and GFD do as we predict."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.models import find_model
 from tests.nvidia.configured import ConfiguredNode
 from tests.nvidia.conftest import MakeSandbox
-from tests.nvidia.programs import gfd_labels, running_mps_daemon, served, set_layouts, start_mps_plugin
-from tests.nvidia.standins import check_gfd, check_plugin
-from tests.nvidia.targets import Setting, labels_as_predicted, mig, mps, plan, slices, slicing
+from tests.nvidia.programs import gfd_labels, served_in, set_layouts
+from tests.nvidia.standins import (
+    Setting,
+    check_gfd,
+    check_plugin,
+    labels_as_predicted,
+    mig,
+    mps,
+    plan,
+    slices,
+    slicing,
+)
 from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
-from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import generated_layouts
 from gpusharing.planning.wanted.target import counts_without_suffixes
 
@@ -31,13 +37,6 @@ def modes_of(model: str) -> dict[str, dict[str, Any]]:
         modes["MIG mixed"] = mig("mixed", dict(balanced))
         modes["MIG with time-slicing"] = mig("mixed", dict(balanced)) | slices(3)
     return modes | {"TimeSlicing": slicing(4), "MPS": mps(4)}
-
-
-def served_in(sandbox: Sandbox, mode: Mode, config: str, expected: int) -> dict[str, int]:
-    """What the device plugin serves, beside the MPS daemon where the mode has one."""
-    if mode is Mode.MPS:
-        return start_mps_plugin(sandbox, config).resources(expected)
-    return served(sandbox, config, expected)
 
 
 @pytest.mark.parametrize("model", [*MODELS, *WITHOUT_MIG])
@@ -58,12 +57,11 @@ def test_a_node_goes_through_all_modes_and_serves_and_labels_what_was_predicted(
             node.wait_for(target.plugin_key)
             loaded = node.link.read_text()
             expected = counts_without_suffixes(target.resources)
-            with running_mps_daemon(sandbox, loaded) if target.mode is Mode.MPS else nullcontext():
-                assert served_in(sandbox, target.mode, loaded, len(expected)) == expected
+            assert served_in(sandbox, target.mode, loaded, len(expected)) == expected
             check_plugin(model, target.layouts, loaded, expected)
             assert loaded == config
             labels = gfd_labels(sandbox, loaded)
             labels_as_predicted(labels, case)
-            check_gfd(model, target.layouts, loaded, labels)
+            check_gfd([model] * 2, target.layouts, loaded, [labels])
     finally:
         node.program.stop()

@@ -2,13 +2,12 @@
 SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import FULL, HALVES, POLICY, SINGLE, WALK, NvidiaLoop, is_cordoned, mig_state, running_loop
-from tests.nvidia.undeletable import create_pod, undeletable
-from tests.nvidia.walking import walk_through
+from hack.nvidia.loop import FULL, HALVES, POLICY, SINGLE, WALK, NvidiaLoop, Stop, is_cordoned, mig_state, running_loop
+from tests.nvidia.mignode import create_pod, undeletable
 
 from gpusharing.api import names
 
@@ -21,6 +20,53 @@ SHORT = "gpusharing-"
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
     with tempfile.TemporaryDirectory(prefix=SHORT) as folder, running_loop(Path(folder), "one", "two") as made:
         yield made
+
+
+def walk_through(loop: NvidiaLoop, stops: Sequence[Stop]) -> None:
+    """Bring the pool to each stop with a pod on every node, and check policy, GPUNodes, Nodes and GPUs there."""
+    offered = ""
+    for stop in stops:
+        working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
+        loop.bring(**stop.spec)
+        for node in loop.nodes:
+            assert loop.served(node) == stop.served, stop.text
+            assert not is_cordoned(loop, node), stop.text
+            assert loop.nodes[node].simulator.show()["processes"] == [], stop.text
+            synced = lambda node=node: loop.transition(node).get("phase") == "Synced"  # noqa: E731 - a condition
+            loop.wait(synced, f"the GPUNode of {node} to be Synced, {stop.text}")
+        all_nodes = len(loop.nodes)
+        assert loop.api.get(POLICY)["status"]["summary"]["nodes"] == f"{all_nodes}/{all_nodes}", stop.text
+        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
+        offered = min(stop.served)
+
+
+def reset(loop: NvidiaLoop) -> None:
+    """Delete a policy that says Reset, and check that the nodes serve whole GPUs without our labels."""
+    loop.bring(**HALVES, deletionPolicy="Reset")
+    loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
+    loop.api.delete(POLICY)
+    loop.wait(lambda: not loop.api.list(POLICY.rpartition("/")[0]), "the policy to go")
+    for node in loop.nodes:
+        ours = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
+        assert not ours & loop.labels(node).keys()
+        assert loop.profiles(node) == [[], []]
+        loop.wait(lambda node=node: loop.served(node) == {"nvidia.com/gpu": 2}, f"{node} to serve whole GPUs")
+        assert not is_cordoned(loop, node)
+
+
+def test_an_agent_that_is_not_privileged_keeps_its_node_out_of_mig(nvidia_programs: None) -> None:
+    powerless = ("--set", "agent.privileged=false")
+    with (
+        tempfile.TemporaryDirectory(prefix=SHORT) as folder,
+        running_loop(Path(folder), "one", chart=powerless) as loop,
+    ):
+        loop.bring(**FULL)
+        before = mig_state(loop, "one")
+        loop.apply(**HALVES)
+        loop.wait(lambda: loop.transition("one").get("reason") == "AgentLacksRights", "the lack to be told")
+        assert not is_cordoned(loop, "one")
+        assert (loop.profiles("one"), mig_state(loop, "one")) == ([[], []], before)
+        assert loop.served("one") == {"nvidia.com/gpu": 2}
 
 
 def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: NvidiaLoop) -> None:
@@ -78,13 +124,4 @@ def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_w
     loop: NvidiaLoop,
 ) -> None:
     """The last one of the file: its policy is gone then. NVIDIA's device plugin goes by ClusterPolicy's default."""
-    loop.bring(**HALVES, deletionPolicy="Reset")
-    loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
-    loop.api.delete(POLICY)
-    loop.wait(lambda: not loop.api.list(POLICY.rpartition("/")[0]), "the policy to go")
-    for node in loop.nodes:
-        ours = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
-        assert not ours & loop.labels(node).keys()
-        assert loop.profiles(node) == [[], []]
-        loop.wait(lambda node=node: loop.served(node) == {"nvidia.com/gpu": 2}, f"{node} to serve whole GPUs")
-        assert not is_cordoned(loop, node)
+    reset(loop)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hack.cluster.audit import read_requests, wait_logged
 from hack.nvidia.installations import MIG_MANAGER_ACCOUNT, PLAIN, PLAIN_NAMESPACE, PLUGIN_ACCOUNT
-from hack.nvidia.loop import HALVES, OPERATOR, POLICY, WALK, NvidiaLoop, is_cordoned, running_loop
-from tests.nvidia.walking import walk_through
+from hack.nvidia.loop import OPERATOR, WALK, NvidiaLoop, running_loop
+from tests.nvidia.test_whole_loop import reset, walk_through
 
 from gpusharing.api import names
 from hack import launch
@@ -57,11 +57,4 @@ def test_a_node_goes_to_mig_to_another_layout_and_back_with_the_rights_of_the_ma
 def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_without_our_labels(
     loop: NvidiaLoop,
 ) -> None:
-    loop.bring(**HALVES, deletionPolicy="Reset")
-    loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
-    loop.api.delete(POLICY)
-    loop.wait(lambda: not loop.api.list(POLICY.rpartition("/")[0]), "the policy to go")
-    assert not {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG} & loop.labels("one").keys()
-    assert loop.profiles("one") == [[], []]
-    loop.wait(lambda: loop.served("one") == {"nvidia.com/gpu": 2}, "whole GPUs to be served")
-    assert not is_cordoned(loop, "one")
+    reset(loop)

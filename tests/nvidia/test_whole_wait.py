@@ -1,8 +1,7 @@
 """mig-manager's five minutes, to the end. They pass beside the other tests (conftest.py)."""
 
 import pytest
-from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
-from tests.nvidia.undeletable import PODS
+from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, PODS, SAYS_FAILED, MigNode
 
 from gpusharing.kube.actuatorlogs import failure_in
 from gpusharing.planning.wanted.actuators import GAVE_UP
