@@ -179,6 +179,16 @@ def clear(walk: Walk) -> None:
         walk.wait(partial(walk.is_reset, name), f"pods and agent to leave the GPUs of {name}")
 
 
+def helm_test(site: Site) -> tuple[int, str]:
+    return site.try_helm("test", "gpusharing", "--logs", "--timeout", "300s")
+
+
+def can_work(site: Site) -> None:
+    status, said = helm_test(site)
+    assert status == 0, said
+    assert "This installation can work: errors 0" in said
+
+
 def policy_of(stop: PoolMode, at_once: int = 1) -> Object:
     """The pool's policy in this mode. `at_once`: nodes that may be unavailable together."""
     selector = {"matchLabels": {"gpusharing.dev/pool": POOL}}

@@ -17,7 +17,7 @@ from hack.images.local import too_big
 from hack.images.wheels import LOCK, STDLIB, download
 from hack.realnode.site import Site
 from hack.required import require
-from tests.images.spdx import problems
+from tests.images.test_sbom import problems
 
 pytestmark = pytest.mark.e2e
 

@@ -1,4 +1,4 @@
-"""Our chart with its default values and our image, on real kubelets."""
+"""Our chart with its default values and our image, on real kubelets, and `helm test` as a user runs it."""
 
 import json
 from functools import partial
@@ -10,9 +10,9 @@ from hack.launch import AGENT_NAMESPACE, NAMESPACE, ROOT
 from hack.realnode.runtime import STATE, state_file
 from hack.realnode.site import Site
 from tests.e2e.conftest import NODES
+from tests.e2e.pool import PODS, can_work, helm_test
 
 pytestmark = pytest.mark.e2e
-PODS = "/api/v1/namespaces/default/pods"
 SECONDS = 240.0
 ASK_NVML = """
 import pynvml as n
@@ -163,8 +163,33 @@ def phase(site: Site, name: str) -> str:
 
 def run_to_end(site: Site, name: str, environ: dict[str, str], script: str) -> str:
     create(site, name, environ, script)
-
     wait_until(lambda: phase(site, name) in ("Succeeded", "Failed"), SECONDS, f"pod {name} to end")
     said = site.kubectl("logs", name)
     site.api.delete(f"{PODS}/{name}")
     return said
+
+
+ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+
+
+def test_helm_test_says_on_one_screen_that_the_installation_can_work_and_leaves_no_account(
+    site: Site, notes: str
+) -> None:
+    can_work(site)
+    assert [one for one in site.api.list(ROLES) if one["metadata"]["name"] == "gpusharing-checks"] == []
+    accounts = site.api.list(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts")
+    assert "gpusharing-checks" not in {one["metadata"]["name"] for one in accounts}
+
+
+def test_it_says_what_is_wrong_and_the_command_and_helm_fails(site: Site, notes: str) -> None:
+    name = {"spec": {"devicePlugin": {"config": {"name": None}}}}
+    site.api.merge_patch(CLUSTER_POLICY, name)
+    try:
+        status, said = helm_test(site)
+    finally:
+        back = {"spec": {"devicePlugin": {"config": {"name": "gpusharing-device-plugin"}}}}
+        site.api.merge_patch(CLUSTER_POLICY, back)
+    assert status != 0
+    assert "devicePlugin.config.name is not set" in said
+    assert "-> kubectl patch clusterpolicy cluster-policy" in said

@@ -1,15 +1,18 @@
 """What happens to a cluster in the middle of a change, on real kubelets: the change goes on, and nobody pays twice."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from itertools import cycle, groupby
 from pathlib import Path
 
 import pytest
 from hack.cluster.api import ApiError
 from hack.cluster.audit import AuditedRequest, read_requests
+from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.site import Site
+from hack.report import MEASURED
 from tests.e2e.conftest import NODES
 from tests.e2e.incident import LEASE, OPERATOR_PODS, Incident, incident, versions, watched_nodes
 from tests.e2e.pool import FASTER, MIG, Walk, sliced
@@ -196,3 +199,46 @@ def test_the_node_in_the_change_is_rebooted_after_the_point_of_no_return(one: In
     one.walk.wait(lambda: one.fence(node).get("stage") != "fenced", "the point of no return")
     one.walk.site.reboot(node)
     one.ends_well(restarted=(node,))
+
+
+MOST_MIB = 55.0
+"""The most memory that a standby may use (docs/explanation/performance.md#limits)."""
+RSS = "print(next(line for line in open('/proc/1/status') if line.startswith('VmRSS')).split()[1])"
+LOOK = 0.1
+"""Seconds between two reads of the Lease while its holder is about to change."""
+
+
+def used_mib(one: Incident, pod: str) -> float:
+    """The resident memory of the operator in a pod, in MiB."""
+    told = one.walk.site.kubectl("exec", "-n", launch.NAMESPACE, pod, "--", "python3", "-c", RSS)
+    return int(told) / 1024
+
+
+def test_the_standby_leads_and_finishes_the_change_when_the_leaders_node_stops(
+    one: Incident, record_property: Callable[[str, object], None]
+) -> None:
+    site, walk = one.walk.site, one.walk
+    walk.wait(lambda: len(one.operator_pods("Running")) == 2, "two operators to run")
+    places = {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in one.operator_pods()}
+    assert len(set(places.values())) == 2, "each pod has a node of its own"
+    node = one.begin(sliced(4))
+    change, leader = one.fence(node)["op"], one.leader()
+    leading = leader.rpartition("-")[0]
+    (standby,) = places.keys() - {leading}
+    used = used_mib(one, standby)
+    record_property(MEASURED, f"a standby uses {used:.1f} MiB, a leader of two nodes {used_mib(one, leading):.1f} MiB")
+    assert used <= MOST_MIB
+    dead = places[leading]
+    began = time.monotonic()
+    site.stop(dead)
+    stopped = time.monotonic() - began
+    silent = time.monotonic()
+    wait_until(lambda: one.leader() not in ("", leader), 300.0, "another operator to lead", poll=LOOK)
+    seconds = time.monotonic() - silent
+    what = "after all processes of the leader's node had stopped"
+    killed = f"{seconds + stopped:.1f} s after the first was killed"
+    record_property(MEASURED, f"another operator led {seconds:.1f} s {what} ({killed})")
+    assert one.leader().rpartition("-")[0] == standby
+    assert one.fence(node)["op"] == change
+    site.restart(dead)
+    one.ends_well(restarted=(dead,))

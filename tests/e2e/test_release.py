@@ -4,6 +4,7 @@ The first version is the checkout's, with the archives that the other tests of t
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import yaml
 from hack.cluster import toolchain
 from hack.cluster.process import wait_until
 from hack.images.contents import Image, read_origin
@@ -25,7 +27,7 @@ from hack.release import package, publish
 from hack.release.chart import CHART
 from hack.release.prepare import Prepared, prepare, read_prepared
 from hack.release.publish import Published, Publisher, PublishError, read_platforms
-from tests.chart.charts import NEXT, VERSION
+from tests.chart.charts import NEXT, VERSION, Helm
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk
 from tests.fakes.web import WebServer
@@ -335,3 +337,29 @@ def test_the_package_with_the_extra_cli_is_installed_and_upgraded_from_an_index(
         command = [kubectl, "gpusharing", "--version"]
         done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True)
         assert done.stdout.strip() == f"kubectl gpusharing {version}"
+
+
+def packed(folder: Path, description: str) -> Path:
+    """The chart as an archive in the new folder; charts with other descriptions are other charts."""
+    copy = shutil.copytree(CHART, folder / CHART.name)
+    about = yaml.safe_load((copy / "Chart.yaml").read_text())
+    (copy / "Chart.yaml").write_text(yaml.safe_dump({**about, "description": description}))
+    Helm(toolchain.program("helm"), folder).must("package", str(copy), "--destination", str(folder))
+    (archive,) = folder.glob("*.tgz")
+    return archive
+
+
+def test_a_chart_that_is_published_is_found_again_and_another_one_of_its_version_is_refused(tmp_path: Path) -> None:
+    first, other = packed(tmp_path / "a", "one"), packed(tmp_path / "b", "two")
+    publisher = Publisher(plain_http=True)
+    with Registry() as registry:
+        charts = f"{registry.host}/team/charts"
+        version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+        tag = f"{charts}/{CHART.name}:{version}"
+        assert publisher.find_chart(first, tag) == ""
+        digest = publisher.push_chart(first, charts)
+        assert publisher.find_chart(first, tag) == digest
+        with pytest.raises(
+            PublishError, match="another chart: a released tag is never moved: raise the version in pyproject"
+        ):
+            publisher.find_chart(other, tag)

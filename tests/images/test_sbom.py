@@ -6,7 +6,9 @@ from typing import Any
 
 from hack.images.contents import DEBIAN, PYPI, UNKNOWN, Origin, debian_parts, document, wheel_parts
 from hack.images.debian import Package
-from tests.images.spdx import problems
+from spdx_tools.spdx.parser.error import SPDXParsingError
+from spdx_tools.spdx.parser.jsonlikedict.json_like_dict_parser import JsonLikeDictParser
+from spdx_tools.spdx.validation.document_validator import validate_full_spdx_document
 
 ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)
 DIGEST = f"sha256:{'1' * 64}"
@@ -22,6 +24,15 @@ METADATA = [
 ]
 LOCKED = [Package("amd64", "libc6", "2.41-12+b1", "debian", "pool/x.deb", "c" * 64)]
 PARTS = [*debian_parts(STATUS, LOCKED), *wheel_parts(METADATA, {"structlog-26.1.0-py3-none-any.whl": "d" * 64})]
+
+
+def problems(document: dict[str, Any]) -> list[str]:
+    """What SPDX 2.3 refuses in a document; empty when it is valid."""
+    try:
+        parsed = JsonLikeDictParser().parse(document)  # type: ignore[no-untyped-call]  # theirs
+    except SPDXParsingError as error:
+        return list(error.get_messages())  # type: ignore[no-untyped-call]  # theirs
+    return [message.validation_message for message in validate_full_spdx_document(parsed)]
 
 
 def told() -> dict[str, Any]:
