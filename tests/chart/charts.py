@@ -75,7 +75,6 @@ class Helm:
         return [one for one in self.applied(*arguments) if HOOK in one["metadata"].get("annotations", {})]
 
     def refusal(self, *arguments: str) -> str:
-        """What helm says when it refuses to render the chart with these values."""
         done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
         assert done.returncode != 0, "helm rendered it"
         return done.stderr

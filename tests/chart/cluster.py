@@ -176,14 +176,19 @@ def dry(api: Api, path: str, patch: dict[str, Any]) -> int:
     return 200
 
 
-def is_there(installed: Installed, path: str) -> bool:
+def find_object(api: Api, path: str) -> Object | None:
+    """The object at this path; None if there is none."""
     try:
-        installed.admin.get(path)
+        found: Object = api.get(path)
     except ApiError as error:
         if error.status != 404:
             raise
-        return False
-    return True
+        return None
+    return found
+
+
+def is_there(api: Api, path: str) -> bool:
+    return find_object(api, path) is not None
 
 
 def forbidden(call: Callable[[], object]) -> str:

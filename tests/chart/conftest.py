@@ -19,7 +19,6 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 @pytest.fixture(scope="session")
 def installed(helm: Helm) -> Iterator[Installed]:
-    """A control plane with the chart installed: two nodes, the agent in a namespace of its own."""
     with ControlPlane(options=Options(audit=True)) as plane:
         yield set_up(plane, helm)
 

@@ -28,8 +28,6 @@ MANAGER = "app=nvidia-mig-manager"
 
 @dataclass(frozen=True)
 class Request:
-    """One way to an effect."""
-
     verb: str
     method: str
     path: str
@@ -58,7 +56,6 @@ class Written:
     """Verbs that nothing but RBAC refuses: with a wider role the account could use them."""
 
     def requests(self, admin: Api) -> Iterator[Request]:
-        """Each request, made from the object as it is now."""
         now = find(admin, self.collection, self.name)
         name = now["metadata"]["name"]
         path = f"{self.collection}/{name}" + (f"/{self.sub}" if self.sub else "")

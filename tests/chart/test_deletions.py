@@ -53,7 +53,6 @@ def flags(values: Values) -> list[str]:
 
 
 def rendered(helm: Helm, values: Values) -> dict[Identity, Manifest]:
-    """What helm would apply with these values, without hooks."""
     apis = [word for api in APIS for word in ("--api-versions", api)]
     return {
         (one["kind"], one["metadata"].get("namespace", ""), one["metadata"]["name"]): one

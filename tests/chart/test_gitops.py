@@ -56,9 +56,3 @@ def test_neither_takes_over_the_objects_of_another_installation() -> None:
     assert {"ServerSideApply=true", "FailOnSharedResource=true"} <= set(options)
     release = manifests(FLUX)["HelmRelease"]["spec"]
     assert [release[verb]["disableTakeOwnership"] for verb in ("install", "upgrade")] == [True, True]
-
-
-def test_crds_are_kept_by_the_annotation_that_argo_cd_obeys_too(helm: Helm) -> None:
-    crds = [one for one in helm.template() if one["kind"] == "CustomResourceDefinition"]
-    assert len(crds) == 2
-    assert {one["metadata"]["annotations"]["helm.sh/resource-policy"] for one in crds} == {"keep"}

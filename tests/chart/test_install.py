@@ -1,6 +1,7 @@
 """helm install, upgrade and uninstall on a real API server."""
 
 import re
+import subprocess
 import textwrap
 from collections.abc import Iterator
 
@@ -106,6 +107,12 @@ def test_what_the_cluster_lacks_is_named_before_anything_is_written(
     assert wanted in done.stderr
 
 
+def install_second(installed: Installed, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Install the chart once more, as another release in another namespace."""
+    words = ("install", "second", str(CHART), "-n", "default", *IMAGE, *options)
+    return installed.helm.run(*words, environ={"KUBECONFIG": str(installed.plane.kubeconfig)})
+
+
 @pytest.mark.parametrize(
     ("marked", "words"),
     [
@@ -128,23 +135,21 @@ def test_a_second_operator_in_another_namespace_is_refused_beside_one(
     if not marked:
         installed.admin.merge_patch(path, {"metadata": {"annotations": {mark: None}}})
     try:
-        done = installed.helm.run(
-            *("install", "second", str(CHART), "-n", "default", "--take-ownership", *IMAGE),
-            environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
-        )
+        done = install_second(installed, "--take-ownership")
     finally:
         installed.admin.merge_patch(path, {"metadata": {"annotations": {mark: before}}})
     assert done.returncode != 0
     assert words in done.stderr
     assert "a cluster can have only one" in done.stderr
-    assert not is_there(installed, "/apis/apps/v1/namespaces/default/deployments/gpusharing-operator")
+    assert not is_there(installed.admin, "/apis/apps/v1/namespaces/default/deployments/gpusharing-operator")
 
 
 def test_an_upgrade_changes_the_release_and_keeps_policies_and_gpunodes(installed: Installed, policy: Object) -> None:
     before = installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"]
     installed.must("upgrade", str(CHART), "--set", "operator.maxInFlight=7")
     deployment = installed.admin.get(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator")
-    assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in containers(deployment)[0]["env"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "GPUSHARING_MAX_IN_FLIGHT", "value": "7"} in container["env"]
     assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
     assert installed.admin.get(f"{GPUNODES}/{installed.node_a}")["metadata"]["uid"] == before
 
@@ -166,7 +171,7 @@ def test_an_upgrade_that_no_longer_creates_the_agents_namespace_leaves_it_with_a
 ) -> None:
     installed.must("upgrade", str(CHART), *OWN)
     assert "deletionTimestamp" not in installed.admin.get(AGENTS)["metadata"]
-    assert is_there(installed, secret)
+    assert is_there(installed.admin, secret)
     installed.must("upgrade", str(CHART))  # it takes the namespace back
 
 
@@ -181,7 +186,7 @@ def test_an_upgrade_that_would_delete_what_an_earlier_chart_created_is_refused_w
     assert command is not None
     installed.plane.kubectl(*command[1].split())
     installed.must("upgrade", str(CHART), *OWN)
-    assert is_there(installed, secret)
+    assert is_there(installed.admin, secret)
     installed.must("upgrade", str(CHART))
 
 
@@ -218,16 +223,13 @@ def test_uninstalling_keeps_the_agents_namespace_and_another_release_is_refused_
 ) -> None:
     done = installed.run_helm("uninstall", "--wait")
     assert f"[Namespace] {AGENT_NAMESPACE}" in done.stdout + done.stderr
-    assert is_there(installed, secret)
-    other = installed.helm.run(
-        *("install", "second", str(CHART), "-n", "default", *IMAGE),
-        environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
-    )
+    assert is_there(installed.admin, secret)
+    other = install_second(installed)
     assert other.returncode != 0
     assert AGENT_NAMESPACE in other.stderr or "gpunodes.gpusharing.dev" in other.stderr
     installed.must("install", str(CHART))
     installed.wait_enforced()
-    assert is_there(installed, secret)
+    assert is_there(installed.admin, secret)
 
 
 def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them_over(
@@ -235,12 +237,12 @@ def test_uninstalling_keeps_crds_policies_and_gpunodes_and_installing_takes_them
 ) -> None:
     installed.must("uninstall", "--wait")
     for path in REMOVED:
-        assert not is_there(installed, path)
-    assert is_there(installed, f"{CRDS}/gpunodes.gpusharing.dev")
-    assert is_there(installed, f"{GPUNODES}/{installed.node_a}")
+        assert not is_there(installed.admin, path)
+    assert is_there(installed.admin, f"{CRDS}/gpunodes.gpusharing.dev")
+    assert is_there(installed.admin, f"{GPUNODES}/{installed.node_a}")
     notes = installed.must("install", str(CHART))
     installed.wait_enforced()
-    assert all(is_there(installed, path) for path in REMOVED)
+    assert all(is_there(installed.admin, path) for path in REMOVED)
     assert installed.admin.get(f"{POLICIES}/pool-d")["metadata"]["uid"] == policy["metadata"]["uid"]
     assert "WARNING" not in notes, "the server serves ClusterPolicy"
 
@@ -262,7 +264,6 @@ def test_the_commands_in_the_notes_work(installed: Installed, pointers: None) ->
 
 
 def notes_with(installed: Installed, *arguments: str) -> str:
-    """What helm would print now."""
     return installed.must("upgrade", str(CHART), "--dry-run=server", *arguments).partition("NOTES:")[2]
 
 
@@ -446,8 +447,3 @@ def test_viewers_of_the_cluster_may_read_and_admins_write_only_by_choice(install
     installed.must("upgrade", str(CHART), "--set", "rbac.aggregateToAdmin=true")
     wait_until(lambda: "create" in verbs("admin"), SECONDS, "the roles to be aggregated")
     assert verbs("view") == verbs("edit") == reads
-
-
-def containers(workload: Object) -> list[Object]:
-    found: list[Object] = workload["spec"]["template"]["spec"]["containers"]
-    return found

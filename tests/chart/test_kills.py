@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.cluster.api import ApiError, Credentials
+from hack.cluster.api import Credentials
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.kubeconfig import service_account_token, write_kubeconfig
 from hack.cluster.process import wait_until
 from hack.faultproxy import FaultProxy
 from hack.faultproxy.calls import ProxiedWrite
 from tests.chart.charts import CHART, IMAGE, NAMESPACE, Helm
-from tests.chart.cluster import RELEASE, SECONDS, Installed, bind, set_up
+from tests.chart.cluster import RELEASE, SECONDS, Installed, bind, find_object, set_up
 from tests.fakes.tls import Identity
 
 pytestmark = [pytest.mark.cluster, pytest.mark.tools, pytest.mark.timeout(3000 if os.environ.get("FULL") else 900)]
@@ -96,16 +96,12 @@ class Bench:
         return [(row["revision"], row["status"]) for row in json.loads(done.stdout)]
 
     def state(self) -> State:
-        """The objects of the release now, as `_object` describes each."""
         return {path: self._object(path) for path in sorted({*self.paths, HOOK})}
 
     def _object(self, path: str) -> Any:
         """The object at this path without status and what server or controllers write, or None if there is none."""
-        try:
-            found = self.installed.admin.get(path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        found = find_object(self.installed.admin, path)
+        if found is None:
             return None
         metadata = {key: value for key, value in found["metadata"].items() if key not in OF_THE_SERVER}
         # Helm 3 leaves a label of an earlier release on a CRD or a namespace that outlived it.

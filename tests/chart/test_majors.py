@@ -20,7 +20,6 @@ MAJORS = {"helm3": "v3.", "helm": "v4."}
 
 @pytest.fixture(scope="module")
 def majors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Helm]:
-    """Both, by their names in hack/cluster/toolchain.py."""
     return {name: Helm(toolchain.program(name), tmp_path_factory.mktemp(name)) for name in MAJORS}
 
 

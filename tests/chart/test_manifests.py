@@ -47,16 +47,20 @@ def test_the_command_writes_the_file_with_the_image_at_its_digest(
     assert target.read_text().count(f"image: {REPOSITORY}@{DIGEST}\n") == 2
 
 
-def test_the_command_says_why_helm_refuses_an_image_and_writes_nothing(
-    helm: Helm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+BOTH = pytest.mark.parametrize("command", [main, olm.main], ids=["install.yaml", "bundle"])
+
+
+@BOTH
+def test_each_command_says_why_helm_refuses_an_image_and_writes_nothing(
+    helm: Helm, command: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = tmp_path / "install.yaml"
-    assert main(["NOT AN IMAGE", "--target", str(target)]) == 1
+    target = tmp_path / "target"
+    assert command(["NOT AN IMAGE", "--target", str(target)]) == 1
     assert "/image/repository" in capsys.readouterr().err
     assert not target.exists()
 
 
-@pytest.mark.parametrize("command", [main, olm.main], ids=["install.yaml", "bundle"])
+@BOTH
 def test_each_command_says_why_helm_cannot_be_built_and_writes_nothing(
     command: Callable[[list[str]], int],
     tmp_path: Path,
@@ -81,7 +85,7 @@ def test_kubectl_apply_of_it_creates_the_objects_of_helm_install_and_helm_takes_
     paths = {object_path(api, one): one["kind"] for one in parsed(text)}
     by_helm = {path: stored(api, path) for path in paths}
     uninstall(installed)
-    left = {path for path in paths if is_there(installed, path)}
+    left = {path for path in paths if is_there(api, path)}
     try:
         assert {paths[path] for path in left} == {"Namespace", "CustomResourceDefinition"}
         installed.plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)

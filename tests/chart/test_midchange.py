@@ -101,7 +101,6 @@ class Changing:
 
 
 def try_out(api: Api, method: str, path: str, body: Object | None = None, kind: str = JSON) -> bool:
-    """Whether the server would do it."""
     return not forbidden(lambda: api.request(method, path, body, kind, dryRun="All"))
 
 

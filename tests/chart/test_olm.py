@@ -173,14 +173,6 @@ def test_the_validator_refuses_a_spoiled_bundle(
         validate(bundle)
 
 
-def test_the_command_says_why_helm_refuses_an_image_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["NOT AN IMAGE", "--target", str(tmp_path / "x")]) == 1
-    assert "/image/repository" in capsys.readouterr().err
-    assert not (tmp_path / "x").exists()
-
-
 def test_of_its_target_only_the_bundle_and_the_file_of_this_version_are_replaced(
     built: tuple[Path, Path], tmp_path: Path
 ) -> None:

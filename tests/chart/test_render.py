@@ -37,8 +37,13 @@ def values(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def pod_templates(objects: list[Manifest]) -> Iterator[Manifest]:
-    return (one["spec"]["template"] for one in objects if one["kind"] in ("Deployment", "DaemonSet"))
+@pytest.fixture
+def pods(helm: Helm, values: Path) -> list[Manifest]:
+    """The templates of pods, and the pod of `helm test`."""
+    objects = helm.applied("-f", str(values))
+    found = [one for one in objects if one["kind"] == "Pod"]
+    assert found
+    return found + [one["spec"]["template"] for one in objects if one["kind"] in ("Deployment", "DaemonSet")]
 
 
 def test_helm_lint_finds_nothing(helm: Helm, values: Path) -> None:
@@ -92,21 +97,16 @@ def test_no_object_is_rendered_twice_whichever_namespaces_are_the_same(
     assert {space for _, kind, space, _ in counts if kind in ("Deployment", "DaemonSet")} == {release, agent}
 
 
-def test_every_container_runs_one_of_our_programs(helm: Helm, values: Path) -> None:
+def test_every_container_runs_one_of_our_programs(pods: list[Manifest]) -> None:
     """Images differ in what else they have: there is no `python` in ours from Debian's packages."""
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    objects = helm.applied("-f", str(values))
-    pods = [one for one in objects if one["kind"] == "Pod"]
-    assert pods, "helm test"
-    for pod in (*pod_templates(objects), *pods):
+    for pod in pods:
         assert [one["name"] for one in pod["spec"]["containers"] if one["command"][0] not in scripts] == []
 
 
-def test_every_pod_may_run_where_each_node_waits_behind_the_start_up_taint(helm: Helm, values: Path) -> None:
+def test_every_pod_may_run_where_each_node_waits_behind_the_start_up_taint(pods: list[Manifest]) -> None:
     """The operator alone would take it off, and `helm test` alone says why it stays."""
-    objects = helm.applied("-f", str(values))
-    pods = [one for one in objects if one["kind"] == "Pod"]
-    for pod in (*pod_templates(objects), *pods):
+    for pod in pods:
         keys = [one.get("key") for one in pod["spec"].get("tolerations", ())]
         assert "gpusharing.dev/unproven" in keys, pod["metadata"]
 

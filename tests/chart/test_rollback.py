@@ -54,7 +54,6 @@ NEW_FIELDS = {
 
 
 def newer_chart(folder: Path) -> Path:
-    """A copy of the chart of the next version, whose CRDs have a few fields more."""
     chart = folder / "newer"
     shutil.copytree(CHART, chart)
     about = chart / "Chart.yaml"
@@ -104,7 +103,6 @@ def refusal_of(installed: Installed, crd: Object) -> str:
 
 
 def older_crd(installed: Installed) -> Object:
-    """The chart's own CRD, as an update of the one that is stored now."""
     chart = find(installed.helm.template(), "CustomResourceDefinition", "gpusharingpolicies.gpusharing.dev")
     now: Object = installed.admin.get(CRD)
     return now | {"spec": now["spec"] | {"versions": chart["spec"]["versions"]}}

@@ -45,7 +45,6 @@ def test_helm_unittest_sees_a_chart_that_does_something_else(tools: Path, tmp_pa
 
 
 def lint(tools: Path, helm: Helm, root: Path, folder: Path) -> tuple[int, str]:
-    """Exit status and words of chart-testing in a checkout, with our helm in front of any other."""
     folder.mkdir()
     (folder / "helm").symlink_to(helm.program)
     done = subprocess.run(

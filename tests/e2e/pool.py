@@ -79,7 +79,6 @@ class Walk:
     """A node that was cordoned, and one that a pod of the Deployment was bound to meanwhile. Whether it ran there in time goes by how fast its container starts, which is nothing of ours."""
 
     def bring(self, stop: PoolMode) -> None:
-        """Apply the mode and wait until it is Ready and all pods run."""
         self.site.api.apply(POLICY, policy_of(stop))
         self.wait(lambda: self._look() and self.is_ready(), f"{stop.text} to be Ready")
         self.wait(lambda: len(self.running()) == REPLICAS, "the Deployment's pods to run")
@@ -152,7 +151,6 @@ class Walk:
         return "\n".join((*tables, log.stdout, log.stderr))
 
     def is_ready(self) -> bool:
-        """Whether the present generation of the policy is Ready."""
         try:
             launch.wait_ready(self.site.api, "real", 0.0)
         except TimeoutError:
@@ -201,7 +199,6 @@ def policy_of(stop: PoolMode, at_once: int = 1) -> Object:
 
 
 def holding(resource: str) -> Object:
-    """The spec of a pod that holds one of this resource."""
     container = {"name": "main", "image": PAUSE_IMAGE, "resources": {"limits": {resource: "1"}}}
     return {"runtimeClassName": "nvidia", "terminationGracePeriodSeconds": 1, "containers": [container]}
 

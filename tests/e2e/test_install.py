@@ -4,11 +4,12 @@ import json
 from functools import partial
 
 import pytest
-from hack.cluster.api import ApiError, Object
+from hack.cluster.api import Object
 from hack.cluster.process import wait_until
 from hack.launch import AGENT_NAMESPACE, NAMESPACE, ROOT
 from hack.realnode.runtime import STATE, state_file
 from hack.realnode.site import Site
+from tests.chart.cluster import find_object
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import PODS, can_work, helm_test
 
@@ -125,12 +126,7 @@ def test_the_runtime_refuses_rights_over_mig_to_a_container_that_is_not_privileg
 
 
 def observed(site: Site, node: str) -> Object:
-    try:
-        found: Object = site.api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{node}")
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return {}
+    found = find_object(site.api, f"/apis/gpusharing.dev/v1alpha1/gpunodes/{node}") or {}
     return dict(found.get("status", {}).get("observed") or {})
 
 

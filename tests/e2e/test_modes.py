@@ -29,7 +29,6 @@ def test_real_kubelets_end_the_evicted_pods_and_run_them_again_on_the_other_node
 
 
 def a_pod_gets_one(walk: Walk, resource: str) -> None:
-    """A pod that asks for it by name runs and computes; then it goes."""
     path = f"{PODS}/asks"
     walk.site.api.create(PODS, {"metadata": {"name": "asks"}, "spec": holding(resource)})
     walk.wait(lambda: walk.site.api.get(path)["status"].get("phase") == "Running", f"a pod with {resource}")

@@ -209,7 +209,6 @@ LOOK = 0.1
 
 
 def used_mib(one: Incident, pod: str) -> float:
-    """The resident memory of the operator in a pod, in MiB."""
     told = one.walk.site.kubectl("exec", "-n", launch.NAMESPACE, pod, "--", "python3", "-c", RSS)
     return int(told) / 1024
 

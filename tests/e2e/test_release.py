@@ -138,7 +138,6 @@ def raise_version(folder: Path, version: str) -> None:
 
 
 def python(folder: Path, *arguments: str) -> str:
-    """What a program of the checkout in this folder prints; it must succeed."""
     environ = {**os.environ, "PYTHONPATH": f"{folder / 'operator'}{os.pathsep}{folder}"}
     done = subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environ, capture_output=True, text=True, check=False
@@ -153,14 +152,12 @@ def git(folder: Path, *arguments: str) -> None:
 
 
 def run(folder: Path, name: str, *arguments: str) -> str:
-    """What one of the release's programs prints, started in this folder; it must succeed."""
     done = attempt(folder, name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def attempt(folder: Path, name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """One of the release's programs, started in this folder, at its end."""
     command = [str(publish.program(name)), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 

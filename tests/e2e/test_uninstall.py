@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster.api import ApiError, Object
+from hack.cluster.api import Object
 from hack.launch import NAMESPACE
 from hack.realnode.site import Site
 from tests.build import make_fence
+from tests.chart.cluster import is_there
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import FASTER, MIG, POLICY, Walk
 from tests.e2e.usage import holds
@@ -32,16 +33,6 @@ STAY = (
 
 def uninstall(site: Site, *options: str) -> tuple[int, str]:
     return site.try_helm("uninstall", "gpusharing", "--wait", "--timeout", "300s", *options)
-
-
-def is_there(site: Site, path: str) -> bool:
-    try:
-        site.api.get(path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return False
-    return True
 
 
 def served(walk: Walk) -> Object:
@@ -74,15 +65,15 @@ def test_uninstalling_is_refused_while_a_node_is_in_the_middle_of_a_change_unles
     status, said = uninstall(site)
     assert status != 0, said
     assert "NOT UNINSTALLED: node gpu-1 is in the middle of a change" in said, said
-    assert is_there(site, OPERATOR)
+    assert is_there(site.api, OPERATOR)
     try:
         status, said = uninstall(site, "--no-hooks")
         assert status == 0, said
-        assert not is_there(site, OPERATOR)
+        assert not is_there(site.api, OPERATOR)
         assert ANNOTATION_FENCE in site.api.get(NODE)["metadata"]["annotations"], "who comes next finds it"
     finally:
         site.helm_install("--set", FASTER)
-    assert is_there(site, OPERATOR)
+    assert is_there(site.api, OPERATOR)
 
 
 def test_without_one_what_serves_stays_and_it_can_be_installed_again(walk: Walk) -> None:
@@ -92,11 +83,11 @@ def test_without_one_what_serves_stays_and_it_can_be_installed_again(walk: Walk)
     try:
         status, said = uninstall(site)
         assert status == 0, said
-        assert not is_there(site, OPERATOR)
-        assert [path for path in STAY if not is_there(site, path)] == []
+        assert not is_there(site.api, OPERATOR)
+        assert [path for path in STAY if not is_there(site.api, path)] == []
         assert served(walk) == before
     finally:
         site.helm_install("--set", FASTER)
-    assert is_there(site, OPERATOR)
+    assert is_there(site.api, OPERATOR)
     walk.wait(walk.is_ready, "the policy to be Ready as before")
     assert (walk.evicted(since), served(walk)) == ([], before)

@@ -133,7 +133,6 @@ def used(walk: Walk, node: str) -> dict[str, str]:
 
 
 def wait_claimant(walk: Walk, node: str) -> str:
-    """The name of the Deployment's one pod, once it runs on the node."""
     walk.wait(lambda: list(walk.running(CLAIMANT).values()) == [node], f"the claimant to run on {node}")
     (pod,) = walk.running(CLAIMANT)
     return pod

@@ -62,7 +62,6 @@ def offered(walk: Walk) -> dict[str, int]:
 
 
 def run_pod(walk: Walk, name: str, resource: str) -> None:
-    """A pod that asks for one of the resource is scheduled, runs and computes."""
     pod = {**holding(resource), "nodeSelector": {"kubernetes.io/hostname": NODE}}
     walk.site.api.create(PODS, {"metadata": {"name": name}, "spec": pod})
     walk.wait(lambda: walk.site.api.get(f"{PODS}/{name}")["status"].get("phase") == "Running", f"pod {name}")

@@ -13,7 +13,6 @@ from tests.e2e.pool import REPLICAS, PoolMode, Walk
 
 
 def holds(walk: Walk, stop: PoolMode) -> None:
-    """What must be true when the pool is in this mode."""
     placed = walk.running()
     for node in NODES:
         offered = walk.site.api.get(f"/api/v1/nodes/{node}")["status"]["allocatable"]
@@ -96,7 +95,6 @@ def used_row(walk: Walk, stop: PoolMode) -> "re.Match[str] | None":
 
 
 def holds_so_many(walk: Walk, node: str, devices: int) -> bool:
-    """Whether the agent's reading is of the pods as they are now."""
     return held(walk, node) == devices
 
 

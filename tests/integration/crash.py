@@ -14,6 +14,7 @@ from urllib.request import urlopen
 from hack.cluster.api import ApiError, Object
 from hack.cluster.process import free_ports
 from hack.faultproxy import FaultProxy, ProxiedWrite
+from tests.chart.cluster import find_object
 from tests.integration.nursery import Nursery
 from tests.integration.product import (
     CLUSTER_POLICY,
@@ -87,8 +88,6 @@ class Scenario:
 
 @dataclass(frozen=True)
 class CrashOutcome:
-    """What a run came to."""
-
     state: Object
     """Everything that lasts, with names and times masked."""
     log: tuple[ProxiedWrite, ...]
@@ -234,7 +233,6 @@ class Theatre:
 
 
 def our_maps(product: Product) -> str:
-    """Path of the ConfigMaps that NVIDIA's components mount."""
     return f"/api/v1/namespaces/{product.namespace}/configmaps"
 
 
@@ -269,19 +267,19 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
     """What is left on the server, without what differs from run to run. `midway`: of a scenario that is so, in which it is chance as well whether people came before or after the end of a node's change."""
     api = pool.api
     state = {
-        "policy": _policy(_maybe(pool, pool.path)),
-        "nodes": {name: _node(_maybe(pool, f"{NODES}/{name}")) for name in pool.nodes},
-        "gpunodes": {name: _gpunode(_maybe(pool, f"{GPUNODES}/{name}")) for name in pool.nodes},
+        "policy": _policy(find_object(api, pool.path)),
+        "nodes": {name: _node(find_object(api, f"{NODES}/{name}")) for name in pool.nodes},
+        "gpunodes": {name: _gpunode(find_object(api, f"{GPUNODES}/{name}")) for name in pool.nodes},
         "claims": without_uids(
-            (_maybe(pool, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
+            (find_object(api, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
         ),
         "configmaps": {
-            name: (_maybe(pool, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
+            name: (find_object(api, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
         },
         "devices": {} if pool.product.plugin else {name: _devices(pool, name) for name in pool.nodes},
         "deviceclasses": {one["metadata"]["name"]: one["spec"] for one in pool.product.our_classes()},
-        "repairs": _repairs(_maybe(pool, f"{our_maps(pool.product)}/{CONFIG_MAPS[0]}")),
-        "clusterpolicy": _cluster_policy(_maybe(pool, CLUSTER_POLICY)),
+        "repairs": _repairs(find_object(api, f"{our_maps(pool.product)}/{CONFIG_MAPS[0]}")),
+        "clusterpolicy": _cluster_policy(find_object(api, CLUSTER_POLICY)),
         "pods": sorted(
             (pod["metadata"]["labels"]["app"], pod["status"]["phase"], pod["spec"].get("nodeName", ""))
             for pod in api.list("/api/v1/namespaces/default/pods")
@@ -312,16 +310,6 @@ def _number_revisions(text: str) -> str:
     return REVISION.sub(lambda found: f"{found[1]}{numbers.setdefault(found[2], len(numbers) + 1)}", text)
 
 
-def _maybe(pool: Pool, path: str) -> Object | None:
-    try:
-        found: Object = pool.api.get(path)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return None
-    return found
-
-
 def _repairs(raw: Object | None) -> int:
     """How often the MPS DaemonSet was repaired, as our ConfigMap says; what else is there differs from run to run."""
     marks = (raw or {}).get("metadata", {}).get("annotations", {})
@@ -329,7 +317,6 @@ def _repairs(raw: Object | None) -> int:
 
 
 def _devices(pool: Pool, name: str) -> list[str]:
-    """Names of the devices that NVIDIA's DRA driver publishes for a node."""
     return [str(device["name"]) for device in pool.devices(name)]
 
 
@@ -447,7 +434,6 @@ class Kills:
 
 
 def complaints(scenario: Scenario, reference: list[CrashOutcome], outcome: CrashOutcome) -> Iterator[str]:
-    """What a run did that it must not."""
     if outcome.restarts != 1:
         yield f"{outcome.restarts} restarts"
     if outcome.state != reference[0].state:

@@ -3,7 +3,7 @@ An `act` waits only for what stays until the operator goes on or people act: a s
 
 from collections.abc import Callable
 
-from hack.cluster.api import ApiError, Object
+from hack.cluster.api import Object
 from hack.cluster.nodes import node_manifest
 from tests.embedded.goldens import says_success_while_paused
 from tests.integration.crash import Scenario
@@ -87,11 +87,8 @@ def plain_node(name: str) -> Object:
 
 def given_back(pool: Pool) -> bool:
     """The policy is gone and the node is free of us."""
-    try:
-        pool.api.get(pool.path)
-    except ApiError:
-        return not pool.fence() and "gpusharing.dev/policy" not in pool.labels()
-    return False
+    gone = not pool.product.exists(pool.path)
+    return gone and not pool.fence() and "gpusharing.dev/policy" not in pool.labels()
 
 
 def rest_ready(pool: Pool) -> bool:

@@ -91,7 +91,6 @@ class FaultTheatre(Theatre):
         return self._references[scenario.name]
 
     def record(self, scenario: Scenario) -> tuple[ProxiedWrite, ...]:
-        """The writes that count of one run that nothing disturbs."""
         run = self.watch(scenario)
         assert not run.wrong, f"undisturbed {scenario.name}: {run.wrong}"
         return tuple(write for write in self.proxy.writes if write.number)
@@ -218,7 +217,6 @@ class FaultTheatre(Theatre):
         return FAULTS[case.kind](self, at, case.scope)
 
     def compete(self, path: str) -> None:
-        """Somebody else changes the object."""
         with contextlib.suppress(ApiError):
             mark = {"metadata": {"annotations": {"example.com/competitor": str(time.monotonic_ns())}}}
             self.product.api.merge_patch(path, mark)

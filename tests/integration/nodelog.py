@@ -36,7 +36,6 @@ class NodeWrite:
 
 
 def audit_policy(directory: Path) -> Path:
-    """Write the policy to a file for `--audit-policy-file`."""
     path = directory / "audit-policy.yaml"
     path.write_text(AUDIT_POLICY)
     return path
@@ -89,7 +88,6 @@ def fences(pool: Pool, since: int) -> list[dict[str, JSON]]:
 
 
 def corrected(pool: Pool, since: int) -> bool:
-    """Whether the correction of a drift has begun since then."""
     return any(fence["drift"] for now in fences(pool, since) for fence in now.values())
 
 

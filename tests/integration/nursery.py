@@ -87,7 +87,6 @@ class Nursery:
         self._mother.communicate(timeout=60)
 
     def start(self, environment: Mapping[str, str], log: Path) -> int:
-        """A new operator; returns its process id."""
         pid = self._ask({"environment": dict(environment), "log": str(log)})
         self._pids.add(pid)
         return pid

@@ -15,6 +15,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
 from hack.sim.node import ANNOTATION_PRODUCTS
+from tests.chart.cluster import find_object, is_there
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import bare_product
@@ -149,13 +150,7 @@ class Product:
         return {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents}
 
     def exists(self, path: str) -> bool:
-        try:
-            self.api.get(path)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
+        return is_there(self.api, path)
 
     def our_classes(self) -> list[Object]:
         ours = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
@@ -246,7 +241,6 @@ class Pool:
             self._paths.insert(0, path)
 
     def serve(self, spec: Object) -> None:
-        """Apply the policy and wait until it is Ready."""
         self.apply(spec)
         self.wait_synced()
 
@@ -274,7 +268,6 @@ class Pool:
         return str(found["message"])
 
     def summary(self) -> Object:
-        """`status.summary`."""
         found: Object = self.api.get(self.path).get("status", {}).get("summary") or {}
         return found
 
@@ -334,12 +327,7 @@ class Pool:
 
     def transition(self, name: str = "") -> Object:
         """`status.transition` of a GPUNode; empty while there is none."""
-        try:
-            raw = self.api.get(f"{GPUNODES}/{name or self.nodes[0]}")
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return {}
+        raw = find_object(self.api, f"{GPUNODES}/{name or self.nodes[0]}") or {}
         found: Object = raw.get("status", {}).get("transition") or {}
         return found
 

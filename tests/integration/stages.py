@@ -107,7 +107,6 @@ class OwnStage:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings as the operator's environment variables."""
         return {f"GPUSHARING_{name.upper()}": text for name, text in self.settings.items()}
 
 

@@ -36,7 +36,6 @@ def refusals(product: Product) -> Iterator[None]:
 
 
 def wait_enforced(product: Product, pool: Pool) -> None:
-    """Wait until the operator's token may not cordon the pool's node."""
     cordon: Object = {"spec": {"unschedulable": True}}
     token = service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
     with product.api.as_token(token) as operator:
@@ -45,7 +44,6 @@ def wait_enforced(product: Product, pool: Pool) -> None:
 
 
 def label(pool: Pool, value: str | None) -> None:
-    """Set or remove the label by which the operator may change the pool's node."""
     pool.api.merge_patch(f"{NODES}/{pool.nodes[0]}", {"metadata": {"labels": {LABEL: value}}})
 
 

@@ -55,19 +55,9 @@ class Trouble:
 
 
 CARDS = {
-    "well": [H100],
-    "drifted": [H100],
-    "failed": [H100, H100],
-    "orphan": [H100],
-    "blocked": [H100],
-    "silent": [L40S],
-    "unread": [L40S],
-    "hung": [L40S],
-    "sick": [L40S],
-    "stuck": [L40S],
-    "refused": [L40S],
-    "tired": [L40S],
-    "crowded": [L40S],
+    **dict.fromkeys(("well", "drifted", "orphan", "blocked"), (H100,)),
+    "failed": (H100, H100),
+    **dict.fromkeys(("silent", "unread", "hung", "sick", "stuck", "refused", "tired", "crowded"), (L40S,)),
 }
 """By pool the cards, one for each of its nodes."""
 FIRES: dict[str, Callable[[Trouble], str]] = {
@@ -181,7 +171,6 @@ def begin(product: Product, pools: dict[str, Pool], proxy: FaultProxy) -> None:
 
 
 def kept_pod(pool: Pool) -> str:
-    """The path of the pod of a pool that does not go when it is evicted."""
     return f"{PODS}/{pool.name}-kept"
 
 

@@ -47,7 +47,6 @@ def usual_kills(product: Product, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def own_kills(name: str, directory: Path) -> Iterator[Kills]:
-    """On a control plane with that installation of NVIDIA's software."""
     stage = OTHERS[name]
     with stage.open(directory) as product, theatre_on(product, directory, stage.settings) as theatre:
         yield Kills(theatre)

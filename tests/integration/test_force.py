@@ -26,7 +26,6 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 
 def deletions(product: Product, since: int) -> list[AuditedRequest]:
-    """Pods of `default` that the operator deleted."""
     found = product.requests(since)
     return [one for one in found if (one.verb, one.resource, one.namespace) == ("delete", "pods", "default")]
 

@@ -54,8 +54,6 @@ BEFORE = 2 * STEP
 
 @dataclass
 class Played:
-    """A pool whose hour is being played."""
-
     pool: Pool
     seen: RunningPrometheus
     began: float = 0.0

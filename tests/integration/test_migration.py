@@ -53,8 +53,6 @@ PLAYED = [block for block in page(MIGRATION) if block.where == "migration"]
 
 @dataclass
 class Places:
-    """Nodes and pods at an instant."""
-
     pods: dict[str, Object] = field(default_factory=dict)
     """By uid."""
     nodes: dict[str, Object] = field(default_factory=dict)
@@ -136,8 +134,6 @@ class WatchFile:
 
 @dataclass
 class Watched:
-    """Both watches."""
-
     plane: ControlPlane
     watches: tuple[WatchFile, ...]
 

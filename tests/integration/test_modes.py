@@ -3,6 +3,7 @@ tests/embedded/test_changes.py plays every ordered change."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 from hack.cluster.api import Object
@@ -15,39 +16,25 @@ from hack import launch
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-MODES: dict[str, Object] = {
-    "Full": FULL,
-    "TimeSlicing": SLICED,
-    "MPS": MPS,
-    "single": SINGLE,
-    "mixed": MIXED,
-    "mixed+TS": MIG_SLICED,
+
+class Stand(NamedTuple):
+    """A mode, and what a node with two H100 is in it."""
+
+    spec: Object
+    served: dict[str, int]
+    layout: str
+    routing: str
+    column: str
+
+
+MODES = {
+    "Full": Stand(FULL, {"nvidia.com/gpu": 2}, "1x full", "full", "Full"),
+    "TimeSlicing": Stand(SLICED, {"nvidia.com/gpu": 8}, "4x shared", "time-slicing", "TimeSlicing"),
+    "MPS": Stand(MPS, {"nvidia.com/gpu": 6}, "3x shared", "mps", "MPS"),
+    "single": Stand(SINGLE, {"nvidia.com/gpu": 14}, "7x1g.10gb", "mig", "MIG"),
+    "mixed": Stand(MIXED, {"nvidia.com/mig-3g.40gb": 4}, "2x3g.40gb", "mig", "MIG"),
+    "mixed+TS": Stand(MIG_SLICED, {"nvidia.com/mig-3g.40gb": 8}, "2x3g.40gb 2x shared", "mig-time-slicing", "MIG+TS"),
 }
-SERVED = {
-    "Full": {"nvidia.com/gpu": 2},
-    "TimeSlicing": {"nvidia.com/gpu": 8},
-    "MPS": {"nvidia.com/gpu": 6},
-    "single": {"nvidia.com/gpu": 14},
-    "mixed": {"nvidia.com/mig-3g.40gb": 4},
-    "mixed+TS": {"nvidia.com/mig-3g.40gb": 8},
-}
-LAYOUT = {
-    "Full": "1x full",
-    "TimeSlicing": "4x shared",
-    "MPS": "3x shared",
-    "single": "7x1g.10gb",
-    "mixed": "2x3g.40gb",
-    "mixed+TS": "2x3g.40gb 2x shared",
-}
-ROUTING = {
-    "Full": "full",
-    "TimeSlicing": "time-slicing",
-    "MPS": "mps",
-    "single": "mig",
-    "mixed": "mig",
-    "mixed+TS": "mig-time-slicing",
-}
-COLUMN = {"single": "MIG", "mixed": "MIG", "mixed+TS": "MIG+TS"}
 WITH_MIG = {"single", "mixed", "mixed+TS"}
 NEIGHBOR_LABELS = {
     "nvidia.com/gpu-driver-upgrade.skip": "true",
@@ -75,11 +62,12 @@ def check_step(pool: Pool, before: str, after: str, since: int) -> None:
     writes = pool.product.writes("nodes", node, since)
     expected = ["patch"] * (2 + steps_of(before, after))
     assert [write.verb for write in writes] == expected, f"{step}: fence, PNRs, release; not {writes}"
-    note = f"{node}: {LAYOUT[before]} -> {LAYOUT[after]} (class {disruption(before, after)})"
+    now = MODES[after]
+    note = f"{node}: {MODES[before].layout} -> {now.layout} (class {disruption(before, after)})"
     assert ("Reconfiguring", note) in pool.events(), step
-    assert pool.offered() == SERVED[after], step
-    assert pool.labels()["gpusharing.dev/mode"] == ROUTING[after], step
-    assert pool.summary()["mode"] == COLUMN.get(after, after), step
+    assert pool.offered() == now.served, step
+    assert pool.labels()["gpusharing.dev/mode"] == now.routing, step
+    assert pool.summary()["mode"] == now.column, step
     assert not pool.fence(), step
     assert "unschedulable" not in pool.node()["spec"], step
 
@@ -127,7 +115,7 @@ class Walker:
     """Mark in the audit log from before there was the node."""
 
     def stand(self, number: int) -> None:
-        self.pool.serve(MODES[WALK[number]])
+        self.pool.serve(MODES[WALK[number]].spec)
 
     def written(self) -> Sequence[NodeWrite]:
         """Return what the operator wrote to the node so far, oldest first."""
@@ -166,7 +154,7 @@ def test_the_api_server_makes_of_each_patch_of_a_change_of_mode_what_was_meant(w
     walker.stand(number)
     check_step(walker.pool, was, mode, since)
     steps = ["fence", *["PNR"] * steps_of(was, mode), "release"]
-    check_bodies(steps, ROUTING[mode], walker.written()[before:])
+    check_bodies(steps, MODES[mode].routing, walker.written()[before:])
 
 
 def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(product: Product) -> None:
@@ -176,7 +164,7 @@ def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(prod
         product.plane.kubectl("wait", "--for=condition=Ready", f"gsp/{pool.name}", "--timeout=120s")
         raw = product.api.get(pool.path)
         assert raw["status"]["observedGeneration"] == raw["metadata"]["generation"] == 2
-        assert pool.offered() == SERVED["TimeSlicing"]
+        assert pool.offered() == MODES["TimeSlicing"].served
 
 
 def test_nobody_writes_under_the_operators_identity_but_its_own_client(product: Product) -> None:

@@ -128,7 +128,10 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_kubectl_shows_what_the_golden_file_says(product: Product, scenario: Pool, name: str) -> None:
     assert scenario.name == "pool-b"
-    seen = masked(product.plane.kubectl(*OUTPUTS[name]))
+    compare(name, masked(product.plane.kubectl(*OUTPUTS[name])))
+
+
+def compare(name: str, seen: str) -> None:
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("GOLDEN") == "write":
         path.write_text(seen)
@@ -209,10 +212,7 @@ def test_the_plugin_says_what_the_golden_file_says(typed: Typed, name: str) -> N
 def same_as_golden(name: str, seen: str) -> None:
     for pattern, mask in (*MASKS, *PLUGIN_MASKS):
         seen = pattern.sub(mask, seen)
-    path = GOLDEN / f"{name}.txt"
-    if os.environ.get("GOLDEN") == "write":
-        path.write_text(seen)
-    assert seen == path.read_text()
+    compare(name, seen)
 
 
 def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, person: Path) -> None:
@@ -460,37 +460,36 @@ def test_a_workload_that_names_a_resource_wrongly_learns_the_right_one(
     assert said.endswith("exit status 0")
 
 
-def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person: Path) -> None:
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "advised"}}
-    product.api.create("/api/v1/namespaces", space)
-    pods = "/api/v1/namespaces/advised/pods"  # which name instances, and wait for ever
-    for number, profile in enumerate(("3g.40gb", "1g.10gb", "1g.10gb")):
-        resources = {"limits": {f"nvidia.com/mig-{profile}": "1"}}
-        container = {"name": "main", "image": "registry.example/main", "resources": resources}
+def waiting_pods(product: Product, space: str, pods: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
+    """Pods in a new namespace that ask for one of a resource, with these annotations, and wait for ever; their paths."""
+    product.api.create("/api/v1/namespaces", {"metadata": {"name": space}})
+    path = f"/api/v1/namespaces/{space}/pods"
+    for number, (resource, annotations) in enumerate(pods):
+        container = {"name": "main", "image": "r.example/main", "resources": {"limits": {resource: "1"}}}
         spec = {"containers": [container], "nodeSelector": {"nobody": "has-it"}}
-        made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"}, "spec": spec}
-        product.api.create(pods, made)
+        product.api.create(path, {"metadata": {"name": f"pod-{number}", "annotations": annotations}, "spec": spec})
+    return [f"{path}/pod-{number}" for number in range(len(pods))]
+
+
+def test_the_plugin_advises_by_the_pods_of_a_namespace(product: Product, person: Path) -> None:
+    profiles = ("3g.40gb", "1g.10gb", "1g.10gb")  # they name instances
+    paths = waiting_pods(product, "advised", [(f"nvidia.com/mig-{profile}", {}) for profile in profiles])
     try:
         said = plugin(person, "advise", "-n", "advised", "--card", "h100-80gb")
     finally:
-        product.remove(*(f"{pods}/pod-{number}" for number in range(3)))
+        product.remove(*paths)
     same_as_golden("plugin-advise-namespace", said)
 
 
 def test_the_plugin_advises_by_the_memory_that_pods_declare(product: Product, person: Path) -> None:
-    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "declared"}}
-    product.api.create("/api/v1/namespaces", space)
-    pods, sizes = "/api/v1/namespaces/declared/pods", ("24Gi", "24Gi", "9Gi", "9Gi", "9Gi")
-    main = {"name": "main", "image": "r.example/main", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
-    spec = {"containers": [main], "nodeSelector": {"nobody": "has-it"}}
-    for number, size in enumerate(sizes):
-        metadata = {"name": f"pod-{number}", "annotations": {"gpusharing.dev/gpu-memory": size}}
-        product.api.create(pods, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    sizes = ("24Gi", "24Gi", "9Gi", "9Gi", "9Gi")
+    pods = [("nvidia.com/gpu", {"gpusharing.dev/gpu-memory": size}) for size in sizes]
+    paths = waiting_pods(product, "declared", pods)
     try:
         words = "advise -n declared --bill --card h100-80gb --price 3.20 -o json"
         told = json.loads(plugin(person, *words.split(), errors=False).removesuffix("exit status 0\n"))
     finally:
-        product.remove(*(f"{pods}/pod-{number}" for number in range(len(sizes))))
+        product.remove(*paths)
     assert (told["mode"], told["layout"], told["gpus"]) == ("MIG", {"3g.40gb": 1, "1g.10gb": 4}, 2)
     assert told["saving"] == {"gpus": 3, "perMonth": 7008.0, "currency": "USD"}
     stored = product.api.create(f"{POLICIES}?dryRun=All", told["policy"])

@@ -118,7 +118,6 @@ def looked_again(product: Product, since: int) -> set[str]:
 
 
 def holder(product: Product) -> str:
-    """Who leads; empty when nobody does."""
     with contextlib.suppress(Exception):
         return str(product.api.get(LEASE)["spec"].get("holderIdentity") or "")
     return ""
@@ -245,7 +244,6 @@ def lease_rights(api: Api) -> Iterator[None]:
 
 
 def check_hint(line: str) -> None:
-    """It names the account and the chart's value that grants the right."""
     assert "rbac.create" in line
     assert "system:serviceaccount:gpusharing:default" in line
 

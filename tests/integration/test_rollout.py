@@ -88,7 +88,6 @@ def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_
 
 
 def helm_notes(product: Product) -> str:
-    """Return what `helm install` printed, as `helm get notes` repeats it."""
     environment = product.plane.environment()
     done = launch.helm(environment, "get", "notes", "gpusharing", "-n", launch.NAMESPACE)
     assert done.returncode == 0, done.stderr

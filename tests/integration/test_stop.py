@@ -20,7 +20,6 @@ COMMAND = re.compile(r"run:? (kubectl annotate .*)$")
 
 @pytest.fixture(scope="module")
 def editor(product: Product) -> Path:
-    """The kubeconfig of somebody with the role gpusharing-editor and no other."""
     return account(product, "stopper", "gpusharing-editor")
 
 

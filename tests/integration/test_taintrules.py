@@ -48,7 +48,6 @@ def is_cordoned(pool: Pool) -> bool:
 
 
 def claimants(pool: Pool, replicas: int, app: str) -> Workload:
-    """A ReplicaSet on the node whose pods each claim a whole GPU by a ResourceClaimTemplate."""
     request: Object = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
     template = {"metadata": {"name": app}, "spec": {"spec": {"devices": {"requests": [request]}}}}
     pool.create(TEMPLATES, template)
@@ -59,8 +58,6 @@ def claimants(pool: Pool, replicas: int, app: str) -> Workload:
 
 
 def wait_tested(product: Product, pool: Pool, since: int) -> None:
-    """Until the operator has tested the scheduler and nothing of the test is left."""
-
     def ended() -> bool:
         writes = product.writes("devicetaintrules", TEST, since)
         pods = pool.api.list(f"/api/v1/namespaces/{launch.NAMESPACE}/pods", labelSelector=f"app={TEST}")

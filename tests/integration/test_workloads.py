@@ -57,7 +57,6 @@ def test_a_job_may_end_on_the_cordoned_node_and_then_the_others_leave(product: P
 
 
 def run(pool: Pool, node: str, **metadata: object) -> str:
-    """Run a pod without a controller on that node; returns its name."""
     name = f"{pool.name}-bare"
     pool.create(PODS, {"metadata": {"name": name, **metadata}, "spec": pod_spec(node)})
     pool.wait(lambda: pool.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", f"pod {name} to run")

@@ -84,7 +84,6 @@ class Workload:
         return self.running()
 
     def scale(self, replicas: int) -> None:
-        """As `kubectl scale` does."""
         self.pool.api.merge_patch(f"{REPLICA_SETS}/{self.name}", {"spec": {"replicas": replicas}})
 
 

@@ -57,7 +57,6 @@ class ConfiguredNode:
             return ""
 
     def changes(self) -> int:
-        """How often config-manager has noticed a change."""
         return self.program.log.read_text().count("Label change detected")
 
 

@@ -1,18 +1,32 @@
 """Rung 3: NVIDIA's unmodified programs on the simulated library."""
 
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.nvidia import build
+from hack.nvidia.loop import NvidiaLoop, running_loop
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
 from hack.required import require
 from tests.nvidia.mignode import MigNode, create_pod
 
 MakeSandbox = Callable[..., Sandbox]
+
+
+@contextmanager
+def short_loop(*nodes: str, **more: Any) -> Iterator[NvidiaLoop]:
+    """`running_loop` in a folder with a short name, because the path of a Unix socket has at most 107 bytes."""
+    with (
+        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
+        running_loop(Path(folder), *nodes, **more) as loop,
+    ):
+        yield loop
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,8 +39,6 @@ ENTRIES = {
 
 
 class MigNode:
-    """A node of the API server with a mig-manager on a simulated machine."""
-
     def __init__(self, plane: ControlPlane, folder: Path, model: str) -> None:
         self.api, self.name = plane.api, folder.name
         self.simulator = Simulator.create(folder / "nvml.state", [model] * 2, seed=folder.name)
@@ -57,7 +55,6 @@ class MigNode:
         self._node = self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": patch}})
 
     def deploy(self, operand: str, value: str) -> None:
-        """Set the label by which an operand is switched."""
         labels = {LABEL_DEPLOY_PREFIX + operand: value}
         self.api.merge_patch(f"{NODES}/{self.name}", {"metadata": {"labels": labels}})
 
@@ -69,7 +66,6 @@ class MigNode:
         return self.labels().get(LABEL_MIG_STATE, "")
 
     def operands(self) -> set[str]:
-        """The values of the labels by which mig-manager pauses NVIDIA's operands."""
         return operands_in(self.labels())
 
     def operands_then(self) -> set[str]:
@@ -107,7 +103,6 @@ class MigNode:
             seen.append(state)
 
     def wait_for_log(self, *texts: str, seconds: float = SECONDS) -> None:
-        """Wait until its log has these texts, in this order."""
         deadline = time.monotonic() + seconds
         while not re.search(".*".join(map(re.escape, texts)), self.manager.log.read_text(), re.DOTALL):
             assert time.monotonic() < deadline, self.manager.log.read_text()[-3000:]

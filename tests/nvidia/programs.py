@@ -26,8 +26,6 @@ _REGISTERED = re.compile(r"Registered device plugin for '([^']+)'")
 
 @dataclass(frozen=True)
 class Done:
-    """How a run of mig-parted ended."""
-
     status: int
     output: str
 
@@ -38,8 +36,6 @@ class Done:
 
 
 class MigParted:
-    """nvidia-mig-parted with one configuration file."""
-
     def __init__(self, sandbox: Sandbox, entries: Mapping[str, migfile.Entry]) -> None:
         self.sandbox = sandbox
         self.file = sandbox.folder / "config.yaml"
@@ -97,8 +93,6 @@ class ProgramEnded(Exception):
 
 
 class Program:
-    """A started program with its log."""
-
     def __init__(
         self, sandbox: Sandbox, name: str, *arguments: str, added: Sequence[str] = (), limits: Sequence[str] = ()
     ) -> None:
@@ -166,7 +160,6 @@ class DevicePluginProgram:
         return {line["resource"]: len(line["healthy"]) for line in self._lines()}
 
     def wait_for(self, resource: str, healthy: int) -> None:
-        """Wait until a resource has so many healthy devices."""
         self.plugin.wait(lambda: self.counts().get(resource) == healthy)
 
     def stop(self) -> None:
@@ -193,7 +186,6 @@ def served_in(sandbox: Sandbox, mode: Mode, config: str, expected: int) -> dict[
 
 
 def start_mps_daemon(sandbox: Sandbox, config: str) -> Program:
-    """Start the MPS control daemon with this configuration of the device plugin."""
     file = sandbox.folder / "mps.yaml"
     file.write_text(config)
     return Program(sandbox, "mps-control-daemon", "--config-file", str(file), added=[MPS_FOLDER])
@@ -211,5 +203,4 @@ def running_mps_daemon(sandbox: Sandbox, config: str) -> Iterator[Program]:
 
 
 def start_mps_plugin(sandbox: Sandbox, config: str) -> DevicePluginProgram:
-    """Start the device plugin beside the MPS control daemon."""
     return DevicePluginProgram(sandbox, config, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])

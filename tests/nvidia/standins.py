@@ -73,8 +73,6 @@ def _played(labels: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Setting:
-    """A policy on a node."""
-
     text: str
     model: str
     spec: dict[str, Any]
@@ -131,7 +129,6 @@ def _judge(setting: Setting) -> tuple[Target | Finding, list[GpuView]]:
 
 
 def labels_as_predicted(labels: Mapping[str, str], case: Comparison) -> None:
-    """Assert that GFD's labels are a set that the verifier expects."""
     possible = expected_gfd_labels(case.target, case.observed)
     shown = [{name: labels.get(name, "") for name in expected} for expected in possible]
     assert any(seen == expected for seen, expected in zip(shown, possible, strict=True)), (labels, possible)

@@ -1,16 +1,15 @@
 """Only the GPU whose layout changes is emptied, with NVIDIA's mig-manager, mig-parted, device plugin and GFD.
 SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.cluster.audit import read_requests
-from hack.nvidia.loop import GPUNODES, OPERATOR, PODS, NvidiaLoop, is_cordoned, running_loop
+from hack.nvidia.loop import GPUNODES, OPERATOR, PODS, NvidiaLoop, is_cordoned
 from hack.nvmlsim.simulator import machine_devices
 from tests.agent.nvml_machine import in_process
+from tests.nvidia.conftest import short_loop
 
 from hack import launch
 
@@ -21,7 +20,7 @@ HALF, SEVENTH, THIRD = ("nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb", "nvi
 
 @pytest.fixture(scope="module")
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
-    with tempfile.TemporaryDirectory(prefix="gpusharing-") as folder, running_loop(Path(folder), "one") as made:
+    with short_loop("one") as made:
         yield made
 
 

@@ -15,10 +15,11 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.nvidia.dradriver import kubelet_plugin
 from hack.nvidia.installations import DRA
-from hack.nvidia.loop import FULL, HALVES, MIXED, PODS, NvidiaLoop, is_cordoned, running_loop
+from hack.nvidia.loop import FULL, HALVES, MIXED, PODS, NvidiaLoop, is_cordoned
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
+from tests.nvidia.conftest import short_loop
 
 from gpusharing.planning.gpus.geometry import Layout
 
@@ -118,10 +119,7 @@ def test_partitions_are_published_at_the_start_of_the_kubelet_plugin_only(node: 
 
 @pytest.fixture
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
-    with (
-        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
-        running_loop(Path(folder), "one", installation=DRA) as made,
-    ):
+    with short_loop("one", installation=DRA) as made:
         yield made
 
 

@@ -236,7 +236,6 @@ class Stage:
         return sum(text_of(one).count(begins) for one in logs) if log.rfind(ends) > log.rfind(begins) >= 0 else 0
 
     def report(self, node: str) -> GPUNodeView:
-        """What the node's agent would report."""
         modes = [gpu["compute_mode"] for gpu in self.nodes[node].simulator.show()["gpus"]]
         gpus = [
             make_gpu(index, layout=layout, compute_mode=EXCLUSIVE if modes[index] else "Default")

@@ -1,22 +1,21 @@
 """Fleets that somebody configured by hand, on NVIDIA's own programs: they are the judges of `import | apply`.
 The recipes are those of rung 1 (tests/cli/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature Discovery, and the GPU Operator, which makes its operands' pods anew when ClusterPolicy changes and ships mig-parted entries of its own."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.nodes import LABEL_POOL
-from hack.nvidia.loop import OPERATOR, WAITS, NvidiaLoop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import OPERATOR, WAITS, NvidiaLoop, is_cordoned, mig_state
 from hack.nvidia.operands import SELECTORS
 from tests.embedded.oracle import wanted_resources
 from tests.integration.test_import import VALUES, commands, settings
 from tests.integration.test_output import plugin
+from tests.nvidia.conftest import short_loop
 from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, L40S, MIG, NOS, Recipe, RecipePool, parted
 
 from gpusharing.planning.stack.effects import UPSTREAM_MIG_CONFIG
@@ -189,10 +188,7 @@ def machines(recipe: Recipe) -> dict[str, RecipePool]:
 def fleet(request: pytest.FixtureRequest, nvidia_programs: None) -> Iterator[Fleet]:
     recipe = FLEETS[request.param]
     models = {name: MODELS[pool.product] for name, pool in machines(recipe).items()}
-    with (
-        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
-        running_loop(Path(folder), *models, models=models) as loop,
-    ):
+    with short_loop(*models, models=models) as loop:
         yield Fleet(loop, recipe)
 
 

@@ -103,34 +103,34 @@ def test_nvidias_mig_manager_leaves_the_operands_paused_when_it_fails_after_a_su
     assert node.operands() == {"true"}
 
 
-def test_a_pod_that_cannot_be_deleted_after_the_change_is_given_up_as_this_version_does(make_node: Any) -> None:
+WHOLE, DIVIDED = [[], []], [["1g.10gb"] * 7] * 2
+
+
+@pytest.mark.parametrize(
+    ("app", "said", "profiles"),
+    [
+        ("nvidia-operator-validator", "failed to restart validator pod", DIVIDED),
+        ("nvidia-cuda-validator", "failed to delete cuda-validator pod", WHOLE),
+    ],
+    ids=["after the change", "before it, so that nothing was touched yet"],
+)
+def test_a_pod_that_cannot_be_deleted_is_given_up_as_this_version_does(
+    make_node: Any, app: str, said: str, profiles: list[list[str]]
+) -> None:
     node = make_node(config="seven")
-    with undeletable(node.api, create_pod(node.api, node.name, "nvidia-operator-validator")):
+    with undeletable(node.api, create_pod(node.api, node.name, app)):
         node.manager.start()
-        node.wait_for_log("failed to restart validator pod", "Waiting for change to")
+        node.wait_for_log(said, "Waiting for change to")
     given_up = node.states_until(GIVEN_UP[-1])
     assert (given_up, node.state()) == (GIVEN_UP, GIVEN_UP[-1])
     assert node.operands() == OPERANDS_WHEN_GIVEN_UP
-    assert node.profiles() == [["1g.10gb"] * 7] * 2
+    assert node.profiles() == profiles
+    if profiles == WHOLE:
+        assert (GAVE_UP in failure_in(node.manager.log.read_text())) == SAYS_FAILED
     node.manager.restart()
-    again = [] if SAYS_FAILED else ["pending"]
+    again = [] if SAYS_FAILED and profiles == DIVIDED else ["pending"]
     assert node.states_until("success") == [*given_up[1:], *again, "success"]
-    assert node.operands() == {"true"}
-
-
-def test_a_pod_that_cannot_be_deleted_before_the_change_is_given_up_as_this_version_does(make_node: Any) -> None:
-    node = make_node(config="seven")
-    with undeletable(node.api, create_pod(node.api, node.name, "nvidia-cuda-validator")):
-        node.manager.start()
-        node.wait_for_log("failed to delete cuda-validator pod", "Waiting for change to")
-    given_up = node.states_until(GIVEN_UP[-1])
-    assert (given_up, node.state()) == (GIVEN_UP, GIVEN_UP[-1])
-    assert node.operands() == OPERANDS_WHEN_GIVEN_UP
-    assert node.profiles() == [[], []], "nothing was touched yet"
-    assert (GAVE_UP in failure_in(node.manager.log.read_text())) == SAYS_FAILED
-    node.manager.restart()
-    assert node.states_until("success") == [*given_up[1:], "pending", "success"]
-    assert node.profiles() == [["1g.10gb"] * 7] * 2
+    assert node.profiles() == DIVIDED
     assert node.operands() == {"true"}
 
 
@@ -148,11 +148,17 @@ def test_nvidias_mig_manager_takes_up_again_when_it_is_started_after_a_kill(make
     assert node.operands() == {"true"}
 
 
-def test_with_reboot_a_mode_that_needs_one_goes_through_rebooting(make_node: Any) -> None:
-    node = make_node("a100-40gb", config="a100")
+def start_pending(make_node: Any, *, with_reboot: bool) -> MigNode:
+    """A mig-manager on Ampere cards whose MIG mode stays pending until a reboot."""
+    node: MigNode = make_node("a100-40gb", config="a100")
     node.simulator.set_gpu(None, passthrough=1)
-    node.manager.with_reboot = True
+    node.manager.with_reboot = with_reboot
     node.manager.start()
+    return node
+
+
+def test_with_reboot_a_mode_that_needs_one_goes_through_rebooting(make_node: Any) -> None:
+    node = start_pending(make_node, with_reboot=True)
     assert node.states_until("rebooting") == ["pending", "rebooting"]
     node.manager.kill()
     node.simulator.reboot()
@@ -162,10 +168,7 @@ def test_with_reboot_a_mode_that_needs_one_goes_through_rebooting(make_node: Any
 
 
 def test_a_reboot_that_did_not_bring_the_mode_ends_in_failed(make_node: Any) -> None:
-    node = make_node("a100-40gb", config="a100")
-    node.simulator.set_gpu(None, passthrough=1)
-    node.manager.with_reboot = True
-    node.manager.start()
+    node = start_pending(make_node, with_reboot=True)
     node.states_until("rebooting")
     node.manager.restart()  # of the pod alone: the mode is pending as before
     assert node.states_until("failed") == ["rebooting", "failed"]
@@ -189,8 +192,6 @@ def test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_m
 
 
 def test_without_reboot_the_same_ends_in_failed(make_node: Any) -> None:
-    node = make_node("a100-40gb", config="a100")
-    node.simulator.set_gpu(None, passthrough=1)
-    node.manager.start()
+    node = start_pending(make_node, with_reboot=False)
     assert node.states_until("failed") == ["pending", "failed"]
     assert [gpu["mig"] for gpu in node.simulator.show()["gpus"]] == [{"current": False, "pending": True}] * 2

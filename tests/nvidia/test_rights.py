@@ -4,14 +4,14 @@ import re
 
 import pytest
 from hack.nvidia.build import DEVICE_PLUGIN, module_folder
-from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN
+from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN, Sandbox
 from hack.nvmlsim.build import implemented_functions
 from hack.nvmlsim.rights import RIGHTS
 from hack.nvmlsim.simulator import CONFIG, MONITOR, give, of_device
 from tests.nvidia.conftest import MakeSandbox
-from tests.nvidia.programs import ProgramEnded, gfd_labels, served, set_layouts
+from tests.nvidia.programs import ProgramEnded, entry_for, gfd_labels, served, set_layouts
 
-from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 
 pytestmark = pytest.mark.nvidia
@@ -20,19 +20,21 @@ LEAVES_OUT = "nvmlEventSetWait_v2"
 """It is not refused to anybody: it leaves events out."""
 REFUSED = "Insufficient Permissions"
 MIXED = pluginconfig.render(PluginConfig("mixed"))
-TWO = (("3g.40gb", 2),)
 
 
-def test_without_sys_admin_the_device_plugin_ends_as_k8s_device_plugin_399_says(make_sandbox: MakeSandbox) -> None:
+@pytest.fixture
+def sandbox(make_sandbox: MakeSandbox) -> Sandbox:
     sandbox = make_sandbox("h100-80gb")
-    set_layouts(sandbox, TWO)
+    set_layouts(sandbox, (("3g.40gb", 2),))
+    return sandbox
+
+
+def test_without_sys_admin_the_device_plugin_ends_as_k8s_device_plugin_399_says(sandbox: Sandbox) -> None:
     with pytest.raises(ProgramEnded, match="error getting device memory info: " + REFUSED):
         served(sandbox, MIXED, 1, WITHOUT_SYS_ADMIN)
 
 
-def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox("h100-80gb")
-    set_layouts(sandbox, TWO)
+def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(sandbox: Sandbox) -> None:
     instances = sandbox.simulator.show()["gpus"][0]["instances"]
     files = [file for instance in instances for file in of_device(0, instance["id"], 0)]
     give(sandbox.simulator, sandbox.folder / "capabilities", MONITOR, *files)
@@ -42,9 +44,7 @@ def test_with_the_monitor_capability_it_serves_as_the_answer_there_says(make_san
     assert labels == gfd_labels(sandbox, MIXED)
 
 
-def test_without_sys_admin_gfd_gives_up_on_mig_devices(make_sandbox: MakeSandbox) -> None:
-    sandbox = make_sandbox("h100-80gb")
-    set_layouts(sandbox, TWO)
+def test_without_sys_admin_gfd_gives_up_on_mig_devices(sandbox: Sandbox) -> None:
     with pytest.raises(ProgramEnded, match=REFUSED):
         gfd_labels(sandbox, MIXED, WITHOUT_SYS_ADMIN)
 
@@ -60,15 +60,11 @@ def test_without_mig_device_plugin_and_gfd_need_no_right(make_sandbox: MakeSandb
     ("capability", "changed"), [(MONITOR, False), (CONFIG, True)], ids=["mig/monitor", "mig/config"]
 )
 def test_mig_parted_changes_instances_with_the_config_capability_and_not_with_less(
-    capability: str, changed: bool, make_sandbox: MakeSandbox
+    capability: str, changed: bool, sandbox: Sandbox
 ) -> None:
-    sandbox = make_sandbox("h100-80gb")
-    set_layouts(sandbox, TWO)
     give(sandbox.simulator, sandbox.folder / "capabilities", MONITOR, capability)
     file = sandbox.folder / "seven.yaml"
-    file.write_text(
-        "version: v1\nmig-configs:\n  seven:\n  - {devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}\n"
-    )
+    file.write_text(migfile.render({"seven": entry_for((("1g.10gb", 7),))}))
     done = sandbox.run("nvidia-mig-parted", "apply", "-f", str(file), "-c", "seven", limits=WITHOUT_SYS_ADMIN)
     assert (done.returncode == 0) is changed, done.stderr
     assert (REFUSED in done.stderr or "ERROR_NO_PERMISSION" in done.stderr) is not changed

@@ -1,24 +1,21 @@
 """Every change on real parts: the shipped operator and agent, NVIDIA's mig-manager, device plugin, GFD, MPS daemon.
 SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import FULL, HALVES, POLICY, SINGLE, WALK, NvidiaLoop, Stop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import FULL, HALVES, POLICY, SINGLE, WALK, NvidiaLoop, Stop, is_cordoned, mig_state
+from tests.nvidia.conftest import short_loop
 from tests.nvidia.mignode import create_pod, undeletable
 
 from gpusharing.api import names
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
-SHORT = "gpusharing-"
-
 
 @pytest.fixture(scope="module")
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
-    with tempfile.TemporaryDirectory(prefix=SHORT) as folder, running_loop(Path(folder), "one", "two") as made:
+    with short_loop("one", "two") as made:
         yield made
 
 
@@ -55,11 +52,7 @@ def reset(loop: NvidiaLoop) -> None:
 
 
 def test_an_agent_that_is_not_privileged_keeps_its_node_out_of_mig(nvidia_programs: None) -> None:
-    powerless = ("--set", "agent.privileged=false")
-    with (
-        tempfile.TemporaryDirectory(prefix=SHORT) as folder,
-        running_loop(Path(folder), "one", chart=powerless) as loop,
-    ):
+    with short_loop("one", chart=("--set", "agent.privileged=false")) as loop:
         loop.bring(**FULL)
         before = mig_state(loop, "one")
         loop.apply(**HALVES)

@@ -1,14 +1,13 @@
 """MIG without the GPU Operator on real parts: the how-to's installation (deploy/mig-manager), every program unmodified.
 SIMULATED: the GPUs, the kubelets (kwok and the registration stub), Node Feature Discovery."""
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hack.cluster.audit import read_requests, wait_logged
 from hack.nvidia.installations import MIG_MANAGER_ACCOUNT, PLAIN, PLAIN_NAMESPACE, PLUGIN_ACCOUNT
-from hack.nvidia.loop import OPERATOR, WALK, NvidiaLoop, running_loop
+from hack.nvidia.loop import OPERATOR, WALK, NvidiaLoop
+from tests.nvidia.conftest import short_loop
 from tests.nvidia.test_whole_loop import reset, walk_through
 
 from gpusharing.api import names
@@ -27,10 +26,7 @@ ACCOUNTS = (
 
 @pytest.fixture(scope="module")
 def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
-    with (
-        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
-        running_loop(Path(folder), "one", installation=PLAIN) as made,
-    ):
+    with short_loop("one", installation=PLAIN) as made:
         yield made
 
 
