@@ -23,8 +23,8 @@ from tests.chart.cluster import (
     dry,
     mighty,
 )
-from tests.chart.effects import record
 from tests.chart.rbac import USERS, RoleGrant, golden
+from tests.chart.test_effects import record
 from tests.minors import MUTATING, lacks
 
 from gpusharing.api import names

@@ -11,7 +11,7 @@ from hack.sim.manifests import daemon_set
 from tests.chart.charts import NAMESPACE
 from tests.chart.cluster import AGENT_NAMESPACE, NODES, POLICIES, POLICY, SECONDS, Installed, denied, dry, forbidden
 from tests.chart.cluster import mighty as granted_everything
-from tests.chart.effects import event
+from tests.chart.test_effects import event
 from tests.minors import EXTENDED_NAMES, need
 
 from gpusharing.api.names import API_VERSION, FINALIZER, LABEL_MANAGED_BY, MANAGED_BY

@@ -12,9 +12,7 @@ from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
 from hack.required import require
-from tests.e2e.pool import DEPLOYMENTS, FASTER, FULL, GPU, REPLICAS, Walk, deployment, holding
-
-NODES = ("gpu-1", "gpu-2")
+from tests.e2e.pool import DEPLOYMENTS, FASTER, FULL, GPU, NODES, REPLICAS, Walk, deployment, holding
 
 
 @pytest.fixture(scope="session")

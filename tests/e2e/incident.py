@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
 from hack.realnode.images import PAUSE_IMAGE
-from tests.e2e.conftest import NODES
 from tests.e2e.pool import (
     DEPLOYMENTS,
     GPU,
+    NODES,
     PODS,
     POLICY,
     REPLICAS,

@@ -10,8 +10,7 @@ from hack.launch import AGENT_NAMESPACE, NAMESPACE, ROOT
 from hack.realnode.runtime import STATE, state_file
 from hack.realnode.site import Site
 from tests.chart.cluster import find_object
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import PODS, can_work, helm_test
+from tests.e2e.pool import NODES, PODS, can_work, helm_test
 
 pytestmark = pytest.mark.e2e
 SECONDS = 240.0

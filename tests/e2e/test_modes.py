@@ -4,9 +4,7 @@ MIG alone, with strategy single, is what tests/e2e/test_uninstall.py looks at.""
 from dataclasses import replace
 
 import pytest
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import FULL, GPU, MIXED, MPS, PODS, PoolMode, Walk, holding
-from tests.e2e.usage import holds
+from tests.e2e.pool import FULL, GPU, MIXED, MPS, NODES, PODS, PoolMode, Walk, holding, holds
 
 pytestmark = pytest.mark.e2e
 WALK = (MIXED, MPS, replace(FULL, text="Full again"))

@@ -13,7 +13,7 @@ from hack.cluster.process import pid_exists, wait_until
 from hack.launch import ROOT
 from hack.realnode import cgroups, images, sweep
 from hack.realnode.site import Site
-from tests.e2e.conftest import NODES
+from tests.e2e.pool import NODES
 
 pytestmark = pytest.mark.e2e
 PODS = "/api/v1/namespaces/default/pods"

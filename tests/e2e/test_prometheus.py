@@ -14,9 +14,7 @@ from hack.launch import AGENT_NAMESPACE, NAMESPACE
 from hack.promtool import ensure
 from hack.realnode.machine import Machine
 from hack.realnode.runtime import MEMORY_MIB
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import Walk
-from tests.e2e.usage import reader_token
+from tests.e2e.pool import NODES, Walk, reader_token
 
 pytestmark = pytest.mark.e2e
 PORT = 9090

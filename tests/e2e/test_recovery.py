@@ -13,9 +13,8 @@ from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.site import Site
 from hack.report import MEASURED
-from tests.e2e.conftest import NODES
 from tests.e2e.incident import LEASE, OPERATOR_PODS, Incident, incident, versions, watched_nodes
-from tests.e2e.pool import FASTER, MIG, Walk, sliced
+from tests.e2e.pool import FASTER, MIG, NODES, Walk, sliced
 
 from gpusharing.api.names import ANNOTATION_CLAIMS, ANNOTATION_FENCE
 from hack import launch

@@ -28,8 +28,7 @@ from hack.release.chart import CHART
 from hack.release.prepare import Prepared, prepare, read_prepared
 from hack.release.publish import Published, Publisher, PublishError, read_platforms
 from tests.chart.charts import NEXT, VERSION, Helm
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import Walk
+from tests.e2e.pool import NODES, Walk
 from tests.fakes.web import WebServer
 from tests.images.test_advisories import advisory
 

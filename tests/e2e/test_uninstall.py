@@ -8,9 +8,7 @@ from hack.launch import NAMESPACE
 from hack.realnode.site import Site
 from tests.build import make_fence
 from tests.chart.cluster import is_there
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import FASTER, MIG, POLICY, Walk
-from tests.e2e.usage import holds
+from tests.e2e.pool import FASTER, MIG, NODES, POLICY, Walk, holds
 
 from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.fence import record_text

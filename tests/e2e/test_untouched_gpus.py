@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.cluster.api import Object
-from tests.e2e.conftest import NODES
-from tests.e2e.pool import MIG, PODS, POLICY, Walk, holding, policy_of
+from tests.e2e.pool import MIG, NODES, PODS, POLICY, Walk, holding, policy_of
 from tests.e2e.pool import SLICE as HALF
 
 pytestmark = pytest.mark.e2e

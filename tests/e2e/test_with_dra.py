@@ -14,12 +14,12 @@ from hack.realnode.dra import CDI, install_dra
 from hack.realnode.images import PAUSE_IMAGE
 from hack.realnode.site import Site
 from hack.sim.dra import KUBELET_PLUGIN, LABEL_DRA
-from tests.e2e.conftest import NODES
 from tests.e2e.pool import (
     DEPLOYMENTS,
     FASTER,
     HALVES,
     MIG,
+    NODES,
     PODS,
     POLICY,
     SLICE,

@@ -7,13 +7,13 @@ import pytest
 from hack.nvidia.installations import CLUSTER_POLICY, PLAIN_NAMESPACE, PLATFORM
 from hack.realnode.plain import install_plain, label_node
 from hack.realnode.site import Site
-from tests.e2e.conftest import NODES
 from tests.e2e.pool import (
     FASTER,
     FULL,
     GPU,
     HALVES,
     MIG,
+    NODES,
     PODS,
     POLICY,
     SLICE,

@@ -7,8 +7,8 @@ from hack.cluster.api import Object
 from hack.cluster.nodes import node_manifest
 from tests.embedded.goldens import says_success_while_paused
 from tests.integration.crash import Scenario
-from tests.integration.mpsset import RIGHT, overwrite, signalled
 from tests.integration.product import FULL, GPUNODES, H100, MIXED, MPS, NODES, SINGLE, SLICED, Pool
+from tests.integration.stages import RIGHT, overwrite, signalled
 from tests.integration.workloads import PDBS, Workload, claiming, guard
 
 from gpusharing.api import names

@@ -8,8 +8,8 @@ from hack.cluster.api import Object
 from hack.cluster.nodes import create_nodes, node_manifest
 from tests.integration import crashscenarios as crash
 from tests.integration.crash import Scenario
-from tests.integration.mpsset import RIGHT, overwrite, signalled
 from tests.integration.product import GPUNODES, H100, LEASE, MIXED, MPS, NODES, POLICIES, SINGLE, SLICED, Pool
+from tests.integration.stages import RIGHT, overwrite, signalled
 from tests.integration.workloads import Workload
 
 from gpusharing.api import names

@@ -21,8 +21,7 @@ from hack.faultproxy.setclock import SetClock
 from tests.faults.oracle import FaultOutcome
 from tests.integration.crash import Scenario
 from tests.integration.crashscenarios import pods_on_three
-from tests.integration.faultlives import Lives
-from tests.integration.faultruns import LEASE_TIMES, Around, FaultTheatre, fault_theatre
+from tests.integration.faultruns import LEASE_TIMES, Around, FaultTheatre, Lives, fault_theatre
 from tests.integration.faultscenarios import THREE, ready
 from tests.integration.product import MIXED, SINGLE, SLICED, Pool, Product
 

@@ -9,7 +9,8 @@ from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.cluster import forbidden
-from tests.integration.mpsset import (
+from tests.integration.product import H100, MPS, SECONDS, SLICED, Pool, Product
+from tests.integration.stages import (
     ASKED,
     CONFIG_MAP,
     DAEMON_SET,
@@ -20,13 +21,12 @@ from tests.integration.mpsset import (
     RIGHT,
     containers,
     overwrite,
+    repairing_product,
     signal,
     signalled,
     template,
     told,
 )
-from tests.integration.product import H100, MPS, SECONDS, SLICED, Pool, Product
-from tests.integration.stages import repairing_product
 
 from hack import launch
 

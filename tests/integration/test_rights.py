@@ -10,8 +10,8 @@ from hack.cluster.process import wait_until
 from hack.sidebyside import LOOKED_BACK_AT
 from tests.agent.test_access import get
 from tests.chart.rbac import golden
-from tests.integration.agentprocess import agent_process
 from tests.integration.product import AGENT, GPUNODES, OPERATOR, SECONDS, Product
+from tests.integration.test_secure_metrics import agent_process
 
 from hack import launch
 

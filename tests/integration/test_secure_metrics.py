@@ -1,18 +1,26 @@
 """The agent's metrics are for those alone whom a real API server lets read them; a real Prometheus is one of them."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-from hack.cluster.kubeconfig import service_account_token
+from hack.cluster.kubeconfig import node_bound_token, service_account_token
 from hack.cluster.process import wait_until
+from hack.nvmlsim.simulator import Simulator
 from tests.agent.test_access import get
 from tests.chart.cluster import create_account
 from tests.chart.scraping import scraping
-from tests.integration.agentprocess import agent_process
 from tests.integration.product import AGENT, SECONDS, Product
+
+from hack import launch
 
 READER, OTHER = "prometheus", "somebody"
 
@@ -82,3 +90,28 @@ def test_a_prometheus_with_the_settings_of_the_how_to_scrapes_it_and_one_without
 
         wait_until(lambda: ups() == {"reader": "1", "stranger": "0"}, SECONDS, "a scrape of both")
         assert {one["job"] for one in seen.series("gpusharing_agent_ready")} == {"reader"}
+
+
+@contextmanager
+def agent_process(product: Product, node: str, directory: Path, **variables: str) -> Iterator[int]:
+    """Run it on SIMULATED GPUs with these variables besides its own; yields the port of its metrics."""
+    machine = Simulator.create(directory / "nvml.state", ["h100-80gb"], seed="rights")
+    (directory / "token").write_text(node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node))
+    (directory / "ca.crt").write_text(product.api.ca_pem)
+    server = urlsplit(product.api.url)
+    environment = {key: value for key, value in os.environ.items() if key != "KUBECONFIG"} | {
+        **machine.environment("root"),
+        "NODE_NAME": node,
+        "SERVICE_ACCOUNT": str(directory),
+        "KUBERNETES_SERVICE_HOST": server.hostname or "",
+        "KUBERNETES_SERVICE_PORT": str(server.port),
+        "METRICS_ADDR": "127.0.0.1:0",
+        "PYTHONPATH": launch.PYTHONPATH,
+        **variables,
+    }
+    command = [sys.executable, "-m", "gpusharing.agent.main"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        yield int(json.loads(process.stderr.readline())["probes"].rpartition(":")[2])
+        process.terminate()
+        process.communicate(timeout=SECONDS)
