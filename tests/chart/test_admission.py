@@ -289,11 +289,6 @@ def test_the_operator_may_not_patch_into_a_node(installed: Installed, operator: 
     assert wanted in message
 
 
-def test_other_users_are_not_bound_by_the_operators_admission_policy(installed: Installed) -> None:
-    taint = {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}}
-    assert dry(installed.admin, f"{NODES}/{installed.node_a}", taint) == 200
-
-
 OPERATOR_FORBIDDEN: dict[str, Call] = {
     "delete a Node": ("DELETE", f"{NODES}/{{a}}", None),
     "patch the status of a Node": ("PATCH", f"{NODES}/{{a}}/status", {"status": {"capacity": {"cpu": "1"}}}),

@@ -14,7 +14,7 @@ from hack.cluster.api import Object, selector
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
-from tests.chart.charts import NAMESPACE, Helm, Manifest, find
+from tests.chart.charts import NAMESPACE, ROOT, Helm, find
 from tests.chart.cluster import AGENT_NAMESPACE, SECONDS, Installed, set_up
 
 pytestmark = pytest.mark.cluster
@@ -33,21 +33,16 @@ def installed(installed: Installed, helm: Helm) -> Iterator[Installed]:
 
 
 @pytest.fixture(scope="module")
-def hooks(installed: Installed) -> list[Manifest]:
-    return installed.helm.hooks("--set", "image.tag=trial")
-
-
-@pytest.fixture(scope="module")
-def checks(
-    installed: Installed, hooks: list[Manifest], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def checks(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The hook's variables, its account on the server, both ConfigMaps as the operator writes them."""
     admin, folder = installed.admin, tmp_path_factory.mktemp("checks")
-    install.apply_documents(admin, [one for one in hooks if one["kind"] != "Pod"])
+    hooks = installed.helm.hooks("--set", "image.tag=trial")
+    container = find(hooks, "Pod", ACCOUNT)["spec"]["containers"][0]
+    objects = [one for one in hooks if one["kind"] != "Pod"]
+    install.apply_documents(admin, objects)
     (folder / "token").write_text(service_account_token(admin, NAMESPACE, ACCOUNT))
     (folder / "ca.crt").write_text(admin.ca_pem)
     server = urlsplit(admin.url)
-    container = find(hooks, "Pod", ACCOUNT)["spec"]["containers"][0]
     for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
         labels = {"app.kubernetes.io/managed-by": "gpusharing-operator"}
         body = {"metadata": {"name": name, "labels": labels}, "data": {"config.yaml": "version: v1"}}
@@ -62,9 +57,8 @@ def checks(
     }
     for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
         admin.delete(f"{CONFIG_MAPS}/{name}")
-    for one in hooks:
-        if one["kind"] != "Pod":
-            admin.delete(install.object_path(admin, one))
+    for one in objects:
+        admin.delete(install.object_path(admin, one))
 
 
 def ready(installed: Installed, namespace: str) -> bool:
@@ -76,8 +70,7 @@ def ready(installed: Installed, namespace: str) -> bool:
 
 
 def told(environment: dict[str, str]) -> tuple[int, str]:
-    root = Path(__file__).resolve().parent.parent.parent
-    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(root / "operator"), **environment}
+    own = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "operator"), **environment}
     done = subprocess.run(
         [str(Path(sys.executable).with_name("gpusharing-checks"))],
         env=own,
@@ -108,14 +101,6 @@ def patched(installed: Installed, path: str, change: Object, back: Object) -> It
         yield
     finally:
         installed.admin.merge_patch(path, back)
-
-
-@pytest.mark.usefixtures("checks")
-def test_the_server_accepts_the_pod_of_the_hook(installed: Installed, hooks: list[Manifest]) -> None:
-    """The release's namespace enforces PodSecurity `restricted`."""
-    pod = find(hooks, "Pod", ACCOUNT)
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
-    installed.admin.request("POST", path, pod, dryRun="All", fieldValidation="Strict")
 
 
 def test_a_good_installation_can_work(checks: dict[str, str]) -> None:

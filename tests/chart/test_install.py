@@ -26,7 +26,10 @@ REMOVED = (
     f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/gpusharing-operator",
     f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent",
 )
-RUNNING = {"gpusharing-operator": (NAMESPACE, 2), "gpusharing-agent": (AGENT_NAMESPACE, 2)}
+RUNNING = {
+    "gpusharing-operator": (NAMESPACE, "restricted", 2),
+    "gpusharing-agent": (AGENT_NAMESPACE, "privileged", 2),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,8 +45,10 @@ def pointers(installed: Installed) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_pod_security_lets_the_pods_be_created(installed: Installed, name: str) -> None:
-    """The operator's namespace enforces `restricted`; the agent's is `privileged`. kwok plays the kubelet."""
-    namespace, count = RUNNING[name]
+    """kwok plays the kubelet."""
+    namespace, level, count = RUNNING[name]
+    labels = installed.admin.get(f"/api/v1/namespaces/{namespace}")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == level
     path = f"/api/v1/namespaces/{namespace}/pods"
 
     def running() -> bool:
@@ -390,38 +395,17 @@ def test_of_two_clusterpolicies_the_notes_name_the_one_that_is_not_ignored(
     assert "devicePlugin.config.name: of-this-one" in notes
 
 
-RESTRICTED = re.compile(r"kubectl label .*namespace \S+ pod-security.kubernetes.io/enforce=restricted")
-
-
-WORKLOADS = {
-    "gpusharing-operator": f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator",
-    "gpusharing-agent": f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent",
-}
-
-
-def dry_run_under_restricted(installed: Installed, name: str) -> object:
-    """Ask for a pod of this template in a namespace that enforces `restricted`, without its being created."""
-    template = installed.admin.get(WORKLOADS[name])["spec"]["template"]
-    template["metadata"] = {"name": "checked"}
-    template["spec"]["serviceAccountName"] = "default"  # that of the agent is in its own namespace
-    return installed.admin.request(
-        "POST", f"/api/v1/namespaces/{NAMESPACE}/pods", template, dryRun="All", fieldValidation="Strict"
-    )
-
-
-def test_the_operators_pod_passes_restricted(installed: Installed) -> None:
-    labels = installed.admin.get(f"/api/v1/namespaces/{NAMESPACE}")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
-    assert dry_run_under_restricted(installed, "gpusharing-operator")
-
-
-def test_the_agents_pod_would_not_which_is_why_it_has_a_namespace_of_its_own(installed: Installed) -> None:
-    message = denied(lambda: dry_run_under_restricted(installed, "gpusharing-agent"))
+def test_the_agents_pod_would_not_pass_restricted_which_is_why_it_has_a_namespace_of_its_own(
+    installed: Installed,
+) -> None:
+    daemon = installed.admin.get(f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent")
+    pod = {**daemon["spec"]["template"], "metadata": {"name": "checked"}}
+    pod["spec"]["serviceAccountName"] = "default"  # its own is in its own namespace
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    message = denied(lambda: installed.admin.request("POST", path, pod, dryRun="All", fieldValidation="Strict"))
     assert 'violates PodSecurity "restricted' in message
     for right in ("host namespaces", "privileged", "hostPath"):
         assert right in message
-    labels = installed.admin.get(f"/api/v1/namespaces/{AGENT_NAMESPACE}")["metadata"]["labels"]
-    assert labels["pod-security.kubernetes.io/enforce"] == "privileged"
 
 
 @pytest.mark.parametrize("source", ["the notes", "docs/how-to/install.md"])
@@ -429,7 +413,7 @@ def test_the_command_that_enforces_restricted_works(installed: Installed, source
     text = (installed.run_helm("status").stdout if source == "the notes" else (ROOT / source).read_text()).replace(
         "\\\n", " "
     )
-    command = RESTRICTED.search(text)
+    command = re.search(r"kubectl label .*namespace \S+ pod-security.kubernetes.io/enforce=restricted", text)
     assert command is not None
     words = command[0].split()[1:]
     assert NAMESPACE in words
