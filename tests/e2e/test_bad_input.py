@@ -58,15 +58,12 @@ def offered(site: Site) -> Iterator[None]:
     """A registry that all nodes know, with images that cannot run there."""
     with Registry(site.plane.options.address) as registry:
         image = OneLayerImage("other-platform:1", {PROGRAM.lstrip("/"): ImageFile(foreign_program())})
-        registry.push(image, architecture=other_architecture())
+        other = next(name for name in sorted(images.ARCHITECTURES.values()) if name != images.native())
+        registry.push(image, architecture=other)
         registry.push(replace(image, name="other-program:1"), architecture=images.native())
         for node in site.nodes.values():
             registry.admit(node, HOST)
         yield
-
-
-def other_architecture() -> str:
-    return next(name for name in sorted(images.ARCHITECTURES.values()) if name != images.native())
 
 
 def foreign_program() -> bytes:

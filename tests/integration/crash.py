@@ -276,7 +276,9 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         "configmaps": {
             name: (find_object(api, f"{our_maps(pool.product)}/{name}") or {}).get("data") for name in CONFIG_MAPS
         },
-        "devices": {} if pool.product.plugin else {name: _devices(pool, name) for name in pool.nodes},
+        "devices": {
+            name: [one["name"] for one in pool.devices(name)] for name in pool.nodes if not pool.product.plugin
+        },
         "deviceclasses": {one["metadata"]["name"]: one["spec"] for one in pool.product.our_classes()},
         "repairs": _repairs(find_object(api, f"{our_maps(pool.product)}/{CONFIG_MAPS[0]}")),
         "clusterpolicy": _cluster_policy(find_object(api, CLUSTER_POLICY)),
@@ -314,10 +316,6 @@ def _repairs(raw: Object | None) -> int:
     """How often the MPS DaemonSet was repaired, as our ConfigMap says; what else is there differs from run to run."""
     marks = (raw or {}).get("metadata", {}).get("annotations", {})
     return int(json.loads(marks.get("gpusharing.dev/mps-repairs", "{}")).get("count", 0))
-
-
-def _devices(pool: Pool, name: str) -> list[str]:
-    return [str(device["name"]) for device in pool.devices(name)]
 
 
 def _cluster_policy(raw: Object | None) -> Object | None:

@@ -188,10 +188,6 @@ def break_mps_set(pool: Pool) -> None:
     overwrite(pool.product)
 
 
-def use_mps(pool: Pool) -> None:
-    pool.apply(MPS)
-
-
 def repaired(pool: Pool) -> bool:
     return signalled(pool.product) == RIGHT and ready(pool)
 
@@ -216,7 +212,7 @@ SCENARIOS = (
     Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
     Scenario("plain-chart", there_and_back, ready, (H100,), stage="plain"),
     Scenario("dra", create, ready, (H100,), prepare=holders, stage="dra"),
-    Scenario("repair", use_mps, repaired, (H100,), prepare=break_mps_set, stage="repairing"),
+    Scenario("repair", lambda pool: pool.apply(MPS), repaired, (H100,), prepare=break_mps_set, stage="repairing"),
 )
 
 MORE = (

@@ -41,11 +41,6 @@ def gang_on_two(pool: Pool) -> None:
         rank.wait_running(1)
 
 
-def share_in_waves(pool: Pool) -> None:
-    """The two nodes of the gang go as one wave, before or after the third."""
-    pool.apply({**SLICED, **TWO_AT_ONCE})
-
-
 def all_on_their_way(pool: Pool) -> None:
     """All three, or which of them the policy still changes would be chance."""
     pool.apply({**MIXED, **ALL_AT_ONCE})
@@ -114,10 +109,6 @@ def rival_ready(pool: Pool) -> bool:
     return pool.condition("Ready", name).get("status") == "True" and owned == [name] * 3
 
 
-def cordon_one(pool: Pool) -> None:
-    pool.cordon(pool.nodes[0])
-
-
 def lift_another(pool: Pool) -> None:
     """One was cordoned by a person before, and waits; of another one a person lifts our cordon in the middle."""
     create(pool)
@@ -184,14 +175,15 @@ MATRIX = (
     _scenario("node-recreated", make_node_again, joins=1),
     _scenario("node-joins", join, joined, (H100, H100), joins=1),
     _scenario("two-policies", overlap, rival_ready, midway=True),
-    _scenario("cordon", lift_another, prepare=cordon_one),
+    _scenario("cordon", lift_another, prepare=lambda pool: pool.cordon(pool.nodes[0])),
     _scenario("mig-manager-failed", retry, prepare=crash.broken("failed")),
     _scenario("there-and-back", there_and_back),
     _scenario("old-marks", create, prepare=old_marks),
 )
 """By name the seeds of the specification, in its order."""
 LATER = (
-    _scenario("gang", share_in_waves, prepare=gang_on_two),
+    # The two nodes of the gang go as one wave, before or after the third.
+    _scenario("gang", lambda pool: pool.apply({**SLICED, **TWO_AT_ONCE}), prepare=gang_on_two),
     _scenario("plain-chart", create, stage="plain"),
     _scenario("dra", create, prepare=crash.holders, stage="dra"),
     _scenario("repair", overwrite_repair, crash.repaired, prepare=crash.break_mps_set, stage="repairing"),

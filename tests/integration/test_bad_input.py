@@ -39,11 +39,6 @@ def no_runtime_class(product: Product) -> Iterator[None]:
         launch.runtime_class(product.api)
 
 
-def retry_pods(product: Product) -> None:
-    """Let the DaemonSet controller, which waits longer after every refusal, try at once."""
-    product.api.merge_patch(SETS, {"metadata": {"annotations": {"tests/tried": uuid.uuid4().hex}}})
-
-
 KEPT_OUT = {
     "PodSecurity forbids it": (
         restricted,
@@ -66,7 +61,8 @@ def test_an_agent_that_the_api_server_refuses_is_told_with_its_words(product: Pr
         pool.wait(lambda: all(word in pool.transition()["message"] for word in words), f"{words}", pool.transition)
         wait_stalled(pool, words)
         assert product.writes("nodes", pool.nodes[0]) == []
-    retry_pods(product)
+    # The DaemonSet controller, which waits longer after every refusal, tries at once.
+    product.api.merge_patch(SETS, {"metadata": {"annotations": {"tests/tried": uuid.uuid4().hex}}})
     with product.pool(L40S) as pool:
         pool.serve(SLICED)
 

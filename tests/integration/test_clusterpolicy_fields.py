@@ -89,10 +89,6 @@ def stored(api: Api, version: CRDVersion, fields: dict[str, Any], **query: str) 
         api.delete(f"{path}/gpus")
 
 
-def default_of(version: CRDVersion, path: str) -> Any:
-    return next(one.default for one in version.fields if ".".join(one.path) == path)
-
-
 def told_of(view: ClusterPolicyView, part: str) -> Any:
     """A field of the view, or after `switches ` what it holds of a switch."""
     kind, _, path = part.partition(" ")
@@ -115,7 +111,8 @@ def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(api
 def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(api: Api, version: CRDVersion) -> None:
     found = stored(api, version, {"spec.migManager.config.default": "all-disabled"})
     pointer = mig_pointer(cluster_policy_view(found), PlanSettings(mig_config_map="ours"))
-    assert pointer.now == (default_of(version, "spec.migManager.config.name") or "")
+    path = ("spec", "migManager", "config", "name")
+    assert pointer.now == (next(one.default for one in version.fields if tuple(one.path) == path) or "")
     assert pointer.now in ("", UPSTREAM_MIG_CONFIG)
     assert pointer.is_free
 

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import H100, L40S, OPERATOR, SLICED, Pool, Product
+from tests.integration.product import H100, L40S, OPERATOR, SLICED, Product
 from tests.integration.test_output import plugin, view_in
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
@@ -103,11 +103,6 @@ def test_an_evicted_pod_leaves_an_event_that_its_tenant_finds_and_why_shows(prod
         assert f"there is no pods/other in namespace {tenant}" in nowhere
 
 
-def resource_claim(pool: Pool) -> Object:
-    device = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
-    return {"metadata": {"name": f"{pool.name}-claim"}, "spec": {"devices": {"requests": [device]}}}
-
-
 def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(product: Product) -> None:
     with product.pool(L40S) as pool:
         node = pool.nodes[0]
@@ -123,7 +118,8 @@ def test_a_daemon_set_and_a_claim_of_the_dra_driver_block_and_are_looked_up(prod
         pool.wait_synced()
         since = product.mark()
         claims = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims"
-        pool.create(claims, resource_claim(pool))
+        wanted = {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}]}
+        pool.create(claims, {"metadata": {"name": f"{pool.name}-claim"}, "spec": {"devices": wanted}})
         result = {"request": "gpu", "driver": "gpu.nvidia.com", "pool": node, "device": "gpu-0"}
         allocation = {"allocation": {"devices": {"results": [result]}}}
         product.api.merge_patch(f"{claims}/{pool.name}-claim/status", {"status": allocation})

@@ -32,13 +32,10 @@ def stock(product: Product) -> Iterator[Pool]:
         pool.cordon(pool.nodes[1])
         taint = {"key": "team", "value": "b", "effect": "NoSchedule"}
         product.api.merge_patch(f"/api/v1/nodes/{pool.nodes[2]}", {"spec": {"taints": [taint]}})
-        waiting = Workload(pool, pool.nodes[0], 1, app="stock-waits", more={"spec": {"containers": [wanting(2)]}})
+        wanting = {"name": "main", "image": "simulated", "resources": {"limits": {GPU: "2"}}}
+        waiting = Workload(pool, pool.nodes[0], 1, app="stock-waits", more={"spec": {"containers": [wanting]}})
         pool.wait(lambda: bool(unplaced(waiting)), "the scheduler to find no place", waiting.pods)
         yield pool
-
-
-def wanting(count: int) -> Object:
-    return {"name": "main", "image": "simulated", "resources": {"limits": {GPU: str(count)}}}
 
 
 def unplaced(workload: Workload) -> list[str]:

@@ -56,10 +56,10 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
 def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_notes_starts_it(
     product: Product,
 ) -> None:
-    notes = helm_notes(product)
-    manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", notes, re.DOTALL)
-    start = re.search(r"kubectl (patch gsp pool-d .+)", notes)
-    assert manifest is not None
+    done = launch.helm(product.plane.environment(), "get", "notes", "gpusharing", "-n", launch.NAMESPACE)
+    manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", done.stdout, re.DOTALL)
+    start = re.search(r"kubectl (patch gsp pool-d .+)", done.stdout)
+    assert manifest is not None, done.stderr
     assert start is not None
     with product.pool(H100, H100, name="d") as pool:
         try:
@@ -85,13 +85,6 @@ def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_
             assert all(product.writes("nodes", name, since) for name in pool.nodes)
         finally:
             product.remove(f"{POLICIES}/pool-d")
-
-
-def helm_notes(product: Product) -> str:
-    environment = product.plane.environment()
-    done = launch.helm(environment, "get", "notes", "gpusharing", "-n", launch.NAMESPACE)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # --- the start-up taint (docs/design/transition.md#gate) ------------------------------------------------------------

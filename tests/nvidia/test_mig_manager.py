@@ -103,7 +103,8 @@ def test_nvidias_mig_manager_leaves_the_operands_paused_when_it_fails_after_a_su
     assert node.operands() == {"true"}
 
 
-WHOLE, DIVIDED = [[], []], [["1g.10gb"] * 7] * 2
+WHOLE: list[list[str]] = [[], []]
+DIVIDED = [["1g.10gb"] * 7] * 2
 
 
 @pytest.mark.parametrize(
