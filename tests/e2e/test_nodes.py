@@ -4,19 +4,16 @@ import json
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-from hack.cluster.api import Object
 from hack.cluster.process import pid_exists, wait_until
 from hack.launch import ROOT
-from hack.realnode import cgroups, images, sweep
+from hack.realnode import cgroups, sweep
 from hack.realnode.site import Site
 from tests.e2e.pool import NODES
 
 pytestmark = pytest.mark.e2e
-PODS = "/api/v1/namespaces/default/pods"
 SECONDS = 240.0
 OWNER = """
 import sys
@@ -29,21 +26,6 @@ with bridge() as network:
     print(network.name, machine.pid, flush=True)
     sys.stdin.read()
 """
-
-
-def runs(site: Site, name: str) -> bool:
-    found: Object = site.plane.api.get(f"{PODS}/{name}")
-    return bool(found["status"].get("phase") == "Running")
-
-
-def test_a_pod_of_our_own_image_runs_on_each_real_kubelet(site: Site) -> None:
-    for node in NODES:
-        container = {"name": "main", "image": images.PAUSE_IMAGE}
-        spec = {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [container]}
-        site.plane.api.create(PODS, {"metadata": {"name": f"on-{node}"}, "spec": spec})
-    for node in NODES:
-        wait_until(partial(runs, site, f"on-{node}"), SECONDS, f"a pod on {node}")
-        site.plane.api.delete(f"{PODS}/on-{node}")
 
 
 def test_the_node_says_that_kubelet_and_containerd_are_real(site: Site) -> None:
