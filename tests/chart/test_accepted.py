@@ -1,5 +1,5 @@
 """Every value set rendered and taken by a real API server: each object by a dry run with strict fields.
-Of kinds that other projects bring, the server has stand-ins (standins.py, SIMULATED)."""
+Of kinds that other projects bring, the server has stand-ins (SIMULATED)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,15 +8,41 @@ import pytest
 from hack.cluster import install
 from hack.cluster.api import APPLY_PATCH
 from hack.cluster.process import wait_until
-from tests.chart.charts import CHART, NEXT, PLATFORMS, VALUE_SETS, VERSION, Helm
+from tests.chart.charts import CHART, NEXT, PLATFORMS, VALUE_SETS, VERSION, Helm, Manifest
 from tests.chart.cluster import SECONDS, Installed
-from tests.chart.standins import crds
 
 pytestmark = pytest.mark.cluster
 
 SPACES = "/api/v1/namespaces"
 MADE_BY_OTHERS = ("gpu-agents", "nvidia", "nvidia-gpu-operator", "nvidia-device-plugin")
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/gpunodes.gpusharing.dev"
+
+
+KINDS = {
+    "monitoring.coreos.com": ("PodMonitor", "ServiceMonitor", "PrometheusRule"),
+    "security.openshift.io": ("SecurityContextConstraints",),
+}
+"""By group kinds of other projects, in v1."""
+
+
+def crds() -> list[Manifest]:
+    """Stand-ins that take any content: what they prove is names, scopes and what the chart asks of helm."""
+    return [crd(group, kind) for group, kinds in KINDS.items() for kind in kinds]
+
+
+def crd(group: str, kind: str) -> Manifest:
+    singular = kind.lower()
+    plural = singular if singular.endswith("s") else f"{singular}s"
+    names = {"kind": kind, "plural": plural, "singular": singular}
+    scope = "Cluster" if group == "security.openshift.io" else "Namespaced"
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    versions = [{"name": "v1", "served": True, "storage": True, "schema": schema}]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {"group": group, "scope": scope, "names": names, "versions": versions},
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)

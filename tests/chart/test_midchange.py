@@ -31,6 +31,7 @@ pytestmark = pytest.mark.cluster
 RULES = "/apis/resource.k8s.io/v1beta2/devicetaintrules"
 MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 PODS = "/api/v1/namespaces/default/pods"
+MPS = "nvidia-device-plugin-mps-control-daemon"
 HANDS_OFF = "repair.example.com/hands-off"
 OTHER_LABEL = "example.com/gpu"
 TAINTS = "dra.deviceTaints"
@@ -108,14 +109,6 @@ def marks(operator: Api) -> bool:
     return try_out(operator, "PATCH", f"{NODES}/probe", {"metadata": {"labels": {HANDS_OFF: "true"}}}, MERGE_PATCH)
 
 
-def fences_others(operator: Api) -> bool:
-    return try_out(operator, "PATCH", f"{NODES}/other", {"spec": {"unschedulable": True}}, MERGE_PATCH)
-
-
-def closes_devices(operator: Api) -> bool:
-    return try_out(operator, "POST", RULES, rule_for("probe"))
-
-
 def deletes_pods(operator: Api) -> bool:
     uid = operator.list(PODS, fieldSelector="metadata.name=probe")[0]["metadata"]["uid"]
     return try_out(operator, "DELETE", f"{PODS}/probe", {"preconditions": {"uid": uid}})
@@ -137,16 +130,8 @@ def writes_a_flag(operator: Api) -> bool:
     return try_out(operator, "POST", MAPS, {"metadata": {"name": "gpusharing-device-plugin"}, "data": data})
 
 
-def repairs_mps(operator: Api) -> bool:
-    return may(operator, "apps", "daemonsets", "patch", "nvidia-device-plugin-mps-control-daemon")
-
-
-def configures(operator: Api) -> bool:
-    return may(operator, "nvidia.com", "clusterpolicies", "patch", "any")
-
-
-def may(operator: Api, group: str, resource: str, verb: str, name: str) -> bool:
-    attributes = {"group": group, "resource": resource, "verb": verb, "name": name, "namespace": "gpu-operator"}
+def patches(operator: Api, group: str, resource: str, name: str) -> bool:
+    attributes = {"group": group, "resource": resource, "verb": "patch", "name": name, "namespace": "gpu-operator"}
     review = {"spec": {"resourceAttributes": attributes}}
     answer = operator.create("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
     return bool(answer["status"]["allowed"])
@@ -165,17 +150,25 @@ VALUES: dict[str, tuple[tuple[str, ...], Callable[[Api], bool], bool]] = {
             "--set-string",
             r"agent.nodeSelector.example\.com/gpu=true",
         ),
-        fences_others,
+        lambda api: try_out(api, "PATCH", f"{NODES}/other", {"spec": {"unschedulable": True}}, MERGE_PATCH),
         True,
     ),
     "admission.pluginFields": (("--set", "admission.pluginFields={own}"), writes_a_flag, True),
-    TAINTS: (("--set", "dra.deviceTaints=true"), closes_devices, True),
+    TAINTS: (("--set", "dra.deviceTaints=true"), lambda api: try_out(api, "POST", RULES, rule_for("probe")), True),
     "forceDelete": (("--set", "forceDelete=true"), deletes_pods, True),
     "operator.protectedNamespaces": (("--set", "operator.protectedNamespaces={default}"), evicts, False),
     "gpuOperator.pluginConfigMap": (("--set", "gpuOperator.pluginConfigMap=mine"), writes_map("mine"), True),
     "gpuOperator.migConfigMap": (("--set", "gpuOperator.migConfigMap=my-layouts"), writes_map("my-layouts"), True),
-    "gpuOperator.configure": (("--set", "gpuOperator.configure=true"), configures, True),
-    "gpuOperator.repairMps": (("--set", "gpuOperator.repairMps=true"), repairs_mps, True),
+    "gpuOperator.configure": (
+        ("--set", "gpuOperator.configure=true"),
+        lambda api: patches(api, "nvidia.com", "clusterpolicies", "any"),
+        True,
+    ),
+    "gpuOperator.repairMps": (
+        ("--set", "gpuOperator.repairMps=true"),
+        lambda api: patches(api, "apps", "daemonsets", MPS),
+        True,
+    ),
 }
 """Each value with which a rule about the operator changes: helm's arguments, what the operator may do under one of the two settings only, and whether that is the one of the arguments."""
 

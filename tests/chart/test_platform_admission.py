@@ -12,7 +12,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from tests.chart.charts import PLATFORMS, Helm, Manifest, find
 from tests.chart.cluster import SECONDS
-from tests.chart.standins import crds
+from tests.chart.test_accepted import crds
 
 pytestmark = pytest.mark.cluster
 

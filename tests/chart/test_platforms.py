@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 from tests.chart.charts import CHART, PLATFORMS, Helm, Manifest, find
 
-TREE = {path.stem for path in PLATFORMS}
-
 
 def rendered(helm: Helm, platform: str) -> list[Manifest]:
     return helm.template("-f", str(CHART / "platforms" / f"{platform}.yaml"))
@@ -44,7 +42,7 @@ def test_on_openshift_the_agent_may_use_its_scc_and_the_operator_needs_none(helm
 
 
 def test_without_openshift_there_is_no_scc(helm: Helm) -> None:
-    for platform in TREE - {"openshift"}:
+    for platform in {path.stem for path in PLATFORMS} - {"openshift"}:
         assert "SecurityContextConstraints" not in {one["kind"] for one in rendered(helm, platform)}
 
 

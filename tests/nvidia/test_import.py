@@ -120,34 +120,21 @@ class Fleet:
             if one["name"].startswith("SIMULATED-")
         }
 
-    def ask(self) -> str:
-        """What `import` says as soon as it leaves no node out, but those of which nobody knows any more what mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have looked since: until then it says to run import again."""
-        forgotten = sum(pool.forgotten for pool in self.pools.values())
+    def ask(self, left_out: int = 0, *, errors: bool = True) -> str:
+        """What `import` says as soon as it leaves no node out, but so many of which nobody knows any more what mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have looked since: until then it says to run import again."""
         said = [""]
 
         def complete() -> bool:
-            said.append(plugin(self.loop.plane.kubeconfig, "import"))
-            if not forgotten:
+            said.append(plugin(self.loop.plane.kubeconfig, "import", errors=errors))
+            if not left_out:
                 return said[-1].endswith(WELL)
-            return len({command[3] for command in commands(said[-1], "kubectl label node")}) == forgotten
+            return len({command[3] for command in commands(said[-1], "kubectl label node")}) == left_out
 
         try:
             self.loop.wait(complete, "a policy for each node")
         except TimeoutError:
             assert complete(), said[-1]
         return said[-1]
-
-    def proposed(self) -> str:
-        for name, pool in self.pools.items():
-            assert not pool.forgotten or MIG in self.loop.labels(name)
-        said = [""]
-
-        def complete() -> bool:
-            said.append(plugin(self.loop.plane.kubeconfig, "import", errors=False))
-            return said[-1].endswith(WELL)
-
-        self.loop.wait(complete, "a policy for each node")
-        return said[-1].removesuffix(WELL)
 
     def merged(self, values: str) -> bool:
         held = [
@@ -199,7 +186,8 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fl
     pods = {loop.run_pod(name, resource) for name, resource in resources.items()}
     before, working = fleet.instances(), fleet.computing()
 
-    said = fleet.ask()
+    forgotten = [name for name, pool in fleet.pools.items() if pool.forgotten]
+    said = fleet.ask(len(forgotten))
     for _, *command in commands(said, "kubectl label node"):
         loop.plane.kubectl(*command)
         loop.wait(lambda node=command[2]: mig_state(loop, node) == "success", f"mig-manager on {command[2]}")
@@ -214,7 +202,8 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fl
         loop.plane.kubectl(*command)
         fleet.roll()
         fleet.wait_settled()
-        proposed = fleet.proposed()
+        assert all(MIG in loop.labels(name) for name in forgotten)
+        proposed = fleet.ask(errors=False).removesuffix(WELL)
         loop.plane.kubectl("apply", "-f", "-", stdin=proposed)
         specs = [one["spec"] for one in yaml.safe_load_all(proposed) if one]
         for policy in loop.api.list(POLICIES):

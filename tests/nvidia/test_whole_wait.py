@@ -8,14 +8,12 @@ from gpusharing.planning.wanted.actuators import GAVE_UP
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
-SECONDS = 330.0
-
 
 def test_a_device_plugin_that_does_not_go_in_five_minutes_is_given_up_as_this_version_does(
     stuck: tuple[MigNode, str],
 ) -> None:
     node, pod = stuck
-    node.wait_for_log("device-plugin pod did not shutdown", "Waiting for change to", seconds=SECONDS)
+    node.wait_for_log("device-plugin pod did not shutdown", "Waiting for change to", seconds=330.0)
     given_up = node.states_until(GIVEN_UP[-1])
     # The state before the last one may be over by the time the log is read.
     assert given_up in (GIVEN_UP, GIVEN_UP[-1:])
