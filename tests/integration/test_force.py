@@ -103,7 +103,7 @@ def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_noth
         def asked(name: str, **options: object) -> str:
             metadata = made[name]["metadata"]
             named = {"preconditions": {"uid": metadata["uid"]}, **options}
-            return refusal(token, metadata["namespace"], name, **named)
+            return refusal(token, metadata["namespace"], metadata["name"], **named)
 
         assert asked("plain") == ""
         assert asked("plain", gracePeriodSeconds=30) == ""
