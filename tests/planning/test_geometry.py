@@ -1,6 +1,9 @@
 """The geometry check: what is legal shows how, what is not says why (brute force over it: test_mig_facts.py)."""
 
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +15,9 @@ from gpusharing.planning.gpus.geometry import (
     Layout,
     describe,
     find_misfit,
+    generated_layouts,
     legal_layouts,
+    maximal_layouts,
     nearest_layout,
     normalize,
     place,
@@ -65,26 +70,24 @@ def test_one_more_than_the_maximum_is_refused(card: Card) -> None:
 # --- rules that no real card needs, or that placements cannot say ---
 
 
-def test_eight_places_for_1g_do_not_make_eight_compute_slices() -> None:
-    made_up = [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)]
-    misfit = find_misfit(layout("8x1g.10gb"), made_up)
-    assert "compute slices, but the card has" in misfit
-    assert not find_misfit(layout("7x1g.10gb"), made_up)
+SLICES, OVERLAP = "compute slices, but the card has", "overlap in every placement"
+TWO = [Profile("2g.20gb", (1,), 2, 1, 2, 20), Profile("1g.10gb", (0, 1, 2), 1, 3, 1, 10)]
+MADE_UP: dict[str, tuple[list[Profile], str, str, str]] = {
+    "eight places for 1g do not make eight compute slices": (
+        [Profile("1g.10gb", tuple(range(8)), 1, 8, 1, 10), Profile("7g.80gb", (0,), 8, 1, 7, 80)],
+        "7x1g.10gb", "8x1g.10gb", SLICES),
+    "there is room in sum but not in place": (
+        [*TWO, Profile("4g.40gb", (0,), 4, 1, 4, 40)], "1x2g.20gb 1x1g.10gb", "1x2g.20gb 2x1g.10gb", OVERLAP),
+    "not all sets of so many places can be tried": (
+        [Profile("1g.10gb", tuple(range(5, 64)), 10, 7, 1, 10), Profile("7g.80gb", (0,), 73, 1, 7, 80)],
+        "6x1g.10gb", "7x1g.10gb", OVERLAP),
+}  # fmt: skip
 
 
-def test_room_in_sum_but_not_in_place_is_refused() -> None:
-    made_up = [Profile("2g.20gb", (1,), 2, 1, 2, 20), Profile("1g.10gb", (0, 1, 2), 1, 3, 1, 10)]
-    made_up.append(Profile("4g.40gb", (0,), 4, 1, 4, 40))
-    assert not find_misfit(layout("1x2g.20gb 1x1g.10gb"), made_up)
-    misfit = find_misfit(layout("1x2g.20gb 2x1g.10gb"), made_up)
-    assert "overlap in every placement" in misfit
-
-
-def test_a_card_that_somebody_made_up_is_refused_without_trying_all_sets_of_its_places() -> None:
-    made_up = [Profile("1g.10gb", tuple(range(5, 64)), 10, 7, 1, 10), Profile("7g.80gb", (0,), 73, 1, 7, 80)]
-    misfit = find_misfit(layout("7x1g.10gb"), made_up)
-    assert "overlap in every placement" in misfit
-    assert not find_misfit(layout("6x1g.10gb"), made_up)
+@pytest.mark.parametrize(("made_up", "fits", "refused", "says"), MADE_UP.values(), ids=MADE_UP)
+def test_on_a_card_that_somebody_made_up(made_up: list[Profile], fits: str, refused: str, says: str) -> None:
+    assert not find_misfit(layout(fits), made_up)
+    assert says in find_misfit(layout(refused), made_up)
 
 
 @pytest.mark.parametrize(
@@ -236,3 +239,83 @@ def test_resource_names_are_those_of_the_device_plugin() -> None:
     assert resource_name("1g.10gb+me") == "nvidia.com/mig-1g.10gb.me"
     assert resource_name("1g.24gb-me") == "nvidia.com/mig-1g.24gb-me"
     assert resource_name("1g.24gb+me.all", shared=True) == "nvidia.com/mig-1g.24gb.me.all.shared"
+
+
+# --- maximal layouts and NVIDIA's named configurations -------------------------------------------------------------------
+
+
+SEVEN_SLICE_MAXIMAL = """
+    2g+5*1g | 3g+2g+2*1g | 3g+2*2g | 3g+4*1g | 4g+2g+1g | 4g+3g | 4g+3*1g | 7g | 2*2g+3*1g | 2*3g
+    | 3*2g+1g | 7*1g
+"""
+WITH_DOUBLE_MEMORY = """
+    1G+6*1g | 2g+1G+4*1g | 2g+2*1G+2*1g | 2g+3*1G | 3g+1G+2*1g | 3g+2g+1G | 3g+2*1G | 4g+1G+2*1g | 4g+2g+1G
+    | 4g+2*1G | 2*1G+4*1g | 2*2g+1G+2*1g | 2*2g+2*1G | 3*1G+2*1g | 3*2g+1G | 4*1G
+"""
+FOUR_SLICE_MAXIMAL = "4*1g | 2g+2*1g | 2*2g | 4g"
+
+
+def maximal_texts(card: Card, profiles: Sequence[Profile]) -> set[frozenset[tuple[str, int]]]:
+    """Maximal layouts with profiles as 7g, 4g, 3g, 2g, 1g and 1G for the 1g with double memory."""
+    smallest = min(p.size for p in profiles)
+    short = {p.name: "1G" if p.slices == 1 and p.size > smallest else f"{p.slices}g" for p in profiles}
+    return {frozenset((short[name], count) for name, count in found) for found in maximal_layouts(profiles)}
+
+
+def expected(text: str) -> set[frozenset[tuple[str, int]]]:
+    found = set()
+    for one in text.split("|"):
+        items = [item.strip().rpartition("*") for item in one.split("+")]
+        found.add(frozenset((name, int(count or 1)) for count, _, name in items))
+    return found
+
+
+@pytest.mark.parametrize("card", PLACED, ids=key)
+def test_maximal_layouts_are_the_known_ones(card: Card) -> None:
+    base = [p for p in card.profiles if re.fullmatch(r"\d+g\.\d+gb", p.name)]
+    if max(p.slices for p in base) == 4:
+        assert maximal_texts(card, base) == expected(FOUR_SLICE_MAXIMAL)
+        return
+    single = [p for p in base if not (p.slices == 1 and p.size == 2)]
+    assert len(maximal_layouts(single)) == 12
+    assert maximal_texts(card, single) == expected(SEVEN_SLICE_MAXIMAL)
+    assert len(maximal_layouts(base)) == 28
+    assert maximal_texts(card, base) == expected(SEVEN_SLICE_MAXIMAL + "|" + WITH_DOUBLE_MEMORY)
+
+
+@pytest.mark.parametrize("card", MIG_CARDS, ids=key)
+def test_generated_layouts_are_legal_and_cover_every_profile(card: Card) -> None:
+    found = generated_layouts(card.profiles)
+    assert found["all-disabled"] is None
+    assert found["all-enabled"] == ()
+    for p in card.profiles:
+        assert found["all-" + p.name.replace("+", ".")] == ((p.name, p.max_count),)
+    assert all(not find_misfit(one, card.profiles) for one in found.values() if one is not None)
+    assert len(found) == len(card.profiles) + 2 + ("all-balanced" in found)
+
+
+def test_a_profile_of_which_a_card_reports_no_instance_has_no_configuration() -> None:
+    """mig-parted refuses a whole file for an entry whose counts are all 0 (docs/design/nvidia.md#a10)."""
+    whole, *others = BY_KEY["h100-80gb"].profiles
+    layouts = generated_layouts([replace(whole, max_count=0), *others])
+    assert layouts.keys() == generated_layouts(others).keys()
+    assert all(count > 0 for layout in layouts.values() for _, count in layout or ())
+    assert generated_layouts([replace(whole, max_count=0)]) == {}
+
+
+def test_balanced_depends_on_the_compute_slices() -> None:
+    def balanced(model: str) -> str:
+        return describe(generated_layouts(BY_KEY[model].profiles).get("all-balanced") or ())
+
+    assert balanced("h100-80gb") == "1x3g.40gb+1x2g.20gb+2x1g.10gb"
+    assert balanced("h200-141gb") == "1x3g.71gb+1x2g.35gb+2x1g.18gb"
+    assert balanced("a30") == "1x2g.12gb+2x1g.6gb"
+    assert balanced("rtx-pro-6000-blackwell") == "1x2g.48gb+2x1g.24gb"
+    assert balanced("rtx-pro-5000-blackwell") == "empty"
+
+
+def test_a_card_without_mig_has_no_named_layouts() -> None:
+    t4 = BY_KEY["t4"]
+    assert generated_layouts(t4.profiles) == {}
+    assert nearest_layout((("1g.5gb", 1),), t4.profiles) is None
+    assert maximal_layouts(t4.profiles) == ((),)
