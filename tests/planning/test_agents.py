@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from tests import kubeletwords
@@ -38,63 +39,61 @@ def cause(troubles: dict[str, Finding | None], node: str) -> Finding | None:
     return troubles.get(node, troubles.get(ALL_OTHERS))
 
 
+def known_cause(troubles: dict[str, Finding | None], node: str) -> Finding:
+    found = cause(troubles, node)
+    assert found is not None
+    return found
+
+
 def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
     return AgentWarning(POD.namespace, pod, message, NOW)
 
 
+def waiting(reason: str, message: str, **more: Any) -> AgentPod:
+    return replace(POD, waiting=reason, message=message, **more)
+
+
+PULLED = (f"image {IMAGE} cannot be pulled", "not found", "image.repository")
+OTHER_ARCHITECTURE = f"image {IMAGE} is not built for this node's architecture (arm64)"
+NO_LIBRARY = ("libnvidia-ml.so.1: cannot open", "describe pod gpusharing-agent-x7k2p")
 NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
-    "the image is in no registry": (
-        replace(POD, waiting="ErrImagePull", message=kubeletwords.not_in_registry(IMAGE)),
-        (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
-    ),
+    "the image is in no registry": (waiting("ErrImagePull", kubeletwords.not_in_registry(IMAGE)), PULLED),
     "the image is in no registry, between two tries": (
-        replace(
-            POD, waiting="ImagePullBackOff", message=kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE))
-        ),
-        (f"image {IMAGE} cannot be pulled", "not found", "image.repository"),
+        waiting("ImagePullBackOff", kubeletwords.back_off(IMAGE, kubeletwords.not_in_registry(IMAGE))),
+        PULLED,
     ),
     "the image is in no registry, as an older kubelet says it": (
-        replace(POD, waiting="ImagePullBackOff", message=f'Back-off pulling image "{IMAGE}"'),
+        waiting("ImagePullBackOff", f'Back-off pulling image "{IMAGE}"'),
         (f"image {IMAGE} cannot be pulled. Correct",),
     ),
     "the image is not on the node and must not be pulled": (
-        replace(POD, waiting="ErrImageNeverPull", message=kubeletwords.never_pulled(IMAGE)),
+        waiting("ErrImageNeverPull", kubeletwords.never_pulled(IMAGE)),
         (f"image {IMAGE} is not on this node", "pull policy of Never", "image.pullPolicy"),
     ),
     "the image has no manifest for the node's architecture": (
-        replace(POD, waiting="ErrImagePull", message=kubeletwords.other_platform()),
-        (f"image {IMAGE} is not built for this node's architecture (arm64)", "agent.nodeSelector"),
+        waiting("ErrImagePull", kubeletwords.other_platform()),
+        (OTHER_ARCHITECTURE, "agent.nodeSelector"),
     ),
     "the program in the image is for another architecture": (
-        replace(
-            POD,
-            waiting="CrashLoopBackOff",
-            message="back-off 40s restarting failed container=agent pod=gpusharing-agent-x7k2p",
+        waiting(
+            "CrashLoopBackOff",
+            "back-off 40s restarting failed container=agent pod=gpusharing-agent-x7k2p",
             ended="Error, exit code 1",
             last_words=kubeletwords.bad_format("/usr/local/bin/gpusharing-agent"),
         ),
-        (f"image {IMAGE} is not built for this node's architecture (arm64)",),
+        (OTHER_ARCHITECTURE,),
     ),
-    "NVIDIA's runtime finds no driver": (
-        replace(POD, waiting="RunContainerError", message=FROM_LIBRARY),
-        ("libnvidia-ml.so.1: cannot open", "describe pod gpusharing-agent-x7k2p"),
-    ),
+    "NVIDIA's runtime finds no driver": (waiting("RunContainerError", FROM_LIBRARY), NO_LIBRARY),
     "NVIDIA's runtime finds no driver, between two tries": (
-        replace(
-            POD,
-            waiting="CrashLoopBackOff",
-            message="back-off 10s",
-            ended="StartError, exit code 128",
-            last_words=FROM_LIBRARY,
-        ),
-        ("libnvidia-ml.so.1: cannot open", "describe pod gpusharing-agent-x7k2p"),
+        waiting("CrashLoopBackOff", "back-off 10s", ended="StartError, exit code 128", last_words=FROM_LIBRARY),
+        NO_LIBRARY,
     ),
     "a Secret that the container names is not there": (
-        replace(POD, waiting="CreateContainerConfigError", message='secret "site" not found'),
+        waiting("CreateContainerConfigError", 'secret "site" not found'),
         ('CreateContainerConfigError: secret "site" not found', "describe pod"),
     ),
     "its program ends at once": (
-        replace(POD, waiting="CrashLoopBackOff", message="back-off 40s", ended="Error, exit code 2"),
+        waiting("CrashLoopBackOff", "back-off 40s", ended="Error, exit code 2"),
         ("exits at once (Error, exit code 2)", "logs gpusharing-agent-x7k2p --previous"),
     ),
     "its program ends at once, and runs just now": (
@@ -108,8 +107,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
 @pytest.mark.parametrize("case", NOT_STARTED)
 def test_a_pod_that_does_not_start_is_told_by_its_cause(case: str) -> None:
     pod, words = NOT_STARTED[case]
-    trouble = cause(told(pod), "gpu-1")
-    assert trouble is not None
+    trouble = known_cause(told(pod), "gpu-1")
     assert trouble.reason is Reason.AGENT_NOT_STARTED
     assert all(word in trouble.message for word in words), trouble.message
 
@@ -130,16 +128,14 @@ def test_the_words_stay_the_same_from_one_try_to_the_next(cases: tuple[str, str]
 def test_of_a_container_that_is_only_being_created_the_warnings_tell() -> None:
     creating = replace(POD, waiting="ContainerCreating")
     assert cause(told(creating), "gpu-1") is None, "it may just be starting"
-    trouble = cause(told(creating, about_pod(SANDBOX)), "gpu-1")
-    assert trouble is not None
+    trouble = known_cause(told(creating, about_pod(SANDBOX)), "gpu-1")
     assert 'no runtime for "nvidia" is configured' in trouble.message
     assert cause(told(creating, about_pod(SANDBOX, "gpusharing-agent-other")), "gpu-1") is None
 
 
 def test_what_the_pod_says_itself_comes_before_the_warnings_about_it() -> None:
     pod, words = NOT_STARTED["the program in the image is for another architecture"]
-    trouble = cause(told(pod, about_pod(SANDBOX)), "gpu-1")
-    assert trouble is not None
+    trouble = known_cause(told(pod, about_pod(SANDBOX)), "gpu-1")
     assert words[0] in trouble.message
 
 
@@ -163,8 +159,7 @@ REFUSED = {
 def test_a_daemonset_that_gets_no_pods_is_told_by_the_servers_words(case: str) -> None:
     message, words = REFUSED[case]
     troubles = find_troubles([], [about_pod(message.format("abcde"), "")], lambda _: "")
-    trouble = cause(troubles, "gpu-1")
-    assert trouble is not None
+    trouble = known_cause(troubles, "gpu-1")
     assert trouble.reason is Reason.AGENT_REFUSED
     assert all(word in trouble.message for word in words), trouble.message
     assert "abcde" not in trouble.message
@@ -190,8 +185,7 @@ def test_of_several_warnings_the_last_is_told() -> None:
     earlier = replace(about_pod(SECURITY.format("abcde"), ""), at=NOW - timedelta(hours=1))
     later, undated = about_pod(NO_CLASS.format("abcde"), ""), replace(earlier, at=None)
     for warnings in ((earlier, later), (later, earlier), (undated, later)):
-        trouble = cause(find_troubles([], warnings, lambda _: ""), "gpu-1")
-        assert trouble is not None
+        trouble = known_cause(find_troubles([], warnings, lambda _: ""), "gpu-1")
         assert 'RuntimeClass "nvidia" not found' in trouble.message
 
 

@@ -3,7 +3,7 @@
 import inspect
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -36,7 +36,7 @@ from gpusharing.planning.stack.installationviews import (
     Severity,
     Topic,
 )
-from gpusharing.planning.stack.plugins import GKE
+from gpusharing.planning.stack.plugins import GKE, has_cloud_plugin
 from gpusharing.planning.stack.requirements import OPERANDS, explain_workloads
 from gpusharing.planning.wanted.migfile import MIG_KEY
 from gpusharing.planning.wanted.target import RELEASED_DAEMON
@@ -63,303 +63,207 @@ GOOD = Seen(
 )
 
 DRA = DraView(
-    DaemonSetState("dra-driver-nvidia-gpu-kubelet-plugin"),
-    "nvidia-mig-manager",
-    "v0.15.1",
-    SETTINGS.mig_config_map,
+    DaemonSetState("dra-driver-nvidia-gpu-kubelet-plugin"), "nvidia-mig-manager", "v0.15.1", SETTINGS.mig_config_map
 )
 
 
+def seen(**change: Any) -> Seen:
+    return replace(GOOD, **change)
+
+
 def agents(**change: Any) -> Seen:
-    return replace(GOOD, agents=replace(AGENTS, **change), agent_pods=())
+    return seen(agents=replace(AGENTS, **change), agent_pods=())
 
 
 def reporting(**errors: str) -> Seen:
     found = {name.replace("_", "-"): error for name, error in errors.items()}
-    return replace(GOOD, gpunodes={name: make_gpunode(name, error=error) for name, error in found.items()})
+    return seen(gpunodes={name: make_gpunode(name, error=error) for name, error in found.items()})
 
 
 def pointers(policies: tuple[Any, ...] = (), **change: Any) -> Seen:
     view = replace(POINTED, **change)
-    return replace(GOOD, cluster_policies=(replace(view, name="gpus"),), policies=tuple(policies))
+    return seen(cluster_policies=(replace(view, name="gpus"),), policies=tuple(policies))
 
 
-MIG_POLICY = make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"})
+WANTS_MIG = (make_policy(mode="MIG", mig={"strategy": "mixed", "config": "all-balanced"}),)
 LAYOUTS = make_policy(mode="MIG", mig={"layouts": [{"profiles": {"3g.40gb": 2}}]})
+
+
+def off(program: str) -> Seen:
+    return pointers(switches={f"{program}.enabled": False})
 
 
 def plain(config: str = PLUGIN, *, discovers: bool = True, policies: tuple[Any, ...] = ()) -> Seen:
     stack = replace(
         make_cluster_policy(
-            config,
-            switches={**NO_MIG_MANAGER, **({} if discovers else {"gfd.enabled": False})},
-            mig_config_name="",
+            config, switches={**NO_MIG_MANAGER, **({} if discovers else {"gfd.enabled": False})}, mig_config_name=""
         ),
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
-    return replace(GOOD, cluster_policies=(), plain=stack, policies=policies)
+    return seen(cluster_policies=(), plain=stack, policies=policies)
 
 
 UNREADY = (make_agent_pod("gpu-01"), make_agent_pod("gpu-02", ready=False, waiting="ImagePullBackOff"))
 FAILING = {"b": "ImagePullBackOff: no such image"}
-PARTLY_READY = {
-    leader: replace(
-        GOOD,
-        operator_replicas=3,
-        operator_pods={"0": "not Ready", "a": "no rights", "b": ""},
-        leader=leader,
-    )
-    for leader in ("a", "b", "")
-}
+UNREADY_PODS = {"0": "not Ready", "a": "no rights", "b": ""}
+PARTLY_READY = {one: seen(operator_replicas=3, operator_pods=UNREADY_PODS, leader=one) for one in ("a", "b", "")}
 """Two pods of three are not Ready, by which pod leads."""
 TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 
-# What is broken, which finding, how bad, what its command contains.
+
+class Flaw(NamedTuple):
+    """What is broken, which finding says so, what its command contains, and how bad it is."""
+
+    view: Seen
+    reason: str
+    command: str
+    severity: Severity = "ERROR"
+
+
 WAITING_NODE = replace(pointers(tolerates_gate=False), nodes=(*GOOD.nodes, make_node("x", gated=True)))
-KEPT_OFF: tuple[str, Severity, str] = ("TaintNotTolerated", "ERROR", '"daemonsets":{"tolerations":[')
 WANTS_MPS = (make_policy("pool-e", mode="MPS", mps={"replicas": 4}),)
-BROKEN: dict[str, tuple[Seen, str, Severity, str]] = {
-    "the MPS daemon follows no label": (
-        pointers(WANTS_MPS, mps_daemon=RELEASED_DAEMON),
-        "MPSNotSwitchable",
-        "ERROR",
-        '{"devicePlugin":{"version":"v0.20.0"}}',
+PATCH, SHOW = "kubectl patch clusterpolicy gpus", "kubectl get clusterpolicy gpus -o yaml"
+RESTART, PODS = "rollout restart deployment/gpusharing-operator", "describe pods"
+BROKEN: dict[str, Flaw] = {
+    "the MPS daemon follows no label": Flaw(
+        pointers(WANTS_MPS, mps_daemon=RELEASED_DAEMON), "MPSNotSwitchable", '{"devicePlugin":{"version":"v0.20.0"}}'
     ),
-    "the CRDs are not installed": (
-        replace(GOOD, not_served=frozenset({"gpunodes.gpusharing.dev"})),
-        "KindNotServed",
-        "ERROR",
-        "crds.enabled=true",
+    "the CRDs are not installed": Flaw(
+        seen(not_served=frozenset({"gpunodes.gpusharing.dev"})), "KindNotServed", "crds.enabled=true"
     ),
-    "a kind may not be read": (
-        replace(GOOD, unread={"nodes": "forbidden"}),
-        "NotReadable",
-        "WARNING",
-        "kubectl auth can-i list nodes",
+    "the operator lacks a right": Flaw(
+        seen(rights={OPERATOR: {PATCH_NODES: False}}), "RightsMissing", "rbac.create=true"
     ),
-    "the operator lacks a right": (
-        replace(GOOD, rights={OPERATOR: {PATCH_NODES: False}}),
-        "RightsMissing",
-        "ERROR",
-        "rbac.create=true",
+    "the agent lacks a right": Flaw(seen(rights={AGENT: {PATCH_NODES: False}}), "RightsMissing", "rbac.create=true"),
+    "there is no operator": Flaw(
+        seen(operator_replicas=None), "OperatorMissing", "helm install gpusharing CHART -n gpusharing"
     ),
-    "the agent lacks a right": (
-        replace(GOOD, rights={AGENT: {PATCH_NODES: False}}),
-        "RightsMissing",
-        "ERROR",
-        "rbac.create=true",
+    "the operator is scaled to 0": Flaw(
+        seen(operator_replicas=0, operator_pods={}), "OperatorStopped", "operator.replicaCount=2"
     ),
-    "nobody may ask for rights": (
-        replace(GOOD, rights={OPERATOR: {PATCH_NODES: "forbidden"}}),
-        "RightsUnknown",
-        "WARNING",
-        "subjectaccessreviews",
-    ),
-    "there is no operator": (
-        replace(GOOD, operator_replicas=None),
-        "OperatorMissing",
-        "ERROR",
-        "helm install gpusharing CHART -n gpusharing",
-    ),
-    "the operator is scaled to 0": (
-        replace(GOOD, operator_replicas=0, operator_pods={}),
-        "OperatorStopped",
-        "ERROR",
-        "operator.replicaCount=2",
-    ),
-    "the operator's image cannot be pulled": (
-        replace(GOOD, operator_pods=FAILING),
-        "OperatorNotReady",
-        "ERROR",
-        "describe pods",
-    ),
-    "the standby's image cannot be pulled": (
-        replace(GOOD, operator_replicas=2, operator_pods={**GOOD.operator_pods, **FAILING}),
-        "OperatorNotReady",
-        "WARNING",
-        "describe pods",
-    ),
-    "a standby is not Ready": (PARTLY_READY["b"], "OperatorNotReady", "WARNING", "describe pods"),
-    "the leader is not Ready": (PARTLY_READY["a"], "OperatorNotReady", "ERROR", "describe pods"),
-    "of two pods none leads": (PARTLY_READY[""], "OperatorNotReady", "ERROR", "describe pods"),
-    "the DRA stack serves the GPUs, and nothing divides them": (
-        replace(GOOD, gpu_cluster=True, cluster_policies=(), dra=replace(DRA, mig_manager="")),
+    "the operator's image cannot be pulled": Flaw(seen(operator_pods=FAILING), "OperatorNotReady", PODS),
+    "the leader is not Ready": Flaw(PARTLY_READY["a"], "OperatorNotReady", PODS),
+    "of two pods none leads": Flaw(PARTLY_READY[""], "OperatorNotReady", PODS),
+    "the DRA stack serves the GPUs, and nothing divides them": Flaw(
+        seen(gpu_cluster=True, cluster_policies=(), dra=replace(DRA, mig_manager="")),
         "UnsupportedStack",
-        "ERROR",
         "deploy/mig-manager",
     ),
-    "the GPU Operator is not installed": (
-        replace(GOOD, cluster_policies=()),
-        "ClusterPolicyMissing",
-        "ERROR",
-        "helm install gpu-operator",
+    "the GPU Operator is not installed": Flaw(
+        seen(cluster_policies=()), "ClusterPolicyMissing", "helm install gpu-operator"
     ),
-    "there are two ClusterPolicies": (
-        replace(GOOD, cluster_policies=TWO),
+    "of two ClusterPolicies none is called ignored": Flaw(
+        seen(cluster_policies=(TWO[0], replace(TWO[1], ignored=False))),
         "SeveralClusterPolicies",
-        "WARNING",
-        "kubectl delete clusterpolicy b",
-    ),
-    "of two ClusterPolicies none is called ignored": (
-        replace(GOOD, cluster_policies=(TWO[0], replace(TWO[1], ignored=False))),
-        "SeveralClusterPolicies",
-        "ERROR",
         "kubectl get clusterpolicies",
     ),
-    "NVIDIA elsewhere": (pointers(namespace="nvidia"), "GPUOperatorElsewhere", "ERROR", "=nvidia"),
-    "the device plugin is not pointed at us": (
-        pointers(plugin_config_name=""),
-        "PluginConfigNotOurs",
-        "ERROR",
-        "kubectl patch clusterpolicy gpus",
+    "NVIDIA elsewhere": Flaw(pointers(namespace="nvidia"), "GPUOperatorElsewhere", "=nvidia"),
+    "the device plugin is not pointed at us": Flaw(pointers(plugin_config_name=""), "PluginConfigNotOurs", PATCH),
+    "the default of the device plugin is unknown": Flaw(
+        pointers(plugin_default="nowhere"), "PluginDefaultUnknown", '"default":null'
     ),
-    "the default of the device plugin is unknown": (
-        pointers(plugin_default="nowhere"),
-        "PluginDefaultUnknown",
-        "ERROR",
-        '"default":null',
+    "operands keep off joining nodes": Flaw(WAITING_NODE, "TaintNotTolerated", '"daemonsets":{"tolerations":['),
+    "the device plugin is off": Flaw(
+        off("devicePlugin"), "PluginDisabled", '{"spec":{"devicePlugin":{"enabled":true}}}'
     ),
-    "operands keep off joining nodes": (WAITING_NODE, *KEPT_OFF),
-    "the device plugin is off": (
-        pointers(switches={"devicePlugin.enabled": False}),
-        "PluginDisabled",
-        "ERROR",
-        '{"spec":{"devicePlugin":{"enabled":true}}}',
-    ),
-    "the device plugin is off for that of somebody else": (
+    "the device plugin is off for that of somebody else": Flaw(
         replace(
-            pointers(switches={"devicePlugin.enabled": False}),
-            nodes=(replace(GOOD.nodes[0], other_plugin="HAMi's device plugin"), GOOD.nodes[1]),
+            off("devicePlugin"), nodes=(replace(GOOD.nodes[0], other_plugin="HAMi's device plugin"), GOOD.nodes[1])
         ),
         "PluginDisabled",
-        "ERROR",
-        "kubectl get clusterpolicy gpus -o yaml",
+        SHOW,
     ),
-    "GPU Feature Discovery is off": (
-        pointers(switches={"gfd.enabled": False}),
-        "FeatureDiscoveryDisabled",
-        "ERROR",
-        '{"spec":{"gfd":{"enabled":true}}}',
+    "GPU Feature Discovery is off": Flaw(off("gfd"), "FeatureDiscoveryDisabled", '{"spec":{"gfd":{"enabled":true}}}'),
+    "mig-manager is off, a policy wants MIG": Flaw(
+        pointers(WANTS_MIG, switches=NO_MIG_MANAGER), "MigManagerDisabled", '"enabled":true'
     ),
-    "mig-manager is off, nobody wants MIG": (
-        pointers(switches=NO_MIG_MANAGER),
-        "MigManagerDisabled",
-        "WARNING",
-        "kubectl get clusterpolicy gpus -o yaml",
-    ),
-    "mig-manager is off, a policy wants MIG": (
-        pointers((MIG_POLICY,), switches=NO_MIG_MANAGER),
-        "MigManagerDisabled",
-        "ERROR",
-        '"enabled":true',
-    ),
-    "mig-manager is not pointed at us, nobody wants layouts": (
-        pointers((MIG_POLICY,), mig_config_name="default-mig-parted-config"),
-        "LayoutsNeedConfigMap",
-        "WARNING",
-        MIG,
-    ),
-    "mig-manager is not pointed at us, a policy wants layouts": (
+    "mig-manager is not pointed at us, a policy wants layouts": Flaw(
         pointers((LAYOUTS,), mig_config_name="theirs"),
         "LayoutsNeedConfigMap",
-        "ERROR",
         "--set gpuOperator.adminMigConfigMap=theirs",
     ),
-    "a strategy of the cluster says what the policy says": (
-        pointers((MIG_POLICY,), mig_strategy="mixed"),
-        "MigStrategySet",
-        "WARNING",
-        "kubectl get clusterpolicy gpus -o yaml",
+    "a strategy of the cluster overrides a policy": Flaw(
+        pointers(WANTS_MIG, mig_strategy="single"), "MigStrategySet", '"strategy":null'
     ),
-    "a strategy of the cluster overrides a policy": (
-        pointers((MIG_POLICY,), mig_strategy="single"),
-        "MigStrategySet",
-        "ERROR",
-        '"strategy":null',
+    "a ConfigMap that is pointed at is not there": Flaw(seen(config_maps={MIG: OURS}), "ConfigMapEmpty", RESTART),
+    "a ConfigMap is somebody else's": Flaw(
+        seen(config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}),
+        "ConfigMapTaken",
+        "kubectl label configmap gpusharing-device-plugin",
     ),
-    "a ConfigMap that is pointed at is not there": (
-        replace(GOOD, config_maps={MIG: OURS}),
-        "ConfigMapEmpty",
-        "ERROR",
-        "rollout restart deployment/gpusharing-operator",
+    "the plain chart's plugin reads nothing of ours": Flaw(
+        plain(config=""),
+        "PluginConfigNotOurs",
+        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values --set config.name=",
     ),
-    "a ConfigMap that nobody is pointed at is empty": (
+    "the plain chart runs without GFD": Flaw(
+        plain(discovers=False), "FeatureDiscoveryMissing", "--set gfd.enabled=true"
+    ),
+    "MIG is wanted on the plain chart": Flaw(
+        plain(policies=WANTS_MIG), "MigManagerMissing", "kubectl apply -k deploy/mig-manager"
+    ),
+    "there is no DaemonSet": Flaw(seen(agents=None), "AgentMissing", "createNamespace"),
+    "no agent is Ready": Flaw(seen(agent_pods=UNREADY[1:]), "AgentNotReady", PODS),
+    "the runtime class does not exist": Flaw(
+        agents(runtime_class_exists=False), "RuntimeClassMissing", "agent.runtimeClassName="
+    ),
+    "PodSecurity refuses the agent": Flaw(
+        agents(enforced="restricted"), "PodSecurityForbids", "pod-security.kubernetes.io/enforce=privileged"
+    ),
+    "a cloud runs a device plugin of its own": Flaw(
+        seen(nodes=(replace(GOOD.nodes[0], other_plugin=GKE), GOOD.nodes[1])),
+        "TwoDevicePlugins",
+        "gke-no-default-nvidia-gpu-device-plugin=true",
+    ),
+    "an agent finds no driver": Flaw(
+        reporting(gpu_01="NVMLNotLoaded", gpu_02=""), "AgentCannotRead", "kubectl describe gpunode gpu-01"
+    ),
+    "a kind may not be read": Flaw(
+        seen(unread={"nodes": "forbidden"}), "NotReadable", "kubectl auth can-i list nodes", "WARNING"
+    ),
+    "nobody may ask for rights": Flaw(
+        seen(rights={OPERATOR: {PATCH_NODES: "forbidden"}}), "RightsUnknown", "subjectaccessreviews", "WARNING"
+    ),
+    "the standby's image cannot be pulled": Flaw(
+        seen(operator_replicas=2, operator_pods={**GOOD.operator_pods, **FAILING}), "OperatorNotReady", PODS, "WARNING"
+    ),
+    "a standby is not Ready": Flaw(PARTLY_READY["b"], "OperatorNotReady", PODS, "WARNING"),
+    "there are two ClusterPolicies": Flaw(
+        seen(cluster_policies=TWO), "SeveralClusterPolicies", "kubectl delete clusterpolicy b", "WARNING"
+    ),
+    "mig-manager is off, nobody wants MIG": Flaw(
+        pointers(switches=NO_MIG_MANAGER), "MigManagerDisabled", SHOW, "WARNING"
+    ),
+    "mig-manager is not pointed at us, nobody wants layouts": Flaw(
+        pointers(WANTS_MIG, mig_config_name="default-mig-parted-config"), "LayoutsNeedConfigMap", MIG, "WARNING"
+    ),
+    "a strategy of the cluster says what the policy says": Flaw(
+        pointers(WANTS_MIG, mig_strategy="mixed"), "MigStrategySet", SHOW, "WARNING"
+    ),
+    "a ConfigMap that nobody is pointed at is empty": Flaw(
         replace(
             pointers(mig_config_name="", switches=NO_MIG_MANAGER),
             config_maps={PLUGIN: OURS, MIG: make_map({}, ours=True)},
         ),
         "ConfigMapEmpty",
+        RESTART,
         "WARNING",
-        "rollout restart deployment/gpusharing-operator",
     ),
-    "a ConfigMap is somebody else's": (
-        replace(GOOD, config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}),
-        "ConfigMapTaken",
-        "ERROR",
-        "kubectl label configmap gpusharing-device-plugin",
-    ),
-    "the plain chart's plugin reads nothing of ours": (
-        plain(config=""),
-        "PluginConfigNotOurs",
-        "ERROR",
-        "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --version VERSION --reuse-values --set config.name=",
-    ),
-    "the plain chart runs without GFD": (
-        plain(discovers=False),
-        "FeatureDiscoveryMissing",
-        "ERROR",
-        "--set gfd.enabled=true",
-    ),
-    "MIG is wanted on the plain chart": (
-        plain(policies=(MIG_POLICY,)),
-        "MigManagerMissing",
-        "ERROR",
-        "kubectl apply -k deploy/mig-manager",
-    ),
-    "mig-manager's image has only a digest": (
+    "mig-manager's image has only a digest": Flaw(
         replace(plain(), dra=DraView(mig_manager="mm")),
         "MigManagerVersionUnknown",
-        "WARNING",
         "kubectl -n gpu-operator get daemonset mm -o 'jsonpath=",
-    ),
-    "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", "ERROR", "createNamespace"),
-    "no node has the agents' label": (
-        replace(GOOD, agent_pods=(), nodes=()),
-        "NoGPUNodes",
         "WARNING",
-        "kubectl label node NODE nvidia.com/gpu.present=true",
     ),
-    "one agent is not Ready": (replace(GOOD, agent_pods=UNREADY), "AgentNotReady", "WARNING", "describe pods"),
-    "no agent is Ready": (replace(GOOD, agent_pods=UNREADY[1:]), "AgentNotReady", "ERROR", "describe pods"),
-    "the runtime class does not exist": (
-        agents(runtime_class_exists=False),
-        "RuntimeClassMissing",
-        "ERROR",
-        "agent.runtimeClassName=",
+    "no node has the agents' label": Flaw(
+        seen(agent_pods=(), nodes=()), "NoGPUNodes", "kubectl label node NODE nvidia.com/gpu.present=true", "WARNING"
     ),
-    "PodSecurity refuses the agent": (
-        agents(enforced="restricted"),
-        "PodSecurityForbids",
-        "ERROR",
-        "pod-security.kubernetes.io/enforce=privileged",
-    ),
-    "a cloud runs a device plugin of its own": (
-        replace(GOOD, nodes=(replace(GOOD.nodes[0], other_plugin=GKE), GOOD.nodes[1])),
+    "one agent is not Ready": Flaw(seen(agent_pods=UNREADY), "AgentNotReady", PODS, "WARNING"),
+    "an operating system starts a device plugin of its own": Flaw(
+        seen(system_plugins=frozenset({"gpu-01"})),
         "TwoDevicePlugins",
-        "ERROR",
-        "gke-no-default-nvidia-gpu-device-plugin=true",
-    ),
-    "an operating system starts a device plugin of its own": (
-        replace(GOOD, system_plugins=frozenset({"gpu-01"})),
-        "TwoDevicePlugins",
-        "WARNING",
         "settings.kubelet-device-plugins.nvidia.enabled=false",
-    ),
-    "an agent finds no driver": (
-        reporting(gpu_01="NVMLNotLoaded", gpu_02=""),
-        "AgentCannotRead",
-        "ERROR",
-        "kubectl describe gpunode gpu-01",
+        "WARNING",
     ),
 }
 
@@ -380,14 +284,11 @@ LABEL = "kubectl label node gpu-01 --overwrite nvidia.com/mig.config=all-1g.10gb
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [
-        ({"switches": NO_MIG_MANAGER}, "MigManagerDisabled"),
-        ({"mig_config_name": ""}, "LayoutsNeedConfigMap"),
-    ],
+    [({"switches": NO_MIG_MANAGER}, "MigManagerDisabled"), ({"mig_config_name": ""}, "LayoutsNeedConfigMap")],
     ids=["switched on", "pointed at ours"],
 )
 def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
-    view = pointers((MIG_POLICY,), **change)
+    view = pointers(WANTS_MIG, **change)
     nodes = (BY_HAND, GOOD.nodes[1])
     for gpu, start in ((DIVIDED, LABEL), (make_gpu(), "kubectl patch"), (None, "kubectl get nodes -L")):
         gpunodes = {"gpu-01": make_gpunode("gpu-01", gpus=[gpu])} if gpu is not None else {}
@@ -399,16 +300,16 @@ def test_before_mig_manager_is(change: dict[str, Any], reason: str) -> None:
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_it_says_what_is_wrong_and_what_mends_it(what: str) -> None:
-    view, reason, severity, command = BROKEN[what]
-    found = [one for one in view.symptoms if one.reason == reason]
-    assert [(one.severity, command in str(one.command)) for one in found] == [(severity, True)]
+    flaw = BROKEN[what]
+    found = [one for one in flaw.view.symptoms if one.reason == flaw.reason]
+    assert [(one.severity, flaw.command in str(one.command)) for one in found] == [(flaw.severity, True)]
     assert "\n" not in found[0].message + str(found[0].command)
 
 
 def test_one_broken_thing_is_one_finding() -> None:
     """But where one follows from the other: without a right class or PodSecurity there is no Ready agent either."""
     follows = {"RuntimeClassMissing", "PodSecurityForbids"}
-    for what, (view, reason, _, _) in BROKEN.items():
+    for what, (view, reason, *_) in BROKEN.items():
         expected = {reason, "AgentNotReady"} if reason in follows else {reason}
         if what == "a ConfigMap that nobody is pointed at is empty":
             expected.add("MigManagerDisabled")
@@ -432,12 +333,12 @@ def test_every_finding_is_tried() -> None:
     known |= set(re.findall(r'\(Topic\.\w+, "(\w+)"', source))
     assert len(known) > 15
     known |= {*(str(row.disabled) for row in OPERANDS), "FeatureDiscoveryMissing", "MigManagerMissing"}
-    assert known - {reason for _, reason, _, _ in BROKEN.values()} == set()
+    assert known - {flaw.reason for flaw in BROKEN.values()} == set()
 
 
 def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    commands = [str(one.command) for view, *_ in BROKEN.values() for one in view.symptoms]
+    commands = [str(one.command) for flaw in BROKEN.values() for one in flaw.view.symptoms]
     ours = [command for command in commands if command.startswith("helm upgrade gpusharing ")]
     paths = {command.rpartition(" --set ")[2].partition("=")[0] for command in ours}
     assert len(paths) > 3
@@ -450,8 +351,7 @@ def test_the_values_that_commands_set_are_values_of_the_chart() -> None:
 
 def test_the_worst_case_is_one_screen() -> None:
     policy = replace(POINTED, plugin_config_name="", mig_config_name="x", mig_strategy="single", plugin_default="gone")
-    worst = replace(
-        GOOD,
+    worst = seen(
         not_served=frozenset({"gpunodes.gpusharing.dev"}),
         rights={OPERATOR: {PATCH_NODES: False}, AGENT: {PATCH_NODES: False}},
         operator_pods={},
@@ -467,14 +367,13 @@ def test_the_worst_case_is_one_screen() -> None:
 
 def test_many_nodes_are_counted_and_not_listed() -> None:
     nodes = tuple(replace(GOOD.nodes[0], name=f"gpu-{number:04}") for number in range(1000))
-    (found,) = replace(GOOD, agent_pods=(), nodes=nodes).symptoms
+    (found,) = seen(agent_pods=(), nodes=nodes).symptoms
     assert "1000 of 1000" in found.message
     assert "gpu-0002 and 997 more" in found.message
 
 
 def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
-    seen = replace(GOOD, agent_pods=(), nodes=())
-    blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods={})
+    blind = seen(agent_pods=(), nodes=(), unread={"nodes": "no", "pods": "no"}, operator_pods={})
     assert {one.reason for one in blind.symptoms} == {"NotReadable"}
 
 
@@ -484,13 +383,11 @@ def test_the_plain_chart_alone_can_work() -> None:
 
 def test_an_ignored_cluster_policy_is_not_judged() -> None:
     wrong = replace(TWO[1], plugin_config_name="")
-    assert [one.reason for one in replace(GOOD, cluster_policies=(TWO[0], wrong)).symptoms] == [
-        "SeveralClusterPolicies"
-    ]
+    assert [one.reason for one in seen(cluster_policies=(TWO[0], wrong)).symptoms] == ["SeveralClusterPolicies"]
 
 
 def test_before_the_installation_nobody_is_told_to_hand_over_a_configmap_with_a_command_that_does_not() -> None:
-    taken = replace(GOOD, config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}, operator_replicas=None)
+    taken = seen(config_maps={PLUGIN: replace(OURS, ours=False), MIG: OURS}, operator_replicas=None)
     (told,) = [one for one in taken.symptoms if one.reason == "ConfigMapTaken"]
     assert "Hand it over" not in told.message
     assert str(told.command).startswith("helm install")
@@ -507,8 +404,7 @@ def test_whoever_gives_gpus_back_to_containers_is_told_to_stop_virtual_machines_
 
 def test_the_gpu_operator_is_installed_only_after_labels_that_keep_instances_which_nobody_labeled() -> None:
     halves = (make_gpu(layout=(("3g.40gb", 2),)),)
-    divided = replace(
-        GOOD,
+    divided = seen(
         cluster_policies=(),
         nodes=(make_node("gpu-01", labels={**AGENTS.selector, "nvidia.com/mig.capable": "true"}),),
         gpunodes={"gpu-01": make_gpunode("gpu-01", gpus=halves)},
@@ -518,26 +414,12 @@ def test_the_gpu_operator_is_installed_only_after_labels_that_keep_instances_whi
     assert str(told.command).startswith("kubectl label node gpu-01")
 
 
+OFFERING = replace(GOOD.nodes[0], resources={"nvidia.com/gpu": 1})
 INSTALLED: dict[str, tuple[tuple[NodeView, ...], str, str]] = {
-    "no host has a driver": ((make_node("gpu-01", labels=AGENTS.selector, resources={}),), "helm install", ""),
-    "every host has its own": (
-        (make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}),),
-        "helm install",
-        "--set driver.enabled=false --set toolkit.enabled=false",
-    ),
-    "one host has its own": (
-        (
-            make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}),
-            make_node("gpu-02", labels=AGENTS.selector, resources={}),
-        ),
-        "kubectl get nodes",
-        "",
-    ),
-    "another device plugin serves the GPUs": (
-        (replace(make_node("gpu-01", labels=AGENTS.selector, resources={"nvidia.com/gpu": 1}), other_plugin="HAMi"),),
-        "kubectl get nodes",
-        "",
-    ),
+    "no host has a driver": (GOOD.nodes[:1], "helm install", ""),
+    "every host has its own": ((OFFERING,), "helm install", "--set driver.enabled=false --set toolkit.enabled=false"),
+    "one host has its own": ((OFFERING, GOOD.nodes[1]), "kubectl get nodes", ""),
+    "another device plugin serves the GPUs": ((replace(OFFERING, other_plugin="HAMi"),), "kubectl get nodes", ""),
 }
 
 
@@ -546,8 +428,67 @@ def test_the_gpu_operator_is_installed_beside_what_the_hosts_bring(
     nodes: tuple[NodeView, ...], command: str, sets: str
 ) -> None:
     whole = {node.name: make_gpunode(node.name, gpus=(make_gpu(),)) for node in nodes}
-    bare = replace(GOOD, cluster_policies=(), nodes=nodes, gpunodes=whole)
+    bare = seen(cluster_policies=(), nodes=nodes, gpunodes=whole)
     (told,) = [one for one in bare.symptoms if one.reason == "ClusterPolicyMissing"]
     assert str(told.command).startswith(command)
     assert str(told.command).endswith(sets)
     assert command == "helm install" or "gpu-01" in told.message
+
+
+def test_every_topic_is_inspected_but_those_that_people_ask_about() -> None:
+    topics = {symptom.topic for flaw in BROKEN.values() for symptom in flaw.view.symptoms}
+    assert topics == set(Topic) - set(ASKED_BY_PEOPLE)
+
+
+# --- agents, and what must not run beside NVIDIA's device plugin ----------------------------------------------------
+
+NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node"
+
+
+@pytest.mark.parametrize(
+    ("installs", "reason", "command"),
+    [
+        (True, "AgentCannotRead", "kubectl describe gpunode gpu-01"),
+        (
+            False,
+            "DriverDisabled",
+            """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"driver":{"enabled":true}}}'""",
+        ),
+    ],
+    ids=["the GPU Operator installs it", "the GPU Operator installs none"],
+)
+def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason: str, command: str) -> None:
+    policy = replace(POINTED, switches={"driver.enabled": installs})
+    view = replace(reporting(gpu_01=NO_DRIVER), cluster_policies=(policy,))
+    (found,) = view.symptoms
+    assert (found.reason, str(found.command)) == (reason, command)
+
+
+@pytest.mark.parametrize(
+    ("with_driver", "reason"),
+    [("gpu-01", "AgentCannotRead"), ("gpu-02", "DriverDisabled")],
+    ids=["the node itself offers GPUs", "another host brings its driver"],
+)
+def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(with_driver: str, reason: str) -> None:
+    policy = replace(POINTED, switches={"driver.enabled": False})
+    view = reporting(gpu_01=NO_DRIVER, gpu_02="")
+    gpus = {"nvidia.com/gpu": 8}
+    nodes = tuple(replace(one, resources=gpus if one.name == with_driver else {}) for one in view.nodes)
+    (found,) = replace(view, cluster_policies=(policy,), nodes=nodes).symptoms
+    assert (found.reason, str(found.command)) == (reason, "kubectl describe gpunode gpu-01")
+
+
+@pytest.mark.parametrize(
+    ("labels", "two"),
+    [
+        ({"nvidia.com/gpu.present": "true"}, False),
+        ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, True),
+        (
+            {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb", "gke-no-default-nvidia-gpu-device-plugin": "true"},
+            False,
+        ),
+    ],
+    ids=["not on GKE", "GKE runs its own", "GKE is told not to"],
+)
+def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(labels: dict[str, str], two: bool) -> None:
+    assert has_cloud_plugin(labels) is two
