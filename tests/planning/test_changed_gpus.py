@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from random import Random
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 from tests.planning.broken import Broken
@@ -57,6 +59,37 @@ def classes(world: GpuWorld, since: int = 0) -> list[DisruptionClass]:
     return [one.fence.disruption for one in world.done[since:] if isinstance(one, FenceNode)]
 
 
+def wait(world: GpuWorld, turns: int, seconds: float = 1) -> RolloutPlan:
+    for _ in range(turns):
+        plan = go_on(world, lambda: True)
+        world.now += timedelta(seconds=seconds)
+    return plan
+
+
+def evictions(world: GpuWorld, since: int) -> list[Evict]:
+    return [one for one in world.done[since:] if isinstance(one, Evict)]
+
+
+def uid_on(world: GpuWorld, gpu: int) -> str:
+    (uid,) = (uid for uid, held in gpus_of(world, NODE).items() if held == gpu)
+    return uid
+
+
+def change_pod(world: GpuWorld, gpu: int, **fields: Any) -> None:
+    uid = uid_on(world, gpu)
+    world.pods[NODE][uid] = replace(world.pods[NODE][uid], **fields)
+
+
+def change_stack(world: GpuWorld, **fields: Any) -> None:
+    policy = world.stack.cluster_policy
+    assert policy is not None
+    world.stack = replace(world.stack, cluster_policy=replace(policy, **fields))
+
+
+def ask_for_retry(world: GpuWorld) -> None:
+    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+
+
 def test_only_the_pods_of_the_changed_gpu_are_evicted() -> None:
     world = full_world()
     before, done = gpus_of(world, NODE), len(world.done)
@@ -64,7 +97,7 @@ def test_only_the_pods_of_the_changed_gpu_are_evicted() -> None:
     plan = world.settle()
     assert {one.phase for one in plan.verdicts.values()} == {Phase.SYNCED}
     assert classes(world, done) == [DisruptionClass.CHANGED_GPUS]
-    assert [before[one.uid] for one in world.done[done:] if isinstance(one, Evict)] == [1]
+    assert [before[one.uid] for one in evictions(world, done)] == [1]
     assert gpus_of(world, NODE) == {uid: gpu for uid, gpu in before.items() if gpu != 1}
 
 
@@ -75,35 +108,28 @@ def test_the_plan_says_which_gpu_is_emptied() -> None:
     (verdict,) = plan.verdicts.values()
     assert (verdict.disruption, verdict.gpus) == (DisruptionClass.CHANGED_GPUS, (1,))
     preview = plan.memory.previews[NODE]
-    (leaves,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 1)
-    assert preview.pods == (world.pods[NODE][leaves].ref,)
+    assert preview.pods == (world.pods[NODE][uid_on(world, 1)].ref,)
 
 
-@pytest.mark.parametrize(
-    ("case", "change"),
-    [
-        ("drain.scope is Node", layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node")),
-        ("all GPUs change", layouts(SEVENTHS, SEVENTHS, HALVES, HALVES)),
-    ],
-)
-def test_other_changes_empty_the_whole_node(case: str, change: PolicyView) -> None:
+WHOLE: dict[str, tuple[PolicyView, Callable[[GpuWorld], object]]] = {
+    "drain.scope is Node": (layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node"), lambda world: None),
+    "all GPUs change": (layouts(SEVENTHS, SEVENTHS, HALVES, HALVES), lambda world: None),
+    "the agent cannot name a pod": (AFTER, lambda world: world.machine(NODE).unnamed.add(uid_on(world, 3))),
+    "the driver is the host's": (AFTER, lambda world: change_stack(world, switches={"driver.enabled": False})),
+    "an init container has a GPU": (AFTER, lambda world: change_pod(world, 3, init_gpus=True)),
+}
+
+
+@pytest.mark.parametrize(("change", "cause"), WHOLE.values(), ids=WHOLE)
+def test_the_whole_node_is_emptied_where(change: PolicyView, cause: Callable[[GpuWorld], object]) -> None:
     world = full_world()
+    cause(world)
+    world.settle()
     done = len(world.done)
     world.set_policy(change)
     world.settle()
     assert classes(world, done) == [DisruptionClass.GPU_PODS]
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 4
-
-
-def test_a_pod_that_the_agent_cannot_name_makes_it_a_change_of_the_whole_node() -> None:
-    world = full_world()
-    (unnamed,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
-    world.machine(NODE).unnamed.add(unnamed)
-    world.settle()
-    done = len(world.done)
-    world.set_policy(AFTER)
-    world.settle()
-    assert classes(world, done) == [DisruptionClass.GPU_PODS]
+    assert len(evictions(world, done)) == 4
 
 
 def test_a_node_with_more_pods_than_an_agent_names_is_emptied_as_a_whole_and_says_so() -> None:
@@ -121,8 +147,7 @@ def test_a_node_with_more_pods_than_an_agent_names_is_emptied_as_a_whole_and_say
 
 def test_a_pod_that_tolerates_the_cordon_makes_it_a_change_of_the_whole_node() -> None:
     world = full_world()
-    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
-    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    change_pod(world, 3, tolerates_cordon=True)
     done = len(world.done)
     world.set_policy(AFTER)
     world.settle(rounds=400)
@@ -147,7 +172,7 @@ def test_a_run_that_would_make_kept_instances_in_use_anew_fails_and_a_retry_evic
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ACTUATOR_FAILED)
     assert world.nodes[NODE].unschedulable
     assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    ask_for_retry(world)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
 
@@ -162,37 +187,35 @@ def test_kept_instances_that_no_process_uses_are_made_anew_with_the_same_uuids_a
     assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
 
 
-def test_kept_instances_at_other_places_leave_the_node_failed_with_the_pods_named() -> None:
+MOVED: dict[str, Callable[[GpuWorld], None]] = {
+    "kept instances are at other places": lambda world: world.machine(NODE).displace(3),
+    "a kept pod holds another device": lambda world: world.machine(NODE).move(uid_on(world, 3)),
+}
+
+
+@pytest.mark.parametrize("move", MOVED.values(), ids=MOVED)
+def test_the_node_is_left_failed_with_the_pods_named_where(move: Callable[[GpuWorld], None]) -> None:
     world = past_pnr()
-    world.machine(NODE).displace(3)
+    move(world)
     verdict = world.settle().verdicts[NODE]
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.KEPT_GPUS_CHANGED)
     assert world.nodes[NODE].unschedulable
     refs = {gpu: world.pods[NODE][uid].ref for uid, gpu in gpus_of(world, NODE).items()}
     assert [gpu for gpu, ref in refs.items() if ref in verdict.message] == [3]
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    ask_for_retry(world)
     done = len(world.done)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
+    assert len(evictions(world, done)) == 3
 
 
-def test_a_kept_pod_that_holds_another_device_afterwards_leaves_the_node_failed() -> None:
-    world = full_world()
-    done = len(world.done)
-    world.set_policy(AFTER)
-    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
-    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
-    world.machine(NODE).move(uid)
-    verdict = world.settle().verdicts[NODE]
-    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.KEPT_GPUS_CHANGED)
-    assert world.pods[NODE][uid].ref in verdict.message
+ROLLBACK = {"onFailure": "Rollback"}
 
 
-def past_pnr(first: str = "a pod of a ReplicaSet") -> GpuWorld:
+def past_pnr(first: str = "a pod of a ReplicaSet", rollout: Mapping[str, str] = MappingProxyType({})) -> GpuWorld:
     """A world in which mig-manager works on GPU 1 and pods run on the others."""
-    world = full_world(first=first)
+    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=rollout), first)
     done = len(world.done)
-    world.set_policy(AFTER)
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=rollout))
     go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
     return world
 
@@ -213,7 +236,7 @@ def test_a_change_that_failed_and_comes_to_concern_other_gpus_ends_as_one_of_the
     world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
     go_on(world, lambda: not is_partial(world), most=600)
     world.machine(NODE).temper = "works"
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    ask_for_retry(world)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert not gpus_of(world, NODE)
 
@@ -238,54 +261,29 @@ def test_an_agent_that_starts_anew_while_nvml_is_closed_is_asked_again(past: boo
     if past:
         go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED, most=600)
         world.machine(NODE).temper = "works"
-        world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+        ask_for_retry(world)
     go_on(world, lambda: world.gpunodes[NODE].quiet and is_fenced(world), most=600)
     world.agent(NODE)
     world.machine(NODE).blind_for = world.gpunodes[NODE].request_id
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 1
+    assert len(evictions(world, done)) == 1
     assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
 
 
-def test_a_kept_pod_that_the_agent_no_longer_names_keeps_the_node_unproven() -> None:
-    world = past_pnr()
-    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 3)
-    world.machine(NODE).unnamed.add(uid)
-    verdict = when_late(world).verdicts[NODE]
-    assert world.pods[NODE][uid].ref in verdict.message
-    assert world.nodes[NODE].unschedulable
-
-
-def test_scope_node_ends_a_drain_of_some_gpus() -> None:
-    world = full_world()
-    for uid, pod in world.pods[NODE].items():
-        world.pods[NODE][uid] = replace(pod, finalizers=("stays",))
-    world.set_policy(AFTER)
-    go_on(world, lambda: any(isinstance(one, Evict) for one in world.done))
-    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node"))
-    done = len(world.done)
-    plan = go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]))
-    assert plan.verdicts[NODE].phase is Phase.ABORTING
-
-
-def test_a_policy_that_changes_during_the_drain_starts_over_for_the_whole_node() -> None:
+@pytest.mark.parametrize(
+    "edit",
+    [layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, scope="Node"), layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS)],
+    ids=["scope Node", "a change of other GPUs"],
+)
+def test_a_drain_of_some_gpus_is_ended_by(edit: PolicyView) -> None:
     world = full_world()
     world.pods[NODE] = {uid: replace(pod, finalizers=("stays",)) for uid, pod in world.pods[NODE].items()}
     world.set_policy(AFTER)
     go_on(world, lambda: any(isinstance(one, Evict) for one in world.done))
-    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    world.set_policy(edit)
     done = len(world.done)
     plan = go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]))
     assert plan.verdicts[NODE].phase is Phase.ABORTING
-
-
-def uid_on(world: GpuWorld, gpu: int) -> str:
-    (uid,) = (uid for uid, held in gpus_of(world, NODE).items() if held == gpu)
-    return uid
-
-
-def evicted_from(world: GpuWorld, before: Mapping[str, int], since: int) -> list[int]:
-    return sorted(before[one.uid] for one in world.done[since:] if isinstance(one, Evict))
 
 
 GAPS: dict[str, Callable[[GpuWorld], object]] = {
@@ -302,9 +300,7 @@ def test_what_is_unknown_for_a_moment_is_waited_for(gap: Callable[[GpuWorld], ob
     gap(world)
     world.agent(NODE)
     world.set_policy(AFTER)
-    for _ in range(30):
-        plan = go_on(world, lambda: True)
-        world.now += timedelta(seconds=1)
+    plan = wait(world, 30)
     assert not is_fenced(world)
     assert plan.verdicts[NODE].reason is Reason.HOLDER_UNKNOWN
     machine = world.machine(NODE)
@@ -312,24 +308,25 @@ def test_what_is_unknown_for_a_moment_is_waited_for(gap: Callable[[GpuWorld], ob
     machine.unnamed.clear()
     world.settle()
     assert classes(world, done) == [DisruptionClass.CHANGED_GPUS]
-    assert evicted_from(world, before, done) == [1]
+    assert [before[one.uid] for one in evictions(world, done)] == [1]
 
 
-def manual() -> PolicyView:
-    return layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout={"approval": "Manual"})
+MANUAL = layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout={"approval": "Manual"})
+
+
+def manual() -> tuple[GpuWorld, RolloutPlan]:
+    """A world in which the change of GPU 1 waits for an approval, and the plan that is to be approved."""
+    world = full_world()
+    world.set_policy(MANUAL)
+    return world, go_on(world, lambda: NODE in world.memory.passed.previews)
 
 
 def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emptied() -> None:
-    world = full_world()
-    world.set_policy(manual())
-    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    world, plan = manual()
     approve(world, world.policies[0], plan)
-    uid = uid_on(world, 3)
-    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    change_pod(world, 3, tolerates_cordon=True)
     done = len(world.done)
-    for _ in range(100):
-        plan = go_on(world, lambda: True)
-        world.now += timedelta(seconds=5)
+    plan = wait(world, 100, 5)
     assert not classes(world, done)
     assert plan.verdicts[NODE].disruption is DisruptionClass.GPU_PODS
     approve(world, world.policies[0], plan)
@@ -338,16 +335,12 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_all_are_emp
 
 
 def test_a_person_who_approved_the_change_of_one_gpu_is_not_passed_over_by_a_silent_agent() -> None:
-    world = full_world()
-    world.set_policy(manual())
-    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    world, plan = manual()
     world.machine(NODE).silent = True
     world.agent(NODE)
     approve(world, world.policies[0], plan)
     done = len(world.done)
-    for _ in range(100):
-        plan = go_on(world, lambda: True)
-        world.now += timedelta(seconds=5)
+    plan = wait(world, 100, 5)
     assert not classes(world, done)
     assert plan.verdicts[NODE].reason is Reason.HOLDER_UNKNOWN
     assert "drain.scope: Node" in plan.verdicts[NODE].message
@@ -355,38 +348,12 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_not_passed_over_by_a_sil
 
 def test_the_class_that_is_shown_does_not_depend_on_whether_the_pods_were_just_listed() -> None:
     world = full_world()
-    uid = uid_on(world, 3)
-    world.pods[NODE][uid] = replace(world.pods[NODE][uid], tolerates_cordon=True)
+    change_pod(world, 3, tolerates_cordon=True)
     world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
     go_on(world, lambda: NODE in world.memory.passed.previews)
-    shown = set()
-    for _ in range(100):
-        plan = go_on(world, lambda: True)
-        shown.add(plan.verdicts[NODE].disruption)
-        world.now += timedelta(seconds=7)
+    shown = {wait(world, 1, 7).verdicts[NODE].disruption for _ in range(100)}
     assert shown == {DisruptionClass.GPU_PODS}
     assert len(world.memory.passed.previews[NODE].pods) + len(world.memory.passed.previews[NODE].blockers) > 1
-
-
-def test_a_driver_of_the_host_makes_it_a_change_of_the_whole_node() -> None:
-    world = full_world()
-    policy = world.stack.cluster_policy
-    assert policy is not None
-    world.stack = replace(world.stack, cluster_policy=replace(policy, switches={"driver.enabled": False}))
-    done = len(world.done)
-    world.set_policy(AFTER)
-    world.settle()
-    assert classes(world, done) == [DisruptionClass.GPU_PODS]
-
-
-def test_an_init_container_with_a_gpu_makes_it_a_change_of_the_whole_node() -> None:
-    world = full_world()
-    uid = uid_on(world, 3)
-    world.pods[NODE][uid] = replace(world.pods[NODE][uid], init_gpus=True)
-    done = len(world.done)
-    world.set_policy(AFTER)
-    world.settle()
-    assert classes(world, done) == [DisruptionClass.GPU_PODS]
 
 
 def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied() -> None:
@@ -402,25 +369,17 @@ def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied()
 def test_a_run_is_not_repeated_beside_pods_once_mig_manager_works_in_another_way(reboots: bool) -> None:
     world = past_pnr()
     world.machine(NODE).temper = "hangs"
-    policy = world.stack.cluster_policy
-    assert policy is not None
-    world.stack = replace(
-        world.stack, cluster_policy=replace(policy, with_reboot=reboots, stops_host_clients=not reboots)
-    )
+    change_stack(world, with_reboot=reboots, stops_host_clients=not reboots)
     done = len(world.done)
     go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]), most=3000)
     assert not gpus_of(world, NODE)
 
 
 def test_a_correction_after_the_point_of_no_return_is_tried_and_not_blamed() -> None:
-    rollback = {"onFailure": "Rollback"}
-    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=rollback))
-    done = len(world.done)
-    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
-    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]))
+    world = past_pnr(rollout=ROLLBACK)
     world.machine(NODE).temper = "fails"
     go_on(world, lambda: bool(world.machine(NODE).running), most=30)
-    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, rollout=ROLLBACK))
     go_on(world, lambda: not world.machine(NODE).running, most=600)
     world.machine(NODE).temper = "works"
     assert world.settle(rounds=3000).verdicts[NODE].phase is Phase.SYNCED
@@ -436,12 +395,12 @@ def test_a_retry_while_the_kubelet_does_not_answer_waits_for_its_answer() -> Non
     go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED, most=900)
     world.machine(NODE).temper = "works"
     world.machine(NODE).silent = True
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    ask_for_retry(world)
     done = len(world.done)
-    go_on(world, lambda: not any(isinstance(one, Evict) for one in world.done[done:]), most=20)
+    go_on(world, lambda: not evictions(world, done), most=20)
     world.machine(NODE).silent = False
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
-    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+    assert not evictions(world, done)
 
 
 def test_a_wait_for_jobs_ends_although_the_agent_does_not_say_who_holds_what() -> None:
@@ -451,7 +410,7 @@ def test_a_wait_for_jobs_ends_although_the_agent_does_not_say_who_holds_what() -
     go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.WAITING_FOR_JOBS)
     world.machine(NODE).silent = True
     go_on(world, lambda: any(isinstance(one, Release) for one in world.done[done:]), most=1500)
-    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+    assert not evictions(world, done)
 
 
 def test_pods_that_are_unnamed_one_after_the_other_are_no_reason_to_empty_the_node() -> None:
@@ -461,8 +420,7 @@ def test_pods_that_are_unnamed_one_after_the_other_are_no_reason_to_empty_the_no
     done = len(world.done)
     for turn in range(150):
         machine.unnamed = {uid_on(world, 2 + turn // 20 % 2)}
-        go_on(world, lambda: True)
-        world.now += timedelta(seconds=1)
+        wait(world, 1)
     assert DisruptionClass.GPU_PODS not in classes(world, done)
 
 
@@ -473,21 +431,14 @@ def test_what_a_pod_made_of_the_change_is_remembered_for_nodes_that_no_preview_n
         assert world.add_pod(node, gpu=3)
         ((uid, pod),) = world.pods[node].items()
         world.pods[node][uid] = replace(pod, tolerates_cordon=True)
-    world.set_policy(manual())
-    for _ in range(60):
-        for node in nodes:
-            world.act(node)
-        plan = world.step()
-        world.now += timedelta(seconds=5)
+    world.set_policy(MANUAL)
+    wait(world, 60, 5)
     hashes = set()
     for turn in range(40):
-        for node in nodes:
-            world.act(node)
-        plan = world.step()
+        plan = wait(world, 1, 5)
         if turn % 8 == 0:
             hashes.add(propose(plan.pools["pool-b"]).hash)
             approve(world, world.policies[0], plan)
-        world.now += timedelta(seconds=5)
     assert any(isinstance(one, FenceNode) for one in world.done)
     assert len(hashes) < 4
 
@@ -501,21 +452,17 @@ def test_a_policy_in_error_after_the_point_of_no_return_makes_the_change_no_grea
     go_on(world, lambda: not is_fenced(world), most=900)
     plan = go_on(world, lambda: world.step().verdicts[NODE].reason is Reason.DO_NOT_DISRUPT)
     assert plan.verdicts[NODE].gpus == (0,)
-    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+    assert not evictions(world, done)
 
 
 def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_another_is_emptied() -> None:
-    world = full_world()
-    world.set_policy(manual())
-    plan = go_on(world, lambda: NODE in world.memory.passed.previews)
+    world, plan = manual()
     approve(world, world.policies[0], plan)
     machine = world.machine(NODE)
     machine.layouts = [machine.layouts[0], machine.layouts[1], machine.layouts[2], normalize(THIRDS)]
     world.agent(NODE)
     done = len(world.done)
-    for _ in range(60):
-        plan = go_on(world, lambda: True)
-        world.now += timedelta(seconds=5)
+    plan = wait(world, 60, 5)
     assert not classes(world, done)
     assert (plan.verdicts[NODE].reason, plan.verdicts[NODE].gpus) == (Reason.APPROVAL_NEEDED, (1, 3))
 
@@ -523,11 +470,8 @@ def test_a_person_who_approved_the_change_of_one_gpu_is_asked_before_another_is_
 def test_a_proof_that_waits_for_a_list_of_the_kept_pods_is_looked_at_soon() -> None:
     world = past_pnr()
     world.unlisted.add(NODE)
-    plan = go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.VERIFYING, most=900)
-    for _ in range(20):
-        plan = go_on(world, lambda: True)
-        world.now += timedelta(seconds=1)
-    verdict = plan.verdicts[NODE]
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.VERIFYING, most=900)
+    verdict = wait(world, 20).verdicts[NODE]
     assert verdict.phase is Phase.VERIFYING
     assert verdict.wake is not None
     assert verdict.wake <= world.now + timedelta(seconds=60)
@@ -541,14 +485,12 @@ def test_a_list_that_fails_decides_nothing() -> None:
     world.unlisted.add(NODE)
     go_on(world, lambda: NODE in world.step().memory.looks)
     world.unlisted.clear()
-    for _ in range(30):
-        go_on(world, lambda: True)
-        world.now += timedelta(seconds=1)
+    wait(world, 30)
     world.machine(NODE).silent = False
     done = len(world.done)
     world.settle()
-    assert classes(world, 0)[-1:] == [DisruptionClass.CHANGED_GPUS]
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 1
+    assert classes(world)[-1:] == [DisruptionClass.CHANGED_GPUS]
+    assert len(evictions(world, done)) == 1
 
 
 def test_a_policy_in_error_until_the_deadline_makes_the_change_no_greater_either() -> None:
@@ -558,14 +500,13 @@ def test_a_policy_in_error_until_the_deadline_makes_the_change_no_greater_either
     when_late(world)
     world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, away="0"))
     go_on(world, lambda: not is_fenced(world), most=900)
-    assert not [one for one in world.done[done:] if isinstance(one, Evict)]
+    assert not evictions(world, done)
 
 
 def test_a_late_way_back_of_some_gpus_is_proven_once_everybody_reports_again() -> None:
-    rollback = {"onFailure": "Rollback"}
-    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=rollback))
+    world = full_world(layouts(HALVES, HALVES, SEVENTHS, SEVENTHS, rollout=ROLLBACK))
     world.machine(NODE).temper = "fails"
-    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=rollback))
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, rollout=ROLLBACK))
 
     def goes_back() -> bool:
         fence = world.nodes[NODE].fence
@@ -582,25 +523,28 @@ def test_a_late_way_back_of_some_gpus_is_proven_once_everybody_reports_again() -
     assert record.rolled_back
 
 
-def test_one_retry_drains_the_node_of_a_kept_pod_that_the_report_lacks() -> None:
-    world = past_pnr()
-    machine, uid = world.machine(NODE), uid_on(world, 3)
-    del machine.held[uid]
-    assert "drain it" in when_late(world).verdicts[NODE].message
-    done = len(world.done)
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
-    go_on(world, lambda: not is_fenced(world), most=900)
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
+UNPROVEN: dict[str, tuple[Callable[[GpuWorld], object], str]] = {
+    "no longer names a kept pod": (lambda world: world.machine(NODE).unnamed.add(uid_on(world, 3)), "{ref}"),
+    "lacks a kept pod": (lambda world: world.machine(NODE).held.pop(uid_on(world, 3)), "drain it"),
+    "never says again who holds what": (lambda world: setattr(world.machine(NODE), "silent", True), "gpusharing.dev"),
+}
 
 
-def test_an_agent_that_never_says_who_holds_what_again_fails_the_node_and_a_retry_drains_all_of_it() -> None:
+@pytest.mark.parametrize(("gap", "says"), UNPROVEN.values(), ids=UNPROVEN)
+def test_the_node_fails_and_one_retry_drains_all_of_it_where_the_report(
+    gap: Callable[[GpuWorld], object], says: str
+) -> None:
     world = past_pnr()
-    world.machine(NODE).silent = True
-    assert when_late(world).verdicts[NODE].commands
+    kept = world.pods[NODE][uid_on(world, 3)]
+    gap(world)
+    verdict = when_late(world).verdicts[NODE]
+    assert verdict.commands
+    assert says.format(ref=kept.ref) in verdict.message
+    assert world.nodes[NODE].unschedulable
     done = len(world.done)
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+    ask_for_retry(world)
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
-    assert len([one for one in world.done[done:] if isinstance(one, Evict)]) == 3
+    assert len(evictions(world, done)) == 3
 
 
 def play(seed: int) -> Counter[str]:
@@ -663,10 +607,9 @@ def test_the_world_notices_an_eviction_from_a_kept_gpu() -> None:
     world = full_world()
     world.set_policy(AFTER)
     go_on(world, lambda: is_fenced(world))
-    (uid,) = (uid for uid, gpu in gpus_of(world, NODE).items() if gpu == 0)
-    pod = world.pods[NODE][uid]
+    pod = world.pods[NODE][uid_on(world, 0)]
     with pytest.raises(Broken, match=r"\(w\)"):
-        world.carry_out(Evict(NODE, pod.namespace, pod.name, uid))
+        world.carry_out(Evict(NODE, pod.namespace, pod.name, pod.uid))
 
 
 def test_an_operator_that_is_killed_before_any_write_is_followed_by_one_that_ends_the_change() -> None:

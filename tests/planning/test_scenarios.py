@@ -22,7 +22,7 @@ from tests.planning.cases import (
     wrote,
 )
 from tests.planning.deeds import DEEDS
-from tests.planning.deletions import force_release
+from tests.planning.shareddeeds import force_release
 from tests.planning.test_failures import resume
 from tests.planning.wires import FOR_EVER
 from tests.planning.world import World
