@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.build import DAEMON_SET, JOB, NOW, REPLICA_SET, at, make_memory, make_pdb, make_pod, make_work
@@ -9,9 +10,9 @@ from tests.planning.drainpass import OPERATOR, DrainPass, drain_pass, foreseen, 
 from tests.wording import lacks
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.evictions import MAX_EVICTIONS, remember
+from gpusharing.planning.drain.evictions import MAX_EVICTIONS, is_odd, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
-from gpusharing.planning.vocabulary.findings import Blocker
+from gpusharing.planning.vocabulary.findings import MAX_LINES, Blocker, culprit, explain_blockers, main_reason, merge
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
@@ -233,7 +234,7 @@ def test_what_holds_in_every_drain(drain: tuple[list[PodView], DrainPass, DrainP
         assert pod.owner is not DAEMON_SET
         assert pod.dra == "none"
     assert len(plan.evict) <= MAX_EVICTIONS
-    assert not set(_uids(plan.evict)) & set(_uids(found.waiting))
+    assert not {pod.uid for pod in plan.evict} & {pod.uid for pod in found.waiting}
     named = {ref for blocker in plan.blockers for ref in blocker.pods}
     answered = {pod.ref for pod in (*plan.evict, *found.waiting, *found.later)} | named
     holders = {pod.ref for pod in some if _must_leave(pod)}
@@ -261,10 +262,6 @@ def test_a_drain_that_the_server_lets_through_evicts_each_pod_once_and_ends(some
     assert plan.evict == found.later == ()
 
 
-def _uids(some: tuple[PodView, ...]) -> list[str]:
-    return [pod.uid for pod in some]
-
-
 def _must_leave(pod: PodView) -> bool:
     """Said in other words than the filters do: it lives, asks for a GPU, and is not NVIDIA's own."""
     operand = pod.owner is DAEMON_SET and pod.namespace == OPERATOR and not pod.mirror
@@ -277,3 +274,137 @@ def test_a_refusal_of_an_earlier_drain_does_not_keep_the_next_one_from_beginning
         work = make_work(pod, evictions={pod.uid: make_memory(reason, next_try=at(5))})
         assert [blocker.reason for blocker in foreseen(work, at(4))] == [reason]
         assert foreseen(work, at(5)) == ()
+
+
+# --- what is remembered of an answer to an eviction -----------------------------------------------------------------
+
+
+def _waits(answer: Reason, times: int, jitter: float = 0.0) -> list[float]:
+    memory: EvictionMemory | None = None
+    now, waits = NOW, []
+    for _ in range(times):
+        memory = remember(answer, "no", memory, now, jitter)
+        waits.append((memory.next_try - now).total_seconds())
+        now = memory.next_try
+    return waits
+
+
+def test_the_wait_doubles_from_5_to_60_seconds() -> None:
+    assert _waits(Reason.PDB, 6) == [5, 10, 20, 40, 60, 60]
+
+
+def test_jitter_shortens_a_wait_by_a_quarter_at_most_and_never_below_5_seconds() -> None:
+    waits = _waits(Reason.PDB, 6, jitter=0.999)
+    assert waits[0] == 5
+    assert 45 <= waits[-1] < 45.1
+
+
+def test_retry_after_is_honoured_within_reason() -> None:
+    assert remember(Reason.PDB, "", None, NOW, 0.5, retry_after=10).next_try == at(10)
+    assert remember(Reason.THROTTLED, "", None, NOW, 0.5, retry_after=0).next_try == at(1)
+    assert remember(Reason.PDB, "", None, NOW, 0.5, retry_after=86400).next_try == at(300)
+    assert remember(Reason.THROTTLED, "", None, NOW, 0.5, retry_after=86400).next_try == at(60)
+
+
+def test_a_budget_that_is_not_worked_out_yet_is_told_apart_by_its_retry_after() -> None:
+    assert remember(Reason.PDB, "", None, NOW, 0, retry_after=10).reason == Reason.PDB_NOT_OBSERVED
+    assert remember(Reason.PDB, "", None, NOW, 0).reason == Reason.PDB
+
+
+def test_since_and_tries_go_on_only_while_the_answer_stays_the_same() -> None:
+    first = remember(Reason.PDB, "needs 2", None, NOW, 0)
+    same = remember(Reason.PDB, "needs 3", first, at(5), 0)
+    assert (same.since, same.tries, same.message) == (NOW, 2, "needs 3")
+    other = remember(Reason.EVICTION_ERROR, "two budgets", same, at(15), 0)
+    assert (other.since, other.tries) == (at(15), 1)
+
+
+def test_what_only_a_person_can_change_is_asked_slowly() -> None:
+    assert _waits(Reason.FORBIDDEN, 2) == [300, 300]
+    assert _waits(Reason.INTERNAL_ERROR, 1) == [300]
+
+
+def test_a_reason_that_is_no_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="not an answer"):
+        remember(Reason.BUDGET_FULL, "", None, NOW, 0)
+
+
+def test_a_pod_that_is_said_to_be_gone_while_lists_show_it_becomes_an_error() -> None:
+    memory = None
+    for tries in range(1, 4):
+        assert not is_odd(memory)
+        memory = remember(Reason.PODS_LEAVING, "", memory, NOW, 0)
+        assert memory.tries == tries
+    assert is_odd(memory)
+    assert is_odd(make_memory(Reason.EVICTION_ERROR)), "and stays one"
+
+
+# --- how blockers are told -----------------------------------------------------------------------------------------
+
+
+def test_a_line_names_budget_pods_server_text_and_remedy() -> None:
+    blocker = Blocker(
+        Reason.PDB_NEVER_ALLOWS,
+        ("team-a/llm-0", "team-a/llm-1"),
+        "team-a/llm-serving",
+        "The budget allows 0 disruptions: 2 of 2 pods are healthy, and 2 must be."
+        ' Server: "needs 2 healthy pods and has 2"',
+    )
+    (line,) = explain_blockers([blocker])
+    assert line.startswith("PDBNeverAllows team-a/llm-serving: ")
+    assert not lacks(
+        line,
+        "team-a/llm-0, team-a/llm-1",
+        "0 disruptions",
+        "2 of 2",
+        "2 must be",
+        'Server: "needs 2 healthy pods and has 2"',
+        Reason.PDB_NEVER_ALLOWS.remedy,
+    )
+
+
+def test_a_blocker_without_pods_has_its_message_after_the_reason() -> None:
+    (line,) = explain_blockers([Blocker(Reason.LIST_FAILED, message="pods is forbidden")])
+    assert line.startswith("ListFailed: pods is forbidden. Remedy: ")
+
+
+def test_three_pods_are_named_and_the_others_counted() -> None:
+    blockers = [Blocker(Reason.UNMANAGED, (f"a/{n}",)) for n in (5, 3, 1, 4, 2)]
+    (line,) = explain_blockers(blockers)
+    assert line.startswith("Unmanaged: Pods a/1, a/2, a/3, ... (2 more). Remedy: "), line
+
+
+def test_five_lines_at_most_sorted_by_reason_then_pod_in_any_order_of_input() -> None:
+    blockers = [
+        Blocker(Reason.UNMANAGED, ("a/x",)),
+        *(Blocker(Reason.PDB, (f"a/{n}",), f"a/pdb-{n}") for n in range(5)),
+        Blocker(Reason.DRA_CLAIM, ("z/y",)),
+    ]
+    lines = explain_blockers(blockers)
+    assert len(lines) == MAX_LINES
+    assert [line.split(":")[0] for line in lines[:-1]] == ["DRAClaim", "PDB a/pdb-0", "PDB a/pdb-1", "PDB a/pdb-2"]
+    assert lines[-1] == "... (3 more)"
+    assert explain_blockers(reversed(blockers)) == lines
+    assert len(explain_blockers(blockers[:5])) == 5
+
+
+def test_a_long_or_broken_server_text_stays_on_one_bounded_line() -> None:
+    (line,) = explain_blockers([Blocker(Reason.EVICTION_ERROR, ("a/b",), message="x\ny " * 1000)])
+    assert "\n" not in line
+    assert len(line) < 700
+
+
+def test_blockers_that_differ_in_their_pods_only_become_one() -> None:
+    one, two = Blocker(Reason.PDB, ("a/2", "a/1"), "a/p"), Blocker(Reason.PDB, ("a/3", "a/1"), "a/p")
+    assert merge([two, one]) == (Blocker(Reason.PDB, ("a/1", "a/2", "a/3"), "a/p"),)
+
+
+def test_the_culprit_is_the_first_pod_of_what_needs_a_person() -> None:
+    waits = Blocker(Reason.PDB, ("a/1", "a/2"), "a/p")
+    person = Blocker(Reason.UNMANAGED, ("b/1",))
+    assert culprit([waits]) == "a/1 +1"
+    assert culprit([waits, person]) == "b/1 +2"
+    assert main_reason([waits, person]) is Reason.UNMANAGED
+    assert culprit([Blocker(Reason.LIST_FAILED)]) == ""
+    assert culprit([person]) == "b/1"
+    assert main_reason([]) is None

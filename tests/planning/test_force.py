@@ -54,7 +54,8 @@ def deleted(plan: DrainPlan) -> list[str]:
     return [pod.name for pod in plan.delete]
 
 
-A = make_pod("a")
+A, LATE = make_pod("a"), make_pod("late", labels={"app": "llm", "late": "yes"})
+LAST = {"rules": [{"behavior": "Evict", "podSelector": {"matchLabels": {"late": "yes"}}, "order": 5}]}
 
 
 def test_a_refused_pod_is_deleted_a_grace_period_before_the_end_and_not_before() -> None:
@@ -68,11 +69,9 @@ def test_a_refused_pod_is_deleted_a_grace_period_before_the_end_and_not_before()
 
 
 def test_a_pod_that_the_server_was_not_asked_about_is_asked_first_even_out_of_turn() -> None:
-    rules = [{"behavior": "Evict", "podSelector": {"matchLabels": {"late": "yes"}}, "order": 5}]
-    late = make_pod("late", labels={"app": "llm", "late": "yes"})
-    plan = planned(A, late, memories={A.uid: refused()}, options={"rules": rules})
+    plan = planned(A, LATE, memories={A.uid: refused()}, options=LAST)
     assert (deleted(plan), [pod.name for pod in plan.evict]) == (["a"], ["late"])
-    plan = planned(A, late, options={"rules": rules})
+    plan = planned(A, LATE, options=LAST)
     assert (deleted(plan), plan.evict) == (["a", "late"], ()), "past its time it is not held behind the others (T4)"
 
 
@@ -124,10 +123,8 @@ def test_a_refusal_of_before_its_time_is_asked_once_more_when_the_budget(
 
 @pytest.mark.parametrize("reason", [Reason.THROTTLED, Reason.PODS_LEAVING])
 def test_an_answer_that_said_nothing_of_the_pod_is_no_reason_not_to_ask_again_out_of_turn(reason: Reason) -> None:
-    rules = [{"behavior": "Evict", "podSelector": {"matchLabels": {"late": "yes"}}, "order": 5}]
-    late = make_pod("late", labels={"app": "llm", "late": "yes"})
-    memories = {A.uid: refused(), late.uid: replace(refused(reason), next_try=NOW)}
-    plan = planned(A, late, memories=memories, options={"rules": rules})
+    memories = {A.uid: refused(), LATE.uid: replace(refused(reason), next_try=NOW)}
+    plan = planned(A, LATE, memories=memories, options=LAST)
     assert (deleted(plan), [pod.name for pod in plan.evict]) == (["a"], ["late"])
 
 
@@ -341,11 +338,7 @@ def test_a_policy_that_asks_for_what_the_operator_may_not_do_says_so_with_the_co
     assert find_force_note(Drain.model_validate(FORCED), granted=True, namespace="ours") is None
     assert find_force_note(Drain(), granted=False, namespace="ours") is None
     accepted = StatusInput([SYNCED], make_policy(drain=FORCED)).status()["conditions"][0]
-    assert (accepted["type"], accepted["status"], accepted["reason"]) == (
-        "Accepted",
-        "True",
-        "ForceDeleteOff",
-    )
+    assert (accepted["type"], accepted["status"], accepted["reason"]) == ("Accepted", "True", "ForceDeleteOff")
     assert "--set forceDelete=true" in accepted["message"]
 
 

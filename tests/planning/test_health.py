@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import TypeAdapter
 from tests.build import NOW, at, make_gpu, make_stack, make_work
-from tests.planning.cases import FULL, MIXED, SINGLE, T4, assessed_of, make_case, quiet_report
+from tests.planning.cases import FULL, MIXED, SINGLE, T4, assessed_of, judged, make_case, quiet_report
 from tests.planning.changes import answering, changing
 from tests.planning.told import SYNCED
 
@@ -29,7 +29,6 @@ from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, find_health
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Passes, Reason
@@ -101,8 +100,7 @@ def sick(policy: PolicyView = MIXED, gpu: GpuView = RESET_WANTED, **fields: Any)
 
 
 def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
-    verdict = judge(sick())
-    assert verdict is not None
+    verdict = judged(sick())
     assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, False)
     assert verdict.actions == ()
     assert "the driver recommends Reset; drain the node" in verdict.message
@@ -112,28 +110,24 @@ def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:
     target = assessed_of(make_case(FULL)).target
     proven = Verified(FULL.name, target.mig_config, target.plugin_key, layout="1x full", gpus=1)
     labels = {"gpusharing.dev/mode": "full", "gpusharing.dev/policy": FULL.name}
-    verdict = judge(sick(FULL, node={"verified": proven}, labels=labels))
-    assert verdict is not None
+    verdict = judged(sick(FULL, node={"verified": proven}, labels=labels))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.GPU_UNHEALTHY, ())
     assert verdict.message.startswith("1x full proven; GPU 0: ")
 
 
 def test_a_gpu_that_does_not_answer_proves_nothing_even_if_it_last_was_as_wanted() -> None:
-    verdict = judge(sick(FULL, LOST))
-    assert verdict is not None
+    verdict = judged(sick(FULL, LOST))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
     assert "fell off the bus" in verdict.message
 
 
 def test_a_gpu_that_was_lost_before_anybody_knew_it_blocks_too() -> None:
-    verdict = judge(sick(FULL, replace(LOST, product="", profiles=())))
-    assert verdict is not None
+    verdict = judged(sick(FULL, replace(LOST, product="", profiles=())))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
 
 
 def test_a_card_without_any_health_counters_is_not_called_unhealthy() -> None:
-    verdict = judge(make_case(FULL, products=(T4,), was=FULL))
-    assert verdict is not None
+    verdict = judged(make_case(FULL, products=(T4,), was=FULL))
     assert verdict.health is NO_TROUBLE
 
 
@@ -165,7 +159,6 @@ def test_without_a_report_the_condition_stays_as_it_was() -> None:
 
 
 def with_first_gpu(report: GPUNodeView, **fields: Any) -> GPUNodeView:
-    """The report with the first GPU otherwise."""
     assert report.observed is not None
     first, *others = report.observed.gpus
     return replace(report, observed=replace(report.observed, gpus=(replace(first, **fields), *others)))
@@ -178,19 +171,11 @@ def test_a_readable_gpu_that_asks_for_a_reset_does_not_keep_the_node_from_its_pr
     assert verdict.health.reason is Reason.RECOVERY_NEEDED
 
 
-@pytest.mark.parametrize(
-    "known",
-    [{}, {"product": "", "profiles": ()}],
-    ids=["seen before", "never seen"],
-)
+@pytest.mark.parametrize("known", [{}, {"product": "", "profiles": ()}], ids=["seen before", "never seen"])
 def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_deadline(known: dict[str, Any]) -> None:
     report = with_first_gpu(answering(), vitals=Vitals(access="Lost"), **known)
     waiting, late = after_pnr(changing(gpunode=report)), after_pnr(changing(gpunode=report, now=2400))
-    assert (waiting.phase, waiting.reason, waiting.wake) == (
-        Phase.VERIFYING,
-        Reason.GPU_UNHEALTHY,
-        at(2400),
-    )
+    assert (waiting.phase, waiting.reason, waiting.wake) == (Phase.VERIFYING, Reason.GPU_UNHEALTHY, at(2400))
     assert (late.phase, late.reason, late.actions) == (Phase.FAILED, Reason.GPU_UNHEALTHY, ())
     assert "is not responding" in late.message
     assert "stays cordoned" in late.message

@@ -45,9 +45,7 @@ def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:
             id="terminating comes before claim and unmanaged: it leaves anyway",
         ),
         pytest.param(
-            make_pod(owner=None, dra="gpu"),
-            Reason.DRA_CLAIM,
-            id="the claim comes before the missing controller",
+            make_pod(owner=None, dra="gpu"), Reason.DRA_CLAIM, id="the claim comes before the missing controller"
         ),
         pytest.param(
             make_pod(owner=None, marks={"karpenter.sh/do-not-disrupt": "true"}),

@@ -33,8 +33,7 @@ WAITS: dict[str, tuple[NodeCase, Reason]] = {
         fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, cordoned_at=at(-3)))), Reason.SETTLING),
     "both LISTs were made while the node was not Ready": (
         fenced(gpunode=silent(), work=replace(IDLE, scope=replace(fenced().scope, silent=True))), Reason.SETTLING),
-    "a process computes": (
-        fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
+    "a process computes": (fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
     "a process that the agent cannot name computes": (
         fenced(gpunode=silent(gpus=(make_gpu(processes=("",)),))), Reason.GPU_STILL_BUSY),
     "the agent cannot read": (fenced(gpunode=silent(error="NVMLFailed")), Reason.GPU_STILL_BUSY),
@@ -59,11 +58,9 @@ WAITS: dict[str, tuple[NodeCase, Reason]] = {
         Reason.OBSERVATION_PENDING),
     "the agent was asked by a clock that is ahead of ours": (
         fenced(gpunode=quiet_report(FULL, asked(9))), Reason.OBSERVATION_PENDING),
-    "the configuration is not written": (
-        fenced(gpunode=silent(), stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING),
+    "the configuration is not written": (fenced(gpunode=silent(), stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING),
     "mig-manager is away": (fenced(gpunode=silent(), operand=None), Reason.ACTUATOR_MISSING),
-    "mig-manager is not ready": (
-        fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
+    "mig-manager is not ready": (fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
     "what is known of the nodes is old": (
         replace(fenced(gpunode=silent()), old_views="nodes"), Reason.OBSERVATION_PENDING),
 }  # fmt: skip
