@@ -6,7 +6,7 @@ from datetime import datetime
 
 import pytest
 from tests.build import NOW, SETTINGS, at, make_fence, make_node, make_snapshot, make_stack, make_work
-from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
+from tests.planning.cases import FULL, MIXED, NODE, judged, make_case, world_of
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -17,7 +17,6 @@ from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
 from gpusharing.planning.transition.cases import compare
-from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.actuators import LABELS, Actuator, ActuatorCase, Written, find_actuator
@@ -104,8 +103,7 @@ class Played:
         scope = scope_of(self.node, case.settings, case.stack)
         work = make_work(listed_at=now, empty_since=at(-8) + (now - NOW), scope=scope)
         case = replace(case, node=self.node, actuator=INVENTED, work=work)
-        verdict = judge(compare(case, find_targets(MIXED, request_of(MIXED), case.stack, SETTINGS)))
-        assert verdict is not None, "a policy owns the node"
+        verdict = judged(compare(case, find_targets(MIXED, request_of(MIXED), case.stack, SETTINGS)))
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
         return verdict
 

@@ -71,7 +71,6 @@ def by_vpas_margin(trace: Trace, need: Need, begin: int) -> int | None:
 
 
 def need_of(trace: Trace, begin: int, goal: Goal) -> Need:
-    """By a fortnight from an hour on."""
     return find_need(trace.history(H100, begin, begin + FUTURE), H100, goal)
 
 

@@ -163,22 +163,17 @@ OF_ANY_PROFILE = f"device.driver == '{DRA_DRIVER}'"
 @pytest.mark.parametrize(
     ("selectors", "doubted"),
     [
-        (SMALL.selectors, False),
-        ((OF_ANY_PROFILE, f'device.attributes["{DRA_DRIVER}"].profile.matches("^1g.10gb$")'), False),
-        ((OF_ANY_PROFILE,), True),
-        ((), True),
-        (wanted_class("7g.80gb").selectors, True),
-        (MEDIA.selectors, True),
-        (wanted_class("1c.1g.10gb").selectors, True),
-    ],
-    ids=[
-        "names the profile",
-        "names it in another form",
-        "names none",
-        "selects everything",
-        "names another",
-        "names one that begins like it",
-        "names one that ends like it",
+        pytest.param(SMALL.selectors, False, id="names the profile"),
+        pytest.param(
+            (OF_ANY_PROFILE, f'device.attributes["{DRA_DRIVER}"].profile.matches("^1g.10gb$")'),
+            False,
+            id="names it in another form",
+        ),
+        pytest.param((OF_ANY_PROFILE,), True, id="names none"),
+        pytest.param((), True, id="selects everything"),
+        pytest.param(wanted_class("7g.80gb").selectors, True, id="names another"),
+        pytest.param(MEDIA.selectors, True, id="names one that begins like it"),
+        pytest.param(wanted_class("1c.1g.10gb").selectors, True, id="names one that ends like it"),
     ],
 )
 def test_a_class_of_somebody_else_is_doubted_if_no_selector_names_the_profile_of_its_resource(

@@ -22,7 +22,7 @@ from tests.build import (
     make_work,
 )
 from tests.configs import target_for
-from tests.planning.cases import SeenSince
+from tests.planning.cases import SeenSince, judged
 from tests.planning.test_drastack import DRIVER
 from tests.wording import lacks
 
@@ -44,7 +44,6 @@ from gpusharing.planning.snapshot.nvidia import (
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.cases import compare
-from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.actuators import DRA, find_actuator
@@ -61,13 +60,11 @@ SWITCHES: dict[str, bool | str] = {PLUGIN_SWITCH: False}
 
 
 def dra_stack(*policies: PolicyView, classes: tuple[DeviceClassView, ...] = (CLASS,)) -> StackView:
-    """A ClusterPolicy without a device plugin, and NVIDIA's DRA driver."""
     policy = make_cluster_policy("", switches=SWITCHES, mig_manager_version="v0.15.1")
     return make_stack(*policies, cluster_policy=policy, dra=DraView(DRIVER, classes=classes))
 
 
 def kubelet_plugin(serial: int = 0, *, ready: bool = True, since: datetime | None = NOW) -> Operand:
-    """The kubelet plugin's pod of gpu-07; a restart gives it the next serial."""
     return Operand("gpu-operator", "dra-plugin", f"uid-plugin-{serial}", ready, ready_since=since)
 
 
@@ -114,8 +111,7 @@ class Played:
         return compare(case, PolicyTargets(policy, find_request(policy.name, policy.spec), self.stack))
 
     def judge(self, policy: PolicyView, now: datetime) -> Verdict:
-        verdict = judge(self.case(policy, now))
-        assert verdict is not None, "a policy owns the node"
+        verdict = judged(self.case(policy, now))
         self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
         return verdict
 
@@ -227,8 +223,7 @@ def test_slices_of_a_kubelet_plugin_that_does_not_keep_running_adopt_no_node(plu
     played = Played()
     played.plugin = plugin
     case = replace(played.case(FULL, at(600)), seen_since=SeenSince(at(500)))
-    verdict = judge(case)
-    assert verdict is not None
+    verdict = judged(case)
     starting = plugin is not None and plugin.ready
     assert (verdict.phase, verdict.reason, verdict.stands) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING, True)
     assert ("started a moment ago" if starting else "ResourceSlices of gpu-07") in verdict.message
@@ -240,8 +235,7 @@ def test_slices_of_a_kubelet_plugin_whose_pods_carry_another_label_are_believed(
     played.plugin, driver = None, played.stack.dra.driver
     assert driver is not None
     played.stack = replace(played.stack, dra=replace(played.stack.dra, driver=replace(driver, labelled=False)))
-    verdict = judge(replace(played.case(FULL, at(600)), seen_since=SeenSince(at(500))))
-    assert verdict is not None
+    verdict = judged(replace(played.case(FULL, at(600)), seen_since=SeenSince(at(500))))
     assert [type(action) for action in verdict.actions] == [LabelNode], verdict
 
 
@@ -338,28 +332,16 @@ def read(request: str, *, quiet: bool = False, error: str = "", answered: str | 
 @pytest.mark.parametrize(
     ("gpunode", "now", "outdated"),
     [
-        (read("op-1:verify:e:1"), at(100) + GRACE, True),
-        (read("op-1:verify:e:1"), at(100) + GRACE - timedelta(seconds=1), False),
-        (read("op-0:verify:e:1"), at(900), False),
-        (read("op-1:quiet:e:1", quiet=True), at(900), False),
-        (read("op-1:verify:e:1", quiet=True), at(900), False),
-        (read("op-1:verify:e:1", answered="op-1:quiet:e:1"), at(900), False),
-        (read("op-1:verify:e:1", error="no driver"), at(900), False),
-        (make_gpunode(request_id="op-1:verify:e:1"), at(900), False),
-        (make_gpunode(observed=False), at(900), False),
-        (None, at(900), False),
-    ],
-    ids=[
-        "they differ from the proof's reading",
-        "it is early yet",
-        "another change",
-        "a reading from before the run",
-        "NVML is closed",
-        "not answered yet",
-        "the agent cannot read",
-        "they agree",
-        "never read",
-        "no GPUNode",
+        pytest.param(read("op-1:verify:e:1"), at(100) + GRACE, True, id="they differ from the proof's reading"),
+        pytest.param(read("op-1:verify:e:1"), at(100) + GRACE - timedelta(seconds=1), False, id="it is early yet"),
+        pytest.param(read("op-0:verify:e:1"), at(900), False, id="another change"),
+        pytest.param(read("op-1:quiet:e:1", quiet=True), at(900), False, id="a reading from before the run"),
+        pytest.param(read("op-1:verify:e:1", quiet=True), at(900), False, id="NVML is closed"),
+        pytest.param(read("op-1:verify:e:1", answered="op-1:quiet:e:1"), at(900), False, id="not answered yet"),
+        pytest.param(read("op-1:verify:e:1", error="no driver"), at(900), False, id="the agent cannot read"),
+        pytest.param(make_gpunode(request_id="op-1:verify:e:1"), at(900), False, id="they agree"),
+        pytest.param(make_gpunode(observed=False), at(900), False, id="never read"),
+        pytest.param(None, at(900), False, id="no GPUNode"),
     ],
 )
 def test_slices_are_outdated_if_they_differ_from_the_reading_that_proves(
@@ -389,27 +371,20 @@ def test_what_is_compared_is_shown_from_the_agents_reading_to_what_the_node_offe
         (None, (CLASS,), "no Ready pod of NVIDIA's DRA kubelet plugin runs on gpu-07; check the pods with label"),
         (kubelet_plugin(ready=False), (CLASS,), "dra-driver-nvidia-gpu-component=kubelet-plugin in namespace"),
         (kubelet_plugin(), (replace(CLASS, resource=""),), "DRAExtendedResource feature gate"),
+        (kubelet_plugin(), (), "no DeviceClass lets pods request nvidia.com/mig-3g.40gb yet"),
     ],
-    ids=["no kubelet plugin", "not Ready", "a DeviceClass without its resource"],
+    ids=["no kubelet plugin", "not Ready", "a DeviceClass without its resource", "one that the operator creates"],
 )
-def test_no_change_begins_while_something_is_missing(
+def test_no_change_begins_while_something_is_missing_and_no_person_acts_where_the_operator_does(
     plugin: Operand | None, classes: tuple[DeviceClassView, ...], says: str
 ) -> None:
     played = Played()
     played.plugin, played.stack = plugin, dra_stack(MIG, FULL, classes=classes)
     verdict = played.judge(MIG, at(600))
     assert not verdict.candidate
-    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.ACTUATOR_MISSING)
+    missing = (Phase.BLOCKED, Reason.ACTUATOR_MISSING) if classes else (Phase.PENDING, Reason.CONFIG_PROPAGATING)
+    assert (verdict.phase, verdict.reason) == missing
     assert says in verdict.message
-
-
-def test_a_change_waits_for_the_deviceclass_that_the_operator_creates_and_no_person_is_told_to_act() -> None:
-    played = Played()
-    played.plugin, played.stack = kubelet_plugin(), dra_stack(MIG, FULL, classes=())
-    verdict = played.judge(MIG, at(600))
-    assert not verdict.candidate
-    assert (verdict.phase, verdict.reason) == (Phase.PENDING, Reason.CONFIG_PROPAGATING)
-    assert "no DeviceClass lets pods request nvidia.com/mig-3g.40gb yet" in verdict.message
 
 
 @pytest.mark.parametrize("devices", [None, NodeDevices((None,), missing=1)], ids=["nothing", "not all"])

@@ -187,7 +187,9 @@ def beside(policy: PolicyView, strategy: str = "", **node: Any) -> ClusterSnapsh
 
 
 @pytest.mark.parametrize(("fields", "strategy"), FAULTY.values(), ids=FAULTY)
-def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(fields: dict[str, Any], strategy: str) -> None:
+def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes_and_says_so(
+    fields: dict[str, Any], strategy: str
+) -> None:
     fence = make_fence("actuating", node_uid="uid-gpu-02", target_mig_config="halves")
     snapshot = beside(broken(**fields), strategy, unschedulable=True, fence=fence)
     memo = Memo()
@@ -203,6 +205,15 @@ def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(fields: dict[st
         assert plan.objections.keys() == {"pool-b"}
         claims = next(action.claims for action in plan.shared if isinstance(action, SetClaims))
         assert claims.keys() == {"gpu-02", "gpu-03"}, "what is in flight keeps its slot"
+    before = {"summary": {"nodes": "2/2"}, "observedGeneration": 0}
+    status = tell_status(snapshot.policies[0], plan, snapshot, before, NOW)
+    told = {row["type"]: (row["status"], row["reason"]) for row in status["conditions"]}
+    assert told["Accepted"] == ("False", "PolicyNotJudged")
+    assert told["Ready"] == ("False", "NotAccepted")
+    assert told["Stalled"] == ("True", "PolicyNotJudged")
+    assert all(FAULT in row["message"] for row in status["conditions"] if row["type"] != "Reconciling")
+    assert status["observedGeneration"] == 1
+    assert tell_status(snapshot.policies[0], plan, snapshot, status, at(60)) == status, "the same is not written again"
 
 
 def test_no_node_starts_by_windows_that_nobody_can_follow_and_other_policies_go_on() -> None:
@@ -216,19 +227,3 @@ def test_no_node_starts_by_windows_that_nobody_can_follow_and_other_policies_go_
         assert not lacks(held.message, "policy pool-b", f"ArithmeticError: {FAULT}")
     assert plan.objections["pool-b"].reason is Reason.POLICY_NOT_JUDGED
     assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
-
-
-@pytest.mark.parametrize(("fields", "strategy"), FAULTY.values(), ids=FAULTY)
-def test_a_policy_that_nobody_can_judge_says_so(fields: dict[str, Any], strategy: str) -> None:
-    policy = broken(**fields)
-    snapshot = beside(policy, strategy)
-    plan = plan_rollout(snapshot, NOW)
-    before = {"summary": {"nodes": "2/2"}, "observedGeneration": 0}
-    status = tell_status(policy, plan, snapshot, before, NOW)
-    told = {row["type"]: (row["status"], row["reason"]) for row in status["conditions"]}
-    assert told["Accepted"] == ("False", "PolicyNotJudged")
-    assert told["Ready"] == ("False", "NotAccepted")
-    assert told["Stalled"] == ("True", "PolicyNotJudged")
-    assert all(FAULT in row["message"] for row in status["conditions"] if row["type"] != "Reconciling")
-    assert status["observedGeneration"] == 1
-    assert tell_status(policy, plan, snapshot, status, at(60)) == status, "the same is not written again"

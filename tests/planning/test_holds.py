@@ -1,21 +1,25 @@
 """What keeps every node of a policy from starting: their order, halting, canary and windows in whole ways."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from tests.build import NOW, ask_anew, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, make_member, pass_time, pool_of, run_until
+from tests.planning.machines import patched
 from tests.planning.world import World
 from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Canary, Rollout, Timeouts
-from gpusharing.planning.pools.holds import find_canary, find_halt, find_hold, find_note
+from gpusharing.api.times import NEVER
+from gpusharing.planning.pools.holds import find_canary, find_halt, find_hold, find_note, wait_for_canaries
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.windows import ALWAYS
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.report.transition import who_ends, who_keeps
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.cases import Member
@@ -27,16 +31,21 @@ POOL = make_policy(generation=3)
 LENIENT = {"strandedPods": "Allow"}
 
 
-def member(name: str, phase: Phase = Phase.PENDING, **node: Any) -> Member:
-    view = make_node(name, **node)
-    reason = Reason.SYNCED if phase is Phase.SYNCED else Reason.PROGRESSING
-    return make_member(view, Verdict(name, "pool-b", phase, reason, ""))
+def member(name: str, phase: Phase = Phase.PENDING, reason: Reason | None = None, **node: Any) -> Member:
+    reason = reason or (Reason.SYNCED if phase is Phase.SYNCED else Reason.PROGRESSING)
+    return make_member(make_node(name, **node), Verdict(name, "pool-b", phase, reason, ""))
 
 
 def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **rollout: Any) -> Pool:
     assert policy.spec is not None
     spec = policy.spec.model_copy(update={"rollout": Rollout.model_validate(rollout)})
     return Pool(replace(policy, spec=spec), members=list(members), hours=ALWAYS, now=at(seconds))
+
+
+def hold_of(pool: Pool) -> Finding:
+    hold = find_hold(pool)
+    assert hold is not None
+    return hold
 
 
 # --- halting --------------------------------------------------------------------------------------------------
@@ -59,8 +68,7 @@ FAILED = {
         member("n1", deferred=Deferred(1, NOW, "DrainTimeout", POOL.version)), False),
     "it is on its way": (member("n1", Phase.RECONFIGURING, fence=ACTUATING), False),
     "it is proven": (member("n1", Phase.SYNCED, verified=PROVEN), False),
-    "it failed in another revision": (
-        member("n1", Phase.FAILED, fence=replace(ACTUATING, version=EARLIER)), False),
+    "it failed in another revision": (member("n1", Phase.FAILED, fence=replace(ACTUATING, version=EARLIER)), False),
     "it had failed in another revision": (member("n1", verified=replace(PROVEN, failed_version=EARLIER)), False),
     "another policy of this name failed on it": (
         member("n1", verified=replace(PROVEN, failed_version=replace(POOL, uid="old").version)), False),
@@ -78,8 +86,7 @@ def test_a_failure_of_this_revision_halts_the_policy(node: Member, halts: bool) 
 def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     two = [member(name, Phase.FAILED, fence=ACTUATING) for name in ("n1", "n2")]
     assert find_hold(pooled(*two[:1], maxFailures=2)) is None
-    hold = find_hold(pooled(*two, maxFailures=2))
-    assert hold is not None
+    hold = hold_of(pooled(*two, maxFailures=2))
     assert "n1, n2 failed" in hold.message
     halt = find_halt(pooled(*two, maxFailures=2))
     assert halt is not None
@@ -88,8 +95,7 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
 
 
 def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
-    hold = find_hold(pooled(*map(proven, "abcdef"), member("n1", Phase.FAILED, fence=ACTUATING), *MANY[2:]))
-    assert hold is not None
+    hold = hold_of(pooled(*map(proven, "abcdef"), member("n1", Phase.FAILED, fence=ACTUATING), *MANY[2:]))
     assert hold.reason is Reason.HALTED
 
 
@@ -192,8 +198,7 @@ LARGE = {"nodes": 7, "soak": "10m"}
 
 def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_example() -> None:
     whole = pooled(*MANY, canary=LARGE)
-    hold = find_hold(whole)
-    assert hold is not None
+    hold = hold_of(whole)
     assert hold.reason is Reason.CANARY_TOO_LARGE
     assert not lacks(
         hold.message, "pool-b", "spec.rollout.canary.nodes is 7", "5 nodes", "5", "canary: {nodes: 1, soak: 10m}"
@@ -226,8 +231,7 @@ SMALLER: dict[str, tuple[Member, Reason | None]] = {
     "only joined": (
         member("n9", Phase.SYNCED, verified=replace(PROVEN, apart=True, changed_at=at(-600))),
         Reason.CANARY_TOO_LARGE),
-    "is only joining": (
-        member("n9", Phase.DRAINING, fence=replace(ACTUATING, newcomer=True)), Reason.CANARY_TOO_LARGE),
+    "is only joining": (member("n9", Phase.DRAINING, fence=replace(ACTUATING, newcomer=True)), Reason.CANARY_TOO_LARGE),
 }  # fmt: skip
 
 
@@ -264,8 +268,7 @@ def test_what_a_person_has_to_end_is_told_before_what_the_clock_ends(
     pool = pooled(*MANY[2:], *nodes, **rollout)
     if closed:
         pool = replace(pool, hours=replace(ALWAYS, closed=Finding(Reason.WINDOW_CLOSED, "no window is open")))
-    hold = find_hold(pool)
-    assert hold is not None
+    hold = hold_of(pool)
     assert hold.reason is reason
 
 
@@ -422,6 +425,146 @@ def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
 
 
 def test_no_node_starts_while_it_is_unknown_what_the_windows_say() -> None:
-    hold = find_hold(Pool(POOL))
-    assert hold is not None
+    hold = hold_of(Pool(POOL))
     assert hold.reason is Reason.WINDOW_CLOSED
+
+
+# --- canaries that no longer serve what was proven on them --------------------------------------------------------------
+
+
+def served(phase: Phase = Phase.SYNCED, reason: Reason | None = None, **node: Any) -> Member:
+    return member("n9", phase, reason, verified=PROVEN, **node)
+
+
+NOT_SERVING: dict[str, tuple[Member, str]] = {
+    "is not Ready": (served(ready=False), "it is not Ready"),
+    "is cordoned": (served(unschedulable=True), "it is cordoned"),
+    "is being deleted": (served(deleting=True), "its Node is being deleted"),
+    "has an unhealthy GPU": (served(Phase.SYNCED, Reason.GPU_UNHEALTHY), "GPUUnhealthy"),
+    "has lost a GPU": (served(Phase.BLOCKED, Reason.GPU_MISSING), "GPUMissing"),
+    "is being put right": (served(Phase.DRAINING, fence=ACTUATING), "it is being changed"),
+    "could not be put right": (served(Phase.FAILED, fence=ACTUATING), "it has failed"),
+    "could not be put right, and is cordoned and not Ready": (
+        served(Phase.FAILED, fence=ACTUATING, ready=False, unschedulable=True), "it has failed"),
+    "is being put right, and is cordoned": (
+        served(Phase.DRAINING, fence=ACTUATING, unschedulable=True), "it is being changed"),
+    "is being deleted, and is not Ready": (served(deleting=True, ready=False), "its Node is being deleted"),
+    "is not Ready, and is cordoned": (served(ready=False, unschedulable=True), "it is not Ready"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [60, 700], ids=["while it soaks", "after its soak"])
+@pytest.mark.parametrize(("canary", "why"), NOT_SERVING.values(), ids=NOT_SERVING)
+def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, seconds: float) -> None:
+    one = {"nodes": 1, "soak": "10m"}
+    assert find_hold(pooled(*MANY, proven("n9"), canary=one, seconds=700)) is None
+    hold = hold_of(pooled(*MANY, canary, canary=one, maxFailures=2, seconds=seconds))
+    assert (hold.reason, hold.keeper) == (Reason.CANARY_NOT_SERVING, "node/n9")
+    assert not lacks(hold.message, "n9", "spec.rollout.canary", why)
+    assert hold.reason.waiting_phase is Phase.BLOCKED
+
+
+OTHERS: dict[str, tuple[Member, bool]] = {
+    "began before the soak was over": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(599))), True),
+    "was proven before the soak was over": (proven("n8", 300), True),
+    "has begun since": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(600))), False),
+    "was proven since": (proven("n8", 650), False),
+    "failed since and went back": (member("n8", verified=replace(PROVEN, changed_at=at(650), rolled_back=True)), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "waits"), OTHERS.values(), ids=OTHERS)
+def test_a_canary_that_breaks_keeps_the_others_waiting_unless_one_of_them(other: Member, waits: bool) -> None:
+    broken = served(ready=False)
+    hold = find_hold(pooled(*MANY, broken, other, canary={"nodes": 1, "soak": "10m"}, seconds=700))
+    assert (hold is not None and hold.reason is Reason.CANARY_NOT_SERVING) is waits
+
+
+def test_a_canary_that_is_gone_is_followed_by_the_next_one_and_a_deletion_waits_for_none() -> None:
+    assert find_canary(pooled(*MANY, canary={"nodes": 1})) == 1
+    resetting = replace(POOL, resetting=True)
+    served = replace(PROVEN, version=resetting.version)
+    broken = member("n9", Phase.SYNCED, ready=False, verified=served)
+    assert find_canary(pooled(*MANY, broken, policy=resetting, canary={"nodes": 1}, seconds=7200)) is None
+
+
+def test_a_canary_that_has_drifted_is_put_right_and_serves_anew_before_the_others_start() -> None:
+    world = rolling(4, canary={"nodes": 1, "soak": "30m"})
+    first = first_of(world)
+    while not shared(world):
+        pass_time(world, 1)
+    before = world.nodes[first].verified
+    assert before is not None
+    assert before.changed_at is not None
+    world.nodes[first] = patched(world.nodes[first], {names.LABEL_PLUGIN_CONFIG: None})
+    pass_time(world, 600)
+    after = world.nodes[first].verified
+    assert after is not None
+    assert after.changed_at is not None
+    assert after.changed_at > before.changed_at, "its own repair waits for nothing"
+    assert shared(world) == [first], "another node changed beside a canary that was being put right"
+    world.settle()
+    assert len(shared(world)) == 4
+    last = [node.verified.changed_at for node in world.nodes.values() if node.verified is not None]
+    assert sum(at is not None and at > after.changed_at + timedelta(minutes=30) for at in last) == 3
+
+
+# --- canaries that are never proven ---------------------------------------------------------------------------------
+
+
+def begun(phase: Phase, reason: Reason = Reason.PROGRESSING, *, deadline: datetime | None = None) -> Member:
+    node = make_node("n9", fence=ACTUATING, unschedulable=True)
+    return make_member(node, Verdict("n9", "pool-b", phase, reason, "", deadline=deadline))
+
+
+UNPROVEN: dict[str, tuple[Member, str, str, bool]] = {
+    "is changing": (begun(Phase.RECONFIGURING, deadline=at(60)), "", "", False),
+    "drains": (begun(Phase.DRAINING, deadline=at(60)), "", "", False),
+    "has failed": (begun(Phase.FAILED), " (n9 has failed)", "node/n9", True),
+    "is held past its time": (
+        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change on n9 is on hold)", "node/n9", True),
+    "waits for jobs that may run for ever": (
+        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change on n9 is on hold)", "node/n9", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["the whole canary", "one of two"])
+@pytest.mark.parametrize(("canary", "why", "keeper", "stands"), UNPROVEN.values(), ids=UNPROVEN)
+def test_the_others_name_a_canary_that_no_clock_ends_and_say_who_does_where_it(
+    canary: Member, why: str, keeper: str, stands: bool, nodes: int
+) -> None:
+    """Not the one that is changing: each waiting node would be written again whenever one begins."""
+    told = pooled(*MANY, canary, maxFailures=2, canary={"nodes": nodes})
+    found = hold_of(told) if nodes == 1 else wait_for_canaries(told)
+    assert (found.reason, found.keeper, found.stands) == (Reason.CANARY_SOAK, keeper, stands)
+    assert not lacks(
+        found.message,
+        "spec.rollout.canary",
+        f"canary of {nodes} node{'s'[: nodes - 1]}",
+        "to be proven" if nodes == 1 else "before this node",
+    )
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_behind_a_canary_whose_drain_is_held_every_node_waits_for_a_person_and_names_it(nodes: int) -> None:
+    world = pool_of(4, FULL)
+    for name in world.nodes:
+        assert world.add_pod(name)
+    world.refusing = True
+    rollout = {"maxUnavailable": 3, "canary": {"nodes": nodes, "soak": "10m"}}
+    world.set_policy(
+        make_policy(mode="TimeSlicing", drain={"onTimeout": "Hold", "strandedPods": "Allow"}, rollout=rollout)
+    )
+    pass_time(world, 100, seconds=15)
+    plan = world.plan()
+    held = [name for name, one in plan.verdicts.items() if one.reason is Reason.DRAIN_HELD]
+    assert len(held) == nodes
+    others = {
+        (one.reason, who_keeps(one, world.nodes[name]), who_ends(one))
+        for name, one in plan.verdicts.items()
+        if name not in held
+    }
+    assert others == {(Reason.CANARY_SOAK, f"node/{min(held)}", "Person")}
+    (policy,) = world.policies
+    told = policy_status(policy, plan, world.snapshot(), {}, NOW)["conditions"]
+    assert {one["type"]: one["status"] for one in told}["Stalled"] == "True"
