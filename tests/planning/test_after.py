@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import ask_anew, at, make_gpu, make_pod, make_policy, make_stack, make_work
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, quiet_report, world_of
+from tests.build import NOW, ask_anew, at, make_gpu, make_pod, make_policy, make_stack, make_work
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, judged, make_case, quiet_report, world_of
 from tests.planning.changes import (
     FAILED,
     FENCE,
@@ -22,10 +22,16 @@ from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.transition.after import after_pnr
-from gpusharing.planning.transition.attempts import failed_before, is_tried_again, next_deferral, standing_deferral
+from gpusharing.planning.transition.attempts import (
+    failed_before,
+    is_tried_again,
+    next_deferral,
+    standing_deferral,
+    was_corrected,
+)
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -118,11 +124,7 @@ def test_an_old_reading_proves_nothing_a_new_one_is_asked_for() -> None:
     assert action == EnsureGPUNode("gpu-07", "uid-gpu-07", request, quiet=False)
     unanswered = replace(answering("op-1:quiet:1"), request_id=VERIFY)
     verdict = after_pnr(changing(gpunode=unanswered))
-    assert (verdict.phase, verdict.reason, verdict.actions) == (
-        Phase.VERIFYING,
-        Reason.OBSERVATION_PENDING,
-        (),
-    )
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.VERIFYING, Reason.OBSERVATION_PENDING, ())
 
 
 def test_a_stale_success_over_the_old_layout_proves_nothing() -> None:
@@ -310,20 +312,12 @@ def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:
 @pytest.mark.parametrize(
     ("fence", "node"),
     [
-        ({"prior_unschedulable": True}, {}),
-        ({"disruption": DisruptionClass.PLUGIN_RESTART}, {}),
-        ({"tainted": True}, {}),
-        ({}, {"unschedulable": False}),
-        ({}, {"hold_cordon": True}),
-        ({}, {"foreign": "kured"}),
-    ],
-    ids=[
-        "cordoned before",
-        "a plugin restart",
-        "a DeviceTaintRule",
-        "uncordoned",
-        "held",
-        "kured is at work",
+        pytest.param({"prior_unschedulable": True}, {}, id="cordoned before"),
+        pytest.param({"disruption": DisruptionClass.PLUGIN_RESTART}, {}, id="a plugin restart"),
+        pytest.param({"tainted": True}, {}, id="a DeviceTaintRule"),
+        pytest.param({}, {"unschedulable": False}, id="uncordoned"),
+        pytest.param({}, {"hold_cordon": True}, id="held"),
+        pytest.param({}, {"foreign": "kured"}, id="kured is at work"),
     ],
 )
 def test_the_command_that_gives_up_a_node_lifts_no_cordon_but_ours(fence: dict[str, Any], node: dict[str, Any]) -> None:
@@ -367,3 +361,36 @@ def test_an_agent_that_finds_no_gpu_is_asked_to_read_again() -> None:
     verdict = after_pnr(changing(gpunode=answering("old", gpus=())))
     assert verdict.phase is Phase.VERIFYING
     assert isinstance(only(verdict), EnsureGPUNode)
+
+
+# --- what is remembered of the tries on one node -------------------------------------------------------------------
+
+ANEW = replace(MIXED, uid="uid-anew")
+"""The policy was deleted and made again with the same words."""
+
+
+@pytest.mark.parametrize("policy", [ask_anew(MIXED), ANEW], ids=["edited", "made anew"])
+def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(policy: Any) -> None:
+    fence = replace(FENCE, drift=True, version=MIXED.version)
+    released = only(after_pnr(changing(policy, fence=fence)))
+    assert released.verified.corrected_revision == ""
+    after = make_case(policy, node={"verified": released.verified})
+    assert not was_corrected(after, policy)
+
+
+def test_a_proof_that_records_no_correction_says_that_there_was_none() -> None:
+    record = Verified("pool-b", "all-disabled", "x", layout="1x full", gpus=1)
+    assert not was_corrected(make_case(MIXED, node={"verified": record}), MIXED)
+
+
+@pytest.mark.parametrize("lost", [names.LABEL_POLICY, names.LABEL_MODE])
+def test_adoption_remembers_that_drift_was_put_right(lost: str) -> None:
+    """A tool that strips our labels would else get a drain per drift, for ever."""
+    case = make_case(FULL, was=FULL, labels={lost: None}, now=at(0))
+    assert case.node.verified is not None
+    known = replace(case.node.verified, corrected_revision="r1")
+    verdict = judged(replace(case, node=replace(case.node, verified=known)))
+    action = only(verdict)
+    assert isinstance(action, LabelNode)
+    assert action.verified is not None
+    assert (action.verified.corrected_revision, NOW) == ("r1", case.now)

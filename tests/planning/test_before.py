@@ -32,6 +32,7 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, 
 from gpusharing.planning.snapshot.nvidia import Program
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.idle import JOBS_PACE
@@ -39,6 +40,8 @@ from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 TRAINER = make_pod("train", owner=JOB, restarts=False)
+ON_PAUSE: dict[str, Any] = {"rollout": {"paused": True, "whenPaused": "Hold"}}
+PAUSED = make_policy(**ON_PAUSE)
 
 # --- draining -------------------------------------------------------------------------------------------------
 
@@ -67,29 +70,28 @@ def test_pods_that_hold_a_gpu_are_evicted_by_uid() -> None:
 
 
 def test_a_pause_that_holds_evicts_nobody_and_keeps_cordon_and_deadline() -> None:
-    held = make_policy(rollout={"paused": True, "whenPaused": "Hold"})
-    verdict = before_pnr(fenced(held, work=make_work(make_pod())))
+    verdict = before_pnr(fenced(PAUSED, work=make_work(make_pod())))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.CORDONED, Reason.PAUSED, ())
     assert verdict.wake == FENCE.deadline
-    idle = before_pnr(fenced(held, gpunode=silent()))
+    idle = before_pnr(fenced(PAUSED, gpunode=silent()))
     assert idle.actions == (), "nor is the point of no return passed"
-    late = before_pnr(fenced(held, fence=replace(FENCE, deadline=at(-300)), work=make_work(make_pod())))
+    late = before_pnr(fenced(PAUSED, fence=replace(FENCE, deadline=at(-300)), work=make_work(make_pod())))
     assert late.reason is Reason.DRAIN_TIMEOUT
 
 
-HELD_UP: dict[str, tuple[NodeCase, Reason]] = {
-    "a pause holds": (fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"})), Reason.PAUSED),
-    "the ClusterPolicy is gone": (
-        fenced(stack=make_stack(MIXED, cluster_policy=None)), Reason.CLUSTER_POLICY_MISSING),
-    "the agent has not read the GPUs": (fenced(gpunode={"observed": None}), Reason.OBSERVATION_PENDING),
-}  # fmt: skip
+HELD_UP: dict[str, tuple[dict[str, Any], dict[str, Any], Reason]] = {
+    "a pause holds": (ON_PAUSE, {}, Reason.PAUSED),
+    "the ClusterPolicy is gone": ({}, {"stack": make_stack(MIXED, cluster_policy=None)}, Reason.CLUSTER_POLICY_MISSING),
+    "the agent has not read the GPUs": ({}, {"gpunode": {"observed": None}}, Reason.OBSERVATION_PENDING),
+}
+"""Fields of the policy and of the case, and what is told."""
 
 
-@pytest.mark.parametrize(("case", "reason"), HELD_UP.values(), ids=HELD_UP.keys())
+@pytest.mark.parametrize(("policy", "fields", "reason"), HELD_UP.values(), ids=HELD_UP.keys())
 def test_what_holds_a_node_up_does_not_outlast_its_jobs_and_the_time_of_the_drain(
-    case: NodeCase, reason: Reason
+    policy: dict[str, Any], fields: dict[str, Any], reason: Reason
 ) -> None:
-    waits = replace(FENCE, jobs=True, deadline=NEVER)
+    case, waits = fenced(make_policy(**policy), **fields), replace(FENCE, jobs=True, deadline=NEVER)
     unknown = before_pnr(fenced_again(case, fence=waits, work=None))
     assert (unknown.reason, unknown.wants_pods) == (reason, True), "somebody has to look whether they ended"
     assert unknown.wake == at(JOBS_PACE * SETTINGS.poll)
@@ -110,21 +112,13 @@ def test_an_unreadable_node_is_given_back_when_the_time_of_its_jobs_is_over(work
 
 
 ON_HOLD: dict[str, Any] = {"onTimeout": "Hold"}
-OUTLASTING: dict[str, tuple[NodeCase, Reason]] = {
-    "a pause holds": (
-        fenced(make_policy(rollout={"paused": True, "whenPaused": "Hold"}, drain=ON_HOLD)), Reason.PAUSED),
-    "the ClusterPolicy is gone": (
-        fenced(make_policy(drain=ON_HOLD), stack=make_stack(MIXED, cluster_policy=None)),
-        Reason.CLUSTER_POLICY_MISSING),
-    "the agent has not read the GPUs": (
-        fenced(make_policy(drain=ON_HOLD), gpunode={"observed": None}), Reason.OBSERVATION_PENDING),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "reason"), OUTLASTING.values(), ids=OUTLASTING.keys())
+@pytest.mark.parametrize(("policy", "fields", "reason"), HELD_UP.values(), ids=HELD_UP.keys())
 def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_says_who_ends_it(
-    case: NodeCase, reason: Reason
+    policy: dict[str, Any], fields: dict[str, Any], reason: Reason
 ) -> None:
+    case = fenced(make_policy(**policy, drain=ON_HOLD), **fields)
     soon = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(60))))
     assert (soon.reason, soon.wake, soon.deadline) == (reason, at(60), at(60))
     assert "onTimeout" not in soon.message
@@ -190,7 +184,7 @@ def test_a_pause_that_lets_finish_changes_nothing_and_another_change_is_not_give
 @pytest.mark.parametrize("held", [False, True], ids=["as it goes", "held up"])
 def test_a_drain_whose_time_is_over_is_not_given_up_before_somebody_has_looked(held: bool) -> None:
     over = replace(FENCE, deadline=at(-60))
-    policy = make_policy(rollout={"paused": True, "whenPaused": "Hold"}) if held else MIXED
+    policy = PAUSED if held else MIXED
     unseen = before_pnr(fenced(policy, fence=over, work=None))
     assert (unseen.phase is Phase.ABORTING, unseen.wants_pods) == (held, not held)
     assert before_pnr(fenced(policy, fence=over, work=HELD)).phase is Phase.ABORTING
@@ -281,11 +275,9 @@ def test_a_plugin_restart_gets_the_time_of_its_proof_whatever_pods_were_listed(w
 def test_what_keeps_pods_off_the_node_is_named_as_it_is(closed: str, *, tainted: bool) -> None:
     fence = replace(FENCE, tainted=tainted, deadline=at(-1))
     rule = {"rule_since": EARLIER, "unschedulable": not tainted}
-    held = make_policy(drain={"onTimeout": "Hold"})
-    draining = before_pnr(fenced(held, fence=fence, node=rule, work=make_work(make_pod())))
+    draining = before_pnr(fenced(make_policy(drain=ON_HOLD), fence=fence, node=rule, work=make_work(make_pod())))
     assert f"so the node stays {closed};" in draining.message
-    held = make_policy(drain={"onTimeout": "Hold"}, rollout={"paused": True, "whenPaused": "Hold"})
-    paused = before_pnr(fenced(held, fence=fence, node=rule))
+    paused = before_pnr(fenced(make_policy(drain=ON_HOLD, **ON_PAUSE), fence=fence, node=rule))
     assert (paused.phase, f"so the node stays {closed} until" in paused.message) == (Phase.CORDONED, True)
 
 
@@ -311,8 +303,7 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
     "the card cannot take the new layout": (
         fenced(make_policy(mig={"layouts": [{"profiles": {"1g.20gb": 7}}]})), Reason.LAYOUT_DOES_NOT_FIT, True, True),
     "the policy wants what is there again": (fenced(FULL), Reason.SYNCED, True, False),
-    "somebody lifted the cordon": (
-        fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
+    "somebody lifted the cordon": (fenced(node={"unschedulable": False}), Reason.UNCORDONED_EXTERNALLY, False, True),
     "somebody else began to maintain a node that needs no cordon": (
         make_case(STRICT, was=SLICED, fence=RESTART, node={"foreign": "kured"}),
         Reason.FOREIGN_MAINTENANCE, False, True),
@@ -334,8 +325,7 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
     "a plugin restart turned into a change that needs an idle node": (
         make_case(MIXED, fence=RESTART), Reason.PODS_LEAVING, False, False),
     "a plugin restart turned into such a change while the policy is paused": (
-        make_case(make_policy(rollout={"paused": True, "whenPaused": "Hold"}), fence=RESTART),
-        Reason.PODS_LEAVING, False, False),
+        make_case(PAUSED, fence=RESTART), Reason.PODS_LEAVING, False, False),
     "a job did not end in its time": (
         fenced(make_policy(drain={"jobs": {"timeout": "5m"}}), work=make_work(TRAINER)),
         Reason.JOBS_TIMEOUT, True, True),
@@ -410,22 +400,13 @@ def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait
     assert released(before_pnr(case)).deferred == Deferred(count, at(wait), "DrainTimeout", MIXED.version, "x")
 
 
-def test_a_new_revision_counts_its_aborts_anew() -> None:
-    case = fenced(
-        fence=replace(FENCE, deadline=NOW),
-        work=HELD,
-        node={"deferred": Deferred(5, EARLIER, "PDB", ask_anew(MIXED).version)},
-    )
+@pytest.mark.parametrize(
+    "before", [ask_anew(MIXED), replace(MIXED, uid="uid-of-the-deleted-one")], ids=["revision", "policy of the name"]
+)
+def test_aborts_are_counted_anew_for_another(before: PolicyView) -> None:
+    earlier = Deferred(5, EARLIER, "DrainTimeout", before.version)
+    case = fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": earlier})
     deferred = released(before_pnr(case)).deferred
-    assert deferred is not None
-    assert deferred.count == 1
-
-
-def test_another_policy_of_the_name_counts_its_aborts_anew() -> None:
-    earlier = Deferred(5, EARLIER, "DrainTimeout", replace(MIXED, uid="uid-of-the-deleted-one").version)
-    deferred = released(
-        before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": earlier}))
-    ).deferred
     assert deferred is not None
     assert (deferred.count, deferred.version.uid) == (1, "uid-pool-b")
 
