@@ -6,6 +6,5 @@ class Broken(AssertionError):
 
 
 def hold(condition: bool, invariant: str) -> None:
-    """Raise Broken unless the condition holds."""
     if not condition:
         raise Broken(invariant)

@@ -12,8 +12,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 @dataclass(frozen=True)
 class Budget:
-    """A PodDisruptionBudget over the pods of one app."""
-
     name: str
     app: str
     min_available: int

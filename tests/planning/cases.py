@@ -21,9 +21,11 @@ from gpusharing.planning.snapshot.records import UNRECORDED, Consent, Deferred, 
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_targets, request_of
 from gpusharing.planning.transition.cases import Member, find_member
+from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
@@ -82,7 +84,6 @@ def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
 
 
 def proof_of(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
-    """The record that a node with one H100 was proven under a policy."""
     target = target_for(policy, (make_gpu(),), make_stack(policy, models=(make_gpu(),)))
     assert isinstance(target, Target), target
     pair = target.mig_config, target.plugin_key
@@ -151,7 +152,6 @@ def of_policy(record: Written, policy: PolicyView | None) -> Written:
 
 
 def operands_of(mig_manager: Operand | None, mps_daemon: Operand | None) -> dict[Program, Operand]:
-    """The pods of NVIDIA's programs on a node, without those that it lacks."""
     pods = {Program.MIG_MANAGER: mig_manager, Program.MPS_DAEMON: mps_daemon}
     return {program: pod for program, pod in pods.items() if pod is not None}
 
@@ -190,7 +190,6 @@ def named_event(case: NodeCase) -> NodeCase:
 
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
-    """The assessment of one node under one policy."""
     targets = find_targets(policy, request_of(policy), stack, SETTINGS)
     return assess(view, report, targets, actuator=LABELS)
 
@@ -221,14 +220,12 @@ def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) 
 
 
 def agreed(pool: Pool) -> Consent:
-    """What people have agreed to, which is something."""
     consent = agree(pool)
     assert consent is not None
     return consent
 
 
 def assessed_of(case: NodeCase) -> Assessed:
-    """What the node of a case should be, where that is known."""
     assert isinstance(case.assessment, Assessed), case.assessment
     return case.assessment
 
@@ -256,10 +253,16 @@ def wrote(world: World, *kinds: type) -> list[str]:
 
 
 def judged(case: NodeCase) -> Verdict:
-    """What is decided about a node that is our business."""
     verdict = judge(case)
     assert verdict is not None
     return verdict
+
+
+def closed_gate(case: NodeCase) -> Finding:
+    """What keeps a change of the node from beginning."""
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    return gate
 
 
 def verdict_of(world: World, node: str = NODE) -> Verdict:
@@ -280,7 +283,6 @@ def pass_time(
 
 
 def run_until(world: World, phase: Phase, rounds: int = 300, node: str = NODE) -> Verdict:
-    """Let everybody act until the node is in this phase."""
     for _ in range(rounds):
         for name in world.nodes:
             world.act(name)

@@ -11,15 +11,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.planning import gangs
 from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
-from tests.planning.deletions import force_release
 from tests.planning.fairend import end_fairly
 from tests.planning.habits import DRAINS, ROLLOUTS, combined, person_approves, person_resumes, with_habits
 from tests.planning.installations import GPU_OPERATOR, INSTALLATIONS, Installation, stack_of
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
-from tests.planning.recovery import MODES, chosen, clear_up, lenient, wanted
-from tests.planning.restpool import NODES, WAITS, at_rest, in_flight, stage_of
+from tests.planning.recovery import MODES, NODES, WAITS, at_rest, chosen, clear_up, in_flight, lenient, stage_of, wanted
 from tests.planning.rules import is_settled
+from tests.planning.shareddeeds import force_release
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase

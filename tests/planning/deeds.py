@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from tests.build import H100
-from tests.planning.callfaults import CALLS
 from tests.planning.dradeeds import DRA_DEEDS
 from tests.planning.installations import machine_of
 from tests.planning.leaders import second_leader
@@ -15,10 +14,13 @@ from tests.planning.podkinds import KINDS
 from tests.planning.recovery import request
 from tests.planning.rules import NEEDS_IDLE
 from tests.planning.shareddeeds import (
+    CALLS,
     T4,
     Deed,
     card_left_out,
     clock_set,
+    deafens,
+    default_changes,
     guarded,
     other_policy,
     paused_and_resumed,
@@ -27,9 +29,10 @@ from tests.planning.shareddeeds import (
     policy_forced,
     policy_reset,
     priced,
+    reboots,
+    right_to_delete,
     rollout_edited,
 )
-from tests.planning.stackdeeds import deafens, default_changes, reboots, right_to_delete
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -107,7 +110,6 @@ def skip(world: World, name: str) -> bool:
 
 
 def protect(world: World, name: str) -> bool:
-    """Somebody marks the pods of the node while it is drained."""
     pods = world.pods[name]
     for uid, pod in pods.items():
         pods[uid] = replace(pod, marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),))

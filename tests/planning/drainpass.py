@@ -28,8 +28,6 @@ GPU = roomy("nvidia.com/gpu")
 
 @dataclass(frozen=True)
 class DrainPass:
-    """What one pass finds and plans."""
-
     found: Standings
     plan: DrainPlan
 
@@ -49,7 +47,6 @@ class DrainPass:
 def drain_pass(
     work: NodeWork, options: Drain | None = None, now: datetime = NOW, cordoned: datetime | None = None
 ) -> DrainPass:
-    """One pass over the pods of a node that is being drained."""
     scope = replace(SCOPE, cordoned_at=cordoned)
     found = find_standings(work, options or Drain(), now, scope=scope)
     return DrainPass(found, plan_drain(found, now))

@@ -41,7 +41,6 @@ HELD = make_work(make_pod("stays", owner=None))
 
 
 def released(verdict: Verdict) -> Release:
-    """The one action of a verdict that gives the node back."""
     (action,) = verdict.actions
     assert isinstance(action, Release)
     return action

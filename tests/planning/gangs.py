@@ -1,10 +1,9 @@
 """Gangs of a World: JobSets, of which every rank ends when one does (kubernetes-sigs/jobset#574)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.planning.ganging import make_gang
 from tests.planning.podkinds import must_leave
 from tests.planning.server import GRACE
 
@@ -58,3 +57,12 @@ def start_alone(world: "World") -> bool:
             world.pods[node][uid] = replace(pod, gang=make_gang(f"run-{node}"))
         started += all(came)
     return started > 1
+
+
+def make_gang(name: str = "train", *, kind: str = "JobSet", namespace: str = "team-a") -> Gang:
+    return Gang(kind, namespace, name, f"jobset.sigs.k8s.io/jobset-name={name}")
+
+
+def make_gang_view(members: Mapping[str, Sequence[PodView]], gang: Gang | None = None) -> GangView:
+    rows = tuple(GangMember(node, pod) for node, pods in sorted(members.items()) for pod in pods)
+    return GangView(gang or make_gang(), rows)

@@ -185,7 +185,6 @@ class GpuWorld(World):
 
 
 def gpu_world(policy: PolicyView, *nodes: str) -> GpuWorld:
-    """Nodes of four GPUs each, at rest with this policy."""
     world = GpuWorld()
     for name in nodes:
         world.add_node(name, GpuMachine(name))

@@ -17,7 +17,6 @@ QUARTER = Holding("nvidia.com/gpu.shared", 1, Fraction(1, 4))
 
 
 def each_hour(hours: int, value: Callable[[int], float]) -> tuple[Sample, ...]:
-    """A sample at the end of each hour."""
     return tuple((BEGIN + (hour + 1) * HOUR, value(hour)) for hour in range(hours))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tests.planning import promises, rules, server, tally
-from tests.planning.processmemory import Memory
+from tests.planning.wires import Memory
 
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import (

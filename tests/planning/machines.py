@@ -70,7 +70,6 @@ class NodeMachine:
 
     @property
     def operands(self) -> dict[Program, Operand]:
-        """The pods of NVIDIA's programs that may be restarted."""
         daemon = self.mps_daemon
         pods = {Program.MIG_MANAGER: self.operand}
         return pods if daemon is None else {**pods, Program.MPS_DAEMON: daemon}

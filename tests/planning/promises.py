@@ -2,22 +2,23 @@
 The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tests.planning import gangpromises, lastresorts, podkinds
+from tests.planning import lastresorts, podkinds
 from tests.planning.broken import hold
-from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
 from tests.planning.rules import NEEDS_IDLE, emptied
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import GPUSharingPolicySpec, Window
+from gpusharing.api.policy import Drain, GPUSharingPolicySpec, Window
 from gpusharing.api.times import parse_duration
 from gpusharing.api.validation import allowance
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.pools.choice import MOST_VAIN
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
@@ -34,8 +35,10 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.podviews import Gang, PodView
 from gpusharing.planning.snapshot.records import UNRECORDED, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.verdict import find_health
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -155,10 +158,10 @@ def check(world: "World", action: Action) -> None:
                 _may_start(world, action, policy, policy.spec)
         case Evict():
             _not_held(world, action)
-            gangpromises.ended(world, action)
+            _gang_ended(world, action)
         case ForceDelete():
             _not_held(world, action)
-            gangpromises.ended(world, action)
+            _gang_ended(world, action)
             lastresorts.deleted(world, action)
         case Actuate() | UpdateFence() | Release() | LabelNode():
             _foreign_untouched(action)
@@ -198,7 +201,7 @@ def _foreign_untouched(action: FenceNode | Actuate | UpdateFence | Release | Lab
 def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     _approved(world, action, policy, spec)
     _in_window(world, policy, spec)
-    canaries_first(world, action, policy, spec)
+    _canaries_first(world, action, policy, spec)
     _not_halted(world, action.node, policy, spec)
     if action.fence.disruption in NEEDS_IDLE:
         _nobody_kept(world, action, spec)
@@ -307,7 +310,7 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
     for start in starts:
         _whole_gangs(world, plan, start, {one.node.name for one in starts})
     _returned_together(world, plan)
-    gangpromises.told(world, plan)
+    _namespaces_read(world, plan)
     hold(max(plan.memory.vain_passes.values(), default=0) < MOST_VAIN, "passes make no progress")
     for verdict in plan.verdicts.values():
         all_are_values(verdict.message, verdict.commands)
@@ -409,3 +412,128 @@ def _goes_back(node: NodeView) -> bool:
 def _is_given_back(plan: RolloutPlan, node: NodeView, *, proven: bool) -> bool:
     actions = plan.verdicts[node.name].actions
     return any(isinstance(a, Release) and (not proven or a.verified is not None) for a in actions)
+
+
+# --- gangs: a part of the invariants (c), (k) and (t) --------------------------------------------------------------
+
+
+def _gang_ended(world: "World", action: Evict | ForceDelete) -> None:
+    """Nobody ends a gang of which a member must stay, on whatever node: a rank that leaves ends all of them.
+
+    It must stay by the policy of the change, or by that of its own node.
+    """
+    node, pod = world.nodes[action.node], world.pods[action.node].get(action.uid)
+    if node.fence is None or pod is None or pod.gang is None:
+        return
+    reboot, row = node.fence.disruption is DisruptionClass.REBOOT, "(c) evicts"
+    row = "(t) deletes" if isinstance(action, ForceDelete) else row
+    for where, mate in _mates(world, pod):
+        for drain in (_drain_of(world, node), _drain_of(world, world.nodes[where])):
+            if drain is None:
+                continue
+            terms = podkinds.Terms(drain, reboot, world.now, by_dra=world.stack.by_dra)
+            hold(
+                not podkinds.is_kept(mate, terms),
+                f"{row} {world.kinds[pod.uid]} while {world.kinds[mate.uid]} of its gang must stay on {where}",
+            )
+
+
+def _namespaces_read(world: "World", plan: RolloutPlan) -> None:
+    """Nobody is told that labels of a namespace cannot be read while they can, of a node whose pods were listed in this pass: not even of members of gangs that hold no GPU."""
+    listed = world.memory.passed.wants_pods - world.unlisted if world.namespace is not None else ()
+    for verdict in plan.verdicts.values():
+        undecided = any(one.reason is Reason.NAMESPACE_UNREADABLE for one in verdict.blockers)
+        hold(not (undecided and verdict.node in listed), f"(k) a namespace was not read: {verdict.blockers}")
+
+
+def _mates(world: "World", pod: PodView) -> Iterator[tuple[str, PodView]]:
+    """The other members of its gang that run, GPU or not, and their nodes."""
+    for node, pods in world.pods.items():
+        for other in pods.values():
+            if other.gang == pod.gang and other.uid != pod.uid and podkinds.must_leave(other, reboot=True):
+                yield node, world.readable(other)
+
+
+def _drain_of(world: "World", node: NodeView) -> Drain | None:
+    """What the policy that the node follows says: that of its change, else the one that owns it."""
+    policies = {policy.name: policy for policy in world.policies}
+    owner = policies.get(Owners(find_contenders(world.policies)).owner(node))
+    policy = policies.get(node.fence.policy, owner) if node.fence is not None else owner
+    return policy.spec.drain if policy is not None and policy.spec is not None else None
+
+
+# --- canaries: the invariant (n) -------------------------------------------------------------------------------------
+
+
+def _canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    """No node starts beside canaries that are not proven, or have not served for long enough, or cannot all be, or do not serve; a canary that drifted is put right all the same."""
+    canary = spec.rollout.canary
+    if canary is None:
+        return
+    mine = pool(world, policy.name)
+    if canary.nodes == len(mine) or (policy.resetting and canary.nodes > len(mine)):
+        return  # nobody can correct the canary of a policy that is being deleted
+    same, outnumbers = partial(world.ledger.is_of, policy=policy), canary.nodes > len(mine)
+    if policy.resetting:
+        _soaks_beyond_its_reset(world, policy, spec)
+    proven = sorted(
+        (one.verified.changed_at, one.name)
+        for one in mine
+        if one.verified is not None and one.verified.changed_at is not None and same(one.verified)
+        if not one.verified.rolled_back and not (outnumbers and one.uid in world.ledger.apart)
+    )
+    if not policy.resetting and action.node.name in {name for _, name in proven}:
+        return
+    if not policy.resetting and not (outnumbers and action.fence.newcomer):
+        _serve(world, mine, [name for _, name in proven], 1 if outnumbers else canary.nodes, action)
+    proofs = [at for at, _ in proven]
+    if outnumbers:
+        served = any(world.now - at >= parse_duration(canary.soak) for at in proofs)
+        hold(
+            served or action.fence.newcomer,
+            f"(n) a node in service starts in a pool of {len(mine)}, for {canary.nodes} canaries",
+        )
+        return
+    if len(proofs) >= canary.nodes:
+        since = world.now - proofs[canary.nodes - 1]
+        hold(since >= parse_duration(canary.soak), f"(n) the canaries have served for {since} only")
+        return
+    begun = [one for one in mine if one.fence is not None and _has_begun(one, same) and one is not action.node]
+    hold(
+        len(proofs) + len(begun) < canary.nodes,
+        f"(n) more nodes than {canary.nodes} canaries start before these are proven",
+    )
+
+
+def _serve(world: "World", mine: list[NodeView], proven: list[str], most: int, action: FenceNode) -> None:
+    """The canaries serve what was proven on them. Once another node has started, nobody asks any more."""
+    fences = (one.fence for one in mine if one.name not in proven and one is not action.node)
+    if len(proven) > most or any(fence is not None and fence.stage != "yielded" for fence in fences):
+        return
+    for name in proven:
+        node, health = world.nodes[name], find_health(world.gpunodes.get(name))
+        healthy = health is None or is_healthy(health)
+        key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+        as_proven = node.verified is not None and node.verified.plugin_config == key
+        hold(healthy and as_proven and not is_away(node), f"(n) {name}, a canary, does not serve")
+
+
+def _soaks_beyond_its_reset(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
+    """Canaries that nothing is remembered of have served all the same."""
+    here = {node.uid for node in world.nodes.values()}
+    known, generation = world.ledger.proofs.items(), policy.version
+    proofs = sorted(at for uid, (of, at) in known if of == generation and uid in here)
+    canary = spec.rollout.canary
+    if canary is not None and len(proofs) >= canary.nodes:
+        served = world.now - proofs[canary.nodes - 1]
+        hold(served >= parse_duration(canary.soak), f"(n) nodes that were reset have served for {served} only")
+
+
+def _has_begun(node: NodeView, same: Callable[[Fence | Verified], bool]) -> bool:
+    fence = node.fence
+    if fence is None or fence.stage == "yielded":
+        return False
+    proof = node.verified
+    if proof is not None and proof.changed_at is not None and same(proof):
+        return False  # counted as proven
+    return same(fence)

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from tests.build import H100, make_policy
-from tests.planning.installations import can_carry_out
+from tests.planning.installations import Installation, can_carry_out, stack_of
 from tests.planning.machines import unmaintained
 from tests.planning.world import World
 
@@ -13,7 +14,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.health import HEALTHY
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (
     ("Full", {}),
@@ -144,3 +145,39 @@ def settle_deleted(world: World) -> None:
     """Fences of policies that are gone need a policy that takes them over."""
     if not any(not policy.deleting for policy in world.policies):
         world.set_policy(wanted("rescue", 0, 1))
+
+
+# --- the small pool that the machine of random events begins with -------------------------------------------------------
+
+NODES = ("gpu-0", "gpu-1", "gpu-2")
+WAITS = PlanSettings(
+    settle=1,
+    idle=1,
+    poll=2,
+    config_propagation=3,
+    drift_grace=10,
+    wedge_pending=60,
+    wedge_paused=5,
+    restart_grace=4,
+    force_delete=True,
+)
+
+
+@lru_cache
+def at_rest(mode: int, budget: object, installation: Installation) -> World:
+    """A pool that was proven in this mode, or with whole GPUs where the installation cannot carry the mode out. One pool serves many examples, each with a copy."""
+    world = World(settings=WAITS, stack=stack_of(installation))
+    for name in NODES:
+        world.add_node(name)
+    world.set_policy(carried_out(world, wanted("pool-b", mode, budget)))
+    world.settle()
+    return world
+
+
+def in_flight(world: World) -> list[str]:
+    return [name for name, node in sorted(world.nodes.items()) if node.fence is not None]
+
+
+def stage_of(world: World, name: str) -> str:
+    fence = world.nodes[name].fence
+    return fence.stage if fence is not None else ""

@@ -164,7 +164,6 @@ _TOLD = frozenset(
 
 
 def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
-    """What one pass decided and told."""
     fenced = sum(node.fence is not None for node in world.nodes.values())
     if fenced > 1:
         yield f"{fenced} nodes in flight"
@@ -183,7 +182,6 @@ def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
 
 
 def of_action(world: "World", action: Action) -> Iterator[str]:
-    """What one action is, asked before it is carried out."""
     if isinstance(action, Release | LabelNode) and action.verified and action.node.gate is not None:
         yield "the start-up taint goes with the proof"
     match action:

@@ -9,8 +9,7 @@ import pytest
 from tests.build import JOB, NOW, at, make_memory, make_node, make_pdb, make_pod, make_snapshot, make_work
 from tests.planning.budgets import Budget
 from tests.planning.drainpass import SCOPE
-from tests.planning.recovery import wanted
-from tests.planning.restpool import WAITS
+from tests.planning.recovery import WAITS, wanted
 from tests.planning.world import World
 from tests.wording import lacks
 

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from tests.planning.budgets import Budget
 from tests.planning.habits import with_habits
-from tests.planning.processmemory import Memory
-from tests.planning.recovery import MODES, wanted
-from tests.planning.restpool import WAITS
+from tests.planning.recovery import MODES, WAITS, wanted
+from tests.planning.wires import Memory
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase

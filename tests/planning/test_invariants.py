@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Collection
 from itertools import cycle, product
 from random import Random
+from typing import Any
 
 import pytest
 from hack.report import PROPERTY
@@ -17,8 +18,7 @@ from tests.planning.dradeeds import DRA_DEEDS
 from tests.planning.habits import DRAINS, ROLLOUTS
 from tests.planning.installations import DRA, GPU_OPERATOR, PLAIN, Installation
 from tests.planning.podkinds import KINDS, NOBODY_MOVES
-from tests.planning.recovery import MODES
-from tests.planning.restpool import NODES
+from tests.planning.recovery import MODES, NODES
 from tests.planning.tally import EXPECTED
 
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -40,6 +40,7 @@ NOTHING_NEW = (
     "the policy is paused and goes on",
     "the policy may change all nodes at once",
 )
+ON_EACH = [(node, "a pod of a ReplicaSet", "llm") for node in NODES]
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""
 FOLLOWED = {
@@ -59,6 +60,23 @@ FOLLOWED = {
     "every answer to calls about the node is lost": "all calls work again",
 }
 """What often comes after a deed; of the others the same again, which takes back what goes and comes."""
+
+
+def at_rest(modes: list[int], budget: object = 1, seconds: int = 60) -> Cluster:
+    """A pool that was edited from the first mode to the second, and had time to change."""
+    cluster = Cluster()
+    cluster.a_pool_at_rest_is_edited(
+        modes=modes, budget=budget, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(seconds)
+    return cluster
+
+
+def disturb(cluster: Cluster, mode: int, *, budget: object = 1, afterwards: int = 70, **fields: Any) -> None:
+    """A change that drains nodes without pods, and that nobody disturbs, unless the fields say otherwise."""
+    usual: dict[str, Any] = {"pods": [], "unmanaged": "Evict", "stage": "fenced", "later": 0, "whats": []}
+    known = {**usual, **fields}
+    cluster.people_clear_up_and_a_change_is_disturbed(mode=mode, budget=budget, afterwards=afterwards, **known)
 
 
 def play(what: str, stage: str, random: Random, installation: Installation = GPU_OPERATOR) -> None:
@@ -106,19 +124,14 @@ def play(what: str, stage: str, random: Random, installation: Installation = GPU
 
 def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
     """A change by this habit where it matters: under a budget that keeps pods for good, with a mig-manager that fails on one node until that goes back."""
-    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
-    cluster.a_pool_at_rest_is_edited(
-        modes=rest, budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    cluster.everybody_works_on(60)
+    rest = random.sample(DIVIDED, 2)
+    cluster = at_rest(rest, 2)
     cluster.world.budgets = (Budget("all", "llm", 3),)
-    cluster.people_clear_up_and_a_change_is_disturbed(
+    disturb(
+        cluster,
         mode=rest[0],
         budget=2,
         pods=[(NODES[1], "a pod of a ReplicaSet", "llm"), (NODES[2], "a pod with files on the node", "free")],
-        unmanaged="Evict",
-        stage="fenced",
-        later=0,
         whats=random.sample(sorted(DEEDS), 1 if disturbed else 0),
         afterwards=10,
         drain=[*together(random, DRAINS, 1), *([habit] if habit in DRAINS else [])],
@@ -135,26 +148,13 @@ def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
 
 def play_certain(what: str) -> None:
     """What must be seen whatever is drawn: the deed meets a drain that a budget holds up, or a pool that wants MPS."""
-    cluster = Cluster()
-    cluster.a_pool_at_rest_is_edited(
-        modes=[0, DIVIDED[0]], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    cluster.everybody_works_on(60)
+    cluster = at_rest([0, DIVIDED[0]])
     if "MPS" in what:
         cluster.somebody_acts(NODES[0], what)
         cluster.edit_policy("pool-b", SERVED[0], 1, 0, "Allow", "Evict", (), ())
     else:
         cluster.world.refusing = True
-        cluster.people_clear_up_and_a_change_is_disturbed(
-            mode=0,
-            budget=1,
-            pods=[(node, "a pod of a ReplicaSet", "llm") for node in NODES],
-            unmanaged="Evict",
-            stage="fenced",
-            later=0,
-            whats=[what],
-            afterwards=10,
-        )
+        disturb(cluster, mode=0, pods=ON_EACH, whats=[what], afterwards=10)
         cluster.world.refusing = False
     cluster.everybody_works_on(20)
     cluster.teardown()
@@ -162,10 +162,7 @@ def play_certain(what: str) -> None:
 
 def play_halted() -> None:
     """The first two nodes fail, which halts the third, for which the budget has room in the end. Nobody asks for anything new, so it does not start: the invariant (o) sees to that."""
-    cluster = Cluster()
-    cluster.a_pool_at_rest_is_edited(
-        modes=[0, DIVIDED[0]], budget=2, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
+    cluster = at_rest([0, DIVIDED[0]], 2, seconds=0)
     for machine in cluster.world.machines.values():
         machine.temper = "fails"
     cluster.everybody_works_on(150)
@@ -180,18 +177,13 @@ def play_halted() -> None:
 
 def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
     """A gang runs on all nodes, which are drained as one, and somebody protects its ranks on one of them: before the first is evicted, or while a budget that nobody sees refuses."""
-    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
-    cluster.a_pool_at_rest_is_edited(
-        modes=rest, budget="100%", pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    cluster.everybody_works_on(60)
+    rest = random.sample(DIVIDED, 2)
+    cluster = at_rest(rest, "100%")
     cluster.world.budgets, cluster.world.refusing = (), refusing
-    cluster.people_clear_up_and_a_change_is_disturbed(
+    disturb(
+        cluster,
         mode=rest[0],
         budget="100%",
-        pods=[],
-        unmanaged="Evict",
-        stage="fenced",
         later=10 if refusing else 0,
         whats=["a person protects the pods"],
         afterwards=30,
@@ -205,47 +197,18 @@ def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
 
 def play_rest_of_a_gang(random: Random) -> None:
     """A gang runs on all nodes, of which one may be away. While the first is changed, each other one gets a gang of its own, which is known only once its pods are listed."""
-    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
-    cluster.a_pool_at_rest_is_edited(
-        modes=rest, budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    cluster.everybody_works_on(60)
-    cluster.people_clear_up_and_a_change_is_disturbed(
-        mode=rest[0],
-        budget=1,
-        pods=[],
-        unmanaged="Evict",
-        stage="actuating",
-        later=0,
-        whats=[],
-        afterwards=70,
-        gang=REPLACED,
-    )
+    rest = random.sample(DIVIDED, 2)
+    cluster = at_rest(rest)
+    disturb(cluster, mode=rest[0], stage="actuating", gang=REPLACED)
     cluster.everybody_works_on(70)
     cluster.teardown()
 
 
 def play_left_cordoned() -> None:
     """A policy is released by force while the calls about its node in flight fail. Another policy, of which one node may be away, gets that node with its cordon, and has other nodes to change meanwhile."""
-    cluster = Cluster()
-    cluster.a_pool_at_rest_is_edited(
-        modes=[0, DIVIDED[0]], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    cluster.everybody_works_on(60)
-    cluster.people_clear_up_and_a_change_is_disturbed(
-        mode=0,
-        budget=1,
-        pods=[(node, "a pod of a ReplicaSet", "llm") for node in NODES],
-        unmanaged="Evict",
-        stage="fenced",
-        later=0,
-        whats=[
-            "every call about the node is lost",
-            "the policy is deleted by force",
-            "another policy of equal priority comes",
-        ],
-        afterwards=70,
-    )
+    cluster = at_rest([0, DIVIDED[0]])
+    whats = ["every call about the node is lost", "the policy is deleted by force"]
+    disturb(cluster, mode=0, pods=ON_EACH, whats=[*whats, "another policy of equal priority comes"])
     cluster.somebody_acts(cluster.disturbed, "all calls work again")
     cluster.everybody_works_on(60)
     cluster.teardown()
@@ -302,16 +265,8 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     assert not never, f"never happened, so nothing is known about it: {never}"
 
 
-def edited() -> Cluster:
-    cluster = Cluster()
-    cluster.a_pool_at_rest_is_edited(
-        modes=[0, 1], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
-    )
-    return cluster
-
-
 def test_a_node_that_only_the_clock_called_failed_and_that_is_proven_late_halts_nobody() -> None:
-    cluster = edited()
+    cluster = at_rest([0, 1], seconds=0)
     cluster.all_gpunodes_are_deleted()
     cluster.everybody_works_on(9)
     cluster.time_passes(4000)

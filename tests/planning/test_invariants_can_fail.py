@@ -6,12 +6,15 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 import pytest
-from tests.planning import promises, rules
+from tests.build import make_policy
+from tests.planning import podkinds, promises, rules
 from tests.planning.broken import Broken
 from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited, pool_of
+from tests.planning.fairend import end_fairly
 from tests.planning.habits import with_habits
+from tests.planning.machines import patched
 from tests.planning.recovery import lenient
-from tests.planning.spoilers import canary_broken, canary_elsewhere, failed_again, mate_protected
+from tests.planning.shareddeeds import CALLS, policy_forced
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -27,6 +30,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.vocabulary.findings import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -177,6 +181,45 @@ def other_uid(world: World, action: Any) -> Action:
     return gone
 
 
+def failed_again(world: World, action: Any) -> None:
+    """A person has let the rollout go on once, and another node failed since."""
+    world.add_node("gpu-99")
+    both = {world.nodes[NODE].uid, world.nodes["gpu-99"].uid}
+    world.ledger.failed[action.fence.version] = both
+    policy(max_unavailable=2)(world, action)
+    world.ledger.seen[action.fence.version, ""] = frozenset({world.nodes[NODE].uid})
+
+
+def canary_elsewhere(world: World, action: Any) -> None:
+    """One canary of two nodes, and another one has begun."""
+    world.add_node("gpu-99")
+    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], fence=action.fence)
+    habit(rollout="one canary")(world, action)
+    policy(max_unavailable=2)(world, action)
+
+
+def canary_broken(world: World, action: Any) -> None:
+    """The canary has served for long enough, and its kubelet is silent now."""
+    world.add_node("gpu-99")
+    fence, began = action.fence, world.now - timedelta(hours=2)
+    proof = Verified("pool-b", "", "", layout="1x full", gpus=1, version=fence.version, changed_at=began)
+    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
+    habit(rollout="one canary")(world, action)
+    policy(max_unavailable=3)(world, action)
+
+
+def mate_protected(world: World, action: Any) -> None:
+    """The pod is a rank of a JobSet, and somebody protects another rank, on another node."""
+    world.add_node("gpu-99")
+    for node, name in ((NODE, "rank-0"), ("gpu-99", "rank-1")):
+        pod = podkinds.make("a rank of a JobSet", name, "llm", "nvidia.com/gpu", world.now)
+        pod = replace(pod, uid=action.uid) if node == NODE else pod
+        world.pods[node][pod.uid], world.kinds[pod.uid] = pod, "a rank of a JobSet"
+    mates = world.pods["gpu-99"]
+    for uid, mate in mates.items():
+        mates[uid] = replace(mate, marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),))
+
+
 def _of_kind(world: World, owner: str) -> None:
     pods = world.pods[NODE]
     for uid, one in pods.items():
@@ -216,8 +259,7 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a cordon over a bare pod": (FenceNode, 0, pod("a bare pod"), "(k)"),
     "a start before its approval": (FenceNode, 0, habit(rollout="by approval"), "(l)"),
     "a start outside the windows": (FenceNode, 0, habit(rollout="at night"), "(m)"),
-    "a start with too little of its window left": (
-        FenceNode, 0, late, "(m)"),
+    "a start with too little of its window left": (FenceNode, 0, late, "(m)"),
     "a start beside the canary": (FenceNode, 0, canary_elsewhere, "(n)"),
     "a start beside a canary that is broken": (FenceNode, 0, canary_broken, "(n) gpu-99, a canary"),
     "a start of a halted policy": (FenceNode, 0, failed_before, "(o)"),
@@ -242,12 +284,10 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "an uncordon of a held node": (Release, 0, node(hold_cordon=True), "(d)"),
     "an uncordon without a proof": (Release, 0, call(verified=None), "without a proof"),
     "a release that forgets our cordon": (Release, 0, call(uncordon=False), "(d)"),
-    "a release that takes a foreign mark away": (
-        Release, 0, _unowned_mark, "(i)"),
+    "a release that takes a foreign mark away": (Release, 0, _unowned_mark, "(i)"),
     "an adoption that writes more than our labels": (
         LabelNode, 0, call(labels={names.LABEL_MIG_CONFIG: "all-disabled"}), "more than our labels"),
-    "a finalizer that is there already": (
-        SetFinalizer, 0, _as_wanted, "as wanted"),
+    "a finalizer that is there already": (SetFinalizer, 0, _as_wanted, "as wanted"),
 }  # fmt: skip
 """By what it is: the kind of call, pods on the node, what spoils it, and what must be said."""
 
@@ -359,3 +399,68 @@ def test_an_invariant_sees_a_world_that_never_comes_to_rest() -> None:
     world.set_policy(edited(MIXED))
     with pytest.raises(Broken, match=r"\(f\)"):
         world.settle(rounds=3)
+
+
+# --- a fair end (fairend.py) --------------------------------------------------------------------------------------------
+
+
+def left_cordoned(world: World) -> None:
+    """Nobody of the world has cordoned it, so it can only have been the operator."""
+    world.nodes["n0"] = replace(world.nodes["n0"], unschedulable=True)
+
+
+def left_marked(world: World) -> None:
+    world.nodes["n0"] = patched(world.nodes["n0"], {names.LABEL_UPGRADE_SKIP: "true"})
+
+
+def asked_for_too_much(world: World) -> None:
+    """No deed of the world does that, so no person of the world knows the remedy."""
+    world.set_policy(make_policy(mode="MPS", mps={"replicas": 60}))
+
+
+LEFT: dict[str, tuple[Callable[[World], None], str]] = {
+    "an orphan cordon": (left_cordoned, "the cordon of n0 is left"),
+    "a mark of ours": (left_marked, "marks are left on n0"),
+    "a reason without a remedy": (asked_for_too_much, "nobody knows what to do about MPSTooManyClients"),
+}
+
+
+@pytest.mark.parametrize(("fault", "seen"), LEFT.values(), ids=LEFT)
+def test_a_fair_end_sees(fault: Callable[[World], None], seen: str) -> None:
+    world = pool_of(2, FULL)
+    fault(world)
+    with pytest.raises(Broken, match=seen):
+        end_fairly(world)
+
+
+def test_people_who_do_what_they_are_told_bring_a_change_to_its_end_beside_pods_that_block_it() -> None:
+    world = pool_of(2, FULL)
+    assert world.add_pod("n0", "a protected pod")
+    assert world.add_pod("n1", "a bare pod")
+    world.set_policy(replace(MIXED, uid=FULL.uid))
+    plan = end_fairly(world)
+    assert {verdict.wanted for verdict in plan.verdicts.values()} == {"2x3g.40gb"}
+    assert world.happened["told a person: DoNotDisrupt"] > 0
+
+
+def test_people_learn_of_a_cordon_that_force_release_leaves_although_the_calls_failed() -> None:
+    world = pool_of(1, FULL)
+    world.set_policy(replace(MIXED, uid=FULL.uid))
+    for _ in range(60):
+        if world.nodes["n0"].fence is None:
+            pass_by(world)
+    assert policy_forced(world, "n0")
+    assert CALLS["every call about the node is lost"](world, "n0")
+    for _ in range(5):
+        pass_by(world)
+    assert world.memory.failures["n0"].lasts
+    end_fairly(world)
+    assert not world.nodes["n0"].unschedulable
+
+
+def pass_by(world: World) -> None:
+    """One pass of the operator, and a second of everybody else."""
+    world.step()
+    for node in world.nodes:
+        world.act(node)
+    world.now += timedelta(seconds=1)

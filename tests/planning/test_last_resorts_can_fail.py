@@ -13,8 +13,7 @@ from tests.planning.broken import Broken
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, NODE, copy_of
 from tests.planning.habits import with_habits
-from tests.planning.spoilers import mate_protected
-from tests.planning.test_invariants_can_fail import ReachedError, call, fence, policy
+from tests.planning.test_invariants_can_fail import ReachedError, call, fence, mate_protected, policy
 from tests.planning.world import World
 
 from gpusharing.api import names

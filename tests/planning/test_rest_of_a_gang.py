@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.build import H100, at, make_fence, make_node, make_pod, make_policy, make_work
 from tests.planning.cases import FULL, MIXED, make_member, pass_time
-from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.gangs import make_gang, make_gang_view
 from tests.planning.machines import NodeMachine
 from tests.planning.test_holds import rolled
 from tests.planning.test_pool import candidate, chosen, fenced

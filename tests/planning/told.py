@@ -53,8 +53,6 @@ PASSED_OVER = verdict(Phase.SKIPPED, Reason.PRODUCT_SKIPPED, "gpu-12", "Tesla T4
 
 @dataclass
 class StatusInput:
-    """What a status is computed from."""
-
     verdicts: Sequence[Verdict] = ()
     policy: PolicyView = POOL
     objection: Finding | None = None

@@ -4,7 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
@@ -21,14 +21,17 @@ from gpusharing.planning.snapshot.actions import (
     WriteClasses,
     WriteConfig,
 )
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import (
     CLAIMS,
     CONFIG_MAPS,
     DEVICE_CLASS,
     CallFailure,
+    PassMemory,
     failed_again,
     policy_subject,
 )
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 from gpusharing.planning.transition.cases import is_moot
 
 How = Literal["lost", "unanswered"]
@@ -140,3 +143,21 @@ class _Sender:
 def _called(action: Action) -> str:
     of_node = isinstance(action, FenceNode | Actuate | UpdateFence | Release | LabelNode)
     return "Node" if of_node else type(action).__name__
+
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
+
+
+@dataclass
+class Memory:
+    """What the operator's process knows and loses when it is killed."""
+
+    memo: Memo = field(default_factory=Memo)
+    passed: PassMemory = field(default_factory=PassMemory)
+    work: dict[str, NodeWork] = field(default_factory=dict)
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+    failures: dict[str, CallFailure] = field(default_factory=dict)
+    """By node or subject."""
+    reading: "World | None" = None
+    """What a second operator read in an earlier pass (leaders.py); None: nothing yet."""

@@ -12,8 +12,7 @@ from tests.planning import gangs, habits, leaders, podkinds, promises, rules, se
 from tests.planning.budgets import Budget
 from tests.planning.installations import labels_of, machine_of, stack_of
 from tests.planning.machines import NodeMachine, patched
-from tests.planning.processmemory import Memory
-from tests.planning.wires import Wires, send
+from tests.planning.wires import Memory, Wires, send
 
 from gpusharing.api import names
 from gpusharing.planning.drain.pods import heard, looked, scope_of
