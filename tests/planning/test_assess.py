@@ -1,10 +1,13 @@
 """What is true of one node, whatever the time: every question that assess.py asks, each clause by itself."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from tests.build import (
+    H100,
     NO_MIG_MANAGER,
     make_cluster_policy,
     make_gpu,
@@ -14,11 +17,24 @@ from tests.build import (
     make_stack,
 )
 from tests.configs import target_for
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case
+from tests.planning.cases import (
+    FULL,
+    MIG_SLICED,
+    MIXED,
+    MPS,
+    SINGLE,
+    SLICED,
+    T4,
+    assessed_of,
+    copy_of,
+    make_case,
+    world_of,
+)
+from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.snapshot.nvidia import PlainStackView, StackView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -26,7 +42,18 @@ from gpusharing.planning.wanted.actuators import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted, assess, find_disruption, has_gpu
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import PolicyTargets, Target, find_request
-from gpusharing.planning.wanted.verify import EXCLUSIVE, Comparison, needs_two_steps, uses_mps
+from gpusharing.planning.wanted.verify import (
+    EXCLUSIVE,
+    SETTING,
+    Comparison,
+    Source,
+    find_disagreements,
+    future_labels,
+    label_checks,
+    needs_two_steps,
+    tell_guest_reset,
+    uses_mps,
+)
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)
@@ -66,18 +93,10 @@ USES_MPS: dict[str, tuple[NodeView, tuple[GpuView, ...], bool]] = {
     "it is configured, and its daemon serves the GPU": (told(MPS), (SERVED,), True),
     "it is configured, and its daemon is yet to come": (told(MPS), (WHOLE,), True),
     "it is configured no more, and its daemon is still there": (told(FULL), (SERVED,), True),
-    "its daemon serves one GPU of two": (
-        told(FULL),
-        (make_gpu(0), make_gpu(1, compute_mode=EXCLUSIVE)),
-        True,
-    ),
+    "its daemon serves one GPU of two": (told(FULL), (make_gpu(0), make_gpu(1, compute_mode=EXCLUSIVE)), True),
     "time-slicing is configured": (told(SLICED), (WHOLE,), False),
     "nothing is shared": (told(FULL), (WHOLE,), False),
-    "the label names no configuration": (
-        make_node(labels={names.LABEL_PLUGIN_CONFIG: "gone"}),
-        (WHOLE,),
-        False,
-    ),
+    "the label names no configuration": (make_node(labels={names.LABEL_PLUGIN_CONFIG: "gone"}), (WHOLE,), False),
 }
 
 
@@ -193,10 +212,7 @@ def test_a_node_whose_gpus_nobody_reads_has_no_target_and_says_why(
 # --- what a change disturbs ------------------------------------------------------------------------------------------
 
 OTHER_PLUGIN = Finding(Reason.LABEL_MISMATCH, "the plugin is told something else")
-ONE_HALVED, OTHER_HALVED = (
-    (make_gpu(0, layout=HALVES), make_gpu(1)),
-    (make_gpu(0), make_gpu(1, layout=HALVES)),
-)
+ONE_HALVED, OTHER_HALVED = ((make_gpu(0, layout=HALVES), make_gpu(1)), (make_gpu(0), make_gpu(1, layout=HALVES)))
 FIRST_IN_HALVES = make_policy(
     mig={"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]}
 )
@@ -204,11 +220,7 @@ DONE = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"
 
 
 def disturbed(
-    node: NodeView,
-    *gpus: GpuView,
-    policy: PolicyView = FULL,
-    stack: StackView = STACK,
-    why: Finding = OTHER_PLUGIN,
+    node: NodeView, *gpus: GpuView, policy: PolicyView = FULL, stack: StackView = STACK, why: Finding = OTHER_PLUGIN
 ) -> DisruptionClass:
     return find_disruption(Comparison(node, seen(*gpus), target_of(policy, *gpus, stack=stack), stack), why)
 
@@ -295,3 +307,116 @@ def test_a_node_that_differs_has_not_drifted_where(proof: dict[str, Any]) -> Non
 def test_a_node_that_is_as_wanted_has_not_drifted() -> None:
     found = assessed_of(make_case(FULL))
     assert (found.mismatch, found.drift) == (None, None)
+
+
+# --- MIG modes that a virtual machine may be unable to switch ------------------------------------------------------------
+
+
+def report(*, guest: bool, pending: bool = False) -> ObservedView:
+    return seen(replace(make_gpu(), reset_in_guest=guest, mig_pending=pending))
+
+
+CHART = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
+SILENT: dict[str, tuple[bool, ClusterPolicyView | None]] = {
+    "no GPU needs a reset in a guest": (False, make_cluster_policy()),
+    "mig-manager may reboot the node": (True, make_cluster_policy(with_reboot=True)),
+    "there is no mig-manager to reboot it": (True, CHART),
+    "there is no ClusterPolicy": (True, None),
+}
+
+
+@pytest.mark.parametrize(("guest", "cluster_policy"), SILENT.values(), ids=SILENT.keys())
+def test_nothing_is_said_where_the_setting_would_not_help(
+    guest: bool, cluster_policy: ClusterPolicyView | None
+) -> None:
+    assert tell_guest_reset(report(guest=guest), make_stack(FULL, cluster_policy=cluster_policy)) == ""
+
+
+def test_the_setting_is_named_where_it_helps_and_beside_nvidias_chart_it_is_that_of_mig_managers_daemonset() -> None:
+    policy = replace(CHART, plain=PlainStackView("nvdp", "nvdp", "nvidia-mig-manager", pausable=True))
+    advice = tell_guest_reset(report(guest=True), make_stack(FULL, cluster_policy=policy))
+    assert not lacks(advice, 'WITH_REBOOT "true"', "DaemonSet nvidia-mig-manager")
+    assert SETTING in tell_guest_reset(report(guest=True), make_stack(FULL))
+    assert tell_guest_reset(None, make_stack(FULL)) == ""
+
+
+@pytest.mark.parametrize("guest", [True, False])
+def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: bool) -> None:
+    observed, stack = report(guest=guest, pending=True), make_stack(FULL)
+    compared = Comparison(make_case(MIXED).node, observed, target_of(FULL, *observed.gpus, stack=stack), stack)
+    told = find_disagreements(compared, label_checks)[Source.NVML]
+    assert not lacks(told.message, "GPU 0", "MIG mode change", "reset", "reboots")
+    assert (SETTING in told.message) is guest
+
+
+# --- labels that GPU Feature Discovery will write after a change ---------------------------------------------------------
+
+PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"
+POLICIES = {
+    "whole": FULL,
+    "time-sliced": SLICED,
+    "MPS": MPS,
+    "MIG mixed": MIXED,
+    "MIG single": SINGLE,
+    "MIG and time-slicing": MIG_SLICED,
+}
+CHANGES = (
+    *("whole", "time-sliced", "MIG mixed", "MIG single", "MPS", "whole", "MIG single", "MIG and time-slicing"),
+    *("MIG mixed", "time-sliced", "MIG single", "MIG mixed", "whole"),
+)
+"""From each of these to the next."""
+NOT_FORESEEN = (
+    "nvidia.com/gfd.timestamp",
+    "nvidia.com/gpu.memory",
+    "nvidia.com/gpu.slices.",
+    "nvidia.com/mig-",
+    names.LABEL_DEPLOY_PREFIX,
+    *names.NEIGHBOR_LABELS,
+)
+"""Beginnings of labels that differ from process to process, or that GFD reads from the instances."""
+
+
+def foreseen(labels: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in labels.items() if not key.startswith(NOT_FORESEEN)}
+
+
+@pytest.mark.parametrize(("was", "becomes"), list(pairwise(CHANGES)))
+def test_the_labels_that_are_foreseen_are_those_that_a_simulated_gfd_writes(was: str, becomes: str) -> None:
+    world, policy = copy_of(POLICIES[was]), POLICIES[becomes]
+    labels = futures_of(POLICIES[was], policy)
+    world.set_policy(policy)
+    world.settle()
+    later = world.nodes["gpu-07"]
+    assert foreseen(labels) == foreseen(later.labels)
+    counts = {key: value for key, value in later.labels.items() if key.endswith((".count", ".replicas"))}
+    assert counts.items() <= labels.items()
+    assert {key for key in labels if key.startswith("nvidia.com/mig-")} <= later.labels.keys()
+
+
+def futures(node: NodeView, report: GPUNodeView, policy: PolicyView) -> tuple[Mapping[str, str], ...]:
+    assert report.observed is not None
+    gpus = report.observed.gpus
+    return future_labels(
+        node, target_of(policy, *gpus, stack=make_stack(policy, models=gpus)), report.observed, policy.name
+    )
+
+
+def futures_of(was: PolicyView, policy: PolicyView) -> Mapping[str, str]:
+    (labels,) = futures(world_of(was).nodes["gpu-07"], world_of(was).gpunodes["gpu-07"], policy)
+    return labels
+
+
+def test_the_memory_label_is_about_an_instance_under_strategy_single_and_else_about_the_card() -> None:
+    whole, single = world_of(FULL), world_of(SINGLE)
+    node, report = whole.nodes["gpu-07"], whole.gpunodes["gpu-07"]
+    assert futures(node, report, SINGLE)[0]["nvidia.com/gpu.memory"] == str(10 * 1024)
+    card = node.labels["nvidia.com/gpu.memory"]
+    assert futures(node, report, MIXED)[0]["nvidia.com/gpu.memory"] == card
+    back = futures(single.nodes["gpu-07"], single.gpunodes["gpu-07"], FULL)[0]
+    assert back["nvidia.com/gpu.memory"] == card
+
+
+def test_a_node_with_two_models_may_show_either_and_both_are_foreseen() -> None:
+    world = world_of(FULL, (H100, T4))
+    found = futures(world.nodes["gpu-07"], world.gpunodes["gpu-07"], SLICED)
+    assert [labels[PRODUCT] for labels in found] == [f"{P}-SHARED", "Tesla-T4-SHARED"]

@@ -21,7 +21,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import FULL, MIXED, SLICED, pair_of, world_of
-from tests.planning.test_gfdlabels import futures_of
+from tests.planning.test_assess import futures_of
 from tests.planning.test_guard import PoisonedPods
 from tests.wording import lacks
 
