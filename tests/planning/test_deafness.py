@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from tests.build import at, make_cluster_policy, make_pod, make_stack, make_work
-from tests.planning.cases import MIXED, MPS, SLICED, assessed_of, edited, make_case, pair_of
+from tests.planning.cases import MIXED, MPS, SLICED, assessed_of, closed_gate, edited, make_case, pair_of
 from tests.planning.changes import (
     MIG_CONFIG,
     MIG_STATE,
@@ -42,8 +42,7 @@ def under(version: str, *policies: PolicyView) -> StackView:
 
 def test_no_change_to_mps_begins() -> None:
     case = make_case(MPS, stack=under(DEAF, MPS))
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
+    gate = closed_gate(case)
     assert gate.reason is Reason.MPS_NOT_SWITCHABLE
     remedy = "to v0.20.0 or newer, then run `kubectl -n gpu-operator set env daemonset/nvidia-device-plugin-mps-"
     assert remedy in gate.message

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
+from tests.planning.test_acceptance import objection_to
 from tests.seen import Seen
 
 from gpusharing.planning.snapshot.nvidia import (
@@ -36,26 +37,23 @@ DOMAINS = replace(DRIVER, serves_gpus=False)
 @pytest.mark.parametrize(
     ("stack", "serves"),
     [
-        (COMPLETE, True),
-        (ALONE, True),
-        (replace(ALONE, gpu_cluster=False), True),
-        (replace(ALONE, dra=DraView()), True),
-        (replace(COMPLETE, dra=DraView()), False),
-        (replace(COMPLETE, dra=DraView(DOMAINS)), False),
-        (replace(COMPLETE, cluster_policy=None, dra=DraView(DOMAINS)), True),
-        (replace(COMPLETE, cluster_policy=make_cluster_policy()), False),
-        (replace(COMPLETE, cluster_policy=PLAIN), False),
-    ],
-    ids=[
-        "ClusterPolicy without the device plugin, and a driver",
-        "a GPUCluster",
-        "a driver without any GPU Operator",
-        "a GPUCluster whose driver was not seen",
-        "no driver",
-        "a driver for compute domains",
-        "a driver for compute domains without any GPU Operator, which is refused",
-        "a driver beside ClusterPolicy's device plugin",
-        "a driver beside NVIDIA's device-plugin chart",
+        pytest.param(COMPLETE, True, id="ClusterPolicy without the device plugin, and a driver"),
+        pytest.param(ALONE, True, id="a GPUCluster"),
+        pytest.param(replace(ALONE, gpu_cluster=False), True, id="a driver without any GPU Operator"),
+        pytest.param(replace(ALONE, dra=DraView()), True, id="a GPUCluster whose driver was not seen"),
+        pytest.param(replace(COMPLETE, dra=DraView()), False, id="no driver"),
+        pytest.param(replace(COMPLETE, dra=DraView(DOMAINS)), False, id="a driver for compute domains"),
+        pytest.param(
+            replace(COMPLETE, cluster_policy=None, dra=DraView(DOMAINS)),
+            True,
+            id="a driver for compute domains without any GPU Operator, which is refused",
+        ),
+        pytest.param(
+            replace(COMPLETE, cluster_policy=make_cluster_policy()),
+            False,
+            id="a driver beside ClusterPolicy's device plugin",
+        ),
+        pytest.param(replace(COMPLETE, cluster_policy=PLAIN), False, id="a driver beside NVIDIA's device-plugin chart"),
     ],
 )
 def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: StackView, serves: bool) -> None:
@@ -64,7 +62,6 @@ def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: StackView
 
 
 def spec(**fields: Any) -> Any:
-    """The spec of a policy, of mode Full if nothing else is said."""
     return make_policy(**fields).spec
 
 
@@ -81,12 +78,10 @@ def with_policy(**changes: Any) -> StackView:
 
 
 def with_driver(stack: StackView = ALONE, **changes: Any) -> StackView:
-    """A GPUCluster with a driver that is set up otherwise."""
     return replace(stack, dra=replace(stack.dra, driver=replace(DRIVER, **changes)))
 
 
 def with_dra(stack: StackView = COMPLETE, **changes: Any) -> StackView:
-    """The complete stack, of which something else was seen."""
     return replace(stack, dra=replace(stack.dra, **changes))
 
 
@@ -216,8 +211,7 @@ SHARED = {
 @pytest.mark.parametrize(("mode", "policy"), SHARED.items(), ids=SHARED)
 def test_sharing_among_independent_pods_is_refused_with_its_reason(mode: str, policy: PolicyView) -> None:
     stack = make_stack(cluster_policy=POLICY, dra=replace(DRA, unread="the API group is not served"))
-    objection = find_objection(policy, stack, SETTINGS)
-    assert objection is not None
+    objection = objection_to(policy, stack)
     assert objection.reason is Reason.UNSUPPORTED_STACK
     assert f"(mode {mode}) would require consumable capacity" in objection.message
     assert "an alpha feature" in objection.message
@@ -235,16 +229,14 @@ def test_a_complete_stack_carries_out_full_and_mig(
     stack = make_stack(cluster_policy=cluster_policy, dra=STANDALONE, serves_our_mig_file=True)
     assert find_objection(policy, stack, SETTINGS) is None
     lacking = replace(stack, dra=replace(STANDALONE, unread="the API group is not served"))
-    objection = find_objection(policy, lacking, SETTINGS)
-    assert objection is not None
+    objection = objection_to(policy, lacking)
     assert objection.reason is Reason.UNSUPPORTED_STACK
 
 
 def test_layouts_of_our_own_need_our_config_map_there_too_and_single_is_refused() -> None:
     theirs = replace(POLICY, mig_config_name="default-mig-parted-config")
     stack = make_stack(cluster_policy=theirs, dra=DRA, serves_our_mig_file=False)
-    objection = find_objection(make_policy(), stack, SETTINGS)
-    assert objection is not None
+    objection = objection_to(make_policy(), stack)
     assert objection.reason is Reason.LAYOUTS_NEED_CONFIG_MAP
     single = spec(mig={"strategy": "single", "config": "all-1g.10gb"})
     refusal = find_refusal(single, COMPLETE, SETTINGS)

@@ -19,7 +19,7 @@ from tests.build import (
     make_policy,
     make_stack,
 )
-from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case, pair_of, proof_of
+from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, closed_gate, make_case, pair_of, proof_of
 from tests.wording import lacks
 
 from gpusharing.api import names
@@ -47,17 +47,14 @@ def observing(case: NodeCase, **fields: Any) -> NodeCase:
     return make_case(case.assessment.policy, gpunode=report)
 
 
-def verified(policy: PolicyView, corrected: str = "", retry: str = "") -> Verified:
-    return proof_of(policy, corrected, retry)
-
-
 def drifted(**fields: Any) -> NodeCase:
     """A node that was proven as 2x3g.40gb, and whose mig.config somebody has set to all-disabled since."""
     labels = {MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}
-    node = {"verified": verified(MIXED), **fields.pop("node", {})}
+    node = {"verified": proof_of(MIXED), **fields.pop("node", {})}
     return make_case(MIXED, was=MIXED, labels=labels, node=node, **fields)
 
 
+CORRECTED, RETRIED = (proof_of(MIXED, MIXED.version.revision, retry) for retry in ("", "a"))
 ALIAS = "site"
 
 
@@ -70,7 +67,7 @@ def adopted(policy: PolicyView, label: str, name: str | None, **fields: Any) -> 
     stack = replace(stack, plugin_configs=files)
     if config in entries:
         stack = replace(stack, mig_file=migfile.render({**entries, ALIAS: entries[config]}))
-    node = {"verified": verified(policy), **fields.pop("node", {})}
+    node = {"verified": proof_of(policy), **fields.pop("node", {})}
     labels = {label: name, **fields.pop("labels", {})}
     return make_case(policy, was=policy, labels=labels, node=node, stack=stack, drifting_since=at(-60), **fields)
 
@@ -79,6 +76,14 @@ PLUGIN_CONFIG = names.LABEL_PLUGIN_CONFIG
 NO_PLUGIN: dict[str, Any] = {"resources": {}}
 NO_GFD = {names.LABEL_GPU_PRODUCT: None, "nvidia.com/mig-3g.40gb.count": None}
 _, OTHER_KEY = pair_of(make_policy("pool-c", mode="TimeSlicing"))
+
+
+def reading(**fields: Any) -> NodeCase:
+    return observing(make_case(MIXED), **fields)
+
+
+def switched(operand: str, value: str = "false") -> NodeCase:
+    return make_case(MIXED, labels={DEPLOY + operand: value})
 
 
 def exclusive(policy: PolicyView, **fields: Any) -> NodeCase:
@@ -91,6 +96,10 @@ DAEMON = Operand("gpu-operator", "mps-1", "uid-mps", ready=True)
 DOWN = replace(DAEMON, ready=False, down=True)
 MORE = make_policy(mode="MPS", mps={"replicas": 8})
 SIGNALLED = MpsDaemonView("v0.18.1", "mps-control-daemon", "mps-control-daemon", sees_host=True)
+
+
+def given_up(record: Deferred, **node: Any) -> NodeCase:
+    return make_case(MIXED, node={"deferred": record, **node})
 
 
 def leaving(policy: PolicyView = SLICED, **fields: Any) -> NodeCase:
@@ -109,7 +118,7 @@ def stopping(written: datetime | None) -> NodeCase:
     return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
 
 
-OFF_FOR_HAMI = make_case(MIXED, labels={DEPLOY + "device-plugin": "false"})
+OFF_FOR_HAMI = switched("device-plugin")
 SERVED_BY_HAMI = replace(OFF_FOR_HAMI, node=replace(OFF_FOR_HAMI.node, other_plugin="HAMi's device plugin"))
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", UNRECORDED)
 WENT_BACK = Verified("pool-b", "", "", layout="1x full", gpus=1, version=MIXED.version, rolled_back=True)
@@ -133,8 +142,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, labels={names.LABEL_SKIP: "True"}), Reason.SKIP_LABEL, None),
     "a person wants it skipped, in another word": (
         make_case(MIXED, labels={names.LABEL_SKIP: "yes"}), Reason.SKIP_LABEL, None),
-    "five attempts were given up": (
-        make_case(MIXED, node={"deferred": FIVE_TIMES}), Reason.NEEDS_ATTENTION, at(60)),
+    "five attempts were given up": (given_up(FIVE_TIMES), Reason.NEEDS_ATTENTION, at(60)),
     "the same change failed and the node went back": (
         make_case(MIXED, node={"verified": WENT_BACK}), Reason.ROLLED_BACK, None),
     "the node is being deleted": (make_case(MIXED, node={"deleting": True}), Reason.NODE_NOT_READY, None),
@@ -148,14 +156,11 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "it failed and somebody else works there now": (
         make_case(MIXED, labels=UPGRADE_FAILED, node={"foreign": "kured reboot"}), Reason.FOREIGN_MAINTENANCE, None),
     "somebody cordoned it": (make_case(MIXED, node={"unschedulable": True}), Reason.ALREADY_CORDONED, None),
-    "an admin switched the device plugin off": (
-        make_case(MIXED, labels={DEPLOY + "device-plugin": "false"}), Reason.OPERANDS_DISABLED, None),
+    "an admin switched the device plugin off": (switched("device-plugin"), Reason.OPERANDS_DISABLED, None),
     "an admin switched it off by another word, which keeps a DaemonSet off as well": (
-        make_case(MIXED, labels={DEPLOY + "device-plugin": "no"}), Reason.OPERANDS_DISABLED, None),
-    "an admin switched GFD off": (
-        make_case(MIXED, labels={DEPLOY + "gpu-feature-discovery": "false"}), Reason.OPERANDS_DISABLED, None),
-    "an admin switched all operands off": (
-        make_case(MIXED, labels={DEPLOY + "operands": "false"}), Reason.OPERANDS_DISABLED, None),
+        switched("device-plugin", "no"), Reason.OPERANDS_DISABLED, None),
+    "an admin switched GFD off": (switched("gpu-feature-discovery"), Reason.OPERANDS_DISABLED, None),
+    "an admin switched all operands off": (switched("operands"), Reason.OPERANDS_DISABLED, None),
     "an admin switched mig-manager off, and MIG has to be set up": (
         make_case(MIXED, labels=NO_MANAGER), Reason.OPERANDS_DISABLED, None),
     "an admin switched mig-manager off, and MIG has to go": (
@@ -171,18 +176,14 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "vGPUs are made for virtual machines, and so nobody reads the GPUs": (
         make_case(MIXED, labels={WORKLOAD: "vm-vgpu"}, agent_ready=False), Reason.WORKLOAD_CONFIG, None),
     "no agent is ready": (make_case(MIXED, agent_ready=False), Reason.AGENT_NOT_READY, None),
-    "the agent is quiet still": (observing(make_case(MIXED), quiet=True), Reason.OBSERVATION_PENDING, None),
-    "the agent cannot read": (observing(make_case(MIXED), error="NVMLFailed"), Reason.AGENT_ERROR, None),
-    "the driver asks for a reset of a GPU": (
-        observing(make_case(MIXED), gpus=(ASKS_FOR_RESET,)), Reason.GPU_UNHEALTHY, None),
-    "a GPU is lost": (
-        observing(make_case(MIXED), gpus=(LOST,)), Reason.GPU_UNHEALTHY, None),
-    "repartitioning is unsafe under the driver": (
-        observing(make_case(MIXED), driver_version="580.95.05"), Reason.UNSAFE_DRIVER, None),
+    "the agent is quiet still": (reading(quiet=True), Reason.OBSERVATION_PENDING, None),
+    "the agent cannot read": (reading(error="NVMLFailed"), Reason.AGENT_ERROR, None),
+    "the driver asks for a reset of a GPU": (reading(gpus=(ASKS_FOR_RESET,)), Reason.GPU_UNHEALTHY, None),
+    "a GPU is lost": (reading(gpus=(LOST,)), Reason.GPU_UNHEALTHY, None),
+    "repartitioning is unsafe under the driver": (reading(driver_version="580.95.05"), Reason.UNSAFE_DRIVER, None),
     "going back to whole GPUs is unsafe under the driver": (
         observing(make_case(FULL, was=MIXED), driver_version="535.0"), Reason.UNSAFE_DRIVER, None),
-    "an admin named the driver": (
-        replace(observing(make_case(MIXED), driver_version="570.1"), settings=NAMED), Reason.UNSAFE_DRIVER, None),
+    "an admin named the driver": (replace(reading(driver_version="570.1"), settings=NAMED), Reason.UNSAFE_DRIVER, None),
     "MPS left its compute mode behind": (
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
     "mig-manager is working on its own": (
@@ -194,7 +195,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, labels={f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true_paused-for-driver-upgrade"}),
         Reason.FOREIGN_MAINTENANCE, None),
     "the agent may not list the MIG instances that are to be proven": (
-        observing(make_case(MIXED), gpus=(WITHHELD,)), Reason.AGENT_LACKS_RIGHTS, None),
+        reading(gpus=(WITHHELD,)), Reason.AGENT_LACKS_RIGHTS, None),
     "the agent may not list the MIG instances that are to go": (
         observing(make_case(FULL), gpus=(make_gpu(0), WITHHELD_HALVES)), Reason.AGENT_LACKS_RIGHTS, None),
     "MPS left its compute mode behind, and time-slicing came after it": (
@@ -217,20 +218,18 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         ), Reason.MPS_DAEMON_NOT_READY, None),
     "the configuration of the stop on the way was written a moment ago": (
         stopping(at(-100)), Reason.CONFIG_PROPAGATING, at(20)),
-    "the configuration of the stop on the way is not written": (
-        stopping(None), Reason.CONFIG_PROPAGATING, None),
+    "the configuration of the stop on the way is not written": (stopping(None), Reason.CONFIG_PROPAGATING, None),
     "there is no mig-manager": (make_case(MIXED, operand=None), Reason.ACTUATOR_MISSING, None),
-    "mig-manager is not ready": (
-        make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
+    "mig-manager is not ready": (make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
     "MIG is on and mig-manager is switched off": (
         make_case(SLICED, was=MIXED, stack=OFF), Reason.ACTUATOR_MISSING, None),
     "drift was seen for the first time": (drifted(), Reason.DRIFTED, at(60)),
     "drift was seen less than its grace ago": (drifted(drifting_since=at(-59)), Reason.DRIFTED, at(1)),
     "drift came back in this revision": (
-        drifted(drifting_since=at(-60), node={"verified": verified(MIXED, corrected=MIXED.version.revision)}),
-        Reason.DRIFT_RETURNED, None),
-    "drift came back, and it may heal itself still": (
-        drifted(node={"verified": verified(MIXED, corrected=MIXED.version.revision)}), Reason.DRIFTED, at(60)),
+        drifted(drifting_since=at(-60), node={"verified": CORRECTED}), Reason.DRIFT_RETURNED, None),
+    "drift came back in this revision, and somebody removed the annotation": (
+        drifted(drifting_since=at(-60), node={"verified": RETRIED, "retry": ""}), Reason.DRIFT_RETURNED, None),
+    "drift came back, and it may heal itself still": (drifted(node={"verified": CORRECTED}), Reason.DRIFTED, at(60)),
     "nothing that we write would mend it": (
         make_case(MIXED, was=MIXED, node={"resources": {}}, drifting_since=at(-60)), Reason.ALLOCATABLE_MISMATCH, None),
     "the device plugin is down on a node with the key of the policy": (
@@ -246,15 +245,14 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "GFD's labels are gone from a node that an admin's entry divided": (
         adopted(MIXED, MIG_CONFIG, ALIAS, labels=NO_GFD), Reason.LABEL_MISMATCH, None),
     "a GPU did not come back": (
-        make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
-    "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
+        make_case(MIXED, was=MIXED, node={"verified": replace(proof_of(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
+    "an earlier try was given up": (given_up(DEFERRED), Reason.DEFERRED, at(60)),
     "an earlier try was given up, and somebody removed the annotation": (
-        make_case(MIXED, node={"deferred": replace(DEFERRED, retry="again")}), Reason.DEFERRED, at(60)),
+        given_up(replace(DEFERRED, retry="again")), Reason.DEFERRED, at(60)),
     "an earlier try of this very policy was given up": (
-        make_case(MIXED, node={"deferred": replace(DEFERRED, version=MIXED.version)}), Reason.DEFERRED, at(60)),
+        given_up(replace(DEFERRED, version=MIXED.version)), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
-    "the configuration is not written": (
-        make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
+    "the configuration is not written": (make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
     "the mig-parted entry is not written": (
         make_case(MIXED, stack=make_stack(MIXED, mig_file=migfile.render({}))), Reason.CONFIG_PROPAGATING, None),
     "somebody edited the configuration": (
@@ -277,8 +275,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
 
 @pytest.mark.parametrize(("case", "reason", "until"), CLOSED.values(), ids=CLOSED.keys())
 def test_it_may_not_begin(case: NodeCase, reason: Reason, until: object) -> None:
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
+    gate = closed_gate(case)
     assert (gate.reason, gate.until) == (reason, until), gate.message
 
 
@@ -328,11 +325,9 @@ OWN_NAME = adopted(SLICED, PLUGIN_CONFIG, pair_of(SLICED)[1], node={**NO_PLUGIN,
 def test_what_would_mend_a_node_that_the_device_plugin_left_is_told() -> None:
     """A person may have the plugin restarted by the operator's own name, unless the node has it already."""
     alias = adopted(SLICED, PLUGIN_CONFIG, ALIAS, node=NO_PLUGIN)
-    found = find_gate(alias, assessed_of(alias))
-    assert found is not None
+    found = closed_gate(alias)
     assert found.message.endswith(f"kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}=again")
-    own = find_gate(OWN_NAME, assessed_of(OWN_NAME))
-    assert own is not None
+    own = closed_gate(OWN_NAME)
     assert not lacks(own.message, "no label")
 
 
@@ -355,23 +350,17 @@ OPEN: dict[str, NodeCase] = {
     ),
     "the configuration of the stop on the way had time, too": stopping(at(-120)),
     "another configuration could not be written": make_case(MIXED, stack=make_stack(MIXED, write_error="no right")),
-    "a try of another policy was given up": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("uid-other", "another"))}
-    ),
+    "a try of another policy was given up": given_up(replace(DEFERRED, version=SpecVersion("uid-other", "another"))),
     "no GPU is repartitioned, so the driver does not matter": observing(make_case(SLICED), driver_version="580.95.05"),
-    "the driver is fixed": observing(make_case(MIXED), driver_version="580.159.03"),
-    "an admin accepts what the driver has": replace(
-        observing(make_case(MIXED), driver_version="580.95.05"), settings=ACCEPTED
-    ),
+    "the driver is fixed": reading(driver_version="580.159.03"),
+    "an admin accepts what the driver has": replace(reading(driver_version="580.95.05"), settings=ACCEPTED),
     "the GPUs are said to be for containers": make_case(MIXED, labels={WORKLOAD: "container"}),
     "the label for the workload is empty": make_case(MIXED, labels={WORKLOAD: ""}),
     "the operands are switched on": make_case(
         MIXED, labels={DEPLOY + "operands": "true", DEPLOY + "device-plugin": "true"}
     ),
-    "the plugin is paused, not switched off": make_case(
-        MIXED, labels={DEPLOY + "device-plugin": "paused-for-mig-change"}
-    ),
-    "an operand that no mode needs is switched off": make_case(MIXED, labels={DEPLOY + "dcgm": "false"}),
+    "the plugin is paused, not switched off": switched("device-plugin", "paused-for-mig-change"),
+    "an operand that no mode needs is switched off": switched("dcgm"),
     "a card without MIG needs no mig-manager": make_case(SLICED, products=(T4,), operand=None),
     "mig.config stays as it is, so mig-manager is not needed": make_case(
         SLICED, labels={MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}, operand=None
@@ -393,19 +382,15 @@ OPEN: dict[str, NodeCase] = {
     ),
     "somebody gave the device plugin an entry that is unknown": adopted(SLICED, PLUGIN_CONFIG, "unknown"),
     "drift came back after a new revision": drifted(
-        drifting_since=at(-60), node={"verified": verified(MIXED, corrected="another")}
+        drifting_since=at(-60), node={"verified": proof_of(MIXED, corrected="another")}
     ),
-    "a person asks to put drift right once more": drifted(
-        node={"verified": verified(MIXED, corrected=MIXED.version.revision, retry="a"), "retry": "b"}
-    ),
+    "a person asks to put drift right once more": drifted(node={"verified": RETRIED, "retry": "b"}),
     "the wait after an abort is over": make_case(MIXED, node={"deferred": DEFERRED}, now=at(60)),
-    "a new revision ends the wait after an abort": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion(MIXED.uid, "another"))}
+    "a new revision ends the wait after an abort": given_up(
+        replace(DEFERRED, version=SpecVersion(MIXED.uid, "another"))
     ),
-    "a person ends the wait after an abort": make_case(MIXED, node={"deferred": DEFERRED, "retry": "now"}),
-    "a person ends another wait with another value": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, retry="a"), "retry": "b"}
-    ),
+    "a person ends the wait after an abort": given_up(DEFERRED, retry="now"),
+    "a person ends another wait with another value": given_up(replace(DEFERRED, retry="a"), retry="b"),
     "the configuration had time to reach the node": make_case(MIXED, stack=make_stack(MIXED, written_at=at(-120))),
     "NVIDIA's file needs no time of ours": make_case(
         make_policy(mig={"config": "all-3g.40gb"}),
@@ -443,21 +428,12 @@ def test_a_node_that_is_drained_already_leaves_mps_without_its_daemon() -> None:
 
 @pytest.mark.parametrize("answered", ["", "again", "once-more"])
 def test_the_command_that_ends_a_wait_has_a_value_that_nothing_has_answered_yet(answered: str) -> None:
-    case = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": answered})
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
+    case = given_up(replace(DEFERRED, retry=answered), retry=answered)
+    gate = closed_gate(case)
     begin, _, value = gate.message.rpartition("=")
     assert begin.endswith(f" run: kubectl annotate gpunode gpu-07 --overwrite {names.ANNOTATION_RETRY}")
-    again = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": value})
+    again = given_up(replace(DEFERRED, retry=answered), retry=value)
     assert find_gate(again, assessed_of(again)) is None
-
-
-def test_drift_that_came_back_is_not_put_right_because_somebody_removed_the_annotation() -> None:
-    known = {"verified": verified(MIXED, corrected=MIXED.version.revision, retry="a"), "retry": ""}
-    case = drifted(drifting_since=at(-60), node=known)
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
-    assert gate.reason is Reason.DRIFT_RETURNED
 
 
 RESTARTS: dict[str, tuple[NodeCase, bool]] = {
@@ -481,32 +457,23 @@ def test_only_a_fresh_run_of_mig_manager_mends_it(case: NodeCase, expected: bool
 def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
     for seconds in (0, 10, 59):
         case = drifted(drifting_since=NOW, now=NOW + timedelta(seconds=seconds))
-        gate = find_gate(case, assessed_of(case))
-        assert gate is not None
+        gate = closed_gate(case)
         assert gate.until == at(60)
 
 
 @pytest.mark.parametrize(
     ("pausable", "labels", "closed"),
     [
-        (True, {}, True),
-        (True, {names.LABEL_DEPLOY_CLIENT: "true"}, False),
-        (True, {names.LABEL_DEPLOY_CLIENT: "false"}, True),
-        (True, {names.LABEL_DEPLOY_CLIENT: "yes"}, True),
-        (True, {names.LABEL_DEPLOY_CLIENT: ""}, True),
-        (True, {names.LABEL_DEPLOY_CLIENT: names.PAUSED_FOR_MIG}, False),
-        (False, {}, False),
-        (False, {names.LABEL_DEPLOY_CLIENT: "false"}, False),
-    ],
-    ids=[
-        "no label",
-        "the label",
-        "false",
-        "yes",
-        "an empty label",
-        "paused",
-        "a chart that does not require it",
-        "false, and a chart that does not require it",
+        pytest.param(True, {}, True, id="no label"),
+        pytest.param(True, {names.LABEL_DEPLOY_CLIENT: "true"}, False, id="the label"),
+        pytest.param(True, {names.LABEL_DEPLOY_CLIENT: "false"}, True, id="false"),
+        pytest.param(True, {names.LABEL_DEPLOY_CLIENT: "yes"}, True, id="yes"),
+        pytest.param(True, {names.LABEL_DEPLOY_CLIENT: ""}, True, id="an empty label"),
+        pytest.param(True, {names.LABEL_DEPLOY_CLIENT: names.PAUSED_FOR_MIG}, False, id="paused"),
+        pytest.param(False, {}, False, id="a chart that does not require it"),
+        pytest.param(
+            False, {names.LABEL_DEPLOY_CLIENT: "false"}, False, id="false, and a chart that does not require it"
+        ),
     ],
 )
 def test_a_node_that_nvidias_chart_does_not_select_is_not_touched(
@@ -535,8 +502,7 @@ def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> No
         ),
     ):
         case = make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found))
-        gate = find_gate(case, assessed_of(case))
-        assert gate is not None
+        gate = closed_gate(case)
         assert gate.reason is Reason.ACTUATOR_MISSING
         assert words in gate.message
 
@@ -546,8 +512,7 @@ def test_operands_are_switched_on_after_the_label_of_gpus_that_were_divided_by_h
     for count, label in ((7, "all-1g.10gb"), (3, "")):
         divided = make_gpunode(gpus=[make_gpu(layout=(("1g.10gb", count),))])
         case = make_case(MIXED, labels=off, gpunode=divided)
-        gate = find_gate(case, assessed_of(case))
-        assert gate is not None
+        gate = closed_gate(case)
         assert f"but its GPUs have {count}x1g.10gb" in gate.message
         remove = f"kubectl label node gpu-07 {DEPLOY}operands-"
         first = f"kubectl label node gpu-07 --overwrite nvidia.com/mig.config={label} && {remove}"
