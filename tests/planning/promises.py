@@ -1,5 +1,5 @@
 """What a rollout promises, asked of every plan of a World and of every call: the invariants (i) to (v) of rollout.py.
-The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/."""
+The tests' own opinion, from what people did (`Ledger`) and what the API server shows; nothing is asked of pools/, or of the modules about gangs in drain/."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The policies of the random world, and what people do at the end so that everything can come to rest."""
+"""The small pool and the policies of the random world, and what people do at the end so that everything can come to rest."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -147,7 +147,7 @@ def settle_deleted(world: World) -> None:
         world.set_policy(wanted("rescue", 0, 1))
 
 
-# --- the small pool that the machine of random events begins with -------------------------------------------------------
+# --- the small pool that the machine of random events begins with -----------------------------------------------------
 
 NODES = ("gpu-0", "gpu-1", "gpu-2")
 WAITS = PlanSettings(

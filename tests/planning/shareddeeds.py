@@ -1,4 +1,4 @@
-"""Deeds that concern more than one node: the clock, and edits of the policies (deeds.py)."""
+"""Deeds that concern more than one node: the clock, policies, NVIDIA's stack and the operator's calls (deeds.py)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.planning.world import World
 from gpusharing.api.policy import Cost
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.snapshot.memory import CLAIMS, CONFIG_MAPS, DEVICE_CLASS, policy_subject
-from gpusharing.planning.snapshot.nvidia import MpsDaemonView
+from gpusharing.planning.snapshot.nvidia import ClusterPolicyView, MpsDaemonView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 
@@ -76,9 +76,13 @@ def policy_deleted(world: World, name: str) -> bool:
 
 
 def policy_reset(world: World, name: str) -> bool:
-    """Deleted, and it is to bring its nodes to whole GPUs."""
-    old = driving(world, name)
-    return old is not None and delete_with_reset(world, old)
+    """Deleted, and its deletionPolicy, Reset from the start, is to bring its nodes to whole GPUs."""
+    if (old := driving(world, name)) is None or old.going or old.spec is None:
+        return False
+    held = replace(old, spec=old.spec.model_copy(update={"deletion_policy": "Reset"}), finalizer=True)
+    world.policies = tuple(held if one.name == old.name else one for one in world.policies)
+    world.delete_policy(old.name)
+    return True
 
 
 def policy_forced(world: World, name: str) -> bool:
@@ -104,16 +108,6 @@ def guarded(world: World, name: str) -> bool:
     return before != world.budgets
 
 
-def delete_with_reset(world: World, old: PolicyView) -> bool:
-    """The policy said deletionPolicy Reset from the start. False: it is being deleted already, or cannot be read."""
-    if old.going or old.spec is None:
-        return False
-    held = replace(old, spec=old.spec.model_copy(update={"deletion_policy": "Reset"}), finalizer=True)
-    world.policies = tuple(held if one.name == old.name else one for one in world.policies)
-    world.delete_policy(old.name)
-    return True
-
-
 def force_release(world: World) -> None:
     """A person gives up every policy that is being deleted: what it wanted of its nodes does not count any more."""
     world.policies = tuple(
@@ -122,23 +116,26 @@ def force_release(world: World) -> None:
     )
 
 
-# --- ClusterPolicy and the chart ---------------------------------------------------------------------------------------
+# --- ClusterPolicy and the chart --------------------------------------------------------------------------------------
 
 USUAL = "usual"
 SHARING = render(PluginConfig("none", Sharing((("nvidia.com/gpu", 4),), strategy="time-slicing")))
 
 
+def cluster_policy_of(world: World) -> ClusterPolicyView:
+    assert world.stack.cluster_policy is not None, "each installation of the world has one, or its like"
+    return world.stack.cluster_policy
+
+
 def reboots(world: World, name: str) -> bool:
-    before = world.stack.cluster_policy
-    assert before is not None, "each installation of the world has one, or its like"
+    before = cluster_policy_of(world)
     world.stack = replace(world.stack, cluster_policy=replace(before, with_reboot=not before.with_reboot))
     return True
 
 
 def default_changes(world: World, name: str) -> bool:
     """devicePlugin.config.default names an entry that shares GPUs, as all nodes without the label then do; or none."""
-    before = world.stack.cluster_policy
-    assert before is not None, "each installation of the world has one, or its like"
+    before = cluster_policy_of(world)
     entries = {**world.stack.plugin_configs, USUAL: SHARING}
     changed = replace(before, plugin_default="" if before.plugin_default else USUAL)
     world.stack = replace(world.stack, cluster_policy=changed, plugin_configs=entries)
@@ -147,8 +144,7 @@ def default_changes(world: World, name: str) -> bool:
 
 def deafens(world: World, name: str) -> bool:
     """The GPU Operator is upgraded to one whose MPS daemon follows no label, or back."""
-    before = world.stack.cluster_policy
-    assert before is not None, "each installation of the world has one, or its like"
+    before = cluster_policy_of(world)
     daemon = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
     changed = replace(before, mps_daemon=None if before.mps_daemon else daemon)
     world.stack = replace(world.stack, cluster_policy=changed)
@@ -162,7 +158,7 @@ def right_to_delete(world: World, name: str) -> bool:
     return True
 
 
-# --- the operator's calls about one object fail -------------------------------------------------------------------------
+# --- the operator's calls about one object fail -----------------------------------------------------------------------
 
 
 def driving(world: World, name: str) -> PolicyView | None:

@@ -232,7 +232,7 @@ def test_of_a_message_that_is_too_long_the_command_is_whole() -> None:
     assert json.loads(command)["spec"].keys() == {"devicePlugin", "mig", "migManager"}
 
 
-# --- of several ClusterPolicies the one counts that the GPU Operator follows ----------------------------------------------
+# --- of several ClusterPolicies the one counts that the GPU Operator follows ------------------------------------------
 
 
 def named(name: str, *, ignored: bool = False) -> ClusterPolicyView:

@@ -139,13 +139,8 @@ def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> No
         if (release := played.carry_out(played.judge(now), now)) is not None:
             break
     assert release is not None, played.phases
-    assert played.phases == [
-        Phase.PENDING,
-        Phase.VERIFYING_IDLE,
-        Phase.RECONFIGURING,
-        Phase.VERIFYING,
-        Phase.UNCORDONING,
-    ]
+    way = Phase.PENDING, Phase.VERIFYING_IDLE, Phase.RECONFIGURING, Phase.VERIFYING, Phase.UNCORDONING
+    assert played.phases == [*way]
     assert [one.labels for one in played.actuations] == [{LAYOUT: "2x3g.40gb"}]
     assert release.uncordon
     assert release.verified is not None

@@ -310,7 +310,7 @@ def test_a_policy_that_asks_for_approvals_from_now_on_gives_back_what_nobody_app
     assert world.plan().verdicts["n0"].reason is Reason.APPROVAL_NEEDED
 
 
-# --- what is remembered is about the revision: no other edit ends it, and another one ends all of it ---------------------
+# --- what is remembered is about the revision: no other edit ends it, and another one ends all of it ------------------
 
 VERSION = POLICY.version
 PROVED = Verified("pool-b", "x", "y", layout="1x full", gpus=1, version=VERSION, changed_at=NOW, took=60)

@@ -309,7 +309,7 @@ def test_a_node_that_is_as_wanted_has_not_drifted() -> None:
     assert (found.mismatch, found.drift) == (None, None)
 
 
-# --- MIG modes that a virtual machine may be unable to switch ------------------------------------------------------------
+# --- MIG modes that a virtual machine may be unable to switch ---------------------------------------------------------
 
 
 def report(*, guest: bool, pending: bool = False) -> ObservedView:
@@ -349,7 +349,7 @@ def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: boo
     assert (SETTING in told.message) is guest
 
 
-# --- labels that GPU Feature Discovery will write after a change ---------------------------------------------------------
+# --- labels that GPU Feature Discovery will write after a change ------------------------------------------------------
 
 PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"
 POLICIES = {

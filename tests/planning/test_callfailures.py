@@ -41,6 +41,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.cases import Member, find_late, is_moot, show_failure
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -294,35 +295,33 @@ def test_a_step_that_is_no_patch_of_the_node_comes_after_the_record() -> None:
     assert late(member(RESTART, fence=seen)).verdict.actions == (RESTART,)
 
 
-def test_a_node_whose_agent_cannot_even_be_asked_has_failed_at_its_deadline() -> None:
+ASKING: dict[str, tuple[NodeCase, Phase]] = {
+    "to read": (changing(now=2500, gpunode=answering("op-1:older")), Phase.VERIFYING),
+    "to be quiet for another run": (
+        changing(
+            now=2500,
+            fence=replace(FENCE, restart_uid=make_operand().uid),
+            gpunode=answering("op-1:older"),
+            work=emptied(2500),
+        ),
+        Phase.VERIFYING_IDLE,
+    ),
+}
+"""gpu-07 past its deadline."""
+
+
+@pytest.mark.parametrize(("case", "phase"), ASKING.values(), ids=ASKING)
+def test_a_node_has_failed_at_its_deadline_whose_agent_cannot_be_asked(case: NodeCase, phase: Phase) -> None:
     """Otherwise the two minutes for an answer would begin anew in every pass, and never end."""
-    case = changing(now=2500, gpunode=answering("op-1:older"))
     asking = after_pnr(case)
-    assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING, [EnsureGPUNode])
+    assert (asking.phase, [type(one) for one in asking.actions]) == (phase, [EnsureGPUNode])
     refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
-    found = find_late(refused, {"gpu-07": make_member(case.node, asking)}, at(2500))
-    verdict = found["gpu-07"].verdict
+    verdict = find_late(refused, {"gpu-07": make_member(case.node, asking)}, at(2500))["gpu-07"].verdict
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
     assert verdict.actions == (UpdateFence(case.node, replace(case.fence, failed=at(2500))), *asking.actions)
-
-
-IDLING = changing(
-    now=2500, fence=replace(FENCE, restart_uid=make_operand().uid), gpunode=answering("op-1:older"), work=emptied(2500)
-)
-"""gpu-07 past its deadline: a new run needs the node proven idle, and the agent was not asked to close NVML yet."""
-
-
-def test_a_node_that_cannot_be_asked_to_be_quiet_for_another_run_has_failed_at_its_deadline() -> None:
-    asking = after_pnr(IDLING)
-    assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING_IDLE, [EnsureGPUNode])
-    refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
-    verdict = find_late(refused, {"gpu-07": make_member(IDLING.node, asking)}, at(2500))["gpu-07"].verdict
-    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
-    record = UpdateFence(IDLING.node, replace(IDLING.fence, failed=at(2500)))
-    assert verdict.actions == (record, *asking.actions)
-    before = replace(IDLING.node, fence=replace(IDLING.fence, stage="fenced"))
+    before = replace(case.node, fence=replace(case.fence, stage="fenced"))
     drained = find_late(refused, {"gpu-07": make_member(before, asking)}, at(2500))["gpu-07"].verdict
-    assert drained.phase is Phase.VERIFYING_IDLE, "before the point of no return its deadline ends the change"
+    assert drained.phase is phase, "before the point of no return its deadline ends the change"
 
 
 def test_whose_step_may_yet_be_taken_is_counted_as_before() -> None:

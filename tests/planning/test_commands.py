@@ -282,17 +282,13 @@ def test_nobody_loses_by(change: Change, before: ClusterSnapshot) -> None:
 
 
 def test_a_label_protects_a_node_that_lives_by_the_strategy_of_the_cluster() -> None:
-    before = cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=make_cluster_policy(mig_strategy="mixed"))
-    effects = find_effects(FREE_STRATEGY, before)
+    mixed = make_cluster_policy(mig_strategy="mixed")
+    effects = find_effects(FREE_STRATEGY, cluster(node({"nvidia.com/mig-1g.10gb": 7}), SMALL, policy=mixed))
     assert is_safe(effects)
     (command,) = label_commands(effects)
     assert str(command) == "kubectl label node gpu-9 --overwrite nvidia.com/device-plugin.config=mixed"
-    protected = cluster(
-        node({"nvidia.com/mig-1g.10gb": 7}, device_plugin__config="mixed"),
-        SMALL,
-        policy=make_cluster_policy(mig_strategy="mixed"),
-    )
-    assert find_effects(FREE_STRATEGY, protected) == ()
+    protected = node({"nvidia.com/mig-1g.10gb": 7}, device_plugin__config="mixed")
+    assert find_effects(FREE_STRATEGY, cluster(protected, SMALL, policy=mixed)) == ()
 
 
 @pytest.mark.parametrize(("held", "lost"), [({}, False), ({"nvidia.com/gpu": 1}, True), (None, True)])

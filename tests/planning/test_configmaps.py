@@ -387,12 +387,8 @@ def test_a_node_keeps_the_entry_that_it_names_when_a_card_joins_that_gives_the_n
     for free in (make_node(labels={MIG: "all-disabled"}), make_node(labels={MIG: "all-balanced"})):
         reports = {} if free.labels[MIG] == "all-balanced" else gpunodes
         change = written(stack, nodes=[free], models=models, gpunodes=reports)
-        assert not lacks(
-            migfile.resolve(migfile.parse(change.mig_file)["all-balanced"], gpus),
-            "GPU 0",
-            "NVIDIA H20-3e",
-            "spec.mig.layouts",
-        )
+        said = migfile.resolve(migfile.parse(change.mig_file)["all-balanced"], gpus)
+        assert not lacks(said, "GPU 0", "NVIDIA H20-3e", "spec.mig.layouts")
 
 
 def test_an_entry_of_the_admins_replaces_a_well_known_name_under_a_node() -> None:
@@ -404,7 +400,7 @@ def test_an_entry_of_the_admins_replaces_a_well_known_name_under_a_node() -> Non
     assert migfile.parse(change.mig_file)["all-balanced"] == WHOLE
 
 
-# --- since when they hold just what a node needs: the content counts, not the name --------------------------------------
+# --- since when they hold just what a node needs: the content counts, not the name ------------------------------------
 
 STACK = make_stack(OLD, written_at=at(-100))
 TEXT = STACK.plugin_configs[KEY]

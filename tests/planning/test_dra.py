@@ -173,13 +173,8 @@ def test_a_change_divides_the_gpus_restarts_the_kubelet_plugin_and_is_proven_by_
     release = played.run(MIG)
     assert release is not None, played.phases
     assert played.restarts == ["dra-plugin"]
-    assert played.phases == [
-        Phase.PENDING,
-        Phase.VERIFYING_IDLE,
-        Phase.RECONFIGURING,
-        Phase.VERIFYING,
-        Phase.UNCORDONING,
-    ]
+    way = Phase.PENDING, Phase.VERIFYING_IDLE, Phase.RECONFIGURING, Phase.VERIFYING, Phase.UNCORDONING
+    assert played.phases == [*way]
     (run,) = played.actuations
     assert run.labels.keys() == {LABEL_MIG_CONFIG, LABEL_MIG_STATE}
     assert (run.fence.daemon_uid, run.fence.gfd_timestamp) == ("uid-plugin-0", "")

@@ -1,4 +1,4 @@
-"""Named drains; the rows of the conformance table are in tests/conformance/drain_cases.yaml."""
+"""Named drains, answers to evictions, and how blockers are told; the rows of the conformance table are in tests/conformance/drain_cases.yaml."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""Under which drivers no GPU is repartitioned: CVE-2026-24197 as NVIDIA's own record has it, and what admins name."""
+"""Under which drivers no GPU is repartitioned: CVE-2026-24197 as NVIDIA's own record has it, what admins name, and those that hang pods (NVIDIA/gpu-operator#1361; NVIDIA/cloud-native-docs#205, #219 and #221 list them)."""
 
 from dataclasses import replace
 from typing import Any

@@ -255,7 +255,7 @@ def test_what_is_turned_back_counts_for_the_revision_that_it_is_held_in() -> Non
     assert has_failed(member, edit)
 
 
-# --- a failure that was seen is written down ----------------------------------------------------------------------------
+# --- a failure that was seen is written down --------------------------------------------------------------------------
 
 OURS = replace(FENCE, version=MIXED.version)
 LATE = replace(OURS, failed=at(2400))

@@ -241,7 +241,7 @@ def test_a_gang_of_which_nobody_knows_the_members_is_not_ended_by_a_drain_that_g
     assert not lacks(found.message, "JobSet team-a/train", "trouble")
 
 
-# --- the rules of the policy that a member's own node follows (planning/transition/cases.py) ---------------------------
+# --- the rules of the policy that a member's own node follows (planning/transition/cases.py) --------------------------
 
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
 UNREAD = replace(OTHER, spec=None, problems=(Problem("spec.drain.rules[0].behavior", "unknown"),))
@@ -350,7 +350,7 @@ def test_a_gang_over_two_pools_is_not_ended_while_nobody_can_read_the_policy_of_
     assert f"{UNKNOWN}policy pool-c cannot be read" in verdict.message
 
 
-# --- a gang is interrupted once per change, and not once per node (docs/design/drain.md#waves) ---------------------------
+# --- a gang is interrupted once per change, and not once per node (docs/design/drain.md#waves) ------------------------
 
 
 @dataclass

@@ -241,8 +241,7 @@ def test_resource_names_are_those_of_the_device_plugin() -> None:
     assert resource_name("1g.24gb+me.all", shared=True) == "nvidia.com/mig-1g.24gb.me.all.shared"
 
 
-# --- maximal layouts and NVIDIA's named configurations -------------------------------------------------------------------
-
+# --- maximal layouts and NVIDIA's named configurations ----------------------------------------------------------------
 
 SEVEN_SLICE_MAXIMAL = """
     2g+5*1g | 3g+2g+2*1g | 3g+2*2g | 3g+4*1g | 4g+2g+1g | 4g+3g | 4g+3*1g | 7g | 2*2g+3*1g | 2*3g

@@ -429,7 +429,7 @@ def test_no_node_starts_while_it_is_unknown_what_the_windows_say() -> None:
     assert hold.reason is Reason.WINDOW_CLOSED
 
 
-# --- canaries that no longer serve what was proven on them --------------------------------------------------------------
+# --- canaries that no longer serve what was proven on them ------------------------------------------------------------
 
 
 def served(phase: Phase = Phase.SYNCED, reason: Reason | None = None, **node: Any) -> Member:

@@ -1,4 +1,4 @@
-"""Whether a node may start by the policy's windows: against the time that is left, and what is told of it."""
+"""Windows and blackouts as spans of time, and whether a node may start by them with the time that is left."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

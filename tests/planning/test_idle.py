@@ -108,12 +108,8 @@ def test_a_young_proof_passes_however_long_the_node_is_empty(answered: datetime)
 
 
 def test_a_proven_node_is_looked_at_until_its_change_is_written() -> None:
-    verdict = before_pnr(
-        fenced(
-            gpunode=silent(),
-            work=make_work(listed_at=NOW, empty_since=at(-70), empty_lists=(at(-20), NOW), quiet_since=at(-30)),
-        )
-    )
+    work = make_work(listed_at=NOW, empty_since=at(-70), empty_lists=(at(-20), NOW), quiet_since=at(-30))
+    verdict = before_pnr(fenced(gpunode=silent(), work=work))
     assert any(isinstance(action, Actuate) for action in verdict.actions)
     assert verdict.wants_pods
 

@@ -401,7 +401,7 @@ def test_an_invariant_sees_a_world_that_never_comes_to_rest() -> None:
         world.settle(rounds=3)
 
 
-# --- a fair end (fairend.py) --------------------------------------------------------------------------------------------
+# --- a fair end (fairend.py) ------------------------------------------------------------------------------------------
 
 
 def left_cordoned(world: World) -> None:
