@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pytest
 from tests.build import (
@@ -295,19 +296,13 @@ def test_a_step_that_is_no_patch_of_the_node_comes_after_the_record() -> None:
     assert late(member(RESTART, fence=seen)).verdict.actions == (RESTART,)
 
 
-ASKING: dict[str, tuple[NodeCase, Phase]] = {
-    "to read": (changing(now=2500, gpunode=answering("op-1:older")), Phase.VERIFYING),
-    "to be quiet for another run": (
-        changing(
-            now=2500,
-            fence=replace(FENCE, restart_uid=make_operand().uid),
-            gpunode=answering("op-1:older"),
-            work=emptied(2500),
-        ),
-        Phase.VERIFYING_IDLE,
-    ),
-}
+OVER: dict[str, Any] = {"now": 2500, "gpunode": answering("op-1:older")}
 """gpu-07 past its deadline."""
+RUN = replace(FENCE, restart_uid=make_operand().uid)
+ASKING: dict[str, tuple[NodeCase, Phase]] = {
+    "to read": (changing(**OVER), Phase.VERIFYING),
+    "to be quiet for another run": (changing(fence=RUN, work=emptied(2500), **OVER), Phase.VERIFYING_IDLE),
+}
 
 
 @pytest.mark.parametrize(("case", "phase"), ASKING.values(), ids=ASKING)

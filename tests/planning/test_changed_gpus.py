@@ -50,11 +50,6 @@ def is_fenced(world: GpuWorld) -> bool:
     return world.nodes[NODE].fence is not None
 
 
-def is_partial(world: GpuWorld) -> bool:
-    fence = world.nodes[NODE].fence
-    return fence is not None and bool(fence.gpus)
-
-
 def classes(world: GpuWorld, since: int = 0) -> list[DisruptionClass]:
     return [one.fence.disruption for one in world.done[since:] if isinstance(one, FenceNode)]
 
@@ -234,7 +229,7 @@ def test_a_change_that_failed_and_comes_to_concern_other_gpus_ends_as_one_of_the
     world.machine(NODE).temper = "fails"
     go_on(world, lambda: bool(world.machine(NODE).running), most=30)
     world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
-    go_on(world, lambda: not is_partial(world), most=600)
+    go_on(world, lambda: (fence := world.nodes[NODE].fence) is None or not fence.gpus, most=600)
     world.machine(NODE).temper = "works"
     ask_for_retry(world)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED

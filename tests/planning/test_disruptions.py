@@ -83,11 +83,8 @@ def test_a_budget_comes_back_with_our_replacements_when(healthy: int, nodes: tup
 
 # --- which evictions hold up other nodes -----------------------------------------------------------------------------
 
-LLM, JOB_POD, LATE = (
-    make_pod(),
-    make_pod("train-0", owner=JOB, labels={"app": "train"}, restarts=False),
-    make_pod("web-0", labels={"app": "web"}),
-)
+LLM, LATE = make_pod(), make_pod("web-0", labels={"app": "web"})
+JOB_POD = make_pod("train-0", owner=JOB, labels={"app": "train"}, restarts=False)
 LAST: dict[str, Any] = {"rules": [{"podSelector": {"matchLabels": {"app": "llm"}}, "behavior": "Evict", "order": 5}]}
 OVER: dict[str, Any] = {"jobs": {"timeout": "10s", "onTimeout": "Evict"}}
 SILENT: dict[str, Any] = {"scope": replace(SCOPE, cordoned_at=at(-60), silent=True)}

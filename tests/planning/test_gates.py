@@ -333,6 +333,8 @@ def test_what_would_mend_a_node_that_the_device_plugin_left_is_told() -> None:
     assert not lacks(own.message, "no label")
 
 
+NAMED_LAYOUT = make_policy(mig={"config": "all-3g.40gb"})
+HALVES = {"all-3g.40gb": [{"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}]}
 OPEN: dict[str, NodeCase] = {
     "nothing is in the way": make_case(MIXED),
     "mig-manager is switched off, and the GPUs stay whole": make_case(SLICED, labels=NO_MANAGER, operand=None),
@@ -395,15 +397,9 @@ OPEN: dict[str, NodeCase] = {
     "a person ends another wait with another value": given_up(replace(DEFERRED, retry="a"), retry="b"),
     "the configuration had time to reach the node": make_case(MIXED, stack=make_stack(MIXED, written_at=at(-120))),
     "NVIDIA's file needs no time of ours": make_case(
-        make_policy(mig={"config": "all-3g.40gb"}),
+        NAMED_LAYOUT,
         stack=make_stack(
-            make_policy(mig={"config": "all-3g.40gb"}),
-            serves_our_mig_file=False,
-            generated_mig_files={
-                "gpu-07": migfile.render(
-                    {"all-3g.40gb": [{"devices": "all", "mig-enabled": True, "mig-devices": {"3g.40gb": 2}}]}
-                )
-            },
+            NAMED_LAYOUT, serves_our_mig_file=False, generated_mig_files={"gpu-07": migfile.render(HALVES)}
         ),
     ),
 }
