@@ -21,7 +21,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, assessed_of, make_case, pool_of, world_of
-from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.gangs import make_gang, make_gang_view
 from tests.wording import lacks
 
 from gpusharing.api import names

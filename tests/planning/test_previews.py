@@ -10,7 +10,7 @@ from tests.planning.broken import Broken
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, edited, make_case, make_member, pass_time, pool_of
 from tests.planning.drainpass import roomy
-from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.gangs import make_gang, make_gang_view
 from tests.planning.gpuworld import HALVES, SEVENTHS, THIRDS, GpuWorld, gpu_world, layouts
 from tests.planning.podkinds import NAMESPACE
 from tests.planning.promises import check_plan

@@ -9,8 +9,7 @@ import pytest
 from tests.build import NOW, make_fence, make_node, make_snapshot, make_work
 from tests.planning.cases import agreed, make_member
 from tests.planning.habits import person_approves, with_habits
-from tests.planning.recovery import lenient, request, wanted
-from tests.planning.restpool import WAITS
+from tests.planning.recovery import WAITS, lenient, request, wanted
 from tests.planning.test_holds import ACTUATING, POOL, member, pooled
 from tests.planning.told import verdict
 from tests.planning.world import World

@@ -21,7 +21,7 @@ from tests.build import (
 )
 from tests.planning.cases import MIXED, SLICED, make_member, pool_of, proof_of, run_until
 from tests.planning.changes import changing, fence_to, only
-from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.gangs import make_gang, make_gang_view
 from tests.planning.test_budget import LABELS_OF_C, shared_c
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, unlisted_of, with_waits
 from tests.planning.told import verdict
