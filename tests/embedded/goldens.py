@@ -41,8 +41,7 @@ class Golden:
 
 
 async def create(scene: Scene) -> None:
-    scene.apply(MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MIXED, seconds=HOUR)
 
 
 async def behind_a_rule(scene: Scene) -> None:
@@ -50,8 +49,7 @@ async def behind_a_rule(scene: Scene) -> None:
     await scene.running("free", 1)
     await scene.running("kept", 2)
     await asyncio.sleep(120)
-    scene.apply(MIXED, drain={"strandedPods": "Allow"})
-    await scene.fenced("gpu-1")
+    await scene.begin(MIXED, drain={"strandedPods": "Allow"})
     await asyncio.sleep(120)
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
     await scene.ready(seconds=HOUR)
@@ -63,8 +61,7 @@ async def create_with_pods(scene: Scene) -> None:
     """Some pods may be evicted at once; the budget of the others allows one at a time, and none for a while."""
     await scene.running("free", 1)
     await scene.running("kept", 2)
-    scene.apply(SLICED, drain={"strandedPods": "Allow"})
-    await scene.fenced("gpu-1")
+    await scene.begin(SLICED, drain={"strandedPods": "Allow"})
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
     await asyncio.sleep(60)
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
@@ -76,8 +73,7 @@ async def retarget(scene: Scene) -> None:
     """Another layout once a node is past the point of no return."""
     scene.apply(MIXED)
     await scene.any_fenced("actuating")
-    scene.apply(OTHER_MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(OTHER_MIXED, seconds=HOUR)
 
 
 async def node_deleted(scene: Scene) -> None:
@@ -99,8 +95,7 @@ async def policy_deleted(scene: Scene) -> None:
 
 async def policy_reset(scene: Scene) -> None:
     """A policy with deletionPolicy Reset is deleted."""
-    scene.apply(MIXED, deletionPolicy="Reset")
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MIXED, deletionPolicy="Reset", seconds=HOUR)
     scene.e.cluster.delete(POLICIES, "pool-b")
     await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy gone", HOUR)
     for raw in scene.e.cluster.objects(NODES):
@@ -120,10 +115,8 @@ async def gpunodes_deleted(scene: Scene) -> None:
 
 async def two_steps(scene: Scene) -> None:
     """From MPS to MIG, which stops at whole GPUs in between."""
-    scene.apply(MPS)
-    await scene.ready(seconds=HOUR)
-    scene.apply(MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MPS, seconds=HOUR)
+    await scene.serve(MIXED, seconds=HOUR)
 
 
 # --- NVIDIA's software goes wrong ------------------------------------------------------------------
@@ -143,16 +136,14 @@ async def wedged(scene: Scene, fault: str) -> None:
     """The next run of mig-manager ends in one of its two bugs."""
     await asyncio.sleep(SOFTWARE_UP)
     scene.e.software.inject("gpu-1", fault)
-    scene.apply(MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MIXED, seconds=HOUR)
 
 
 async def success_paused(scene: Scene) -> None:
     """mig-manager fails and leaves the operands paused; what it is told then is still applied, so it says success."""
     await asyncio.sleep(SOFTWARE_UP)
     scene.e.software.inject("gpu-1", "wedge-paused")
-    scene.apply(MIXED)
-    await scene.fenced("gpu-1", "actuating")
+    await scene.begin(MIXED, stage="actuating")
     scene.apply(FULL)
     await scene.e.until(lambda: says_success_while_paused(scene.labels("gpu-1")), "the wedge", HOUR)
     await scene.ready(seconds=HOUR)
@@ -175,8 +166,7 @@ async def failed_and_retried(scene: Scene) -> None:
 
 async def requested(scene: Scene) -> None:
     """Somebody who may not change Nodes gives a drain up, leaves the node out, takes it in again and has it tried, all by annotations of the GPUNode."""
-    scene.apply(MIXED)
-    fence = await scene.fenced("gpu-1")
+    fence = await scene.begin(MIXED)
     scene.request("gpu-1", abort=fence.op, skip="true")
     await scene.reason("gpu-1", "SkipLabel")
     await scene.e.until(lambda: not scene.requests("gpu-1"), "the requests moved to the Node", HOUR)
@@ -188,17 +178,14 @@ async def requested(scene: Scene) -> None:
 
 async def rolled_back(scene: Scene) -> None:
     """mig-manager fails at the second layout, and the node goes back to the first."""
-    scene.apply(OTHER_MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(OTHER_MIXED, seconds=HOUR)
     scene.e.software.inject("gpu-1", "refuse")
-    scene.apply(MIXED, rollout={"onFailure": "Rollback"})
-    await scene.reason("gpu-1", "RolledBack")
+    await scene.reach(MIXED, rollout={"onFailure": "Rollback"}, reason="RolledBack")
 
 
 async def drifted(scene: Scene) -> None:
     """The instances are lost, which is put right once."""
-    scene.apply(MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MIXED, seconds=HOUR)
     scene.e.software.inject("gpu-1", "lose-instances")
     await scene.fenced("gpu-1")
     await scene.ready(seconds=HOUR)
@@ -210,8 +197,7 @@ async def drifted(scene: Scene) -> None:
 async def drain_timed_out(scene: Scene) -> None:
     """A budget forbids every eviction until the drain was given up once."""
     await scene.running("kept", 2)
-    scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
-    await scene.fenced("gpu-1")
+    await scene.begin(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
     await scene.released("gpu-1")
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
@@ -221,8 +207,7 @@ async def drain_timed_out(scene: Scene) -> None:
 
 async def uncordoned_before(scene: Scene) -> None:
     """A person lifts the cordon during the drain; the next try comes by itself."""
-    scene.apply(MIXED)
-    await scene.fenced("gpu-1")
+    await scene.begin(MIXED)
     scene.cordon("gpu-1", on=False)
     await scene.released("gpu-1")
     await scene.ready(seconds=HOUR)
@@ -230,8 +215,7 @@ async def uncordoned_before(scene: Scene) -> None:
 
 async def uncordoned_after(scene: Scene) -> None:
     """A person lifts the cordon while mig-manager works; it is put back."""
-    scene.apply(MIXED)
-    await scene.fenced("gpu-1", "actuating")
+    await scene.begin(MIXED, stage="actuating")
     scene.cordon("gpu-1", on=False)
     await scene.ready(seconds=HOUR)
 
@@ -239,8 +223,7 @@ async def uncordoned_after(scene: Scene) -> None:
 async def three_of_four(scene: Scene) -> None:
     """Three nodes are away at once, all but one with pods."""
     await scene.running("free", 6)
-    scene.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3))
-    await scene.ready(seconds=HOUR)
+    await scene.serve(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3), seconds=HOUR)
     await scene.e.until(lambda: "6/32" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
@@ -310,8 +293,7 @@ def point_plugin(scene: Scene, name: str) -> None:
 
 
 async def pointers_set(scene: Scene) -> None:
-    scene.apply(MIXED)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MIXED, seconds=HOUR)
 
 
 async def pointers_of_somebody_else(scene: Scene) -> None:
@@ -343,14 +325,12 @@ async def left_alone(scene: Scene, name: str) -> None:
 
 async def there_and_back(scene: Scene) -> None:
     for spec in (MIXED, FULL):
-        scene.apply(spec)
-        await scene.ready(seconds=HOUR)
+        await scene.serve(spec, seconds=HOUR)
 
 
 async def repaired_and_overwritten(scene: Scene) -> None:
     """MPS needs a repair; the GPU Operator overwrites it once."""
-    scene.apply(MPS)
-    await scene.ready(seconds=HOUR)
+    await scene.serve(MPS, seconds=HOUR)
     overwrite(scene)
     await scene.e.until(lambda: signalled(scene) == RIGHT, "the repair", HOUR)
     await asyncio.sleep(120)  # the daemons restart, which may be seen as drift

@@ -121,10 +121,24 @@ class Scene:
     def apply(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
         self.e.apply(policy(spec, name, pool, **more))
 
-    async def serve(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
+    async def serve(
+        self, spec: JSON, name: str = "pool-b", pool: str = "b", *, seconds: float = BEFORE_LISTS, **more: Any
+    ) -> None:
         """Apply a policy and wait until it is Ready."""
         self.apply(spec, name, pool, **more)
-        await self.ready(name)
+        await self.ready(name, seconds=seconds)
+
+    async def begin(
+        self, spec: JSON, name: str = "pool-b", pool: str = "b", *, stage: str = "fenced", **more: Any
+    ) -> Fence:
+        """Apply a policy and wait until gpu-1 is in this stage of its change."""
+        self.apply(spec, name, pool, **more)
+        return await self.fenced("gpu-1", stage)
+
+    async def reach(self, spec: JSON, *, reason: str, seconds: float = HOUR, **more: Any) -> JSON:
+        """Apply a policy and wait until gpu-1 shows this reason; returns the transition."""
+        self.apply(spec, **more)
+        return await self.reason("gpu-1", reason, seconds)
 
     async def ready(self, *policies: str, seconds: float = BEFORE_LISTS) -> None:
         """Wait for Ready of the present generation of policies, by default of pool-b."""

@@ -98,8 +98,7 @@ async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right(
 async def test_a_change_whose_gpunode_kind_is_deleted_names_it_and_ends_when_it_is_back() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "wedge-pending")
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await asyncio.sleep(5)
         scene.e.cluster.uninstall(GPUNODES)
         scene.e.cluster.delete(POLICIES, "pool-b")  # as with its CRD
@@ -137,8 +136,7 @@ async def test_a_change_to_mig_that_the_agent_could_not_prove_does_not_begin() -
     async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
         gpus(scene).contain(mig=False)
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", "AgentLacksRights")
+        transition = await scene.reach(MIXED, reason="AgentLacksRights")
         assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
         assert not scene.cordoned("gpu-1")
@@ -153,8 +151,7 @@ async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart(
         gpus(scene).contain(mig=False)
         await asyncio.sleep(60)
         assert {gpu["instancesWithheld"] for gpu in observed(scene)["gpus"]} == {True}
-        scene.apply(FULL)
-        transition = await scene.reason("gpu-1", "AgentLacksRights")
+        transition = await scene.reach(FULL, reason="AgentLacksRights")
         assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
         assert not scene.cordoned("gpu-1")
@@ -169,8 +166,7 @@ async def test_without_the_hosts_processes_no_gpu_is_ever_called_idle() -> None:
         await asyncio.sleep(10)
         gpus(scene).contain(host_pid=False)
         await asyncio.sleep(60)
-        scene.apply(MIXED, drain={"timeout": "5m"})
-        await scene.reason("gpu-1", "GPUStillBusy")
+        await scene.reach(MIXED, drain={"timeout": "5m"}, reason="GPUStillBusy")
         await scene.reason("gpu-1", "Deferred", seconds=600)
         assert not scene.cordoned("gpu-1")
         gpus(scene).contain()

@@ -103,8 +103,7 @@ def claims_or_none(scene: Scene) -> set[str] | None:
 async def draining(scene: Scene, **more: Any) -> None:
     """A budget holds the pods of gpu-1 in the middle of its drain, and the operator is away."""
     await scene.running("kept", 2)
-    scene.apply(SLICED, drain={"strandedPods": "Allow", **more})
-    await scene.fenced("gpu-1")
+    await scene.begin(SLICED, drain={"strandedPods": "Allow", **more})
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
     await asyncio.sleep(30)
     assert len(scene.pods("kept")) == 2
@@ -204,8 +203,7 @@ def delete_policy(scene: Scene, *, strip: bool) -> None:
 @virtually
 async def test_a_change_that_came_to_its_end_meanwhile_is_judged_by_its_result_and_not_by_the_clock() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        fence = await scene.fenced("gpu-1", "actuating")
+        fence = await scene.begin(MIXED, stage="actuating")
         await away(scene, 24 * HOUR)
         assert virtual_now() > fence.deadline + timedelta(hours=1)
         begun = scene.mark()
@@ -219,8 +217,7 @@ async def test_a_change_that_came_to_its_end_meanwhile_is_judged_by_its_result_a
 @virtually
 async def test_a_cordon_that_was_lifted_meanwhile_is_put_back_before_anything_else() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await away(scene, 0)
         scene.cordon("gpu-1", on=False)
         begun = scene.mark()
@@ -264,8 +261,7 @@ async def test_the_fence_alone_is_enough_to_go_on_when_all_else_was_deleted(
 @virtually
 async def test_another_layout_that_was_wanted_meanwhile_is_reached_in_the_same_slot() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await away(scene)
         scene.apply(SINGLE)
         begun = scene.mark()
@@ -279,8 +275,7 @@ async def test_another_layout_that_was_wanted_meanwhile_is_reached_in_the_same_s
 @virtually
 async def test_a_policy_that_a_person_deleted_meanwhile_goes_when_its_node_is_proven() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await away(scene)
         delete_policy(scene, strip=False)
         scene.e.start_operator()
@@ -292,15 +287,13 @@ async def test_a_policy_that_a_person_deleted_meanwhile_goes_when_its_node_is_pr
 @virtually
 async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_until_another_one_owns_it() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await away(scene)
         delete_policy(scene, strip=True)
         scene.e.start_operator()
         await scene.reason("gpu-1", "OrphanFence")
         assert (scene.cordoned("gpu-1"), claims(scene)) == (True, {"gpu-1"})
-        scene.apply(FULL, "pool-x")
-        await scene.ready("pool-x", seconds=HOUR)
+        await scene.serve(FULL, "pool-x", seconds=HOUR)
         assert_as_wanted(scene, FULL, "gpu-1", owner="pool-x")
 
 
@@ -308,8 +301,7 @@ async def test_a_node_whose_policy_is_gone_finalizer_and_all_stays_cordoned_unti
 async def test_whoever_gives_up_a_node_whose_policy_is_gone_is_told_what_else_to_remove() -> None:
     """Only the fence lists the marks for neighbors and knows whose cordon it is, so both would stay for ever."""
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         delete_policy(scene, strip=True)
         shown = await scene.reason("gpu-1", "OrphanFence")
         _, _, commands = shown["message"].rpartition(": ")
@@ -333,8 +325,7 @@ async def test_whoever_gives_up_a_node_whose_policy_is_gone_is_told_what_else_to
 @virtually
 async def test_a_cordon_that_a_person_set_after_ours_was_lifted_stays() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(SLICED, stage="actuating")
         await scene.released("gpu-1")
         await away(scene, 0)
         assert claims(scene) == {"gpu-1"}, "nobody has given the slot back yet"

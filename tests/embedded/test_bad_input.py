@@ -96,8 +96,7 @@ async def told_of(scene: Scene, reason: str) -> str:
 async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_until_it_is_corrected(case: str) -> None:
     llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
     async with open_scene(node("gpu-1"), workloads=[llm], lease=RARELY) as scene:
-        scene.apply({**FULL, **CALM}, "wrong")
-        await scene.ready("wrong", seconds=HOUR)
+        await scene.serve({**FULL, **CALM}, "wrong", seconds=HOUR)
         await scene.running("llm", 1)
         mark = scene.mark()
         scene.apply(WRONG[case].spec, "wrong")
@@ -106,8 +105,7 @@ async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_unti
         await asyncio.sleep(HOUR)
         assert (dict(scene.node_writes(mark)), scene.evicted()) == ({}, [])
         await scene.running("llm", 1)
-        scene.apply({**SLICED, **CALM}, "wrong")
-        await scene.ready("wrong", seconds=HOUR)
+        await scene.serve({**SLICED, **CALM}, "wrong", seconds=HOUR)
         assert len(scene.evicted()) == 1, "what the edit was about"
 
 
@@ -123,8 +121,7 @@ async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no
         scene.apply(wrong.spec, "wrong")
         if wrong.arrange is approve:
             wrong.arrange(scene)
-        scene.apply({**SLICED, **CALM}, "right", "c")
-        await scene.ready("right", seconds=HOUR)
+        await scene.serve({**SLICED, **CALM}, "right", "c", seconds=HOUR)
         told = await told_of(scene, wrong.reason)
         assert [text for text in wrong.said if text not in told] == [], told
         await asyncio.sleep(HOUR)

@@ -93,8 +93,7 @@ async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() 
             lambda: all(names.LABEL_POLICY not in scene.labels(n) for n in ("gpu-1", "gpu-2")), "unowned", 60
         )
         mark = scene.mark()
-        scene.apply(MIXED, name="pool-c")
-        await scene.ready("pool-c")
+        await scene.serve(MIXED, name="pool-c")
         writes = [write.call.body for write in scene.writes(mark, "nodes")]
         assert all("spec" not in (body or {}) for body in writes)
         assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-c"
@@ -103,8 +102,7 @@ async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() 
 @virtually
 async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> None:
     async with open_scene(node("gpu-1", H100), node("gpu-2", A100)) as scene:
-        scene.apply({"mode": "MIG", "mig": {"config": "all-balanced"}}, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve({"mode": "MIG", "mig": {"config": "all-balanced"}}, rollout=at_once(2))
         balanced = {"mode": "MIG", "mig": {"config": "all-balanced"}}
         assert_as_wanted(scene, balanced, "gpu-1")
         instances = [sorted(i.profile for i in gpu.instances) for gpu in scene.e.software.nodes["gpu-2"].gpus.look()]

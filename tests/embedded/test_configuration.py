@@ -44,8 +44,7 @@ async def test_an_entry_that_is_refused_holds_up_only_the_policy_that_wants_it()
 @virtually
 async def test_while_the_policies_cannot_be_listed_a_node_that_would_start_says_so_and_takes_no_slot() -> None:
     async with open_scene(node("gpu-c", pool="c")) as scene:
-        scene.apply(SLICED, name="pool-c", pool="c")
-        await scene.ready("pool-c")
+        await scene.serve(SLICED, name="pool-c", pool="c")
         refusal = Forbidden("may not list gpusharingpolicies")
         scene.e.cluster.faults.fail("list", POLICIES, refusal, identity="operator", times=EVER)
         await asyncio.sleep(1500)
@@ -201,8 +200,7 @@ async def test_in_the_middle_of_a_change_the_label_waits_until_the_repair_has_re
     async with open_scene(*nodes(1), serving=OLD) as scene:
         old = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], scene.labels("gpu-1")[names.LABEL_MIG_CONFIG]
         await asyncio.sleep(300)
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         wanted, since, mark = data(scene), virtual_now(), scene.mark()
         behind(scene)
         await asyncio.sleep(2)
@@ -223,8 +221,7 @@ async def test_in_the_middle_of_a_change_the_label_waits_until_the_repair_has_re
 @virtually
 async def test_a_time_of_writing_in_the_far_future_holds_nobody_up_for_ever() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         for name, _ in ((PLUGIN, 0), (MIG, 1)):
             stamps = yaml.safe_load(config_map(scene, name)["metadata"]["annotations"]["gpusharing.dev/written"])
             text = json.dumps(dict.fromkeys(stamps, "2999-01-01T00:00:00+00:00"))
@@ -241,8 +238,7 @@ async def test_without_the_right_to_put_it_back_the_change_waits_and_says_for_wh
         refused = Forbidden("not allowed to patch configmaps")
         scene.e.cluster.faults.fail("patch", CONFIG_MAPS, refused, times=60)
         mark = scene.mark()
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "ConfigNotWritten")
+        transition = await scene.reach(SLICED, reason="ConfigNotWritten")
         assert "not allowed to patch configmaps" in transition["message"]
         assert scene.condition("Ready")["status"] == "False"
         await asyncio.sleep(100)

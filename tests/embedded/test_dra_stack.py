@@ -83,8 +83,7 @@ async def test_a_pool_goes_to_mig_to_another_layout_and_back() -> None:
         mark = scene.mark()
         for spec, wanted in ((MIXED, {"3g.40gb": 4}), (OTHER_MIXED, {"1g.10gb": 14}), (FULL, {"gpu": 2})):
             before = {name: plugin(scene, name) for name in ("gpu-1", "gpu-2")}
-            scene.apply(spec)
-            await scene.ready(seconds=1200)
+            await scene.serve(spec, seconds=1200)
             for name in ("gpu-1", "gpu-2"):
                 assert published(scene, name) == wanted
                 assert plugin(scene, name) != before[name]
@@ -109,16 +108,14 @@ async def test_holders_of_claims_and_extended_resources_leave_within_their_budge
             await scene.running(workload.name, workload.replicas)
         assert {pod["spec"]["nodeName"] for pod in scene.pods("old")} == {"gpu-1"}
         (cpu,) = scene.pods("cpu")
-        scene.apply(MIXED)
-        await scene.ready(seconds=1800)
+        await scene.serve(MIXED, seconds=1800)
         assert Counter(name.rsplit("-", 1)[0] for name in scene.evicted()) == {"old": 2, "claimed": 1}
         assert [pod["metadata"]["uid"] for pod in scene.pods("cpu")] == [cpu["metadata"]["uid"]]
         scene.e.workloads.apply(SimWorkload("small", 2, resource="nvidia.com/mig-3g.40gb"))
         await scene.running("small", 2)
         assert {pod["spec"]["nodeName"] for pod in scene.pods("small")} == {"gpu-1"}
         scene.e.workloads.apply(SimWorkload("small", 0, resource="nvidia.com/mig-3g.40gb"))
-        scene.apply(FULL, drain={"strandedPods": "Allow"})
-        await scene.ready(seconds=1800)
+        await scene.serve(FULL, drain={"strandedPods": "Allow"}, seconds=1800)
         assert scene.pods("small") == []
         assert published(scene, "gpu-1") == {"gpu": 4}
 
@@ -128,8 +125,7 @@ async def test_a_pod_whose_claimed_device_nobody_would_publish_holds_its_node_an
     claimed = SimWorkload("claimed", 1, resource="", device_class="gpu.nvidia.com")
     async with dra(bare("gpu-1"), workloads=[claimed]) as scene:
         await scene.running("claimed", 1)
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "StrandedPods")
+        await scene.reach(MIXED, reason="StrandedPods")
         assert scene.evicted() == []
         assert not scene.cordoned("gpu-1")
         scene.e.workloads.apply(replace(claimed, replicas=0))
@@ -141,8 +137,7 @@ async def test_a_pod_whose_claimed_device_nobody_would_publish_holds_its_node_an
 @virtually
 async def test_an_operator_that_dies_before_and_after_the_plugins_restart_is_followed_by_another() -> None:
     async with dra(bare("gpu-1")) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         before = plugin(scene, "gpu-1")
         await scene.e.kill_operator()
         scene.e.start_operator()
@@ -170,8 +165,7 @@ async def test_a_deviceclass_of_somebody_else_is_left_alone_and_is_told_if_it_ca
     async with dra(bare("gpu-1"), start=False) as scene:
         scene.e.cluster.add(DEVICE_CLASSES, halves(profile))
         scene.e.start_operator()
-        scene.apply(MIXED)
-        await scene.ready(seconds=1800)
+        await scene.serve(MIXED, seconds=1800)
         assert classes(scene) == {}
         scene.e.workloads.apply(SimWorkload("small", 1, resource="nvidia.com/mig-3g.40gb"))
         said = scene.condition("Accepted")["message"]
@@ -212,8 +206,7 @@ async def test_a_mig_manager_of_its_own_does_it_as_well(gpu_cluster: bool) -> No
             scene.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
         scene.e.start_operator()
         for spec, wanted in ((MIXED, {"3g.40gb": 4}), (FULL, {"gpu": 2})):
-            scene.apply(spec)
-            await scene.ready(seconds=1800)
+            await scene.serve(spec, seconds=1800)
             assert published(scene, "gpu-1") == wanted
 
 
@@ -222,8 +215,7 @@ async def test_why_shows_a_pod_the_devices_that_the_driver_publishes_and_plan_wh
     tmp_path: Path,
 ) -> None:
     async with dra(bare("gpu-1")) as scene:
-        scene.apply(MIXED)
-        await scene.ready(seconds=1800)
+        await scene.serve(MIXED, seconds=1800)
         scene.e.workloads.apply(SimWorkload("small", 1, resource="nvidia.com/mig-3g.40gb"))
         await scene.running("small", 1)
         cluster, (pod,) = scene.e.cluster, scene.pods("small")
@@ -286,8 +278,7 @@ async def test_a_right_that_is_lost_in_the_middle_of_a_change_is_named_and_the_c
 @virtually
 async def test_while_the_watch_does_not_show_that_the_plugin_restarts_the_agent_is_asked_once_a_minute() -> None:
     async with dra(bare("gpu-1")) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         silent = scene.e.cluster.faults.fail("watch", PODS, SILENCE, times=EVER, identity="operator")
         scene.e.cluster.close_watches()
         await scene.e.until(lambda: bool(scene.deleted()), "the restart of the kubelet plugin", 900)

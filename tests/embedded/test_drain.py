@@ -185,8 +185,7 @@ async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
         if metadata == {"ownerReferences": [OWNER]}:
             metadata = {"ownerReferences": [OWNER | {"uid": uid}]}
         scene.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", reason)
+        transition = await scene.reach(SLICED, reason=reason)
         assert transition["culprit"] == "default/odd"
         assert "Remedy" in transition["blockers"][0]
         assert not scene.cordoned("gpu-1")
@@ -202,8 +201,7 @@ async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_i
         marked = gpu_pod("marked", "gpu-1", metadata={"annotations": {"karpenter.sh/do-not-disrupt": "20m"}})
         marked["status"]["startTime"] = to_rfc3339(begun)
         scene.e.cluster.add(PODS, marked)
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        transition = await scene.reason("gpu-1", "DoNotDisrupt")
+        transition = await scene.reach(SLICED, drain={"unmanagedPods": "Evict"}, reason="DoNotDisrupt")
         end = begun + timedelta(minutes=20)
         assert transition["culprit"] == "default/marked"
         assert (transition["waitingFor"], transition["deadline"]) == ("Clock", to_rfc3339(end))
@@ -262,8 +260,7 @@ async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> No
         stuck = gpu_pod("llm-1", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
         stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "llm"}]
         scene.e.cluster.add(PODS, stuck)
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         transition = await scene.reason("gpu-1", "TerminatingStuck")
         assert "example.com/hold" in transition["blockers"][0]
         scene.e.cluster.patch(PODS, "llm-1", {"metadata": {"finalizers": None}}, "default")
@@ -276,8 +273,7 @@ async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> No
 async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "stray-process")
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", "GPUStillBusy")
+        transition = await scene.reach(MIXED, reason="GPUStillBusy")
         assert "python3" in transition["message"]
         assert scene.fence("gpu-1") is not None
         scene.e.software.inject("gpu-1", "no-stray-process")
@@ -288,8 +284,7 @@ async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_re
 @virtually
 async def test_a_pod_that_slips_in_after_the_cordon_is_evicted_before_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={"unmanagedPods": "Evict"})
         await asyncio.sleep(6)
         scene.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
         await scene.ready()
@@ -300,8 +295,7 @@ async def test_a_pod_that_slips_in_after_the_cordon_is_evicted_before_the_point_
 async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_hold_up_the_other() -> None:
     async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4)]) as scene:
         await busy(scene, 4)
-        scene.apply(SLICED, rollout=at_once(2), drain=STRANDED_OK)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, rollout=at_once(2), drain=STRANDED_OK)
         await scene.fenced("gpu-2")
         guarded = [pod for pod in scene.pods("llm") if pod["spec"]["nodeName"] == "gpu-1"]
         for pod in guarded:

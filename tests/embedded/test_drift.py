@@ -76,8 +76,7 @@ async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the
     async with open_scene(*nodes(1), serving=MIXED) as scene:
         await drift_again(scene)
         await scene.fenced("gpu-1", "actuating")
-        scene.apply(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
-        await scene.ready()
+        await scene.serve(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
         await put_right(scene)
         assert_as_wanted(scene, MIXED, "gpu-1")
         await drift_again(scene)

@@ -35,8 +35,7 @@ async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_d
 @virtually
 async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         scene.e.cluster.delete(POLICIES, "pool-b")
         assert policy_exists(scene), "the finalizer keeps it"
         await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 60)
@@ -49,8 +48,7 @@ async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node
 @virtually
 async def test_an_event_names_the_node_of_a_policy_that_was_released_by_force() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         scene.e.cluster.patch(
             POLICIES, "pool-b", {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
         )
@@ -75,8 +73,7 @@ async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> 
 async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all_the_same() -> None:
     """docs/design/drain.md#x4: the fence alone tells."""
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
         scene.e.cluster.delete(POLICIES, "pool-b")
         assert not policy_exists(scene)

@@ -29,8 +29,7 @@ def pod(namespace: str, name: str, *, gpu: bool) -> JSON:
 async def test_a_gpu_pod_in_a_protected_namespace_is_known_before_the_node_would_be_cordoned() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, pod("kube-system", "profiler", gpu=True))
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "ProtectedNamespace")
+        transition = await scene.reach(SLICED, reason="ProtectedNamespace")
         assert (transition["phase"], transition["culprit"]) == ("Blocked", "kube-system/profiler")
         assert "operator.protectedNamespaces" in transition["blockers"][0]
         assert not scene.cordoned("gpu-1")
@@ -50,8 +49,7 @@ async def test_before_a_reboot_a_pod_that_must_stay_keeps_the_node_from_being_co
 ) -> None:
     async with open_scene(*nodes(1), cluster_policy=REBOOTING, pod_name="gpusharing-operator-1") as scene:
         scene.e.cluster.add(PODS, pod(namespace, name, gpu=False))
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", reason)
+        transition = await scene.reach(MIXED, reason=reason)
         assert (transition["phase"], transition["culprit"]) == ("Blocked", f"{namespace}/{name}")
         assert not scene.cordoned("gpu-1")
         assert scene.fence("gpu-1") is None
@@ -64,8 +62,7 @@ async def test_before_a_reboot_a_pod_that_must_stay_keeps_the_node_from_being_co
 async def test_before_a_reboot_every_pod_leaves_and_the_change_is_announced_as_a_reboot() -> None:
     async with open_scene(*nodes(1), cluster_policy=REBOOTING) as scene:
         scene.e.cluster.add(PODS, pod("default", "web", gpu=False))
-        scene.apply(MIXED)
-        await scene.ready(seconds=3600)
+        await scene.serve(MIXED, seconds=3600)
         assert scene.evicted() == ["web"]
         notes = [event["note"] for event in scene.e.cluster.objects(EVENTS) if event["reason"] == "Reconfiguring"]
         assert [note.endswith("(class Reboot)") for note in notes] == [True, True], "of the policy and of the GPUNode"
@@ -85,8 +82,7 @@ async def test_nothing_is_repartitioned_under_an_unsafe_driver_and_what_is_not_m
     old = SimulatedGPUs("gpu-1", (H100, H100), driver_version="580.95.05")
     async with open_scene(*nodes(1), hardware={"gpu-1": old}, serving=SLICED) as scene:
         since = scene.mark()
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", "UnsafeDriver")
+        transition = await scene.reach(MIXED, reason="UnsafeDriver")
         assert transition["phase"] == "Blocked"
         assert "580.159.03" in transition["message"]
         assert not scene.cordoned("gpu-1")
@@ -99,8 +95,7 @@ async def test_a_driver_that_hangs_pods_beside_instances_gets_every_layout_but_s
     hanging = SimulatedGPUs("gpu-1", (H100, H100), driver_version="570.148.08")
     beside = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
     async with open_scene(*nodes(1), hardware={"gpu-1": hanging}) as scene:
-        scene.apply({"mode": "MIG", "mig": {"layouts": beside}})
-        transition = await scene.reason("gpu-1", "UnsafeDriver")
+        transition = await scene.reach({"mode": "MIG", "mig": {"layouts": beside}}, reason="UnsafeDriver")
         assert transition["phase"] == "Blocked"
         assert "570.172.08" in transition["message"]
         assert not scene.cordoned("gpu-1")

@@ -93,8 +93,7 @@ async def test_a_pod_that_never_ends_is_named_and_holds_its_node_to_the_end_and_
     async with open_scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as scene:
         held = {"labels": {"app": "db"}, "finalizers": ["example.com/keep"]}
         scene.e.cluster.add(PODS, gpu_pod("db-0", "gpu-1", metadata=held))
-        scene.apply(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
         end = end_of(scene, "gpu-1")
         await scene.released("gpu-1")
         assert timedelta(seconds=0) < virtual_now() - end <= timedelta(seconds=70)
@@ -126,8 +125,7 @@ async def test_nobody_is_deleted_by_an_operator_that_comes_back_too_late_for_the
     async with open_scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as scene:
         slow = gpu_pod("db-0", "gpu-1", metadata={"labels": {"app": "db"}}, spec={"terminationGracePeriodSeconds": 200})
         scene.e.cluster.add(PODS, slow)
-        scene.apply(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
         end = end_of(scene, "gpu-1")
         await scene.e.kill_operator()
         await asyncio.sleep((end - virtual_now()).total_seconds() - 100)

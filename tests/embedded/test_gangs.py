@@ -38,8 +38,7 @@ async def test_a_gang_starts_once_the_member_that_had_to_stay_is_gone() -> None:
     async with open_scene(*nodes(2), serving=FULL) as scene:
         shared(scene, rank(0, "gpu-1"), rank(1, "gpu-2", managed=False))
         since = scene.mark()
-        scene.apply(SLICED, drain=STRANDED_OK, rollout=at_once(2))
-        blocked = await scene.reason("gpu-1", "Unmanaged")
+        blocked = await scene.reach(SLICED, drain=STRANDED_OK, rollout=at_once(2), reason="Unmanaged")
         await scene.reason("gpu-2", "Unmanaged")
         assert blocked["culprit"] == "default/rank-1"
         assert "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)." in blocked["blockers"][0]
@@ -80,8 +79,7 @@ async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_i
         shared(scene, *beside, rank(0, "gpu-1"), rank(1, "gpu-2"))
         since = scene.mark()
         rule = {"behavior": "Block", "namespaceSelector": {"matchLabels": {"team": "b"}}}
-        scene.apply(SLICED, drain={**STRANDED_OK, "rules": [rule]}, rollout=at_once(2))
-        await scene.ready()
+        await scene.serve(SLICED, drain={**STRANDED_OK, "rules": [rule]}, rollout=at_once(2))
         first, second = dict(fenced_in_order(scene, since)).values()
         assert first == second != ""
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]

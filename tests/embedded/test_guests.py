@@ -44,8 +44,7 @@ async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_m
         install(scene.e.cluster)
         await scene.serve(FULL)
         planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
-        scene.apply(MIXED)
-        await scene.ready(seconds=HOUR)
+        await scene.serve(MIXED, seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")
     assert "class Reboot" in planned.out
     assert "may stay pending" not in planned.out

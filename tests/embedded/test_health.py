@@ -64,8 +64,7 @@ async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event(
 async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_restored() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "stray-process")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "GPUStillBusy")
+        await scene.reach(MIXED, reason="GPUStillBusy")
         scene.e.software.inject("gpu-1", "sick-gpu")
         await scene.phase("gpu-1", "Blocked")
         assert scene.fence("gpu-1") is None
@@ -79,8 +78,7 @@ async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_r
 @virtually
 async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         scene.e.software.inject("gpu-1", "sick-gpu")
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1")

@@ -47,8 +47,7 @@ async def test_pods_that_share_a_gpu_leave_before_the_change_and_share_one_of_an
     async with shared(2) as scene:
         assert reservations(scene) == ["gpu-1"]
         first = {pod["metadata"]["name"] for pod in scene.pods("llm")}
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(SLICED, stage="actuating")
         assert set(scene.evicted()) == first
         assert reservations(scene) == ["gpu-2"]
         await scene.ready()
@@ -72,8 +71,7 @@ async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_
         cluster = scene.e.cluster
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         why = await ask(cluster, "why", f"default/{name}")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "StrandedPods")
+        await scene.reach(MIXED, reason="StrandedPods")
         node = await ask(cluster, "why", "gpu-1")
     for told in (plan, node):
         text = " ".join(told.out.split())
@@ -109,8 +107,7 @@ async def test_pods_that_kai_would_not_place_on_mig_are_held_although_the_name_o
     """kai-scheduler/KAI-Scheduler#506, #1876."""
     async with shared(1) as scene:
         plan = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(spec)))
-        scene.apply(spec)
-        transition = await scene.reason("gpu-1", "StrandedPods")
+        transition = await scene.reach(spec, reason="StrandedPods")
         assert scene.evicted() == []
     assert said in " ".join(plan.out.split())
     assert said in transition["message"]

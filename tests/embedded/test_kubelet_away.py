@@ -21,8 +21,7 @@ def kubelet(scene: Scene, name: str, *, there: bool) -> None:
 async def test_a_kubelet_that_mig_manager_restarts_is_waited_for_and_no_wedge_is_seen_in_it() -> None:
     """On EKS the node is NotReady for minutes after every change of the MIG mode."""
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         kubelet(scene, "gpu-1", there=False)
         transition = await scene.reason("gpu-1", "NodeNotReady")
         assert transition["phase"] == "Verifying"
@@ -57,8 +56,7 @@ async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_
 async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_when_it_is_back_in_time() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]}))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "20m"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={"unmanagedPods": "Evict", "timeout": "20m"})
         await scene.e.until(lambda: scene.evicted() == ["stays"], "the eviction", 60)
         kubelet(scene, "gpu-1", there=False)
         await scene.reason("gpu-1", "NodeUnreachable")
@@ -82,8 +80,7 @@ async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_w
 async def test_a_node_that_is_away_past_its_drain_is_restored_and_tried_again_when_it_is_back() -> None:
     async with open_scene(*nodes(1), workloads=[SimWorkload("free", 1)]) as scene:
         await scene.running("free", 1)
-        scene.apply(SLICED, drain={"timeout": "2m", "strandedPods": "Allow"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={"timeout": "2m", "strandedPods": "Allow"})
         kubelet(scene, "gpu-1", there=False)
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")

@@ -40,8 +40,7 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
         assert "Blocked: LabelOwnedElsewhere" in plan.out
         assert TOLD in " ".join(plan.out.split())
         since = scene.mark()
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", "LabelOwnedElsewhere")
+        transition = await scene.reach(MIXED, reason="LabelOwnedElsewhere")
         assert transition["phase"] == "Blocked"
         await scene.until_condition("Stalled", "True", "Blocked")
         await asyncio.sleep(3600)

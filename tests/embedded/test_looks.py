@@ -70,8 +70,7 @@ async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> No
         client = Looking(scene.e.cluster, "operator")
         client.looks = []
         scene.e.start_operator(client)
-        scene.apply(SLICED)
-        fenced = (await scene.fenced("gpu-1")).since
+        fenced = (await scene.begin(SLICED)).since
         actuated = (await scene.fenced("gpu-1", "actuating")).stage_since
         await scene.ready()
     empty = client.at("gpu-1", fenced, actuated)
@@ -83,8 +82,7 @@ async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> No
 async def test_an_operator_that_starts_after_the_last_holder_left_proves_the_node_idle_from_scratch() -> None:
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         await scene.running("llm", 1)
-        scene.apply(SLICED, drain={"strandedPods": "Allow"})
-        fenced = (await scene.fenced("gpu-1")).since
+        fenced = (await scene.begin(SLICED, drain={"strandedPods": "Allow"})).since
         there = scene.e.cluster.objects
 
         def nearly_proven() -> bool:

@@ -49,8 +49,7 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 ) -> None:
     async with open_scene(*nodes(2)) as scene:
         begin(scene, resource, obj)
-        scene.apply(SLICED, rollout=at_once(2))
-        transition = await scene.reason("gpu-1", "ForeignMaintenance")
+        transition = await scene.reach(SLICED, rollout=at_once(2), reason="ForeignMaintenance")
         doing = "is waiting for" if resource is NVIDIA_MAINTENANCES else "is working on"
         assert (transition["phase"], transition["message"]) == (
             "Blocked",
@@ -94,8 +93,7 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
     resource: Resource, obj: JSON, who: str
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.fenced("gpu-1", "yielded", 10)
         assert scene.cordoned("gpu-1")
@@ -114,8 +112,7 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_its_cordon_is
     resource: Resource, obj: JSON, who: str
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(SLICED, stage="actuating")
         begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.fenced("gpu-1", "yielded", 600)
         assert (await scene.reason("gpu-1", "ForeignMaintenance"))["message"].startswith(who)
@@ -149,8 +146,7 @@ async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_wri
             begin(scene, resource, obj)
             scene.person("gpu-1", {"metadata": {"annotations": {"example.com/read-by-no-plan": "1"}}})
 
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         client = scene.e.client
         assert client is not None
         client.interfere(lambda body: "actuating" in str(body), meanwhile)
@@ -167,8 +163,7 @@ async def test_an_operator_that_is_uninstalled_with_its_kind_maintains_nothing_a
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         begin(scene, resource, obj)
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", "ForeignMaintenance")
+        await scene.reach(SLICED, reason="ForeignMaintenance")
         scene.e.cluster.uninstall(resource)
         await scene.ready(seconds=180)
 
@@ -178,8 +173,7 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 2)]) as scene:
         await scene.running("llm", 2)
         await scene.serve(FULL)
-        scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
         scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
         await scene.reason("gpu-1", "PDBInUse")
         before = scene.mark()

@@ -58,8 +58,7 @@ async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
 ) -> None:
     async with open_scene(*nodes(2)) as scene:
         begin(scene, "gpu-1", mark)
-        scene.apply(SLICED, rollout=at_once(1))
-        shown = await scene.reason("gpu-1", "ForeignMaintenance")
+        shown = await scene.reach(SLICED, rollout=at_once(1), reason="ForeignMaintenance")
         assert shown["message"].startswith(f"{who} is working on gpu-1")
         await scene.reason("gpu-2", "BudgetFull")
         assert scene.node_writes() == {}
@@ -75,8 +74,7 @@ async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
     """Else both are away a moment later."""
     async with open_scene(*nodes(2)) as scene:
         scene.person("gpu-1", mark)
-        scene.apply(SLICED, rollout=at_once(1))
-        shown = await scene.reason("gpu-1", "ForeignMaintenance")
+        shown = await scene.reach(SLICED, rollout=at_once(1), reason="ForeignMaintenance")
         assert shown["message"].startswith(f"{who} is working on gpu-1")
         full = await scene.reason("gpu-2", "BudgetFull")
         assert f"to be unavailable at once ({who} has begun to work on gpu-1); waiting" in full["message"]
@@ -100,8 +98,7 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
     who: str, mark: JSON, unmark: JSON
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         begin(scene, "gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", 30)
         assert find_marker(scene.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
@@ -116,8 +113,7 @@ async def test_one_that_comes_after_the_point_of_no_return_keeps_our_cordon_unti
     who: str, mark: JSON, unmark: JSON
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         begin(scene, "gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", HOUR)
         assert scene.cordoned("gpu-1")
@@ -179,8 +175,7 @@ async def test_one_that_is_announced_in_the_middle_of_a_change_waits_for_it_and_
 async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_keep_our_cordon(state: str) -> None:
     _, mark, unmark = NEIGHBORS["kured reboots"]
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.person("gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", 30)
         scene.person("gpu-1", upgrade(state))
@@ -199,8 +194,7 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
     said: str, mark: JSON, unmark: JSON
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.person("gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", 30)
         await asyncio.sleep(HOUR)
@@ -218,8 +212,7 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
     said: str, mark: JSON, unmark: JSON
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         scene.person("gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", HOUR)
         await asyncio.sleep(HOUR)
@@ -246,8 +239,7 @@ async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays
                 seen[change.new["metadata"]["name"]].add((fence_of(change.new) is not None, label))
 
         scene.e.cluster.store.on_commit.append(look)
-        scene.apply(MIXED, rollout=at_once(1))
-        await scene.ready(seconds=HOUR)
+        await scene.serve(MIXED, rollout=at_once(1), seconds=HOUR)
         assert seen == {
             "gpu-1": {(False, "since-monday"), (True, "since-monday")},
             "gpu-2": {(False, ""), (True, "true")},
@@ -275,8 +267,7 @@ async def test_a_node_that_carries_a_key_of_the_admins_is_left_alone_until_it_go
 ) -> None:
     async with open_scene(*nodes(1), maintenance_keys=(KEY,)) as scene:
         scene.person("gpu-1", mark)
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "ForeignMaintenance")
+        transition = await scene.reach(SLICED, reason="ForeignMaintenance")
         assert transition["message"].startswith(f"someone ({kind} {KEY}) is working on gpu-1")
         assert scene.node_writes()["gpu-1"] == 0
         scene.person("gpu-1", lift)
@@ -315,8 +306,7 @@ async def test_a_health_agent_that_sees_dcgm_stop_does_not_repair_the_node(repai
 
         scene.e.cluster.store.on_commit.append(look)
         assert repairs(scene.e.node("gpu-1")), "an ordinary node is looked after"
-        scene.apply(MIXED, drain={"strandedPods": "Allow"})
-        await scene.ready(seconds=HOUR)
+        await scene.serve(MIXED, drain={"strandedPods": "Allow"}, seconds=HOUR)
         assert stopped, "mig-manager paused DCGM"
         assert not any(stopped)
         assert repairs(scene.e.node("gpu-1")), "and looked after again"

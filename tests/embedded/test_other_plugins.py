@@ -29,8 +29,7 @@ async def test_a_node_of_another_device_plugin_is_left_alone_until_it_is_handed_
         mark(scene, metadata)
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
         since = scene.mark()
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        transition = await scene.reason("gpu-1", "ForeignDevicePlugin")
+        transition = await scene.reach(SLICED, drain={"unmanagedPods": "Evict"}, reason="ForeignDevicePlugin")
         assert transition["phase"] == "Blocked"
         assert transition["message"].startswith(f"{plugin} serves the GPUs on gpu-1 (")
         await scene.phase("gpu-2", "Synced")
@@ -49,8 +48,7 @@ async def test_plan_status_and_doctor_name_the_other_device_plugin(tmp_path: Pat
         mark(scene, MARKS["HAMi's annotation"][0])
         cluster = scene.e.cluster
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(SLICED)))
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", "ForeignDevicePlugin")
+        await scene.reach(SLICED, reason="ForeignDevicePlugin")
         status = await ask(cluster, "status")
         doctor = await ask(cluster, "doctor", "-o", "json")
     assert "Blocked: ForeignDevicePlugin" in plan.out

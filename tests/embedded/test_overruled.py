@@ -104,8 +104,7 @@ async def test_no_pod_is_evicted_after_the_deadline_of_its_drain_where_each_evic
     async with open_scene(*nodes(1, gpus=8), lease=Timing()) as scene:
         add_pods(scene)
         scene.e.cluster.faults.fail("evict", PODS, SILENCE, times=EVER, after=True)
-        scene.apply(SLICED, drain={"timeout": "1m"})
-        deadline = (await scene.fenced("gpu-1")).deadline
+        deadline = (await scene.begin(SLICED, drain={"timeout": "1m"})).deadline
         await scene.e.until(lambda: virtual_now() >= deadline, "the deadline", 600)
         left = scene.evicted()
         assert 0 < len(left) < 8
@@ -129,8 +128,7 @@ async def test_no_further_pod_is_deleted_by_force_once_the_policy_gives_up_inste
 @virtually
 async def test_a_proof_that_a_node_is_idle_does_not_grow_old_behind_writes_of_policies_that_hang() -> None:
     async with open_scene(*nodes(1), lease=Timing()) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.e.cluster.faults.fail("patch", POLICIES, SILENCE, times=EVER, subresource="")
         await asyncio.sleep(11.5)
         for number in range(10):

@@ -44,8 +44,7 @@ async def test_a_failed_node_is_repaired_by_its_new_owner_in_the_same_slot(delet
 async def test_an_older_policy_of_equal_priority_does_not_take_a_node_from_one_that_drains_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL, "older", "elsewhere")
-        scene.apply(SLICED, "younger", "b")
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, "younger", "b")
         assert names.LABEL_POLICY not in scene.labels("gpu-1"), "nobody has proven anything there yet"
         scene.apply(FULL, "older", "b")
         await scene.ready("younger")

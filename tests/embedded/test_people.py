@@ -70,8 +70,7 @@ async def test_what_arrives_between_decision_and_fence_is_not_overridden(body: J
 
         scene.e.cluster.faults.on_write = interfere
         begun = scene.mark()
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", reason)
+        await scene.reach(SLICED, reason=reason)
         assert interfered
         await asyncio.sleep(60)
         assert scene.node_writes(begun)["gpu-1"] == 0
@@ -81,8 +80,7 @@ async def test_what_arrives_between_decision_and_fence_is_not_overridden(body: J
 @virtually
 async def test_hold_cordon_leaves_the_node_cordoned_when_the_change_is_done() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.annotate("gpu-1", hold_cordon="true")
         await scene.ready()
         assert scene.cordoned("gpu-1")
@@ -92,8 +90,7 @@ async def test_hold_cordon_leaves_the_node_cordoned_when_the_change_is_done() ->
 @virtually
 async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change_up() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.cordon("gpu-1", on=False)
         await scene.released("gpu-1")
         assert scene.labels("gpu-1")[names.LABEL_MODE] == "full"
@@ -108,8 +105,7 @@ async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change
 @virtually
 async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         await asyncio.sleep(3)
         scene.cordon("gpu-1", on=False)
         await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 5)
@@ -121,8 +117,7 @@ async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() ->
 async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_moment() -> None:
     """docs/design/drain.md#x1: the uncordon comes between our decision and our PATCH, which fails with 409."""
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         client = scene.e.client
         assert client is not None
         client.interfere(lambda body: "actuating" in str(body), lambda: scene.cordon("gpu-1", on=False))
@@ -146,8 +141,7 @@ UNMARKED: dict[str, JSON] = {
 @virtually
 async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_goes(who: str) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.person("gpu-1", FOREIGN[who])
         await scene.fenced("gpu-1", "yielded")
         assert scene.cordoned("gpu-1")
@@ -182,8 +176,7 @@ async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_tha
 @virtually
 async def test_a_node_of_one_policy_waits_for_the_node_in_flight_of_another_under_the_cap_over_all() -> None:
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), max_in_flight=1, config_propagation=0.0) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         scene.apply(SLICED, name="pool-c", pool="c")
         waiting = await scene.reason("gpu-2", "BudgetFull")
         assert waiting["phase"] == "Pending"
@@ -196,8 +189,7 @@ async def test_a_node_of_one_policy_waits_for_the_node_in_flight_of_another_unde
 async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget() -> None:
     async with open_scene(*nodes(3)) as scene:
         scene.cordon("gpu-3")
-        scene.apply(SLICED, rollout=at_once(1))
-        shown = await scene.reason("gpu-1", "BudgetFull")
+        shown = await scene.reach(SLICED, rollout=at_once(1), reason="BudgetFull")
         assert (shown["culprit"], shown["waitingFor"]) == ("node/gpu-3", "Person")
         await scene.until_condition("Stalled", "True", "Blocked")
         await asyncio.sleep(60)
@@ -236,8 +228,7 @@ async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other(
 @virtually
 async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         assert claims(scene) == {"gpu-1"}
         log = scene.e.cluster.writes
         claim = next(i for i, w in enumerate(log) if w.call.resource == LEASES and "pool-b" in str(w.call.body))
@@ -253,11 +244,9 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
 @virtually
 async def test_a_policy_of_strictly_higher_priority_takes_the_node_over_as_a_normal_change() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, name="pool-z")
-        await scene.ready("pool-z")
+        await scene.serve(SLICED, name="pool-z")
         mark = scene.mark()
-        scene.apply(MIXED, name="pool-a", priority=5)
-        await scene.ready("pool-a")
+        await scene.serve(MIXED, name="pool-a", priority=5)
         assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
         assert scene.node_writes(mark) == {"gpu-1": 3}
         await scene.until_condition("Ready", "False", "NoNodes", "pool-z")
@@ -267,8 +256,7 @@ async def test_a_policy_of_strictly_higher_priority_takes_the_node_over_as_a_nor
 async def test_raising_a_priority_before_the_point_of_no_return_gives_the_running_change_up() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED, name="pool-z")
-        scene.apply(MIXED, name="pool-a", priority=-1)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED, name="pool-a", priority=-1)
         scene.apply(MIXED, name="pool-a", priority=1)
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1"), "the node is given back before it is taken anew"

@@ -42,8 +42,7 @@ async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_
     async with plain() as scene:
         await scene.serve(MPS)
         since = scene.mark()
-        scene.apply(MORE_CLIENTS)
-        await scene.ready(seconds=1200)
+        await scene.serve(MORE_CLIENTS, seconds=1200)
         proven(scene, MORE_CLIENTS)
         assert [w for w in scene.writes(since, "pods") if w.call.verb == "delete"] == []
         configs = {
@@ -111,8 +110,7 @@ WITH_MIG = {"MIG": MIXED, "Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
 async def test_with_mig_manager_beside_the_chart_every_mode_works(way: tuple[str, str]) -> None:
     async with with_mig_manager() as scene:
         for mode in way:
-            scene.apply(WITH_MIG[mode])
-            await scene.ready(seconds=1200)
+            await scene.serve(WITH_MIG[mode], seconds=1200)
             for name in ("gpu-1", "gpu-2"):
                 machine = scene.e.software.nodes[name]
                 assert difference(WITH_MIG[mode], scene.e.node(name), machine) == ""

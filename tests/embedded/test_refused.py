@@ -188,8 +188,7 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
 @virtually
 async def test_a_change_that_was_blocked_by_the_stack_in_the_middle_gives_the_node_back() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED, rollout=at_once(1))
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED, rollout=at_once(1))
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed("theirs", "devicePlugin", "config", "name"))
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")

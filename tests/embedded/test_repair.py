@@ -69,8 +69,7 @@ async def test_after_three_overwrites_it_gives_up_though_it_is_restarted() -> No
             overwrite(scene)
             scene.e.start_operator()
         assert reported(scene) == ["repair 1 of 3", "repair 2 of 3", "repair 3 of 3"]
-        scene.apply(MPS)
-        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        blocked = await scene.reach(MPS, reason="MPSNotSwitchable")
         words = "has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time"
         assert words in blocked["message"]
         await asyncio.sleep(HOUR)

@@ -40,8 +40,7 @@ async def test_a_cure_waits_for_a_pod_that_landed_meanwhile() -> None:
     async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", "wedge-pending")
-        scene.apply(MIXED, drain=EVICT)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, drain=EVICT, stage="actuating")
         await pod_lands(scene)
         await scene.ready(seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")
@@ -85,8 +84,7 @@ def at_work(scene: Scene, attempt: int) -> bool:
 async def test_a_plugins_key_that_somebody_overwrote_on_a_card_without_mig_is_written_again() -> None:
     async with open_scene(node("gpu-1", product=L40S)) as scene:
         await asyncio.sleep(10)
-        scene.apply(SLICED, rollout=SHORT)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(SLICED, rollout=SHORT, stage="actuating")
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: "theirs"}}})
         await scene.ready()
         assert_as_wanted(scene, SLICED, "gpu-1")
@@ -137,8 +135,6 @@ async def test_a_drain_for_time_slicing_that_became_one_for_mig_lets_all_pods_le
     async with open_scene(*nodes(1), cluster_policy=WITH_REBOOT) as scene:
         scene.e.cluster.add(PODS, cpu)
         await asyncio.sleep(10)
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
-        scene.apply(MIXED, drain=EVICT)
-        await scene.ready(seconds=HOUR)
+        await scene.begin(SLICED)
+        await scene.serve(MIXED, drain=EVICT, seconds=HOUR)
         assert scene.evicted() == ["cpu"]

@@ -19,8 +19,7 @@ RECORDS = {names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATIO
 @virtually
 async def test_a_reset_takes_one_node_at_a_time_and_its_pods_run_again() -> None:
     async with open_scene(*nodes(2), workloads=(SimWorkload("free", 2),)) as scene:
-        scene.apply(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"})
-        await scene.ready(seconds=HOUR)
+        await scene.serve(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"}, seconds=HOUR)
         await scene.running("free", 2)
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.any_fenced("fenced")
@@ -58,8 +57,7 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
 @virtually
 async def test_a_budget_that_allows_nothing_holds_up_a_reset_and_is_named_until_the_pod_is_gone() -> None:
     async with open_scene(*nodes(1), workloads=(SimWorkload("llm", 1),)) as scene:
-        scene.apply(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"})
-        await scene.ready(seconds=HOUR)
+        await scene.serve(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"}, seconds=HOUR)
         await scene.running("llm", 1)
         scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
         scene.e.cluster.delete(POLICIES, "pool-b")

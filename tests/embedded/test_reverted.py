@@ -57,8 +57,7 @@ async def test_a_proof_that_others_keep_undoing_is_written_again_once_at_once_an
     value: str | None,
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         reverter = Reverter(scene, "nodes", undo_proof(scene, value))
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"annotations": {PROOF: None}}})
         await asyncio.sleep(2)
@@ -83,8 +82,7 @@ async def test_a_proof_that_others_keep_undoing_is_written_again_once_at_once_an
 @virtually
 async def test_a_config_map_that_others_keep_undoing_is_written_ever_more_rarely_and_named_on_the_policy() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.ready()
+        await scene.serve(SLICED)
         name = scene.e.settings.plugin_config_map
         key = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG]
 
@@ -157,8 +155,7 @@ async def test_a_label_of_the_device_plugin_that_others_change_once_in_mid_chang
     spec: JSON, value: str | None
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         scene.apply(spec)
         fence = await scene.fenced("gpu-1", "actuating", seconds=900)
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: value}}})
@@ -178,8 +175,7 @@ async def test_a_label_of_the_device_plugin_that_others_keep_changing_fails_the_
             scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {label: None}}})
             return True
 
-        scene.apply(FULL)
-        await scene.ready()
+        await scene.serve(FULL)
         reverter = Reverter(scene, "nodes", undo)
         scene.apply(MIXED)
         shown = await scene.phase("gpu-1", "Failed")

@@ -176,8 +176,7 @@ async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_o
     async with open_scene(*nodes(2)) as scene:
         await scene.serve(OTHER_MIXED, rollout=at_once(2))
         scene.e.software.inject("gpu-1", "refuse")
-        scene.apply(MIXED, rollout={**BACK, "maxFailures": 2})
-        await scene.reason("gpu-1", "RolledBack")
+        await scene.reach(MIXED, rollout={**BACK, "maxFailures": 2}, reason="RolledBack")
         await scene.phase("gpu-2", "Synced")
         assert_as_wanted(scene, OTHER_MIXED, "gpu-1")
         assert_as_wanted(scene, MIXED, "gpu-2")
@@ -188,8 +187,7 @@ async def test_pods_of_the_old_layout_come_back_to_a_node_that_went_back() -> No
     async with open_scene(*nodes(1), workloads=(SimWorkload("free", 1),), serving=FULL) as scene:
         await scene.running("free", 1)
         scene.e.software.inject("gpu-1", "refuse")
-        scene.apply(MIXED, rollout=BACK, drain={"strandedPods": "Allow"})
-        await scene.reason("gpu-1", "RolledBack")
+        await scene.reach(MIXED, rollout=BACK, drain={"strandedPods": "Allow"}, reason="RolledBack")
         await scene.running("free", 1)
 
 
@@ -208,8 +206,7 @@ async def test_the_entries_of_the_old_layout_stay_while_a_node_may_go_back_to_th
 @virtually
 async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_proven_is_given_back() -> None:
     async with open_scene(*nodes(1), serving=OTHER_MIXED) as scene:
-        scene.apply(MIXED, rollout=BACK)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, rollout=BACK, stage="actuating")
         ready(scene, "False")
         held = await scene.phase("gpu-1", "Failed", seconds=2 * HOUR)
         assert "once the state of the node is known" in held["message"]

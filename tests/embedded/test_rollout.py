@@ -36,8 +36,7 @@ def begun(scene: Scene, since: int = 0) -> list[Write]:
 @virtually
 async def test_a_pool_changes_at_night_without_anybody_and_is_woken_by_the_clock() -> None:
     async with open_scene(*nodes(3), lease=RARELY) as scene:
-        scene.apply(SLICED, rollout=at_once(3, windows=[NIGHT]))
-        transition = await scene.reason("gpu-1", "WindowClosed")
+        transition = await scene.reach(SLICED, rollout=at_once(3, windows=[NIGHT]), reason="WindowClosed")
         assert "2026-11-20T10:00:00Z" in transition["message"]
         assert scene.e.policy("pool-b")["status"]["summary"]["nextWindow"] == "2026-11-20T10:00:00Z"
         await scene.ready(seconds=2 * HOUR)
@@ -113,8 +112,7 @@ async def test_no_other_node_starts_after_the_soak_when_the_canary_breaks_in_it_
 @virtually
 async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_another() -> None:
     async with open_scene(*nodes(3)) as scene:
-        scene.apply(SLICED, rollout=at_once(1, approval="Manual"))
-        await scene.reason("gpu-1", "ApprovalNeeded")
+        await scene.reach(SLICED, rollout=at_once(1, approval="Manual"), reason="ApprovalNeeded")
         await asyncio.sleep(60)
         plan = scene.e.policy("pool-b")["status"]["plan"]["hash"]
         note(scene, approve=plan)
@@ -129,8 +127,7 @@ async def test_a_proven_node_whose_gpu_is_lost_takes_no_approval_with_it() -> No
     hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2")}
     async with open_scene(*nodes(2, gpus=1), hardware=hardware, serving=FULL) as scene:
         canary = {"nodes": 1, "soak": "1h"}
-        scene.apply(MIXED, rollout=at_once(1, approval="Manual", canary=canary))
-        await scene.reason("gpu-1", "ApprovalNeeded")
+        await scene.reach(MIXED, rollout=at_once(1, approval="Manual", canary=canary), reason="ApprovalNeeded")
         await asyncio.sleep(60)
         plan = scene.e.policy("pool-b")["status"]["plan"]["hash"]
         note(scene, approve=plan)
@@ -147,8 +144,7 @@ async def test_a_proven_node_whose_gpu_is_lost_takes_no_approval_with_it() -> No
 async def test_who_is_to_approve_a_plan_sees_what_would_keep_it_from_being_carried_out() -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
-        scene.apply(SLICED, rollout=at_once(1, approval="Manual"))
-        await scene.reason("gpu-1", "ApprovalNeeded")
+        await scene.reach(SLICED, rollout=at_once(1, approval="Manual"), reason="ApprovalNeeded")
 
         def plan() -> dict[str, list[str]]:
             found: dict[str, list[str]] = scene.e.policy("pool-b")["status"]["plan"]
@@ -201,8 +197,7 @@ def are_halted(scene: Scene, count: int) -> bool:
 async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many() -> None:
     """Or one look at the first failure would let every further node break, or go back, unseen."""
     async with open_scene(*nodes(4)) as scene:
-        scene.apply(SLICED, rollout=at_once(4))
-        await scene.ready(seconds=2 * HOUR)
+        await scene.serve(SLICED, rollout=at_once(4), seconds=2 * HOUR)
         before = len(begun(scene))
         for number in range(1, 5):
             scene.e.software.inject(f"gpu-{number}", "refuse")
@@ -239,8 +234,7 @@ async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_ch
 async def test_a_person_gives_up_one_change_by_its_name_before_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        fence = await scene.fenced("gpu-1")
+        fence = await scene.begin(SLICED, drain={"unmanagedPods": "Evict"})
         scene.annotate("gpu-1", abort="another")
         await asyncio.sleep(5)
         assert scene.fence("gpu-1") is not None, "another change was meant"
@@ -257,10 +251,8 @@ async def test_a_drain_that_a_pause_held_goes_on_when_the_pause_ends() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
         evict = {"unmanagedPods": "Evict"}
-        scene.apply(SLICED, drain=evict)
-        await scene.fenced("gpu-1")
-        scene.apply(SLICED, drain=evict, rollout=at_once(1, paused=True, whenPaused="Hold"))
-        await scene.reason("gpu-1", "Paused")
+        await scene.begin(SLICED, drain=evict)
+        await scene.reach(SLICED, drain=evict, rollout=at_once(1, paused=True, whenPaused="Hold"), reason="Paused")
         await asyncio.sleep(300)
         assert scene.cordoned("gpu-1")
         assert scene.evicted() == []
@@ -271,8 +263,7 @@ async def test_a_drain_that_a_pause_held_goes_on_when_the_pause_ends() -> None:
 @virtually
 async def test_a_pause_that_aborts_restores_the_node_at_once_and_lets_it_start_when_it_ends() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.apply(SLICED, rollout=at_once(1, paused=True, whenPaused="Abort"))
         await scene.released("gpu-1", seconds=5)
         assert not scene.cordoned("gpu-1")
@@ -299,8 +290,7 @@ async def test_a_skipped_node_is_shown_and_keeps_its_place_in_the_pool() -> None
 async def test_five_attempts_that_were_given_up_ask_for_a_person_and_stop_nobody_else() -> None:
     async with open_scene(*nodes(2), abort_backoff=10.0, lease=RARELY) as scene:
         scene.e.cluster.faults.on_write = lambda write, when: lift(scene, write, when)
-        scene.apply(SLICED, rollout=at_once(1))
-        transition = await scene.reason("gpu-1", "NeedsAttention", seconds=DAY)
+        transition = await scene.reach(SLICED, rollout=at_once(1), reason="NeedsAttention", seconds=DAY)
         assert "attempt 5 was abandoned (UncordonedExternally)" in transition["message"]
         await scene.phase("gpu-2", "Synced")
         scene.e.cluster.faults.on_write = lambda write, when: None

@@ -85,12 +85,10 @@ async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in
         scene.apply(MIXED)
         await scene.running("inference", 2)
         assert {pod["spec"]["nodeName"] for pod in scene.pods("inference")} == {"gpu-1"}
-        scene.apply(MIG_SLICED, name="pool-c", pool="c")
-        await scene.ready("pool-c")
+        await scene.serve(MIG_SLICED, name="pool-c", pool="c")
         assert scene.labels("gpu-2")[names.LABEL_MODE] == "mig-time-slicing"
         assert {pod["spec"]["nodeName"] for pod in scene.pods("inference")} == {"gpu-1"}
-        scene.apply(MIXED, name="pool-c", pool="c")
-        await scene.ready("pool-c")
+        await scene.serve(MIXED, name="pool-c", pool="c")
         await scene.serve(FULL, drain={"strandedPods": "Allow"})
         await scene.running("inference", 2)
         alive = [pod for pod in scene.pods("inference") if "deletionTimestamp" not in pod["metadata"]]
@@ -114,8 +112,7 @@ async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemon
 async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> None:
     async with open_scene(*nodes(1), serving=MPS) as scene:
         scene.e.software.inject("gpu-1", "kill-mps-daemon")
-        scene.apply(SINGLE)
-        transition = await scene.reason("gpu-1", "ComputeMode")
+        transition = await scene.reach(SINGLE, reason="ComputeMode")
         assert "GPUs 0, 1 are in" in transition["message"]
         assert transition["message"].count("nvidia-smi -c 0") == 1
         assert transition["culprit"] == "GPUs"
@@ -173,8 +170,7 @@ async def test_while_the_mps_daemon_does_not_run_no_node_is_drained_to_leave_mps
         name = pod["metadata"]["name"]
         crash(scene, name, up=False)
         mark, evicted = scene.mark(), scene.evicted()
-        scene.apply(spec)
-        transition = await scene.reason("gpu-1", "MPSDaemonNotReady")
+        transition = await scene.reach(spec, reason="MPSDaemonNotReady")
         await asyncio.sleep(1800)
         assert (transition["phase"], transition["culprit"]) == ("Blocked", "mps-control-daemon")
         assert "GPUs 0, 1 would stay in compute mode ExclusiveProcess" in transition["message"]
@@ -230,8 +226,7 @@ async def test_where_the_mps_daemon_would_not_hear_of_its_configuration_no_drain
     sim, why = DEAF[what]
     async with open_scene(*nodes(1, product=L40S), sim=sim, serving=SLICED) as scene:
         since = scene.mark()
-        scene.apply(MPS)
-        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        blocked = await scene.reach(MPS, reason="MPSNotSwitchable")
         assert blocked["phase"] == "Blocked"
         assert why in blocked["message"]
         assert f"daemonset/{DAEMON} -c config-manager PROCESS_TO_SIGNAL=" in blocked["message"]
@@ -282,8 +277,7 @@ async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() ->
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "unowned", 60)
         mark = scene.mark()
-        scene.apply(MPS, name="pool-c")
-        await scene.ready("pool-c")
+        await scene.serve(MPS, name="pool-c")
         assert all("spec" not in (write.call.body or {}) for write in scene.writes(mark, "nodes"))
         assert not deleted(scene, DAEMON)
 
@@ -293,8 +287,7 @@ async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() ->
 async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) -> None:
     async with open_scene(*nodes(1), serving=MPS) as scene:
         scene.e.software.inject("gpu-1", fault)
-        scene.apply(MIXED)
-        await scene.ready(seconds=3 * 3600)
+        await scene.serve(MIXED, seconds=3 * 3600)
         assert len(deleted(scene, "nvidia-mig-manager")) == 1
         assert difference(MIXED, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 

@@ -109,8 +109,7 @@ async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_
 async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_call_takes_three_seconds() -> None:
     async with open_scene(*nodes(12), start=False, lease=Timing()) as scene:
         start(scene, 3.0)
-        scene.apply(OTHER_MIXED, rollout=at_once(4))
-        await scene.ready(seconds=HOUR)
+        await scene.serve(OTHER_MIXED, rollout=at_once(4), seconds=HOUR)
         assert scene.guard.largest["pool-b"] == 4
 
 
@@ -118,8 +117,7 @@ async def test_no_more_nodes_are_away_than_max_unavailable_allows_where_each_cal
 async def test_a_repair_of_the_mps_daemonset_is_reported_once_where_each_call_takes_five_seconds() -> None:
     async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False, lease=Timing()) as scene:
         start(scene, 5.0)
-        scene.apply(MPS)
-        await scene.ready(seconds=HOUR)
+        await scene.serve(MPS, seconds=HOUR)
         assert (scene.events()["MPSDaemonRepaired"], counted(scene)) == (1, 1)
 
 
@@ -167,8 +165,7 @@ async def test_a_wall_clock_that_is_set_by_an_hour_in_the_middle_of_a_drain_chan
         scene.e.now = SteadyClock(loop_time, wall)
         scene.e.start_operator()
         scene.e.cluster.add(PODS, gpu_pod("job", "gpu-1", metadata={"finalizers": ["example.com/slow"]}))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "10m"})
-        fence = await scene.fenced("gpu-1")
+        fence = await scene.begin(SLICED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "10m"})
         set_it()
         lists = scene.e.cluster.calls["operator", "list", "pods"]
         await asyncio.sleep(60)

@@ -48,8 +48,7 @@ async def test_after_sixty_passes_in_vain_the_policy_is_stalled_unless_pods_of_a
         await scene.serve(FULL)
         scene.e.cluster.add(PODS, gpu_pod("notebook", "gpu-1"))
         scene.person("gpu-2", {"metadata": {"labels": {names.LABEL_SKIP: "true"}}})
-        scene.apply(SLICED, rollout=at_once(2), drain={"strandedPods": "Allow"})
-        await scene.reason("gpu-1", "Unmanaged")
+        await scene.reach(SLICED, rollout=at_once(2), drain={"strandedPods": "Allow"}, reason="Unmanaged")
         since = scene.mark()
         client.armed = True
         await scene.fenced("gpu-2", seconds=HOUR)

@@ -114,8 +114,7 @@ async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_
             await opened(scene, "gpu-1")
             assert scene.node_writes(since) == {"gpu-1": 1}
             return
-        scene.apply(SLICED, rollout=at_once(0))
-        await scene.reason("gpu-1", "Frozen")
+        await scene.reach(SLICED, rollout=at_once(0), reason="Frozen")
         for name in ("gpu-1", "gpu-2"):
             scene.person(name, again)
         await scene.serve(SLICED, rollout=at_once(1))
@@ -127,8 +126,7 @@ async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_
 @virtually
 async def test_what_does_not_tolerate_the_taint_is_told_on_the_node_and_on_the_policy_until_it_does() -> None:
     async with open_scene(gated("gpu-1")) as scene:
-        scene.apply(MIXED)
-        shown = await scene.reason("gpu-1", "TaintNotTolerated")
+        shown = await scene.reach(MIXED, reason="TaintNotTolerated")
         assert "kubectl patch clusterpolicy cluster-policy" in shown["message"]
         row = await scene.until_condition("Stalled", "True", "Blocked")
         assert "daemonsets.tolerations" in row["message"]
@@ -149,8 +147,7 @@ async def test_a_release_that_loses_against_another_taint_is_decided_anew_and_ke
             taints = copy.deepcopy(taints_of(scene.e.node("gpu-1")))
             scene.person("gpu-1", {"spec": {"taints": [*taints, theirs]}})
 
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(SLICED, stage="actuating")
         client = scene.e.client
         assert client is not None
         client.interfere(lambda body: "taints" in body.get("spec", {}), meanwhile)
@@ -161,8 +158,7 @@ async def test_a_release_that_loses_against_another_taint_is_decided_anew_and_ke
 @virtually
 async def test_a_policy_that_goes_in_the_middle_leaves_the_taint() -> None:
     async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.released("gpu-1")
         assert waits(scene, "gpu-1")
@@ -186,8 +182,7 @@ def is_initialized(raw: JSON, startup_taints: list[JSON]) -> bool:
 async def test_karpenter_counts_the_node_as_started_when_it_is_proven_and_not_before() -> None:
     """spec.template.spec.startupTaints of the NodePool; Karpenter takes its own taint when the node has registered."""
     async with open_scene(gated("gpu-1", UNREGISTERED), cluster_policy=PREPARED) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         scene.person("gpu-1", {"spec": {"taints": [GATE]}, "metadata": {"labels": {"karpenter.sh/registered": "true"}}})
         assert not is_initialized(scene.e.node("gpu-1"), [GATE])
         await scene.fenced("gpu-1", "actuating")

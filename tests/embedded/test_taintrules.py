@@ -55,8 +55,7 @@ async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_
         for workload in workloads:
             await scene.running(workload.name, workload.replicas)
         await find_tested(scene, works=True)
-        scene.apply(MIXED, drain={"strandedPods": "Allow"})
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED, drain={"strandedPods": "Allow"})
         await scene.e.until(lambda: len(scene.evicted()) == 2, "one pod of each to leave", 300)
         assert rules(scene) == [RULE]
         assert not scene.cordoned("gpu-1")
@@ -78,8 +77,7 @@ async def test_a_cpu_pod_starts_on_a_node_that_is_drained_and_gpu_pods_wait_and_
 async def test_without_the_feature_gate_the_node_is_cordoned_and_the_policy_says_why() -> None:
     async with tainted(bare("gpu-1"), gate=False) as scene:
         await find_tested(scene, works=False)
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         assert scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)
         row = scene.condition("Accepted")
@@ -123,8 +121,7 @@ async def test_where_a_rule_cannot_be_created_the_node_is_cordoned_and_the_polic
         scene.e.cluster.faults.fail("create", DEVICE_TAINT_RULES, error, times=EVER)
         scene.e.start_operator()
         await find_tested(scene, works=False)
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         assert scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)
         assert words in scene.condition("Accepted")["message"]
@@ -137,8 +134,7 @@ async def test_a_rule_that_can_no_longer_be_written_is_replaced_by_a_cordon_befo
         await scene.running("old", 1)
         await find_tested(scene, works=True)
         scene.e.cluster.faults.fail("create", DEVICE_TAINT_RULES, Forbidden("not allowed"), times=EVER)
-        scene.apply(MIXED, drain={"strandedPods": "Allow"})
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED, drain={"strandedPods": "Allow"})
         assert not scene.cordoned("gpu-1")
         await scene.e.until(lambda: scene.cordoned("gpu-1"), "the cordon", 300)
         assert scene.evicted() == []
@@ -180,8 +176,7 @@ async def test_the_value_may_be_switched_off_in_the_middle_of_a_change() -> None
         await scene.ready(seconds=1800)
         assert not scene.cordoned("gpu-1")
         await scene.e.until(lambda: rules(scene) == [], "the rule to be removed", 60)
-        scene.apply(FULL, drain={"strandedPods": "Allow"})
-        await scene.fenced("gpu-1")
+        await scene.begin(FULL, drain={"strandedPods": "Allow"})
         assert scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)
         assert [raw for raw in scene.e.cluster.objects(PODS) if "taint-test" in raw["metadata"]["name"]] == []

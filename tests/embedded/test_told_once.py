@@ -13,8 +13,7 @@ EVICTS = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
 @virtually
 async def test_a_point_of_no_return_is_told_when_it_is_written_and_not_when_it_is_refused() -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         before = scene.events()["Reconfiguring"]
         refused = scene.e.cluster.faults.fail(
             "patch", NODES, Unavailable("a webhook does not answer"), identity="operator", times=6

@@ -33,8 +33,7 @@ async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: 
     async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", wedge)
-        scene.apply(MIXED)
-        await scene.ready(seconds=HOUR)
+        await scene.serve(MIXED, seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")
         assert restarts(scene) == 1
         assert scene.events()["ActuatorRestarted"] == 1
@@ -122,8 +121,7 @@ async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
     """docs/design/drain.md#x2: the label reads success from before; mig-manager does not even run."""
     async with open_scene(*nodes(1), serving=FULL) as scene:
         assert scene.labels("gpu-1")[names.LABEL_MIG_STATE] == "success"
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         assert names.LABEL_MIG_STATE not in scene.labels("gpu-1"), "it went with the PNR"
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success"}}})
         await asyncio.sleep(5)
@@ -178,8 +176,7 @@ async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
         pod = scene.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
         unready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
         scene.e.cluster.patch(PODS, pod, unready, "gpu-operator", "status")
-        scene.apply(MIXED)
-        await scene.reason("gpu-1", "ActuatorMissing")
+        await scene.reach(MIXED, reason="ActuatorMissing")
         await asyncio.sleep(200)
         assert scene.node_writes()["gpu-1"] == 0
         ready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
@@ -205,8 +202,7 @@ async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_the
     async with open_scene(*nodes(2), serving=FULL) as scene:
         scene.person("gpu-1", {"metadata": {"labels": {label: value}}})
         mark = scene.mark()
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", reason)
+        transition = await scene.reach(SLICED, reason=reason)
         assert label in transition["message"]
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes(mark)["gpu-1"] == 0
@@ -225,8 +221,7 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
         unready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [container]}
         scene.e.cluster.patch(PODS, name, {"status": unready}, AGENTS, "status")
         mark = scene.mark()
-        scene.apply(SLICED)
-        transition = await scene.reason("gpu-1", "AgentNotStarted")
+        transition = await scene.reach(SLICED, reason="AgentNotStarted")
         assert transition["phase"] == "Blocked"
         told = (f"image {image} cannot be pulled", f"{image}: not found", "Correct image.repository")
         assert all(words in transition["message"] for words in told), transition["message"]
@@ -242,8 +237,7 @@ async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
         unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
         scene.e.cluster.patch(PODS, name, unready, AGENTS, "status")
         mark = scene.mark()
-        scene.apply(SLICED)
-        await scene.reason("gpu-1", "AgentNotReady")
+        await scene.reach(SLICED, reason="AgentNotReady")
         await asyncio.sleep(300)
         assert not scene.node_writes(mark)
         ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
@@ -254,8 +248,7 @@ async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
 @virtually
 async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1")
+        await scene.begin(SLICED)
         scene.e.cluster.delete(PODS, agent_pod(scene, "gpu-1")["metadata"]["name"], AGENTS)
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await scene.reason("gpu-1", "AgentNotReady")
@@ -270,8 +263,7 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
     async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.e.software.inject("gpu-1", "hang-nvml")
         mark = scene.mark()
-        scene.apply(MIXED)
-        transition = await scene.reason("gpu-1", "AgentError")
+        transition = await scene.reach(MIXED, reason="AgentError")
         assert "NVMLHung" in transition["message"]
         assert not scene.node_writes(mark)
         scene.e.software.inject("gpu-1", "unhang-nvml")
@@ -281,8 +273,7 @@ async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is(
 @virtually
 async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1")
+        await scene.begin(MIXED)
         scene.e.software.inject("gpu-1", "hang-nvml")
         await scene.phase("gpu-1", "VerifyingIdle")
         await asyncio.sleep(300)
@@ -296,8 +287,7 @@ async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_
 @virtually
 async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
+        await scene.begin(MIXED, stage="actuating")
         name = agent_pod(scene, "gpu-1")["metadata"]["name"]
         scene.e.cluster.delete(PODS, name, AGENTS)
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})

@@ -73,8 +73,7 @@ async def test_the_deadline_of_a_drain_is_set_when_its_last_job_ends() -> None:
 async def test_a_job_that_does_not_end_in_time_goes_on_and_the_node_is_restored() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, trainer())
-        scene.apply(SLICED, drain={"jobs": {"timeout": "30m"}})
-        fence = await scene.fenced("gpu-1")
+        fence = await scene.begin(SLICED, drain={"jobs": {"timeout": "30m"}})
         await scene.released("gpu-1")
         assert timedelta(minutes=30) <= virtual_now() - fence.since <= timedelta(minutes=31)
         assert not scene.cordoned("gpu-1")
@@ -89,8 +88,7 @@ async def test_a_job_that_does_not_end_in_time_goes_on_and_the_node_is_restored(
 async def test_a_job_is_waited_for_without_an_end_until_the_policy_names_one() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, trainer())
-        scene.apply(SLICED, drain={"jobs": {"timeout": "Never"}})
-        await scene.reason("gpu-1", "JobsRunning")
+        await scene.reach(SLICED, drain={"jobs": {"timeout": "Never"}}, reason="JobsRunning")
         await asyncio.sleep(1.5 * HOUR)
         assert scene.cordoned("gpu-1")
         assert scene.evicted() == []
@@ -108,10 +106,8 @@ async def test_a_pause_does_not_keep_a_node_cordoned_whose_jobs_ended_meanwhile(
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, trainer())
         drain = {"jobs": {"timeout": "Never"}, "timeout": "10m"}
-        scene.apply(SLICED, drain=drain)
-        await scene.reason("gpu-1", "JobsRunning")
-        scene.apply(SLICED, drain=drain, rollout={"paused": True, "whenPaused": "Hold"})
-        await scene.reason("gpu-1", "Paused")
+        await scene.reach(SLICED, drain=drain, reason="JobsRunning")
+        await scene.reach(SLICED, drain=drain, rollout={"paused": True, "whenPaused": "Hold"}, reason="Paused")
         await asyncio.sleep(HOUR)
         assert scene.cordoned("gpu-1"), "they still run"
         end(scene)
@@ -154,8 +150,7 @@ async def test_rules_by_namespace_and_label_decide_and_what_they_block_is_named_
             {"behavior": "Evict", "namespaceSelector": {"matchLabels": {"team": "b"}}},
             {"behavior": "Block", "podSelector": {"matchLabels": {"tier": "prod"}}},
         ]
-        scene.apply(SLICED, drain={"rules": rules})
-        transition = await scene.reason("gpu-1", "RuleBlocks")
+        transition = await scene.reach(SLICED, drain={"rules": rules}, reason="RuleBlocks")
         assert "spec.drain.rules[1] has behavior Block" in transition["blockers"][0]
         assert transition["culprit"] == "default/kept"
         assert not scene.cordoned("gpu-1")
@@ -169,8 +164,7 @@ async def test_a_namespace_that_nobody_can_read_keeps_its_pods_and_the_other_pol
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("lost", "gpu-1"))
         rule = {"behavior": "Evict", "namespaceSelector": {"matchLabels": {"team": "a"}}}
-        scene.apply(SLICED, drain={"rules": [rule]})
-        transition = await scene.reason("gpu-1", "NamespaceUnreadable")
+        transition = await scene.reach(SLICED, drain={"rules": [rule]}, reason="NamespaceUnreadable")
         assert "namespace default" in transition["blockers"][0]
         assert not scene.cordoned("gpu-1")
         await scene.phase("gpu-2", "Synced")
@@ -214,8 +208,9 @@ async def test_lifting_the_cordon_gives_a_held_drain_up() -> None:
     async with open_scene(*nodes(1)) as scene:
         stays = gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]})
         scene.e.cluster.add(PODS, stays)
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"})
-        await scene.reason("gpu-1", "DrainHeld")
+        await scene.reach(
+            SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"}, reason="DrainHeld"
+        )
         scene.cordon("gpu-1", on=False)
         await scene.released("gpu-1")
         transition = await scene.reason("gpu-1", "Deferred")
