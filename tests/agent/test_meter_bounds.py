@@ -1,15 +1,21 @@
 """The meter's series stay few for ever, and what goes and comes back is counted to the second all the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from itertools import accumulate, pairwise
 
 import pytest
+import yaml
+from hack.generate import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 
 from gpusharing.agent.allotment import Allotment
+from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.meter import BOUNDS, LAG, OTHERS, Bounds, LaggingCounts, Meter, Metered
+from gpusharing.api.times import parse_duration
+from kubectl_gpusharing.usage.windows import UNITS
 
 HOUR, DAY = 3600.0, 86400.0
 SEVENTH = Fraction(1, 7)
@@ -194,3 +200,50 @@ def test_every_second_is_billed_once_to_a_policy_though_series_are_dropped_and_s
         assert billed == pytest.approx(prometheus.grown(GPUS, policy=policy), abs=1e-6)
     begun = moments[0][0]
     assert clock - begun - LAG <= prometheus.grown(GPUS) <= clock - begun + 1e-6
+
+
+VALUES = yaml.safe_load((ROOT / "deploy/helm/gpu-sharing-operator/values.yaml").read_text())
+EVERY = VALUES["monitoring"]["podMonitor"]["interval"]
+SCRAPE = float(int(EVERY[:-1]) * {"s": 1, **UNITS}[EVERY[-1]])
+TURN = parse_duration(VALUES["agent"]["interval"]).total_seconds() * (1 + LoopSettings().jitter)
+"""Seconds between two turns, at most."""
+WHOLE = "nvidia.com/gpu"
+IDLE = Allotment("pool-b", {}, {WHOLE: Fraction(1)}, Fraction(0), Fraction(0))
+HELD = Allotment("pool-b", {("team-a", WHOLE): Fraction(1)}, {}, Fraction(0), Fraction(0))
+
+
+def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
+    """GPU-seconds that Prometheus has not when an agent ends just before its next scrape: of the GPU, and of a tenant that has it from the turn `comes` on. Scrapes and turns fall on each other in all ways."""
+    for phase in range(round(SCRAPE)):
+        meter, since = Meter(LAG), sum([every] * comes)
+        times = accumulate([0.0, *[every] * (comes + 3), *[TURN] * 60])
+        turns = [(at, HELD if at >= since else IDLE) for at in times]
+        scrapes = [phase + 0.5 + number * SCRAPE for number in range(50)]
+        for scraped, ended in pairwise(scrapes):
+            while turns and turns[0][0] <= scraped:
+                meter.turn(*turns.pop(0))
+            if meter.metered["gpus"] and scraped > LAG + TURN:
+                tenant = meter.metered["allocated"].get(("pool-b", "team-a", WHOLE), 0.0)
+                yield ended - meter.metered["gpus"]["pool-b",], max(0.0, ended - since) - tenant
+
+
+def worst(comes: int) -> tuple[float, float]:
+    found = [loss for tenths in (270, 285, 299, 300, 315, 330) for loss in losses(tenths / 10, comes)]
+    return max(whole for whole, _ in found), max(tenant for _, tenant in found)
+
+
+def test_the_agent_turns_as_often_as_the_chart_says() -> None:
+    assert parse_duration(VALUES["agent"]["interval"]).total_seconds() == LoopSettings().interval
+
+
+@pytest.mark.parametrize(
+    ("comes", "most"),
+    [(0, TURN + SCRAPE), (12, LAG + TURN + SCRAPE)],
+    ids=["all the same for long", "a tenant that has just come"],
+)
+def test_a_restart_loses_as_much_as_the_pages_tell_and_no_more(comes: int, most: float) -> None:
+    whole, tenant = worst(comes)
+    assert most - 2 < tenant < most, "the bound is one, and is reached"
+    assert whole < most
+    for page in ("docs/how-to/cost.md", "docs/adr/0043-the-meter.md"):
+        assert f"at most {most:.0f} s" in " ".join((ROOT / page).read_text().split()), page

@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -405,3 +406,38 @@ async def test_an_answer_that_is_no_json_is_unavailable(client: RestClient, serv
     server[0].answers = [(502, "bad gateway")]
     with pytest.raises(errors.Unavailable, match="502"):
         await client.patch(GPUNODES, "gpu-01", {})
+
+
+REQUEST = ApiRequest("patch", GPUNODES, "status", name="gpu-01", body={})
+SECONDS = 5.0
+"""The longest wait. The agent itself waits for 15 seconds at each step."""
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        tls = ssl.create_default_context() if scheme == "https" else None
+        exchange = _Exchange(REQUEST, Access(f"{scheme}://{host}:{port}", tls), None)
+        exchange.shut()
+        with pytest.raises(ConnectionAbortedError):
+            exchange.answer()
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(100) == b""
+
+
+def test_a_write_that_was_given_up_during_the_tls_handshake_is_never_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as threads:
+        host, port = server.getsockname()
+        tls = ssl.create_default_context()
+        exchange = _Exchange(REQUEST, Access(f"https://{host}:{port}", tls), None)
+        call = threads.submit(exchange.answer)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(SECONDS)
+            assert connection.recv(1), "the handshake began"
+            exchange.shut()
+            while connection.recv(4096):
+                pass  # the rest of the first message, and then the end
+            assert isinstance(call.exception(SECONDS), OSError)
