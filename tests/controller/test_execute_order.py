@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.build import make_fence, make_snapshot
-from tests.controller.executing import Executing, plan_of
+from tests.build import make_claim, make_fence, make_snapshot
+from tests.controller.executing import Claims, Executing, plan_of
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import pod
 
@@ -24,6 +24,7 @@ from gpusharing.kube.client import (
     PassingClient,
 )
 from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import Conflict
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, SetClaims, SetFinalizer, WriteConfig
@@ -170,3 +171,32 @@ async def test_a_plan_that_has_grown_old_behind_shared_writes_goes_to_no_node_an
     assert sent(stage) == []
     assert outcome.again == stage.executor.now()
     assert (await stage.run(stage.eviction, shared=finalizers)).done == 1
+
+
+@pytest.mark.parametrize(("error", "writes"), [(Conflict("changed too often"), 0), (None, 1)])
+async def test_without_its_claim_no_node_goes_past_its_point_of_no_return(error: Conflict | None, writes: int) -> None:
+    stage = Executing()
+    stage.claims.error = error
+    actuate = Actuate(stage.view(), make_fence(stage="actuating"), {"nvidia.com/mig.config": "all-balanced"})
+    await stage.run(actuate, shared=(SetClaims({"gpu-07": make_claim()}),))
+    assert stage.patches() == writes
+
+
+class SlowPolicies(PassingClient):
+    """A client whose writes of policies take longer than a pass waits for them."""
+
+    async def call(self, request: ApiRequest) -> JSON:
+        if request.resource == POLICIES and request.verb == "patch":
+            await asyncio.sleep(SHARED_PATIENCE + 1)
+        return await self.client.call(request)
+
+
+@virtually
+async def test_a_slow_shared_write_that_ends_meanwhile_does_not_stand_for_refused_claims() -> None:
+    stage = Executing(through=SlowPolicies, claims=Claims(Conflict("changed too often"), seconds=2))
+    stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
+    await stage.read_policies()
+    actuate = Actuate(stage.view(), make_fence(stage="actuating"), {"nvidia.com/mig.config": "all-balanced"})
+    shared = (SetFinalizer("pool-b", True), SetClaims({"gpu-07": make_claim()}))
+    await stage.run(actuate, shared=shared)
+    assert [write.call.resource for write in stage.cluster.writes] == [POLICIES]
