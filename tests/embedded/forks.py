@@ -1,5 +1,5 @@
 """A golden scenario with something that happens at one write, for every write: the way there is played only once.
-Until then each of these runs is the run in which nothing happens. So that one is played, the process is forked at each write, and it happens in the child, which plays on to the end and hands its Run over; the parent waits for it and goes on undisturbed. `test_forks.py` compares with runs that were played from the beginning."""
+Until then each of these runs is the run in which nothing happens. So that one is played, the process is forked at each write, and it happens in the child, which plays on to the end and hands its Run over; the parent waits for it and goes on undisturbed. `test_crash.py` compares with runs that were played from the beginning."""
 
 import asyncio
 import gc

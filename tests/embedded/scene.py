@@ -58,6 +58,14 @@ DRA_POLICY: JSON = {
     },
 }
 """The ClusterPolicy of a cluster in which NVIDIA's DRA driver serves the GPUs."""
+WITH_REBOOT: JSON = {
+    **CLUSTER_POLICY,
+    "spec": {
+        **CLUSTER_POLICY["spec"],
+        "migManager": {**CLUSTER_POLICY["spec"]["migManager"], "env": [{"name": "WITH_REBOOT", "value": "true"}]},
+    },
+}
+"""A ClusterPolicy that lets mig-manager reboot nodes."""
 
 
 def node(name: str, product: str = H100, pool: str = "b", gpus: int = 2, *, plugin: bool = True) -> JSON:

@@ -1,10 +1,28 @@
-"""Bad hardware and drivers get a named reason with what to do, and nothing is touched.
+"""Bad hardware and drivers, unhealthy GPUs and virtual machines get a named reason with what to do, and nothing is touched.
 docs/reference/bad-input.md tells people of each of them."""
 
+import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, open_scene
+from hack.sim.gpu import SimulatedGPUs
+from tests.cli.asking import ask, install, written
+from tests.embedded.scene import (
+    A100,
+    FULL,
+    H100,
+    HOUR,
+    MIXED,
+    SLICED,
+    WITH_REBOOT,
+    Scene,
+    node,
+    nodes,
+    open_scene,
+    policy,
+)
+from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import GPUNODES, JSON
@@ -123,3 +141,148 @@ async def test_a_partly_failed_node_after_a_reboot_is_shown_tried_once_and_then_
         assert NODE in (await scene.reason(NODE, "DriftReturned"))["message"]
         await scene.until_condition("Stalled", "True", "DriftReturned")
         assert not scene.node_writes(since)
+
+
+def healthy(scene: Scene, name: str = "gpu-1") -> JSON:
+    (row,) = scene.e.cluster.get(GPUNODES, name)["status"]["conditions"]
+    found: JSON = row
+    return found
+
+
+def observed_gpus(scene: Scene) -> list[JSON]:
+    found: list[JSON] = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["observed"]["gpus"]
+    return found
+
+
+async def until_healthy(scene: Scene, status: str) -> None:
+    await scene.e.until(lambda: healthy(scene)["status"] == status, f"Healthy={status}", 120)
+
+
+@virtually
+async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_when_it_is_healthy() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        assert healthy(scene)["reason"] == "NoTrouble"
+        scene.e.software.inject("gpu-1", "sick-gpu")
+        await until_healthy(scene, "False")
+        mark = scene.mark()
+        scene.apply(SLICED)
+        transition = await scene.phase("gpu-1", "Blocked")
+        assert transition["reason"] == "GPUUnhealthy"
+        assert "the driver recommends Reset; drain the node, then reset the GPU" in transition["message"]
+        await asyncio.sleep(1800)
+        assert not scene.node_writes(mark)
+        assert scene.condition("Stalled")["status"] == "True"
+        scene.e.software.inject("gpu-1", "heal-gpu")
+        await scene.ready()
+        assert_as_wanted(scene, SLICED, "gpu-1")
+        assert healthy(scene)["status"] == "True"
+        assert (scene.events()["GPUUnhealthy"], scene.events()["GPUHealthy"]) == (1, 1)
+
+
+@virtually
+async def test_a_synced_node_shows_its_unhealthy_gpu_in_one_write_and_one_event() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        mark = scene.mark()
+        scene.e.software.inject("gpu-1", "sick-gpu")
+        transition = await scene.reason("gpu-1", "GPUUnhealthy")
+        assert transition["phase"] == "Synced"
+        assert healthy(scene)["reason"] == "RecoveryNeeded"
+        await asyncio.sleep(3600)
+        shown = [w for w in scene.writes(plural="gpunodes", since=mark) if "transition" in str(w.call.body)]
+        assert len(shown) == 1
+        assert scene.events()["GPUUnhealthy"] == 1
+        assert scene.condition("Ready")["status"] == "True", "its pods are left alone"
+
+
+@virtually
+async def test_a_change_before_the_point_of_no_return_is_given_up_and_the_node_restored() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        scene.e.software.inject("gpu-1", "stray-process")
+        await scene.reach(MIXED, reason="GPUStillBusy")
+        scene.e.software.inject("gpu-1", "sick-gpu")
+        await scene.phase("gpu-1", "Blocked")
+        assert scene.fence("gpu-1") is None
+        assert not scene.cordoned("gpu-1")
+        scene.e.software.inject("gpu-1", "heal-gpu")
+        scene.e.software.inject("gpu-1", "no-stray-process")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        await scene.begin(MIXED, stage="actuating")
+        scene.e.software.inject("gpu-1", "sick-gpu")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert scene.transition("gpu-1")["reason"] in ("Synced", "GPUUnhealthy")
+
+
+@virtually
+async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -> None:
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
+        mark, before = scene.mark(), observed_gpus(scene)
+        scene.e.software.inject("gpu-1", "lose-gpu")
+        transition = await scene.reason("gpu-1", "GPUUnhealthy")
+        assert transition["phase"] == "Blocked"
+        assert "drain and reboot the node" in transition["message"]
+        assert healthy(scene)["reason"] == "GPULost"
+        assert observed_gpus(scene) == [{**before[0], "access": "Lost"}, *before[1:]], "what was known is kept"
+        await asyncio.sleep(1800)
+        assert not scene.node_writes(mark)
+        scene.e.software.inject("gpu-1", "find-gpu")
+        await scene.ready()
+        assert not scene.node_writes(mark)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+
+
+SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
+
+
+def guest(product: str) -> dict[str, SimulatedGPUs]:
+    """The hardware of a virtual machine gpu-1 with two GPUs passed through."""
+    gpus = SimulatedGPUs("gpu-1", [product, product])
+    gpus.is_guest = True
+    return {"gpu-1": gpus}
+
+
+@virtually
+async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_named_after_the_failure(
+    tmp_path: Path,
+) -> None:
+    async with open_scene(node("gpu-1", A100), hardware=guest(A100)) as scene:
+        install(scene.e.cluster)
+        await scene.serve(FULL)
+        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Failed")
+        await asyncio.sleep(300)
+        failed = scene.transition("gpu-1")
+    assert "a MIG mode change on gpu-1 may stay pending" in planned.out
+    assert SETTING in planned.out
+    assert "disruption class Reset" in planned.out
+    assert SETTING in failed["message"]
+
+
+@virtually
+async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_mode_is_switched(tmp_path: Path) -> None:
+    async with open_scene(node("gpu-1", A100), hardware=guest(A100), cluster_policy=WITH_REBOOT) as scene:
+        install(scene.e.cluster)
+        await scene.serve(FULL)
+        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        await scene.serve(MIXED, seconds=HOUR)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+    assert "class Reboot" in planned.out
+    assert "may stay pending" not in planned.out
+
+
+@virtually
+async def test_pass_through_alone_forbids_nothing(tmp_path: Path) -> None:
+    async with open_scene(node("gpu-1", H100), hardware=guest(H100)) as scene:
+        install(scene.e.cluster)
+        await scene.serve(FULL)
+        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        await scene.serve(MIXED)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+    assert "may stay pending" not in planned.out

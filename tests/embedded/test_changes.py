@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from dataclasses import replace
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
@@ -147,23 +146,6 @@ async def test_own_layouts_may_differ_from_gpu_to_gpu_and_leave_one_whole() -> N
     }
     async with open_scene(*nodes(1), serving=spec) as scene:
         assert_as_wanted(scene, spec, "gpu-1")
-
-
-@virtually
-async def test_an_entry_of_the_admins_own_config_map_can_be_named() -> None:
-    text = (
-        "version: v1\nmig-configs:\n  whole-or-halves:\n"
-        "  - {devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}\n"
-    )
-    spec: JSON = {"mode": "MIG", "mig": {"config": "whole-or-halves"}}
-    async with open_scene(*nodes(1), start=False) as scene:
-        scene.e.settings = replace(scene.e.settings, admin_mig_config_map="site-mig")
-        manifest = {"metadata": {"name": "site-mig", "namespace": "gpu-operator"}, "data": {"config.yaml": text}}
-        scene.e.cluster.add(CONFIG_MAPS, manifest)
-        scene.e.start_operator()
-        await scene.serve(spec)
-        assert_as_wanted(scene, spec, "gpu-1")
-        assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "whole-or-halves"
 
 
 @virtually

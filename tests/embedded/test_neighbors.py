@@ -99,11 +99,19 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         await scene.begin(SLICED)
-        begin(scene, "gpu-1", mark)
+        scene.person("gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", 30)
         assert find_marker(scene.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
         assert scene.cordoned("gpu-1")
-        end(scene, "gpu-1", unmark)
+        assert names.LABEL_UPGRADE_SKIP not in scene.labels("gpu-1")
+        assert not set(names.NEIGHBOR_ANNOTATIONS) & set(scene.annotations("gpu-1"))
+        since = scene.mark()
+        await asyncio.sleep(1800)
+        assert scene.writes(since, "nodes") == []
+        assert scene.transition("gpu-1")["reason"] == "ForeignMaintenance"
+        scene.person("gpu-1", unmark)
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)
 
 

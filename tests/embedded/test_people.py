@@ -109,6 +109,7 @@ async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() ->
         await asyncio.sleep(3)
         scene.cordon("gpu-1", on=False)
         await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 5)
+        await scene.e.until(lambda: scene.events()["CordonRestored"] == 1, "an Event", 60)
         await scene.ready()
         assert not scene.cordoned("gpu-1")
 
@@ -123,38 +124,6 @@ async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_mome
         client.interfere(lambda body: "actuating" in str(body), lambda: scene.cordon("gpu-1", on=False))
         await scene.released("gpu-1")
         assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
-
-
-FOREIGN: dict[str, JSON] = {
-    "NVIDIA's driver upgrade": {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "cordon-required"}}},
-    "kured": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "x"}}},
-}
-
-
-UNMARKED: dict[str, JSON] = {
-    "NVIDIA's driver upgrade": {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "upgrade-done"}}},
-    "kured": {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": None}}},
-}
-
-
-@pytest.mark.parametrize("who", UNMARKED)
-@virtually
-async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_goes(who: str) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await scene.begin(SLICED)
-        scene.person("gpu-1", FOREIGN[who])
-        await scene.fenced("gpu-1", "yielded")
-        assert scene.cordoned("gpu-1")
-        assert names.LABEL_UPGRADE_SKIP not in scene.labels("gpu-1")
-        assert not set(names.NEIGHBOR_ANNOTATIONS) & set(scene.annotations("gpu-1"))
-        mark = scene.mark()
-        await asyncio.sleep(1800)
-        assert scene.writes(mark, "nodes") == []
-        assert scene.transition("gpu-1")["reason"] == "ForeignMaintenance"
-        scene.person("gpu-1", UNMARKED[who])
-        await scene.released("gpu-1")
-        assert not scene.cordoned("gpu-1")
-        await scene.ready(seconds=1800)
 
 
 LIMITS: dict[str, tuple[JSON, int]] = {

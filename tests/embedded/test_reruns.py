@@ -3,8 +3,7 @@
 import asyncio
 from functools import partial
 
-from hack.embedded import CLUSTER_POLICY
-from tests.embedded.scene import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, open_scene
+from tests.embedded.scene import HOUR, L40S, MIXED, SINGLE, SLICED, WITH_REBOOT, Scene, gpu_pod, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import failed, restarts
 from tests.fakes.virtualtime import virtually
@@ -45,15 +44,6 @@ async def test_a_cure_waits_for_a_pod_that_landed_meanwhile() -> None:
         await scene.ready(seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")
         assert (scene.evicted(), restarts(scene)) == (["late"], 1)
-
-
-@virtually
-async def test_an_uncordon_after_the_point_of_no_return_is_told() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await failed(scene)
-        scene.cordon("gpu-1", on=False)
-        await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 60)
-        await scene.e.until(lambda: scene.events()["CordonRestored"] == 1, "an Event", 60)
 
 
 @virtually
@@ -115,18 +105,6 @@ async def test_another_layout_that_a_pod_keeps_from_being_reached_is_failed_in_i
         scene.e.cluster.delete(PODS, "stays", namespace="default")
         await scene.ready()
         assert_as_wanted(scene, SINGLE, "gpu-1")
-
-
-WITH_REBOOT: JSON = {
-    **CLUSTER_POLICY,
-    "spec": {
-        **CLUSTER_POLICY["spec"],
-        "migManager": {
-            **CLUSTER_POLICY["spec"].get("migManager", {}),
-            "env": [{"name": "WITH_REBOOT", "value": "true"}],
-        },
-    },
-}
 
 
 @virtually

@@ -1,4 +1,5 @@
-"""A slow API server slows the roll and nothing else: the leader stays, the process is alive, nobody's clock matters."""
+"""A slow API server slows the roll and nothing else: the leader stays, the process is alive, nobody's clock matters.
+And what the operator does when etcd is restored from a backup, or a watch falls silent."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,8 +7,11 @@ from datetime import datetime, timedelta
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER, SILENCE
 from tests.embedded.mpsset import DEAF, counted
 from tests.embedded.scene import FULL, HOUR, L40S, MPS, OTHER_MIXED, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.embedded.test_changes import assert_as_wanted
+from tests.embedded.test_people import claims
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -15,7 +19,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.controller.leading import STUCK, Health
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.policywatch import PolicyWatch
-from gpusharing.kube.client import GPUNODES, LEASES, PODS, ApiRequest, Resource
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, LEASES, PODS, ApiRequest, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.lists import pages_of
@@ -177,3 +181,56 @@ async def test_a_wall_clock_that_is_set_by_an_hour_in_the_middle_of_a_drain_chan
         await scene.ready(seconds=HOUR)
         assert scene.evicted() == ["job"]
         assert scene.events()["ChangeGivenUp"] == 0
+
+
+EVICTS = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
+GPUS = "gpu-1", "gpu-2", "gpu-3"
+
+
+@pytest.mark.parametrize("pods", [[], ["job-1", "job-2"]], ids=["an idle node", "a node with a pod"])
+@virtually
+async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_watch_is_silent(pods: list[str]) -> None:
+    async with open_scene(*nodes(2)) as scene:
+        for name, node in zip(pods, GPUS, strict=False):
+            scene.e.cluster.add(PODS, gpu_pod(name, node))
+        scene.apply(SLICED, drain=EVICTS, rollout=at_once(1))
+        first = await scene.any_fenced()
+        scene.apply(SLICED, drain=EVICTS, rollout={**at_once(2), "paused": True, "whenPaused": "Hold"})
+        await scene.reason(first, "Paused")
+        silent = scene.e.cluster.faults.fail("watch", CONFIG_MAPS, SILENCE, times=EVER)
+        listless = scene.e.cluster.faults.fail("list", CONFIG_MAPS, SILENCE, times=EVER)
+        scene.e.cluster.close_watches()
+        await asyncio.sleep(200)
+        scene.apply(SLICED, drain=EVICTS, rollout=at_once(2))
+        await scene.reason(first, "ObservationPending")
+        await asyncio.sleep(300)
+        assert [name for name in GPUS[:2] if scene.cordoned(name)] == [first]
+        assert scene.evicted() == []
+        silent.lift()
+        listless.lift()
+        await scene.ready()
+        assert sorted(scene.evicted()) == pods
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["of its first node", "after its first node"])
+@virtually
+async def test_a_rollout_goes_on_from_what_a_restored_store_says(done: bool) -> None:
+    async with open_scene(*nodes(3), lease=Timing()) as scene:
+        scene.apply(SLICED, rollout=at_once(1))
+        first = await scene.any_fenced()
+        if done:
+            await scene.released(first)
+        fences, cluster = [scene.fence(name) for name in GPUS], scene.e.cluster
+        backup, claimed = cluster.backup(), claims(scene)
+        cluster.store.version += 10_000
+        await scene.ready()
+        cluster.restore(backup)
+        await asyncio.sleep(0.1)
+        cluster.send_bookmarks()  # to NVIDIA's simulated programs: they begin anew with their API server
+        assert [scene.fence(name) for name in GPUS] == fences
+        assert claims(scene) == claimed
+        await scene.ready(seconds=HOUR)
+        assert_as_wanted(scene, SLICED, *GPUS)
+        assert claims(scene) == set()
+        assert not any(map(scene.cordoned, GPUS))
+        assert scene.e.operators == 1, "it was not restarted"

@@ -1,15 +1,16 @@
-"""NVIDIA's software, the hardware or the agent go wrong."""
+"""NVIDIA's software, the hardware, the agent or the kubelet go wrong, and what a program left behind is believed for a while only."""
 
 import asyncio
 
 import pytest
+from hack.sim.workloads import SimWorkload
 from tests import kubeletwords
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, gpu_pod, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, JSON, PODS
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS
 
 
 def restarts(scene: Scene) -> int:
@@ -313,3 +314,174 @@ async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() 
         assert_as_wanted(scene, MIXED, "gpu-1")
         assert not scene.node_writes(mark)
         assert scene.e.node("gpu-1")["status"].get("nodeInfo") != before, "another boot"
+
+
+def kubelet(scene: Scene, name: str, *, there: bool) -> None:
+    rows = [{"type": "Ready", "status": "True" if there else "Unknown"}]
+    scene.e.cluster.patch(NODES, name, {"status": {"conditions": rows}}, subresource="status")
+
+
+@virtually
+async def test_a_kubelet_that_mig_manager_restarts_is_waited_for_and_no_wedge_is_seen_in_it() -> None:
+    """On EKS the node is NotReady for minutes after every change of the MIG mode."""
+    async with open_scene(*nodes(1)) as scene:
+        await scene.begin(MIXED, stage="actuating")
+        kubelet(scene, "gpu-1", there=False)
+        transition = await scene.reason("gpu-1", "NodeNotReady")
+        assert transition["phase"] == "Verifying"
+        await asyncio.sleep(300)
+        assert scene.fence("gpu-1") is not None
+        assert scene.cordoned("gpu-1")
+        kubelet(scene, "gpu-1", there=True)
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert restarts(scene) == 0
+
+
+@virtually
+async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_itself_when_it_comes() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED, rollout={"maxUnavailable": 1, "timeouts": {"actuation": "5m", "verification": "5m"}})
+        name = await scene.any_fenced("actuating")
+        kubelet(scene, name, there=False)
+        transition = await scene.phase(name, "Failed")
+        assert (transition["reason"], transition["culprit"], transition["waitingFor"]) == (
+            "NodeNotReady",
+            "kubelet",
+            "Person",
+        )
+        (other,) = {"gpu-1", "gpu-2"} - {name}
+        assert scene.fence(other) is None, "its slot is kept"
+        kubelet(scene, name, there=True)
+        await scene.ready(seconds=HOUR)
+
+
+@virtually
+async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_when_it_is_back_in_time() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]}))
+        await scene.begin(SLICED, drain={"unmanagedPods": "Evict", "timeout": "20m"})
+        await scene.e.until(lambda: scene.evicted() == ["stays"], "the eviction", 60)
+        kubelet(scene, "gpu-1", there=False)
+        await scene.reason("gpu-1", "NodeUnreachable")
+        await asyncio.sleep(300)
+        assert scene.transition("gpu-1")["reason"] == "NodeUnreachable", "nobody knows that it is stuck"
+        fence = scene.fence("gpu-1")
+        assert fence is not None
+        assert fence.stage == "fenced"
+        scene.e.cluster.patch(PODS, "stays", {"metadata": {"finalizers": None}}, "default")
+        scene.e.cluster.delete(PODS, "stays", "default")
+        await asyncio.sleep(120)
+        fence = scene.fence("gpu-1")
+        assert fence is not None
+        assert fence.stage == "fenced", "nobody is sure of what a silent kubelet still runs"
+        kubelet(scene, "gpu-1", there=True)
+        await scene.ready(seconds=HOUR)
+        assert scene.evicted() == ["stays"]
+
+
+@virtually
+async def test_a_node_that_is_away_past_its_drain_is_restored_and_tried_again_when_it_is_back() -> None:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("free", 1)]) as scene:
+        await scene.running("free", 1)
+        await scene.begin(SLICED, drain={"timeout": "2m", "strandedPods": "Allow"})
+        kubelet(scene, "gpu-1", there=False)
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
+        transition = await scene.reason("gpu-1", "NodeNotReady")
+        assert transition["phase"] == "Blocked"
+        kubelet(scene, "gpu-1", there=True)
+        await scene.ready(seconds=HOUR)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+@virtually
+async def test_a_node_that_is_away_before_its_change_takes_its_slot_and_stops_nobody_with_room(limit: int) -> None:
+    async with open_scene(*nodes(3)) as scene:
+        kubelet(scene, "gpu-2", there=False)
+        scene.apply(SLICED, rollout={"maxUnavailable": limit})
+        await scene.reason("gpu-2", "NodeNotReady")
+        if limit == 1:
+            await asyncio.sleep(120)
+            assert not scene.node_writes()
+            kubelet(scene, "gpu-2", there=True)
+        else:
+            for name in ("gpu-1", "gpu-3"):
+                await scene.phase(name, "Synced")
+            kubelet(scene, "gpu-2", there=True)
+        await scene.ready(seconds=HOUR)
+
+
+STATE = names.LABEL_MIG_STATE
+
+
+def crash_mig_manager(scene: Scene, *, up: bool = False) -> str:
+    """The container of mig-manager's pod is in a CrashLoopBackOff, or runs again; returns the pod's name."""
+    (pod,) = scene.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager")
+    state = {"running": {}} if up else {"waiting": {"reason": "CrashLoopBackOff"}}
+    status = {
+        "conditions": [{"type": "Ready", "status": str(up)}],
+        "containerStatuses": [{"name": "main", "ready": up, "restartCount": 7, "state": state}],
+    }
+    scene.e.cluster.patch(PODS, pod["metadata"]["name"], {"status": status}, "gpu-operator", subresource="status")
+    return str(pod["metadata"]["name"])
+
+
+@virtually
+async def test_a_run_whose_mig_manager_died_is_told_with_its_pod_and_goes_on_when_that_runs_again() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.e.until(lambda: scene.labels("gpu-1").get(STATE) == "pending", "a run", HOUR)
+        name = crash_mig_manager(scene)
+        await asyncio.sleep(60)
+        assert scene.transition("gpu-1")["message"] == "mig-manager is applying the configuration"
+        await asyncio.sleep(60)
+        transition = scene.transition("gpu-1")
+        assert (transition["phase"], transition["reason"]) == ("Reconfiguring", "ActuationInProgress")
+        assert transition["message"].endswith(f"says label {STATE}=pending; its pod {name} is not Ready")
+        crash_mig_manager(scene, up=True)
+        await scene.ready()
+        assert scene.deleted() == []
+
+
+@virtually
+async def test_a_run_at_rest_whose_mig_manager_died_needs_a_person_after_two_minutes_and_drains_nothing() -> None:
+    async with open_scene(*nodes(1), serving=MIXED) as scene:
+        mark = scene.mark()
+        name = crash_mig_manager(scene)
+        scene.person("gpu-1", {"metadata": {"labels": {STATE: "pending"}}})
+        await asyncio.sleep(60)
+        assert scene.transition("gpu-1")["reason"] == "ActuatorBusy"
+        await asyncio.sleep(60)
+        transition = scene.transition("gpu-1")
+        assert (transition["phase"], transition["reason"], transition["waitingFor"]) == (
+            "Blocked",
+            "ActuatorMissing",
+            "Person",
+        )
+        claim = f"label {STATE}=pending says that mig-manager is at work on gpu-1"
+        assert transition["message"].startswith(f"{claim}, but its pod {name} is not Ready")
+        assert claim in (await scene.until_condition("Stalled", "True", "Blocked"))["message"]
+        await asyncio.sleep(HOUR)
+        assert scene.transition("gpu-1")["message"].startswith(claim)
+        assert (scene.cordoned("gpu-1"), scene.node_writes(mark)) == (False, {})
+        crash_mig_manager(scene, up=True)
+        await scene.ready()
+
+
+@virtually
+async def test_a_driver_pod_that_died_with_operands_paused_needs_a_person_after_an_hour() -> None:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        await asyncio.sleep(60)
+        label = f"{names.LABEL_DEPLOY_PREFIX}dcgm"
+        scene.person("gpu-1", {"metadata": {"labels": {label: "paused-for-driver-upgrade"}}})
+        await scene.reason("gpu-1", "ForeignMaintenance")
+        await asyncio.sleep(HOUR - 60)
+        assert scene.transition("gpu-1")["waitingFor"] == "Others"
+        await asyncio.sleep(120)
+        transition = scene.transition("gpu-1")
+        assert (transition["reason"], transition["waitingFor"]) == ("ForeignMaintenance", "Person")
+        assert f"label {label}=paused-for-driver-upgrade says that NVIDIA's driver is being" in transition["message"]
+        assert "kubectl get pods -A -l app.kubernetes.io/component=nvidia-driver" in transition["message"]
+        scene.person("gpu-1", {"metadata": {"labels": {label: "true"}}})
+        await scene.ready()
