@@ -78,8 +78,7 @@ async def retarget(scene: Scene) -> None:
 
 async def node_deleted(scene: Scene) -> None:
     """The node in flight vanishes, which is a failure of the change. A kill decides whether it was on record in time, so here the policy takes one more than that."""
-    scene.apply(MIXED, rollout={"maxFailures": 2})
-    name = await scene.any_fenced("actuating")
+    name = await scene.begin_any(MIXED, rollout={"maxFailures": 2}, stage="actuating")
     scene.e.cluster.delete(NODES, name)
     await asyncio.sleep(1)
     await scene.ready(seconds=HOUR)

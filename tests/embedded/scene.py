@@ -143,6 +143,16 @@ class Scene:
         self.apply(spec, name, pool, **more)
         return await self.fenced("gpu-1", stage)
 
+    async def begin_any(self, spec: JSON, *, stage: str = "fenced", **more: Any) -> str:
+        """Apply a policy and wait until some node is in this stage of its change; returns its name."""
+        self.apply(spec, **more)
+        return await self.any_fenced(stage)
+
+    async def reject(self, spec: JSON, *, reason: str, **more: Any) -> JSON:
+        """Apply a policy and wait until it is not accepted for this reason; returns the condition."""
+        self.apply(spec, **more)
+        return await self.until_condition("Accepted", "False", reason)
+
     async def reach(self, spec: JSON, *, reason: str, seconds: float = HOUR, **more: Any) -> JSON:
         """Apply a policy and wait until gpu-1 shows this reason; returns the transition."""
         self.apply(spec, **more)

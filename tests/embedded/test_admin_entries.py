@@ -103,8 +103,7 @@ async def test_entries_in_use_outlive_a_file_of_the_admins_that_cannot_be_read(b
 async def test_a_policy_that_names_an_entry_which_mig_parted_would_refuse_is_not_accepted() -> None:
     async with with_site(mine=HALVES) as scene:
         site(scene, mine=HALVES, wrong="[{devices: all, mig-enabled: perhaps}]")
-        scene.apply({"mode": "MIG", "mig": {"config": "wrong"}})
-        row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
+        row = await scene.reject({"mode": "MIG", "mig": {"config": "wrong"}}, reason="ConfigUnknown")
         assert "entry wrong: mig-enabled is neither true nor false" in row["message"]
         assert "wrong" not in entries(scene)
         await scene.serve(OTHER_MIXED)
@@ -138,8 +137,7 @@ async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_
             assert "spare" not in entries(scene)
             assert_as_wanted(scene, MIXED, "gpu-1")
             assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "mine"
-            scene.apply({"mode": "MIG", "mig": {"config": "spare"}})
-            row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
+            row = await scene.reject({"mode": "MIG", "mig": {"config": "spare"}}, reason="ConfigUnknown")
             assert f"entry spare: {why}" in row["message"]
     told = [
         line

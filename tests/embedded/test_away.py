@@ -80,8 +80,7 @@ async def test_a_claim_of_a_node_that_was_made_anew_is_not_the_new_ones() -> Non
 @virtually
 async def test_claims_that_were_lost_with_the_lease_are_taken_from_the_fences() -> None:
     async with open_scene(*nodes(3)) as scene:
-        scene.apply(MIXED)
-        fenced = await scene.any_fenced("actuating")
+        fenced = await scene.begin_any(MIXED, stage="actuating")
         await away(scene, 0)
         scene.e.cluster.delete(LEASES, "gpusharing-operator", "gpusharing")
         scene.e.start_operator()

@@ -267,8 +267,7 @@ async def test_a_config_map_that_was_there_before_us_is_not_touched_until_it_is_
     async with open_scene(*nodes(1), start=False) as scene:
         foreign(scene, name)
         scene.e.start_operator()
-        scene.apply(MIXED)
-        row = await scene.until_condition("Accepted", "False", "ConfigMapTaken")
+        row = await scene.reject(MIXED, reason="ConfigMapTaken")
         assert f"kubectl label configmap {name} -n gpu-operator --overwrite" in row["message"]
         await asyncio.sleep(300)
         assert config_map(scene, name)["data"] == THEIRS[name]

@@ -73,8 +73,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
         with capture_logs() as logged:
             scene.e.start_operator()
             await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
-            scene.apply(MIXED)
-            await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
+            await scene.reject(MIXED, reason="LayoutsNeedConfigMap")
         label = "kubectl label node gpu-1 --overwrite nvidia.com/mig.config=all-1g.10gb"
         await scene.e.until(
             lambda: f"run: {label} && kubectl patch" in scene.condition("Accepted")["message"], "the command", HOUR
@@ -102,8 +101,7 @@ async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_
         scene.e.cluster.add(NODES, dead)
         scene.e.start_operator()
         await scene.e.until(lambda: pointers(scene)[0] == PLUGIN, "the device plugin's pointer", HOUR)
-        scene.apply(MIXED)
-        await scene.until_condition("Accepted", "False", "LayoutsNeedConfigMap")
+        await scene.reject(MIXED, reason="LayoutsNeedConfigMap")
         off = "nvidia.com/gpu.deploy.mig-manager"
         await scene.e.until(
             lambda: f"by its label {off}=false" in scene.condition("Accepted")["message"], "the way on", HOUR
@@ -123,8 +121,7 @@ async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is
         {"manager": "gpu-operator", "time": "2026-11-20T11:00:00Z", "fieldsV1": {"f:status": {}}},
     ]
     async with open_scene(*nodes(1), cluster_policy=theirs, configure_gpu_operator=True) as scene:
-        scene.apply(FULL)
-        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        row = await scene.reject(FULL, reason="PluginConfigNotOurs")
         assert "devicePlugin.config.name is theirs (set by helm)" in row["message"]
         await scene.e.until(lambda: pointers(scene) == ("theirs", MIG), "the other pointer", HOUR)
         patch = "run: kubectl patch clusterpolicy cluster-policy --type merge"
@@ -140,8 +137,7 @@ async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_
         await pointed(scene)
         since = scene.mark()
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}})
-        scene.apply(FULL)
-        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        row = await scene.reject(FULL, reason="PluginConfigNotOurs")
         assert (
             "the operator set it once (chart value gpuOperator.configure); someone has changed it since"
             in row["message"]
@@ -224,8 +220,7 @@ async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_te
         row = await scene.until_condition("Accepted", "False", "SeveralClusterPolicies")
         assert "a-second, cluster-policy" in row["message"]
         since = scene.mark()
-        scene.apply(MIXED)
-        await scene.until_condition("Accepted", "False", "SeveralClusterPolicies")
+        await scene.reject(MIXED, reason="SeveralClusterPolicies")
         await asyncio.sleep(HOUR)
         assert scene.node_writes(since) == {}
         scene.e.cluster.delete(CLUSTER_POLICIES, "a-second")

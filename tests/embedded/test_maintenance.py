@@ -192,8 +192,7 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
 @virtually
 async def test_a_cluster_policy_that_is_gone_for_a_moment_fails_no_node_past_the_point_of_no_return() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED, rollout=at_once(1))
-        name = await scene.any_fenced("actuating")
+        name = await scene.begin_any(MIXED, rollout=at_once(1), stage="actuating")
         state = names.LABEL_MIG_STATE
         await scene.e.until(lambda: scene.labels(name).get(state) == "success", "mig-manager's success", HOUR)
         scene.e.cluster.delete(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])

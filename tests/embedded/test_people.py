@@ -170,8 +170,7 @@ async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget(
 @virtually
 async def test_lowering_the_budget_to_zero_lets_the_node_in_flight_finish_and_starts_no_other() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(SLICED, rollout=at_once(1))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, rollout=at_once(1))
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
         scene.apply(SLICED, rollout=at_once(0))
         await scene.phase(first, "Synced")
@@ -182,8 +181,7 @@ async def test_lowering_the_budget_to_zero_lets_the_node_in_flight_finish_and_st
 @virtually
 async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(SLICED, rollout=at_once(1))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, rollout=at_once(1))
         (other,) = {"gpu-1", "gpu-2"} - {first}
         scene.apply(SLICED, rollout=at_once(1, paused=True))
         await scene.phase(first, "Synced")

@@ -91,8 +91,7 @@ def daemons(scene: Scene) -> list[JSON]:
 async def test_mig_says_what_is_missing_and_touches_nothing() -> None:
     async with plain() as scene:
         since = scene.mark()
-        scene.apply(MIXED)
-        await scene.until_condition("Accepted", "False", "MigManagerMissing")
+        await scene.reject(MIXED, reason="MigManagerMissing")
         command = "; run: kubectl apply -k deploy/mig-manager"
         await scene.e.until(
             lambda: scene.condition("Accepted").get("message", "").endswith(command),
@@ -120,8 +119,7 @@ async def test_with_mig_manager_beside_the_chart_every_mode_works(way: tuple[str
 @virtually
 async def test_without_gpu_feature_discovery_nothing_begins_until_it_is_there() -> None:
     async with plain(discovery=False) as scene:
-        scene.apply(SLICED)
-        row = await scene.until_condition("Accepted", "False", "FeatureDiscoveryMissing")
+        row = await scene.reject(SLICED, reason="FeatureDiscoveryMissing")
         assert "--set gfd.enabled=true" in row["message"]
         scene.e.cluster.add(DAEMON_SETS, plainchart.discovery())
         await scene.ready()
@@ -131,8 +129,7 @@ async def test_without_gpu_feature_discovery_nothing_begins_until_it_is_there() 
 @virtually
 async def test_without_any_stack_the_policy_says_so() -> None:
     async with open_scene(bare(node("gpu-1")), cluster_policy=None, sim={"plain_config": "x"}) as scene:
-        scene.apply(FULL)
-        row = await scene.until_condition("Accepted", "False", "ClusterPolicyMissing")
+        row = await scene.reject(FULL, reason="ClusterPolicyMissing")
         assert "gpuOperator.namespace" in row["message"]
         assert scene.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager") == []
 
@@ -189,8 +186,7 @@ async def test_two_that_do_the_same_on_the_same_nodes_are_refused_before_any_dra
 ) -> None:
     async with with_sets(sets, cluster_policy=cluster_policy) as scene:
         since = scene.mark()
-        scene.apply(MIXED)
-        row = await scene.until_condition("Accepted", "False", "SeveralStacks")
+        row = await scene.reject(MIXED, reason="SeveralStacks")
         assert all(f"DaemonSet gpu-operator/{name}" in row["message"] for name in named)
         await asyncio.sleep(HOUR)
         assert scene.node_writes(since) == {}

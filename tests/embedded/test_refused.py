@@ -44,8 +44,9 @@ from gpusharing.kube.client import (
 @virtually
 async def test_what_the_card_cannot_be_is_refused_with_an_alternative_before_anything_is_touched() -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.99gb": 1}}]}})
-        row = await scene.until_condition("Accepted", "False", "ProfileNotSupported")
+        row = await scene.reject(
+            {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.99gb": 1}}]}}, reason="ProfileNotSupported"
+        )
         assert "1g.10gb" in row["message"]
         await asyncio.sleep(300)
         assert not scene.node_writes()
@@ -59,8 +60,7 @@ NEWER = {"spec": {"rollout": {"onlyInTheDark": True}}}
 @virtually
 async def test_a_field_of_newer_crds_is_refused_before_anything_is_touched() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
-        row = await scene.until_condition("Accepted", "False", "InvalidSpec")
+        row = await scene.reject({**MIXED, "rollout": NEWER["spec"]["rollout"]}, reason="InvalidSpec")
         assert "spec.rollout.onlyInTheDark" in row["message"]
         assert "upgrade the operator" in row["message"]
         await asyncio.sleep(600)
@@ -70,10 +70,8 @@ async def test_a_field_of_newer_crds_is_refused_before_anything_is_touched() -> 
 @virtually
 async def test_a_field_of_newer_crds_in_a_running_change_lets_no_further_node_begin() -> None:
     async with open_scene(*nodes(2), serving=FULL) as scene:
-        scene.apply(MIXED)
-        first = await scene.any_fenced("actuating")
-        scene.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
-        await scene.until_condition("Accepted", "False", "InvalidSpec")
+        first = await scene.begin_any(MIXED, stage="actuating")
+        await scene.reject({**MIXED, "rollout": NEWER["spec"]["rollout"]}, reason="InvalidSpec")
         mark = scene.mark()
         await asyncio.sleep(1800)
         assert set(scene.node_writes(mark)) <= {first}
@@ -134,8 +132,7 @@ async def test_settings_that_would_override_us_are_named_with_the_command_that_m
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", patch)
-        scene.apply(spec)
-        await scene.until_condition("Accepted", "False", reason)
+        await scene.reject(spec, reason=reason)
         # No command points at our ConfigMap before the operator has written it.
         await scene.e.until(lambda: told in scene.condition("Accepted")["message"], told, 3600)
         await asyncio.sleep(200)
@@ -152,8 +149,7 @@ async def test_a_strategy_that_another_node_lives_by_is_not_removed_by_any_messa
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed("mixed", "mig", "strategy"))
         scene.person("gpu-2", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-1g.10gb"}}})
         await asyncio.sleep(300)
-        scene.apply(SINGLE)
-        row = await scene.until_condition("Accepted", "False", "MigStrategySet")
+        row = await scene.reject(SINGLE, reason="MigStrategySet")
         told = await ask(cluster, "doctor", "-o", "json")
         for text in (row["message"], told.out):
             assert "gpu-2 (14 nvidia.com/mig-1g.10gb)" in text
@@ -175,8 +171,7 @@ async def test_a_named_configuration_works_without_our_mig_parted_file() -> None
 @virtually
 async def test_without_a_cluster_policy_or_with_a_dra_stack_nothing_is_done() -> None:
     async with open_scene(*nodes(1), cluster_policy=None) as scene:
-        scene.apply(SLICED)
-        await scene.until_condition("Accepted", "False", "ClusterPolicyMissing")
+        await scene.reject(SLICED, reason="ClusterPolicyMissing")
         scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
         scene.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
         await scene.until_condition("Accepted", "False", "UnsupportedStack")
@@ -192,8 +187,7 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
         cluster.add(RESOURCE_SLICES, resource_slice("gpu-1", [whole_gpu(0)]))
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(False, "devicePlugin", "enabled"))
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(False, "migManager", "enabled"))
-        scene.apply(SLICED)
-        await scene.until_condition("Accepted", "False", "UnsupportedStack")
+        await scene.reject(SLICED, reason="UnsupportedStack")
         assert "would require consumable capacity" in scene.condition("Accepted")["message"]
         scene.apply(MIXED)
 

@@ -158,8 +158,7 @@ async def test_a_rolled_back_node_halts_the_others_and_alone_follows_its_retry()
         await scene.serve(OTHER_MIXED, rollout=at_once(3))
         for name in ("gpu-1", "gpu-2", "gpu-3"):
             scene.e.software.inject(name, "refuse")
-        scene.apply(MIXED, rollout=BACK)
-        first = await scene.any_fenced()
+        first = await scene.begin_any(MIXED, rollout=BACK)
         others = sorted({"gpu-1", "gpu-2", "gpu-3"} - {first})
         await scene.reason(first, "RolledBack")
         for name in others:
@@ -233,8 +232,7 @@ async def halts(scene: Scene) -> dict[str, str]:
     await scene.serve(OTHER_MIXED, rollout=at_once(3))
     for name in ALL:
         scene.e.software.inject(name, "refuse")
-    scene.apply(MIXED, rollout=BACK)
-    first = await scene.any_fenced()
+    first = await scene.begin_any(MIXED, rollout=BACK)
     await scene.reason(first, "RolledBack")
     others = [name for name in ALL if name != first]
     return {name: (await scene.reason(name, "Halted"))["message"] for name in others}

@@ -51,8 +51,7 @@ async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_
         await asyncio.sleep(10)
         for name in ("gpu-1", "gpu-2"):
             scene.e.software.inject(name, "wedge-pending")
-        scene.apply(MIXED, rollout=at_once(1, windows=[short]))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(MIXED, rollout=at_once(1, windows=[short]))
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
         await scene.phase(first, "Synced")
         await scene.reason(other, "WindowClosed")
@@ -63,8 +62,7 @@ async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_
 @virtually
 async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows_it() -> None:
     async with open_scene(*nodes(3)) as scene:
-        scene.apply(SLICED, rollout=at_once(3, canary={"nodes": 1, "soak": "1h"}))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, rollout=at_once(3, canary={"nodes": 1, "soak": "1h"}))
         await scene.phase(first, "Synced")
         others = {"gpu-1", "gpu-2", "gpu-3"} - {first}
         for name in others:
@@ -97,8 +95,7 @@ async def test_no_other_node_starts_after_the_soak_when_the_canary_breaks_in_it_
     broken: Callable[[Scene, str], object],
 ) -> None:
     async with open_scene(*nodes(3)) as scene:
-        scene.apply(SLICED, rollout=at_once(2, canary={"nodes": 1, "soak": "1h"}))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, rollout=at_once(2, canary={"nodes": 1, "soak": "1h"}))
         await scene.phase(first, "Synced")
         await asyncio.sleep(300)
         broken(scene, first)
@@ -163,8 +160,7 @@ async def first_failed(scene: Scene, *names_of_all: str) -> str:
     await asyncio.sleep(10)
     for name in names_of_all:
         scene.e.software.inject(name, "failed")
-    scene.apply(MIXED, rollout=at_once(1))
-    first = await scene.any_fenced("actuating")
+    first = await scene.begin_any(MIXED, rollout=at_once(1), stage="actuating")
     await scene.phase(first, "Failed")
     return first
 
@@ -217,8 +213,7 @@ async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many(
 @virtually
 async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_change() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED)
-        first = await scene.any_fenced("actuating")
+        first = await scene.begin_any(MIXED, stage="actuating")
         await scene.e.until(lambda: claimed(scene)[first].version is not None, "what would have failed", 60)
         scene.e.cluster.delete(NODES, first)
         other = "gpu-2" if first == "gpu-1" else "gpu-1"

@@ -193,8 +193,7 @@ async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_w
     async with open_scene(*nodes(2)) as scene:
         for name, node in zip(pods, GPUS, strict=False):
             scene.e.cluster.add(PODS, gpu_pod(name, node))
-        scene.apply(SLICED, drain=EVICTS, rollout=at_once(1))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, drain=EVICTS, rollout=at_once(1))
         scene.apply(SLICED, drain=EVICTS, rollout={**at_once(2), "paused": True, "whenPaused": "Hold"})
         await scene.reason(first, "Paused")
         silent = scene.e.cluster.faults.fail("watch", CONFIG_MAPS, SILENCE, times=EVER)
@@ -216,8 +215,7 @@ async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_w
 @virtually
 async def test_a_rollout_goes_on_from_what_a_restored_store_says(done: bool) -> None:
     async with open_scene(*nodes(3), lease=Timing()) as scene:
-        scene.apply(SLICED, rollout=at_once(1))
-        first = await scene.any_fenced()
+        first = await scene.begin_any(SLICED, rollout=at_once(1))
         if done:
             await scene.released(first)
         fences, cluster = [scene.fence(name) for name in GPUS], scene.e.cluster

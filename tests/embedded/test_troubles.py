@@ -47,8 +47,7 @@ async def test_a_node_that_two_restarts_did_not_cure_stalls_the_policy_and_gives
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", "wedge-paused")
         scene.e.software.inject("gpu-2", "wedge-paused")
-        scene.apply(MIXED, rollout={"maxFailures": 2})
-        name = await scene.any_fenced("actuating")
+        name = await scene.begin_any(MIXED, rollout={"maxFailures": 2}, stage="actuating")
         for _ in range(2):
             seen = restarts(scene)
             await scene.e.until(lambda seen=seen: restarts(scene) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
@@ -341,8 +340,11 @@ async def test_a_kubelet_that_mig_manager_restarts_is_waited_for_and_no_wedge_is
 @virtually
 async def test_a_node_that_stays_away_past_its_time_is_failed_and_given_back_by_itself_when_it_comes() -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED, rollout={"maxUnavailable": 1, "timeouts": {"actuation": "5m", "verification": "5m"}})
-        name = await scene.any_fenced("actuating")
+        name = await scene.begin_any(
+            MIXED,
+            rollout={"maxUnavailable": 1, "timeouts": {"actuation": "5m", "verification": "5m"}},
+            stage="actuating",
+        )
         kubelet(scene, name, there=False)
         transition = await scene.phase(name, "Failed")
         assert (transition["reason"], transition["culprit"], transition["waitingFor"]) == (

@@ -180,8 +180,7 @@ async def test_a_drain_that_is_held_past_its_time_keeps_cordon_and_slot_says_so_
         scene.e.cluster.add(PODS, stays)
         more = gpu_pod("also", "gpu-2", metadata={"finalizers": ["example.com/keep"]})
         scene.e.cluster.add(PODS, more)
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"})
-        name = await scene.any_fenced()
+        name = await scene.begin_any(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m", "onTimeout": "Hold"})
         before = scene.fence(name)
         transition = await scene.reason(name, "DrainHeld")
         assert before is not None
