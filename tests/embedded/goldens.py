@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import SimWorkload
@@ -121,18 +122,8 @@ async def two_steps(scene: Scene) -> None:
 # --- NVIDIA's software goes wrong ------------------------------------------------------------------
 
 
-async def wedged_pending(scene: Scene) -> None:
-    """mig-manager stays pending for ever; its restart helps."""
-    await wedged(scene, "wedge-pending")
-
-
-async def wedged_paused(scene: Scene) -> None:
-    """mig-manager fails and leaves the operands paused; its restart helps."""
-    await wedged(scene, "wedge-paused")
-
-
 async def wedged(scene: Scene, fault: str) -> None:
-    """The next run of mig-manager ends in one of its two bugs."""
+    """The next run of mig-manager ends in one of its two bugs: it stays pending, or leaves the operands paused; its restart helps."""
     await asyncio.sleep(SOFTWARE_UP)
     scene.e.software.inject("gpu-1", fault)
     await scene.serve(MIXED, seconds=HOUR)
@@ -359,8 +350,8 @@ GOLDEN: Mapping[str, Golden] = {
     "a policy deleted that resets its nodes": Golden(policy_reset, nodes=2),
     "all GPUNodes deleted in the middle": Golden(gpunodes_deleted),
     "from MPS to MIG in two steps": Golden(two_steps),
-    "mig-manager stays pending for ever": Golden(wedged_pending),
-    "mig-manager fails and leaves the operands paused": Golden(wedged_paused),
+    "mig-manager stays pending for ever": Golden(partial(wedged, fault="wedge-pending")),
+    "mig-manager fails and leaves the operands paused": Golden(partial(wedged, fault="wedge-paused")),
     "mig-manager says success and the operands are paused": Golden(success_paused),
     "mig-manager fails and a person asks for a retry": Golden(failed_and_retried),
     "requests on the GPUNode": Golden(requested),

@@ -13,7 +13,6 @@ NAMED: Mapping[str, Mapping[str, int]] = {
     "all-1g.20gb": {"1g.20gb": 4},
     "all-3g.40gb": {"3g.40gb": 2},
     "all-balanced": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1},
-    "whole-or-halves": {"3g.40gb": 2},
 }
 """Profiles per GPU of the named configurations that the tests use, for cards with 80 GB (docs/design/nvidia.md#a10)."""
 NAMED_A30: Mapping[str, Mapping[str, int]] = {"all-balanced": {"1g.6gb": 2, "2g.12gb": 1}}

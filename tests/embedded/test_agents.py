@@ -131,33 +131,22 @@ async def test_no_change_starts_while_the_gpunode_kind_is_gone() -> None:
 # --- what a container may not see --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [(FULL, MIXED), (MIXED, FULL)], ids=["that it could not prove", "that takes apart"]
+)
 @virtually
-async def test_a_change_to_mig_that_the_agent_could_not_prove_does_not_begin() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await asyncio.sleep(10)
-        gpus(scene).contain(mig=False)
-        transition = await scene.reach(MIXED, reason="AgentLacksRights")
-        assert transition["phase"] == "Blocked"
-        await asyncio.sleep(3600)
-        assert not scene.cordoned("gpu-1")
-        gpus(scene).contain()
-        await scene.ready(seconds=3600)
-        assert_as_wanted(scene, MIXED, "gpu-1")
-
-
-@virtually
-async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart() -> None:
-    async with open_scene(*nodes(1), serving=MIXED) as scene:
+async def test_no_change_begins_of_divided_gpus_into_which_the_agent_cannot_look(before: JSON, after: JSON) -> None:
+    async with open_scene(*nodes(1), serving=before) as scene:
         gpus(scene).contain(mig=False)
         await asyncio.sleep(60)
         assert {gpu["instancesWithheld"] for gpu in observed(scene)["gpus"]} == {True}
-        transition = await scene.reach(FULL, reason="AgentLacksRights")
+        transition = await scene.reach(after, reason="AgentLacksRights")
         assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
         assert not scene.cordoned("gpu-1")
         gpus(scene).contain()
         await scene.ready(seconds=3600)
-        assert_as_wanted(scene, FULL, "gpu-1")
+        assert_as_wanted(scene, after, "gpu-1")
 
 
 @virtually

@@ -3,7 +3,6 @@ The rows of docs/design/drain.md#races-and-crashes in which the cluster changes 
 
 import asyncio
 import json
-from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +15,7 @@ from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS, POLICIES, Resource
 
 FOREIGN = {"weave.works/kured-reboot-in-progress": "1"}
 
@@ -227,30 +226,15 @@ async def test_a_cordon_that_was_lifted_meanwhile_is_put_back_before_anything_el
         assert not scene.cordoned("gpu-1")
 
 
-DAMAGE: dict[str, Callable[[Scene], None]] = {
-    "the GPUNodes": lambda scene: delete_all(scene, GPUNODES),
-    "our ConfigMaps": lambda scene: delete_all(scene, CONFIG_MAPS),
-    "the Lease": lambda scene: delete_all(scene, LEASES),
-}
-
-
-def delete_all(scene: Scene, kind: Any) -> None:
-    for raw in scene.e.cluster.objects(kind):
-        metadata = raw["metadata"]
-        scene.e.cluster.delete(kind, metadata["name"], metadata.get("namespace"))
-
-
 @pytest.mark.parametrize("moment", ["fenced", "actuating"])
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("kind", [GPUNODES, CONFIG_MAPS, LEASES], ids=["the GPUNodes", "our ConfigMaps", "the Lease"])
 @virtually
-async def test_the_fence_alone_is_enough_to_go_on_when_all_else_was_deleted(
-    damage: Callable[[Scene], None], moment: str
-) -> None:
+async def test_the_fence_alone_is_enough_to_go_on_when_all_else_was_deleted(kind: Resource, moment: str) -> None:
     async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", moment)
+        await scene.begin(MIXED, stage=moment)
         await away(scene, 0)
-        damage(scene)
+        for raw in scene.e.cluster.objects(kind):
+            scene.e.cluster.delete(kind, raw["metadata"]["name"], raw["metadata"].get("namespace"))
         scene.e.start_operator()
         await scene.ready(seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")

@@ -143,19 +143,10 @@ async def test_a_partly_failed_node_after_a_reboot_is_shown_tried_once_and_then_
         assert not scene.node_writes(since)
 
 
-def healthy(scene: Scene, name: str = "gpu-1") -> JSON:
-    (row,) = scene.e.cluster.get(GPUNODES, name)["status"]["conditions"]
+def healthy(scene: Scene) -> JSON:
+    (row,) = scene.e.cluster.get(GPUNODES, NODE)["status"]["conditions"]
     found: JSON = row
     return found
-
-
-def observed_gpus(scene: Scene) -> list[JSON]:
-    found: list[JSON] = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["observed"]["gpus"]
-    return found
-
-
-async def until_healthy(scene: Scene, status: str) -> None:
-    await scene.e.until(lambda: healthy(scene)["status"] == status, f"Healthy={status}", 120)
 
 
 @virtually
@@ -163,7 +154,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
     async with open_scene(*nodes(1), serving=FULL) as scene:
         assert healthy(scene)["reason"] == "NoTrouble"
         scene.e.software.inject("gpu-1", "sick-gpu")
-        await until_healthy(scene, "False")
+        await scene.e.until(lambda: healthy(scene)["status"] == "False", "its condition", 120)
         mark = scene.mark()
         scene.apply(SLICED)
         transition = await scene.phase("gpu-1", "Blocked")
@@ -222,13 +213,13 @@ async def test_a_change_past_the_point_of_no_return_goes_on_to_its_proof() -> No
 @virtually
 async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -> None:
     async with open_scene(*nodes(1), serving=MIXED) as scene:
-        mark, before = scene.mark(), observed_gpus(scene)
+        mark, before = scene.mark(), observed(scene)["gpus"]
         scene.e.software.inject("gpu-1", "lose-gpu")
         transition = await scene.reason("gpu-1", "GPUUnhealthy")
         assert transition["phase"] == "Blocked"
         assert "drain and reboot the node" in transition["message"]
         assert healthy(scene)["reason"] == "GPULost"
-        assert observed_gpus(scene) == [{**before[0], "access": "Lost"}, *before[1:]], "what was known is kept"
+        assert observed(scene)["gpus"] == [{**before[0], "access": "Lost"}, *before[1:]], "what was known is kept"
         await asyncio.sleep(1800)
         assert not scene.node_writes(mark)
         scene.e.software.inject("gpu-1", "find-gpu")
@@ -247,42 +238,43 @@ def guest(product: str) -> dict[str, SimulatedGPUs]:
     return {"gpu-1": gpus}
 
 
+async def planned(scene: Scene, folder: Path) -> str:
+    """What `plan` says of a change from whole GPUs to MIG."""
+    install(scene.e.cluster)
+    await scene.serve(FULL)
+    return (await ask(scene.e.cluster, "plan", "-f", written(folder, policy(MIXED)), width=2000)).out
+
+
 @virtually
 async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_named_after_the_failure(
     tmp_path: Path,
 ) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100)) as scene:
-        install(scene.e.cluster)
-        await scene.serve(FULL)
-        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        told = await planned(scene, tmp_path)
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Failed")
         await asyncio.sleep(300)
         failed = scene.transition("gpu-1")
-    assert "a MIG mode change on gpu-1 may stay pending" in planned.out
-    assert SETTING in planned.out
-    assert "disruption class Reset" in planned.out
+    assert "a MIG mode change on gpu-1 may stay pending" in told
+    assert SETTING in told
+    assert "disruption class Reset" in told
     assert SETTING in failed["message"]
 
 
 @virtually
 async def test_where_mig_manager_may_reboot_the_node_the_class_says_so_and_the_mode_is_switched(tmp_path: Path) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100), cluster_policy=WITH_REBOOT) as scene:
-        install(scene.e.cluster)
-        await scene.serve(FULL)
-        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        told = await planned(scene, tmp_path)
         await scene.serve(MIXED, seconds=HOUR)
         assert_as_wanted(scene, MIXED, "gpu-1")
-    assert "class Reboot" in planned.out
-    assert "may stay pending" not in planned.out
+    assert "class Reboot" in told
+    assert "may stay pending" not in told
 
 
 @virtually
 async def test_pass_through_alone_forbids_nothing(tmp_path: Path) -> None:
     async with open_scene(node("gpu-1", H100), hardware=guest(H100)) as scene:
-        install(scene.e.cluster)
-        await scene.serve(FULL)
-        planned = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)), width=2000)
+        told = await planned(scene, tmp_path)
         await scene.serve(MIXED)
         assert_as_wanted(scene, MIXED, "gpu-1")
-    assert "may stay pending" not in planned.out
+    assert "may stay pending" not in told

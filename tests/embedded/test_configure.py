@@ -1,18 +1,20 @@
 """The operator points ClusterPolicy at its ConfigMaps itself: once, and against nobody (docs/how-to/install.md)."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
 from hack.sim.workloads import SimWorkload
 from structlog.testing import capture_logs
+from tests.embedded.goldens import MIG, PLUGIN, point_plugin, pointers
 from tests.embedded.scene import FULL, HOUR, MIXED, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, NODES, POLICIES
 from gpusharing.kube.errors import Conflict, Forbidden
 
-PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
 MARK = "gpusharing.dev/configured"
 BOTH = "devicePlugin.config.name,migManager.config.name"
 
@@ -33,9 +35,9 @@ def found(scene: Scene) -> JSON:
     return scene.e.cluster.get(CLUSTER_POLICIES, "cluster-policy")
 
 
-def pointers(scene: Scene) -> tuple[str, str]:
-    spec = found(scene)["spec"]
-    return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
+def asked(**more: Any) -> AbstractAsyncContextManager[Scene]:
+    """One node and a ClusterPolicy as NVIDIA's chart leaves it, which the operator is asked to point."""
+    return open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, **more)
 
 
 async def pointed(scene: Scene) -> None:
@@ -44,7 +46,7 @@ async def pointed(scene: Scene) -> None:
 
 @virtually
 async def test_the_plugins_is_set_after_the_configmaps_and_mig_managers_after_the_reports() -> None:
-    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+    async with asked() as scene:
         await pointed(scene)
         kinds = [write.call.resource.plural for write in scene.writes() if write.error is None]
         assert kinds.count("clusterpolicies") <= 2
@@ -61,9 +63,7 @@ async def test_the_plugins_is_set_after_the_configmaps_and_mig_managers_after_th
 async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_what_they_have() -> None:
     """NVIDIA/k8s-device-plugin#767: under the default label all-disabled, its start would remove the instances."""
     pods = SimWorkload("serve", 4, resource="nvidia.com/mig-1g.10gb")
-    async with open_scene(
-        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, workloads=(pods,), start=False
-    ) as scene:
+    async with asked(workloads=(pods,), start=False) as scene:
         await asyncio.sleep(HOUR)  # mig-manager has done its first run
         gpus = scene.e.software.nodes["gpu-1"].gpus
         for index in range(2):
@@ -92,9 +92,7 @@ async def test_mig_managers_waits_until_gpus_divided_by_hand_are_labeled_with_wh
 
 @virtually
 async def test_mig_managers_waits_for_a_node_whose_agent_is_not_ready_until_mig_manager_is_kept_off_it() -> None:
-    async with open_scene(
-        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
-    ) as scene:
+    async with asked(start=False) as scene:
         dead = node("gpu-2")
         del dead["metadata"]["labels"]["nvidia.com/gpu.product"]  # nothing simulates its software
         del dead["metadata"]["annotations"]
@@ -133,10 +131,10 @@ async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is
 
 @virtually
 async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_next() -> None:
-    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+    async with asked() as scene:
         await pointed(scene)
         since = scene.mark()
-        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}})
+        point_plugin(scene, "")
         row = await scene.reject(FULL, reason="PluginConfigNotOurs")
         assert (
             "the operator set it once (chart value gpuOperator.configure); someone has changed it since"
@@ -151,7 +149,7 @@ async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_
 
 @virtually
 async def test_a_new_clusterpolicy_is_pointed_at_them_again() -> None:
-    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+    async with asked() as scene:
         await pointed(scene)
         scene.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
         scene.e.cluster.add(CLUSTER_POLICIES, cluster_policy())
@@ -189,9 +187,7 @@ async def test_where_it_cannot_be_written_the_condition_says_why_and_other_write
 @pytest.mark.parametrize("conflicts", [1, 5])
 @virtually
 async def test_a_write_that_somebody_came_before_is_decided_anew(conflicts: int) -> None:
-    async with open_scene(
-        *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
-    ) as scene:
+    async with asked(start=False) as scene:
         scene.e.cluster.faults.fail("patch", CLUSTER_POLICIES, Conflict("it changed"), times=conflicts)
         scene.e.start_operator()
         await pointed(scene)
@@ -200,7 +196,7 @@ async def test_a_write_that_somebody_came_before_is_decided_anew(conflicts: int)
 
 @virtually
 async def test_the_write_carries_the_version_that_it_was_decided_on() -> None:
-    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+    async with asked() as scene:
         before = found(scene)["metadata"]["resourceVersion"]
         await pointed(scene)
         body = scene.writes(plural="clusterpolicies")[0].call.body

@@ -104,8 +104,7 @@ async def test_a_budget_that_can_never_allow_is_named_and_the_node_is_not_even_c
 
 @virtually
 async def test_a_budget_of_one_lets_the_pods_go_one_after_the_other() -> None:
-    budget = pdb("slow", "llm", maxUnavailable=1)
-    async with open_scene(*nodes(2), workloads=[LLM], budgets=[budget]) as scene:
+    async with open_scene(*nodes(2), workloads=[LLM], budgets=[pdb("slow", "llm", maxUnavailable=1)]) as scene:
         await busy(scene)
         await scene.serve(SLICED)
         assert len(set(scene.evicted())) == len(scene.evicted()) >= 2
@@ -232,12 +231,15 @@ async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_
         await scene.e.until(lambda: summary(scene)["pendingPods"] == LLM.replicas, "the pods to be counted", 180)
 
 
+def stuck(name: str) -> JSON:
+    owner = OWNER | {"kind": "ReplicaSet", "name": name}
+    return gpu_pod(name, "gpu-1", metadata={"finalizers": ["example.com/hold"], "ownerReferences": [owner]})
+
+
 @virtually
 async def test_used_follows_a_drain_within_seconds() -> None:
     async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
-        stuck = gpu_pod("stuck", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
-        stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "stuck"}]
-        scene.e.cluster.add(PODS, stuck)
+        scene.e.cluster.add(PODS, stuck("stuck"))
         await busy(scene, 1)
         await scene.e.until(lambda: summary(scene)["used"] == "2/2", "both to be counted", 120)
         scene.apply(SLICED)
@@ -257,9 +259,7 @@ def summary(scene: Scene) -> JSON:
 @virtually
 async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> None:
     async with open_scene(*nodes(1)) as scene:
-        stuck = gpu_pod("llm-1", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
-        stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "llm"}]
-        scene.e.cluster.add(PODS, stuck)
+        scene.e.cluster.add(PODS, stuck("llm-1"))
         await scene.begin(SLICED)
         transition = await scene.reason("gpu-1", "TerminatingStuck")
         assert "example.com/hold" in transition["blockers"][0]
@@ -301,10 +301,7 @@ async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_h
         for pod in guarded:
             name = pod["metadata"]["name"]
             scene.e.cluster.patch(PODS, name, {"metadata": {"labels": {"guard": "yes"}}}, "default")
-        selector = {"matchLabels": {"guard": "yes"}}
-        scene.e.cluster.add(
-            PDBS, pdb("keep", "llm", minAvailable=2) | {"spec": {"selector": selector, "minAvailable": 2}}
-        )
+        scene.e.cluster.add(PDBS, FULL_UP)
         await scene.phase("gpu-2", "Synced")
         assert scene.transition("gpu-1")["phase"] == "Draining"
         scene.e.cluster.delete(PDBS, "keep", "default")

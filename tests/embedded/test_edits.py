@@ -14,17 +14,16 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES, PDBS, POLICIES
-from gpusharing.kube.errors import NotFound
 from gpusharing.kube.fence import parse_record
 from gpusharing.planning.snapshot.records import Deferred
 
 
-def policy_exists(scene: Scene, name: str = "pool-b") -> bool:
-    try:
-        scene.e.policy(name)
-    except NotFound:
-        return False
-    return True
+def policies(scene: Scene) -> set[str]:
+    return {raw["metadata"]["name"] for raw in scene.e.cluster.objects(POLICIES)}
+
+
+async def gone(scene: Scene, seconds: float = HOUR) -> None:
+    await scene.e.until(lambda: not policies(scene), "the policy gone", seconds)
 
 
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
@@ -43,8 +42,8 @@ async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node
     async with open_scene(*nodes(1), serving=FULL) as scene:
         await scene.begin(MIXED)
         scene.e.cluster.delete(POLICIES, "pool-b")
-        assert policy_exists(scene), "the finalizer keeps it"
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 60)
+        assert policies(scene), "the finalizer keeps it"
+        await gone(scene, 60)
         assert scene.fence("gpu-1") is None
         assert not scene.cordoned("gpu-1")
         assert scene.labels("gpu-1")[names.LABEL_MODE] == "full"
@@ -59,7 +58,7 @@ async def test_an_event_names_the_node_of_a_policy_that_was_released_by_force() 
             POLICIES, "pool-b", {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
         )
         scene.e.cluster.delete(POLICIES, "pool-b")
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 10)
+        await gone(scene, 10)
         assert scene.fence("gpu-1") is None
         assert scene.cordoned("gpu-1")
         await scene.e.until(lambda: scene.events()["ChangeGivenUp"] == 1, "an Event that names the node", 10)
@@ -70,7 +69,7 @@ async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> 
     async with open_scene(*nodes(1), serving=MIXED) as scene:
         await asyncio.sleep(5)
         scene.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(scene)
+        assert not policies(scene)
         await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "unowned", 10)
         assert scene.labels("gpu-1")[names.LABEL_MODE] == "mig", "the node keeps what it has"
 
@@ -82,7 +81,7 @@ async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all
         await scene.begin(MIXED)
         scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
         scene.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(scene)
+        assert not policies(scene)
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")
 
@@ -102,10 +101,6 @@ async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_s
         await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1", "gpu-2")
-
-
-def policies(scene: Scene) -> set[str]:
-    return {raw["metadata"]["name"] for raw in scene.e.cluster.objects(POLICIES)}
 
 
 def relabel(scene: Scene, name: str, pool: str) -> None:
@@ -180,7 +175,7 @@ async def test_a_reset_takes_one_node_at_a_time_and_its_pods_run_again() -> None
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.any_fenced("fenced")
         assert scene.e.policy("pool-b")["status"]["summary"]["status"] == "Deleting"
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
+        await gone(scene)
         for name in ("gpu-1", "gpu-2"):
             raw = scene.e.node(name)
             assert not OURS & raw["metadata"]["labels"].keys()
@@ -203,7 +198,7 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
         message = scene.e.policy("pool-b")["status"]["summary"]["message"]
         assert "1 node has yet to be returned to whole GPUs; gpu-1 was cordoned by someone else" in message
         scene.cordon("gpu-1", on=False)
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
+        await gone(scene)
         assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "all-disabled"
         assert not OURS & scene.labels("gpu-1").keys()
         assert difference(FULL, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
@@ -228,7 +223,7 @@ async def test_a_budget_that_allows_nothing_holds_up_a_reset_and_is_named_until_
         assert summary()["status"] == "Deleting"
         assert scene.fence("gpu-1") is None
         scene.e.cluster.delete(PDBS, "keep", "default")
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
+        await gone(scene)
         assert not OURS & scene.labels("gpu-1").keys()
 
 
@@ -241,5 +236,5 @@ async def test_force_release_ends_a_reset_and_leaves_the_node_as_it_is() -> None
         await scene.reason("gpu-1", "AlreadyCordoned")
         release = {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
         scene.e.cluster.patch(POLICIES, "pool-b", release)
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 60)
+        await gone(scene, 60)
         assert scene.e.node("gpu-1")["status"]["allocatable"][names.RESOURCE_GPU] == "8"

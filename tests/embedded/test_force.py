@@ -1,11 +1,11 @@
 """drain.onTimeout ForceDelete with the whole operator: who is deleted when, and what a failure of it holds up."""
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, gpu_pod, nodes, open_scene, pdb
+from tests.embedded.scene import HOUR, SLICED, gpu_pod, nodes, open_scene, pdb
+from tests.embedded.test_drain import LLM, busy
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import JSON, PODS
@@ -14,34 +14,18 @@ from gpusharing.kube.errors import Forbidden, Unavailable
 FORCED: JSON = {"onTimeout": "ForceDelete", "timeout": "5m", "strandedPods": "Allow"}
 NEVER = pdb("keep", "llm", minAvailable=2)
 """It allows nothing: both pods must stay."""
-LLM = SimWorkload("llm", 2)
-
-
-async def busy(scene: Scene) -> str:
-    """Two pods under a budget that never allows; returns their node."""
-    await scene.running("llm", 2)
-    await scene.serve(FULL)
-    return str(scene.pods("llm")[0]["spec"]["nodeName"])
-
-
-def end_of(scene: Scene, node: str) -> datetime:
-    fence = scene.fence(node)
-    assert fence is not None
-    return fence.deadline
 
 
 @virtually
 async def test_what_a_budget_keeps_is_evicted_for_as_long_as_there_is_time_and_then_deleted() -> None:
     async with open_scene(*nodes(1), workloads=[LLM], budgets=[NEVER], force_delete=True) as scene:
-        node = await busy(scene)
-        scene.apply(SLICED, drain=FORCED)
-        await scene.fenced(node)
-        transition = await scene.reason(node, "PDBNeverAllows")
+        await busy(scene)
+        end = (await scene.begin(SLICED, drain=FORCED)).deadline
+        transition = await scene.reason("gpu-1", "PDBNeverAllows")
         assert transition["phase"] == "Draining"
-        end = end_of(scene, node)
         await scene.e.until(lambda: len(scene.deleted()) == 2, "the deletions", HOUR)
         assert timedelta(seconds=30) <= end - virtual_now() <= timedelta(seconds=41)
-        transition = await scene.reason(node, "ForceDelete")
+        transition = await scene.reason("gpu-1", "ForceDelete")
         assert "default/llm-" in transition["culprit"]
         await scene.ready()
         assert scene.evicted() == []
@@ -53,15 +37,14 @@ async def test_what_a_budget_keeps_is_evicted_for_as_long_as_there_is_time_and_t
 @virtually
 async def test_without_the_right_the_node_is_not_cordoned_and_the_policy_says_so_with_the_command() -> None:
     async with open_scene(*nodes(1), workloads=[LLM], budgets=[NEVER]) as scene:
-        node = await busy(scene)
-        scene.apply(SLICED, drain=FORCED)
-        await scene.reason(node, "PDBNeverAllows")
-        assert not scene.cordoned(node)
+        await busy(scene)
+        await scene.reach(SLICED, drain=FORCED, reason="PDBNeverAllows")
+        assert not scene.cordoned("gpu-1")
         row = await scene.until_condition("Accepted", "True", "ForceDeleteOff")
         assert "--set forceDelete=true" in row["message"]
         await asyncio.sleep(HOUR)
         assert scene.deleted() == []
-        assert not scene.cordoned(node)
+        assert not scene.cordoned("gpu-1")
 
 
 @pytest.mark.parametrize(
@@ -93,8 +76,7 @@ async def test_a_pod_that_never_ends_is_named_and_holds_its_node_to_the_end_and_
     async with open_scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as scene:
         held = {"labels": {"app": "db"}, "finalizers": ["example.com/keep"]}
         scene.e.cluster.add(PODS, gpu_pod("db-0", "gpu-1", metadata=held))
-        await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
-        end = end_of(scene, "gpu-1")
+        end = (await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})).deadline
         await scene.released("gpu-1")
         assert timedelta(seconds=0) < virtual_now() - end <= timedelta(seconds=70)
         assert not scene.cordoned("gpu-1")
@@ -107,9 +89,8 @@ async def test_a_pod_that_never_ends_is_named_and_holds_its_node_to_the_end_and_
 @virtually
 async def test_an_operator_that_died_after_the_deletion_deletes_nobody_twice_and_no_successor(down: int) -> None:
     async with open_scene(*nodes(1), workloads=[LLM], budgets=[NEVER], force_delete=True) as scene:
-        node = await busy(scene)
-        scene.apply(SLICED, drain=FORCED)
-        await scene.fenced(node)
+        await busy(scene)
+        await scene.begin(SLICED, drain=FORCED)
         await scene.e.until(lambda: len(scene.deleted()) == 2, "the deletions", HOUR)
         await scene.e.kill_operator()
         await asyncio.sleep(down)
@@ -125,8 +106,7 @@ async def test_nobody_is_deleted_by_an_operator_that_comes_back_too_late_for_the
     async with open_scene(*nodes(1), force_delete=True, budgets=[pdb("keep", "db", minAvailable=1)]) as scene:
         slow = gpu_pod("db-0", "gpu-1", metadata={"labels": {"app": "db"}}, spec={"terminationGracePeriodSeconds": 200})
         scene.e.cluster.add(PODS, slow)
-        await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})
-        end = end_of(scene, "gpu-1")
+        end = (await scene.begin(SLICED, drain={**FORCED, "unmanagedPods": "Evict"})).deadline
         await scene.e.kill_operator()
         await asyncio.sleep((end - virtual_now()).total_seconds() - 100)
         scene.e.start_operator()
@@ -140,11 +120,10 @@ async def test_nobody_is_deleted_by_an_operator_that_comes_back_too_late_for_the
 @virtually
 async def test_nobody_is_deleted_while_a_pod_stays_whatever_is_deleted() -> None:
     async with open_scene(*nodes(1), workloads=[LLM], budgets=[NEVER], force_delete=True) as scene:
-        node = await busy(scene)
-        scene.apply(SLICED, drain=FORCED)
-        await scene.fenced(node)
+        await busy(scene)
+        await scene.begin(SLICED, drain=FORCED)
         marked = {"metadata": {"annotations": {"gpusharing.dev/do-not-disrupt": "true"}}}
         scene.e.cluster.patch(PODS, scene.pods("llm")[0]["metadata"]["name"], marked, "default")
-        await scene.released(node)
+        await scene.released("gpu-1")
         assert scene.deleted() == []
-        assert not scene.cordoned(node)
+        assert not scene.cordoned("gpu-1")

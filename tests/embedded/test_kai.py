@@ -13,7 +13,7 @@ from hack.sim.kai import FRACTION, GROUP, NAMESPACE, SCHEDULER, Kai
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ask, install, written
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene, policy
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, Scene, gpu_pod, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, NODES, PODS, ApiRequest
@@ -82,7 +82,6 @@ async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_
     assert "This pod is on node gpu-1, which the operator is not changing now." in why.out
 
 
-SINGLE: JSON = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
 PARTLY: JSON = {
     "mode": "MIG",
     "mig": {
@@ -122,32 +121,36 @@ async def test_strategy_single_is_no_hint_for_pods_with_a_fraction(tmp_path: Pat
     assert "Hint" not in plan.out
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (
+            SINGLE,
+            (
+                "This pod cannot start: KAI-Scheduler gives no fractions of the MIG devices of a node",
+                "node-role.kubernetes.io/mig-enabled=true",
+            ),
+        ),
+        (
+            MIXED,
+            (
+                "No node advertises nvidia.com/gpu, and none will",
+                "KAI-Scheduler allocates this fraction from a whole GPU",
+            ),
+        ),
+    ],
+    ids=["that KAI gives none on a MIG node", "which whole GPUs there will be"],
+)
 @virtually
-async def test_a_pod_that_waits_for_a_fraction_on_a_mig_node_is_told_that_kai_gives_none_there() -> None:
+async def test_a_pod_that_waits_for_a_fraction_is_told(spec: JSON, said: tuple[str, str]) -> None:
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
-        await scene.serve(SINGLE)
+        await scene.serve(spec)
         waiting = {**sharing(), "status": {"phase": "Pending"}}
         del waiting["spec"]["nodeName"]
         scene.e.cluster.add(PODS, waiting)
         told = await ask(scene.e.cluster, "why", "default/llm-1")
-    text = " ".join(told.out.split())
-    assert "This pod cannot start: KAI-Scheduler gives no fractions of the MIG devices of a node" in text
-    assert "node-role.kubernetes.io/mig-enabled=true" in text
-
-
-@virtually
-async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_will_be() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        install(scene.e.cluster)
-        await scene.serve(MIXED)
-        waiting = {**sharing(), "status": {"phase": "Pending"}}
-        del waiting["spec"]["nodeName"]
-        scene.e.cluster.add(PODS, waiting)
-        told = await ask(scene.e.cluster, "why", "default/llm-1")
-    text = " ".join(told.out.split())
-    assert "No node advertises nvidia.com/gpu, and none will" in text
-    assert "KAI-Scheduler allocates this fraction from a whole GPU" in text
+    assert all(text in " ".join(told.out.split()) for text in said), told.out
 
 
 class HastyClient(FakeClient):
@@ -182,34 +185,20 @@ async def test_the_simulated_kai_keeps_no_gpu_for_a_pod_that_is_gone_before_its_
 
 
 def sharing(*groups: str) -> JSON:
-    labels = {f"{GROUP}/{group}": group for group in groups}
     owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "llm", "uid": "rs", "controller": True}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": "llm-1",
-            "namespace": "default",
-            "labels": labels,
-            "annotations": {FRACTION: "0.5"},
-            "ownerReferences": [owner],
-        },
-        "spec": {"nodeName": "gpu-1", "schedulerName": SCHEDULER, "containers": [{"name": "main"}]},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    metadata = {
+        "labels": {f"{GROUP}/{group}": group for group in groups},
+        "annotations": {FRACTION: "0.5"},
+        "ownerReferences": [owner],
     }
+    spec = {"schedulerName": SCHEDULER, "containers": [{"name": "main"}]}
+    return gpu_pod("llm-1", "gpu-1", metadata=metadata, spec=spec)
 
 
 def kept(group: str) -> JSON:
-    container = {"name": "keep", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": f"gpu-reservation-{group}",
-            "namespace": NAMESPACE,
-            "labels": {"app": NAMESPACE, GROUP: group},
-            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
-        },
-        "spec": {"nodeName": "gpu-1", "containers": [container]},
-        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    metadata = {
+        "namespace": NAMESPACE,
+        "labels": {"app": NAMESPACE, GROUP: group},
+        "annotations": {"karpenter.sh/do-not-disrupt": "true"},
     }
+    return gpu_pod(f"gpu-reservation-{group}", "gpu-1", metadata=metadata)

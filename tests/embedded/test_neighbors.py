@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene
+from tests.embedded.scene import BEFORE_LISTS, HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import CONFIGURED_LABEL, fence_of
 
@@ -51,35 +51,21 @@ def end(scene: Scene, name: str, unmark: JSON) -> None:
     scene.person(name, {**unmark, "spec": {**unmark.get("spec", {}), "unschedulable": None}})
 
 
+@pytest.mark.parametrize("cordoned", [True, False], ids=["and has cordoned", "and has not cordoned yet"])
 @everybody
 @virtually
 async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
-    who: str, mark: JSON, unmark: JSON
+    who: str, mark: JSON, unmark: JSON, cordoned: bool
 ) -> None:
     async with open_scene(*nodes(2)) as scene:
-        begin(scene, "gpu-1", mark)
-        shown = await scene.reach(SLICED, rollout=at_once(1), reason="ForeignMaintenance")
-        assert shown["message"].startswith(f"{who} is working on gpu-1")
-        await scene.reason("gpu-2", "BudgetFull")
-        assert scene.node_writes() == {}
-        end(scene, "gpu-1", unmark)
-        await scene.ready()
-
-
-@everybody
-@virtually
-async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
-    who: str, mark: JSON, unmark: JSON
-) -> None:
-    """Else both are away a moment later."""
-    async with open_scene(*nodes(2)) as scene:
-        scene.person("gpu-1", mark)
+        begin(scene, "gpu-1", mark) if cordoned else scene.person("gpu-1", mark)
         shown = await scene.reach(SLICED, rollout=at_once(1), reason="ForeignMaintenance")
         assert shown["message"].startswith(f"{who} is working on gpu-1")
         full = await scene.reason("gpu-2", "BudgetFull")
-        assert f"to be unavailable at once ({who} has begun to work on gpu-1); waiting" in full["message"]
+        begun = f"to be unavailable at once ({who} has begun to work on gpu-1); waiting"
+        assert cordoned or begun in full["message"], "else both are away a moment later"
         assert scene.node_writes() == {}
-        scene.person("gpu-1", unmark)
+        end(scene, "gpu-1", unmark)
         await scene.ready()
 
 
@@ -196,40 +182,23 @@ async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_k
         await scene.ready(seconds=1800)
 
 
+@pytest.mark.parametrize(("spec", "stage"), [(SLICED, "fenced"), (MIXED, "actuating")], ids=["drained", "done"])
 @unclear
 @virtually
-async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that_is_drained(
-    said: str, mark: JSON, unmark: JSON
+async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that_is(
+    said: str, mark: JSON, unmark: JSON, spec: JSON, stage: str
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
-        await scene.begin(SLICED)
+        await scene.begin(spec, stage=stage)
         scene.person("gpu-1", mark)
-        await scene.fenced("gpu-1", "yielded", 30)
+        await scene.fenced("gpu-1", "yielded", 30 if stage == "fenced" else HOUR)
         await asyncio.sleep(HOUR)
         assert scene.cordoned("gpu-1")
         assert said in scene.transition("gpu-1")["message"]
         scene.person("gpu-1", unmark)
         await scene.released("gpu-1", 60)
         assert not scene.cordoned("gpu-1")
-        await scene.ready(seconds=1800)
-
-
-@unclear
-@virtually
-async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that_is_done(
-    said: str, mark: JSON, unmark: JSON
-) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await scene.begin(MIXED, stage="actuating")
-        scene.person("gpu-1", mark)
-        await scene.fenced("gpu-1", "yielded", HOUR)
-        await asyncio.sleep(HOUR)
-        assert scene.cordoned("gpu-1")
-        assert said in scene.transition("gpu-1")["message"]
-        scene.person("gpu-1", unmark)
-        await scene.released("gpu-1", 60)
-        assert not scene.cordoned("gpu-1")
-        await scene.ready()
+        await scene.ready(seconds=1800 if stage == "fenced" else BEFORE_LISTS)
 
 
 # --- labels that a cluster's own agents heed ------------------------------------------------------------------

@@ -225,9 +225,7 @@ async def test_an_operator_that_starts_after_the_last_holder_left_proves_the_nod
 
         await scene.e.until(nearly_proven, "the agent's answer on an empty node", 600)
         await scene.e.kill_operator()
-        fence = scene.fence("gpu-1")
-        assert fence is not None
-        assert fence.stage == "fenced"
+        await scene.fenced("gpu-1", seconds=0)
         client = Looking(scene.e.cluster, "operator")
         client.looks = []
         scene.e.start_operator(client)

@@ -11,7 +11,7 @@ from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES
+from gpusharing.kube.client import CONFIG_MAPS, JSON, NODES, Resource
 
 PROOF = names.ANNOTATION_VERIFIED
 THEIRS = {
@@ -23,9 +23,16 @@ THEIRS = {
 
 
 class Reverter:
-    """Undoes each write of the operator to one field, as soon as the server has it."""
+    """Makes a change as soon as the server has a write of the operator that `touches` what it undoes."""
 
-    def __init__(self, scene: Scene, kind: str, undo: Callable[[JSON], bool]) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        touches: Callable[[JSON], bool],
+        change: JSON,
+        resource: Resource = NODES,
+        name: str = "gpu-1",
+    ) -> None:
         self.writes = 0
         self.on = True
         before = scene.e.cluster.faults.on_write
@@ -33,22 +40,17 @@ class Reverter:
 
         def after_each(write: Write, when: Literal["before", "after"]) -> None:
             before(write, when)
-            ours = write.call.identity == "operator" and write.call.resource.plural == kind and write.error is None
-            if when == "after" and ours and self.on and undo(write.call.body or {}):
+            ours = write.call.identity == "operator" and write.call.resource == resource and write.error is None
+            if when == "after" and ours and self.on and touches(write.call.body or {}):
+                scene.e.cluster.patch(resource, name, change, namespace="" if resource == NODES else SPACE)
                 self.writes += 1
 
         scene.e.cluster.faults.on_write = after_each
 
 
-def undo_proof(scene: Scene, value: str | None) -> Callable[[JSON], bool]:
-    def undo(body: JSON) -> bool:
-        if PROOF not in body["metadata"].get("annotations", {}):
-            return False
-        change: JSON = {"metadata": {"annotations": {PROOF: value}, "managedFields": [THEIRS] if value else []}}
-        scene.e.cluster.patch(NODES, "gpu-1", change)
-        return True
-
-    return undo
+def labels(body: JSON) -> JSON:
+    found: JSON = body["metadata"].get("labels", {})
+    return found
 
 
 @pytest.mark.parametrize("value", [None, "{}"], ids=["removed", "overwritten"])
@@ -56,9 +58,9 @@ def undo_proof(scene: Scene, value: str | None) -> Callable[[JSON], bool]:
 async def test_a_proof_that_others_keep_undoing_is_written_again_once_at_once_and_then_ever_more_rarely(
     value: str | None,
 ) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await scene.serve(FULL)
-        reverter = Reverter(scene, "nodes", undo_proof(scene, value))
+    theirs: JSON = {"metadata": {"annotations": {PROOF: value}, "managedFields": [THEIRS] if value else []}}
+    async with open_scene(*nodes(1), serving=FULL) as scene:
+        reverter = Reverter(scene, lambda body: PROOF in body["metadata"].get("annotations", {}), theirs)
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"annotations": {PROOF: None}}})
         await asyncio.sleep(2)
         assert reverter.writes == 1, "the first correction comes at once"
@@ -81,19 +83,12 @@ async def test_a_proof_that_others_keep_undoing_is_written_again_once_at_once_an
 
 @virtually
 async def test_a_config_map_that_others_keep_undoing_is_written_ever_more_rarely_and_named_on_the_policy() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await scene.serve(SLICED)
+    async with open_scene(*nodes(1), serving=SLICED) as scene:
         name = scene.e.settings.plugin_config_map
         key = scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG]
-
-        def undo(body: JSON) -> bool:
-            if key not in body.get("data", {}):
-                return False
-            scene.e.cluster.patch(CONFIG_MAPS, name, {"data": {key: "theirs"}}, namespace=SPACE)
-            return True
-
-        reverter = Reverter(scene, "configmaps", undo)
-        scene.e.cluster.patch(CONFIG_MAPS, name, {"data": {key: "theirs"}}, namespace=SPACE)
+        theirs: JSON = {"data": {key: "theirs"}}
+        reverter = Reverter(scene, lambda body: key in body.get("data", {}), theirs, CONFIG_MAPS, name)
+        scene.e.cluster.patch(CONFIG_MAPS, name, theirs, namespace=SPACE)
         await asyncio.sleep(30)
         assert 1 <= reverter.writes <= 5
         await asyncio.sleep(1800)
@@ -110,14 +105,7 @@ async def test_a_config_map_that_others_keep_undoing_is_written_ever_more_rarely
 async def test_a_webhook_that_strips_a_label_is_a_program_that_undoes_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         strip = names.LABEL_MODE
-
-        def undo(body: JSON) -> bool:
-            if strip not in body["metadata"].get("labels", {}):
-                return False
-            scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {strip: None}}})
-            return True
-
-        reverter = Reverter(scene, "nodes", undo)
+        reverter = Reverter(scene, lambda body: strip in labels(body), {"metadata": {"labels": {strip: None}}})
         scene.apply(FULL)
         await asyncio.sleep(600)
         assert 2 <= reverter.writes <= 10
@@ -128,14 +116,7 @@ async def test_a_webhook_that_strips_a_label_is_a_program_that_undoes_it() -> No
 async def test_a_label_that_others_add_again_after_the_operator_removed_it_is_removed_ever_more_rarely() -> None:
     async with open_scene(*nodes(1)) as scene:
         theirs: JSON = {"metadata": {"labels": {names.LABEL_POLICY: "gone"}}}
-
-        def undo(body: JSON) -> bool:
-            if body["metadata"].get("labels", {}).get(names.LABEL_POLICY, "") is not None:
-                return False
-            scene.e.cluster.patch(NODES, "gpu-1", theirs)
-            return True
-
-        reverter = Reverter(scene, "nodes", undo)
+        reverter = Reverter(scene, lambda body: labels(body).get(names.LABEL_POLICY, "") is None, theirs)
         scene.e.cluster.patch(NODES, "gpu-1", theirs)
         await asyncio.sleep(30)
         assert 2 <= reverter.writes <= 5
@@ -154,8 +135,7 @@ async def test_a_label_that_others_add_again_after_the_operator_removed_it_is_re
 async def test_a_label_of_the_device_plugin_that_others_change_once_in_mid_change_is_written_again(
     spec: JSON, value: str | None
 ) -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await scene.serve(FULL)
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         scene.apply(spec)
         fence = await scene.fenced("gpu-1", "actuating", seconds=900)
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: value}}})
@@ -166,17 +146,9 @@ async def test_a_label_of_the_device_plugin_that_others_change_once_in_mid_chang
 
 @virtually
 async def test_a_label_of_the_device_plugin_that_others_keep_changing_fails_the_node_and_names_the_label() -> None:
-    async with open_scene(*nodes(1)) as scene:
+    async with open_scene(*nodes(1), serving=FULL) as scene:
         label = names.LABEL_PLUGIN_CONFIG
-
-        def undo(body: JSON) -> bool:
-            if label not in body["metadata"].get("labels", {}):
-                return False
-            scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {label: None}}})
-            return True
-
-        await scene.serve(FULL)
-        reverter = Reverter(scene, "nodes", undo)
+        reverter = Reverter(scene, lambda body: label in labels(body), {"metadata": {"labels": {label: None}}})
         scene.apply(MIXED)
         shown = await scene.phase("gpu-1", "Failed")
         assert label in shown["message"]

@@ -155,14 +155,9 @@ async def test_a_policy_that_is_deleted_or_paused_meanwhile_does_not_send_the_no
 @virtually
 async def test_a_rolled_back_node_halts_the_others_and_alone_follows_its_retry() -> None:
     async with open_scene(*nodes(3)) as scene:
-        await scene.serve(OTHER_MIXED, rollout=at_once(3))
-        for name in ("gpu-1", "gpu-2", "gpu-3"):
-            scene.e.software.inject(name, "refuse")
-        first = await scene.begin_any(MIXED, rollout=BACK)
-        others = sorted({"gpu-1", "gpu-2", "gpu-3"} - {first})
-        await scene.reason(first, "RolledBack")
-        for name in others:
-            assert (await scene.reason(name, "Halted"))["phase"] == "Blocked"
+        others = list(await halts(scene))
+        (first,) = {*ALL} - {*others}
+        assert {scene.transition(name)["phase"] for name in others} == {"Blocked"}
         mark = scene.mark()
         scene.e.software.inject(first, "accept")
         scene.annotate(first, retry="again")
@@ -238,32 +233,23 @@ async def halts(scene: Scene) -> dict[str, str]:
     return {name: (await scene.reason(name, "Halted"))["message"] for name in others}
 
 
-EDITS: dict[str, dict[str, Any]] = {
-    "the price": {"cost": {"gpuHourlyPrice": "3.20"}},
-    "the windows": {"rollout": {**BACK, "windows": [NIGHT]}},
+EDITS: dict[str, list[dict[str, Any]]] = {
+    "the price": [{"cost": {"gpuHourlyPrice": "3.20"}}],
+    "the windows": [{"rollout": {**BACK, "windows": [NIGHT]}}],
+    "a pause and its end": [{"rollout": {**BACK, "paused": paused}} for paused in (True, False)],
 }
 
 
-@pytest.mark.parametrize("fields", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
 @virtually
-async def test_no_further_node_fails_after_an_edit_of(fields: dict[str, Any]) -> None:
+async def test_no_further_node_fails_after_an_edit_of(edits: list[dict[str, Any]]) -> None:
     async with open_scene(*nodes(3)) as scene:
         await halts(scene)
         before = len(begun(scene))
-        scene.apply(MIXED, **{"rollout": BACK, **fields})
-        await asyncio.sleep(HOUR)
-        assert len(begun(scene)) == before, "a halt ended by an edit that asks for nothing new"
-
-
-@virtually
-async def test_no_further_node_fails_after_a_pause_and_its_end() -> None:
-    async with open_scene(*nodes(3)) as scene:
-        await halts(scene)
-        before = len(begun(scene))
-        for paused in (True, False):
-            scene.apply(MIXED, rollout={**BACK, "paused": paused})
+        for fields in edits:
+            scene.apply(MIXED, **{"rollout": BACK, **fields})
             await asyncio.sleep(HOUR)
-        assert len(begun(scene)) == before, "a halt ended by a pause"
+        assert len(begun(scene)) == before, "a halt ended by an edit that asks for nothing new"
 
 
 @virtually

@@ -1,13 +1,13 @@
 """MPS, MIG with time-slicing, the fleet of the examples, and workloads that are routed by mode."""
 
 import asyncio
-from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 from hack.sim.node import ANNOTATION_PRODUCTS
 from hack.sim.workloads import SimWorkload
+from tests.embedded.mpsset import DAEMON, containers
 from tests.embedded.oracle import difference
 from tests.embedded.scene import (
     A100,
@@ -32,7 +32,6 @@ from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS, POLICIE
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 V100 = "Tesla V100-SXM2-16GB"
-DAEMON = "nvidia-device-plugin-mps-control-daemon"
 EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
 
 
@@ -41,8 +40,7 @@ def modes(scene: Scene, name: str = "gpu-1") -> list[str]:
 
 
 def deleted(scene: Scene, prefix: str) -> list[str]:
-    writes = scene.writes(plural="pods")
-    return [w.call.name for w in writes if w.call.verb == "delete" and w.call.name.startswith(prefix)]
+    return [name for name in scene.deleted() if name.startswith(prefix)]
 
 
 async def mend_by_hand(scene: Scene, name: str = "gpu-1") -> None:
@@ -117,8 +115,7 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         assert transition["message"].count("nvidia-smi -c 0") == 1
         assert transition["culprit"] == "GPUs"
         assert scene.cordoned("gpu-1")
-        fence = scene.fence("gpu-1")
-        assert fence is not None
+        fence = await scene.fenced("gpu-1", "actuating", seconds=0)
         assert (fence.step, fence.steps) == (1, 2)
         await mend_by_hand(scene)
         await scene.ready()
@@ -198,13 +195,11 @@ async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_ex
 
 def carry_out_the_remedy(scene: Scene) -> None:
     """A person gives config-manager the daemon's name, and a newer device plugin comes with ClusterPolicy."""
-    containers = deepcopy(scene.e.cluster.get(DAEMON_SETS, DAEMON, "gpu-operator")["spec"]["template"]["spec"])[
-        "containers"
-    ]
-    for container in containers:
-        container["image"] = "simulated/k8s-device-plugin:v0.20.0"
-        container["env"] = [{"name": "PROCESS_TO_SIGNAL", "value": "mps-control-daemon"}]
-    body = {"spec": {"template": {"spec": {"containers": containers}}}}
+    remedy = {
+        "image": "simulated/k8s-device-plugin:v0.20.0",
+        "env": [{"name": "PROCESS_TO_SIGNAL", "value": "mps-control-daemon"}],
+    }
+    body = {"spec": {"template": {"spec": {"containers": [{**one, **remedy} for one in containers(scene)]}}}}
     scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, "gpu-operator")
 
 

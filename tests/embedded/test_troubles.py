@@ -169,21 +169,6 @@ async def test_all_disabled_over_our_label_in_the_middle_of_a_change_is_put_righ
         assert scene.events()["ActuatorRestarted"] == 1
 
 
-@virtually
-async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await asyncio.sleep(10)
-        pod = scene.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
-        unready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-        scene.e.cluster.patch(PODS, pod, unready, "gpu-operator", "status")
-        await scene.reach(MIXED, reason="ActuatorMissing")
-        await asyncio.sleep(200)
-        assert scene.node_writes()["gpu-1"] == 0
-        ready: JSON = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-        scene.e.cluster.patch(PODS, pod, ready, "gpu-operator", "status")
-        await scene.ready()
-
-
 # --- agent and hardware ----------------------------------------------------------------------------
 
 
@@ -230,18 +215,26 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
         assert not scene.node_writes(mark)
 
 
+@pytest.mark.parametrize(
+    ("namespace", "spec", "reason"),
+    [(AGENTS, SLICED, "AgentNotReady"), ("gpu-operator", MIXED, "ActuatorMissing")],
+    ids=["the agent", "mig-manager"],
+)
 @virtually
-async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
+async def test_nothing_starts_while_a_pod_that_it_needs_is_not_ready(namespace: str, spec: JSON, reason: str) -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
-        name = agent_pod(scene, "gpu-1")["metadata"]["name"]
-        unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-        scene.e.cluster.patch(PODS, name, unready, AGENTS, "status")
+        name = scene.e.cluster.objects(PODS, namespace=namespace)[0]["metadata"]["name"]
+
+        def report(ready: bool) -> None:
+            status = {"conditions": [{"type": "Ready", "status": str(ready)}]}
+            scene.e.cluster.patch(PODS, name, {"status": status}, namespace, "status")
+
+        report(False)
         mark = scene.mark()
-        await scene.reach(SLICED, reason="AgentNotReady")
+        await scene.reach(spec, reason=reason)
         await asyncio.sleep(300)
         assert not scene.node_writes(mark)
-        ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-        scene.e.cluster.patch(PODS, name, ready, AGENTS, "status")
+        report(True)
         await scene.ready()
 
 
@@ -277,9 +270,7 @@ async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_
         scene.e.software.inject("gpu-1", "hang-nvml")
         await scene.phase("gpu-1", "VerifyingIdle")
         await asyncio.sleep(300)
-        fence = scene.fence("gpu-1")
-        assert fence is not None
-        assert fence.stage == "fenced"
+        await scene.fenced("gpu-1", seconds=0)
         scene.e.software.inject("gpu-1", "unhang-nvml")
         await scene.ready()
 
@@ -368,15 +359,11 @@ async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_w
         await scene.reason("gpu-1", "NodeUnreachable")
         await asyncio.sleep(300)
         assert scene.transition("gpu-1")["reason"] == "NodeUnreachable", "nobody knows that it is stuck"
-        fence = scene.fence("gpu-1")
-        assert fence is not None
-        assert fence.stage == "fenced"
+        await scene.fenced("gpu-1", seconds=0)
         scene.e.cluster.patch(PODS, "stays", {"metadata": {"finalizers": None}}, "default")
         scene.e.cluster.delete(PODS, "stays", "default")
         await asyncio.sleep(120)
-        fence = scene.fence("gpu-1")
-        assert fence is not None
-        assert fence.stage == "fenced", "nobody is sure of what a silent kubelet still runs"
+        await scene.fenced("gpu-1", seconds=0)  # nobody is sure of what a silent kubelet still runs
         kubelet(scene, "gpu-1", there=True)
         await scene.ready(seconds=HOUR)
         assert scene.evicted() == ["stays"]

@@ -29,15 +29,12 @@ async def test_a_job_ends_on_the_cordoned_node_before_anybody_is_evicted() -> No
         scene.e.cluster.add(PODS, trainer())
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
         scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m"})
-        transition = await scene.phase("gpu-1", "WaitingForJobs")
-        fence = scene.fence("gpu-1")
-        assert fence is not None
+        await scene.phase("gpu-1", "WaitingForJobs")
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "JobsRunning")
         assert transition["culprit"] == "default/train-0"
         await scene.e.until(lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60)
-        fence = scene.fence("gpu-1")
-        assert fence is not None
+        fence = await scene.fenced("gpu-1", seconds=0)
         assert fence.deadline == fence.since + timedelta(hours=1)
         await scene.e.until(
             lambda: scene.transition("gpu-1").get("deadline") == to_rfc3339(fence.deadline), "the deadline", 60
@@ -62,8 +59,7 @@ async def test_the_deadline_of_a_drain_is_set_when_its_last_job_ends() -> None:
         end(scene)
         ended = virtual_now()
         await scene.phase("gpu-1", "Draining")
-        fence = scene.fence("gpu-1")
-        assert fence is not None
+        fence = await scene.fenced("gpu-1", seconds=0)
         assert not fence.jobs
         assert timedelta(0) <= fence.deadline - timedelta(minutes=5) - ended <= timedelta(seconds=25)
         await scene.released("gpu-1")
