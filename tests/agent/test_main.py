@@ -1,18 +1,35 @@
-"""The agent as a process: its flags, and how it starts and ends."""
+"""The agent as a process: its flags, how it starts and ends, and its probes, metrics and logs as the kubelet, Prometheus and people see them."""
 
+import asyncio
+import json
 import logging
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hack.cluster.certs import create_pki
+from hack.sim.gpu import SimulatedGPUs
+from prometheus_client.registry import CollectorRegistry
+from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.wording import lacks
 
-from gpusharing.agent.main import _FLAGS, _variable, address, main, parse
+from gpusharing.agent.library import GPU, DeviceUse
+from gpusharing.agent.loop import AgentLoop, LoopSettings
+from gpusharing.agent.main import _FLAGS, JSONLines, _variable, address, main, parse
+from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.probes import ProbeServer
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -120,3 +137,195 @@ def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path
     assert process.returncode == 0
     assert "agent stopped" in logs
     assert "Traceback" not in logs
+
+
+class Health:
+    alive = ready = ""
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def port(health: Health) -> Iterator[int]:
+    """Where a server with an empty registry listens."""
+    server = ProbeServer(("127.0.0.1", 0), lambda: health.alive, lambda: health.ready, CollectorRegistry())
+    server.start()
+    yield server.port
+    server.stop()
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
+    assert get(port, "/healthz") == get(port, "/readyz") == (200, "ok\n")
+    health.ready = "GPUNode gpu-01 does not exist"
+    assert get(port, "/healthz") == (200, "ok\n")
+    assert get(port, "/readyz") == (503, "GPUNode gpu-01 does not exist\n")
+    health.alive = "the main loop has made no progress for 200 s"
+    status, why = get(port, "/healthz?verbose")
+    assert status == 503
+    assert not lacks(why, "main loop", "200 s")
+    assert get(port, "/metrics") == (200, "")
+    assert get(port, "/")[0] == 404
+
+
+def answering() -> int:
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+async def test_hundreds_of_connections_that_say_nothing_keep_no_probe_out(port: int) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]
+    try:
+        for connection in silent[::2]:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+        assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
+        await eventually(lambda: answering() <= 16)
+    finally:
+        for connection in silent:
+            connection.close()
+    await eventually(lambda: answering() == 0)
+
+
+async def test_the_seventeenth_connection_makes_its_place_by_ending_the_oldest(port: int) -> None:
+    with ExitStack() as stack:
+        address = "127.0.0.1", port
+        silent = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(17)]
+        assert await asyncio.to_thread(silent[0].recv, 1) == b""
+    await eventually(lambda: answering() == 0)
+
+
+async def test_a_connection_that_never_ends_its_request_is_ended_after_ten_seconds_and_no_younger_one() -> None:
+    now = 0.0
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), clock=lambda: now)
+    server.start()
+    address = "127.0.0.1", server.port
+    with socket.create_connection(address, timeout=5) as older:
+        older.sendall(b"GET /healthz HTTP/1.1\r\n")
+        await eventually(lambda: answering() == 1)
+        now = 5.0
+        with socket.create_connection(address) as younger:
+            await eventually(lambda: answering() == 2)
+            now = 10.5
+            assert await asyncio.to_thread(older.recv, 1) == b""
+            younger.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                younger.recv(1)
+    await eventually(lambda: answering() == 0)
+    server.stop()
+
+
+async def test_sixty_four_connections_wait_for_a_server_that_is_held_up_and_hardly_more() -> None:
+    """Linux lets one more wait, and leaves unanswered who comes after that."""
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
+    poll, callers = select.poll(), [socket.socket() for _ in range(100)]
+    for caller in callers:
+        caller.setblocking(False)
+        caller.connect_ex(("127.0.0.1", server.port))
+        poll.register(caller, select.POLLOUT)
+    await eventually(lambda: len(poll.poll(0)) >= 64)
+    assert len(poll.poll(0)) < 80
+    for caller in callers:
+        caller.close()
+    server.start()
+    server.stop()
+
+
+async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_once() -> None:
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
+    server.start()
+    assert await asyncio.to_thread(get, server.port, "/healthz") == (200, "ok\n")
+    with socket.create_connection(("127.0.0.1", server.port)):
+        await eventually(lambda: answering() == 1)
+        ending = threading.Thread(target=server.stop, daemon=True)
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    again = ProbeServer(("127.0.0.1", server.port), lambda: "", lambda: "", CollectorRegistry())
+    again.start()
+    again.stop()
+
+
+def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:
+    assert not GPU(0, access="Lost").instances_withheld
+    device = DeviceUse(0, "GPU-0", "GPU-0", memory_used=None, memory=None)
+    assert (device.all_listed, device.reports_sm) == (True, False)
+
+
+async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
+    node, pods = OneNode(), FixedPods()
+    gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3", "Tesla T4"])
+    gpus.set_mig_mode(0, on=True)
+    gpus.create(0, "3g.40gb")
+    gpus.add_process(1, "python3", 42)
+    gpus.set_health(0, 3, (False, True))
+    gpus.set_health(1, None, None)
+    gpus.ask_recovery(0, "Reset")
+    gpus.ask_recovery(1, None)
+    pods.holdings = Holdings({"nvidia.com/mig-3g.40gb": 1}, 1)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, LoopSettings(interval=3600.0))
+    registry = CollectorRegistry()
+    registry.register(AgentCollector(loop))
+    build = {"version": version("gpu-sharing-operator"), "component": "agent"}
+    assert registry.get_sample_value("gpusharing_build_info", build) == 1
+    assert registry.get_sample_value("gpusharing_agent_ready") == 0
+    assert registry.get_sample_value("gpusharing_agent_reading_seconds_total") == 0
+    node.ask("r1", quiet=True)
+    task = asyncio.create_task(loop.run())
+    await node.answered("r1")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    def sample(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"gpusharing_agent_{name}", labels)
+
+    assert sample("readings_total", outcome="ok") == 1
+    assert sample("readings_total", outcome="hung") == 0
+    assert sample("writes_total", outcome="ok") == 1
+    assert (sample("ready"), sample("quiet"), sample("simulated"), sample("pods")) == (1, 1, 1, 1)
+    assert sample("allocated_devices", resource="nvidia.com/mig-3g.40gb") == 1
+    assert sample("gpu_mig_instances", gpu="0", profile="3g.40gb") == 1
+    assert (sample("gpu_mig_enabled", gpu="0"), sample("gpu_mig_enabled", gpu="1")) == (1, 0)
+    assert (sample("gpu_processes", gpu="0"), sample("gpu_processes", gpu="1")) == (0, 1)
+    assert (sample("gpu_ecc_uncorrected", gpu="0"), sample("gpu_ecc_uncorrected", gpu="1")) == (3, None)
+    assert (sample("gpu_row_remap_failed", gpu="0"), sample("gpu_row_remap_failed", gpu="1")) == (1, None)
+    assert (sample("gpu_row_remap_pending", gpu="0"), sample("gpu_row_remap_pending", gpu="1")) == (0, None)
+    assert (sample("gpu_healthy", gpu="0"), sample("gpu_healthy", gpu="1")) == (0, 1)
+    assert sample("gpu_recovery_action", gpu="0", action="Reset") == 1
+    assert sample("gpu_recovery_action", gpu="1", action="None") is None
+    assert sample("gpu_critical_xid", gpu="0") is None
+
+
+def test_a_log_line_is_json_with_stable_keys() -> None:
+    record = logging.makeLogRecord(
+        {"name": "gpusharing.agent.loop", "levelname": "WARNING", "msg": "cannot read %s", "args": ("GPUs",)}
+        | {"created": 0.0, "error": "NVMLHung: x"}
+    )
+    assert json.loads(JSONLines("gpu-01").format(record)) == {
+        "timestamp": "1970-01-01T00:00:00.000+00:00",
+        "level": "warning",
+        "logger": "gpusharing.agent.loop",
+        "event": "cannot read GPUs",
+        "node": "gpu-01",
+        "error": "NVMLHung: x",
+    }
+
+
+def test_an_exception_is_one_line_too() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError as error:
+        record = logging.makeLogRecord({"msg": "bug", "exc_info": (ValueError, error, error.__traceback__)})
+    line = JSONLines("gpu-01").format(record)
+    assert "\n" not in line
+    assert "ValueError: broken" in json.loads(line)["exception"]

@@ -13,7 +13,7 @@ from gpusharing.api import names
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.sharedwrites import SUBJECTS
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
-from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
+from gpusharing.kube.errors import Conflict, Forbidden, Invalid, KubeError
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
@@ -412,6 +412,7 @@ async def test_a_config_map_that_somebody_made_a_moment_ago_is_not_patched_unrea
     stage.cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"theirs": "x"}})
     await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert stage.told == [("WriteConfig", "AlreadyExists")]
+    assert list(stage.failures()) == ["our ConfigMaps"]
     assert stage.cluster.get(CONFIG_MAPS, *metadata.values())["data"] == {"theirs": "x"}
 
 
@@ -431,13 +432,6 @@ async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
     stage.seconds = 2.0
     await stage.run(shared=(write,))
     assert stage.executor.calls.write_error == ""
-
-
-async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> None:
-    stage = Executing()
-    stage.cluster.faults.fail("create", CONFIG_MAPS, AlreadyExists("configmaps already exists"))
-    await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
-    assert list(stage.failures()) == ["our ConfigMaps"]
 
 
 async def test_a_snapshot_without_actions_writes_nothing() -> None:

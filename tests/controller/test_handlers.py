@@ -224,14 +224,21 @@ class NamedLogin(AnonymousLogin):
         return Access(self.server, self.tls, tls_server_name="kubernetes")
 
 
-async def test_kopf_calls_the_server_by_the_name_that_the_kubeconfig_gives(tmp_path: Path) -> None:
-    identity = Identity(tmp_path / "pki")
+@asynccontextmanager
+async def watching_over_tls(identity: Identity) -> AsyncIterator[Watching]:
+    """kopf has told of the policy `pool-a`."""
     async with fake_server(identity.context()) as server:
         server.cluster.add(POLICIES, policy("pool-a"))
         login = NamedLogin(server.url, ssl.create_default_context(cadata=identity.authority))
         async with watching(server, login) as running:
             await running.told("pool-a")
-            assert any(agent.startswith("kopf/") for _, _, agent in server.asked)
+            yield running
+
+
+async def test_kopf_calls_the_server_by_the_name_that_the_kubeconfig_gives(tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    async with watching_over_tls(identity) as running:
+        assert any(agent.startswith("kopf/") for _, _, agent in running.server.asked)
     assert set(identity.called) == {"kubernetes"}
 
 
@@ -239,19 +246,14 @@ async def test_a_stopped_watch_waits_for_no_answer_of_the_server_and_leaves_no_c
     tmp_path: Path,
 ) -> None:
     """asyncio complains about a connection that nobody ended when it is collected."""
-    identity = Identity(tmp_path / "pki")
-    async with fake_server(identity.context()) as server:
-        server.cluster.add(POLICIES, policy("pool-a"))
-        login = NamedLogin(server.url, ssl.create_default_context(cadata=identity.authority))
-        async with watching(server, login) as running:
-            await running.told("pool-a")
-            kopf = next(thread for thread in threading.enumerate() if thread.name == "kopf")
-            running.task.cancel()
-            await asyncio.sleep(0)  # it passes the word on to kopf's thread, which may end at once
-            await asyncio.sleep(0)
-            kopf.join(PATIENCE)  # this thread is the server, too: it answers nothing meanwhile
-            assert not kopf.is_alive()
-        gc.collect()
+    async with watching_over_tls(Identity(tmp_path / "pki")) as running:
+        kopf = next(thread for thread in threading.enumerate() if thread.name == "kopf")
+        running.task.cancel()
+        await asyncio.sleep(0)  # it passes the word on to kopf's thread, which may end at once
+        await asyncio.sleep(0)
+        kopf.join(PATIENCE)  # this thread is the server, too: it answers nothing meanwhile
+        assert not kopf.is_alive()
+    gc.collect()
 
 
 async def test_a_stopped_watch_leaves_no_thread_and_no_connection(server: FakeServer) -> None:

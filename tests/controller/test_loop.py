@@ -1,4 +1,4 @@
-"""When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
+"""When the loop looks, when it does not, what ends a pass, and that every reason for idleness is told at its beginning and its end. In virtual time, without node software.
 Its parts and clocks and what it tells its metrics (controller/metrics.py) are tested through it."""
 
 import asyncio
@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from structlog.testing import capture_logs
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
@@ -20,8 +21,8 @@ from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.controller.loop import RETRY, Loop, report_held
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import Settings
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
-from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
+from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.kube.errors import Forbidden, KubeError, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
@@ -73,6 +74,11 @@ class Running:
     leader: Leader
     observer: Passes
     task: asyncio.Task[None]
+
+    def look(self) -> None:
+        """Something happened: the policies are to be listed anew, in a pass that begins now."""
+        self.loop.sources.policies.touch()
+        self.loop.wake.set()
 
     def writes(self) -> int:
         return len(self.cluster.writes)
@@ -182,8 +188,7 @@ async def test_a_pass_that_the_server_ended_is_made_again_two_seconds_later(erro
     async with running() as stage:
         stage.cluster.add(POLICIES, POLICY)
         stage.cluster.faults.fail("list", POLICIES, error, times=3)
-        stage.loop.sources.policies.touch()
-        stage.loop.wake.set()
+        stage.look()
         await asyncio.sleep(RETRY * 2)
         assert "status" not in stage.cluster.get(POLICIES, "pool-b")
         await asyncio.sleep(RETRY * 2)
@@ -195,8 +200,7 @@ async def test_status_that_could_not_be_written_is_written_when_the_server_is_ba
     async with running() as stage:
         stage.cluster.add(POLICIES, POLICY)
         stage.cluster.faults.fail("patch", POLICIES, Unavailable("no leader"), times=2)
-        stage.loop.sources.policies.touch()
-        stage.loop.wake.set()
+        stage.look()
         await asyncio.sleep(30)
         assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
 
@@ -205,8 +209,7 @@ async def test_status_that_could_not_be_written_is_written_when_the_server_is_ba
 async def test_a_mistake_of_ours_ends_the_process_and_is_not_swallowed() -> None:
     async with running() as stage:
         stage.cluster.faults.fail("list", POLICIES, ZeroDivisionError("a bug"))
-        stage.loop.sources.policies.touch()
-        stage.loop.wake.set()
+        stage.look()
         done, _ = await asyncio.wait({stage.task}, timeout=5)
         assert done
         with pytest.raises(ExceptionGroup) as caught:
@@ -293,3 +296,139 @@ async def test_a_plan_that_never_comes_to_rest_is_slowed_down() -> None:
         before = len(stage.observer.passes)
         await asyncio.sleep(60)
         assert 30 <= len(stage.observer.passes) - before <= 80
+
+
+HOUR = 3600.0
+
+
+@virtually
+async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
+    cluster = FakeCluster(now=virtual_now)
+    sick = [cluster.faults.fail("list", None, Forbidden("no right"), times=EVER)]
+    with capture_logs() as said:
+        async with running(cluster):
+            await asyncio.sleep(HOUR)
+            begun = [line["event"] for line in said]
+            warnings = "Warning events about the agent's pods cannot be read; trying again"
+            assert sorted(begun) == [
+                warnings,
+                "some objects cannot be read; the operator changes nothing until it can read them",
+            ]
+            for fault in sick:
+                fault.lift()
+            await asyncio.sleep(120)
+    ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][2:]
+    over = ["resolved: some objects cannot be read", "resolved: Warning events about the agent's pods cannot be read"]
+    assert sorted(ended) == sorted(over)
+
+
+@virtually
+async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
+    async with running() as stage:
+        with capture_logs() as said:
+            sick = [
+                stage.cluster.faults.fail(verb, None, Unavailable("connection refused"), times=EVER)
+                for verb in ("get", "list", "watch", "patch", "create")
+            ]
+            stage.cluster.close_watches()
+            for _ in range(300):
+                stage.look()
+                await asyncio.sleep(2)
+            for fault in sick:
+                fault.lift()
+            await asyncio.sleep(60)
+    lines = [line["event"] for line in said if line["event"] != "statuses and Events cannot be written; trying again"]
+    assert (
+        1
+        <= lines.count("passes fail; trying again")
+        + lines.count("the cached policies may be out of date, so the operator does not start a change on any node")
+        <= 2
+    )
+    assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"
+    assert any(line.startswith("resolved: ") for line in lines)
+
+
+@virtually
+async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_once() -> None:
+    async with running() as stage:
+        busy = [
+            stage.cluster.faults.fail(verb, None, Throttled("too many requests", 30.0), times=EVER)
+            for verb in ("get", "list", "patch", "create")
+        ]
+        stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
+        stage.cluster.add(NODES, node("gpu-08"))
+        with capture_logs() as said:
+            before = stage.cluster.calls.total()
+            for resource in (NODES, GPUNODES):
+                for number in range(3):
+                    with pytest.raises(Throttled):
+                        await stage.loop.calls.get(resource, f"gpu-{number}")
+            for _ in range(29):
+                stage.look()
+                await asyncio.sleep(1)
+            assert stage.cluster.calls.total() - before == 6, "nothing but what was refused"
+            for fault in busy:
+                fault.lift()
+            await asyncio.sleep(60)
+        assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+    lines, waits = (
+        [line["event"] for line in said],
+        "the API server asked the operator to back off, so no pass starts for now",
+    )
+    assert (lines.count(waits), lines.count(f"resolved: {waits}")) == (1, 1), "its end is said once too"
+
+
+@virtually
+async def test_damaged_claims_are_said() -> None:
+    leader = Leader(claims_error="claims: no JSON")
+    with capture_logs() as said:
+        async with running(leader=leader):
+            await asyncio.sleep(HOUR)
+    assert [line["error"] for line in said if "on the Lease cannot be read" in line["event"]] == ["claims: no JSON"]
+
+
+@virtually
+async def test_a_right_that_was_taken_away_is_said_once_and_stops_no_pass() -> None:
+    async with running() as stage:
+        with capture_logs() as said:
+            taken = [
+                stage.cluster.faults.fail(verb, CLUSTER_POLICIES, Forbidden("no right"), times=EVER)
+                for verb in ("list", "watch")
+            ]
+            stage.cluster.close_watches()
+            await asyncio.sleep(HOUR)
+            stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
+            await asyncio.sleep(HOUR)
+            assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
+            for fault in taken:
+                fault.lift()
+            await asyncio.sleep(HOUR)
+    lines = [line for line in said if line.get("subject") == "revoked rights"]
+    assert [line.get("sources") for line in lines] == [{"clusterpolicies": "no right"}, None]
+    trouble, resolved = (line["event"] for line in lines)
+    assert resolved.startswith("resolved: ")
+    assert trouble.startswith(resolved.removeprefix("resolved: "))
+
+
+def test_a_complaint_is_said_again_only_when_it_is_another_one() -> None:
+    complaints = Complaints()
+    with capture_logs() as said:
+        for number in range(5):
+            complaints.begins("node", "action failed", "Conflict", error=f"version {number}")
+        complaints.begins("node", "action failed", "Forbidden", error="no right")
+        complaints.ends("node")
+        complaints.ends("node")
+    assert [line["event"] for line in said] == ["action failed", "action failed", "resolved: action failed"]
+
+
+@virtually
+async def test_tasks_do_not_become_more_over_failed_passes() -> None:
+    async with running() as stage:
+        before = len(asyncio.all_tasks())
+        stage.cluster.faults.fail("list", POLICIES, Unavailable("502"), times=EVER)
+        stage.cluster.faults.fail("patch", GPUNODES, Unavailable("502"), times=EVER)
+        stage.cluster.faults.fail("patch", NODES, Unavailable("502"), times=EVER)
+        for _ in range(60):
+            stage.look()
+            await asyncio.sleep(1)
+        assert len(asyncio.all_tasks()) <= before

@@ -129,19 +129,32 @@ async def until(server: FakeServer, holds: Callable[[], bool]) -> None:
         await server.cluster.changed()
 
 
-async def ready(environment: Mapping[str, str]) -> str:
-    base = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}"
+async def shows(environment: Mapping[str, str], holds: Callable[[str], bool]) -> None:
+    """Wait until this is true of what /readyz says, which is 200 where it says ok."""
+    url, text = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}/readyz", ""
     async with ClientSession() as session:
-        while True:
-            try:
-                async with session.get(f"{base}/readyz") as answer:
-                    if answer.status == 200:
-                        break
-            except ClientError:
-                pass  # it does not listen yet
+        while not holds(text):
+            with suppress(ClientError):  # it does not listen yet
+                async with session.get(url) as answer:
+                    text = await answer.text()
+                    assert answer.status == (200 if text.startswith("ok") else 503)
             await asyncio.sleep(0.05)
-        async with session.get(f"{base}/healthz") as answer:
-            return await answer.text()
+
+
+async def ready(environment: Mapping[str, str]) -> str:
+    """Wait until it is ready; returns what /healthz says then."""
+    await shows(environment, lambda text: text.startswith("ok"))
+    url = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}/healthz"
+    async with ClientSession() as session, session.get(url) as answer:
+        return await answer.text()
+
+
+async def log_of_end(process: asyncio.subprocess.Process) -> list[dict[str, Any]]:
+    """End it by SIGTERM, with status 0."""
+    process.send_signal(signal.SIGTERM)
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return log_lines(errors.decode())
 
 
 async def test_a_bad_setting_ends_the_start_with_the_name_of_the_variable() -> None:
@@ -181,14 +194,11 @@ async def test_on_sigterm_it_releases_the_lease_and_ends_with_0(
     async with operator(environment) as process:
         assert await ready(environment) == "ok\n"
         assert holder(server)
-        process.send_signal(signal.SIGTERM)
-        _, errors = await process.communicate()
-        assert process.returncode == 0, errors.decode()
+        lines = await log_of_end(process)
     assert holder(server) == ""
-    lines = log_lines(errors.decode())
     assert [line["event"] for line in lines if line["event"] in ("started", "stopped")] == ["started", "stopped"]
     assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
-    assert all(line["level"] in ("info", "warning") for line in lines), errors.decode()
+    assert all(line["level"] in ("info", "warning") for line in lines), lines
     assert {agent for _, _, agent in server.writes} == {"gpusharing-operator"}, "kopf writes nothing"
 
 
@@ -222,10 +232,7 @@ async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environme
         await server.break_watches(POLICIES, 500)
         assert await server.watched(POLICIES), "kopf is back"
         assert await ready(environment) == "ok\n"
-        process.send_signal(signal.SIGTERM)
-        _, errors = await process.communicate()
-        assert process.returncode == 0
-    lines = log_lines(errors.decode())
+        lines = await log_of_end(process)
     assert "the policies cannot be watched; trying again" in [line["event"] for line in lines]
     traces = [line for line in lines if line.get("logger", "").startswith("kopf")]
     assert traces
@@ -246,9 +253,7 @@ async def test_on_sigterm_it_ends_also_while_kopf_is_not_running(
     server.absent.add(POLICIES)
     async with operator(environment) as process:
         await until(server, lambda: holder(server) != "")
-        process.send_signal(signal.SIGTERM)
-        _, errors = await process.communicate()
-        assert process.returncode == 0, errors.decode()
+        await log_of_end(process)
     assert holder(server) == ""
 
 
@@ -320,20 +325,9 @@ async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(
             "spec": {"holderIdentity": "the-first", "leaseDurationSeconds": 3600},
         },
     )
-    async with operator(environment) as process, ClientSession() as session:
-        url = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}/readyz"
-        text = ""
-        while text != "ok: standby, the-first leads\n":
-            try:
-                async with session.get(url) as answer:
-                    text = await answer.text()
-                    assert answer.status == (200 if text.startswith("ok") else 503)
-            except ClientError:
-                pass  # it does not listen yet
-            await asyncio.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
-        assert process.returncode == 0
+    async with operator(environment) as process:
+        await shows(environment, lambda text: text == "ok: standby, the-first leads\n")
+        await log_of_end(process)
     assert holder(server) == "the-first"
     assert server.writes == []
 
@@ -342,19 +336,12 @@ async def test_a_node_that_could_be_any_ends_nothing_and_is_what_readyz_says(
     server: FakeServer, environment: dict[str, str]
 ) -> None:
     server.garbled.add(NODES)
-    url, text = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}", ""
-    async with operator(environment) as process, ClientSession() as session:
-        while "an object of nodes without metadata.name" not in text:
-            with suppress(ClientError):  # it does not listen yet
-                async with session.get(f"{url}/readyz") as answer:
-                    text = await answer.text()
-            await asyncio.sleep(0.05)
+    async with operator(environment) as process:
+        await shows(environment, lambda text: "an object of nodes without metadata.name" in text)
         server.garbled.clear()
         assert await ready(environment) == "ok\n"
-        process.send_signal(signal.SIGTERM)
-        _, errors = await process.communicate()
-        assert process.returncode == 0
-    told = [line["event"] for line in log_lines(errors.decode()) if "without metadata.name" in line["event"]]
+        lines = await log_of_end(process)
+    told = [line["event"] for line in lines if "without metadata.name" in line["event"]]
     assert len(told) == 1
 
 
@@ -380,8 +367,7 @@ async def test_the_lease_has_a_connection_that_carries_nothing_else(
         renewed = ("PATCH", "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-operator")
         await until(server, lambda: [asked[:2] for asked in server.asked].count(renewed) > 3)
         assert [kinds for kinds in server.connections.values() if LEASES in kinds] == [{LEASES}]
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
+        await log_of_end(process)
 
 
 async def test_what_time_it_is_the_api_server_says(server: FakeServer, environment: dict[str, str]) -> None:
@@ -390,8 +376,7 @@ async def test_what_time_it_is_the_api_server_says(server: FakeServer, environme
         await ready(environment)
         lease = server.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
         assert lease["spec"]["renewTime"].startswith("2033-01-01T12:0")
-        process.send_signal(signal.SIGTERM)
-        await process.communicate()
+        await log_of_end(process)
 
 
 CONSOLE = (

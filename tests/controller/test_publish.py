@@ -233,17 +233,6 @@ async def test_a_transition_is_written_when_its_gpunode_is_there() -> None:
     assert stage.phases() == ["Synced"]
 
 
-@pytest.mark.parametrize("error", [Throttled("slow down", 1.0), Forbidden("no right"), Invalid("too long")])
-async def test_a_status_that_was_refused_is_written_later_and_holds_up_nothing(error: KubeError) -> None:
-    stage = Publishing()
-    stage.cluster.faults.fail("patch", GPUNODES, error)
-    stage.cluster.faults.fail("patch", POLICIES, error)
-    assert await stage.publish(SYNCED) == 1
-    assert (stage.phases(), stage.words()) == ([], [])
-    await stage.publish(SYNCED, 1)
-    assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
-
-
 async def test_a_status_that_was_held_back_is_due_when_the_server_lets_it() -> None:
     stage = Publishing()
     stage.cluster.faults.fail("patch", GPUNODES, HeldBack("not sent", 9.0))
@@ -259,12 +248,25 @@ async def test_objects_that_are_gone_are_no_trouble() -> None:
     assert await stage.publish(SYNCED) is None
 
 
-@pytest.mark.parametrize("error", [Unavailable("timed out"), Unauthorized("401"), ServerAway("refused")])
-@pytest.mark.parametrize("resource", [GPUNODES, POLICIES], ids=["transition", "status"])
-async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, resource: Resource) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Throttled("slow down", 1.0),
+        Forbidden("no right"),
+        Invalid("too long"),
+        Unavailable("timed out"),
+        Unauthorized("401"),
+        ServerAway("refused"),
+    ],
+)
+@pytest.mark.parametrize("resources", [[GPUNODES], [POLICIES], [GPUNODES, POLICIES]], ids=["node", "policy", "both"])
+async def test_nothing_that_the_server_does_ends_the_round(error: KubeError, resources: list[Resource]) -> None:
     stage = Publishing()
-    stage.cluster.faults.fail("patch", resource, error)
+    for resource in resources:
+        stage.cluster.faults.fail("patch", resource, error)
     assert await stage.publish(SYNCED) == 1
+    refused = {GPUNODES: stage.phases(), POLICIES: stage.words()}
+    assert [refused[resource] for resource in resources] == [[]] * len(resources)
     await stage.publish(SYNCED, 1)
     assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
 

@@ -1,21 +1,27 @@
 """What people and NVIDIA's software do while no operator runs: the next one finds it, and goes by what is there.
-The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart; those in which it does not are the golden scenarios of the crash matrix."""
+The rows of docs/design/drain.md#races-and-crashes in which the cluster changes between a crash and the restart; those in which it does not are the golden scenarios of the crash matrix. And two operators at once: one acts, the other one waits, and takes over with the claims of the first."""
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from hack.embedded import Embedded
 from hack.sim.mortal import MortalClient
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, open_scene, pdb
+from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, at_once, node, nodes, open_scene, pdb
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS, POLICIES, Resource
+from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.lease import Timing
 
 FOREIGN = {"weave.works/kured-reboot-in-progress": "1"}
 
@@ -317,3 +323,62 @@ async def test_a_cordon_that_a_person_set_after_ours_was_lifted_stays() -> None:
         await scene.ready(seconds=HOUR)
         await scene.e.until(lambda: not claims(scene), "the slot given back", 60)
         assert scene.cordoned("gpu-1")
+
+
+@asynccontextmanager
+async def second_operator(scene: Scene) -> AsyncIterator[Embedded]:
+    other = replace(scene.e, operators=100, loop=None, client=None, lease=None, _operator=None)
+    other.start_operator()
+    try:
+        yield other
+    finally:
+        await other.kill_operator()
+
+
+def acting(scene: Embedded) -> int:
+    assert scene.client is not None
+    return scene.client.writes
+
+
+@virtually
+async def test_only_the_holder_of_the_lease_writes() -> None:
+    async with open_scene(*nodes(2), lease=Timing()) as scene:
+        await asyncio.sleep(5)
+        async with second_operator(scene) as other:
+            await scene.serve(SLICED)
+            assert acting(scene.e) > 0
+            assert acting(other) == 0
+
+
+@virtually
+async def test_the_waiting_operator_goes_on_where_the_killed_one_was_and_keeps_to_the_budget() -> None:
+    async with open_scene(*nodes(4), workloads=[SimWorkload("llm", 2)], lease=Timing()) as scene:
+        await scene.running("llm", 2)
+        async with second_operator(scene) as other:
+            scene.apply(SLICED, rollout=at_once(2))
+            await scene.any_fenced("fenced")
+            await scene.e.kill_operator()
+            begun = virtual_now()
+            await other.ready("pool-b", seconds=3600)
+            assert acting(other) > 0
+            assert (virtual_now() - begun).total_seconds() > 15
+            assert scene.guard.largest["pool-b"] == 2
+            assert_as_wanted(scene, SLICED, "gpu-1", "gpu-2", "gpu-3", "gpu-4")
+
+
+@virtually
+async def test_an_operator_that_cannot_renew_ends_before_the_other_one_begins() -> None:
+    async with open_scene(*nodes(2), lease=Timing()) as scene:
+        scene.apply(SLICED)
+        await scene.any_fenced("fenced")
+        first = scene.e.client
+        assert first is not None
+        async with second_operator(scene) as other:
+            # The second one shares the identity at the server, so the renewals of the first are cut at its client.
+            first.cut(LEASES, Unavailable("no route to the API server"))
+            await asyncio.wait_for(first.died.wait(), 11)
+            assert acting(other) == 0
+            ended = first.writes
+            await scene.e.kill_operator()
+            await other.ready("pool-b", seconds=3600)
+            assert first.writes == ended
