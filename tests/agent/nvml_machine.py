@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.nvmlsim.simulator import Simulator
+from hack.cluster.process import wait_until
+from hack.nvmlsim.simulator import EVENT_XID, Simulator
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -89,3 +90,14 @@ class Agent:
 
     def gpus(self) -> Any:
         return self.ask("read")["gpus"]
+
+
+def raise_during_a_reading(machine: Simulator, agent: Agent, *raised: tuple[int, int]) -> Any:
+    """A reading in the middle of which these GPUs, by their index, raise these XIDs."""
+    machine.inject("nvmlDeviceGetComputeMode", "hang", gpu=1)
+    agent.tell("read")
+    wait_until(lambda: machine.show()["faults"][0]["hits"] > 0, SECONDS, "the reading to come that far", poll=0.01)
+    for gpu, xid in raised:
+        machine.post_event(gpu, EVENT_XID, xid)
+    machine.clear_faults()
+    return agent.answer()

@@ -178,11 +178,3 @@ def test_a_gpu_that_nothing_can_be_made_of_does_not_hide_the_others(machine: Sim
     assert (odd["access"], odd["processes"]) == ("Failed", [])
     assert odd["error"].startswith("AgentFault: UnicodeDecodeError: ")
     assert (fine["access"], fine["mig_mode"]) == ("Ok", "Disabled")
-
-
-@needs_compiler
-@pytest.mark.parametrize("kind", ["Compute", "MPSCompute", "Graphics"])
-def test_a_list_that_an_old_driver_does_not_have_counts_as_busy(machine: Simulator, kind: str) -> None:
-    machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", "FUNCTION_NOT_FOUND")
-    for gpu in read(machine)["gpus"]:
-        assert (gpu["access"], gpu["processes"]) == ("Ok", [{"pid": 0, "name": "", "device": ""}])

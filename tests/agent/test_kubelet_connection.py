@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hack.sim.kubeletsocket import allocatable, framed, listed
-from tests.agent.test_kubelet import Kubelet
+from tests.agent.test_kubelet import Kubelet, serving
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import KubeletPodResources
@@ -148,14 +148,12 @@ class Talkative(Kubelet):
 
 @virtually
 async def test_a_ping_between_two_turns_is_answered_over_the_connection_that_stays_open(tmp_path: Path) -> None:
-    kubelet, path = Talkative(holding("a"), allocatable=offering("GPU-a")), tmp_path / "kubelet.sock"
-    async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=PATIENCE)) as client:
-            first = await client.read()
-            kubelet.agent.write(PING)
-            await asyncio.sleep(1)
-            assert await client.read() is first
-        await asyncio.gather(*kubelet.connections)
+    kubelet = Talkative(holding("a"), allocatable=offering("GPU-a"))
+    async with serving(tmp_path, kubelet) as client:
+        first = await client.read()
+        kubelet.agent.write(PING)
+        await asyncio.sleep(1)
+        assert await client.read() is first
     assert len(kubelet.connections) == 1
 
 
@@ -210,24 +208,18 @@ async def test_who_is_let_down_in_the_middle_of_a_call_asks_anew_in_the_same_tur
     tmp_path: Path, last_words: bytes
 ) -> None:
     kubelet = Fickle(last_words)
-    path = tmp_path / "kubelet.sock"
-    async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=PATIENCE)) as client:
-            first = await client.read()
-            assert await client.read() is first
-        assert len(kubelet.connections) == 2
-        await asyncio.gather(*kubelet.connections)
+    async with serving(tmp_path, kubelet) as client:
+        first = await client.read()
+        assert await client.read() is first
+    assert len(kubelet.connections) == 2
 
 
 async def test_after_a_turn_that_was_given_up_the_next_one_begins_anew(tmp_path: Path) -> None:
     kubelet = Kubelet(holding("a"), instead=b"")
-    path = tmp_path / "kubelet.sock"
-    async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=0.01)) as client:
-            for _ in range(2):
-                assert (await client.read()).allocatable is None
-        await asyncio.gather(*kubelet.connections)
-        assert len(kubelet.connections) == 2
+    async with serving(tmp_path, kubelet, allocatable_timeout=0.01) as client:
+        for _ in range(2):
+            assert (await client.read()).allocatable is None
+    assert len(kubelet.connections) == 2
 
 
 async def test_hundreds_of_turns_leave_nothing_behind(tmp_path: Path) -> None:

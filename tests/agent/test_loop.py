@@ -55,6 +55,13 @@ class Bench:
             with pytest.raises(asyncio.CancelledError):
                 await task
 
+    async def ends(self, settings: LoopSettings = PROMPT) -> str:
+        """An agent runs until it needs a new container; returns the error that the server has then."""
+        with pytest.raises(RestartNeeded):
+            await AgentLoop("gpu-01", self.node.client, self.gpus, self.pods, settings).run()
+        assert self.node.observed is not None
+        return self.node.observed.error
+
 
 @pytest.fixture
 def bench() -> Bench:
@@ -220,32 +227,22 @@ async def test_the_agent_ends_when_only_a_new_container_can_read_again(
 ) -> None:
     bench.node.ask("r1")
     bench.gpus.fail(error)
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, LoopSettings(interval=0.001))
-    with pytest.raises(RestartNeeded, match=str(error)):
-        await loop.run()
+    assert await bench.ends(LoopSettings(interval=0.001)) == f"{error.reason}: {error}"
     assert bench.gpus.readings == readings
-    assert bench.node.observed is not None
-    assert bench.node.observed.error == f"{error.reason}: {error}"
 
 
 async def test_an_end_never_comes_before_the_server_knows_why(bench: Bench) -> None:
     bench.node.ask("r1")
     bench.gpus.fail(LibraryError("another driver", "NVMLReplaced"))
     bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection refused"), times=3)
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
-    with pytest.raises(RestartNeeded):
-        await loop.run()
+    assert await bench.ends() == "NVMLReplaced: another driver"
     assert bench.gpus.readings == 4
-    assert bench.node.observed is not None
-    assert bench.node.observed.error == "NVMLReplaced: another driver"
 
 
 async def test_the_error_stays_in_view_over_the_restart_until_a_reading_succeeds(bench: Bench) -> None:
     bench.node.ask("r1")
     bench.gpus.fail(LibraryError("another driver", "NVMLReplaced"))
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
-    with pytest.raises(RestartNeeded):
-        await loop.run()
+    await bench.ends()
     bench.gpus.hang()
     async with bench.running(LoopSettings(interval=NEVER, hung_after=NEVER)) as again:
         await eventually(lambda: bench.gpus.readings == 2)
@@ -314,24 +311,20 @@ async def test_a_report_whose_answer_was_lost_is_not_sent_again(bench: Bench) ->
     assert len(bench.node.patches) == 1
 
 
-async def test_an_expired_watch_is_followed_by_a_new_list(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("end", "lists"), [("expire", 2), ("close_watches", 1)], ids=["expired", "ended by the server"]
+)
+async def test_a_watch_goes_on_and_only_after_an_expired_one_is_there_another_list(
+    bench: Bench, end: str, lists: int
+) -> None:
     bench.node.ask("r1")
     async with bench.running():
         await bench.node.answered("r1")
-        bench.node.cluster.expire()
-        await eventually(lambda: bench.node.lists == 2)
+        getattr(bench.node.cluster, end)()
+        await eventually(lambda: bench.node.lists == lists)
         bench.node.ask("r2")
         await bench.node.answered("r2")
-
-
-async def test_a_watch_that_the_server_ends_goes_on_without_a_list(bench: Bench) -> None:
-    bench.node.ask("r1")
-    async with bench.running():
-        await bench.node.answered("r1")
-        bench.node.cluster.close_watches()
-        bench.node.ask("r2")
-        await bench.node.answered("r2")
-    assert bench.node.lists == 1
+    assert bench.node.lists == lists
 
 
 @virtually

@@ -12,7 +12,7 @@ from tests.wording import lacks
 from gpusharing.agent.library import PodID, Process
 from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, Processes, pod_names
 
-SERVER, CONTROL, SHELL = 42, 41, 40
+SERVER, CONTROL = 42, 41
 
 
 class Proc:
@@ -86,37 +86,36 @@ def test_the_mps_server_is_known_by_its_program_and_its_parent(proc: Proc, exe: 
     assert proc.name(CONTROL, f"/usr/bin/{MPS_CONTROL} -d") == MPS_CONTROL
 
 
-def test_the_mps_server_is_known_after_its_image_was_replaced(proc: Proc) -> None:
-    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL} (deleted)")
-    proc.start(SERVER, f"/usr/bin/{MPS_SERVER} (deleted)", CONTROL)
-    assert proc.name(SERVER, "[Not Found]") == MPS_SERVER
+BY_CONTROL = f"/usr/bin/{MPS_CONTROL}"
+FAKED = f"{MPS_SERVER} (program python3.11, started by {MPS_CONTROL})"
+COPIED = f"{MPS_SERVER} (program {MPS_SERVER}, started by bash)"
+STARTED: dict[str, tuple[str, str, str, str]] = {
+    "its image was replaced": (
+        f"/usr/bin/{MPS_SERVER} (deleted)",
+        f"{BY_CONTROL} (deleted)",
+        "[Not Found]",
+        MPS_SERVER,
+    ),
+    "it calls itself otherwise": (f"/usr/bin/{MPS_SERVER}", BY_CONTROL, "/usr/bin/python3", MPS_SERVER),
+    "another one calls itself so": ("/usr/bin/python3.11", BY_CONTROL, f"{MPS_SERVER} --fake", FAKED),
+    "a copy that somebody else started": (f"/tmp/{MPS_SERVER}", "/usr/bin/bash", MPS_SERVER, COPIED),
+    "a copy without a name": (f"/tmp/{MPS_SERVER}", "/usr/bin/bash", "", COPIED),
+}
 
 
-def test_the_mps_server_is_known_whatever_it_calls_itself(proc: Proc) -> None:
-    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}")
-    proc.start(SERVER, f"/usr/bin/{MPS_SERVER}", CONTROL)
-    assert proc.name(SERVER, "/usr/bin/python3") == MPS_SERVER
-
-
-def test_a_process_that_calls_itself_mps_server_is_busy(proc: Proc) -> None:
-    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}")
-    proc.start(SERVER, "/usr/bin/python3.11", CONTROL)
-    assert proc.name(SERVER, f"{MPS_SERVER} --fake") == (
-        "nvidia-cuda-mps-server (program python3.11, started by nvidia-cuda-mps-control)"
-    )
+@pytest.mark.parametrize(("program", "parent", "reported", "name"), STARTED.values(), ids=STARTED)
+def test_only_the_program_that_its_daemon_started_is_the_mps_server(
+    proc: Proc, program: str, parent: str, reported: str, name: str
+) -> None:
+    proc.start(CONTROL, parent)
+    proc.start(SERVER, program, CONTROL)
+    assert proc.name(SERVER, reported) == name
 
 
 def test_a_process_whose_thread_name_is_that_of_the_mps_server_is_busy(proc: Proc) -> None:
     proc.start(SERVER, "/usr/bin/python3.11", CONTROL, comm=MPS_SERVER[:15])
-    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}")
+    proc.start(CONTROL, BY_CONTROL)
     assert proc.name(SERVER, "python3") == "python3"
-
-
-def test_a_copy_of_the_server_that_somebody_else_started_is_busy(proc: Proc) -> None:
-    proc.start(SHELL, "/usr/bin/bash")
-    proc.start(SERVER, f"/tmp/{MPS_SERVER}", SHELL)
-    assert proc.name(SERVER, MPS_SERVER) == f"{MPS_SERVER} (program {MPS_SERVER}, started by bash)"
-    assert proc.name(SERVER, "") == f"{MPS_SERVER} (program {MPS_SERVER}, started by bash)"
 
 
 def test_an_mps_server_of_which_procfs_tells_nothing_is_busy(proc: Proc) -> None:
@@ -199,11 +198,17 @@ class Readings:
         return name, pod.uid if pod else ""
 
 
-def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
+def known(proc: Proc) -> Readings:
+    """Who SERVER is has been read once."""
     readings = Readings(proc)
     proc.start(SERVER, "/usr/bin/python3", began=7)
     proc.place(SERVER, UID)
     assert readings.tell(SERVER) == ("python3", UID)
+    return readings
+
+
+def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
+    readings = known(proc)
     for file in ("exe", "comm", "cgroup"):
         (proc.root / str(SERVER) / file).unlink()
     assert readings.tell(SERVER) == ("python3", UID)
@@ -215,10 +220,7 @@ def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
 
 
 def test_the_file_that_stays_open_tells_of_a_process_and_is_not_opened_again(proc: Proc) -> None:
-    readings = Readings(proc)
-    proc.start(SERVER, "/usr/bin/python3", began=7)
-    proc.place(SERVER, UID)
-    assert readings.tell(SERVER) == ("python3", UID)
+    readings = known(proc)
     for file in ("stat", "exe", "comm", "cgroup"):
         (proc.root / str(SERVER) / file).unlink()
     assert readings.tell(SERVER) == ("python3", UID)
@@ -230,10 +232,7 @@ def test_the_file_that_stays_open_tells_of_a_process_and_is_not_opened_again(pro
     ids=["another process with its number", "another program in its place", "its parent has ended"],
 )
 def test_a_process_that_is_no_longer_the_same_is_looked_at_anew(proc: Proc, began: int, comm: str, parent: int) -> None:
-    readings = Readings(proc)
-    proc.start(SERVER, "/usr/bin/python3", comm="python3", began=7)
-    proc.place(SERVER, UID)
-    assert readings.tell(SERVER) == ("python3", UID)
+    readings = known(proc)
     proc.start(SERVER, "/usr/bin/julia", parent, comm=comm, began=began)
     proc.place(SERVER, OTHER_UID)
     assert readings.tell(SERVER) == ("julia", OTHER_UID)
@@ -248,10 +247,7 @@ def test_without_its_time_of_birth_a_process_is_looked_at_each_time(proc: Proc) 
 
 
 def test_a_process_that_ends_is_in_no_pod_any_more(proc: Proc) -> None:
-    readings = Readings(proc)
-    proc.start(SERVER, "/usr/bin/python3", began=7)
-    proc.place(SERVER, UID)
-    assert readings.tell(SERVER) == ("python3", UID)
+    readings = known(proc)
     proc.end(SERVER)
     assert readings.tell(SERVER) == ("", "")
 

@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,22 @@ class Server:
         return Handler
 
 
+@contextmanager
+def listening(answers: Server, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    server = WebServer(("127.0.0.1", 0), answers.handler())
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        answers.hold.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return create_pki(tmp_path_factory.mktemp("pki"))
@@ -101,17 +118,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture
 def server(pki: Any) -> Iterator[tuple[Server, int]]:
     answers = Server()
-    listening = WebServer(("127.0.0.1", 0), answers.handler())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
-    listening.socket = context.wrap_socket(listening.socket, server_side=True)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
-    thread.start()
-    yield answers, listening.server_port
-    answers.hold.set()
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    with listening(answers, context) as port:
+        yield answers, port
 
 
 def login(port: int, folder: Path, authority: str) -> ServiceAccountLogin:
@@ -345,18 +355,11 @@ async def test_a_server_behind_a_path_is_called_below_it_by_both_clients() -> No
     """As a Rancher server, https://rancher.example.com/k8s/clusters/c-1."""
     api = Server()
     api.answers = [(200, {}), (200, {})]
-    listening = WebServer(("127.0.0.1", 0), api.handler())
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
-    thread.start()
-    login = AnonymousLogin(f"http://127.0.0.1:{listening.server_port}/k8s/clusters/c-1")
-    try:
+    with listening(api) as port:
+        login = AnonymousLogin(f"http://127.0.0.1:{port}/k8s/clusters/c-1")
         await RestClient(login).get(GPUNODES, "gpu-01")
         async with HttpClient(login) as client:
             await client.get(GPUNODES, "gpu-01")
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
     assert [request[1] for request in api.requests] == [f"/k8s/clusters/c-1{PATH}/gpu-01"] * 2
 
 
