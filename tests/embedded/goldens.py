@@ -148,8 +148,7 @@ async def failed_and_retried(scene: Scene) -> None:
     """mig-manager fails; a person asks for another try."""
     await asyncio.sleep(SOFTWARE_UP)
     scene.e.software.inject("gpu-1", "failed")
-    scene.apply(MIXED)
-    await scene.phase("gpu-1", "Failed")
+    await scene.reach(MIXED, phase="Failed")
     scene.annotate("gpu-1", retry="again")
     await scene.ready(seconds=HOUR)
 
@@ -252,8 +251,11 @@ async def every_manner(scene: Scene) -> None:
         {"podSelector": {"matchLabels": {"end": "well"}}, "behavior": "WaitCompleted", "timeout": "30m"},
         {"podSelector": {"matchLabels": {"late": "yes"}}, "behavior": "Evict", "order": 5},
     ]
-    scene.apply(SLICED, drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules})
-    await scene.phase("gpu-1", "WaitingForJobs")
+    await scene.reach(
+        SLICED,
+        drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules},
+        phase="WaitingForJobs",
+    )
     await asyncio.sleep(60)
     for name in ("ends", "train-0"):
         scene.e.cluster.patch(PODS, name, {"status": {"phase": "Succeeded"}}, "default", subresource="status")

@@ -153,9 +153,11 @@ class Scene:
         self.apply(spec, **more)
         return await self.until_condition("Accepted", "False", reason)
 
-    async def reach(self, spec: JSON, *, reason: str, seconds: float = HOUR, **more: Any) -> JSON:
-        """Apply a policy and wait until gpu-1 shows this reason; returns the transition."""
+    async def reach(self, spec: JSON, *, phase: str = "", reason: str = "", seconds: float = HOUR, **more: Any) -> JSON:
+        """Apply a policy and wait until gpu-1 shows this phase or reason; returns the transition."""
         self.apply(spec, **more)
+        if phase:
+            return await self.phase("gpu-1", phase, seconds=seconds)
         return await self.reason("gpu-1", reason, seconds)
 
     async def ready(self, *policies: str, seconds: float = BEFORE_LISTS) -> None:

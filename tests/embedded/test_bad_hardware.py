@@ -156,8 +156,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
         scene.e.software.inject("gpu-1", "sick-gpu")
         await scene.e.until(lambda: healthy(scene)["status"] == "False", "its condition", 120)
         mark = scene.mark()
-        scene.apply(SLICED)
-        transition = await scene.phase("gpu-1", "Blocked")
+        transition = await scene.reach(SLICED, phase="Blocked")
         assert transition["reason"] == "GPUUnhealthy"
         assert "the driver recommends Reset; drain the node, then reset the GPU" in transition["message"]
         await asyncio.sleep(1800)
@@ -251,8 +250,7 @@ async def test_a_mode_that_a_virtual_machine_may_not_switch_is_told_before_and_n
 ) -> None:
     async with open_scene(node("gpu-1", A100), hardware=guest(A100)) as scene:
         told = await planned(scene, tmp_path)
-        scene.apply(MIXED)
-        await scene.phase("gpu-1", "Failed")
+        await scene.reach(MIXED, phase="Failed")
         await asyncio.sleep(300)
         failed = scene.transition("gpu-1")
     assert "a MIG mode change on gpu-1 may stay pending" in told

@@ -111,8 +111,7 @@ async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> No
 @virtually
 async def test_a_card_without_mig_in_the_pool_is_refused_and_the_others_are_changed() -> None:
     async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
-        scene.apply(MIXED)
-        await scene.phase("gpu-1", "Synced")
+        await scene.reach(MIXED, phase="Synced")
         row = await scene.until_condition("Ready", "False", "NotMigCapable")
         assert "gpu-2" in row["message"]
         assert "1 of 2 nodes cannot serve the policy" in scene.condition("Accepted")["message"]

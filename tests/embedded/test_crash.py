@@ -7,8 +7,17 @@ from collections.abc import Iterable
 import pytest
 from _pytest.mark import ParameterSet
 from hack.sim.mortal import MortalClient, When
-from tests.embedded.crashes import CrashRun, Happening, at_write, dies, dies_and_is_back, differences, play
-from tests.embedded.forks import Writes, play_all
+from tests.embedded.crashes import (
+    CrashRun,
+    Happening,
+    Writes,
+    at_write,
+    dies,
+    dies_and_is_back,
+    differences,
+    play,
+    play_all,
+)
 from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.scene import Scene
 

@@ -242,8 +242,7 @@ async def test_a_node_whose_kubelet_plugin_does_not_publish_fails_and_stays_fenc
             scene.e.cluster.faults.fail(verb, RESOURCE_SLICES, refused, times=EVER)
             for verb in ("create", "patch", "delete")
         ]
-        scene.apply(MIXED)
-        failed = await scene.phase("gpu-1", "Failed")
+        failed = await scene.reach(MIXED, phase="Failed")
         assert failed["reason"] == "AllocatableMismatch"
         assert "show 1x full (2 GPUs) instead of 2x3g.40gb (2 GPUs)" in failed["message"]
         assert scene.cordoned("gpu-1")

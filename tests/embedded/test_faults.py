@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from hack.sim.mortal import Disturbance, MortalClient, When
-from tests.embedded.crashes import CrashRun, Happening, Prepare, differences, play
-from tests.embedded.forks import Writes, play_all
+from tests.embedded.crashes import CrashRun, Happening, Prepare, Writes, differences, play, play_all
 from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.scene import Scene
 
@@ -17,18 +16,6 @@ IDLE = GOLDEN["a policy on an idle node"]
 PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be evicted"]
 REPAIRED = GOLDEN["the MPS DaemonSet is repaired and overwritten"]
 NAMESPACES = {CONFIG_MAPS: "gpu-operator", DAEMON_SETS: "gpu-operator", LEASES: "gpusharing", PODS: "default"}
-
-
-def answered(error: KubeError) -> Happening:
-    """The write is answered with an error: instead of being carried out, or afterwards though it was."""
-
-    def prepare(scene: Scene, client: MortalClient) -> Disturbance:
-        def fail(resource: Resource, name: str) -> None:
-            raise error
-
-        return fail
-
-    return prepare
 
 
 def competing(scene: Scene, client: MortalClient) -> Disturbance:
@@ -54,6 +41,15 @@ def arranged(arrange: Callable[[Scene, MortalClient], object]) -> Happening:
         return happen
 
     return prepare
+
+
+def answered(error: KubeError) -> Happening:
+    """The write is answered with an error: instead of being carried out, or afterwards though it was."""
+
+    def fail(scene: Scene, client: MortalClient) -> None:
+        raise error
+
+    return arranged(fail)
 
 
 def lose_events(scene: Scene, client: MortalClient) -> None:

@@ -97,8 +97,7 @@ async def test_another_layout_that_a_pod_keeps_from_being_reached_is_failed_in_i
     async with open_scene(*nodes(1)) as scene:
         await failed(scene)
         scene.e.cluster.add(PODS, gpu_pod("stays", "gpu-1"))
-        scene.apply(SINGLE)
-        await scene.phase("gpu-1", "Draining")
+        await scene.reach(SINGLE, phase="Draining")
         transition = await scene.phase("gpu-1", "Failed")
         assert transition["reason"] == "Unmanaged"
         await scene.until_condition("Stalled", "True", "NodesFailed")

@@ -149,7 +149,6 @@ async def test_a_label_of_the_device_plugin_that_others_keep_changing_fails_the_
     async with open_scene(*nodes(1), serving=FULL) as scene:
         label = names.LABEL_PLUGIN_CONFIG
         reverter = Reverter(scene, lambda body: label in labels(body), {"metadata": {"labels": {label: None}}})
-        scene.apply(MIXED)
-        shown = await scene.phase("gpu-1", "Failed")
+        shown = await scene.reach(MIXED, phase="Failed")
         assert label in shown["message"]
         assert reverter.writes <= 20

@@ -78,8 +78,7 @@ async def test_where_nothing_was_proven_the_node_is_held_and_says_so() -> None:
     async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", "refuse")
-        scene.apply(MIXED, rollout=BACK)
-        held = await scene.phase("gpu-1", "Failed")
+        held = await scene.reach(MIXED, rollout=BACK, phase="Failed")
         assert "the node has no earlier proven layout" in held["message"]
         await asyncio.sleep(1200)
         assert scene.cordoned("gpu-1")
@@ -118,20 +117,16 @@ async def test_a_retry_tries_the_new_layout_again_and_goes_back_once_more_when_i
         assert_as_wanted(scene, MIXED, "gpu-1")
 
 
+@pytest.mark.parametrize("back", [True, False], ids=["it is back", "it is on its way"])
 @virtually
-async def test_another_intent_repairs_a_node_that_went_back() -> None:
+async def test_another_intent_repairs_a_node_that_went_back(back: bool) -> None:
     async with open_scene(*nodes(1)) as scene:
         await fails(scene)
-        await scene.reason("gpu-1", "RolledBack")
-        await scene.serve(SINGLE, rollout=BACK)
-        assert_as_wanted(scene, SINGLE, "gpu-1")
-
-
-@virtually
-async def test_an_edit_turns_a_node_round_that_is_on_its_way_back() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await fails(scene)
-        await scene.e.until(lambda: goes_back(scene), "the way back", HOUR)
+        await scene.e.until(
+            lambda: scene.transition("gpu-1").get("reason") == "RolledBack" if back else goes_back(scene),
+            "the way back",
+            HOUR,
+        )
         await scene.serve(SINGLE, rollout=BACK)
         assert_as_wanted(scene, SINGLE, "gpu-1")
 

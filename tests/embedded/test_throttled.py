@@ -9,7 +9,7 @@ import pytest
 from hack.sim.fakefaults import EVER
 from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
-from tests.embedded.sick import is_done
+from tests.embedded.test_sick import is_done
 from tests.fakes.busy import BusyClient
 from tests.fakes.virtualtime import run_virtually, virtual_now, virtually
 

@@ -69,8 +69,7 @@ async def test_a_node_that_two_restarts_did_not_cure_stalls_the_policy_and_gives
 async def failed(scene: Scene) -> None:
     await asyncio.sleep(10)
     scene.e.software.inject("gpu-1", "failed")
-    scene.apply(MIXED)
-    transition = await scene.phase("gpu-1", "Failed")
+    transition = await scene.reach(MIXED, phase="Failed")
     assert transition["reason"] == "ActuatorFailed"
     assert names.ANNOTATION_RETRY in transition["message"]
     await asyncio.sleep(600)

@@ -28,8 +28,7 @@ async def test_a_job_ends_on_the_cordoned_node_before_anybody_is_evicted() -> No
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, trainer())
         scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m"})
-        await scene.phase("gpu-1", "WaitingForJobs")
+        await scene.reach(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m"}, phase="WaitingForJobs")
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "JobsRunning")
         assert transition["culprit"] == "default/train-0"
@@ -53,8 +52,7 @@ async def test_the_deadline_of_a_drain_is_set_when_its_last_job_ends() -> None:
         scene.e.cluster.add(PODS, trainer())
         stays = gpu_pod("stays", "gpu-1", metadata={"finalizers": ["example.com/keep"]})
         scene.e.cluster.add(PODS, stays)
-        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m"})
-        await scene.phase("gpu-1", "WaitingForJobs")
+        await scene.reach(SLICED, drain={"unmanagedPods": "Evict", "timeout": "5m"}, phase="WaitingForJobs")
         await asyncio.sleep(3000)
         end(scene)
         ended = virtual_now()
@@ -120,8 +118,7 @@ async def test_a_pause_does_not_keep_a_node_cordoned_whose_jobs_ended_meanwhile(
 async def test_an_operator_that_was_away_while_jobs_ran_goes_on_where_it_stood(down: int) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, trainer())
-        scene.apply(SLICED)
-        await scene.phase("gpu-1", "WaitingForJobs")
+        await scene.reach(SLICED, phase="WaitingForJobs")
         await scene.e.until(lambda: bool((now := scene.fence("gpu-1")) and now.jobs), "the clock of the jobs", 60)
         before = scene.fence("gpu-1")
         await scene.e.kill_operator()

@@ -24,8 +24,7 @@ def told_by(body: JSON) -> str:
 async def test_each_write_of_a_change_is_known(pods: int) -> None:
     async with open_scene(*nodes(1, gpus=4), workloads=[SimWorkload("llm", pods)], serving=FULL) as scene:
         await scene.running("llm", pods)
-        scene.apply(MIXED, drain={"strandedPods": "Allow"})
-        await scene.phase("gpu-1", "Pending")
+        await scene.reach(MIXED, drain={"strandedPods": "Allow"}, phase="Pending")
         since = scene.mark()
         await scene.ready()
         await asyncio.sleep(60)
