@@ -27,16 +27,6 @@ OPTIONAL: dict[str, tuple[str, object]] = {
 }
 
 
-def test_what_is_not_supported_costs_its_own_value_only(machine: Simulator) -> None:
-    with Agent(machine) as agent:
-        for function, (field, value) in OPTIONAL.items():
-            machine.inject(function, "NOT_SUPPORTED")
-            gpus = agent.gpus()
-            machine.clear_faults()
-            assert [gpu[field] for gpu in gpus] == [value, value], function
-            assert all(gpu["uuid"].startswith("GPU-") and gpu["access"] == "Ok" for gpu in gpus), function
-
-
 def test_rows_come_from_the_fields_where_the_call_is_not_supported(machine: Simulator) -> None:
     machine.set_gpu(0, remap_pending=1, remapped_uncorrected=2)
     machine.inject("nvmlDeviceGetRemappedRows", "NOT_SUPPORTED")
@@ -116,14 +106,17 @@ REFUSED_OF_THE_MODEL: dict[str, tuple[str, object]] = {
 }
 
 
-def test_what_is_refused_is_unknown_and_costs_nothing_else(machine: Simulator) -> None:
+@pytest.mark.parametrize(("answer", "values"), [("NOT_SUPPORTED", OPTIONAL), ("NO_PERMISSION", REFUSED)])
+def test_what_is_not_supported_or_refused_costs_its_own_value_only(
+    machine: Simulator, answer: str, values: dict[str, tuple[str, object]]
+) -> None:
     with Agent(machine) as agent:
-        for function, (field, value) in REFUSED.items():
-            machine.inject(function, "NO_PERMISSION")
+        for function, (field, value) in values.items():
+            machine.inject(function, answer)
             gpus = agent.gpus()
             machine.clear_faults()
             assert [gpu[field] for gpu in gpus] == [value, value], function
-            assert [gpu["access"] for gpu in gpus] == ["Ok", "Ok"], function
+            assert all(gpu["uuid"].startswith("GPU-") and gpu["access"] == "Ok" for gpu in gpus), function
 
 
 @pytest.mark.parametrize("function", REFUSED_OF_THE_MODEL)

@@ -128,16 +128,6 @@ def test_the_patch_names_every_key(observation: Observation) -> None:
     assert set(patch["status"]["observed"]) == set(REPORT.json_schema(by_alias=True)["properties"])
 
 
-def test_nothing_is_sent_when_the_server_has_it_with_its_nulls_dropped(observation: Observation) -> None:
-    stored = stored_of(observation)
-    stored["pods"] = None
-    unknown = observation.held_by(None)
-    assert (
-        unknown.patch(node_with({key: value for key, value in stored.items() if key not in ("pods", "allocated")}))
-        is None
-    )
-
-
 def test_what_somebody_else_wrote_in_another_shape_is_written_anew(observation: Observation) -> None:
     assert observation.patch(node_with({**stored_of(observation), "pods": []})) is not None
 

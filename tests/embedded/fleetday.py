@@ -65,7 +65,6 @@ def workloads() -> Iterator[SimWorkload]:
 
 
 def change(scene: Scene, number: int, *, divided: bool) -> None:
-    """Create or edit the policy of a pool: whole GPUs or, if `divided`, seven MIG instances on each."""
     spec = SINGLE if divided else FULL
     scene.apply(
         spec, pool_of(number), pool_of(number), rollout={"maxUnavailable": "20%"}, drain={"strandedPods": "Allow"}
@@ -73,7 +72,6 @@ def change(scene: Scene, number: int, *, divided: bool) -> None:
 
 
 async def replace_node(scene: Scene, number: int, hour: int) -> None:
-    """Delete a node of a pool with its pods, and add one of another name after ten minutes."""
     name = f"{pool_of(number)}-{hour}"
     for pod in scene.e.cluster.objects(PODS):
         if pod["spec"].get("nodeName") == name and "deletionTimestamp" not in pod["metadata"]:
@@ -115,7 +113,6 @@ async def day(hours: int = 24) -> dict[str, object]:
     ) as scene:
 
         def note_release(resource: Resource, change: StoredChange) -> None:
-            """Count a version of a Node without the fence that the version before had."""
             nonlocal released
             if resource == NODES and change.old and change.new:
                 released += fence_of(change.old) is not None and fence_of(change.new) is None

@@ -71,7 +71,6 @@ async def create_with_pods(scene: Scene) -> None:
 
 
 async def retarget(scene: Scene) -> None:
-    """Another layout once a node is past the point of no return."""
     scene.apply(MIXED)
     await scene.any_fenced("actuating")
     await scene.serve(OTHER_MIXED, seconds=HOUR)
@@ -94,7 +93,6 @@ async def policy_deleted(scene: Scene) -> None:
 
 
 async def policy_reset(scene: Scene) -> None:
-    """A policy with deletionPolicy Reset is deleted."""
     await scene.serve(MIXED, deletionPolicy="Reset", seconds=HOUR)
     scene.e.cluster.delete(POLICIES, "pool-b")
     await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy gone", HOUR)
@@ -104,7 +102,6 @@ async def policy_reset(scene: Scene) -> None:
 
 
 async def gpunodes_deleted(scene: Scene) -> None:
-    """All GPUNodes vanish, once before and once after the point of no return."""
     scene.apply(MIXED)
     for moment in ("fenced", "actuating"):
         await scene.any_fenced(moment)
@@ -114,7 +111,6 @@ async def gpunodes_deleted(scene: Scene) -> None:
 
 
 async def two_steps(scene: Scene) -> None:
-    """From MPS to MIG, which stops at whole GPUs in between."""
     await scene.serve(MPS, seconds=HOUR)
     await scene.serve(MIXED, seconds=HOUR)
 
@@ -145,7 +141,6 @@ def says_success_while_paused(labels: Mapping[str, str]) -> bool:
 
 
 async def failed_and_retried(scene: Scene) -> None:
-    """mig-manager fails; a person asks for another try."""
     await asyncio.sleep(SOFTWARE_UP)
     scene.e.software.inject("gpu-1", "failed")
     await scene.reach(MIXED, phase="Failed")
@@ -166,14 +161,12 @@ async def requested(scene: Scene) -> None:
 
 
 async def rolled_back(scene: Scene) -> None:
-    """mig-manager fails at the second layout, and the node goes back to the first."""
     await scene.serve(OTHER_MIXED, seconds=HOUR)
     scene.e.software.inject("gpu-1", "refuse")
     await scene.reach(MIXED, rollout={"onFailure": "Rollback"}, reason="RolledBack")
 
 
 async def drifted(scene: Scene) -> None:
-    """The instances are lost, which is put right once."""
     await scene.serve(MIXED, seconds=HOUR)
     scene.e.software.inject("gpu-1", "lose-instances")
     await scene.fenced("gpu-1")
@@ -184,7 +177,6 @@ async def drifted(scene: Scene) -> None:
 
 
 async def drain_timed_out(scene: Scene) -> None:
-    """A budget forbids every eviction until the drain was given up once."""
     await scene.running("kept", 2)
     await scene.begin(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
     scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
@@ -195,7 +187,6 @@ async def drain_timed_out(scene: Scene) -> None:
 
 
 async def uncordoned_before(scene: Scene) -> None:
-    """A person lifts the cordon during the drain; the next try comes by itself."""
     await scene.begin(MIXED)
     scene.cordon("gpu-1", on=False)
     await scene.released("gpu-1")
@@ -203,14 +194,12 @@ async def uncordoned_before(scene: Scene) -> None:
 
 
 async def uncordoned_after(scene: Scene) -> None:
-    """A person lifts the cordon while mig-manager works; it is put back."""
     await scene.begin(MIXED, stage="actuating")
     scene.cordon("gpu-1", on=False)
     await scene.ready(seconds=HOUR)
 
 
 async def three_of_four(scene: Scene) -> None:
-    """Three nodes are away at once, all but one with pods."""
     await scene.running("free", 6)
     await scene.serve(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3), seconds=HOUR)
     await scene.e.until(lambda: "6/32" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
@@ -321,7 +310,6 @@ async def there_and_back(scene: Scene) -> None:
 
 
 async def repaired_and_overwritten(scene: Scene) -> None:
-    """MPS needs a repair; the GPU Operator overwrites it once."""
     await scene.serve(MPS, seconds=HOUR)
     overwrite(scene)
     await scene.e.until(lambda: signalled(scene) == RIGHT, "the repair", HOUR)

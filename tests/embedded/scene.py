@@ -254,6 +254,16 @@ class Scene:
     def node_writes(self, since: int = 0) -> Counter[str]:
         return Counter(write.call.name for write in self.writes(since, "nodes") if write.error is None)
 
+    def fences(self, since: int = 0) -> list[tuple[str, Fence | None]]:
+        """Node and fence of each write of the operator that sets a fence, or, with None, takes it away."""
+        found = []
+        for write in self.writes(since, "nodes"):
+            annotations = ((write.call.body or {}).get("metadata") or {}).get("annotations") or {}
+            if names.ANNOTATION_FENCE in annotations and write.error is None:
+                fence, _ = parse_record(Fence, annotations[names.ANNOTATION_FENCE] or "")
+                found.append((write.call.name, fence))
+        return found
+
     def mark(self) -> int:
         return len(self.e.cluster.writes)
 

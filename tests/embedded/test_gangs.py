@@ -9,8 +9,6 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NAMESPACES, PODS
-from gpusharing.kube.fence import parse_record
-from gpusharing.planning.snapshot.records import Fence
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -55,11 +53,11 @@ async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> 
         shared(scene, rank(0, "gpu-1"), rank(1, "gpu-3"))
         since = scene.mark()
         await scene.serve(MIXED, drain=STRANDED_OK, rollout=at_once(2))
-        waves = dict(fenced_in_order(scene, since))
-        assert waves["gpu-1"] == waves["gpu-3"] != ""
-        assert waves["gpu-2"] == ""
+        found = waves(scene, since)
+        assert found["gpu-1"] == found["gpu-3"] != ""
+        assert found["gpu-2"] == ""
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
-        order = releases(scene, since)
+        order = [name for name, fence in scene.fences(since) if fence is None]
         assert abs(order.index("gpu-1") - order.index("gpu-3")) == 1, "nobody came back in between"
 
 
@@ -80,7 +78,7 @@ async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_i
         since = scene.mark()
         rule = {"behavior": "Block", "namespaceSelector": {"matchLabels": {"team": "b"}}}
         await scene.serve(SLICED, drain={**STRANDED_OK, "rules": [rule]}, rollout=at_once(2))
-        first, second = dict(fenced_in_order(scene, since)).values()
+        first, second = waves(scene, since).values()
         assert first == second != ""
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
         assert not scene.events()["PodEvictionBlocked"]
@@ -102,7 +100,7 @@ async def test_a_gang_over_two_policies_makes_no_wave_and_its_strictest_member_d
         assert not scene.node_writes(since)
         scene.e.cluster.delete(PODS, "rank-2", "default")
         await scene.ready("pool-b", "pool-c")
-        assert dict(fenced_in_order(scene, since)) == {"gpu-1": "", "gpu-2": ""}
+        assert waves(scene, since) == {"gpu-1": "", "gpu-2": ""}
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
 
 
@@ -153,21 +151,7 @@ async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
 
 
-def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
-    found: dict[str, str] = {}
-    for write in scene.writes(since, "nodes"):
-        body = write.call.body or {}
-        text = (body.get("metadata", {}).get("annotations") or {}).get(names.ANNOTATION_FENCE)
-        fence = parse_record(Fence, text)[0] if text else None
-        if fence is not None and fence.stage == "fenced" and write.error is None:
-            found.setdefault(write.call.name, fence.wave)
-    return list(found.items())
-
-
-def releases(scene: Scene, since: int) -> list[str]:
-    found = []
-    for write in scene.writes(since, "nodes"):
-        annotations = ((write.call.body or {}).get("metadata", {}).get("annotations")) or {}
-        if names.ANNOTATION_FENCE in annotations and annotations[names.ANNOTATION_FENCE] is None:
-            found.append(write.call.name)
-    return found
+def waves(scene: Scene, since: int) -> dict[str, str]:
+    """The wave with which each node was fenced first."""
+    fences = [(name, fence) for name, fence in scene.fences(since) if fence is not None and fence.stage == "fenced"]
+    return {name: fence.wave for name, fence in reversed(fences)}

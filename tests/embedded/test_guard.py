@@ -1,4 +1,4 @@
-"""The guard finds what breaks the rules about pods and foreign marks: one that never barks guards nothing."""
+"""The guard finds what breaks the rules about pods, foreign marks and one PATCH of a Node: one that never barks guards nothing."""
 
 import json
 from typing import Any
@@ -8,7 +8,7 @@ from hack.embedded import embedded
 from tests.embedded.guard import PromiseGuard
 from tests.embedded.scene import gpu_pod, node, policy
 from tests.fakes.virtualtime import virtually
-from tests.nodewrites import foreign_marks
+from tests.nodewrites import foreign_marks, step_of, wrong_in_change, wrong_in_write
 from tests.podrules import must_leave, wrong_in_eviction
 
 from gpusharing.kube.client import CLUSTER_POLICIES, JSON, PODS, POLICIES
@@ -167,3 +167,170 @@ async def test_a_spec_that_is_not_the_persons_any_more_is_noticed() -> None:
     said = "\n".join(guard.wrong)
     assert "wrote spec of a policy" in said
     assert "wrote ['labels'] of a policy's metadata" in said
+
+
+MIG, STATE, PLUGIN = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"
+MODE, FENCE, HOLD = "gpusharing.dev/mode", "gpusharing.dev/fence", "gpusharing.dev/hold-cordon"
+SKIP = "gpusharing.dev/skip"
+FENCED: JSON = {
+    "stage": "fenced",
+    "targetMigConfig": "",
+    "targetPluginConfig": "",
+    "priorUnschedulable": False,
+    "fromMode": "full",
+    "disruption": "Reset",
+    "added": [],
+}
+ACTUATING = {**FENCED, "stage": "actuating", "targetMigConfig": "b", "targetPluginConfig": "k"}
+
+
+def bare_node(fence: JSON | None = None, *, cordoned: bool = False, **labels: str) -> JSON:
+    written = {MIG: "a", STATE: "success"} | {key.replace("state", STATE): text for key, text in labels.items()}
+    raw: JSON = {"metadata": {"labels": written, "annotations": {}}, "spec": {"unschedulable": cordoned}}
+    if fence is None:
+        written[MODE] = "full"
+    else:
+        raw["metadata"]["annotations"][FENCE] = json.dumps(fence)
+    return raw
+
+
+def written(
+    fence: JSON | None = None, labels: JSON | None = None, *, unschedulable: Any = ..., released: bool = False
+) -> JSON:
+    metadata: JSON = {"uid": "u", "resourceVersion": "7", "labels": labels or {}, "annotations": {}}
+    if fence is not None or released:
+        metadata["annotations"][FENCE] = None if released else json.dumps(fence)
+    return {"metadata": metadata} | ({} if unschedulable is ... else {"spec": {"unschedulable": unschedulable}})
+
+
+def unconditional(body: JSON) -> JSON:
+    return {**body, "metadata": {key: value for key, value in body["metadata"].items() if key != "resourceVersion"}}
+
+
+HELD = bare_node(FENCED, cordoned=True)
+FENCING = written(FENCED, {MODE: None}, unschedulable=True)
+PASSING = written(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"})
+RELEASING = written(released=True, labels={MODE: "mig"}, unschedulable=None)
+GATE = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
+THEIRS = {"key": "dedicated", "effect": "NoSchedule"}
+VERIFIED, POLICY = "gpusharing.dev/verified", "gpusharing.dev/policy"
+
+
+def tainted(raw: JSON, *taints: JSON) -> JSON:
+    return {**raw, "spec": {**raw["spec"], "taints": list(taints)}}
+
+
+PROOF: JSON = {"policy": "pool-b", "migConfig": "a", "pluginConfig": "k"}
+
+
+def opening(body: JSON, taints: Any, proof: JSON | None = PROOF) -> JSON:
+    """The write with a list of taints, and with the record of a proof."""
+    record = {VERIFIED: json.dumps(proof)} if proof else {}
+    written = {key: text for key, text in body["metadata"].items() if key != "labels"}
+    labels = {**body["metadata"]["labels"], POLICY: "pool-b"}
+    metadata = {**written, "labels": labels, "annotations": {**body["metadata"]["annotations"], **record}}
+    return {"metadata": metadata, "spec": {**body.get("spec", {}), "taints": taints}}
+
+
+WAITING = tainted(bare_node(ACTUATING, cordoned=True), THEIRS, GATE)
+JOINED = tainted(bare_node(), GATE)
+RIGHT = {
+    "fence": (bare_node(), FENCING),
+    "PNR": (HELD, PASSING),
+    "update": (bare_node(ACTUATING), written({**ACTUATING, "attempt": 2}, unschedulable=True)),
+    "release": (bare_node(ACTUATING, cordoned=True), RELEASING),
+    "release ": (WAITING, opening(RELEASING, [THEIRS])),
+    "marks ": (JOINED, opening(written(labels={MODE: "full"}), None)),
+    "marks": (bare_node(), unconditional(written(labels={MODE: "full"}))),
+    "marks  ": (HELD, written(labels={SKIP: "true"})),
+}
+
+
+@pytest.mark.parametrize(("step", "before", "body"), [(step, *pair) for step, pair in RIGHT.items()], ids=RIGHT)
+def test_a_write_of_a_change_is_known_and_right(step: str, before: JSON, body: JSON) -> None:
+    assert step_of(before, body) == step.strip()
+    assert list(wrong_in_write(before, body)) == []
+
+
+def test_a_run_that_is_repeated_writes_its_labels_as_the_first_did() -> None:
+    owed = bare_node({**ACTUATING, "owed": "b k"}, cordoned=True)
+    assert step_of(owed, PASSING) == "PNR"
+    assert list(wrong_in_write(owed, PASSING)) == []
+
+
+WRONG: dict[str, tuple[JSON, JSON, str]] = {
+    "a request moved without resourceVersion": (bare_node(), unconditional(written(labels={SKIP: None})), "unconditional"),
+    "a request moved with a step": (HELD, written(ACTUATING, {**PASSING["metadata"]["labels"], SKIP: None}),
+                                    "moved a request together with"),
+    "a fence without resourceVersion": (bare_node(), unconditional(FENCING), "unconditional"),
+    "a PNR without resourceVersion": (HELD, unconditional(PASSING), "unconditional"),
+    "a release without resourceVersion": (HELD, unconditional(RELEASING), "unconditional"),
+    "a PNR that leaves the old state": (
+        HELD, written(ACTUATING, {MIG: "b", PLUGIN: "k"}), "left the old mig.config.state behind"),
+    "a state that goes without a new value": (
+        HELD, written({**ACTUATING, "targetMigConfig": "a"}, {STATE: None, PLUGIN: "k"}), "without another mig.config"),
+    "a state that goes with the same value": (
+        HELD, written({**ACTUATING, "targetMigConfig": "a"}, {MIG: "a", STATE: None, PLUGIN: "k"}), "without another"),
+    "a state made up": (HELD, written(ACTUATING, {MIG: "b", STATE: "success", PLUGIN: "k"}), "wrote mig.config.state"),
+    "a state that goes while the node reboots": (bare_node(FENCED, state="rebooting"), PASSING, "while rebooting"),
+    "a stage without its labels": (HELD, written(ACTUATING, {PLUGIN: "k"}), "left mig.config for another write"),
+    "a stage without the plugin's label": (
+        HELD, written(ACTUATING, {MIG: "b", STATE: None}), "left device-plugin.config for another write"),
+    "labels without their stage": (HELD, written(labels={MIG: "b", STATE: None}), "a write that is no PNR"),
+    "another entry in mid-change": (bare_node(ACTUATING, cordoned=True), written(ACTUATING, {PLUGIN: "x"}), "a write that is no PNR"),
+    "labels with the fence": (bare_node(), written(FENCED, {PLUGIN: "k"}, unschedulable=True), "a write that is no PNR"),
+    "a cordon in the PNR": (
+        HELD, written(ACTUATING, {MIG: "b", STATE: None, PLUGIN: "k"}, unschedulable=True), "cordoned in the PNR write"),
+    "an uncordon before the release": (HELD, written(FENCED, unschedulable=None), "uncordoned in the update write"),
+    "an uncordon of somebody else's": (
+        bare_node({**ACTUATING, "priorUnschedulable": True}), RELEASING, "a cordon that is not ours"),
+    "an uncordon of nobody's fence": (bare_node(), RELEASING, "a cordon that is not ours"),
+    "a finalizer": (bare_node(), {"metadata": {"uid": "u", "resourceVersion": "7", "finalizers": ["x"]}}, "finalizers"),
+    "a taint": (bare_node(), {**FENCING, "spec": {"unschedulable": True, "taints": []}}, "taints"),
+    "a start-up taint that goes without a proof": (
+        WAITING, opening(RELEASING, [THEIRS], None), "without a proof"),
+    "a start-up taint that goes with the proof of another policy": (
+        WAITING, opening(RELEASING, [THEIRS], {**PROOF, "policy": "pool-c"}), "which the labels contradict"),
+    "a start-up taint that goes with the proof of another layout": (
+        WAITING, opening(RELEASING, [THEIRS], {**PROOF, "migConfig": "b"}), "which the labels contradict"),
+    "a fence that records a label of somebody else": (
+        bare_node(), written({**FENCED, "added": ["team"]}, {MODE: None}, unschedulable=True), "recorded team"),
+    "a start-up taint that stays after a proof": (
+        WAITING, {**opening(RELEASING, None), "spec": {"unschedulable": None}}, "the start-up taint stays"),
+    "a start-up taint that takes another with it": (WAITING, opening(RELEASING, None), "became None"),
+    "a taint that comes with the release": (WAITING, opening(RELEASING, [THEIRS, THEIRS]), "became"),
+    "a start-up taint that goes without resourceVersion": (
+        JOINED, unconditional(opening(written(labels={MODE: "full"}), None)), "an unconditional write"),
+    "a start-up taint that goes before the release": (
+        WAITING, opening(written({**ACTUATING, "attempt": 2}), [THEIRS]), "in the update write"),
+    "a label of somebody else": (bare_node(), written(FENCED, {"team": "x"}, unschedulable=True), "labels"),
+    "no uid": (bare_node(), {"metadata": {"resourceVersion": "7", "labels": {MODE: "full"}}}, "without the node's uid"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "body", "said"), WRONG.values(), ids=WRONG.keys())
+def test_a_write_that_breaks_a_rule_is_found(before: JSON, body: JSON, said: str) -> None:
+    assert any(said in what for what in wrong_in_write(before, body)), list(wrong_in_write(before, body))
+
+
+def test_a_held_cordon_may_not_be_lifted() -> None:
+    held = bare_node(ACTUATING, cordoned=True)
+    held["metadata"]["annotations"][HOLD] = "true"
+    assert list(wrong_in_write(held, RELEASING)) == ["lifted a cordon that was to be held"]
+
+
+CHANGES: dict[str, tuple[JSON, JSON, list[str]]] = {
+    "fenced and cordoned": (bare_node(), HELD, []),
+    "fenced and not cordoned": (
+        bare_node(), bare_node(FENCED), ["fenced and not cordoned in one write, or cordoned beside a DeviceTaintRule"]),
+    "fenced with a routing label": (
+        HELD, bare_node(FENCED, cordoned=True, **{MODE: "full"}), ["fenced with a routing label"]),
+    "released": (HELD, bare_node(), []),
+    "released without a routing label": (
+        HELD, {"metadata": {"labels": {}}, "spec": {}}, ["released without its routing label"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after", "wrong"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_a_node_may_not_become_is_found(before: JSON, after: JSON, wrong: list[str]) -> None:
+    assert list(wrong_in_change(before, after)) == wrong

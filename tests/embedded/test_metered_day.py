@@ -197,7 +197,6 @@ class Day:
     """Whose slices the pool offers: of TENANTS."""
 
     def layout(self, spec: JSON, tenant: int) -> None:
-        """Somebody edits the policy. Another tenant comes; the one that was there asks for nothing any more."""
         self.scene.apply(spec, drain={"strandedPods": "Allow"}, rollout={"maxUnavailable": 1})
         self.scale(self.now, 0)
         self.now = tenant
@@ -230,7 +229,6 @@ class Day:
             self.scene.e.cluster.delete(PODS, pod["metadata"]["name"], workload.namespace)
 
     def more_or_fewer(self) -> None:
-        """The tenant of these hours changes its mind."""
         self.scale(self.now, self.dice.randrange(TENANTS[self.now].replicas + 1))
 
     async def come_and_go(self) -> None:

@@ -11,8 +11,8 @@ from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, LEASES, NODES
-from gpusharing.kube.fence import parse_claims, parse_record
-from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.kube.fence import parse_claims
+from gpusharing.planning.snapshot.records import Claim
 
 
 def claimed(scene: Scene) -> dict[str, Claim]:
@@ -229,17 +229,5 @@ async def test_raising_a_priority_before_the_point_of_no_return_gives_the_runnin
         assert not scene.cordoned("gpu-1"), "the node is given back before it is taken anew"
         await scene.ready("pool-a")
         assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
-        assert way(scene, "gpu-1") == [
-            ("pool-z", "fenced"), ("", ""), ("pool-a", "fenced"), ("pool-a", "actuating"), ("", ""),
-        ]  # fmt: skip
-
-
-def way(scene: Scene, name: str) -> list[tuple[str, str]]:
-    """Policy and stage of the fence after each write of ours to a Node; empty where the write took the fence away."""
-    found = []
-    for write in scene.writes(plural="nodes"):
-        annotations = ((write.call.body or {}).get("metadata") or {}).get("annotations") or {}
-        if write.call.name == name and write.error is None and names.ANNOTATION_FENCE in annotations:
-            fence = parse_record(Fence, annotations[names.ANNOTATION_FENCE] or "")[0]
-            found.append((fence.policy, fence.stage) if fence is not None else ("", ""))
-    return found
+        way = [(fence.policy, fence.stage) if fence is not None else None for _, fence in scene.fences()]
+        assert way == [("pool-z", "fenced"), None, ("pool-a", "fenced"), ("pool-a", "actuating"), None]
