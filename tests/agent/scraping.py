@@ -1,7 +1,6 @@
 """What a Prometheus makes of one node's meter."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from gpusharing.agent.meter import Meter
 from gpusharing.agent.metrics import of_meter
@@ -14,9 +13,9 @@ GPUS = "gpu"
 class CountingPrometheus:
     """Scrapes counters, as increase() sees them: a first value is no increase, one that fell began anew."""
 
-    seen: dict[tuple[str, Any], float] = field(default_factory=dict)
-    increase: dict[tuple[str, str], float] = field(default_factory=dict)
-    """By metric and policy."""
+    seen: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
+    increase: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
+    """By metric and labels."""
     present: int = 0
 
     def scrape(self, meter: Meter) -> None:
@@ -26,17 +25,18 @@ class CountingPrometheus:
                 key = (sample.name, tuple(sorted(sample.labels.items())))
                 before = self.seen.get(key)
                 grown = 0.0 if before is None else sample.value - (before if sample.value >= before else 0.0)
-                whose = sample.name, sample.labels["policy"]
-                self.increase[whose] = self.increase.get(whose, 0.0) + grown
+                self.increase[key] = self.increase.get(key, 0.0) + grown
                 self.seen[key] = sample.value
                 self.present += 1
 
     def policies(self) -> set[str]:
-        return {policy for _, policy in self.increase}
+        return {dict(labels)["policy"] for _, labels in self.increase}
 
     def grown(self, *parts: str, policy: str | None = None) -> float:
         """GPU-seconds of these parts together; None: of all policies."""
         names = {f"gpusharing_{part}_seconds_total" for part in parts}
         return sum(
-            seconds for (name, whose), seconds in self.increase.items() if name in names and policy in (None, whose)
+            seconds
+            for (name, labels), seconds in self.increase.items()
+            if name in names and policy in (None, dict(labels)["policy"])
         )

@@ -5,9 +5,10 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,17 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from hack.cluster.certs import create_pki
 from hack.sim.readings import HANGING
-from tests.fakes.apiserver import fake_server
+from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.gpus import eventually
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.fakes.web import WebServer
+from tests.kube.contract import ObjectContract
 
 from gpusharing.agent.rest import RestClient, _Exchange
 from gpusharing.kube import errors
-from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
+from gpusharing.kube.client import GPUNODES, MEDIK8S_MAINTENANCES, ApiRequest, KubeClient, Resource, WatchEvent
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lists import pages_of
 from gpusharing.kube.login import Access, ServiceAccountLogin
@@ -444,3 +446,39 @@ def test_a_write_that_was_given_up_during_the_tls_handshake_is_never_sent() -> N
             while connection.recv(4096):
                 pass  # the rest of the first message, and then the end
             assert isinstance(call.exception(SECONDS), OSError)
+
+
+# --- its part of the contract, as the operator's client keeps it over the same SIMULATED server --------------------
+# The operator's client keeps all of it over a real server, too: tests/kube/test_contract_cluster.py.
+
+
+@dataclass
+class ServerOnLoopback:
+    """A FakeCluster behind HTTP."""
+
+    fake: FakeServer
+    client: KubeClient
+    name: str = "team-a"
+    missing: Resource = MEDIK8S_MAINTENANCES
+
+    async def forget_history(self) -> None:
+        self.fake.cluster.expire()
+
+    async def terminate_namespace(self) -> None:
+        self.fake.cluster.terminating_namespaces.add(self.name)
+
+
+CLIENTS: dict[str, Callable[[str, HttpClient], KubeClient]] = {
+    "the agent's client": lambda url, _: RestClient(AnonymousLogin(url)),
+    "the operator's client": lambda _, operators: operators,
+}
+
+
+class TestClientsOfOneServer(ObjectContract):
+    """Rung 1."""
+
+    @pytest.fixture(params=CLIENTS.values(), ids=list(CLIENTS))
+    async def server(self, request: pytest.FixtureRequest) -> AsyncIterator[ServerOnLoopback]:
+        async with fake_server() as fake, HttpClient(AnonymousLogin(fake.url)) as operators:
+            fake.absent.add(MEDIK8S_MAINTENANCES)
+            yield ServerOnLoopback(fake, request.param(fake.url, operators))

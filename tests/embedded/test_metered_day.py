@@ -12,21 +12,16 @@ from hack.sim.agentpages import Lapse
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakestore import StoredChange
 from hack.sim.workloads import SimWorkload
+from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.meter import LAG, Meter
-from gpusharing.agent.metrics import of_meter
 from gpusharing.kube.client import JSON, NODES, PODS, Resource
 
 SCRAPE = 60.0
 """Seconds between two scrapes."""
-PARTS = tuple(
-    f"gpusharing_{part}_seconds_total" for part in ("slice", "idle_slice", "stranded_slice", "transition_slice")
-)
-GPUS = "gpusharing_gpu_seconds_total"
-Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass
@@ -43,15 +38,11 @@ class Life:
 
 @dataclass
 class Scraped:
-    """`hack.sim.agentpages.Pages`: a Prometheus that sees what increase() sees.
-
-    A first value is no increase, and a counter that fell began anew.
-    """
+    """`hack.sim.agentpages.Pages`: what a Prometheus makes of the page of each node."""
 
     now: Callable[[], float]
     lives: list[Life] = field(default_factory=list)
-    grown: dict[Key, float] = field(default_factory=lambda: defaultdict(float))
-    _seen: dict[tuple[str, Key], float] = field(default_factory=dict)
+    nodes: dict[str, CountingPrometheus] = field(default_factory=lambda: defaultdict(CountingPrometheus))
     _running: dict[str, Life] = field(default_factory=dict)
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
@@ -74,32 +65,24 @@ class Scraped:
                 self._scrape(life)
 
     def _scrape(self, life: Life) -> None:
-        told: dict[str, float] = defaultdict(float)
-        for family in of_meter(life.meter.metered):
-            for sample in family.samples:
-                told[sample.name] += sample.value
-                key = (sample.name, tuple(sorted(sample.labels.items())))
-                before = self._seen.get((life.node, key))
-                grown = 0.0 if before is None else sample.value - (before if sample.value >= before else 0.0)
-                self._seen[life.node, key] = sample.value
-                self.grown[key] += grown
-                if sample.name == GPUS:
-                    life.metered += grown
-        assert sum(told[part] for part in PARTS) == pytest.approx(told[GPUS], abs=1e-6), "in every scrape"
+        page, told = self.nodes[life.node], life.meter.metered
+        before = page.grown(GPUS)
+        page.scrape(life.meter)
+        life.metered += page.grown(GPUS) - before
+        parts = sum(sum(counts.values()) for part, counts in told.items() if part != "gpus")
+        assert parts == pytest.approx(sum(told["gpus"].values()), abs=1e-6), "in every scrape"
 
-    def sums(self) -> dict[str, float]:
-        """GPU-seconds by metric."""
-        found: dict[str, float] = defaultdict(float)
-        for (name, _), seconds in self.grown.items():
-            found[name] += seconds
-        return found
+    def grown(self, *parts: str) -> float:
+        """GPU-seconds of these parts together."""
+        return sum(page.grown(*parts) for page in self.nodes.values())
 
     def billed(self) -> dict[str, float]:
         """GPU-seconds by namespace."""
         found: dict[str, float] = defaultdict(float)
-        for (name, labels), seconds in self.grown.items():
-            if name == PARTS[0]:
-                found[dict(labels)["namespace"]] += seconds
+        for page in self.nodes.values():
+            for (name, labels), seconds in page.increase.items():
+                if name == "gpusharing_slice_seconds_total":
+                    found[dict(labels)["namespace"]] += seconds
         return found
 
 
@@ -294,9 +277,8 @@ async def test_a_day_adds_up_to_the_second() -> None:
 
 
 def check_sum(seen: Scraped) -> None:
-    told = seen.sums()
-    assert min(told[part] for part in PARTS) > 60, "GPU-seconds"
-    assert sum(told[part] for part in PARTS) == pytest.approx(told[GPUS], abs=1e-3)
+    assert min(map(seen.grown, PARTS)) > 60, "GPU-seconds"
+    assert seen.grown(*PARTS) == pytest.approx(seen.grown(GPUS), abs=1e-3)
 
 
 def check_gaps(seen: Scraped, journal: Journal) -> None:
@@ -313,7 +295,7 @@ def check_gaps(seen: Scraped, journal: Journal) -> None:
             unmetered += away + untold
             before = life.ended
         assert before == until, name
-    assert seen.sums()[GPUS] + EACH * unmetered == pytest.approx(EACH * lasted, abs=1)
+    assert seen.grown(GPUS) + EACH * unmetered == pytest.approx(EACH * lasted, abs=1)
     assert unmetered < lasted / 50
 
 
