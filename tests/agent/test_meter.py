@@ -266,7 +266,8 @@ def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
         if keys != (keys := keys | keys_of(meter)):
             newest = clock
         told = sum(meter.metered["gpus"].values())
-        assert sum_of(meter) == pytest.approx(told, abs=1e-6)
+        parts = sum(sum(counts.values()) for part, counts in meter.metered.items() if part != "gpus")
+        assert parts == pytest.approx(told, abs=1e-6)
         since = 0.0 if begun is None else 2 * (clock - begun)
         assert told <= since + 1e-6
         if clock - newest >= LAG:
@@ -288,11 +289,6 @@ def lived(begun: float | None, scraped: float) -> float:
 def keys_of(meter: Meter) -> set[object]:
     told = meter.metered
     return {*told["allocated"], *told["idle"], *told["stranded"]}
-
-
-def sum_of(meter: Meter) -> float:
-    """The four parts together, in GPU-seconds."""
-    return sum(sum(counts.values()) for part, counts in meter.metered.items() if part != "gpus")
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from(["", "team-a"])), min_size=1, max_size=40))

@@ -163,7 +163,6 @@ def test_the_adapter_is_not_simulated() -> None:
     assert NVML.simulated is False
 
 
-pytestmark = needs_compiler
 CARDS = simulated_cards()
 
 
@@ -234,7 +233,6 @@ def test_what_a_gpu_is_called_is_asked_once(machine: Simulator) -> None:
         assert {gpu["access"] for gpu in another.gpus()} == {"Lost"}
 
 
-pytestmark = needs_compiler
 MIB = 1024 * 1024
 FIRST, SECOND = 4_000_001, 4_000_002
 

@@ -376,11 +376,6 @@ def test_one_gpu_of_a_model_is_enough_to_know_that_the_model_has_mig(machine: Si
     assert [model["mig_capable"] for model in reading["models"]] == [True]
 
 
-pytestmark = needs_compiler
-
-UNKNOWN_PROCESS = {"pid": 0, "name": "", "device": ""}
-
-
 def seen(machine: Simulator, inside: Sequence[str]) -> Any:
     return finish(start(machine, "read", privilege=None, inside=inside))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from aiohttp import ClientSession
@@ -44,6 +44,15 @@ def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if not sample.name.endswith(("_created", "_bucket"))
     }
+
+
+def pool(*nodes: str, **fields: Any) -> World:
+    """Nodes of a policy of mode Full that are not proven yet."""
+    world = World()
+    for name in nodes:
+        world.add_node(name, NodeMachine(name))
+    world.set_policy(make_policy(mode="Full", **fields))
+    return world
 
 
 async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
@@ -97,11 +106,8 @@ def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
 
 
 def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
-    metrics, world = Metrics(), World()
-    for name in ("gpu-1", "gpu-2", "gpu-3"):
-        world.add_node(name, NodeMachine(name))
     cost = {"gpuHourlyPrice": "3.20", "currency": "EUR"}
-    world.set_policy(make_policy(mode="Full", rollout={"maxUnavailable": 2}, cost=cost))
+    metrics, world = Metrics(), pool("gpu-1", "gpu-2", "gpu-3", rollout={"maxUnavailable": 2}, cost=cost)
     plan = world.plan()
     blockers = (
         Blocker(Reason.PDB, ("a/x", "a/y"), "a/pdb"),
@@ -115,8 +121,8 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
         "gpu-2": replace(second, reason=Reason.HALTED),
         "gpu-3": replace(third, reason=Reason.ORPHAN_FENCE),
     }
-    pool = replace(plan.pools["pool-b"], used=1)
-    metrics.passed({}, replace(plan, verdicts=told, pools={"pool-b": pool}), world.snapshot())
+    pools = {"pool-b": replace(plan.pools["pool-b"], used=1)}
+    metrics.passed({}, replace(plan, verdicts=told, pools=pools), world.snapshot())
     assert samples(metrics, "gpusharing_policy_budget_allowed_nodes") == {("pool-b",): 2}
     assert samples(metrics, "gpusharing_policy_budget_used_nodes") == {("pool-b",): 1}
     assert samples(metrics, "gpusharing_policy_halted") == {("pool-b",): 1}
@@ -134,10 +140,7 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
 
 def test_the_age_of_what_makes_no_progress_is_that_of_the_oldest_node() -> None:
     now = [0.0]
-    metrics, world = Metrics(clock=lambda: now[0]), World()
-    for name in ("gpu-1", "gpu-2", "gpu-3"):
-        world.add_node(name, NodeMachine(name))
-    world.set_policy(make_policy(mode="Full"))
+    metrics, world = Metrics(clock=lambda: now[0]), pool("gpu-1", "gpu-2", "gpu-3")
     plan, agents = world.plan(), frozenset({"gpu-1", "gpu-3"})
     drained = replace(plan.verdicts["gpu-1"], phase=Phase.DRAINING, reason=Reason.PODS_LEAVING)
     blocked = replace(plan.verdicts["gpu-2"], phase=Phase.BLOCKED, reason=Reason.ALREADY_CORDONED)
@@ -170,10 +173,7 @@ def test_the_age_of_what_makes_no_progress_is_that_of_the_oldest_node() -> None:
 
 
 def test_changes_that_were_given_up_count_for_the_revision_that_is_wanted() -> None:
-    metrics, world = Metrics(), World()
-    for name in ("gpu-1", "gpu-2"):
-        world.add_node(name, NodeMachine(name))
-    world.set_policy(make_policy(mode="Full"))
+    metrics, world = Metrics(), pool("gpu-1", "gpu-2")
     plan, snapshot = world.plan(), world.snapshot()
     version = plan.pools["pool-b"].policy.version
     for count, of, told in ((4, version, 4), (4, replace(version, revision="other"), 0)):
@@ -199,9 +199,7 @@ def test_every_kind_of_action_is_told_from_0_on_so_that_the_first_counts(metrics
 
 
 def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics: Metrics) -> None:
-    world = World()
-    world.add_node("gpu-07", NodeMachine("gpu-07"))
-    world.set_policy(make_policy(mode="Full"))
+    world = pool("gpu-07")
     world.settle()
     metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), world.snapshot())
     assert samples(metrics, "gpusharing_policy_nodes") == {("pool-b", "Synced"): 1}
@@ -218,10 +216,7 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
 
 
 def settled(metrics: Metrics, *nodes: str) -> World:
-    world = World()
-    for name in nodes:
-        world.add_node(name, NodeMachine(name))
-    world.set_policy(make_policy(mode="Full"))
+    world = pool(*nodes)
     world.settle()
     tell(metrics, world)
     return world

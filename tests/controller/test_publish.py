@@ -522,7 +522,6 @@ async def test_a_cordon_from_before_the_operator_started_is_not_told_again() -> 
     assert stage.told() == []
 
 
-POLICY = make_policy(generation=7)
 NOT_OURS = Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x; run: y")
 REFUSED = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="")
 

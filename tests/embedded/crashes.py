@@ -240,7 +240,7 @@ def end_state(scene: Scene) -> JSON:
         "taintrules": sorted(raw["metadata"]["name"] for raw in cluster.objects(DEVICE_TAINT_RULES)),
         "deviceclasses": {raw["metadata"]["name"]: raw["spec"] for raw in cluster.objects(DEVICE_CLASSES)},
         "claims": _claims(scene),
-        "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in scene.pods(app))),
+        "pods": dict(Counter(f"{app} {pod['status']['phase']}" for app in ("free", "kept") for pod in scene.pods(app))),
         "gpus": {
             name: [sorted(i.profile for i in gpu.instances) for gpu in node.gpus.look()]
             for name, node in sorted(scene.e.software.nodes.items())
@@ -283,10 +283,6 @@ def _policy(raw: JSON) -> JSON:
     hashes = {"revision": "", "halt": ""}
     status: dict[str, Any] = {**raw["status"], "conditions": conditions, "summary": summary, **hashes}
     return {"finalizers": raw["metadata"].get("finalizers", []), "spec": raw["spec"], "status": status}
-
-
-def _pod(raw: JSON) -> str:
-    return f"{raw['metadata']['labels']['app']} {raw['status']['phase']}"
 
 
 def _claims(scene: Scene) -> JSON:

@@ -273,10 +273,6 @@ def point_plugin(scene: Scene, name: str) -> None:
     scene.e.cluster.patch(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"], body)
 
 
-async def pointers_set(scene: Scene) -> None:
-    await scene.serve(MIXED, seconds=HOUR)
-
-
 async def pointers_of_somebody_else(scene: Scene) -> None:
     """One names the ConfigMap of somebody else, who hands it over in the end."""
     scene.apply(MIXED)
@@ -352,7 +348,7 @@ GOLDEN: Mapping[str, Golden] = {
     "the cordon lifted before the point of no return": Golden(uncordoned_before),
     "the cordon lifted after the point of no return": Golden(uncordoned_after),
     "drift that is put right": Golden(drifted),
-    "ClusterPolicy pointed at our ConfigMaps": Golden(pointers_set, cluster_policy=pointed_at("", "")),
+    "ClusterPolicy pointed at our ConfigMaps": Golden(create, cluster_policy=pointed_at("", "")),
     "ClusterPolicy pointed at theirs by somebody else": Golden(
         pointers_of_somebody_else, cluster_policy=pointed_at("theirs", "")
     ),

@@ -243,12 +243,9 @@ async def test_used_follows_a_drain_within_seconds() -> None:
         await busy(scene, 1)
         await scene.e.until(lambda: summary(scene)["used"] == "2/2", "both to be counted", 120)
         scene.apply(SLICED)
-        await scene.e.until(lambda: len(on_node(scene, "gpu-1")) == 1, "one of the two to leave", 300)
+        here = {"namespace": "default", "field_selector": "spec.nodeName=gpu-1"}
+        await scene.e.until(lambda: len(scene.e.cluster.objects(PODS, **here)) == 1, "one of the two to leave", 300)
         await scene.e.until(lambda: summary(scene)["used"] == "1/2", "USED to follow", 10)
-
-
-def on_node(scene: Scene, name: str) -> list[JSON]:
-    return scene.e.cluster.objects(PODS, namespace="default", field_selector=f"spec.nodeName={name}")
 
 
 def summary(scene: Scene) -> JSON:

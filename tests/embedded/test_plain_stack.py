@@ -62,7 +62,8 @@ async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained
     async with plain(workloads=[SimWorkload("client", 1)]) as scene:
         await scene.serve(MPS)
         await scene.running("client", 1)
-        pods = {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in daemons(scene)}
+        daemons = scene.e.cluster.objects(PODS, label_selector="app.kubernetes.io/name=nvidia-device-plugin")
+        pods = {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in daemons}
         for name, pod in pods.items():
             scene.e.software.inject(name, "kill-mps-daemon")
             crashing = {"name": "mps-control-daemon-ctr", "ready": False, "restartCount": 7}
@@ -81,10 +82,6 @@ async def test_while_the_mps_daemon_of_the_chart_does_not_run_no_node_is_drained
             scene.e.cluster.delete(PODS, pod, plainchart.NAMESPACE)
         await scene.ready(seconds=1200)
         proven(scene, spec)
-
-
-def daemons(scene: Scene) -> list[JSON]:
-    return scene.e.cluster.objects(PODS, label_selector="app.kubernetes.io/name=nvidia-device-plugin")
 
 
 @virtually

@@ -31,12 +31,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS, POLICIES
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
-V100 = "Tesla V100-SXM2-16GB"
 EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
-
-
-def modes(scene: Scene, name: str = "gpu-1") -> list[str]:
-    return [gpu.compute_mode for gpu in scene.e.software.nodes[name].gpus.look()]
 
 
 def deleted(scene: Scene, prefix: str) -> list[str]:
@@ -142,7 +137,7 @@ async def test_a_daemon_that_crashes_for_good_leaves_no_ready_policy_and_no_drai
             crash(scene, name, up=True)
             await asyncio.sleep(5)
             phases.append(scene.transition("gpu-1")["phase"])
-        assert modes(scene) == ["ExclusiveProcess"] * 2
+        assert [gpu.compute_mode for gpu in scene.e.software.nodes["gpu-1"].gpus.look()] == ["ExclusiveProcess"] * 2
         assert phases == ["Synced", "Synced", *["Blocked"] * 4]
         crash(scene, name, up=False)
         await asyncio.sleep(5)

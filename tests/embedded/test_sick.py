@@ -391,15 +391,11 @@ OBJECTS = {
 }
 
 
-def told(run: Course) -> str:
-    return json.dumps(run.status) + "".join(run.log)
-
-
 @pytest.mark.parametrize(("door", "answer"), shared_calls())
 def test_a_shared_object_that_fails_does_nothing_unsafe_and_is_named(door: str, answer: str) -> None:
     run = course(Sickness(SHARED[door], (answer,)))
     assert run.hits > 0
-    assert OBJECTS[door] in told(run)
+    assert OBJECTS[door] in json.dumps(run.status) + "".join(run.log)
     if door in GOES_ON:
         assert run.seconds <= SLOWER * alone()
     else:
