@@ -247,10 +247,11 @@ async def test_a_rollout_goes_on_from_what_a_restored_store_says(done: bool) -> 
 OWNER = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "w", "uid": "w", "controller": True}
 
 
-def add_pods(scene: Scene) -> None:
-    for number in range(8):
-        about = {"labels": {"app": "w"}, "ownerReferences": [OWNER]}
-        scene.e.cluster.add(PODS, gpu_pod(f"w{number}", "gpu-1", metadata=about))
+def add_pods(scene: Scene, *nodes_of: str) -> None:
+    """A pod on each of these nodes; by default eight on gpu-1."""
+    about = {"labels": {"app": "w"}, "ownerReferences": [OWNER]}
+    for number, name in enumerate(nodes_of or ["gpu-1"] * 8):
+        scene.e.cluster.add(PODS, gpu_pod(f"w{number}", name, metadata=about))
 
 
 async def first_of(pods: Callable[[], list[str]], scene: Scene) -> None:
@@ -303,9 +304,7 @@ async def test_an_eviction_that_waits_behind_eight_slow_ones_is_not_sent_once_th
     overrule: Callable[[Scene], None],
 ) -> None:
     async with open_scene(*nodes(16), lease=Timing()) as scene:
-        for number in range(16):
-            about = {"labels": {"app": "w"}, "ownerReferences": [OWNER]}
-            scene.e.cluster.add(PODS, gpu_pod(f"w{number}", f"gpu-{number + 1}", metadata=about))
+        add_pods(scene, *(f"gpu-{number + 1}" for number in range(16)))
         scene.e.cluster.faults.fail("evict", PODS, SILENCE, times=EVER, after=True)
         scene.apply(SLICED, rollout=at_once(16), drain={"timeout": "30m", "strandedPods": "Allow"})
         await scene.e.until(lambda: len(scene.evicted()) == Limits().parallel, "all slots are in use", 600)
