@@ -237,6 +237,7 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
 @virtually
 async def test_nothing_starts_while_a_pod_that_it_needs_is_not_ready(namespace: str, spec: JSON, reason: str) -> None:
     async with open_scene(*nodes(1), serving=FULL) as scene:
+        await asyncio.sleep(10)
         name = scene.e.cluster.objects(PODS, namespace=namespace)[0]["metadata"]["name"]
 
         def report(ready: bool) -> None:
