@@ -182,6 +182,7 @@ REFUSED = {
 def test_flags_that_do_not_fit_are_refused_in_a_sentence(desk: Desk, typed: str) -> None:
     said = desk.type("advise", "--card", "h100-80gb", *typed.split())
     assert (said.status, said.out, said.err.count("error: ")) == (FAILED, "", 1)
+    assert said.err.count("\n") == 1 + ("\nSee: " in said.err)
     assert not lacks(said.err, *REFUSED[typed])
 
 

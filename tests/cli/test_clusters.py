@@ -149,6 +149,8 @@ def test_data_has_a_document_for_each_cluster_with_its_name(
     assert [one["name"] for one in east["pools"]] == ["pool-b", "pool-c"]
     assert (east["context"], east["clusterUID"]) == ("east", "uid-east")
     assert (other["context"], other["clusterUID"], other["nodesWithoutPolicy"]) == ("west", None, ["w-1"])
+    named = desk.type("status", "--contexts", "west,east", "-o", output)
+    assert [one["context"] for one in read(named.out)] == ["west", "east"]
 
 
 def test_two_contexts_of_one_cluster_are_told_to_be_the_same(desk: Desk, west: Desk) -> None:

@@ -44,8 +44,9 @@ def test_status_of_one_policy_leaves_the_others_out(desk: Desk) -> None:
     assert "pool-b" not in said.out
 
 
-def test_json_and_yaml_hold_the_same(desk: Desk) -> None:
-    as_json, as_yaml = desk.type("status", "-o", "json"), desk.type("status", "-o", "yaml")
+def test_json_and_yaml_hold_the_same_and_flags_may_stand_before_the_verb(desk: Desk) -> None:
+    as_json, as_yaml = desk.type("-o", "json", "status"), desk.type("status", "-o", "yaml")
+    assert json.loads(as_json.out)["pools"]
     assert json.loads(as_json.out) == yaml.safe_load(as_yaml.out)
 
 

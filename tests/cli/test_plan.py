@@ -153,8 +153,10 @@ async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
 @virtually
 async def test_one_node_changes_and_a_plan_writes_nothing(tmp_path: Path) -> None:
     async with operated(1, serving=FULL) as scene:
+        same = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert writes(scene.e.cluster) == []
+    assert same.out.startswith("Nothing to do: 1 node has what the policies ask for.")
     assert told.status == CHANGES
     assert told.out.startswith("Changes: 1 node will change and 0 pods will be evicted.")
     assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out

@@ -38,20 +38,21 @@ CHANGED = policy("pool-b", nodes="2/3", message="pool-b-2: waiting for 1 pod to 
 
 
 def test_a_change_is_drawn_over_what_was_there_before(desk: Desk) -> None:
-    with terminal(desk, "status", "--watch", "--no-color") as (process, screen):
+    with terminal(desk, "status", "--watch") as (process, screen):
         first = read_until(screen, "pool-c")
         desk.server.modify(POLICIES_PATH, CHANGED)
         later = read_until(screen, "pool-b-2: waiting for 1 pod to leave")
         process.send_signal(signal.SIGINT)
-        last = read_until(screen, END).rpartition(ORDINARY)[2]
+        rest = read_until(screen, END)
         assert process.wait(SECONDS) == INTERRUPTED
+    last = rest.rpartition(ORDINARY)[2]
     assert BEFORE in first.partition(ALTERNATE)[2], "the first picture is on the alternate screen"
     assert (ALTERNATE in later, ORDINARY in later) == (False, False), "and so are those that follow"
     over = next(one for one in later.split(TOP) if "pool-b-2: waiting for 1 pod to leave" in one)
     assert AFTER in over, "the picture with the news begins at the top"
     assert BEFORE not in over
     assert AFTER in last, "the last one stays on the ordinary screen"
-    assert "Traceback" not in last
+    assert "Traceback" not in rest
 
 
 @pytest.mark.parametrize("output", ["json", "yaml"])
