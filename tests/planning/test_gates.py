@@ -224,6 +224,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "MIG is on and mig-manager is switched off": (
         make_case(SLICED, was=MIXED, stack=OFF), Reason.ACTUATOR_MISSING, None),
     "drift was seen for the first time": (drifted(), Reason.DRIFTED, at(60)),
+    "drift was seen just now": (drifted(drifting_since=NOW), Reason.DRIFTED, at(60)),
     "drift was seen a while ago, and its grace counts from then": (
         drifted(drifting_since=NOW, now=at(10)), Reason.DRIFTED, at(60)),
     "drift was seen less than its grace ago": (drifted(drifting_since=at(-59)), Reason.DRIFTED, at(1)),

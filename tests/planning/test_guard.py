@@ -206,14 +206,16 @@ def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes_and_says_so(
         claims = next(action.claims for action in plan.shared if isinstance(action, SetClaims))
         assert claims.keys() == {"gpu-02", "gpu-03"}, "what is in flight keeps its slot"
     before = {"summary": {"nodes": "2/2"}, "observedGeneration": 0}
-    status = tell_status(snapshot.policies[0], plan, snapshot, before, NOW)
-    told = {row["type"]: (row["status"], row["reason"]) for row in status["conditions"]}
-    assert told["Accepted"] == ("False", "PolicyNotJudged")
-    assert told["Ready"] == ("False", "NotAccepted")
-    assert told["Stalled"] == ("True", "PolicyNotJudged")
-    assert all(FAULT in row["message"] for row in status["conditions"] if row["type"] != "Reconciling")
-    assert status["observedGeneration"] == 1
-    assert tell_status(snapshot.policies[0], plan, snapshot, status, at(60)) == status, "the same is not written again"
+    for seen in (snapshot, beside(broken(**fields), strategy)):
+        policy, plan = seen.policies[0], plan_rollout(seen, NOW)
+        status = tell_status(policy, plan, seen, before, NOW)
+        told = {row["type"]: (row["status"], row["reason"]) for row in status["conditions"]}
+        assert told["Accepted"] == ("False", "PolicyNotJudged")
+        assert told["Ready"] == ("False", "NotAccepted")
+        assert told["Stalled"] == ("True", "PolicyNotJudged")
+        assert all(FAULT in row["message"] for row in status["conditions"] if row["type"] != "Reconciling")
+        assert status["observedGeneration"] == 1
+        assert tell_status(policy, plan, seen, status, at(60)) == status, "the same is not written again"
 
 
 def test_no_node_starts_by_windows_that_nobody_can_follow_and_other_policies_go_on() -> None:

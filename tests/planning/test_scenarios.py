@@ -450,7 +450,7 @@ def test_another_number_of_clients_deletes_the_daemons_pod_once_because_it_would
 
 def test_cards_without_mig_go_to_mps_and_back_in_one_step_without_any_mig_label() -> None:
     world = copy_of(FULL, (T4,))
-    for policy, devices in ((MPS, 4), (SLICED, 4), (MPS, 4), (FULL, 1)):
+    for policy, devices in ((SLICED, 4), (MPS, 4), (SLICED, 4), (MPS, 4), (FULL, 1)):
         world.done.clear()
         world.set_policy(edited(policy))
         assert world.settle().verdicts[NODE].phase is Phase.SYNCED
