@@ -72,14 +72,17 @@ SICK = ("UNKNOWN", "IRQ_ISSUE", "INSUFFICIENT_POWER", "IN_USE", "NO_PERMISSION",
 @pytest.mark.parametrize(
     "function", ["nvmlDeviceGetHandleByIndex", "nvmlDeviceGetName", "nvmlDeviceGetMigMode", "nvmlDeviceGetUUID"]
 )
-def test_a_sick_gpu_spoils_only_its_own_reading(machine: Simulator, function: str) -> None:
+@pytest.mark.parametrize("sick", [0, 1], ids=["the first", "the last"])
+def test_a_sick_gpu_spoils_only_its_own_reading(machine: Simulator, sick: int, function: str) -> None:
     with Agent(machine) as agent:
         for answer in SICK:
-            machine.inject(function, answer, gpu=1)
-            other, failed = agent.gpus()
+            machine.inject(function, answer, gpu=sick)
+            gpus = agent.gpus()
             machine.clear_faults()
+            failed, other = gpus[sick], gpus[1 - sick]
             assert (other["access"], other["mig_mode"], other["error"]) == ("Ok", "Disabled", ""), answer
-            assert (failed["access"], failed["index"], bool(failed["error"])) == ("Failed", 1, True), answer
+            assert other["index"] == 1 - sick, answer
+            assert (failed["access"], failed["index"], bool(failed["error"])) == ("Failed", sick, True), answer
         assert [gpu["access"] for gpu in agent.gpus()] == ["Ok", "Ok"]
 
 

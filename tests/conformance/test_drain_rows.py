@@ -125,7 +125,7 @@ def wrong(row: str, entry: dict[str, Any]) -> list[str]:
     refused = bool(REFUSED & {row, row.split()[0]})
     if row not in DRAIN and not entry.get("demands"):  # those of DRAIN are on the page, and said there
         found.append("demands nothing")
-    if not (proof or refused):
+    if not (proof or left_out):  # the page names whole tables, so that a row must say it too
         found.append("neither proof nor refusal")
     if left_out and not refused:
         found.append("leaves something out without a decision")

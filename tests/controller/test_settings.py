@@ -96,7 +96,8 @@ def test_a_bad_value_is_refused_with_the_variable_and_an_example(name: str, valu
     with pytest.raises(SettingsError) as refusal:
         from_environment({variable: value})
     said = str(refusal.value)
-    assert said.startswith(variable if "not a setting" in complaint else f"{variable}={value}")
+    after = ": " if name in EXAMPLES else ""
+    assert said.startswith(variable if "not a setting" in complaint else f"{variable}={value}{after}")
     assert complaint in said
     assert name not in EXAMPLES or said.endswith(f"for example {variable}={EXAMPLES[name]}")
 

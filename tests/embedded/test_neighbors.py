@@ -78,14 +78,15 @@ async def test_a_driver_upgrade_that_waits_for_weeks_takes_no_slot() -> None:
         await scene.reason("gpu-1", "ForeignMaintenance")
 
 
+@pytest.mark.parametrize("cordons", [True, False], ids=["that cordons too", "that only marks"])
 @everybody
 @virtually
 async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_and_cordon(
-    who: str, mark: JSON, unmark: JSON
+    who: str, mark: JSON, unmark: JSON, cordons: bool
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         await scene.begin(SLICED)
-        scene.person("gpu-1", mark)
+        begin(scene, "gpu-1", mark) if cordons else scene.person("gpu-1", mark)
         await scene.fenced("gpu-1", "yielded", 30)
         assert find_marker(scene.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
         assert scene.cordoned("gpu-1")
@@ -95,7 +96,7 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
         await asyncio.sleep(1800)
         assert scene.writes(since, "nodes") == []
         assert scene.transition("gpu-1")["reason"] == "ForeignMaintenance"
-        scene.person("gpu-1", unmark)
+        end(scene, "gpu-1", unmark) if cordons else scene.person("gpu-1", unmark)
         await scene.released("gpu-1")
         assert not scene.cordoned("gpu-1")
         await scene.ready(seconds=1800)

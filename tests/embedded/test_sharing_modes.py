@@ -35,7 +35,9 @@ EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
 
 
 def deleted(scene: Scene, prefix: str) -> list[str]:
-    return [name for name in scene.deleted() if name.startswith(prefix)]
+    """With those of which the server refused the deletion."""
+    writes = scene.writes(plural="pods")
+    return [w.call.name for w in writes if w.call.verb == "delete" and w.call.name.startswith(prefix)]
 
 
 async def mend_by_hand(scene: Scene, name: str = "gpu-1") -> None:

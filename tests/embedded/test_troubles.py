@@ -508,6 +508,7 @@ async def test_a_retry_lets_a_pod_that_landed_meanwhile_leave_before_mig_manager
         await failed(scene)
         scene.apply(MIXED, drain=EVICT)
         await pod_lands(scene)
+        await scene.e.until(lambda: scene.events()["CordonRestored"] == 1, "an Event", 60)
         scene.annotate("gpu-1", retry="again")
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1")
