@@ -2,6 +2,7 @@
 metrics, `--quick` uses small sizes."""
 
 import argparse
+import signal
 import statistics
 import sys
 import time
@@ -177,4 +178,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that control planes end with us
     sys.exit(main())

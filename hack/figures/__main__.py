@@ -4,6 +4,7 @@ A measurement that is not wanted, or fails, keeps its earlier figures."""
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -96,4 +97,5 @@ def main(arguments: list[str] | None = None, measurement: Callable[[str], Figure
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that control planes end with us
     sys.exit(main())

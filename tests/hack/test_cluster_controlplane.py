@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +16,7 @@ from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import node_bound_token, open_api, pod_bound_token, service_account_token
 from hack.cluster.process import ComponentError, wait_until
+from hack.launch import ROOT
 
 pytestmark = pytest.mark.cluster
 
@@ -167,3 +170,28 @@ def test_it_survives_its_api_server_reports_a_crash_and_leaves_nothing_behind() 
             wait_until(lambda: False, SECONDS, "the crash to be noticed", small.check)
     assert not any(process.pid_exists(pid) for pid in pids.values())
     assert not folder.exists()
+
+
+def test_a_measurement_that_is_ended_leaves_no_program_behind(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hack.bench",
+        "--only",
+        "idle_writes_60s",
+        "--output",
+        str(tmp_path / "bench.json"),
+    ]
+    bench = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "GPUSHARING_STATE": str(tmp_path)}, stderr=subprocess.DEVNULL
+    )
+
+    def programs() -> str:
+        return subprocess.run(["pgrep", "-af", f"={tmp_path}/"], capture_output=True, text=True, check=False).stdout
+
+    try:
+        wait_until(lambda: "kube-scheduler" in programs(), SECONDS, "the last program of a control plane")
+    finally:
+        bench.terminate()
+    assert bench.wait(SECONDS) == 128 + signal.SIGTERM
+    assert programs() == ""

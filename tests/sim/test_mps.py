@@ -83,7 +83,7 @@ async def test_under_an_older_gpu_operator_the_daemon_hears_of_no_configuration(
     async with playing(settings=old) as stage:
         await configured(stage, "mps4")
         await stage.until(lambda: stage.said("waits for ever: config-manager never signals it"))
-        assert stage.offered() == {GPU: "0"}
+        await stage.until(lambda: stage.offered() == {GPU: "0"})
         assert modes(stage) == ["Default"] * 2
 
 
