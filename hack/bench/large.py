@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
@@ -116,7 +116,11 @@ def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def as_kubelets_report(node: JSON) -> JSON:
-    """Add the image list of a kubelet to the status of `node`, and return `node`."""
+    """Add a kubelet's image list and its Ready condition to the status of `node`, and return `node`.
+
+    kwok needs minutes for 5,000 nodes. The node controller would mark the agents' pods of the late ones, and kwok, unlike
+    a kubelet, never makes a pod Ready again.
+    """
     name = node["metadata"]["name"]
     images = [
         {
@@ -126,6 +130,10 @@ def as_kubelets_report(node: JSON) -> JSON:
         for i in range(IMAGES)
     ]
     node["status"]["images"] = images
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    times = {"lastHeartbeatTime": now, "lastTransitionTime": now}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "SIMULATED", **times}
+    node["status"]["conditions"] = [ready]
     return node
 
 

@@ -16,11 +16,7 @@ SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 MANAGED_BY_KWOK = ("kwok.x-k8s.io/node", "fake")
 """The annotation of nodes whose kubelet kwok plays."""
 NODE_GRACE = "87600h"
-"""How long a node stays Ready without a heartbeat: ten years, because simulated nodes send none.
-
-A new node has as long: the controller would mark the pods of one that kwok makes Ready late, and kwok, unlike a kubelet,
-never makes them Ready again.
-"""
+"""How long a node stays Ready without a heartbeat: ten years, because simulated nodes send none."""
 STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
 
 
@@ -144,7 +140,6 @@ def controller_manager(programs: Programs, layout: Layout) -> list[str]:
         f"--service-account-private-key-file={layout.pki.key('service-account')}",
         f"--root-ca-file={layout.pki.ca}",
         f"--node-monitor-grace-period={NODE_GRACE}",
-        f"--node-startup-grace-period={NODE_GRACE}",
     ]
 
 
