@@ -94,7 +94,7 @@ test-faults: setup $(if $(FULL),build/faults/points) ## the fault matrix on rung
 
 build/faults/points: setup # never made, so that FULL= always asks; records what has not been recorded yet
 	$(call BUILD,cluster.toolchain)
-	@exec env -u CI FAULTS=points FAULTS_DEPTH=$(DEPTH) $(BATCH) $(PY) -m pytest -q -n $$($(PY) -m tests.faults.cases --full) -m faults tests/integration/test_faults.py $(ARGS)
+	@exec env -u CI FAULTS=points $(BATCH) $(PY) -m pytest -q -n $$($(PY) -m tests.faults.cases --full) -m faults tests/integration/test_faults.py $(ARGS)
 	@exec $(PY) -m tests.faults.points build/faults/full $(DEPTH)
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
