@@ -1,6 +1,7 @@
 """When nodes may start and how they are left, on a real API server: start-up taint, windows, Reset.
 A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin."""
 
+import json
 import re
 import shlex
 import textwrap
@@ -58,8 +59,10 @@ def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_
 ) -> None:
     done = launch.helm(product.plane.environment(), "get", "notes", "gpusharing", "-n", launch.NAMESPACE)
     manifest = re.search(r"<<EOF\n(.+?)\n\s*EOF", done.stdout, re.DOTALL)
+    look = re.search(r"kubectl (get gsp pool-d .+)", done.stdout)
     start = re.search(r"kubectl (patch gsp pool-d .+)", done.stdout)
     assert manifest is not None, done.stderr
+    assert look is not None
     assert start is not None
     with product.pool(H100, H100, name="d") as pool:
         try:
@@ -79,6 +82,8 @@ def test_the_first_policy_of_the_notes_touches_no_node_until_the_command_in_the_
             assert [one for one in product.writes("nodes", since=since) if one.name in pool.nodes] == []
             assert product.writes("pods/eviction", since=since) == []
             assert busy.running() == pods
+            plan = json.loads(product.plane.kubectl(*shlex.split(look[1])))
+            assert (sorted(plan["nodes"]), plan["pods"]) == (sorted(pool.nodes), 1)
             busy.scale(0)
             product.plane.kubectl(*shlex.split(start[1]))
             launch.wait_ready(product.api, "pool-d", SECONDS)
