@@ -148,6 +148,10 @@ class Afterwards:
         return {place.node: place for place in self.find_places()}
 
     @cached_property
+    def _held(self) -> frozenset[str]:
+        return frozenset(place.held for place in self._places.values())
+
+    @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
@@ -161,10 +165,11 @@ class Afterwards:
 
     def once(self, policy: str) -> "Afterwards":
         """Return the cluster as it will be if the hold of this policy, such as a missing approval, ends."""
+        if policy not in self._held:
+            return self  # not stored in _once: the cycle would keep all that its pass has read until a full collection
         if policy not in self._once:
-            held = any(place.held == policy for place in self._places.values())
             places = [one.once_changed() if one.held == policy else one for one in self._places.values()]
-            self._once[policy] = Afterwards(lambda: places, self.pending) if held else self
+            self._once[policy] = Afterwards(lambda: places, self.pending)
         return self._once[policy]
 
     def find_node(self, name: str) -> FutureNode | None:
