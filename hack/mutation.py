@@ -34,7 +34,8 @@ TESTS = {
 }
 """The folders whose tests a mistake must survive, by the package in which it is planted."""
 SECONDS = 600
-"""How long the tests may take with a mistake in the product; after that it counts as noticed."""
+"""How long the tests may take with a mistake in the product; after that it counts as noticed, and is printed as timeout,
+as the machine may only have been busy."""
 SILLY = re.compile(r"core/(ReplaceBinaryOperator_(?!Add_Sub|Sub_Add|Mul_Add|Div_Mul|FloorDiv_Mul)|RemoveDecorator)")
 """Mistakes that nobody makes or that mypy refuses, such as `**` for `+`."""
 
@@ -87,13 +88,26 @@ def play(count: int, seed: int, only: str, python: str) -> int:
             continue
         mistake = drawing.choice(sorted(found, key=lambda one: (one.start_pos, one.operator_name)))
         for tests in filter(None, find_tests(module)):
-            command = [python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--verb=test", *tests]
+            command = [
+                python,
+                "-m",
+                "pytest",
+                "-x",
+                "-q",
+                "-n",
+                "auto",
+                "-p",
+                "no:cacheprovider",
+                "--verb=test",
+                *tests,
+            ]
             result = mutate_and_test([mistake], shlex.join(command), SECONDS)
             if result.test_outcome != "survived":
                 break
         survived = result.test_outcome == "survived"
         survivors += survived
-        print(f"{result.test_outcome.value:12}{mistake.operator_name} in {module}:{mistake.start_pos[0]}", flush=True)
+        outcome = "timeout" if result.output == "timeout" else result.test_outcome.value
+        print(f"{outcome:12}{mistake.operator_name} in {module}:{mistake.start_pos[0]}", flush=True)
         if survived:
             print(result.diff, flush=True)
     return survivors
