@@ -285,6 +285,8 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     assert sample("readings_total", outcome="hung") == 0
     assert sample("writes_total", outcome="ok") == 1
     assert (sample("ready"), sample("quiet"), sample("simulated"), sample("pods")) == (1, 1, 1, 1)
+    for gpu in gpus.read().gpus:
+        assert sample("gpu_info", gpu=str(gpu.index), uuid=gpu.uuid, product=gpu.product) == 1
     assert sample("allocated_devices", resource="nvidia.com/mig-3g.40gb") == 1
     assert sample("gpu_mig_instances", gpu="0", profile="3g.40gb") == 1
     assert (sample("gpu_mig_enabled", gpu="0"), sample("gpu_mig_enabled", gpu="1")) == (1, 0)
