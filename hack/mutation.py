@@ -88,20 +88,9 @@ def play(count: int, seed: int, only: str, python: str) -> int:
             continue
         mistake = drawing.choice(sorted(found, key=lambda one: (one.start_pos, one.operator_name)))
         for tests in filter(None, find_tests(module)):
-            command = [
-                python,
-                "-m",
-                "pytest",
-                "-x",
-                "-q",
-                "-n",
-                "auto",
-                "-p",
-                "no:cacheprovider",
-                "--verb=test",
-                *tests,
-            ]
-            result = mutate_and_test([mistake], shlex.join(command), SECONDS)
+            options = "-x -q -n auto -p no:cacheprovider --verb=test"
+            command = f"{shlex.quote(python)} -m pytest {options} {shlex.join(tests)}"
+            result = mutate_and_test([mistake], command, SECONDS)
             if result.test_outcome != "survived":
                 break
         survived = result.test_outcome == "survived"

@@ -27,4 +27,4 @@ async def test_no_object_of_a_pass_is_part_of_a_cycle() -> None:
             gc.garbage.clear()
             gc.enable()
     assert scene.evicted()
-    assert not [name for name in found if name.startswith("gpusharing.planning.")]
+    assert not [name for name in found if name.startswith("gpusharing.")]

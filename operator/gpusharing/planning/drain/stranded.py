@@ -166,7 +166,7 @@ class Afterwards:
     def once(self, policy: str) -> "Afterwards":
         """Return the cluster as it will be if the hold of this policy, such as a missing approval, ends."""
         if policy not in self._held:
-            return self  # not stored in _once: the cycle would keep all that its pass has read until a full collection
+            return self  # in _once it would be a cycle, which only a full collection frees
         if policy not in self._once:
             places = [one.once_changed() if one.held == policy else one for one in self._places.values()]
             self._once[policy] = Afterwards(lambda: places, self.pending)
