@@ -115,6 +115,7 @@ def test_it_is_refused(
 SELECTORS: dict[str, dict[str, Any]] = {
     "by its value": {"matchLabels": {"gpusharing.dev/pool": "b", "example.com/hands-off": "true"}},
     "by its absence": {"matchExpressions": [{"key": "example.com/hands-off", "operator": "DoesNotExist"}]},
+    "beside another mark": {"matchLabels": {"example.com/off-limits": "true", "example.com/hands-off": "true"}},
 }
 
 
@@ -122,7 +123,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
 def test_a_selector_on_a_mark_that_comes_and_goes_with_a_change_is_refused(selector: dict[str, Any]) -> None:
     policy, stack = make_policy(nodeSelector=selector), make_stack(FULL)
     assert find_objection(policy, stack, SETTINGS) is None
-    marked = replace(SETTINGS, neighbor_labels=("example.com/hands-off=true",))
+    marked = replace(SETTINGS, neighbor_labels=("example.com/off-limits=true", "example.com/hands-off=true"))
     objection = objection_to(policy, stack, marked)
     assert objection.reason is Reason.INVALID_SPEC
     assert "spec.nodeSelector uses example.com/hands-off" in objection.message

@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.pools.afterwards import MAX_NODES
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release
+from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -351,6 +351,17 @@ def test_the_class_that_is_shown_does_not_depend_on_whether_the_pods_were_just_l
     assert len(world.memory.passed.previews[NODE].pods) + len(world.memory.passed.previews[NODE].blockers) > 1
 
 
+def test_what_was_in_the_way_of_one_revision_is_not_held_against_the_next() -> None:
+    world = full_world()
+    change_pod(world, 3, tolerates_cordon=True)
+    world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
+    assert wait(world, 20).verdicts[NODE].disruption is DisruptionClass.GPU_PODS
+    change_pod(world, 3, tolerates_cordon=False)
+    world.set_policy(layouts(THIRDS, HALVES, SEVENTHS, SEVENTHS, away="0"))
+    world.memory.passed = replace(world.memory.passed, wants_pods=frozenset())
+    assert world.plan().verdicts[NODE].disruption is DisruptionClass.CHANGED_GPUS
+
+
 def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied() -> None:
     world = full_world()
     world.machine(NODE).elsewhere[uid_on(world, 3)] = 1
@@ -540,6 +551,8 @@ def test_the_node_fails_and_one_retry_drains_all_of_it_where_the_report(
     ask_for_retry(world)
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
     assert len(evictions(world, done)) == 3
+    attempts = [one.fence.attempt for one in world.done[done:] if isinstance(one, UpdateFence)]
+    assert attempts == [1] * len(attempts) != []
 
 
 def play(seed: int) -> Counter[str]:

@@ -358,13 +358,17 @@ def test_a_stray_process_holds_up_the_second_step_too() -> None:
     world.machines[NODE].stray = True
     assert run_until(world, Phase.VERIFYING_IDLE).step == "1/2"
     told = set()
-    for _ in range(60):
+    for number in range(60):
         world.act(NODE)
-        told.add(world.step().verdicts[NODE].reason)
+        plan = world.step()
+        verdict = plan.verdicts[NODE]
+        told.add((verdict.phase, verdict.reason, NODE in plan.memory.proving))
         world.now += timedelta(seconds=1)
-    assert Reason.GPU_STILL_BUSY in told
-    assert fence_of(world).step == 1
-    world.machines[NODE].stray = False
+        if number == 50:
+            assert fence_of(world).step == 1
+            world.machines[NODE].stray = False
+    assert (Phase.VERIFYING_IDLE, Reason.GPU_STILL_BUSY, False) in told
+    assert {(phase, reason) for phase, reason, proving in told if proving} == {(Phase.VERIFYING_IDLE, Reason.SETTLING)}
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
 
 

@@ -342,12 +342,7 @@ def with_rules(
 
 def _with_rules(view: GangView, own: Rules | None, find_rules: Callable[[str], Rules | None]) -> GangView:
     found = {node: find_rules(node) for node in {member.node for member in view.members}}
-    others = {
-        node: rules
-        for node, rules in found.items()
-        if rules is not None and rules != own
-        if isinstance(rules[1], Finding) or own is None or rules[1] != own[1]
-    }
+    others = {node: rules for node, rules in found.items() if rules is not None and (own is None or rules[1] != own[1])}
     members = [
         replace(one, policy=others[one.node][0], rules=others[one.node][1]) if one.node in others else one
         for one in view.members
