@@ -204,7 +204,9 @@ async def test_eight_gpus_without_persistence_mode_are_read_in_time_and_a_hang_i
         assert loop.why_not_ready().startswith("NVMLHung: ")
 
 
-async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> None:
+async def test_a_missing_driver_is_an_error_text_and_no_echo_and_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     bench.gpus.fail(LibraryError("no driver; install it", "NVMLNotLoaded"))
     bench.node.ask("r1")
     async with bench.running(LoopSettings(interval=0.001)) as loop:
@@ -212,9 +214,10 @@ async def test_a_missing_driver_is_an_error_text_and_no_echo(bench: Bench) -> No
         assert observed.error == "NVMLNotLoaded: no driver; install it"
         assert (observed.request_id, observed.gpus) == ("", ())
         assert loop.why_not_ready() == observed.error
+        await eventually(lambda: loop.readings_by_outcome["failed"] >= 3)
         bench.gpus.fail(None)
         await bench.node.answered("r1")
-    assert loop.readings_by_outcome["failed"] >= 1
+    assert [record.message for record in caplog.records] == ["cannot read the GPUs"]
 
 
 @pytest.mark.parametrize(
