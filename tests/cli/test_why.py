@@ -15,7 +15,7 @@ from tests.embedded.scene import FULL, MIXED, at_once, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
-from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS, POLICIES
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, POLICIES, REPLICA_SETS
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.diagnosis.why import NodeAnswer, _next_look
 from kubectl_gpusharing.live.cluster import OPERATOR
@@ -234,6 +234,8 @@ SUBJECTS = {
     "deploy/llm": (DEPLOYMENTS, "llm", "mine"),
     "deployment.apps/llm": (DEPLOYMENTS, "llm", "mine"),
     "Deployment/team-a/llm": (DEPLOYMENTS, "llm", "team-a"),
+    "ds/llm": (DAEMON_SETS, "llm", "mine"),
+    "rs/team-a/llm-5d4": (REPLICA_SETS, "llm-5d4", "team-a"),
     "job/train": (JOBS, "train", "mine"),
     "job.batch/train": (JOBS, "train", "mine"),
     "sts/llm": (STATEFUL_SETS, "llm", "mine"),
@@ -248,12 +250,38 @@ def test_a_subject_is_spelled_as_kubectl_spells_kinds(word: str) -> None:
     assert find_subject(word, "mine")[: 2 + len(namespace)] == (kind, name, *namespace)
 
 
-@pytest.mark.parametrize("words", ["pod llm-0 llm-1", "Pods llm-0 llm-1", "pod/llm-0 pod/llm-1 pod/llm-0"])
+@pytest.mark.parametrize(
+    "words", ["pod llm-0 llm-1", "Pods llm-0 llm-1", "pod/llm-0 pod/llm-1 pod/llm-0", "pod.v1/llm-0 pod.v1/llm-1"]
+)
 def test_several_subjects_may_follow_their_kind_as_for_kubectl(words: str) -> None:
     typed = parse(["why", *words.split()])
     assert typed.verb == "why"
     found = [find_subject(one.subjects[0], "mine") for one in typed.each()]
     assert found == [(PODS, "llm-0", "mine"), (PODS, "llm-1", "mine")]
+
+
+NAMED = {
+    "status node/gpu-1 gsp/pool-b gpu-1": ("policies", ["gpu-1", "pool-b"]),
+    "status no gpu-1 gpu-2": ("policies", ["gpu-1", "gpu-2"]),
+    "plan gpusharingpolicy.gpusharing.dev/pool-b": ("policies", ["pool-b"]),
+    "retry gpunode.gpusharing.dev/gpu-1 node/gpu-2": ("names", ["gpu-1", "gpu-2"]),
+    "skip node": ("names", ["node"]),
+    "pause gsp/pool-b gsp/pool-b": ("names", ["pool-b"]),
+}
+
+
+@pytest.mark.parametrize("line", NAMED)
+def test_every_verb_takes_names_as_kubectl_and_o_name_write_them(line: str) -> None:
+    flag, names = NAMED[line]
+    assert [*getattr(parse(line.split()), flag)] == names
+
+
+@pytest.mark.parametrize(
+    "line", ["retry gsp/pool-b", "pause node/gpu-1", "status pod/llm-0", "plan pool-b/", "skip a/b/c"]
+)
+def test_a_name_of_another_kind_is_refused(line: str) -> None:
+    with pytest.raises(Trouble, match=f"^{line.split()[1]} is no (policy|node|policy or node): write its name"):
+        parse(line.split())
 
 
 def test_a_node_that_is_named_like_a_kind_is_a_node() -> None:

@@ -103,7 +103,7 @@ class Arguments:
 
     policies: tuple[str, ...] = flag(nargs="*", metavar="POLICY", help="only these")
     subjects: tuple[str, ...] = flag(nargs="+", metavar="NODE|KIND/NAME",
-        help="gpu-07, node gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, job/NAME or gsp/NAME")
+        help="gpu-07, node gpu-07, pod/NAME, NAMESPACE/NAME, deploy/NAME, sts/NAME, ds/NAME, job/NAME or gsp/NAME")
     names: tuple[str, ...] = flag(nargs="+", metavar="NODE", help="one or more")
     hash: str = flag(nargs="?", metavar="HASH", help="hash of the plan that you read; it must match the current plan")
     product: str = flag(nargs="?", metavar="CARD", help=f"{CARD}; without it, the cards with MIG are listed")
@@ -174,14 +174,9 @@ class Arguments:
 
     def each(self) -> "Sequence[Arguments]":
         """Return the arguments for each name that the verb is carried out for, one after the other."""
-        if not self.subjects:
-            return [replace(self, names=(one,)) for one in dict.fromkeys(self.names)] or [self]
-        from kubectl_gpusharing.shell.session import find_kind
-
-        kind, *names = self.subjects
-        if names and find_kind(kind) is not None:  # as for kubectl: pod NAME, or pod NAME NAME
-            return [replace(self, subjects=(f"{kind}/{one}",)) for one in dict.fromkeys(names)]
-        return [replace(self, subjects=(one,)) for one in dict.fromkeys(self.subjects)]
+        if self.subjects:
+            return [replace(self, subjects=(one,)) for one in self.subjects]
+        return [replace(self, names=(one,)) for one in self.names] or [self]
 
 
 FIELDS = {one.name: one for one in fields(Arguments) if one.metadata}
@@ -326,7 +321,7 @@ WIDTH = 78
 
 
 def parse(words: Sequence[str]) -> Arguments:
-    """Return what was typed. Raises SystemExit after printing help or an error."""
+    """Return what was typed. Raises SystemExit after printing help or an error, and Trouble for a name of a wrong kind."""
     given: dict[str, Any] = vars(parser().parse_args(words))
     name = given["verb"]
     if name == HELP:
@@ -338,6 +333,12 @@ def parse(words: Sequence[str]) -> Arguments:
         raise SystemExit(0)
     defaults = {flag: one["default"] for flag, one in VERBS[name].differs.items() if "default" in one}
     lists = {flag: tuple(value) for flag, value in given.items() if isinstance(value, list)}
+    if objects := {flag: lists[flag] for flag in ("subjects", "names", "policies") if lists.get(flag)}:
+        from kubectl_gpusharing.shell.session import read_names
+
+        for flag, words in objects.items():
+            option = FIELDS[flag].metadata["options"] | VERBS[name].differs.get(flag, {})
+            lists[flag] = read_names(words, option["metavar"])
     return Arguments(**defaults | given | lists)
 
 

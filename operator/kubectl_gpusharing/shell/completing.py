@@ -20,8 +20,11 @@ SECONDS = 3.0
 Names = Callable[[str], Iterable[str]]
 """Returns the names of all objects of a kind, as `cluster_names` does."""
 CONTEXTS, NAMESPACES, HASHES = "contexts", "namespaces", "hashes"
+OBJECTS = {
+    "POLICY": "gpusharingpolicies", "POLICY|NODE": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes"
+}  # fmt: skip
 KINDS = {
-    "POLICY": "gpusharingpolicies", "POLICY|NODE": "gpusharingpolicies", "NODE": "gpunodes", "NODE|KIND/NAME": "gpunodes", "HASH": HASHES,
+    **OBJECTS, "HASH": HASHES,
     "context": CONTEXTS, "contexts": CONTEXTS, "namespace": NAMESPACES,
 }  # fmt: skip
 """The kind of an argument, by its name in the help or, for flags of all verbs, by the flag."""
@@ -51,10 +54,11 @@ def suggest(words: Sequence[str], names: Names) -> list[str] | None:
         suggestions = _begin("--", flags)
     elif verb:
         arguments, position = [one for one in chosen._actions if not one.option_strings], len(plain) - 1
-        if arguments and arguments[-1].nargs in ("*", "+"):
+        many = bool(arguments) and arguments[-1].nargs in ("*", "+")
+        if many:
             position = min(position, len(arguments) - 1)
         suggestions = _values(next(iter(arguments[position:]), None), begun, names)
-        if verb == "why" and plain[1:] and _is_kind(plain[1]):
+        if many and arguments[0].metavar in OBJECTS and plain[1:] and _is_kind(plain[1]):
             suggestions = names(plain[1])
     else:
         suggestions = _values(verbs, begun, names)
@@ -76,7 +80,7 @@ def _values(action: argparse.Action | None, begun: str, names: Names) -> Iterabl
         return ()
     kind = KINDS.get(action.dest) or KINDS.get(str(action.metavar), "")
     head = begun[: begun.rfind(",") + 1] if kind == CONTEXTS else ""
-    if action.metavar == "NODE|KIND/NAME" and "/" in begun:
+    if action.metavar in OBJECTS and "/" in begun:
         kind = begun.partition("/")[0]
         head = f"{kind}/"
     if action.metavar == "CARD":

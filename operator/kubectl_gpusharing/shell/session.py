@@ -163,6 +163,8 @@ SPELLINGS: Mapping[Resource, str] = {
     kinds.PODS: "pod pods po",
     kinds.POLICIES: "gpusharingpolicy gpusharingpolicies gsp",
     kinds.DEPLOYMENTS: "deployment deployments deploy",
+    kinds.REPLICA_SETS: "replicaset replicasets rs",
+    kinds.DAEMON_SETS: "daemonset daemonsets ds",
     Resource("apps", "v1", "statefulsets", namespaced=True): "statefulset statefulsets sts",
     Resource("batch", "v1", "jobs", namespaced=True): "job jobs",
 }
@@ -173,6 +175,25 @@ def find_kind(word: str) -> Resource | None:
     """Return the kind that is spelled like this, also with its API group."""
     spelling = word.partition(".")[0].lower()
     return next((one for one, spellings in SPELLINGS.items() if spelling in spellings.split()), None)
+
+
+def read_names(words: Sequence[str], taken: str) -> tuple[str, ...]:
+    """Return each name once, without its kind where `taken` is NODE, POLICY or POLICY|NODE. Raises Trouble.
+
+    As for kubectl, a kind may come before all names (pod NAME NAME) or before each (pod/NAME).
+    """
+    kind, *names = words
+    if names and "/" not in kind and find_kind(kind) is not None:
+        words = [f"{kind}/{one}" for one in names]
+    kinds_of = {"NODE": [kinds.NODES], "POLICY": [kinds.POLICIES], "POLICY|NODE": [kinds.POLICIES, kinds.NODES]}
+    if taken in kinds_of:
+        for word in words:
+            kind, slash, name = word.rpartition("/")
+            if slash and (not name or find_kind(kind) not in kinds_of[taken]):
+                what = taken.lower().replace("|", " or ")
+                raise Trouble(f"{word} is no {what}: write its name, such as {name or 'gpu-07'}")
+        words = [word.rpartition("/")[2] for word in words]
+    return tuple(dict.fromkeys(words))
 
 
 def find_subject(word: str, namespace: str) -> tuple[Resource, str, str]:
