@@ -5,6 +5,7 @@ everything under `gpusharing`.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,9 @@ CLUSTER_POLICY: JSON = {
     },
     "status": {"state": "ready"},
 }
+
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 @dataclass
@@ -150,11 +154,19 @@ class Embedded:
     # --- what a person does --------------------------------------------------------------------------------
 
     def apply(self, manifest: JSON) -> JSON:
-        """Create a policy, or replace its spec as `kubectl apply` would."""
-        name = manifest["metadata"]["name"]
-        if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
-            return self.cluster.patch(POLICIES, name, {"spec": _replacing(self.policy(name)["spec"], manifest["spec"])})
-        return self.cluster.add(POLICIES, manifest)
+        """Create a policy, or edit it as `kubectl apply` does: what it set before and no longer sets is removed."""
+        metadata = manifest["metadata"]
+        own = metadata.get("annotations", {})
+        annotations = {**own, LAST_APPLIED: json.dumps(manifest)}
+        live = next(
+            (one for one in self.cluster.objects(POLICIES) if one["metadata"]["name"] == metadata["name"]), None
+        )
+        if live is None:
+            return self.cluster.add(POLICIES, {**manifest, "metadata": {**metadata, "annotations": annotations}})
+        last = json.loads(live["metadata"].get("annotations", {}).get(LAST_APPLIED, '{"metadata": {}, "spec": {}}'))
+        changed = {"annotations": _replacing(last["metadata"].get("annotations", {}), annotations)}
+        spec = _replacing(last["spec"], manifest["spec"])
+        return self.cluster.patch(POLICIES, metadata["name"], {"metadata": changed, "spec": spec})
 
     def policy(self, name: str) -> JSON:
         return self.cluster.get(POLICIES, name)

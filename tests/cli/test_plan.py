@@ -31,7 +31,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.lists import list_of
 from kubectl_gpusharing.changing.plan import Outcome
-from kubectl_gpusharing.live.cluster import Onlooker, read_installed
+from kubectl_gpusharing.live.cluster import LAST_APPLIED, Onlooker, applied, read_installed
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, Trouble
 
 READS = """\
@@ -117,6 +117,42 @@ async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_pa
     assert {one["reason"] for one in pool["nodes"]} == {"ApprovalNeeded"}
     for field in ("hash", "disruption", "capacityBefore", "capacityAfter"):
         assert pool[field] == shown[field]
+
+
+@virtually
+async def test_what_somebody_else_set_stays_in_a_plan_as_it_does_for_kubectl_apply(tmp_path: Path) -> None:
+    async with operated(2, serving=FULL) as scene:
+        others = {"drain": {"strandedPods": "Allow"}, "rollout": {"paused": True}}
+        scene.e.cluster.patch(POLICIES, "pool-b", {"spec": others})
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit := policy(MIXED)))
+        scene.e.apply(edit)
+        await scene.reason("gpu-1", "Paused")
+        shown = scene.e.policy("pool-b")
+    assert shown["spec"]["drain"] == others["drain"]
+    (pool,) = told.data["policies"]
+    assert {one["reason"] for one in pool["nodes"]} == {"Paused"}
+    assert pool["hash"] == shown["status"]["plan"]["hash"]
+
+
+OWNED: JSON = {"f:spec": {"f:mode": {}, "f:drain": {"f:timeout": {}, ".": {}}, "f:rollout": {"f:order": {}}}}
+BEFORE = {"mode": "MIG", "drain": {"timeout": "1h"}, "rollout": {"order": "Name"}}
+LAST: dict[str, tuple[JSON, bool]] = {
+    "kubectl apply": ({"annotations": {LAST_APPLIED: json.dumps({"spec": BEFORE})}}, True),
+    "server-side apply": ({"managedFields": [{"manager": "flux", "operation": "Apply", "fieldsV1": OWNED}]}, True),
+    "kubectl edit": ({"managedFields": [{"manager": "k", "operation": "Update", "fieldsV1": OWNED}]}, False),
+    "an annotation that is damaged": ({"annotations": {LAST_APPLIED: "{"}}, False),
+    "nobody": ({}, False),
+}
+
+
+@pytest.mark.parametrize("by", LAST)
+def test_what_the_last_apply_set_and_this_one_does_not_is_removed(by: str) -> None:
+    metadata, removed = LAST[by]
+    spec = {"mode": "MIG", "drain": {"timeout": "1h", "jobs": {}}, "rollout": {"order": "Name"}, "priority": 3}
+    after = applied({"metadata": {"name": "p", **metadata}, "spec": spec}, {"spec": {"mode": "Full", "drain": {}}})
+    left = {"mode": "Full", "drain": {"jobs": {}}, "priority": 3}
+    kept = {**spec, "mode": "Full"}
+    assert after["spec"] == (left if removed else kept)
 
 
 @virtually

@@ -5,9 +5,10 @@ client that raises an error for every write (`Onlooker`).
 """
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.lease import host_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
-from gpusharing.kube.raw import entries, section, text, texts, whole
+from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.drain.evictions import with_evicted
@@ -87,20 +88,52 @@ class Onlooker(PassingClient):
         return {"metadata": {"resourceVersion": version}, "items": items}
 
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
-    """Return the policy as the server would store it after `kubectl apply`."""
+    """Return the policy as the server would store it after `kubectl apply`, with or without --server-side.
+
+    What somebody else set, such as spec.rollout.paused, stays; what the last apply set and this one does not is removed.
+    """
     own = section(proposed, "metadata")
     if live is None:
         metadata = {"name": own.get("name"), "annotations": section(own, "annotations")}
         return {"metadata": {**metadata, "generation": 1, "resourceVersion": "0"}, "spec": proposed.get("spec")}
-    theirs = section(live, "metadata")
-    same = validate_policy(live) == validate_policy(proposed)
-    metadata = {
-        **theirs,
-        "annotations": {**section(theirs, "annotations"), **section(own, "annotations")},
-        "generation": whole(theirs, "generation") + (not same),
+    last = _last_applied(live)
+    spec = _merge(last.get("spec"), proposed.get("spec"), live.get("spec"))
+    annotations = _merge(*(section(one, "metadata", "annotations") for one in (last, proposed, live)))
+    same = validate_policy(live) == validate_policy({**live, "spec": spec})
+    generation = whole(live, "metadata", "generation") + (not same)
+    return {
+        **live,
+        "metadata": {**section(live, "metadata"), "annotations": annotations, "generation": generation},
+        "spec": spec,
     }
-    return {**live, "metadata": metadata, "spec": proposed.get("spec")}
+
+
+def _merge(last: object, proposed: object, live: object) -> Any:
+    if not (isinstance(proposed, dict) and isinstance(live, dict)):
+        return proposed
+    removed = section(last).keys() - proposed.keys()
+    kept = {key: value for key, value in live.items() if key not in removed}
+    return kept | {key: _merge(part(last, key), value, live.get(key)) for key, value in proposed.items()}
+
+
+def _last_applied(live: JSON) -> JSON:
+    if written := texts(section(live, "metadata", "annotations")).get(LAST_APPLIED):
+        with suppress(ValueError):
+            return section(json.loads(written))
+    # Server-side apply leaves the names of its fields: {"f:spec": {"f:drain": {"f:timeout": {}}}}
+    last = JSON()
+    for manager in entries(live, "metadata", "managedFields"):
+        if text(manager, "operation") == "Apply":
+            last = _merge({}, _fields(section(manager, "fieldsV1")), last)
+    return last
+
+
+def _fields(owned: JSON) -> JSON:
+    return {key[2:]: _fields(section(value)) for key, value in owned.items() if key.startswith("f:")}
 
 
 OPERATOR = "gpusharing-operator"
