@@ -98,6 +98,34 @@ async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() 
         assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-c"
 
 
+KURED = {"metadata": {"annotations": {"weave.works/kured-reboot-in-progress": "1"}}}
+
+
+@pytest.mark.parametrize("how", ["renamed", "of higher priority"])
+@pytest.mark.parametrize("stage", ["actuating", "yielded"])
+@virtually
+async def test_a_policy_that_takes_over_in_the_middle_of_a_rollout_counts_the_node_that_is_away(
+    stage: str, how: str
+) -> None:
+    async with open_scene(*nodes(3)) as scene:
+        await scene.serve(FULL, "old")
+        for name in scene.e.software.nodes if stage == "actuating" else ():
+            scene.e.software.inject(name, "wedge-pending")
+        scene.apply(MIXED, "old", drain={"strandedPods": "Allow"})
+        changing = await scene.any_fenced("actuating" if stage == "actuating" else "fenced")
+        if stage == "yielded":
+            scene.person(changing, KURED)
+            await scene.fenced(changing, "yielded")
+        if how == "renamed":
+            scene.e.cluster.delete(POLICIES, "old")
+        scene.apply(MIXED, "new", priority=5, drain={"strandedPods": "Allow"})
+        others = scene.e.software.nodes.keys() - {changing}
+        for name in others:
+            await scene.reason(name, "BudgetFull", seconds=600)
+        await asyncio.sleep(300)
+        assert not any(scene.cordoned(name) for name in others)
+
+
 @virtually
 async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> None:
     async with open_scene(node("gpu-1", H100), node("gpu-2", A100)) as scene:

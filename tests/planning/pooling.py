@@ -28,17 +28,11 @@ def pool(world: "World", policy: str) -> list[NodeView]:
     return mine
 
 
-def left_cordoned(world: "World", policy: str) -> list[NodeView]:
-    """The nodes that join the pool of this policy cordoned, because the policy whose change is in flight there is being released by force."""
+def joining(world: "World", policy: str) -> list[NodeView]:
+    """The nodes in service that are this policy's by now and still in a change of another one."""
     owners = Owners(find_contenders(world.policies))
-    forced = {one.name for one in world.policies if one.deleting and one.force_release} - {policy}
-    fenced = [node for node in world.nodes.values() if node.fence is not None and node.unschedulable]
-    return [
-        node
-        for node in fenced
-        if node.fence is not None and node.fence.policy in forced and node.fence.stage != "yielded"
-        if owners.owner(node) == policy
-    ]
+    changing = [node for node in world.nodes.values() if node.fence is not None and node.fence.policy != policy]
+    return [node for node in changing if owners.owner(node) == policy and not is_newcomer(world, node)]
 
 
 def _is_meant(world: "World", node: NodeView, owner: PolicyView | None) -> bool:

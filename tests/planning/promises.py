@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.planning import lastresorts, podkinds
 from tests.planning.broken import hold
-from tests.planning.pooling import is_away, is_newcomer, pool
+from tests.planning.pooling import is_away, is_newcomer, joining, pool
 from tests.planning.rules import NEEDS_IDLE, emptied
 
 from gpusharing.api import names
@@ -367,7 +367,8 @@ def _whole_gangs(world: "World", plan: RolloutPlan, start: FenceNode, starting: 
     mine = [node for node in pool(world, policy.name) if not is_newcomer(world, node)]
     limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
     taken = sum(node.fence is not None for node in world.nodes.values())
-    room = min(limit - sum(map(is_away, mine)), world.settings.max_in_flight - taken)
+    used = sum(map(is_away, mine)) + len(joining(world, policy.name))
+    room = min(limit - used, world.settings.max_in_flight - taken)
     together = [name for name in starting if gangs & _gangs_on(world, name, plan.verdicts[name].gpus)]
     others = len(starting) - len(together)
     hold(

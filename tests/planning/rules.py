@@ -7,7 +7,7 @@ from tests.planning import podkinds
 from tests.planning.broken import Broken as Broken
 from tests.planning.broken import hold as hold
 from tests.planning.dramachines import DraMachine
-from tests.planning.pooling import is_away, is_newcomer, left_cordoned, pool
+from tests.planning.pooling import is_away, is_newcomer, joining, pool
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
@@ -160,8 +160,7 @@ def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:
         return
     mine = [node for node in pool(world, policy.name) if not is_newcomer(world, node)]
     limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
-    left = [node for node in left_cordoned(world, policy.name) if not is_newcomer(world, node)]
-    used = sum(map(is_away, mine)) + len(left)
+    used = sum(map(is_away, mine)) + len(joining(world, policy.name))
     hold(used < limit, f"(a) {used} of {limit} nodes of {policy.name} are away already")
 
 

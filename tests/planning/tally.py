@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from tests.planning.budgets import answer_to
 from tests.planning.installations import INSTALLATIONS
-from tests.planning.pooling import left_cordoned
+from tests.planning.pooling import joining
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -101,7 +101,7 @@ EXPECTED = (
     "a pod is deleted by force",
     "a member elsewhere keeps its gang from being drained",
     "given back: CordonKept",
-    "a node is left to another policy cordoned",
+    "a node is in a change of another policy than its own",
     "given back: ForeignMaintenance",
     "cordon put back",
     "our cordon stays while somebody else works",
@@ -167,8 +167,8 @@ def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
     fenced = sum(node.fence is not None for node in world.nodes.values())
     if fenced > 1:
         yield f"{fenced} nodes in flight"
-    if any(left_cordoned(world, policy.name) for policy in world.policies):
-        yield "a node is left to another policy cordoned"
+    if any(joining(world, policy.name) for policy in world.policies):
+        yield "a node is in a change of another policy than its own"
     for verdict in plan.verdicts.values():
         if verdict.phase in _TOLD:
             yield f"told {verdict.phase}: {verdict.reason}"

@@ -76,8 +76,8 @@ class Pool:
 
     Nodes without a GPU and products that the policy leaves out do not concern it, but nodes that somebody keeps from
     changing do. Newcomers behind the start-up taint take only a slot of the operator-wide cap; holds of the pool apply
-    to them too (docs/design/transition.md#gate). A node that another policy will leave to this one cordoned or Failed
-    uses a slot even before that happens.
+    to them too (docs/design/transition.md#gate). A node that this policy owns by now uses a slot from the first, while
+    it is still in a change of another one.
     """
 
     policy: PolicyView
@@ -127,7 +127,7 @@ class Pool:
         for member in joining:
             if member.case.newcomer:
                 continue
-            pool.used += 1  # now, because the call that ends the other policy's change may keep failing
+            pool.used += 1
             if goes_on(member.verdict):
                 pool.moving += 1
             else:

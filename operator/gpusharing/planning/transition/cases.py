@@ -68,7 +68,7 @@ class Member:
     seen: tuple[tuple[str, str], ...] = ()
     """What is seen of the node, as in `PassMemory.seen_since`."""
     heir: str = ""
-    """The other policy whose pool the node joins, still unavailable, once the verdict's actions are done."""
+    """The policy that owns the node by now, while it is still in a change of another one."""
 
     @property
     def keeps_slot(self) -> bool:
@@ -88,12 +88,7 @@ class Member:
 def find_member(case: NodeCase, verdict: Verdict, seen: tuple[tuple[str, str], ...] = ()) -> Member:
     node, records = case.node, (case.node.verified, case.node.deferred)
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
-    heir = policy = case.policy.name if case.policy is not None else verdict.policy
-    for action in verdict.actions if node.fence is not None else ():
-        if isinstance(action, UpdateFence) and action.fence.policy != case.fence.policy:
-            heir = action.fence.policy
-        elif isinstance(action, Release) and node.unschedulable and not action.uncordon:
-            heir = case.owner_name
+    policy = case.policy.name if case.policy is not None else verdict.policy
     return Member(
         case,
         verdict,
@@ -103,7 +98,7 @@ def find_member(case: NodeCase, verdict: Verdict, seen: tuple[tuple[str, str], .
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=Mark.OUTSIDE in verdict.reason.marks and not is_begun(node),
         seen=(*seen, WITHDRAWN) if tell_withdrawn(node) else seen,
-        heir="" if heir == policy else heir,
+        heir=case.owner_name if node.fence is not None and case.owner_name != policy else "",
     )
 
 
