@@ -12,7 +12,14 @@ from tests.wording import lacks
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, is_odd, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
-from gpusharing.planning.vocabulary.findings import MAX_LINES, Blocker, culprit, explain_blockers, main_reason, merge
+from gpusharing.planning.vocabulary.findings import (
+    MAX_LINES,
+    Blocker,
+    culprit,
+    explain_blockers,
+    main_reason,
+    merge,
+)
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
@@ -150,10 +157,12 @@ def test_preflight_names_everything_at_once() -> None:
     assert [(b.reason, b.pods, b.pdb) for b in found] == [
         (Reason.PDB_CONFLICT, ("team-a/two",), "team-a/x, team-a/y"),
         (Reason.PDB_NEVER_ALLOWS, ("team-a/single",), "team-a/single"),
+        (Reason.UNMANAGED, ("team-a/bare",), ""),
         (Reason.STRANDED_PODS, ("team-a/old",), ""),
         (Reason.TERMINATING_STUCK, ("team-a/stuck",), ""),
-        (Reason.UNMANAGED, ("team-a/bare",), ""),
     ]
+    assert main_reason(found) is found[0].reason
+    assert explain_blockers(found)[0].startswith("PDBConflict team-a/x, team-a/y: Pod team-a/two.")
 
 
 def test_a_clean_node_passes_preflight() -> None:
@@ -374,7 +383,7 @@ def test_three_pods_are_named_and_the_others_counted() -> None:
     assert line.startswith("Unmanaged: Pods a/1, a/2, a/3, ... (2 more). Remedy: "), line
 
 
-def test_five_lines_at_most_sorted_by_reason_then_pod_in_any_order_of_input() -> None:
+def test_five_lines_at_most_the_most_urgent_first_in_any_order_of_input() -> None:
     blockers = [
         Blocker(Reason.UNMANAGED, ("a/x",)),
         *(Blocker(Reason.PDB, (f"a/{n}",), f"a/pdb-{n}") for n in range(5)),
@@ -382,7 +391,7 @@ def test_five_lines_at_most_sorted_by_reason_then_pod_in_any_order_of_input() ->
     ]
     lines = explain_blockers(blockers)
     assert len(lines) == MAX_LINES
-    assert [line.split(":")[0] for line in lines[:-1]] == ["DRAClaim", "PDB a/pdb-0", "PDB a/pdb-1", "PDB a/pdb-2"]
+    assert [line.split(":")[0] for line in lines[:-1]] == ["Unmanaged", "DRAClaim", "PDB a/pdb-0", "PDB a/pdb-1"]
     assert lines[-1] == "... (3 more)"
     assert explain_blockers(reversed(blockers)) == lines
     assert len(explain_blockers(blockers[:5])) == 5

@@ -51,7 +51,7 @@ class Blocker:
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers in a fixed order. Those that differ only in their pods are merged into one."""
+    """Return the blockers, the most urgent first. Those that differ only in their pods are merged into one."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         pods.setdefault((blocker.reason, blocker.pdb, blocker.message, blocker.until), set()).update(blocker.pods)
@@ -59,7 +59,7 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
         Blocker(reason, tuple(sorted(names)), pdb, message, until)
         for (reason, pdb, message, until), names in pods.items()
     )
-    return tuple(sorted(merged, key=lambda one: (one.reason.value, one.pods, one.pdb, one.message)))
+    return tuple(sorted(merged, key=lambda one: (one.reason.urgency, one.pods, one.pdb, one.message)))
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
