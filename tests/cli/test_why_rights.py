@@ -7,7 +7,7 @@ import pytest
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, ask, operated
 from tests.cli.test_whypod import GPU, LARGE, MPS, SLICED, asking, blocked
-from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod
+from tests.embedded.scene import FULL, MIXED, SINGLE, Scene, gpu_pod
 from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
@@ -222,6 +222,16 @@ async def test_the_nearest_resource_that_fits_is_named_with_what_is_free_for(res
         data = await answer(scene, asking({absent: 1}))
     assert not lacks(data["conclusion"], f"no node advertises {absent}", "none will")
     assert suggestion in data["conclusion"]
+
+
+@virtually
+async def test_a_resource_that_a_change_takes_away_is_not_suggested() -> None:
+    async with operated(1, serving=MIXED) as scene:
+        scene.apply(SINGLE, rollout={"paused": True})
+        await scene.reason("gpu-1", "Paused")
+        data = await answer(scene, asking({"nvidia.com/mig-2g.20gb": 1}))
+    assert "no node advertises nvidia.com/mig-2g.20gb" in data["conclusion"]
+    assert "Did you mean" not in data["conclusion"]
 
 
 @virtually

@@ -540,11 +540,12 @@ def _conclude(raw: JSON, needs: Needs, services: Sequence[Service], rooms: Seque
 
 
 def _suggest(rooms: Sequence[NodeRoom], absent: str) -> str:
-    """Ask whether another resource was meant.
+    """Ask whether another resource was meant, of those that are there after the changes.
 
     For a MIG profile it is the smallest that is large enough, for any other name the most similar one.
     """
-    bare = {name.partition("/")[2]: name for room in rooms for name in (*(room.now or ()), *(room.after or ()))}
+    lasting = [room.now if room.after is None else room.after for room in rooms]
+    bare = {name.partition("/")[2]: name for devices in lasting for name in devices or ()}
     word = absent.partition("/")[2]
     sizes = {one: tuple(map(int, size.groups())) for one in (word, *bare) if (size := _PROFILE.match(one))}
     larger = [one for one, size in sizes.items() if all(map(ge, size, sizes.get(word, ()))) and one != word]
