@@ -171,21 +171,21 @@ def released(**fields: Any) -> NodeCase:
 
 JOINED: dict[str, tuple[NodeCase, str]] = {
     "it is let go with its cordon": (released(), "heir"),
-    "it is let go, and its cordon has been lifted": (released(node={}), ""),
+    "it is let go, and its cordon has been lifted": (released(node={}), "heir"),
     "it is let go with its cordon, and nobody else owns it": (released(owner=LEAVING), ""),
     "it was yielded": (
         released(fence=replace(make_fence(), stage="yielded"), node={"foreign": "kured", "unschedulable": True}),
-        "",
+        "heir",
     ),
     "it failed and is handed over": (failed(), "heir"),
     "it failed, and nobody else owns it": (failed(owner=MIXED), ""),
-    "its change goes on": (failed(now=2399), ""),
+    "its change goes on": (failed(now=2399), "heir"),
     "it is in no change": (make_case(FULL, owner=HEIR), ""),
 }
 
 
 @pytest.mark.parametrize(("case", "heir"), JOINED.values(), ids=JOINED)
-def test_which_pool_a_node_is_about_to_join_out_of_service_when(case: NodeCase, heir: str) -> None:
+def test_which_other_pool_a_node_in_a_change_counts_in_when(case: NodeCase, heir: str) -> None:
     assert find_member(case, judged(case)).heir == heir
 
 

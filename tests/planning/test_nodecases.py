@@ -223,11 +223,11 @@ def test_the_index_over_labels_finds_what_comparing_with_every_policy_finds() ->
         assert {found.name for found in owners(*policies).selecting(node)} == slow
 
 
-def test_a_node_in_flight_takes_the_slot_of_the_policy_that_fenced_it() -> None:
+def test_a_node_in_flight_takes_a_slot_of_the_policy_that_fenced_it_and_of_the_one_that_owns_it() -> None:
     old, new = policy("a"), policy("b", YOUNG, priority=1)
     fence = make_fence("actuating", policy="a", node_uid="uid-gpu-07")
     node = make_node("gpu-07", unschedulable=True, fence=fence)
     pools = plan_rollout(make_snapshot([node], [old, new]), NOW).pools
-    assert (pools["a"].used, pools["b"].used) == (1, 0)
+    assert (pools["a"].used, pools["b"].used) == (1, 1)
     orphaned = plan_rollout(make_snapshot([node], [new]), NOW).pools
     assert orphaned["b"].used == 1, "whose policy is gone: that of its owner"

@@ -235,7 +235,9 @@ def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nod
     seen = []
     for _ in range(200):
         if (fence := world.nodes["gpu-08"].fence) is not None and fence.stage == "actuating":
-            world.set_policy(make_policy("rival", "Full", priority=10, created="2026-11-02T00:00:00Z"))
+            world.set_policy(
+                make_policy("rival", "Full", priority=10, created="2026-11-02T00:00:00Z", rollout={"maxUnavailable": 2})
+            )
         snapshot, plan = world.snapshot(), world.step()
         for policy in (one for one in world.policies if one.name == "rival"):
             status = policy_status(policy, plan, snapshot, {}, world.now)
