@@ -89,8 +89,8 @@ class Budgets:
 Key = TypeVar("Key")
 Answer = TypeVar("Answer")
 
-ANSWER_VALID = timedelta(seconds=30)
-"""How long a DaemonSet or a namespace is not read again after it was read."""
+OWNER_VALID = timedelta(seconds=30)
+"""How long a DaemonSet is not read again after it was read. A namespace is read anew with each LIST, as its pods are."""
 
 
 @dataclass(slots=True)
@@ -114,7 +114,8 @@ class PodLookups:
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
-        labels = {name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted}
+        read = {name: partial(self._labels, name) for name in wanted}
+        labels = {name: await _ask(self.namespaces, name, now, one, timedelta()) for name, one in read.items()}
         if labels:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
@@ -136,7 +137,7 @@ class PodLookups:
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
         key = pod.namespace, owner.name, owner.uid
-        exists = await _ask(self.owners, key, now, partial(self._exists, *key))
+        exists = await _ask(self.owners, key, now, partial(self._exists, *key), OWNER_VALID)
         return replace(pod, owner=replace(owner, exists=exists))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
@@ -161,11 +162,15 @@ class PodLookups:
 
 
 async def _ask(
-    known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
+    known: dict[Key, tuple[datetime, Answer]],
+    key: Key,
+    now: datetime,
+    read: Callable[[], Awaitable[Answer]],
+    valid: timedelta,
 ) -> Answer:
-    if key not in known or now - known[key][0] > ANSWER_VALID:
+    if key not in known or now - known[key][0] > valid:
         answer = await read()
-        for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:
+        for old in [old for old, (read_at, _) in known.items() if now - read_at > valid]:
             del known[old]
         known[key] = now, answer
     return known[key][1]
