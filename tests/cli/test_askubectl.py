@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def test_a_selector_is_for_the_server_and_leaves_nodes_of_others_out(desk: Desk)
     assert json.loads(said.out)["nodesWithoutPolicy"] == []
     assert "team%3Da" in desk.server.queries[POLICIES]
     assert "labelSelector" not in desk.server.queries[GPUNODES]
+
+
+@pytest.mark.parametrize(
+    "words", [("-l", "team=a"), ("-l", "team=a", "-o", "html"), ("-l", "team=a", "--all-contexts")]
+)
+def test_where_no_policy_has_the_labels_it_says_so_and_not_that_there_is_none(desk: Desk, words: Sequence[str]) -> None:
+    desk.server.lists[POLICIES] = []
+    said = desk.type("status", *words)
+    assert "no gpusharingpolicy has these labels" in said.out.lower()
+    assert "here is no GPUSharingPolicy" not in said.out
+    assert "here is no GPUSharingPolicy" in desk.type("status", *words[2:]).out
 
 
 def test_names_and_a_selector_contradict_each_other(desk: Desk) -> None:

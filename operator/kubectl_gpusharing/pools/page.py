@@ -155,7 +155,7 @@ def overview(
     policies, gpunodes, *events = known
     pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(describe_health(pools, unowned, HTML_OPTIONS))
+    parts = flow(describe_health(pools, unowned, HTML_OPTIONS, typed.selector))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
     return parts + flow(prose_of_each([tell_unowned(unowned), *tell_misfits(unowned)], HTML_OPTIONS))

@@ -161,9 +161,10 @@ def describe(
     *,
     timeline: bool = False,
     listed: bool = False,
+    selector: str = "",
 ) -> list[Line]:
     """Describe the pools; `listed` says that nodes were named, so that they are listed whatever their state."""
-    lines = [] if listed and not pools else describe_health(pools, unowned, options)
+    lines = [] if listed and not pools else describe_health(pools, unowned, options, selector)
     for pool in pools:
         drawn = describe_timeline(pool, now, options) if timeline else []
         lines += [BLANK, *describe_pool(pool, now, options, listed=listed), *drawn]
@@ -171,8 +172,12 @@ def describe(
     return lines + prose_of_each(tell_misfits(unowned), options, ink=Ink.WAITING)
 
 
-def describe_health(pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions) -> list[Line]:
+def describe_health(
+    pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions, selector: str = ""
+) -> list[Line]:
     lines = describe_simulated(simulated_nodes(pools, unowned), options)
+    if not pools and selector:
+        return [*lines, *prose("No GPUSharingPolicy has these labels.", options)]
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
         return [*lines, *prose(hint, options)]
@@ -385,7 +390,8 @@ async def ask(session: Session, typed: Arguments) -> Answer:
     data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
     remarks = [*filter(None, (tell_unowned(unowned), tell_stuck(unowned)))]
     rows = [cells(POOL_COLUMNS, pool, session.now(), PrintOptions()) for pool in pools]
-    return Answer(DONE, rows, data, simulated, remarks)
+    nothing = "no GPUSharingPolicy has these labels" if typed.selector else ""
+    return Answer(DONE, rows, data, simulated, remarks, nothing)
 
 
 FLEET = FleetVerb(POOL_COLUMNS, "there is no GPUSharingPolicy", PoolListData, ask)
@@ -424,7 +430,10 @@ def draw(
         return (pools, unowned), ()
     head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
     listed = any(node.name in typed.policies for node in (*unowned, *(node for pool in pools for node in pool.members)))
-    lines = [*head, *describe(pools, unowned, now, options, timeline=typed.timeline, listed=listed)]
+    lines = [
+        *head,
+        *describe(pools, unowned, now, options, timeline=typed.timeline, listed=listed, selector=typed.selector),
+    ]
     if len(pools) > 1:
         short = [*head, *describe_health(pools, unowned, options)]
         short += describe_table(POOL_COLUMNS, pools, now, options)

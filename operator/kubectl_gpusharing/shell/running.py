@@ -62,6 +62,8 @@ class Answer:
     data: Mapping[str, Any] = field(default_factory=dict)
     simulated: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    nothing: str = ""
+    """What to say of a cluster without rows, if that is not what the verb says otherwise."""
     context: str = ""
     """The context that was asked, which `ask_clusters` adds."""
     cluster: str = ""
@@ -150,7 +152,7 @@ def describe_clusters(verb: FleetVerb, answers: Sequence[Answer], options: Print
     columns = (Column("CLUSTER"), *verb.columns)
     rows: list[Sequence[Span]] = []
     for one in answers:
-        why = Span(f"no answer: {one.error}", Ink.BAD) if one.error else Span(verb.nothing, Ink.FAINT)
+        why = Span(f"no answer: {one.error}", Ink.BAD) if one.error else Span(one.nothing or verb.nothing, Ink.FAINT)
         empty = [[*([Span("")] * (len(verb.columns) - 1)), why]]
         rows += [[Span(one.context), *row] for row in one.rows or empty]
     simulated = [f"{one.context}/{node}" for one in answers for node in one.simulated]
