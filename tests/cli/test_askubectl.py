@@ -85,10 +85,19 @@ async def test_a_name_that_is_wrong_keeps_no_other_from_being_paused() -> None:
     assert paused == ["b", "c"]
 
 
-def test_several_pools_are_shown_in_the_order_of_their_names_and_one_that_is_not_there_is_named(desk: Desk) -> None:
+def test_several_pools_are_shown_in_the_order_of_their_names(desk: Desk) -> None:
     told = json.loads(desk.type("status", "pool-c", "pool-b", "pool-c", "-o", "json").out)
     assert [pool["name"] for pool in told["pools"]] == ["pool-c", "pool-b"]
-    assert "no gpusharingpolicies/pool-d" in wrong(desk, "status", "pool-b", "pool-d")
+
+
+@pytest.mark.parametrize("output", ["table", "wide", "json", "yaml", "name"])
+def test_names_that_are_not_there_are_named_after_the_answer_about_the_others(desk: Desk, output: str) -> None:
+    said = desk.type("status", "pool-x", "pool-b", "pool-b-1", "pool-y", "-o", output)
+    assert (said.status, said.out) == (FAILED, desk.type("status", "pool-b", "pool-b-1", "-o", output).out)
+    assert not lacks(said.err, "no gpusharingpolicies/pool-x", "no gpusharingpolicies/pool-y")
+    assert said.err.count("\n") == 1
+    assert "no gpusharingpolicies/pool-y" in wrong(desk, "status", "pool-x", "pool-y", "-o", output)
+    assert "no gpusharingpolicies/pool-y" in wrong(desk, "status", "pool-b", "pool-y", "--watch")
 
 
 def test_status_of_a_node_is_its_row_whatever_its_state(desk: Desk) -> None:

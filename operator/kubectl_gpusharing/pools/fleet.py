@@ -204,7 +204,7 @@ def choose(
 ) -> tuple[Pools, Sequence[NodeStatus]]:
     """Return the pools that the user named by themselves or by a node, or all, and the nodes without a policy.
 
-    Raises Trouble.
+    Raises Trouble, which has all names that are wrong.
     """
     if typed.policies and typed.selector:
         raise Trouble("pass either names of policies or -l LABELS, not both")
@@ -212,6 +212,7 @@ def choose(
     if not typed.policies:
         return pools, () if typed.selector else unowned
     names, by_name = dict.fromkeys(typed.policies), {pool.name: pool for pool in pools}
+    wrong: list[str] = []
     owners = {node.name: pool for pool in pools for node in pool.members}
     bare = [node for node in unowned if node.name in names]
     chosen: dict[str, PoolStatus] = {}
@@ -221,7 +222,9 @@ def choose(
             members = tuple(node for node in pool.members if pool.name in names or node.name in names)
             chosen[pool.name] = replace(pool, members=members)
         if not found and name not in {node.name for node in bare}:
-            raise Trouble(no_such(POLICIES, name, [*by_name, *nearest(name, owners)], where))
+            wrong.append(no_such(POLICIES, name, [*by_name, *nearest(name, owners)], where))
+    if wrong:
+        raise Trouble("; ".join(wrong))
     return [*chosen.values()], bare
 
 

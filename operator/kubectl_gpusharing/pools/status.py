@@ -357,7 +357,11 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
     if typed.events:
         known.append(await session.all(EVENTS, **ABOUT_POLICIES))
     if not typed.watch:
-        draw(session, typed, terminal, known)
+        there = {text(raw, "metadata", "name") for raws in known[:2] for raw in raws}
+        right = tuple(name for name in typed.policies if name in there)
+        draw(session, replace(typed, policies=right or typed.policies), terminal, known)
+        if len(right) < len(typed.policies):
+            choose(typed, session.where, known[0], map(read_node, known[1]))  # raises Trouble about the other names
         return DONE
     drawn: Drawn = None, ()
     ticks = ENOUGH
