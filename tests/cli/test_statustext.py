@@ -287,6 +287,29 @@ def test_a_budget_of_pods_on_several_nodes_is_said_once_with_the_pods_of_each(po
         assert f"The same holds for {others}." in flat
 
 
+def test_the_same_holds_for_the_pods_of_the_message_that_is_shown_and_not_for_other_blockers() -> None:
+    budget = "PDBNeverAllows default/chat: Pod default/chat-@. The budget allows 0 disruptions."
+    stranded = "StrandedPods: Pods default/chat-@, default/inference-@. No node will have their resource."
+    nodes = [
+        gpunode(
+            f"gpu-{name}",
+            "Blocked",
+            "PDBNeverAllows",
+            message=budget.replace("@", name),
+            blockers=[one.replace("@", name) for one in (budget.replace("The", "Remedy. The"), stranded)[-count:]],
+        )
+        for name, count in (("5", 2), ("6", 2), ("7", 1))
+    ]
+    pools = pools_of([policy(message=f"gpu-5: {nodes[0]['status']['transition']['message']}")], nodes)
+    same = "The same holds for gpu-6 (default/chat-6), gpu-7 (default/chat-7)."
+    assert same in " ".join(plain(describe(*pools, NOW, WIDE)).split())
+    assert "inference" not in plain(describe(*pools, NOW, WIDE))
+    for options in (ALL, HTML_OPTIONS):
+        flat = " ".join(plain(describe(*pools, NOW, options)).split())
+        assert same in flat
+        assert all(f"default/inference-{number}" in flat for number in (5, 6, 7))
+
+
 def test_a_message_about_a_node_whose_name_contains_another_is_not_shared() -> None:
     nodes = [gpunode(name, "Blocked", "Waits", message=f"waits until {name}0 has ended") for name in ("gpu-1", "gpu-2")]
     told = shown([policy()], nodes, ALL)

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -228,32 +228,41 @@ def tell_misfits(unowned: Sequence[NodeStatus]) -> list[str]:
 def tell_each(nodes: Sequence[NodeStatus], above: str = "", *, every: bool = True) -> list[str]:
     """Return the messages of these nodes, once for all that share one.
 
-    Of the message that is `above`, and without `every` of no other, it is only said for which nodes it holds too.
+    Of the message that is `above`, it is only said for which nodes it holds too; without `every`, nothing else is said.
     """
-    groups: dict[str, list[NodeStatus]] = {}
-    for node in nodes:
-        if said := _said(node):
-            own = rf"(?<![\w./-]){re.escape(node.name)}(?![\w/-]|\.\w)"  # gpu-1, and not a part of gpu-10
-            groups.setdefault(re.sub(own, _NAME, _PODS.sub(_NAME, said)), []).append(node)
-    texts = []
+    texts, shared = list[str](), dict[str, str]()
+    told = next(
+        (one for one in nodes if one.message and above.startswith((one.message, f"{one.name}: {one.message}"))), None
+    )
+    if told is not None:
+        shared = {
+            one.name: one.message for one in nodes if _abstract(one, one.message) == _abstract(told, told.message)
+        }
+        texts.append(_same_holds(shared, told.name))
+    groups: dict[str, dict[str, str]] = {}
+    for node in nodes if every else ():
+        blockers = [one for one in node.blockers if one not in node.message]
+        if said := " ".join(blockers if node.name in shared else (node.message, *blockers)).strip():
+            groups.setdefault(_abstract(node, said), {})[node.name] = said
     for alike in groups.values():
-        told = [one for one in alike if one.message and above.startswith((one.message, f"{one.name}: {one.message}"))]
-        first = (told or alike)[0]
-        pods = [(node.name, ", ".join(_PODS.findall(_said(node)))) for node in alike if node is not first]
-        own_pods = ", ".join(_PODS.findall(_said(first)))
-        others = some([name if held == own_pods else f"{name} ({held})" for name, held in pods], MOST_NAMED)
-        also = f"The same holds for {others}." if others else ""
-        if told:
-            texts.append(also)
-        elif every and any(_said(node) != _said(first) for node in alike):
-            texts.append(f"{first.name}: {_said(first)} {also}")
-        elif every:
-            texts.append(f"{some([node.name for node in alike], MOST_NAMED)}: {_said(first)}")
-    return [one.rstrip() for one in texts if one]
+        first, said = next(iter(alike.items()))
+        if len({*alike.values()}) > 1:
+            texts.append(f"{first}: {said} {_same_holds(alike, first)}")
+        else:
+            texts.append(f"{some([*alike], MOST_NAMED)}: {said}")
+    return [one for one in texts if one]
 
 
-def _said(node: NodeStatus) -> str:
-    return " ".join((node.message, *(one for one in node.blockers if one not in node.message))).strip()
+def _abstract(node: NodeStatus, said: str) -> str:
+    own = rf"(?<![\w./-]){re.escape(node.name)}(?![\w/-]|\.\w)"  # gpu-1, and not a part of gpu-10
+    return re.sub(own, _NAME, _PODS.sub(_NAME, said))
+
+
+def _same_holds(alike: Mapping[str, str], first: str) -> str:
+    """Say for which other nodes holds what is said of the first, with the pods that it is about there."""
+    pods = {name: ", ".join(dict.fromkeys(_PODS.findall(said))) for name, said in alike.items()}
+    others = [name if held == pods[first] else f"{name} ({held})" for name, held in pods.items() if name != first]
+    return f"The same holds for {some(others, MOST_NAMED)}." if others else ""
 
 
 def describe_pool(pool: PoolStatus, now: datetime, options: PrintOptions, *, listed: bool = False) -> list[Line]:
