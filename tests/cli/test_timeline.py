@@ -94,6 +94,32 @@ def test_where_no_node_ever_changed_it_is_told() -> None:
     assert shown(gpunode("n-0"), WAITS) == "  The node histories contain no changes.\n"
 
 
+EDITED = gpunode(
+    "n-0",
+    "Blocked",
+    "PDBNeverAllows",
+    history=history(("Pending", 9), ("Cordoned", 8), ("Reconfiguring", 6), ("Synced", 3), ("Blocked", 1)),
+)
+SINCE = NOW - timedelta(minutes=8)
+
+
+def test_an_edit_that_is_blocked_on_every_node_leaves_the_rollout_before_it_the_last() -> None:
+    begin, end, (track,) = seen(EDITED)
+    assert (begin, end, track.took) == (SINCE, NOW - timedelta(minutes=2.75), timedelta(minutes=5))
+    other = gpunode("n-1", history=history(("Cordoned", 8), ("Synced", 4)))
+    assert [(one.node, one.took) for one in seen(EDITED, other)[2]] == [
+        ("n-0", timedelta(minutes=5)),
+        ("n-1", timedelta(minutes=4)),
+    ]
+
+
+def test_once_an_edit_changes_a_node_the_rollout_before_it_is_not_the_last() -> None:
+    begun = gpunode("n-1", "Cordoned", "Waits", history=history(("Cordoned", 9), ("Synced", 4), ("Cordoned", 0.5)))
+    begin, end, tracks = seen(EDITED, begun)
+    assert (begin, end) == (NOW - timedelta(minutes=0.5), NOW)
+    assert [[one.phase for one in track.stretches] for track in tracks] == [["Cordoned"], ["Blocked"]]
+
+
 def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
     ahead = gpunode("n-0", "Draining", "PDB", history=history(("Cordoned", -5), ("Draining", -10)))
     assert all(one.begin <= one.end for track in seen(ahead)[2] for one in track.stretches)

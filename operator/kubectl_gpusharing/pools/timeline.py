@@ -86,7 +86,12 @@ Timeline = tuple[datetime, datetime, tuple[Track, ...]]
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
     """Return the last rollout of a pool, with the nodes that are yet to change. It is None if no node has changed."""
-    tracks = [track for node in pool.members if (track := _last_change(node, now)).stretches]
+    past = [(node, read_stretches(node, now)) for node in pool.members]
+    waits = min((since for _, one in past if (since := _waits_since(one)) is not None), default=None)
+    if waits is not None and not any(one.moves and one.end > waits for _, stretches in past for one in stretches):
+        # What the nodes wait for has not begun anywhere, so the last rollout is the one before.
+        past = [(node, [one for one in stretches if one.begin < waits]) for node, stretches in past]
+    tracks = [track for node, stretches in past if (track := _last_change(node, stretches)).stretches]
     begin: datetime | None = None
     spans = [track.span for track in tracks if track.span]
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
@@ -95,7 +100,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
         begin = first if begin is None else min(begin, first)
     if begin is None:
         return None
-    done = {node.name for node in pool.members if node.state is State.DONE}
+    done = {track.node for track in tracks if track.stretches[-1].state is State.DONE}
     tracks = [one for one in tracks if one.node not in done or (one.span and one.span[0] >= begin)]
     over = done.issuperset(one.node for one in tracks)
     # Some room after a successful change makes its end visible.
@@ -114,9 +119,15 @@ def read_stretches(node: NodeStatus, now: datetime) -> list[Stretch]:
     return [Stretch(phase, reason, at, max(at, end)) for (at, phase, reason), end in zip(phases, ends, strict=True)]
 
 
-def _last_change(node: NodeStatus, now: datetime) -> Track:
-    """Return the periods since the node was last done before its present phase; none if it has only been done."""
-    stretches = read_stretches(node, now)
+def _waits_since(stretches: Sequence[Stretch]) -> datetime | None:
+    """Return since when a node that was done waits for a change that has not begun; None if it does not."""
+    rests = [number for number, one in enumerate(stretches) if one.state is State.DONE]
+    after = stretches[rests[-1] + 1 :] if rests else ()
+    return after[0].begin if after and not any(one.moves for one in after) else None
+
+
+def _last_change(node: NodeStatus, stretches: Sequence[Stretch]) -> Track:
+    """Return the periods since the node was last done before its last phase here; none if it has only been done."""
     rests = [number for number, one in enumerate(stretches[:-1]) if one.state is State.DONE]
     change = stretches[rests[-1] + 1 :] if rests else stretches
     moving = [one for one in change if one.moves]
