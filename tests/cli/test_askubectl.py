@@ -111,6 +111,21 @@ def test_status_of_a_node_is_its_row_whatever_its_state(desk: Desk) -> None:
         assert rows == [name] or (rows == [] and lines == ["", f"1 node with GPUs and no policy: {name}"])
 
 
+@pytest.mark.parametrize("output", ["table", "html"])
+def test_the_totals_of_status_are_of_the_nodes_that_are_shown(desk: Desk, output: str) -> None:
+    def shown(*names: str) -> str:
+        return desk.type("status", *names, "-o", output).out
+
+    assert "; 1 node: 1 under way; 8 GPUs with 640 GB of memory" in shown("pool-b-1")
+    for names in (("pool-b-1", "pool-c-0"), ("pool-b-1", "pool-c")):
+        assert "; 2 nodes: 1 done, 1 under way; 16 GPUs with 1280 GB of memory" in shown(*names)
+    assert "; 3 nodes: 1 done, 1 under way, 1 blocked; 24 GPUs with 1920 GB of memory" in shown("pool-b")
+    del desk.server.lists[GPUNODES][1]["status"]["observed"]
+    assert "; 1 node: 1 under way; 0 GPUs, without those of 1 node without a report" in shown("pool-b-1")
+    told = json.loads(desk.type("status", "pool-b-0", "pool-b-1", "-o", "json").out)
+    assert [one["gpus"] for one in told["pools"][0]["members"]] == [8, None]
+
+
 def test_status_of_a_name_that_is_both_a_policy_and_a_node_shows_both(desk: Desk) -> None:
     desk.server.lists[POLICIES].append(policy("pool-b-0"))
     told = json.loads(desk.type("status", "pool-b-0", "-o", "json").out)

@@ -63,6 +63,8 @@ class NodeStatus(Transition):
 
     name: str = ""
     pods: int | None = None
+    gpus: int | None = None
+    """None before its agent has reported."""
     unhealthy: str = ""
     """The message of the condition Healthy if it is False."""
     simulated: bool = False
@@ -188,6 +190,7 @@ def read_node(raw: JSON) -> NodeStatus:
     more = {
         "name": text(raw, "metadata", "name"),
         "pods": observed.get("pods"),
+        "gpus": len(entries(observed, "gpus")) if observed else None,
         "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
         "simulated": observed.get("simulated"),
     }
@@ -226,6 +229,11 @@ def choose(
     if wrong:
         raise Trouble("; ".join(wrong))
     return [*chosen.values()], bare
+
+
+def lists_nodes(typed: Arguments, pools: Pools, unowned: Iterable[NodeStatus]) -> bool:
+    """Whether the user named a node, so that pools may have only some of their nodes."""
+    return any(node.name in typed.policies for node in (*unowned, *(node for pool in pools for node in pool.members)))
 
 
 def find_pool(pools: Pools, name: str, where: str) -> PoolStatus:

@@ -14,7 +14,7 @@ from gpusharing.planning.gpus.cards import extent
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profiles
 from gpusharing.planning.vocabulary.lengths import counted, some
-from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, read_node
+from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, lists_nodes, read_node
 from kubectl_gpusharing.pools.status import (
     NODE_COLUMNS,
     count_states,
@@ -155,7 +155,8 @@ def overview(
     policies, gpunodes, *events = known
     pools, unowned = choose(typed, session.where, policies, map(read_node, gpunodes), events)
     now, cards = session.now(), read_cards(gpunodes)
-    parts = flow(describe_health(pools, unowned, HTML_OPTIONS, typed.selector))
+    listed = lists_nodes(typed, pools, unowned)
+    parts = flow(describe_health(pools, unowned, HTML_OPTIONS, typed.selector, listed=listed))
     for number, pool in enumerate(pools):
         parts.append(_pool(pool, f"pool-{number}", now, cards.get(pool.name, {}), most, link))
     return parts + flow(prose_of_each([tell_unowned(unowned), *tell_misfits(unowned)], HTML_OPTIONS))

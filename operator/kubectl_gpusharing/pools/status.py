@@ -34,6 +34,7 @@ from kubectl_gpusharing.pools.fleet import (
     PoolStatus,
     State,
     choose,
+    lists_nodes,
     read_node,
     simulated_nodes,
     tell_extent,
@@ -164,7 +165,7 @@ def describe(
     selector: str = "",
 ) -> list[Line]:
     """Describe the pools; `listed` says that nodes were named, so that they are listed whatever their state."""
-    lines = [] if listed and not pools else describe_health(pools, unowned, options, selector)
+    lines = [] if listed and not pools else describe_health(pools, unowned, options, selector, listed=listed)
     for pool in pools:
         drawn = describe_timeline(pool, now, options) if timeline else []
         lines += [BLANK, *describe_pool(pool, now, options, listed=listed), *drawn]
@@ -173,7 +174,12 @@ def describe(
 
 
 def describe_health(
-    pools: Pools, unowned: Sequence[NodeStatus], options: PrintOptions, selector: str = ""
+    pools: Pools,
+    unowned: Sequence[NodeStatus],
+    options: PrintOptions,
+    selector: str = "",
+    *,
+    listed: bool = False,
 ) -> list[Line]:
     lines = describe_simulated(simulated_nodes(pools, unowned), options)
     if not pools and selector:
@@ -181,7 +187,7 @@ def describe_health(
     if not pools:
         hint = "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what a policy would do."
         return [*lines, *prose(hint, options)]
-    health, totals = tell_health(pools, unowned)
+    health, totals = tell_health(pools, unowned, listed=listed)
     ink = Ink.BAD if tell_stuck(unowned) else pools[0].state.value.ink
     lines += prose(f"{health}.", options, ink=ink)
     return [*lines, *prose(totals, options, ink=Ink.FAINT)]
@@ -194,14 +200,21 @@ def tell_stuck(unowned: Sequence[NodeStatus]) -> str:
     return f"{nodes} attention: {some(names)}" if names else ""
 
 
-def tell_health(pools: Pools, unowned: Sequence[NodeStatus]) -> tuple[str, str]:
-    """Return which pools, and nodes without one, need attention, and the numbers of pools, nodes and GPUs."""
+def tell_health(pools: Pools, unowned: Sequence[NodeStatus], *, listed: bool = False) -> tuple[str, str]:
+    """Return which pools, and nodes without one, need attention, and the numbers of pools, nodes and GPUs.
+
+    `listed` says that pools may have only some of their nodes, whose GPUs count then instead of the pool's.
+    """
     names = [pool.name for pool in pools if pool.state in (State.FAILED, State.BLOCKED)]
     health = f"{counted(len(names), 'pool needs', 'pools need')} attention{': ' * bool(names)}{some(names)}"
     health = "; ".join(filter(None, (health, tell_stuck(unowned))))
     members = [node for pool in pools for node in pool.members]
-    known = [pool.gpus for pool in pools if pool.gpus is not None]
-    unknown = f", without those of {counted(len(pools) - len(known), 'new pool')}" if len(known) < len(pools) else ""
+    what, counts = ("new pool", "new pools"), [pool.gpus for pool in pools]
+    if listed:
+        what, counts = ("node without a report", "nodes without a report"), [node.gpus for node in members]
+        pools = [replace(pool, gpus=sum(node.gpus or 0 for node in pool.members)) for pool in pools]
+    known = [count for count in counts if count is not None]
+    unknown = f", without those of {counted(len(counts) - len(known), *what)}" if len(known) < len(counts) else ""
     sizes = [pool.memory_gb for pool in pools if pool.gpus]
     memory = None if unknown or None in sizes else sum(filter(None, sizes))
     gpus = f"{tell_gpus(sum(known), memory)}{unknown}"
@@ -442,13 +455,13 @@ def draw(
         terminal.data(PoolListData, data, [object_name(POLICIES, pool.name) for pool in pools])
         return (pools, unowned), ()
     head = prose(f"This may be out of date: {stale}", options, ink=Ink.BAD) if stale else []
-    listed = any(node.name in typed.policies for node in (*unowned, *(node for pool in pools for node in pool.members)))
+    listed = lists_nodes(typed, pools, unowned)
     lines = [
         *head,
         *describe(pools, unowned, now, options, timeline=typed.timeline, listed=listed, selector=typed.selector),
     ]
     if len(pools) > 1:
-        short = [*head, *describe_health(pools, unowned, options)]
+        short = [*head, *describe_health(pools, unowned, options, listed=listed)]
         short += describe_table(POOL_COLUMNS, pools, now, options)
         terminal.show(lines, "; pass a POLICY to see one pool", short)
     else:
