@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.asking import ask, operated
 from tests.cli.desk import END, GPUNODES, POLICIES, Desk, Said, read_until, terminal
+from tests.embedded.scene import MIXED
+from tests.fakes.virtualtime import virtually
 from tests.wording import lacks
 
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, Denied
@@ -108,7 +111,7 @@ def test_one_row_for_each_resource_says_what_fits_and_cordoned_and_fenced_nodes_
     }
     assert (found[MIG]["requested"], found[MIG]["free"], found[MIG]["closed"]) == (1, 0, 3)
     assert data["closed"] == [
-        {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: 3}},
+        {"node": "gpu-3", "state": "the operator's change is unfinished", "unused": {MIG: 3}},
         {"node": "gpu-4", "state": "cordoned", "unused": {GPU: 2}},
     ]
     (note,) = data["notes"]
@@ -124,9 +127,9 @@ RESOURCE                HELD  TOTAL  FREE  LARGEST FIT  CLOSED  WAITING
 nvidia.com/gpu          9     18     7     5            2       8
 nvidia.com/mig-3g.40gb  1      4     0     0            3       0
 
-CLOSED NODE  STATE                        NOT COUNTED AS FREE
-gpu-3        the operator is changing it  3 nvidia.com/mig-3g.40gb
-gpu-4        cordoned                     2 nvidia.com/gpu
+CLOSED NODE  STATE                                NOT COUNTED AS FREE
+gpu-3        the operator's change is unfinished  3 nvidia.com/mig-3g.40gb
+gpu-4        cordoned                             2 nvidia.com/gpu
 
 WAITING POD  REQUESTS          SINCE
 team-a/big   8 nvidia.com/gpu  AGE
@@ -394,7 +397,7 @@ CLOSED = {
     "not Ready": node("gpu-1", ready=False),
     "cordoned": node("gpu-1", unschedulable=True),
     "its layout is not proven yet": node("gpu-1", taints=[{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]),
-    "the operator is changing it, cordoned": node(
+    "the operator's change is unfinished, cordoned": node(
         "gpu-1", unschedulable=True, annotations={"gpusharing.dev/fence": "{}"}
     ),
 }
@@ -406,6 +409,16 @@ def test_on_a_node_that_takes_no_pods_nothing_is_free(desk: Desk, state: str) ->
     data = told(desk)
     assert [(row["free"], row["largest"], row["closed"]) for row in data["rows"]] == [(0, 0, 8)]
     assert data["closed"] == [{"node": "gpu-1", "state": state, "unused": {GPU: 8}}]
+
+
+@virtually
+async def test_a_node_whose_change_failed_is_not_said_to_be_changed_by_the_operator() -> None:
+    async with operated(1) as scene:
+        scene.e.software.inject("gpu-1", "failed")
+        await scene.reach(MIXED, phase="Failed")
+        await asyncio.sleep(300)  # until the device plugin is back
+        said = await ask(scene.e.cluster, "free", "--by", "node", "-o", "json")
+    assert {row["state"] for row in said.data["rows"]} == {"the operator's change is unfinished, cordoned"}
 
 
 def test_under_mps_the_largest_request_of_a_container_is_one(desk: Desk) -> None:
@@ -497,7 +510,7 @@ def test_what_no_agent_reports_is_in_no_list_and_no_sum_as_0(fleet: Desk) -> Non
     fleet.server.lists[GPUNODES] = [report("gpu-2", gpu=3)]
     found = told(fleet, "-n", "team-a")
     assert found["closed"] == [
-        {"node": "gpu-3", "state": "the operator is changing it", "unused": {MIG: None}},
+        {"node": "gpu-3", "state": "the operator's change is unfinished", "unused": {MIG: None}},
         {"node": "gpu-4", "state": "cordoned", "unused": {GPU: None}},
     ]
     taint = "the taint team=b:NoSchedule"

@@ -144,7 +144,7 @@ def _read(node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, 
     if not has_gpu(node) and (observed is None or not observed.gpus):
         return None
     if node.fence is not None:
-        return "the operator is changing it"
+        return "the operator's change is unfinished"
     if node.other_plugin:
         own = ", ".join(f"{prefix}*" for prefix in OTHERS[node.other_plugin].resources)
         beyond = f". A policy cannot describe {own}, so these resources are not imported" if own else ""

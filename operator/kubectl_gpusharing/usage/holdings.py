@@ -254,7 +254,7 @@ class Inventory:
 def read_stock(raw: JSON) -> NodeStock:
     taints, labels = entries(raw, "spec", "taints"), texts(part(raw, "metadata", "labels"))
     reasons = {
-        "the operator is changing it": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
+        "the operator's change is unfinished": names.ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
         "cordoned": part(raw, "spec", "unschedulable") is True,
         "its layout is not proven yet": any(text(taint, "key") == names.TAINT_UNPROVEN for taint in taints),
         "not Ready": not has_condition(raw, "Ready"),
