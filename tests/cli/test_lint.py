@@ -261,6 +261,12 @@ FOUND = {
     "a policy of another version": (
         HEAD.replace("v1alpha1", "v9") + FULL,
         1, "error", ("apiVersion ", "gpusharing.dev/v9", "gpusharing.dev/v1alpha1")),
+    "a policy whose kind is misspelt": (
+        HEAD.replace("GPUSharingPolicy", "GpuSharingPolicy") + FULL,
+        2, "error", ("kind is GpuSharingPolicy; ", "GPUSharingPolicy and GPUNode")),
+    "a policy without a kind": (
+        HEAD.replace("kind: GPUSharingPolicy\n", "") + FULL,
+        1, "error", ("kind is missing; ", "GPUSharingPolicy and GPUNode")),
     "a policy that is no YAML": (HEAD + "  mode: [\n", 6, "error", ("it is not YAML (line 7: ",)),
     "a policy in a List": (
         "kind: List\napiVersion: v1\nitems:\n- kind: Service\n- apiVersion: gpusharing.dev/v1alpha1\n"
@@ -356,6 +362,15 @@ def test_it_accepts(content: str, tmp_path: Path) -> None:
     assert lint(tmp_path, content) == []
 
 
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.yaml").write_text(HEAD + FULL)
+    monkeypatch.chdir(tmp_path)
+    names = [str(tmp_path), "p.yaml", "./p.yaml", str(tmp_path / "p.yaml")]
+    documents = tuple(read_documents(names, ""))
+    assert [one.file for one in documents] == [str(tmp_path / "p.yaml")]
+    assert list(judge(documents)) == []
+
+
 def test_the_files_of_two_clusters_may_have_policies_of_one_name(tmp_path: Path) -> None:
     for name in ("east.yaml", "west.yaml"):
         (tmp_path / name).write_text(HEAD + FULL)
@@ -363,6 +378,7 @@ def test_the_files_of_two_clusters_may_have_policies_of_one_name(tmp_path: Path)
 
 
 UNRELATED = {
+    "a GPUNode": "apiVersion: gpusharing.dev/v1alpha1\nkind: GPUNode\nmetadata: {name: gpu-1}\n",
     "a manifest": "kind: Deployment\nmetadata:\n  labels:\n    name: a\n  name: web\n",
     "a template of Helm": "kind: Deployment\nspec: {{ .Values.spec }}\n",
     "a pipeline with tags": "job:\n  script: !reference [setup, script]\n",

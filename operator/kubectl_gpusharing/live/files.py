@@ -4,6 +4,7 @@ Whatever a file contains, the caller gets documents or a Trouble, never another 
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,8 +117,14 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def read_documents(names: Sequence[str], command: str) -> Iterator[Document]:
-    """Yield every object in these files, in order; `command` reads the output of kubectl kustomize. Raises Trouble."""
-    for name in (file for one in names for file in _files(one, command)):
+    """Yield every object in these files, each read once, in order. Raises Trouble.
+
+    `command` reads the output of kubectl kustomize.
+    """
+    files: dict[str, str] = {}
+    for file in (file for one in names for file in _files(one, command)):
+        files.setdefault(os.path.realpath(file), file)
+    for name in files.values():
         try:
             content = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

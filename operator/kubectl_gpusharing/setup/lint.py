@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from gpusharing.api.names import GROUP
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.convert import cluster_policy_view, find_zones, policy_view
 from gpusharing.kube.raw import entries, section, text, whole
@@ -37,6 +38,7 @@ INKS = {ERROR: Ink.BAD, WARNING: Ink.WAITING, NOTE: Ink.FAINT, IGNORED: Ink.FAIN
 Fault = tuple[str, str, str]
 """The path of a field, what is wrong with it, and how bad that is; IGNORED means that the object is not judged. In the
 path of a field of a text in a ConfigMap, a | follows the path of the text."""
+OUR_KINDS = (KIND, "GPUNode")
 MIG_PARTED, PLUGIN = "mig-parted", "the device plugin"
 _OURS = re.compile("gpusharing|nvidia|mig-|sharing:|migStrategy")
 """Matches documents that are refused if they cannot be read; others are ignored then."""
@@ -95,6 +97,9 @@ def _find_faults(document: Document, policies: tuple[PolicyView, ...], readers: 
         return
     if kind == KIND:
         yield from _judge_policy(document)
+        return
+    if text(raw, "apiVersion").startswith(f"{GROUP}/") and kind not in OUR_KINDS:
+        yield "kind", f"kind is {kind or 'missing'}; {GROUP} has the kinds {' and '.join(OUR_KINDS)}", ERROR
         return
     if _is_cluster_policy(raw):
         view, place = cluster_policy_view(raw), Place()
