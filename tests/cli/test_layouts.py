@@ -146,6 +146,13 @@ def test_what_must_fit_and_cannot_be_read_is_refused(text: str) -> None:
         wanted_of(text)
 
 
+@pytest.mark.parametrize("text", ["0x3g.40gb", "00x1g.24gb+gfx", "3g.40gb,0x1g.10gb"])
+def test_an_instance_that_is_to_fit_no_times_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Trouble, match=r"^--fits 0.*: a count must be at least 1; pass a list such as (.*)$") as refused:
+        wanted_of(text)
+    assert wanted_of(str(refused.value).rpartition(" ")[2])
+
+
 def test_no_cluster_is_needed_and_a_card_without_mig_says_so(desk: Desk) -> None:
     desk.kubeconfig.unlink()
     assert desk.type("layouts", "h100-80gb").status == DONE

@@ -191,6 +191,8 @@ def wanted_of(text: str) -> Layout:
             count, profile = "1", part
         if not count.isdecimal():
             raise Trouble(f"--fits {part} is not a list of profiles; pass one such as 3g.40gb,2x1g.10gb")
+        if not int(count):
+            raise Trouble(f"--fits {part}: a count must be at least 1; pass a list such as 3g.40gb,2x1g.10gb")
         counts[profile] += int(count)
     return normalize(counts)
 
