@@ -218,6 +218,16 @@ def test_options_are_the_flags_that_every_verb_has_and_help_alone_is_that_of_the
     assert desk.type("help") == desk.type("--help")
 
 
+def test_options_tell_which_verbs_draw_one_table_of_contexts_and_that_others_take_several_too(desk: Desk) -> None:
+    said = " ".join(desk.type("options").out.split())
+    *most, last = [name for name, verb in VERBS.items() if verb.fleet]
+    fleet = f"{', '.join(most)} and {last}"
+    assert (
+        f"--contexts A,B several contexts: {fleet} show one table, most other verbs answer one after the other" in said
+    )
+    assert f"--all-contexts all contexts in the kubeconfig, shown in one table; works with {fleet}" in said
+
+
 MISTAKES = {
     "stauts": ("stauts", "status", "See: kubectl gpusharing --help"),
     "help stauts": ("stauts", "status"),

@@ -81,7 +81,7 @@ class Arguments:
     kubeconfig: str = flag("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
     context: str = flag("--context", metavar="NAME", help="a context in the kubeconfig; default: the current context")
     contexts: str | None = flag("--contexts", default=None, metavar="A,B",
-        help="several contexts, shown in one table; works with status, doctor and cost")
+        help="several contexts: status, doctor and cost show one table, most other verbs answer one after the other")
     all_contexts: bool = switch("--all-contexts",
         help="all contexts in the kubeconfig, shown in one table; works with status, doctor and cost")
     namespace: str = flag("-n", "--namespace", metavar="NAME",
