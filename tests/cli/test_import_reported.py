@@ -63,7 +63,7 @@ async def test_mig_invalid_is_told_with_mixed_as_the_way_out() -> None:
     told, examined = [await ask(reported("mig-invalid"), verb) for verb in ("import", "doctor")]
     assert (told.status, examined.status, policies(told.out)) == (FAILED, FAILED, {})
     why = "strategy single needs one and the same MIG profile on every GPU, so the device plugin does not start"
-    way_out = "Set ClusterPolicy mig.strategy to mixed"
+    way_out = "set ClusterPolicy mig.strategy to mixed"
     flat = " ".join(examined.out.split())
     assert all(text in said for text in (why, way_out) for said in (told.out, flat))
     assert not lacks(flat, "ERROR", "ws-1", "nvidia.com/gpu.product", "NVIDIA-A100-PCIE-40GB-MIG-INVALID")

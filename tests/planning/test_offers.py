@@ -19,7 +19,7 @@ from tests.build import (
     make_snapshot,
     make_stack,
 )
-from tests.planning.cases import FULL, SLICED, judged, make_case
+from tests.planning.cases import FULL, MIXED, SLICED, judged, make_case
 from tests.planning.changes import answering, changing
 from tests.seen import Seen, make_map
 from tests.wording import lacks
@@ -33,7 +33,7 @@ from gpusharing.planning.snapshot.actions import EnsureGPUNode, LabelNode
 from gpusharing.planning.snapshot.memory import WITHDRAWN
 from gpusharing.planning.snapshot.nvidia import PlainStackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.stack.effects import find_layouts
+from gpusharing.planning.stack.effects import FREE_STRATEGY, find_layouts
 from gpusharing.planning.stack.nodesymptoms import find_all_misfits, find_node_symptoms
 from gpusharing.planning.stack.offers import find_misfits
 from gpusharing.planning.transition.after import after_pnr
@@ -103,7 +103,7 @@ def test_nothing_is_said_of(name: str) -> None:
 
 MISFITS: dict[str, tuple[tuple[NodeView, ClusterSnapshot], Reason, str, str]] = {
     "GFD's MIG-INVALID": (
-        world(INVALID, {}, None, "single"), Reason.MIG_INVALID, "Set ClusterPolicy mig.strategy to mixed", ""),
+        world(INVALID, {}, None, "single"), Reason.MIG_INVALID, "set ClusterPolicy mig.strategy to mixed", ""),
     "GFD's MIG-INVALID, of which an agent knows more": (
         world(INVALID, {}, (SEVEN, None), "single"), Reason.MIG_INVALID, "one and the same MIG profile on every", ""),
     "an entry with compute instances": (
@@ -210,6 +210,16 @@ def test_mixed_is_the_way_out_of_mig_invalid_unless_it_would_take_devices_from_o
     _, message, command = told(found, served)["MigInvalid"]
     assert "devices would go on gpu-08 (7 nvidia.com/gpu)" in message
     assert command == "kubectl describe node gpu-07"
+
+
+def test_where_a_policy_divides_gpus_both_mentions_of_the_strategy_have_one_command() -> None:
+    node, snapshot = MISFITS["GFD's MIG-INVALID"][0]
+    (found, change), *_ = find_misfits(node, replace(snapshot, policies=(MIXED,)))
+    assert change == FREE_STRATEGY
+    assert not lacks(found.message, "remove ClusterPolicy mig.strategy", "divide all GPUs")
+    whole, rest = MISFITS["whole GPUs that are divided"][0]
+    (found, _), *_ = find_misfits(whole, replace(rest, policies=(MIXED,)))
+    assert "or remove ClusterPolicy mig.strategy" in found.message
 
 
 def test_an_entry_of_the_device_plugin_is_changed_where_that_sets_the_strategy() -> None:

@@ -22,6 +22,7 @@ from gpusharing.planning.gpus.geometry import Layout, generated_layouts
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, ObservedView
 from gpusharing.planning.stack.effects import (
+    FREE_STRATEGY,
     INVALID,
     MIG_MANAGER,
     STRATEGY,
@@ -70,12 +71,13 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
     if labels.get(LABEL_GPU_PRODUCT, "").endswith(INVALID):
         text = (
             f"label {LABEL_GPU_PRODUCT} is {labels[LABEL_GPU_PRODUCT]}: strategy single needs one and the same MIG"
-            " profile on every GPU, so the device plugin does not start, and the node advertises no GPU. Set"
-            f" {_tell_strategy(snapshot)} to mixed, or divide all GPUs of the node alike"
+            " profile on every GPU, so the device plugin does not start, and the node advertises no GPU. Either"
+            f" {_tell_strategy(snapshot)}, or divide all GPUs of the node alike"
         )
         policy = stack.cluster_policy
         fixed = policy is not None and policy.plain is None and policy.mig_strategy == "single"
-        yield Finding(Reason.MIG_INVALID, text), Change(fields=((STRATEGY, "mixed"),)) if fixed else None
+        change = FREE_STRATEGY if _some_policy_divides(snapshot) else Change(fields=((STRATEGY, "mixed"),))
+        yield Finding(Reason.MIG_INVALID, text), change if fixed else None
         return
     if (config is None or config.mig_strategy != "none") and (small := _find_compute_instances(node, snapshot)):
         text = (
@@ -91,8 +93,8 @@ def find_misfits(node: NodeView, snapshot: ClusterSnapshot) -> Iterator[Misfit]:
     if unserved:
         text = (
             f"{unserved}, but its device plugin advertises whole GPUs (migStrategy none), which no policy mode does: a"
-            " pod with such a GPU can use one instance of it. Drain the node, then either switch MIG off or set"
-            f" {_tell_strategy(snapshot)} to mixed"
+            " pod with such a GPU can use one instance of it. Drain the node, then either switch MIG off or"
+            f" {_tell_strategy(snapshot)}"
         )
         yield Finding(Reason.MIG_NOT_SERVED, text), None
     offers = advertised(node)
@@ -113,8 +115,15 @@ def _tell_strategy(snapshot: ClusterSnapshot) -> str:
     policy = snapshot.stack.cluster_policy
     if policy is None or policy.mig_strategy:
         plain = policy is not None and policy.plain is not None
-        return "migStrategy in the values of NVIDIA's device-plugin chart" if plain else f"ClusterPolicy {STRATEGY}"
-    return f"flags.migStrategy of the entry that {LABEL_PLUGIN_CONFIG} names"
+        field = "migStrategy in the values of NVIDIA's device-plugin chart" if plain else f"ClusterPolicy {STRATEGY}"
+        if policy is not None and _some_policy_divides(snapshot):
+            return f"remove {field}, which overrides spec.mig.strategy of every policy"
+        return f"set {field} to mixed"
+    return f"set flags.migStrategy of the entry that {LABEL_PLUGIN_CONFIG} names to mixed"
+
+
+def _some_policy_divides(snapshot: ClusterSnapshot) -> bool:
+    return any(one.spec is not None and one.spec.mig is not None for one in snapshot.policies)
 
 
 def _find_compute_instances(node: NodeView, snapshot: ClusterSnapshot) -> list[str]:
