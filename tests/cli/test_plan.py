@@ -59,7 +59,6 @@ disruption class Reset; 1 node at a time; no time windows; plan HASH
   value of the label (operator In), keep enough of the requested devices on other nodes, or set
   drain.strandedPods to Allow.
 
-Note: the operator writes the configuration first; the first node starts to change 2m later
 This is only a plan. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -196,6 +195,7 @@ async def test_one_node_changes_and_a_plan_writes_nothing(tmp_path: Path) -> Non
     assert told.status == CHANGES
     assert told.out.startswith("Changes: 1 node will change and 0 pods will be evicted.")
     assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out
+    assert "the first node starts to change 2m later" in told.out
 
 
 TWO_PROFILES = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 4}}]}}
@@ -285,6 +285,7 @@ async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> 
     assert told.status == CHANGES
     assert "windows: 2028-02-29T00:00:00Z to 2028-02-29T06:00:00Z" in told.out
     assert "WindowClosed" in told.out
+    assert "the first node starts" not in told.out
 
 
 FORBIDDEN = [

@@ -290,7 +290,8 @@ class Cluster:
         """Return the plan of a leader that has been running for longer than the drift grace.
 
         The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. A leader
-        first writes the configuration and cordons later; the plan is for the time after the write, with a note.
+        first writes the configuration and cordons later; the plan is for the time after the write, with a note if a node
+        starts then.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -315,10 +316,11 @@ class Cluster:
         plan = plan_rollout(snapshot, now)
         wait = timedelta(seconds=snapshot.settings.config_propagation)
         if wanted and (later := configured(snapshot, plan, now - wait)) is not None:
-            notes.append(
-                f"the operator writes the configuration first; the first node starts to change {length(wait)} later"
-            )
             snapshot, plan = later, plan_rollout(later, now)
+            if any(plan.verdicts[node].starts for node in wanted):
+                notes.append(
+                    f"the operator writes the configuration first; the first node starts to change {length(wait)} later"
+                )
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _read_memory(self, now: datetime) -> None:
