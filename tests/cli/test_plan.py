@@ -288,6 +288,28 @@ async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> 
     assert "the first node starts" not in told.out
 
 
+BERLIN = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "Europe/Berlinn"}
+NEVER_OPEN = {
+    "too short": ({"windows": [{"schedule": "0 22 * * *", "duration": "1m"}]}, "WindowTooShort", "lengthen a window"),
+    "a wrong zone": ({"windows": [BERLIN]}, "InvalidWindow", '"Europe/Berlinn"'),
+    "a wrong zone and a large canary": (
+        {"windows": [BERLIN], "canary": {"nodes": 5}}, "InvalidWindow", '"Europe/Berlinn"'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rollout", "reason", "words"), NEVER_OPEN.values(), ids=NEVER_OPEN)
+@virtually
+async def test_windows_that_no_change_can_use_are_not_told_as_none(
+    tmp_path: Path, rollout: JSON, reason: str, words: str
+) -> None:
+    async with operated(2, serving=FULL) as scene:
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED, rollout=rollout)))
+    said = " ".join(told.out.split())
+    assert not lacks(said, f"no window can be used ({reason})", words)
+    assert said.count(words) == 1
+    assert "no time windows" not in said
+
+
 FORBIDDEN = [
     (NODES, "nodes"),
     (CLUSTER_POLICIES, "clusterpolicies"),

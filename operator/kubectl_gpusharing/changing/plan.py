@@ -323,14 +323,18 @@ def _describe(
         text, ink = ("Accepted", Ink.PLAIN) if proposal.accepted else ("Refused", Ink.BAD)
         lines += prose(f"{text}: {proposal.about}", options, hang="  ", ink=ink)
     if proposal.accepted and proposal.steps:
+        closed = proposal.no_window
+        no_window = "no time windows" if closed is None else f"no window can be used ({closed.reason})"
         facts = (
             f"disruption class {proposal.disruption}",
             f"{counted(proposal.at_once, 'node')} at a time",
-            f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows",
+            f"windows: {', '.join(proposal.windows)}" if proposal.windows else no_window,
             tell_courses(proposal.courses, now) if proposal.courses else "",
             proposal.hash and f"plan {proposal.hash}",
         )
         lines += prose("; ".join(filter(None, facts)), options, hang="  ")
+        if closed is not None and all(one.verdict.reason is not closed.reason for one in proposal.steps):
+            lines += prose(f"! {closed.reason}: {closed.message}", options, hang="  ", ink=Ink.WAITING)
     for product, gib in proposal.client_memory.items():
         text = (
             f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory and"

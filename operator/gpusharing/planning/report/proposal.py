@@ -126,6 +126,8 @@ class Proposal:
     windows: tuple[str, ...]
     """The next times at which nodes may start. Empty if they may start at any time, or never."""
     at_once: int
+    no_window: Finding | None = None
+    """Why the windows never let a node start; None if they do, or if there are none."""
     single_keeps_name: bool = False
     """Whether mig.strategy single would suit the layouts and keep the name nvidia.com/gpu that pods request."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
@@ -198,6 +200,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     free = _free_offers(steps, snapshot)
     waits = any(offer.devices.get(name, 0) > 0 for offer in free for name in snapshot.pending)
     targets = {name: target for name, target in plan.targets.items() if name not in stuck}
+    hours = plan.pools[policy.name].hours
     before, after = count_devices(pool.nodes, targets)
     members_ = plan.pools[policy.name].members
     unseen = {
@@ -229,6 +232,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         hash=plan_status.get("hash", "") if policy.uid else "",
         windows=tuple(plan_status.get("windows", ())),
         at_once=plan.pools[policy.name].limit,
+        no_window=hours.closed if not hours.spans else None,
         single_keeps_name=single,
         client_threads=client_threads(replicas) if replicas else 0,
         client_memory=_client_memory(replicas, plan.pools[policy.name].names, snapshot) if replicas else {},
