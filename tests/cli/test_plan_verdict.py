@@ -18,7 +18,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
 from gpusharing.api.names import LABEL_ISOLATION
-from gpusharing.kube.client import GPUNODES, NAMESPACES
+from gpusharing.kube.client import GPUNODES, JSON, NAMESPACES
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.pools.windows import Course
 from kubectl_gpusharing.changing.plan import FAIL_ON, Outcome
@@ -26,6 +26,7 @@ from kubectl_gpusharing.live.files import read_policies
 from kubectl_gpusharing.pools.timeline import tell_courses
 from kubectl_gpusharing.shell.troubles import CHANGES, DONE, FAILED, FAILED_ON, Trouble, worst
 
+SEVEN = {"layouts": [{"profiles": {"1g.10gb": 7}}]}
 CANNOT, UNKNOWN = Outcome.CANNOT, Outcome.UNKNOWN
 
 
@@ -141,6 +142,55 @@ async def test_windows_are_part_of_how_long_the_changes_take(tmp_path: Path) -> 
     assert re.search(r"first change may start in (3h|2h\d\dm), .* \d+[ms]", once["message"])
     assert re.search(r"first change may start in (3h|2h\d\dm), ", " ".join(fits.out.split()))
     assert (never["secondsToStart"], never["secondsAtLeast"], never["windowsAtMost"]) == (None, None, None)
+
+
+HELD: dict[str, tuple[JSON, bool, str, str]] = {
+    "a window": ({"windows": [{"schedule": "0 0 29 2 *", "duration": "6h"}]}, False, "WindowClosed", "may start in"),
+    "windows that are too short": (
+        {"windows": [{"schedule": "0 0 * * *", "duration": "1m"}]}, False, "WindowTooShort",
+        "only after a person has acted"),
+    "a node that a person cordoned": ({"maxUnavailable": 1}, True, "BudgetFull", "only after a person has acted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rollout", "cordons", "reason", "words"), HELD.values(), ids=HELD)
+@virtually
+async def test_what_will_hold_a_node_is_told_the_same_while_its_configuration_is_delivered(
+    tmp_path: Path, rollout: JSON, cordons: bool, reason: str, words: str
+) -> None:
+    async with operated(2, serving=FULL) as scene:
+        await scene.serve(MIXED, rollout=at_once(2))
+        if cordons:
+            scene.cordon("gpu-1")
+        edit = policy({**MIXED, "mig": SEVEN}, rollout=rollout)
+        _, before = await both(scene, "-f", written(tmp_path, edit))
+        scene.e.apply(edit)
+        await scene.reason("gpu-2", "ConfigPropagating")
+        told, verdict = await both(scene)
+        why = await ask(scene.e.cluster, "why", "gpu-2", "-o", "json")
+        text = await ask(scene.e.cluster, "why", "gpu-2")
+        status = await ask(scene.e.cluster, "status", "-o", "json")
+    assert words in verdict["message"]
+    assert (verdict["nodes"], verdict["blocked"]) == (before["nodes"], before["blocked"])
+    assert reason in told.out
+    assert "the first node starts" not in told.out
+    assert f"once the configuration has reached the node, it waits further ({reason}): " in " ".join(text.out.split())
+    assert ("Expected" in text.out) == (why.data["course"]["secondsToStart"] is not None) == (reason == "WindowClosed")
+    assert status.data["pools"][0]["secondsLeft"] is None
+
+
+@virtually
+async def test_the_first_node_starts_when_its_configuration_has_been_delivered(tmp_path: Path) -> None:
+    async with operated(1, serving=FULL) as scene:
+        await scene.serve(MIXED)
+        scene.apply({**MIXED, "mig": SEVEN})
+        await scene.reason("gpu-1", "ConfigPropagating")
+        told, verdict = await both(scene)
+        why = await ask(scene.e.cluster, "why", "gpu-1")
+    assert "waits further" not in why.out
+    assert "Expected: " in why.out
+    assert verdict["nodes"] == 1
+    assert re.search(r"the first node starts to change in (2m|1m\d+s), when it has its configuration", told.out)
 
 
 def test_pools_that_begin_at_different_times_do_not_hide_that_one_fits_no_window() -> None:

@@ -412,6 +412,7 @@ UNFORESEEN: dict[str, JSON] = {
     "a person mends what failed": gpunode("n-1", "Failed", "ActuatorFailed"),
     "a person approves": gpunode("n-1", "Pending", "ApprovalNeeded", waitingFor="Person"),
     "a window opens": gpunode("n-1", "Pending", "WindowClosed", **until(720)),
+    "something else may hold it once it has its configuration": gpunode("n-1", "Pending", "ConfigPropagating"),
     "others have the only slot": gpunode("n-1", "Pending", "BudgetFull", waitingFor="Others"),
     "it takes longer than any before it": gpunode("n-1", "Draining", "PDB", since=ago(11)),
 }

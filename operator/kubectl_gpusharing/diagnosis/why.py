@@ -26,7 +26,7 @@ from gpusharing.planning.report.transition import cordoned_by, transition
 from gpusharing.planning.snapshot.memory import LONGEST, LOOKS
 from gpusharing.planning.snapshot.podviews import PdbView
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.vocabulary.reasons import BY_WORD
+from gpusharing.planning.vocabulary.reasons import BY_WORD, Reason
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.verify import Source
 from kubectl_gpusharing.diagnosis.pod import (
@@ -342,25 +342,39 @@ async def _pod(session: Session, pod: JSON) -> PodAnswer:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    live, missing, queue, courses = None, "", tuple[Step, ...](), tuple[Course, ...]()
+    live, missing, coming, queue, courses = None, "", "", tuple[Step, ...](), tuple[Course, ...]()
     try:
         async with gathered(session) as cluster:
             live = await cluster.decide((), [name])
-            if queue := _find_queue(name, live):
-                courses = await read_courses(session, live, queue[-1].verdict.policy, queue)
+            later = live.delivered()
+            coming = _find_next(name, live, later)
+            if queue := _find_queue(name, later):
+                courses = await read_courses(session, later, queue[-1].verdict.policy, queue)
     except Denied as error:
         missing = f"the right to {tell_rights(error.rights)} would add a plan with its proofs"
     except Trouble as error:
         missing = str(error)
     bare = live is not None and name in live.snapshot.nodes and name not in live.snapshot.gpunodes
     answer = node_answer(name, None if bare else await session.get(GPUNODES, name), live, missing)
-    return replace(answer, courses=courses, before=max(0, len(queue) - 1))
+    notes = (*answer.notes, *filter(None, [coming]))
+    return replace(answer, courses=courses, before=max(0, len(queue) - 1), notes=notes)
+
+
+def _find_next(name: str, live: LivePlan, later: LivePlan) -> str:
+    now, then = live.plan.verdicts.get(name), later.plan.verdicts.get(name)
+    if now is None or then is None or now.reason is not Reason.CONFIG_PROPAGATING:
+        return ""
+    if then.phase not in (Phase.PENDING, Phase.BLOCKED):
+        return ""
+    return f"once the configuration has reached the node, it waits further ({then.reason}): {then.message}"
 
 
 def _find_queue(name: str, live: LivePlan) -> tuple[Step, ...]:
     verdict = live.plan.verdicts.get(name)
     policy = next((one for one in live.snapshot.policies if verdict and one.name == verdict.policy), None)
-    if verdict is None or policy is None or verdict.phase.in_flight or verdict.phase is Phase.SYNCED:
+    if verdict is None or policy is None or verdict.phase is Phase.SYNCED:
+        return ()
+    if verdict.phase.in_flight and not verdict.starts:
         return ()
     steps = tell_proposal(policy, live.plan, live.snapshot, live.now).steps
     going = tuple(step for step in steps if not (step.obstacle or step.doubt))

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -266,6 +266,12 @@ class LivePlan:
     now: datetime
     notes: tuple[str, ...]
 
+    def delivered(self) -> Self:
+        """Return the plan for the time when the configuration has been written and has reached every node."""
+        wait = timedelta(seconds=self.snapshot.settings.config_propagation)
+        later = configured(self.snapshot, self.plan, self.now - wait)
+        return self if later is None else replace(self, snapshot=later, plan=plan_rollout(later, self.now))
+
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
         only = None if nodes is None else frozenset(nodes)
         return tuple(name for name in self.snapshot.simulated if only is None or name in only)
@@ -289,9 +295,8 @@ class Cluster:
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace.
 
-        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. A leader
-        first writes the configuration and cordons later; the plan is for the time after the write, with a note if a node
-        starts then.
+        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. If there are
+        any of these, the plan is that of `LivePlan.delivered`, with a note if a node starts only then.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -314,14 +319,19 @@ class Cluster:
             notes.append(f"{len(wanted)} nodes will change, but only the pods of the first {MAX_LISTED} were counted")
         snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
         plan = plan_rollout(snapshot, now)
-        wait = timedelta(seconds=snapshot.settings.config_propagation)
-        if wanted and (later := configured(snapshot, plan, now - wait)) is not None:
-            snapshot, plan = later, plan_rollout(later, now)
-            if any(plan.verdicts[node].starts for node in wanted):
-                notes.append(
-                    f"the operator writes the configuration first; the first node starts to change {length(wait)} later"
-                )
-        return LivePlan(plan, snapshot, now, tuple(notes))
+        live = LivePlan(plan, snapshot, now, tuple(notes))
+        later = live.delivered() if wanted else live
+        known = [node for node in wanted if node in plan.verdicts]  # the others have been deleted meanwhile
+        first = [plan.verdicts[node] for node in known if later.plan.verdicts[node].starts]
+        if not first or any(verdict.starts for verdict in first):
+            return later
+        ends = [verdict.deadline for verdict in first if verdict.deadline is not None]
+        if ends:
+            note = f"the first node starts to change in {length(min(ends) - now)}, when it has its configuration"
+        else:
+            wait = length(timedelta(seconds=snapshot.settings.config_propagation))
+            note = f"the operator writes the configuration first; the first node starts to change {wait} later"
+        return replace(later, notes=(*notes, note))
 
     async def _read_memory(self, now: datetime) -> None:
         """Recall what the operator remembers and shows: budgets that its evictions use up, and calls that fail."""

@@ -146,7 +146,7 @@ def find_estimate(pool: PoolStatus, now: datetime) -> tuple[timedelta | None, st
     open_ended = any(
         node.state in (State.BLOCKED, State.FAILED)
         or node.waiting_for == WaitingFor.PERSON
-        or node.reason in ("WindowClosed", "CanarySoak")
+        or node.reason in ("WindowClosed", "CanarySoak", "ConfigPropagating")  # the last one hides the others
         for node in left
     )
     if not left or pool.paused or open_ended:

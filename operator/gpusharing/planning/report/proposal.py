@@ -162,10 +162,12 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return the snapshot as if the plan's ConfigMaps were written at `since`, or None if the plan writes none."""
+    """Return the snapshot as if all that the plan needs in our ConfigMaps was written by `since`, or None if it was."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
-        return None
+        written = {name: min(moment, since) for name, moment in snapshot.stack.written.items()}
+        same = written == snapshot.stack.written
+        return None if same else replace(snapshot, stack=replace(snapshot.stack, written=written))
     entries = (*change.plugin_configs, *migfile.parse(change.mig_file))
     stack = replace(
         snapshot.stack,
