@@ -1,5 +1,6 @@
 """`why` on a SIMULATED cluster with the shipped operator beside it (kubectl_gpusharing/diagnosis/why.py, kubectl_gpusharing/diagnosis/pod.py, report/proposal.py)."""
 
+import asyncio
 import re
 from datetime import UTC, timedelta
 from importlib.metadata import version
@@ -15,7 +16,17 @@ from tests.embedded.scene import FULL, MIXED, at_once, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
-from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, NODES, PODS, POLICIES, REPLICA_SETS
+from gpusharing.kube.client import (
+    DAEMON_SETS,
+    DEPLOYMENTS,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+    REPLICA_SETS,
+    ApiRequest,
+    PassingClient,
+)
 from gpusharing.kube.errors import Forbidden
 from kubectl_gpusharing.diagnosis.why import NodeAnswer, _next_look
 from kubectl_gpusharing.live.cluster import OPERATOR
@@ -347,6 +358,22 @@ async def test_waiting_and_work_are_told_apart_as_in_plan() -> None:
     assert data["secondsToStart"] < data["secondsAtLeast"] <= data["secondsAtMost"] < data["secondsToStart"] + 1800
     assert data["secondsAtMost"] == pytest.approx(planned["secondsAtMost"], abs=4)
     assert set(held.data["course"].values()) == {None}
+
+
+class Slow(PassingClient):
+    async def call(self, request: ApiRequest) -> JSON:
+        await asyncio.sleep(0.1)
+        return await self.client.call(request)
+
+
+@virtually
+async def test_a_node_that_may_start_waits_for_no_minute_while_the_cluster_is_read() -> None:
+    async with operated(1, serving=FULL) as scene:
+        await scene.serve(MIXED)
+        scene.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.10gb": 7}}]}})
+        await scene.reason("gpu-1", "ConfigPropagating")
+        told = await ask(scene.e.cluster, "why", "gpu-1", client=Slow(scene.e.cluster.client(ME)))
+    assert "Expected: this takes about" in told.out
 
 
 @virtually

@@ -240,11 +240,12 @@ async def explain(session: Session, typed: Arguments) -> tuple[Explanation, str]
             kind = POLICIES
         else:
             also = f"policy {name} has the same name; to explain it: kubectl gpusharing why gsp/{name}"
-    now, named = session.now(), object_name(kind, name)
+    named = object_name(kind, name)
     if kind is POLICIES:
         policies, nodes = await session.lists(POLICIES, GPUNODES)
         pool = find_pool(read_pools(policies, map(read_node, nodes))[0], name, session.where)
         worst = await _node(session, pool.changing[0].name) if pool.changing else None
+        now = session.now()
         return (
             PoolExplanationData,
             lambda: {**pool_data(pool, now), "worst": worst.as_data(now) if worst else None},
@@ -254,6 +255,7 @@ async def explain(session: Session, typed: Arguments) -> tuple[Explanation, str]
         ), named
     if kind is NODES:
         answer = await _node(session, name)
+        now = session.now()
         answer = replace(answer, notes=(*answer.notes, *filter(None, [also])))
         return (NodeExplanationData, partial(answer.as_data, now), partial(describe_node, answer, now)), named
     explained, workload = await _explain_pod(session, kind, name, namespace)
