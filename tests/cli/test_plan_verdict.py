@@ -17,7 +17,7 @@ from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, ope
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.wording import lacks
 
-from gpusharing.api.names import LABEL_ISOLATION
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_SKIP
 from gpusharing.kube.client import GPUNODES, JSON, NAMESPACES
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.pools.windows import Course
@@ -71,6 +71,29 @@ async def test_a_node_that_only_a_person_can_free_is_counted_apart(tmp_path: Pat
     assert not lacks(verdict["message"], "1 node", "person", "0 pods")
     assert "Blocked: gpu-1 (AlreadyCordoned)" in verdict["message"]
     assert (verdict["nodes"], verdict["blocked"]) == (1, ["gpu-1"])
+
+
+@virtually
+async def test_where_every_node_waits_for_a_person_none_changes_now_and_each_has_its_command() -> None:
+    async with operated(2, serving=FULL) as scene:
+        scene.e.software.inject("gpu-1", "failed")
+        scene.person("gpu-2", {"metadata": {"labels": {LABEL_SKIP: "true"}}})
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Failed")
+        told, verdict = await both(scene)
+    assert (told.status, verdict["nodes"]) == (CHANGES, 0)
+    assert verdict["message"].startswith("Changes: No node will change now. Blocked: ")
+    commands = [f"kubectl annotate gpunode {name} --overwrite gpusharing.dev/" for name in ("gpu-1", "gpu-2")]
+    assert not lacks(" ".join(told.out.split()), f"{commands[0]}retry=again", f"{commands[1]}skip=false")
+
+
+@virtually
+async def test_a_pod_on_a_blocked_node_fails_in_ci_although_it_is_not_counted(tmp_path: Path) -> None:
+    async with operated(1, workloads=[SimWorkload("llm", 1)], serving=FULL) as scene:
+        await scene.running("llm", 1)
+        scene.cordon("gpu-1")
+        told, verdict = await both(scene, "--fail-on", "evictions", "-f", written(tmp_path, policy(MIXED)))
+    assert (told.status, verdict["failedOn"], verdict["pods"]) == (FAILED_ON, ["evictions"], 0)
 
 
 @virtually

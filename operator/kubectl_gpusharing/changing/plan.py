@@ -376,7 +376,8 @@ def _describe(
         nodes_are = counted(len(adopted), "node is", "nodes are")
         text = f"{nodes_are} already up to date and will not change: {named}"
         lines += prose(text, options, hang="  ", ink=Ink.GOOD)
-    blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
+    stays = (Phase.BLOCKED, Phase.FAILED, Phase.SKIPPED)
+    blocked = [step.verdict for step in proposal.steps if step.verdict.phase in stays]
     # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if options.wide else 5]:
