@@ -54,7 +54,10 @@ class Configured:
         if not policy.plugin_config:
             return ""
         label = self.node.labels.get(LABEL_PLUGIN_CONFIG)
-        return choose_key(label, tuple(self._files()), policy.plugin_default)
+        keys = tuple(self._files())
+        key = choose_key(label, keys, policy.plugin_default)
+        falls_back = key is None and self.cluster.settings.falls_back
+        return choose_key(None, keys, policy.plugin_default) if falls_back else key
 
     def config(self, key: str) -> SimPluginConfig:
         """Return the parsed configuration of this key; an empty key stands for the built-in one."""

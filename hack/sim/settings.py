@@ -63,6 +63,9 @@ class SimSettings:
     plugin: PluginVersion = "0.20.0"
     """The version of device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6).
     With 0.19.3 the GPU Operator's MPS daemon gets no configuration (b.5)."""
+    falls_back: bool = False
+    """Whether a label that names a missing key makes config-manager take its fallback, as from plugin 0.18.2 on, and
+    not keep the last key (b.4). Its CrashLoopBackOff is not simulated then: it sees the next label at once."""
     mps_signals: str = "mps-control-daemon"
     """The process that config-manager looks for in the GPU Operator's MPS DaemonSet. Releases up to v26.7 have
     `/usr/bin/mps-control-daemon`, and their daemon gets no configuration; the default is that of a later one (b.5)."""

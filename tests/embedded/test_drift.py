@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene
+from tests.embedded.scene import FULL, MIXED, MODES, SLICED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_configuration import SPACE
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -88,6 +89,51 @@ async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() ->
     async with open_scene(*nodes(1), serving=FULL) as scene:
         await scene.serve(MIXED, drain={"timeout": "4s"})
         assert scene.events()["ChangeGivenUp"] == 0
+
+
+UNKNOWN: JSON = {"metadata": {"labels": {names.LABEL_PLUGIN_CONFIG: "bogus"}}}
+"""A person's typing error."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@virtually
+async def test_a_label_that_names_no_entry_costs_nobody_anything_where_the_plugin_keeps_its_own(mode: str) -> None:
+    serves = () if "MIG" in mode else (SimWorkload("serve", 2),)
+    async with open_scene(*nodes(1), workloads=serves, serving=MODES[mode]) as scene:
+        await asyncio.sleep(100)
+        mark = scene.mark()
+        scene.person("gpu-1", UNKNOWN)
+        await scene.fenced("gpu-1", "actuating", seconds=90)
+        await scene.ready(seconds=60)
+        assert_as_wanted(scene, MODES[mode], "gpu-1")
+        assert not scene.writes(mark, "pods")
+        assert not any("unschedulable" in str(write) for write in scene.node_writes(mark))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@virtually
+async def test_a_node_whose_plugin_fell_back_over_a_label_that_names_no_entry_is_brought_back(mode: str) -> None:
+    async with open_scene(*nodes(1), serving=MODES[mode], sim={"falls_back": True}) as scene:
+        scene.person("gpu-1", UNKNOWN)
+        await scene.fenced("gpu-1", "actuating", seconds=200)
+        await scene.ready(seconds=200)
+        assert_as_wanted(scene, MODES[mode], "gpu-1")
+
+
+@pytest.mark.parametrize("falls_back", [False, True], ids=["keeps its own", "falls back"])
+@pytest.mark.parametrize("mode", ["TimeSlicing", "MPS", "MIG mixed"])
+@virtually
+async def test_a_label_that_names_no_entry_for_a_moment_in_mid_change_delays_nobody(
+    mode: str, falls_back: bool
+) -> None:
+    for delay in (1, 6, 11):
+        async with open_scene(*nodes(1), serving=FULL, sim={"falls_back": falls_back}) as scene:
+            scene.apply(MODES[mode])
+            await scene.fenced("gpu-1", "actuating", seconds=900)
+            await asyncio.sleep(delay)
+            scene.person("gpu-1", UNKNOWN)
+            await scene.ready(seconds=300)
+            assert_as_wanted(scene, MODES[mode], "gpu-1")
 
 
 FOUR = "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 4}]}}\n"

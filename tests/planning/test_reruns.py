@@ -14,6 +14,7 @@ from tests.planning.cases import (
     MPS,
     SINGLE,
     SLICED,
+    assessed_of,
     copy_of,
     edited,
     make_case,
@@ -187,12 +188,52 @@ def test_the_mps_daemon_of_nvidias_chart_is_never_restarted(plain: PlainStackVie
     """Its pod has the labels of the device plugin's, which the operator may not delete."""
     daemon = copy_of(MPS).machines["gpu-07"].mps_daemon
     assert daemon is not None
-    stack = make_stack(MPS, cluster_policy=replace(make_cluster_policy(), plain=plain))
+    stack = make_stack(MPS, SLICED, cluster_policy=replace(make_cluster_policy(), plain=plain))
     exclusive = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
-    case = make_case(MPS, was=MPS, mps_daemon=daemon, stack=stack, labels={PLUGIN: "gone"}, gpunode=exclusive)
+    case = make_case(
+        MPS, was=MPS, mps_daemon=daemon, stack=stack, labels={PLUGIN: pair_of(SLICED)[1]}, gpunode=exclusive
+    )
     assert isinstance(case.assessment, Assessed)
     written, _ = LABELS.write(case, fence_to(MPS), case.assessment.target, None, False)
     assert written.daemon_uid == ("" if plain else daemon.uid)
+
+
+# --- a label that leads to no entry --------------------------------------------------------------------------------
+
+
+def test_after_a_label_that_leads_to_no_entry_gfd_need_not_have_started_anew() -> None:
+    """Up to 0.18.1 the plugin and GFD never left the entry that is wanted, and so do not restart."""
+    stack = make_stack(SLICED, MPS)
+    for label, demanded in (("gone", False), (pair_of(MPS)[1], True)):
+        case = make_case(SLICED, was=SLICED, labels={PLUGIN: label}, stack=stack)
+        target, shown = assessed_of(case).target, case.node.labels[names.LABEL_GFD_TIMESTAMP]
+        written, labels = LABELS.write(case, fence_to(SLICED), target, None, False)
+        assert (written.gfd_timestamp, labels) == (shown if demanded else "", {PLUGIN: target.plugin_key})
+        begun = fence_to(SLICED, gfd_timestamp="1")
+        again, _ = LABELS.write(case, begun, target, None, True)
+        lost = LABELS.find_lost(case, begun)
+        assert lost is not None
+        assert [again.gfd_timestamp, lost[0].gfd_timestamp] == [shown if demanded else "1"] * 2
+
+
+FALLEN_BACK: dict[str, dict[str, Any]] = {
+    "the plugin": {"node": {"resources": {"nvidia.com/gpu": 1}}},
+    "GFD": {"labels": {PLUGIN: "gone", names.LABEL_MPS_CAPABLE: "false"}},
+    "the MPS daemon": {"gpunode": answering(was=MPS, gpus=(make_gpu(),))},
+}
+
+
+@pytest.mark.parametrize("known", [{}, *FALLEN_BACK.values()], ids=["nobody", *FALLEN_BACK])
+def test_the_mps_daemon_restarts_after_a_label_that_leads_to_no_entry_if_something_fell_back(
+    known: dict[str, Any],
+) -> None:
+    daemon = copy_of(MPS).machines["gpu-07"].mps_daemon
+    case = make_case(MPS, was=MPS, mps_daemon=daemon, **{"labels": {PLUGIN: "gone"}, **known})
+    assessed = assessed_of(case)
+    assert assessed.disruption is (DisruptionClass.GPU_PODS if known else DisruptionClass.PLUGIN_RESTART)
+    written, _ = LABELS.write(case, fence_to(MPS), assessed.target, None, False)
+    exclusive = any(gpu.compute_mode != "Default" for gpu in assessed.observed.gpus)
+    assert written.daemon_uid == (daemon.uid if daemon and known and exclusive else "")
 
 
 @pytest.mark.parametrize("operand", [replace(make_operand(), deleting=True)])

@@ -114,6 +114,15 @@ async def test_an_unknown_key_leaves_a_running_plugin_alone() -> None:
         assert "nvidia.com/gpu.product" in stage.labels()
 
 
+async def test_from_0_18_2_on_an_unknown_key_makes_a_running_plugin_and_a_new_one_fall_back() -> None:
+    settings = SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True, falls_back=True)
+    async with started(settings=settings) as stage:
+        stage.patch(labels={PLUGIN_CONFIG: "ts4"})
+        await stage.until(lambda: stage.offered() == {GPU: "8"} and stage.labels()["nvidia.com/gpu.replicas"] == "4")
+        stage.patch(labels={PLUGIN_CONFIG: "nowhere"})
+        await stage.until(lambda: stage.offered() == {GPU: "2"} and stage.labels()["nvidia.com/gpu.replicas"] == "1")
+
+
 async def test_an_unknown_key_at_a_pod_start_takes_resources_and_labels_away() -> None:
     async with started() as stage:
         stage.patch(labels={PLUGIN_CONFIG: "nowhere", MIG_CONFIG: "all-1g.10gb", STATE: None})

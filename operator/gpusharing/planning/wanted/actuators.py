@@ -30,10 +30,12 @@ from gpusharing.planning.wanted.verify import (
     find_entry,
     find_slice_mismatch,
     is_told_mps,
+    is_unknown,
     label_checks,
     mig_checks,
     name_gpus,
     needs_two_steps,
+    only_name_differs,
     paused_operands,
     reset_command,
     tell_guest_reset,
@@ -201,9 +203,10 @@ class Actuator:
         if not same and goal.mode is Mode.MPS and observed is not None and daemon is not None and not plain:
             # Unless it restarts, the daemon keeps its old number of clients, because config-manager does not find its
             # process (docs/design/nvidia.md#b5).
-            daemon_uid = daemon.uid if uses_mps(node, observed, stack) else ""
+            keeps = only_name_differs(Comparison(node, observed, goal, stack))
+            daemon_uid = daemon.uid if uses_mps(node, observed, stack) and not keeps else ""
         gfd_timestamp = labels.get(names.LABEL_GFD_TIMESTAMP, "")
-        if same:
+        if same or is_unknown(key, stack):  # GFD may have loaded the goal's entry before, and then does not restart
             gfd_timestamp = fence.gfd_timestamp if again else ""
         fence = replace(fence, restart_uid=restart_uid, daemon_uid=daemon_uid, gfd_timestamp=gfd_timestamp)
         return fence, changed
@@ -268,7 +271,8 @@ class Actuator:
         labels, due = case.node.labels, fence.target_plugin_config
         if (present := labels.get(names.LABEL_PLUGIN_CONFIG, "")) == due:
             return None
-        if find_entry(present, case.stack) != find_entry(due, case.stack):  # the plugin and GFD start once more
+        same = find_entry(present, case.stack) == find_entry(due, case.stack)
+        if not same and not is_unknown(present, case.stack):  # the plugin and GFD start once more
             fence = replace(fence, gfd_timestamp=labels.get(names.LABEL_GFD_TIMESTAMP, ""))
         return fence, {names.LABEL_PLUGIN_CONFIG: due or None}
 

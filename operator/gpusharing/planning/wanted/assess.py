@@ -26,6 +26,7 @@ from gpusharing.planning.wanted.verify import (
     find_mismatch,
     name_gpus,
     needs_two_steps,
+    only_name_differs,
     paused_operands,
     served,
 )
@@ -178,7 +179,7 @@ def find_disruption(compared: Comparison, mismatch: Finding | None) -> Disruptio
     if stack.by_dra or not _serves_already(compared):
         return DisruptionClass.GPU_PODS
     if Mark.ENDS_MPS in mismatch.reason.marks and (target.mode is Mode.MPS or compared.uses_mps):
-        return DisruptionClass.GPU_PODS
+        return DisruptionClass.PLUGIN_RESTART if only_name_differs(compared) else DisruptionClass.GPU_PODS
     return DisruptionClass.PLUGIN_RESTART
 
 

@@ -385,6 +385,21 @@ def find_entry(label: str, stack: StackView) -> str:
     return label or default_entry(stack)
 
 
+def is_unknown(label: str, stack: StackView) -> bool:
+    """Whether the label leads to no entry. Up to 0.18.1 the plugin and GFD keep theirs, later they fall back (b.4)."""
+    entry = find_entry(label, stack)
+    return bool(entry) and entry not in stack.plugin_configs
+
+
+def only_name_differs(compared: Comparison) -> bool:
+    """Whether the node is as wanted except that its label leads to no entry, so that nothing has to restart."""
+    node, label = compared.node, names.LABEL_PLUGIN_CONFIG
+    if not is_unknown(node.labels.get(label, ""), compared.stack):
+        return False
+    renamed = replace(node, labels={**node.labels, label: compared.target.plugin_key})
+    return find_mismatch(replace(compared, node=renamed), label_checks) is None
+
+
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
