@@ -137,20 +137,24 @@ async def test_an_older_policy_of_equal_priority_does_not_take_a_node_from_one_t
         assert_as_wanted(scene, SLICED, "gpu-1", owner="younger")
 
 
+@pytest.mark.parametrize("aside", [None, "q"], ids=["nobody's", "another policy's"])
 @virtually
-async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_wait_and_not_one_per_pass() -> None:
+async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_wait_and_not_one_per_pass(
+    aside: str | None,
+) -> None:
     """A tool labels nodes by what it sees on them; the API server cannot refuse a selector on such a label."""
-    async with open_scene(*nodes(1), serving=FULL) as scene:
+    async with open_scene(node("gpu-1"), node("gpu-9", pool="q"), serving=FULL) as scene:
+        await scene.serve(SLICED, "pool-q", "q")
         fences = 0
 
         def tool() -> bool:
             nonlocal fences
             fenced = scene.fence("gpu-1") is not None
             pool = scene.labels("gpu-1").get(LABEL_POOL)
-            if fenced and pool:
+            if fenced and pool == "b":
                 fences += 1
-                scene.person("gpu-1", {"metadata": {"labels": {LABEL_POOL: None}}})
-            elif not fenced and not pool:
+                scene.person("gpu-1", {"metadata": {"labels": {LABEL_POOL: aside}}})
+            elif not fenced and pool != "b":
                 relabel(scene, "gpu-1", "b")
             return False
 

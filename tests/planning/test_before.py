@@ -296,7 +296,7 @@ GIVEN_UP: dict[str, tuple[NodeCase, Reason, bool, bool]] = {
         fenced(make_policy(rollout={"paused": True, "whenPaused": "Abort"})), Reason.PAUSED, True, False),
     "the policy was edited, and its new plan needs an approval": (
         fenced(make_policy(generation=2, rollout={"approval": "Manual"})), Reason.APPROVAL_NEEDED, True, False),
-    "another policy owns the node now": (fenced(owner="other"), Reason.SUPERSEDED, True, False),
+    "another policy owns the node now": (fenced(owner="other"), Reason.SUPERSEDED, True, True),
     "nobody owns the node any more": (fenced(owner=""), Reason.SUPERSEDED, True, True),
     "the policy is not accepted any more": (
         fenced(stack=make_stack(MIXED, gpu_cluster=True)), Reason.UNSUPPORTED_STACK, True, True),

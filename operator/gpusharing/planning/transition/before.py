@@ -150,7 +150,7 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         yield Reason.ABORT_REQUESTED, message, True
     if case.owner_name != fence.policy:
         message = f"policy {fence.policy} no longer owns the node; the node is being restored"
-        yield Reason.SUPERSEDED, message, not case.owner_name  # a label may come and go with the fence
+        yield Reason.SUPERSEDED, message, True  # a label may come and go with the fence; another owner need not wait
     if (objection := case.objection) is not None and Mark.MOMENTARY not in objection.reason.marks:
         yield Reason.NOT_ACCEPTED, objection, True
     if assessed is not None and assessed.mismatch is None:
