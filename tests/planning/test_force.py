@@ -234,9 +234,9 @@ def test_a_budget_keeps_no_node_from_starting_whose_pods_may_be_deleted_in_the_e
 
 def test_without_the_right_or_with_a_grace_period_that_is_too_long_it_does() -> None:
     assert foreseen(A, FULL_BUDGET, forces=False) == ["PDB"]
-    assert foreseen(replace(A, grace=890), FULL_BUDGET) == ["GraceTooLong", "PDB"]
+    assert foreseen(replace(A, grace=890), FULL_BUDGET) == ["PDB", "GraceTooLong"]
     assert foreseen(replace(A, grace=889), FULL_BUDGET) == []
-    assert foreseen(A, FULL_BUDGET, timeout="40s") == ["GraceTooLong", "PDB"]
+    assert foreseen(A, FULL_BUDGET, timeout="40s") == ["PDB", "GraceTooLong"]
     assert foreseen(A, FULL_BUDGET, timeout="41s") == []
     short = Drain.model_validate({**FORCED, "timeout": "38s"})
     found = find_standings(

@@ -67,8 +67,8 @@ def test_a_transition_tells_everything_about_the_change_in_flight() -> None:
         "culprit": "team-a/notebook +2",
         "cordonedBy": "Operator",
         "blockers": [
-            f"PDB team-b/ranker: Pods team-b/ranker-0, team-b/ranker-1. 0 of 2 may go. Remedy: {Reason.PDB.remedy}",
             f"Unmanaged: Pod team-a/notebook. Remedy: {Reason.UNMANAGED.remedy}",
+            f"PDB team-b/ranker: Pods team-b/ranker-0, team-b/ranker-1. 0 of 2 may go. Remedy: {Reason.PDB.remedy}",
         ],
         "history": ["2026-11-20T10:00:00Z Draining PodsLeaving"],
     }
