@@ -139,7 +139,16 @@ LAST: dict[str, tuple[JSON, bool]] = {
     "kubectl apply": ({"annotations": {LAST_APPLIED: json.dumps({"spec": BEFORE})}}, True),
     "server-side apply": ({"managedFields": [{"manager": "flux", "operation": "Apply", "fieldsV1": OWNED}]}, True),
     "kubectl edit": ({"managedFields": [{"manager": "k", "operation": "Update", "fieldsV1": OWNED}]}, False),
+    "server-side apply, after kubectl apply": (
+        {"annotations": {LAST_APPLIED: "{}"}, "managedFields": [{"operation": "Apply", "fieldsV1": OWNED}]},
+        True,
+    ),
+    "server-side apply of somebody else": (
+        {"managedFields": [{"operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:order": {}}}}}]},
+        False,
+    ),
     "an annotation that is damaged": ({"annotations": {LAST_APPLIED: "{"}}, False),
+    "an annotation of brackets": ({"annotations": {LAST_APPLIED: "[" * 100_000}}, False),
     "nobody": ({}, False),
 }
 

@@ -3,12 +3,11 @@
 Each node has one LIST, made as often as its drain needs it.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
 
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, PDBS, PODS, RESOURCE_CLAIMS, KubeClient, Resource
@@ -86,9 +85,6 @@ class Budgets:
             self._valid, self._error, self._waits_since = BUDGETS_VALID, "", None
 
 
-Key = TypeVar("Key")
-Answer = TypeVar("Answer")
-
 OWNER_VALID = timedelta(seconds=30)
 """How long a DaemonSet is not read again after it was read. A namespace is read anew with each LIST, as its pods are."""
 
@@ -100,8 +96,6 @@ class PodLookups:
     client: KubeClient
     owners: dict[tuple[str, str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
     """DaemonSets by namespace, name and UID: when each was read, and whether it existed (None: unreadable)."""
-    namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
-    """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
@@ -114,8 +108,7 @@ class PodLookups:
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         # All pods of such a namespace get its labels, because a rank without a GPU is judged with its gang (T13).
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
-        read = {name: partial(self._labels, name) for name in wanted}
-        labels = {name: await _ask(self.namespaces, name, now, one, timedelta()) for name, one in read.items()}
+        labels = {name: await self._labels(name) for name in wanted}
         if labels:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
@@ -137,8 +130,12 @@ class PodLookups:
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
         key = pod.namespace, owner.name, owner.uid
-        exists = await _ask(self.owners, key, now, partial(self._exists, *key), OWNER_VALID)
-        return replace(pod, owner=replace(owner, exists=exists))
+        if key not in self.owners or now - self.owners[key][0] > OWNER_VALID:
+            exists = await self._exists(*key)
+            for old in [old for old, (read_at, _) in self.owners.items() if now - read_at > OWNER_VALID]:
+                del self.owners[old]
+            self.owners[key] = now, exists
+        return replace(pod, owner=replace(owner, exists=self.owners[key][1]))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
         raw = await self._get(NAMESPACES, namespace, None)
@@ -159,21 +156,6 @@ class PodLookups:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):
             return None
-
-
-async def _ask(
-    known: dict[Key, tuple[datetime, Answer]],
-    key: Key,
-    now: datetime,
-    read: Callable[[], Awaitable[Answer]],
-    valid: timedelta,
-) -> Answer:
-    if key not in known or now - known[key][0] > valid:
-        answer = await read()
-        for old in [old for old, (read_at, _) in known.items() if now - read_at > valid]:
-            del known[old]
-        known[key] = now, answer
-    return known[key][1]
 
 
 @dataclass(slots=True)

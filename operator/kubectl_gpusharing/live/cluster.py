@@ -5,10 +5,9 @@ client that raises an error for every write (`Onlooker`).
 """
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self, TypeVar
@@ -38,7 +37,7 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.lease import host_of
 from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.ownversion import own_version
-from gpusharing.kube.raw import entries, part, section, text, texts, whole
+from gpusharing.kube.raw import entries, from_json, part, section, text, texts, whole
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.drain.evictions import with_evicted
@@ -121,15 +120,12 @@ def _merge(last: object, proposed: object, live: object) -> Any:
 
 
 def _last_applied(live: JSON) -> JSON:
-    if written := texts(section(live, "metadata", "annotations")).get(LAST_APPLIED):
-        with suppress(ValueError):
-            return section(json.loads(written))
-    # Server-side apply leaves the names of its fields: {"f:spec": {"f:drain": {"f:timeout": {}}}}
-    last = JSON()
+    # Server-side apply leaves the names of its fields: {"f:spec": {"f:drain": {"f:timeout": {}}}}. Every file has a mode.
     for manager in entries(live, "metadata", "managedFields"):
-        if text(manager, "operation") == "Apply":
-            last = _merge({}, _fields(section(manager, "fieldsV1")), last)
-    return last
+        owned = section(manager, "fieldsV1")
+        if text(manager, "operation") == "Apply" and part(owned, "f:spec", "f:mode") is not None:
+            return _fields(owned)
+    return section(from_json(texts(section(live, "metadata", "annotations")).get(LAST_APPLIED, "")))
 
 
 def _fields(owned: JSON) -> JSON:

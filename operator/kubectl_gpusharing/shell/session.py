@@ -190,8 +190,8 @@ def read_names(words: Sequence[str], taken: str) -> tuple[str, ...]:
         for word in words:
             kind, slash, name = word.rpartition("/")
             if slash and (not name or find_kind(kind) not in kinds_of[taken]):
-                what = taken.lower().replace("|", " or ")
-                raise Trouble(f"{word} is no {what}: write its name, such as {name or 'gpu-07'}")
+                valid = " or ".join("gsp/pool-a" if one is kinds.POLICIES else "node/gpu-07" for one in kinds_of[taken])
+                raise Trouble(f"{word} is no {taken}: write its name, with or without its kind, such as {valid}")
         words = [word.rpartition("/")[2] for word in words]
     return tuple(dict.fromkeys(words))
 
