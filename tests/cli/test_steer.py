@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+from dataclasses import fields
 
 import pytest
 from hack.sim.fakefaults import EVER
@@ -266,6 +267,19 @@ def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: st
     else:
         with pytest.raises(Trouble, match="there is nothing to retry on gpu-1"):
             find_change(Arguments(verb="retry"), node, status, NOW)
+
+
+@pytest.mark.parametrize("drain", ["", *names.RETRIES_THAT_EMPTY])
+def test_a_retry_says_what_it_drains_in_its_value(drain: str) -> None:
+    status = [read_node(gpunode("gpu-1", "Failed", "WiderDrainNeeded"))]
+    change = find_change(Arguments(verb="retry", drain=drain), {"metadata": {"name": "gpu-1"}}, status, NOW)
+    value = change.body["metadata"]["annotations"][names.ANNOTATION_RETRY]
+    assert value.partition(".")[0] == (drain or f"{NOW:%Y%m%dT%H%M%SZ}")
+
+
+def test_the_flag_offers_each_retry_that_drains_more() -> None:
+    (drain,) = (one for one in fields(Arguments) if one.name == "drain")
+    assert drain.metadata["options"]["choices"] == (*names.RETRIES_THAT_EMPTY,)
 
 
 def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 from tests.build import H100, make_policy
 from tests.planning import podkinds, rules
@@ -59,6 +59,10 @@ class GpuMachine(NodeMachine):
     unnamed: set[str] = field(default_factory=set)
     elsewhere: dict[str, int] = field(default_factory=dict)
     """The GPU that a pod uses without having asked for it, by UID."""
+    misread: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """By GPU, what NVML says of it at present that is not so, as fields of its view."""
+    late: bool = False
+    """The agent does not get to report at present."""
 
     def _end_run(self, stack: StackView) -> Labels:
         temper = self.temper
@@ -86,6 +90,8 @@ class GpuMachine(NodeMachine):
 
     def agent(self, gpunode: GPUNodeView, pods: int, allocated: Mapping[str, int]) -> GPUNodeView:
         """As the others, with who holds what if the request asks for that, also while NVML is closed."""
+        if self.late:
+            return gpunode
         after = super().agent(gpunode, 0, allocated)
         if (seen := after.observed) is None:
             return after
@@ -100,6 +106,7 @@ class GpuMachine(NodeMachine):
         gpus, keys = seen.gpus, seen.devices
         if seen != gpunode.observed:  # NVML was read
             gpus = tuple(replace(gpu, processes=("python",) if gpu.index in busy else gpu.processes) for gpu in gpus)
+            gpus = tuple(replace(gpu, **self.misread.get(gpu.index, {})) for gpu in gpus)
             keys = tuple(f"GPU-{index}-{made}" for index, made in enumerate(self.made))
         told = replace(seen, gpus=gpus, holders=holders, devices=keys)
         return gpunode if told == gpunode.observed else replace(after, observed=told)
@@ -128,6 +135,7 @@ class GpuWorld(World):
                 names_of=dict(machine.names_of),
                 unnamed=set(machine.unnamed),
                 elsewhere=dict(machine.elsewhere),
+                misread=dict(machine.misread),
             )
         twin.stood = dict(self.stood)
         return twin

@@ -53,10 +53,12 @@ def check(world: "World", action: Action) -> None:
             _fence(world, action)
         case Actuate():
             _fresh(world, action.node)
+            _widened_by_a_person(world, action)
             _point_of_no_return(world, action)
         case UpdateFence():
             _fresh(world, action.node)
             hold(action.node.fence is not None, "a fence is updated that is not there")
+            _widened_by_a_person(world, action)
         case Release():
             _fresh(world, action.node)
             _release(world, action)
@@ -147,6 +149,26 @@ def _fence(world: "World", action: FenceNode) -> None:
     hold(action.cordon == (drains and not fence.tainted), "cordon and class disagree")
     hold(not fence.tainted or (drains and world.stack.dra.taints_work), "a rule that was not shown to work")
     hold(policy.finalizer, "a node in flight without a finalizer on its policy")
+
+
+def _widened_by_a_person(world: "World", action: Actuate | UpdateFence) -> None:
+    """What must be gone is written with the fence, and only an edit or a retry that says so adds to it."""
+    node, before, after = action.node, action.node.fence, action.fence
+    if before is None or before.covers(after.disruption, after.gpus):
+        return
+    named = names.RETRIES_THAT_EMPTY.get(node.retry.partition(".")[0])
+    if node.retry != before.retry and named is not None:
+        return
+    policy = next((policy for policy in world.policies if policy.name == before.policy), None)
+    owner = next((policy for policy in world.policies if policy.name == after.policy), policy)
+    edited = owner is not None and owner.version != before.version
+    hold(
+        edited,
+        f"(x) {before.disruption} {before.gpus} becomes {after.disruption} {after.gpus}, and nobody asked for it",
+    )
+    assert owner is not None, "just held"
+    paused = owner.spec is None or owner.spec.rollout.paused
+    hold(not paused, "(x) an edit empties more although its policy is paused")
 
 
 def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:

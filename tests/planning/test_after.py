@@ -270,7 +270,9 @@ def test_a_failed_node_is_repaired_by_another_target() -> None:
 
 
 def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_starts_anew() -> None:
-    fence = fence_to(SLICED, disruption=DisruptionClass.PLUGIN_RESTART, target_mig_config="all-disabled")
+    fence = fence_to(
+        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, target_mig_config="all-disabled", version=SLICED.version
+    )
     labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
     case = changing(
         was=SLICED, fence=fence, labels=labels, node={"unschedulable": False},
@@ -284,11 +286,15 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
 
 def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed() -> None:
     fence = fence_to(
-        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, failed_version=MIXED.version, version=MIXED.version
+        SLICED,
+        disruption=DisruptionClass.PLUGIN_RESTART,
+        failed_version=MIXED.version,
+        version=MIXED.version,
+        failed=NOW,
     )
     case = changing(
         was=SLICED, fence=fence, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"},
-        node={"unschedulable": False, "retry": "again"}, gpunode=answering("x", SLICED),
+        node={"unschedulable": False, "retry": "gpu-pods"}, gpunode=answering("x", SLICED),
         stack=make_stack(MIXED, SLICED),
     )  # fmt: skip
     given = only(after_pnr(case)).deferred

@@ -231,6 +231,14 @@ def test_a_plugin_that_only_has_to_tell_more_disturbs_nobody() -> None:
     assert disturbed(told(SLICED), make_gpu(product=T4)) is DisruptionClass.PLUGIN_RESTART, "no MIG to ask about"
 
 
+def test_a_plugin_that_is_away_while_it_restarts_makes_it_no_change_that_drains() -> None:
+    away = replace(told(FULL, **DONE), resources={})
+    assert disturbed(away, WHOLE) is DisruptionClass.PLUGIN_RESTART
+    assert disturbed(away, WHOLE, policy=SLICED) is DisruptionClass.GPU_PODS, "it offered other devices"
+    unknown = replace(away, labels={**away.labels, names.LABEL_PLUGIN_CONFIG: "gone"})
+    assert disturbed(unknown, WHOLE) is DisruptionClass.GPU_PODS, "nobody knows what it offered"
+
+
 MIG_MANAGER_IS_NOT_DONE: dict[str, dict[str, str]] = {
     "it was never told anything": {names.LABEL_MIG_CONFIG: "", names.LABEL_MIG_STATE: ""},
     "it was told something else": {names.LABEL_MIG_CONFIG: "all-balanced"},

@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import normalize
 from gpusharing.planning.pools.afterwards import MAX_NODES
 from gpusharing.planning.pools.holds import propose
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, Evict, FenceNode, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
@@ -81,8 +81,8 @@ def change_stack(world: GpuWorld, **fields: Any) -> None:
     world.stack = replace(world.stack, cluster_policy=replace(policy, **fields))
 
 
-def ask_for_retry(world: GpuWorld) -> None:
-    world.nodes[NODE] = replace(world.nodes[NODE], retry="again")
+def ask_for_retry(world: GpuWorld, value: str = "again") -> None:
+    world.nodes[NODE] = replace(world.nodes[NODE], retry=value)
 
 
 def test_only_the_pods_of_the_changed_gpu_are_evicted() -> None:
@@ -199,6 +199,9 @@ def test_the_node_is_left_failed_with_the_pods_named_where(move: Callable[[GpuWo
     assert [gpu for gpu, ref in refs.items() if ref in verdict.message] == [3]
     ask_for_retry(world)
     done = len(world.done)
+    assert world.settle().verdicts[NODE].reason is Reason.KEPT_GPUS_CHANGED
+    assert not evictions(world, done)
+    ask_for_retry(world, "gpu-pods")
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert len(evictions(world, done)) == 3
 
@@ -224,16 +227,53 @@ def when_late(world: GpuWorld) -> RolloutPlan:
     return go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
 
 
-def test_a_change_that_failed_and_comes_to_concern_other_gpus_ends_as_one_of_the_whole_node() -> None:
+def test_an_edit_after_a_failure_empties_the_gpus_of_both_and_no_other() -> None:
     world = past_pnr()
+    done = len(world.done)
+    before = gpus_of(world, NODE)
     world.machine(NODE).temper = "fails"
-    go_on(world, lambda: bool(world.machine(NODE).running), most=30)
-    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
-    go_on(world, lambda: (fence := world.nodes[NODE].fence) is None or not fence.gpus, most=600)
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
     world.machine(NODE).temper = "works"
-    ask_for_retry(world)
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert [before[one.uid] for one in evictions(world, done)] == [0]
+    assert sorted(gpus_of(world, NODE).values()) == [2, 3]
+
+
+HOLDS: dict[str, dict[str, object]] = {
+    "the policy is paused": {"paused": True},
+    "no window is open": {"windows": [{"schedule": "0 3 * * *", "duration": "1h"}]},
+    "nobody approved it": {"approval": "Manual"},
+}
+
+
+@pytest.mark.parametrize("rollout", HOLDS.values(), ids=HOLDS)
+def test_an_edit_after_a_failure_empties_no_other_gpu_while(rollout: Mapping[str, object]) -> None:
+    world = past_pnr()
+    done = len(world.done)
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    world.machine(NODE).temper = "works"
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS, rollout=rollout))
+    wait(world, 60, 5)
+    ask_for_retry(world)
+    assert wait(world, 60, 5).verdicts[NODE].phase is Phase.FAILED
+    assert not evictions(world, done)
+    ask_for_retry(world, "gpu-pods")
+    go_on(world, lambda: not is_fenced(world), most=900)
     assert not gpus_of(world, NODE)
+
+
+def test_an_edit_after_a_failure_evicts_nobody_while_a_pod_there_may_not_leave() -> None:
+    world = past_pnr("a protected pod")
+    done = len(world.done)
+    world.machine(NODE).temper = "fails"
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED)
+    world.machine(NODE).temper = "works"
+    world.set_policy(layouts(SEVENTHS, THIRDS, SEVENTHS, SEVENTHS))
+    verdict = wait(world, 60, 5).verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.DO_NOT_DISRUPT)
+    assert not evictions(world, done)
 
 
 def test_an_edit_after_the_point_of_no_return_begins_anew_when_the_change_is_proven() -> None:
@@ -372,13 +412,20 @@ def test_a_gpu_that_is_used_without_a_pod_is_tried_once_before_all_are_emptied()
 
 
 @pytest.mark.parametrize("reboots", [True, False])
-def test_a_run_is_not_repeated_beside_pods_once_mig_manager_works_in_another_way(reboots: bool) -> None:
+def test_a_run_is_not_repeated_beside_pods_while_mig_manager_works_in_another_way(reboots: bool) -> None:
     world = past_pnr()
     world.machine(NODE).temper = "hangs"
     change_stack(world, with_reboot=reboots, stops_host_clients=not reboots)
     done = len(world.done)
-    go_on(world, lambda: any(isinstance(one, Actuate) for one in world.done[done:]), most=3000)
-    assert not gpus_of(world, NODE)
+    go_on(world, lambda: world.step().verdicts[NODE].reason is Reason.WIDER_DRAIN_NEEDED, most=3000)
+    ask_for_retry(world)
+    verdict = wait(world, 400, 10).verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED)
+    assert not [one for one in world.done[done:] if isinstance(one, Evict | Actuate | RestartOperand)]
+    change_stack(world, with_reboot=False, stops_host_clients=False)
+    world.machine(NODE).temper = "works"
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert sorted(gpus_of(world, NODE).values()) == [0, 2, 3]
 
 
 def test_a_correction_after_the_point_of_no_return_is_tried_and_not_blamed() -> None:
@@ -531,13 +578,13 @@ def test_a_late_way_back_of_some_gpus_is_proven_once_everybody_reports_again() -
 
 UNPROVEN: dict[str, tuple[Callable[[GpuWorld], object], str]] = {
     "no longer names a kept pod": (lambda world: world.machine(NODE).unnamed.add(uid_on(world, 3)), "{ref}"),
-    "lacks a kept pod": (lambda world: world.machine(NODE).held.pop(uid_on(world, 3)), "drain it"),
+    "lacks a kept pod": (lambda world: world.machine(NODE).held.pop(uid_on(world, 3)), "retry=gpu-pods"),
     "never says again who holds what": (lambda world: setattr(world.machine(NODE), "silent", True), "gpusharing.dev"),
 }
 
 
 @pytest.mark.parametrize(("gap", "says"), UNPROVEN.values(), ids=UNPROVEN)
-def test_the_node_fails_and_one_retry_drains_all_of_it_where_the_report(
+def test_the_node_fails_and_only_a_retry_that_says_so_drains_all_of_it_where_the_report(
     gap: Callable[[GpuWorld], object], says: str
 ) -> None:
     world = past_pnr()
@@ -549,6 +596,9 @@ def test_the_node_fails_and_one_retry_drains_all_of_it_where_the_report(
     assert world.nodes[NODE].unschedulable
     done = len(world.done)
     ask_for_retry(world)
+    wait(world, 400, 10)
+    assert not evictions(world, done)
+    ask_for_retry(world, "gpu-pods")
     assert world.settle(rounds=2000).verdicts[NODE].phase is Phase.SYNCED
     assert len(evictions(world, done)) == 3
     assert {one.fence.attempt for one in world.done[done:] if isinstance(one, UpdateFence)} == {1}

@@ -11,7 +11,7 @@ from tests.planning.drains import FENCE, IDLE, MIG_CONFIG, MIG_STATE, REQUEST, a
 from tests.wording import lacks
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict
 from gpusharing.planning.transition.attempts import proof_time
 from gpusharing.planning.transition.before import before_pnr
 from gpusharing.planning.transition.requests import last_event
@@ -142,34 +142,17 @@ def test_a_question_that_the_agent_is_still_at_is_not_replaced_by_another() -> N
 WORSE = replace(FENCE, disruption=DisruptionClass.GPU_PODS, version=MIXED.version)
 
 
-def test_a_change_that_became_worse_while_it_drained_drains_for_the_worse_one() -> None:
-    """Time-slicing was asked for, then MIG, and mig-manager may reboot the node: a pod without a GPU must leave too."""
+def test_a_change_that_mig_manager_might_reboot_the_node_for_since_waits_and_evicts_nobody() -> None:
+    """Time-slicing was asked for, then MIG; then somebody lets mig-manager reboot the node, for a moment or for good."""
     reboots = make_stack(FULL, MIXED, cluster_policy=make_cluster_policy(with_reboot=True))
-    cpu = make_work(make_pod("cpu", resources={}), empty_since=None)
-    rising = before_pnr(fenced(fence=WORSE, gpunode=silent(), work=cpu, stack=reboots))
-    (recorded,) = rising.actions
-    assert isinstance(recorded, UpdateFence)
-    assert recorded.fence == replace(WORSE, disruption=DisruptionClass.REBOOT, deadline=at(15 * 60))
-    draining = before_pnr(fenced(fence=recorded.fence, gpunode=silent(), work=cpu, stack=reboots))
-    assert draining.actions == (Evict("gpu-07", "team-a", "cpu", "uid-team-a-cpu"),)
-
-
-RISES: dict[str, tuple[dict[str, Any], datetime]] = {
-    "near the end of the drain": ({"deadline": at(20)}, at(15 * 60)),
-    "with more time left than drain.timeout": ({"deadline": at(3600)}, at(3600)),
-    "while its jobs have their time": ({"deadline": at(20), "jobs": True}, at(20)),
-}
-
-
-@pytest.mark.parametrize(("fields", "until"), RISES.values(), ids=RISES.keys())
-def test_pods_that_must_leave_since_the_class_rose_have_all_of_drain_timeout(
-    fields: dict[str, Any], until: datetime
-) -> None:
-    """With ForceDelete they would be refused once and deleted, though nobody had asked them to leave before."""
-    reboots = make_stack(FULL, MIXED, cluster_policy=make_cluster_policy(with_reboot=True))
-    (recorded,) = before_pnr(fenced(fence=replace(WORSE, **fields), stack=reboots, work=None)).actions
-    assert isinstance(recorded, UpdateFence)
-    assert (recorded.fence.disruption, recorded.fence.deadline) == (DisruptionClass.REBOOT, until)
+    cpu = make_work(make_pod("cpu", resources={}), make_pod(), empty_since=None)
+    waits = before_pnr(fenced(fence=WORSE, gpunode=silent(), work=cpu, stack=reboots))
+    assert (waits.phase, waits.reason, waits.actions) == (Phase.CORDONED, Reason.WIDER_DRAIN_NEEDED, ())
+    late = before_pnr(fenced(fence=replace(WORSE, deadline=at(-240)), gpunode=silent(), work=None, stack=reboots))
+    assert (late.phase, late.reason) == (Phase.ABORTING, Reason.WIDER_DRAIN_NEEDED)
+    edited = replace(WORSE, version=FULL.version)
+    anew = before_pnr(fenced(fence=edited, gpunode=silent(), work=cpu, stack=reboots))
+    assert (anew.phase, anew.reason) == (Phase.ABORTING, Reason.PODS_LEAVING)
 
 
 def test_a_class_never_falls_again() -> None:

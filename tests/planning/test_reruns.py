@@ -336,8 +336,10 @@ def test_a_retry_of_a_plugin_restart_never_touches_mig_manager() -> None:
     action = only(after_pnr(changing(fence=fence, node=node, labels={PLUGIN: "theirs"}, now=60)))
     assert isinstance(action, Actuate)
     assert (action.fence.restart_uid, set(action.labels)) == ("", {PLUGIN})
-    anew = only(after_pnr(changing(fence=fence, node=node, labels=FAILED, now=60)))
-    assert isinstance(anew, Release)
+    waits = after_pnr(changing(fence=fence, node=node, labels=FAILED, now=60))
+    assert (waits.reason, waits.actions) == (Reason.WIDER_DRAIN_NEEDED, ())
+    named = changing(fence=replace(fence, failed=at(0)), node={**node, "retry": "gpu-pods"}, labels=FAILED, now=60)
+    assert isinstance(only(after_pnr(named)), Release), "it is fenced again, with a drain"
 
 
 def test_a_retry_restarts_mig_manager_although_it_says_success() -> None:
@@ -375,7 +377,7 @@ def test_a_plugin_restart_waits_for_its_configuration_and_restarts_nothing() -> 
     waiting = after_pnr(changing(fence=owed, stack=make_stack(FULL), labels={PLUGIN: "theirs"}, **known))
     assert not any(isinstance(action, Actuate) for action in waiting.actions)
     alive = replace(fence, restart_uid=make_operand().uid)
-    assert isinstance(only(after_pnr(changing(fence=alive, **known))), Release)
+    assert after_pnr(changing(fence=alive, **known)).actions == ()
 
 
 def test_a_failed_plugin_restart_does_not_claim_a_cordon() -> None:
@@ -387,10 +389,31 @@ def test_a_failed_plugin_restart_does_not_claim_a_cordon() -> None:
     assert "The node stays cordoned" in after_pnr(changing(node={"resources": {}}, now=2400)).message
 
 
-def test_an_edit_after_the_point_of_no_return_that_may_reboot_the_node_lets_all_pods_leave() -> None:
+def test_only_a_retry_that_says_so_lets_all_pods_leave_for_a_reboot_after_the_point_of_no_return() -> None:
     reboots = make_stack(MIXED, FULL, cluster_policy=make_cluster_policy(with_reboot=True))
-    verdict = after_pnr(changing(FULL, stack=reboots, work=emptied(60, make_pod("cpu", resources={}))))
-    assert only(verdict).fence.disruption is DisruptionClass.REBOOT
+    work = emptied(60, make_pod("cpu", resources={}))
+    edited = after_pnr(changing(FULL, stack=reboots, work=work))
+    assert (edited.reason, edited.actions) == (Reason.WIDER_DRAIN_NEEDED, ())
+    owed = only(after_pnr(changing(FULL, stack=reboots, work=work, now=2400))).fence
+    failed = after_pnr(changing(FULL, fence=owed, stack=reboots, work=work, now=10**6))
+    assert (failed.phase, failed.reason) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED)
+    assert "gpusharing.dev/retry=again" in failed.message
+    assert "gpusharing.dev/retry=all-pods" in failed.message
+    fence = replace(FENCE, failed=at(0))
+    for word, disruption in (
+        ("again", FENCE.disruption),
+        ("gpu-pods", FENCE.disruption),
+        ("all-pods.2", DisruptionClass.REBOOT),
+    ):
+        case = changing(
+            FULL,
+            fence=fence,
+            node={"retry": word},
+            stack=reboots,
+            work=work,
+            now=2400,
+        )
+        assert only(after_pnr(case)).fence.disruption is disruption
 
 
 # --- the deadline --------------------------------------------------------------------------------------------------

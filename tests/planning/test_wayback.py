@@ -291,7 +291,7 @@ def test_a_node_whose_label_another_controller_has_taken_goes_back_where_that_is
 
 def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
     fence = replace(FENCE, disruption=DisruptionClass.PLUGIN_RESTART)
-    assert "the rollback needs an idle node" in held(failing(fence=fence, node={"unschedulable": False}))
+    assert "need more pods to leave" in held(failing(fence=fence, node={"unschedulable": False}))
 
 
 TURNS: dict[str, Callable[[NodeCase], NodeCase]] = {

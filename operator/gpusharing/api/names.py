@@ -217,8 +217,16 @@ class DisruptionClass(StrEnum):
         """Whether a node must be cordoned for a change of this class, and idle, or with ChangedGPUs those GPUs."""
         return self.severity >= DisruptionClass.CHANGED_GPUS.severity
 
+    @property
+    def empties(self) -> int:
+        """Return how much of a node must be empty for a change of this class: nothing, some GPUs, all GPUs, all."""
+        return _EMPTIES[self]
 
+
+RETRIES_THAT_EMPTY = {"gpu-pods": DisruptionClass.GPU_PODS, "all-pods": DisruptionClass.REBOOT}
+"""What has to leave the node before another try, by the part of ANNOTATION_RETRY's value before the first dot."""
 _CLASSES = tuple(DisruptionClass)
+_EMPTIES = dict(zip(DisruptionClass, (0, 0, 1, 2, 2, 3), strict=True))
 
 
 ChangePart = Literal["before", "emptying", "changing", "given up", "after"]

@@ -87,8 +87,12 @@ def find_change(typed: Arguments, raw: JSON, gpunodes: Sequence[NodeStatus], now
             means = (
                 "the operator will retry this node under its policy's rules and drain it first, which may evict pods"
             )
+            if typed.drain:
+                pods = "every pod of it" if typed.drain == "all-pods" else "every pod that holds one of its GPUs"
+                means = f"the operator will retry this node and drain {pods} first, by its policy's rules"
             means += _find_wait(raw, gpunodes[0]) if gpunodes else ""
-            return Change(_annotation(names.ANNOTATION_RETRY, now.strftime("%Y%m%dT%H%M%SZ")), means, moves=True)
+            value = ".".join(filter(None, (typed.drain, now.strftime("%Y%m%dT%H%M%SZ"))))
+            return Change(_annotation(names.ANNOTATION_RETRY, value), means, moves=True)
         case "abort":
             return _abort(raw)
         case "skip":

@@ -132,6 +132,9 @@ class Arguments:
     all: bool = switch("--all", help="also show profiles with attributes: +me, +gfx, -me")
     when_paused: str = flag("--when-paused", choices=("Finish", "Hold", "Abort"),
         help="what happens to changes in flight; default: as set in the policy")
+    drain: str = flag("--drain", choices=("gpu-pods", "all-pods"),
+        help="also evict pods that the failed change was to leave alone: gpu-pods, those that hold any GPU of the node,"
+        " or all-pods, every pod, where mig-manager reboots the node; default: no more than before")
     undo: bool = switch("--undo", help="let changes start there again")
     fits: str = flag("--fits", metavar="PROFILES",
         help="only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb")
@@ -267,7 +270,9 @@ VERBS: Mapping[str, Verb] = {
         "End a pause, or continue a rollout after failures.", ("pool-a", "--all"), "all",
         names=OR_ALL, all={"help": "end the pause of every policy; rollouts that failures halted stay halted"},
     ),
-    "retry": patching("Try failed or deferred nodes again.", ("gpu-07", "gpu-07 gpu-08 --yes")),
+    "retry": patching(
+        "Try failed or deferred nodes again.", ("gpu-07", "gpu-07 gpu-08 --yes", "gpu-07 --drain gpu-pods"), "drain"
+    ),
     "abort": patching("Abort the changes that are in progress on nodes.", ("gpu-07", "gpu-07 --dry-run")),
     "skip": patching("Keep changes from starting on nodes.", ("gpu-07", "gpu-07 --undo"), "undo"),
     "layouts": Verb(

@@ -83,13 +83,12 @@ def _find_change(member: Member, policy: PolicyView) -> tuple[DisruptionClass, s
     if assessed is None:  # a node in flight whose GPU or agent is gone for now
         ours = fence is not None and fence.version == policy.version and fence.approved
         return _row(fence.planned, fence.approved, fence.gpus) if fence is not None and ours else None
-    now = member.case.disruption if fence is None else assessed.disruption
+    now, gpus = member.case.extent
     classes = [DisruptionClass.NONE if assessed.mismatch is None else now]
     if fence is not None:
         classes.append(fence.planned)
     elif assessed.mismatch is None:
         return None
-    gpus = fence.gpus if fence is not None else member.case.gpus
     return _row(max(classes, key=lambda one: one.severity), owed_for(assessed.target), gpus)
 
 
@@ -116,16 +115,16 @@ def _find_excess(consent: Consent, pool: Pool) -> Iterator[str]:
         if ours or (fence is not None and not has_ended(case)):
             continue
         change = approved.get(digest_of(member.node.uid))
-        disruption = case.disruption if fence is None else assessed.disruption
+        disruption, emptied = case.extent
         target, _, gpus = change.target.partition(_GPUS) if change is not None else ("", "", "")
-        more = [gpu for gpu in case.gpus if str(gpu) not in gpus.split(",")]
+        more = [gpu for gpu in emptied if str(gpu) not in gpus.split(",")]
         if change is None:
             joined.append(name)
-        elif fence is None and disruption.severity > change.disruption.severity:
+        elif disruption.severity > change.disruption.severity:
             yield f"{name} needs {disruption} instead of {change.disruption}"
         elif owed_for(assessed.target) != target:
             yield f"{name} would get another layout, {assessed.target.text}"
-        elif gpus and fence is None and more:
+        elif gpus and more:
             yield f"{name_gpus(more)} of {name} would be emptied too"
     if joined:
         yield f"{some(sorted(joined))} {'was' if len(joined) == 1 else 'were'} not in it"

@@ -5,7 +5,7 @@ These records on Nodes and on the leader's Lease, as JSON (`kube.fence`), are th
 
 import json
 from base64 import b85encode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -79,7 +79,7 @@ class Fence:
     added: tuple[str, ...]
     """Keys of the labels and annotations that we set for others and remove again (docs/design/drain.md#c6)."""
     disruption: DisruptionClass
-    """The worst class of disruption of the change so far. It never gets better."""
+    """What must be gone for the change. It is written before the cordon; only a person's edit or retry widens it."""
     to_layout: str
     """The layout that the change or, after the PNR, the current run leads to, for people."""
     stage: Literal["fenced", "yielded", "actuating"]
@@ -115,7 +115,7 @@ class Fence:
     began: Moment | None = None
     """When the change first passed the PNR, or passed it again after a failure. None before that."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that the plan showed; `disruption` may have become worse since."""
+    """The class of disruption that the plan showed; a person may have widened `disruption` since."""
     failed_version: SpecVersion | None = None
     """The version of the spec that an earlier run of this change followed when it failed after the PNR."""
     failed: Moment | None = None
@@ -154,6 +154,13 @@ class Fence:
     def cordons(self) -> bool:
         """Whether the change keeps the node cordoned: pods must leave and no DeviceTaintRule keeps others off."""
         return self.disruption.cordons and not self.tainted
+
+    def covers(self, disruption: DisruptionClass, gpus: Collection[int]) -> bool:
+        """Whether the change empties all that one of this class needs, or with ChangedGPUs all of these GPUs."""
+        partly = DisruptionClass.CHANGED_GPUS
+        if self.disruption is partly and disruption is partly:
+            return set(gpus) <= set(self.gpus)
+        return disruption.empties <= self.disruption.empties
 
     @property
     def closed(self) -> str:

@@ -6,7 +6,7 @@ This is the only place that starts an actuator: it writes what the actuator foll
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.nvidia import Operand
 from gpusharing.planning.snapshot.records import Fence, Verified
@@ -48,11 +48,21 @@ def run(case: NodeCase, assessed: Assessed, *, again: bool = False, step_proven:
     goal = assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
     waiting = _wait_to_run(case, assessed, goal, again=again)
     if not case.fence.disruption.cordons:
-        if case.disruption.cordons or case.actuator.needs_run(case, goal):
-            return start_anew(case)
+        if case.overreach is not None or case.actuator.needs_run(case, goal):
+            return _wait_or_start_anew(case)
         return waiting or _begin(case, assessed, goal, None)
     way = way_to_idle(case, waiting, step_proven=step_proven)
     return way or _begin(case, assessed, goal, fresh_reading(case, "quiet"), again=again)
+
+
+def _wait_or_start_anew(case: NodeCase) -> Verdict:
+    """Start anew with a drain what began as a plugin restart if an edit needs that, else wait until it is over."""
+    if case.edited or goes_back(case):
+        return start_anew(case)
+    text = "the change began as a restart of the device plugin, and what is seen of the node now would need a drain"
+    waits = case.overreach or Finding(Reason.WIDER_DRAIN_NEEDED, f"{text}, so the operator waits until that is over")
+    phase = Phase.PREFLIGHT if case.fence.stage == "fenced" else Phase.RECONFIGURING
+    return case.show(phase, waits, wake=next_poll(case))
 
 
 def start_anew(case: NodeCase) -> Verdict:
@@ -73,7 +83,7 @@ def restart_pod(case: NodeCase, operand: Operand, what: str) -> Verdict:
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
         return case.verdict(phase, reason, message, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:
-        return start_anew(case)
+        return _wait_or_start_anew(case)
     if (way := way_to_idle(case, any_event=True)) is not None:
         return way
     restart = RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid)
@@ -183,25 +193,29 @@ def find_way_back(case: NodeCase) -> NodeCase | None:
 
 
 def find_begun(case: NodeCase) -> NodeCase | None:
-    """Return the case with the target that a change of some GPUs began with, or None if that is still enough.
+    """Return the case with the target that the change began with, or None if the present one needs no more.
 
-    Its policy concerns more GPUs now. That begins after the proof, with an approval, a window and a look at the pods of
+    What its policy asks for beyond that begins after the proof, with an approval, a window and a look at the pods of
     its own: nobody agreed to evict the pods that were to stay.
     """
     fence, assessed, node = case.fence, case.assessed, case.node
-    if fence.disruption is not DisruptionClass.CHANGED_GPUS or assessed is None or case.disruption is fence.disruption:
+    if assessed is None or not case.excess or not fence.disruption.cordons:
         return None
     if fence.rolls_back or fence.failed is not None:
         return None
     names_of = fence.target_mig_config, fence.target_plugin_config
     record = Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=len(assessed.observed.gpus))
     target = find_last_proven(replace(node, verified=record), assessed.observed, case.stack)
-    if isinstance(target, str) or fence.owed not in ("", owed_for(target)) or target == assessed.target:
+    if isinstance(target, str) or fence.owed not in ("", owed_for(target)):
         return None
-    first, spec = aim(assessed, target, node, case.stack, case.actuator), assessed.spec
-    if assessed.policy.version != fence.version:  # what a person has corrected since is tried, and not blamed
-        spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"on_failure": "Hold"})})
-    return replace(case, assessment=replace(first, spec=spec))
+    if target == assessed.target and not case.edited:
+        return None
+    # The begun change keeps its scope, and what a person has corrected since is tried, and not blamed.
+    parts = {"drain": {"scope": "Changed"}, "rollout": {"on_failure": "Hold"} if case.edited else {}}
+    spec = assessed.spec.model_copy(
+        update={part: getattr(assessed.spec, part).model_copy(update=fields) for part, fields in parts.items()}
+    )
+    return replace(case, assessment=aim(replace(assessed, spec=spec), target, node, case.stack, case.actuator))
 
 
 def present_way_back(verdict: Verdict, case: NodeCase) -> Verdict:
@@ -233,8 +247,8 @@ def turn_back(case: NodeCase, failure: Finding, *, known: bool) -> Verdict | str
         return replace(back, message=f"spec.rollout.onFailure is Rollback, but {back.message}")
     if owed_for(back.target) == owed_for(assessment.target):
         return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
-    if not case.fence.disruption.cordons and back.disruption.cordons:
-        return "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
+    if not case.fence.covers(back.disruption, back.gpus):
+        return "spec.rollout.onFailure is Rollback, but the rollback would need more pods to leave than the change did"
     message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
     # When people read the record, a command of the message may not fit any more.
     cause = failure.message.partition(". ")[0] if failure.commands else failure.message

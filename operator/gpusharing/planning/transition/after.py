@@ -13,8 +13,10 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.drain.plan import examine
+from gpusharing.planning.drain.pods import scope_of
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release, RestartOperand, UpdateFence
-from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.actuation import (
     aside_fence,
@@ -27,11 +29,13 @@ from gpusharing.planning.transition.actuation import (
     restart_pod,
     restore_labels,
     run,
+    start_anew,
     turn_back,
 )
 from gpusharing.planning.transition.attempts import (
     add_retry,
     change_deadline,
+    find_named,
     goes_back,
     has_ended,
     is_late,
@@ -50,12 +54,12 @@ from gpusharing.planning.transition.requests import (
     verify_request,
 )
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.findings import Finding, explain_blockers, main_reason
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.wanted.actuators import Unfinished
 from gpusharing.planning.wanted.assess import Assessed, Untargeted
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison, find_mismatch
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch, name_gpus
 
 
 def after_pnr(case: NodeCase) -> Verdict:
@@ -70,7 +74,7 @@ def after_pnr(case: NodeCase) -> Verdict:
     # The proof compares what each pod holds that stays.
     compared = (Reason.OBSERVATION_PENDING, Reason.KEPT_GPUS_CHANGED, Reason.ROLLING_BACK)
     compares = case.fence.kept and (verdict.phase is not Phase.FAILED or verdict.reason in compared)
-    return replace(verdict, wants_pods=True) if compares else verdict
+    return replace(verdict, wants_pods=True) if compares or find_named(case) is not None else verdict
 
 
 def _in_time(case: NodeCase, verdict: Verdict) -> Verdict:
@@ -142,10 +146,11 @@ def _without_target(case: NodeCase, assessment: Untargeted) -> Verdict:
 def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
     """Continue the change. A run that the fence records as due comes before any new decision."""
     fence, actuator = case.fence, case.actuator
+    if (named := find_named(case)) is not None:
+        return _widen(case, assessed, named, (), "trying again on request")
     if (kept := check_kept(case)) is not None and kept.reason is Reason.KEPT_GPUS_CHANGED:
-        if was_asked_again(case):
-            return _drain_whole(case, assessed)
-        return case.show(Phase.FAILED, add_retry(kept, case.node.name, fence.retry, _tell_whole(fence)))
+        stays = replace(kept, message=f"{kept.message}. The node stays {fence.closed}")
+        return case.show(Phase.FAILED, _offer_wider(case, stays))
     if (old := actuator.find_old(case, fence)) is not None:
         return restart_pod(case, *old)
     aim = assessed.stop if fence.step < fence.steps else assessed.target
@@ -169,13 +174,20 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
             return _fail(case, trouble, known=True)
         message = f"{trouble.message}; {trouble.cure}"
         return _owe(case, assessed, message, fence.attempt + 1)
-    if case.held is not None and not owed and has_ended(case) and not was_asked_again(case):
+    wider = not owed and has_ended(case) and case.edited and bool(case.excess)
+    if case.held is not None and not owed and has_ended(case) and (wider or not was_asked_again(case)):
         found = trouble if trouble is not None else Finding(case.held.reason, "the change failed")
         closed = f"The node stays {fence.closed}" if fence.disruption.cordons else "The node stays as it is"
         message = f"{found.message}. {closed} and does not get {assessed.target.text} yet: {case.held.message}"
         found = replace(found, message=message, commands=(*found.commands, *case.held.commands))
-        found = add_retry(found, case.node.name, fence.retry, ". To have it changed regardless, run")
+        lead = ". To have it changed regardless, run"
+        found = _offer_wider(case, found, lead) if wider else add_retry(found, case.node.name, fence.retry, lead)
         return case.show(Phase.FAILED, found, wake=case.held.until)
+    if wider and fence.disruption.cordons:
+        if (unknown := kept or (case.overreach if assessed.doubt else None)) is not None:
+            return case.show(Phase.FAILED, _offer_wider(case, unknown), wake=next_poll(case))
+        message = f"the policy has changed since the failure: {case.excess}"
+        return _widen(case, assessed, assessed.disruption, assessed.gpus, message)
     if owed or not is_late(case):
         return run(case, assessed)
     message = f"the spec changed after the deadline; the node is now being changed to {assessed.target.text}"
@@ -191,19 +203,45 @@ def _wait_for_actuator(case: NodeCase, trouble: Unfinished) -> Verdict:
     return case.show(Phase.RECONFIGURING, trouble, wake=case.actuator.next_look(case, case.fence))
 
 
-def _drain_whole(case: NodeCase, assessed: Assessed) -> Verdict:
+def _widen(case: NodeCase, assessed: Assessed, disruption: DisruptionClass, gpus: tuple[int, ...], why: str) -> Verdict:
+    """Record, on behalf of a person, that more has to be gone for the next run, unless a pod there may not leave."""
+    fence, node = case.fence, case.node
+    if not fence.disruption.cordons:
+        return start_anew(case)
+    disruption, gpus = case.joined(disruption, gpus)
+    emptied = {f"GPU {index}" for index in gpus}
+    kept = tuple(one for one in fence.kept if one[0] not in emptied) if gpus else ()
     due = owe(case, assessed, attempt=1, failed=True)
-    whole = replace(due, fence=replace(due.fence, disruption=DisruptionClass.GPU_PODS, gpus=(), kept=()))
-    message = "trying again on request; the whole node is drained for that"
-    return case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, whole)
+    wider = replace(due.fence, disruption=disruption, gpus=gpus, kept=kept)
+    scope = scope_of(replace(node, fence=wider), case.settings, case.stack, gpunode=case.gpunode)
+    if case.work is None:
+        listing = case.verdict(Phase.FAILED, Reason.SETTLING, "listing the pods on the node", wake=next_poll(case))
+        return replace(listing, wants_pods=True)
+    _, blockers = examine(case.work, assessed.spec.drain, case.now, scope=scope, afterwards=Afterwards(tuple))
+    if blockers and not scope.all_pods:  # pods without a GPU are read only once the fence says that all must leave
+        message = f"{why}, but {explain_blockers(blockers)[0]}"
+        reason = main_reason(blockers) or Reason.BLOCKED
+        waits = case.verdict(Phase.FAILED, reason, message, wake=next_poll(case), wants_pods=True)
+        return replace(waits, blockers=blockers)
+    message = f"{why}; {name_gpus(gpus) if gpus else 'the whole node'} will be emptied for that"
+    return case.verdict(
+        Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message, replace(due, fence=wider), wants_pods=True
+    )
 
 
-def _tell_whole(fence: Fence) -> str:
-    return f". The node stays {fence.closed}. To drain it and try again, run"
+def _offer_wider(case: NodeCase, found: Finding, lead: str = "") -> Finding:
+    """Return the finding with the command for a try that empties more of the node than the fence records."""
+    empties, what = "gpu-pods", "the pods of all of its GPUs"
+    if case.fence.disruption.empties >= DisruptionClass.GPU_PODS.empties:
+        empties, what = "all-pods", "all of its pods"
+    lead = lead or f". To drain {what} and try again, run"
+    return add_retry(found, case.node.name, case.fence.retry, lead, empties)
 
 
-def _needs_whole(case: NodeCase, failure: Finding) -> bool:
-    """Whether a change of some GPUs failed because it is not fully known which pod uses which GPU."""
+def _needs_wider(case: NodeCase, failure: Finding) -> bool:
+    """Whether another try with the same record may fail for the same reason: it is unknown which pod uses which GPU."""
+    if failure.reason is Reason.WIDER_DRAIN_NEEDED:
+        return True
     if case.fence.disruption is not DisruptionClass.CHANGED_GPUS:
         return False
     if failure.reason in (Reason.GPU_STILL_BUSY, Reason.HOLDER_UNKNOWN):
@@ -218,8 +256,6 @@ def _needs_whole(case: NodeCase, failure: Finding) -> bool:
 def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return Failed, a retry on request, or a rollback. `known`: the mismatch shows the present state of the node."""
     if was_asked_again(case) and case.assessed is not None:
-        if _needs_whole(case, mismatch):
-            return _drain_whole(case, case.assessed)
         return _owe(case, case.assessed, "trying again on request", attempt=1, failed=True)
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):
@@ -228,10 +264,9 @@ def _fail(case: NodeCase, mismatch: Finding, *, known: bool) -> Verdict:
     why = Finding.of(back, mismatch.reason)
     message, commands = f"{mismatch.message}{why.message and '; '}{why.message}", (*mismatch.commands, *why.commands)
     found = replace(mismatch, message=message, commands=commands)
-    lead = f". {kept} the cause is fixed, run"
-    if _needs_whole(case, mismatch):
-        lead = _tell_whole(case.fence)
-    found = add_retry(found, case.node.name, case.fence.retry, lead)
+    found = add_retry(found, case.node.name, case.fence.retry, f". {kept} the cause is fixed, run")
+    if _needs_wider(case, mismatch):
+        found = _offer_wider(case, found)
     # The programs of a failed actuator are idle, so read what they left behind.
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return case.show(Phase.FAILED, found, *([request] if request else []))

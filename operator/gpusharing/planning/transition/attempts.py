@@ -110,9 +110,19 @@ def is_new_value(retry: str, answered: str) -> bool:
     return retry not in ("", answered)
 
 
-def add_retry(found: Finding, node: str, answered: str, lead: str) -> Finding:
-    """Return the finding with a sentence that leads to the command for another try."""
+def find_named(case: NodeCase) -> DisruptionClass | None:
+    """Return what a new retry of a run that has ended says must be gone beyond the fence's record, if it says so."""
+    named = names.RETRIES_THAT_EMPTY.get(case.node.retry.partition(".")[0])
+    if named is None or not was_asked_again(case) or not has_ended(case):
+        return None
+    return None if case.fence.covers(named, ()) else named
+
+
+def add_retry(found: Finding, node: str, answered: str, lead: str, empties: str = "") -> Finding:
+    """Return the finding with a sentence that leads to the command for another try, which `empties` more of the node."""
     word = "once-more" if answered == "again" else "again"
+    if empties:
+        word = f"{empties}.again" if answered == empties else empties
     retry = Command.of(f"kubectl annotate gpunode {node} --overwrite {names.ANNOTATION_RETRY}={word}")
     return replace(found, message=f"{found.message}{lead}: {retry}", commands=(*found.commands, retry))
 

@@ -25,10 +25,10 @@ from gpusharing.planning.transition.idle import (
     JOBS_PACE,
     ask_who_holds,
     awaits_holders,
-    escalate,
     holds,
     next_poll,
     outlasts,
+    read_again,
 )
 from gpusharing.planning.transition.requests import tell_busy
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -51,18 +51,15 @@ def _next_step(case: NodeCase) -> Verdict:
     if early is not None:
         return early
     assessed = case.assessed
-    if (objection := case.objection) is not None:
-        return _held_up(case, objection)
-    if assessed is None:
-        return _held_up(case, Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs"))
-    if _is_held(assessed.spec):
-        goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
-        message = f"{tell_pause(case.settings)}, so the change is suspended: no more pods are evicted{goes_on}"
-        return _held_up(case, Finding(Reason.PAUSED, message))
+    if (waits := _find_wait(case)) is not None:
+        held = _held_up(case, waits)
+        if waits.reason not in (Reason.WIDER_DRAIN_NEEDED, Reason.GPU_UNREADABLE):
+            return held
+        wake = min(held.wake or next_poll(case), next_poll(case))
+        return replace(held, wake=wake).then(*held.actions, *read_again(case))
+    assert assessed is not None, "a change without a target waits"
     if not case.fence.disruption.cordons:
         return run(case, assessed)
-    if (escalated := escalate(case)) is not None:
-        return escalated
     settled = (case.node.closed_since or case.fence.since) + timedelta(seconds=case.settings.settle)
     if case.now < settled:
         message = f"{case.fence.closed}; pods that were scheduled just before may still appear"
@@ -70,6 +67,19 @@ def _next_step(case: NodeCase) -> Verdict:
     if (asked := ask_who_holds(case)) is not None:
         return asked
     return _begin_jobs(case) or run(case, assessed)
+
+
+def _find_wait(case: NodeCase) -> Finding | None:
+    """Return why nothing more is done until the deadline, which ends the change."""
+    if (objection := case.objection) is not None:
+        return objection
+    if case.assessed is None:
+        return Finding(Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+    if _is_held(case.assessed.spec):
+        goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
+        message = f"{tell_pause(case.settings)}, so the change is suspended: no more pods are evicted{goes_on}"
+        return Finding(Reason.PAUSED, message)
+    return case.unhealthy or case.overreach
 
 
 def _is_held(spec: GPUSharingPolicySpec) -> bool:
@@ -164,19 +174,15 @@ def _endings(case: NodeCase) -> Iterator[tuple[Reason, str | Finding | None, boo
         yield Reason.APPROVAL_NEEDED, message, False
     if assessed is not None:
         yield Reason.MPS_NOT_SWITCHABLE, first_closed(target_gates(case, assessed)), True  # or its own reason
-        if assessed.disruption.cordons and not fence.disruption.cordons:
-            message = "the change now needs an idle node; it starts over with a drain"
-            yield Reason.PODS_LEAVING, message, False
-        if fence.gpus and assessed.disruption.severity > fence.disruption.severity:
-            why = assessed.whole or f"its class is now {assessed.disruption}"
-            yield Reason.PODS_LEAVING, f"the change starts over, because it now concerns the whole node: {why}", False
+        if case.edited and (why := case.excess or assessed.doubt):
+            yield Reason.PODS_LEAVING, f"the policy has changed, and the change starts over: {why}", False
     if fence.cordons and not node.unschedulable:
         message = "someone uncordoned the node during the drain; the change is abandoned"
         yield Reason.UNCORDONED_EXTERNALLY, message, True
     if node.foreign_works:  # our marks keep work that is only queued from beginning
         message = f"{tell_foreign(node)}; the cordon stays in place for it"
         yield Reason.FOREIGN_MAINTENANCE, message, True
-    if (unhealthy := case.unhealthy) is not None:
+    if (unhealthy := case.unhealthy) is not None and Mark.MOMENTARY not in unhealthy.reason.marks:
         yield Reason.GPU_UNHEALTHY, unhealthy.message, True
     if case.drain is not None and case.drain.overdue:
         refs = some([pod.ref for pod in case.drain.overdue], MAX_PODS)
@@ -209,7 +215,7 @@ def _is_overdue(case: NodeCase) -> bool:
         return True
     # The operator may lack the right to list pods, so a failed LIST counts only for a while.
     unlisted = work is None or (work.error and case.now < fence.deadline + proof_time(case))
-    if unlisted and fence.disruption.cordons and not _is_held(assessed.spec):
+    if unlisted and fence.disruption.cordons and _find_wait(case) is None:
         return False
     jobs_ended = plan is None or (plan.holders >= 0 and not plan.jobs and not awaits_holders(case))
     return not (fence.jobs and jobs_ended)
@@ -226,6 +232,9 @@ def _limit(case: NodeCase) -> datetime:
 
 
 def _time_out(case: NodeCase) -> str | Finding:
+    if (waits := case.overreach or case.unhealthy) is not None:
+        text = "the change ran out of time (drain.timeout) before anything was changed, and the node was restored"
+        return replace(waits, message=f"{text}: {waits.message}")
     if not case.fence.disruption.cordons:
         return "the change did not begin before its deadline (drain.timeout), so it was given up"
     if case.drain is not None and case.drain.idle:

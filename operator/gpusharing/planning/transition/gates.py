@@ -47,6 +47,7 @@ from gpusharing.planning.wanted.verify import (
     find_withheld,
     is_told_mps,
     keep_names,
+    served,
     tell_withdrawn,
 )
 
@@ -247,7 +248,7 @@ def _rollback_gate(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
 def _find_futile(case: NodeCase, assessed: Assessed, drift: Finding | None) -> Finding | None:
     """Return what still differs on a node where a change would write nothing new and disturb pods for nothing."""
     target, mismatch, proof = assessed.target, assessed.mismatch, case.node.verified
-    if drift is not None and assessed.disruption.cordons:
+    if drift is not None and (assessed.disruption.cordons or not served(case.node)):
         # It was proven under another name with the same meaning. That name does not count once a person asked for another
         # try (`drift` is None then): our own name restarts the device plugin, which disturbs no pod and may help.
         target = keep_names(Comparison(case.node, assessed.observed, target, case.stack))

@@ -12,12 +12,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.times import parse_duration
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.pods import count_staying, has_finished
 from gpusharing.planning.drain.standing import explain_gangs
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
+from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.transition.requests import answers_quiet, next_quiet_request, pods_request, tell_busy
@@ -38,8 +37,8 @@ def way_to_idle(
     case: NodeCase, waiting: Verdict | None = None, *, any_event: bool = False, step_proven: bool = False
 ) -> Verdict | None:
     """Return what is due next until the node is idle, or None if it is proven. `waiting` is what else the run needs."""
-    if (escalated := escalate(case)) is not None:
-        return escalated
+    if (waits := case.overreach) is not None:
+        return case.show(Phase.VERIFYING_IDLE, waits, *read_again(case), wake=next_poll(case))
     work, plan = case.work, case.drain
     if work is None or plan is None or work.error:
         why = work.error if work else "listing the pods on the node"
@@ -52,18 +51,6 @@ def way_to_idle(
     if waiting is not None:
         return replace(waiting, wake=next_poll(case), wants_pods=True)
     return _prove(case, work, any_event=any_event, step_proven=step_proven)
-
-
-def escalate(case: NodeCase) -> Verdict | None:
-    fence, assessed = case.fence, case.assessed
-    if case.disruption is fence.disruption:
-        return None
-    assert assessed is not None, "only a new target can change the disruption class"
-    message = f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
-    until = case.now + parse_duration(assessed.spec.drain.timeout)
-    deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
-    update = UpdateFence(case.node, replace(fence, disruption=case.disruption, deadline=deadline, gpus=(), kept=()))
-    return case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message, update, wants_pods=True)
 
 
 def holds(case: NodeCase) -> bool:
@@ -88,6 +75,12 @@ def next_poll(case: NodeCase, pace: int = 1) -> datetime:
 def awaits_holders(case: NodeCase) -> bool:
     """Whether only some GPUs are to be emptied and the agent has yet to report which pods hold which."""
     return case.scope.part is not None and case.scope.part.holders is None
+
+
+def read_again(case: NodeCase) -> tuple[Action, ...]:
+    """Return the next request for a reading of GPUs that an agent does not read by itself, as NVML is closed."""
+    request = pods_request(case) if case.gpunode is not None and case.gpunode.quiet else None
+    return () if request is None else (request,)
 
 
 def ask_who_holds(case: NodeCase) -> Verdict | None:

@@ -1,5 +1,6 @@
 """What is known of one node in a pass, and what is the verdict on it?"""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -23,7 +24,13 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import Actuator, ActuatorCase
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Untargeted
-from gpusharing.planning.wanted.verify import describe_observed, find_unhealthy, tell_unhealthy, tell_withdrawn
+from gpusharing.planning.wanted.verify import (
+    describe_observed,
+    find_unhealthy,
+    name_gpus,
+    tell_unhealthy,
+    tell_withdrawn,
+)
 
 
 @value
@@ -182,11 +189,52 @@ class NodeCase(ActuatorCase):
 
     @property
     def disruption(self) -> DisruptionClass:
-        fence, assessed = self.node.fence, self.assessed
-        now = assessed.disruption if assessed is not None else DisruptionClass.NONE
-        if now is DisruptionClass.CHANGED_GPUS and fence is None and self.unplaced:
-            return DisruptionClass.GPU_PODS
-        return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
+        if self.node.fence is not None:
+            return self.node.fence.disruption
+        now = self.assessed.disruption if self.assessed is not None else DisruptionClass.NONE
+        return DisruptionClass.GPU_PODS if now is DisruptionClass.CHANGED_GPUS and self.unplaced else now
+
+    @property
+    def edited(self) -> bool:
+        """Whether the policy asks for something else than the fence records, or another policy owns the change."""
+        return self.version != self.fence.version
+
+    @property
+    def excess(self) -> str:
+        """What the target needs to be empty beyond what the fence records, as a clause, or empty."""
+        fence, assessed = self.fence, self.assessed
+        if assessed is None or fence.covers(assessed.disruption, assessed.gpus):
+            return ""
+        others = [index for index in assessed.gpus if index not in fence.gpus]
+        if assessed.whole or not others:
+            return assessed.whole or f"it is now a change of class {assessed.disruption}"
+        return f"the change now concerns {name_gpus(others)} as well"
+
+    @property
+    def extent(self) -> tuple[DisruptionClass, tuple[int, ...]]:
+        """The class and the only GPUs of the change, with what an edit asks for beyond the fence's record."""
+        if self.node.fence is None or self.assessed is None or not self.edited:
+            return self.disruption, self.gpus
+        return self.joined(self.assessed.disruption, self.assessed.gpus)
+
+    def joined(self, disruption: DisruptionClass, gpus: Iterable[int]) -> tuple[DisruptionClass, tuple[int, ...]]:
+        """Return the class and the only GPUs of a change that empties what the fence records and this as well."""
+        fence, part = self.fence, DisruptionClass.CHANGED_GPUS
+        worse = max(fence.disruption, disruption, key=lambda one: one.severity)
+        emptied = tuple(sorted({*fence.gpus, *gpus}))
+        if worse is not part or (self.observed is not None and len(emptied) < len(self.observed.gpus)):
+            return worse, emptied if worse is part else ()
+        return DisruptionClass.GPU_PODS, ()
+
+    @property
+    def overreach(self) -> Finding | None:
+        """Why a run now might disturb more than the fence records, or None. It may be over in a moment."""
+        why = self.excess or (self.assessed.doubt if self.assessed is not None else "")
+        if not why:
+            return None
+        only = f"only {name_gpus(self.fence.gpus)} may be emptied" if self.fence.gpus else "no more may be emptied"
+        message = f"{why}, but {only}, so the operator waits until that is over"
+        return Finding(Reason.WIDER_DRAIN_NEEDED, message)
 
     @property
     def unplaced(self) -> str:
@@ -260,6 +308,7 @@ class NodeCase(ActuatorCase):
         health, withdrawn = self.health, tell_withdrawn(self.node) if reason is Reason.GPU_UNHEALTHY else ""
         if withdrawn and (health is None or is_healthy(health)):  # earlier, the device plugin may just have restarted
             health = Finding(Reason.DEVICE_UNHEALTHY, withdrawn)
+        disruption, gpus = self.extent
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drain = self.drain if fence and fence.disruption.cordons and not ends else None
         return Verdict(
@@ -268,8 +317,8 @@ class NodeCase(ActuatorCase):
             phase=phase,
             reason=reason,
             message=message,
-            disruption=self.disruption,
-            gpus=self.gpus,
+            disruption=disruption,
+            gpus=gpus,
             wanted=target.text if target else fence.to_layout if fence else "",
             observed=assessment.observed_text if assessment else describe_observed(self.node, self.observed),
             deadline=fence.deadline if fence else None,

@@ -131,7 +131,7 @@ class Reason(StrEnum):
     KEPT_GPUS_CHANGED = (("KeptGPUsChanged", "Node", _PERSON, "pods", Mark.EVENT),
         "A change that was to empty some of the node's GPUs has touched another one, or what a pod holds there, so the "
         "node stays cordoned. The message names the GPUs and the pods that may be affected.",
-        "Check those pods. Then set gpusharing.dev/retry on the GPUNode to a new value; the whole node is then drained.")
+        "Check those pods. Then set gpusharing.dev/retry on the GPUNode to gpu-pods, which drains the pods of all GPUs.")
     INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server rejected a request from the operator as malformed, and repeating the request would not help.",
         "Report this message. It points to a bug in this operator or in an admission webhook.")
@@ -312,6 +312,11 @@ class Reason(StrEnum):
     GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs", Mark.EVENT),
         "No pod has a GPU allocated any more, but a process on the node is still using one.",
         "End that process on the node. It does not belong to a pod that requested a GPU.")
+    WIDER_DRAIN_NEEDED = (("WiderDrainNeeded", "Node", _LATER, "GPUs", Mark.EVENT),
+        "A change has begun, and what is seen of the node now, or asked for since, would disturb more pods than it may. No "
+        "label is written and no pod is evicted until that is over or the deadline ends the change.",
+        "No action is needed if the message names something that passes. If the node is Failed, its message has the "
+        "command for another try, and one for a try that empties more of the node, which says so in its value.")
     ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager", Mark.PAST_RETURN),
         "The change failed after the point of no return, and the node is being rolled back to its last proven layout "
         "(rollout.onFailure is Rollback). It stays cordoned until that layout is proven again.",
@@ -452,7 +457,7 @@ class Reason(StrEnum):
         "Follow the instructions in the message. The change starts automatically when the GPU is healthy again.")
     GPU_LOST = (("GPULost", "Health", _PERSON, "GPUs"),
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
-    GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs"),
+    GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs", Mark.MOMENTARY),
         "NVML returns an error for one GPU (for example about its power or its interrupt) but can read the others.",
         "Check dmesg on the node, repair the cause, then reboot the node.")
     GPU_RESET_REQUIRED = (("GPUResetRequired", "Health", _PERSON, "GPUs"),

@@ -5,11 +5,12 @@ The result does not depend on time, so it can be cached for as long as its input
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from gpusharing.api import names
 from gpusharing.api.gpunode import MAX_HOLDERS
 from gpusharing.api.names import DisruptionClass, Mode
-from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.policy import Drain, GPUSharingPolicySpec
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.records import SpecVersion
@@ -18,13 +19,19 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import Actuator
-from gpusharing.planning.wanted.target import PolicyTargets, Target, find_last_proven, without_default_label
+from gpusharing.planning.wanted.pluginconfig import PluginConfig
+from gpusharing.planning.wanted.target import (
+    PolicyTargets,
+    Target,
+    find_last_proven,
+    predict_resources,
+    without_default_label,
+)
 from gpusharing.planning.wanted.verify import (
     Comparison,
     describe_observed,
     effective_plugin_config,
     find_mismatch,
-    name_gpus,
     needs_two_steps,
     only_name_differs,
     paused_operands,
@@ -69,6 +76,8 @@ class Assessed:
     """Indexes of the only GPUs that the change touches, sorted. Empty unless `disruption` is ChangedGPUs."""
     whole: str = ""
     """Why the whole node must be emptied although drain.scope is Changed, or empty."""
+    doubt: str = ""
+    """Why a change that has begun must not touch the GPUs now, as a run might disturb more than its record says."""
     drift: Finding | None = None
     """How the node differs from what was last proven on it for this policy: its target, or what a rollback restored."""
 
@@ -122,7 +131,7 @@ def aim(assessed: Assessed, target: Target, node: NodeView, stack: StackView, ac
     """Return the assessment of the same report with another target, and without drift."""
     compared = Comparison(node, assessed.observed, target, stack)
     mismatch = find_mismatch(compared, actuator.checks)
-    disruption, gpus, whole = find_extent(compared, mismatch, assessed.policy, assessed.spec)
+    disruption, gpus, whole, doubt = find_extent(compared, mismatch, assessed.policy.version, assessed.spec.drain)
     return replace(
         assessed,
         target=target,
@@ -131,6 +140,7 @@ def aim(assessed: Assessed, target: Target, node: NodeView, stack: StackView, ac
         disruption=disruption,
         gpus=gpus,
         whole=whole,
+        doubt=doubt,
         drift=None,
     )
 
@@ -184,26 +194,40 @@ def find_disruption(compared: Comparison, mismatch: Finding | None) -> Disruptio
 
 
 def find_extent(
-    compared: Comparison, mismatch: Finding | None, policy: PolicyView, spec: GPUSharingPolicySpec
-) -> tuple[DisruptionClass, tuple[int, ...], str]:
-    """Return the class of disruption, the GPUs that alone must be emptied, and why the whole node must be, if so."""
+    compared: Comparison, mismatch: Finding | None, version: SpecVersion, drain: Drain
+) -> tuple[DisruptionClass, tuple[int, ...], str, str]:
+    """Return `disruption`, `gpus`, `whole` and `doubt` of the assessment."""
     disruption, fence = find_disruption(compared, mismatch), compared.node.fence
-    partly = spec.drain.scope == "Changed" if fence is None else fence.disruption is DisruptionClass.CHANGED_GPUS
-    if disruption is not DisruptionClass.GPU_PODS or not partly:
-        return disruption, (), ""
-    if spec.drain.scope == "Node":
-        return disruption, (), "drain.scope is Node now"
+    part = DisruptionClass.CHANGED_GPUS
+    if fence is None:
+        if disruption is not DisruptionClass.GPU_PODS or drain.scope == "Node":
+            return disruption, (), "", ""
+        whole = next(chain(_find_doubts(compared), _needs_whole(compared), _unsuited(compared, version)), "")
+        return (disruption, (), whole, "") if whole else (part, find_changed(compared), "", "")
+    if disruption is DisruptionClass.REBOOT is not fence.disruption:
+        return DisruptionClass.RESET, (), "", _REBOOTS
+    if fence.disruption is not part:
+        return disruption, (), "", ""
+    doubt = next(_find_doubts(compared), "")
+    if disruption is not DisruptionClass.GPU_PODS:
+        return disruption, (), "", doubt
+    whole = "drain.scope is Node now" if drain.scope == "Node" else next(_needs_whole(compared), "")
+    return (disruption, (), whole, doubt) if whole else (part, find_changed(compared), "", doubt)
+
+
+def find_changed(compared: Comparison) -> tuple[int, ...]:
     pairs = zip(compared.observed.gpus, compared.target.layouts, strict=True)
-    changed = tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
-    if whole := next(_find_whole(compared, changed, policy.version), ""):
-        return disruption, (), whole
-    return DisruptionClass.CHANGED_GPUS, fence.gpus if fence is not None else changed, ""
+    return tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
 
 
-def _find_whole(compared: Comparison, changed: tuple[int, ...], version: SpecVersion) -> Iterator[str]:
-    """Yield why a change of layouts may disturb pods on GPUs that keep theirs (docs/design/transition.md#changed-gpus).
+_REBOOTS = "mig-manager may reboot the node"
+_RECONFIGURED = "the device plugin's configuration changes"
 
-    What is unknown only for a moment is waited for elsewhere, before the cordon (`find_unreported`) and after it.
+
+def _find_doubts(compared: Comparison) -> Iterator[str]:
+    """Yield what is seen of the node and its stack because of which a run may disturb pods on GPUs that keep their layout.
+
+    What is unknown only for a moment before the cordon is waited for elsewhere (`find_unreported`).
     """
     node, observed, target, stack = compared.node, compared.observed, compared.target, compared.stack
     fence, policy = node.fence, stack.cluster_policy
@@ -212,42 +236,66 @@ def _find_whole(compared: Comparison, changed: tuple[int, ...], version: SpecVer
     if policy is None or policy.plain is not None:
         yield "there is no ClusterPolicy that shows how mig-manager works"
     if stack.with_reboot:
-        yield "mig-manager may reboot the node"
+        yield _REBOOTS
     # NVIDIA's driver manager, which sets this label, runs only where the GPU Operator installs drivers.
     on_host = node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed"
     if on_host or (policy is not None and (policy.stops_host_clients or policy.is_off("driver.enabled"))):
         yield "the driver is installed on the host, where mig-manager stops host services"
-    if target.mode is Mode.MPS or compared.uses_mps:
+    if compared.uses_mps:
         yield "MPS serves the GPUs"
-    now = effective_plugin_config(node, stack)
-    if now is None or not now.same_effect(target.plugin, with_mig=True):
-        yield "the device plugin's configuration changes"
+    now, wanted = effective_plugin_config(node, stack), _recorded_plugin(compared) or target.plugin
+    if now is None or not now.same_effect(wanted, with_mig=True):
+        yield _RECONFIGURED
     elif now.sharing is not None:
         yield "the GPUs are time-sliced"
-    elif target.plugin.mig_strategy == "single" and len(set(target.layouts)) > 1:
-        yield "MIG strategy single needs equal GPUs"
     for gpu in observed.gpus:
         if gpu.vitals.access != REACHABLE:
             yield f"GPU {gpu.index} does not respond"
         if gpu.instances_withheld:
             yield "the agent may not list MIG instances"
-    if fence is not None:
-        others = [index for index in changed if index not in fence.gpus]
-        if others:
-            yield f"the change now concerns {name_gpus(others)} as well"
-        return
+        if gpu.mig_pending and fence is not None:
+            yield f"a change of the MIG mode of GPU {gpu.index} is pending"
+
+
+def _needs_whole(compared: Comparison) -> Iterator[str]:
+    """Yield why the target needs the whole node to be empty, although only layouts differ."""
+    target, before = compared.target, _recorded_plugin(compared)
+    if target.mode is Mode.MPS:
+        yield "MPS serves the GPUs"
+    if before is not None and not before.same_effect(target.plugin, with_mig=True):
+        yield _RECONFIGURED
+    if target.plugin.sharing is not None:
+        yield "the GPUs are time-sliced"
+    if target.plugin.mig_strategy == "single" and len(set(target.layouts)) > 1:
+        yield "MIG strategy single needs equal GPUs"
+
+
+def _recorded_plugin(compared: Comparison) -> PluginConfig | None:
+    """Return the device plugin's configuration that the latest run has set; None before, or if its entry is gone."""
+    node, fence = compared.node, compared.node.fence
+    if fence is None or fence.stage != "actuating":
+        return None
+    labels = {**node.labels, names.LABEL_PLUGIN_CONFIG: fence.target_plugin_config}
+    return effective_plugin_config(replace(node, labels=labels), compared.stack)
+
+
+def _unsuited(compared: Comparison, version: SpecVersion) -> Iterator[str]:
+    """Yield why a change that has not begun gains nothing from emptying some GPUs, or cannot."""
+    changed, observed, deferred = find_changed(compared), compared.observed, compared.node.deferred
     if len(changed) in (0, len(observed.gpus)):
         yield "it concerns all GPUs" if changed else "no layout changes"
     if (observed.pods or 0) > MAX_HOLDERS:
         yield f"{observed.pods} pods hold devices, and the agent names at most {MAX_HOLDERS} of a node"
-    deferred = node.deferred
     if deferred is not None and deferred.version == version and deferred.reason == Reason.GPU_STILL_BUSY:
         yield "the last attempt found a GPU in use after its pods had left"
 
 
 def _serves_already(compared: Comparison) -> bool:
-    node, target = compared.node, compared.target
-    if served(node) != target.resources or compared.observed.hardware.layouts != target.layouts:
+    node, target, layouts = compared.node, compared.target, compared.observed.hardware.layouts
+    # A device plugin that is away, as while it restarts, comes back with what its configuration says.
+    away = None if served(node) else effective_plugin_config(node, compared.stack)
+    offers = served(node) if away is None else predict_resources(layouts, away)
+    if offers != target.resources or layouts != target.layouts:
         return False
     if not target.mig_config:
         return True
