@@ -198,7 +198,7 @@ REMEDIES: Mapping[Reason, Remedy] = {
         _LEAVE_OUT,
     ),
     **dict.fromkeys((Reason.GPU_UNHEALTHY, Reason.CANARY_NOT_SERVING, Reason.EVICTION_ERROR), _wait),
-    **dict.fromkeys((Reason.LIST_FAILED, Reason.NAMESPACE_UNREADABLE, Reason.AGENT_NOT_READY), _wait),
+    **dict.fromkeys((Reason.LIST_FAILED, Reason.NAMESPACE_UNREADABLE, Reason.AGENT_NOT_READY, Reason.SETTLING), _wait),
     **dict.fromkeys((Reason.GPU_MISSING, Reason.NO_GPU, Reason.FORCE_DELETE_FAILED), _wait),
     Reason.COMPUTE_MODE: _wait,  # an MPS daemon that is about to end sets it back
     Reason.PRODUCT_SKIPPED: _TAKE_IN,

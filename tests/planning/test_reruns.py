@@ -392,8 +392,10 @@ def test_a_failed_plugin_restart_does_not_claim_a_cordon() -> None:
 def test_only_a_retry_that_says_so_lets_all_pods_leave_for_a_reboot_after_the_point_of_no_return() -> None:
     reboots = make_stack(MIXED, FULL, cluster_policy=make_cluster_policy(with_reboot=True))
     work = emptied(60, make_pod("cpu", resources={}))
-    edited = after_pnr(changing(FULL, stack=reboots, work=work))
-    assert (edited.reason, edited.actions) == (Reason.WIDER_DRAIN_NEEDED, ())
+    begun = replace(FENCE, version=MIXED.version)
+    edited = after_pnr(changing(FULL, fence=begun, stack=reboots, work=work))
+    assert (edited.reason, only(edited).verified is not None) == (Reason.SYNCED, True), "what began is proven first"
+    assert edited.disruption is DisruptionClass.REBOOT
     owed = only(after_pnr(changing(FULL, stack=reboots, work=work, now=2400))).fence
     failed = after_pnr(changing(FULL, fence=owed, stack=reboots, work=work, now=10**6))
     assert (failed.phase, failed.reason) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED)

@@ -201,7 +201,7 @@ def find_begun(case: NodeCase) -> NodeCase | None:
     fence, assessed, node = case.fence, case.assessed, case.node
     if assessed is None or not case.excess or not fence.disruption.cordons:
         return None
-    if fence.rolls_back or fence.failed is not None:
+    if fence.rolls_back or fence.failed is not None or fence.step < fence.steps:
         return None
     names_of = fence.target_mig_config, fence.target_plugin_config
     record = Verified(fence.policy, *names_of, layout=fence.to_layout, gpus=len(assessed.observed.gpus))

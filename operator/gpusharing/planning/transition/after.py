@@ -67,6 +67,8 @@ def after_pnr(case: NodeCase) -> Verdict:
         verdict = present_way_back(_in_time(back, _next_step(back)), case)
     elif (begun := find_begun(case)) is not None:
         verdict = _in_time(begun, _next_step(begun))
+        disruption, gpus = case.extent  # what the plan says, and a person approves
+        verdict = replace(verdict, disruption=disruption, gpus=gpus)
         later = "what the policy asks for since then begins after this"
         verdict = replace(verdict, message=f"{verdict.message}; {later}") if verdict.phase.in_flight else verdict
     else:
@@ -184,7 +186,8 @@ def _with_target(case: NodeCase, assessed: Assessed) -> Verdict:
         found = _offer_wider(case, found, lead) if wider else add_retry(found, case.node.name, fence.retry, lead)
         return case.show(Phase.FAILED, found, wake=case.held.until)
     if wider and fence.disruption.cordons:
-        if (unknown := kept or (case.overreach if assessed.doubt else None)) is not None:
+        reboots = assessed.disruption is DisruptionClass.REBOOT  # for which ClusterPolicy was edited, not the policy
+        if (unknown := kept or (case.overreach if assessed.doubt or reboots else None)) is not None:
             return case.show(Phase.FAILED, _offer_wider(case, unknown), wake=next_poll(case))
         message = f"the policy has changed since the failure: {case.excess}"
         return _widen(case, assessed, assessed.disruption, assessed.gpus, message)

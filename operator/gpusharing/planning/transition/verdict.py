@@ -207,7 +207,7 @@ class NodeCase(ActuatorCase):
             return ""
         others = [index for index in assessed.gpus if index not in fence.gpus]
         if assessed.whole or not others:
-            return assessed.whole or f"it is now a change of class {assessed.disruption}"
+            return assessed.whole or f"the change is now one of class {assessed.disruption}"
         return f"the change now concerns {name_gpus(others)} as well"
 
     @property

@@ -204,8 +204,6 @@ def find_extent(
             return disruption, (), "", ""
         whole = next(chain(_find_doubts(compared), _needs_whole(compared), _unsuited(compared, version)), "")
         return (disruption, (), whole, "") if whole else (part, find_changed(compared), "", "")
-    if disruption is DisruptionClass.REBOOT is not fence.disruption:
-        return DisruptionClass.RESET, (), "", _REBOOTS
     if fence.disruption is not part:
         return disruption, (), "", ""
     doubt = next(_find_doubts(compared), "")
@@ -220,7 +218,6 @@ def find_changed(compared: Comparison) -> tuple[int, ...]:
     return tuple(gpu.index for gpu, layout in pairs if gpu.layout != layout)
 
 
-_REBOOTS = "mig-manager may reboot the node"
 _RECONFIGURED = "the device plugin's configuration changes"
 
 
@@ -236,7 +233,7 @@ def _find_doubts(compared: Comparison) -> Iterator[str]:
     if policy is None or policy.plain is not None:
         yield "there is no ClusterPolicy that shows how mig-manager works"
     if stack.with_reboot:
-        yield _REBOOTS
+        yield "mig-manager may reboot the node"
     # NVIDIA's driver manager, which sets this label, runs only where the GPU Operator installs drivers.
     on_host = node.labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == "pre-installed"
     if on_host or (policy is not None and (policy.stops_host_clients or policy.is_off("driver.enabled"))):
