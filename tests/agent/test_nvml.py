@@ -76,7 +76,7 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
 @pytest.mark.parametrize("kind", ["Compute", "MPSCompute", "Graphics"])
 def test_a_list_of_processes_that_is_not_given_counts_as_busy_where_there_is_one(machine: Simulator, kind: str) -> None:
     with Agent(machine) as agent:
-        for answer in ("NO_PERMISSION", "FUNCTION_NOT_FOUND", "NOT_SUPPORTED"):
+        for answer in ("NO_PERMISSION", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "NOT_SUPPORTED"):
             machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", answer, gpu=0)
             unknown, told = agent.gpus()
             machine.clear_faults()
