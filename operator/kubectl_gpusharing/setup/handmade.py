@@ -32,7 +32,7 @@ from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry
+from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry, tell_partial
 from kubectl_gpusharing.live.files import policy_manifest
 
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
@@ -80,6 +80,8 @@ def find_handmade(
     config = effective_plugin_config(node, stack)
     if config is None:
         return find_unserved(node, stack, plugin)
+    if why := tell_partial(gpus):
+        return f"no policy asks for what its GPUs have: {why}"
     layouts = observed.hardware.layouts
     advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(advertised)
