@@ -194,7 +194,7 @@ def agent_checks(compared: Comparison) -> Checked:
         yield Source.NVML, missing
     if layouts != target.layouts:
         text = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
-        why = find_leftover(target, observed) or tell_partial(observed.gpus)
+        why = find_leftover(observed.gpus, target.layouts) or tell_partial(observed.gpus)
         text += f": {why}" if why else ""
         yield Source.NVML, Finding(Reason.LAYOUT_MISMATCH, text)
     if waits := next((gpu for gpu in kinds if gpu.mig_pending), None):
@@ -342,13 +342,13 @@ def tell_partial(gpus: Sequence[GpuView]) -> str:
     return f"GPU instance {one.id} ({one.profile}) of GPU {index}{more} {wrong}"
 
 
-def find_leftover(target: Target, observed: ObservedView) -> str:
+def find_leftover(gpus: Sequence[GpuView], layouts: Sequence[Layout | None]) -> str:
     """Return which GPU instances mig-parted would leave, and how to remove them; empty if it makes each GPU as wanted.
 
     It compares compute instances only, and clears a GPU before it creates any only if the GPU has some that differ
     (v0.15.1 pkg/mig/config/config.go, SetMigConfig). It clears all of them if a MIG mode has to change.
     """
-    pairs = tuple(zip(observed.gpus, target.layouts, strict=True))
+    pairs = tuple(zip(gpus, layouts, strict=True))
     if any(gpu.mig_enabled != (layout is not None) for gpu, layout in pairs):
         return ""
     for gpu, layout in pairs:
@@ -361,8 +361,8 @@ def find_leftover(target: Target, observed: ObservedView) -> str:
             )
             named = f"{'GPU instance' if len(empty) == 1 else 'GPU instances'} {ids} of GPU {gpu.index}"
             return (
-                f"{named} {has}, and mig-manager does not remove what has none. No pod can use it, so remove it: run on"
-                f" the node: nvidia-smi mig -i {gpu.index} -gi {ids} -dgi"
+                f"{named} {has}, and mig-manager may leave that or fail because of it. No pod can use it: to remove it,"
+                f" run on the node: nvidia-smi mig -i {gpu.index} -gi {ids} -dgi"
             )
     return ""
 
