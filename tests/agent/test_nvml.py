@@ -85,6 +85,21 @@ def test_a_list_of_processes_that_is_not_given_counts_as_busy_where_there_is_one
             assert (unknown["access"], told["access"], told["processes"]) == ("Ok", "Ok", []), answer
 
 
+@pytest.mark.parametrize("answer", ["NOT_SUPPORTED", "ARGUMENT_VERSION_MISMATCH"])
+def test_a_mig_device_without_a_list_of_processes_is_busy_and_the_list_of_all_is_not_needed(
+    machine: Simulator, answer: str
+) -> None:
+    in_process(machine, "partition", "0", "3g.40gb")
+    with Agent(machine) as agent:
+        machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0, count=1)
+        of_the_device, _ = agent.gpus()
+        machine.clear_faults()
+        machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0, skip=1)
+        of_all, _ = agent.gpus()
+    assert of_the_device["processes"], "a program may compute on it"
+    assert bool(of_all["processes"]) == (answer != "NOT_SUPPORTED")
+
+
 def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
     machine.set_gpu(1, compute_mode=3, ecc_volatile_uncorrected=2, remap_pending=1)
     gpu = read(machine)["gpus"][1]

@@ -63,7 +63,11 @@ def find_handmade(
     snapshot's.
     """
     gpus, stack = observed.gpus, snapshot.stack
-    if why := find_unsettled(node) or tell_misfit(node, snapshot):
+    if why := find_unsettled(node):
+        return why
+    if why := tell_partial(gpus):
+        return f"no policy can want what its GPUs have: {why}"
+    if why := tell_misfit(node, snapshot):
         return why
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     falls_back = policy is not None and policy.plain is not None and not policy.plugin_default
@@ -80,8 +84,6 @@ def find_handmade(
     config = effective_plugin_config(node, stack)
     if config is None:
         return find_unserved(node, stack, plugin)
-    if why := tell_partial(gpus):
-        return f"no policy asks for what its GPUs have: {why}"
     layouts = observed.hardware.layouts
     advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(advertised)
