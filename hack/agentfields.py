@@ -119,15 +119,22 @@ SOURCES: tuple[FieldSource, ...] = (
             "nvmlDeviceGetMaxMigDeviceCount",
             "nvmlDeviceGetMigDeviceHandleByIndex",
             "nvmlDeviceGetGpuInstanceId",
-            "nvmlDeviceGetAttributes",
             "nvmlDeviceGetGpuInstances",
             "nvmlGpuInstanceGetInfo",
-            "nvmlGpuInstanceGetComputeInstanceProfileInfo",
-            "nvmlGpuInstanceGetComputeInstances",
         ),
         (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
         "NotSupported, or `access: Failed` where NVML refuses the mode; of the instances, only those whose MIG device "
         "the container may open",
+    ),
+    FieldSource(
+        ("gpus[].partialInstances",),
+        (
+            "nvmlDeviceGetAttributes",
+            "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+            "nvmlGpuInstanceGetComputeInstances",
+        ),
+        (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
+        "absent; `instancesWithheld: true` where NVML does not tell what is in an instance",
     ),
     FieldSource(
         ("programs",),
@@ -139,8 +146,9 @@ SOURCES: tuple[FieldSource, ...] = (
         ),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
         "one without a name, which counts as busy: without the host's PID namespace; where MIG is on and NVML does not "
-        "list all of a GPU's instances, or one has no MIG device that can be seen; where NVML refuses a list, or does "
-        "not support the list of compute processes. A list of MPS or graphics clients that is not supported is empty. "
+        "list all of a GPU's instances, or one has no MIG device that can be seen; where NVML refuses a list or has it "
+        "in another form, or a GPU or MIG device does not support the list of compute processes. A list of MPS or "
+        "graphics clients that is not supported is empty ([why](../design/hardware.md#lists)). "
         "MPS's own daemons are recognized by their executable and parent; where executables may not be read, by the 15 "
         "bytes that the kernel keeps of their names",
     ),

@@ -1,6 +1,6 @@
 """Test objects: plain functions with keyword defaults, so that a test states only what it is about. The default world: one policy `pool-b` that wants 2x3g.40gb, one node `gpu-07` with one H100, all as in `NOW`."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,12 +9,13 @@ from typing import Any, Literal
 from tests.configs import plugins_of
 
 from gpusharing.api import names
+from gpusharing.api.gpunode import PartialInstance
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.kube.convert import find_zones
 from gpusharing.planning.drain.pods import scope_of
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView, Scope
@@ -222,6 +223,12 @@ def make_gpu(
         profiles=card.profiles,
         processes=processes,
     )
+
+
+def make_partial(*partial: PartialInstance, layout: Mapping[str, int], index: int = 0) -> GpuView:
+    """One GPU with whole instances and others, as a report of both is read."""
+    parts = Counter(name for one in partial for name in one.contents)
+    return replace(make_gpu(index, layout=normalize(parts + Counter(layout))), partial=partial)
 
 
 def make_gpunode(

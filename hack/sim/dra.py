@@ -13,7 +13,7 @@ from gpusharing.kube.client import DEVICE_CLASSES, JSON, RESOURCE_SLICES
 from gpusharing.kube.errors import AlreadyExists, NotFound, Throttled, Unavailable
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.snapshot.nvidia import DRA_DRIVER
-from hack.sim.gpu import SimulatedGPUs
+from hack.sim.gpu import SimulatedGPUs, mig_devices
 from hack.sim.nodeobject import RETRY_SECONDS, NodeObject, SimCluster
 from hack.sim.readings import Readings
 
@@ -79,7 +79,7 @@ def published_devices(gpus: Iterable[GPU]) -> list[JSON]:
             continue
         card = find_card(gpu.product)
         ids = {profile.name: profile.profile_id for profile in card.profiles} if card else {}
-        for one in gpu.instances:
+        for one in mig_devices(gpu):
             short = re.sub("[^a-z0-9]", "-", one.profile.replace(".", ""))
             name = f"gpu-{gpu.index}-mig-{short}-{ids.get(one.profile) or 0}-{one.start}"
             own = {"type": "mig", "uuid": one.uuid, "parentUUID": gpu.uuid, "profile": one.profile}

@@ -23,6 +23,7 @@ from gpusharing.api.names import (
 )
 from gpusharing.planning.gpus.cards import Profile, bare_product, find_card
 from gpusharing.planning.gpus.geometry import resource_name
+from hack.sim.gpu import mig_devices
 from hack.sim.plugin import PluginError, SimPluginConfig, single_profile
 
 LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"
@@ -71,7 +72,7 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
     if config.mig_strategy == "single":
         return {**node_labels, **_single(reading, model, config)}
     merged = {**node_labels, **_whole(gpus, model, config)}
-    owners = [(instance.profile, gpu.product) for gpu in gpus for instance in gpu.instances]
+    owners = [(instance.profile, gpu.product) for gpu in gpus for instance in mig_devices(gpu)]
     names = [name for name, _ in owners]
     for name in sorted(set(names)):
         resource, first = resource_name(name), next(product for owned, product in owners if owned == name)
@@ -138,7 +139,7 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
         }
     if not name:
         return _whole(gpus, model, config)
-    count = sum(len(gpu.instances) for gpu in gpus)
+    count = sum(len(mig_devices(gpu)) for gpu in gpus)
     return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
 
 

@@ -69,6 +69,11 @@ def model_as_seen(model: Model, container: Container) -> Model:
     return replace(model, profiles=profiles)
 
 
+def mig_devices(gpu: GPU) -> tuple[Instance, ...]:
+    """Return the instances that programs find: those with a compute instance."""
+    return tuple(instance for instance in gpu.instances if instance.parts is None)
+
+
 DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = False, False
 
@@ -271,6 +276,17 @@ class SimulatedGPUs:
             gpu.instances.append(created)
             return created
 
+    def destroy_compute(self, index: int) -> Instance:
+        """Destroy the compute instance of the first instance without a process (`nvidia-smi mig -dci`)."""
+        with self._lock:
+            gpu = self._mig_gpu(index)
+            used = {process.device for process in gpu.processes}
+            free = (at for at, one in enumerate(gpu.instances) if one.parts is None and one.uuid not in used)
+            if (at := next(free, None)) is None:
+                raise InUse(f"GPU {index} has no compute instance without a process")
+            gpu.instances[at] = replace(gpu.instances[at], uuid="", parts=())
+            return gpu.instances[at]
+
     def destroy_all(self, index: int) -> None:
         """Destroy the instances of a GPU on which no process computes. Raises InUse if any remains."""
         with self._lock:
@@ -419,7 +435,7 @@ def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[
         )
         return
     memory_gb = {profile.name: profile.memory_gb for profile in card.profiles}
-    for instance in gpu.instances:
+    for instance in mig_devices(gpu):
         memory = memory_gb[instance.profile] * GIB
         used = _used(instance.uuid, processes)
         yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_listed=all_seen)

@@ -11,7 +11,7 @@ from gpusharing.agent.library import GPU, PodID, ProcessUse
 from gpusharing.agent.podresources import Holdings, PodDevices, PodResourcesUnavailable, base
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
 from gpusharing.planning.gpus.geometry import resource_name
-from hack.sim.gpu import SimulatedGPUs
+from hack.sim.gpu import SimulatedGPUs, mig_devices
 from hack.sim.nodeobject import NodeObject
 from hack.sim.pods import DeviceHolder, PodBook
 
@@ -112,6 +112,6 @@ def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
     return [
         instance.uuid
         for gpu in divided
-        for instance in gpu.instances
+        for instance in mig_devices(gpu)
         if resource in (RESOURCE_GPU, resource_name(instance.profile))
     ]

@@ -19,7 +19,7 @@ from gpusharing.agent.library import GPU, Reading
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from hack.sim.goyaml import GoError, to_json
-from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs
+from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs, mig_devices
 
 Target: TypeAlias = Layout | None
 """The layout that one GPU should have: None for MIG off, and empty for MIG on without instances."""
@@ -104,10 +104,13 @@ def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
 
 
 def present(gpu: GPU) -> Target:
-    """Return the layout that the GPU has now, or None if its MIG mode is not Enabled."""
+    """Return the layout that the GPU has now, or None if its MIG mode is not Enabled.
+
+    Only compute instances count (v0.15.1 pkg/mig/config/config.go, GetMigConfig).
+    """
     if gpu.mig_mode != "Enabled":
         return None
-    return normalize(Counter(instance.profile for instance in gpu.instances))
+    return normalize(Counter(instance.profile for instance in mig_devices(gpu)))
 
 
 def generated(reading: Reading) -> str:
@@ -246,15 +249,16 @@ def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedG
 
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
     try:
-        driver.destroy_all(index)
         for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
+            if present(driver.look()[index]):  # instances without compute instances stay, and may take the room
+                driver.destroy_all(index)
             try:
                 for profile in ordering:
                     driver.create(index, profile)
             except NoFreePlace:
-                driver.destroy_all(index)
                 continue
             return
+        driver.destroy_all(index)
     except NotSupported:
         driver.destroy_all(index)
         return

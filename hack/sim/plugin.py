@@ -16,6 +16,7 @@ from gpusharing.agent.library import GPU
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.goyaml import GoError, JSONValue, to_json
+from hack.sim.gpu import mig_devices
 from hack.sim.settings import PluginVersion
 
 _TEXTS = [
@@ -243,9 +244,9 @@ def single_profile(gpus: Sequence[GPU]) -> str:
         return ""
     if not all(map(_mig, gpus)):
         raise PluginError("all devices on the node must be configured with the same migEnabled value")
-    if (empty := next((gpu for gpu in gpus if not gpu.instances), None)) is not None:
+    if (empty := next((gpu for gpu in gpus if not mig_devices(gpu)), None)) is not None:
         raise PluginError(f"device {empty.index} has no MIG devices configured")
-    profiles = sorted({instance.profile for gpu in gpus for instance in gpu.instances})
+    profiles = sorted({instance.profile for gpu in gpus for instance in mig_devices(gpu)})
     if len(profiles) > 1:
         raise PluginError("more than one MIG device type present on node")
     return profiles[0]
@@ -258,10 +259,10 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
     if strategy == "single":
         if not single_profile(gpus):
             return [RESOURCE_GPU for _ in gpus]
-        return [RESOURCE_GPU for gpu in gpus for _ in gpu.instances]
+        return [RESOURCE_GPU for gpu in gpus for _ in mig_devices(gpu)]
     names: list[str] = []
     for gpu in gpus:
-        profiles = [instance.profile for instance in gpu.instances]
+        profiles = [instance.profile for instance in mig_devices(gpu)]
         if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes such as `+me` (DP PR#1807)
             profiles = [re.sub(r"[+-].*", "", profile) for profile in profiles]
         names += [resource_name(profile) for profile in profiles] if _mig(gpu) else [RESOURCE_GPU]

@@ -1,6 +1,8 @@
 """What a process does to a simulated machine through NVML: NVML is loaded once per process, so tests run this one.
 
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
+python -m tests.agent.nvml_process put GPU PROFILE [SLICES...] one more instance, with compute instances of these sizes
+python -m tests.agent.nvml_process shuffle GPU SEED           MIG on, then instances and parts of them come and go
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
 python -m tests.agent.nvml_process report                     what the agent reports of it, as JSON
@@ -12,9 +14,13 @@ python -m tests.agent.nvml_process serve                      any of these but t
 
 import asyncio
 import json
+import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from typing import Any
 
 import pynvml
 
@@ -32,20 +38,66 @@ LIBRARY = NVML()
 
 
 def partition(index: int, profiles: list[str]) -> None:
+    with machine(index) as gpu:
+        pynvml.nvmlDeviceSetMigMode(gpu, 1)
+        offered = offers(gpu)
+        for profile in profiles:
+            create(gpu, offered[profile], offered[profile].sliceCount)
+
+
+@contextmanager
+def machine(index: int) -> Iterator[Any]:
+    """The handle of a GPU."""
     pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetHandleByIndex(index)
-    pynvml.nvmlDeviceSetMigMode(gpu, 1)
-    offered = {}
+    yield pynvml.nvmlDeviceGetHandleByIndex(index)
+    pynvml.nvmlShutdown()
+
+
+def offers(gpu: Any) -> dict[str, Any]:
+    """The infos of the GPU instance profiles by name."""
+    found = {}
     for enum in range(18):
         try:
             info = pynvml.nvmlDeviceGetGpuInstanceProfileInfo(gpu, enum)
         except pynvml.NVMLError:
             continue
-        offered[info.name.removeprefix("MIG ")] = info
-    for profile in profiles:
-        instance = pynvml.nvmlDeviceCreateGpuInstance(gpu, offered[profile].id)
-        pynvml.nvmlGpuInstanceCreateComputeInstance(instance, COMPUTE_PROFILES[offered[profile].sliceCount])
-    pynvml.nvmlShutdown()
+        found[info.name.removeprefix("MIG ")] = info
+    return found
+
+
+def create(gpu: Any, info: Any, *sizes: int) -> tuple[Any, list[Any]]:
+    """A GPU instance with compute instances of these sizes."""
+    instance = pynvml.nvmlDeviceCreateGpuInstance(gpu, info.id)
+    return instance, [pynvml.nvmlGpuInstanceCreateComputeInstance(instance, COMPUTE_PROFILES[size]) for size in sizes]
+
+
+def shuffle(index: int, seed: str) -> None:
+    """Create and destroy GPU and compute instances at random, as far as the driver lets us."""
+    dice = random.Random(seed)
+    with machine(index) as gpu:
+        pynvml.nvmlDeviceSetMigMode(gpu, 1)
+        offered = {name: info for name, info in offers(gpu).items() if not set("+-") & set(name)}
+        present: list[tuple[Any, list[Any]]] = []
+        for _ in range(dice.randrange(1, 12)):
+            with suppress(pynvml.NVMLError):
+                match dice.choice(("create", "create", "create", "add", "remove", "destroy")):
+                    case "create":
+                        info = offered[dice.choice(sorted(offered))]
+                        full = dice.random() < 0.7
+                        present.append(create(gpu, info, *([info.sliceCount] if full else [])))
+                    case "add" if present:
+                        instance, compute = dice.choice(present)
+                        size = COMPUTE_PROFILES[dice.choice((1, 2, 3))]
+                        compute.append(pynvml.nvmlGpuInstanceCreateComputeInstance(instance, size))
+                    case "remove" if present:
+                        _, compute = dice.choice(present)
+                        if compute:
+                            pynvml.nvmlComputeInstanceDestroy(compute.pop())
+                    case "destroy" if present:
+                        instance, compute = present.pop(dice.randrange(len(present)))
+                        for each in compute:
+                            pynvml.nvmlComputeInstanceDestroy(each)
+                        pynvml.nvmlGpuInstanceDestroy(instance)
 
 
 def destroy(index: int) -> str | None:
@@ -88,6 +140,13 @@ def do(arguments: list[str]) -> object:
     match arguments:
         case ["partition", gpu, *wanted]:
             partition(int(gpu), wanted)
+            return None
+        case ["put", gpu, profile, *sizes]:
+            with machine(int(gpu)) as handle:
+                create(handle, offers(handle)[profile], *map(int, sizes))
+            return None
+        case ["shuffle", gpu, seed]:
+            shuffle(int(gpu), seed)
             return None
         case ["destroy", gpu]:
             return destroy(int(gpu))

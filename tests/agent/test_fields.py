@@ -97,7 +97,8 @@ def test_without_a_right_exactly_its_fields_lack(tmp_path: Path, privilege: str)
     machine.inject("nvmlGpuInstanceCreateComputeInstance", "INSUFFICIENT_RESOURCES", skip=2, count=1)
     with pytest.raises(AssertionError, match="Insufficient"):  # an instance without a device, which only rights show
         in_process(machine, "partition", "0", "3g.40gb", "1g.10gb", "1g.10gb")
-    (instance, *_) = read(machine)["gpus"][0]["instances"]
+    in_process(machine, "put", "0", "2g.20gb", "1")  # one with too small a compute instance
+    instance = next(one for one in read(machine)["gpus"][0]["instances"] if one["profile"] == "3g.40gb")
     machine.add_process(0, 4_000_001, "worker", gpu_instance=instance["id"], compute_instance=0)
     full = told(machine, "root")
     less = told(machine, privilege)

@@ -76,13 +76,28 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
 @pytest.mark.parametrize("kind", ["Compute", "MPSCompute", "Graphics"])
 def test_a_list_of_processes_that_is_not_given_counts_as_busy_where_there_is_one(machine: Simulator, kind: str) -> None:
     with Agent(machine) as agent:
-        for answer in ("NO_PERMISSION", "FUNCTION_NOT_FOUND", "NOT_SUPPORTED"):
+        for answer in ("NO_PERMISSION", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "NOT_SUPPORTED"):
             machine.inject(f"nvmlDeviceGet{kind}RunningProcesses", answer, gpu=0)
             unknown, told = agent.gpus()
             machine.clear_faults()
             busy = kind == "Compute" or answer != "NOT_SUPPORTED"
             assert unknown["processes"] == [{"pid": 0, "name": "", "device": ""}] * busy, answer
             assert (unknown["access"], told["access"], told["processes"]) == ("Ok", "Ok", []), answer
+
+
+@pytest.mark.parametrize("answer", ["NOT_SUPPORTED", "ARGUMENT_VERSION_MISMATCH"])
+def test_a_mig_device_without_a_list_of_processes_is_busy_and_the_list_of_all_is_not_needed(
+    machine: Simulator, answer: str
+) -> None:
+    in_process(machine, "partition", "0", "3g.40gb")
+    with Agent(machine) as agent:
+        machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0, count=1)
+        of_the_device, _ = agent.gpus()
+        machine.clear_faults()
+        machine.inject("nvmlDeviceGetComputeRunningProcesses", answer, gpu=0, skip=1)
+        of_all, _ = agent.gpus()
+    assert of_the_device["processes"], "a program may compute on it"
+    assert bool(of_all["processes"]) == (answer != "NOT_SUPPORTED")
 
 
 def test_health_and_compute_mode_are_read(machine: Simulator) -> None:

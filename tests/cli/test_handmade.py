@@ -6,9 +6,19 @@ from typing import Any
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.build import NOW, make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.build import (
+    NOW,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_partial,
+    make_snapshot,
+    make_stack,
+)
 from tests.recipes import MIG, PLUGIN
 
+from gpusharing.api.gpunode import PartialInstance
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.sourcesettings import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
@@ -28,7 +38,7 @@ def read(
     layout: Layout | None = None, entry: str = "version: v1", label: str = "all-disabled", **more: Any
 ) -> Handmade | str:
     """What a node with two such GPUs is, whose device plugin goes by this entry."""
-    gpus = (make_gpu(layout=layout), make_gpu(1, layout=more.pop("second", layout)))
+    gpus = more.pop("gpus", (make_gpu(layout=layout), make_gpu(1, layout=more.pop("second", layout))))
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None
     stack: StackView = make_stack(plugin_configs={"theirs": entry}, **more)
@@ -137,6 +147,10 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
         {"entry": shared({"gpu": 1})},
         "ConfigMap time-slicing-config, entry theirs, sharing.timeSlicing.resources[0].replicas: the device plugin"
         " rejects 1: it expects a whole number of at least 2",
+    ),
+    "a MIG instance without a compute instance": (
+        {"gpus": (make_partial(PartialInstance(2, "3g.40gb"), layout={"3g.40gb": 1}),), "label": "all-3g.40gb"},
+        "no policy can want what its GPUs have: GPU instance 2 (3g.40gb) of GPU 0 has no compute instance",
     ),
     "more shares than a policy may have": (
         {"entry": shared({"gpu": 16384})},

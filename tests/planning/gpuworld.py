@@ -10,11 +10,12 @@ from typing import Any, Self
 
 from tests.build import H100, make_policy
 from tests.planning import podkinds, rules
-from tests.planning.machines import Labels, NodeMachine
+from tests.planning.machines import Labels, NodeMachine, with_compute
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.geometry import resource_name
+from gpusharing.api.gpunode import NO_COMPUTE
+from gpusharing.planning.gpus.geometry import normalize, resource_name
 from gpusharing.planning.snapshot.actions import Action, Actuate, Release
 from gpusharing.planning.snapshot.nvidia import StackView
 from gpusharing.planning.snapshot.podviews import Holder
@@ -63,10 +64,14 @@ class GpuMachine(NodeMachine):
     """By GPU, what NVML says of it at present that is not so, as fields of its view."""
     late: bool = False
     """The agent does not get to report at present."""
+    own: dict[int, str] = field(default_factory=dict)
+    """The name of a person's process on a GPU, by the index of the GPU."""
 
     def _end_run(self, stack: StackView) -> Labels:
         temper = self.temper
-        if self.loses_mode and self.computes and self.held:
+        wanted = self.wanted(self.running, stack) or ()
+        anew = {index for index, (a, b) in enumerate(zip(self.layouts, wanted, strict=False)) if with_compute(a) != b}
+        if self.computes and any(self.loses_mode or gpu in anew for gpu, _ in self.held.values()):
             self.temper = "fails"
         labels = super()._end_run(stack)
         self.temper, self.loses_mode = temper, False
@@ -84,6 +89,16 @@ class GpuMachine(NodeMachine):
     def displace(self, gpu: int) -> None:
         """Somebody makes the instances of a GPU anew at other places, where no process keeps the driver from it."""
         self.made[gpu] += 1
+
+    def strip(self, gpu: int) -> bool:
+        """Somebody destroys the compute instance of one instance that no pod has (`nvidia-smi mig -dci`); False without one."""
+        layout, held = dict(self.layouts[gpu] or ()), set(self.held.values())
+        for profile, count in layout.items():
+            if not profile.startswith(NO_COMPUTE) and (gpu, self.device(gpu, f"{profile}-{count - 1}")) not in held:
+                bare = NO_COMPUTE + profile
+                self.layouts[gpu] = normalize({**layout, profile: count - 1, bare: layout.get(bare, 0) + 1})
+                return True
+        return False
 
     def device(self, gpu: int, slot: str) -> str:
         return f"{gpu}-{self.made[gpu]}-{slot}"
@@ -103,9 +118,10 @@ class GpuMachine(NodeMachine):
             )
         busy = {gpu for gpu, _ in self.held.values()} if self.computes else set()
         busy |= {gpu for uid, gpu in self.elsewhere.items() if uid in self.held}
+        on = dict.fromkeys(busy, ("python",)) | {gpu: (name,) for gpu, name in self.own.items()}
         gpus, keys = seen.gpus, seen.devices
         if seen != gpunode.observed:  # NVML was read
-            gpus = tuple(replace(gpu, processes=("python",) if gpu.index in busy else gpu.processes) for gpu in gpus)
+            gpus = tuple(replace(gpu, processes=on.get(gpu.index, gpu.processes)) for gpu in gpus)
             gpus = tuple(replace(gpu, **self.misread.get(gpu.index, {})) for gpu in gpus)
             keys = tuple(f"GPU-{index}-{made}" for index, made in enumerate(self.made))
         told = replace(seen, gpus=gpus, holders=holders, devices=keys)
@@ -136,6 +152,7 @@ class GpuWorld(World):
                 unnamed=set(machine.unnamed),
                 elsewhere=dict(machine.elsewhere),
                 misread=dict(machine.misread),
+                own=dict(machine.own),
             )
         twin.stood = dict(self.stood)
         return twin
@@ -155,7 +172,7 @@ class GpuWorld(World):
         machine = self.machine(node)
         taken = Counter(machine.held.values())
         for index, layout in enumerate(machine.layouts):
-            for profile, count in layout or ():
+            for profile, count in with_compute(layout) or ():
                 for slot in range(count):
                     device = machine.device(index, f"{profile}-{slot}")
                     free = not taken[index, device] and gpu in (None, index)

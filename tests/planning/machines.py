@@ -14,6 +14,7 @@ from tests.build import H100, make_gpu
 
 from gpusharing.agent.library import GPU, Instance, MigMode, Model, Reading
 from gpusharing.api import names
+from gpusharing.api.gpunode import NO_COMPUTE, PartialInstance
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
@@ -108,7 +109,7 @@ class NodeMachine:
         wanted = self.wanted(config, stack)
         if wanted is None:
             return {names.LABEL_MIG_STATE: "failed", **_operands(stack, "true")}
-        if wanted == tuple(self.layouts):
+        if wanted == tuple(map(with_compute, self.layouts)):
             return {names.LABEL_MIG_STATE: "success", **_operands(stack, "true")}
         self.running = config
         return {names.LABEL_MIG_STATE: "pending", **_operands(stack, names.PAUSED_FOR_MIG)}
@@ -124,7 +125,12 @@ class NodeMachine:
             self.layouts = [None if layout is None else () for layout in wanted]
             self.seen, self.away = (None, True)  # the pod starts anew with the node, and MIG mode is as it should be
             return {names.LABEL_MIG_STATE: "rebooting"}
-        self.layouts = list(wanted)
+        for index, (now, then) in enumerate(zip(self.layouts, wanted, strict=True)):
+            if now and then and not with_compute(now):  # it clears only what has compute instances, and finds no room
+                self.layouts[index] = ()
+                return {names.LABEL_MIG_STATE: "failed", **_operands(stack, "true")}
+            if with_compute(now) != then:
+                self.layouts[index] = then
         if self.temper == "forgets":
             return {names.LABEL_MIG_STATE: "success"}
         return {names.LABEL_MIG_STATE: "success", **_operands(stack, "true")}
@@ -232,6 +238,8 @@ def _view(
 ) -> GpuView:
     mode = "ExclusiveProcess" if exclusive else "Default"
     gpu = make_gpu(index, product=product, layout=layout, compute_mode=mode, processes=processes)
+    bare = (name.removeprefix(NO_COMPUTE) for name, _ in layout or () if name.startswith(NO_COMPUTE))
+    gpu = replace(gpu, partial=tuple(PartialInstance(number, profile) for number, profile in enumerate(bare)))
     return replace(gpu, vitals=vitals)
 
 
@@ -279,6 +287,11 @@ def _serve(
         return resources, {}
 
 
+def with_compute(layout: Layout | None) -> Layout | None:
+    """What mig-parted compares: a GPU instance without compute instance does not count."""
+    return None if layout is None else tuple(row for row in layout if not row[0].startswith(NO_COMPUTE))
+
+
 def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> Reading:
     gpus = tuple(
         _gpu(index, product, layout) for index, (product, layout) in enumerate(zip(products, layouts, strict=True))
@@ -292,7 +305,7 @@ def _reading(products: tuple[str, ...], layouts: tuple[Layout | None, ...]) -> R
 def _gpu(index: int, product: str, layout: Layout | None) -> GPU:
     view = make_gpu(index, product=product, layout=layout)
     mode: MigMode = "Enabled" if view.mig_enabled else "Disabled" if view.mig_capable else "NotSupported"
-    profiles = Counter(dict(layout or ())).elements()
+    profiles = Counter(dict(with_compute(layout) or ())).elements()
     instances = tuple(Instance(profile, -1, 0, n, f"MIG-{index}-{n}") for n, profile in enumerate(profiles))
     return GPU(index, f"GPU-{index:08x}", product, mode, mode, "Default", instances, (), None, None)
 

@@ -127,6 +127,62 @@ def test_the_whole_node_is_emptied_where(change: PolicyView, cause: Callable[[Gp
     assert len(evictions(world, done)) == 4
 
 
+def test_a_gpu_with_an_instance_that_has_no_compute_instance_is_one_of_those_that_change() -> None:
+    world = full_world()
+    before = gpus_of(world, NODE)
+    assert world.machine(NODE).strip(0)
+    done = len(world.done)
+    world.set_policy(AFTER)
+    plan = world.settle()
+    assert plan.verdicts[NODE].phase is Phase.SYNCED
+    assert classes(world, done) == [DisruptionClass.CHANGED_GPUS]
+    assert sorted(before[one.uid] for one in evictions(world, done)) == [0, 1]
+    assert world.machine(NODE).layouts[:2] == [normalize(HALVES), normalize(THIRDS)]
+
+
+def test_an_instance_that_mig_parted_would_leave_stops_the_change_until_a_person_removes_it() -> None:
+    half = {"3g.40gb": 1}
+    world = full_world(layouts(half, HALVES, SEVENTHS, SEVENTHS))
+    machine = world.machine(NODE)
+    machine.layouts[0] = normalize({**half, "0c.1g.10gb": 1})
+    done = len(world.done)
+    world.set_policy(layouts(half, THIRDS, SEVENTHS, SEVENTHS))
+    verdict = wait(world, 150).verdicts[NODE]
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.INSTANCES_LEFT)
+    assert "nvidia-smi mig -i 0 -gi 0 -dgi" in verdict.message
+    assert not classes(world, done)
+    machine.layouts[0] = normalize(half)
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+    assert len(evictions(world, done)) == 1
+
+
+def test_a_kept_gpu_that_loses_a_compute_instance_past_the_point_of_no_return_is_seen() -> None:
+    world = past_pnr()
+    assert world.machine(NODE).strip(0)
+    go_on(world, lambda: world.step().verdicts[NODE].phase is Phase.FAILED, most=2000)
+    assert world.nodes[NODE].unschedulable
+
+
+UNSEEN = "an unidentified process (docs/design/hardware.md#lists says on which cards)"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [*((name, name) for name in ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control", "python3")), ("", UNSEEN)],
+)
+def test_a_gpu_with_mig_on_is_busy_whatever_the_process_is_called(name: str, shown: str) -> None:
+    world = full_world()
+    world.machine(NODE).own = {1: name}
+    done = len(world.done)
+    world.set_policy(AFTER)
+    verdict = wait(world, 60).verdicts[NODE]
+    assert verdict.reason is Reason.GPU_STILL_BUSY
+    assert verdict.message.endswith(f"GPU 1 is used by {shown}")
+    assert not any(isinstance(one, Actuate) for one in world.done[done:])
+    world.machine(NODE).own = {}
+    assert world.settle().verdicts[NODE].phase is Phase.SYNCED
+
+
 def test_a_node_with_more_pods_than_an_agent_names_is_emptied_as_a_whole_and_says_so() -> None:
     world = full_world()
     world.set_policy(layouts(HALVES, THIRDS, SEVENTHS, SEVENTHS, away="0"))
@@ -610,7 +666,10 @@ def play(seed: int) -> Counter[str]:
     rows = [dice.choice((HALVES, SEVENTHS, THIRDS)) for _ in range(4)]
     world = gpu_world(layouts(*rows), "gpu-1", "gpu-2")
     kinds = ("a pod of a ReplicaSet", "a pod of a Job", "a pod of a Job that ends", "a pod that sticks")
+    vandal = Random(f"{seed}: compute instances")
     for _ in range(40):
+        if vandal.random() < 0.1:
+            world.machine(vandal.choice(sorted(world.nodes))).strip(vandal.randrange(4))
         node = dice.choice(sorted(world.nodes))
         machine = world.machine(node)
         match dice.randrange(18):

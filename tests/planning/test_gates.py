@@ -16,6 +16,7 @@ from tests.build import (
     make_gpu,
     make_gpunode,
     make_operand,
+    make_partial,
     make_policy,
     make_stack,
 )
@@ -23,6 +24,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, clos
 from tests.wording import lacks
 
 from gpusharing.api import names
+from gpusharing.api.gpunode import PartialInstance
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.nvidia import MpsDaemonView, Operand, PlainStackView
 from gpusharing.planning.snapshot.records import UNRECORDED, Deferred, SpecVersion, Verified
@@ -126,6 +128,7 @@ DEFERRED = Deferred(2, at(60), "DrainTimeout", UNRECORDED)
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 WITHHELD = replace(make_gpu(), instances_withheld=True)
+BARE = PartialInstance(5, "3g.40gb")
 WITHHELD_HALVES = replace(make_gpu(1, layout=(("3g.40gb", 2),)), instances_withheld=True)
 LOST = replace(make_gpu(), vitals=Vitals(access="Lost"))
 NAMED = replace(SETTINGS, unsafe_drivers=("570",))
@@ -198,6 +201,11 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         reading(gpus=(WITHHELD,)), Reason.AGENT_LACKS_RIGHTS, None),
     "the agent may not list the MIG instances that are to go": (
         observing(make_case(FULL), gpus=(make_gpu(0), WITHHELD_HALVES)), Reason.AGENT_LACKS_RIGHTS, None),
+    "beside the wanted instances there is one without a compute instance, which mig-parted would leave": (
+        reading(gpus=(make_partial(PartialInstance(5, "1g.10gb"), layout={"3g.40gb": 2}),)),
+        Reason.INSTANCES_LEFT, None),
+    "no instance has a compute instance, so mig-parted would find no room": (
+        reading(gpus=(make_partial(BARE, replace(BARE, id=6), layout={}),)), Reason.INSTANCES_LEFT, None),
     "MPS left its compute mode behind, and time-slicing came after it": (
         exclusive(FULL, was=SLICED), Reason.COMPUTE_MODE, None),
     "MPS left its compute mode behind, and nobody knows what came after it": (
@@ -373,6 +381,12 @@ OPEN: dict[str, NodeCase] = {
     "mig-manager is switched off and MIG as well": make_case(SLICED, stack=OFF, operand=None),
     "mig-manager is wedged for longer than it may take": make_case(MIXED, labels=PENDING, seen_since=at(-1200)),
     "the agent may not list MIG instances, and there are to be none": observing(make_case(SLICED), gpus=(WITHHELD,)),
+    "mig-parted clears a GPU on which one of two instances has no compute instance": reading(
+        gpus=(make_partial(BARE, layout={"3g.40gb": 1}),)
+    ),
+    "mig-parted clears the instances without a compute instance before it switches MIG off": observing(
+        make_case(SLICED), gpus=(make_partial(BARE, layout={}),)
+    ),
     "drift has lasted for its grace": drifted(drifting_since=at(-60)),
     "another name has GFD restarted, which disturbs no pod": adopted(SLICED, PLUGIN_CONFIG, ALIAS, labels=NO_GFD),
     "a person asks for the operator's own name, which has the device plugin restarted": adopted(

@@ -5,12 +5,22 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
+from tests.build import (
+    H100,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_partial,
+    make_policy,
+    make_stack,
+)
 from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 from tests.wording import lacks
 
 from gpusharing.api import names
+from gpusharing.api.gpunode import PartialInstance
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.texts import key_of
 from gpusharing.planning.snapshot.nvidia import NodeDevices, PlainStackView
@@ -91,6 +101,8 @@ EXCLUSIVE = make_gpu(compute_mode="ExclusiveProcess")
 SERVED = make_gpu(compute_mode="ExclusiveProcess", processes=("nvidia-cuda-mps-server",))
 CAPABLE = names.LABEL_MPS_CAPABLE
 GONE = ObservedView("", False, "", ())
+HALF_BARE = make_partial(PartialInstance(2, "3g.40gb"), layout={"3g.40gb": 1})
+DIVIDED = make_partial(PartialInstance(2, "3g.40gb", ("1c.3g.40gb", "2c.3g.40gb")), layout={"3g.40gb": 1})
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the agent cannot read": (
         FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
@@ -101,6 +113,13 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "an instance is missing": (
         MIXED, lambda c: observing(c, gpus=(make_gpu(layout=(("3g.40gb", 1),)),)), Reason.LAYOUT_MISMATCH,
         "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
+    "an instance has no compute instance": (
+        MIXED, lambda c: observing(c, gpus=(HALF_BARE,)), Reason.LAYOUT_MISMATCH,
+        "instead of 2x3g.40gb: GPU instance 2 (3g.40gb) of GPU 0 has no compute instance. A change clears this GPU; to "
+        "repair it without one, run on the node: nvidia-smi mig -i 0 -gi 2 -cci"),
+    "an instance is divided": (
+        MIXED, lambda c: observing(c, gpus=(DIVIDED,)), Reason.LAYOUT_MISMATCH,
+        "NVML shows 1x1c.3g.40gb+1x2c.3g.40gb+1x3g.40gb instead of 2x3g.40gb: GPU instance 2 (3g.40gb) of GPU 0 is"),
     "MIG is still off": (MIXED, lambda c: observing(c, gpus=(make_gpu(),)), Reason.LAYOUT_MISMATCH, "1x full"),
     "MIG is still on": (FULL, lambda c: observing(c, gpus=(make_gpu(layout=()),)), Reason.LAYOUT_MISMATCH, "MIG empty"),
     "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPU from the last"

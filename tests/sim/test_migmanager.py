@@ -243,6 +243,16 @@ async def test_what_a_change_of_one_gpu_does_to_the_other(second: tuple[str, ...
     assert node.states == ["pending", state]
 
 
+async def test_instances_without_compute_instances_are_cleared_with_others_and_else_take_the_room() -> None:
+    for stripped, states, after in ((1, ["pending", "success"], ("7g.80gb",)), (2, ["pending", "failed"], ())):
+        gpus = make_gpus(("3g.40gb", "3g.40gb"))
+        for _ in range(stripped):
+            gpus.destroy_compute(0)
+        node = Node(gpus)
+        await ran(node, gpus, "all-7g.80gb", 2)
+        assert (node.states, layouts_of(gpus)) == (states, [after])
+
+
 async def test_a_gpu_that_the_configuration_leaves_out_bounces_the_operands_each_time() -> None:
     gpus = make_gpus(("7g.80gb",), None)
     node = Node(gpus, OWN_FILE)

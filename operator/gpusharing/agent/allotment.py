@@ -76,7 +76,7 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
         # While a GPU cannot be read it has no UUID, so any of the known devices may be its own.
-        present = {uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(instance.uuid for instance in gpu.instances))}
+        present = {uuid for gpu in reading.gpus for uuid in gpu.uuids}
         known = {uuid: slices for uuid, slices in known.items() if uuid in present}
     for each in holdings.by_pod:
         for device in each.devices:

@@ -9,7 +9,15 @@ from typing import Any
 from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER
-from gpusharing.api.gpunode import MAX_PROGRAMS, GPUStatus, ModelStatus, Observed, Request
+from gpusharing.api.gpunode import (
+    MAX_PARTIAL,
+    MAX_PROGRAMS,
+    GPUStatus,
+    ModelStatus,
+    Observed,
+    PartialInstance,
+    Request,
+)
 from gpusharing.api.records import from_wire, to_wire
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer, part, section, text
@@ -197,7 +205,12 @@ def gpu_status(gpu: GPU) -> GPUStatus:
     (pending, failed), action = gpu.remapped_rows or (False, False), gpu.recovery_action
     return GPUStatus(
         uuid=gpu.uuid,
-        mig=write_mig(gpu.mig_mode, [(instance.profile, instance.uuid) for instance in gpu.instances]),
+        mig=write_mig(gpu.mig_mode, [(one.profile, one.uuid) for one in gpu.instances if one.parts is None]),
+        partial_instances=tuple(
+            PartialInstance(one.id, one.profile, tuple(name for name, _ in one.parts[:MAX_PARTIAL]))
+            for one in gpu.instances
+            if one.parts is not None
+        )[:MAX_PARTIAL],
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,
         ecc_errors=bool(gpu.ecc_uncorrected),
         remap_pending=pending,

@@ -47,7 +47,13 @@ class Instance:
     """Size of the instance, in the same units."""
     id: int
     uuid: str
-    """UUID of its MIG device; empty while it has no compute instance."""
+    """UUID of its MIG device; empty if it has none, or none that can be seen."""
+    parts: tuple[tuple[str, str], ...] | None = None
+    """Name, as in `nvidia-mig-parted export`, and UUID of each compute instance; None if it has one of its full size."""
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        return tuple(uuid for _, uuid in self.parts) if self.parts else (self.uuid,)
 
 
 @value
@@ -87,7 +93,12 @@ class GPU:
     """The first critical XID that the agent received since it started."""
     error: str = ""
     instances_withheld: bool = False
-    """Whether NVML withholds MIG instances from the agent's container."""
+    """Whether NVML withholds MIG instances, or what is in them, from the agent's container."""
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The UUIDs of the GPU and of its MIG devices; empty ones of what cannot be seen."""
+        return (self.uuid, *(uuid for instance in self.instances for uuid in instance.uuids))
 
 
 UNKNOWN_PROCESS = Process(pid=0, name="")

@@ -197,7 +197,7 @@ class HourPeaks:
         if last is not None and last[0] == hour and last[1] is reading and last[2] is holdings:
             return
         gpus = {gpu.uuid: gpu.uuid for gpu in reading.gpus if gpu.uuid}
-        gpus |= {instance.uuid: gpu.uuid for gpu in reading.gpus for instance in gpu.instances}
+        gpus |= {uuid: gpu.uuid for gpu in reading.gpus for uuid in gpu.uuids}
         pods: dict[str, set[tuple[str, str]]] = {uuid: set() for uuid in gpus.values()}
         slices = dict.fromkeys(pods, 0)
         for each in holdings.by_pod:

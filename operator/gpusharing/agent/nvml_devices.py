@@ -152,7 +152,7 @@ ListedProcess: TypeAlias = tuple[Process, int | None]
 
 _ALWAYS = pynvml.nvmlDeviceGetComputeRunningProcesses  # without this list, it is unknown which processes compute
 _WHERE_SUPPORTED = (pynvml.nvmlDeviceGetMPSComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses)
-"""Cards or drivers without these lists have no such clients."""
+"""A device that does not support these lists has no such clients that are on no other (docs/design/hardware.md#lists)."""
 
 
 def list_processes(
@@ -172,7 +172,8 @@ def list_processes(
         except pynvml.NVMLError as error:
             if error.value not in (REFUSED, *UNSUPPORTED):
                 raise
-            if error.value == REFUSED or (required and call is _ALWAYS):
+            # Only NOT_SUPPORTED is about the device; the others say that this driver lists in another form.
+            if error.value != pynvml.NVML_ERROR_NOT_SUPPORTED or (required and call is _ALWAYS):
                 known[UNKNOWN_PROCESS.pid] = None
         except pynvml.NVMLLibraryMismatchError:
             # The driver is older than this version of the list (R510), so the GPU may have such processes.

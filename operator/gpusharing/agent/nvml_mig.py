@@ -80,8 +80,8 @@ def mig_instances(
 ) -> tuple[tuple[Instance, ...], Sequence[Device], bool, bool]:
     """Return the instances of a GPU with MIG on: those that NVML lists, and those of the visible MIG devices.
 
-    Also these devices, whether NVML withholds some instances, and whether processes may run on one without a visible
-    MIG device.
+    Also these devices, whether NVML withholds some instances or what is in them, and whether processes may run on one
+    without a visible MIG device.
 
     Listing instances and placements needs read access to mig/config, and a MIG device is visible to a process that may
     open it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list
@@ -91,20 +91,48 @@ def mig_instances(
     migs = tuple(_mig_devices(handle))
     listed = _list_all(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
-    # A GPU instance may have several compute instances; the first one represents it.
-    first = dict(reversed(list(zip(numbers, migs, strict=True))))
+    visible: dict[int, list[tuple[Any, str]]] = {}
+    for number, mig in zip(numbers, migs, strict=True):
+        visible.setdefault(number, []).append(mig)
     known: dict[int, Instance] = {}
-    for profile, _, info in listed or ():
-        uuid, place = first[info.id][1] if info.id in first else "", info.placement
-        known[info.id] = Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
-    others = ((number, device) for number, device in first.items() if number not in known)
-    unlisted = {number: _instance_of_device(mig, uuid, profiles) for number, (mig, uuid) in others}
-    known |= unlisted
-    withheld = listed is None or bool(unlisted)
-    hidden = withheld or any(info.id not in first and _may_compute(each) for _, each, info in listed or ())
+    withheld = hidden = listed is None
+    for profile, each, info in listed or ():
+        present = visible.get(info.id, [])
+        compute = [(_compute_slices(mig), uuid) for mig, uuid in present] or _list_compute(each)
+        unknown = compute is None or any(slices is None for slices, _ in compute)
+        withheld, hidden = withheld or unknown, hidden or unknown or bool(compute and not present)
+        known[info.id] = Instance(
+            profile=profile.name,
+            start=info.placement.start,
+            size=info.placement.size,
+            id=info.id,
+            uuid=present[0][1] if present else "",
+            parts=None if compute is None or unknown else _parts(profile, compute),
+        )
+    for number in visible.keys() - known.keys():
+        withheld = hidden = True
+        mig, uuid = visible[number][0]
+        known[number] = _instance_of_device(mig, uuid, profiles)
     ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
     devices = [(mig, uuid, known[number]) for (mig, uuid), number in zip(migs, numbers, strict=True)]
     return tuple(ordered), devices, withheld, hidden
+
+
+Compute: TypeAlias = Sequence[tuple[int | None, str]]
+"""Compute slices, None if unknown, and the UUID of the MIG device, empty if it cannot be seen, of compute instances."""
+
+
+def _parts(profile: Profile, compute: Compute) -> tuple[tuple[str, str], ...] | None:
+    if [slices for slices, _ in compute] == [profile.slices]:
+        return None
+    # As go-nvlib names them (v0.12.0 pkg/nvlib/device/mig_profile.go, MigProfileInfo.String).
+    names = ((profile.name if n == profile.slices else f"{n}c.{profile.name}", uuid) for n, uuid in compute)
+    return tuple(sorted(names))
+
+
+def _compute_slices(mig: Any) -> int | None:
+    attributes = maybe(None, pynvml.nvmlDeviceGetAttributes, mig)
+    return None if attributes is None else int(attributes.computeInstanceSliceCount)
 
 
 def _list_all(handle: Any, profiles: Sequence[Profile]) -> list[tuple[Profile, Any, Any]] | None:
@@ -123,20 +151,20 @@ def _list_all(handle: Any, profiles: Sequence[Profile]) -> list[tuple[Profile, A
     return listed if profiles else None
 
 
-def _may_compute(instance: Any) -> bool:
-    """Whether a GPU instance has compute instances, or it cannot be known."""
+def _list_compute(instance: Any) -> Compute | None:
+    """Return the compute instances of a GPU instance without a visible MIG device, or None if they cannot be known."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
+    compute: list[tuple[int | None, str]] = []
     try:
         infos = list(_infos(lambda enum: supported(None, ask, instance, enum, _SHARED_ENGINES), _COMPUTE_PROFILE_ENUM))
         for info in infos:
             found = (pynvml.c_nvmlComputeInstance_t * _CAPACITY)()
             count = ctypes.c_uint(_CAPACITY)
             pynvml.nvmlGpuInstanceGetComputeInstances(instance, info.id, found, ctypes.byref(count))
-            if any(found[: count.value]):
-                return True
+            compute += [(info.sliceCount, "") for one in found[: count.value] if one]
     except pynvml.NVMLError:
-        return True
-    return not infos
+        return None
+    return compute if infos else None
 
 
 def _instance_of_device(mig: Any, uuid: str, profiles: Sequence[Profile]) -> Instance:

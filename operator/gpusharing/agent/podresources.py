@@ -74,7 +74,7 @@ def find_holders(holdings: Holdings, gpus: Iterable[GPU], uids: Mapping[tuple[st
 
     A pod deleted by force may be listed beside its successor of the same name; neither gets GPUs here.
     """
-    gpu_of = {uuid: gpu.index for gpu in gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)) if uuid}
+    gpu_of = {uuid: gpu.index for gpu in gpus for uuid in gpu.uuids if uuid}
     pods: dict[tuple[str, str], list[PodDevices]] = {}
     for row in filter(lambda row: is_gpu_resource(row.resource), holdings.by_pod):  # NVIDIA serves network devices too
         pods.setdefault((row.namespace, row.pod), []).append(row)

@@ -19,6 +19,10 @@ RecoveryAction = Literal[
 
 MAX_PROGRAMS = 16
 MAX_HOLDERS = 64
+MAX_PARTIAL = 8
+"""More GPU instances, and compute instances of one, than any card has (7)."""
+NO_COMPUTE = "0c."
+"""How a layout names a GPU instance without compute instance, before its profile. mig-parted does not count it."""
 
 
 def _list_of(part: str) -> str:
@@ -85,6 +89,23 @@ class ModelStatus(WireRecord):
 
 
 @dataclass(frozen=True, slots=True)
+class PartialInstance(WireRecord):
+    """A MIG GPU instance that does not have exactly one compute instance of its full size."""
+
+    id: int
+    """Id of the GPU instance, as `nvidia-smi mig -lgi` shows it."""
+    profile: Line
+    """Profile of the GPU instance, for example 3g.40gb."""
+    compute: Annotated[tuple[Line, ...], Limits(max_length=MAX_PARTIAL)] = ()
+    """Its compute instances, named as `nvidia-mig-parted export` does, for example 1c.3g.40gb; empty without any."""
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """What it is in a layout."""
+        return self.compute or (NO_COMPUTE + self.profile,)
+
+
+@dataclass(frozen=True, slots=True)
 class GPUStatus(WireRecord):
     """One GPU of the node, as NVML last reported it. A field at its default is absent."""
 
@@ -92,7 +113,10 @@ class GPUStatus(WireRecord):
     """UUID of the GPU, which begins with GPU-."""
     mig: Annotated[str, Limits(max_length=1024, pattern=MIG)] = "NotSupported"
     """MIG instances and, after @, a hash of the UUIDs of their devices, for example 2x3g.40gb@0123456789abcdef; Enabled
-    without instances; Disabled with MIG off; NotSupported, also if absent."""
+    without instances; Disabled with MIG off; NotSupported, also if absent; without those in partialInstances."""
+    partial_instances: Annotated[tuple[PartialInstance, ...], Limits(max_length=MAX_PARTIAL)] = ()
+    """MIG instances that do not have exactly one compute instance of their full size, as `nvidia-smi mig -dci` or a
+    creation that failed midway leaves them; with one of these the GPU is not as any policy wants it."""
     mig_pending: bool = False
     """Whether the next reset changes the MIG mode."""
     ecc_errors: bool = False

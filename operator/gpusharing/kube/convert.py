@@ -45,7 +45,7 @@ from gpusharing.planning.gpus.texts import (
     read_compute_modes,
     read_holders,
     read_indexes,
-    read_mig,
+    read_layout,
     read_profiles,
     read_programs,
 )
@@ -222,7 +222,7 @@ def observed_view(raw: object) -> ObservedView:
     gpus: list[GpuView] = []
     devices: list[str] = []
     for index, gpu in enumerate(observed.gpus):
-        layout, key = read_mig(gpu.mig)
+        layout, key = read_layout(gpu)
         gpus.append(
             GpuView(
                 index=index,
@@ -231,6 +231,7 @@ def observed_view(raw: object) -> ObservedView:
                 mig_pending=gpu.mig_pending,
                 compute_mode=modes.get(index, "Default"),
                 layout=layout,
+                partial=gpu.partial_instances,
                 processes=tuple(name for name, indexes in programs if index in indexes),
                 vitals=vitals_of(gpu),
                 instances_withheld=gpu.instances_withheld,

@@ -12,7 +12,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.gpus.cards import extent
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.texts import read_indexes, read_mig, read_profiles
+from gpusharing.planning.gpus.texts import read_indexes, read_layout, read_profiles
 from gpusharing.planning.vocabulary.lengths import counted, some
 from kubectl_gpusharing.pools.fleet import Known, NodeStatus, PoolStatus, State, choose, lists_nodes, read_node
 from kubectl_gpusharing.pools.status import (
@@ -50,7 +50,7 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, Cards]:
         }
         cards = by_policy.setdefault(text(transition, "policy"), {})
         for index, gpu in enumerate(from_wire(GPUStatus, gpu) for gpu in entries(observed, "gpus")):
-            layout, _ = read_mig(gpu.mig)
+            layout, _ = read_layout(gpu)
             product, sizes = by_index.get(index, ("", {}))
             divided = product, *divide(layout or (), sizes, text(transition, "observed"))
             cards.setdefault(divided, []).append(text(raw, "metadata", "name"))

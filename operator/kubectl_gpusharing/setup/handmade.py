@@ -32,7 +32,7 @@ from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, find_flaws, parse_yaml
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry
+from gpusharing.planning.wanted.verify import EXCLUSIVE, advertised, effective_plugin_config, find_entry, tell_partial
 from kubectl_gpusharing.live.files import policy_manifest
 
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
@@ -63,7 +63,11 @@ def find_handmade(
     snapshot's.
     """
     gpus, stack = observed.gpus, snapshot.stack
-    if why := find_unsettled(node) or tell_misfit(node, snapshot):
+    if why := find_unsettled(node):
+        return why
+    if why := tell_partial(gpus):
+        return f"no policy can want what its GPUs have: {why}"
+    if why := tell_misfit(node, snapshot):
         return why
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     falls_back = policy is not None and policy.plain is not None and not policy.plugin_default

@@ -7,7 +7,7 @@ from hashlib import sha256
 from itertools import pairwise
 from typing import get_args
 
-from gpusharing.api.gpunode import HOLDER, INDEXES, MIG, PROFILE, PROGRAM, ComputeMode
+from gpusharing.api.gpunode import HOLDER, INDEXES, MIG, PROFILE, PROGRAM, ComputeMode, GPUStatus
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.geometry import Layout, describe, normalize, parse_profile
 
@@ -73,6 +73,19 @@ def read_mig(text: str) -> tuple[Layout | None, str]:
     # A profile's name may contain +, but no count follows there.
     pairs = (part.split("x", 1) for part in re.split(r"\+(?=[0-9]+x)", match[1]))
     return normalize({name: int(count) for count, name in pairs}), match[2]
+
+
+def read_layout(gpu: GPUStatus) -> tuple[Layout | None, str]:
+    """Return what `read_mig` does, with the parts of instances that are not one full compute instance in the layout.
+
+    With such a part the layout equals none that a policy can want, as in mig-parted, which counts compute instances
+    (v0.15.1 pkg/mig/config/config.go, GetMigConfig).
+    """
+    layout, key = read_mig(gpu.mig)
+    if layout is None or not gpu.partial_instances:
+        return layout, key
+    parts = Counter(name for one in gpu.partial_instances for name in one.contents)
+    return normalize(parts + Counter(dict(layout))), key
 
 
 def write_compute_modes(modes: Sequence[ComputeMode]) -> str:

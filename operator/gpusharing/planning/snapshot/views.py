@@ -10,6 +10,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 from typing import Literal
 
+from gpusharing.api.gpunode import PartialInstance
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_UPGRADE_STATE, UPGRADE_FAILED
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.settingtypes import Count, Guard, Labels, Namespaces, Period, Seconds, Switch
@@ -159,7 +160,7 @@ class GpuView(CardView):
     compute_mode: str
     """CUDA compute mode, one of the values in `api.gpunode.GPU`."""
     layout: Layout | None
-    """The MIG instances that exist, or None while MIG is off."""
+    """The MIG instances that exist, or None while MIG is off. Each of `partial` is in it under its parts' names."""
     processes: tuple[str, ...] = ()
     """Names of the processes that use the GPU; empty for one that the agent cannot name, or may not see."""
     doubt: Finding | None = None
@@ -167,6 +168,8 @@ class GpuView(CardView):
     vitals: Vitals = HEALTHY
     instances_withheld: bool = False
     """Whether the agent may not list MIG instances, so that `layout` may lack some and none can be proven."""
+    partial: tuple[PartialInstance, ...] = ()
+    """The instances that are not one full compute instance, by which `layout` is none that a policy can want."""
     reset_in_guest: bool = False
     """Whether a MIG mode change requires a GPU reset that its virtual machine may be unable to perform."""
 

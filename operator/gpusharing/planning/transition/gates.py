@@ -43,6 +43,7 @@ from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
     Comparison,
     find_exclusive,
+    find_leftover,
     find_missing,
     find_withheld,
     is_told_mps,
@@ -105,6 +106,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}"
     yield Reason.AGENT_LACKS_RIGHTS, find_withheld(assessed.target, assessed.observed)
     yield Reason.GPU_MISSING, find_missing(node, assessed.observed)
+    yield Reason.INSTANCES_LEFT, find_leftover(assessed.observed.gpus, assessed.target.layouts)
     withdrawn = tell_withdrawn(node)
     if (unhealthy := case.unhealthy) is not None:
         yield Reason.GPU_UNHEALTHY, unhealthy.message

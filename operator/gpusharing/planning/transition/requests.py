@@ -163,11 +163,13 @@ def tell_busy(case: NodeCase) -> str:
     for gpu in observed.gpus:
         if gpu.vitals.access != REACHABLE:
             return f"GPU {gpu.index} does not respond, so it is unknown whether a process uses it"
-        foreign = [name for name in gpu.processes if name not in MPS_DAEMONS]
+        # NVIDIA's plugin starts MPS only with MIG off; on a MIG device a person does (docs/design/transition.md#idle).
+        foreign = [name for name in gpu.processes if gpu.mig_enabled or name not in MPS_DAEMONS]
         if foreign and (part is None or gpu.index in part.gpus):
             shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
             held = "a GPU" if part is None else "one of the GPUs that change"
-            return f"no pod has {held}, but GPU {gpu.index} is used by {shown}"
+            why = "" if all(foreign[:3]) else " (docs/design/hardware.md#lists says on which cards)"
+            return f"no pod has {held}, but GPU {gpu.index} is used by {shown}{why}"
     if part is None:
         return ""
     listed = {pod.uid for pod in case.work.pods} if case.work is not None else set()

@@ -207,6 +207,11 @@ class Reason(StrEnum):
         "NVML does not let the agent's container read the MIG instances or the compute mode, which the operator needs "
         "to prove a layout.",
         "Grant the agent's container the same rights as NVIDIA's own operands (docs/reference/agent-fields.md).")
+    INSTANCES_LEFT = (("InstancesLeft", "Node", _PERSON, "GPUs"),
+        "A GPU has MIG instances without a compute instance, as nvidia-smi mig -dci leaves them. No pod can use them, and "
+        "mig-parted, which looks at compute instances only, would leave them or fail because of them. The operator does "
+        "not start a change.",
+        "Run the command in the message on the node. It disturbs no pod.")
     CONFIG_NOT_WRITTEN = (("ConfigNotWritten", "Node", _PERSON, "ConfigMap"),
         "The API server rejects the ConfigMap that the node needs. The message quotes its response.",
         "Grant the permission that the message names, or fix what the API server rejects.")

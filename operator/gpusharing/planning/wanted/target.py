@@ -11,6 +11,7 @@ from dataclasses import field, replace
 from datetime import datetime
 from functools import lru_cache
 
+from gpusharing.api.gpunode import NO_COMPUTE
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product, find_card
@@ -266,6 +267,8 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
             counts[RESOURCE_GPU] += 1
             continue
         for profile, count in layout:
+            if profile.startswith(NO_COMPUTE):
+                continue
             counts[RESOURCE_GPU if plugin.mig_strategy == "single" else resource_name(profile)] += count
     if plugin.sharing is None:
         return dict(counts)

@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.nvidia import StackView
-from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
+from gpusharing.planning.snapshot.views import GpuView, Hardware, NodeView, ObservedView
 from gpusharing.planning.vocabulary.commands import Command
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -194,6 +194,8 @@ def agent_checks(compared: Comparison) -> Checked:
         yield Source.NVML, missing
     if layouts != target.layouts:
         text = f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(target.layouts)}"
+        why = find_leftover(observed.gpus, target.layouts) or tell_partial(observed.gpus)
+        text += f": {why}" if why else ""
         yield Source.NVML, Finding(Reason.LAYOUT_MISMATCH, text)
     if waits := next((gpu for gpu in kinds if gpu.mig_pending), None):
         cause = tell_guest_reset(observed, compared.stack)
@@ -322,6 +324,47 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
         f"NVML does not show the agent all MIG instances of GPU {blind.index}; grant the agent's container the rights"
         " listed in docs/reference/agent-fields.md"
     )
+
+
+def tell_partial(gpus: Sequence[GpuView]) -> str:
+    """Return a clause about the first MIG instance that is not one full compute instance; empty if there is none."""
+    partial = [(gpu.index, one) for gpu in gpus for one in gpu.partial]
+    if not partial:
+        return ""
+    (index, one), more = partial[0], f", the first of {len(partial)} such," if len(partial) > 1 else ""
+    if one.compute:
+        wrong = f"is divided into {' and '.join(one.compute)}, so a change clears this GPU"
+    else:  # nvidia-smi creates one of full size if no profile is named
+        repair = f"nvidia-smi mig -i {index} -gi {one.id} -cci"
+        wrong = (
+            f"has no compute instance. A change clears this GPU; to repair it without one, run on the node: {repair}"
+        )
+    return f"GPU instance {one.id} ({one.profile}) of GPU {index}{more} {wrong}"
+
+
+def find_leftover(gpus: Sequence[GpuView], layouts: Sequence[Layout | None]) -> str:
+    """Return which GPU instances mig-parted would leave, and how to remove them; empty if it makes each GPU as wanted.
+
+    It compares compute instances only, and clears a GPU before it creates any only if the GPU has some that differ
+    (v0.15.1 pkg/mig/config/config.go, SetMigConfig). It clears all of them if a MIG mode has to change.
+    """
+    pairs = tuple(zip(gpus, layouts, strict=True))
+    if any(gpu.mig_enabled != (layout is not None) for gpu, layout in pairs):
+        return ""
+    for gpu, layout in pairs:
+        empty = [one for one in gpu.partial if not one.compute]
+        left = Counter(dict(gpu.layout or ())) - Counter(name for one in empty for name in one.contents)
+        if empty and (not left or left == Counter(dict(layout or ()))):
+            ids, has = (
+                ",".join(str(one.id) for one in empty),
+                "has no compute instance" if len(empty) == 1 else "have none",
+            )
+            named = f"{'GPU instance' if len(empty) == 1 else 'GPU instances'} {ids} of GPU {gpu.index}"
+            return (
+                f"{named} {has}, and mig-manager may leave that or fail because of it. No pod can use it: to remove it,"
+                f" run on the node: nvidia-smi mig -i {gpu.index} -gi {ids} -dgi"
+            )
+    return ""
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> Finding | None:
