@@ -71,7 +71,7 @@ WAITS = {
 """The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not.
 
 A mig-manager that takes its time is no wedge, and its restart would be two more writes to the Node than tests count.
-With PUBLISH_PERIOD=2s statuses come as late as in an installation, which finds tests that read one too early.
+PUBLISH_PERIOD=20s finds tests that read a status too early, on a busy machine too.
 """
 
 STEADY = {"lease_duration": "60s", "renew_deadline": "50s"}
