@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 from hack.sim.fakefaults import EVER
 from tests.build import NOW, make_fence
-from tests.cli.asking import ME, ask, operated, writes
+from tests.cli.asking import ME, ask, install, operated, writes
 from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -78,6 +78,21 @@ async def test_an_approval_of_another_plan_is_refused_and_one_without_a_hash_nee
         assert not lacks(await refused(scene, "approve", "pool-b"), "terminal")
         assert (await ask(scene.e.cluster, "approve", "pool-b", "--yes")).status == DONE
         await scene.ready()
+
+
+@virtually
+async def test_without_a_plan_it_is_said_whether_no_node_needs_to_change_or_why_none_is_known_to() -> None:
+    window = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "UTC"}
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster)
+        scene.apply(FULL, rollout={**MANUAL, "windows": [window]})
+        await scene.reason("gpu-1", "AgentNotReady")
+        status = scene.e.policy("pool-b")["status"]
+        assert status["summary"]["nextWindow"], "the spec alone tells of it"
+        assert "plan" not in status
+        assert not lacks(await refused(scene, "approve", "pool-b"), "no plan to approve: gpu-1: no Ready agent pod")
+        await scene.ready()
+        assert "no node needs to change" in await refused(scene, "approve", "pool-b")
 
 
 async def dry_run(scene: Scene, *words: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,13 +64,14 @@ WAITS = {
     "restart_grace": "1s",
     "drift_grace": "1.5s",
     "abort_backoff": "2s",
-    "publish_period": "0.2s",
+    "publish_period": os.environ.get("PUBLISH_PERIOD", "0.2s"),
     "pending_period": "1s",
     "debounce": "0.05s",
 }
 """The operator's waits. Patience shrinks less than the hardware's time: this machine may be slow, life is not.
 
 A mig-manager that takes its time is no wedge, and its restart would be two more writes to the Node than tests count.
+PUBLISH_PERIOD=20s finds tests that read a status too early, on a busy machine too.
 """
 
 STEADY = {"lease_duration": "60s", "renew_deadline": "50s"}
@@ -269,6 +271,11 @@ class Pool:
 
     def summary(self) -> Object:
         found: Object = self.api.get(self.path).get("status", {}).get("summary") or {}
+        return found
+
+    def plan(self) -> Object:
+        """`status.plan`; empty while no node is known to need a change."""
+        found: Object = self.api.get(self.path).get("status", {}).get("plan") or {}
         return found
 
     def events(self) -> list[tuple[str, str]]:

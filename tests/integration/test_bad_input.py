@@ -95,14 +95,18 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
             served = {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}
             pool.api.merge_patch(f"/api/v1/nodes/{node}/status", {"status": served})
             pool.apply(FULL)
-            words = f"both manage the GPUs on {node}"
-            assert words in pool.wait_condition("Accepted", "False", "UnsupportedStack")
+            wait_refused(pool, f"both manage the GPUs on {node}")
             pool.apply(SLICED)
-            consumable = "would require consumable capacity"
-            pool.wait(lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition)
+            wait_refused(pool, "would require consumable capacity")
             assert product.writes("nodes", node) == []
     with product.pool(L40S) as pool:
         pool.serve(SLICED)
+
+
+def wait_refused(pool: Pool, words: str) -> None:
+    """Until the policy is refused in these words: what the operator reads of the driver arrives piece by piece."""
+    pool.wait_condition("Accepted", "False", "UnsupportedStack")
+    pool.wait(lambda: words in pool.condition("Accepted").get("message", ""), words, lambda: pool.condition("Accepted"))
 
 
 def wait_stalled(pool: Pool, words: tuple[str, ...]) -> None:

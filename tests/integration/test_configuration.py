@@ -87,7 +87,8 @@ def test_a_change_past_its_point_of_no_return_waits_and_has_not_failed(product: 
         with product.operator("elsewhere", gpu_operator_namespace=OTHER, **HELD):
             pool.let_go()
             pool.wait_phase("Verifying", "GPUOperatorElsewhere")
-            assert "set chart value gpuOperator.namespace=gpu-operator" in pool.summary()["message"]
+            words = "set chart value gpuOperator.namespace=gpu-operator"
+            pool.wait(lambda: words in pool.summary()["message"], "the policy to say what to do")
             assert_unharmed(pool, "actuating")
         upgrade(product)
         with product.operator("after"):

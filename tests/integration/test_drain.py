@@ -59,10 +59,10 @@ def test_a_budget_that_refuses_is_named_and_scaling_up_lets_the_drain_go_on(prod
         pool.apply(SLICED)
         pool.wait_phase("Draining", "PDBInUse")
         pool.wait(lambda: refused(product, since), "the budget that allowed one eviction to refuse the second")
-        now = pool.transition()
         left = work.running()
         assert len(left) == 1
-        assert now["culprit"] == f"default/{left[0]}"
+        pool.wait(lambda: pool.transition().get("culprit") == f"default/{left[0]}", "the pod that is left to be named")
+        now = pool.transition()
         assert budget in now["blockers"][0]
         assert now["cordonedBy"] == "Operator"
         assert now["waitingFor"] == "Clock"

@@ -49,6 +49,7 @@ def test_the_server_that_refuses_to_evict_for_a_budget_lets_the_pods_be_deleted_
         assert sorted(one.name for one in deletions(product, since)) == names
         refused = {r.status for r in product.requests(since) if (r.resource, r.verb) == ("pods/eviction", "create")}
         assert refused == {429}, "the server was asked first"
+        pool.wait(lambda: "PodsForceDeleted" in dict(pool.events()), "the Event", pool.events)
         told = dict(pool.events())
         assert names[0] in told["PodsForceDeleted"]
         assert "ChangeGivenUp" not in told

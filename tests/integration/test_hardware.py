@@ -26,7 +26,8 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product)
         assert len(deleted) == restarts, "no pod is deleted twice"
         assert {r.namespace for r in deleted} == {"gpu-operator"}
         assert restarts in (1, 2), "one is enough where the new pod starts in time; two are allowed"
-        assert events_of(pool, "ActuatorRestarted") == ["ActuatorRestarted"] * restarts
+        restarted = ["ActuatorRestarted"] * restarts
+        pool.wait(lambda: events_of(pool, "ActuatorRestarted") == restarted, f"{restarts} Events", pool.events)
         writes = product.writes("nodes", pool.nodes[0], since)
         assert len(writes) == 3 + 2 * restarts, "fence, PNR, each further attempt and its own PNR, release"
 
@@ -41,6 +42,7 @@ def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wro
         since = product.mark()
         product.api.request("PATCH", node, theirs, MERGE_PATCH, fieldManager=manager)
         pool.wait(lambda: corrected(pool, since), "the correction")
+        pool.wait(lambda: not pool.fence(), "its end", pool.fence)
         pool.wait_synced()
         product.api.request("PATCH", node, theirs, MERGE_PATCH, fieldManager=manager)
         message = pool.wait_phase("Blocked", "DriftReturned")

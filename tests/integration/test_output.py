@@ -31,6 +31,7 @@ MASKS = (
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
 BUDGET_SAYS = "evicted from pool-b-1 are being replaced: 1 of 2 pods are healthy, and 1 must be."
+TOLD = {"DrainStarted", "LayoutVerified", "Reconfiguring"}
 SCHEDULER_SAYS = "0/5 nodes are available: 2 node(s) were unschedulable, 3 node(s) didn't match"
 
 
@@ -81,6 +82,7 @@ def wait_last_words(pool: Pool, blocked: str) -> None:
     )
     pool.wait(lambda: BUDGET_SAYS in pool.summary().get("message", ""), "them in the policy's summary")
     pool.wait(lambda: SCHEDULER_SAYS in scheduler_says(pool), "the scheduler's", lambda: scheduler_says(pool))
+    pool.wait(lambda: {reason for reason, _ in pool.events()} >= TOLD, "the Events", pool.events)
 
 
 def scheduler_says(pool: Pool) -> str:

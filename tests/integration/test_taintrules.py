@@ -84,8 +84,12 @@ def test_with_the_gate_gpu_pods_wait_a_cpu_pod_starts_and_holders_leave_within_t
         assert pool.fence()["tainted"] is True
         cpu = Workload(pool, pool.nodes[0], 1, app=f"{pool.name}-cpu", resource="")
         cpu.wait_running(1)
-        pending = [pod for pod in (*old.pods(), *kept.pods()) if not pod["spec"].get("nodeName")]
-        assert len(pending) == 2, "by extended resource and by claim"
+
+        def pending() -> list[str]:
+            pods = (*old.pods(), *kept.pods())
+            return [pod["metadata"]["name"] for pod in pods if not pod["spec"].get("nodeName")]
+
+        pool.wait(lambda: len(pending()) == 2, "one to wait by extended resource and one by claim", pending)
         pool.api.delete(f"{RULES}/{rule}")
         pool.wait(lambda: rules(pool) == [rule], "the rule to be written again", lambda: rules(pool))
         pool.api.merge_patch(f"{PDBS}/{kept.app}-guard", {"spec": {"minAvailable": 0}})

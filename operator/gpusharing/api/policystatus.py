@@ -119,7 +119,7 @@ class GPUSharingPolicyStatus(WireRecord):
     summary: Summary = field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None
-    """The planned changes; absent when no node is to change."""
+    """The planned changes; absent while no node is known to need one, for example before its agent has reported."""
     failures: Annotated[tuple[Failure, ...], Limits(max_length=20)] = ()
     """Nodes that need a person's help, at most 20."""
     conditions: Annotated[

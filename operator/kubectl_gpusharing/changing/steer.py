@@ -118,6 +118,9 @@ def _approve(policy: JSON, expected: str) -> Change:
         raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
     current = text(plan, "hash")
     if not current:
+        summary = section(policy, "status", "summary")
+        if text(summary, "status") != Phase.SYNCED:  # such as before the agent of a node has reported
+            raise Trouble(f"{name} has no plan to approve: {text(summary, 'message')}")
         raise Trouble(f"{name} has no plan, because no node needs to change: there is nothing to approve")
     if expected and expected != current:
         raise Trouble(

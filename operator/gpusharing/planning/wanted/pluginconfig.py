@@ -279,8 +279,12 @@ _FLAGS = {
     "migStrategy": "strategy",
     **_all("flag", "failOnInitError gdrcopyEnabled gdsEnabled mofedEnabled useNodeFeatureAPI"),
     **_all("text", "mpsRoot nvidiaDriverRoot nvidiaDevRoot deviceDiscoveryStrategy"),
+    # Before v0.20 the device plugin ignores sharedDevicesAllocationPolicy (api/config/v1/flags.go).
     "plugin": {"passDeviceSpecs": "flag", "deviceListStrategy": "texts"}
-    | _all("text", "deviceIDStrategy cdiAnnotationPrefix nvidiaCTKPath containerDriverRoot"),
+    | _all(
+        "text",
+        "deviceIDStrategy cdiAnnotationPrefix nvidiaCTKPath containerDriverRoot sharedDevicesAllocationPolicy",
+    ),
     "gfd": {"sleepInterval": "duration", **_all("flag", "oneshot noTimestamp")}
     | _all("text", "outputFile machineTypeFile"),
 }
