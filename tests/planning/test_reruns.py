@@ -396,26 +396,14 @@ def test_only_a_retry_that_says_so_lets_all_pods_leave_for_a_reboot_after_the_po
     edited = after_pnr(changing(FULL, fence=begun, stack=reboots, work=work))
     assert (edited.reason, only(edited).verified is not None) == (Reason.SYNCED, True), "what began is proven first"
     assert edited.disruption is DisruptionClass.REBOOT
-    owed = only(after_pnr(changing(FULL, stack=reboots, work=work, now=2400))).fence
-    failed = after_pnr(changing(FULL, fence=owed, stack=reboots, work=work, now=10**6))
-    assert (failed.phase, failed.reason) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED)
-    assert "gpusharing.dev/retry=again" in failed.message
+    failed = after_pnr(changing(FULL, fence=replace(begun, failed=at(0)), stack=reboots, work=work, now=2400))
+    assert (failed.phase, failed.reason, failed.actions) == (Phase.FAILED, Reason.WIDER_DRAIN_NEEDED, ())
     assert "gpusharing.dev/retry=all-pods" in failed.message
-    fence = replace(FENCE, failed=at(0))
-    for word, disruption in (
-        ("again", FENCE.disruption),
-        ("gpu-pods", FENCE.disruption),
-        ("all-pods.2", DisruptionClass.REBOOT),
-    ):
-        case = changing(
-            FULL,
-            fence=fence,
-            node={"retry": word},
-            stack=reboots,
-            work=work,
-            now=2400,
-        )
-        assert only(after_pnr(case)).fence.disruption is disruption
+    known: dict[str, Any] = {"fence": replace(begun, failed=at(0)), "stack": reboots, "work": work, "now": 2400}
+    for word in ("again", "gpu-pods"):
+        assert after_pnr(changing(FULL, node={"retry": word}, **known)).actions == ()
+    action = only(after_pnr(changing(FULL, node={"retry": "all-pods.2"}, **known)))
+    assert action.fence.disruption is DisruptionClass.REBOOT
 
 
 # --- the deadline --------------------------------------------------------------------------------------------------
