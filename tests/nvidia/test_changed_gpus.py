@@ -1,7 +1,10 @@
 """Only the GPU whose layout changes is emptied, with NVIDIA's mig-manager, mig-parted, device plugin and GFD.
 SIMULATED: the GPUs, the kubelets (kwok and the registration stub) and Node Feature Discovery."""
 
+import os
+import time
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -80,7 +83,7 @@ def test_a_kept_gpu_that_somebody_divides_meanwhile_leaves_the_node_failed_with_
     message = loop.transition("one")["message"]
     assert all(name in message for name in kept)
     assert is_cordoned(loop, "one")
-    loop.plane.kubectl("annotate", "gpunode", "one", "--overwrite", "gpusharing.dev/retry=again")
+    loop.plane.kubectl("annotate", "gpunode", "one", "--overwrite", "gpusharing.dev/retry=gpu-pods")
     loop.wait_ready()
     assert loop.profiles("one") == [["3g.40gb"] * 2, ["1g.10gb"] * 7]
     assert loop.api.get(f"{GPUNODES}/one")["status"]["transition"]["phase"] == "Synced"
@@ -119,3 +122,50 @@ def test_an_operator_that_is_killed_after_each_write_of_a_change_leaves_the_pods
     assert devices(loop, 0) == before
     assert {f"SIMULATED-{name}" for name in kept} <= processes(loop)
     assert not is_cordoned(loop, "one")
+
+
+MOMENTS = 20 if os.environ.get("PROPERTIES") == "long" else 3
+PLUGIN = "nvidia.com/device-plugin.config"
+
+
+def disturb(loop: NvidiaLoop, dice: Random) -> None:
+    """Something is wrong with the kept GPU or the node's labels, for a reading or a few."""
+    machine, what = (
+        loop.nodes["one"].simulator,
+        dice.choice(("mode", "instances", "processes", "lost", "unknown", "driver")),
+    )
+    labels = loop.api.get("/api/v1/nodes/one")["metadata"]["labels"]
+    if what in ("lost", "unknown", "driver"):
+        label = "nvidia.com/gpu.deploy.driver" if what == "driver" else PLUGIN
+        wrong = {"lost": f"{PLUGIN}-", "unknown": f"{PLUGIN}=gone", "driver": f"{label}=pre-installed"}[what]
+        loop.plane.kubectl("label", "node", "one", "--overwrite", wrong)
+        time.sleep(dice.uniform(0.2, 3))
+        now = loop.api.get("/api/v1/nodes/one")["metadata"]["labels"].get(label)
+        if now in (None, "gone", "pre-installed"):  # else the operator has set it since
+            back = f"{label}={labels[label]}" if label in labels else f"{label}-"
+            loop.plane.kubectl("label", "node", "one", "--overwrite", back)
+        return
+    call = {
+        "mode": "nvmlDeviceGetMigMode",
+        "instances": "nvmlDeviceGetGpuInstances",
+        "processes": "nvmlDeviceGetComputeRunningProcesses_v3",
+    }[what]
+    machine.inject(call, "UNKNOWN", gpu=0, count=dice.randrange(1, 4))
+    time.sleep(dice.uniform(0.2, 3))
+    machine.clear_faults()
+
+
+@pytest.mark.timeout(3600, method="signal")
+def test_what_is_wrong_for_a_moment_evicts_no_pod_of_the_kept_gpu(loop: NvidiaLoop) -> None:
+    loop.bring(**spec({"3g.40gb": 2}, {"1g.10gb": 7}))
+    kept = sorted(names(loop)) + [loop.run_pod("one", HALF) for _ in range(2 - len(names(loop)))]
+    before, evicted = devices(loop, 0), len(loop.evicted())
+    for moment in range(MOMENTS):
+        dice = Random(moment)
+        loop.apply(**spec({"3g.40gb": 2}, ({"2g.20gb": 3}, {"1g.10gb": 7})[moment % 2]))
+        time.sleep(dice.uniform(0, 25))
+        disturb(loop, dice)
+        loop.wait_ready()
+        assert not {*kept} & {*loop.evicted()[evicted:]}, f"moment {moment}"
+        assert devices(loop, 0) == before, f"moment {moment}"
+    assert {f"SIMULATED-{name}" for name in kept} <= processes(loop)
