@@ -47,7 +47,7 @@ from gpusharing.planning.wanted.verify import (
     find_withheld,
     is_told_mps,
     keep_names,
-    tell_withdrawn,
+    tell_stuck,
 )
 
 Gate: TypeAlias = tuple[Reason, str | Finding | None]
@@ -104,7 +104,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
         yield Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}"
     yield Reason.AGENT_LACKS_RIGHTS, find_withheld(assessed.target, assessed.observed)
     yield Reason.GPU_MISSING, find_missing(node, assessed.observed)
-    withdrawn = tell_withdrawn(node)
+    withdrawn = tell_stuck(node, case.stack)
     if (unhealthy := case.unhealthy) is not None:
         yield Reason.GPU_UNHEALTHY, unhealthy.message
     if case.found_layouts != assessed.target.layouts:  # sharing and labels may be changed under any driver
