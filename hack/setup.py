@@ -25,7 +25,8 @@ def main() -> int:
         need = "Python >= {}.{} is needed, and {} is {}".format(*OLDEST, sys.executable, sys.version.split()[0])
         return refuse(need, "name a newer one: make PYTHON=python3.12 <verb>")
     (ROOT / "build").mkdir(exist_ok=True)
-    content = b"".join([sys.version.encode(), *((ROOT / name).read_bytes() for name in INPUTS)])
+    # With the path, because the .venv of a copied checkout would run the code of the other one.
+    content = b"".join([sys.version.encode(), bytes(ROOT), *((ROOT / name).read_bytes() for name in INPUTS)])
     stamp, wanted = VENV / "set-up.sha256", hashlib.sha256(content).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted and runs(VENV / "bin" / "python"):
         return 0

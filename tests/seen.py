@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+
+from tests.build import NOW
 
 from gpusharing.kube.daemonsets import DaemonSetView
 from gpusharing.kube.sources import ConfigMapView, arch_of
 from gpusharing.kube.stackreader import stack_view
+from gpusharing.planning.rollout import foresee
 from gpusharing.planning.snapshot.agents import AgentPod, find_troubles
 from gpusharing.planning.snapshot.nvidia import NO_DRA, ClusterPolicyView, DaemonSetState, DraView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
@@ -98,6 +102,7 @@ class Seen:
             kubelets=self.kubelets,
             system_plugins=self.system_plugins,
             ignored_policies=tuple(sorted(one.name for one in self.cluster_policies if one.ignored)),
+            foresee=partial(foresee, now=NOW),
             void_maps=frozenset(name for name, one in self.config_maps.items() if not one.data and name not in ours),
         )
 

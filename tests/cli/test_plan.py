@@ -134,6 +134,8 @@ async def test_what_somebody_else_set_stays_in_a_plan_as_it_does_for_kubectl_app
 
 
 OWNED: JSON = {"f:spec": {"f:mode": {}, "f:drain": {"f:timeout": {}, ".": {}}, "f:rollout": {"f:order": {}}}}
+SHARED: JSON = {"f:spec": {"f:drain": {"f:timeout": {}}, "f:rollout": {"f:order": {}}}}
+ANNOTATED: JSON = {"f:metadata": {"f:annotations": {f"f:{LAST_APPLIED}": {}}}}
 BEFORE = {"mode": "MIG", "drain": {"timeout": "1h"}, "rollout": {"order": "Name"}}
 LAST: dict[str, tuple[JSON, bool]] = {
     "kubectl apply": ({"annotations": {LAST_APPLIED: json.dumps({"spec": BEFORE})}}, True),
@@ -146,6 +148,34 @@ LAST: dict[str, tuple[JSON, bool]] = {
     "server-side apply of somebody else": (
         {"managedFields": [{"operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:order": {}}}}}]},
         False,
+    ),
+    "server-side apply of a subresource": (
+        {"managedFields": [{"operation": "Apply", "subresource": "status", "fieldsV1": OWNED}]},
+        False,
+    ),
+    "server-side apply of fields that somebody else applied too": (
+        {"managedFields": [{"operation": "Apply", "fieldsV1": OWNED}, {"operation": "Apply", "fieldsV1": SHARED}]},
+        False,
+    ),
+    "kubectl apply, after server-side apply": (
+        {
+            "annotations": {LAST_APPLIED: json.dumps({"spec": {"mode": "MIG"}})},
+            "managedFields": [
+                {"operation": "Apply", "fieldsV1": OWNED, "time": "2026-11-01T00:00:00Z"},
+                {"operation": "Update", "fieldsV1": ANNOTATED, "time": "2026-11-02T00:00:00Z"},
+            ],
+        },
+        False,
+    ),
+    "kubectl apply --server-side, which keeps the annotation": (
+        {
+            "annotations": {LAST_APPLIED: json.dumps({"spec": {"mode": "MIG"}})},
+            "managedFields": [
+                {"operation": "Apply", "fieldsV1": OWNED, "time": "2026-11-01T00:00:00Z"},
+                {"operation": "Apply", "fieldsV1": ANNOTATED, "time": "2026-11-02T00:00:00Z"},
+            ],
+        },
+        True,
     ),
     "an annotation that is damaged": ({"annotations": {LAST_APPLIED: "{"}}, False),
     "an annotation of brackets": ({"annotations": {LAST_APPLIED: "[" * 100_000}}, False),
@@ -161,6 +191,39 @@ def test_what_the_last_apply_set_and_this_one_does_not_is_removed(by: str) -> No
     left = {"mode": "Full", "drain": {"jobs": {}}, "priority": 3}
     kept = {**spec, "mode": "Full"}
     assert after["spec"] == (left if removed else kept)
+
+
+SELECTED: dict[str, tuple[JSON, JSON]] = {
+    "by label": ({"f:matchLabels": {"f:pool": {}}}, {"matchLabels": {"zone": "x", "tier": "gold"}}),
+    "as a whole": ({}, {"matchLabels": {"tier": "gold"}}),
+}
+
+
+@pytest.mark.parametrize(("owned", "stored"), SELECTED.values(), ids=SELECTED)
+def test_a_selector_that_the_server_owns_as_one_value_is_replaced_as_one(owned: JSON, stored: JSON) -> None:
+    fields = {"f:spec": {"f:mode": {}, "f:nodeSelector": owned}}
+    live = {"metadata": {"name": "p", "managedFields": [{"operation": "Apply", "fieldsV1": fields}]}}
+    spec = {"mode": "Full", "nodeSelector": {"matchLabels": {"pool": "b", "zone": "x"}}}
+    after = applied(
+        {**live, "spec": spec}, {"spec": {"mode": "Full", "nodeSelector": {"matchLabels": {"tier": "gold"}}}}
+    )
+    assert after["spec"]["nodeSelector"] == stored
+
+
+@virtually
+async def test_of_several_ways_in_which_a_policy_was_applied_the_one_that_is_assumed_is_noted(tmp_path: Path) -> None:
+    async with operated(1, serving=FULL) as scene:
+        flux = {"manager": "flux", "operation": "Apply", "fieldsV1": OWNED}
+        person = {"manager": "person", "operation": "Apply", "fieldsV1": SHARED}
+        notes = {}
+        for also, managers in (("", [flux, person]), (json.dumps({"spec": {"mode": "Full"}}), [flux])):
+            metadata = {"annotations": {LAST_APPLIED: also or None}, "managedFields": managers}
+            scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": metadata})
+            told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)), "-o", "json")
+            notes[bool(also)] = [note for note in told.data["notes"] if "applied" in note]
+    assert notes[False] == []
+    assert len(notes[True]) == 1
+    assert not lacks(notes[True][0], "policy pool-b", "follows the server-side apply of manager flux", "kubectl apply")
 
 
 @virtually

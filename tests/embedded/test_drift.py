@@ -120,6 +120,17 @@ async def test_a_node_whose_plugin_fell_back_over_a_label_that_names_no_entry_is
         assert_as_wanted(scene, MODES[mode], "gpu-1")
 
 
+@pytest.mark.parametrize("mode", MODES)
+@virtually
+async def test_a_node_whose_plugin_cannot_start_over_a_label_that_names_no_entry_is_brought_back(mode: str) -> None:
+    async with open_scene(*nodes(1), serving=MODES[mode]) as scene:
+        scene.person("gpu-1", UNKNOWN)
+        scene.e.software.inject("gpu-1", "reboot")
+        await scene.fenced("gpu-1", "actuating", seconds=400)
+        await scene.ready(seconds=400)
+        assert_as_wanted(scene, MODES[mode], "gpu-1")
+
+
 @pytest.mark.parametrize("falls_back", [False, True], ids=["keeps its own", "falls back"])
 @pytest.mark.parametrize("mode", ["TimeSlicing", "MPS", "MIG mixed"])
 @virtually

@@ -13,9 +13,9 @@ from hack.inpod import ABSENT
 from hack.launch import PYTHONPATH, ROOT, own_environment
 from tests.wording import lacks
 
-# Plays .venv's Python: it has our version, and its pip, where it has one, says what is in the variable and fails.
+# Plays .venv's Python: it has our version, and its pip, where it has one, says what is in the variable and fails, or not.
 PYTHON = """#!/bin/sh
-case "$*" in *"-m pip "*) echo "$SAYS" >&2; exit 1 ;; *pip*) [ -z "$WITHOUT_PIP" ] || exit 1 ;; esac
+case "$*" in *"-m pip "*) echo "$SAYS" >&2; [ -n "$INSTALLS" ]; exit ;; *pip*) [ -z "$WITHOUT_PIP" ] || exit 1 ;; esac
 echo "$VERSION"
 """
 
@@ -60,6 +60,18 @@ def test_a_venv_that_was_left_without_pip_is_made_anew(checkout: Path) -> None:
     (checkout / "venv.py").touch()  # plays the module of that name: it makes nothing
     done = set_up(checkout, WITHOUT_PIP="yes", PYTHONPATH=str(checkout))
     assert done.stderr.startswith("making .venv with Python ")
+
+
+def test_the_venv_of_a_copied_checkout_is_set_up_for_the_copy(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """It would run the code of the checkout that was copied."""
+    copy = tmp_path_factory.mktemp("copied") / "checkout"
+    assert "installing" in set_up(checkout, INSTALLS="yes").stderr
+    assert set_up(checkout, INSTALLS="yes").stderr == ""
+    shutil.copytree(checkout, copy)
+    assert "installing" in set_up(copy, INSTALLS="yes").stderr
+    assert set_up(copy, INSTALLS="yes").stderr == ""
 
 
 def test_a_damaged_lock_of_debians_packages_is_told_in_a_sentence(tmp_path: Path) -> None:

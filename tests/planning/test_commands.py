@@ -1,7 +1,9 @@
 """Commands in messages can be pasted into a shell, and none is built that takes something from nodes unsaid."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from tests.wording import lacks
 
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Phase
-from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.rollout import foresee, plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.nvidia import PLUGIN_SWITCH, DaemonSetState, DraView, NodeDevices, PlainStackView
@@ -402,25 +405,73 @@ def test_the_node_selector_of_nvidias_chart_takes_the_plugin_off_nodes_without_t
     assert find_effects(REQUIRE_CLIENT, cluster(labeled, WHOLE, policy=chart)) == ()
 
 
-HELD: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
-    "it may start": ({}, {}, ""),
-    "it is paused": ({"rollout": {"paused": True}}, {}, "its policy pool-b is paused"),
-    "it waits for an approval": ({"rollout": {"approval": "Manual"}}, {}, "waits for an approval"),
-    "a person skips the node": ({}, {"gpusharing.dev/skip": "true"}, "cannot change it now"),
-}
+Fields = Mapping[str, Any]
+UNREAD = "which no agent has read lately"
+HELD: dict[str, tuple[Fields, Fields, Fields, str]] = {
+    "it may start": ({}, {}, {}, ""),
+    "its slot comes later": ({"rollout": {"maxUnavailable": 1}}, {}, {}, ""),
+    "it is paused": ({"rollout": {"paused": True}}, {}, {}, "its change would wait: Paused"),
+    "it waits for an approval": ({"rollout": {"approval": "Manual"}}, {}, {}, "its change would wait: ApprovalNeeded"),
+    "its policy has no slot": ({"rollout": {"maxUnavailable": 0}}, {}, {}, "its change would wait: Frozen"),
+    "its window is closed": (
+        {"rollout": {"windows": [{"schedule": "0 0 29 2 *", "duration": "6h"}]}}, {}, {}, "would wait: WindowClosed"),
+    "a person skips the node": ({}, {"gpusharing.dev/skip": "true"}, {}, "its change would wait: SkipLabel"),
+    "its GPUs are for virtual machines": (
+        {}, {"nvidia.com/gpu.workload.config": "vm-vgpu"}, {}, "its change would wait: WorkloadConfig"),
+    "somebody else maintains it": ({}, {}, {"foreign": "kured"}, "its change would wait: ForeignMaintenance"),
+    "it is not Ready": ({}, {}, {"ready": False}, "its change would wait: NodeNotReady"),
+    "a person cordoned it": ({}, {}, {"unschedulable": True}, "its change would wait: AlreadyCordoned"),
+    "its GPU asks for a reset": ({}, {}, {"gpu": Vitals(recovery="Reset")}, "its change would wait: GPUUnhealthy"),
+    "its agent cannot read": ({}, {}, {"error": "NVMLFailed"}, UNREAD),
+}  # fmt: skip
+"""By what holds a node: fields of its policy, labels, and what else is there; why it would not get other devices."""
 
 
-@pytest.mark.parametrize(("policy", "labels", "why"), HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize(("policy", "labels", "there", "why"), HELD.values(), ids=HELD.keys())
 def test_a_node_whose_policy_cannot_replace_its_devices_soon_is_a_victim(
-    policy: dict[str, Any], labels: dict[str, str], why: str
+    policy: Fields, labels: Fields, there: Fields, why: str
 ) -> None:
     wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"}, **policy)
     offering = node({"nvidia.com/gpu": 7}, mig__config="all-1g.10gb")
-    offering = replace(offering, labels={**offering.labels, "gpusharing.dev/pool": "b", **labels})
-    before = cluster(offering, SMALL, policy=make_cluster_policy(mig_strategy="single"))
-    (effect,) = find_effects(FREE_STRATEGY, replace(before, policies=(wants,)))
+    fields = {key: value for key, value in there.items() if key not in ("gpu", "error")}
+    offering = replace(offering, labels={**offering.labels, "gpusharing.dev/pool": "b", **labels}, **fields)
+    gpu = replace(SMALL, vitals=there["gpu"]) if "gpu" in there else SMALL
+    before = cluster(offering, gpu, policy=make_cluster_policy(mig_strategy="single"))
+    report = before.gpunodes["gpu-9"]
+    assert report.observed is not None
+    report = replace(report, observed=replace(report.observed, error=there.get("error", "")))
+    snapshot = replace(before, policies=(wants,), gpunodes={"gpu-9": report})
+    (effect,) = find_effects(FREE_STRATEGY, snapshot, partial(foresee, now=NOW))
     assert effect.loss is (Loss.DEVICES if why else Loss.REPLACED)
     assert why in effect.why
+    said = plan_rollout(snapshot, NOW).objections["pool-b"]
+    assert (said.reason, bool(said.commands)) == (Reason.MIG_STRATEGY_SET, not why)
+
+
+def test_devices_count_as_replaced_only_if_the_planner_was_asked() -> None:
+    offering = node({"nvidia.com/gpu": 7}, mig__config="all-1g.10gb")
+    offering = replace(offering, labels={**offering.labels, "gpusharing.dev/pool": "b"})
+    before = cluster(offering, SMALL, policy=make_cluster_policy(mig_strategy="single"))
+    wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"})
+    (effect,) = find_effects(FREE_STRATEGY, replace(before, policies=(wants,)))
+    assert effect.loss is Loss.DEVICES
+
+
+def test_the_planner_is_asked_about_a_change_only_if_a_node_would_lose_by_it() -> None:
+    asked: list[Change] = []
+
+    def foreseen(change: Change, _: object) -> dict[str, str]:
+        asked.append(change)
+        return {}
+
+    wants = make_policy(mig={"strategy": "mixed", "config": "all-1g.10gb"})
+    for count, gpu, config in ((1, WHOLE, "all-disabled"), (7, SMALL, "all-1g.10gb")):
+        assert asked == []
+        offering = node({"nvidia.com/gpu": count}, mig__config=config)
+        offering = replace(offering, labels={**offering.labels, "gpusharing.dev/pool": "b"})
+        before = cluster(offering, gpu, policy=make_cluster_policy(mig_strategy="single"))
+        find_effects(FREE_STRATEGY, replace(before, policies=(wants,)), foreseen)
+    assert asked == [FREE_STRATEGY]
 
 
 def test_one_command_for_all_is_not_told_if_its_parts_take_more_together() -> None:

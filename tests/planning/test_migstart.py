@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.seen import make_map
 from tests.wording import lacks
 
 from gpusharing.api import names
-from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.rollout import foresee, plan_rollout
 from gpusharing.planning.snapshot.nvidia import (
     PLUGIN_SWITCH,
     ClusterPolicyView,
@@ -340,7 +341,8 @@ def find(node: NodeView, report: GPUNodeView | None, **policy: Any) -> dict[str,
     stack = make_stack(cluster_policy=make_cluster_policy(mig_strategy="mixed", **policy), plugin_configs=ENTRIES)
     reports = [] if report is None else [report]
     snapshot = make_snapshot([node], [SINGLE, KEPT], gpunodes=reports, stack=stack)
-    return {effect.node: effect.why for effect in find_effects(FREE_STRATEGY, snapshot) if effect.loss is Loss.DEVICES}
+    effects = find_effects(FREE_STRATEGY, snapshot, partial(foresee, now=NOW))
+    return {effect.node: effect.why for effect in effects if effect.loss is Loss.DEVICES}
 
 
 @pytest.mark.parametrize(("node", "report", "devices"), USERS.values(), ids=USERS.keys())
@@ -357,7 +359,8 @@ def test_the_default_entry_counts_for_a_node_without_the_label() -> None:
 
 
 def objection(cluster_policy: ClusterPolicyView, *nodes: NodeView, policy: PolicyView = SINGLE) -> str:
-    mine = make_node("gpu-1", labels=GPU | {"gpusharing.dev/pool": "b"}, resources=OFFERS)
+    served = {names.LABEL_DEPLOY_CLIENT: "true"} if cluster_policy.plain is not None else {}
+    mine = make_node("gpu-1", labels=GPU | {"gpusharing.dev/pool": "b"} | served, resources=OFFERS)
     stack = make_stack(cluster_policy=cluster_policy)
     plan = plan_rollout(make_snapshot([mine, *nodes], [policy], gpunodes=(), stack=stack), NOW)
     assert plan.objections["pool-b"].reason is Reason.MIG_STRATEGY_SET
@@ -389,7 +392,7 @@ def test_no_message_removes_the_strategy_that_the_pool_of_a_paused_policy_lives_
     cluster_policy, command = REFUSING["ClusterPolicy"]
     said = objection(cluster_policy, policy=make_policy(mig=WANTED, rollout={"paused": True}))
     assert command not in said
-    assert not lacks(said, "gpu-1 (14 nvidia.com/mig-1g.10gb", "pool-b is paused")
+    assert not lacks(said, "gpu-1 (14 nvidia.com/mig-1g.10gb", "its change would wait: Paused")
     assert command in objection(cluster_policy)
 
 

@@ -311,6 +311,7 @@ def proven(
     actions = planned(offering(resources, unhealthy)).verdicts["gpu-07"].actions
     (adopt,) = (one for one in actions if isinstance(one, LabelNode))
     labels = {names.LABEL_MODE: "full", names.LABEL_POLICY: FULL.name, names.LABEL_PLUGIN_CONFIG: None}
+    labels |= fields.pop("labels", {})
     node = {"resources": resources, "unhealthy": unhealthy, "verified": adopt.verified, **fields.pop("node", {})}
     return judged(make_case(policy, products=EIGHT, labels=labels, node=node, **fields))
 
@@ -348,6 +349,15 @@ def test_no_change_begins_on_a_node_with_0_of_8_and_no_command_is_given_that_wou
     assert not lacks(verdict.message, "kubelet counts 8 nvidia.com/gpu", "none")
     assert names.ANNOTATION_RETRY not in verdict.message
     assert (verdict.health and verdict.health.reason) is Reason.DEVICE_UNHEALTHY
+
+
+def test_a_change_begins_where_the_plugin_cannot_start_for_want_of_the_entry_that_its_label_names() -> None:
+    """A change gives the label an entry (docs/design/nvidia.md#b4)."""
+    lost = {"resources": {}, "unhealthy": {GPU: 8}}
+    since = {"drifting_since": at(-3600), "withdrawn_since": at(-3600)}
+    label = {names.LABEL_PLUGIN_CONFIG: "bogus"}
+    verdict = proven({GPU: 8}, {}, FULL, node=lost, labels=label, **since)
+    assert (verdict.phase, verdict.candidate) == (Phase.PENDING, True)
 
 
 def test_a_node_whose_device_plugin_restarts_waits_and_is_synced_again_afterwards() -> None:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from gpusharing.kube.agentpods import agent_pod, has_secure_metrics
 from gpusharing.kube.client import (
@@ -26,6 +27,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
+from gpusharing.kube.clock import wall_time
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, node_view, policy_view
 from gpusharing.kube.daemonsets import daemon_set_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
@@ -34,6 +36,7 @@ from gpusharing.kube.lists import list_of, pages_of
 from gpusharing.kube.raw import entries, has_condition, part, section, text, texts, whole
 from gpusharing.kube.sources import arch_of, config_map_view
 from gpusharing.kube.stackreader import stack_view
+from gpusharing.planning.rollout import foresee
 from gpusharing.planning.snapshot.agents import find_troubles
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack import installationviews
@@ -225,6 +228,7 @@ async def gather_installation(client: KubeClient, place: Place) -> Installation:
         kubelets={name: kubelet for name, (_, kubelet, _) in rows.items()},
         system_plugins=frozenset(name for name, (_, _, system) in rows.items() if system),
         ignored_policies=tuple(sorted(one.name for one in cluster_policies if one.ignored)),
+        foresee=partial(foresee, now=wall_time()),
     )
 
 

@@ -15,7 +15,7 @@ from gpusharing.planning.drain.evictions import with_evicted
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, find_previews, is_skipped
 from gpusharing.planning.pools.choice import choose, count_vain
-from gpusharing.planning.pools.holds import find_ended, let_start, with_records
+from gpusharing.planning.pools.holds import find_ended, find_stop, let_start, with_records
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.waves import hold_together
 from gpusharing.planning.pools.writes import find_forgotten, find_resumed, share
@@ -26,6 +26,7 @@ from gpusharing.planning.snapshot.records import Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView
 from gpusharing.planning.stack.acceptance import find_targets, request_of, with_effects
 from gpusharing.planning.stack.drastack import is_complete
+from gpusharing.planning.stack.effects import after
 from gpusharing.planning.stack.pointers import find_held
 from gpusharing.planning.transition.cases import (
     Member,
@@ -41,9 +42,9 @@ from gpusharing.planning.transition.cases import (
     with_rules,
 )
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.commands import Effect
+from gpusharing.planning.vocabulary.commands import Change, Effect
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.actuators import find_actuator
 from gpusharing.planning.wanted.objects import plan_classes, plan_config
@@ -115,7 +116,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     unread: dict[str, Exception] = {}
     wishes = memo.each(request_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
-    snapshot = with_effects(snapshot, memo, failed, unread)
+    snapshot = with_effects(snapshot, memo, failed, unread, partial(foresee, now=now, memo=memo))
     stack, settings = snapshot.stack, snapshot.settings
     offers = ((one.name, (one, wishes[one.name], stack, settings)) for one in snapshot.policies if one.name in wishes)
     terms = memo.each(find_targets, offers, failed=unread)
@@ -185,6 +186,22 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         coming=find_coming(owners, snapshot.fences),
         wake_at=_wake(verdicts, pools, wake, looked),
     )
+
+
+def foresee(change: Change, snapshot: ClusterSnapshot, *, now: datetime, memo: Memo | None = None) -> dict[str, str]:
+    """Return by node what its own change would wait for after that of the installation; empty if it would begin."""
+    plan = plan_rollout(after(change, snapshot), now, memo and memo.inner(change))
+    stops = {name: find_stop(pool, snapshot.settings) for name, pool in plan.pools.items()}
+    return {name: _find_wait(one, stops.get(one.policy)) for name, one in plan.verdicts.items()}
+
+
+def _find_wait(verdict: Verdict, stop: Finding | None) -> str:
+    if verdict.phase.in_flight or verdict.phase is Phase.SYNCED:
+        return ""
+    begins = verdict.candidate or verdict.reason.passes is Passes.SOON
+    if begins and not verdict.stands:  # what the policy waits for may show only once the configuration is there
+        return f"its change would wait: {stop.reason}" if stop is not None else ""
+    return f"its change would wait: {verdict.reason}"
 
 
 def _object(

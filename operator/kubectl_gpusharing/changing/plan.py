@@ -22,7 +22,8 @@ from gpusharing.kube.raw import entries, has_condition, text
 from gpusharing.planning.drain.stranded import ADMITTED
 from gpusharing.planning.gpus.cards import describe_turns, find_memory
 from gpusharing.planning.pools.windows import RECENT, Course
-from gpusharing.planning.report.proposal import Proposal, Step, tell_proposal
+from gpusharing.planning.report.proposal import Move, Proposal, Step, tell_proposal
+from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Mark, Reason
@@ -33,7 +34,7 @@ from kubectl_gpusharing.pools.fleet import tell_gpus
 from kubectl_gpusharing.pools.timeline import read_courses, tell_courses, tell_seconds
 from kubectl_gpusharing.setup.importing import read_admin_maps, with_pointers, with_presumed
 from kubectl_gpusharing.shell.arguments import Arguments
-from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StepData
+from kubectl_gpusharing.shell.documents import ConclusionData, PlanData, ProposalData, StandingData, StepData
 from kubectl_gpusharing.shell.drawing import (
     BLANK,
     Ink,
@@ -80,6 +81,9 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
         unknown = f"{some([one.node for one in unread])}: {UNREADABLE if estimate else unread[0].message}"
     if proposal.steps:
         return Outcome.CHANGES, unknown and f"it is unknown what will happen on {unknown}"
+    if proposal.deleting:
+        again = "To keep the pool, apply the policy again once it is gone"
+        return Outcome.NOTHING, f"it is being deleted and selects no node any more. {again}"
     if proposal.lost:
         owners, nodes = some(sorted({*proposal.lost.values()})), some(tuple(proposal.lost))
         why = f"other policies ({owners}) own every node that spec.nodeSelector selects ({nodes})"
@@ -90,7 +94,7 @@ def judge(proposal: Proposal, *, estimate: bool = False) -> tuple[Outcome, str]:
         return Outcome.UNKNOWN, f"another policy is still changing {some(proposal.coming)}"
     if stuck := [one for one in proposal.left_out if Mark.OUTSIDE not in one.reason.marks]:
         return Outcome.CANNOT, f"{some([one.node for one in stuck])}: {stuck[0].reason}: {stuck[0].message}"
-    return Outcome.NOTHING, ""
+    return Outcome.CHANGES if proposal.leaving else Outcome.NOTHING, ""
 
 
 KUEUE = ("v1beta2", "v1beta1")
@@ -215,6 +219,10 @@ class Planned:
     """The words of --fail-on; None if the flag was not given."""
     bars_tenants: bool = False
     """Whether a tenant may be left without nodes by the chart's guard; also if namespaces could not be listed."""
+    moves: tuple[Move, ...] = ()
+    """The nodes for which the files change anything, whatever policy owns them."""
+    others: frozenset[str] = frozenset()
+    """The policies that were not asked about; they are told of only for the nodes in `moves`."""
 
     @property
     def verdict(self) -> ConclusionData:
@@ -235,13 +243,14 @@ class Planned:
         reason = some(whys)
         if outcome is Outcome.NOTHING:
             matching = sum(one.settled + len(one.adopted) for one in self.proposals)
-            reason = "no node with GPUs is selected" if judged else "there is no policy"
-            if matching:
-                reason = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for"
+            settled = f"{counted(matching, 'node has', 'nodes have')} what the policies ask for" if matching else ""
+            empty = "no node with GPUs is selected" if judged else "there is no policy"
+            reason = ". ".join(filter(None, (settled, reason))) or empty
         takes = (
             tell_courses(courses, self.now, apart=len({one[0].begins for one in known if one}) > 1) if courses else ""
         )
         changes = _tell_changes(steps, going, pods, complete=complete, takes=takes) if steps else ""
+        changes = ". ".join(filter(None, (changes, *_tell_leaving(self.proposals))))
         parts = (changes, reason) if outcome is Outcome.CHANGES else (reason, changes)
         why = " ".join(f"{part}." for part in parts if part)
         unread = bool(steps) and any(one.unread for one in self.proposals)
@@ -261,6 +270,7 @@ class Planned:
             "nodes": len(going),
             "blocked": [step.verdict.node for step in steps if step.obstacle is not None],
             "doubtful": [step.verdict.node for step in steps if step.doubt is not None],
+            "leaving": sorted({node for one in self.proposals for node in one.leaving}),
             "pods": len(pods),
             "podsComplete": complete,
             **tell_seconds(courses, self.now),
@@ -294,6 +304,15 @@ def _tell_changes(
     return f"{counted(len(going), 'node')} will change{after} and {evicted}{ending}{stays}. {long}"
 
 
+def _tell_leaving(proposals: Iterable[Proposal]) -> Iterator[str]:
+    for one in proposals:
+        for heir in sorted({*one.leaving.values()}):
+            nodes = [node for node, next_ in one.leaving.items() if next_ == heir]
+            leave = f"{counted(len(nodes), 'node leaves', 'nodes leave')} {one.policy} for"
+            kept = "and keep their layouts" if len(nodes) > 1 else "and keeps its layout"
+            yield f"{leave} {f'policy {heir}' if heir else f'no policy, {kept}'}: {some(nodes)}"
+
+
 def _name_nodes(rows: Iterable[tuple[Reason | None, str]]) -> str:
     nodes: dict[Reason, list[str]] = {}
     for reason, node in rows:
@@ -309,10 +328,32 @@ def describe(planned: Planned, options: PrintOptions) -> list[Line]:
     for proposal in planned.proposals:
         refusal = f"{proposal.policy}: {proposal.about.rstrip('.')}"
         explained = not proposal.accepted and refusal in verdict["message"]
-        lines += [*_describe(proposal, planned.now, options, estimate=planned.estimate, explained=explained), BLANK]
+        lines += _describe(proposal, planned.now, options, estimate=planned.estimate, explained=explained)
+        if proposal.policy in planned.others:
+            lines += prose_of_each(_tell_moves(proposal, planned.moves), options, indent="  ", ink=Ink.WAITING)
+        lines.append(BLANK)
     lines += prose_of_each((f"! {one}." for one in planned.dependents), options, ink=Ink.WAITING)
     lines += prose_of_each((f"Note: {note}" for note in planned.notes), options, ink=Ink.FAINT)
     return [*lines, *prose("This is only a plan. Nothing was changed.", options, ink=Ink.FAINT)]
+
+
+def _tell_moves(proposal: Proposal, moves: Iterable[Move]) -> Iterator[str]:
+    """Yield how the nodes of a policy that was not asked about stand without the edit of the others."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for move in moves:
+        if move.owners[1] == proposal.policy:
+            owner = f"policy {move.owners[0]}" if move.owners[0] else "no policy"
+            groups[f"{owner}, {_tell_wait(move.before)}"].append(move.node)
+    for was, nodes in sorted(groups.items()):
+        yield f"! by the edit of other policies: {some(nodes)} (without it: {was})"
+
+
+def _tell_wait(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return "not judged"
+    if verdict.starts:
+        return "starts at once"
+    return str(verdict.phase) if verdict.phase == str(verdict.reason) else f"{verdict.phase}: {verdict.reason}"
 
 
 def _describe(
@@ -394,6 +435,8 @@ def _title(proposal: Proposal, *, estimate: bool) -> Line:
     if outcome is not Outcome.CHANGES:
         what = f"{outcome}: {why}" if why else "nothing to change"
         return line(name, "  ", Span(what, INKS[str(outcome)]))
+    if not proposal.steps:
+        return line(name, "  ", Span("; ".join(_tell_leaving([proposal])), Ink.BUSY))
     kinds = sorted({(one.verdict.observed or "?", one.verdict.wanted or "?") for one in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
     count = len(proposal.going)
@@ -451,17 +494,41 @@ def as_data(planned: Planned, where: str) -> PlanData:
     return {
         "context": where,
         "verdict": planned.verdict,
-        "policies": [_proposal_data(one, planned.now, estimate=planned.estimate) for one in planned.proposals],
+        "policies": [_proposal_data(one, planned) for one in planned.proposals],
+        "moves": [
+            {
+                "name": one.node,
+                "before": _standing_data(one.owners[0], one.before),
+                "after": _standing_data(one.owners[1], one.after),
+            }
+            for one in planned.moves
+        ],
         "simulated": list(planned.simulated),
         "dependents": list(planned.dependents),
         "notes": list(planned.notes),
     }
 
 
-def _proposal_data(proposal: Proposal, now: datetime, *, estimate: bool) -> ProposalData:
+def _standing_data(owner: str, verdict: Verdict | None) -> StandingData | None:
+    if verdict is None:
+        return None
+    return {
+        "policy": owner,
+        "wanted": verdict.wanted,
+        "disruption": str(verdict.disruption),
+        "gpus": list(verdict.gpus),
+        "starts": verdict.starts,
+        "phase": str(verdict.phase),
+        "reason": str(verdict.reason),
+    }
+
+
+def _proposal_data(proposal: Proposal, planned: Planned) -> ProposalData:
     return {
         "name": proposal.policy,
-        "verdict": Planned(now, (proposal,), estimate=estimate).verdict,
+        "asked": proposal.policy not in planned.others,
+        "leaving": dict(proposal.leaving),
+        "verdict": Planned(planned.now, (proposal,), estimate=planned.estimate).verdict,
         "accepted": proposal.accepted,
         "reason": proposal.reason,
         "message": proposal.about,
@@ -539,9 +606,9 @@ async def run(session: Session, typed: Arguments, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools in `only`, or to all if it is empty.
+    """Return what would happen to the pools in `only`, or to all if it is empty, and to other pools by the edit of these.
 
-    The other pools are planned too, because they compete for nodes. Raises Trouble, also for an unknown name in `only`.
+    Raises Trouble, also for an unknown name in `only`.
     """
     async with gathered(session, proposed, beforehand=True) as cluster:
         if cluster.installed.missing:
@@ -550,10 +617,17 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             cluster.foresee = lambda snapshot: with_presumed(with_pointers(snapshot, admin))
         live = await cluster.decide(only or None)
         ignored = live.snapshot.settings.gpu_operator_namespace
+        moves = live.find_moves()
+        moved = {move.node for move in moves}
+        asked = {policy.name for policy in live.snapshot.policies if not only or policy.name in only}
+        others = frozenset(name for move in moves for name in move.owners if name) - asked
         proposals = tuple(
-            tell_proposal(policy, live.plan, live.snapshot, live.now)
+            replace(
+                tell_proposal(policy, live.plan, live.snapshot, live.now, None if policy.name in asked else moved),
+                leaving={one.node: one.owners[1] for one in moves if one.leaves and one.owners[0] == policy.name},
+            )
             for policy in live.snapshot.policies
-            if not only or policy.name in only
+            if policy.name in asked | others
         )
         most = max(1, min(RECENT, MAX_LISTED // max(1, len(proposals))))
         proposals = tuple(
@@ -566,7 +640,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
-    nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
+    nodes = {node for name in asked for node in live.plan.pools[name].names} | moved
     notes = [*live.notes, *unread, *unlisted]
     for policy in live.snapshot.policies:
         slicing = policy.spec.time_slicing if policy.spec and (not only or policy.name in only) else None
@@ -580,4 +654,6 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
         (*tenants, *dependents),
         estimate=cluster.installed.missing,
         bars_tenants=bool(tenants or unlisted),
+        moves=moves,
+        others=others,
     )

@@ -6,10 +6,11 @@ client that raises an error for every write (`Onlooker`).
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import reduce
 from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -29,6 +30,7 @@ from gpusharing.kube.client import (
     PassingClient,
 )
 from gpusharing.kube.clock import wall_time
+from gpusharing.kube.convert import policy_view
 from gpusharing.kube.daemonsets import find_gpu_operator
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound, Unavailable, one_error
 from gpusharing.kube.fanout import Workers
@@ -41,8 +43,9 @@ from gpusharing.kube.raw import entries, from_json, part, section, text, texts, 
 from gpusharing.kube.sources import Sources
 from gpusharing.kube.sourcesettings import SourceSettings
 from gpusharing.planning.drain.evictions import with_evicted
-from gpusharing.planning.report.proposal import configured
+from gpusharing.planning.report.proposal import Move, configured, find_moves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.memory import LASTING, CallFailure, Evicted, PassMemory
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -65,6 +68,8 @@ class Onlooker(PassingClient):
         super().__init__(client)
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
+        self.replaced: dict[str, JSON | None] = {}
+        """The policies as they are, by name, in whose place the last list had proposed ones; None if there is none."""
 
     async def call(self, request: ApiRequest) -> JSON:
         if request.verb not in ("get", "list"):
@@ -81,6 +86,7 @@ class Onlooker(PassingClient):
             if not self._beforehand or request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
                 raise
         policies = {text(raw, "metadata", "name"): raw for page in pages for raw in page.items}
+        self.replaced = {name: policies.get(name) for name in proposed}
         policies |= {name: applied(policies.get(name), raw) for name, raw in proposed.items()}
         version = pages[-1].resource_version if pages else "0"
         items = [policies[name] for name in sorted(policies)]
@@ -88,6 +94,20 @@ class Onlooker(PassingClient):
 
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+ATOMIC = True
+"""Stands for a field that server-side apply owns as one value, whatever is below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastApply:
+    """What one way to apply a file has left on the object, by which the next apply removes fields."""
+
+    how: str
+    """For people: kubectl apply, or the manager of a server-side apply."""
+    time: str = ""
+    fields: JSON = field(default_factory=dict)
+    kept: JSON = field(default_factory=dict)
+    """The fields that other managers own too, which a server-side apply leaves."""
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
@@ -99,9 +119,9 @@ def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     if live is None:
         metadata = {"name": own.get("name"), "annotations": section(own, "annotations")}
         return {"metadata": {**metadata, "generation": 1, "resourceVersion": "0"}, "spec": proposed.get("spec")}
-    last = _last_applied(live)
-    spec = _merge(last.get("spec"), proposed.get("spec"), live.get("spec"))
-    annotations = _merge(*(section(one, "metadata", "annotations") for one in (last, proposed, live)))
+    last = find_applies(live)[0]
+    spec = _merge(last.fields.get("spec"), proposed.get("spec"), live.get("spec"), section(last.kept, "spec"))
+    annotations = _merge(*(section(one, "metadata", "annotations") for one in (last.fields, proposed, live, last.kept)))
     same = validate_policy(live) == validate_policy({**live, "spec": spec})
     generation = whole(live, "metadata", "generation") + (not same)
     return {
@@ -111,25 +131,65 @@ def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     }
 
 
-def _merge(last: object, proposed: object, live: object) -> Any:
-    if not (isinstance(proposed, dict) and isinstance(live, dict)):
+def _merge(last: object, proposed: object, live: object, kept: JSON) -> Any:
+    if last is ATOMIC or not (isinstance(proposed, dict) and isinstance(live, dict)):
         return proposed
-    removed = section(last).keys() - proposed.keys()
-    kept = {key: value for key, value in live.items() if key not in removed}
-    return kept | {key: _merge(part(last, key), value, live.get(key)) for key, value in proposed.items()}
+    before, found = section(last), dict(live)
+    for key in (before.keys() - proposed.keys()) & found.keys():
+        others = kept.get(key)
+        if others is None:
+            del found[key]
+        elif all(isinstance(one, dict) for one in (before[key], found[key], others)):
+            found[key] = _merge(before[key], {}, found[key], others)
+    return found | {
+        key: _merge(before.get(key), value, live.get(key), section(kept, key)) for key, value in proposed.items()
+    }
 
 
-def _last_applied(live: JSON) -> JSON:
-    # Server-side apply leaves the names of its fields: {"f:spec": {"f:drain": {"f:timeout": {}}}}. Every file has a mode.
-    for manager in entries(live, "metadata", "managedFields"):
-        owned = section(manager, "fieldsV1")
-        if text(manager, "operation") == "Apply" and part(owned, "f:spec", "f:mode") is not None:
-            return _fields(owned)
-    return section(from_json(texts(section(live, "metadata", "annotations")).get(LAST_APPLIED, "")))
+def find_applies(live: JSON) -> list[LastApply]:
+    """Return who applied the policy as a whole, the last one first; a single empty record if nobody did."""
+    found, managers = [], [one for one in entries(live, "metadata", "managedFields") if not text(one, "subresource")]
+    for manager in managers:
+        owned = _fields(section(manager, "fieldsV1"))
+        # A server-side apply of other fields, such as a pause, is not that of the file: every file has a mode.
+        if text(manager, "operation") == "Apply" and part(owned, "spec", "mode") is not None:
+            rest = [_fields(section(one, "fieldsV1")) for one in managers if one is not manager]
+            by = f"the server-side apply of manager {text(manager, 'manager')}"
+            found.append(LastApply(by, text(manager, "time"), owned, reduce(_join, rest, {})))
+    written = section(from_json(texts(section(live, "metadata", "annotations")).get(LAST_APPLIED, "")))
+    owners = [one for one in managers if _wrote_annotation(one)]
+    # kubectl apply --server-side keeps the annotation up to date, as a manager of its own.
+    if written and not any(text(one, "operation") == "Apply" for one in owners):
+        at = max((text(one, "time") for one in owners), default="")
+        found.append(LastApply(f"kubectl apply, by its annotation {LAST_APPLIED}", at, written))
+    found.sort(key=lambda one: one.time, reverse=True)
+    return found or [LastApply("")]
+
+
+def _wrote_annotation(manager: JSON) -> bool:
+    return part(manager, "fieldsV1", "f:metadata", "f:annotations", f"f:{LAST_APPLIED}") is not None
 
 
 def _fields(owned: JSON) -> JSON:
-    return {key[2:]: _fields(section(value)) for key, value in owned.items() if key.startswith("f:")}
+    # Server-side apply leaves the names of its fields: {"f:spec": {"f:drain": {"f:timeout": {}, ".": {}}}}.
+    return {key[2:]: _fields(section(value)) if value else ATOMIC for key, value in owned.items() if key[:2] == "f:"}
+
+
+def _join(one: JSON, other: JSON) -> JSON:
+    both = {key: _join(one[key], other[key]) for key in one.keys() & other.keys() if one[key] != ATOMIC != other[key]}
+    return {**one, **other, **both}
+
+
+def tell_assumed(live: JSON) -> str:
+    """Return which of several applies of the policy a plan takes for the file's; empty if there is no doubt."""
+    first, *others = find_applies(live)
+    if not others:
+        return ""
+    return (
+        f"policy {text(live, 'metadata', 'name')} was applied in several ways, and the plan assumes that the file follows"
+        f" {first.how}, the latest of them: only its fields that the file no longer has are removed (the others:"
+        f" {'; '.join(one.how for one in others)})"
+    )
 
 
 OPERATOR = "gpusharing-operator"
@@ -261,12 +321,24 @@ class LivePlan:
     snapshot: ClusterSnapshot
     now: datetime
     notes: tuple[str, ...]
+    before: Self | None = None
+    """The plan of the same cluster without the proposed policies; None if there are none."""
+    memo: Memo | None = None
 
     def delivered(self) -> Self:
         """Return the plan for the time when the configuration has been written and has reached every node."""
         wait = timedelta(seconds=self.snapshot.settings.config_propagation)
         later = configured(self.snapshot, self.plan, self.now - wait)
-        return self if later is None else replace(self, snapshot=later, plan=plan_rollout(later, self.now))
+        before = self.before and self.before.delivered()
+        if later is None:
+            return replace(self, before=before)
+        return replace(self, snapshot=later, plan=plan_rollout(later, self.now, self.memo), before=before)
+
+    def find_moves(self) -> tuple[Move, ...]:
+        """Return the nodes for which the proposed policies change anything, whatever policy owns them."""
+        if self.before is None:
+            return ()
+        return find_moves((self.before.plan, self.before.snapshot), (self.plan, self.snapshot))
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
         only = None if nodes is None else frozenset(nodes)
@@ -277,7 +349,7 @@ class LivePlan:
 class Cluster:
     """A cluster that is followed while the context of `gathered` is open."""
 
-    client: KubeClient
+    client: Onlooker
     gatherer: Gatherer
     installed: InstalledOperator
     """What is installed; if it is `missing`, policies and reports that it left behind are read all the same."""
@@ -287,16 +359,18 @@ class Cluster:
     """Changes each snapshot so that it shows the cluster for which the plan is made."""
     memory: PassMemory = field(default_factory=PassMemory)
     failures: dict[str, CallFailure] = field(default_factory=dict)
+    memo: Memo = field(default_factory=Memo)
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace.
 
-        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon. If there are
-        any of these, the plan is that of `LivePlan.delivered`, with a note if a node starts only then.
+        The pods are listed on `nodes` and on those that a policy in `policies` (all if None) would cordon, or any policy
+        because of the proposed ones among them. If there are any of these, the plan is that of `LivePlan.delivered`, with
+        a note if a node starts only then.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
-        snapshot = await self._snapshot(frozenset(nodes), now)
-        plan = plan_rollout(snapshot, now)
+        live = self._plan(await self._snapshot(frozenset(nodes), now), now, only)
+        plan, snapshot = live.plan, live.snapshot
         # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
         before = now - timedelta(seconds=snapshot.settings.sign_grace)
         seen = {
@@ -305,18 +379,19 @@ class Cluster:
         }
         self.memory = PassMemory(seen_since=seen)
         await self._read_memory(now)
+        moved = {move.node for move in live.find_moves()}
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()
-            if verdict.disruption.cordons and (only is None or verdict.policy in only)
+            if verdict.disruption.cordons and (only is None or verdict.policy in only or verdict.node in moved)
         ]
-        notes = list(self.notes)
+        edited = self._find_edited(only).values()
+        notes = [*self.notes, *filter(None, (tell_assumed(raw) for raw in edited if raw is not None))]
         if len(wanted) > MAX_LISTED:
             notes.append(f"{len(wanted)} nodes will change, but only the pods of the first {MAX_LISTED} were counted")
         snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
-        plan = plan_rollout(snapshot, now)
-        live = LivePlan(plan, snapshot, now, tuple(notes))
-        later = live.delivered() if wanted else live
+        live = replace(self._plan(snapshot, now, only), notes=tuple(notes))
+        plan, later = live.plan, live.delivered() if wanted else live
         known = [node for node in wanted if node in plan.verdicts]  # the others have been deleted meanwhile
         first = [plan.verdicts[node] for node in known if later.plan.verdicts[node].starts]
         if not first or any(verdict.starts for verdict in first):
@@ -328,6 +403,19 @@ class Cluster:
             wait = length(timedelta(seconds=snapshot.settings.config_propagation))
             note = f"the operator writes the configuration first; the first node starts to change {wait} later"
         return replace(later, notes=(*notes, note))
+
+    def _find_edited(self, only: Container[str] | None) -> dict[str, JSON | None]:
+        return {name: raw for name, raw in self.client.replaced.items() if not only or name in only}
+
+    def _plan(self, snapshot: ClusterSnapshot, now: datetime, only: Container[str] | None) -> LivePlan:
+        before = None
+        if replaced := self._find_edited(only):
+            policies = {one.name: one for one in snapshot.policies if one.name not in replaced}
+            views = (policy_view(raw).paused_by(snapshot.settings.paused) for raw in replaced.values() if raw)
+            policies |= {view.name: view for view in views}
+            earlier = replace(snapshot, policies=tuple(policies[name] for name in sorted(policies)))
+            before = LivePlan(plan_rollout(earlier, now, self.memo), earlier, now, (), memo=self.memo)
+        return LivePlan(plan_rollout(snapshot, now, self.memo), snapshot, now, (), before, self.memo)
 
     async def _read_memory(self, now: datetime) -> None:
         """Recall what the operator remembers and shows: budgets that its evictions use up, and calls that fail."""

@@ -49,7 +49,7 @@ AddressData = TypedDict("AddressData", {"context": str, "url": str})
 # plan, and the verbs that patch:
 ConclusionData = TypedDict("ConclusionData", {
     "outcome": str, "exitStatus": int, "message": str, "nodes": int, "blocked": Strings,
-    "doubtful": Strings, "pods": int, "podsComplete": bool,
+    "doubtful": Strings, "leaving": Strings, "pods": int, "podsComplete": bool,
     "secondsToStart": int | None, "secondsAtLeast": int | None, "secondsAtMost": int | None,
     "windowsAtMost": int | None, "estimate": bool, "failedOn": Strings,
 })  # fmt: skip
@@ -64,14 +64,20 @@ VanishingData = TypedDict("VanishingData", {
     "willWait": int, "pods": Strings, "pending": int,
 })  # fmt: skip
 ProposalData = TypedDict("ProposalData", {
-    "name": str, "verdict": ConclusionData, "accepted": bool, "reason": str, "message": str, "hash": str,
+    "name": str, "asked": bool, "leaving": dict[str, str], "verdict": ConclusionData, "accepted": bool, "reason": str,
+    "message": str, "hash": str,
     "disruption": str, "atOnce": int, "windows": Strings, "nodes": list[StepData], "settled": int, "adopted": Strings,
     "leftOut": list[dict[str, str]], "capacityBefore": Counts, "capacityAfter": Counts, "gpus": Counts | None,
     "vanishing": list[VanishingData], "blockers": Strings, "singleKeepsName": bool,
     "clientMemoryGiB": dict[str, float], "clientThreadsPercent": int,
 })  # fmt: skip
+StandingData = TypedDict("StandingData", {
+    "policy": str, "wanted": str, "disruption": str, "gpus": list[int], "starts": bool, "phase": str, "reason": str,
+})  # fmt: skip
+MoveData = TypedDict("MoveData", {"name": str, "before": StandingData | None, "after": StandingData | None})
 PlanData = TypedDict("PlanData", {
-    "context": str, "verdict": ConclusionData, "policies": list[ProposalData], "simulated": Strings,
+    "context": str, "verdict": ConclusionData, "policies": list[ProposalData], "moves": list[MoveData],
+    "simulated": Strings,
     "dependents": Strings, "notes": Strings,
 })  # fmt: skip
 PatchData = TypedDict("PatchData", {"resource": str, "name": str, "patch": dict[str, Any], "done": bool})

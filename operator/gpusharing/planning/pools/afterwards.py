@@ -42,7 +42,7 @@ from gpusharing.planning.vocabulary.reasons import Passes, Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, is_plugin_resource
-from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served, tell_withdrawn
+from gpusharing.planning.wanted.verify import effective_plugin_config, future_labels, served, tell_stuck
 
 
 def find_afterwards(
@@ -85,7 +85,7 @@ def find_afterwards(
                 if wait is not None:
                     wait = replace(wait, message=f"{name} has changed, which waits ({wait.reason})")
                     future = replace(_as_sure(node, now, future), wait=wait, held=held)
-                elif tell_withdrawn(node):
+                elif tell_stuck(node, snapshot.stack):
                     future = _as_sure(node, now, future)
                 yield future
 

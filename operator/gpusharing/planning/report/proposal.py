@@ -4,7 +4,7 @@ The decisions are those of `plan_rollout` and of `planning/wanted/verify.py`; th
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from datetime import datetime, timedelta
 from typing import TypeAlias
@@ -97,6 +97,8 @@ class Proposal:
     """What would happen to the pool of one policy."""
 
     policy: str
+    deleting: bool
+    """Whether the policy is being deleted and takes no more nodes."""
     accepted: bool
     about: str
     """The message of its condition Accepted."""
@@ -138,6 +140,8 @@ class Proposal:
     """The course of its changes at best and at worst; empty if it is unknown (`foresee`)."""
     evicts_again: bool = False
     """Whether pods that are evicted, or wait, may start on a node that changes later, and be evicted there."""
+    leaving: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that an edit takes from the policy, with their next one; empty if none owns them then."""
 
     @property
     def going(self) -> tuple[Step, ...]:
@@ -180,15 +184,69 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
     return replace(snapshot, stack=stack)
 
 
-def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> Proposal:
-    """Return what the plan, made from this snapshot with this policy, means for its pool. `courses` is left empty."""
+@value
+class Move:
+    """A node for which an edit of policies changes the owner, the target, the drain or what it waits for."""
+
+    node: str
+    before: Verdict | None
+    """Its verdict without the edit; None if it was not judged, such as a node without GPUs."""
+    after: Verdict | None
+    owners: tuple[str, str]
+    """The policy that owns it before and after, also while the change of another policy is in flight; empty if none does."""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it leaves a policy, for another one or for none."""
+        before, after = self.owners
+        return before not in ("", after)
+
+
+def find_moves(
+    before: tuple[RolloutPlan, ClusterSnapshot], after: tuple[RolloutPlan, ClusterSnapshot]
+) -> tuple[Move, ...]:
+    """Return the difference of two plans for the same nodes, each with its snapshot, sorted by node."""
+    was, now = _find_facts(*before), _find_facts(*after)
+    none = ("", ())
+    return tuple(
+        Move(name, before[0].verdicts.get(name), after[0].verdicts.get(name), (old[0], new[0]))
+        for name in sorted({*was, *now})
+        if (old := was.get(name, none)) != (new := now.get(name, none))
+    )
+
+
+def _find_facts(plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[str, tuple[str, object]]:
+    """Return by node its owner, and all else that makes two plans for it differ."""
+    specs = {policy.name: policy.spec for policy in snapshot.policies}
+    heirs = {node: policy for policy, nodes in plan.coming.items() for node in nodes}
+    facts: dict[str, tuple[str, object]] = {}
+    for name, one in plan.verdicts.items():
+        spec = specs.get(one.policy) if one.disruption.cordons else None
+        drain = None if spec is None else (one.disruption, one.gpus, spec.drain)
+        wait = one.phase, one.reason, one.starts, one.pods, one.blockers, one.keeper
+        facts[name] = heirs.get(name, one.policy), (one.wanted, plan.targets.get(name), drain, wait)
+    return facts
+
+
+def tell_proposal(
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    now: datetime,
+    nodes: Container[str] | None = None,
+) -> Proposal:
+    """Return what the plan, made from this snapshot with this policy, means for its pool. `courses` is left empty.
+
+    With `nodes`, only these nodes of the pool are told of.
+    """
     pool, spec = members(policy, plan, snapshot), policy.spec
+    verdicts = [one for one in pool.verdicts if nodes is None or one.node in nodes]
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
     plan_status = status.get("plan") or {}
-    differing = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
+    differing = [verdict for verdict in verdicts if verdict.phase is not Phase.SYNCED]
     changing = [one for one in differing if one.disruption is not DisruptionClass.NONE]
-    adopted = tuple(verdict.node for verdict in pool.verdicts if verdict.reason is Reason.ADOPTABLE)
+    adopted = tuple(verdict.node for verdict in verdicts if verdict.reason is Reason.ADOPTABLE)
     names = {verdict.node for verdict in changing}
     told = {*names, *adopted}
     left_out = tuple(one for one in differing if one.node not in told)
@@ -216,6 +274,7 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
     single = mixed and wanted and _single_serves({one: plan.targets.get(one, {}) for one in names}, plan, snapshot)
     return Proposal(
         policy=policy.name,
+        deleting=policy.deleting,
         accepted=accepted["status"] == "True",
         about=accepted["message"],
         reason=accepted["reason"],
@@ -223,10 +282,10 @@ def tell_proposal(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsh
         evicts_again=bool(again) or waits,
         left_out=left_out,
         unread=tuple(v for v in left_out if v.node in unseen or v.reason.keeper in ("agent", "kubelet")),
-        lost={name: plan.verdicts[name].policy for name in pool.lost},
-        coming=pool.coming,
+        lost={name: plan.verdicts[name].policy for name in pool.lost} if nodes is None else {},
+        coming=tuple(name for name in pool.coming if nodes is None or name in nodes),
         adopted=adopted,
-        settled=len(pool.verdicts) - len(differing),
+        settled=len(verdicts) - len(differing),
         before=dict(sorted(before.items())),
         after=dict(sorted(after.items())),
         gpus=_count_gpus(pool.nodes, snapshot),

@@ -285,7 +285,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
     resources = {name for verdict in pool.verdicts for name in plan.targets.get(verdict.node, ())}
     classes = find_doubtful(stack.dra.classes, resources) if stack.by_dra and stack.dra.classes else {}
     parts = [
-        legal if total else "the spec is valid; no node is selected yet",
+        legal if total else f"the spec is valid; {_tell_none(pool.policy)}",
         *(found.message for found in doubts),
         f"{pending}{guests[min(guests)]}" if guests else "",
         taints if untaintable else "",
@@ -293,6 +293,10 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot) -> An
         note,
     ]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
+
+
+def _tell_none(policy: PolicyView) -> str:
+    return "the policy is being deleted and selects no node any more" if policy.deleting else "no node is selected yet"
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:

@@ -31,12 +31,21 @@ class Memo:
         self._known: dict[object, _Known] = {}
         self._values: dict[str, Any] = {}
         self._latest: datetime | None = None
+        self._inner: dict[object, Memo] = {}
+        self._inner_before: dict[object, Memo] = {}
 
     def begin(self, now: datetime) -> None:
         """Begin a pass. If the clock was set back, all answers are dropped, because they may depend on the time."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now
+        self._inner_before, self._inner = self._inner, {}
+
+    def inner(self, key: object) -> "Memo":
+        """Return the memo of a plan within this plan. It is dropped with the first pass that does not ask for it."""
+        if key not in self._inner:
+            self._inner[key] = self._inner_before.pop(key) if key in self._inner_before else Memo()
+        return self._inner[key]
 
     def same(self, name: str, value: Value) -> Value:
         """Return the object that was stored under `name` if it equals `value`, else store and return `value`."""

@@ -22,6 +22,7 @@ from gpusharing.planning.stack.effects import (
     START_MIG_MANAGER,
     STRATEGY,
     UNPLUG,
+    Foresee,
     effects_of,
     find_effects,
     tell_effects,
@@ -191,7 +192,11 @@ def find_due_changes(wanted: Collection[tuple[Mode | None, str]], snapshot: Clus
 
 
 def with_effects(
-    snapshot: ClusterSnapshot, memo: Memo, failed: Mapping[str, Exception], unread: dict[str, Exception]
+    snapshot: ClusterSnapshot,
+    memo: Memo,
+    failed: Mapping[str, Exception],
+    unread: dict[str, Exception],
+    foresee: Foresee | None = None,
 ) -> ClusterSnapshot:
     """Return the snapshot with the effects of all changes that are due.
 
@@ -204,13 +209,15 @@ def with_effects(
         nodes = {name: node for name, node in snapshot.nodes.items() if name not in failed}
         readable = replace(snapshot, nodes=nodes, policies=tuple(policies[name] for name in wanted))
         unknown = tuple(Effect(name, Loss.GPUS, "the operator cannot judge it", known=False) for name in failed)
-        effects = {change: find_effects(change, readable) + unknown for change in due}
+        effects = {change: find_effects(change, readable, foresee) + unknown for change in due}
         # The patches of one policy may take more together than each alone.
         stack = replace(snapshot.stack, effects=effects)
         rows = ((one.name, (one, stack, snapshot.settings)) for one in readable.policies)
         joined = memo.each(_find_joined, rows, failed=unread)
         effects |= {
-            change: find_effects(change, readable) + unknown for change in {*joined.values()} - {None} if change
+            change: find_effects(change, readable, foresee) + unknown
+            for change in {*joined.values()} - {None}
+            if change
         }
     return replace(snapshot, stack=memo.same("stack", replace(snapshot.stack, effects=effects)))
 

@@ -6,7 +6,7 @@ What these programs do with labels and ConfigMaps: docs/design/nvidia.md a2, b2,
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from gpusharing.api.names import (
     LABEL_DEPLOY_CLIENT,
@@ -16,12 +16,10 @@ from gpusharing.api.names import (
     LABEL_MIG_CAPABLE,
     LABEL_MIG_CONFIG,
     LABEL_PLUGIN_CONFIG,
-    LABEL_SKIP,
     LABEL_WORKLOAD_CONFIG,
     RESOURCE_GPU,
     RESOURCE_MIG_PREFIX,
     WORKLOAD_CONTAINER,
-    is_skip,
 )
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
 from gpusharing.planning.snapshot.nvidia import MIG_MANAGER_SWITCH, PLUGIN_SWITCH, ClusterPolicyView, Program, StackView
@@ -33,7 +31,6 @@ from gpusharing.planning.snapshot.views import (
     NodeView,
     ObservedView,
     PlanSettings,
-    PolicyView,
 )
 from gpusharing.planning.stack.mps import find_serving
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects, Loss
@@ -83,10 +80,18 @@ INVALID = "-MIG-INVALID"
 UNEXPECTED = (Effect("every GPU node", Loss.GPUS, UNKNOWN, known=False),)
 
 
-def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = False) -> tuple[Effect, ...]:
+Foresee: TypeAlias = Callable[[Change, ClusterSnapshot], Mapping[str, str]]
+"""What each node's own change would wait for after a change of the installation; empty for one that would begin."""
+UNFORESEEN = "it is unknown whether its policy would change it then"
+
+
+def find_effects(
+    change: Change, snapshot: ClusterSnapshot, foresee: Foresee | None = None, *, unread: bool = False
+) -> tuple[Effect, ...]:
     """Return what nodes would or may lose by the change, sorted by node, whether or not a policy owns them.
 
-    `unread` says that the snapshot has no nodes because they could not be read.
+    Only with `foresee`, which is asked at most once, can a node's devices count as replaced by its own policy. `unread`
+    says that the snapshot has no nodes because they could not be read.
     """
     later = after(change, snapshot)
     if unread:
@@ -98,7 +103,7 @@ def find_effects(change: Change, snapshot: ClusterSnapshot, *, unread: bool = Fa
         sorted(
             [
                 *_find_gpu_losses(change, snapshot, later),
-                *_find_device_losses(change, snapshot, later),
+                *_find_device_losses(change, snapshot, later, foresee),
                 *_find_other_losses(change, snapshot),
             ],
             key=lambda effect: (effect.node, effect.loss),
@@ -290,7 +295,9 @@ def is_unresolved(node: NodeView, snapshot: ClusterSnapshot) -> bool:
 # --- the device plugin, with which the MPS daemon restarts ----------------------------------------------------------
 
 
-def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnapshot) -> Iterator[Effect]:
+def _find_device_losses(
+    change: Change, now: ClusterSnapshot, later: ClusterSnapshot, foresee: Foresee | None
+) -> Iterator[Effect]:
     policy = now.stack.cluster_policy
     if policy is None:
         installed = (PLUGIN_SWITCH, True) in change.fields
@@ -312,6 +319,7 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
     then_policy = later.stack.cluster_policy
     moves = then_policy is not None and not _reads_ours(policy, now.settings) and _reads_ours(then_policy, now.settings)
     unwritten = moves and not later.stack.plugin_configs
+    foreseen: Mapping[str, str] | None = None if foresee is not None else {}
     for name in started:
         node, then = now.nodes[name], later.nodes[name]
         owner = policies.get(owners.owner(node))
@@ -344,7 +352,9 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
             # The node's policy waits for the change if it wants what the change brings about.
             mig = owner.spec.mig if owner is not None and owner.spec is not None else None
             waits = STRATEGY in dict(change.fields) and mig is not None and mig.strategy != policy.mig_strategy
-            held = _why_held(node, owner, now) if owner is not None and waits else None
+            if lost and waits and foreseen is None and foresee is not None:
+                foreseen = foresee(change, now)
+            held = (foreseen or {}).get(name, UNFORESEEN) if lost and waits else None
             if change == REQUIRE_CLIENT and client != "true" and has_gpu(node) and not lost:
                 offers = tell_counts(served(node)) if served(node) else "its device plugin"
                 label = "" if "paused-for-" in client else f"{LABEL_DEPLOY_CLIENT}=true"
@@ -356,23 +366,6 @@ def _find_device_losses(change: Change, now: ClusterSnapshot, later: ClusterSnap
                 yield Effect(name, Loss.DEVICES, f"{lost}; {held}" if held and is_known else lost, label, is_known)
         if name in serving and will_run:
             yield Effect(name, Loss.CLIENTS, "its MPS daemon restarts, which ends all its clients")
-
-
-def _why_held(node: NodeView, owner: PolicyView, snapshot: ClusterSnapshot) -> str:
-    """Return why the node's own change cannot begin by itself; empty if it may, although perhaps not yet."""
-    rollout = owner.spec.rollout if owner.spec is not None else None
-    if snapshot.settings.paused != "false" or (rollout is not None and rollout.paused):
-        return f"its policy {owner.name} is paused"
-    if rollout is not None and rollout.approval == "Manual":
-        return f"its policy {owner.name} waits for an approval"
-    idle = node.name not in snapshot.agents or node.unschedulable or node.upgrade_failed or bool(node.other_plugin)
-    if (
-        idle
-        or is_skip(node.labels.get(LABEL_SKIP))
-        or any(map(node.keeps_off, ("operands", "device-plugin", "mig-manager")))
-    ):
-        return f"its policy {owner.name} cannot change it now"
-    return ""
 
 
 def find_missing(node: NodeView, snapshot: ClusterSnapshot) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from gpusharing.planning.snapshot.nvidia import TAINT_TEST, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
-from gpusharing.planning.stack.effects import find_effects
+from gpusharing.planning.stack.effects import Foresee, find_effects
 from gpusharing.planning.stack.mps import DAEMON_SET
 from gpusharing.planning.vocabulary.commands import Change, Command, Effect, Effects
 from gpusharing.planning.vocabulary.values import value
@@ -181,13 +181,15 @@ class Installation:
     """Names of the ClusterPolicies that the GPU Operator reports to ignore, sorted."""
     void_maps: frozenset[str] = frozenset()
     """Names of ConfigMaps of others that ClusterPolicy names and that are known to be missing or empty."""
+    foresee: Foresee | None = None
+    """As in `find_effects`."""
 
     @property
     def stack(self) -> StackView:
         return self.snapshot.stack
 
     def effects(self, change: Change) -> tuple[Effect, ...]:
-        return find_effects(change, self.snapshot, unread="nodes" in self.unread)
+        return find_effects(change, self.snapshot, self.foresee, unread="nodes" in self.unread)
 
     def upgrade(self, values: str) -> "Command":
         return upgrade(self.place.release, self.place.namespace, values)

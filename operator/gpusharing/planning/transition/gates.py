@@ -49,7 +49,7 @@ from gpusharing.planning.wanted.verify import (
     is_told_mps,
     keep_names,
     served,
-    tell_withdrawn,
+    tell_stuck,
 )
 
 Gate: TypeAlias = tuple[Reason, str | Finding | None]
@@ -107,7 +107,7 @@ def start_gates(case: NodeCase, assessed: Assessed) -> Iterator[Gate]:
     yield Reason.AGENT_LACKS_RIGHTS, find_withheld(assessed.target, assessed.observed)
     yield Reason.GPU_MISSING, find_missing(node, assessed.observed)
     yield Reason.INSTANCES_LEFT, find_leftover(assessed.observed.gpus, assessed.target.layouts)
-    withdrawn = tell_withdrawn(node)
+    withdrawn = tell_stuck(node, case.stack)
     if (unhealthy := case.unhealthy) is not None:
         yield Reason.GPU_UNHEALTHY, unhealthy.message
     if case.found_layouts != assessed.target.layouts:  # sharing and labels may be changed under any driver

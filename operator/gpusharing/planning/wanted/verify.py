@@ -560,6 +560,11 @@ def tell_withdrawn(node: NodeView) -> str:
     )
 
 
+def tell_stuck(node: NodeView, stack: StackView) -> str:
+    """Return `tell_withdrawn` where no change would help; one does if no entry lets the plugin start (b.4)."""
+    return "" if is_unknown(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack) else tell_withdrawn(node)
+
+
 def find_slice_mismatch(node: NodeView, layouts: Sequence[Layout | None], observed: ObservedView | None) -> str:
     """Return how the devices that NVIDIA's DRA driver publishes for `node` differ from `layouts`, one per GPU.
 
