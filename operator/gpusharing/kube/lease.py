@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.api.names import ANNOTATION_CLAIMS, STOP
 from gpusharing.api.times import from_rfc3339, to_micro_time
-from gpusharing.kube.client import JSON, LEASES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
-from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
+from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims, parse_consents, parse_failed_nodes
 from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, Consent, FailedNode
@@ -47,6 +47,15 @@ def leader_of(lease: JSON) -> str:
     if renewed is None or wall_time() >= renewed + lasts:
         return ""
     return host_of(text(spec, "holderIdentity"))
+
+
+async def read_stop(client: KubeClient, namespace: str) -> str:
+    """Return what stops the operator (docs/adr/0095); empty if nothing does. Raises KubeError, such as Forbidden."""
+    try:
+        await client.get(CONFIG_MAPS, STOP, namespace=namespace)
+    except NotFound:
+        return ""
+    return f"ConfigMap {namespace}/{STOP} exists, which stops the operator"
 
 
 class LeaseLost(Exception):
@@ -99,6 +108,10 @@ class LeaderLease:
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
         """Why claims or failures on the Lease could not be read; empty if they could, or since our last write."""
+        self.stop = ""
+        """What stops the operator, as of the last renewal; empty if nothing does."""
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when `stop` changes."""
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -123,6 +136,7 @@ class LeaderLease:
         self._claims_before = ""
         self._renewed_at = self._expires_at = float("-inf")
         """When we last renewed the Lease, and when that of another holder expires unless it is renewed."""
+        self._stop_read_at = float("-inf")
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
@@ -131,7 +145,7 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we renewed the Lease within the deadline; never True again once it is lost."""
+        """Whether we renewed the Lease and read `stop` within the deadline; never True again once that is lost."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
@@ -210,6 +224,7 @@ class LeaderLease:
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         except NotFound:
+            await self._read_stop()
             self._taking = True
             return await self._create()
         read = text(lease, "metadata", "resourceVersion")
@@ -217,6 +232,7 @@ class LeaderLease:
         self.holder = text(lease, "spec", "holderIdentity")
         if self.holder not in ("", self.identity) and not self._expired(lease):
             return False
+        await self._read_stop()
         self._adopt(lease)
         self._taking = True
         with suppress(Conflict):
@@ -227,12 +243,30 @@ class LeaderLease:
 
     async def _renew(self) -> bool:
         self.must_lead()
+        # Both at once: on a slow server there is no time for one after the other. The error of one does not end the other.
+        async with asyncio.TaskGroup() as group:
+            calls = [group.create_task(_error_of(call)) for call in (self._prolong(), self._read_stop())]
+        for call in calls:
+            if (error := call.result()) is not None:
+                raise error
+        return True
+
+    async def _prolong(self) -> None:
         try:
             await self._write({"renewTime": self._time()})
         except Conflict:  # the answer to a write of ours was lost, or somebody edited or took the Lease
             await self._reread()
             await self._write({"renewTime": self._time()})
-        return True
+
+    async def _read_stop(self) -> None:
+        begun, before = self._clock(), self.stop
+        try:
+            self.stop = await read_stop(self._client, self._namespace)
+        except Forbidden as error:  # no reason to leave nodes in mid-change without a leader
+            self.stop = f"the operator may not read whether ConfigMap {self._namespace}/{STOP} stops it ({error})"
+        self._stop_read_at = begun
+        if self.stop != before:
+            self.on_stop()
 
     async def _release(self) -> bool:
         """Give up the Lease but not the claims, and return whether it was ours. This process leads no more."""
@@ -330,7 +364,7 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
-        return self._renewed_at + self._timing.deadline - self._clock()
+        return min(self._renewed_at, self._stop_read_at) + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
         if not self._lost:
@@ -339,6 +373,14 @@ class LeaderLease:
 
     def _time(self) -> str:
         return to_micro_time(self._now())
+
+
+async def _error_of(call: Awaitable[None]) -> LeaseLost | KubeError | None:
+    try:
+        await call
+    except (LeaseLost, KubeError) as error:
+        return error
+    return None
 
 
 def _claims_of(lease: JSON) -> str | None:

@@ -129,7 +129,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     ended = find_ended(members, snapshot.fences)
     pools, failed_nodes, consents = _pools(snapshot, members | ended, uncertain_claims, now, memo)
     if ended:  # what the policies hold depends on how these nodes count, and the other way round
-        members = members | let_start(ended, members, pools, settings)
+        members = members | let_start(ended, members, pools)
         pools, failed_nodes, consents = _pools(snapshot, members, uncertain_claims, now, memo)
     verdicts = {name: member.verdict for name, member in members.items()}
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | uncertain_claims
