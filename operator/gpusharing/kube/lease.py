@@ -10,10 +10,11 @@ import asyncio
 import math
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from gpusharing.api.names import ANNOTATION_CLAIMS, STOP
 from gpusharing.api.times import from_rfc3339, to_micro_time
@@ -224,7 +225,6 @@ class LeaderLease:
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         except NotFound:
-            await self._read_stop()
             self._taking = True
             return await self._create()
         read = text(lease, "metadata", "resourceVersion")
@@ -232,7 +232,6 @@ class LeaderLease:
         self.holder = text(lease, "spec", "holderIdentity")
         if self.holder not in ("", self.identity) and not self._expired(lease):
             return False
-        await self._read_stop()
         self._adopt(lease)
         self._taking = True
         with suppress(Conflict):
@@ -243,20 +242,21 @@ class LeaderLease:
 
     async def _renew(self) -> bool:
         self.must_lead()
-        # Both at once: on a slow server there is no time for one after the other. The error of one does not end the other.
-        async with asyncio.TaskGroup() as group:
-            calls = [group.create_task(_error_of(call)) for call in (self._prolong(), self._read_stop())]
-        for call in calls:
-            if (error := call.result()) is not None:
-                raise error
-        return True
-
-    async def _prolong(self) -> None:
         try:
             await self._write({"renewTime": self._time()})
         except Conflict:  # the answer to a write of ours was lost, or somebody edited or took the Lease
             await self._reread()
             await self._write({"renewTime": self._time()})
+        return True
+
+    async def _written(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
+        """Send a write of the Lease, and adopt the answer. `stop` is read meanwhile: a slow server leaves no time after."""
+        async with asyncio.TaskGroup() as group:  # an error of one does not end the other
+            reading = group.create_task(_error_of(self._read_stop()))
+            writing = group.create_task(_error_of(self._adopt_answer(write, begun)))
+        for error in (writing.result(), reading.result()):
+            if error is not None:
+                raise error
 
     async def _read_stop(self) -> None:
         begun, before = self._clock(), self.stop
@@ -309,12 +309,10 @@ class LeaderLease:
         if annotations:
             patch["metadata"]["annotations"] = annotations
         try:
-            lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
+            await self._written(self._client.patch(LEASES, self._name, patch, namespace=self._namespace), begun)
         except NotFound:
             if not await self._create(annotations):
                 raise Conflict(f"the Lease {self._name} was deleted, and another process created it again") from None
-            return
-        self._adopt_written(lease, begun)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
         begun = self._clock()
@@ -329,10 +327,9 @@ class LeaderLease:
             "spec": self._held_from_now(1),
         }
         try:
-            lease = await self._client.create(LEASES, body, namespace=self._namespace)
+            await self._written(self._client.create(LEASES, body, namespace=self._namespace), begun)
         except AlreadyExists:
             return False
-        self._adopt_written(lease, begun)
         return True
 
     def _held_from_now(self, transitions: int) -> JSON:
@@ -344,9 +341,10 @@ class LeaderLease:
             "leaseTransitions": transitions,
         }
 
-    def _adopt_written(self, lease: JSON, renewed_at: float) -> None:
-        """Adopt the Lease that the server returned for our write; count a restore if its version went back."""
-        self._renewed_at = renewed_at
+    async def _adopt_answer(self, write: Coroutine[Any, Any, JSON], begun: float) -> None:
+        """Adopt the Lease that the server returns for our write; count a restore if its version went back."""
+        lease = await write
+        self._renewed_at = begun
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
@@ -375,10 +373,10 @@ class LeaderLease:
         return to_micro_time(self._now())
 
 
-async def _error_of(call: Awaitable[None]) -> LeaseLost | KubeError | None:
+async def _error_of(call: Awaitable[None]) -> KubeError | None:
     try:
         await call
-    except (LeaseLost, KubeError) as error:
+    except KubeError as error:
         return error
     return None
 
